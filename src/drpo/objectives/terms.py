@@ -1,0 +1,88 @@
+"""Additive terms: KL to a reference model and the entropy bonus. Off unless asked for."""
+
+import torch
+from torch import Tensor
+
+from drpo.objectives._check import require, require_one_of
+from drpo.objectives.contract import MAX_LOG_RATIO
+
+
+def reference_kl(logp: Tensor, reference_logp: Tensor, behavior_logp: Tensor, estimator: str = "k2") -> Tensor:
+    """Return an estimate per token whose gradient descends KL(pi || reference).
+
+        k2: sg(r) (l - l_ref)^2 / 2          k3: sg(r) (e^(l_ref - l) - 1 - (l_ref - l))
+
+    With sg(r) = pi / mu, the expectation over mu of k2's gradient *is* the gradient of KL(pi || reference), for any mu.
+    k3's is not: it is the gradient of KL(reference || pi), and agrees only where pi is near the reference. Neither
+    value is an unbiased estimate of the KL; they are here for their gradients.
+
+    Args:
+        logp: [T] log pi, nats, carries the gradient.
+        reference_logp: [T] log-probability under the reference model, nats.
+        behavior_logp: [T] log mu, nats.
+        estimator: "k2" (exact gradient) or "k3" (biased, as said).
+
+    Returns:
+        [T], >= 0.
+
+    Raises:
+        InputError: an unknown estimator.
+
+    Example:
+        >>> reference_kl(torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([-1.0]))
+        tensor([0.5000])
+
+    Source: J. Schulman, "Approximating KL divergence" (2020) for k1 to k3; the gradients are tested by enumeration.
+    """
+    require_one_of("estimator", estimator, ("k2", "k3"))
+    weight = (logp - behavior_logp).detach().clamp(max=MAX_LOG_RATIO).exp()
+    gap = reference_logp - logp
+    return weight * (gap.square() / 2 if estimator == "k2" else torch.expm1(gap) - gap)
+
+
+def reference_kl_advantage(logp: Tensor, reference_logp: Tensor, coefficient: float) -> Tensor:
+    """Return what to add to each token's advantage to descend coefficient * KL(pi || reference): k1 in the reward.
+
+        -coefficient sg(l - l_ref)
+
+    Args:
+        logp: [T] log pi, nats.
+        reference_logp: [T] nats.
+        coefficient: >= 0.
+
+    Returns:
+        [T], detached. With the surrogate -r A its expected gradient is exact, as k2's is in the loss.
+
+    Raises:
+        InputError: a negative coefficient.
+
+    Example:
+        >>> reference_kl_advantage(torch.tensor([-1.0]), torch.tensor([-2.0]), 0.1)
+        tensor([-0.1000])
+    """
+    require("coefficient", coefficient, above=0, closed=True)
+    return -coefficient * (logp - reference_logp).detach()
+
+
+def entropy_bonus(entropy: Tensor, coefficient: float) -> Tensor:
+    """Return the loss -coefficient * H(pi(. | context)) per token.
+
+    The entropy is the whole distribution's, from `drpo.ops.linear_logprob`, not a one-sample estimate, so its gradient
+    is exact at every visited context.
+
+    Args:
+        entropy: [T] nats, carries the gradient.
+        coefficient: >= 0.
+
+    Returns:
+        [T].
+
+    Raises:
+        InputError: a negative coefficient.
+
+    Example:
+        >>> entropy_bonus(torch.tensor([2.0]), 0.01)
+        tensor([-0.0200])
+    """
+    require("coefficient", coefficient, above=0, closed=True)
+    return -coefficient * entropy

@@ -1,0 +1,109 @@
+"""The model in training: float32 master weights, compute in the precision that suits the machine, one head operator."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from drpo.errors import InputError
+from drpo.ops import linear_logprob
+from drpo.types import MicroBatch
+
+
+class Policy:
+    """A transformers causal LM whose log-probabilities come from `linear_logprob`, at the sampling temperature.
+
+    Args:
+        model: in float32; it is trained in place (with LoRA, its adapters are added to it and it is frozen).
+        dtype: of matrix products and activations; the weights, their gradients and the optimiser stay float32.
+        temperature: the one at which completions are sampled.
+        lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
+        seed: of the adapters' initial values.
+
+    Raises:
+        InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, lora_rank: int = 0, seed: int = 0
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.temperature = temperature
+        self._head = _linear_head(model)
+        if lora_rank:
+            _add_lora(model, lora_rank, seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def __call__(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return logp [T] and entropy [T] of a micro-batch's trained tokens, nats, float32, with gradients."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            hidden = self.model.get_decoder()(input_ids=micro.input_ids, use_cache=False).last_hidden_state
+        chosen = hidden.flatten(0, 1)[micro.position].to(self.dtype)
+        return linear_logprob(chosen, self._head, micro.target, self.temperature)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The weights by the plain model's parameter names, float32, for an engine or a file.
+
+        With LoRA these are new tensors, base plus adapter; the base is never changed, so nothing can drift.
+        """
+        return dict(self._merged())
+
+    def export(self, folder: Path) -> None:
+        """Write the weights (adapters merged) and the configuration as any transformers program reads them."""
+        plain = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32)
+        plain.load_state_dict(self.state(), strict=False)
+        plain.tie_weights()
+        plain.generation_config = self.model.generation_config
+        plain.save_pretrained(folder)
+
+    @torch.no_grad()
+    def _merged(self) -> Iterator[tuple[str, Tensor]]:
+        adapted = {f"{n}.base_layer.weight": m for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                continue
+            plain = name.replace(".base_layer.", ".")
+            if name in adapted:
+                delta: Any = adapted[name]
+                yield plain, parameter + delta.get_delta_weight("default")
+            else:
+                yield plain, parameter.detach()
+
+
+def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    model.eval()
+
+
+@torch.no_grad()
+def _linear_head(model: PreTrainedModel) -> nn.Parameter:
+    """The head's weight, after checking on a few tokens that it is all there is to the head (no bias, cap or scale)."""
+    head = model.get_output_embeddings()
+    probe = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+    if head is not None and getattr(head, "bias", None) is None:
+        logits = model(input_ids=probe, use_cache=False).logits
+        hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
+        if torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+            weight: nn.Parameter = head.weight
+            return weight
+    raise InputError(
+        f"model {type(model).__name__}: its head is not a plain linear layer (a bias, a soft cap or a scale on the "
+        "logits), which drpo does not train yet"
+    )

@@ -1,0 +1,128 @@
+"""Which tokens count how much: a weight per token, fixed when the optimiser batch is built, over the whole of it.
+
+The batch's loss is sum(weight * loss), so nothing in it can depend on how the batch is split. Every reduction takes
+
+    keep [T] bool, sequence [T] int64   ->   weight [T] float32, 0 where not kept
+
+and a token that is not kept is a removed token: it counts in no N, n_i or S. S is the number of completions that have a
+kept token, n_i the kept tokens of completion i, N = sum n_i.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.spelling import format_call, parse_any
+
+Reduction = Callable[[Tensor, Tensor], Tensor]
+
+
+def token_mean(keep: Tensor, sequence: Tensor) -> Tensor:
+    """Return 1/N: every token of the batch counts the same, so long completions count more.
+
+    Args:
+        keep: [T] bool.
+        sequence: [T] int64; unused, every token counts alike.
+
+    Returns:
+        [T] float32, summing to 1 (0 where nothing is kept).
+
+    Example:
+        >>> token_mean(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 0, 1]))
+        tensor([0.3333, 0.3333, 0.0000, 0.3333])
+
+    Source: DAPO, arXiv 2503.14476, Eq. 12.
+    """
+    return _weights(keep, torch.ones_like(sequence, dtype=torch.float64) * keep.sum())
+
+
+def sequence_mean(keep: Tensor, sequence: Tensor) -> Tensor:
+    """Return 1/(S n_i): every completion counts the same, and its tokens share it.
+
+    Args:
+        keep: [T] bool.
+        sequence: [T] int64, equal numbers for the tokens of one completion.
+
+    Returns:
+        [T] float32, summing to 1 (0 where nothing is kept).
+
+    Example:
+        >>> sequence_mean(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 0, 1]))
+        tensor([0.2500, 0.2500, 0.0000, 0.5000])
+
+    Source: GRPO, arXiv 2402.03300, Eq. 3.
+    """
+    n_sequences, length = _lengths(keep, sequence)
+    return _weights(keep, n_sequences * length)
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """1/(S H): a constant for every token, so a completion's length changes no token's weight.
+
+    Args:
+        tokens: H >= 1; usually `max_new_tokens`.
+
+    Returns:
+        On a call: [T] float32.
+
+    Raises:
+        InputError: H < 1.
+
+    Example:
+        >>> Horizon(10)(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 0, 1]))
+        tensor([0.0500, 0.0500, 0.0000, 0.0500])
+
+    Source: Dr. GRPO, arXiv 2503.20783; the setting of DRPO, arXiv 2606.09821.
+    """
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 1:
+            raise InputError(f"horizon tokens={self.tokens!r}: must be a whole number >= 1")
+
+    def __call__(self, keep: Tensor, sequence: Tensor) -> Tensor:
+        n_sequences, _ = _lengths(keep, sequence)
+        return _weights(keep, torch.full_like(sequence, n_sequences * self.tokens, dtype=torch.float64))
+
+
+def _lengths(keep: Tensor, sequence: Tensor) -> tuple[int, Tensor]:
+    """S, and for each token the n_i of its completion."""
+    numbers, dense = sequence.unique(return_inverse=True)
+    counts = torch.zeros(len(numbers), dtype=torch.float64, device=sequence.device).index_add_(0, dense, keep.double())
+    return int((counts > 0).sum()), counts[dense]
+
+
+def _weights(keep: Tensor, divisor: Tensor) -> Tensor:
+    return torch.where(keep, 1 / divisor.clamp(min=1), 0).float()
+
+
+TABLE: Mapping[str, Callable[..., Any]] = {
+    "token_mean": token_mean,
+    "sequence_mean": sequence_mean,
+    "horizon": Horizon,
+}
+
+
+def parse(text: str) -> Reduction:
+    """Return the reduction that `text` spells: token_mean, sequence_mean, horizon(H), or `module:function`.
+
+    Example:
+        >>> parse("horizon(8192)")
+        Horizon(tokens=8192)
+    """
+    reduction: Reduction = parse_any(text, TABLE, "reduction")
+    return reduction
+
+
+def spell(reduction: Reduction) -> str:
+    """Write a reduction as `parse` reads it."""
+    return format_call(reduction, TABLE, "reduction")
+
+
+horizon = Horizon

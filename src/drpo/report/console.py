@@ -1,0 +1,188 @@
+"""A run on the terminal: a live table with a progress bar, or plain lines where there is no terminal."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group as Stack, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from drpo.objectives import spell
+from drpo.train.config import Run, arithmetic
+from drpo.train.evaluate import Evaluation
+from drpo.types import Group
+
+SAMPLE_EVERY = 4
+"""Steps between sample completions."""
+_ROWS = 10
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "reward": ("reward_mean", "{:.3f}"),
+    "length": ("length_terminated", "{:.1f}"),
+    "cut": ("truncated", "{:.0%}"),
+    "entropy": ("entropy", "{:.2f}"),
+    "|π-μ|": ("shift_mean", "{:.4f}"),
+    "p99": ("shift_p99", "{:.3f}"),
+    "outside": ("outside", "{:.2%}"),
+    "w min": ("weight_min", "{:.2f}"),
+    "max|r·w|": ("scaled_weight_max", "{:.2f}"),
+    "grad": ("grad_norm", "{:.2f}"),
+}
+
+
+def _cells(step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> list[str]:
+    shown = [form.format(metrics[key]) if key in metrics else "-" for key, form in _COLUMNS.values()]
+    return [str(step), *shown, f"{sum(seconds.values()):.1f}"]
+
+
+def _result(evaluation: Evaluation) -> str:
+    when = "before training" if evaluation.step == 0 else f"after {evaluation.step} steps"
+    k = evaluation.n_samples
+    extra = f", pass@{k} {evaluation.pass_at[k]:.1%}" if k > 1 else ""
+    return (
+        f"held-out accuracy {when}: {evaluation.accuracy:.1%} "
+        f"(95 % interval {evaluation.low:.1%} to {evaluation.high:.1%}, {evaluation.n_problems} problems, "
+        f"avg@{k}{extra})"
+    )
+
+
+def _header(run: Run, folder: Path, step: int) -> list[str]:
+    lines = [
+        f"{run.name}: {run.model} learns with {spell(run.objective)}, learning rate {run.learning_rate:g}",
+        arithmetic(run),
+        f"everything goes to {folder}",
+    ]
+    return [*lines, f"resumed after step {step}"] if step else lines
+
+
+def _sample(groups: Sequence[Group]) -> tuple[str, str, float] | None:
+    """The first prompt of the rollout, its first marked completion and the reward; None where nothing is marked."""
+    marked = next((g for g in groups if g.completions), None)
+    return marked and (marked.problem.prompt, marked.completions[0].text, float(marked.rewards[0]))
+
+
+class PlainConsole:
+    """Plain lines, for logs and pipes.
+
+    Args:
+        console: where they go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> "PlainConsole":
+        """Nothing to set up."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to put back."""
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def started(self, run: Run, folder: Path, step: int) -> None:
+        """Say what runs."""
+        for line in _header(run, folder, step):
+            self._line(line)
+        self._line("  ".join(["step", *_COLUMNS, "s"]))
+
+    def phase(self, name: str) -> None:
+        """Too much for a log."""
+
+    def stepped(
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+    ) -> None:
+        """One line a step, a sample now and then."""
+        self._line("  ".join(f"{name} {cell}" for name, cell in zip(["step", *_COLUMNS, "s"], _cells(step, metrics, seconds), strict=True)))
+        if (step - 1) % SAMPLE_EVERY == 0 and (sample := _sample(groups)):
+            self._line(f"  sample (reward {sample[2]:g}): {sample[0]!r} -> {sample[1]!r}")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """One line."""
+        self._line(_result(evaluation))
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self._line(text)
+
+
+class LiveConsole:
+    """A table of the last steps, the last sample and a progress bar, drawn in place.
+
+    Args:
+        console: a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rows: deque[list[str]] = deque(maxlen=_ROWS)
+        self._sample: tuple[str, str, float] | None = None
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[phase]:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=None, phase="loading")
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
+
+    def __enter__(self) -> "LiveConsole":
+        """Begin to draw."""
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last picture standing."""
+        self._progress.update(self._task, phase="done" if kind is None else "ended")
+        self._live.__exit__(kind, error, trace)
+
+    def _draw(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("step", *_COLUMNS, "s"):
+            table.add_column(name, justify="right")
+        for row in self._rows:
+            table.add_row(*row)
+        parts: list[RenderableType] = [table] if self._rows else []
+        if self._sample is not None:
+            prompt, text, reward = self._sample
+            body = Text.assemble((prompt, "dim"), "\n", (text.strip() or "(nothing)", "green" if reward > 0 else "yellow"))
+            parts.append(Panel(body, title=f"a sample, reward {reward:g}", title_align="left"))
+        return Stack(*parts, self._progress)
+
+    def started(self, run: Run, folder: Path, step: int) -> None:
+        """Say what runs, and begin to count."""
+        for line in _header(run, folder, step):
+            self._console.print(Text(line))
+        self._progress.update(self._task, total=run.steps, completed=step)
+
+    def phase(self, name: str) -> None:
+        """Show it beside the bar."""
+        self._progress.update(self._task, phase=name)
+
+    def stepped(
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+    ) -> None:
+        """Add a row, and a new sample now and then."""
+        self._rows.append(_cells(step, metrics, seconds))
+        if (step - 1) % SAMPLE_EVERY == 0:
+            self._sample = _sample(groups) or self._sample
+        self._progress.update(self._task, completed=step)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """A line above the table, which stays."""
+        self._console.print(Text(_result(evaluation), style="bold"))
+
+    def note(self, text: str) -> None:
+        """A line above the table, which stays."""
+        self._console.print(Text(text, style="yellow"))

@@ -1,0 +1,78 @@
+"""The gradient weight of objectives over pi, for given mu: the one picture that shows how they differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import plotext
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from drpo.objectives import Objective, Tokens, gradient_weight, spell
+from drpo.report.curves import COLORS
+
+matplotlib.use("Agg")
+_Y_RANGE = (-2.0, 3.0)
+
+
+def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) -> Tensor:
+    """Return w at each pi, [N], for a token that the sampler gave probability mu.
+
+    Args:
+        objective: any; for a sequence-level one each token stands for a sequence of its own.
+        mu: in (0, 1].
+        advantage: not 0.
+        pi: [N] in (0, 1].
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> weight_curve(DRPO(0.2), 0.5, 1.0, torch.tensor([0.5, 0.6, 0.7]))
+        tensor([1.0000, 0.5000, 0.0000])
+    """
+    n = len(pi)
+    pi64 = pi.double()
+    tokens = Tokens(
+        pi64.log(),
+        torch.full((n,), mu, dtype=torch.float64).log(),
+        torch.full((n,), advantage, dtype=torch.float64),
+        torch.ones(n, dtype=torch.bool),
+        torch.arange(n),
+    )
+    return gradient_weight(objective, tokens).float()
+
+
+def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) -> None:
+    """Draw one panel per mu and sign of the advantage, one line per objective."""
+    figure = Figure(figsize=(4.2 * len(mus), 6.4), layout="constrained")
+    grid = figure.subplots(2, len(mus), squeeze=False, sharey=True)
+    pi = torch.linspace(1e-4, 1, 2000)
+    for row, advantage in enumerate((1.0, -1.0)):
+        for column, mu in enumerate(mus):
+            axes = grid[row, column]
+            for i, objective in enumerate(objectives):
+                w = weight_curve(objective, mu, advantage, pi)
+                axes.plot(pi, w, color=COLORS[i % len(COLORS)], label=spell(objective), linewidth=1.7)
+            axes.axvline(mu, color="0.6", linestyle=":", linewidth=1)
+            axes.axhline(0, color="0.6", linewidth=0.7)
+            axes.set(title=f"mu = {mu:g}, {'A > 0' if advantage > 0 else 'A < 0'}", ylim=_Y_RANGE, xlim=(0, 1))
+            axes.set_xlabel("pi")
+            axes.grid(alpha=0.2)
+        grid[row, 0].set_ylabel("gradient weight w")
+    grid[0, 0].legend(fontsize=8)
+    figure.suptitle("d loss / d logp = -A r w: what each method does to a token's gradient as pi leaves mu (dotted)")
+    figure.savefig(path, dpi=130)
+
+
+def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, width: int, height: int = 18) -> str:
+    """Return one panel as text, for a terminal."""
+    pi = torch.linspace(1e-3, 1, 4 * width)
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(width, height)
+    for objective, marker in zip(objectives, "ox+*#%@&" * len(objectives), strict=False):
+        w = weight_curve(objective, mu, advantage, pi).clamp(*_Y_RANGE)
+        plotext.plot(pi.tolist(), w.tolist(), label=spell(objective), marker=marker)
+    plotext.ylim(*_Y_RANGE)
+    plotext.title(f"gradient weight w over pi, mu = {mu:g}, {'A > 0' if advantage > 0 else 'A < 0'}")
+    return str(plotext.build())

@@ -1,0 +1,97 @@
+"""Marking by a reasoning-gym dataset's own scorer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from reasoning_gym.dataset import ProceduralDataset
+from reasoning_gym.factory import DATASETS, create_dataset
+from reasoning_gym.utils import extract_answer
+
+from drpo.errors import InputError, nearest
+from drpo.types import Problem
+
+_OURS = ("seed", "size")
+
+
+def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) -> ProceduralDataset:
+    """Make a reasoning-gym dataset.
+
+    Args:
+        name: as reasoning-gym registers it: "countdown".
+        arguments: fields of its config, but for `seed` and `size`.
+        seed: of its random stream, [0, 2**31).
+        size: how many items it has.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        InputError: there is no such dataset or argument, or the dataset refuses a value.
+
+    Example:
+        >>> make_dataset("basic_arithmetic", {"min_terms": 2, "max_terms": 2}, seed=0, size=1)[0]["question"]
+        'Calculate -1515 / 15.'
+    """
+    if name not in DATASETS:
+        raise InputError(f"unknown reasoning-gym dataset {name!r}{nearest(name, sorted(DATASETS))}")
+    known = [f.name for f in fields(DATASETS[name][1]) if f.name not in _OURS]
+    for argument in arguments:
+        if argument in _OURS:
+            raise InputError(f"reasoning-gym dataset {name!r}: {argument!r} is set by the task, not by its arguments")
+        if argument not in known:
+            raise InputError(f"reasoning-gym dataset {name!r} has no argument {argument!r}{nearest(argument, known)}")
+    try:
+        return create_dataset(name, **arguments, seed=seed, size=size)
+    except (AssertionError, ValueError, TypeError) as error:  # the library checks its configs with assert
+        raise InputError(f"reasoning-gym dataset {name!r} with {dict(arguments)}: {error}") from None
+
+
+@dataclass(frozen=True)
+class GymScore:
+    """The scorer of a reasoning-gym dataset, as a reward that can be sent to the pool.
+
+    Args:
+        name: the dataset.
+        arguments: fields of its config.
+
+    Example:
+        >>> entry = make_dataset("basic_arithmetic", {}, seed=0, size=1)[0]
+        >>> problem = Problem("0", entry["question"], entry["answer"], data=entry)
+        >>> GymScore("basic_arithmetic")(problem, f"<answer>{entry['answer']}</answer>")
+        1.0
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @cached_property
+    def _dataset(self) -> ProceduralDataset:
+        return make_dataset(self.name, self.arguments, seed=0, size=1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the dataset that was made for scoring behind: the pool's process makes its own."""
+        return GymScore, (self.name, self.arguments)
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        """Score what stands in the last <answer>...</answer> of `text`, or the whole text where there is none.
+
+        Args:
+            problem: its `data` is the dataset's entry.
+            text: a completion.
+
+        Returns:
+            The score, in [0, 1] by reasoning-gym's convention.
+
+        Raises:
+            Exception: the scorer fails on the reference answer too, so it is not the text's fault.
+        """
+        answer = extract_answer(text)
+        try:
+            return float(self._dataset.score_answer(text.strip() if answer is None else answer, problem.data))
+        except Exception:
+            # Some scorers raise on text that they cannot parse. That is a wrong answer: were it a failure, the
+            # completion would be dropped and the policy never told.
+            self._dataset.score_answer(problem.data["answer"], problem.data)
+            return 0.0

@@ -1,0 +1,36 @@
+"""Tasks: sources of problems to train and to evaluate on."""
+
+from collections.abc import Callable
+
+from drpo.tasks.addition import Addition
+from drpo.tasks.known import AIME24, AIME25, AMC23, GSM8K, DapoMath, Known, Math500
+from drpo.tasks.reasoning_gym import ReasoningGym
+from drpo.tasks.records import Records
+from drpo.tasks.task import Task
+
+TABLE: dict[str, Callable[..., Task]] = {
+    "addition": Addition,
+    "reasoning_gym": ReasoningGym,
+    "records": Records,
+    "gsm8k": GSM8K,
+    "math500": Math500,
+    "aime24": AIME24,
+    "aime25": AIME25,
+    "amc23": AMC23,
+    "dapo_math": DapoMath,
+}
+
+__all__ = [
+    "AIME24",
+    "AIME25",
+    "AMC23",
+    "GSM8K",
+    "TABLE",
+    "Addition",
+    "DapoMath",
+    "Known",
+    "Math500",
+    "ReasoningGym",
+    "Records",
+    "Task",
+]

@@ -1,0 +1,128 @@
+"""Procedural tasks of the library reasoning-gym."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import count, islice
+from typing import Any
+
+from reasoning_gym.utils import SYSTEM_PROMPTS
+
+from drpo.errors import InputError
+from drpo.rewards import Reward
+from drpo.rewards.gym import GymScore, make_dataset
+from drpo.seeds import derive
+from drpo.types import Problem
+
+Entry = Mapping[str, Any]
+
+_HELD_OUT_SHARE = 4  # one question in so many is held out
+_CHUNK = 64  # some datasets lay out all their items when they are made, so a stream is made of many small ones
+_TRIES = 256  # draws in a row that may be of no use: the chance that it is bad luck is at most 0.75**256
+
+
+@dataclass(frozen=True)
+class ReasoningGym:
+    """Any dataset of reasoning-gym, marked by its own scorer.
+
+    A question belongs to the held-out set or to training by a hash of its text, one in four to the former, so the two
+    share no question however many of either are drawn. Both come from endless streams, with different seeds. A few
+    datasets iterate over sets, so that their questions depend on PYTHONHASHSEED too.
+
+    Args:
+        name: as reasoning-gym registers it: "countdown".
+        arguments: fields of the dataset's config, but for its `seed` and `size`.
+        seed: of the streams; together with the run's seed for training problems.
+        system: the system message, or None; reasoning-gym's own asks for the answer between <answer> and </answer>,
+            which is what its scorer then sees.
+
+    Raises:
+        InputError: there is no such dataset or argument, or the dataset refuses a value.
+
+    Example:
+        >>> task = ReasoningGym("basic_arithmetic", {"min_terms": 2, "max_terms": 2})
+        >>> problem = task.sample(1, step=0, seed=0)[0]
+        >>> task.reward(problem, f"<answer>{problem.answer}</answer>")
+        1.0
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    seed: int = 0
+    system: str | None = SYSTEM_PROMPTS["default"]
+
+    def __post_init__(self) -> None:
+        make_dataset(self.name, self.arguments, seed=0, size=1)  # refuse what cannot work before the run begins
+
+    @cached_property
+    def reward(self) -> Reward:
+        """The dataset's own scorer, on the text between the answer tags or, without them, on the whole text."""
+        return GymScore(self.name, self.arguments)
+
+    def sample(self, n: int, step: int, seed: int) -> list[Problem]:
+        """Draw from the stream of (seed, step), leaving out held-out questions; see `Task.sample`."""
+        entries = list(islice(_training(self, seed, step), n))
+        if len(entries) < n:
+            raise InputError(f"{self.who}: {_TRIES} questions in a row are all held out; it has too few")
+        return [self._problem(f"{step}-{slot}", entry) for slot, entry in enumerate(entries)]
+
+    def held_out(self, n: int) -> list[Problem]:
+        """Return the first n different held-out questions, or all that can be found; see `Task.held_out`."""
+        entries = _held_out(self, n)
+        if n and not entries:
+            raise InputError(f"{self.who}: none of {_TRIES} questions in a row is held out; it has too few")
+        return [self._problem(f"held-out-{i}", entry) for i, entry in enumerate(entries)]
+
+    @property
+    def who(self) -> str:
+        """Its name in messages."""
+        return f"reasoning-gym dataset {self.name!r} with {dict(self.arguments)}"
+
+    def _problem(self, name: str, entry: Entry) -> Problem:
+        answer = entry["answer"]  # None where the dataset knows no single answer
+        return Problem(name, entry["question"], "" if answer is None else str(answer), self.system, entry)
+
+
+def _training(task: ReasoningGym, seed: int, step: int) -> Iterator[Entry]:
+    useless = 0
+    for entry in _stream(task, "train", seed, step):
+        useless = useless + 1 if _is_held_out(entry) else 0
+        if useless == _TRIES:
+            return
+        if not useless:
+            yield entry
+
+
+@lru_cache(maxsize=8)  # every evaluation asks for the same, and some questions take a quarter of a second to make
+def _held_out(task: ReasoningGym, n: int) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    useless = 0
+    for entry in _stream(task, "held out"):
+        if len(found) == n or useless == _TRIES:
+            break
+        useless += 1
+        if _is_held_out(entry) and entry["question"] not in found:
+            found[entry["question"]] = entry
+            useless = 0
+    return list(found.values())
+
+
+def _stream(task: ReasoningGym, *name: int | str) -> Iterator[Entry]:
+    failures = 0
+    for chunk in count():
+        seed = derive("reasoning-gym", task.seed, *name, chunk) % 2**31
+        dataset = make_dataset(task.name, task.arguments, seed, _CHUNK)
+        for i in range(_CHUNK):
+            try:
+                entry = dataset[i]
+            except Exception as error:  # some give up on an unlucky seed, countdown on one in a hundred
+                failures += 1
+                if failures == _CHUNK:
+                    raise InputError(f"{task.who}: it cannot make questions: {error}") from error
+            else:
+                failures = 0
+                yield entry
+
+
+def _is_held_out(entry: Entry) -> bool:
+    return derive("reasoning-gym", "held out", entry["question"]) % _HELD_OUT_SHARE == 0

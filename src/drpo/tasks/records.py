@@ -1,0 +1,211 @@
+"""Tasks from rows with a question and an answer: files, folders, hub datasets."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from drpo.errors import InputError
+from drpo.rewards import TABLE, Reward
+from drpo.seeds import derive
+from drpo.spelling import parse_any
+from drpo.tasks.cleaning import Question, collapse, without
+from drpo.tasks.rows import Row, is_file, reach, read_rows
+from drpo.types import Problem
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows.
+
+    Args:
+        rows: read for training.
+        incomplete: of them without a question or an answer, dropped.
+        repeats: of them that repeat an earlier question, dropped.
+        conflicting: different questions with more than one answer, dropped.
+        overlapping: different questions that stand in the held-out set, dropped.
+        train: questions left to train on.
+        held_out: questions to evaluate on.
+    """
+
+    rows: int
+    incomplete: int
+    repeats: int
+    conflicting: int
+    overlapping: int
+    train: int
+    held_out: int
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        return (
+            f"{self.rows:,} rows ({self.incomplete:,} incomplete, {self.repeats:,} repeated, {self.conflicting:,} "
+            f"questions with conflicting answers, {self.overlapping:,} overlapping the held-out set): "
+            f"{self.train:,} to train on, {self.held_out:,} held out"
+        )
+
+
+@dataclass(frozen=True)
+class _Split:
+    train: list[Question]
+    held_out: list[Question]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Records:
+    r"""Questions and answers from a file, a folder or the hub; read when first used.
+
+    Training goes through the questions without replacement, in a new order every epoch: rollout `step` of n problems
+    takes positions step * n to (step + 1) * n - 1 of all the epochs' orders put end to end. Repeated questions, those
+    whose answers disagree and those that stand in the held-out set are dropped first; `counts` says how many.
+
+    Args:
+        path: a .jsonl, .json or .parquet file; a folder with such files named by split; or a hub id, "owner/name".
+        prompt: the field with the question; dotted names reach into nested fields: "prompt.0.content".
+        answer: the field with the answer, text or a number.
+        system: the system message, or None.
+        template: what is asked; "{prompt}" stands for the question.
+        split: the part of a folder or hub dataset to train on; None where it is for evaluation only.
+        config: the configuration of a hub dataset.
+        test: the evaluation set: another file, or a split of the same folder or hub dataset. It is used as it stands.
+        holdout: without `test`, so many questions are set aside, at most half of them.
+        answer_after: the answer is what follows the last of this mark in its field: "####".
+        overlap_prefix: a question stands in the held-out set if so many first characters agree, white space and case
+            aside; None compares all.
+        reward_name: a built-in reward, or a user's as "module:function".
+
+    Raises:
+        InputError: an argument that cannot be right, here; anything wrong with the data, when it is first used.
+
+    Example:
+        >>> Records("openai/gsm8k", "question", "answer", config="main", test="test", answer_after="####").template
+        '{prompt}'
+    """
+
+    path: str
+    prompt: str
+    answer: str
+    system: str | None = None
+    template: str = "{prompt}"
+    split: str | None = "train"
+    config: str | None = None
+    test: str | None = None
+    holdout: int = 256
+    answer_after: str | None = None
+    overlap_prefix: int | None = None
+    reward_name: str = "math_verify"
+
+    def __post_init__(self) -> None:
+        if "{prompt}" not in self.template:
+            raise InputError(f"records: template={self.template!r} must contain {{prompt}}")
+        if self.holdout < 0:
+            raise InputError(f"records: holdout={self.holdout} must be 0 or more")
+        if self.overlap_prefix is not None and self.overlap_prefix < 1:
+            raise InputError(f"records: overlap_prefix={self.overlap_prefix} must be 1 or more, or None")
+        if self.test is not None and is_file(self.path) and not is_file(self.test):
+            raise InputError(f"records: path={self.path!r} is one file, so test={self.test!r} must be a file too")
+        if self.split is None and self.test is None:
+            raise InputError("records: split=None and test=None leave nothing to read")
+
+    @cached_property
+    def reward(self) -> Reward:
+        """What `reward_name` spells."""
+        reward: Reward = parse_any(self.reward_name, TABLE, "reward")
+        return reward
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows; reads them."""
+        return self._data.counts
+
+    def sample(self, n: int, step: int, seed: int) -> list[Problem]:
+        """Take the next n questions of the epochs; see `Task.sample`."""
+        if self.split is None:
+            raise InputError(f"{self.path}: for evaluation only; it has nothing to train on")
+        train = self._data.train
+        if not train:
+            raise InputError(f"{self.path}: nothing to train on ({self.counts})")
+        places = (divmod(step * n + slot, len(train)) for slot in range(n))
+        questions = (train[_order(len(train), seed, epoch)[i]] for epoch, i in places)
+        return [self._problem(f"{step}-{slot}", question) for slot, question in enumerate(questions)]
+
+    def held_out(self, n: int) -> list[Problem]:
+        """Return the first n evaluation questions, in a fixed shuffled order; see `Task.held_out`."""
+        held_out = self._data.held_out
+        if n and not held_out:
+            raise InputError(f"{self.path}: nothing is held out; set test or holdout ({self.counts})")
+        return [self._problem(f"held-out-{i}", question) for i, question in enumerate(held_out[:n])]
+
+    @cached_property
+    def _data(self) -> _Split:
+        rows = [] if self.split is None else read_rows(self.path, self.split, self.config)
+        complete = self._questions(rows, self.path)
+        questions, repeats, conflicting = collapse(complete)
+        if self.test is None:
+            questions = _shuffled(questions)
+            size = min(self.holdout, len(questions) // 2)
+            held_out, questions = questions[:size], questions[size:]
+        else:
+            # Shuffled, because sets are often sorted by difficulty and the first n have to stand for all.
+            held_out = _shuffled(self._questions(self._test_rows(self.test), f"{self.path} {self.test}"))
+        train = without(questions, held_out, self.overlap_prefix)
+        counts = Counts(
+            rows=len(rows),
+            incomplete=len(rows) - len(complete),
+            repeats=repeats,
+            conflicting=conflicting,
+            overlapping=len(questions) - len(train),
+            train=len(train),
+            held_out=len(held_out),
+        )
+        return _Split(train, held_out, counts)
+
+    def _test_rows(self, test: str) -> list[Row]:
+        return read_rows(test, "test") if is_file(test) else read_rows(self.path, test, self.config)
+
+    def _questions(self, rows: Iterable[Row], source: str) -> list[Question]:
+        """The rows that have a question and an answer."""
+        found = []
+        for number, row in enumerate(rows, 1):
+            where = f"{source} row {number}"
+            text = _text(reach(row, self.prompt, where), self.prompt, where)
+            answer = self._final(_text(reach(row, self.answer, where), self.answer, where), where)
+            if text and answer:
+                found.append(Question(text, answer, row))
+        return found
+
+    def _final(self, answer: str, where: str) -> str:
+        if self.answer_after is None or not answer:
+            return answer
+        _, mark, final = answer.rpartition(self.answer_after)
+        if not mark:
+            raise InputError(f"{where}: the answer has no {self.answer_after!r}: {answer[-60:]!r}")
+        return final.strip()
+
+    def _problem(self, name: str, question: Question) -> Problem:
+        # Not str.format: templates for mathematics are full of braces.
+        prompt = self.template.replace("{prompt}", question.text)
+        return Problem(name, prompt, question.answer, self.system, question.row)
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int | float):
+        return str(value)
+    raise InputError(f"{where}: field {name!r} is a {type(value).__name__}, not text or a number: {repr(value)[:60]}")
+
+
+def _shuffled(questions: list[Question]) -> list[Question]:
+    return [questions[i] for i in _order(len(questions), "held out", 0)]
+
+
+@lru_cache(maxsize=8)
+def _order(size: int, seed: int | str, epoch: int) -> tuple[int, ...]:
+    order = list(range(size))
+    random.Random(derive("records", seed, epoch)).shuffle(order)
+    return tuple(order)

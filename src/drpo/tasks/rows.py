@@ -1,0 +1,157 @@
+"""Rows of named fields from JSON Lines and parquet files, from folders of them, and from the Hugging Face hub."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from datasets import load_dataset
+
+from drpo.errors import InputError, nearest
+
+Row = Mapping[str, Any]
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` names one file, by its suffix or because it is there.
+
+    Example:
+        >>> is_file("train.jsonl"), is_file("openai/gsm8k")
+        (True, False)
+    """
+    return source.endswith(_SUFFIXES) or Path(source).is_file()
+
+
+def read_rows(source: str, split: str, config: str | None = None) -> list[Row]:
+    """Read the rows of a file, of one split of a folder, or of one split of a hub dataset.
+
+    Args:
+        source: a .jsonl, .json (one object a line, or one array) or .parquet file; a folder with files named
+            `split.jsonl` or `split-00000-of-00002.parquet`; or a hub id, "owner/name".
+        split: which part of a folder or hub dataset; unused for a file.
+        config: which configuration of a hub dataset; unused otherwise.
+
+    Returns:
+        The rows, in their order.
+
+    Raises:
+        InputError: nothing is there, or it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if is_file(source):
+        return _read_file(path)
+    if path.is_dir():
+        return [row for file in _split_files(path, split) for row in _read_file(file)]
+    if source.startswith((".", "/", "~")):
+        raise InputError(f"{source}: no such file or folder{_near(path)}")
+    return _read_hub(source, split, config)
+
+
+def reach(row: Row, name: str, where: str) -> Any:
+    """Return a field of a row; a dotted name reaches into nested fields and, by number, into lists.
+
+    Args:
+        row: the row.
+        name: "answer", "reward_model.ground_truth", "prompt.0.content".
+        where: which row it is, for the message.
+
+    Returns:
+        Its value.
+
+    Raises:
+        InputError: there is no such field.
+
+    Example:
+        >>> reach({"prompt": [{"role": "user", "content": "Hello"}]}, "prompt.0.content", "row 1")
+        'Hello'
+    """
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise InputError(f"{where}: no field {name!r}; {_fields(value, part)}")
+    return value
+
+
+def _fields(value: Any, part: str) -> str:
+    if isinstance(value, list):
+        return f"{part!r} is looked up in a list of {len(value)}"
+    if not isinstance(value, Mapping):
+        return f"{part!r} is looked up in {repr(value)[:60]}"
+    hint = nearest(part, value)
+    return f"the fields are {', '.join(value)}" + (hint if "did you mean" in hint else "")
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist"
+    names = sorted(p.name for p in path.parent.iterdir())
+    hint = nearest(path.name, names)
+    return hint if "did you mean" in hint else ""
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    if not files:
+        raise InputError(f"{folder}: no .jsonl, .json or .parquet file in this folder")
+    splits = {file: file.name.split(".")[0].split("-")[0] for file in files}
+    if split not in splits.values():
+        raise InputError(f"{folder}: no split {split!r}{nearest(split, sorted(set(splits.values())))}")
+    return [file for file in files if splits[file] == split]
+
+
+def _read_file(path: Path) -> list[Row]:
+    try:
+        if path.suffix == ".parquet":
+            rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+            return rows
+        return list(_parse_json(path, path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{_near(path)}") from None
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from None
+
+
+def _parse_json(path: Path, text: str) -> Iterator[Row]:
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        yield from (_named(row, f"{path} item {number}") for number, row in enumerate(_decode(text, str(path)), 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028 and the like
+        if line.strip():
+            yield _named(_decode(line, f"{path} line {number}"), f"{path} line {number}")
+
+
+def _named(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: {repr(row)[:60]} is not an object with named fields")
+    return row
+
+
+def _decode(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise InputError(f"{where}: not JSON: nested too deeply") from None
+
+
+def _read_hub(source: str, split: str, config: str | None) -> list[Row]:
+    try:
+        rows: list[Row] = list(load_dataset(source, config, split=split))
+        return rows
+    except Exception as error:  # the hub's client lets through whatever its transport raises
+        raise InputError(
+            f"{source!r} is neither a file or folder here nor a hub dataset that can be loaded "
+            f"(config {config!r}, split {split!r}): {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

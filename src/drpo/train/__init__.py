@@ -1,0 +1,1 @@
+"""The trainer: `loop.train` is the algorithm; the other modules are what it calls."""

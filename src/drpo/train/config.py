@@ -1,0 +1,188 @@
+"""The whole configuration of a run: one frozen record, its checks, and how it is written down and read back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from drpo import advantages, models, objectives, reductions
+from drpo.advantages import Advantage
+from drpo.errors import InputError, nearest
+from drpo.objectives import DRPO, Objective
+from drpo.reductions import Horizon, Reduction
+from drpo.rewards import TABLE as REWARDS
+from drpo.rewards import Reward
+from drpo.rollout.precision import DTYPES
+from drpo.spelling import format_call, parse_any
+from drpo.tasks import TABLE as TASKS
+from drpo.tasks import Addition, Task
+from drpo.train.update import SCHEDULES, scheduled
+from drpo.types import Sampling
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a run. Objects are written as they are spelled on the command line: drpo(0.2), mean.
+
+    One step is one rollout: `prompts` problems, `sampling.samples` completions of each, `updates` optimiser updates.
+
+    Args:
+        name: the run's folder is runs/NAME unless --out says otherwise.
+        model: smollm2-135m, tiny, a folder, or a hub id.
+        task: where problems come from: addition(1, 50), reasoning_gym('chain_sum'), gsm8k, records('my.jsonl', ...).
+        reward: exact_number, math_verify, or your own module:function; None is the task's own.
+        eval_task: problems to evaluate on; None holds some of the task's own back.
+        objective: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
+        advantage: mean, zscore, rloo, maxrl.
+        reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
+        sampling: how completions are drawn; its temperature scales mu and pi alike.
+        steps: rollouts.
+        prompts: problems per rollout.
+        updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
+        learning_rate: peak, of AdamW.
+        schedule: constant, linear or cosine.
+        warmup: steps over which the learning rate rises.
+        betas: of AdamW.
+        weight_decay: of AdamW, on matrices.
+        max_grad_norm: gradients are scaled down to this L2 norm.
+        reference_kl: coefficient of KL(policy || initial model), k2 in the loss; 0 is off.
+        entropy_bonus: coefficient of the entropy bonus; 0 is off.
+        lora_rank: 0 trains all weights; r trains rank-r adapters.
+        precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32; weights stay fp32.
+        rollout_precision: of the sampler's own copy of the weights.
+        micro_batch_tokens: most tokens, padding included, that go through the model at once.
+        eval_every: steps between evaluations; 0 evaluates before and after only.
+        eval_problems: held-out problems.
+        eval_samples: completions of each.
+        checkpoint_every: steps between checkpoints; 0 writes one at the end only.
+        keep_checkpoints: how many of the last to keep; the best is kept besides.
+        seed: of everything random.
+
+    Raises:
+        InputError: a value out of its range; the message names the field.
+    """
+
+    name: str = "run"
+    model: str = models.SMOLLM2
+    task: Task = field(default_factory=Addition)
+    reward: Reward | None = None
+    eval_task: Task | None = None
+    objective: Objective = field(default_factory=DRPO)
+    advantage: Advantage = advantages.mean
+    reduction: Reduction = field(default_factory=lambda: Horizon(256))
+    sampling: Sampling = field(default_factory=Sampling)
+    steps: int = 20
+    prompts: int = 8
+    updates: int = 1
+    learning_rate: float = 1e-6
+    schedule: str = "constant"
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    reference_kl: float = 0.0
+    entropy_bonus: float = 0.0
+    lora_rank: int = 0
+    precision: str = "auto"
+    rollout_precision: str = "auto"
+    micro_batch_tokens: int = 4096
+    eval_every: int = 0
+    eval_problems: int = 200
+    eval_samples: int = 1
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sampling.require_trainable()
+        for name in ("steps", "prompts", "updates", "micro_batch_tokens", "eval_samples", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("warmup", "lora_rank", "eval_every", "eval_problems", "checkpoint_every"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        for name in ("reference_kl", "entropy_bonus", "weight_decay"):
+            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
+        for name in ("learning_rate", "max_grad_norm"):
+            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
+        _require(self.updates <= self.prompts, "updates", self.updates, f"at most prompts={self.prompts}")
+        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must be in [0, 1)")
+        _one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("precision", "rollout_precision"):
+            _one_of(name, getattr(self, name), ("auto", *DTYPES))
+
+
+def _require(fine: bool, name: str, value: object, rule: str) -> None:
+    if not fine:
+        raise InputError(f"{name}={value}: {rule}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name}={value!r}{nearest(value, known)}")
+
+
+def learning_rate(run: Run, step: int, update: int) -> float:
+    """Return the learning rate of a step's update, both counted from 0."""
+    return scheduled(
+        run.learning_rate,
+        run.schedule,
+        index=step * run.updates + update,
+        warmup=run.warmup * run.updates,
+        total=run.steps * run.updates,
+    )
+
+
+def arithmetic(run: Run) -> str:
+    """Say what a step consists of, in one line.
+
+    Example:
+        >>> arithmetic(Run(prompts=8, updates=2))
+        '8 prompts x 8 samples = 64 completions a step, 2 updates of 32 completions each, 20 steps'
+    """
+    n = run.prompts * run.sampling.samples
+    updates = "1 update" if run.updates == 1 else f"{run.updates} updates of {n // run.updates} completions each"
+    return f"{run.prompts} prompts x {run.sampling.samples} samples = {n} completions a step, {updates}, {run.steps} steps"
+
+
+# Fields that hold objects: kind -> how to read and write it as text.
+SPELLED: Mapping[str, tuple[Any, Any]] = {
+    "task": (lambda text: parse_any(text, TASKS, "task"), lambda value: format_call(value, TASKS, "task")),
+    "eval_task": (lambda text: parse_any(text, TASKS, "task"), lambda value: format_call(value, TASKS, "task")),
+    "reward": (lambda text: parse_any(text, REWARDS, "reward"), lambda value: format_call(value, REWARDS, "reward")),
+    "objective": (objectives.parse, objectives.spell),
+    "advantage": (advantages.parse, advantages.spell),
+    "reduction": (reductions.parse, reductions.spell),
+}
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """Return a run's configuration as plain JSON values; `from_json` gives an equal run back."""
+    record: dict[str, Any] = {}
+    for f in fields(run):
+        value = getattr(run, f.name)
+        if value is not None and f.name in SPELLED:
+            value = SPELLED[f.name][1](value)
+        elif isinstance(value, Sampling):
+            value = vars(value).copy()
+        record[f.name] = value
+    return json.loads(json.dumps(record))
+
+
+def from_json(record: Mapping[str, Any]) -> Run:
+    """Build a run from what `to_json` wrote.
+
+    Raises:
+        InputError: an unknown field, or a value that a field refuses.
+    """
+    known = {f.name for f in fields(Run)}
+    values: dict[str, Any] = {}
+    for name, value in record.items():
+        if name not in known:
+            raise InputError(f"unknown field {name!r} in the configuration{nearest(name, known)}")
+        if value is not None and name in SPELLED:
+            value = SPELLED[name][0](value)
+        elif name == "sampling":
+            value = Sampling(**value)
+        elif name == "betas":
+            value = tuple(value)
+        values[name] = value
+    return replace(Run(), **values)

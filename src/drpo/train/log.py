@@ -1,0 +1,144 @@
+"""What a run leaves on disk: JSON lines that are the same to the byte when the run is repeated, and timings apart."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drpo.types import Completion, Group
+
+METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
+FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
+_LIBRARIES = ("drpo", "torch", "transformers", "tokenizers", "numpy", "peft", "safetensors", "reasoning-gym", "math-verify")
+
+
+class RunLog:
+    """The JSON-lines files of a run; every line has a "step".
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, file: str, *records: Mapping[str, Any]) -> None:
+        """Append records, one line each, and hand them to the operating system."""
+        with (self.folder / file).open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+
+    def sync(self) -> None:
+        """Force everything written to the disk; called before a checkpoint that counts on it."""
+        for path in (self.folder / file for file in FILES):
+            if path.exists():
+                with path.open("rb+") as out:
+                    os.fsync(out.fileno())
+
+    def rewind(self, step: int) -> None:
+        """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short."""
+        for path in (self.folder / file for file in FILES):
+            if path.exists():
+                kept = [text for text, record in read_lines(path) if record["step"] <= step]
+                scratch = path.with_suffix(".rewinding")
+                scratch.write_text("".join(kept), encoding="utf-8")
+                scratch.replace(path)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield line, json.loads(line)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file, none where it does not exist."""
+    return [record for _, record in read_lines(path)] if path.exists() else []
+
+
+def rollout_records(step: int, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    """Yield one record per completion of a rollout: all that it takes to read it, or to train on it again."""
+    for group in groups:
+        marked = zip(group.completions, group.rewards.tolist(), strict=True)
+        rows: list[tuple[Completion, float | None, str | None]] = [(c, r, None) for c, r in marked]
+        rows += [(u.completion, None, u.failure) for u in group.unmarked]
+        for completion, reward, failure in sorted(rows, key=lambda row: row[0].sample):
+            yield {
+                "step": step,
+                "problem": group.problem.id,
+                "sample": completion.sample,
+                "prompt": group.problem.prompt,
+                "answer": group.problem.answer,
+                "text": completion.text,
+                "reward": reward,
+                "failure": failure,
+                "finish": completion.finish,
+                "version": completion.version,
+                "prompt_ids": completion.prompt_ids.tolist(),
+                "token_ids": completion.token_ids.tolist(),
+                # The shortest decimals that give the same float32 back.
+                "behavior_logp": [float(str(x)) for x in completion.behavior_logp.numpy()],
+            }
+
+
+class Clock:
+    """Seconds per phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add what happens inside to a phase's seconds."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the hardware that a run depends on."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def peak_memory() -> int:
+    """Return the most memory this process has held, in bytes: on the accelerator where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,49 @@
+"""The algorithm, top to bottom. What a run writes, and when it evaluates and saves, is `session.py`'s business."""
+
+from pathlib import Path
+from typing import Any
+
+from drpo.batch import make_batches
+from drpo.train.config import Run, learning_rate
+from drpo.train.score import score
+from drpo.train.session import Session
+from drpo.train.setup import Parts, assemble
+from drpo.train.update import update
+from drpo.train.watch import Silent, Watcher
+
+
+def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | None = None) -> dict[str, Any]:
+    """Train from the last checkpoint in `folder`, or from the start, and return what summary.json says.
+
+    Args:
+        run: the whole configuration.
+        folder: takes everything that the run leaves; made where it does not exist.
+        watch: is told what happens; None watches silently.
+        parts: in place of what the configuration asks for, for tests and special rollouts.
+
+    Raises:
+        InputError: something that was given cannot be used. What was computed before is kept in the folder.
+        FloatingPointError: a gradient was not finite; the step was not taken.
+    """
+    parts = parts or assemble(run)
+    policy, optimizer, engine = parts.policy, parts.optimizer, parts.engine
+    with Session(run, folder, parts, watch or Silent()) as session:
+        engine.load(policy.state(), version=session.step)
+        session.evaluate_at_start()
+        for step in session.steps():
+            with session.phase("rollout"):
+                problems = run.task.sample(run.prompts, step, run.seed)
+                completions = engine.generate(problems, run.sampling, seed=(run.seed, step))
+            with session.phase("reward"):
+                groups = score(problems, completions, session.rewards)
+            with session.phase("update"):
+                batches = make_batches(groups, parts.batching)  # one per optimiser update; weights fixed here
+                rates = [learning_rate(run, step, i) for i in range(len(batches))]
+                stats = [
+                    update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms)
+                    for batch, rate in zip(batches, rates, strict=True)
+                ]
+            with session.phase("sync"):
+                engine.load(policy.state(), version=step + 1)
+            session.finish_step(groups, stats)
+    return session.summary

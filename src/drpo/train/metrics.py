@@ -1,0 +1,154 @@
+"""What a run records, each figure over all it speaks of at once: summed, then divided, never a mean of means."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, ratio, shift
+from drpo.types import Completion, Group, Stats, Tokens
+
+ROLLOUT_METRICS: Mapping[str, str] = {
+    "reward_mean": "mean reward over marked completions",
+    "reward_std": "standard deviation (population) of the rewards over marked completions",
+    "all_right": "share of groups whose every reward is at least 1: nothing to learn",
+    "all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
+    "length_terminated": "mean tokens of completions that ended with an EOS; absent where none did",
+    "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
+    "truncated": "share of completions cut at max_new_tokens",
+    "sampled_tokens": "tokens sampled",
+    "reward_failed": "completions left out because their reward raised, timed out or was not a number",
+    "reward_abstained": "completions left out because their reward returned None",
+}
+
+TOKEN_METRICS: Mapping[str, str] = {
+    "entropy": "mean entropy of the policy, nats",
+    "shift_mean": "mean |pi - mu|",
+    "shift_p99": "99th percentile of |pi - mu|",
+    "outside": "share of tokens with |pi - mu| beyond the region's radius (the objective's own delta, else 0.15)",
+    "held": "share of tokens with gradient weight <= 0: the objective holds them or pulls them back",
+    "weight_min": "smallest gradient weight w (1 is the plain policy gradient)",
+    "weight_mean": "mean gradient weight",
+    "weight_max": "largest gradient weight",
+    "ratio_mean": "mean of r = pi / mu; 1 on-policy",
+    "ratio_max": "largest r",
+    "scaled_weight_max": "largest |r w|: how much one token's gradient is scaled",
+    "capped": "tokens whose ratio was capped at e^20",
+    "k3": "estimate of KL(mu || pi), nats: mean of r - 1 - log r",
+    "trained_tokens": "tokens whose log-probability was computed; completions with zero advantage are skipped",
+}
+
+UPDATE_METRICS: Mapping[str, str] = {
+    "loss": "the batch's loss; near 0 is normal, since advantages sum to 0 in a group",
+    "grad_norm": "L2 norm of the gradient before clipping",
+    "learning_rate": "of the update",
+}
+
+DEFAULT_RADIUS = 0.15
+"""DPPO's Binary-TV threshold: the yardstick for objectives that have no radius in units of probability."""
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return the figures of `ROLLOUT_METRICS` for one rollout."""
+    rewards = torch.cat([g.rewards for g in groups]).double()
+    marked = [g for g in groups if len(g.rewards)]
+    unmarked = [u for g in groups for u in g.unmarked]
+    completions = [c for g in groups for c in g.completions] + [u.completion for u in unmarked]
+    record = {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(correction=0)),
+        "all_right": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
+        "all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
+        "truncated": sum(c.finish == "length" for c in completions) / len(completions),
+        "sampled_tokens": sum(len(c.token_ids) for c in completions),
+        "reward_failed": sum(u.failure is not None for u in unmarked),
+        "reward_abstained": sum(u.failure is None for u in unmarked),
+    }
+    return record | _mean_length("length_terminated", completions, "stop") | _mean_length(
+        "length_truncated", completions, "length"
+    )
+
+
+def _mean_length(name: str, completions: Sequence[Completion], finish: str) -> dict[str, float]:
+    lengths = [len(c.token_ids) for c in completions if c.finish == finish]
+    return {name: sum(lengths) / len(lengths)} if lengths else {}
+
+
+def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict[str, float]:
+    """Return the figures of `TOKEN_METRICS`, and the mean of each of the objective's own per-token metrics.
+
+    Args:
+        objective: what they are trained with.
+        tokens: T tokens, detached; those not kept count nowhere.
+        entropy: [T] nats.
+
+    Returns:
+        name -> figure; only the count where there are no tokens.
+    """
+    tokens, entropy = _kept(tokens, entropy)
+    n = len(entropy)
+    if n == 0:
+        return {"trained_tokens": 0}
+    moved = shift(tokens).abs()
+    r = ratio(tokens)
+    w = gradient_weight(objective, tokens)
+    log_ratio = tokens.logp - tokens.behavior_logp
+    own = objective(tokens).metrics
+    return {
+        "entropy": float(entropy.double().mean()),
+        "shift_mean": float(moved.double().mean()),
+        "shift_p99": float(moved.double().quantile(0.99)) if n < 2**24 else float(moved.double().sort()[0][int(0.99 * n)]),
+        "outside": float((moved > region_radius(objective)).double().mean()),
+        "held": float((w <= 0).double().mean()),
+        "weight_min": float(w.min()),
+        "weight_mean": float(w.double().mean()),
+        "weight_max": float(w.max()),
+        "ratio_mean": float(r.double().mean()),
+        "ratio_max": float(r.max()),
+        "scaled_weight_max": float((r * w).abs().max()),
+        "capped": int((log_ratio > MAX_LOG_RATIO).sum()),
+        "k3": float((shift(tokens, power=1.0) - log_ratio).double().mean()),
+        "trained_tokens": n,
+    } | {name: float(values.double().mean()) for name, values in own.items()}
+
+
+def _kept(tokens: Tokens, entropy: Tensor) -> tuple[Tokens, Tensor]:
+    columns = {name: None if v is None else v[tokens.keep] for name, v in vars(tokens).items()}
+    return replace(tokens, **columns), entropy[tokens.keep]
+
+
+def region_radius(objective: Objective) -> float:
+    """Return the radius of an objective's region as a shift of probability, or 0.15 where it has none.
+
+    Example:
+        >>> from drpo.objectives import DPPO, DRPO, PPOClip
+        >>> [region_radius(o) for o in (DRPO(0.2), DPPO(0.3), DPPO(0.05, divergence="kl"), PPOClip())]
+        [0.2, 0.3, 0.15, 0.15]
+    """
+    if getattr(objective, "divergence", "tv") != "tv":
+        return DEFAULT_RADIUS
+    return float(getattr(objective, "delta", getattr(objective, "delta_low", DEFAULT_RADIUS)))
+
+
+def step_metrics(groups: Sequence[Group], stats: Sequence[Stats], objective: Objective) -> dict[str, object]:
+    """Return one step's record: the rollout's figures, its tokens' over all updates, and each update's under "updates".
+
+    Args:
+        groups: of the rollout.
+        stats: of its updates, in order.
+        objective: what was trained with.
+    """
+    record: dict[str, object] = dict(rollout_metrics(groups))
+    if stats:
+        tokens = Tokens.cat([s.tokens for s in stats])
+        entropy = torch.cat([s.entropy for s in stats])
+        record |= token_metrics(objective, tokens, entropy) | _update_metrics(stats[-1])
+        record["grad_norm"] = max(s.grad_norm for s in stats)
+    if len(stats) > 1:
+        record["updates"] = [token_metrics(objective, s.tokens, s.entropy) | _update_metrics(s) for s in stats]
+    return record
+
+
+def _update_metrics(stats: Stats) -> dict[str, float]:
+    return {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}

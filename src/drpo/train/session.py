@@ -1,0 +1,171 @@
+"""Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from drpo.errors import InputError
+from drpo.rewards import RewardPool
+from drpo.train import checkpoint
+from drpo.train.checkpoint import Progress
+from drpo.train.config import Run, from_json, to_json
+from drpo.train.evaluate import evaluate
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, Clock, RunLog, environment, rollout_records
+from drpo.train.metrics import step_metrics
+from drpo.train.setup import Parts
+from drpo.train.stop import StopRequest
+from drpo.train.summary import summarise
+from drpo.train.watch import Watcher
+from drpo.types import Group, Stats
+
+CONFIG, ENVIRONMENT, SUMMARY, CHECKPOINTS, MODEL = "config.json", "environment.json", "summary.json", "checkpoints", "model"
+
+
+class Session:
+    """One process's share of a run, from its start or its last checkpoint to its end or an interruption.
+
+    Args:
+        run: the configuration.
+        folder: of the run.
+        parts: what it works with.
+        watch: is told what happens.
+    """
+
+    def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher) -> None:
+        self.run, self.folder, self.parts, self.watch = run, folder, parts, watch
+        self.rewards = RewardPool(parts.reward)
+        self.summary: dict[str, Any] = {}
+        self._log = RunLog(folder)
+        self._clock = Clock()
+        self._stop = StopRequest(watch.note)
+        self._done = Progress()
+        self._between_steps = True
+        self._stack = ExitStack()
+
+    @property
+    def step(self) -> int:
+        """Rollouts trained on so far."""
+        return self._done.step
+
+    def __enter__(self) -> "Session":
+        """Read the last checkpoint or begin, start the reward's processes, take over the signals."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_json(self.folder / CONFIG, to_json(self.run))
+        _write_json(self.folder / ENVIRONMENT, environment())
+        last = checkpoint.latest(self.folder / CHECKPOINTS)
+        if last is not None:
+            self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
+        self._log.rewind(self._done.step)
+        self._held_out = self.parts.eval_task.held_out(self.run.eval_problems) if self.run.eval_problems else []
+        self._stack.enter_context(self.rewards)
+        self._stack.enter_context(self._stop)
+        self.watch.started(self.run, self.folder, self._done.step)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Save what is done, whatever ended the run, and sum it up."""
+        with self._stack:
+            if kind is None or (self._between_steps and self._done.step > 0):
+                self._save()
+            if kind is None and self._done.step >= self.run.steps:
+                self._export()
+            self.summary = summarise(self.folder, self.run, stopped_by=self._stop.signal)
+            _write_json(self.folder / SUMMARY, self.summary)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
+        while self._done.step < self.run.steps and self._stop.signal is None:
+            self._clock = Clock()
+            yield self._done.step
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase of the step and say that it began."""
+        self.watch.phase(name)
+        self._between_steps = self._between_steps and name in ("rollout", "reward")
+        with self._clock(name):
+            yield
+
+    def finish_step(self, groups: Sequence[Group], stats: Sequence[Stats]) -> None:
+        """Record the step that the loop has just done; evaluate and save where it is time."""
+        done = replace(
+            self._done,
+            step=self._done.step + 1,
+            updates=self._done.updates + len(stats),
+            tokens=self._done.tokens + sum(len(c.token_ids) for g in groups for c in g.completions),
+            score=None,
+        )
+        self._done, self._between_steps = done, True
+        metrics = {"step": done.step, **step_metrics(groups, stats, self.run.objective)}
+        self._log.write(ROLLOUTS, *rollout_records(done.step, groups))
+        self._log.write(METRICS, metrics)
+        self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
+        last = done.step == self.run.steps
+        if last or _due(self.run.eval_every, done.step):
+            self._evaluate()
+        if not last and _due(self.run.checkpoint_every, done.step):
+            self._save()
+        self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
+
+    def evaluate_at_start(self) -> None:
+        """Evaluate the untrained policy, unless the run has done so before."""
+        if self._done.step == 0:
+            self._evaluate()
+            self._log.write(TIMING, {"step": 0, **self._clock.seconds})
+
+    def _evaluate(self) -> None:
+        if not self._held_out:
+            return
+        sampling = replace(self.run.sampling, samples=self.run.eval_samples)
+        with self.phase("evaluation"):
+            result, _ = evaluate(
+                self.parts.engine, self._held_out, sampling, self.rewards, seed=self.run.seed, step=self._done.step
+            )
+        self._between_steps = True
+        self._done = replace(self._done, score=result.accuracy)
+        self._log.write(EVALUATIONS, asdict(result))
+        self.watch.evaluated(result)
+
+    def _save(self) -> None:
+        with self.phase("checkpoint"):
+            self._log.sync()
+            policy, optimizer = self.parts.policy, self.parts.optimizer
+            checkpoint.save(
+                self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, self.run.keep_checkpoints
+            )
+        self._between_steps = True
+
+    def _export(self) -> None:
+        """Write the trained model as any transformers program reads it."""
+        self.parts.policy.export(self.folder / MODEL)
+        self.parts.tokenizer.save_pretrained(self.folder / MODEL)
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    scratch = path.with_suffix(".writing")
+    scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def load_run(folder: Path) -> Run:
+    """Return the configuration of the run in `folder`.
+
+    Raises:
+        InputError: there is no run, or its configuration cannot be read.
+    """
+    try:
+        return from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no run there ({CONFIG} is missing)") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: {error}") from None

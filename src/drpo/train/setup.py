@@ -1,0 +1,104 @@
+"""A run's configuration -> the objects that the loop works with."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo import models
+from drpo.batch import Batching
+from drpo.objectives import vanishes_at_zero_advantage
+from drpo.policy import Policy
+from drpo.rewards import Reward
+from drpo.rollout import Engine, TransformersEngine, resolve_dtype
+from drpo.tasks import Task
+from drpo.train.config import Run
+from drpo.train.update import Terms, make_optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a run is made of.
+
+    Args:
+        policy: the model in training.
+        optimizer: over its trainable parameters.
+        engine: draws completions with its own copy of the weights.
+        tokenizer: of the model.
+        batching: how a rollout becomes batches.
+        terms: additive terms of the loss, or None.
+        reward: marks completions.
+        eval_task: where held-out problems come from.
+    """
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    batching: Batching
+    terms: Terms | None
+    reward: Reward
+    eval_task: Task
+
+
+def default_device() -> torch.device:
+    """Return the accelerator where there is one that torch can use, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def assemble(run: Run, engine: Engine | None = None) -> Parts:
+    """Load the model and build what the run needs.
+
+    Args:
+        run: the configuration.
+        engine: in place of the run's own, for tests and special rollouts.
+
+    Raises:
+        InputError: something in the configuration cannot be had.
+    """
+    device = default_device()
+    model, tokenizer = models.load(run.model)
+    model.to(device)
+    if engine is None:
+        engine = make_engine(run, model, tokenizer)
+    terms = _terms(run, model)
+    policy = Policy(
+        model,
+        dtype=resolve_dtype(run.precision, device),
+        temperature=run.sampling.temperature,
+        lora_rank=run.lora_rank,
+        seed=run.seed,
+    )
+    optimizer = make_optimizer(
+        policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay
+    )
+    batching = Batching(
+        updates=run.updates,
+        advantage=run.advantage,
+        reduction=run.reduction,
+        micro_batch_tokens=run.micro_batch_tokens,
+        # Additive terms act on every token, so then no completion is without a gradient.
+        skip_zero_advantage=terms is None and vanishes_at_zero_advantage(run.objective),
+    )
+    eval_task = run.eval_task or run.task
+    return Parts(policy, optimizer, engine, tokenizer, batching, terms, run.reward or run.task.reward, eval_task)
+
+
+def make_engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """Return the rollout engine of a run, with a copy of the model's weights in the rollout's precision."""
+    dtype = resolve_dtype(run.rollout_precision, model.device)
+    return TransformersEngine(model, tokenizer, dtype=dtype)
+
+
+def _terms(run: Run, model: PreTrainedModel) -> Terms | None:
+    if not run.reference_kl and not run.entropy_bonus:
+        return None
+    reference = None
+    if run.reference_kl:
+        frozen, _ = models.load(run.model)
+        reference = Policy(
+            frozen.to(model.device).requires_grad_(False),
+            dtype=resolve_dtype(run.precision, model.device),
+            temperature=run.sampling.temperature,
+        )
+    return Terms(reference, run.reference_kl, run.entropy_bonus)

@@ -1,0 +1,60 @@
+"""A run in one page of JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drpo.objectives import spell
+from drpo.train.config import Run
+from drpo.train.log import EVALUATIONS, METRICS, TIMING, peak_memory, read_records
+
+
+def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str, Any]:
+    """Return a run's summary from what it wrote: accuracy before and after, work done, seconds, memory.
+
+    Args:
+        folder: of the run.
+        run: its configuration.
+        stopped_by: number of the signal that ended it early, or None.
+    """
+    evaluations = read_records(folder / EVALUATIONS)
+    metrics = read_records(folder / METRICS)
+    timing = read_records(folder / TIMING)
+    steps = len(metrics)
+    return {
+        "name": run.name,
+        "model": run.model,
+        "objective": spell(run.objective),
+        "seed": run.seed,
+        "finished": steps >= run.steps,
+        "stopped_by_signal": stopped_by,
+        "accuracy_before": _accuracy([e for e in evaluations if e["step"] == 0]),
+        "accuracy_after": _accuracy([e for e in evaluations if e["step"] == steps > 0]),
+        "accuracy_best": _accuracy(sorted(evaluations, key=lambda e: (e["accuracy"], -e["step"]))),
+        "steps": steps,
+        "updates": sum(len(m.get("updates", [None])) for m in metrics if "loss" in m),
+        "sampled_tokens": sum(m["sampled_tokens"] for m in metrics),
+        "trained_tokens": sum(m.get("trained_tokens", 0) for m in metrics),
+        "reward_failed": sum(m["reward_failed"] for m in metrics),
+        "seconds": _seconds(timing),
+        "training_seconds": sum(v for k, v in _seconds(timing).items() if k in ("rollout", "reward", "update", "sync")),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not evaluations:
+        return None
+    wanted = ("step", "accuracy", "low", "high", "pass_at", "n_problems", "n_samples")
+    found = {name: evaluations[-1][name] for name in wanted}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
+
+
+def _seconds(timing: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for record in timing:
+        for phase, seconds in record.items():
+            if phase != "step":
+                totals[phase] = totals.get(phase, 0.0) + seconds
+    return totals

@@ -1,0 +1,134 @@
+"""One optimiser update, and its learning rate."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from drpo.objectives import Objective, entropy_bonus, reference_kl, total
+from drpo.policy import Policy
+from drpo.types import Batch, MicroBatch, Stats, Tokens
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    objective: Objective,
+    learning_rate: float,
+    max_grad_norm: float,
+    terms: "Terms | None" = None,
+) -> Stats:
+    """Take one optimiser step on a batch: sum(weight * loss) over its micro-batches, clip the gradient, step.
+
+    A batch with nothing to train on still steps, with a gradient of zero, exactly as it would if its zero-advantage
+    completions had gone through the model.
+
+    Args:
+        policy: what is trained.
+        optimizer: over `policy.trainable()`.
+        batch: micro-batches with their weights.
+        objective: loss per token.
+        learning_rate: of this step.
+        max_grad_norm: the gradient is scaled down to this L2 norm.
+        terms: additive terms, or None.
+
+    Returns:
+        What was seen and done.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; nothing was changed.
+    """
+    parameters = list(policy.trainable().values())
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
+    loss, seen, entropies = 0.0, [], []
+    for micro in (m.to(policy.device) for m in batch.micro_batches):
+        logp, entropy = policy(micro)
+        tokens = micro.tokens(logp)
+        share = total(objective, tokens, micro.weight)
+        if terms is not None:
+            share = share + (micro.weight * terms(micro, tokens, entropy)).sum()
+        share.backward()
+        loss += float(share.detach())
+        seen.append(_detached(tokens))
+        entropies.append(entropy.detach().cpu())
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm} (loss {loss}); the update was not made")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    tokens = Tokens.cat(seen) if seen else _no_tokens()
+    return Stats(tokens, torch.cat(entropies) if entropies else tokens.logp, loss, norm, learning_rate)
+
+
+class Terms:
+    """The additive terms of a run: KL to a frozen reference model (k2) and an entropy bonus.
+
+    Args:
+        reference: the frozen model, or None where its coefficient is 0.
+        kl: coefficient of KL(pi || reference), >= 0.
+        entropy: coefficient of the entropy bonus, >= 0.
+    """
+
+    def __init__(self, reference: Policy | None, kl: float, entropy: float) -> None:
+        self.reference, self.kl, self.entropy = reference, kl, entropy
+
+    def __call__(self, micro: MicroBatch, tokens: Tokens, entropy: Tensor) -> Tensor:
+        """Return the terms' loss per token, [T]."""
+        loss = entropy_bonus(entropy, self.entropy)
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_logp, _ = self.reference(micro)
+            loss = loss + self.kl * reference_kl(tokens.logp, reference_logp, tokens.behavior_logp)
+        return loss
+
+
+def scheduled(peak: float, schedule: str, *, index: int, warmup: int, total: int) -> float:
+    """Return the learning rate of update `index` of `total`.
+
+    It rises linearly over the first `warmup` updates, then stays ("constant"), or falls towards 0, which it would reach
+    one update after the last, along a line ("linear") or half a cosine ("cosine").
+
+    Args:
+        peak: highest learning rate.
+        schedule: "constant", "linear" or "cosine".
+        index: in [0, total).
+        warmup: >= 0, in updates.
+        total: updates of the whole run.
+
+    Example:
+        >>> [scheduled(1.0, "linear", index=i, warmup=2, total=6) for i in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if index < warmup:
+        return peak * (index + 1) / warmup
+    if schedule == "constant":
+        return peak
+    left = 1 - (index - warmup) / max(1, total - warmup)
+    return peak * (left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+def make_optimizer(
+    policy: Policy, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters; weight decay on matrices only, not on norms and biases."""
+    parameters = list(policy.trainable().values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
+
+
+def _detached(tokens: Tokens) -> Tokens:
+    values = {name: value.detach().cpu() for name, value in vars(tokens).items() if value is not None}
+    return Tokens(**values)
+
+
+def _no_tokens() -> Tokens:
+    empty = torch.empty(0)
+    return Tokens(empty, empty, empty, empty.bool(), empty.long())

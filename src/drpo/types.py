@@ -1,0 +1,284 @@
+"""The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Batch -> Stats.
+
+Letters in shapes: T tokens, B rows, L padded row length, G samples of one prompt, P prompt tokens, N completion tokens,
+S completions of one optimiser batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The T tokens of a batch, or of any part of one; every tensor has shape [T].
+
+    Args:
+        logp: log pi(token | context), nats, float32, at the sampling temperature; the only input with a gradient.
+        behavior_logp: log mu(token | context), nats, <= 0, float32, as the sampler that drew the token reported it.
+        advantage: how much better than its group the completion was; float32, reward units.
+        keep: bool; True where the policy chose this token and it is trained.
+        sequence: int64; which completion the token belongs to. Equal numbers mean the same completion.
+        divergence: float32; a top-K divergence at this token, for objectives whose `needs` names it.
+
+    Example:
+        >>> t = Tokens(torch.tensor([-1.0]), torch.tensor([-1.1]), torch.tensor([1.0]),
+        ...            torch.tensor([True]), torch.tensor([0]))
+        >>> t.logp.shape
+        torch.Size([1])
+    """
+
+    logp: Tensor
+    behavior_logp: Tensor
+    advantage: Tensor
+    keep: Tensor
+    sequence: Tensor
+    divergence: Tensor | None = None
+
+    @staticmethod
+    def cat(parts: "Sequence[Tokens]") -> "Tokens":
+        """The tokens of all parts, in order; at least one part."""
+        columns = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
+        return Tokens(**{name: None if c[0] is None else torch.cat(c) for name, c in columns.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLoss:
+    """What an objective returns.
+
+    Args:
+        loss: [T], to be minimised, differentiable in `Tokens.logp`; not reduced, not weighted.
+        metrics: name -> [T] detached; per-token figures that the trainer averages over kept tokens.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with what is needed to mark an answer.
+
+    Args:
+        id: unique among the problems of one call to `Task.sample` or `Task.held_out`; seeds its samples.
+        prompt: the user's message, text.
+        answer: the reference answer, text; may be empty where the reward needs none.
+        system: a system message, or None for the chat template's own.
+        data: whatever else a scorer needs (JSON-like).
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    system: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn; the temperature here is the only one there is, and scales both mu and pi.
+
+    Args:
+        samples: completions per prompt (the group size G), >= 1.
+        max_new_tokens: longest completion, in tokens, >= 1.
+        temperature: the logits are divided by it; > 0 in training, 0 means greedy and is for evaluation.
+        top_p: keep the smallest set of tokens with at least this probability, (0, 1]; 1 in training.
+        top_k: keep the k likeliest tokens; 0 means off; 0 in training.
+
+    Raises:
+        InputError: a value out of its range.
+
+    Example:
+        >>> Sampling(samples=4, top_p=0.9).require_trainable()
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: sampling.top_p=0.9: training needs top_p=1, because the sampler's log-probabilities \
+would not be those of the law that was sampled; set --sampling.top-p 1
+    """
+
+    samples: int = 8
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"sampling.samples={self.samples}: must be at least 1")
+        if self.max_new_tokens < 1:
+            raise InputError(f"sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"sampling.temperature={self.temperature}: must be finite and >= 0")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
+        if self.top_k < 0:
+            raise InputError(f"sampling.top_k={self.top_k}: must be 0 (off) or positive")
+
+    def require_trainable(self) -> None:
+        """Refuse a law that training cannot correct for: truncated support, temperature 0, or one sample a group."""
+        truncated = "because the sampler's log-probabilities would not be those of the law that was sampled"
+        if self.top_p != 1:
+            raise InputError(
+                f"sampling.top_p={self.top_p}: training needs top_p=1, {truncated}; set --sampling.top-p 1"
+            )
+        if self.top_k != 0:
+            raise InputError(
+                f"sampling.top_k={self.top_k}: training needs top_k off, {truncated}; set --sampling.top-k 0"
+            )
+        if self.temperature == 0:
+            raise InputError("sampling.temperature=0: training needs a temperature above 0; greedy is for evaluation")
+        if self.samples < 2:
+            raise InputError(
+                f"sampling.samples={self.samples}: an advantage compares the samples of one prompt; "
+                "training needs at least 2"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """One sampled answer, with the provenance that off-policy training needs.
+
+    Args:
+        problem_id: `Problem.id` of the question.
+        sample: which of the group's samples, 0 .. G-1.
+        prompt_ids: [P] int64; the prompt as the model read it.
+        token_ids: [N] int64, N >= 1; as sampled, ending with the EOS where there is one, never padding.
+        behavior_logp: [N] float32, nats, <= 0; the sampler's log-probability of each of `token_ids`.
+        text: `token_ids` decoded without special tokens, for rewards and people; never encoded again.
+        finish: "stop" where an EOS ended it, "length" where `max_new_tokens` did.
+        sampling: the law it was drawn from.
+        version: of the weights that drew it: the number of rollouts trained on before it.
+
+    Raises:
+        InputError: log-probabilities that are missing, NaN, infinite or positive, or not one per token.
+    """
+
+    problem_id: str
+    sample: int
+    prompt_ids: Tensor
+    token_ids: Tensor
+    behavior_logp: Tensor
+    text: str
+    finish: Literal["stop", "length"]
+    sampling: Sampling
+    version: int
+
+    def __post_init__(self) -> None:
+        who = f"completion {self.sample} of problem {self.problem_id!r}"
+        if self.behavior_logp is None:
+            raise InputError(f"{who}: behavior_logp is missing; the engine must report log mu of every sampled token")
+        if self.token_ids.numel() == 0 or self.behavior_logp.shape != self.token_ids.shape:
+            raise InputError(
+                f"{who}: {self.token_ids.numel()} token_ids but {self.behavior_logp.numel()} behavior_logp; "
+                "there must be one of each for every token, and at least one token"
+            )
+        wrong = ~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise InputError(
+                f"{who}: behavior_logp[{at}]={self.behavior_logp[at].item()} (token id {int(self.token_ids[at])}); "
+                "it must be finite and <= 0, so the sampler's logits are broken or were not reported"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Unmarked:
+    """A completion without a reward.
+
+    Args:
+        completion: it.
+        failure: why its reward failed, one line; None where the reward abstained (returned None).
+    """
+
+    completion: Completion
+    failure: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The marked completions of one problem.
+
+    Args:
+        problem: the question.
+        completions: the n <= G that have a reward.
+        rewards: [n] float32, finite.
+        unmarked: the other G - n, which take no part in the advantages or the loss.
+    """
+
+    problem: Problem
+    completions: tuple[Completion, ...]
+    rewards: Tensor
+    unmarked: tuple[Unmarked, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Completions that go through the model together, as right-padded rows, and the T of their tokens that are trained.
+
+    Args:
+        input_ids: [B, L] int64; prompt, then completion, then padding, which nothing attends to.
+        position: [T] int64 into the B*L flattened places: where the hidden state stands that predicts the token.
+        target: [T] int64; the sampled token ids.
+        behavior_logp: [T] float32, nats.
+        advantage: [T] float32.
+        sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
+        weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
+    """
+
+    input_ids: Tensor
+    position: Tensor
+    target: Tensor
+    behavior_logp: Tensor
+    advantage: Tensor
+    sequence: Tensor
+    weight: Tensor
+
+    def tokens(self, logp: Tensor) -> Tokens:
+        """These tokens with the current policy's log-probabilities `logp` [T]."""
+        keep = torch.ones_like(self.target, dtype=torch.bool)
+        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        return MicroBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one optimiser update trains on.
+
+    Args:
+        micro_batches: the completions that go through the model, split by token budget.
+        n_sequences: S, completions in the update, skipped ones too: the normaliser counts them.
+        n_tokens: kept tokens in the update, skipped ones too.
+        n_skipped: completions whose advantage, and so whose gradient, is exactly 0.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    n_sequences: int
+    n_tokens: int
+    n_skipped: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What one optimiser update saw and did; `drpo.train.metrics` turns it into figures.
+
+    Args:
+        tokens: the T trained tokens of the whole update, detached, on the CPU, with `logp` as it was before the step.
+        entropy: [T] nats, of the policy at each of them.
+        loss: the batch's loss, reward units.
+        grad_norm: L2 norm of the whole gradient before clipping.
+        learning_rate: of this step.
+    """
+
+    tokens: Tokens
+    entropy: Tensor
+    loss: float
+    grad_norm: float
+    learning_rate: float

@@ -1,0 +1,761 @@
+"""Every objective against its printed formula, and against what all of them must have in common.
+
+A new objective is tested by adding one row to `CASES`. Errors are relative to `Truth.scale`, the size of the terms that
+the formula adds up. A token nearer than `EDGE` to a jump of the gradient (a clip, a mask) is not compared: there
+the side is a matter of rounding.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import reference
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from reference import Rule, Truth, truths
+from torch import Tensor
+
+from drpo import reductions
+from drpo.errors import InputError
+from drpo.objectives import (
+    CISPO,
+    DPPO,
+    DRPO,
+    GSPO,
+    SAPO,
+    SPO,
+    DivergencePenalty,
+    ImportanceSampling,
+    Objective,
+    PPOClip,
+    SymmetricMask,
+    gradient,
+    gradient_weight,
+    parse,
+    spell,
+    total,
+    vanishes_at_zero_advantage,
+)
+from drpo.types import TokenLoss, Tokens
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+EDGE = {torch.float64: 1e-9, torch.float32: 1e-4}
+UNDERFLOW = {torch.float64: 1e-300, torch.float32: 1e-35, torch.bfloat16: 1e-35}
+
+
+class Case(NamedTuple):
+    """One objective: its spelling, itself, its printed formula, and whether the loss has that gradient as a function.
+
+    `smooth` is False where the formula stops the gradient, so that the loss's slope is something else.
+    """
+
+    spelling: str
+    objective: Objective
+    rule: Rule
+    smooth: bool = True
+
+
+CASES = [
+    Case("none", ImportanceSampling(), reference.importance_sampling()),
+    Case("tis(2)", ImportanceSampling(2.0), reference.importance_sampling(2.0), smooth=False),
+    Case("ppo(0.2,0.28)", PPOClip(0.2, 0.28), reference.ppo_clip(0.2, 0.28)),
+    Case("ppo(0.2,0.2,dual=3)", PPOClip(0.2, 0.2, 3.0), reference.ppo_clip(0.2, 0.2, 3.0)),
+    Case("spo(0.3)", SPO(0.3), reference.spo(0.3)),
+    Case("dppo(0.15)", DPPO(0.15), reference.dppo(0.15), smooth=False),
+    Case("dppo(0.1,0.2)", DPPO(0.1, 0.2), reference.dppo(0.1, 0.2), smooth=False),
+    Case(
+        "dppo(0.03,0.06,divergence='kl')",
+        DPPO(0.03, 0.06, divergence="kl"),
+        reference.dppo(0.03, 0.06, "kl"),
+        smooth=False,
+    ),
+    Case("dppo(0.15,max_ratio=1.5)", DPPO(0.15, max_ratio=1.5), reference.dppo(0.15, None, "tv", 1.5), smooth=False),
+    Case("drpo", DRPO(), reference.drpo(12.5)),
+    Case("drpo(0.2)", DRPO(0.2), reference.drpo(0.2)),
+    Case("drpo(0.2,power=0.5)", DRPO(0.2, power=0.5), reference.drpo(0.2, power=0.5)),
+    Case("drpo(3,power=1)", DRPO(3.0, power=1.0), reference.drpo(3.0, power=1)),
+    Case("drpo(0.1,outside=0.15)", DRPO(0.1, outside=0.15), reference.drpo(0.1, outside=0.15)),
+    Case(
+        "drpo(0.2,advantage_weighted=False)",
+        DRPO(0.2, advantage_weighted=False),
+        reference.drpo(0.2, advantage_weighted=False),
+    ),
+    Case("cispo(0.2,0.28)", CISPO(0.2, 0.28), reference.cispo(0.2, 0.28), smooth=False),
+    Case("gspo(0.3,0.4)", GSPO(0.3, 0.4), reference.gspo(0.3, 0.4)),
+    Case("sapo(1,1.05)", SAPO(1.0, 1.05), reference.sapo(1.0, 1.05)),
+    Case("mask(0.1)", SymmetricMask(0.1), reference.symmetric_mask(0.1)),
+    Case("mask(0.05,divergence='kl')", SymmetricMask(0.05, "kl"), reference.symmetric_mask(0.05, "kl")),
+    Case("penalty('tv',0.5)", DivergencePenalty("tv", 0.5), reference.divergence_penalty("tv", 0.5)),
+    Case("penalty('k1',0.5)", DivergencePenalty("k1", 0.5), reference.divergence_penalty("k1", 0.5)),
+    Case("penalty('k3',0.5)", DivergencePenalty("k3", 0.5), reference.divergence_penalty("k3", 0.5)),
+]
+MOVES_AT_ZERO_ADVANTAGE = DRPO(0.2, advantage_weighted=False)
+"""The one objective whose documented gradient at A = 0 is not 0."""
+
+each_case = pytest.mark.parametrize("case", CASES, ids=[c.spelling for c in CASES])
+each_objective = pytest.mark.parametrize("objective", [c.objective for c in CASES], ids=[c.spelling for c in CASES])
+each_precision = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+
+
+# ------------------------------------------------------------------------------------------------------------ tokens
+
+
+def make_tokens(
+    logp: list[float],
+    behavior_logp: list[float],
+    advantage: list[float],
+    keep: list[bool] | None = None,
+    sequence: list[int] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tokens:
+    """Tokens of plain numbers; all kept and each a sequence of its own unless said."""
+    n = len(logp)
+    return Tokens(
+        torch.tensor(logp, dtype=dtype),
+        torch.tensor(behavior_logp, dtype=dtype),
+        torch.tensor(advantage, dtype=dtype),
+        torch.tensor([True] * n if keep is None else keep),
+        torch.tensor(list(range(n)) if sequence is None else sequence),
+    )
+
+
+def probable(pi: float, mu: float, advantage: float) -> Tokens:
+    """One token of these probabilities."""
+    return make_tokens([math.log(pi)], [math.log(mu)], [advantage])
+
+
+def take(tokens: Tokens, index: Tensor) -> Tokens:
+    """Some of the tokens, in the order of `index`."""
+    rows = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
+    return Tokens(**{name: value if value is None else value[index] for name, value in rows.items()})
+
+
+def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked: float = 0.25) -> Tokens:
+    """Sequences of these lengths in float64, some tokens masked, at least one of each sequence kept."""
+    make = torch.Generator().manual_seed(seed)
+    n = sum(lengths)
+    behavior_logp = -torch.rand(n, generator=make, dtype=torch.float64) * 4 - 0.05
+    step = torch.randn(n, generator=make, dtype=torch.float64) * spread
+    sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    keep = torch.rand(n, generator=make) >= masked
+    keep[torch.tensor(lengths).cumsum(0) - 1] = True
+    return Tokens(
+        (behavior_logp + step).clamp(max=-1e-3),
+        behavior_logp,
+        torch.randn(len(lengths), generator=make, dtype=torch.float64)[sequence],
+        keep,
+        sequence,
+    )
+
+
+def of(case: Case, tokens: Tokens) -> list[Truth | None]:
+    """What is true of every token, None where masked."""
+    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.keep, tokens.sequence)
+    return truths(case.rule, *(c.tolist() for c in columns))
+
+
+def check(got: Tensor, want: list[float], scale: list[float], truth: list[Truth], dtype: torch.dtype) -> None:
+    """Require |got - want| <= tolerance * scale, or underflow, of every token that is not at an edge."""
+    for i, t in enumerate(truth):
+        if t.margin > EDGE[dtype]:
+            value, allowed = got[i].item(), TOLERANCE[dtype] * scale[i] + UNDERFLOW[dtype]
+            assert abs(value - want[i]) <= allowed, f"token {i}: {value!r}, not {want[i]!r}; {t}"
+
+
+def check_gradient_and_weight(case: Case, tokens: Tokens) -> None:
+    """Require the gradient and the gradient weight of every kept token, in the tokens' own precision."""
+    dtype, kept, truth = tokens.logp.dtype, tokens.keep, [t for t in of(case, tokens) if t]
+    slope, weight = gradient(case.objective, tokens)[kept], gradient_weight(case.objective, tokens)[kept]
+    check(slope, [t.gradient for t in truth], [t.scale for t in truth], truth, dtype)
+    check(weight, [t.weight for t in truth], [t.weight_scale for t in truth], truth, dtype)
+
+
+def draw_probabilities(make: random.Random) -> tuple[float, float]:
+    """log pi and log mu of one token, from one of the places where something happens."""
+    mu, anywhere = make.uniform(0.01, 0.99), (-14 * make.random(), -14 * make.random())
+    tiny = -(2.0 ** -make.randint(5, 20))
+    return make.choice(
+        [
+            (math.log(min(max(mu + make.uniform(-0.3, 0.3), 0.003), 1.0)), math.log(mu)),  # about the edge of a region
+            (min(math.log(mu) + make.uniform(-0.5, 0.5), 0.0), math.log(mu)),  # about a clip
+            (min(math.log(mu) + make.gauss(0, 0.01), 0.0), math.log(mu)),  # nearly on-policy
+            (math.log(mu), math.log(mu)),  # on-policy
+            (min(anywhere[1] + make.uniform(0, 5), 0.0), anywhere[1]),  # much likelier than it was
+            anywhere,
+            (tiny, anywhere[1]),  # pi, or mu, or both nearly or quite 1
+            (anywhere[0], tiny * make.randint(0, 1)),
+            (tiny * make.randint(0, 1), -(2.0 ** -make.randint(5, 20))),
+        ]
+    )
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Tokens:
+    """24 tokens of three interleaved, partly masked sequences in float64; float32 holds every number exactly.
+
+    Only the seed is hypothesis's: failures name the token, so there is nothing to gain from shrinking a batch.
+    """
+    make = random.Random(draw(st.integers(0, 2**32)))
+    rows = [
+        (
+            *draw_probabilities(make),
+            make.choice([0.0, *(sign * make.uniform(0.05, 3) for sign in (1, -1, 1, -1, 1, -1))]),
+            make.random() < 0.8,
+            make.randint(0, 2),
+        )
+        for _ in range(24)
+    ]
+    tokens = make_tokens(*(list(column) for column in zip(*rows, strict=True)))
+    return cast(cast(tokens, torch.float32), torch.float64)
+
+
+def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
+    """The same tokens, their floating tensors in `dtype`."""
+    return dataclasses.replace(
+        tokens,
+        logp=tokens.logp.to(dtype),
+        behavior_logp=tokens.behavior_logp.to(dtype),
+        advantage=tokens.advantage.to(dtype),
+    )
+
+
+# ------------------------------------------------------------------------------------------- the value and its slope
+
+
+@each_case
+@each_precision
+@given(tokens=batches())
+def test_gradient_and_weight_are_the_printed_formula(case: Case, dtype: torch.dtype, tokens: Tokens) -> None:
+    tokens = cast(tokens, dtype)
+    check_gradient_and_weight(case, tokens)
+    slope, weight = gradient(case.objective, tokens), gradient_weight(case.objective, tokens)
+    assert slope.dtype == dtype
+    assert not slope.requires_grad
+    assert not weight.requires_grad
+    assert (slope[~tokens.keep] == 0).all()
+    assert (weight[~tokens.keep | (tokens.advantage == 0)] == 1).all()
+
+
+@each_case
+@given(tokens=batches())
+def test_loss_is_the_printed_formula(case: Case, tokens: Tokens) -> None:
+    tokens = take(tokens, tokens.keep.nonzero()[:, 0])
+    loss, truth = case.objective(tokens).loss, [t for t in of(case, tokens) if t]
+    assert loss.shape == tokens.logp.shape
+    check(loss, [t.loss for t in truth], [t.scale + abs(t.loss) for t in truth], truth, torch.float64)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=lambda c: c.spelling)
+def test_gradient_is_the_finite_difference_of_the_loss(case: Case) -> None:
+    """The loss's value and its slope are written separately; this holds them together."""
+    tokens, step = random_tokens([3, 5, 1, 4], seed=1), 1e-6
+    weight = torch.ones_like(tokens.logp)
+    slope = gradient(case.objective, tokens)
+    for i, truth in enumerate(of(case, tokens)):
+        if truth is None:
+            continue
+        assert truth.margin > 1e-4, "the batch must keep clear of every jump"
+        bump = torch.zeros_like(tokens.logp)
+        bump[i] = step
+        up, down = (
+            total(case.objective, dataclasses.replace(tokens, logp=tokens.logp + sign * bump), weight)
+            for sign in (1, -1)
+        )
+        assert ((up - down) / (2 * step)).item() == pytest.approx(slope[i].item(), rel=1e-6, abs=1e-7 * truth.scale)
+
+
+@each_objective
+def test_on_policy_is_reinforce(objective: Objective) -> None:
+    """Where pi = mu every method is REINFORCE, except the k1 penalty, whose pull does not vanish there."""
+    tokens = random_tokens([2, 3, 4], spread=0.0)
+    want = -tokens.advantage
+    if objective == DivergencePenalty("k1", 0.5):
+        want = want - 0.5 * tokens.advantage.abs()
+    assert torch.equal(gradient(objective, tokens), torch.where(tokens.keep, want, 0))
+
+
+GRID = torch.linspace(-30.0, 0.0, 31, dtype=torch.float64)
+
+
+@each_objective
+def test_zero_advantage_has_exactly_zero_gradient(objective: Objective) -> None:
+    logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(GRID, GRID, indexing="ij"))
+    n = len(logp)
+    tokens = Tokens(logp, behavior_logp, torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n))
+    slope = gradient(objective, tokens)
+    assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == (objective != MOVES_AT_ZERO_ADVANTAGE)
+    assert torch.isfinite(slope).all()
+    assert (gradient_weight(objective, tokens) == 1).all()
+
+
+# -------------------------------------------------------------------------------------------------- shape of the region
+
+QUADRANTS = [(1.0, 0.55), (1.0, 0.25), (-1.0, 0.55), (-1.0, 0.25)]  # sign(A) and pi, around mu = 0.4: D = 0.15, -0.15
+RATIO_SHIFT = 0.375  # r - 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        (DRPO(0.2), (0.25, 1.75, 1.75, 0.25)),
+        (DRPO(0.1), (-0.5, 2.5, 2.5, -0.5)),
+        (DRPO(12.5), (0.988, 1.012, 1.012, 0.988)),
+        (DRPO(0.5, power=1.0), (0.25, 1.75, 1.75, 0.25)),
+        (DRPO(0.3 / math.sqrt(0.4), power=0.5), (0.5, 1.5, 1.5, 0.5)),
+        (DRPO(0.1, outside=0.2), (1.0, 1.0, 1.0, 1.0)),
+        (DRPO(0.1, outside=0.14), (-0.5, 2.5, 2.5, -0.5)),
+        (SPO(0.5), (0.25, 1.75, 1.75, 0.25)),
+        (PPOClip(0.2, 0.2), (0.0, 1.0, 1.0, 0.0)),
+        (PPOClip(0.2, 0.5), (1.0, 1.0, 1.0, 0.0)),
+        (PPOClip(0.5, 0.2), (0.0, 1.0, 1.0, 1.0)),
+        (PPOClip(0.2, 0.5, dual=1.25), (1.0, 1.0, 0.0, 0.0)),
+        (GSPO(0.2, 0.5), (1.0, 1.0, 1.0, 0.0)),
+        (DPPO(0.1), (0.0, 1.0, 1.0, 0.0)),
+        (DPPO(0.1, 0.2), (1.0, 1.0, 1.0, 0.0)),
+        (DPPO(0.2, 0.1), (0.0, 1.0, 1.0, 1.0)),
+        (DPPO(0.02, 0.06, divergence="kl"), (1.0, 1.0, 1.0, 0.0)),
+        (DPPO(0.06, 0.02, divergence="kl"), (0.0, 1.0, 1.0, 1.0)),
+        (DPPO(0.2, max_ratio=1.1), (1.1 / 1.375, 1.0, 1.1 / 1.375, 1.0)),
+        (SymmetricMask(0.1), (0.0, 0.0, 0.0, 0.0)),
+        (SymmetricMask(0.2), (1.0, 1.0, 1.0, 1.0)),
+        (SymmetricMask(0.05, "kl"), (1.0, 0.0, 1.0, 0.0)),
+        (CISPO(0.2, 0.28), (1.28 / 1.375, 0.8 / 0.625, 1.28 / 1.375, 0.8 / 0.625)),
+        (ImportanceSampling(1.1), (1.1 / 1.375, 1.0, 1.1 / 1.375, 1.0)),
+        (DivergencePenalty("tv", 0.5), (0.75, 1.25, 1.25, 0.75)),
+        (DivergencePenalty("k3", 0.5), (1 - 0.1875 / 1.375, 1.3, 1 + 0.1875 / 1.375, 0.7)),
+        (DivergencePenalty("k1", 0.5), (1 + 0.5 / 1.375, 1 + 0.5 / 0.625, 1 - 0.5 / 1.375, 1 - 0.5 / 0.625)),
+    ],
+    ids=str,
+)
+def test_weight_in_each_quadrant_of_advantage_and_ratio(objective: Objective, weights: tuple[float, ...]) -> None:
+    """Closed forms by hand at mu = 0.4: KL is 0.0459 at pi = 0.55 and 0.0541 at pi = 0.25."""
+    got = [gradient_weight(objective, probable(pi, 0.4, a)).item() for a, pi in QUADRANTS]
+    assert got == pytest.approx(weights, rel=1e-12, abs=1e-12)
+
+
+@given(
+    mu=st.floats(1e-6, 1.0 - 1e-6),
+    delta=st.floats(1e-3, 1.0),
+    power=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    up=st.booleans(),
+)
+def test_drpo_weight_is_zero_on_the_boundary_and_turns_round_beyond(
+    mu: float, delta: float, power: float, up: bool
+) -> None:
+    sign = 1 if up else -1
+    pi, beyond = (mu + sign * delta * mu**power * x for x in (1, 1.001))
+    assume(0 < beyond < 1)
+    objective = DRPO(delta, power=power)
+    assert gradient_weight(objective, probable(pi, mu, sign)).item() == pytest.approx(0, abs=1e-9)
+    assert gradient_weight(objective, probable(beyond, mu, sign)).item() < 0
+    assert gradient_weight(objective, probable(beyond, mu, -sign)).item() > 1
+
+
+@given(tokens=batches(), delta=st.floats(0.05, 20.0))
+def test_drpo_weight_is_bounded(tokens: Tokens, delta: float) -> None:
+    weight = gradient_weight(DRPO(delta), tokens)
+    assert ((weight - 1).abs() <= 1 / delta + 1e-12).all()
+
+
+@given(tokens=batches(), delta=st.floats(0.05, 0.95))
+def test_drpo_pulls_back_exactly_what_dppo_drops(tokens: Tokens, delta: float) -> None:
+    moved = (tokens.logp.exp() - tokens.behavior_logp.exp()).abs()
+    assume(((moved - delta).abs() > 1e-9).all())
+    pulled_back, kept = gradient_weight(DRPO(delta), tokens) < 0, gradient(DPPO(delta), tokens) != 0
+    counted = tokens.keep & (tokens.advantage != 0)
+    assert torch.equal(pulled_back[counted], ~kept[counted])
+
+
+@given(tokens=batches(), radius=st.floats(0.05, 20.0))
+def test_spo_is_drpo_of_power_one(tokens: Tokens, radius: float) -> None:
+    one, other = gradient(SPO(radius), tokens), gradient(DRPO(radius, power=1.0), tokens)
+    assert torch.allclose(one, other, rtol=1e-8, atol=0)
+
+
+@each_case
+def test_extreme_ratios_stay_finite_and_exact_in_float32(case: Case) -> None:
+    """Log-ratios from -40 to 40, and of 100 where mu underflows; the likelier of pi and mu at e^-0.5, e^-5, e^-30."""
+    log_ratio = [*(float(k) for k in range(-40, 41)), 100.0]
+    columns: list[tuple[float, float, float]] = []
+    for top in (-0.5, -5.0, -30.0):
+        for a in (1.5, -1.5):
+            columns += [(top + min(k, 0), top - max(k, 0), a) for k in log_ratio]
+    logp, behavior_logp, advantage = (list(c) for c in zip(*columns, strict=True))
+    tokens = make_tokens(logp, behavior_logp, advantage, dtype=torch.float32)
+    check_gradient_and_weight(case, tokens)
+    assert torch.isfinite(case.objective(tokens).loss).all()
+
+
+@pytest.mark.parametrize("mu", [1e-12, 0.5, 1 - 1e-7, 1.0])
+@pytest.mark.parametrize("pi", [3e-12, 1e-6, 0.25, 0.75, 1 - 3e-7, 1 - 1e-10])
+@each_precision
+def test_binary_kl_at_the_ends_of_the_interval(mu: float, pi: float, dtype: torch.dtype) -> None:
+    """The mask flips within 1e-4 of the divergence that 50 digits give."""
+    tokens = make_tokens([math.log1p(pi - 1)], [math.log1p(mu - 1)], [1.0 if pi > mu else -1.0], dtype=dtype)
+    if pi > 0.9:
+        tokens.logp[0] = math.log1p(-(1 - pi))
+    far = float(reference.binary_kl(*(reference.mp.mpf(x.item()) for x in (tokens.behavior_logp, tokens.logp))))
+    for objective in (lambda d: SymmetricMask(d, "kl"), lambda d: DPPO(d, divergence="kl")):
+        assert gradient(objective(far * (1 + 1e-4)), tokens).item() != 0
+        assert gradient(objective(far * (1 - 1e-4)), tokens).item() == 0
+
+
+# ------------------------------------------------------------------------------------------------------ golden vectors
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "objectives.json").read_text())
+GOLDEN_NAMES = {
+    "DRPO": (DRPO, reference.drpo),
+    "SPO": (SPO, reference.spo),
+    "DPPO": (DPPO, reference.dppo),
+    "DPPO(verl)": (DPPO, reference.dppo),
+    "PPOClip": (PPOClip, reference.ppo_clip),
+    "CISPO": (CISPO, reference.cispo),
+    "SAPO": (SAPO, reference.sapo),
+    "GSPO": (GSPO, reference.gspo),
+}
+SHORT = {"delta_low": "low", "delta_high": "high"}
+
+
+def golden_cases() -> list[tuple[Case, Tokens, Tensor, list[float] | None]]:
+    """Every golden entry: the objective and its formula, the inputs, the gradients, the losses where it has them."""
+    cases = []
+    for data in GOLDEN:
+        columns = (data[k] for k in ("logp", "behavior_logp", "advantage", "keep", "sequence"))
+        tokens = make_tokens(*columns)
+        for entry in data["results"]:
+            make, rule = GOLDEN_NAMES[entry["objective"]]
+            params = entry["params"]
+            objective = make(**params)
+            formula = rule(
+                **{SHORT.get(name, name): value for name, value in params.items()} if make is DPPO else params
+            )
+            case = Case(f"{data['seed']}: {entry['source']}: {objective!r}", objective, formula)
+            cases.append((case, tokens, torch.tensor(entry["grad"], dtype=torch.float64), entry.get("loss")))
+    return cases
+
+
+GOLDEN_CASES = golden_cases()
+each_golden = pytest.mark.parametrize(
+    ("case", "tokens", "grad", "loss"), GOLDEN_CASES, ids=[c.spelling for c, *_ in GOLDEN_CASES]
+)
+
+
+@each_golden
+def test_golden_vectors(case: Case, tokens: Tokens, grad: Tensor, loss: list[float] | None) -> None:
+    """The methods' authors' own programs, in float64: within 1e-9, and within 1e-5 of them in float32."""
+    kept, truth = tokens.keep, [t for t in of(case, tokens) if t]
+    want, scale = grad[kept].tolist(), [t.scale for t in truth]
+    assert len(want) >= 30
+    assert min(t.margin for t in truth) > 1e-4
+    check(torch.tensor([t.gradient for t in truth], dtype=torch.float64), want, scale, truth, torch.float64)
+    for dtype in (torch.float64, torch.float32):
+        check(gradient(case.objective, cast(tokens, dtype))[kept], want, scale, truth, dtype)
+    if loss is not None:
+        want_loss, size = torch.tensor(loss, dtype=torch.float64)[kept].tolist(), [t.scale + abs(t.loss) for t in truth]
+        check(case.objective(tokens).loss[kept], want_loss, size, truth, torch.float64)
+
+
+# --------------------------------------------------------------------------------------------- masks, splits, shuffles
+
+HOSTILE = [
+    (0.0, -200.0, 1.0),
+    (-200.0, 0.0, -1.0),
+    (math.nan, -1.0, 1.0),
+    (-1.0, math.nan, 1.0),
+    (math.inf, -math.inf, 1.0),
+    (-math.inf, math.inf, math.nan),
+    (-1.0, -1.0, math.inf),
+]
+
+
+def with_hostile_slots(tokens: Tokens) -> tuple[Tokens, Tensor]:
+    """The tokens with masked garbage before and between them; and where the old ones now stand."""
+    n, k = len(tokens.logp), len(HOSTILE)
+    place = torch.arange(n) * 2 + 1
+    size = 2 * n + k
+    rows = torch.tensor([HOSTILE[i % k] for i in range(size)], dtype=torch.float64)
+    out = Tokens(
+        *(rows[:, j].clone() for j in range(3)), torch.zeros(size).bool(), torch.arange(size) % (len(tokens.logp) + 1)
+    )
+    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
+        getattr(out, f)[place] = getattr(tokens, f)
+    return out, place
+
+
+def backward(objective: Objective, tokens: Tokens, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The total and its gradient with respect to logp."""
+    logp = tokens.logp.clone().requires_grad_()
+    loss = total(objective, dataclasses.replace(tokens, logp=logp), weight)
+    loss.backward()
+    assert logp.grad is not None
+    return loss.detach(), logp.grad
+
+
+@each_objective
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "horizon(9)"])
+def test_masked_token_is_a_removed_token(objective: Objective, reduction: str) -> None:
+    """To the bit, whatever stands in the masked slots, and whether or not the gradient is asked for."""
+    weigh = reductions.parse(reduction)
+    tokens = random_tokens([4, 1, 6, 3], seed=2)
+    kept = take(tokens, tokens.keep.nonzero()[:, 0])
+    masked, place = with_hostile_slots(tokens)
+    loss, slope = backward(objective, kept, weigh(kept.keep, kept.sequence))
+    other_loss, other_slope = backward(objective, masked, weigh(masked.keep, masked.sequence))
+    assert torch.isfinite(loss)
+    assert torch.isfinite(slope).all()
+    assert loss != 0
+    assert torch.equal(other_loss, loss)
+    assert torch.equal(other_slope[masked.keep], slope)
+    assert (other_slope[~masked.keep] == 0).all()
+    assert torch.equal(gradient(objective, masked)[place[tokens.keep]], gradient(objective, kept))
+
+
+@each_objective
+def test_fully_masked_part_backpropagates_zero(objective: Objective) -> None:
+    masked, _ = with_hostile_slots(take(random_tokens([3]), torch.tensor([], dtype=torch.int64)))
+    weight = reductions.token_mean(masked.keep, masked.sequence)
+    loss, slope = backward(objective, masked, weight)
+    assert loss == 0
+    assert (slope == 0).all()
+    assert (gradient_weight(objective, masked) == 1).all()
+
+
+@each_objective
+def test_loss_of_ordinary_masked_slots_is_finite(objective: Objective) -> None:
+    """For a caller who multiplies by a mask of his own instead of using `total`."""
+    tokens = random_tokens([3, 2])
+    tokens = dataclasses.replace(tokens, keep=tokens.keep & (tokens.sequence == 0))
+    assert torch.isfinite(objective(tokens).loss).all()
+
+
+LENGTHS = [4, 1, 6, 3, 2, 7, 1, 5]
+SPLITS = {"1x8": [1] * 8, "2x4": [4, 4], "3+5": [3, 5]}
+REDUCTIONS = ["token_mean", "sequence_mean", "horizon(9)"]
+
+
+def split_gradient(objective: Objective, tokens: Tokens, weight: Tensor, split: list[int]) -> Tensor:
+    """The gradient, part by part, of the batch's first sequences, then the next ones, ..."""
+    slope, first = torch.full_like(tokens.logp, math.nan), 0
+    for n in split:
+        index = ((tokens.sequence >= first) & (tokens.sequence < first + n)).nonzero()[:, 0]
+        slope[index] = backward(objective, take(tokens, index), weight[index])[1]
+        first += n
+    return slope
+
+
+@each_objective
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradient_does_not_depend_on_the_split_or_the_order(objective: Objective, reduction: str) -> None:
+    """With weights fixed over the whole batch. Sums over ranks are not covered here."""
+    tokens = random_tokens(LENGTHS, seed=3)
+    weight = reductions.parse(reduction)(tokens.keep, tokens.sequence)
+    whole = backward(objective, tokens, weight)[1]
+    assert whole.abs().max() > 1e-3
+    for split in SPLITS.values():
+        assert torch.allclose(split_gradient(objective, tokens, weight, split), whole, rtol=0, atol=1e-10)
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(4))
+    shuffled = take(tokens, order)
+    again = reductions.parse(reduction)(shuffled.keep, shuffled.sequence)
+    assert torch.allclose(backward(objective, shuffled, again)[1], whole[order], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_weights_recomputed_for_each_part_are_another_loss(reduction: str) -> None:
+    """The negative control: the mean over parts of each part's own mean, as gradient accumulation is often written."""
+    tokens, objective, weigh = random_tokens(LENGTHS, seed=3), DRPO(0.2), reductions.parse(reduction)
+    whole = backward(objective, tokens, weigh(tokens.keep, tokens.sequence))[1]
+    weight = torch.empty_like(tokens.logp)
+    for part in (tokens.sequence < 3, tokens.sequence >= 3):
+        weight[part] = weigh(tokens.keep[part], tokens.sequence[part]).double() / 2
+    careless = split_gradient(objective, tokens, weight, SPLITS["3+5"])
+    assert (careless - whole).abs().max() > 1e-3
+
+
+# -------------------------------------------------------------------------------------------- inputs, precision, flow
+
+
+@each_objective
+def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective: Objective) -> None:
+    tokens = random_tokens([3, 4])
+    leaves = [t.clone().requires_grad_() for t in (tokens.logp, tokens.behavior_logp, tokens.advantage)]
+    live = Tokens(leaves[0], leaves[1], leaves[2], tokens.keep.clone(), tokens.sequence.clone())
+    total(objective, live, torch.ones_like(tokens.logp)).backward()
+    gradient(objective, live)
+    gradient_weight(objective, live)
+    assert live.logp.grad is not None
+    assert live.logp.grad.abs().max() > 0
+    for other in (live.behavior_logp, live.advantage):
+        assert other.grad is None or (other.grad == 0).all()
+    for name in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
+        assert torch.equal(getattr(live, name), getattr(tokens, name))
+        assert getattr(live, name)._version == 0
+
+
+@each_objective
+def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> None:
+    """Tensors without data: an `.item()`, or a shape that depends on the data, would raise."""
+    number = torch.empty(5, device="meta")
+    assert objective(Tokens(number, number, number, number.bool(), number.long())).loss.shape == (5,)
+
+
+@each_case
+def test_bfloat16_inputs_are_widened_before_any_arithmetic(case: Case) -> None:
+    """The only error is the rounding of the result; arithmetic in bfloat16 would put many tokens on the wrong side."""
+    grid = -torch.logspace(-3, 1, 24)
+    logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(grid, grid, indexing="ij"))
+    n = len(logp)
+    advantage = torch.ones(n)
+    advantage[::2] = -1
+    tokens = cast(Tokens(logp, behavior_logp, advantage, torch.ones(n).bool(), torch.arange(n)), torch.bfloat16)
+    slope = gradient(case.objective, tokens)
+    assert slope.dtype == torch.bfloat16
+    assert case.objective(tokens).loss.dtype == torch.float32
+    wrong = [
+        (t, got)
+        for t, got in zip(of(case, tokens), slope.tolist(), strict=True)
+        if t and t.margin > 1e-4 and abs(got - t.gradient) > 2**-8 * t.scale + UNDERFLOW[torch.bfloat16]
+    ]
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------- spelling, equality, parameters
+
+
+@each_case
+def test_spelling_round_trip(case: Case) -> None:
+    assert parse(case.spelling) == case.objective
+    assert parse(spell(case.objective)) == case.objective
+    assert type(parse(case.spelling)) is type(case.objective)
+
+
+positive = st.floats(1e-6, 1e3)
+objectives = st.one_of(
+    st.builds(ImportanceSampling, st.none() | positive),
+    st.builds(PPOClip, st.floats(0, 1), st.floats(0, 10), st.none() | st.floats(1.001, 10)),
+    st.builds(SPO, positive),
+    st.builds(DPPO, positive, st.none() | positive, st.sampled_from(["tv", "kl"]), positive),
+    st.builds(DRPO, positive, st.floats(0, 1), st.none() | st.floats(0, 1), st.booleans()),
+    st.builds(CISPO, st.floats(0, 1), st.floats(0, 10)),
+    st.builds(GSPO, st.floats(0, 1), st.floats(0, 10)),
+    st.builds(SAPO, positive, positive),
+    st.builds(SymmetricMask, positive, st.sampled_from(["tv", "kl"])),
+    st.builds(DivergencePenalty, st.sampled_from(["tv", "k1", "k3"]), positive),
+)
+
+
+@given(objectives)
+def test_spelling_keeps_every_parameter(objective: Objective) -> None:
+    again = parse(spell(objective))
+    assert again == objective
+    assert hash(again) == hash(objective)
+    assert repr(again) == repr(objective)
+
+
+class OwnObjective:
+    """A user's objective: nothing but a callable of the right shape, imported by its name."""
+
+    tokenwise = True
+    needs: frozenset[str] = frozenset()
+    floor = 0.0
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        return TokenLoss(-(tokens.advantage + self.floor) * tokens.logp)
+
+
+OWN = OwnObjective()
+
+
+def test_own_objective_needs_no_registration() -> None:
+    assert parse(f"{__name__}:OWN") is OWN
+    assert isinstance(OWN, Objective)
+    tokens = random_tokens([3])
+    assert torch.equal(gradient(OWN, tokens), torch.where(tokens.keep, -tokens.advantage, 0))
+    assert vanishes_at_zero_advantage(OWN)
+    restless = OwnObjective()
+    restless.floor = 1e-3
+    assert not vanishes_at_zero_advantage(restless)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dropo(0.2)", "did you mean 'drpo'"),
+        ("dpo(0.2)", "did you mean"),
+        ("grpo(0.2)", "did you mean"),
+        ("zzz", "known: .*drpo.*penalty"),
+        ("drpo(0.2, detla=1)", "detla"),
+        ("drpo(-1)", "delta"),
+        ("drpo(0.2", "form"),
+        ("drpo(__import__('os'))", "form"),
+        ("drpo(0.1 + 0.1)", "form"),
+        ("penalty('k2', 1)", "kind"),
+        ("", "form"),
+    ],
+)
+def test_parse_refuses(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "wrong"),
+    [
+        (ImportanceSampling, "max_ratio", (0, -1, math.nan, math.inf)),
+        (PPOClip, "low", (-0.1, 1.1, math.nan)),
+        (PPOClip, "high", (-0.1, math.nan, math.inf)),
+        (PPOClip, "dual", (1, 0.5, math.nan)),
+        (SPO, "epsilon", (0, -1, math.nan, math.inf, "0.2", None)),
+        (DPPO, "delta_low", (0, -1, math.nan)),
+        (DPPO, "delta_high", (0, -1, math.nan)),
+        (DPPO, "divergence", ("js", "", None)),
+        (DPPO, "max_ratio", (0, math.nan)),
+        (DRPO, "delta", (0, -0.2, math.nan, math.inf, True)),
+        (DRPO, "power", (-0.1, 1.1, math.nan)),
+        (DRPO, "outside", (-0.1, math.nan)),
+        (CISPO, "low", (-0.1, 1.1, math.nan)),
+        (CISPO, "high", (-0.1, math.nan)),
+        (GSPO, "low", (-0.1, 1.1, math.nan)),
+        (GSPO, "high", (-0.1, math.nan)),
+        (SAPO, "tau_positive", (0, -1, math.nan)),
+        (SAPO, "tau_negative", (0, -1, math.nan)),
+        (SymmetricMask, "delta", (0, -1, math.nan)),
+        (SymmetricMask, "divergence", ("js",)),
+        (DivergencePenalty, "kind", ("k2", "")),
+        (DivergencePenalty, "coefficient", (-1, math.nan)),
+    ],
+)
+def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple[object, ...]) -> None:
+    needed = {SPO: {"epsilon": 0.2}, SymmetricMask: {"delta": 0.2}, DivergencePenalty: {"kind": "k3", "coefficient": 1}}
+    for value in wrong:
+        with pytest.raises(ValueError, match=field):
+            make(**{**needed.get(make, {}), field: value})
+
+
+@each_objective
+def test_objective_is_a_frozen_value(objective: Objective) -> None:
+    again = copy.deepcopy(objective)
+    assert again == objective
+    assert hash(again) == hash(objective)
+    assert len({again, objective}) == 1
+    assert eval(repr(objective)) == objective
+    assert isinstance(objective, Objective)
+    assert isinstance(objective.needs, frozenset)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        objective.delta = 1.0  # type: ignore[misc]
+    assert sum(objective == c.objective for c in CASES) == 1
+
+
+def test_only_gspo_looks_at_the_sequence() -> None:
+    """`tokenwise` says whether a token's loss depends on the rest of its sequence; here is whether it does."""
+    tokens = random_tokens([6], masked=0.0)
+    moved = dataclasses.replace(tokens, logp=tokens.logp.clone())
+    moved.logp[0] -= 0.1
+    for case in CASES:
+        alone = torch.equal(gradient(case.objective, tokens)[1:], gradient(case.objective, moved)[1:])
+        assert case.objective.tokenwise == alone == (not isinstance(case.objective, GSPO)), case.spelling

@@ -1,0 +1,357 @@
+import json
+import os
+import pickle
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import naughty_rewards
+import unimportable_reward
+from drpo.errors import InputError
+from drpo.rewards import TABLE, Mark, RewardPool, exact_number, in_process, math_verify
+from drpo.rewards.gym import GymScore, make_dataset
+from drpo.spelling import format_call, parse_any
+from drpo.types import Problem
+
+DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+QUESTION = Problem("7", "question", "0")
+
+
+def problem(answer):
+    return Problem("7", "question", answer)
+
+
+# ---- exact_number ----
+
+NUMBERS = st.decimals(-(10**12), 10**12, places=4) | st.integers(-(10**24), 10**24).map(Decimal)
+
+
+def spelled(number, commas, dollar):
+    text = f"{abs(number):{',' if commas else ''}f}"
+    return ("-" if number.is_signed() and number else "") + ("$" if dollar else "") + text
+
+
+@given(NUMBERS, st.booleans(), st.booleans(), st.sampled_from(["", ".", " dollars", "\n", "}", "$", "**", "%"]))
+def test_exact_number_finds_the_last_number_however_it_is_written(number, commas, dollar, after):
+    text = f"First 3-4 = -1, then 17. So: {spelled(number, commas, dollar)}{after}"
+    assert exact_number(problem(f"{number:f}"), text) == 1.0
+    assert exact_number(problem(spelled(number, commas, dollar)), f"{number:f}") == 1.0
+    assert exact_number(problem(f"{number + 1:f}"), text) == 0.0
+    assert exact_number(problem(f"{-number:f}"), text) == float(number == 0)
+
+
+@given(st.integers(10**17, 10**40))
+def test_exact_number_does_not_round(number):
+    assert exact_number(problem(str(number)), str(number + 1)) == 0.0
+    assert exact_number(problem(str(number)), f"{number}.0") == 1.0
+
+
+@given(st.text())
+def test_exact_number_marks_any_text(text):
+    score = exact_number(problem("5"), text)
+    assert score in (0.0, 1.0)
+    assert score == 0.0 or "5" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("3-4", "4"),
+        ("x-4", "4"),
+        ("(3)-4", "4"),
+        ("\\frac{1}{2}-4", "4"),
+        ("3 - 4", "4"),
+        ("x = -4", "-4"),
+        ("(-4)", "-4"),
+        ("\u22124", "-4"),
+        ("-$4", "-4"),
+        ("$-4$", "-4"),
+        ("-\\$4", "-4"),
+        ("It is 5.", "5"),
+        ("It is 5.0.", "5"),
+        ("007", "7"),
+        ("336^\\circ", "336"),
+        ("12,345", "12345"),
+        ("1{,}234", "1234"),
+        ("1,\\!234", "1234"),
+        ("1,23", "23"),
+        ("1,2345", "2345"),
+        (".5", "0.5"),
+        ("1e-05", "0.00001"),
+        ("2.5E3", "2500"),
+        ("25em", "25"),
+        ("9" * 5000, "9" * 5000),
+    ],
+)
+def test_exact_number_reads(text, last):
+    assert exact_number(problem(last), text) == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "none", "-", "$", ".", ",", "four", "\u0664"])
+def test_exact_number_without_a_number_is_wrong(text):
+    assert exact_number(problem("4"), text) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["336^\\circ", "336^{\\circ}", " 336\u00b0", "$336$", "336\\%", "336.00"])
+def test_exact_number_accepts_answers_as_data_sets_write_them(answer):
+    assert exact_number(problem(answer), "336") == 1.0
+
+
+@pytest.mark.parametrize("answer", ["", "x", "3 4", "5%5", "1/2", "3-4", "18 dollars", "(1, 2)"])
+def test_exact_number_refuses_an_answer_that_is_not_a_number(answer):
+    with pytest.raises(
+        InputError, match=re.escape(f"problem '7': exact_number needs a number as the answer, not {answer!r}")
+    ):
+        exact_number(problem(answer), "3")
+
+
+def test_exact_number_is_linear_in_a_hostile_text():
+    for text in ("1" * 10**6, "1," * 500_000, "-$" * 500_000, "1,234" * 200_000 + ",1", "1e" * 500_000):
+        start = time.perf_counter()
+        exact_number(problem("5"), text)
+        assert time.perf_counter() - start < 3
+
+
+# ---- math_verify ----
+
+
+def golds(name):
+    file = DATA / name / "test.jsonl"
+    if not file.exists():
+        pytest.skip(f"{file} is not there; set DRPO_SHARED to the folder that holds data/")
+    return [str(json.loads(line)["answer"]) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["aime24", "aime25", "amc23", "math500"])
+def test_math_verify_on_real_answers(name):
+    for answer in golds(name)[:200]:
+        assert math_verify(problem(answer), f"So it is\n\\boxed{{{answer}}}.") == 1.0
+        assert math_verify(problem(answer), "") == 0.0
+        assert math_verify(problem(answer), "\\boxed{-98765432.1}") == 0.0
+
+
+@pytest.mark.parametrize("name", ["aime24", "aime25", "amc23"])
+def test_math_verify_agrees_with_exact_number_on_numeric_answers(name):
+    answers = golds(name)
+    for answer in answers:
+        for other in answers[:10]:
+            text = f"\\boxed{{{other}}}"
+            assert math_verify(problem(answer), text) == exact_number(problem(answer), text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "score"),
+    [
+        ("\\frac{1}{2}", "\\boxed{0.5}", 1.0),
+        ("1,080", "\\boxed{1080}", 1.0),
+        ("27.0", "It makes $27$.", 1.0),
+        ("025", "\\boxed{25}", 1.0),
+        ("336^\\circ", "\\boxed{336}", 1.0),
+        ("-4", "\\boxed{4}", 0.0),
+        ("5", "The final answer is $4$. \\boxed{5}", 1.0),
+        ("4", "The final answer is $4$. \\boxed{5}", 0.0),
+        ("5", "\\boxed{4}" + " no, wrong." * 10 + " \\boxed{5}", 1.0),
+        ("4", "\\boxed{4}" + " no, wrong." * 10 + " \\boxed{5}", 0.0),
+        ("\\{4, 5\\}", "\\boxed{4} and \\boxed{5}", 1.0),
+        ("5", "\\boxed{", 0.0),
+    ],
+)
+def test_math_verify_prefers_the_last_box_and_compares_by_value(answer, text, score):
+    assert math_verify(problem(answer), text) == score
+
+
+def test_math_verify_works_off_the_main_thread():
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(math_verify, problem("\\frac{1}{2}"), "\\boxed{0.5}").result() == 1.0
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_math_verify_refuses_an_answer_that_it_cannot_read(answer):
+    with pytest.raises(InputError, match="problem '7': math-verify cannot read the answer"):
+        math_verify(problem(answer), "\\boxed{1}")
+
+
+# ---- a reasoning-gym scorer ----
+
+
+def test_gym_score_reads_the_answer_tags_or_the_whole_text():
+    entry = {"question": "?", "answer": "12", "metadata": {}}
+    score, asked = GymScore("basic_arithmetic"), Problem("0", "?", "12", data=entry)
+    assert score(asked, "<think>13</think> <answer>11</answer> no: <answer> 12 </answer> and 99") == 1.0
+    assert score(asked, " 12\n") == 1.0
+    assert score(asked, "<answer>13</answer>") == 0.0
+
+
+def test_gym_score_marks_a_text_that_its_scorer_chokes_on_as_wrong_and_reports_a_broken_entry():
+    entry = make_dataset("prime_factorization", {}, seed=0, size=1)[0]
+    score = GymScore("prime_factorization")
+    assert score(Problem("0", "?", "", data=entry), "banana") == 0.0
+    with pytest.raises(KeyError):
+        score(Problem("0", "?", "", data={}), "banana")
+
+
+def test_gym_score_travels_without_its_dataset():
+    score = GymScore("basic_arithmetic", {"min_terms": 2})
+    small = len(pickle.dumps(score))
+    score(Problem("0", "?", "12", data={"answer": "12", "metadata": {}}), "12")
+    assert len(pickle.dumps(score)) == small
+    assert pickle.loads(pickle.dumps(score)) == score
+
+
+# ---- the pool ----
+
+OUTCOMES = {
+    "raise": (None, "ValueError: bad news"),
+    "unspeakable": (None, "Unspeakable"),
+    "sys.exit": (None, "SystemExit: 2"),
+    "os._exit": (None, "the reward process died (exit status 3)"),
+    "abort": (None, "the reward process died (exit status -6)"),
+    "hang": (None, "timed out after 1 s"),
+    "hang in C": (None, "timed out after 1 s"),
+    "none": (None, None),
+    "nan": (None, "returned nan"),
+    "inf": (None, "returned -inf"),
+    "string": (None, "returned 'yes' (str), not a number"),
+    "list": (None, "returned [1.0] (list), not a number"),
+    "complex": (None, "returned 1j (complex), not a number"),
+    "true": (1.0, None),
+    "int": (3.0, None),
+    "float32": (0.5, None),
+    "int64": (2.0, None),
+    "bool_": (1.0, None),
+}
+HARMLESS = [text for text in OUTCOMES if not text.startswith(("os._exit", "abort", "hang"))]
+
+
+def outcomes(marks):
+    return [(mark.score, mark.failure) for mark in marks]
+
+
+def asking(texts):
+    return [(QUESTION, text) for text in texts]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def pool(request):
+    with RewardPool(naughty_rewards.obey, n_workers=request.param, timeout=1) as pool:
+        yield pool
+
+
+def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
+    texts = [part for i, text in enumerate(OUTCOMES) for part in (str(i), text)]
+    expected = [part for i, text in enumerate(OUTCOMES) for part in ((float(i), None), OUTCOMES[text])]
+    marks = pool.score(asking([*texts, "99"]))
+    assert outcomes(marks) == [*expected, (99.0, None)]
+    assert all(isinstance(mark, Mark) and type(mark.score) in (float, type(None)) for mark in marks)
+    assert all(0 <= mark.seconds <= 1 for mark in marks)
+    assert [mark.seconds for mark in marks if mark.failure == "timed out after 1 s"] == [1.0, 1.0]
+
+
+def test_a_hang_is_over_at_its_deadline(pool):
+    start = time.perf_counter()
+    assert outcomes(pool.score(asking(["hang in C"]))) == [OUTCOMES["hang in C"]]
+    assert time.perf_counter() - start < 2.5
+
+
+def test_a_process_that_dies_between_calls_is_replaced():
+    with RewardPool(naughty_rewards.obey, timeout=1) as pool:
+        assert outcomes(pool.score(asking(["die later"])))[0][0] is None  # float("die later") raises
+        time.sleep(0.6)
+        assert outcomes(pool.score(asking(["1", "2"]))) == [(1.0, None), (2.0, None)]
+
+
+def test_an_empty_list_has_no_marks(pool):
+    assert pool.score([]) == []
+
+
+def test_a_declared_reward_runs_here_with_the_same_outcomes():
+    here = []
+
+    @in_process
+    def reward(problem, text):
+        here.append(os.getpid())
+        return naughty_rewards.obey(problem, text)
+
+    with RewardPool(reward) as pool:
+        assert outcomes(pool.score(asking(HARMLESS))) == [OUTCOMES[text] for text in HARMLESS]
+    assert here == [os.getpid()] * len(HARMLESS)
+
+
+def test_ctrl_c_is_not_a_mark():
+    @in_process
+    def reward(problem, text):
+        raise KeyboardInterrupt
+
+    with RewardPool(reward) as pool, pytest.raises(KeyboardInterrupt):
+        pool.score(asking(["1"]))
+
+
+def test_built_in_rewards_in_the_pool():
+    for reward in TABLE.values():
+        with RewardPool(reward) as pool:
+            assert outcomes(pool.score([(problem("5"), "\\boxed{5}"), (problem("5"), "\\boxed{6}")])) == [
+                (1.0, None),
+                (0.0, None),
+            ]
+            (failed,) = pool.score([(problem(""), "5")])
+            assert failed.score is None
+            assert failed.failure.startswith("InputError: problem '7'")
+
+
+def test_a_long_failure_is_one_short_line():
+    @in_process
+    def reward(problem, text):
+        raise ValueError("x\n" * 1000)
+
+    with RewardPool(reward) as pool:
+        (mark,) = pool.score(asking(["1"]))
+    assert len(mark.failure) == 200
+    assert "\n" not in mark.failure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_workers": 0}, "n_workers=0: must be at least 1"),
+        ({"timeout": 0}, "timeout=0: must be finite and above 0"),
+        ({"timeout": float("nan")}, "timeout=nan: must be finite and above 0"),
+        ({"timeout": float("inf")}, "timeout=inf: must be finite and above 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        RewardPool(exact_number, **arguments)
+
+
+def test_a_reward_without_a_name_is_refused():
+    with pytest.raises(InputError, match=r"^reward .*<lambda> cannot be sent to a child process: .*in_process$"):
+        RewardPool(lambda problem, text: 1.0)
+
+
+def test_a_reward_that_a_child_cannot_import_is_refused():
+    with pytest.raises(InputError) as caught, RewardPool(unimportable_reward.reward):
+        pass
+    assert str(caught.value).startswith(
+        "reward unimportable_reward:reward cannot run in a child process: RuntimeError: no licence found; define it"
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_problem_that_cannot_travel_is_refused(pool):
+    with pytest.raises(InputError, match="problem '1' cannot be sent to the reward's process"):
+        pool.score([(Problem("1", "", "", data={"f": lambda: 0}), "1")])
+
+
+def test_rewards_are_spelled_by_name():
+    for name, reward in TABLE.items():
+        assert parse_any(name, TABLE, "reward") is reward
+        assert format_call(reward, TABLE, "reward") == name
+    assert parse_any("naughty_rewards:obey", TABLE, "reward") is naughty_rewards.obey
+    with pytest.raises(InputError, match="unknown reward 'exact_numbr'; did you mean 'exact_number'"):
+        parse_any("exact_numbr", TABLE, "reward")

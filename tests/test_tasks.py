@@ -1,0 +1,556 @@
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import drpo.tasks.rows
+from drpo.errors import InputError
+from drpo.rewards import exact_number, math_verify
+from drpo.spelling import format_call, parse_any
+from drpo.tasks import TABLE, Addition, Known, ReasoningGym, Records
+from drpo.tasks.cleaning import Question, collapse, without
+from drpo.tasks.rows import reach, read_rows
+
+DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+
+
+def prompts(problems):
+    return [problem.prompt for problem in problems]
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def questions(n):
+    return [{"q": f"question {i}", "a": str(i)} for i in range(n)]
+
+
+def records(path, **changes):
+    return Records(**{"path": str(path), "prompt": "q", "answer": "a", "reward_name": "exact_number"} | changes)
+
+
+def refused(message):
+    """The whole message, which is one line."""
+    return pytest.raises(InputError, match=f"^{re.escape(message)}$")
+
+
+# ---- every task ----
+
+
+@pytest.fixture(params=["addition", "one pair short", "gym", "small gym", "records", "records with test"])
+def task(request, tmp_path):
+    rows = questions(100)
+    makers = {
+        "addition": lambda: Addition(1, 9),
+        "one pair short": lambda: Addition(1, 2),
+        "gym": lambda: ReasoningGym("basic_arithmetic", {"max_terms": 2, "max_digits": 1}),
+        "small gym": lambda: ReasoningGym("coin_flip", {"min_trials": 3, "max_trials": 3}),
+        "records": lambda: records(write(tmp_path / "all.jsonl", rows)),
+        "records with test": lambda: records(
+            write(tmp_path / "train.jsonl", rows), test=write(tmp_path / "test.jsonl", rows[:30])
+        ),
+    }
+    return makers[request.param]()
+
+
+def test_training_and_held_out_problems_are_disjoint(task):
+    held_out = prompts(task.held_out(10**6 if not isinstance(task, ReasoningGym) else 50))
+    drawn = [prompt for step in range(12) for prompt in prompts(task.sample(40, step, seed=3))]
+    assert held_out
+    assert len(set(held_out)) == len(held_out)
+    assert set(held_out).isdisjoint(drawn)
+
+
+def test_sampling_is_a_pure_function_with_unique_ids(task):
+    fresh = parse_any(format_call(task, TABLE, "task"), TABLE, "task")
+    assert fresh == task
+    assert [task.sample(8, step, 1) for step in (4, 0, 4)] == [fresh.sample(8, step, 1) for step in (4, 0, 4)]
+    assert len({problem.id for problem in task.sample(40, 2, 0)}) == 40
+    assert len({str(prompts(task.sample(40, step, seed))) for step in range(3) for seed in range(3)}) == 9
+
+
+def test_held_out_problems_are_the_same_and_a_prefix(task):
+    task.sample(3, 5, 9)
+    all_of_them = task.held_out(30)
+    assert task.held_out(2) == all_of_them[:2]
+    assert len({problem.id for problem in all_of_them}) == len(all_of_them)
+    assert task.held_out(0) == []
+
+
+def test_the_reference_answer_is_right_and_another_is_wrong(task):
+    for problem in [*task.sample(5, 0, 0), *task.held_out(5)]:
+        assert task.reward(problem, problem.answer) == 1.0
+        assert task.reward(problem, "no idea") == 0.0
+
+
+# ---- addition ----
+
+
+@given(st.integers(-30, 30), st.integers(0, 12))
+def test_addition_holds_out_at_most_half_and_reaches_all_other_pairs(low, more):
+    task = Addition(low, low + more)
+    n_pairs = (more + 1) ** 2
+    held_out = task.held_out(10**6) if n_pairs > 1 else []
+    assert len(held_out) == min(n_pairs // 2, 512)
+    for problem in task.sample(20, 0, 0):
+        a, b = map(int, re.fullmatch(r"What is (-?\d+) \+ (-?\d+)\?", problem.prompt).groups())
+        assert low <= a <= low + more >= b >= low
+        assert int(problem.answer) == a + b
+
+
+def test_addition_is_uniform_over_the_pairs_that_are_not_held_out():
+    task = Addition(1, 4)
+    counts = Counter(prompts(task.sample(8000, 0, 0)))
+    assert len(counts) == 8
+    assert all(abs(count - 1000) < 150 for count in counts.values())  # five standard deviations
+
+
+def test_addition_draws_each_slot_for_itself():
+    task = Addition()
+    assert prompts(task.sample(4, 7, 1)) == prompts(task.sample(9, 7, 1))[:4]
+    assert set(prompts(task.sample(50, 0, 0))) != set(prompts(task.sample(50, 1, 0)))
+    assert Addition(1, 10**9).held_out(1000)[511]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Addition(5, 4), "addition: high=4 must be at least low=5"),
+        (lambda: Addition(1.0, 4), "addition: low=1.0 must be an integer"),
+        (lambda: Addition(1, True), "addition: high=True must be an integer"),
+        (lambda: Addition(3, 3).held_out(1), "addition: low=3 and high=3 leave no pair to hold out"),
+    ],
+)
+def test_addition_refuses(make, message):
+    with refused(message):
+        make()
+
+
+# ---- reasoning-gym ----
+
+
+def test_gym_problems_carry_the_system_message_and_what_the_scorer_needs():
+    task = ReasoningGym("countdown", {"max_numbers": 4}, system="Be brief.")
+    problem = task.sample(1, 0, 0)[0]
+    assert problem.system == "Be brief."
+    assert len(problem.data["metadata"]["numbers"]) == 4
+    assert "<answer>" in ReasoningGym("countdown").sample(1, 0, 0)[0].system
+    assert task.reward(problem, f"I say <answer>{problem.answer}</answer>") == 1.0
+
+
+def test_gym_seeds_are_different_streams():
+    first, second = (ReasoningGym("countdown", seed=seed) for seed in (0, 1))
+    assert set(prompts(first.sample(5, 0, 0))).isdisjoint(prompts(second.sample(5, 0, 0)))
+    assert set(prompts(first.held_out(5))).isdisjoint(prompts(second.held_out(5)))
+
+
+def test_gym_streams_go_on_past_one_dataset():
+    assert len(set(prompts(ReasoningGym("countdown").sample(150, 0, 0)))) == 150
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("countdwn",), "unknown reasoning-gym dataset 'countdwn'; did you mean 'countdown'?"),
+        (
+            ("countdown", {"max_number": 4}),
+            "reasoning-gym dataset 'countdown' has no argument 'max_number'; did you mean 'max_numbers'?",
+        ),
+        (
+            ("countdown", {"seed": 4}),
+            "reasoning-gym dataset 'countdown': 'seed' is set by the task, not by its arguments",
+        ),
+        (
+            ("countdown", {"min_numbers": 1}),
+            "reasoning-gym dataset 'countdown' with {'min_numbers': 1}: min_numbers must be greater than 1",
+        ),
+    ],
+)
+def test_gym_refuses(arguments, message):
+    with refused(message):
+        ReasoningGym(*arguments)
+
+
+class Unlucky:
+    """A dataset that fails on some of its items."""
+
+    def __init__(self, works):
+        self.works = works
+
+    def __getitem__(self, i):
+        if not self.works(i):
+            raise ValueError("no luck")
+        return {"question": f"question {i}", "answer": "1"}
+
+
+def test_gym_skips_an_item_that_cannot_be_made_and_gives_up_when_none_can(monkeypatch):
+    dataset = Unlucky(lambda i: i % 2)
+    monkeypatch.setattr("drpo.tasks.reasoning_gym.make_dataset", lambda *args, **kwargs: dataset)
+    task = ReasoningGym("countdown", seed=98)
+    assert len(task.sample(100, 0, 0)) == 100
+    dataset.works = lambda i: False
+    with refused("reasoning-gym dataset 'countdown' with {}: it cannot make questions: no luck"):
+        task.sample(1, 0, 0)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_gym_gives_up_on_a_dataset_with_too_few_questions(monkeypatch, held_out):
+    entries = [{"question": "the only one", "answer": "1"}] * 64
+    monkeypatch.setattr("drpo.tasks.reasoning_gym.make_dataset", lambda *args, **kwargs: entries)
+    monkeypatch.setattr("drpo.tasks.reasoning_gym._is_held_out", lambda entry: held_out)
+    task = ReasoningGym("countdown", seed=99)
+    if held_out:
+        assert prompts(task.held_out(5)) == ["the only one"]
+        with refused(
+            "reasoning-gym dataset 'countdown' with {}: 256 questions in a row are all held out; it has too few"
+        ):
+            task.sample(1, 0, 0)
+    else:
+        assert len(task.sample(300, 0, 0)) == 300
+        with refused(
+            "reasoning-gym dataset 'countdown' with {}: none of 256 questions in a row is held out; it has too few"
+        ):
+            task.held_out(1 + 1)
+
+
+# ---- records: order ----
+
+
+@given(st.integers(1, 40), st.integers(1, 25), st.integers(0, 2**62))
+def test_records_go_through_every_epoch_once(size, n, seed):
+    task = records("unread")
+    train = [Question(str(i), str(i)) for i in range(size)]
+    task.__dict__["_data"] = SimpleNamespace(train=train)  # where cached_property keeps it
+    steps = -(-3 * size // n)
+    stream = [p.answer for step in range(steps) for p in task.sample(n, step, seed)]
+    for epoch in range(3):
+        assert sorted(stream[epoch * size : (epoch + 1) * size], key=int) == [str(i) for i in range(size)]
+    assert stream == [p.answer for p in task.sample(n * steps, 0, seed)]
+
+
+def test_records_take_another_order_every_epoch_and_seed(tmp_path):
+    task = records(write(tmp_path / "a.jsonl", questions(30)), holdout=0)
+    orders = {tuple(prompts(task.sample(30, epoch, seed))) for epoch in range(3) for seed in range(3)}
+    assert len(orders) == 9
+
+
+# ---- records: what is dropped ----
+
+TEXTS = st.text("aA b", max_size=5)
+
+
+@given(st.lists(st.tuples(TEXTS, st.sampled_from("12"))))
+def test_collapse_keeps_one_of_each_question_that_has_one_answer(pairs):
+    kept, repeats, conflicting = collapse([Question(*pair) for pair in pairs])
+    answers = {}
+    for text, answer in pairs:
+        answers.setdefault(text.replace(" ", ""), set()).add(answer)
+    assert {q.text.replace(" ", "") for q in kept} == {text for text, found in answers.items() if len(found) == 1}
+    assert len(kept) + conflicting == len(answers) == len(pairs) - repeats
+    assert [q.text for q in kept] == [t for t, _ in dict.fromkeys(pairs) if t in {q.text for q in kept}][: len(kept)]
+
+
+@given(st.lists(TEXTS), st.lists(TEXTS), st.none() | st.integers(1, 4))
+def test_without_drops_what_agrees_with_the_held_out_set(texts, held_out, prefix):
+    def same(text):
+        return text.replace(" ", "").lower()[:prefix]
+
+    kept = without([Question(t, "") for t in texts], [Question(t, "") for t in held_out], prefix)
+    assert [q.text for q in kept] == [t for t in texts if not any(same(t) == same(other) for other in held_out)]
+
+
+def test_records_count_what_they_drop(tmp_path):
+    train = [
+        {"q": "What is 1+1?", "a": 2},
+        {"q": "What  is 1 + 1?", "a": "2"},
+        {"q": "Who?", "a": "me"},
+        {"q": "Who?", "a": "you"},
+        {"q": "Is it in  the Test?", "a": "yes"},
+        {"q": "empty", "a": ""},
+        {"q": None, "a": "1"},
+    ]
+    test = [{"q": "is it in the test?", "a": "yes"}, {"q": "is it in the test?", "a": "twice"}]
+    task = records(write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", test))
+    assert str(task.counts) == (
+        "7 rows (2 incomplete, 2 repeated, 1 questions with conflicting answers, 1 overlapping the held-out set): "
+        "1 to train on, 2 held out"
+    )
+    assert prompts(task.sample(1, 0, 0)) == ["What is 1+1?"]
+    assert task.sample(1, 0, 0)[0].answer == "2"
+    assert task.sample(1, 0, 0)[0].data == train[0]
+
+
+@pytest.mark.parametrize(("n", "holdout", "held_out"), [(10, 3, 3), (10, 99, 5), (1, 99, 0), (10, 0, 0)])
+def test_records_set_at_most_half_aside(tmp_path, n, holdout, held_out):
+    task = records(write(tmp_path / "a.jsonl", questions(n)), holdout=holdout)
+    assert (task.counts.held_out, task.counts.train) == (held_out, n - held_out)
+
+
+def test_records_overlap_by_prefix_also_without_a_test_set(tmp_path):
+    rows = [{"q": f"{i % 5} then {i}", "a": str(i)} for i in range(50)]
+    task = records(write(tmp_path / "a.jsonl", rows), holdout=2, overlap_prefix=1)
+    held_out = {prompt[0] for prompt in prompts(task.held_out(2))}
+    assert held_out.isdisjoint(prompt[0] for prompt in prompts(task.sample(task.counts.train, 0, 0)))
+    assert task.counts.overlapping == 10 * len(held_out) - 2
+
+
+# ---- records: what is asked ----
+
+
+def test_records_ask_through_the_template_and_take_the_answer_after_the_mark(tmp_path):
+    rows = [{"q": "{x} and {prompt}?", "a": "1 #### 2 ####\t1,234 "}]
+    task = records(
+        write(tmp_path / "a.jsonl", rows), template="Q: {prompt} \\boxed{}", answer_after="####", system="Be brief."
+    )
+    (problem,) = task.sample(1, 0, 0)
+    assert problem.prompt == "Q: {x} and {prompt}? \\boxed{}"
+    assert (problem.answer, problem.system) == ("1,234", "Be brief.")
+
+
+def test_records_name_their_reward():
+    assert records("a").reward is exact_number
+    assert records("a", reward_name="math_verify").reward is math_verify
+    assert records("a", reward_name="naughty_rewards:obey").reward.__name__ == "obey"
+    with refused("unknown reward 'math_verfy'; did you mean 'math_verify'?"):
+        _ = records("a", reward_name="math_verfy").reward
+
+
+# ---- reading ----
+
+
+def test_every_kind_of_file_holds_the_same_rows(tmp_path):
+    rows = [{"q": "a\u2028b", "n": {"x": [{"y": 1}]}}, {"q": "c", "n": {"x": [{"y": 2}]}}]
+    write(tmp_path / "train.jsonl", rows)
+    (tmp_path / "lines.json").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n\n")
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=1))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "whole.parquet")
+    for i, row in enumerate(rows):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / f"parts-0000{i}-of-00002.parquet")
+    for name in ("train.jsonl", "lines.json", "array.json", "whole.parquet"):
+        assert read_rows(str(tmp_path / name), "unused") == rows
+    for split in ("train", "whole", "parts"):
+        assert read_rows(str(tmp_path), split) == rows
+    assert reach(rows[1], "n.x.0.y", "row 2") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trian.jsonl", "{folder}/trian.jsonl: no such file; did you mean 'train.jsonl'?"),
+        ("zzz/train.jsonl", "{folder}/zzz/train.jsonl: no such file; the folder {folder}/zzz does not exist"),
+        ("nowhere", "{folder}/nowhere: no such file or folder"),
+        ("", "{folder}: no split 'train'; known: bad, binary, list, text, trains"),
+        ("empty", "{folder}/empty: no .jsonl, .json or .parquet file in this folder"),
+        ("bad.jsonl", "{folder}/bad.jsonl line 3: not JSON: Expecting ',' delimiter: line 1 column 9 (char 8)"),
+        ("list.jsonl", "{folder}/list.jsonl line 1: [1] is not an object with named fields"),
+        ("list.json", "{folder}/list.json item 2: 'two' is not an object with named fields"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text('{"q": 1}\n\n{"q": 1 "a"}')
+    (tmp_path / "list.jsonl").write_text("[1]")
+    (tmp_path / "list.json").write_text('[{}, "two"]')
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "text.parquet").write_text("no parquet")
+    if name != "":
+        (tmp_path / "train.jsonl").write_text("{}")
+    else:
+        (tmp_path / "trains.jsonl").write_text("{}")
+        message = message.replace("known: bad, binary, list, text, trains", "did you mean 'trains'?")
+    with refused(message.format(folder=tmp_path)):
+        read_rows(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize("name", ["binary.jsonl", "text.parquet"])
+def test_a_file_of_another_kind_is_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00 neither text nor parquet")
+    with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path / name))}: cannot be read: [^\n]+$"):
+        read_rows(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "qq"}, "{path} row 1: no field 'qq'; the fields are q, a, deep, many; did you mean 'q'?"),
+        ({"prompt": "zzz"}, "{path} row 1: no field 'zzz'; the fields are q, a, deep, many"),
+        ({"prompt": "deep.z"}, "{path} row 1: no field 'deep.z'; the fields are x"),
+        ({"prompt": "q.z"}, "{path} row 1: no field 'q.z'; 'z' is looked up in 'question'"),
+        ({"prompt": "many.2"}, "{path} row 1: no field 'many.2'; '2' is looked up in a list of 2"),
+        ({"prompt": "many"}, "{path} row 1: field 'many' is a list, not text or a number: [1, 2]"),
+        ({"answer": "deep"}, "{path} row 1: field 'deep' is a dict, not text or a number: {{'x': 1}}"),
+        ({"answer_after": "####"}, "{path} row 1: the answer has no '####': '3'"),
+        ({"holdout": 0}, None),
+    ],
+)
+def test_a_field_that_is_not_there_is_one_line(tmp_path, changes, message):
+    path = write(tmp_path / "a.jsonl", [{"q": "question", "a": "3", "deep": {"x": 1}, "many": [1, 2]}])
+    if message is None:
+        records(path, **changes).sample(1, 0, 0)
+        with pytest.raises(InputError, match="nothing is held out; set test or holdout"):
+            records(path, **changes).held_out(1)
+        return
+    with refused(message.format(path=path)):
+        records(path, **changes).sample(1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "{question}"}, "records: template='{question}' must contain {prompt}"),
+        ({"holdout": -1}, "records: holdout=-1 must be 0 or more"),
+        ({"overlap_prefix": 0}, "records: overlap_prefix=0 must be 1 or more, or None"),
+        ({"test": "test"}, "records: path='a.jsonl' is one file, so test='test' must be a file too"),
+        ({"split": None}, "records: split=None and test=None leave nothing to read"),
+    ],
+)
+def test_records_refuse_arguments_that_cannot_be_right(changes, message):
+    with refused(message):
+        records("a.jsonl", **changes)
+
+
+def test_records_without_anything_to_train_on(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"q": "", "a": ""}])
+    with pytest.raises(InputError, match=r"a\.jsonl: nothing to train on \(1 rows \(1 incomplete"):
+        records(path).sample(1, 0, 0)
+
+
+# ---- the hub ----
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What is asked of the hub; it answers with ten rows that have every field of every known set."""
+    asked = []
+
+    def load(source, config, split):
+        asked.append((source, config, split))
+        return [
+            {"question": f"{split} {i}", "problem": f"{split} {i}", "prompt": f"{split} {i}"}
+            | {"answer": f"#### {i}", "solution": f"{i}"}
+            for i in range(10)
+        ]
+
+    monkeypatch.setattr(drpo.tasks.rows, "load_dataset", load)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "train"),
+    [
+        ("gsm8k", [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")], 10),
+        ("math500", [("HuggingFaceH4/MATH-500", None, "test")], 0),
+        ("aime24", [("HuggingFaceH4/aime_2024", None, "train")], 0),
+        ("aime25", [("math-ai/aime25", None, "test")], 0),
+        ("amc23", [("math-ai/amc23", None, "test")], 0),
+        ("dapo_math", [("open-r1/DAPO-Math-17k-Processed", "all", "train")], 5),
+    ],
+)
+def test_known_sets_ask_the_hub_for_their_parts(hub, name, asked, train):
+    task = parse_any(name, TABLE, "task")
+    assert task.counts.train == train
+    assert hub == asked
+    assert task.held_out(1)[0].prompt.endswith("put the final answer in \\boxed{}.")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    def load(source, config, split):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(drpo.tasks.rows, "load_dataset", load)
+    with refused(
+        "'data/gsm8k' is neither a file or folder here nor a hub dataset that can be loaded "
+        "(config None, split 'train'): ConnectionError: no route"
+    ):
+        records("data/gsm8k").sample(1, 0, 0)
+
+
+# ---- the real sets ----
+
+
+def known(name, folder=None):
+    path = DATA / (folder or name)
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there; set DRPO_SHARED to the folder that holds data/")
+    return parse_any(f"{name}({str(path)!r})", TABLE, "task")
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "answer"),
+    [("math500", 500, "\\frac{14}{3}"), ("aime24", 30, "025"), ("aime25", 30, "336^\\circ"), ("amc23", 40, "27.0")],
+)
+def test_evaluation_sets_are_whole_and_are_not_for_training(name, n, answer):
+    task = known(name)
+    problems = task.held_out(1000)
+    assert len(problems) == n
+    assert answer in {problem.answer for problem in problems}
+    with refused(f"{DATA / name}: for evaluation only; it has nothing to train on"):
+        task.sample(1, 0, 0)
+    assert all(task.reward(problem, f"\\boxed{{{problem.answer}}}") == 1.0 for problem in problems[:30])
+
+
+def test_gsm8k_has_its_two_parts():
+    task = known("gsm8k")
+    assert (task.counts.train, task.counts.held_out) == (7473, 1319)
+    assert all(exact_number(problem, problem.answer) == 1.0 for problem in task.held_out(1319))
+
+
+def test_dapo_math_is_cleaned():
+    task = known("dapo_math", "dapo_math_17k")
+    counts = task.counts
+    assert (counts.rows, counts.repeats, counts.conflicting) == (17917, 17917 - 16921, 15)
+    assert counts.held_out == 256
+    assert counts.train == 16921 - 15 - 256 - counts.overlapping
+
+    def start(problem):
+        return "".join(problem.prompt.split()).casefold()[:80]
+
+    assert {start(p) for p in task.held_out(256)}.isdisjoint(start(p) for p in task.sample(counts.train, 0, 0))
+
+
+def test_a_prefix_removes_what_dapo_shares_with_math500_and_amc23():
+    sets = {name: known(name).held_out(1000) for name in ("math500", "amc23", "aime24", "aime25")}
+    texts = {name: [Question(p.data["problem"], "") for p in problems] for name, problems in sets.items()}
+    rows = read_rows(str(DATA / "dapo_math_17k"), "train")
+    dapo = [Question(reach(row, "prompt.0.content", ""), "") for row in rows]
+    for prefix, shared in ((None, {"math500": 4, "amc23": 6}), (80, {"math500": 11, "amc23": 20})):
+        for name, held_out in texts.items():
+            assert len(without(held_out, dapo, prefix)) == len(held_out) - shared.get(name, 0)
+
+
+# ---- spelling ----
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "addition",
+        "addition(10, 99)",
+        "reasoning_gym('countdown', {'max_numbers': 4})",
+        "reasoning_gym('countdown', seed=3)",
+        "records('a.jsonl', 'q', 'a', test='b.jsonl')",
+        "gsm8k",
+        "gsm8k('/data/gsm8k')",
+    ],
+)
+def test_tasks_spell_themselves(text):
+    task = parse_any(text, TABLE, "task")
+    assert parse_any(format_call(task, TABLE, "task"), TABLE, "task") == task
+    assert hash(task) == hash(parse_any(text, TABLE, "task"))
+
+
+def test_known_sets_take_a_path_as_their_first_argument():
+    task = parse_any("gsm8k('/data/gsm8k')", TABLE, "task")
+    assert isinstance(task, Known)
+    assert task.records.path == "/data/gsm8k"
+    assert task != parse_any("math500('/data/gsm8k')", TABLE, "task")

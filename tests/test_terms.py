@@ -1,0 +1,114 @@
+"""The additive terms' expected gradients, by exact enumeration of a vocabulary of seven.
+
+The policy, the reference and the sampler are softmaxes of fixed logits; the expectation over the sampler's token is a
+sum, so the comparison has no sampling error. The right-hand sides are written with the softmax's own derivative,
+d log pi_y / d z_j = [y = j] - pi_j, and not by automatic differentiation.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.objectives import ImportanceSampling, total
+from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
+from drpo.types import Tokens
+
+VOCABULARY = 7
+LOGITS, REFERENCE, FAR = torch.randn(
+    3, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+).unbind()
+SAMPLERS = {"on-policy": LOGITS, "off-policy": LOGITS + 0.8 * FAR, "far off-policy": 2 * FAR}
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+
+
+def slope(loss: Tensor, logits: Tensor) -> Tensor:
+    (out,) = torch.autograd.grad(loss, logits)
+    return out
+
+
+def forward_kl_slope() -> Tensor:
+    """d KL(pi || reference) / d z_j = pi_j (log(pi_j / ref_j) - KL)."""
+    log_ratio = LOGITS.log_softmax(0) - REFERENCE.log_softmax(0)
+    pi = LOGITS.softmax(0)
+    return pi * (log_ratio - (pi * log_ratio).sum())
+
+
+def reverse_kl_slope() -> Tensor:
+    """d KL(reference || pi) / d z_j = pi_j - ref_j."""
+    return LOGITS.softmax(0) - REFERENCE.softmax(0)
+
+
+def expected_kl_term_slope(sampler: Tensor, estimator: str) -> Tensor:
+    """The mean over the sampler's tokens of the gradient of `reference_kl`."""
+    z = LOGITS.clone().requires_grad_()
+    term = reference_kl(z.log_softmax(0), REFERENCE.log_softmax(0), sampler.log_softmax(0), estimator)
+    return slope((sampler.softmax(0) * term).sum(), z)
+
+
+@each_sampler
+def test_k2_in_the_loss_descends_the_kl_to_the_reference(sampler: Tensor) -> None:
+    """For any sampler, because of the stop-gradient ratio in front."""
+    assert torch.allclose(expected_kl_term_slope(sampler, "k2"), forward_kl_slope(), rtol=0, atol=1e-14)
+
+
+@each_sampler
+def test_k3_in_the_loss_descends_the_other_kl(sampler: Tensor) -> None:
+    """The documented bias: its gradient is KL(reference || pi)'s, and is not KL(pi || reference)'s."""
+    got = expected_kl_term_slope(sampler, "k3")
+    assert torch.allclose(got, reverse_kl_slope(), rtol=0, atol=1e-14)
+    assert (got - forward_kl_slope()).abs().max() > 0.1
+
+
+@each_sampler
+def test_k1_in_the_reward_descends_the_kl_to_the_reference(sampler: Tensor) -> None:
+    """Added to the advantage of the plain surrogate, whose importance ratio makes it exact off-policy too."""
+    z = LOGITS.clone().requires_grad_()
+    logp = z.log_softmax(0)
+    added = reference_kl_advantage(logp, REFERENCE.log_softmax(0), 0.3)
+    assert not added.requires_grad
+    index = torch.arange(VOCABULARY)
+    tokens = Tokens(logp, sampler.log_softmax(0), added, torch.ones(VOCABULARY).bool(), index)
+    got = slope(total(ImportanceSampling(), tokens, sampler.softmax(0)), z)
+    assert torch.allclose(got, 0.3 * forward_kl_slope(), rtol=0, atol=1e-14)
+
+
+def test_reference_kl_values() -> None:
+    """r (l - ref)^2 / 2 and r (e^(ref - l) - 1 - (ref - l)); 0 with no slope where pi is the reference."""
+    logp, reference_logp, behavior_logp = (torch.tensor([x, -1.0]).double() for x in (-1.0, -2.0, -1.5))
+    ratio = torch.tensor([0.5, 0.0]).double().exp()
+    for estimator, want in (("k2", 0.5), ("k3", 0.36787944117144233)):
+        term = reference_kl(logp.requires_grad_(), reference_logp, behavior_logp, estimator)
+        assert torch.allclose(term, ratio * torch.tensor([want, 0.0]).double())
+        (got,) = torch.autograd.grad(term.sum(), logp)
+        assert got[0] > 0
+        assert got[1] == 0
+
+
+def test_reference_kl_gives_no_gradient_to_the_reference_or_the_sampler() -> None:
+    logp, reference_logp, behavior_logp = (torch.tensor([x]).requires_grad_() for x in (-1.0, -2.0, -1.5))
+    for estimator in ("k2", "k3"):
+        term = reference_kl(logp, reference_logp.detach(), behavior_logp, estimator)
+        assert torch.autograd.grad(term.sum(), behavior_logp, allow_unused=True)[0] is None
+
+
+def test_entropy_bonus_climbs_the_entropy() -> None:
+    """d H / d z_j = -pi_j (log pi_j + H), at every context exactly."""
+    z = LOGITS.clone().requires_grad_()
+    logp = z.log_softmax(0)
+    entropy = -(logp.exp() * logp).sum()
+    want = -LOGITS.softmax(0) * (LOGITS.log_softmax(0) + entropy.detach())
+    got = slope(entropy_bonus(entropy[None], 0.25).sum(), z)
+    assert torch.allclose(got, -0.25 * want, rtol=0, atol=1e-14)
+    assert entropy_bonus(torch.tensor([2.0, 0.0]), 0.25).tolist() == [-0.5, 0.0]
+
+
+def test_terms_refuse_wrong_parameters_by_name() -> None:
+    one = torch.zeros(1)
+    with pytest.raises(InputError, match="estimator"):
+        reference_kl(one, one, one, "k1")
+    for coefficient in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="coefficient"):
+            reference_kl_advantage(one, one, coefficient)
+        with pytest.raises(InputError, match="coefficient"):
+            entropy_bonus(one, coefficient)
