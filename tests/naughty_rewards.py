@@ -1,6 +1,6 @@
 """Rewards that misbehave on command; a module of its own, because the pool's processes import it again and again."""
 
-import ctypes
+import itertools
 import os
 import sys
 import threading
@@ -48,7 +48,7 @@ def obey(problem, text):
     if text == "hang":
         time.sleep(1000)
     if text == "hang in C":
-        ctypes.CDLL(None).pause()
+        all(itertools.repeat(True))  # never comes back to where Python looks at signals
     if text == "die later":
         threading.Timer(0.2, os._exit, (5,)).start()
     if text in VALUES:

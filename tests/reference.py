@@ -19,7 +19,7 @@ Number = mp.mpf
 class Token(NamedTuple):
     """One token; `mean` is the mean of l - m over the kept tokens of its sequence."""
 
-    l: Number  # noqa: E741  (the letter of the papers)
+    l: Number
     m: Number
     a: Number
     mean: Number
@@ -108,7 +108,7 @@ def truths(
     return out
 
 
-def binary_kl(m: Number, l: Number) -> Number:  # noqa: E741
+def binary_kl(m: Number, l: Number) -> Number:
     """KL(Bern(mu) || Bern(pi)) of log-probabilities."""
     mu, rest_of_mu, rest_of_pi = mp.exp(m), -mp.expm1(m), -mp.expm1(l)
     if rest_of_mu == 0:

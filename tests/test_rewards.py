@@ -91,6 +91,7 @@ def test_exact_number_marks_any_text(text):
 )
 def test_exact_number_reads(text, last):
     assert exact_number(problem(last), text) == 1.0
+    assert exact_number(problem(last.removeprefix("-") if last.startswith("-") else f"-{last}"), text) == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "none", "-", "$", ".", ",", "four", "\u0664"])
@@ -154,8 +155,9 @@ def test_math_verify_agrees_with_exact_number_on_numeric_answers(name):
         ("025", "\\boxed{25}", 1.0),
         ("336^\\circ", "\\boxed{336}", 1.0),
         ("-4", "\\boxed{4}", 0.0),
-        ("5", "The final answer is $4$. \\boxed{5}", 1.0),
-        ("4", "The final answer is $4$. \\boxed{5}", 0.0),
+        ("5", "\\boxed{5}. So the final answer is $4$", 1.0),
+        ("4", "\\boxed{5}. So the final answer is $4$", 0.0),
+        ("4", "So the final answer is $4$, not 5", 1.0),
         ("5", "\\boxed{4}" + " no, wrong." * 10 + " \\boxed{5}", 1.0),
         ("4", "\\boxed{4}" + " no, wrong." * 10 + " \\boxed{5}", 0.0),
         ("\\{4, 5\\}", "\\boxed{4} and \\boxed{5}", 1.0),

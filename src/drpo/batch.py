@@ -19,7 +19,7 @@ class Batching:
         updates: optimiser updates per rollout; each takes its share of the groups.
         advantage: rewards of a group -> advantages.
         reduction: weight per token.
-        micro_batch_tokens: most places, padding included, that go through the model at once (one completion always may).
+        micro_batch_tokens: most places, padding included, that go through the model at once; one completion always may.
         skip_zero_advantage: leave out completions whose gradient is exactly 0; the normaliser still counts them.
     """
 

@@ -1,5 +1,6 @@
 """The `drpo` command."""
 
+import difflib
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from drpo import __version__, models, objectives
 from drpo.errors import InputError, nearest
@@ -102,6 +104,7 @@ def _show_log() -> None:
         console = Console(stderr=True)
         log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
 
 
 # ---- train ----
@@ -158,12 +161,13 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictur
             interval = f"95 % interval {found['low']:.1%} to {found['high']:.1%}" if found["low"] is not None else ""
             table.add_row(f"accuracy {when}", f"{found['accuracy']:.1%}", interval)
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
-    table.add_row("training", f"{summary['training_seconds']:.1f} s", f"of which, and beside: {spent}")
+    table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
     table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")
     table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB", "")
     console.print(table)
+    console.print(f"curves       {picture}", soft_wrap=True, highlight=False)
     if summary["finished"]:
-        console.print(f"curves {picture}\nmodel  {folder / MODEL}\nall    {folder}", soft_wrap=True, highlight=False)
+        console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True, highlight=False)
     else:
         console.print(f"stopped early; go on with: drpo train --resume {folder}", soft_wrap=True, highlight=False)
 
@@ -215,9 +219,7 @@ def _eval(arguments: list[str]) -> int:
     held_out = task.held_out(options.problems)
     model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
     device = default_device()
-    engine = TransformersEngine(
-        model, tokenizer, dtype=resolve_dtype(options.precision, device), device=device
-    )
+    engine = TransformersEngine(model, tokenizer, dtype=resolve_dtype(options.precision, device), device=device)
     with RewardPool(reward) as pool:
         result, _ = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
     if options.json:
@@ -254,6 +256,8 @@ def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
 
 # ---- recipes, weights ----
 
+SHOWN = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
+
 
 def _recipes(arguments: list[str]) -> int:
     """`drpo recipes`."""
@@ -275,7 +279,7 @@ class WeightsOptions:
         out: the PNG.
     """
 
-    objectives: tyro.conf.Positional[tuple[str, ...]] = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
+    objectives: tyro.conf.Positional[tuple[str, ...]] = SHOWN
     mu: tuple[float, ...] = (0.02, 0.3, 0.7)
     out: Path = Path("weights.png")
 
@@ -312,7 +316,7 @@ def _overridden(run: Run, arguments: list[str], prog: str) -> tuple[Run, TrainOp
         help_text = _described(TrainOptions)[f.name]
         columns.append((f.name, Annotated[f.type, tyro.conf.arg(help=help_text)], field(default=f.default)))
     flat = make_dataclass("Fields", columns, frozen=True)
-    given = _parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
+    given: Any = _parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
     record = {f.name: getattr(given, f.name) for f in fields(Run)}
     record["sampling"] = vars(record["sampling"])
     options = TrainOptions(**{f.name: getattr(given, f.name) for f in fields(TrainOptions)})
@@ -331,17 +335,18 @@ def _parse(
 ) -> Options:
     """Parse with tyro; what it would print in a box over many lines becomes one line of an InputError."""
     if "-h" in arguments or "--help" in arguments:
-        return tyro.cli(kind, prog=prog, args=["--help"], description=description, **_default(default))
+        tyro.cli(kind, prog=prog, args=["--help"], description=description, **_default(default))
     said = io.StringIO()
+    parsed: Options
     try:
         with redirect_stderr(said), redirect_stdout(said):
-            parsed, unknown = tyro.cli(
-                kind, prog=prog, args=arguments, return_unknown_args=True, **_default(default)
-            )
+            parsed, unknown = tyro.cli(kind, prog=prog, args=arguments, return_unknown_args=True, **_default(default))
     except SystemExit:
         raise InputError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
     if unknown:
-        raise InputError(f"unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], _flags(kind))}")
+        close = difflib.get_close_matches(unknown[0].split("=")[0], _flags(kind), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"see {prog} --help"
+        raise InputError(f"unknown option {unknown[0]!r}; {hint}")
     return parsed
 
 

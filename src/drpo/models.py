@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from drpo.errors import InputError
 
@@ -51,8 +50,6 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if name == TINY:
         return tiny()
     source = str(smollm2()) if name == SMOLLM2 else name
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -61,9 +58,6 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise InputError(
             f"model={name!r} cannot be loaded ({reason}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
         ) from None
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     return model.eval(), tokenizer
 
 

@@ -42,7 +42,8 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def __call__(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return logp [T] and entropy [T] of a micro-batch's trained tokens, nats, float32, with gradients."""

@@ -71,7 +71,7 @@ def is_maker(entry: Callable[..., Any]) -> bool:
 
 
 def format_call(value: Any, table: Table, kind: str) -> str:
-    """Spell `value` so that `parse_call` gives an equal object back; only arguments that differ from defaults are shown.
+    """Spell `value` so that `parse_call` gives an equal object back, with the arguments that are not defaults.
 
     Raises:
         InputError: the value is neither made by an entry of the table nor importable as `module:name`.
@@ -85,15 +85,18 @@ def format_call(value: Any, table: Table, kind: str) -> str:
 
 
 def _arguments(value: Any) -> str:
-    """`(1, 2, key='x')`: leading fields by position as long as they differ from their defaults, later ones by name."""
-    shown, positional = [], True
-    for f in dataclasses.fields(value):
-        given = getattr(value, f.name)
-        if f.default is not dataclasses.MISSING and given == f.default:
-            positional = False
-        else:
-            shown.append(repr(given) if positional else f"{f.name}={given!r}")
-    return f"({', '.join(shown)})" if shown else ""
+    """`(1, 2, key='x')`: nothing where all is default; else the first field, and by name the others that differ.
+
+    Those that follow on the first without a gap need no name.
+    """
+    given = [(f.name, getattr(value, f.name), f.default) for f in dataclasses.fields(value)]
+    differ = [default is dataclasses.MISSING or v != default for _, v, default in given]
+    if not any(differ):
+        return ""
+    gap = next((i for i, d in enumerate(differ) if i and not d), len(given))
+    shown = [repr(v) for _, v, _ in given[:gap]]
+    shown += [f"{name}={v!r}" for (name, v, _), d in zip(given[gap:], differ[gap:], strict=True) if d]
+    return f"({', '.join(shown)})"
 
 
 def import_path(value: Any, kind: str) -> str:

@@ -43,8 +43,9 @@ class Tokens:
     @staticmethod
     def cat(parts: "Sequence[Tokens]") -> "Tokens":
         """The tokens of all parts, in order; at least one part."""
-        columns = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
-        return Tokens(**{name: None if c[0] is None else torch.cat(c) for name, c in columns.items()})
+        columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
+        joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
+        return Tokens(**joined)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ import math
 from drpo.errors import InputError
 
 
-def require(name: str, value: float, *, above: float = -math.inf, below: float = math.inf, closed: bool = False) -> None:
+def require(name: str, value: float, *, above: float, below: float = math.inf, closed: bool = False) -> None:
     """Raise unless `value` is a finite number inside (above, below), or [above, below] where `closed`."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     inside = number and (above <= value <= below if closed else above < value < below)

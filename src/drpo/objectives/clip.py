@@ -38,7 +38,7 @@ class PPOClip:
         >>> PPOClip(0.2, 0.28)
         PPOClip(low=0.2, high=0.28, dual=None)
 
-    Source: PPO, arXiv 1707.06347, Eq. 7; dual clip: arXiv 1912.09729, Eq. 5; clip-higher: DAPO, arXiv 2503.14476, Eq. 10.
+    Source: PPO, arXiv 1707.06347, Eq. 7; dual clip: arXiv 1912.09729, Eq. 5; clip-higher: DAPO, arXiv 2503.14476.
     """
 
     low: float = 0.2

@@ -64,7 +64,8 @@ def total(objective: Objective, tokens: Tokens, weight: Tensor) -> Tensor:
 
     Example:
         >>> from drpo.objectives import DRPO
-        >>> t = Tokens(torch.zeros(2), torch.zeros(2), torch.ones(2), torch.tensor([True, False]), torch.zeros(2).long())
+        >>> keep, sequence = torch.tensor([True, False]), torch.tensor([0, 0])
+        >>> t = Tokens(torch.zeros(2), torch.zeros(2), torch.ones(2), keep, sequence)
         >>> total(DRPO(0.2), t, torch.ones(2))
         tensor(-1.)
     """

@@ -16,8 +16,8 @@ def binary_kl(tokens: Tokens) -> Tensor:
 
         mu (m - l) + (1 - mu) log((1 - mu) / (1 - pi))
 
-    Written as mu f(l - m) + (1 - mu) f(n - n'), f(x) = e^x - 1 - x, n = log(1 - pi), n' = log(1 - mu): the same sum with
-    terms that cannot be negative, so nothing cancels where pi is near mu.
+    Written as mu f(l - m) + (1 - mu) f(n - n'), f(x) = e^x - 1 - x, n = log(1 - pi), n' = log(1 - mu): the same sum
+    with terms that cannot be negative, so nothing cancels where pi is near mu.
 
     Example:
         >>> from drpo.objectives.mask import binary_kl

@@ -18,8 +18,8 @@ class DRPO:
         loss = -r A + |A| mu (r - 1)^2 / (2 delta)     w = 1 - sign(A) (pi - mu) / delta
 
     The weight shrinks as the token's probability moves the way the advantage pushes it, is 0 at |pi - mu| = delta, the
-    boundary of DPPO's Binary-TV region, and turns round beyond it: the token is pulled back, not dropped. It is bounded,
-    w in [1 - 1/delta, 1 + 1/delta], and on one token alone the fixed point is pi = mu + sign(A) delta.
+    boundary of DPPO's Binary-TV region, and turns round beyond it: the token is pulled back, not dropped. The weight is
+    bounded, w in [1 - 1/delta, 1 + 1/delta], and on one token alone the fixed point is pi = mu + sign(A) delta.
 
     delta is a shift of probability. |pi - mu| <= 1, so with delta >= 1 no token can ever reach the boundary: at the
     paper's 12.5 every weight lies in [0.92, 1.08] and nothing is corrected. 12.5 is the default because it is what the
@@ -157,4 +157,6 @@ class DivergencePenalty:
             "k3": (excess - log_ratio, excess),
         }[self.kind]
         weight = advantage.abs() * self.coefficient
-        return token_loss(tokens, value=-r * advantage + weight * divergence, slope=-advantage * r + weight * derivative)
+        return token_loss(
+            tokens, value=-r * advantage + weight * divergence, slope=-advantage * r + weight * derivative
+        )

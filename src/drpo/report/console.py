@@ -6,7 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group as Stack, RenderableType
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -63,7 +64,7 @@ def _header(run: Run, folder: Path, step: int) -> list[str]:
 def _sample(groups: Sequence[Group]) -> tuple[str, str, float] | None:
     """The first prompt of the rollout, its first marked completion and the reward; None where nothing is marked."""
     marked = next((g for g in groups if g.completions), None)
-    return marked and (marked.problem.prompt, marked.completions[0].text, float(marked.rewards[0]))
+    return None if marked is None else (marked.problem.prompt, marked.completions[0].text, float(marked.rewards[0]))
 
 
 class PlainConsole:
@@ -99,7 +100,12 @@ class PlainConsole:
         self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
     ) -> None:
         """One line a step, a sample now and then."""
-        self._line("  ".join(f"{name} {cell}" for name, cell in zip(["step", *_COLUMNS, "s"], _cells(step, metrics, seconds), strict=True)))
+        self._line(
+            "  ".join(
+                f"{name} {cell}"
+                for name, cell in zip(["step", *_COLUMNS, "s"], _cells(step, metrics, seconds), strict=True)
+            )
+        )
         if (step - 1) % SAMPLE_EVERY == 0 and (sample := _sample(groups)):
             self._line(f"  sample (reward {sample[2]:g}): {sample[0]!r} -> {sample[1]!r}")
 
@@ -156,7 +162,9 @@ class LiveConsole:
         parts: list[RenderableType] = [table] if self._rows else []
         if self._sample is not None:
             prompt, text, reward = self._sample
-            body = Text.assemble((prompt, "dim"), "\n", (text.strip() or "(nothing)", "green" if reward > 0 else "yellow"))
+            body = Text.assemble(
+                (prompt, "dim"), "\n", (text.strip() or "(nothing)", "green" if reward > 0 else "yellow")
+            )
             parts.append(Panel(body, title=f"a sample, reward {reward:g}", title_align="left"))
         return Stack(*parts, self._progress)
 

@@ -38,7 +38,9 @@ def draw_run(folder: Path, run: Run) -> Path:
     return path
 
 
-def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, label: str, color: str, style: str = "-") -> None:
+def _line(
+    axes: Axes, records: Sequence[Mapping[str, Any]], name: str, label: str, color: str, style: str = "-"
+) -> None:
     found = [(r["step"], r[name]) for r in records if name in r]
     if found:
         axes.plot(*zip(*found, strict=True), style, color=color, label=label, linewidth=1.6)
@@ -60,7 +62,12 @@ def _reward(axes: Axes, records: Sequence[Mapping[str, Any]], evaluations: Seque
             [max(0.0, e["high"] - e["accuracy"]) for e in evaluations],
         ]
         axes.errorbar(
-            [e["step"] for e in evaluations], accuracy, yerr=spread, fmt="o", color=COLORS[1], capsize=3,
+            [e["step"] for e in evaluations],
+            accuracy,
+            yerr=spread,
+            fmt="o",
+            color=COLORS[1],
+            capsize=3,
             label="held-out accuracy, 95 % interval",
         )
     _finish(axes, "Reward", "score")

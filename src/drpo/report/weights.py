@@ -27,8 +27,8 @@ def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) 
 
     Example:
         >>> from drpo.objectives import DRPO
-        >>> weight_curve(DRPO(0.2), 0.5, 1.0, torch.tensor([0.5, 0.6, 0.7]))
-        tensor([1.0000, 0.5000, 0.0000])
+        >>> weight_curve(DRPO(0.2), 0.5, 1.0, torch.tensor([0.5, 0.6, 0.8]))
+        tensor([ 1.0000,  0.5000, -0.5000])
     """
     n = len(pi)
     pi64 = pi.double()

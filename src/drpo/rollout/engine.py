@@ -46,7 +46,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
 
 @dataclass
 class ScriptedEngine:
-    """An engine for tests: it "samples" the texts that a script gives, with log-probabilities that the script gives too.
+    """An engine for tests: it "samples" the texts that a script gives, every token at the same log-probability.
 
     Args:
         tokenizer: makes ids of prompts and of scripted texts.

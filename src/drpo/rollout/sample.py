@@ -21,8 +21,8 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
     """Draw a token per row and report its log-probability under the law it was drawn from.
 
     The law is softmax(logits / temperature) in float32, cut to top-k and top-p and renormalised where those are on. The
-    token is the first whose cumulative probability exceeds u, so the same u gives the same token whatever the other rows
-    are, unless rounding of the logits moves a boundary across u.
+    token is the first whose cumulative probability exceeds u, so the same u gives the same token whatever the other
+    rows are, unless rounding of the logits moves a boundary across u.
 
     Args:
         logits: [B, V], any float dtype.
@@ -33,7 +33,8 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
         token [B] int64 and its log-probability [B] float32, nats, <= 0.
 
     Example:
-        >>> token, logp = draw(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([0.3], dtype=torch.float64), Sampling())
+        >>> logits, u = torch.tensor([[0.25, 0.75]]).log(), torch.tensor([0.3], dtype=torch.float64)
+        >>> token, logp = draw(logits, u, Sampling())
         >>> token, logp.exp()
         (tensor([1]), tensor([0.7500]))
     """

@@ -21,7 +21,7 @@ class TransformersEngine:
     A prompt goes through the model once and its keys and values are shared by its samples; a row leaves the batch when
     it ends. The same seed draws the same completion whatever else is in the batch *as long as the logits are the same*:
     the random numbers depend on nothing else, but a matrix product may round differently with another number of rows,
-    and a draw that falls within that rounding of a boundary (about 1e-6 in float32, 1e-2 in bf16) comes out differently.
+    and a draw that falls within that rounding of a boundary (about 1e-6 in float32, 1e-2 in bf16) gives another token.
 
     Args:
         model: the model to copy; left as it is.

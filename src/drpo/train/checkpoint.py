@@ -50,20 +50,18 @@ def save(
         The checkpoint's folder, `step-NNNNNN`.
     """
     final = folder / f"step-{progress.step:06d}"
+    if final.exists():  # a run goes on from its newest checkpoint, so this is the state that stands there
+        return final
     scratch = folder / f".{final.name}.writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     names = {id(p): name for name, p in trainable.items()}
-    moments = {
-        f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()
-    }
+    moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
     save_file({n: p.detach().contiguous() for n, p in trainable.items()}, scratch / WEIGHTS)
     save_file({"rng:torch": torch.get_rng_state(), **moments}, scratch / OPTIMIZER)
     (scratch / STATE).write_text(json.dumps(vars(progress)))
     for path in [*scratch.iterdir(), scratch]:
         _sync(path)
-    if final.exists():  # of an earlier life of the run, past the point from which it was resumed
-        shutil.rmtree(final)
     scratch.rename(final)
     _sync(folder)
     _prune(folder, keep)

@@ -140,7 +140,9 @@ def arithmetic(run: Run) -> str:
     """
     n = run.prompts * run.sampling.samples
     updates = "1 update" if run.updates == 1 else f"{run.updates} updates of {n // run.updates} completions each"
-    return f"{run.prompts} prompts x {run.sampling.samples} samples = {n} completions a step, {updates}, {run.steps} steps"
+    return (
+        f"{run.prompts} prompts x {run.sampling.samples} samples = {n} completions a step, {updates}, {run.steps} steps"
+    )
 
 
 # Fields that hold objects: kind -> how to read and write it as text.
@@ -164,7 +166,8 @@ def to_json(run: Run) -> dict[str, Any]:
         elif isinstance(value, Sampling):
             value = vars(value).copy()
         record[f.name] = value
-    return json.loads(json.dumps(record))
+    plain: dict[str, Any] = json.loads(json.dumps(record))
+    return plain
 
 
 def from_json(record: Mapping[str, Any]) -> Run:

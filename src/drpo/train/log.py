@@ -18,7 +18,17 @@ from drpo.types import Completion, Group
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
-_LIBRARIES = ("drpo", "torch", "transformers", "tokenizers", "numpy", "peft", "safetensors", "reasoning-gym", "math-verify")
+_LIBRARIES = (
+    "drpo",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "peft",
+    "safetensors",
+    "reasoning-gym",
+    "math-verify",
+)
 
 
 class RunLog:

@@ -22,7 +22,8 @@ from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
 from drpo.types import Group, Stats
 
-CONFIG, ENVIRONMENT, SUMMARY, CHECKPOINTS, MODEL = "config.json", "environment.json", "summary.json", "checkpoints", "model"
+CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
+CHECKPOINTS, MODEL = "checkpoints", "model"
 
 
 class Session:
@@ -86,9 +87,9 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase of the step and say that it began."""
+        """Time a phase of the step and say that it began; from the update on, the weights are between two steps."""
         self.watch.phase(name)
-        self._between_steps = self._between_steps and name in ("rollout", "reward")
+        self._between_steps = name in ("rollout", "reward")
         with self._clock(name):
             yield
 
@@ -105,41 +106,45 @@ class Session:
         metrics = {"step": done.step, **step_metrics(groups, stats, self.run.objective)}
         self._log.write(ROLLOUTS, *rollout_records(done.step, groups))
         self._log.write(METRICS, metrics)
+        self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
         self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
         last = done.step == self.run.steps
         if last or _due(self.run.eval_every, done.step):
             self._evaluate()
         if not last and _due(self.run.checkpoint_every, done.step):
             self._save()
-        self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
 
     def evaluate_at_start(self) -> None:
         """Evaluate the untrained policy, unless the run has done so before."""
         if self._done.step == 0:
             self._evaluate()
-            self._log.write(TIMING, {"step": 0, **self._clock.seconds})
+
+    @contextmanager
+    def _aside(self, name: str) -> Iterator[None]:
+        """Time what is not part of a step, in a line of its own."""
+        self.watch.phase(name)
+        clock = Clock()
+        with clock(name):
+            yield
+        self._log.write(TIMING, {"step": self._done.step, **clock.seconds})
 
     def _evaluate(self) -> None:
         if not self._held_out:
             return
         sampling = replace(self.run.sampling, samples=self.run.eval_samples)
-        with self.phase("evaluation"):
+        with self._aside("evaluation"):
             result, _ = evaluate(
                 self.parts.engine, self._held_out, sampling, self.rewards, seed=self.run.seed, step=self._done.step
             )
-        self._between_steps = True
         self._done = replace(self._done, score=result.accuracy)
         self._log.write(EVALUATIONS, asdict(result))
         self.watch.evaluated(result)
 
     def _save(self) -> None:
-        with self.phase("checkpoint"):
+        policy, optimizer, keep = self.parts.policy, self.parts.optimizer, self.run.keep_checkpoints
+        with self._aside("checkpoint"):
             self._log.sync()
-            policy, optimizer = self.parts.policy, self.parts.optimizer
-            checkpoint.save(
-                self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, self.run.keep_checkpoints
-            )
-        self._between_steps = True
+            checkpoint.save(self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep)
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""

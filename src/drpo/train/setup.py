@@ -69,9 +69,7 @@ def assemble(run: Run, engine: Engine | None = None) -> Parts:
         lora_rank=run.lora_rank,
         seed=run.seed,
     )
-    optimizer = make_optimizer(
-        policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay
-    )
+    optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
     batching = Batching(
         updates=run.updates,
         advantage=run.advantage,

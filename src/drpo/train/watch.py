@@ -20,7 +20,9 @@ class Watcher(Protocol):
         """A phase begins: rollout, reward, update, sync, evaluation, checkpoint."""
         ...
 
-    def stepped(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]) -> None:
+    def stepped(
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+    ) -> None:
         """Step number `step` (from 1) is done."""
         ...
 
@@ -42,7 +44,9 @@ class Silent:
     def phase(self, name: str) -> None:
         """Nothing."""
 
-    def stepped(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]) -> None:
+    def stepped(
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+    ) -> None:
         """Nothing."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
