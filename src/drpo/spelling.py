@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-        if not isinstance(call.func, ast.Name) or any(k.arg is None for k in call.keywords):
+        if not isinstance(call.func, ast.Name | ast.Attribute) or any(k.arg is None for k in call.keywords):
             raise ValueError
         args = tuple(ast.literal_eval(a) for a in call.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
@@ -37,51 +38,84 @@ def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     return ast.unparse(call.func), args, kwargs
 
 
-def parse_call(text: str, table: Table, kind: str) -> Any:
-    """Build the object that `text` spells, from a table of makers by name; see `is_maker` for what is called.
+def parse_any(text: str, table: Table, kind: str) -> Any:
+    """Build the object that `text` spells.
 
     Args:
-        text: `name` or `name(arguments)`.
-        table: name -> class or function that makes the object, or the plain function that *is* the object.
+        text: `name` or `name(arguments)` with a name of the table, or `module:name`, `module:name(arguments)`.
+        table: name -> maker of the object (a class or a partial), or the object itself (a function).
         kind: what the object is, for messages: "objective".
 
     Raises:
-        InputError: unknown name (with the nearest known one), or arguments that the maker refuses.
+        InputError: an unknown name (with the nearest known one), what cannot be imported, or refused arguments.
+
+    Example:
+        >>> parse_any("fractions:Fraction(3, 4)", {}, "number")
+        Fraction(3, 4)
     """
-    name, args, kwargs = split_call(text)
-    if name not in table:
-        raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
-    make = table[name]
-    if not is_maker(make):
-        if args or kwargs:
-            raise InputError(f"{kind} {name!r} takes no arguments; write {name!r}")
-        return make
+    module, colon, call = text.partition(":")
+    if not colon or "(" in module:
+        name, args, kwargs = split_call(text)
+        if name not in table:
+            raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
+        entry = table[name]
+    else:
+        name, args, kwargs = split_call(call)
+        entry = import_named(module.strip(), name, kind)
+    if isinstance(entry, type | functools.partial):
+        return _make(entry, args, kwargs, text, kind)
+    if args or kwargs:
+        raise InputError(f"{kind} {text!r} takes no arguments; write {name!r}")
+    return entry
+
+
+def _make(maker: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], text: str, kind: str) -> Any:
     try:
-        inspect.signature(make).bind(*args, **kwargs)
-        return make(*args, **kwargs)
+        signature = inspect.signature(maker)
+    except ValueError:  # some classes written in C do not say
+        signature = None
+    try:
+        if signature:
+            signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"{kind} {text!r}: {error}; it is {name}{inspect.signature(make)}") from None
-    except ValueError as error:
+        raise InputError(f"{kind} {text!r}: {error}; the arguments are {signature}") from None
+    try:
+        return maker(*args, **kwargs)
+    except (TypeError, ValueError) as error:
         raise InputError(f"{kind} {text!r}: {error}") from None
 
 
-def is_maker(entry: Callable[..., Any]) -> bool:
-    """True for a class or a partial (calling it makes the object), False for a function, which is the object itself."""
-    return isinstance(entry, type | functools.partial)
+def import_named(module: str, name: str, kind: str) -> Any:
+    """Import what `module:name` names.
+
+    Raises:
+        InputError: the module cannot be imported or has no such name.
+
+    Example:
+        >>> import_named("math", "sqrt", "reward")(9.0)
+        3.0
+    """
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{kind} '{module}:{name}' cannot be imported: {error}") from None
+    return value
 
 
 def format_call(value: Any, table: Table, kind: str) -> str:
-    """Spell `value` so that `parse_call` gives an equal object back, with the arguments that are not defaults.
+    """Spell `value` so that `parse_any` gives an equal object back, with the arguments that are not defaults.
 
     Raises:
-        InputError: the value is neither made by an entry of the table nor importable as `module:name`.
+        InputError: the value cannot be reached by a name of the table or by `module:name`.
     """
     for name, entry in table.items():
         if value is entry:
             return name
-        if isinstance(entry, type) and type(value) is entry and dataclasses.is_dataclass(value):
+        if type(value) is entry and dataclasses.is_dataclass(value):
             return name + _arguments(value)
-    return import_path(value, kind)
+    return _import_path(value, kind)
 
 
 def _arguments(value: Any) -> str:
@@ -99,37 +133,16 @@ def _arguments(value: Any) -> str:
     return f"({', '.join(shown)})"
 
 
-def import_path(value: Any, kind: str) -> str:
-    """Spell something importable as `module:name`."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if module and name and "<" not in name:
-        return f"{module}:{name}"
-    raise InputError(f"{kind} {value!r} has no name to record it by; give it one at the top level of a module")
-
-
-def import_named(text: str, kind: str) -> Any:
-    """Import the object that `module:name` names.
-
-    Raises:
-        InputError: the module cannot be imported or has no such name.
-
-    Example:
-        >>> import_named("math:sqrt", "reward")(9.0)
-        3.0
-    """
-    module, _, name = text.partition(":")
-    try:
-        value: Any = importlib.import_module(module)
-        for part in name.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{kind} {text!r} cannot be imported: {error}") from None
-    return value
-
-
-def parse_any(text: str, table: Table, kind: str) -> Any:
-    """Build what `text` spells: an entry of the table, or a user's own object as `module:name`."""
-    head = text.split("(", 1)[0]
-    if ":" in head:
-        return import_named(text, kind)
-    return parse_call(text, table, kind)
+def _import_path(value: Any, kind: str) -> str:
+    """`module:name` of a function, of an object that stands at the top of its class's module, or of its class's call."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    module, name = named.__module__, named.__qualname__
+    if named is not value:
+        own = [n for n, v in vars(sys.modules[module]).items() if v is value]
+        if own:
+            return f"{module}:{own[0]}"
+        if dataclasses.is_dataclass(value):
+            name += _arguments(value)
+    if "<" in name or (named is not value and not dataclasses.is_dataclass(value)):
+        raise InputError(f"{kind} {value!r} has no name to record it by; give it one at the top level of a module")
+    return f"{module}:{name}"

@@ -68,5 +68,5 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """As `drpo.ops.linear_logprob`, with the number of tokens per chunk in the caller's hands."""
     size = chunk or max(1, CHUNK_ELEMENTS // len(weight))
-    logp, entropy = _LinearLogprob.apply(hidden, weight, target, temperature, size)
+    logp, entropy = _LinearLogprob.apply(hidden, weight, target, temperature, size)  # type: ignore[no-untyped-call]
     return logp, entropy

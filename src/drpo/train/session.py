@@ -8,8 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from drpo.errors import InputError
 from drpo.rewards import RewardPool
+from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
 from drpo.train.config import Run, from_json, to_json
@@ -57,6 +60,8 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_json(self.folder / CONFIG, to_json(self.run))
         _write_json(self.folder / ENVIRONMENT, environment())
+        # Nothing of ours draws from the global generator; a user's objective may.
+        torch.manual_seed(derive("global", self.run.seed))
         last = checkpoint.latest(self.folder / CHECKPOINTS)
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)

@@ -1,0 +1,97 @@
+"""The order of the rooms: nothing on the right is imported by anything on the left, at any depth of a file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
+
+# A room may import rooms of lower rank, and its own. Rooms of equal rank do not know of each other.
+RANK = {
+    "errors": 0,
+    "seeds": 1,
+    "spelling": 1,
+    "types": 1,
+    "objectives": 2,
+    "advantages": 2,
+    "reductions": 2,
+    "ops": 2,
+    "methods": 3,
+    "models": 4,
+    "rewards": 4,
+    "tasks": 5,
+    "rollout": 5,
+    "batch": 6,
+    "policy": 6,
+    "train": 7,
+    "recipes": 8,
+    "report": 9,
+    "cli": 10,
+    "__main__": 11,
+    "__init__": 0,
+}
+MATHEMATICS = ("objectives", "advantages", "reductions", "methods", "ops", "types", "errors", "seeds", "spelling")
+# An optional backend may be imported where it is used: (file, module).
+OPTIONAL: set[tuple[str, str]] = set()
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> list[str]:
+    """Every module that a file imports, wherever in it."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def test_every_room_has_a_rank():
+    assert {room(path) for path in files()} <= set(RANK)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way(path: Path):
+    here = room(path)
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "drpo" or len(parts) < 2 or parts[1] not in RANK:
+            continue
+        there = parts[1]
+        assert there == here or RANK[there] < RANK[here], f"{here} imports {there}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_no_import_inside_a_function(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = [n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
+            assert not inner, f"{path.name}: {node.name} imports inside"
+
+
+@pytest.mark.parametrize("path", [p for p in files() if room(p) in MATHEMATICS], ids=lambda p: p.name)
+def test_mathematics_imports_torch_and_the_standard_library_only(path: Path):
+    allowed = {"torch", "drpo", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imported(path)} <= allowed
+
+
+def test_importing_the_objectives_loads_torch_and_nothing_else():
+    script = (
+        "import sys, torch; before = set(sys.modules); import drpo.objectives, drpo.ops, drpo.methods;"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names) - {'torch', 'drpo'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,311 @@
+"""The loop as a whole on a tiny model: it learns, repeats, resumes, stops when told to, and fails with one line.
+
+Not covered here: several processes (there is one), a GPU, and what full disks do to a checkpoint.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import worlds
+from drpo import models
+from drpo.errors import InputError
+from drpo.objectives import DRPO, ImportanceSampling, PPOClip
+from drpo.rollout import ScriptedEngine
+from drpo.train import checkpoint
+from drpo.train.config import from_json, learning_rate, to_json
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, read_records
+from drpo.train.loop import train
+from drpo.train.session import CHECKPOINTS, MODEL, load_run
+from drpo.train.setup import assemble
+from drpo.train.watch import Silent
+from worlds import Letters, sampling, tiny_run
+
+DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    last = checkpoint.latest(folder / CHECKPOINTS)
+    assert last is not None
+    return {**load_file(last / checkpoint.WEIGHTS), **load_file(last / checkpoint.OPTIMIZER)}
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    for name in DETERMINISTIC:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    ours, theirs = final_tensors(a), final_tensors(b)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_it_learns(tmp_path: Path):
+    run = tiny_run(steps=25, prompts=8, sampling=sampling(samples=8), learning_rate=1e-2, eval_problems=32)
+    summary = train(run, tmp_path)
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    assert after["low"] > before["high"], (before, after)
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path):
+    run = tiny_run(eval_every=2, checkpoint_every=2)
+    summary = train(run, tmp_path)
+    assert load_run(tmp_path) == run
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["finished"] and summary["steps"] == run.steps and summary["updates"] == run.steps * run.updates
+    assert [m["step"] for m in read_records(tmp_path / METRICS)] == [1, 2, 3, 4]
+    assert [e["step"] for e in read_records(tmp_path / EVALUATIONS)] == [0, 2, 4]
+    rollouts = read_records(tmp_path / ROLLOUTS)
+    assert len(rollouts) == run.steps * run.prompts * run.sampling.samples
+    assert all(len(r["token_ids"]) == len(r["behavior_logp"]) for r in rollouts)
+    assert summary["sampled_tokens"] == sum(len(r["token_ids"]) for r in rollouts)
+    phases = {name for record in read_records(tmp_path / TIMING) for name in record}
+    assert {"rollout", "reward", "update", "sync", "evaluation", "checkpoint"} <= phases
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["torch"] and environment["cores"]
+
+
+def test_the_exported_model_is_the_trained_policy(tmp_path: Path):
+    parts = assemble(tiny_run())
+    train(tiny_run(), tmp_path, parts=parts)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / MODEL)
+    ids = torch.arange(1, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, parts.policy.model(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / MODEL).decode(ids[0]) == parts.tokenizer.decode(ids[0])
+
+
+def test_same_seed_same_run_other_seed_another(tmp_path: Path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny_run(seed=seed), tmp_path / name)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / ROLLOUTS).read_bytes() != (tmp_path / "c" / ROLLOUTS).read_bytes()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: int):
+    """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
+    run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule="cosine", warmup=1)
+    train(run, tmp_path / "whole")
+    script = (
+        "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); import torch, worlds;"
+        f"torch.set_num_threads({torch.get_num_threads()});"
+        "from drpo.train.loop import train; from drpo.train.watch import Silent;"
+        "from drpo.train.config import from_json; import json;"
+        "run = from_json(json.loads(sys.argv[3]))\n"
+        "class Kill(Silent):\n"
+        "    steps = 0\n"
+        "    def stepped(self, step, *_): self.steps = step\n"
+        "    def phase(self, name):\n"
+        "        if self.steps == 2 and name == 'sync': os.kill(os.getpid(), 9)\n"
+        "train(run, pathlib.Path(sys.argv[2]), Kill())"
+    )
+    folder, configuration = tmp_path / "killed", json.dumps(to_json(run))
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", script, here, str(folder), configuration], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert checkpoint.latest(folder / CHECKPOINTS).name == "step-000002"
+    summary = train(run, folder)
+    assert summary["finished"]
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_a_line_cut_short_by_a_crash_is_forgotten(tmp_path: Path):
+    train(tiny_run(), tmp_path / "whole")
+    train(replace(tiny_run(), steps=2), tmp_path / "part")
+    with (tmp_path / "part" / METRICS).open("a") as out:
+        out.write('{"step": 3, "reward_me')
+    with (tmp_path / "part" / ROLLOUTS).open("a") as out:
+        out.write('{"step": 3, "text": "written after the checkpoint"}\n')
+    train(tiny_run(), tmp_path / "part")
+    for name in (METRICS, ROLLOUTS):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path):
+    train(tiny_run(steps=2), tmp_path)
+    folder = tmp_path / CHECKPOINTS
+    (folder / ".step-000003.writing").mkdir()
+    (folder / ".step-000003.writing" / checkpoint.WEIGHTS).write_bytes(b"half")
+    (folder / "step-000004").mkdir()  # without its state.json it is no checkpoint
+    assert checkpoint.latest(folder).name == "step-000002"
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
+    parts = assemble(tiny_run())
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3), (5, None)):
+        progress = checkpoint.Progress(step=step, score=score)
+        checkpoint.save(tmp_path, progress, parts.policy.trainable(), parts.optimizer, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals):
+    class Interrupt(Silent):
+        said = ""
+
+        def stepped(self, step, metrics, seconds, groups) -> None:
+            if step == 2:
+                os.kill(os.getpid(), number)
+
+        def note(self, text: str) -> None:
+            self.said = text
+
+    watch = Interrupt()
+    before = signal.getsignal(number)
+    summary = train(tiny_run(), tmp_path / "part", watch)
+    assert summary["stopped_by_signal"] == number and not summary["finished"] and summary["steps"] == 2
+    assert number.name in watch.said
+    assert signal.getsignal(number) == before
+    train(tiny_run(), tmp_path / "part")
+    train(tiny_run(), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+
+
+def test_signals_are_left_alone_outside_the_main_thread(tmp_path: Path):
+    results: list[dict] = []
+    thread = threading.Thread(target=lambda: results.append(train(tiny_run(steps=1), tmp_path)))
+    thread.start()
+    thread.join()
+    assert results[0]["finished"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"), [("raising", "RuntimeError: no verdict today"), ("not_a_number", "returned nan")]
+)
+def test_a_reward_that_always_fails_ends_in_one_line(tmp_path: Path, reward: str, said: str):
+    with pytest.raises(InputError, match=said) as caught:
+        train(tiny_run(task=Letters(reward), eval_problems=0), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reward_that_fails_later_loses_nothing(tmp_path: Path):
+    calls = SimpleNamespace(n=0)
+
+    def tiring(problem, text):
+        calls.n += 1
+        if calls.n > 32:
+            raise RuntimeError("tired")
+        return worlds.digits(problem, text)
+
+    tiring.in_process = True
+    with pytest.raises(InputError, match="tired"):
+        train(tiny_run(task=Letters(), reward=None, eval_problems=0), tmp_path, parts=_with_reward(tiring))
+    assert checkpoint.latest(tmp_path / CHECKPOINTS).name == "step-000002"
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
+
+
+def _with_reward(reward):
+    return replace(assemble(tiny_run()), reward=reward)
+
+
+def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: Path):
+    script = ("", "1", "12", "x2")  # fails, abstains, and two that are marked
+    run = tiny_run(task=Letters("flaky"), sampling=sampling(samples=4, max_new_tokens=6), eval_problems=0, steps=2)
+    tokenizer = models.tiny()[1]
+    engine = ScriptedEngine(tokenizer, lambda problem, i: script[i], logp=-5.0)
+    summary = train(run, tmp_path, parts=replace(assemble(run), engine=engine))
+    per_step = read_records(tmp_path / METRICS)
+    assert [m["reward_failed"] for m in per_step] == [4, 4] and [m["reward_abstained"] for m in per_step] == [4, 4]
+    assert summary["reward_failed"] == 8
+    assert all(m["reward_mean"] == 0.75 for m in per_step)  # "12" scores 1 and "x2" 1/2; the others count nowhere
+    failures = [r["failure"] for r in read_records(tmp_path / ROLLOUTS) if r["failure"]]
+    assert len(failures) == 8 and all("a multiple of three" in f for f in failures)
+    assert engine.loaded == [0, 1, 2]
+
+
+def test_versions_say_which_weights_sampled(tmp_path: Path):
+    train(tiny_run(), tmp_path)
+    assert all(r["version"] == r["step"] - 1 for r in read_records(tmp_path / ROLLOUTS))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path):
+    run = tiny_run(objective=worlds.Broken())
+    parts = assemble(run)
+    before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
+    with pytest.raises(FloatingPointError, match="nan"):
+        train(run, tmp_path, parts=parts)
+    assert all(torch.equal(before[name], p) for name, p in parts.policy.trainable().items())
+
+
+@pytest.mark.parametrize("terms", [{"reference_kl": 0.1}, {"entropy_bonus": 0.01}])
+def test_additive_terms_train_every_completion(tmp_path: Path, terms: dict[str, float]):
+    run = tiny_run(steps=2, **terms)
+    train(run, tmp_path)
+    for metrics in read_records(tmp_path / METRICS):
+        assert metrics["trained_tokens"] == metrics["sampled_tokens"]
+
+
+def test_the_reference_stays_what_the_model_was():
+    run = tiny_run(reference_kl=0.5, learning_rate=1e-2)
+    parts = assemble(run)
+    before = [p.detach().clone() for p in parts.terms.reference.model.parameters()]
+    for p in parts.policy.model.parameters():
+        p.data.add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, parts.terms.reference.model.parameters(), strict=True))
+
+
+def test_learning_rates():
+    run = tiny_run(steps=4, updates=2, warmup=1, schedule="linear", learning_rate=1.0)
+    rates = [learning_rate(run, step, update) for step in range(4) for update in range(2)]
+    assert rates[:2] == [0.5, 1.0] and rates[2] == 1.0 and rates[-1] == pytest.approx(1 / 6)
+    assert sorted(rates[2:], reverse=True) == rates[2:]
+    cosine = replace(run, schedule="cosine")
+    assert learning_rate(cosine, 2, 1) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"updates": 9}, "updates=9"),
+        ({"steps": 0}, "steps=0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "bf15"}, "did you mean 'bf16'"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"sampling": sampling(top_p=0.9)}, "top_p=0.9"),
+        ({"sampling": sampling(top_k=20)}, "top_k=20"),
+        ({"sampling": sampling(samples=1)}, "samples=1"),
+        ({"sampling": sampling(temperature=0)}, "temperature=0"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_by_name(change: dict, named: str):
+    with pytest.raises(InputError, match=named) as caught:
+        tiny_run(**change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "objective", [DRPO(0.2), PPOClip(0.2, 0.28, dual=3.0), ImportanceSampling(), worlds.Broken(), worlds.LOSS]
+)
+def test_a_configuration_is_written_and_read_back(objective):
+    run = tiny_run(objective=objective, reward=worlds.digits, eval_task=Letters("flaky"), betas=(0.8, 0.9))
+    assert from_json(json.loads(json.dumps(to_json(run)))) == run
+
+
+def test_an_unknown_field_is_named():
+    with pytest.raises(InputError, match="'stepz' in the configuration; did you mean 'steps'"):
+        from_json({"stepz": 3})
+
+
+def test_zero_held_out_problems_skip_evaluation(tmp_path: Path):
+    summary = train(tiny_run(eval_problems=0, steps=1), tmp_path)
+    assert summary["accuracy_before"] is None and summary["accuracy_after"] is None
+
+
+def test_no_more_updates_than_configured_and_each_sees_its_share(tmp_path: Path):
+    train(tiny_run(prompts=5, updates=3, steps=1), tmp_path)
+    (metrics,) = read_records(tmp_path / METRICS)
+    assert len(metrics["updates"]) == 3
+    assert sum(u["trained_tokens"] for u in metrics["updates"]) == metrics["trained_tokens"]

@@ -1,0 +1,100 @@
+"""What the tests of rollouts, batches and policies share: a tiny model, completions, and a forward pass with no tricks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo import models
+from drpo.rollout import TransformersEngine
+from drpo.types import Completion, Group, MicroBatch, Problem, Sampling
+
+STOPS = frozenset(range(0, 257, 9))
+"""Of the random model's 257 words about every ninth ends a completion: lengths then differ, and some reach the limit."""
+
+PROBLEMS = tuple(Problem(f"p{i}", "7 + 5 = ?!"[: 1 + 4 * i] * (1 + 2 * i), "12") for i in range(4))
+"""Prompts of 1, 15, 45 and 70 bytes."""
+
+
+
+
+def tiny(stops: frozenset[int] = frozenset()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A fresh tiny model, which `stops` end besides the tokenizer's EOS (which is its padding too), and its tokenizer."""
+    model, tokenizer = models.tiny()
+    model.generation_config = GenerationConfig(eos_token_id=sorted({0, *stops}), pad_token_id=0)
+    return model, tokenizer
+
+
+def sampled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem] = PROBLEMS,
+    *,
+    temperature: float = 1.0,
+    samples: int = 4,
+    max_new_tokens: int = 12,
+    seed: int = 0,
+) -> list[Completion]:
+    sampling = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature)
+    return TransformersEngine(model, tokenizer).generate(problems, sampling, (seed,))
+
+
+def grouped(completions: Sequence[Completion], rewards: Sequence[Sequence[float]]) -> list[Group]:
+    """Group i: the completions of the i-th problem, in order, with the i-th rewards."""
+    ids = list(dict.fromkeys(c.problem_id for c in completions))
+    return [
+        Group(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), torch.tensor(r))
+        for i, r in zip(ids, rewards, strict=True)
+    ]
+
+
+def completion(token_ids: Sequence[int], *, prompt_ids: Sequence[int] = (1, 2), problem: str = "p", sample: int = 0) -> Completion:
+    """A completion made by hand, with log-probabilities that are all different."""
+    tokens = torch.tensor(token_ids)
+    return Completion(
+        problem_id=problem,
+        sample=sample,
+        prompt_ids=torch.tensor(prompt_ids),
+        token_ids=tokens,
+        behavior_logp=-0.25 - 0.01 * torch.arange(len(tokens)) - 0.1 * sample,
+        text="",
+        finish="length",
+        sampling=Sampling(),
+        version=0,
+    )
+
+
+@torch.no_grad()
+def law(model: PreTrainedModel, c: Completion, temperature: float) -> Tensor:
+    """[N, V] log-probabilities at each of a completion's tokens: one row, no padding, no cache, every logit."""
+    ids = torch.cat([c.prompt_ids, c.token_ids])
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.log_softmax(wide / temperature, dim=-1)[len(c.prompt_ids) - 1 : -1]
+
+
+def own_logp(model: PreTrainedModel, c: Completion, temperature: float) -> Tensor:
+    """[N] log-probabilities of a completion's tokens."""
+    return law(model, c, temperature).gather(-1, c.token_ids[:, None])[:, 0]
+
+
+def by_sequence(micros: Sequence[MicroBatch], column: Tensor) -> dict[int, Tensor]:
+    """The part of a [T] column, T over all of `micros` in order, that belongs to each sequence."""
+    sequence = torch.cat([m.sequence for m in micros])
+    return {int(s): column[sequence == s] for s in sequence.unique()}
+
+
+@torch.no_grad()
+def perturb(model: PreTrainedModel, scale: float, seed: int = 0) -> PreTrainedModel:
+    """Move every trainable weight by noise of this size."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
+
+
+def with_logp(c: Completion, behavior_logp: Tensor) -> Completion:
+    return replace(c, behavior_logp=behavior_logp)

@@ -1,0 +1,85 @@
+"""Small worlds for the trainer's tests: a task, rewards, and engines whose behaviour is known."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from drpo.recipes import smoke
+from drpo.rewards import Reward, in_process
+from drpo.train.config import Run
+from drpo.types import Problem, Sampling, TokenLoss, Tokens
+
+
+@in_process
+def digits(problem: Problem, text: str) -> float:
+    """The share of characters that are digits: a random model can learn it in seconds."""
+    return sum(c.isdigit() for c in text) / max(1, len(text))
+
+
+@in_process
+def raising(problem: Problem, text: str) -> float:
+    raise RuntimeError("no verdict today")
+
+
+@in_process
+def not_a_number(problem: Problem, text: str) -> float:
+    return float("nan")
+
+
+@in_process
+def flaky(problem: Problem, text: str) -> float | None:
+    """Fails, abstains or marks, by the number of characters."""
+    if len(text) % 3 == 0:
+        raise ValueError("a multiple of three")
+    return None if len(text) % 3 == 1 else digits(problem, text)
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Problems that are single letters; the held-out ones are capitals."""
+
+    mark: str = "digits"
+
+    @property
+    def reward(self) -> Reward:
+        return globals()[self.mark]
+
+    def sample(self, n: int, step: int, seed: int) -> list[Problem]:
+        return [Problem(f"{step}-{i}", chr(ord("a") + (seed + step * n + i) % 26), "") for i in range(n)]
+
+    def held_out(self, n: int) -> list[Problem]:
+        return [Problem(f"held-out-{i}", chr(ord("A") + i % 26), "") for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An objective whose gradient is not a number."""
+
+    tokenwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        return TokenLoss(tokens.logp * float("nan"))
+
+
+class Plain:
+    """An objective as someone would write it who has only read the contract."""
+
+    tokenwise = True
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        ratio = (tokens.logp - tokens.behavior_logp).exp()
+        return TokenLoss(-ratio * tokens.advantage, {"mine": ratio.detach()})
+
+
+LOSS = Plain()
+
+
+def tiny_run(**changes: Any) -> Run:
+    """The smoke recipe on `Letters`, where something can be learnt."""
+    run = replace(smoke(), task=Letters(), precision="fp32", rollout_precision="fp32")
+    return replace(run, **changes)
+
+
+def sampling(**changes: Any) -> Sampling:
+    return replace(smoke().sampling, **changes)
