@@ -29,13 +29,14 @@ def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-        if not isinstance(call.func, ast.Name | ast.Attribute) or any(k.arg is None for k in call.keywords):
+        name = ast.unparse(call.func)
+        if not all(part.isidentifier() for part in name.split(".")) or any(k.arg is None for k in call.keywords):
             raise ValueError
         args = tuple(ast.literal_eval(a) for a in call.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"{text!r} is not of the form name or name(1, 2, key='value')") from None
-    return ast.unparse(call.func), args, kwargs
+    return name, args, kwargs
 
 
 def parse_any(text: str, table: Table, kind: str) -> Any:

@@ -1,0 +1,736 @@
+"""From completions to gradients: the tokens that were sampled are trained, once, against the mu that was reported.
+
+Not covered: real weights, GPUs, several processes, the objectives' own formulas (test_objectives.py), and rewards that
+run in other processes (test_rewards.py).
+"""
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_world import PROBLEMS, STOPS, by_sequence, completion, grouped, law, own_logp, perturb, sampled, tiny
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from drpo import advantages, reductions
+from drpo.batch import Batching, make_batches
+from drpo.errors import InputError
+from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
+from drpo.policy import Policy
+from drpo.reductions import Horizon
+from drpo.rewards import Mark
+from drpo.rollout import TransformersEngine
+from drpo.train.score import score
+from drpo.train.update import make_optimizer, update
+from drpo.types import Batch, Completion, Group, MicroBatch, Problem, Sampling, Stats
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
+
+REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0))
+"""Two groups that say something, one of them with two samples of advantage 0, and two that say nothing."""
+
+REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
+
+
+def how(**changes: object) -> Batching:
+    plain = Batching(
+        updates=1, advantage=advantages.mean, reduction=Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def policy_of(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32, **options: object) -> Policy:
+    options.setdefault("temperature", 1.0)
+    return Policy(model, dtype=dtype, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def rollout() -> list[Completion]:
+    return sampled(*tiny(STOPS))
+
+
+@pytest.fixture
+def groups(rollout: list[Completion]) -> list[Group]:
+    return grouped(rollout, REWARDS)
+
+
+def gradients(policy: Policy, batch: Batch, objective: object = DRPO(0.2)) -> tuple[dict[str, Tensor], Stats]:
+    """The gradients that an update leaves behind; the step itself goes nowhere."""
+    still = torch.optim.SGD(policy.trainable().values(), lr=0.0)
+    stats = update(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
+    return {name: p.grad.clone() for name, p in policy.trainable().items()}, stats
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    scale = max(float(value.abs().max()) for value in other.values())
+    assert scale > 0
+    for name, value in one.items():
+        assert float((value - other[name]).abs().max()) <= tolerance * scale, name
+
+
+# ---- the tokens that are trained ----
+
+
+@given(data=st.data())
+def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
+    """Any ids: specials in the middle, the padding id at the end, byte sequences that no text encodes to."""
+    ids = st.integers(0, 260)
+    completions = [
+        completion(
+            data.draw(st.lists(ids, min_size=1, max_size=9)),
+            prompt_ids=data.draw(st.lists(ids, min_size=1, max_size=9)),
+            problem=f"p{g}",
+            sample=i,
+        )
+        for g in range(data.draw(st.integers(1, 3)))
+        for i in range(data.draw(st.integers(2, 4)))
+    ]
+    n_groups = len({c.problem_id for c in completions})
+    sizes = Counter(c.problem_id for c in completions)
+    groups = grouped(completions, [[float(i) for i in range(sizes[f"p{g}"])] for g in range(n_groups)])
+    budget = data.draw(st.integers(1, 60))
+    (batch,) = make_batches(groups, how(micro_batch_tokens=budget))
+    micros = batch.micro_batches
+    columns = {name: torch.cat([getattr(m, name) for m in micros]) for name in ("target", "behavior_logp", "weight")}
+    parts = {name: by_sequence(micros, column) for name, column in columns.items()}
+    assert sorted(parts["target"]) == list(range(len(completions)))
+    for i, c in enumerate(completions):
+        assert torch.equal(parts["target"][i], c.token_ids)
+        assert torch.equal(parts["behavior_logp"][i], c.behavior_logp)
+        assert (parts["weight"][i] > 0).all()
+    assert batch.n_sequences == len(completions)
+    assert batch.n_tokens == sum(len(c.token_ids) for c in completions)
+    for m in micros:
+        assert m.input_ids.numel() <= budget or len(m.input_ids) == 1
+        before = m.input_ids.flatten()[m.position]
+        for s in m.sequence.unique():
+            whole = torch.cat([completions[s].prompt_ids, completions[s].token_ids])
+            n = len(completions[s].prompt_ids)
+            assert torch.equal(before[m.sequence == s], whole[n - 1 : -1])  # each token is predicted from the one before
+            row = int(m.position[m.sequence == s][0]) // m.input_ids.shape[1]
+            assert torch.equal(m.input_ids[row, : len(whole) - 1], whole[:-1])
+
+
+def test_nothing_is_encoded_again_after_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny(STOPS)
+    completions = sampled(model, tokenizer)
+    assert any(tokenizer(c.text)["input_ids"] != c.token_ids.tolist() for c in completions)  # it would show
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("text was encoded again")
+
+    for name in ("__call__", "encode", "encode_plus", "_encode_plus", "tokenize", "convert_tokens_to_ids"):
+        monkeypatch.setattr(type(tokenizer), name, refuse, raising=False)
+    groups = score(PROBLEMS, completions, StubPool(lambda problem, text: float(len(text) % 2)))
+    policy = policy_of(model)
+    seen = []
+    for batch in make_batches(groups, how(updates=2)):
+        _, stats = gradients(policy, batch)
+        seen.append(len(stats.tokens.logp))
+    assert sum(seen) == sum(len(c.token_ids) for c in completions)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_logp_and_entropy_are_the_plain_models(rollout: list[Completion], temperature: float) -> None:
+    """Each token's log-probability, aligned, at the sampling temperature, once; and its whole distribution's entropy."""
+    model, _ = tiny(STOPS)
+    policy = policy_of(model, temperature=temperature)
+    (batch,) = make_batches(grouped(rollout, REWARDS), how())
+    _, stats = gradients(policy, batch)
+    logp = by_sequence(batch.micro_batches, stats.tokens.logp)
+    entropy = by_sequence(batch.micro_batches, stats.entropy)
+    for i, c in enumerate(rollout):
+        torch.testing.assert_close(logp[i], own_logp(model, c, temperature), rtol=0, atol=1e-5)
+        z = law(model, c, temperature).double()
+        torch.testing.assert_close(entropy[i].double(), -(z.exp() * z).sum(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_on_policy_the_ratio_is_one(temperature: float) -> None:
+    model, tokenizer = tiny(STOPS)
+    completions = sampled(model, tokenizer, temperature=temperature)
+    (batch,) = make_batches(grouped(completions, REWARDS), how())
+    _, stats = gradients(policy_of(model, temperature=temperature), batch)
+    assert (ratio(stats.tokens) - 1).abs().max() < 1e-5
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, initializer_range=0.2)
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_architectures_train_their_own_law(family: str, groups: list[Group], rollout: list[Completion]) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    (batch,) = make_batches(groups, how())
+    _, stats = gradients(policy_of(model), batch)
+    logp = by_sequence(batch.micro_batches, stats.tokens.logp)
+    for i, c in enumerate(rollout):
+        torch.testing.assert_close(logp[i], own_logp(model, c, 1.0), rtol=0, atol=1e-5)
+
+
+def test_the_gradient_is_the_plain_models(groups: list[Group], rollout: list[Completion]) -> None:
+    """Prompts and padding add nothing to it: -sum A r / (S H) over the sampled tokens, by autograd, row by row."""
+    model, _ = tiny(STOPS)
+    found, stats = gradients(policy_of(copy.deepcopy(model).double(), dtype=torch.float64), make_batches(groups, how())[0],
+                             ImportanceSampling())  # fmt: skip
+    model.double()
+    loss = torch.zeros((), dtype=torch.float64)
+    advantage = [r - sum(rs) / 4 for rs in REWARDS for r in rs]
+    for c, a in zip(rollout, advantage, strict=True):
+        ids = torch.cat([c.prompt_ids, c.token_ids])
+        logp = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)[len(c.prompt_ids) - 1 : -1]
+        chosen = logp.gather(-1, c.token_ids[:, None])[:, 0]
+        loss = loss - (a * torch.exp(chosen - c.behavior_logp)).sum() / (16 * 20)
+    loss.backward()
+    close(found, {name: p.grad for name, p in model.named_parameters()}, 1e-6)  # advantages and weights are float32
+    assert stats.loss == pytest.approx(loss.item(), rel=1e-6)
+
+
+# ---- micro-batches and neighbours ----
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("objective", [DRPO(0.2), PPOClip(), GSPO()], ids=["drpo", "ppo", "gspo"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)], ids=["float64", "float32"]
+)
+def test_any_micro_batches_give_the_same_update(
+    dtype: torch.dtype, tolerance: float, objective: object, reduction: str, groups: list[Group]
+) -> None:
+    model, _ = tiny(STOPS)
+    policy = policy_of(perturb(model, 0.02).to(dtype), dtype=dtype)
+    row_by_row = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
+    (alone,) = make_batches(groups, row_by_row)
+    assert all(len(m.input_ids) == 1 for m in alone.micro_batches)
+    wanted, stats = gradients(policy, alone, objective)
+    logp = by_sequence(alone.micro_batches, stats.tokens.logp)
+    shapes = set()
+    for budget in (100, 163, 400, 10_000):
+        (batch,) = make_batches(groups, replace(row_by_row, micro_batch_tokens=budget))
+        shapes.add(tuple(m.input_ids.shape for m in batch.micro_batches))
+        found, other = gradients(policy, batch, objective)
+        close(found, wanted, tolerance)
+        assert other.loss == pytest.approx(stats.loss, abs=tolerance)
+        assert other.grad_norm == pytest.approx(stats.grad_norm, rel=tolerance)
+        for i, values in by_sequence(batch.micro_batches, other.tokens.logp).items():
+            torch.testing.assert_close(values, logp[i], rtol=0, atol=tolerance)
+    assert len(shapes) == 4
+
+
+def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[Group]) -> None:
+    """The negative control of the test above: weights made anew in each micro-batch give another gradient."""
+    model, _ = tiny(STOPS)
+    policy = policy_of(perturb(model, 0.02))
+    (batch,) = make_batches(groups, how(micro_batch_tokens=163, reduction=reductions.token_mean))
+    own = [
+        replace(m, weight=reductions.token_mean(torch.ones_like(m.target, dtype=torch.bool), m.sequence))
+        for m in batch.micro_batches
+    ]
+    wanted, _ = gradients(policy, batch)
+    found, _ = gradients(policy, replace(batch, micro_batches=tuple(own)))
+    with pytest.raises(AssertionError):
+        close(found, wanted, 0.01)
+
+
+def mixed_micro_batch(groups: list[Group]) -> MicroBatch:
+    (batch,) = make_batches(groups, how(micro_batch_tokens=10_000))
+    (micro,) = batch.micro_batches
+    assert len(micro.input_ids) == 16
+    return micro
+
+
+def logp_and_gradient(policy: Policy, micro: MicroBatch, row: int) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of one row, and the gradient of their sum."""
+    logp, _ = policy(micro)
+    mine = logp[micro.position // micro.input_ids.shape[1] == row]
+    (slope,) = torch.autograd.grad(mine.sum(), policy.model.get_parameter("model.layers.0.self_attn.k_proj.weight"))
+    return mine.detach(), slope
+
+
+@pytest.mark.parametrize("row", [0, 7, 15])
+def test_a_neighbours_tokens_change_nothing(groups: list[Group], row: int) -> None:
+    policy = policy_of(tiny(STOPS)[0])
+    micro = mixed_micro_batch(groups)
+    wanted = logp_and_gradient(policy, micro, row)
+    others = torch.arange(16) != row
+    scrambled = micro.input_ids.clone()
+    scrambled[others] = torch.randint(257, scrambled[others].shape, generator=torch.Generator().manual_seed(0))
+    for one, other in zip(wanted, logp_and_gradient(policy, replace(micro, input_ids=scrambled), row), strict=True):
+        assert torch.equal(one, other)
+    scrambled[row, 0] += 1  # its own tokens do matter
+    assert not torch.equal(wanted[0], logp_and_gradient(policy, replace(micro, input_ids=scrambled), row)[0])
+
+
+def test_padding_changes_nothing(groups: list[Group], rollout: list[Completion]) -> None:
+    policy = policy_of(tiny(STOPS)[0])
+    micro = mixed_micro_batch(groups)
+    width = micro.input_ids.shape[1]
+    last = {int(row): int(micro.position[micro.position // width == row].max()) % width for row in range(16)}
+    padding = torch.arange(width)[None] > torch.tensor([last[row] for row in range(16)])[:, None]
+    assert padding.any(1).sum() > 8
+    filled = torch.where(padding, 1 + torch.arange(width) % 256, micro.input_ids)
+    for row in (0, 7, 15):
+        one, other = (logp_and_gradient(policy, replace(micro, input_ids=ids), row) for ids in (micro.input_ids, filled))
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+# ---- updates, weights, skipping ----
+
+
+@pytest.mark.parametrize(("n_groups", "updates"), [(4, 1), (4, 2), (4, 4), (3, 2), (4, 3), (7, 4), (9, 4), (5, 5)])
+def test_each_group_is_in_one_update_and_each_update_has_its_share(n_groups: int, updates: int) -> None:
+    completions = [completion([g + 1, i + 1], problem=f"p{g}", sample=i) for g in range(n_groups) for i in range(2)]
+    batches = make_batches(grouped(completions, [[0.0, 1.0]] * n_groups), how(updates=updates))
+    assert len(batches) == updates
+    firsts = [sorted({int(t) - 1 for m in b.micro_batches for t in m.target[0::2]}) for b in batches]
+    assert [g for part in firsts for g in part] == list(range(n_groups))
+    assert max(map(len, firsts)) - min(map(len, firsts)) <= 1
+
+
+def test_no_groups_make_no_batches() -> None:
+    assert make_batches([], how(updates=2)) == []
+
+
+def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: list[Group]) -> None:
+    lonely = replace(groups[0], completions=groups[0].completions[:1], rewards=groups[0].rewards[:1])
+    empty = replace(groups[0], completions=(), rewards=torch.empty(0))
+    (with_them,) = make_batches([lonely, groups[0], empty, groups[2]], how())
+    (without,) = make_batches([groups[0], groups[2]], how())
+    assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
+    for one, other in zip(with_them.micro_batches, without.micro_batches, strict=True):
+        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+    assert len(make_batches([lonely, groups[0]], how(updates=2))) == 1
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("budget", [1, 163, 10_000])
+def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, groups: list[Group]) -> None:
+    (batch,) = make_batches(groups, how(reduction=REDUCTIONS[reduction], micro_batch_tokens=budget))
+    weight = torch.cat([m.weight for m in batch.micro_batches]).double()
+    expected = batch.n_tokens / (batch.n_sequences * 20) if reduction == "horizon" else 1.0
+    assert float(weight.sum()) == pytest.approx(expected, rel=1e-6)
+    shares = {i: float(w.double().sum()) for i, w in by_sequence(batch.micro_batches, weight).items()}
+    lengths = [len(c.token_ids) for g in groups for c in g.completions]
+    for i, n in enumerate(lengths):
+        share = {"token_mean": n / sum(lengths), "sequence_mean": 1 / 16, "horizon": n / (16 * 20)}[reduction]
+        assert shares[i] == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("objective", [DRPO(0.2), PPOClip()], ids=["drpo", "ppo"])
+def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, groups: list[Group]) -> None:
+    """To the bit, one row at a time; the normaliser counts what is skipped."""
+    policy = policy_of(perturb(tiny(STOPS)[0], 0.02))
+    plain = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
+    (all_rows,) = make_batches(groups, plain)
+    (fewer,) = make_batches(groups, replace(plain, skip_zero_advantage=True))
+    assert (fewer.n_sequences, fewer.n_tokens) == (all_rows.n_sequences, all_rows.n_tokens) == (16, all_rows.n_tokens)
+    assert (all_rows.n_skipped, fewer.n_skipped) == (0, 10)
+    assert (len(all_rows.micro_batches), len(fewer.micro_batches)) == (16, 6)
+    wanted, _ = gradients(policy, all_rows, objective)
+    found, stats = gradients(policy, fewer, objective)
+    assert equal(found, wanted)
+    assert (stats.tokens.advantage != 0).all()
+    weights = by_sequence(all_rows.micro_batches, torch.cat([m.weight for m in all_rows.micro_batches]))
+    for i, weight in by_sequence(fewer.micro_batches, torch.cat([m.weight for m in fewer.micro_batches])).items():
+        assert torch.equal(weight, weights[i])
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first update", "with momentum"])
+def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Completion], groups: list[Group]) -> None:
+    """Weight decay and momentum act on it exactly as if its completions had gone through the model."""
+    silent = grouped(rollout, [[0.7] * 4] * 4)
+    weights, steps = [], []
+    for skip in (False, True):
+        policy = policy_of(tiny(STOPS)[0])
+        optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+        for rewarded in [groups] * before + [silent]:
+            (batch,) = make_batches(rewarded, how(skip_zero_advantage=skip, micro_batch_tokens=1))
+            start = {name: p.detach().clone() for name, p in policy.trainable().items()}
+            stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+        assert len(batch.micro_batches) == (0 if skip else 16)
+        assert (batch.n_sequences, stats.grad_norm, stats.loss) == (16, 0.0, 0.0)
+        assert len(stats.tokens.logp) == len(stats.entropy) == sum(len(m.target) for m in batch.micro_batches)
+        weights.append({name: p.detach().clone() for name, p in policy.trainable().items()})
+        steps.append({float(state["step"]) for state in optimizer.state.values()})
+        assert not equal(weights[-1], start)
+    assert equal(*weights)
+    assert steps == [{before + 1.0}] * 2
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[Group]) -> None:
+    policy = policy_of(tiny(STOPS)[0])
+    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    (batch,) = make_batches(groups, how())
+    broken = tuple(replace(m, weight=m.weight * torch.nan) for m in batch.micro_batches)
+    start = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    with pytest.raises(FloatingPointError, match="not made"):
+        update(policy, optimizer, replace(batch, micro_batches=broken), DRPO(0.2), 0.01, 1.0)
+    assert equal(start, {name: p.detach() for name, p in policy.trainable().items()})
+
+
+# ---- the anchor ----
+
+
+def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: list[Completion]) -> None:
+    """Four large updates on one rollout: mu never moves, pi is the model's own before each step, r is their quotient."""
+    model, _ = tiny(STOPS)
+    policy = policy_of(model)
+    optimizer = make_optimizer(policy, learning_rate=0.03, betas=(0.9, 0.999), weight_decay=0.0)
+    reported = [c.behavior_logp.clone() for c in rollout]
+    batches = make_batches(grouped(rollout, [[0.0, 1.0, 0.0, 0.5]] * 4), how(updates=2))
+    far = []
+    for batch in [*batches, *batches]:
+        at = 0 if batch is batches[0] else 8
+        own = [own_logp(model, c, 1.0) for c in rollout[at : at + 8]]
+        stats = update(policy, optimizer, batch, DRPO(0.2), 0.03, 1.0)
+        mu = by_sequence(batch.micro_batches, stats.tokens.behavior_logp)
+        pi = by_sequence(batch.micro_batches, stats.tokens.logp)
+        r = by_sequence(batch.micro_batches, ratio(stats.tokens))
+        assert len(mu) == 8
+        for i in range(8):
+            assert torch.equal(mu[i], reported[at + i])
+            torch.testing.assert_close(pi[i], own[i], rtol=0, atol=2e-5)
+            torch.testing.assert_close(r[i], torch.exp(own[i] - reported[at + i]), rtol=1e-4, atol=0)
+        far.append(float((ratio(stats.tokens) - 1).abs().max()))
+    assert all(torch.equal(c.behavior_logp, mu) for c, mu in zip(rollout, reported, strict=True))
+    assert far[0] < 1e-4
+    assert min(far[1:]) > 0.3
+
+
+@contextmanager
+def counted(policy: Policy) -> Iterator[Counter]:
+    """Forward passes of the whole model and of its decoder."""
+    calls: Counter = Counter()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for name, module in (("model", policy.model), ("decoder", policy.model.get_decoder()))
+    ]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("budget", [1, 163, 10_000])
+def test_one_forward_pass_for_each_micro_batch(groups: list[Group], budget: int) -> None:
+    """No pass for old log-probabilities, and none through the head that would hold all logits."""
+    policy = policy_of(tiny(STOPS)[0])
+    (batch,) = make_batches(groups, how(micro_batch_tokens=budget, skip_zero_advantage=True))
+    with counted(policy) as calls:
+        gradients(policy, batch)
+    assert calls == {"decoder": len(batch.micro_batches)}
+
+
+# ---- grouping ----
+
+
+@dataclass
+class StubPool:
+    """Marks with a function, where it stands; counts what it was asked."""
+
+    reward: Callable[[Problem, str], float | None]
+    failure: str | None = None
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
+        self.asked += [(p.id, text) for p, text in items]
+        values = [self.reward(p, text) for p, text in items]
+        return [Mark(v, self.failure if v is None else None, 0.0) for v in values]
+
+
+IDS = ("p10", "p2", "p1", "", "p")
+
+
+def fake_rollout(dropped: set[tuple[str, int]]) -> tuple[list[Problem], list[Completion]]:
+    problems = [Problem(name, f"question {i}", "") for i, name in enumerate(IDS)]
+    completions = [
+        replace(completion([i + 1, n + 1], problem=p.id, sample=n), text=f"{p.id}/{n}")
+        for i, p in enumerate(problems)
+        for n in range(4)
+        if (p.id, n) not in dropped
+    ]
+    return problems, completions
+
+
+@given(
+    dropped=st.sets(st.tuples(st.sampled_from(IDS), st.integers(0, 3)), max_size=12),
+    order=st.randoms(use_true_random=False),
+    updates=st.integers(1, 5),
+)
+def test_a_reward_of_the_prompt_alone_teaches_nothing(dropped: set, order: random.Random, updates: int) -> None:
+    """However the completions are shuffled and whichever are missing, each is compared with its own group."""
+    problems, completions = fake_rollout(dropped)
+    order.shuffle(completions)
+    order.shuffle(problems)
+    pool = StubPool(lambda problem, text: {name: 0.1 + i for i, name in enumerate(IDS)}[problem.id])
+    groups = score(problems, completions, pool)
+    assert [g.problem for g in groups] == problems
+    assert sorted(pool.asked) == sorted((c.problem_id, c.text) for c in completions)
+    for group in groups:
+        mine = [c for c in completions if c.problem_id == group.problem.id]
+        assert list(group.completions) == sorted(mine, key=lambda c: c.sample)
+        assert len(group.rewards) == len(mine)
+    for batch in make_batches(groups, how(updates=updates)):
+        assert all((m.advantage == 0).all() for m in batch.micro_batches)
+    for batch in make_batches(groups, how(updates=updates, skip_zero_advantage=True)):
+        assert batch.micro_batches == ()
+
+
+@given(order=st.randoms(use_true_random=False), unmarked=st.sets(st.integers(0, 3), max_size=2))
+def test_each_reward_stays_with_its_completion(order: random.Random, unmarked: set[int]) -> None:
+    """The negative control: a reward of the sample gives that sample's advantage, whatever the order."""
+    problems, completions = fake_rollout(set())
+    order.shuffle(completions)
+
+    def reward(problem: Problem, text: str) -> float | None:
+        name, _, sample = text.rpartition("/")
+        assert name == problem.id
+        return None if int(sample) in unmarked else float(sample) ** 2
+
+    groups = score(problems, completions, StubPool(reward))
+    for group in groups:
+        assert [c.sample for c in group.completions] == [n for n in range(4) if n not in unmarked]
+        assert group.rewards.tolist() == [float(c.sample) ** 2 for c in group.completions]
+        assert sorted(u.completion.sample for u in group.unmarked) == sorted(unmarked)
+        assert all(u.failure is None for u in group.unmarked)
+    (batch,) = make_batches(groups, how())
+    marked = [n**2 for n in range(4) if n not in unmarked]
+    for m in batch.micro_batches:
+        sample = m.target[1::2] - 1
+        expected = sample.double() ** 2 - sum(marked) / len(marked)
+        torch.testing.assert_close(m.advantage[1::2].double(), expected)
+
+
+def test_failures_are_kept_with_their_reason() -> None:
+    problems, completions = fake_rollout(set())
+    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, failure="it raised")
+    for group in score(problems, completions, pool):
+        assert [(u.completion.sample, u.failure) for u in group.unmarked] == [(2, "it raised")]
+
+
+@pytest.mark.parametrize("failure", ["it raised", None], ids=["failed", "abstained"])
+def test_a_rollout_without_a_single_mark_is_refused(failure: str | None) -> None:
+    """Nothing could be averaged over it, let alone trained."""
+    problems, completions = fake_rollout(set())
+    with pytest.raises(InputError, match=failure or "abstained"):
+        score(problems, completions, StubPool(lambda problem, text: None, failure))
+    assert score([], [], StubPool(lambda problem, text: None)) == []
+
+
+# ---- LoRA ----
+
+
+def lora() -> Policy:
+    """With adapters that do something (a new one's second factor is 0)."""
+    policy = policy_of(tiny(STOPS)[0], lora_rank=4)
+    perturb(policy.model, 0.1)
+    return policy
+
+
+def base_weights(policy: Policy) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in policy.model.named_parameters() if ".lora_" not in name}
+
+
+def test_lora_trains_the_adapters_of_all_linear_layers_but_the_head(groups: list[Group]) -> None:
+    policy = policy_of(tiny(STOPS)[0], lora_rank=4)
+    names = list(policy.trainable())
+    assert all(".lora_A." in name or ".lora_B." in name for name in names)
+    layers = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    before = base_weights(policy)
+    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    adapters = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    for _ in range(2):  # after the first, both factors have a gradient
+        update(policy, optimizer, make_batches(groups, how())[0], DRPO(0.2), 0.01, 1.0)
+    assert equal(base_weights(policy), before)
+    assert all(not torch.equal(p, adapters[name]) for name, p in policy.trainable().items())
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == sum(
+        p.numel() for p in adapters.values()
+    )
+
+
+def test_lora_starts_as_the_model_and_depends_on_its_seed_alone() -> None:
+    plain, _ = tiny(STOPS)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    policies = [policy_of(tiny(STOPS)[0], lora_rank=4, seed=seed) for seed in (3, 3, 4)]
+    assert torch.equal(torch.get_rng_state(), before)
+    one, again, other = ({name: p.detach() for name, p in p.trainable().items()} for p in policies)
+    assert equal(one, again)
+    assert not equal(one, other)
+    state = policies[0].state()
+    assert all(torch.equal(p, state[name]) for name, p in plain.named_parameters())
+
+
+def test_merging_a_thousand_times_leaves_the_base_as_it_was() -> None:
+    policy = lora()
+    before = base_weights(policy)
+    first = {name: value.clone() for name, value in policy.state().items()}
+    for _ in range(1000):
+        state = policy.state()
+    assert equal(base_weights(policy), before)
+    assert equal(dict(state), first)
+    adapted = [name for name in before if ".base_layer." in name]
+    assert len(adapted) == 14
+    assert all(not torch.equal(first[name.replace(".base_layer.", ".")], before[name]) for name in adapted)
+
+
+def test_the_merged_state_is_the_adapted_model() -> None:
+    """Added once, by the plain model's names, and shared with nothing that training changes."""
+    policy = lora()
+    plain, tokenizer = tiny(STOPS)
+    assert policy.state().keys() == dict(plain.named_parameters()).keys()
+    state = policy.state()
+    plain.load_state_dict(dict(state), strict=False)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        adapted = policy.model(input_ids=ids).logits
+        torch.testing.assert_close(plain(input_ids=ids).logits, adapted, rtol=0, atol=2e-5)
+        unadapted = tiny(STOPS)[0](input_ids=ids).logits
+    assert (unadapted - adapted).abs().max() > 0.5
+    assert all(value.dtype == torch.float32 and not value.requires_grad for value in state.values())
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
+    policy = policy_of(tiny(STOPS)[0], lora_rank=rank)
+    perturb(policy.model, 0.1)
+    _, tokenizer = tiny()
+    policy.export(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for name, value in policy.state().items():
+        assert torch.equal(loaded.get_parameter(name), value), name
+    engine = TransformersEngine(tiny(STOPS)[0], tokenizer)
+    engine.load(policy.state(), version=1)
+    sampling = Sampling(samples=4, max_new_tokens=12)
+    ours = engine.generate(PROBLEMS, sampling, (0,))
+    theirs = TransformersEngine(loaded, tokenizer).generate(PROBLEMS, sampling, (0,))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.token_ids, other.token_ids)
+        assert torch.equal(one.behavior_logp, other.behavior_logp)
+        torch.testing.assert_close(one.behavior_logp, own_logp(policy.model, one, 1.0), rtol=0, atol=2e-5)
+
+
+def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: list[Group]) -> None:
+    model, tokenizer = tiny(STOPS)
+    engine = TransformersEngine(model, tokenizer)
+    policy = policy_of(model, lora_rank=4)
+    optimizer = make_optimizer(policy, learning_rate=0.05, betas=(0.9, 0.999), weight_decay=0.0)
+    for version in (1, 2, 3):
+        update(policy, optimizer, make_batches(groups, how())[0], DRPO(0.2), 0.05, 1.0)
+        engine.load(policy.state(), version=version)
+    completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=12), (0,))
+    assert {c.version for c in completions} == {3}
+    (batch,) = make_batches(grouped(completions, REWARDS), how())
+    _, stats = gradients(policy, batch)
+    assert (ratio(stats.tokens) - 1).abs().max() < 2e-5
+    assert max(float((own_logp(tiny(STOPS)[0], c, 1.0) - c.behavior_logp).abs().max()) for c in completions) > 0.3
+
+
+def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -> None:
+    for rank in (0, 4):
+        model, tokenizer = tiny(STOPS)
+        engine = TransformersEngine(model, tokenizer)
+        policy = policy_of(model, lora_rank=rank)
+        engine.load(policy.state(), version=1)
+        trainers = {p.data_ptr() for p in policy.model.parameters()}
+        assert not any(p.data_ptr() in trainers for p in engine.model.parameters())
+
+
+# ---- precision ----
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[Group], rank: int) -> None:
+    policy = policy_of(tiny(STOPS)[0], dtype=torch.bfloat16, lora_rank=rank)
+    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    (batch,) = make_batches(groups, how())
+    seen: set[torch.dtype] = set()
+    layer = next(m for m in policy.model.modules() if isinstance(m, torch.nn.Linear))
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+    hook.remove()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in policy.trainable().values()} == {torch.float32}
+    moments = {v.dtype for state in optimizer.state.values() for k, v in state.items() if k != "step"}
+    assert moments == {torch.float32}
+    assert {v.dtype for v in policy.state().values()} == {torch.float32}
+    assert {stats.tokens.logp.dtype, stats.entropy.dtype} == {torch.float32}
+
+
+def test_bfloat16_compute_is_near_float32(groups: list[Group]) -> None:
+    (batch,) = make_batches(groups, how())
+    exact, stats = gradients(policy_of(tiny(STOPS)[0]), batch)
+    rough, rough_stats = gradients(policy_of(tiny(STOPS)[0], dtype=torch.bfloat16), batch)
+    gap = (rough_stats.tokens.logp - stats.tokens.logp).abs()
+    assert 1e-4 < gap.max() < 0.15  # it did compute in bfloat16, and logits of about 6 came out to 8 bits
+    one, other = (torch.cat([g.flatten() for g in gs.values()]) for gs in (exact, rough))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.99
+
+
+# ---- heads ----
+
+
+def _tiny_config(kind: type, **more: object) -> object:
+    return kind(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **more,
+    )
+
+
+REFUSED: dict[str, Callable[[], PreTrainedModel]] = {
+    "bias": lambda: PhiForCausalLM(_tiny_config(PhiConfig)),
+    "scale": lambda: GraniteForCausalLM(_tiny_config(GraniteConfig, logits_scaling=8.0)),
+    "soft cap": lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=0.5)),
+    "soft cap far above the logits": lambda: Gemma2ForCausalLM(
+        _tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=30.0)
+    ),
+    "no head": lambda: Qwen2ForCausalLM(_tiny_config(Qwen2Config)).model,
+}
+
+
+@pytest.mark.parametrize("head", REFUSED)
+def test_heads_that_are_not_plainly_linear_are_refused(head: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match="head is not a plain linear layer"):
+        policy_of(REFUSED[head]().eval())

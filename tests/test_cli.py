@@ -1,0 +1,176 @@
+"""The command line: what it teaches, what it refuses in one line with status 2, and that it runs.
+
+`cli.main` is called in this process; one test runs the installed command.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from drpo import cli
+from drpo.recipes import RECIPES
+from drpo.train.config import Run, from_json, to_json
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:  # what --help does
+        status = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+BAD = [
+    (("trian",), "did you mean 'train'"),
+    (("train",), "known: demo"),
+    (("train", "dmo"), "did you mean 'demo'"),
+    (("train", "smoke", "--stepz", "3"), "did you mean '--steps'"),
+    (("train", "smoke", "--steps", "x"), "--steps"),
+    (("train", "smoke", "--steps"), "--steps"),
+    (("train", "smoke", "--steps", "0"), "steps=0"),
+    (("train", "smoke", "--betas", "1"), "--betas"),
+    (("train", "smoke", "--objective", "drop(3)"), "did you mean 'drpo'"),
+    (("train", "smoke", "--objective", "drpo(-1)"), "delta=-1"),
+    (("train", "smoke", "--objective", "drpo(delta_=1)"), "delta_"),
+    (("train", "smoke", "--objective", "__import__('os').system('true')"), "not of the form"),
+    (("train", "smoke", "--objective", "nowhere_to_be_found:x"), "nowhere_to_be_found"),
+    (("train", "smoke", "--advantage", "zscor"), "did you mean 'zscore'"),
+    (("train", "smoke", "--reduction", "horizon(0)"), "horizon"),
+    (("train", "smoke", "--reward", "exact_numbr"), "did you mean 'exact_number'"),
+    (("train", "smoke", "--task", "adition(1)"), "did you mean 'addition'"),
+    (("train", "smoke", "--task", "reasoning_gym('chain_sums')"), "chain_sum"),
+    (("train", "smoke", "--task", "records('none.jsonl', prompt='q', answer='a')"), "none.jsonl"),
+    (("train", "smoke", "--task", "records('there.jsonl', prompt='question', answer='anwser')"), "'answer'"),
+    (("train", "smoke", "--task", "records('broken.jsonl', prompt='question', answer='answer')"), "broken.jsonl"),
+    (("train", "smoke", "--sampling.top-p", "0.9"), "top_p=0.9"),
+    (("train", "smoke", "--sampling.top-k", "20"), "top_k=20"),
+    (("train", "smoke", "--sampling.samples", "1"), "samples=1"),
+    (("train", "smoke", "--sampling.temperature", "0"), "temperature=0"),
+    (("train", "smoke", "--schedule", "cosin"), "did you mean 'cosine'"),
+    (("train", "smoke", "--model", "./nowhere"), "./nowhere"),
+    (("train", "--resume", "nowhere"), "nowhere"),
+    (("train", "--resume"), "folder"),
+    (("eval",), "model"),
+    (("eval", "tiny"), "--task"),
+    (("eval", "tiny", "--task", "adition"), "did you mean 'addition'"),
+    (("weights", "drop(1)"), "did you mean 'drpo'"),
+    (("weights", "drpo(1)", "--mu", "2"), "--mu 2"),
+    (("recipes", "x"), "'x'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arguments, named):
+    (elsewhere / "there.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n' * 3)
+    (elsewhere / "broken.jsonl").write_bytes(b'{"question": "1 + 1?", "answer": "2"}\n{"quest')
+    status, out, err = said(capsys, *arguments)
+    assert status == 2
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("drpo: ") and named in lines[0], err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help"), ("eval", "--help"), ("weights", "--help")])
+def test_help_teaches(capsys, arguments):
+    status, out, _ = said(capsys, *arguments)
+    assert status == 0 and "drpo" in out and len(out.splitlines()) > 5
+
+
+def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
+    status, out, _ = said(capsys, "train", "demo", "--help")
+    assert status == 0
+    flat = " ".join(out.replace("│", " ").split())
+    for name, text in cli._described(Run).items():
+        assert name.replace("_", "-") in flat
+        assert len(text) > 5
+    assert "'drpo(0.2)'" in flat and "--sampling.temperature" in flat
+
+
+def test_every_option_says_what_it_is():
+    described = cli._described(Run)
+    assert set(described) == set(Run.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_is_built_recorded_and_listed(capsys, name):
+    run = RECIPES[name]()
+    assert from_json(json.loads(json.dumps(to_json(run)))) == run
+    _, out, _ = said(capsys, "recipes")
+    assert name in out
+
+
+def test_overrides_reach_the_run():
+    options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6", "--betas", "0.8", "0.9"]
+    run, _ = cli._overridden(RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo")
+    record = to_json(run)
+    assert (record["objective"], record["seed"], record["task"]) == ("dppo(0.15, 0.15)", 3, "addition(2, 7)")
+    assert run.sampling.samples == 6 and run.betas == (0.8, 0.9)
+    changed = ("objective", "seed", "task", "sampling", "betas")
+    assert to_json(RECIPES["smoke"]()) | {name: record[name] for name in changed} == record
+
+
+def test_train_then_resume_then_eval(capsys, elsewhere):
+    assert said(capsys, "train", "smoke", "--steps", "2")[0] == 0
+    folder = elsewhere / "runs" / "smoke"
+    assert {p.name for p in folder.iterdir()} >= {"summary.json", "curves.png", "model", "config.json", "metrics.jsonl"}
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert said(capsys, "train", "smoke", "--steps", "2", "--plain")[0] == 0
+    assert (elsewhere / "runs" / "smoke-2").exists()  # a taken name is not written over
+    status, _, err = said(capsys, "train", "smoke", "--out", str(folder))
+    assert status == 2 and "--resume" in err
+    assert said(capsys, "train", "--resume", str(folder))[0] == 0
+    status, out, _ = said(capsys, "eval", str(folder), "--problems", "4", "--json", "--sampling.top-k", "5")
+    assert status == 0 and json.loads(out)["n_problems"] == 4
+    options = ("--task", "addition(1, 9)", "--problems", "4", "--sampling.samples", "2")
+    status, out, _ = said(capsys, "eval", "tiny", *options)
+    assert status == 0 and "pass@2" in out and "95 % interval" in out
+
+
+def test_weights_draws_on_the_screen_and_to_a_file(capsys, elsewhere):
+    status, out, _ = said(capsys, "weights", "drpo(0.2)", "ppo(0.2, 0.28)", "--mu", "0.3", "--out", "w.png")
+    assert status == 0 and "drpo(0.2)" in out and (elsewhere / "w.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ones_own_objective_and_reward_by_name(capsys, elsewhere):
+    (elsewhere / "mine.py").write_text(
+        "from drpo.objectives import TokenLoss\n"
+        "class Loss:\n"
+        "    tokenwise, needs = True, frozenset()\n"
+        "    def __call__(self, tokens):\n"
+        "        return TokenLoss(-tokens.advantage * tokens.logp)\n"
+        "loss = Loss()\n"
+        "def reward(problem, text):\n"
+        "    return float(len(text) % 2)\n"
+    )
+    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "1", "--eval-problems", "0"]
+    own = ["--objective", "mine:loss", "--reward", "mine:reward"]
+    done = subprocess.run([*command, *own], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((elsewhere / "runs" / "smoke" / "config.json").read_text())
+    assert (record["objective"], record["reward"]) == ("mine:loss", "mine:reward")
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_status_130(elsewhere):
+    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "100000", "--out", "long"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics, deadline = elsewhere / "long" / "metrics.jsonl", time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "drpo train --resume long" in out and "Traceback" not in out
+    assert list((elsewhere / "long" / "checkpoints").glob("step-*"))

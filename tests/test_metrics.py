@@ -1,0 +1,353 @@
+"""Every recorded figure against a NumPy oracle written from its description, and pass@k and Wilson's interval.
+
+Not covered: what is written to files (train/log.py), the quantile of more than 2^24 tokens, and the gradient weights of
+objectives beyond those whose formula the oracle knows (test_objectives.py has them all).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from tiny_world import completion
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.objectives import DPPO, DRPO, ImportanceSampling, Objective, PPOClip, parse
+from drpo.rewards import Mark
+from drpo.rollout import ScriptedEngine
+from drpo.train.evaluate import evaluate, pass_at_k, wilson
+from drpo.train.metrics import (
+    ROLLOUT_METRICS,
+    TOKEN_METRICS,
+    UPDATE_METRICS,
+    region_radius,
+    rollout_metrics,
+    step_metrics,
+    token_metrics,
+)
+from drpo.types import Group, Problem, Sampling, Stats, Tokens, Unmarked
+
+# ---- tokens ----
+
+
+def drpo_weight(a: np.ndarray, pi: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    return np.where(a == 0, 1, 1 - np.sign(a) * (pi - mu) / 0.2)
+
+
+def ppo_weight(a: np.ndarray, pi: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    r = pi / mu
+    return np.where((a > 0) & (r > 1.28) | (a < 0) & (r < 0.8), 0.0, 1.0)
+
+
+def plain_weight(a: np.ndarray, pi: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    return np.ones_like(a)
+
+
+OBJECTIVES: dict[str, tuple[Objective, Callable[..., np.ndarray], float]] = {
+    "drpo": (DRPO(0.2), drpo_weight, 0.2),
+    "ppo": (PPOClip(0.2, 0.28), ppo_weight, 0.15),
+    "none": (ImportanceSampling(), plain_weight, 0.15),
+}
+
+
+def random_tokens(n: int, seed: int) -> tuple[Tokens, Tensor]:
+    """Tokens from likely to very unlikely, some far off-policy, some not kept and then full of rubbish."""
+    generator = torch.Generator().manual_seed(seed)
+    behavior_logp = -4 * torch.rand(n, generator=generator) ** 2 - 1e-3
+    logp = (behavior_logp + 0.5 * torch.randn(n, generator=generator)).clamp(max=-1e-4)
+    advantage = torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) > 0.2)
+    keep = torch.rand(n, generator=generator) > 0.3
+    entropy = 3 * torch.rand(n, generator=generator)
+    rubbish = [torch.nan, torch.inf, -torch.inf, 1e30]
+    for column in (logp, behavior_logp, advantage, entropy):
+        column[~keep] = torch.tensor(rubbish)[torch.randint(4, (int((~keep).sum()),), generator=generator)]
+    return Tokens(logp, behavior_logp, advantage, keep, torch.arange(n) // 7), entropy
+
+
+def oracle(weight: Callable[..., np.ndarray], radius: float, tokens: Tokens, entropy: Tensor) -> dict[str, float]:
+    keep = tokens.keep.numpy()
+    logp, behavior_logp, a, h = (
+        x.double().numpy()[keep] for x in (tokens.logp, tokens.behavior_logp, tokens.advantage, entropy)
+    )
+    pi, mu = np.exp(logp), np.exp(behavior_logp)
+    moved, r = np.abs(pi - mu), np.exp(np.minimum(logp - behavior_logp, 20))
+    w = weight(a, pi, mu)
+    return {
+        "entropy": h.mean(),
+        "shift_mean": moved.mean(),
+        "shift_p99": np.quantile(moved, 0.99),
+        "outside": (moved > radius).mean(),
+        "held": (w <= 0).mean(),
+        "weight_min": w.min(),
+        "weight_mean": w.mean(),
+        "weight_max": w.max(),
+        "ratio_mean": r.mean(),
+        "ratio_max": r.max(),
+        "scaled_weight_max": np.abs(r * w).max(),
+        "capped": (logp - behavior_logp > 20).sum(),
+        "k3": (r - 1 - (logp - behavior_logp)).mean(),
+        "trained_tokens": keep.sum(),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [1, 6, 1000])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_token_figures_are_the_oracles(name: str, n: int, seed: int) -> None:
+    objective, weight, radius = OBJECTIVES[name]
+    tokens, entropy = random_tokens(n, seed)
+    if not tokens.keep.any():
+        assert token_metrics(objective, tokens, entropy) == {"trained_tokens": 0}
+        return
+    found = token_metrics(objective, tokens, entropy)
+    wanted = oracle(weight, radius, tokens, entropy)
+    assert found.keys() == wanted.keys() == TOKEN_METRICS.keys()
+    for figure, value in wanted.items():
+        assert found[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
+    if n == 1000:  # the tokens are such that no figure is 0 or 1 by accident
+        assert 0.02 < found["outside"] < 0.98
+        assert (0.02 < found["held"] < 0.98) == (name != "none")
+
+
+def test_ratios_beyond_the_cap_are_counted() -> None:
+    logp = torch.tensor([-1.0, -1.0, -1.0, -30.0])
+    behavior_logp = torch.tensor([-20.5, -21.5, -40.0, -1.0])
+    tokens = Tokens(logp, behavior_logp, torch.ones(4), torch.ones(4, dtype=torch.bool), torch.zeros(4).long())
+    found = token_metrics(ImportanceSampling(), tokens, torch.zeros(4))
+    assert found["capped"] == 2
+    assert found["ratio_max"] == pytest.approx(math.exp(20))
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_tokens_that_are_not_kept_count_nowhere(name: str) -> None:
+    objective, _, _ = OBJECTIVES[name]
+    tokens, entropy = random_tokens(500, 0)
+    shorter = Tokens(**{k: v[tokens.keep] for k, v in vars(tokens).items() if v is not None})
+    assert token_metrics(objective, tokens, entropy) == token_metrics(objective, shorter, entropy[tokens.keep])
+
+
+@pytest.mark.parametrize(
+    ("text", "radius"),
+    [
+        ("drpo(0.2)", 0.2),
+        ("drpo(12.5)", 12.5),
+        ("dppo(0.3)", 0.3),
+        ("dppo(0.05, divergence='kl')", 0.15),
+        ("ppo(0.2, 0.28)", 0.15),
+        ("spo(0.2)", 0.15),
+        ("none", 0.15),
+        ("drpo(0.2, power=1.0)", 0.15),
+        ("drpo(0.2, power=0.5)", 0.15),
+    ],
+)
+def test_radius_is_the_objectives_own_only_where_it_is_a_shift_of_probability(text: str, radius: float) -> None:
+    assert region_radius(parse(text)) == radius
+
+
+# ---- a step ----
+
+
+def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
+    part = Tokens(**{k: v[at] for k, v in vars(tokens).items() if v is not None})
+    return Stats(part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
+
+
+def some_groups() -> list[Group]:
+    """Of 3, 1, 2, 0 and 4 marked completions; lengths from 1 to 10; failures and abstentions."""
+    made = [
+        [completion([1] * (i + n + 1), problem=f"p{i}", sample=n) for n in range(4)] for i in range(5)
+    ]
+    stopped = {(0, 0), (0, 2), (2, 3), (3, 1), (4, 0), (4, 1), (4, 2)}
+    made = [
+        [replace(c, finish="stop") if (i, n) in stopped else c for n, c in enumerate(row)] for i, row in enumerate(made)
+    ]
+    rewards = [[1.0, 0.0, 0.5], [1.0], [-0.5, 0.0], [], [1.0, 1.5, 1.0, 2.0]]
+    failures = [["raised"], [None, "timed out", None], [None, "raised"], ["raised"] * 4, []]
+    return [
+        Group(
+            Problem(f"p{i}", "", ""),
+            tuple(made[i][: len(rewards[i])]),
+            torch.tensor(rewards[i]),
+            tuple(Unmarked(c, f) for c, f in zip(made[i][len(rewards[i]) :], failures[i], strict=True)),
+        )
+        for i in range(5)
+    ]
+
+
+def test_rollout_figures_are_the_oracles() -> None:
+    groups = some_groups()
+    found = rollout_metrics(groups)
+    rewards = np.array([1.0, 0.0, 0.5, 1.0, -0.5, 0.0, 1.0, 1.5, 1.0, 2.0])
+    lengths = np.array([[i + n + 1 for n in range(4)] for i in range(5)])
+    stopped = np.zeros((5, 4), dtype=bool)
+    stopped[[0, 0, 2, 3, 4, 4, 4], [0, 2, 3, 1, 0, 1, 2]] = True
+    wanted = {
+        "reward_mean": rewards.mean(),
+        "reward_std": rewards.std(),
+        "all_right": 2 / 4,  # p1 and p4, of the four groups with a mark
+        "all_wrong": 1 / 4,  # p2
+        "length_terminated": lengths[stopped].mean(),
+        "length_truncated": lengths[~stopped].mean(),
+        "truncated": (~stopped).mean(),
+        "sampled_tokens": lengths.sum(),
+        "reward_failed": 7,
+        "reward_abstained": 3,
+    }
+    assert found.keys() == wanted.keys() == ROLLOUT_METRICS.keys()
+    for figure, value in wanted.items():
+        assert found[figure] == pytest.approx(value), figure
+    means = [float(g.rewards.mean()) for g in groups if len(g.rewards)]
+    assert found["reward_mean"] != pytest.approx(sum(means) / len(means), abs=0.01)  # a mean of means would differ
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_a_length_of_none_is_absent(finish: str) -> None:
+    groups = [replace(g, completions=tuple(replace(c, finish=finish) for c in g.completions), unmarked=()) for g in some_groups()]
+    found = rollout_metrics(groups)
+    assert ("length_terminated" in found) == (finish == "stop")
+    assert ("length_truncated" in found) == (finish == "length")
+    assert found["truncated"] == (finish == "length")
+
+
+def test_the_order_of_groups_does_not_matter() -> None:
+    groups = some_groups()
+    found = rollout_metrics(groups)
+    for figure, value in rollout_metrics(groups[::-1]).items():
+        assert value == pytest.approx(found[figure], rel=1e-12)
+
+
+CUTS = {"one": (0, 700), "uneven": (0, 500, 690, 700), "a part without kept tokens": (0, 300, 300, 700)}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> None:
+    """Each over all tokens of all updates at once, though the updates differ in size; and each update's own besides."""
+    objective, weight, radius = OBJECTIVES[name]
+    tokens, entropy = random_tokens(700, 1)
+    wide = torch.arange(700) > 500
+    tokens = replace(tokens, logp=torch.where(wide & tokens.keep, tokens.logp - 1, tokens.logp))  # parts differ in kind
+    edges = CUTS[cut]
+    stats = [
+        stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+    ]
+    record = step_metrics(some_groups(), stats, objective)
+    wanted = oracle(weight, radius, tokens, entropy)
+    for figure, value in wanted.items():
+        assert record[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
+    assert {k: record[k] for k in ROLLOUT_METRICS} == rollout_metrics(some_groups())
+    assert record["loss"] == stats[-1].loss
+    assert record["learning_rate"] == stats[-1].learning_rate
+    assert record["grad_norm"] == max(s.grad_norm for s in stats)
+    updates = record.get("updates", [])
+    assert len(updates) == (len(stats) if len(stats) > 1 else 0)
+    for one, s in zip(updates, stats, strict=False):
+        own = token_metrics(objective, s.tokens, s.entropy)
+        assert one == own | {"loss": s.loss, "grad_norm": s.grad_norm, "learning_rate": s.learning_rate}
+    if cut == "uneven":
+        means = [one["shift_mean"] for one in updates]
+        assert record["shift_mean"] != pytest.approx(sum(means) / len(means), rel=0.01)
+
+
+def test_a_step_without_updates_has_the_rollouts_figures_alone() -> None:
+    record = step_metrics(some_groups(), [], DRPO(0.2))
+    assert record == rollout_metrics(some_groups())
+
+
+def test_every_figure_is_described() -> None:
+    tokens, entropy = random_tokens(100, 2)
+    record = step_metrics(some_groups(), [stats_of(tokens, entropy, slice(0, 100), 0)], DPPO(0.15))
+    assert record.keys() == ROLLOUT_METRICS.keys() | TOKEN_METRICS.keys() | UPDATE_METRICS.keys()
+
+
+# ---- pass@k and the interval ----
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int) -> None:
+    for right in range(n + 1):
+        for k in range(1, n + 1):
+            subsets = list(combinations([True] * right + [False] * (n - right), k))
+            assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_one_right_of_four_passes_at_four() -> None:
+    assert [pass_at_k(4, 1, k) for k in (1, 2, 4)] == [0.25, 0.5, 1.0]
+    biased = 1 - (1 - 1 / 4) ** 4
+    assert biased < 0.7  # what drawing with replacement would say
+
+
+@pytest.mark.parametrize("k", [0, -1, 5])
+def test_pass_at_k_beyond_the_samples(k: int) -> None:
+    with pytest.raises(InputError, match=rf"k={k} must be in \[1, n=4\]"):
+        pass_at_k(4, 1, k)
+
+
+@given(n=st.integers(1, 2000), share=st.floats(0, 1), level=st.sampled_from([0.8, 0.95, 0.99]))
+def test_interval_is_scipys(n: int, share: float, level: float) -> None:
+    right = round(share * n)
+    wanted = binomtest(right, n).proportion_ci(confidence_level=level, method="wilson")
+    assert wilson(right / n, n, level) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("mean", [-0.1, 1.1, math.nan])
+def test_no_interval_outside_zero_to_one(mean: float) -> None:
+    assert all(math.isnan(x) for x in wilson(mean, 10))
+
+
+# ---- an evaluation ----
+
+
+class StubPool:
+    """Marks by a table: (problem id, sample) -> score; None abstains."""
+
+    def __init__(self, scores: dict[tuple[str, int], float | None]) -> None:
+        self.scores = scores
+
+    def score(self, items: list[tuple[Problem, str]]) -> list[Mark]:
+        return [Mark(self.scores[p.id, int(text)], None, 0.0) for p, text in items]
+
+
+def evaluated(table: dict[str, list[float | None]]):  # type: ignore[no-untyped-def]
+    from drpo import models
+
+    _, tokenizer = models.tiny()
+    engine = ScriptedEngine(tokenizer, script=lambda problem, sample: str(sample))
+    scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
+    problems = [Problem(name, name, "") for name in table]
+    sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
+    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3)[0]  # type: ignore[arg-type]
+
+
+def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
+    found = evaluated(
+        {
+            "a": [1.0, 0.0, 0.0, 0.0],
+            "b": [0.5, 0.5, 0.999, 0.0],  # partial scores are not right
+            "c": [1.0, None, None, None],
+            "d": [None, None, None, None],
+            "e": [0.0, 1.5, None, 0.0],
+        }
+    )
+    means = [0.25, 1.999 / 4, 1.0, 0.5]
+    assert found.accuracy == pytest.approx(sum(means) / 4)
+    assert (found.n_problems, found.n_samples, found.failed, found.step) == (4, 4, 8, 3)
+    assert (found.low, found.high) == wilson(found.accuracy, 4)
+    assert found.pass_at.keys() == {1, 2, 4}
+    assert found.pass_at[1] == pytest.approx((1 / 4 + 0 + 1 + 1 / 3) / 4)
+    assert found.pass_at[2] == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)  # "c" has one mark and says nothing of two
+    assert found.pass_at[4] == pytest.approx((1 + 0) / 2)
+    assert (found.mean_length, found.truncated) == (2.0, 0.0)
+
+
+def test_an_evaluation_without_a_single_mark_is_refused() -> None:
+    with pytest.raises(InputError, match="abstained"):
+        evaluated({"a": [None, None], "b": [None, None]})
