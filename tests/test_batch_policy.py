@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_world import PROBLEMS, STOPS, by_sequence, completion, grouped, law, own_logp, perturb, sampled, tiny
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -44,6 +43,7 @@ from drpo.rollout import TransformersEngine
 from drpo.train.score import score
 from drpo.train.update import make_optimizer, update
 from drpo.types import Batch, Completion, Group, MicroBatch, Problem, Sampling, Stats
+from tiny_world import PROBLEMS, STOPS, by_sequence, completion, grouped, law, own_logp, perturb, sampled, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 
@@ -131,7 +131,8 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
         for s in m.sequence.unique():
             whole = torch.cat([completions[s].prompt_ids, completions[s].token_ids])
             n = len(completions[s].prompt_ids)
-            assert torch.equal(before[m.sequence == s], whole[n - 1 : -1])  # each token is predicted from the one before
+            # Each token is predicted from the one before.
+            assert torch.equal(before[m.sequence == s], whole[n - 1 : -1])
             row = int(m.position[m.sequence == s][0]) // m.input_ids.shape[1]
             assert torch.equal(m.input_ids[row, : len(whole) - 1], whole[:-1])
 
@@ -157,7 +158,7 @@ def test_nothing_is_encoded_again_after_generation(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
 def test_logp_and_entropy_are_the_plain_models(rollout: list[Completion], temperature: float) -> None:
-    """Each token's log-probability, aligned, at the sampling temperature, once; and its whole distribution's entropy."""
+    """Each token's log-probability, aligned, at the sampling temperature; and its whole distribution's entropy."""
     model, _ = tiny(STOPS)
     policy = policy_of(model, temperature=temperature)
     (batch,) = make_batches(grouped(rollout, REWARDS), how())
@@ -204,9 +205,10 @@ def test_other_architectures_train_their_own_law(family: str, groups: list[Group
 def test_the_gradient_is_the_plain_models(groups: list[Group], rollout: list[Completion]) -> None:
     """Prompts and padding add nothing to it: -sum A r / (S H) over the sampled tokens, by autograd, row by row."""
     model, _ = tiny(STOPS)
-    found, stats = gradients(policy_of(copy.deepcopy(model).double(), dtype=torch.float64), make_batches(groups, how())[0],
-                             ImportanceSampling())  # fmt: skip
     model.double()
+    (batch,) = make_batches(groups, how())
+    policy = policy_of(copy.deepcopy(model), dtype=torch.float64)
+    found, stats = gradients(policy, batch, ImportanceSampling())
     loss = torch.zeros((), dtype=torch.float64)
     advantage = [r - sum(rs) / 4 for rs in REWARDS for r in rs]
     for c, a in zip(rollout, advantage, strict=True):
@@ -303,7 +305,8 @@ def test_padding_changes_nothing(groups: list[Group], rollout: list[Completion])
     assert padding.any(1).sum() > 8
     filled = torch.where(padding, 1 + torch.arange(width) % 256, micro.input_ids)
     for row in (0, 7, 15):
-        one, other = (logp_and_gradient(policy, replace(micro, input_ids=ids), row) for ids in (micro.input_ids, filled))
+        one = logp_and_gradient(policy, micro, row)
+        other = logp_and_gradient(policy, replace(micro, input_ids=filled), row)
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
 
@@ -407,7 +410,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[Group]) -> N
 
 
 def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: list[Completion]) -> None:
-    """Four large updates on one rollout: mu never moves, pi is the model's own before each step, r is their quotient."""
+    """Four large updates on one rollout: mu never moves, pi is the model's own before each step, r their quotient."""
     model, _ = tiny(STOPS)
     policy = policy_of(model)
     optimizer = make_optimizer(policy, learning_rate=0.03, betas=(0.9, 0.999), weight_decay=0.0)
@@ -612,7 +615,7 @@ def test_merging_a_thousand_times_leaves_the_base_as_it_was() -> None:
 def test_the_merged_state_is_the_adapted_model() -> None:
     """Added once, by the plain model's names, and shared with nothing that training changes."""
     policy = lora()
-    plain, tokenizer = tiny(STOPS)
+    plain, _ = tiny(STOPS)
     assert policy.state().keys() == dict(plain.named_parameters()).keys()
     state = policy.state()
     plain.load_state_dict(dict(state), strict=False)

@@ -7,7 +7,7 @@ objectives beyond those whose formula the oracle knows (test_objectives.py has t
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from tiny_world import completion
 from torch import Tensor
 
+from drpo import models
 from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, ImportanceSampling, Objective, PPOClip, parse
 from drpo.rewards import Mark
@@ -33,6 +33,7 @@ from drpo.train.metrics import (
     token_metrics,
 )
 from drpo.types import Group, Problem, Sampling, Stats, Tokens, Unmarked
+from tiny_world import completion
 
 # ---- tokens ----
 
@@ -162,9 +163,7 @@ def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
 
 def some_groups() -> list[Group]:
     """Of 3, 1, 2, 0 and 4 marked completions; lengths from 1 to 10; failures and abstentions."""
-    made = [
-        [completion([1] * (i + n + 1), problem=f"p{i}", sample=n) for n in range(4)] for i in range(5)
-    ]
+    made = [[completion([1] * (i + n + 1), problem=f"p{i}", sample=n) for n in range(4)] for i in range(5)]
     stopped = {(0, 0), (0, 2), (2, 3), (3, 1), (4, 0), (4, 1), (4, 2)}
     made = [
         [replace(c, finish="stop") if (i, n) in stopped else c for n, c in enumerate(row)] for i, row in enumerate(made)
@@ -210,7 +209,8 @@ def test_rollout_figures_are_the_oracles() -> None:
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
 def test_a_length_of_none_is_absent(finish: str) -> None:
-    groups = [replace(g, completions=tuple(replace(c, finish=finish) for c in g.completions), unmarked=()) for g in some_groups()]
+    groups = [replace(g, unmarked=()) for g in some_groups()]
+    groups = [replace(g, completions=tuple(replace(c, finish=finish) for c in g.completions)) for g in groups]
     found = rollout_metrics(groups)
     assert ("length_terminated" in found) == (finish == "stop")
     assert ("length_truncated" in found) == (finish == "length")
@@ -236,9 +236,7 @@ def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> No
     wide = torch.arange(700) > 500
     tokens = replace(tokens, logp=torch.where(wide & tokens.keep, tokens.logp - 1, tokens.logp))  # parts differ in kind
     edges = CUTS[cut]
-    stats = [
-        stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
-    ]
+    stats = [stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
     record = step_metrics(some_groups(), stats, objective)
     wanted = oracle(weight, radius, tokens, entropy)
     for figure, value in wanted.items():
@@ -317,8 +315,6 @@ class StubPool:
 
 
 def evaluated(table: dict[str, list[float | None]]):  # type: ignore[no-untyped-def]
-    from drpo import models
-
     _, tokenizer = models.tiny()
     engine = ScriptedEngine(tokenizer, script=lambda problem, sample: str(sample))
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
@@ -346,6 +342,12 @@ def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
     assert found.pass_at[2] == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)  # "c" has one mark and says nothing of two
     assert found.pass_at[4] == pytest.approx((1 + 0) / 2)
     assert (found.mean_length, found.truncated) == (2.0, 0.0)
+
+
+def test_an_evaluation_needs_problems() -> None:
+    engine = ScriptedEngine(models.tiny()[1], lambda problem, sample: "")
+    with pytest.raises(InputError, match="no held-out problems"):
+        evaluate(engine, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_mark_is_refused() -> None:

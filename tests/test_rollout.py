@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny_world import PROBLEMS, STOPS, completion, own_logp, perturb, tiny, with_logp
 from tokenizers import processors
 from torch import Tensor
 from transformers import (
@@ -36,6 +35,7 @@ from drpo.rollout import ScriptedEngine, TransformersEngine, encode_prompt
 from drpo.rollout.sample import draw, uniforms
 from drpo.train.config import Run
 from drpo.types import Completion, Problem, Sampling
+from tiny_world import PROBLEMS, STOPS, completion, own_logp, perturb, tiny, with_logp
 
 TEMPERATURES = (0.6, 1.0, 1.5)
 SAMPLING = Sampling(samples=4, max_new_tokens=12)
@@ -160,7 +160,8 @@ def test_samples_beyond_a_completion_do_not_change_it() -> None:
 
 def test_a_shorter_limit_gives_the_beginning() -> None:
     model, _ = tiny(STOPS)
-    for long, short in zip(generated(model), generated(model, sampling=replace(SAMPLING, max_new_tokens=5)), strict=True):
+    shorter = generated(model, sampling=replace(SAMPLING, max_new_tokens=5))
+    for long, short in zip(generated(model), shorter, strict=True):
         assert short.token_ids.tolist() == long.token_ids.tolist()[:5]
 
 
@@ -197,7 +198,8 @@ def test_uniforms_are_uniform_and_start_the_same_at_any_length() -> None:
     assert stats.kstest(long.numpy(), "uniform").pvalue > 1e-3
     for n in (1, 7, 16, 17, 4999):
         assert torch.equal(uniforms((0, 3, "p", 1), n), long[:n])
-    names = [(0, 3, "p", 1), (1, 3, "p", 1), (0, 4, "p", 1), (0, 3, "q", 1), (0, 3, "p", 2), (0, "3", "p", 1), (3, 0, "p", 1)]
+    names = [(0, 3, "p", 1), (1, 3, "p", 1), (0, 4, "p", 1), (0, 3, "q", 1), (0, 3, "p", 2), (0, "3", "p", 1)]
+    names.append((3, 0, "p", 1))
     firsts = [float(uniforms(name, 1)) for name in names]
     assert len(set(firsts)) == len(names)
 
@@ -255,7 +257,7 @@ def test_completions_come_in_order_and_say_where_they_come_from() -> None:
 
 def test_completions_can_take_part_in_a_gradient() -> None:
     """They are ordinary tensors, not inference ones."""
-    model, tokenizer = tiny()
+    model, _ = tiny()
     c = generated(model, PROBLEMS[:1])[0]
     weight = torch.ones(len(c.token_ids), requires_grad=True)
     (weight * c.behavior_logp).sum().backward()
@@ -358,7 +360,8 @@ WITHOUT_TIES = torch.tensor([-torch.inf, 2.0, 0.5, -torch.inf, 1.1, -3.0, 1.9, -
 
 
 @pytest.mark.parametrize(
-    ("top_k", "top_p"), [(1, 1.0), (2, 1.0), (5, 1.0), (50, 1.0), (0, 1e-6), (0, 0.5), (0, 0.9), (0, 0.999), (3, 0.9), (6, 0.3)]
+    ("top_k", "top_p"),
+    [(1, 1.0), (2, 1.0), (5, 1.0), (50, 1.0), (0, 1e-6), (0, 0.5), (0, 0.9), (0, 0.999), (3, 0.9), (6, 0.3)],
 )
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_truncation_leaves_only_the_allowed_and_renormalises(top_k: int, top_p: float, temperature: float) -> None:
@@ -420,7 +423,7 @@ def test_training_takes_any_positive_temperature(temperature: float) -> None:
     ],
 )
 def test_sampling_out_of_range(law: dict[str, float]) -> None:
-    (field, value), = law.items()
+    ((field, value),) = law.items()
     with pytest.raises(InputError, match=rf"sampling\.{field}={value}: must be"):
         Sampling(**law)
 
@@ -505,7 +508,8 @@ def test_a_bfloat16_engine_rounds_its_parameters_and_nothing_else() -> None:
 
 
 TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 
@@ -590,7 +594,8 @@ def test_missing_log_probabilities_are_named() -> None:
 
 @pytest.mark.parametrize(("n_tokens", "n_logp"), [(3, 2), (3, 4), (1, 0), (0, 0), (0, 1)])
 def test_one_log_probability_for_each_token(n_tokens: int, n_logp: int) -> None:
-    with pytest.raises(InputError, match=rf"completion 3 of problem 'q7': {n_tokens} token_ids but {n_logp} behavior_logp"):
+    said = f"completion 3 of problem 'q7': {n_tokens} token_ids but {n_logp} behavior_logp"
+    with pytest.raises(InputError, match=said):
         replace(
             completion([1], problem="q7", sample=3),
             token_ids=torch.ones(n_tokens, dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""What the tests of rollouts, batches and policies share: a tiny model, completions, and a forward pass with no tricks."""
+"""What tests of rollouts, batches and policies share: a tiny model, completions, and a forward pass with no tricks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +12,14 @@ from drpo.rollout import TransformersEngine
 from drpo.types import Completion, Group, MicroBatch, Problem, Sampling
 
 STOPS = frozenset(range(0, 257, 9))
-"""Of the random model's 257 words about every ninth ends a completion: lengths then differ, and some reach the limit."""
+"""About every ninth of the random model's 257 words ends a completion: lengths differ, and some reach the limit."""
 
 PROBLEMS = tuple(Problem(f"p{i}", "7 + 5 = ?!"[: 1 + 4 * i] * (1 + 2 * i), "12") for i in range(4))
 """Prompts of 1, 15, 45 and 70 bytes."""
 
 
-
-
 def tiny(stops: frozenset[int] = frozenset()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A fresh tiny model, which `stops` end besides the tokenizer's EOS (which is its padding too), and its tokenizer."""
+    """A fresh tiny model that `stops` end besides the tokenizer's EOS (which is its padding too), and its tokenizer."""
     model, tokenizer = models.tiny()
     model.generation_config = GenerationConfig(eos_token_id=sorted({0, *stops}), pad_token_id=0)
     return model, tokenizer
@@ -50,7 +48,9 @@ def grouped(completions: Sequence[Completion], rewards: Sequence[Sequence[float]
     ]
 
 
-def completion(token_ids: Sequence[int], *, prompt_ids: Sequence[int] = (1, 2), problem: str = "p", sample: int = 0) -> Completion:
+def completion(
+    token_ids: Sequence[int], *, prompt_ids: Sequence[int] = (1, 2), problem: str = "p", sample: int = 0
+) -> Completion:
     """A completion made by hand, with log-probabilities that are all different."""
     tokens = torch.tensor(token_ids)
     return Completion(

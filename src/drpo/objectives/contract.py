@@ -117,7 +117,7 @@ def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:
     Source: DRPO, arXiv 2606.09821, Table 1.
     """
     safe = masked_safe(tokens)
-    plain = -safe.advantage * ratio(safe).detach()
+    plain = (-safe.advantage * ratio(safe)).detach()
     defined = tokens.keep & (plain != 0)
     return torch.where(defined, gradient(objective, tokens) / torch.where(defined, plain, 1), 1)
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
 from drpo.objectives.contract import ratio, shift, token_loss, wide
 from drpo.types import TokenLoss, Tokens
@@ -57,6 +58,8 @@ class DRPO:
         require("power", self.power, above=0, below=1, closed=True)
         if self.outside is not None:
             require("outside", self.outside, above=0, closed=True)
+        if not isinstance(self.advantage_weighted, bool):
+            raise InputError(f"advantage_weighted={self.advantage_weighted!r} must be True or False")
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         penalised = None if self.outside is None else shift(tokens).abs() > self.outside
