@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from drpo import cli
+from drpo.cli.options import described
+from drpo.cli.train import overridden
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
 
@@ -93,15 +95,15 @@ def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
     status, out, _ = said(capsys, "train", "demo", "--help")
     assert status == 0
     flat = " ".join(out.replace("│", " ").split())
-    for name, text in cli._described(Run).items():
+    for name, text in described(Run).items():
         assert name.replace("_", "-") in flat
         assert len(text) > 5
     assert "'drpo(0.2)'" in flat and "--sampling.temperature" in flat
 
 
 def test_every_option_says_what_it_is():
-    described = cli._described(Run)
-    assert set(described) == set(Run.__dataclass_fields__)
+    helps = described(Run)
+    assert set(helps) == set(Run.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -114,7 +116,7 @@ def test_every_recipe_is_built_recorded_and_listed(capsys, name):
 
 def test_overrides_reach_the_run():
     options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6", "--betas", "0.8", "0.9"]
-    run, _ = cli._overridden(RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo")
+    run, _ = overridden(RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo")
     record = to_json(run)
     assert (record["objective"], record["seed"], record["task"]) == ("dppo(0.15, 0.15)", 3, "addition(2, 7)")
     assert run.sampling.samples == 6 and run.betas == (0.8, 0.9)

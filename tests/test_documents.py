@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from drpo import cli
+from drpo.cli.train import overridden
 from drpo.recipes import find
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +60,7 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     _, command, *rest = shlex.split(line)
     if command == "train" and rest[0] != "--resume" and "--help" not in rest:
-        run, _ = cli._overridden(find(rest[0]), rest[1:], "drpo")
+        run, _ = overridden(find(rest[0]), rest[1:], "drpo")
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
         return
     if "runs/dppo" in rest:

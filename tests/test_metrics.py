@@ -1,7 +1,7 @@
 """Every recorded figure against a NumPy oracle written from its description, and pass@k and Wilson's interval.
 
-Not covered: what is written to files (train/log.py), the quantile of more than 2^24 tokens, and the gradient weights of
-objectives beyond those whose formula the oracle knows (test_objectives.py has them all).
+Not covered: what is written to files (train/log.py), and the gradient weights of objectives beyond those whose formula
+the oracle knows (test_objectives.py has them all).
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drpo import models
 from drpo.errors import InputError
-from drpo.objectives import DPPO, DRPO, ImportanceSampling, Objective, PPOClip, parse
+from drpo.objectives import DPPO, DRPO, GSPO, ImportanceSampling, Objective, PPOClip, parse
 from drpo.rewards import Mark
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import evaluate, pass_at_k, wilson
@@ -158,6 +158,8 @@ def test_radius_is_the_objectives_own_only_where_it_is_a_shift_of_probability(te
 
 def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
     part = Tokens(**{k: v[at] for k, v in vars(tokens).items() if v is not None})
+    if len(part.sequence):  # each update numbers its own completions from 0
+        part = replace(part, sequence=part.sequence - part.sequence[0])
     return Stats(part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
 
 
@@ -253,6 +255,23 @@ def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> No
     if cut == "uneven":
         means = [one["shift_mean"] for one in updates]
         assert record["shift_mean"] != pytest.approx(sum(means) / len(means), rel=0.01)
+
+
+@pytest.mark.parametrize("objective", [DRPO(0.2), GSPO(0.2, 0.2)], ids=["drpo", "gspo"])
+def test_a_steps_figures_are_its_updates_put_together(objective: Objective) -> None:
+    """Also where a token's weight depends on its completion, and completion 0 of one update is not that of the next."""
+    tokens, entropy = random_tokens(700, 1)
+    tokens = replace(tokens, advantage=(tokens.sequence % 3 - 1).float())
+    edges = (0, 70, 560, 700)
+    stats = [stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
+    record = step_metrics(some_groups(), stats, objective)
+    updates = record["updates"]
+    share = np.array([u["trained_tokens"] for u in updates]) / record["trained_tokens"]
+    for figure in ("entropy", "shift_mean", "outside", "held", "weight_mean", "ratio_mean", "k3"):
+        assert record[figure] == pytest.approx(sum(share * [u[figure] for u in updates]), rel=1e-6), figure
+    for figure in ("weight_max", "ratio_max", "scaled_weight_max"):
+        assert record[figure] == max(u[figure] for u in updates), figure
+    assert record["weight_min"] == min(u["weight_min"] for u in updates)
 
 
 def test_a_step_without_updates_has_the_rollouts_figures_alone() -> None:

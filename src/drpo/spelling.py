@@ -135,7 +135,7 @@ def _arguments(value: Any) -> str:
 
 
 def _import_path(value: Any, kind: str) -> str:
-    """`module:name` of a function, of an object that stands at the top of its class's module, or of its class's call."""
+    """`module:name` of a function, of an object at the top of its class's module, or of its class with arguments."""
     named = value if hasattr(value, "__qualname__") else type(value)
     module, name = named.__module__, named.__qualname__
     if named is not value:

@@ -91,7 +91,6 @@ class PlainConsole:
         """Say what runs."""
         for line in _header(run, folder, step):
             self._line(line)
-        self._line("  ".join(["step", *_COLUMNS, "s"]))
 
     def phase(self, name: str) -> None:
         """Too much for a log."""

@@ -9,13 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drpo.objectives import spell
+from drpo.report.palette import COLORS
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, read_records
 from drpo.train.metrics import region_radius
 
 matplotlib.use("Agg")
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette: told apart by colour-blind eyes too."""
 
 
 def draw_run(folder: Path, run: Run) -> Path:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from drpo.objectives import Objective, Tokens, gradient_weight, spell
-from drpo.report.curves import COLORS
+from drpo.report.palette import COLORS
 
 matplotlib.use("Agg")
 _Y_RANGE = (-2.0, 3.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from drpo.errors import InputError
 from drpo.types import Completion, Problem, Sampling
 
 Seed = tuple[int | str, ...]
@@ -32,6 +33,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
     """Return the [P] int64 ids of a problem's prompt, through the model's chat template where it has one.
 
     Without a template the system message, where there is one, stands before the prompt, a blank line between.
+
+    Raises:
+        InputError: the prompt is empty.
     """
     if tokenizer.chat_template:
         system = [] if problem.system is None else [{"role": "system", "content": problem.system}]
@@ -41,6 +45,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
     else:
         text = problem.prompt if problem.system is None else f"{problem.system}\n\n{problem.prompt}"
         ids = tokenizer(text)["input_ids"]
+    if not ids:
+        raise InputError(f"problem {problem.id!r}: its prompt {problem.prompt!r} has no tokens")
     return torch.tensor(ids, dtype=torch.int64)
 
 

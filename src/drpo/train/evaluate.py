@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from scipy.stats import norm
+from statistics import NormalDist
 
 from drpo.errors import InputError
 from drpo.rewards import RewardPool
@@ -106,7 +105,7 @@ def wilson(mean: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """
     if not 0 <= mean <= 1:
         return math.nan, math.nan
-    z2 = float(norm.ppf((1 + level) / 2)) ** 2
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     center = (mean + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,83 @@
+"""The `drpo` command: what it says of itself, and which module does what; each loads only when it is asked for."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from drpo import __version__
+from drpo.errors import InputError, nearest
+from drpo.spelling import import_named
+
+USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
+
+  drpo train RECIPE [--FIELD VALUE ...]   train; drpo train RECIPE --help shows every field with its default
+  drpo train --resume RUN                 go on with a run from its last checkpoint
+  drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
+  drpo recipes                            what there is to train
+  drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
+
+Try:
+  drpo train demo                         SmolLM2-135M learns to add on a CPU, in minutes
+  drpo train demo --objective 'dppo(0.15)' --seed 1 --out runs/dppo
+  drpo weights 'drpo(0.2)' 'dppo(0.2)' 'ppo(0.2,0.28)' 'spo(0.2)'
+
+Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').
+Your own are module:name. `drpo COMMAND --help` says more."""
+
+COMMANDS: Mapping[str, str] = {
+    "train": "drpo.cli.train",
+    "eval": "drpo.cli.eval",
+    "recipes": "drpo.cli.train",
+    "weights": "drpo.cli.weights",
+}
+"""Command -> the module whose function of that name does it, given the arguments, and returns the exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.path.insert(0, str(Path.cwd()))  # so that one's own module:name can be imported
+    _show_log()
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except FloatingPointError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    status: int = import_named(COMMANDS[name], name, "command")(rest)
+    return status
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"drpo: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _show_log() -> None:
+    """Show what drpo says of its progress; libraries only where something fails."""
+    log = logging.getLogger("drpo")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        console = Console(stderr=True)
+        log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,103 @@
+"""`drpo eval`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from drpo import models
+from drpo.cli.options import parse
+from drpo.errors import InputError
+from drpo.rewards import RewardPool
+from drpo.rollout import TransformersEngine, resolve_dtype
+from drpo.spelling import parse_any
+from drpo.tasks import TABLE as TASKS
+from drpo.tasks import Task
+from drpo.train.config import SPELLED, Run
+from drpo.train.evaluate import evaluate
+from drpo.train.log import METRICS
+from drpo.train.session import MODEL, load_run
+from drpo.train.setup import default_device
+from drpo.types import Sampling
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to evaluate on, and how to draw the completions.
+
+    Args:
+        task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
+        reward: exact_number, math_verify, module:function; default: the task's own.
+        problems: how many.
+        sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
+        precision: auto, fp32, bf16.
+        seed: of the sampling.
+        json: print the result as JSON.
+    """
+
+    task: str | None = None
+    reward: str | None = None
+    problems: int = 200
+    sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
+    precision: str = "auto"
+    seed: int = 0
+    json: bool = False
+
+
+def eval(arguments: list[str]) -> int:
+    """`drpo eval MODEL|RUN [options]`."""
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" not in arguments and "-h" not in arguments:
+            raise InputError("eval: name a model or a run's folder first")
+        arguments = ["MODEL|RUN", *arguments]
+    name, *rest = arguments
+    run = load_run(Path(name)) if (Path(name) / METRICS).exists() else None
+    if run is not None and not (Path(name) / MODEL).exists():
+        raise InputError(f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it")
+    default = EvalOptions()
+    if run is not None:
+        default = replace(default, sampling=replace(run.sampling, samples=run.eval_samples), problems=run.eval_problems)
+    options = parse(EvalOptions, rest, f"drpo eval {name}", default)
+    task, reward = _examination(run, options)
+    held_out = task.held_out(options.problems)
+    transformers_logging.disable_progress_bar()
+    model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
+    device = default_device()
+    engine = TransformersEngine(model, tokenizer, dtype=resolve_dtype(options.precision, device), device=device)
+    with RewardPool(reward) as pool:
+        result, _ = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
+    if options.json:
+        print(json.dumps(asdict(result)))
+    else:
+        _print_evaluation(name, asdict(result))
+    return 0
+
+
+def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
+    if options.task is None and run is None:
+        raise InputError(f"eval: --task is needed for a model that is not a run; known: {', '.join(TASKS)}")
+    own = run and (run.eval_task or run.task)
+    task: Task = own if options.task is None and own else parse_any(str(options.task), TASKS, "task")
+    if options.reward is not None:
+        return task, SPELLED["reward"][0](options.reward)
+    return task, (run.reward if run and run.reward and options.task is None else task.reward)
+
+
+def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row(f"avg@{result['n_samples']}", f"{result['accuracy']:.1%}")
+    table.add_row("95 % interval", f"{result['low']:.1%} to {result['high']:.1%}")
+    for k, value in result["pass_at"].items():
+        table.add_row(f"pass@{k}", f"{value:.1%}")
+    table.add_row("problems", str(result["n_problems"]))
+    table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")
+    if result["failed"]:
+        table.add_row("not marked", f"{result['failed']} completions, which count nowhere")
+    console = Console()
+    console.print(f"[bold]{name}[/bold]")
+    console.print(table)

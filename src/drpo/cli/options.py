@@ -1,0 +1,66 @@
+"""Options from dataclasses, by tyro; whatever is wrong with them becomes one line."""
+
+import difflib
+import io
+import re
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+import tyro
+
+from drpo.errors import InputError
+from drpo.types import Sampling
+
+Options = TypeVar("Options")
+
+
+def described(kind: type) -> dict[str, str]:
+    """The Args section of a docstring: name -> text."""
+    section = (kind.__doc__ or "").split("Args:")[1].split("Raises:")[0]
+    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def parse(
+    kind: type[Options], arguments: list[str], prog: str, default: Options | None = None, description: str | None = None
+) -> Options:
+    """Parse with tyro; what it would print in a box over many lines becomes one line of an InputError."""
+    if "-h" in arguments or "--help" in arguments:
+        tyro.cli(kind, prog=prog, args=["--help"], description=description, **_default(default))
+    said = io.StringIO()
+    parsed: Options
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            parsed, unknown = tyro.cli(kind, prog=prog, args=arguments, return_unknown_args=True, **_default(default))
+    except SystemExit:
+        raise InputError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], _flags(kind), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"see {prog} --help"
+        raise InputError(f"unknown option {unknown[0]!r}; {hint}")
+    return parsed
+
+
+def _one_line(box: str) -> str:
+    """The sentence inside one of tyro's boxes."""
+    text = " ".join(re.sub(r"[│╭╮╰╯─+|]|-{3,}", " ", box).split())
+    text = re.split(r"Argument helptext|For full helptext", text)[0]
+    return re.sub(r"^(Parsing|Value) error ", "", text).strip()
+
+
+def _default(default: object | None) -> dict[str, Any]:
+    return {} if default is None else {"default": default}
+
+
+def _flags(kind: Any) -> list[str]:
+    """The long options that tyro makes of a dataclass."""
+    flags: list[str] = []
+    for f in fields(kind):
+        name = f.name.replace("_", "-")
+        nested = f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
+        if isinstance(nested, Sampling):
+            flags += [f"--{name}.{inner.name.replace('_', '-')}" for inner in fields(nested)]
+        else:
+            flags.append(f"--{name}")
+    return flags

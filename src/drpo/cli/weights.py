@@ -1,0 +1,44 @@
+"""`drpo weights`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from drpo import objectives
+from drpo.cli.options import parse
+from drpo.errors import InputError
+from drpo.report.weights import draw_png, draw_text
+
+SHOWN = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """Draw w, where d loss / d logp = -A r w, over pi.
+
+    Args:
+        objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...
+        mu: the sampler's probability of the token, one panel each.
+        out: the PNG.
+    """
+
+    objectives: tyro.conf.Positional[tuple[str, ...]] = SHOWN
+    mu: tuple[float, ...] = (0.02, 0.3, 0.7)
+    out: Path = Path("weights.png")
+
+
+def weights(arguments: list[str]) -> int:
+    """`drpo weights OBJECTIVE ...`."""
+    options = parse(WeightsOptions, arguments, "drpo weights")
+    drawn = [objectives.parse(text) for text in options.objectives]
+    for mu in options.mu:
+        if not 0 < mu <= 1:
+            raise InputError(f"--mu {mu}: a probability in (0, 1]")
+    draw_png(drawn, options.mu, options.out)
+    width = min(100, Console().width)
+    for mu in options.mu:
+        print(draw_text(drawn, mu, 1.0, width))
+    print(f"drawn to {options.out} (there also for A < 0)")
+    return 0

@@ -1,0 +1,516 @@
+"""Mistakes in the head operator, the rollouts, the batches, the policy and the metrics."""
+
+from planted import Bug
+
+OPS = "tests/test_ops.py::"
+ROLLOUT = "tests/test_rollout.py::"
+BATCH = "tests/test_batch_policy.py::"
+METRICS = "tests/test_metrics.py::"
+
+ENDS = f"{ROLLOUT}test_the_first_eos_ends_and_is_included"
+OWN_LAW = f"{ROLLOUT}test_behavior_logp_is_the_models_own"
+NEIGHBOURS = f"{ROLLOUT}test_neighbours_do_not_matter"
+FAMILIES = f"{ROLLOUT}test_other_architectures_report_their_own_law_and_do_not_see_padding"
+STOPPING = f"{ROLLOUT}test_stopping_cuts_what_would_have_been_drawn"
+NAMES = f"{ROLLOUT}test_every_part_of_the_name_of_a_draw_matters"
+GLOBAL_STREAM = f"{ROLLOUT}test_torchs_global_stream_is_neither_read_nor_moved"
+TRUNCATION = f"{ROLLOUT}test_truncation_leaves_only_the_allowed_and_renormalises"
+KEPT_MASS = f"{ROLLOUT}test_the_mean_ratio_under_truncation_is_the_kept_mass"
+REFUSES = f"{ROLLOUT}test_training_refuses_a_law_that_it_cannot_correct_for"
+OWN_WEIGHTS = f"{ROLLOUT}test_the_engine_has_its_own_weights_until_load"
+CANARY = f"{ROLLOUT}test_sync_canary"
+BROKEN = f"{ROLLOUT}test_broken_log_probabilities_are_named"
+TRAINED_IDS = f"{BATCH}test_trained_ids_are_the_sampled_ids"
+PLAIN_LOGP = f"{BATCH}test_logp_and_entropy_are_the_plain_models"
+ON_POLICY = f"{BATCH}test_on_policy_the_ratio_is_one"
+MICRO_BATCHES = f"{BATCH}test_any_micro_batches_give_the_same_update"
+NEIGHBOUR_TOKENS = f"{BATCH}test_a_neighbours_tokens_change_nothing"
+WEIGHTS = f"{BATCH}test_weights_sum_to_what_the_reduction_says"
+SKIPPING = f"{BATCH}test_skipping_zero_advantages_is_exact"
+SILENT = f"{BATCH}test_a_batch_that_says_nothing_still_steps"
+ANCHOR = f"{BATCH}test_the_anchor_is_what_the_sampler_reported_through_all_updates"
+FORWARDS = f"{BATCH}test_one_forward_pass_for_each_micro_batch"
+PROMPT_ALONE = f"{BATCH}test_a_reward_of_the_prompt_alone_teaches_nothing"
+EACH_REWARD = f"{BATCH}test_each_reward_stays_with_its_completion"
+MERGING = f"{BATCH}test_merging_a_thousand_times_leaves_the_base_as_it_was"
+MERGED = f"{BATCH}test_the_merged_state_is_the_adapted_model"
+SAVED = f"{BATCH}test_saved_loaded_and_sampled_from"
+GRADCHECK = f"{OPS}test_gradcheck"
+TIED = f"{OPS}test_tied_head_gets_the_sum_of_both_gradients"
+IMPOSSIBLE = f"{OPS}test_impossible_words_are_words_that_are_not_there"
+ROLLOUT_ORACLE = f"{METRICS}test_rollout_figures_are_the_oracles"
+TOKEN_ORACLE = f"{METRICS}test_token_figures_are_the_oracles"
+STEP_ORACLE = f"{METRICS}test_a_steps_figures_do_not_depend_on_its_updates"
+
+BUGS = (
+    Bug(
+        2,
+        "each micro-batch is divided by its own number of rows",
+        "batch.py",
+        "weight=torch.cat([r.weight for r in rows]),",
+        "weight=torch.cat([r.weight for r in rows]) * 8 / len(rows),",
+        (f"{MICRO_BATCHES}[float64-drpo-horizon]", WEIGHTS),
+    ),
+    Bug(
+        3,
+        "skipped completions do not count in the number of sequences",
+        "batch.py",
+        "n_sequences=len(rows),",
+        "n_sequences=len(trained),",
+        (SKIPPING, SILENT),
+    ),
+    Bug(
+        3,
+        "the normaliser leaves out completions of zero advantage",
+        "batch.py",
+        "how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence)",
+        "how.reduction(torch.tensor(advantages).repeat_interleave(lengths) != 0, sequence)",
+        (WEIGHTS, TRAINED_IDS),
+    ),
+    Bug(
+        4,
+        "the EOS that was drawn is left out",
+        "rollout/transformers.py",
+        "lengths[done], stopped[done] = t + 1, True",
+        "lengths[done], stopped[done] = max(t, 1), True",
+        (ENDS, STOPPING),
+    ),
+    Bug(
+        4,
+        "tokens that look like padding are not trained",
+        "batch.py",
+        "weight=torch.cat([r.weight for r in rows]),",
+        "weight=torch.cat([r.weight * (r.completion.token_ids != 0) for r in rows]),",
+        (TRAINED_IDS,),
+    ),
+    Bug(
+        4,
+        "only one of the words that end a completion ends it",
+        "rollout/transformers.py",
+        "ended = torch.isin(token, stop)",
+        "ended = token == stop[0]",
+        (ENDS, STOPPING),
+    ),
+    Bug(
+        4,
+        "a completion that ends with its last token counts as cut",
+        "rollout/transformers.py",
+        'finish="stop" if drawn[row].stopped else "length"',
+        'finish="length" if len(drawn[row].token_ids) == sampling.max_new_tokens else "stop"',
+        (f"{ENDS}[1]",),
+    ),
+    Bug(
+        5,
+        "the sampler forgets the temperature",
+        "rollout/sample.py",
+        "torch.log_softmax(logits.float() / sampling.temperature, dim=-1)",
+        "torch.log_softmax(logits.float(), dim=-1)",
+        (OWN_LAW, f"{ROLLOUT}test_frequencies_are_the_softmax", f"{ON_POLICY}[0.6]"),
+    ),
+    Bug(
+        5,
+        "the sampler reports log-probabilities without the temperature that it drew with",
+        "rollout/sample.py",
+        "return token, logp.gather(-1, token[:, None])[:, 0]",
+        "return token, torch.log_softmax(logits.float(), dim=-1).gather(-1, token[:, None])[:, 0]",
+        (OWN_LAW, f"{ROLLOUT}test_a_draw_reports_its_own_probability", f"{ON_POLICY}[1.5]"),
+    ),
+    Bug(
+        5,
+        "the policy forgets the temperature, in log-probability and entropy",
+        "policy.py",
+        "micro.target, self.temperature)",
+        "micro.target)",
+        (f"{PLAIN_LOGP}[0.6]", f"{ON_POLICY}[0.6]"),
+    ),
+    Bug(
+        5,
+        "the head's gradient is not divided by the temperature",
+        "ops/chunked.py",
+        "slope.div_(ctx.temperature)",
+        "slope",
+        (GRADCHECK, TIED),
+    ),
+    Bug(
+        6,
+        "a run takes truncated sampling",
+        "train/config.py",
+        "self.sampling.require_trainable()",
+        "pass",
+        (REFUSES,),
+    ),
+    Bug(
+        6,
+        "truncated probabilities are not renormalised",
+        "rollout/sample.py",
+        "return torch.log_softmax(ordered.masked_fill(out, -torch.inf).gather(-1, index.argsort(-1)), dim=-1)",
+        "return ordered.masked_fill(out, -torch.inf).gather(-1, index.argsort(-1))",
+        (TRUNCATION, KEPT_MASS),
+    ),
+    Bug(
+        6,
+        "top-k comes from the model's generation config",
+        "rollout/transformers.py",
+        "draw(logits, u[active, t].to(device), sampling)",
+        'draw(logits, u[active, t].to(device), __import__("dataclasses").replace('
+        "sampling, top_k=model.generation_config.top_k or 0))",
+        (f"{ROLLOUT}test_the_models_generation_config_changes_nothing_but_the_stop_words",),
+    ),
+    Bug(
+        7,
+        "the policy itself is the anchor",
+        "types.py",
+        "return Tokens(logp, self.behavior_logp,",
+        "return Tokens(logp, logp.detach(),",
+        (ANCHOR,),
+    ),
+    Bug(
+        7,
+        "log-probabilities are computed once more before the update",
+        "train/update.py",
+        "logp, entropy = policy(micro)",
+        "policy(micro)\n        logp, entropy = policy(micro)",
+        (FORWARDS,),
+    ),
+    Bug(
+        7,
+        "the anchor is rounded to bfloat16 on its way",
+        "batch.py",
+        "behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),",
+        "behavior_logp=torch.cat([r.completion.behavior_logp.bfloat16().float() for r in rows]),",
+        (ANCHOR, TRAINED_IDS, ON_POLICY),
+    ),
+    Bug(
+        9,
+        "positive log-probabilities pass",
+        "types.py",
+        "~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)",
+        "~torch.isfinite(self.behavior_logp)",
+        (f"{BROKEN}[positive]",),
+    ),
+    Bug(
+        9,
+        "NaN log-probabilities pass",
+        "types.py",
+        "~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)",
+        "self.behavior_logp.isinf() | (self.behavior_logp > 0)",
+        (f"{BROKEN}[NaN]",),
+    ),
+    Bug(
+        12,
+        "groups are equal shares of what came back",
+        "train/score.py",
+        "return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id]) for p in problems]",
+        "n = max(1, -(-len(marked) // max(1, len(problems))))\n"
+        "    return [_group(p, marked[i * n : i * n + n]) for i, p in enumerate(problems)]",
+        (PROMPT_ALONE,),
+    ),
+    Bug(
+        12,
+        "marks are laid beside completions in another order",
+        "train/score.py",
+        "zip((c for _, c in items), marks, strict=True)",
+        "zip(ordered, marks, strict=True)",
+        (PROMPT_ALONE, EACH_REWARD),
+    ),
+    Bug(
+        12,
+        "problem p is also asked about the completions of p1",
+        "train/score.py",
+        "[c for c in ordered if c.problem_id == p.id]",
+        "[c for c in ordered if c.problem_id.startswith(p.id)]",
+        (PROMPT_ALONE, EACH_REWARD),
+    ),
+    Bug(
+        12,
+        "a completion is compared with the whole rollout",
+        "batch.py",
+        "torch.cat([how.advantage(g.rewards) for g in groups])",
+        "how.advantage(torch.cat([g.rewards for g in groups]))",
+        (PROMPT_ALONE,),
+    ),
+    Bug(
+        13,
+        "the samples of a prompt share their random numbers",
+        "rollout/transformers.py",
+        "uniforms((*seed, p.id, i), ",
+        "uniforms((*seed, p.id), ",
+        (NAMES,),
+    ),
+    Bug(
+        13,
+        "problems share their random numbers",
+        "rollout/transformers.py",
+        "uniforms((*seed, p.id, i), ",
+        "uniforms((*seed, i), ",
+        (NAMES,),
+    ),
+    Bug(
+        13,
+        "the seed is ignored",
+        "rollout/transformers.py",
+        "uniforms((*seed, p.id, i), ",
+        "uniforms((p.id, i), ",
+        (NAMES,),
+    ),
+    Bug(
+        13,
+        "random numbers come from the global generator",
+        "rollout/sample.py",
+        "torch.rand(n, generator=torch.Generator().manual_seed(derive(*seed)), dtype=torch.float64)",
+        "torch.rand(n, dtype=torch.float64)",
+        (GLOBAL_STREAM, f"{ROLLOUT}test_uniforms_are_uniform_and_start_the_same_at_any_length"),
+    ),
+    Bug(
+        13,
+        "random numbers move up when a row ends",
+        "rollout/transformers.py",
+        "u[active, t].to(device)",
+        "u[: len(active), t].to(device)",
+        (NEIGHBOURS, STOPPING),
+    ),
+    Bug(
+        14,
+        "the tied head keeps its old weights",
+        "rollout/transformers.py",
+        "parameter.copy_(state[name])",
+        '"embed_tokens" in name or parameter.copy_(state[name])',
+        (CANARY,),
+    ),
+    Bug(
+        14,
+        "the version is not stamped",
+        "rollout/transformers.py",
+        "self.version = version",
+        "self.version = self.version",
+        (OWN_WEIGHTS,),
+    ),
+    Bug(
+        14,
+        "the engine samples with the trainer's own tensors",
+        "rollout/transformers.py",
+        "copy.deepcopy(model)",
+        "model",
+        (OWN_WEIGHTS, f"{ROLLOUT}test_a_bfloat16_engine_rounds_its_parameters_and_nothing_else"),
+    ),
+    Bug(
+        15,
+        "adapters are merged in place",
+        "policy.py",
+        'parameter + delta.get_delta_weight("default")',
+        'parameter.add_(delta.get_delta_weight("default"))',
+        (MERGING, f"{SAVED}[4]"),
+    ),
+    Bug(
+        15,
+        "adapters count twice",
+        "policy.py",
+        'parameter + delta.get_delta_weight("default")',
+        'parameter + 2 * delta.get_delta_weight("default")',
+        (MERGED, f"{SAVED}[4]"),
+    ),
+    Bug(
+        15,
+        "the engine gets the base without its adapters",
+        "policy.py",
+        "if name in adapted:",
+        "if not adapted:",
+        (MERGED, f"{SAVED}[4]", f"{BATCH}test_after_a_lora_update_the_engine_samples_with_the_adapted_law"),
+    ),
+    Bug(
+        15,
+        "the base is trained with its adapters",
+        "policy.py",
+        "inject_adapter_in_model(config, model)",
+        "inject_adapter_in_model(config, model).requires_grad_(True)",
+        (f"{BATCH}test_lora_trains_the_adapters_of_all_linear_layers_but_the_head",),
+    ),
+    Bug(
+        16,
+        "the text is encoded again",
+        "rollout/transformers.py",
+        "token_ids=drawn[row].token_ids",
+        'token_ids=torch.tensor((self.tokenizer(texts[row])["input_ids"] + drawn[row].token_ids.tolist())'
+        "[: len(drawn[row].token_ids)])",
+        (OWN_LAW, ENDS),
+    ),
+    Bug(
+        16,
+        "tokens that were added to the vocabulary become another one",
+        "batch.py",
+        "target=torch.cat([r.completion.token_ids for r in rows]),",
+        "target=torch.cat([r.completion.token_ids for r in rows]).clamp(max=256),",
+        (TRAINED_IDS,),
+    ),
+    Bug(
+        16,
+        "special tokens are put before what the chat template wrote",
+        "rollout/engine.py",
+        'tokenizer(text, add_special_tokens=False)["input_ids"]  #',
+        'tokenizer(text)["input_ids"]  #',
+        (f"{ROLLOUT}test_the_templates_special_tokens_are_not_added_twice",),
+    ),
+    Bug(
+        17,
+        "left padding is attended to",
+        "rollout/transformers.py",
+        "mask = torch.zeros_like(ids)",
+        "mask = torch.ones_like(ids)",
+        (NEIGHBOURS, OWN_LAW, FAMILIES),
+    ),
+    Bug(
+        17,
+        "positions count the padding while the prompt is read",
+        "rollout/transformers.py",
+        "position = (mask.cumsum(1) - 1).clamp(min=0)",
+        "position = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)",
+        (NEIGHBOURS, OWN_LAW, FAMILIES),
+    ),
+    Bug(
+        17,
+        "positions count the padding while tokens are drawn",
+        "rollout/transformers.py",
+        "position = mask.sum(1, keepdim=True) - 1",
+        "position = torch.full_like(mask[:, :1], mask.shape[1] - 1)",
+        (NEIGHBOURS, OWN_LAW, FAMILIES),
+    ),
+    Bug(
+        17,
+        "masks stay behind when rows leave the batch",
+        "rollout/transformers.py",
+        "token[going], mask[going]",
+        "token[going], mask[: len(going)]",
+        (NEIGHBOURS, OWN_LAW),
+    ),
+    Bug(
+        17,
+        "rows are packed into one without a boundary",
+        "policy.py",
+        "(input_ids=micro.input_ids, use_cache=False).last_hidden_state",
+        "(input_ids=micro.input_ids.reshape(1, -1), use_cache=False).last_hidden_state",
+        (NEIGHBOUR_TOKENS, PLAIN_LOGP),
+    ),
+    Bug(
+        17,
+        "each token is predicted from itself",
+        "batch.py",
+        "b * width + len(r.completion.prompt_ids) - 1",
+        "min(b * width + len(r.completion.prompt_ids), len(rows) * width - len(r.completion.token_ids))",
+        (TRAINED_IDS, PLAIN_LOGP),
+    ),
+    Bug(
+        18,
+        "the weight's gradient is the last chunk's",
+        "ops/chunked.py",
+        "grad_weight += slope.T @ hidden[rows]",
+        "grad_weight = (slope.T @ hidden[rows]).to(wide)",
+        (f"{GRADCHECK}[1]", f"{TIED}[1]"),
+    ),
+    Bug(
+        18,
+        "the weight's gradient is accumulated in the activations' dtype",
+        "ops/chunked.py",
+        "torch.zeros(weight.shape, dtype=wide, ",
+        "torch.zeros(weight.shape, dtype=hidden.dtype, ",
+        (f"{OPS}test_weight_gradient_of_many_chunks_is_accumulated_in_float32",),
+    ),
+    Bug(
+        18,
+        "the entropy has no gradient",
+        "ops/chunked.py",
+        "with_entropy = bool(grad_entropy.any())",
+        "with_entropy = False",
+        (GRADCHECK, TIED),
+    ),
+    Bug(
+        18,
+        "an impossible word makes the entropy's gradient NaN",
+        "ops/chunked.py",
+        "                log_p = torch.where(p > 0, log_p, 0)\n",
+        "",
+        (IMPOSSIBLE,),
+    ),
+    Bug(
+        18,
+        "all logits are held at once where no chunk is named",
+        "ops/chunked.py",
+        "size = chunk or max(1, CHUNK_ELEMENTS // len(weight))",
+        "size = chunk or max(1, len(hidden))",
+        (f"{OPS}test_never_holds_the_logits[None-f32]",),
+    ),
+    Bug(
+        19,
+        "the mean reward is a mean of means",
+        "train/metrics.py",
+        "float(rewards.mean())",
+        "float(torch.stack([g.rewards.mean() for g in marked]).mean())",
+        (ROLLOUT_ORACLE,),
+    ),
+    Bug(
+        19,
+        "lengths leave out completions without a reward",
+        "train/metrics.py",
+        " + [u.completion for u in unmarked]",
+        "",
+        (ROLLOUT_ORACLE,),
+    ),
+    Bug(
+        19,
+        "abstentions count as failures",
+        "train/metrics.py",
+        "sum(u.failure is not None for u in unmarked)",
+        "len(unmarked)",
+        (ROLLOUT_ORACLE,),
+    ),
+    Bug(
+        19,
+        "masked tokens count in the figures",
+        "train/metrics.py",
+        "tokens, entropy = _kept(tokens, entropy)",
+        "tokens, entropy = tokens, entropy",
+        (f"{METRICS}test_tokens_that_are_not_kept_count_nowhere", TOKEN_ORACLE),
+    ),
+    Bug(
+        19,
+        "a step's figures are those of its last update",
+        "train/metrics.py",
+        "record: dict[str, object] = dict(rollout_metrics(groups))",
+        "record: dict[str, object] = dict(rollout_metrics(groups))\n    stats = stats[-1:]",
+        (f"{STEP_ORACLE}[drpo-uneven]",),
+    ),
+    Bug(
+        19,
+        "the divergence estimate has the wrong sign",
+        "train/metrics.py",
+        "(shift(tokens, power=1.0) - log_ratio)",
+        "(shift(tokens, power=1.0) + log_ratio)",
+        (TOKEN_ORACLE,),
+    ),
+    Bug(
+        19,
+        "pass@k draws with replacement",
+        "train/evaluate.py",
+        "return 1 - math.comb(n - n_right, k) / math.comb(n, k)",
+        "return 1 - (1 - n_right / n) ** k",
+        (
+            f"{METRICS}test_pass_at_k_is_the_share_of_subsets_with_a_right_one",
+            f"{METRICS}test_one_right_of_four_passes_at_four",
+        ),
+    ),
+    Bug(
+        19,
+        "the interval is one-sided",
+        "train/evaluate.py",
+        "norm.ppf((1 + level) / 2)",
+        "norm.ppf(level)",
+        (f"{METRICS}test_interval_is_scipys",),
+    ),
+    Bug(
+        19,
+        "accuracy weighs problems by their marks",
+        "train/evaluate.py",
+        "sum(float(g.rewards.double().mean()) for g in marked) / len(marked)",
+        "float(__import__('torch').cat([g.rewards for g in marked]).double().mean())",
+        (f"{METRICS}test_evaluation_weighs_problems_alike_and_counts_right_answers",),
+    ),
+)
