@@ -1,6 +1,7 @@
 """The `drpo` command: what it says of itself, and which module does what; each loads only when it is asked for."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.path.insert(0, str(Path.cwd()))  # so that one's own module:name can be imported
+    # Before torch loads: waiting threads sleep. Where another process wants a core too, spinning ones cost ten times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_log()
     try:
         return _dispatch(arguments)

@@ -13,15 +13,16 @@ def demo() -> Run:
     return Run(
         name="demo",
         model=models.SMOLLM2,
-        task=Addition(1, 50),
+        task=Addition(1, 20),
         objective=DRPO(0.2),
         reduction=Horizon(32),
         sampling=Sampling(samples=8, max_new_tokens=32),
-        steps=24,
+        steps=20,
         prompts=16,
         updates=4,
         learning_rate=2e-5,
         schedule="linear",
+        micro_batch_tokens=2048,
         eval_problems=200,
     )
 
