@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,8 +44,8 @@ def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
     Returns:
         Up to `how.updates` batches; an update none of whose groups is usable is left out.
     """
-    share = -(-len(groups) // how.updates)
-    parts = [groups[i : i + share] for i in range(0, len(groups), share)]
+    edges = [len(groups) * i // how.updates for i in range(how.updates + 1)]
+    parts = [groups[start:end] for start, end in pairwise(edges)]
     usable = [[g for g in part if len(g.completions) >= 2] for part in parts]
     return [_batch(part, how) for part in usable if part]
 

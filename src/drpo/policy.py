@@ -97,8 +97,10 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
 def _linear_head(model: PreTrainedModel) -> nn.Parameter:
     """The head's weight, after checking on a few tokens that it is all there is to the head (no bias, cap or scale)."""
     head = model.get_output_embeddings()
-    probe = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
-    if head is not None and getattr(head, "bias", None) is None:
+    config = model.config.get_text_config()
+    capped = getattr(config, "final_logit_softcapping", None) is not None  # small logits would not show it
+    probe = torch.arange(4, device=model.device)[None] % config.vocab_size
+    if not capped and head is not None and getattr(head, "bias", None) is None:
         logits = model(input_ids=probe, use_cache=False).logits
         hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
         if torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):

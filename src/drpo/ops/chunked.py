@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once where the caller names no chunk: 64 MiB in float32."""
@@ -22,14 +23,16 @@ class _LinearLogprob(torch.autograd.Function):
             logits = _logits(hidden[rows], weight, temperature)
             normaliser[rows] = logits.logsumexp(-1)
             logp[rows] = logits.gather(-1, target[rows, None])[:, 0] - normaliser[rows]
-            p = (logits - normaliser[rows, None]).exp_()
+            log_p = logits.sub_(normaliser[rows, None])
+            p = log_p.exp()
             # A logit of -inf (a token ruled out) has p = 0 and adds nothing.
-            entropy[rows] = normaliser[rows] - torch.where(p > 0, logits, 0).mul_(p).sum(-1)
+            entropy[rows] = -torch.where(p > 0, log_p, 0).mul_(p).sum(-1)
         ctx.save_for_backward(hidden, weight, target, normaliser, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logp, entropy
 
     @staticmethod
+    @once_differentiable  # the normalisers are saved as constants, so a second derivative would be wrong
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, target, normaliser, entropy = ctx.saved_tensors
         grad_logp, grad_entropy = grads

@@ -18,7 +18,7 @@ def uniforms(seed: tuple[int | str, ...], n: int) -> Tensor:
 
 
 def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw a token per row and report its log-probability under the law it was drawn from.
+    """Draw a token per row and report its log-probability under the law it was drawn from (greedy: under the model's).
 
     The law is softmax(logits / temperature) in float32, cut to top-k and top-p and renormalised where those are on. The
     token is the first whose cumulative probability exceeds u, so the same u gives the same token whatever the other
@@ -47,7 +47,8 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
         total = cumulative[:, -1:]
         # Strictly below the total, so that the token found has a probability above 0.
         threshold = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+        # Logits that are NaN have no law; the index stays in range, and its NaN log-probability is refused by name.
+        token = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0]
 
 

@@ -16,7 +16,7 @@ from drpo.types import Completion, Problem, Sampling
 
 
 class TransformersEngine:
-    """Samples with its own copy of a model's weights, in its own precision.
+    """Samples with its own copy of a model's weights, in its own precision: any causal LM with a key-value cache.
 
     A prompt goes through the model once and its keys and values are shared by its samples; a row leaves the batch when
     it ends. The same seed draws the same completion whatever else is in the batch *as long as the logits are the same*:
@@ -52,13 +52,14 @@ class TransformersEngine:
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], version: int) -> None:
         """Copy new weights in, by parameter name, rounding to the engine's precision, and stamp the version."""
-        for name, parameter in self.model.named_parameters():
+        parameters = dict(self.model.named_parameters())
+        for name in parameters:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
+        for name, parameter in parameters.items():
             parameter.copy_(state[name])
         self.version = version
 
-    @torch.inference_mode()
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
         """Return `sampling.samples` completions of every problem, problem by problem, in order."""
         per_turn = max(1, self._max_rows // sampling.samples)
@@ -76,8 +77,8 @@ class TransformersEngine:
                 problem_id=problem.id,
                 sample=sample,
                 prompt_ids=prompts[row // sampling.samples],
-                token_ids=drawn[row].token_ids,
-                behavior_logp=drawn[row].logp,
+                token_ids=drawn[row].token_ids.clone(),  # an ordinary tensor, and not a view of the whole turn's
+                behavior_logp=drawn[row].logp.clone(),
                 text=texts[row],
                 finish="stop" if drawn[row].stopped else "length",
                 sampling=sampling,
@@ -96,6 +97,7 @@ class _Drawn:
     stopped: bool
 
 
+@torch.inference_mode()
 def _decode(
     model: PreTrainedModel, prompts: Sequence[Tensor], u: Tensor, stop: Tensor, sampling: Sampling
 ) -> list[_Drawn]:

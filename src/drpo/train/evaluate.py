@@ -62,7 +62,7 @@ def evaluate(
         The evaluation, and the marked groups behind it.
 
     Raises:
-        InputError: no problems, or the reward failed on all.
+        InputError: no problems, or the reward marked no completion.
     """
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def region_radius(objective: Objective) -> float:
         >>> [region_radius(o) for o in (DRPO(0.2), DPPO(0.3), DPPO(0.05, divergence="kl"), PPOClip())]
         [0.2, 0.3, 0.15, 0.15]
     """
-    if getattr(objective, "divergence", "tv") != "tv":
+    if getattr(objective, "divergence", "tv") != "tv" or getattr(objective, "power", 0.0) != 0:
         return DEFAULT_RADIUS
     return float(getattr(objective, "delta", getattr(objective, "delta_low", DEFAULT_RADIUS)))
 
@@ -145,7 +146,10 @@ def step_metrics(groups: Sequence[Group], stats: Sequence[Stats], objective: Obj
     """
     record: dict[str, object] = dict(rollout_metrics(groups))
     if stats:
-        tokens = Tokens.cat([s.tokens for s in stats])
+        starts = accumulate((int(s.tokens.sequence.max()) + 1 if len(s.entropy) else 0 for s in stats), initial=0)
+        # Every update numbers its completions from 0.
+        parts = [replace(s.tokens, sequence=s.tokens.sequence + n) for s, n in zip(stats, starts, strict=False)]
+        tokens = Tokens.cat(parts)
         entropy = torch.cat([s.entropy for s in stats])
         record |= token_metrics(objective, tokens, entropy) | _update_metrics(stats[-1])
         record["grad_norm"] = max(s.grad_norm for s in stats)

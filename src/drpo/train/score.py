@@ -30,9 +30,10 @@ def score(problems: Sequence[Problem], completions: Sequence[Completion], pool: 
     by_problem = {p.id: [c for c in ordered if c.problem_id == p.id] for p in problems}
     items = [(p, c) for p in problems for c in by_problem[p.id]]
     marks = pool.score([(p, c.text) for p, c in items])
-    failures = [m.failure for m in marks if m.failure is not None]
-    if marks and len(failures) == len(marks):
-        raise InputError(f"the reward failed on all {len(marks)} completions of a rollout; the first: {failures[0]}")
+    if marks and all(m.score is None for m in marks):
+        failures = [m.failure for m in marks if m.failure is not None]
+        what = f"failed on {len(failures)}; the first: {failures[0]}" if failures else "abstained every time"
+        raise InputError(f"the reward marked none of the {len(marks)} completions of a rollout: it {what}")
     marked = list(zip((c for _, c in items), marks, strict=True))
     return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id]) for p in problems]
 
