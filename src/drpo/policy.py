@@ -66,8 +66,10 @@ class Policy:
     def export(self, folder: Path) -> None:
         """Write the weights (adapters merged) and the configuration as any transformers program reads them."""
         plain = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32)
-        plain.load_state_dict(self.state(), strict=False)
-        plain.tie_weights()
+        parameters = dict(plain.named_parameters())
+        with torch.no_grad():
+            for name, value in self.state().items():
+                parameters[name].copy_(value)
         plain.generation_config = self.model.generation_config
         plain.save_pretrained(folder)
 

@@ -7,6 +7,7 @@ from drpo.tasks.known import AIME24, AIME25, AMC23, GSM8K, DapoMath, Known, Math
 from drpo.tasks.reasoning_gym import ReasoningGym
 from drpo.tasks.records import Records
 from drpo.tasks.task import Task
+from drpo.tasks.unseen import sample_unseen
 
 TABLE: dict[str, Callable[..., Task]] = {
     "addition": Addition,
@@ -33,4 +34,5 @@ __all__ = [
     "ReasoningGym",
     "Records",
     "Task",
+    "sample_unseen",
 ]

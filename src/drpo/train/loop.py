@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from drpo.batch import make_batches
+from drpo.tasks import sample_unseen
 from drpo.train.config import Run, learning_rate
 from drpo.train.score import score
 from drpo.train.session import Session
@@ -32,7 +33,7 @@ def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | N
         session.evaluate_at_start()
         for step in session.steps():
             with session.phase("rollout"):
-                problems = run.task.sample(run.prompts, step, run.seed)
+                problems = sample_unseen(run.task, parts.held_out, run.prompts, step, run.seed)
                 completions = engine.generate(problems, run.sampling, seed=(run.seed, step))
             with session.phase("reward"):
                 groups = score(problems, completions, session.rewards)

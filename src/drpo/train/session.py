@@ -66,7 +66,6 @@ class Session:
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
         self._log.rewind(self._done.step)
-        self._held_out = self.parts.eval_task.held_out(self.run.eval_problems) if self.run.eval_problems else []
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
         self.watch.started(self.run, self.folder, self._done.step)
@@ -134,12 +133,12 @@ class Session:
         self._log.write(TIMING, {"step": self._done.step, **clock.seconds})
 
     def _evaluate(self) -> None:
-        if not self._held_out:
+        if not self.parts.held_out:
             return
         sampling = replace(self.run.sampling, samples=self.run.eval_samples)
         with self._aside("evaluation"):
             result, _ = evaluate(
-                self.parts.engine, self._held_out, sampling, self.rewards, seed=self.run.seed, step=self._done.step
+                self.parts.engine, self.parts.held_out, sampling, self.rewards, seed=self.run.seed, step=self._done.step
             )
         self._done = replace(self._done, score=result.accuracy)
         self._log.write(EVALUATIONS, asdict(result))

@@ -11,9 +11,10 @@ from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.rewards import Reward
 from drpo.rollout import Engine, TransformersEngine, resolve_dtype
-from drpo.tasks import Task
+from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
+from drpo.types import Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Parts:
         batching: how a rollout becomes batches.
         terms: additive terms of the loss, or None.
         reward: marks completions.
-        eval_task: where held-out problems come from.
+        held_out: the problems to evaluate on.
     """
 
     policy: Policy
@@ -38,7 +39,7 @@ class Parts:
     batching: Batching
     terms: Terms | None
     reward: Reward
-    eval_task: Task
+    held_out: list[Problem]
 
 
 def default_device() -> torch.device:
@@ -56,6 +57,7 @@ def assemble(run: Run, engine: Engine | None = None) -> Parts:
     Raises:
         InputError: something in the configuration cannot be had.
     """
+    held_out = _problems(run)
     device = default_device()
     model, tokenizer = models.load(run.model)
     model.to(device)
@@ -78,8 +80,14 @@ def assemble(run: Run, engine: Engine | None = None) -> Parts:
         # Additive terms act on every token, so then no completion is without a gradient.
         skip_zero_advantage=terms is None and vanishes_at_zero_advantage(run.objective),
     )
-    eval_task = run.eval_task or run.task
-    return Parts(policy, optimizer, engine, tokenizer, batching, terms, run.reward or run.task.reward, eval_task)
+    return Parts(policy, optimizer, engine, tokenizer, batching, terms, run.reward or run.task.reward, held_out)
+
+
+def _problems(run: Run) -> list[Problem]:
+    """The held-out problems; reads all data first, because what is wrong with it should show before a model loads."""
+    held_out = (run.eval_task or run.task).held_out(run.eval_problems) if run.eval_problems else []
+    sample_unseen(run.task, held_out, run.prompts, step=0, seed=run.seed)
+    return held_out
 
 
 def make_engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

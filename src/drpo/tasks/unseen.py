@@ -1,0 +1,48 @@
+"""Training problems that no evaluation asks, whichever task the evaluation is of."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from drpo.errors import InputError
+from drpo.seeds import derive
+from drpo.tasks.task import Task
+from drpo.types import Problem
+
+_TRIES = 64
+
+
+def sample_unseen(task: Task, held_out: Iterable[Problem], n: int, step: int, seed: int) -> list[Problem]:
+    """Draw training problems, drawing again whatever stands among `held_out`; neither white space nor case counts.
+
+    Args:
+        task: to train on.
+        held_out: the problems that are evaluated on, of this task or another.
+        n: how many to draw.
+        step: which rollout, as for `Task.sample`.
+        seed: the run's.
+
+    Returns:
+        n problems with ids of their own, a pure function of the arguments.
+
+    Raises:
+        InputError: nearly everything that the task has is held out.
+
+    Example:
+        >>> from drpo.tasks import Addition
+        >>> held_out = [Problem("0", f"What is {a} + {b}?", "") for a in range(1, 5) for b in range(2, 5)]
+        >>> {p.prompt.split("+")[1] for p in sample_unseen(Addition(1, 4), held_out, n=8, step=0, seed=0)}
+        {' 1?'}
+    """
+    known = {_key(p) for p in held_out}
+    found: list[Problem] = []
+    for again in range(_TRIES):
+        drawn = task.sample(n, step, derive("unseen", seed, again) if again else seed)
+        fresh = [p for p in drawn if _key(p) not in known]
+        found += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh
+        if len(found) >= n:
+            return found[:n]
+    raise InputError(f"{task}: nearly all of its problems stand in the evaluation set; nothing is left to train on")
+
+
+def _key(problem: Problem) -> str:
+    return "".join(problem.prompt.split()).casefold()
