@@ -554,3 +554,16 @@ def test_known_sets_take_a_path_as_their_first_argument():
     assert isinstance(task, Known)
     assert task.records.path == "/data/gsm8k"
     assert task != parse_any("math500('/data/gsm8k')", TABLE, "task")
+
+
+def test_aime_is_both_years_in_turn_and_for_evaluation_only(monkeypatch: pytest.MonkeyPatch):
+    def years(path: str, split: str, config: str | None) -> list[dict[str, str]]:
+        return [{"problem": f"{path} {i}", "answer": str(i)} for i in range(3)]
+
+    monkeypatch.setattr("drpo.tasks.records.read_rows", years)
+    task = parse_any("aime", TABLE, "task")
+    problems = task.held_out(5)
+    assert ["2024" in p.prompt for p in problems] == [True, False, True, False, True]
+    assert len({p.id for p in task.held_out(60)}) == len({p.prompt for p in task.held_out(60)}) == 6
+    with pytest.raises(InputError, match="evaluation only"):
+        task.sample(1, step=0, seed=0)

@@ -2,7 +2,7 @@
 
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
-from drpo.tasks import AIME24, GSM8K, DapoMath
+from drpo.tasks import AIME, GSM8K, DapoMath
 from drpo.train.config import Run
 from drpo.types import Sampling
 
@@ -34,7 +34,7 @@ def drpo_paper() -> Run:
         name="drpo_paper",
         model="Qwen/Qwen3-4B-Base",
         task=DapoMath(),
-        eval_task=AIME24(),
+        eval_task=AIME(),
         objective=DRPO(12.5),
         reduction=Horizon(8192),
         sampling=Sampling(samples=8, max_new_tokens=8192),
@@ -47,7 +47,7 @@ def drpo_paper() -> Run:
         max_grad_norm=1.0,
         micro_batch_tokens=32768,
         eval_every=10,
-        eval_problems=30,
+        eval_problems=60,
         eval_samples=16,
         checkpoint_every=10,
     )

@@ -44,6 +44,8 @@ class TransformersEngine:
         # Parameters only: rotary frequencies are buffers, and in bf16 they would point to other places.
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
+        # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
+        self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.tokenizer = tokenizer
         self.version = 0
         self._stop = torch.tensor(sorted(stop_ids(model, tokenizer)), device=self.model.device)

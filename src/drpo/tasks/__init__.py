@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from drpo.tasks.addition import Addition
-from drpo.tasks.known import AIME24, AIME25, AMC23, GSM8K, DapoMath, Known, Math500
+from drpo.tasks.known import AIME, AIME24, AIME25, AMC23, GSM8K, DapoMath, Known, Math500
 from drpo.tasks.reasoning_gym import ReasoningGym
 from drpo.tasks.records import Records
 from drpo.tasks.task import Task
@@ -15,6 +15,7 @@ TABLE: dict[str, Callable[..., Task]] = {
     "records": Records,
     "gsm8k": GSM8K,
     "math500": Math500,
+    "aime": AIME,
     "aime24": AIME24,
     "aime25": AIME25,
     "amc23": AMC23,
@@ -22,6 +23,7 @@ TABLE: dict[str, Callable[..., Task]] = {
 }
 
 __all__ = [
+    "AIME",
     "AIME24",
     "AIME25",
     "AMC23",

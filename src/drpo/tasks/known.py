@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, ClassVar
 
+from drpo.errors import InputError
 from drpo.rewards import Reward
 from drpo.tasks.records import Counts, Records
 from drpo.types import Problem
@@ -30,7 +32,8 @@ class Known:
     @cached_property
     def records(self) -> Records:
         """The set as ordinary records."""
-        return self.hub if self.path is None else replace(self.hub, path=self.path, **self.folder)
+        # A copy, because records keep what they have read, and this object should not outlive the task.
+        return replace(self.hub) if self.path is None else replace(self.hub, path=self.path, **self.folder)
 
     @property
     def reward(self) -> Reward:
@@ -74,6 +77,33 @@ class AIME25(Known):
     """AIME 2025 I and II, 30 problems, for evaluation only."""
 
     hub = Records("math-ai/aime25", "problem", "answer", template=BOXED, split=None, test="test")
+
+
+@dataclass(frozen=True)
+class AIME:
+    """AIME 2024 and 2025 together, 60 problems, for evaluation only: what the DRPO paper reports avg@16 on.
+
+    Args:
+        path: a folder that holds the folders aime24 and aime25; None loads both from the hub.
+    """
+
+    path: str | None = None
+
+    @property
+    def reward(self) -> Reward:
+        """As for either year."""
+        return AIME24().reward
+
+    def sample(self, n: int, step: int, seed: int) -> list[Problem]:
+        """Refuse: it is for evaluation only."""
+        raise InputError("aime: for evaluation only; it has nothing to train on")
+
+    def held_out(self, n: int) -> list[Problem]:
+        """Return the first n problems, the years in turn; see `Task.held_out`."""
+        folders = [None if self.path is None else f"{self.path}/{name}" for name in ("aime24", "aime25")]
+        years = [kind(folder).held_out(n) for kind, folder in zip((AIME24, AIME25), folders, strict=True)]
+        in_turn = [p for pair in zip_longest(*years) for p in pair if p is not None]
+        return [replace(p, id=f"held-out-{i}") for i, p in enumerate(in_turn[:n])]
 
 
 class AMC23(Known):
