@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drpo import models
 from drpo.errors import InputError
-from drpo.objectives import DPPO, DRPO, GSPO, ImportanceSampling, Objective, PPOClip, parse
+from drpo.objectives import DPPO, DRPO, GSPO, ImportanceSampling, Objective, PPOClip, parse, region_radius
 from drpo.rewards import Mark
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import evaluate, pass_at_k, wilson
@@ -27,7 +27,6 @@ from drpo.train.metrics import (
     ROLLOUT_METRICS,
     TOKEN_METRICS,
     UPDATE_METRICS,
-    region_radius,
     rollout_metrics,
     step_metrics,
     token_metrics,

@@ -228,6 +228,33 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
     assert engine.loaded == [0, 1, 2]
 
 
+def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path: Path):
+    run = tiny_run(eval_problems=0)
+    engine = ScriptedEngine(models.tiny()[1], lambda problem, i: str(i), logp=-1.0)
+    breaking = replace(assemble(run), engine=engine)
+
+    class Break(Silent):
+        def stepped(self, step, metrics, seconds, groups) -> None:
+            engine.logp = math.nan if step == 2 else engine.logp
+
+    with pytest.raises(InputError, match=r"problem '2-0': behavior_logp\[0\]=nan"):
+        train(run, tmp_path, Break(), breaking)
+    assert checkpoint.latest(tmp_path / CHECKPOINTS).name == "step-000002"
+
+
+@pytest.mark.parametrize(("objective", "warned"), [(DRPO(12.5), True), (DRPO(0.2), False), (PPOClip(), False)])
+def test_a_radius_out_of_reach_is_said_when_the_run_starts(tmp_path: Path, objective, warned: bool):
+    class Listen(Silent):
+        said = ""
+
+        def note(self, text: str) -> None:
+            self.said += text
+
+    watch = Listen()
+    train(tiny_run(objective=objective, steps=1, eval_problems=0), tmp_path, watch)
+    assert ("no token can shift by 1 or more" in watch.said) == warned
+
+
 def test_versions_say_which_weights_sampled(tmp_path: Path):
     train(tiny_run(), tmp_path)
     assert all(r["version"] == r["step"] - 1 for r in read_records(tmp_path / ROLLOUTS))

@@ -35,7 +35,7 @@ def flaky(problem: Problem, text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Letters:
-    """Problems that are single letters; the held-out ones are capitals."""
+    """Problems that are single letters; the held-out ones are Greek."""
 
     mark: str = "digits"
 
@@ -47,7 +47,7 @@ class Letters:
         return [Problem(f"{step}-{i}", chr(ord("a") + (seed + step * n + i) % 26), "") for i in range(n)]
 
     def held_out(self, n: int) -> list[Problem]:
-        return [Problem(f"held-out-{i}", chr(ord("A") + i % 26), "") for i in range(n)]
+        return [Problem(f"held-out-{i}", chr(ord("\u03b1") + i % 24), "") for i in range(n)]
 
 
 @dataclass(frozen=True)

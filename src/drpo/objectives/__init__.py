@@ -24,6 +24,7 @@ from drpo.objectives.contract import (
 )
 from drpo.objectives.mask import DPPO, SymmetricMask
 from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
+from drpo.objectives.region import DEFAULT_RADIUS, caution, region_radius
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
 from drpo.spelling import format_call, parse_any
@@ -87,6 +88,7 @@ def spell(objective: Objective) -> str:
 
 __all__ = [
     "CISPO",
+    "DEFAULT_RADIUS",
     "DPPO",
     "DRPO",
     "GSPO",
@@ -101,6 +103,7 @@ __all__ = [
     "SymmetricMask",
     "TokenLoss",
     "Tokens",
+    "caution",
     "entropy_bonus",
     "gradient",
     "gradient_weight",
@@ -108,6 +111,7 @@ __all__ = [
     "ratio",
     "reference_kl",
     "reference_kl_advantage",
+    "region_radius",
     "shift",
     "spell",
     "total",

@@ -8,11 +8,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drpo.objectives import spell
+from drpo.objectives import caution, region_radius, spell
 from drpo.report.palette import COLORS
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, read_records
-from drpo.train.metrics import region_radius
 
 matplotlib.use("Agg")
 
@@ -76,8 +75,10 @@ def _region(axes: Axes, records: Sequence[Mapping[str, Any]], run: Run) -> None:
     _line(axes, records, "shift_p99", "99th percentile", COLORS[1])
     _line(axes, records, "shift_mean", "mean", COLORS[0])
     radius = region_radius(run.objective)
-    if radius < 1:
+    if caution(run.objective) is None:
         axes.axhline(radius, color=COLORS[6], linestyle=":", label=f"the region's radius, {radius:g}")
+    else:
+        axes.plot([], [], " ", label=f"radius {radius:g}: no token can reach it")
     axes.set_yscale("log")
     _finish(axes, "Distance from the sampler, |pi - mu|", "probability")
 

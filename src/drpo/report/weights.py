@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from drpo.objectives import Objective, Tokens, gradient_weight, spell
+from drpo.objectives import Objective, Tokens, caution, gradient_weight, spell
 from drpo.report.palette import COLORS
 
 matplotlib.use("Agg")
@@ -52,7 +52,7 @@ def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) 
             axes = grid[row, column]
             for i, objective in enumerate(objectives):
                 w = weight_curve(objective, mu, advantage, pi)
-                axes.plot(pi, w, color=COLORS[i % len(COLORS)], label=spell(objective), linewidth=1.7)
+                axes.plot(pi, w, color=COLORS[i % len(COLORS)], label=_label(objective), linewidth=1.7)
             axes.axvline(mu, color="0.6", linestyle=":", linewidth=1)
             axes.axhline(0, color="0.6", linewidth=0.7)
             axes.set(title=f"mu = {mu:g}, {'A > 0' if advantage > 0 else 'A < 0'}", ylim=_Y_RANGE, xlim=(0, 1))
@@ -64,6 +64,10 @@ def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) 
     figure.savefig(path, dpi=130)
 
 
+def _label(objective: Objective) -> str:
+    return spell(objective) if caution(objective) is None else f"{spell(objective)}: out of reach"
+
+
 def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, width: int, height: int = 18) -> str:
     """Return one panel as text, for a terminal."""
     pi = torch.linspace(1e-3, 1, 4 * width)
@@ -72,7 +76,7 @@ def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, widt
     plotext.plotsize(width, height)
     for objective, marker in zip(objectives, "ox+*#%@&" * len(objectives), strict=False):
         w = weight_curve(objective, mu, advantage, pi).clamp(*_Y_RANGE)
-        plotext.plot(pi.tolist(), w.tolist(), label=spell(objective), marker=marker)
+        plotext.plot(pi.tolist(), w.tolist(), label=_label(objective), marker=marker)
     plotext.ylim(*_Y_RANGE)
     plotext.title(f"gradient weight w over pi, mu = {mu:g}, {'A > 0' if advantage > 0 else 'A < 0'}")
     return str(plotext.build())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, ratio, shift
+from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, ratio, region_radius, shift
 from drpo.types import Completion, Group, Stats, Tokens
 
 ROLLOUT_METRICS: Mapping[str, str] = {
@@ -47,9 +47,6 @@ UPDATE_METRICS: Mapping[str, str] = {
     "grad_norm": "L2 norm of the gradient before clipping",
     "learning_rate": "of the update",
 }
-
-DEFAULT_RADIUS = 0.15
-"""DPPO's Binary-TV threshold: the yardstick for objectives that have no radius in units of probability."""
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -121,19 +118,6 @@ def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict
 def _kept(tokens: Tokens, entropy: Tensor) -> tuple[Tokens, Tensor]:
     columns: dict[str, Any] = {name: None if v is None else v[tokens.keep] for name, v in vars(tokens).items()}
     return replace(tokens, **columns), entropy[tokens.keep]
-
-
-def region_radius(objective: Objective) -> float:
-    """Return the radius of an objective's region as a shift of probability, or 0.15 where it has none.
-
-    Example:
-        >>> from drpo.objectives import DPPO, DRPO, PPOClip
-        >>> [region_radius(o) for o in (DRPO(0.2), DPPO(0.3), DPPO(0.05, divergence="kl"), PPOClip())]
-        [0.2, 0.3, 0.15, 0.15]
-    """
-    if getattr(objective, "divergence", "tv") != "tv" or getattr(objective, "power", 0.0) != 0:
-        return DEFAULT_RADIUS
-    return float(getattr(objective, "delta", getattr(objective, "delta_low", DEFAULT_RADIUS)))
 
 
 def step_metrics(groups: Sequence[Group], stats: Sequence[Stats], objective: Objective) -> dict[str, object]:

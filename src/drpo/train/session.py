@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from drpo.errors import InputError
+from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.seeds import derive
 from drpo.train import checkpoint
@@ -69,6 +70,8 @@ class Session:
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
         self.watch.started(self.run, self.folder, self._done.step)
+        if (warning := caution(self.run.objective)) is not None:
+            self.watch.note(warning)
         return self
 
     def __exit__(
