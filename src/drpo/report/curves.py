@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from drpo.objectives import caution, region_radius, spell
 from drpo.report.palette import COLORS
@@ -46,6 +47,7 @@ def _line(
 
 def _finish(axes: Axes, title: str, unit: str) -> None:
     axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
