@@ -69,7 +69,8 @@ def eval(arguments: list[str]) -> int:
     model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
     device = default_device()
     engine = TransformersEngine(model, tokenizer, dtype=resolve_dtype(options.precision, device), device=device)
-    with RewardPool(reward) as pool:
+    waiting = Console(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
+    with RewardPool(reward) as pool, waiting:
         result, _ = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
     if options.json:
         print(json.dumps(asdict(result)))

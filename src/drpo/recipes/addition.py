@@ -17,7 +17,7 @@ def demo() -> Run:
         objective=DRPO(0.2),
         reduction=Horizon(32),
         sampling=Sampling(samples=8, max_new_tokens=32),
-        steps=20,
+        steps=16,
         prompts=16,
         updates=4,
         learning_rate=2e-5,
