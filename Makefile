@@ -32,7 +32,7 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not adapters"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not adapters"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests

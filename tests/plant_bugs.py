@@ -95,8 +95,11 @@ def plant(bug: Bug) -> Verdict:
     if wrong := misfit(bug):
         return Verdict(wrong)
     start = time.perf_counter()
-    with sandbox(bug) as root:
-        result = run_tests(root, bug.tests)
+    try:
+        with sandbox(bug) as root:
+            result = run_tests(root, bug.tests)
+    except subprocess.TimeoutExpired:  # a test that never ends does not pass
+        return Verdict("caught", time.perf_counter() - start)
     seconds = time.perf_counter() - start
     if result.returncode not in (0, 1):  # neither passed nor failed: nothing was collected, or it could not be imported
         return Verdict(f"pytest could not run (status {result.returncode}):\n{result.stdout[-1500:]}", seconds)
