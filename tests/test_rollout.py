@@ -584,7 +584,7 @@ def test_broken_log_probabilities_are_named(case: str) -> None:
 
 
 def test_zero_is_a_log_probability() -> None:
-    with_logp(completion([41, 42]), torch.tensor([0.0, -0.0]))
+    assert with_logp(completion([41, 42]), torch.tensor([0.0, -0.0])).behavior_logp.tolist() == [0.0, 0.0]
 
 
 def test_missing_log_probabilities_are_named() -> None:

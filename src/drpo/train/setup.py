@@ -47,12 +47,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def assemble(run: Run, engine: Engine | None = None) -> Parts:
+def assemble(run: Run) -> Parts:
     """Load the model and build what the run needs.
 
     Args:
         run: the configuration.
-        engine: in place of the run's own, for tests and special rollouts.
 
     Raises:
         InputError: something in the configuration cannot be had.
@@ -61,8 +60,7 @@ def assemble(run: Run, engine: Engine | None = None) -> Parts:
     device = default_device()
     model, tokenizer = models.load(run.model)
     model.to(device)
-    if engine is None:
-        engine = make_engine(run, model, tokenizer)
+    engine = TransformersEngine(model, tokenizer, dtype=resolve_dtype(run.rollout_precision, device))
     terms = _terms(run, model)
     policy = Policy(
         model,
@@ -88,12 +86,6 @@ def _problems(run: Run) -> list[Problem]:
     held_out = (run.eval_task or run.task).held_out(run.eval_problems) if run.eval_problems else []
     sample_unseen(run.task, held_out, run.prompts, step=0, seed=run.seed)
     return held_out
-
-
-def make_engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """Return the rollout engine of a run, with a copy of the model's weights in the rollout's precision."""
-    dtype = resolve_dtype(run.rollout_precision, model.device)
-    return TransformersEngine(model, tokenizer, dtype=dtype)
 
 
 def _terms(run: Run, model: PreTrainedModel) -> Terms | None:
