@@ -223,6 +223,33 @@ def test_planted_peaks(chunk: int | None, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found["d logp / d hidden"][2].double(), -0.9 * weight[20].double(), rtol=4e-3, atol=0)
 
 
+def confident(height: float) -> tuple[Tensor, Tensor, Tensor]:
+    """bfloat16 inputs whose logits are `height` for the target and 0 for two other words."""
+    hidden = torch.ones(1, 2, dtype=torch.bfloat16)
+    weight = torch.zeros(3, 2, dtype=torch.bfloat16)
+    weight[1, 0] = round(height)
+    weight[1, 1] = height - round(height)
+    return hidden, weight, torch.tensor([1])
+
+
+def test_a_confident_tokens_gradient_keeps_its_digits() -> None:
+    """p - 1 is 0.0018; of p rounded to bfloat16 first, 0.002 or nothing would be left."""
+    hidden, weight, target = confident(7.0)
+    found = run(in_chunks(None), hidden, weight, target, 1.0)
+    true = truth(hidden, weight, target, 1.0)
+    for name in ("d logp / d hidden", "d logp / d weight"):
+        assert error(found[name], true[name]) <= 0.01 * float(true[name].norm()), name
+
+
+def test_the_targets_own_logit_is_not_rounded() -> None:
+    """20.0625 would become 20.0 or 20.125 in bfloat16: log p of a word at 0 feels nothing, the target's all of it."""
+    hidden, weight, _ = confident(20.0625)
+    weight[2, 0] = 20
+    logp, _ = linear_logprob(hidden, weight, torch.tensor([1]))
+    wanted, _ = logits_at_once(hidden.double(), weight.double(), torch.tensor([1]), 1.0)
+    assert abs(float(logp) - float(wanted)) < 1e-4
+
+
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_impossible_words_are_words_that_are_not_there(temperature: float, chunk: int | None) -> None:
@@ -276,7 +303,7 @@ def test_never_holds_the_logits(chunk: int | None, dtype: torch.dtype, monkeypat
     t, v = 300, 515
     hidden, weight, target = inputs(t, v, dtype)
     limit = 8 * v
-    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", limit)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": limit * dtype.itemsize})
     allowed = max(v * HEAD, t * HEAD, limit)
     assert allowed < t * v / 10
     with largest() as seen:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
 from drpo.rollout import TransformersEngine
-from drpo.types import Completion, Group, MicroBatch, Problem, Sampling
+from drpo.types import Completion, Group, Layout, MicroBatch, Problem, Sampling
 
 STOPS = frozenset(range(0, 257, 9))
 """About every ninth of the random model's 257 words ends a completion: lengths differ, and some reach the limit."""
@@ -23,6 +24,18 @@ def tiny(stops: frozenset[int] = frozenset()) -> tuple[PreTrainedModel, PreTrain
     model, tokenizer = models.tiny()
     model.generation_config = GenerationConfig(eos_token_id=sorted({0, *stops}), pad_token_id=0)
     return model, tokenizer
+
+
+def doubled(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in float64 throughout: transformers' RMS norms would round to float32 inside."""
+    for module in model.modules():
+        if type(module).__name__ in ("LlamaRMSNorm", "Qwen3RMSNorm", "MistralRMSNorm"):
+            module.forward = partial(_rms_norm, module)
+    return model.double()
+
+
+def _rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def sampled(
@@ -78,6 +91,15 @@ def law(model: PreTrainedModel, c: Completion, temperature: float) -> Tensor:
 def own_logp(model: PreTrainedModel, c: Completion, temperature: float) -> Tensor:
     """[N] log-probabilities of a completion's tokens."""
     return law(model, c, temperature).gather(-1, c.token_ids[:, None])[:, 0]
+
+
+def sees(layout: Layout, place: int) -> list[int]:
+    """The places that one place attends to, in their order, from the definition of a layout."""
+    first = [sum(layout.length[:s]) for s in range(len(layout.length))]
+    (mine,) = (s for s, f in enumerate(first) if f <= place < f + layout.length[s])
+    before = layout.prefix[mine]
+    prefix = list(range(first[before], first[before] + layout.length[before])) if before >= 0 else []
+    return prefix + list(range(first[mine], place + 1))
 
 
 def by_sequence(micros: Sequence[MicroBatch], column: Tensor) -> dict[int, Tensor]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
 from drpo.advantages import Advantage
 from drpo.reductions import Reduction
-from drpo.types import Batch, Completion, Group, MicroBatch
+from drpo.types import Batch, Completion, Group, Layout, MicroBatch
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Batching:
         updates: optimiser updates per rollout; each takes its share of the groups.
         advantage: rewards of a group -> advantages.
         reduction: weight per token.
-        micro_batch_tokens: most places, padding included, that go through the model at once; one completion always may.
+        micro_batch_tokens: most places that go through the model at once; one completion always may.
         skip_zero_advantage: leave out completions whose gradient is exactly 0; the normaliser still counts them.
     """
 
@@ -55,14 +55,15 @@ class _Row:
     """One completion on its way into a batch."""
 
     completion: Completion
+    prompt: tuple[int, ...]
     advantage: float
     sequence: int
     weight: Tensor
 
     @property
-    def length(self) -> int:
-        """Places that go through the model: the last token predicts nothing."""
-        return len(self.completion.prompt_ids) + len(self.completion.token_ids) - 1
+    def own(self) -> Tensor:
+        """What goes through the model after the prompt: the last token predicts nothing."""
+        return self.completion.token_ids[:-1]
 
 
 def _batch(groups: Sequence[Group], how: Batching) -> Batch:
@@ -71,7 +72,10 @@ def _batch(groups: Sequence[Group], how: Batching) -> Batch:
     lengths = torch.tensor([len(c.token_ids) for c in completions])
     sequence = torch.arange(len(completions)).repeat_interleave(lengths)
     weights = how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())
-    rows = [_Row(c, a, i, w) for i, (c, a, w) in enumerate(zip(completions, advantages, weights, strict=True))]
+    rows = [
+        _Row(c, tuple(c.prompt_ids.tolist()), a, i, w)
+        for i, (c, a, w) in enumerate(zip(completions, advantages, weights, strict=True))
+    ]
     trained = [row for row in rows if row.advantage != 0 or not how.skip_zero_advantage]
     return Batch(
         micro_batches=tuple(_micro_batch(part) for part in _within_budget(trained, how.micro_batch_tokens)),
@@ -82,30 +86,73 @@ def _batch(groups: Sequence[Group], how: Batching) -> Batch:
 
 
 def _within_budget(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
-    """Longest first, so that rows of like length share padding and memory is asked for at the start or not at all."""
+    """Those of one prompt together, longest first, so that memory is asked for at the start or not at all."""
+    longest: dict[tuple[int, ...], int] = {}
+    for row in rows:
+        longest[row.prompt] = max(longest.get(row.prompt, 0), len(row.prompt) + len(row.own))
     parts: list[list[_Row]] = []
-    for row in sorted(rows, key=lambda r: -r.length):
-        if parts and (len(parts[-1]) + 1) * parts[-1][0].length <= budget:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
+    left = 0
+    for row in sorted(rows, key=lambda r: (-longest[r.prompt], r.prompt, -len(r.own))):
+        prompt_is_there = bool(parts) and parts[-1][-1].prompt == row.prompt
+        cost = len(row.own) + (0 if prompt_is_there else len(row.prompt))
+        if not parts or cost > left:
+            parts.append([])
+            left, cost = budget, len(row.own) + len(row.prompt)
+        parts[-1].append(row)
+        left -= cost
     return parts
 
 
+class _Segments:
+    """Segments being laid end to end."""
+
+    def __init__(self) -> None:
+        self.ids: list[Tensor] = []
+        self.prefix: list[int] = []
+        self._places = 0
+
+    def add(self, ids: Tensor, prefix: int = -1) -> int:
+        """Add one and return its first place."""
+        first = self._places
+        self.ids.append(ids)
+        self.prefix.append(prefix)
+        self._places += len(ids)
+        return first
+
+    def layout(self) -> Layout:
+        return Layout(tuple(map(len, self.ids)), tuple(self.prefix))
+
+
 def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
-    width = rows[0].length
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    for b, row in enumerate(rows):
-        # Padding stands on the right, where causal attention cannot see it; its id does not matter.
-        input_ids[b, : row.length] = torch.cat([row.completion.prompt_ids, row.completion.token_ids])[:-1]
+    segments = _Segments()
+    position: list[Tensor] = []
+    for prompt, members in groupby(rows, key=lambda r: r.prompt):
+        position += _place(segments, torch.tensor(prompt), [row.own for row in members])
+    layout = segments.layout()
+    starts = [layout.prefix_length(s) for s in range(len(layout.length))]
     counts = torch.tensor([len(r.completion.token_ids) for r in rows])
-    first = torch.tensor([b * width + len(r.completion.prompt_ids) - 1 for b, r in enumerate(rows)])
     return MicroBatch(
-        input_ids=input_ids,
-        position=torch.cat([f + torch.arange(n) for f, n in zip(first, counts, strict=True)]),
+        input_ids=torch.cat(segments.ids),
+        position_ids=torch.cat([s + torch.arange(n) for s, n in zip(starts, layout.length, strict=True)]),
+        layout=layout,
+        position=torch.cat(position),
         target=torch.cat([r.completion.token_ids for r in rows]),
         behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),
         advantage=torch.tensor([r.advantage for r in rows]).repeat_interleave(counts),
         sequence=torch.tensor([r.sequence for r in rows]).repeat_interleave(counts),
         weight=torch.cat([r.weight for r in rows]),
     )
+
+
+def _place(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
+    """Lay a prompt and what follows it; return, for each answer, the places that predict its tokens."""
+    if len(answers) == 1:
+        first = segments.add(torch.cat([prompt, answers[0]]))
+        return [first + len(prompt) - 1 + torch.arange(1 + len(answers[0]))]
+    root = len(segments.ids)
+    last = segments.add(prompt) + len(prompt) - 1
+    places = []
+    for answer in answers:
+        first = segments.add(answer, root) if len(answer) else 0
+        places.append(torch.cat([torch.tensor([last]), first + torch.arange(len(answer))]))
+    return places

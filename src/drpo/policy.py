@@ -10,8 +10,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from drpo import packing
 from drpo.errors import InputError
-from drpo.ops import linear_logprob
+from drpo.objectives import Objective
+from drpo.ops import linear_logprob, linear_policy_loss
 from drpo.types import MicroBatch
 
 
@@ -36,6 +38,7 @@ class Policy:
         self.dtype = dtype
         self.temperature = temperature
         self._head = _linear_head(model)
+        self._run = packing.packed if packing.adopt(model) else packing.padded
         if lora_rank:
             _add_lora(model, lora_rank, seed)
 
@@ -47,10 +50,29 @@ class Policy:
 
     def __call__(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return logp [T] and entropy [T] of a micro-batch's trained tokens, nats, float32, with gradients."""
+        return linear_logprob(self._chosen(micro), self._head, micro.target, self.temperature)
+
+    def loss(self, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the micro-batch's share of the loss, differentiable, and logp [T] and entropy [T], detached."""
+        loss, logp, metrics = linear_policy_loss(
+            self._chosen(micro),
+            self._head,
+            micro.target,
+            objective,
+            behavior_logp=micro.behavior_logp,
+            advantage=micro.advantage,
+            keep=torch.ones_like(micro.target, dtype=torch.bool),
+            sequence=micro.sequence,
+            token_weight=micro.weight,
+            temperature=self.temperature,
+        )
+        return loss, logp, metrics["entropy"]
+
+    def _chosen(self, micro: MicroBatch) -> Tensor:
+        """[T, H] the states that predict the trained tokens."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.model.get_decoder()(input_ids=micro.input_ids, use_cache=False).last_hidden_state
-        chosen = hidden.flatten(0, 1)[micro.position].to(self.dtype)
-        return linear_logprob(chosen, self._head, micro.target, self.temperature)
+            hidden = self._run(self.model, micro.input_ids, micro.position_ids, micro.layout)
+        return hidden[micro.position].to(self.dtype)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

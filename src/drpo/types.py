@@ -1,11 +1,11 @@
 """The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Batch -> Stats.
 
-Letters in shapes: T tokens, B rows, L padded row length, G samples of one prompt, P prompt tokens, N completion tokens,
-S completions of one optimiser batch.
+Letters in shapes: T tokens, G samples of one prompt, P prompt tokens, N completion tokens (of a micro-batch: places), S
+completions of one optimiser batch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -217,13 +217,46 @@ class Group:
     unmarked: tuple[Unmarked, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """Completions that go through the model together, as right-padded rows, and the T of their tokens that are trained.
+@dataclass(frozen=True)
+class Layout:
+    """Which places of a packed row attend to which: segments laid end to end.
+
+    A place attends to its own segment up to itself, and to the whole of the segment that its own continues.
 
     Args:
-        input_ids: [B, L] int64; prompt, then completion, then padding, which nothing attends to.
-        position: [T] int64 into the B*L flattened places: where the hidden state stands that predicts the token.
+        length: places in each segment, >= 1.
+        prefix: the segment that each continues, or -1; a prefix has none itself.
+
+    Example:
+        >>> shared = Layout(length=(5, 2, 3), prefix=(-1, 0, 0))  # a prompt of 5 places and two answers to it
+        >>> shared.prefix_length(2), shared.n_places
+        (5, 10)
+    """
+
+    length: tuple[int, ...]
+    prefix: tuple[int, ...]
+
+    @property
+    def n_places(self) -> int:
+        """N, places in all."""
+        return sum(self.length)
+
+    def prefix_length(self, segment: int) -> int:
+        """Places that stand before the segment's first."""
+        return self.length[self.prefix[segment]] if self.prefix[segment] >= 0 else 0
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Completions that go through the model together, packed without padding, and the T tokens that are trained.
+
+    The prompt of a group stands there once, however many of its completions follow.
+
+    Args:
+        input_ids: [N] int64; the segments of `layout`, end to end.
+        position_ids: [N] int64; how many tokens stand before each in its own sequence.
+        layout: which places attend to which.
+        position: [T] int64 in [0, N): where the hidden state stands that predicts the token.
         target: [T] int64; the sampled token ids.
         behavior_logp: [T] float32, nats.
         advantage: [T] float32.
@@ -232,6 +265,8 @@ class MicroBatch:
     """
 
     input_ids: Tensor
+    position_ids: Tensor
+    layout: Layout
     position: Tensor
     target: Tensor
     behavior_logp: Tensor
@@ -246,7 +281,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
-        return MicroBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False)

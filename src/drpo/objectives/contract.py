@@ -89,11 +89,32 @@ def gradient(objective: Objective, tokens: Tokens) -> Tensor:
         >>> gradient(DRPO(0.2), Tokens(-one, -one, one, one.bool(), one.long()))  # on-policy: REINFORCE
         tensor([-1.])
     """
+    return value_and_gradient(objective, tokens)[1]
+
+
+def value_and_gradient(objective: Objective, tokens: Tokens) -> tuple[TokenLoss, Tensor]:
+    """Return what the objective says of each token, detached, and `gradient(objective, tokens)`, asking it once.
+
+    Args:
+        objective: any objective.
+        tokens: T tokens, of any floating dtype.
+
+    Returns:
+        TokenLoss with loss [T] (meaningless where a token is not kept), and the gradient [T].
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> one = torch.ones(1)
+        >>> seen, slope = value_and_gradient(DRPO(0.2), Tokens(-one, -one, one, one.bool(), one.long()))
+        >>> seen.loss, slope
+        (tensor([-1.]), tensor([-1.]))
+    """
     with torch.enable_grad():
         logp = tokens.logp.detach().requires_grad_()
-        loss = total(objective, replace(tokens, logp=logp), torch.ones_like(logp))
-        (slope,) = torch.autograd.grad(loss, logp, allow_unused=True)
-    return torch.zeros_like(logp) if slope is None else slope
+        seen = objective(masked_safe(replace(tokens, logp=logp)))
+        (slope,) = torch.autograd.grad(seen.loss[tokens.keep].sum(), logp, allow_unused=True)
+    detached = TokenLoss(seen.loss.detach(), seen.metrics)
+    return detached, torch.zeros_like(logp) if slope is None else slope
 
 
 def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:

@@ -1,9 +1,14 @@
 """The head operator: hidden states -> log-probabilities, without ever holding the logits of all tokens."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from drpo.errors import InputError
+from drpo.objectives.contract import Objective, total
 from drpo.ops import chunked
+from drpo.types import Tokens
 
 
 def linear_logprob(
@@ -36,16 +41,123 @@ def linear_logprob(
         >>> logp.exp(), entropy.exp()
         (tensor([0.2500]), tensor([4.]))
     """
+    _require_head("linear_logprob", hidden, weight, target, temperature, chunk)
+    return chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    objective: Objective,
+    *,
+    behavior_logp: Tensor,
+    advantage: Tensor,
+    keep: Tensor,
+    sequence: Tensor,
+    token_weight: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """Return an objective's loss straight from hidden states: `linear_logprob` and `objectives.total` in one.
+
+        loss = sum over kept tokens of token_weight_t * objective(logp_t, ...)
+
+    For a token-wise objective, anyone's, the gradient is made chunk by chunk while the log-probabilities are: each
+    logit is computed once, and three matrix products are all there is. Any other objective needs all log-probabilities
+    first, so its logits are made again in the backward pass. Tokens that are not kept, or that weigh 0, are never
+    multiplied.
+
+    Args:
+        hidden: [T, H] float; the states that predict the targets.
+        weight: [V, H] float; the output embedding; may have another dtype than `hidden`.
+        target: [T] int64 in [0, V).
+        objective: loss per token.
+        behavior_logp: [T] float32, nats, <= 0.
+        advantage: [T] float32.
+        keep: [T] bool; which tokens are trained.
+        sequence: [T] int64; which completion each belongs to.
+        token_weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
+        temperature: > 0.
+        chunk: tokens per chunk; None chooses by memory. The result does not depend on it but for rounding.
+
+    Returns:
+        loss, a scalar, differentiable in `hidden` and `weight` (once); logp [T], detached, nats, 0 where a token is
+        left out; and name -> [n], of the n tokens that are not: the objective's metrics and the policy's "entropy".
+
+    Raises:
+        InputError: shapes that do not fit, or a temperature or chunk that is not positive.
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> one = torch.ones(1)
+        >>> loss, logp, metrics = linear_policy_loss(
+        ...     torch.zeros(1, 3), torch.ones(4, 3), torch.tensor([2]), DRPO(0.2), behavior_logp=one.mul(0.25).log(),
+        ...     advantage=one, keep=one.bool(), sequence=one.long(), token_weight=one)
+        >>> loss, logp.exp(), metrics["entropy"].exp()
+        (tensor(-1.), tensor([0.2500]), tensor([4.]))
+    """
+    _require_head("linear_policy_loss", hidden, weight, target, temperature, chunk)
+    columns = dict(behavior_logp=behavior_logp, advantage=advantage, sequence=sequence, token_weight=token_weight)
+    for name, column in (*columns.items(), ("keep", keep)):
+        if column.shape != target.shape:
+            raise InputError(
+                f"linear_policy_loss: {name} {list(column.shape)} does not fit target {list(target.shape)}"
+            )
+    trained = keep & (token_weight != 0)
+    everything = bool(trained.all())
+    if not everything:
+        hidden, target = hidden[trained], target[trained]
+        columns = {name: column[trained] for name, column in columns.items()}
+    operator = _fused if objective.tokenwise else _in_two_steps
+    loss, found, metrics = operator(hidden, weight, target, objective, columns, temperature, chunk)
+    return loss, found if everything else found.new_zeros(trained.shape).masked_scatter(trained, found), metrics
+
+
+def _fused(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    objective: Objective,
+    columns: Mapping[str, Tensor],
+    temperature: float,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    return chunked.linear_policy_loss(
+        hidden, weight, target, objective, **columns, temperature=temperature, chunk=chunk
+    )
+
+
+def _in_two_steps(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    objective: Objective,
+    columns: Mapping[str, Tensor],
+    temperature: float,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    logp, entropy = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
+    keep = torch.ones_like(target, dtype=torch.bool)
+    tokens = Tokens(logp, columns["behavior_logp"], columns["advantage"], keep, columns["sequence"])
+    loss = total(objective, tokens, columns["token_weight"])
+    with torch.no_grad():
+        metrics = objective(tokens).metrics
+    return loss, logp.detach(), {**metrics, "entropy": entropy.detach()}
+
+
+def _require_head(
+    who: str, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int | None
+) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise InputError(
-            f"linear_logprob: hidden {list(hidden.shape)}, weight {list(weight.shape)}, target {list(target.shape)} "
+            f"{who}: hidden {list(hidden.shape)}, weight {list(weight.shape)}, target {list(target.shape)} "
             "do not fit [T, H], [V, H], [T]"
         )
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: must be > 0")
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk={chunk}: must be at least 1")
-    return chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
 
 
-__all__ = ["linear_logprob"]
+__all__ = ["linear_logprob", "linear_policy_loss"]

@@ -42,19 +42,16 @@ def update(
         FloatingPointError: the gradient is not finite; nothing was changed.
     """
     parameters = list(policy.trainable().values())
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
+    optimizer.zero_grad(set_to_none=True)
     loss, seen, entropies = 0.0, [], []
     for micro in (m.to(policy.device) for m in batch.micro_batches):
-        logp, entropy = policy(micro)
-        tokens = micro.tokens(logp)
-        share = total(objective, tokens, micro.weight)
-        if terms is not None:
-            share = share + (micro.weight * terms(micro, tokens, entropy)).sum()
+        share, logp, entropy = policy.loss(micro, objective) if terms is None else terms.loss(policy, micro, objective)
         share.backward()
         loss += float(share.detach())
-        seen.append(_detached(tokens))
-        entropies.append(entropy.detach().cpu())
+        seen.append(_detached(micro.tokens(logp)))
+        entropies.append(entropy.cpu())
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm} (loss {loss}); the update was not made")
@@ -77,14 +74,17 @@ class Terms:
     def __init__(self, reference: Policy | None, kl: float, entropy: float) -> None:
         self.reference, self.kl, self.entropy = reference, kl, entropy
 
-    def __call__(self, micro: MicroBatch, tokens: Tokens, entropy: Tensor) -> Tensor:
-        """Return the terms' loss per token, [T]."""
-        loss = entropy_bonus(entropy, self.entropy)
+    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Policy.loss`, with the terms added to every token's loss."""
+        logp, entropy = policy(micro)
+        tokens = micro.tokens(logp)
+        extra = entropy_bonus(entropy, self.entropy)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logp, _ = self.reference(micro)
-            loss = loss + self.kl * reference_kl(tokens.logp, reference_logp, tokens.behavior_logp)
-        return loss
+            extra = extra + self.kl * reference_kl(logp, reference_logp, micro.behavior_logp)
+        share = total(objective, tokens, micro.weight) + (micro.weight * extra).sum()
+        return share, logp.detach(), entropy.detach()
 
 
 def scheduled(peak: float, schedule: str, *, index: int, warmup: int, total: int) -> float:

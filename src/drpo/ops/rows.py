@@ -1,0 +1,115 @@
+"""What happens to logits between the head's matrix products, row by row: PyTorch's own operations.
+
+R rows, V words. With z = logits * scale and p = softmax(z):
+
+    statistics   logp = log p[target],  entropy = -sum p log p
+    residual     p - onehot(target), of which every token-wise loss's slope is a multiple, with the statistics
+    slope        the same where the entropy has a gradient too
+
+Each overwrites `logits`, and computes in float32 or wider whatever it is given. The loops of `chunked.py` do not know
+which device they run on: `triton.py` offers the same three functions.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+ROWS = 16
+"""Rows done together on a CPU: what is between the logits and the result then stays in a core's cache."""
+
+NEVER = -1000.0
+"""Stands for log p = -inf in p log p: below it p is 0 in float64 too."""
+
+
+def statistics(logits: Tensor, target: Tensor, scale: float, exact: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return logp [R] and entropy [R] of each row, nats.
+
+    Args:
+        logits: [R, V] float; overwritten.
+        target: [R] int64 in [0, V).
+        scale: 1 / temperature.
+        exact: [R], the target's logit where it is known to more digits than `logits` hold, or None.
+    """
+    logp, entropy = _results(logits)
+    for rows, z in _shifted(logits, target, scale, exact):
+        p, normaliser = _softmax(z)
+        logp[rows], entropy[rows] = _figures(z, p, normaliser, target[rows])
+    return logp, entropy
+
+
+def residual(
+    logits: Tensor, target: Tensor, scale: float, dtype: torch.dtype, exact: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p - onehot(target) [R, V] in `dtype`, subtracted before it is rounded, with logp [R] and entropy [R].
+
+    Args:
+        logits, target, scale, exact: as for `statistics`.
+        dtype: of the result, which takes the place of `logits` where that has this type.
+    """
+    logp, entropy = _results(logits)
+    out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+    for rows, z in _shifted(logits, target, scale, exact):
+        p, normaliser = _softmax(z)
+        logp[rows], entropy[rows] = _figures(z, p, normaliser, target[rows])
+        out[rows] = p.scatter_add_(1, target[rows, None], p.new_full((len(p), 1), -1))
+    return out, logp, entropy
+
+
+def slope(
+    logits: Tensor,
+    target: Tensor,
+    scale: float,
+    grad_logp: Tensor,
+    grad_entropy: Tensor,
+    dtype: torch.dtype,
+    exact: Tensor | None = None,
+) -> Tensor:
+    """Return grad_logp (onehot - p) - grad_entropy p (log p + entropy), [R, V] in `dtype`.
+
+    Args:
+        logits, target, scale, dtype, exact: as for `residual`.
+        grad_logp, grad_entropy: [R] float; the loss's slopes.
+    """
+    out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+    for rows, z in _shifted(logits, target, scale, exact):
+        p, normaliser = _softmax(z)
+        log_p = (z - normaliser[:, None]).clamp_(min=NEVER)
+        _, entropy = _figures(z, p, normaliser, target[rows])
+        log_p.add_(entropy[:, None]).mul_(grad_entropy[rows, None]).add_(grad_logp[rows, None]).mul_(p).neg_()
+        out[rows] = log_p.scatter_add_(1, target[rows, None], grad_logp[rows, None])
+    return out
+
+
+def _results(logits: Tensor) -> tuple[Tensor, Tensor]:
+    logp = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+    return logp, torch.empty_like(logp)
+
+
+def _shifted(logits: Tensor, target: Tensor, scale: float, exact: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows, and their z minus each row's largest: in place where `logits` are wide, else in one scratch."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    size = min(len(logits), ROWS if logits.device.type == "cpu" else len(logits))
+    scratch = None if logits.dtype == wide else torch.empty_like(logits[:size], dtype=wide)
+    for start in range(0, len(logits), max(1, size)):
+        rows = slice(start, start + size)
+        z = logits[rows]
+        if scratch is not None:
+            z = scratch[: len(z)].copy_(z)
+        if exact is not None:
+            z.scatter_(1, target[rows, None], exact[rows, None])
+        if scale != 1:
+            z.mul_(scale)
+        yield rows, z.sub_(z.amax(-1, keepdim=True))
+
+
+def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return p [R, V], and [R] log of the sum of e^z, of rows whose largest z is 0."""
+    p = torch.softmax(z, dim=-1)
+    return p, -p.amax(-1).log()
+
+
+def _figures(z: Tensor, p: Tensor, normaliser: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logp [R] and entropy [R], which is never negative: both of its terms are not. z is overwritten."""
+    logp = z.gather(1, target[:, None])[:, 0] - normaliser
+    return logp, normaliser - z.clamp_(min=NEVER).mul_(p).sum(-1)
