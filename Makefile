@@ -6,12 +6,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint plant format clean
+.PHONY: help setup demo test test-slow test-gpu bench bench-quick lint plant format clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
 	@echo "make test       set up, then: all tests that need no special hardware"
 	@echo "make test-slow  the slow ones: the demo's three seeds"
+	@echo "make test-gpu   those that need a CUDA GPU"
+	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
+	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff put the code in order"
@@ -32,10 +35,19 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not adapters"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+bench-quick: setup
+	$(BIN)/python -m benchmarks --quick
 
 plant: setup
 	$(BIN)/python tests/plant_bugs.py

@@ -14,21 +14,9 @@ import torch
 from scipy import stats
 from tokenizers import processors
 from torch import Tensor
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
+from architectures import FAMILIES
 from drpo.errors import InputError
 from drpo.models import stop_ids
 from drpo.rollout import ScriptedEngine, TransformersEngine, encode_prompt
@@ -88,34 +76,6 @@ def test_behavior_logp_in_bfloat16_is_the_bfloat16_models_own(temperature: float
     assert gaps.abs().max() < 0.1 / temperature
     assert gaps.mean().abs() < 0.01 / temperature
     assert all(c.behavior_logp.dtype == torch.float32 for c in completions)
-
-
-def _settings(**more: object) -> dict[str, object]:
-    return dict(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        **more,
-    )
-
-
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_settings(head_dim=8))),
-    "mistral, sliding window": lambda: MistralForCausalLM(MistralConfig(**_settings(sliding_window=8))),
-    "gemma3, mixed windows": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_settings(head_dim=8, sliding_window=8))),
-    "mixtral, experts": lambda: MixtralForCausalLM(MixtralConfig(**_settings(num_local_experts=4))),
-    "gpt2, learned positions": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
-                   bos_token_id=0, eos_token_id=0)
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -479,9 +479,9 @@ def test_without_triton() -> None:
 @needs_triton
 def test_in_triton_s_interpreter() -> None:
     """Run this file's tests marked `interpreted`, none of which may be skipped."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short", "--maxfail=3"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short"]
     done = subprocess.run(
-        [*command, "-m", "interpreted", str(Path(__file__).resolve())],
+        [*command, "--maxfail=3", "-m", "interpreted", str(Path(__file__).resolve())],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

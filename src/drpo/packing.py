@@ -23,6 +23,9 @@ from drpo.types import Layout
 PACKED = "drpo_packed"
 """The name of this attention in transformers."""
 
+HARMLESS = frozenset({"position_ids", "position_embeddings", "use_cache", "cache_position", "is_causal"})
+"""What models hand to every attention function, and which changes nothing in this one."""
+
 FEW_SCORES = 2**22
 """What a CPU's cache holds of one attention's scores."""
 
@@ -216,6 +219,7 @@ def _packed_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    dropout: float = 0.0,
     **others: object,
 ) -> Tensor:
     """Attend within segments and to their prefixes.
@@ -234,9 +238,9 @@ def _packed_attention(
     Raises:
         NotImplementedError: the model asks for what this attention does not do (soft caps, sinks, position biases).
     """
-    asked = [name for name in _UNKNOWN if others.get(name) is not None] + ["dropout"] * bool(others.get("dropout"))
-    if asked:
-        raise NotImplementedError(f"packed attention: {', '.join(asked)}")
+    asked = [name for name, v in others.items() if name not in HARMLESS and v is not None and v is not False]
+    if asked or dropout:
+        raise NotImplementedError(f"packed attention: {', '.join(asked) or 'dropout'}")
     dtype, kind = query.dtype, query.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -312,9 +316,6 @@ def _attend_written_out(query: Tensor, key: Tensor, value: Tensor, bias: Tensor 
     out = torch.bmm(p, v).view(n_rows, key_heads, heads // key_heads, n_queries, -1)
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
-
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "cache", "head_mask", "alibi")
-"""Arguments that transformers' models pass to attention functions and that change the result."""
 
 AttentionInterface.register(PACKED, attention)
 AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

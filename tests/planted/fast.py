@@ -178,8 +178,8 @@ BUGS = (
         17,
         "soft caps and sinks are passed over",
         "packing.py",
-        "    if asked:\n",
-        "    if False:\n",
+        "    if asked or dropout:\n",
+        "    if dropout:\n",
         (f"{PACKING}test_models_with_other_attention_keep_it",),
     ),
     Bug(

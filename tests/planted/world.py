@@ -3,10 +3,16 @@
 from planted import Bug
 
 OPS = "tests/test_ops.py::"
+TRITON = "tests/test_triton.py::"
 ROLLOUT = "tests/test_rollout.py::"
 BATCH = "tests/test_batch_policy.py::"
 METRICS = "tests/test_metrics.py::"
 
+DECODE = "tests/test_decode.py::"
+SHARED = f"{DECODE}test_shared_prompts_give_the_logits_of_copied_ones"
+ALONE = f"{DECODE}test_completions_are_those_of_one_row_alone_without_a_cache[gemma2, soft cap]"
+ANY_BATCH = f"{DECODE}test_any_shape_of_batch"
+INVERTS = f"{DECODE}test_a_draw_inverts_the_distribution_function"
 ENDS = f"{ROLLOUT}test_the_first_eos_ends_and_is_included"
 OWN_LAW = f"{ROLLOUT}test_behavior_logp_is_the_models_own"
 NEIGHBOURS = f"{ROLLOUT}test_neighbours_do_not_matter"
@@ -38,6 +44,7 @@ SAVED = f"{BATCH}test_saved_loaded_and_sampled_from"
 GRADCHECK = f"{OPS}test_gradcheck"
 TIED = f"{OPS}test_tied_head_gets_the_sum_of_both_gradients"
 IMPOSSIBLE = f"{OPS}test_impossible_words_are_words_that_are_not_there"
+INTERPRETED = f"{TRITON}test_in_triton_s_interpreter"
 ROLLOUT_ORACLE = f"{METRICS}test_rollout_figures_are_the_oracles"
 TOKEN_ORACLE = f"{METRICS}test_token_figures_are_the_oracles"
 STEP_ORACLE = f"{METRICS}test_a_steps_figures_do_not_depend_on_its_updates"
@@ -70,9 +77,9 @@ BUGS = (
     Bug(
         4,
         "the EOS that was drawn is left out",
-        "rollout/transformers.py",
-        "lengths[done], stopped[done] = t + 1, True",
-        "lengths[done], stopped[done] = max(t, 1), True",
+        "rollout/decode.py",
+        "ends.int().argmax(1) + 1",
+        "ends.int().argmax(1).clamp(min=1)",
         (ENDS, STOPPING),
     ),
     Bug(
@@ -86,9 +93,9 @@ BUGS = (
     Bug(
         4,
         "only one of the words that end a completion ends it",
-        "rollout/transformers.py",
-        "ended = torch.isin(token, stop)",
-        "ended = token == stop[0]",
+        "rollout/decode.py",
+        "ends = torch.isin(tokens, stop.cpu())",
+        "ends = tokens == stop[0]",
         (ENDS, STOPPING),
     ),
     Bug(
@@ -103,15 +110,15 @@ BUGS = (
         5,
         "the sampler forgets the temperature",
         "rollout/sample.py",
-        "torch.log_softmax(logits.float() / sampling.temperature, dim=-1)",
-        "torch.log_softmax(logits.float(), dim=-1)",
+        "scores = scores / sampling.temperature",
+        "pass",
         (OWN_LAW, f"{ROLLOUT}test_frequencies_are_the_softmax", f"{ON_POLICY}[0.6]"),
     ),
     Bug(
         5,
         "the sampler reports log-probabilities without the temperature that it drew with",
         "rollout/sample.py",
-        "return token, logp.gather(-1, token[:, None])[:, 0]",
+        "return token, p.gather(-1, token[:, None])[:, 0].log()",
         "return token, torch.log_softmax(logits.float(), dim=-1).gather(-1, token[:, None])[:, 0]",
         (OWN_LAW, f"{ROLLOUT}test_a_draw_reports_its_own_probability", f"{ON_POLICY}[1.5]"),
     ),
@@ -122,14 +129,6 @@ BUGS = (
         "micro.target, self.temperature)",
         "micro.target)",
         (f"{PLAIN_LOGP}[0.6]", f"{ON_POLICY}[0.6]"),
-    ),
-    Bug(
-        5,
-        "the head's gradient is not divided by the temperature",
-        "ops/chunked.py",
-        "slope.div_(ctx.temperature)",
-        "slope",
-        (GRADCHECK, TIED),
     ),
     Bug(
         6,
@@ -143,17 +142,17 @@ BUGS = (
         6,
         "truncated probabilities are not renormalised",
         "rollout/sample.py",
-        "return torch.log_softmax(ordered.masked_fill(out, -torch.inf).gather(-1, index.argsort(-1)), dim=-1)",
-        "return ordered.masked_fill(out, -torch.inf).gather(-1, index.argsort(-1))",
+        "ordered / ordered.sum(-1, keepdim=True)",
+        "ordered",
         (TRUNCATION, KEPT_MASS),
     ),
     Bug(
         6,
         "top-k comes from the model's generation config",
         "rollout/transformers.py",
-        "draw(logits, u[active, t].to(device), sampling)",
-        'draw(logits, u[active, t].to(device), __import__("dataclasses").replace('
-        "sampling, top_k=model.generation_config.top_k or 0))",
+        "draw_rows(self._decoder(prompts, sampling.samples), u, self._stop, sampling)",
+        'draw_rows(self._decoder(prompts, sampling.samples), u, self._stop, __import__("dataclasses").replace('
+        "sampling, top_k=self.model.generation_config.top_k or 0))",
         (f"{ROLLOUT}test_the_models_generation_config_changes_nothing_but_the_stop_words",),
     ),
     Bug(
@@ -264,9 +263,9 @@ BUGS = (
     Bug(
         13,
         "random numbers move up when a row ends",
-        "rollout/transformers.py",
-        "u[active, t].to(device)",
-        "u[: len(active), t].to(device)",
+        "rollout/decode.py",
+        "u[active, t]",
+        "u[: len(active), t]",
         (NEIGHBOURS, STOPPING),
     ),
     Bug(
@@ -353,66 +352,146 @@ BUGS = (
     Bug(
         17,
         "left padding is attended to",
-        "rollout/transformers.py",
+        "rollout/decode.py",
         "mask = torch.zeros_like(ids)",
         "mask = torch.ones_like(ids)",
-        (NEIGHBOURS, OWN_LAW, FAMILIES),
+        (ANY_BATCH, ALONE),
     ),
     Bug(
         17,
         "positions count the padding while the prompt is read",
-        "rollout/transformers.py",
-        "position = (mask.cumsum(1) - 1).clamp(min=0)",
-        "position = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)",
-        (NEIGHBOURS, OWN_LAW, FAMILIES),
+        "rollout/decode.py",
+        "position_ids=(mask.cumsum(1) - 1).clamp(min=0)",
+        "position_ids=torch.arange(mask.shape[1], device=mask.device).expand_as(mask)",
+        (ANY_BATCH, ALONE),
     ),
     Bug(
         17,
         "positions count the padding while tokens are drawn",
-        "rollout/transformers.py",
-        "position = mask.sum(1, keepdim=True) - 1",
-        "position = torch.full_like(mask[:, :1], mask.shape[1] - 1)",
-        (NEIGHBOURS, OWN_LAW, FAMILIES),
+        "rollout/decode.py",
+        "mask.sum(1).repeat_interleave(samples)",
+        "torch.full((len(prompts) * samples,), mask.shape[1])",
+        (SHARED,),
+    ),
+    Bug(
+        17,
+        "places stay behind when rows leave the batch",
+        "rollout/decode.py",
+        "self.position = self.position[rows]",
+        "self.position = self.position[: len(rows)]",
+        (SHARED,),
     ),
     Bug(
         17,
         "masks stay behind when rows leave the batch",
+        "rollout/decode.py",
+        "self.mask = self.mask[rows]",
+        "self.mask = self.mask[: len(rows)]",
+        (SHARED, ALONE),
+    ),
+    Bug(
+        4,
+        "the draws of rows that have ended count",
+        "rollout/decode.py",
+        "active, token, alive, idle = active[going], token[going], alive[going], 0",
+        "active, token, alive, idle = active[: len(going)], token[going], alive[going], 0",
+        (f"{DECODE}test_dropping_ended_rows_changes_no_row", NEIGHBOURS),
+    ),
+    Bug(
+        4,
+        "rows that have ended go on to the end",
+        "rollout/decode.py",
+        "idle += every * (len(active) - len(going))",
+        "pass",
+        (f"{DECODE}test_ended_rows_do_not_go_on_for_long",),
+    ),
+    Bug(
+        17,
+        "padding of prompts is attended to while tokens are drawn",
+        "rollout/cache.py",
+        "hidden[:, :prompt_length] = self._padding[self.prompt]",
+        "pass",
+        (SHARED, f"{DECODE}test_prompts_are_shared_where_attention_is_ordinary"),
+    ),
+    Bug(
+        17,
+        "places of the cache that nothing was written to are attended to",
+        "rollout/cache.py",
+        "hidden[:, end:] = True",
+        "pass",
+        (SHARED, f"{DECODE}test_prompts_are_shared_where_attention_is_ordinary"),
+    ),
+    Bug(
+        17,
+        "the sliding window is one token too long while tokens are drawn",
+        "rollout/cache.py",
+        "max(0, end - layer.window)",
+        "max(0, end - layer.window - 1)",
+        (f"{SHARED}[mistral, sliding window]", f"{SHARED}[gemma3, mixed windows]"),
+    ),
+    Bug(
+        17,
+        "rows are matched with the prompts of those that left",
+        "rollout/cache.py",
+        "layer.prompt_keys, layer.prompt_values = layer.prompt_keys[kept], layer.prompt_values[kept]",
+        "layer.prompt_keys, layer.prompt_values = (layer.prompt_keys[: len(kept)], layer.prompt_values[: len(kept)])",
+        (SHARED,),
+    ),
+    Bug(
+        17,
+        "a group with gaps is laid out as one without",
+        "rollout/cache.py",
+        "self._ragged = len(rows) < len(kept) * self.width",
+        "self._ragged = False",
+        (SHARED,),
+    ),
+    Bug(
+        17,
+        "a row's own keys stay behind when rows leave the batch",
+        "rollout/cache.py",
+        "old[:, :, :length][rows]",
+        "old[: len(rows), :, :length]",
+        (SHARED,),
+    ),
+    Bug(
+        17,
+        "the prompt's share of the attention is weighed by itself",
+        "rollout/attention.py",
+        "weights = torch.softmax(scores, dim=-1)",
+        "weights = torch.cat([x.softmax(-1) for x in scores.split([prompt_length, key.shape[2]], -1)], -1)",
+        (SHARED, f"{DECODE}test_prompts_are_shared_where_attention_is_ordinary"),
+    ),
+    Bug(
+        17,
+        "a soft cap is passed over",
+        "rollout/attention.py",
+        "if asked or attention_mask",
+        "if attention_mask",
+        (f"{DECODE}test_a_request_that_is_not_served_is_refused",),
+    ),
+    Bug(
+        5,
+        "a draw takes the block before",
+        "rollout/sample.py",
+        "cumulative.gather(-1, (block - 1).clamp(min=0)).where(block > 0, 0)",
+        "cumulative.gather(-1, block)",
+        (INVERTS, f"{DECODE}test_evenly_spaced_numbers_give_every_word_its_share"),
+    ),
+    Bug(
+        5,
+        "a word of probability 0 is drawn at the end of the interval",
+        "rollout/sample.py",
+        "return torch.minimum(x, torch.nextafter(total, torch.zeros_like(total)))",
+        "return x",
+        (INVERTS,),
+    ),
+    Bug(
+        14,
+        "completions are given to other problems when prompts are sorted",
         "rollout/transformers.py",
-        "token[going], mask[going]",
-        "token[going], mask[: len(going)]",
-        (NEIGHBOURS, OWN_LAW),
-    ),
-    Bug(
-        17,
-        "rows are packed into one without a boundary",
-        "policy.py",
-        "(input_ids=micro.input_ids, use_cache=False).last_hidden_state",
-        "(input_ids=micro.input_ids.reshape(1, -1), use_cache=False).last_hidden_state",
-        (NEIGHBOUR_TOKENS, PLAIN_LOGP),
-    ),
-    Bug(
-        17,
-        "each token is predicted from itself",
-        "batch.py",
-        "b * width + len(r.completion.prompt_ids) - 1",
-        "min(b * width + len(r.completion.prompt_ids), len(rows) * width - len(r.completion.token_ids))",
-        (TRAINED_IDS, PLAIN_LOGP),
-    ),
-    Bug(
-        18,
-        "the weight's gradient is the last chunk's",
-        "ops/chunked.py",
-        "grad_weight += slope.T @ hidden[rows]",
-        "grad_weight = (slope.T @ hidden[rows]).to(wide)",
-        (f"{GRADCHECK}[1]", f"{TIED}[1]"),
-    ),
-    Bug(
-        18,
-        "the weight's gradient is accumulated in the activations' dtype",
-        "ops/chunked.py",
-        "torch.zeros(weight.shape, dtype=wide, ",
-        "torch.zeros(weight.shape, dtype=hidden.dtype, ",
-        (f"{OPS}test_weight_gradient_of_many_chunks_is_accumulated_in_float32",),
+        "for i in range(len(problems)) for completion in groups[i]",
+        "for group in groups.values() for completion in group",
+        (ANY_BATCH,),
     ),
     Bug(
         18,
@@ -424,19 +503,35 @@ BUGS = (
     ),
     Bug(
         18,
-        "an impossible word makes the entropy's gradient NaN",
-        "ops/chunked.py",
-        "                log_p = torch.where(p > 0, log_p, 0)\n",
-        "",
-        (IMPOSSIBLE,),
+        "a kernel's running entropy forgets that the maximum rose",
+        "ops/triton.py",
+        "shrink * (tilt + fall * total) + tl.sum(weight",
+        "shrink * tilt + tl.sum(weight",
+        (INTERPRETED,),
     ),
     Bug(
         18,
-        "all logits are held at once where no chunk is named",
-        "ops/chunked.py",
-        "size = chunk or max(1, CHUNK_ELEMENTS // len(weight))",
-        "size = chunk or max(1, len(hidden))",
-        (f"{OPS}test_never_holds_the_logits[None-f32]",),
+        "an impossible word makes a kernel's slope NaN",
+        "ops/triton.py",
+        "tl.maximum(log_p, -1e38) + tl.load(entropy + row)",
+        "log_p + tl.load(entropy + row)",
+        (INTERPRETED,),
+    ),
+    Bug(
+        18,
+        "a kernel counts its logits in 32 bits",
+        "ops/triton.py",
+        "row = tl.program_id(0).to(tl.int64)",
+        "row = tl.program_id(0)",
+        (f"{TRITON}test_compiles_for_hopper",),
+    ),
+    Bug(
+        18,
+        "kernels are asked for where they cannot run",
+        "ops/triton.py",
+        'return INTERPRETED and device.type == "cpu"',
+        'return device.type == "cpu"',
+        (f"{TRITON}test_without_a_gpu",),
     ),
     Bug(
         19,

@@ -6,6 +6,12 @@ from torch import Tensor
 from drpo.seeds import derive
 from drpo.types import Sampling
 
+CHUNK_ELEMENTS = 2**22
+"""Most logits that are made float32 at once: larger buffers go back to the system each time and are slow to get."""
+
+BLOCK = 256
+"""Tokens whose probabilities are summed in float32 before running sums are taken in float64."""
+
 
 def uniforms(seed: tuple[int | str, ...], n: int) -> Tensor:
     """Return [n] float64 in [0, 1): the random numbers of one completion, a function of `seed` alone.
@@ -38,27 +44,56 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
         >>> token, logp.exp()
         (tensor([1]), tensor([0.7500]))
     """
+    size = max(1, CHUNK_ELEMENTS // logits.shape[-1])
+    drawn = [_draw(rows, numbers, sampling) for rows, numbers in zip(logits.split(size), u.split(size), strict=True)]
+    return torch.cat([token for token, _ in drawn]), torch.cat([logp for _, logp in drawn])
+
+
+def _draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """`draw` for few rows."""
+    scores = logits.float()
+    if sampling.temperature not in (0, 1):
+        scores = scores / sampling.temperature
     if sampling.temperature == 0:
-        logp = torch.log_softmax(logits.float(), dim=-1)
-        token = logp.argmax(-1)
+        token = scores.argmax(-1)
+        p = torch.softmax(scores, dim=-1)
     else:
-        logp = _truncate(torch.log_softmax(logits.float() / sampling.temperature, dim=-1), sampling)
-        cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
-        total = cumulative[:, -1:]
-        # Strictly below the total, so that the token found has a probability above 0.
-        threshold = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        # Logits that are NaN have no law; the index stays in range, and its NaN log-probability is refused by name.
-        token = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return token, logp.gather(-1, token[:, None])[:, 0]
+        p = _truncate(torch.softmax(scores, dim=-1), sampling)
+        token = _invert(p, u)
+    return token, p.gather(-1, token[:, None])[:, 0].log()
 
 
-def _truncate(logp: Tensor, sampling: Sampling) -> Tensor:
+def _invert(p: Tensor, u: Tensor) -> Tensor:
+    """Return the first index of each row of p [B, V] at which the running sum exceeds u [B] times the row's sum.
+
+    In two levels, sums of blocks and then the block that is hit, so that no running sum goes over all of p. A p of NaN
+    gives any index in range.
+    """
+    blocks = torch.nn.functional.pad(p, (0, pad)) if (pad := -p.shape[-1] % BLOCK) else p
+    blocks = blocks.unflatten(-1, (-1, BLOCK))
+    cumulative = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    threshold = _below(u * cumulative[:, -1], cumulative[:, -1])
+    block = torch.searchsorted(cumulative, threshold[:, None], right=True).clamp(max=cumulative.shape[-1] - 1)
+    before = cumulative.gather(-1, (block - 1).clamp(min=0)).where(block > 0, 0)
+    within = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
+    # The sum of the block was rounded: what is left of the threshold may lie at its very end.
+    rest = _below(threshold - before[:, 0], within[:, -1])
+    place = torch.searchsorted(within, rest[:, None], right=True)
+    return (block * BLOCK + place)[:, 0].clamp(max=p.shape[-1] - 1)
+
+
+def _below(x: Tensor, total: Tensor) -> Tensor:
+    """At least a little below the total, so that the place found adds to it: its probability is above 0."""
+    return torch.minimum(x, torch.nextafter(total, torch.zeros_like(total)))
+
+
+def _truncate(p: Tensor, sampling: Sampling) -> Tensor:
     """Rule out what top-k and top-p leave out, and renormalise."""
     if sampling.top_k == 0 and sampling.top_p == 1:
-        return logp
-    ordered, index = logp.sort(dim=-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    out = before >= sampling.top_p
+        return p
+    ordered, index = p.sort(dim=-1, descending=True)
+    out = ordered.cumsum(-1) - ordered >= sampling.top_p
     if sampling.top_k:
         out[:, sampling.top_k :] = True
-    return torch.log_softmax(ordered.masked_fill(out, -torch.inf).gather(-1, index.argsort(-1)), dim=-1)
+    ordered = ordered.masked_fill(out, 0)
+    return torch.zeros_like(p).scatter(-1, index, ordered / ordered.sum(-1, keepdim=True))

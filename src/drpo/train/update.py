@@ -52,9 +52,12 @@ def update(
         entropies.append(entropy.cpu())
     for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = float(total_norm)
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm} (loss {loss}); the update was not made")
+    if norm > max_grad_norm:  # asked here, because a scaling by 1 would still pass over all of it
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total_norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

@@ -1,0 +1,16 @@
+"""What there is to measure: part -> its cases, for the machine at hand."""
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.cases import Case
+from benchmarks.parts import growth, head, rollout, step
+from benchmarks.parts.scale import Scale
+
+PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
+    "step": step.cases,
+    "rollout": rollout.cases,
+    "head": head.cases,
+    "growth": growth.cases,
+}
+
+__all__ = ["PARTS", "Scale"]

@@ -1,0 +1,273 @@
+"""The results as a page of Markdown; a pure function of the results' file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.floor import Step
+from benchmarks.rounds import column, ratios, summary
+
+Record = Mapping[str, Any]
+Row = list[str]
+
+HOW = (
+    "Every figure is the median over rounds, with the least and the greatest in brackets. In a round every competitor "
+    "of a case runs once, one after the other, with as many threads as the machine has cores; ratios are taken within "
+    "rounds, so that a machine that grows slower or faster meanwhile does not change them. Extra memory is the most "
+    "that was held beyond what was held before (resident memory; on a GPU, allocated memory)."
+)
+
+
+def render(results: Record) -> str:
+    """Return the page.
+
+    Args:
+        results: "machine" and "cases", as they stand in the file.
+
+    Returns:
+        Markdown; a part that was not measured is left out.
+    """
+    lines = ["# Benchmarks", "", _machine(results["machine"]), "", HOW, ""]
+    for part, (title, intro, header, rows) in PARTS.items():
+        found = [c for c in results["cases"] if c["part"] == part]
+        if not found:
+            continue
+        lines += [f"## {title}", "", intro, ""]
+        lines += _table(header, [row for case in found for row in rows(case)])
+        lines += ["", *_notes(found), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def headline(case: Record) -> str:
+    """Return a case in a few lines for the terminal: seconds of each entrant, or why there are none.
+
+    Args:
+        case: as `rounds.measure` returns it.
+    """
+    lines = [f"{case['part']}: {case['name']}"]
+    for name in case["entrants"]:
+        seconds = column(case["rounds"], name, "seconds")
+        lines.append(f"  {name:<20} {spread(seconds, unit=' s') if seconds else case['failures'].get(name, 'nothing')}")
+    return "\n".join(lines)
+
+
+def _machine(machine: Record) -> str:
+    flags = ", ".join(name for name, present in machine["flags"].items() if present) or "no AVX"
+    hardware = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores ({flags})"
+    return (
+        f"{hardware}, {machine['memory_gib']} GiB of memory; {machine['system']}, Python {machine['python']}, "
+        f"torch {machine['torch']}."
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    ruler = ["---", "---", *["---:"] * (len(header) - 2)]
+    return [f"| {' | '.join(row)} |" for row in (header, ruler, *rows)]
+
+
+def _notes(cases: Sequence[Record]) -> list[str]:
+    """Who took part with which settings, and who did not and why; each thing said once."""
+    settings = {(n, c["about"][n]["settings"]): None for c in cases if c["part"] != "growth" for n in c["about"]}
+    settings |= {("drpo", a["settings"]): None for c in cases if c["part"] == "growth" for a in c["about"].values()}
+    failed: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        for name, why in case["failures"].items():
+            failed.setdefault((name, why), []).append(case["name"])
+    notes = [f"- {name}: {text}." for name, text in settings]
+    for (name, why), where in failed.items():
+        place = "everywhere" if len(where) == len(cases) else "; ".join(where)
+        notes.append(f"- **{name} has no figure** ({place}): {why}")
+    return notes
+
+
+def number(x: float) -> str:
+    """Return three significant digits, no exponent.
+
+    Example:
+        >>> number(0.01234), number(12.345), number(12345.6), number(0)
+        ('0.0123', '12.3', '12,346', '0.00')
+    """
+    size = abs(x)
+    if size >= 100 or size == 0:
+        return f"{x:,.0f}" if size else "0.00"
+    digits = 2 if size < 10 else 1
+    while size < 1 and round(size, digits) < 10 ** (2 - digits) and digits < 6:
+        digits += 1
+    return f"{x:.{digits}f}"
+
+
+def spread(values: Sequence[float], scale: float = 1.0, unit: str = "") -> str:
+    """Return "median (least to greatest)", or a dash where there is nothing.
+
+    Example:
+        >>> spread([3.0, 1.0, 2.0], unit="x")
+        '2.00x (1.00 to 3.00)'
+    """
+    found = summary([v * scale for v in values])
+    return "-" if found is None else f"{number(found[0])}{unit} ({number(found[1])} to {number(found[2])})"
+
+
+def middle(values: Sequence[float], scale: float = 1.0) -> str:
+    """Return the median alone, or a dash."""
+    found = summary(values)
+    return "-" if found is None else number(found[0] * scale)
+
+
+def _against(case: Record, name: str) -> str:
+    return "1" if name == case["baseline"] else spread(ratios(case["rounds"], name, case["baseline"]), unit="x")
+
+
+def _step_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n != "matrix products"):
+        seconds = column(rounds, name, "seconds")
+        phases = [middle(column(rounds, name, f"phases.{p}")) for p in ("rollout", "reward", "update", "sync")]
+        rows.append(
+            [
+                case["name"],
+                name,
+                spread(seconds),
+                middle([3600 / s for s in seconds]),
+                _against(case, name),
+                *phases,
+                middle(column(rounds, name, "tokens")),
+                middle(column(rounds, name, "skipped")),
+                f"{_over_floor(case, name, shared=False)} / {_over_floor(case, name, shared=True)}",
+                middle(column(rounds, name, "peak_bytes"), 2**-30),
+                middle(column(rounds, name, "extra_bytes"), 2**-20),
+                str(len(seconds)),
+            ]
+        )
+    return rows
+
+
+def _over_floor(case: Record, name: str, *, shared: bool) -> str:
+    """How many times the floor, for the tokens that this entrant had, at the rate of the same rounds."""
+    facts, rounds = case["facts"], case["rounds"]
+    rates = column(rounds, "matrix products", f"rates.{facts['precision']}")
+    shapes = [a["shapes"] for a in case["about"].values() if "shapes" in a]
+    seconds = column(rounds, name, "seconds")
+    if not rates or not shapes or not seconds:
+        return "-"
+    rate, least = summary(rates), []
+    for answer in (r[name] for r in rounds if name in r):
+        step = Step(
+            body=shapes[0]["body"],
+            head=shapes[0]["head"],
+            prompts=facts["prompts"],
+            rows=answer["rows"],
+            prompt_tokens=answer["prompt_tokens"] * facts["prompts"] / answer["rows"],
+            sampled=answer["tokens"],
+        )
+        least.append(answer["seconds"] / step.seconds(rate[0] if rate else 1.0, shared=shared))
+    return middle(least)
+
+
+def _rollout_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in case["entrants"]:
+        seconds, tokens = column(rounds, name, "seconds"), column(rounds, name, "tokens")
+        rate = [n / s for n, s in zip(tokens, seconds, strict=True)]
+        extra = middle(column(rounds, name, "extra_bytes"), 2**-20)
+        rows.append([case["name"], name, spread(rate), spread(seconds), _against(case, name), extra, str(len(seconds))])
+    return rows
+
+
+def _head_rows(case: Record) -> list[Row]:
+    rounds, facts = case["rounds"], case["facts"]
+    rows = []
+    for name in case["entrants"]:
+        seconds, extra = column(rounds, name, "seconds"), column(rounds, name, "extra_bytes")
+        rows.append(
+            [
+                case["name"],
+                name,
+                spread(seconds, 1000),
+                middle([facts["flops"] / s for s in seconds], 1e-12),
+                spread(ratios(rounds, name, "products alone"), unit="x"),
+                _against(case, name),
+                middle(extra, 2**-20),
+                middle(extra, 1 / facts["logits_bytes"]),
+                str(len(seconds)),
+            ]
+        )
+    return rows
+
+
+def _growth_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows: list[Row] = []
+    for before, name in zip([None, *case["entrants"]], case["entrants"], strict=False):
+        seconds = column(rounds, name, "seconds")
+        grown = [_grown(case, name, before, field) for field in ("seconds", "extra_bytes")]
+        extra = middle(column(rounds, name, "extra_bytes"), 2**-20)
+        rows.append([case["name"], name, spread(seconds), grown[0], extra, grown[1], str(len(seconds))])
+    return rows
+
+
+def _grown(case: Record, name: str, before: str | None, field: str) -> str:
+    return "" if before is None else spread(ratios(case["rounds"], name, before, field), unit="x")
+
+
+Renderer = Callable[[Record], list[Row]]
+PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
+    "step": (
+        "One training step",
+        "Seconds of one whole step: rollout, rewards, one optimiser update. In `full` no completion ends early, so all "
+        "train on exactly as many tokens; in `natural` the end-of-text token ends one. `hash` marks a text by its "
+        "hash, so no group is skipped; with `exact` this project skips groups whose rewards are all equal. The floor "
+        "is the operations of all matrix products, with each prompt counted once per sample / once per group, at the "
+        "rate that one large product reached in the same rounds. TRL's update is all that is neither generation nor "
+        "reward; `a x b` is how many completions go through the model at once there, and how often. Times / drpo are "
+        "ratios of steps per hour too.",
+        (
+            "case",
+            "who",
+            "s/step",
+            "steps/h",
+            "time / drpo",
+            "rollout s",
+            "reward s",
+            "update s",
+            "sync s",
+            "tokens",
+            "skipped rows",
+            "times the floor",
+            "peak GiB",
+            "extra MiB",
+            "rounds",
+        ),
+        _step_rows,
+    ),
+    "rollout": (
+        "Rollouts",
+        "Tokens per second of whole calls, tokenizing and decoding included; no completion ends early; 8 samples a "
+        "prompt where there are 8 rows or more.",
+        ("case", "who", "tokens/s", "s", "time / drpo", "extra MiB", "rounds"),
+        _rollout_rows,
+    ),
+    "head": (
+        "The head",
+        "Forward and backward from hidden states to the gradients of hidden states and weight. `products alone` is the "
+        "floor: the three matrix products and nothing else. TFLOP/s count these three products for everyone.",
+        (
+            "case",
+            "who",
+            "ms",
+            "TFLOP/s",
+            "time / products",
+            "time / linear_policy_loss",
+            "extra MiB",
+            "extra / logits",
+            "rounds",
+        ),
+        _head_rows,
+    ),
+    "growth": (
+        "Growth",
+        "One update (batching, forward, backward, optimiser) as one size doubles, and the factors per doubling.",
+        ("what doubles", "size", "s", "time factor", "extra MiB", "memory factor", "rounds"),
+        _growth_rows,
+    ),
+}

@@ -1,0 +1,66 @@
+"""One update of this project on made-up completions of any size, and the head alone on any vocabulary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.workers.drpo_step import configuration
+from benchmarks.workers.measure import Meter
+from benchmarks.workers.protocol import Record, Repetition, serve
+from drpo.batch import make_batches
+from drpo.train.setup import assemble
+from drpo.train.update import update
+from drpo.types import Completion, Group, Problem, Sampling
+
+
+def made_up(request: Mapping[str, Any], vocabulary: int) -> list[Group]:
+    """Return groups of random tokens, no two rewards alike, the same for equal requests.
+
+    Args:
+        request: "prompts", "samples", "prompt_tokens", "new_tokens".
+        vocabulary: ids are below it.
+
+    Returns:
+        One group per prompt.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n = request["new_tokens"]
+    sampling = Sampling(samples=request["samples"], max_new_tokens=n)
+
+    def completion(problem: str, prompt: torch.Tensor, sample: int) -> Completion:
+        tokens = torch.randint(0, vocabulary, (n,), generator=generator)
+        # About what a trained model gives random tokens, so that no ratio is out of hand.
+        logp = torch.full((n,), -15.0)
+        return Completion(problem, sample, prompt, tokens, logp, "", "length", sampling, 0)
+
+    groups = []
+    for i in range(request["prompts"]):
+        prompt = torch.randint(0, vocabulary, (request["prompt_tokens"],), generator=generator)
+        completions = tuple(completion(str(i), prompt, s) for s in range(sampling.samples))
+        rewards = torch.linspace(0, 1, sampling.samples)
+        groups.append(Group(Problem(str(i), "", ""), completions, rewards))
+    return groups
+
+
+def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
+    """Assemble the run; a request has what `made_up` wants."""
+    run = configuration(setup)
+    parts = assemble(run)
+    vocabulary = parts.policy.model.get_output_embeddings().weight.shape[0]
+    meter = Meter()
+
+    def repetition(request: Mapping[str, Any]) -> Record:
+        groups = made_up(request, vocabulary)
+        meter.start()
+        for batch in make_batches(groups, parts.batching):
+            # Nothing is to be learnt from random tokens; a rate of 0 costs AdamW the same arithmetic.
+            update(parts.policy, parts.optimizer, batch, run.objective, 0.0, run.max_grad_norm, parts.terms)
+        record = meter.stop()
+        return {**record, "tokens": sum(len(c.token_ids) for g in groups for c in g.completions)}
+
+    return {"settings": f"precision {setup['precision']}, micro_batch_tokens {run.micro_batch_tokens}"}, repetition
+
+
+if __name__ == "__main__":
+    serve(prepare)

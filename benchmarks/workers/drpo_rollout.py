@@ -1,0 +1,35 @@
+"""Rollouts of this project's engine, every token with its log-probability."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.workers.measure import Meter
+from benchmarks.workers.protocol import Record, Repetition, serve
+from drpo import models
+from drpo.rollout import TransformersEngine, resolve_dtype
+from drpo.train.setup import default_device
+from drpo.types import Problem, Sampling
+
+
+def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
+    """Load the engine; a request has "prompts", "samples", "new_tokens", "round"."""
+    device = default_device()
+    model, tokenizer = models.load(setup["model"])
+    engine = TransformersEngine(model.to(device), tokenizer, dtype=resolve_dtype(setup["precision"], device))
+    del model  # the engine has its own copy
+    meter = Meter()
+
+    def repetition(request: Mapping[str, Any]) -> Record:
+        problems = [Problem(str(i), prompt, "") for i, prompt in enumerate(request["prompts"])]
+        sampling = Sampling(samples=request["samples"], max_new_tokens=request["new_tokens"])
+        meter.start()
+        completions = engine.generate(problems, sampling, seed=(0, request["round"]))
+        return {**meter.stop(), "tokens": sum(len(c.token_ids) for c in completions)}
+
+    return {"settings": f"torch {torch.__version__.split('+')[0]}; log-probabilities of all tokens"}, repetition
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,136 @@
+"""One training step of this project, made of the very pieces that `drpo.train.loop` is made of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.workers.marks import hashed
+from benchmarks.workers.measure import Meter, synchronize
+from benchmarks.workers.protocol import Record, Repetition, serve
+from drpo import models
+from drpo.batch import make_batches
+from drpo.objectives import DRPO
+from drpo.reductions import Horizon
+from drpo.rewards import Reward, RewardPool, exact_number, in_process
+from drpo.tasks import Addition, sample_unseen
+from drpo.train.config import Run
+from drpo.train.log import Clock
+from drpo.train.score import score
+from drpo.train.setup import Parts, assemble
+from drpo.train.update import update
+from drpo.types import Problem, Sampling
+
+
+@in_process
+def hashed_text(problem: Problem, text: str) -> float:
+    """Mark by a hash of the text."""
+    return hashed(text)
+
+
+REWARDS: Mapping[str, Reward] = {"hash": hashed_text, "exact": exact_number}
+
+
+def configuration(setup: Mapping[str, Any]) -> Run:
+    """Return the run that a setup stands for; what a setup does not name is the default of `Run`.
+
+    Args:
+        setup: model (a folder), precision, reward, prompts, samples, new_tokens, learning_rate.
+
+    Returns:
+        One optimiser update per rollout.
+    """
+    return Run(
+        name="bench",
+        model=setup["model"],
+        task=Addition(setup["low"], setup["high"]),
+        reward=REWARDS[setup["reward"]],
+        objective=DRPO(0.2),
+        reduction=Horizon(setup["new_tokens"]),
+        sampling=Sampling(samples=setup["samples"], max_new_tokens=setup["new_tokens"]),
+        prompts=setup["prompts"],
+        updates=1,
+        learning_rate=setup["learning_rate"],
+        precision=setup["precision"],
+        rollout_precision=setup["precision"],
+        eval_problems=0,
+    )
+
+
+def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
+    """Run one step as the loop does.
+
+    Args:
+        run: the configuration.
+        parts: what `assemble` made of it.
+        pool: runs the reward.
+        number: which step; it chooses the problems and the random numbers.
+
+    Returns:
+        Seconds per phase, tokens sampled, and how many completions were skipped.
+    """
+    clock = Clock()
+    with clock("rollout"):
+        problems = sample_unseen(run.task, parts.held_out, run.prompts, number, run.seed)
+        completions = parts.engine.generate(problems, run.sampling, seed=(run.seed, number))
+    with clock("reward"):
+        groups = score(problems, completions, pool)
+    with clock("update"):
+        batches = make_batches(groups, parts.batching)
+        for batch in batches:
+            update(
+                parts.policy,
+                parts.optimizer,
+                batch,
+                run.objective,
+                run.learning_rate,
+                run.max_grad_norm,
+                parts.terms,
+            )
+        synchronize()
+    with clock("sync"):
+        parts.engine.load(parts.policy.state(), version=number + 1)
+        synchronize()
+    return {
+        "phases": clock.seconds,
+        "tokens": sum(len(c.token_ids) for c in completions),
+        "prompt_tokens": sum(len(c.prompt_ids) for c in completions),
+        "rows": len(completions),
+        "skipped": sum(b.n_skipped for b in batches),
+    }
+
+
+def shapes(parts: Parts) -> dict[str, int]:
+    """Count the numbers that a token meets in matrix products.
+
+    Args:
+        parts: with the model.
+
+    Returns:
+        "body": of all matrices but the embedding and the head; "head": of the head.
+    """
+    model = parts.policy.model
+    head = model.get_output_embeddings().weight
+    apart = {id(head), id(model.get_input_embeddings().weight)}
+    body = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in apart)
+    return {"body": body, "head": head.numel()}
+
+
+def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
+    """Assemble the run; a request's "round" is the number of the step."""
+    run = configuration(setup)
+    parts = assemble(run)
+    pool = RewardPool(parts.reward)
+    parts.engine.load(parts.policy.state(), version=0)
+    meter = Meter()
+
+    def repetition(request: Mapping[str, Any]) -> Record:
+        meter.start()
+        record = step(run, parts, pool, request["round"])
+        return {**record, **meter.stop()}
+
+    settings = f"objective drpo(0.2), micro_batch_tokens {run.micro_batch_tokens}, everything else the default"
+    return {"settings": settings, "shapes": shapes(parts)}, repetition
+
+
+if __name__ == "__main__":
+    models.log.setLevel("WARNING")
+    serve(prepare)

@@ -1,0 +1,90 @@
+"""The head by this project's operators, by plain autograd, and as the three matrix products alone."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.workers.head_inputs import Inputs, repeated
+from benchmarks.workers.protocol import Record, Repetition, serve
+from drpo import ops
+from drpo.objectives import DRPO
+
+LOGITS_AT_ONCE = 2**31
+"""Bytes of logits that the matrix products alone are given room for; longer inputs go through in pieces."""
+
+
+def linear_logprob(x: Inputs) -> None:
+    """`drpo.ops.linear_logprob`, then the gradient of a policy-gradient loss."""
+    logp = ops.linear_logprob(x.hidden, x.weight, x.target)[0]
+    (-(logp - x.behavior_logp).exp() * x.advantage).mean().backward()
+
+
+def linear_policy_loss(x: Inputs) -> None:
+    """`drpo.ops.linear_policy_loss` with drpo(0.2)."""
+    loss, *_ = ops.linear_policy_loss(
+        x.hidden,
+        x.weight,
+        x.target,
+        DRPO(0.2),
+        behavior_logp=x.behavior_logp,
+        advantage=x.advantage,
+        keep=torch.ones_like(x.target, dtype=torch.bool),
+        sequence=x.sequence,
+        token_weight=torch.full_like(x.advantage, 1 / len(x.target)),
+    )
+    loss.backward()
+
+
+def log_softmax(x: Inputs) -> None:
+    """The usual way: all logits, log_softmax in float32, gather, autograd."""
+    logp = torch.log_softmax((x.hidden @ x.weight.T).float(), dim=-1).gather(-1, x.target[:, None])[:, 0]
+    (-(logp - x.behavior_logp).exp() * x.advantage).mean().backward()
+
+
+class Products:
+    """The three matrix products that no exact gradient can do without: logits, d hidden, d weight; results are dropped.
+
+    Where the logits are larger than `LOGITS_AT_ONCE`, tokens go through in pieces of equal shape.
+    """
+
+    def __init__(self) -> None:
+        self._for: Inputs | None = None
+
+    def __call__(self, x: Inputs) -> None:
+        """Multiply."""
+        if self._for is not x:
+            self._allocate(x)
+        hidden, weight = x.hidden.detach(), x.weight.detach()
+        for piece in hidden.split(len(self._logits)):
+            torch.mm(piece, weight.T, out=self._logits)
+            torch.mm(self._logits, weight, out=self._grad_hidden)
+            torch.mm(self._logits.T, piece, out=self._grad_weight)
+
+    def _allocate(self, x: Inputs) -> None:
+        row = len(x.weight) * x.weight.element_size()
+        size = len(x.hidden)
+        while size > 1 and size % 2 == 0 and size * row > LOGITS_AT_ONCE:
+            size //= 2
+        self._for = x
+        # Written once, so that no page is touched for the first time while the clock runs.
+        self._logits = torch.zeros(size, len(x.weight), dtype=x.weight.dtype, device=x.weight.device)
+        self._grad_hidden = torch.zeros_like(x.hidden[:size], requires_grad=False)
+        self._grad_weight = torch.zeros_like(x.weight, requires_grad=False)
+
+
+METHODS: Mapping[str, Callable[[Inputs], object]] = {
+    "linear_logprob": linear_logprob,
+    "linear_policy_loss": linear_policy_loss,
+    "log_softmax": log_softmax,
+    "products": Products(),
+}
+
+
+def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
+    """Nothing to load; a request names its "method"."""
+    return {"settings": f"torch {torch.__version__.split('+')[0]}"}, repeated(METHODS)
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,310 @@
+"""Decoding many rows together gives what one row alone gives, with every logit computed anew: no cache, no batch.
+
+Not covered: GPUs, and speed.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+
+from architectures import FAMILIES, GROUPED, PLAIN
+from drpo.errors import InputError
+from drpo.models import stop_ids
+from drpo.rollout import TransformersEngine, cache, decode, sample
+from drpo.rollout.attention import UnsupportedError, grouped_attention
+from drpo.rollout.decode import GroupDecoder, PlainDecoder, can_group, draw_rows
+from drpo.rollout.sample import BLOCK, draw, uniforms
+from drpo.types import Completion, Problem, Sampling
+from tiny_world import PROBLEMS, STOPS, law, tiny
+
+SAMPLING = Sampling(samples=2, max_new_tokens=12)
+
+
+def made(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = build().eval()
+    model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS))
+    return model
+
+
+def exact(p: Tensor, u: float) -> int:
+    """The first index whose cumulative probability exceeds u, in float64."""
+    cumulative = p.double().cumsum(0)
+    return int((cumulative > u * cumulative[-1]).nonzero()[0])
+
+
+# ---- completions ----
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, prompt: Tensor, u: Tensor, stops: frozenset[int]) -> list[int]:
+    """The tokens of one row, each from a forward pass over all before it."""
+    ids = prompt.tolist()
+    for number in u.tolist():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        ids.append(exact(torch.softmax(logits, -1), number))
+        if ids[-1] in stops:
+            break
+    return ids[len(prompt) :]
+
+
+def check(model: PreTrainedModel, completions: Sequence[Completion], stops: frozenset[int]) -> None:
+    for c in completions:
+        u = uniforms((7, c.problem_id, c.sample), c.sampling.max_new_tokens)
+        assert c.token_ids.tolist() == alone(model, c.prompt_ids, u, stops), (c.problem_id, c.sample)
+        logp = law(model, c, 1.0).gather(-1, c.token_ids[:, None])[:, 0]
+        torch.testing.assert_close(c.behavior_logp, logp, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", [*GROUPED, *PLAIN])
+def test_completions_are_those_of_one_row_alone_without_a_cache(family: str) -> None:
+    model = made({**GROUPED, **PLAIN}[family])
+    _, tokenizer = tiny()
+    completions = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+    assert len({len(c.token_ids) for c in completions}) > 3
+    check(model, completions, stop_ids(model, tokenizer))
+
+
+NEAR = tuple(Problem(f"n{n}", "12 * 34 + 5 - 67 = " * 2 + "?" * n, "") for n in (4, 0, 3))
+"""Prompts of nearly the same length, which are read together, with a little padding."""
+
+
+@pytest.mark.parametrize(
+    ("problems", "samples", "max_rows"),
+    [(PROBLEMS[2:3], 1, 256), (PROBLEMS, 1, 2), (PROBLEMS[::-1], 3, 6), (NEAR, 2, 256)],
+)
+def test_any_shape_of_batch(problems: Sequence[Problem], samples: int, max_rows: int) -> None:
+    """One row; turns of other prompts than those asked for side by side; long enough for the cache to grow."""
+    model, tokenizer = tiny()
+    sampling = Sampling(samples=samples, max_new_tokens=2 * cache.BLOCK + 3)
+    completions = TransformersEngine(model, tokenizer, max_rows=max_rows).generate(problems, sampling, (7,))
+    assert [(c.problem_id, c.sample) for c in completions] == [(p.id, i) for p in problems for i in range(samples)]
+    assert max(len(c.token_ids) for c in completions) > 2 * cache.BLOCK
+    check(model, completions, stop_ids(model, tokenizer))
+
+
+# ---- attention that shares prompts ----
+
+
+def prompts(*lengths: int) -> list[Tensor]:
+    return [torch.randint(1, 257, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+
+
+@pytest.mark.parametrize("family", GROUPED)
+@torch.inference_mode()
+def test_shared_prompts_give_the_logits_of_copied_ones(family: str) -> None:
+    """Through drops that leave groups of unequal sizes and drop whole groups, and through a growing cache."""
+    model = made(GROUPED[family])
+    decoders = [kind(model, prompts(19, 3, 26, 20), 3) for kind in (GroupDecoder, PlainDecoder)]
+    torch.testing.assert_close(decoders[0].logits, decoders[1].logits, rtol=0, atol=2e-5)
+    rows = 12
+    drops = {3: [0, 1, 2, 3, 5, 6, 9, 10, 11], 9: [0, 1, 2, 4, 6, 8], cache.BLOCK + 1: [0, 1, 4]}
+    for step in range(cache.BLOCK + 6):
+        if step in drops:
+            for decoder in decoders:
+                decoder.keep(torch.tensor(drops[step]))
+            rows = len(drops[step])
+        token = torch.randint(1, 257, (rows,), generator=torch.Generator().manual_seed(step))
+        shared, copied = (d.step(token) for d in decoders)
+        torch.testing.assert_close(shared, copied, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("family", [*GROUPED, *PLAIN])
+def test_prompts_are_shared_where_attention_is_ordinary(family: str) -> None:
+    assert can_group(made({**GROUPED, **PLAIN}[family]), prompts(9)[0]) == (family in GROUPED)
+
+
+def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny(STOPS)
+    before = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+    monkeypatch.setattr(cache.GroupCache, "bias", lambda self, layer: torch.zeros(()))
+    assert not can_group(model, prompts(9)[0])
+    after = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+    assert [c.token_ids.tolist() for c in after] == [c.token_ids.tolist() for c in before]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(())}, {"sliding_window": 8}],
+)
+@torch.inference_mode()
+def test_a_request_that_is_not_served_is_refused(request_: dict[str, object]) -> None:
+    model, _ = tiny()
+    groups = GroupDecoder(model, prompts(5), 2).cache
+    groups.room()
+    key, value = groups.update(torch.randn(2, 2, 1, 8), torch.randn(2, 2, 1, 8), 0)
+    arguments = (model.model.layers[0].self_attn, torch.randn(2, 4, 1, 8), key, value, None)
+    assert grouped_attention(*arguments, groups=groups, dropout=0.0, softcap=None)[0].shape == (2, 1, 4, 8)
+    with pytest.raises(UnsupportedError):
+        grouped_attention(*arguments, groups=groups, **request_)
+    with pytest.raises(UnsupportedError):
+        grouped_attention(arguments[0], arguments[1], key.clone(), value, None, groups=groups)
+    with pytest.raises(UnsupportedError):
+        grouped_attention(*arguments)
+
+
+def test_the_models_own_attention_is_put_back() -> None:
+    model, tokenizer = tiny()
+    engine = TransformersEngine(model, tokenizer)
+    engine.generate(PROBLEMS, SAMPLING, (7,))
+    assert engine.model.config._attn_implementation == model.config._attn_implementation
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MambaForCausalLM(MambaConfig(vocab_size=257, hidden_size=16, state_size=4, num_hidden_layers=2)),
+        lambda: Lfm2ForCausalLM(
+            Lfm2Config(vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                       num_attention_heads=2, num_key_value_heads=1, layer_types=["conv", "full_attention"])
+        ),
+    ],
+    ids=["mamba", "lfm2"],
+)  # fmt: skip
+def test_a_recurrent_state_is_refused_in_words(build: Callable[[], PreTrainedModel]) -> None:
+    with pytest.raises(InputError, match="ForCausalLM keeps a recurrent state"):
+        TransformersEngine(build(), tiny()[1])
+
+
+# ---- prompts of other lengths ----
+
+
+@pytest.mark.parametrize(
+    "lengths", [[5], [40] * 16, [1, 400, 2, 390, 40, 41, 44], list(range(1, 200)), [6000] * 5, [20_000, 3]]
+)
+def test_prompts_are_read_with_little_padding_and_within_bounds(lengths: list[int]) -> None:
+    parts = list(decode._parts(lengths))
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    for part in parts:
+        places = len(part) * max(lengths[i] for i in part)
+        assert len(part) == 1 or places <= decode.PREFILL_TOKENS
+        assert places - sum(lengths[i] for i in part) <= decode.PADDING * places
+    assert len(list(decode._parts([40] * 16))) == 1
+
+
+# ---- rows that have ended ----
+
+
+class Scripted:
+    """A decoder whose row b says word b + 1 until its `ends[b]`-th token, the stop word 0, or for ever where that is 0.
+
+    `rows` notes how many rows each step took.
+    """
+
+    full = False
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.ends, self.names, self.rows = torch.tensor(ends), torch.arange(len(ends)), list[int]()
+        self.logits = self._say()
+
+    def _say(self) -> Tensor:
+        word = torch.where(self.ends == len(self.rows) + 1, 0, self.names + 1)
+        return torch.where(torch.arange(200) == word[:, None], 0.0, -torch.inf)
+
+    def step(self, token: Tensor) -> Tensor:
+        self.rows.append(len(token))
+        return self._say()
+
+    def keep(self, rows: Tensor) -> None:
+        self.names, self.ends = self.names[rows], self.ends[rows]
+
+
+@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("idle", [0.0, decode.IDLE_STEPS, 1e9])
+def test_dropping_ended_rows_changes_no_row(idle: float, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "IDLE_STEPS", idle)
+    monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
+    ends = [int(n) for n in torch.randint(0, 60, (100,), generator=torch.Generator().manual_seed(0))]
+    drawn = draw_rows(Scripted(ends), torch.full((100, 40), 0.5), torch.tensor([0, 199]), Sampling())
+    for b, (end, row) in enumerate(zip(ends, drawn, strict=True)):
+        ended = 0 < end <= 40
+        assert row.stopped == ended
+        assert row.token_ids.tolist() == ([b + 1] * (end - 1) + [0] if ended else [b + 1] * 40)
+        assert row.logp.tolist() == [0.0] * len(row.token_ids)
+
+
+def test_ended_rows_do_not_go_on_for_long() -> None:
+    """One in a hundred that ends soon stays for a while; half of them do not; and nothing is done for none."""
+    few, half, all_ = Scripted([1] + [0] * 99), Scripted([1] * 50 + [0] * 50), Scripted([2] * 100)
+    for decoder in (few, half, all_):
+        draw_rows(decoder, torch.full((100, 300), 0.5), torch.tensor([0]), Sampling())
+    assert 20 < few.rows.count(100) < 100
+    assert half.rows.count(100) <= 1
+    assert all_.rows == [100]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropping_rows_changes_no_completion(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(FAMILIES[family])
+    _, tokenizer = tiny()
+    found = []
+    for idle, every in ((0.0, 1), (1e9, 1), (0.1, 8)):
+        monkeypatch.setattr(decode, "IDLE_STEPS", idle)
+        monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
+        completions = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+        found.append([(c.token_ids.tolist(), c.finish) for c in completions])
+    assert found[0] == found[1] == found[2]
+
+
+# ---- one draw among many words ----
+
+
+EDGES = torch.tensor([0.0, 5e-324, 2.0**-53, 1e-9, 0.25, 0.5, 0.75, 1 - 1e-9, 1 - 2.0**-53], dtype=torch.float64)
+
+
+def spread(words: int) -> dict[str, Tensor]:
+    """Laws over so many words: flat, peaked, and with long stretches of words that cannot be."""
+    generator = torch.Generator().manual_seed(words)
+    logits = 3 * torch.randn(words, generator=generator)
+    place = torch.arange(words)
+    return {
+        "flat": torch.zeros(words),
+        "random": logits,
+        "peaked": logits * 8,
+        "nothing at the ends": logits.where((place >= words // 3) & (place <= words // 2), -torch.inf),
+        "nothing in the middle": logits.where((place <= words // 3) | (place > words - 2), -torch.inf),
+        "one alone": logits.where(place == words - 1, -torch.inf),
+    }
+
+
+@pytest.mark.parametrize("words", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 1000, 49_152])
+def test_a_draw_inverts_the_distribution_function(words: int) -> None:
+    """The token drawn is the exact one, or the exact one of a number within rounding."""
+    random = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u = torch.cat([EDGES, random])
+    for name, logits in spread(words).items():
+        token, logp = draw(logits.expand(len(u), -1), u, Sampling())
+        p = torch.softmax(logits.double(), -1)
+        cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), p.cumsum(0)])
+        assert (p[token] > 0).all(), name
+        assert (u >= cumulative[token] - 1e-6).all(), name
+        assert (u < cumulative[token + 1] + 1e-6).all(), name
+        torch.testing.assert_close(logp.double(), p[token].log(), rtol=0, atol=1e-5)
+        assert int(token[0]) == int((p.float() > 0).nonzero()[0]), name
+
+
+def test_evenly_spaced_numbers_give_every_word_its_share() -> None:
+    """Across blocks: 10^5 numbers give each of 600 words its probability to within one count."""
+    n, logits = 100_000, spread(600)["random"]
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    token = torch.cat([draw(logits.expand(len(part), -1), part, Sampling())[0] for part in u.split(5000)])
+    counts = torch.bincount(token, minlength=600)
+    assert (counts - n * torch.softmax(logits.double(), -1)).abs().max() < 1.1
+
+
+def test_rows_are_drawn_from_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, u = 3 * torch.randn(7, 300), torch.rand(7, dtype=torch.float64)
+    whole = draw(logits, u, Sampling())
+    monkeypatch.setattr(sample, "CHUNK_ELEMENTS", 700)
+    for one, other in zip(draw(logits, u, Sampling()), whole, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_logits_are_left_as_they_are() -> None:
+    logits = spread(300)["random"][None].clone()
+    for temperature in (0.0, 1.0, 2.0):
+        draw(logits, torch.tensor([0.5], dtype=torch.float64), Sampling(temperature=temperature, top_k=5))
+    assert torch.equal(logits[0], spread(300)["random"])
