@@ -113,10 +113,11 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) ->
 def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
     """Any ids: specials in the middle, the padding id at the end, byte sequences that no text encodes to."""
     ids = st.integers(0, 260)
+    prompts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=9), min_size=1, max_size=4))
     completions = [
         completion(
             data.draw(st.lists(ids, min_size=1, max_size=9)),
-            prompt_ids=data.draw(st.lists(ids, min_size=1, max_size=9)),
+            prompt_ids=data.draw(st.sampled_from(prompts)),
             problem=f"p{g}",
             sample=i,
         )
@@ -191,6 +192,26 @@ def test_on_policy_the_ratio_is_one(temperature: float) -> None:
     (batch,) = make_batches(grouped(completions, REWARDS), how())
     _, stats = gradients(policy_of(model, temperature=temperature), batch)
     assert (ratio(stats.tokens) - 1).abs().max() < 1e-5
+
+
+def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Completion]) -> None:
+    """What the fused loss reports, and what additive terms and reference models are made of."""
+    policy = policy_of(tiny(STOPS)[0], temperature=0.6)
+    (batch,) = make_batches(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
+    (micro,) = batch.micro_batches
+    wanted = policy(micro)
+    _, logp, entropy = policy.loss(micro, DRPO(0.2))
+    torch.testing.assert_close(logp, wanted[0].detach())
+    torch.testing.assert_close(entropy, wanted[1].detach())
+
+
+def test_a_policy_shares_prompts_where_it_can(rollout: list[Completion]) -> None:
+    """The places that go through the model: every prompt once, and each answer without its last token."""
+    policy = policy_of(tiny(STOPS)[0])
+    assert policy.shares_prompts
+    (batch,) = make_batches(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
+    prompts = sum(len(p) for p in {tuple(c.prompt_ids.tolist()) for c in rollout})
+    assert batch.micro_batches[0].layout.n_places == prompts + sum(len(c.token_ids) - 1 for c in rollout)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {

@@ -146,35 +146,43 @@ def test_in_float32_to_its_rounding(family: str) -> None:
     assert_same(state_and_gradients(packed, model, SHARED), state_and_gradients(padded, plain, SHARED), 2e-5)
 
 
-LLAMA = doubled(make(FAMILIES["llama"]))
-PACKED_LLAMA = doubled(make(FAMILIES["llama"]))
-assert adopt(PACKED_LLAMA)
+@pytest.fixture(scope="module")
+def plain_llama() -> PreTrainedModel:
+    return doubled(make(FAMILIES["llama"]))
+
+
+@pytest.fixture(scope="module")
+def packed_llama() -> PreTrainedModel:
+    """Taken for packed whatever its own check says: here it is the tests that judge."""
+    model = doubled(make(FAMILIES["llama"]))
+    model.set_attn_implementation(packing.PACKED)
+    return model
 
 
 @given(layout=layouts())
 @settings(max_examples=40)
-def test_any_layout(layout: Layout) -> None:
-    wanted = state_and_gradients(padded, LLAMA, layout)
-    assert_same(state_and_gradients(packed, PACKED_LLAMA, layout), wanted, 1e-10)
+def test_any_layout(plain_llama: PreTrainedModel, packed_llama: PreTrainedModel, layout: Layout) -> None:
+    wanted = state_and_gradients(padded, plain_llama, layout)
+    assert_same(state_and_gradients(packed, packed_llama, layout), wanted, 1e-10)
     ids, positions = places(layout)
     with torch.no_grad():
-        alone = one_by_one(LLAMA, ids, positions, layout)
+        alone = one_by_one(plain_llama, ids, positions, layout)
     torch.testing.assert_close(wanted["hidden"], alone, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("place", [0, 4, 6, 9, 18, 24, 33])
-def test_a_place_feels_what_it_sees_and_nothing_else(place: int) -> None:
+def test_a_place_feels_what_it_sees_and_nothing_else(packed_llama: PreTrainedModel, place: int) -> None:
     """To the bit, in the state and in the gradient of every other place's embedding."""
     ids, positions = places(SHARED)
     seen = torch.zeros(len(ids), dtype=torch.bool)
     seen[sees(SHARED, place)] = True
-    hidden = packed(PACKED_LLAMA, ids, positions, SHARED)[place]
-    other = packed(PACKED_LLAMA, torch.where(seen, ids, (ids + 1) % 97), positions, SHARED)[place]
+    hidden = packed(packed_llama, ids, positions, SHARED)[place]
+    other = packed(packed_llama, torch.where(seen, ids, (ids + 1) % 97), positions, SHARED)[place]
     assert torch.equal(hidden, other)
     for mine in seen.nonzero()[:, 0].tolist():
         changed = ids.clone()
         changed[mine] = (ids[mine] + 1) % 97
-        assert not torch.equal(hidden, packed(PACKED_LLAMA, changed, positions, SHARED)[place])
+        assert not torch.equal(hidden, packed(packed_llama, changed, positions, SHARED)[place])
 
 
 @given(layout=layouts())

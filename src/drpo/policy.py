@@ -27,6 +27,10 @@ class Policy:
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
         seed: of the adapters' initial values.
 
+    Attributes:
+        shares_prompts: whether a group's prompt goes through the model once; False for models whose own attention is
+            needed, which run each completion in a padded row.
+
     Raises:
         InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of.
     """
@@ -38,7 +42,7 @@ class Policy:
         self.dtype = dtype
         self.temperature = temperature
         self._head = _linear_head(model)
-        self._run = packing.packed if packing.adopt(model) else packing.padded
+        self.shares_prompts = packing.adopt(model)
         if lora_rank:
             _add_lora(model, lora_rank, seed)
 
@@ -71,7 +75,8 @@ class Policy:
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """[T, H] the states that predict the trained tokens."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self._run(self.model, micro.input_ids, micro.position_ids, micro.layout)
+            run = packing.packed if self.shares_prompts else packing.padded
+            hidden = run(self.model, micro.input_ids, micro.position_ids, micro.layout)
         return hidden[micro.position].to(self.dtype)
 
     def trainable(self) -> dict[str, nn.Parameter]:

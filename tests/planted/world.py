@@ -128,6 +128,14 @@ BUGS = (
         "policy.py",
         "micro.target, self.temperature)",
         "micro.target)",
+        (f"{BATCH}test_with_and_without_its_gradient_it_is_the_same_law",),
+    ),
+    Bug(
+        5,
+        "the policy's loss forgets the temperature",
+        "policy.py",
+        "temperature=self.temperature,\n        )\n        return loss",
+        ")\n        return loss",
         (f"{PLAIN_LOGP}[0.6]", f"{ON_POLICY}[0.6]"),
     ),
     Bug(
@@ -167,8 +175,8 @@ BUGS = (
         7,
         "log-probabilities are computed once more before the update",
         "train/update.py",
-        "logp, entropy = policy(micro)",
-        "policy(micro)\n        logp, entropy = policy(micro)",
+        "        share.backward()",
+        "        policy(micro)\n        share.backward()",
         (FORWARDS,),
     ),
     Bug(

@@ -72,6 +72,10 @@ class Session:
         self.watch.started(self.run, self.folder, self._done.step)
         if (warning := caution(self.run.objective)) is not None:
             self.watch.note(warning)
+        if not self.parts.policy.shares_prompts:
+            self.watch.note(
+                "this model's attention cannot be packed: each completion is trained in a padded row with its prompt"
+            )
         return self
 
     def __exit__(
