@@ -39,7 +39,8 @@ Results are written after each case; what earlier runs measured stays until it i
 EXAMPLES = """try:
   python -m benchmarks --quick                      everything once, tiny: does it work here?
   python -m benchmarks --only head --peers none     this project and plain torch alone
-  python -m benchmarks --only step,rollout --repeats 9"""
+  python -m benchmarks --only step,rollout --repeats 9
+  python -m benchmarks --only head --match "bf16, V 49,152, H 576, T 2,048"     one case"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +75,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help="parts, with commas; default all")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--peers", default=",".join(PEERS), help="peers, with commas, or none; default all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, 2 rounds; the figures mean nothing")
     parser.add_argument("--repeats", type=int, default=None, help="rounds of each case; default 5, quick 2")
@@ -109,7 +111,10 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     name = machine.name(here) + ("-quick" if scale.quick else "")
     results = Results(arguments.out or FOLDER / f"{name}.json", here)
-    cases = [case for part in arguments.only for case in PARTS[part](scale)]
+    cases = [case for part in arguments.only for case in PARTS[part](scale) if arguments.match in case.name]
+    if not cases:
+        names = "; ".join(case.name for part in arguments.only for case in PARTS[part](scale))
+        raise InputError(f"match={arguments.match!r}: no case's name contains it; there are: {names}")
     console = Console(stderr=True)
     with _progress(console) as progress:
         task = progress.add_task("", total=len(cases))

@@ -158,6 +158,14 @@ def test_the_loss_may_be_scaled_before_its_backward_pass() -> None:
     assert_equal(found, wanted, columns()["keep"])
 
 
+def test_the_gradient_is_handed_over_once() -> None:
+    hidden, weight, target = inputs(T, V, torch.float64)
+    loss, _, _ = linear_policy_loss(hidden.requires_grad_(), weight, target, DRPO(0.2), **columns())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed over"):
+        loss.backward()
+
+
 def products(objective: Objective, trained: tuple[str, ...], rows: int) -> float:
     """Multiplications of a forward and a backward pass, in units of one product [rows, H] x [H, V]."""
     hidden, weight, target = inputs(T, V, torch.float32)

@@ -30,13 +30,13 @@ def cases(scale: Scale) -> list[Case]:
 def _case(scale: Scale, precision: str, regime: str, reward: str) -> Case:
     setup = _setup(scale, precision, regime, reward)
     ours = Entrant("drpo", Worker(OURS, "drpo_step", setup), {})
-    # Which is faster depends on the machine's caches; all at once takes more memory.
+    # In four micro-batches: on 2 cores all at once took 32.4 s a step against 27.7 s, and twice the memory.
     rows = setup["prompts"] * setup["samples"]
-    trl = [_trl(f"TRL, {rows // n} x {n}", setup, rows // n, scale.repeats) for n in (1, 4)]
+    trl = _trl(f"TRL, {rows // 4} x 4", setup, rows // 4, scale.repeats)
     rates = Entrant("matrix products", Worker(OURS, "rates", {}), {"size": _square(scale)})
     shape = {name: setup[name] for name in ("prompts", "samples", "new_tokens", "precision", "reward")}
     facts = {**shape, "model": models.TINY if scale.quick else models.SMOLLM2, "regime": regime}
-    return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, *trl, rates), facts)
+    return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, trl, rates), facts)
 
 
 def _setup(scale: Scale, precision: str, regime: str, reward: str) -> dict[str, Any]:

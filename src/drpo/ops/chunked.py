@@ -22,7 +22,7 @@ from drpo.objectives.contract import Objective, value_and_gradient
 from drpo.ops import rows, triton
 from drpo.types import Tokens
 
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
+CHUNK_BYTES = {"cpu": 36 * 2**20, "cuda": 2**30}
 """Logits held at once where the caller names no chunk: enough for the products, and flat in V and T."""
 
 BLOCK = 2048
@@ -209,9 +209,13 @@ class _LinearPolicyLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope, *_) = grads
+        if ctx.gradients is None:
+            raise RuntimeError("linear_policy_loss: its gradient was handed over; a second backward pass has none")
+        # Held by nobody else, the weight's gradient becomes its .grad without a copy.
+        gradients, ctx.gradients = ctx.gradients, None
         if float(slope) == 1:  # the usual case: a pass over the weight's gradient is saved
-            return *ctx.gradients, None
-        return *(None if g is None else g * slope for g in ctx.gradients), None
+            return *gradients, None
+        return *(None if g is None else g * slope for g in gradients), None
 
 
 def linear_logprob(

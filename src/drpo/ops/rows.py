@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ROWS = 16
+ROWS = 8
 """Rows done together on a CPU: what is between the logits and the result then stays in a core's cache."""
 
 NEVER = -1000.0
