@@ -214,6 +214,17 @@ def test_a_policy_shares_prompts_where_it_can(rollout: list[Completion]) -> None
     assert batch.micro_batches[0].layout.n_places == prompts + sum(len(c.token_ids) - 1 for c in rollout)
 
 
+def test_prompts_that_are_not_shared_count_in_the_budget(rollout: list[Completion]) -> None:
+    groups = grouped(rollout, REWARDS)
+    (batch,) = make_batches(groups, how(micro_batch_tokens=163, share_prompts=False))
+    for micro in batch.micro_batches:
+        assert set(micro.layout.prefix) == {-1}
+        assert sum(micro.layout.length) <= 163
+    shared, alone = policy_of(tiny(STOPS)[0]), policy_of(tiny(STOPS)[0])
+    wanted, _ = gradients(shared, make_batches(groups, how())[0])
+    close(gradients(alone, batch)[0], wanted, 2e-5)
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2": lambda: Qwen2ForCausalLM(
         Qwen2Config(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

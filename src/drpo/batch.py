@@ -22,6 +22,7 @@ class Batching:
         reduction: weight per token.
         micro_batch_tokens: most places that go through the model at once; one completion always may.
         skip_zero_advantage: leave out completions whose gradient is exactly 0; the normaliser still counts them.
+        share_prompts: let a prompt that several completions continue go through the model once.
     """
 
     updates: int
@@ -29,6 +30,7 @@ class Batching:
     reduction: Reduction
     micro_batch_tokens: int
     skip_zero_advantage: bool
+    share_prompts: bool = True
 
 
 def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
@@ -52,10 +54,11 @@ def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One completion on its way into a batch."""
+    """One completion on its way into a batch; those of equal `prompt` and `alone` share what stands before them."""
 
     completion: Completion
     prompt: tuple[int, ...]
+    alone: int
     advantage: float
     sequence: int
     weight: Tensor
@@ -65,6 +68,11 @@ class _Row:
         """What goes through the model after the prompt: the last token predicts nothing."""
         return self.completion.token_ids[:-1]
 
+    @property
+    def before(self) -> tuple[tuple[int, ...], int]:
+        """Equal for rows that share their prompt's places."""
+        return self.prompt, self.alone
+
 
 def _batch(groups: Sequence[Group], how: Batching) -> Batch:
     completions = [c for g in groups for c in g.completions]
@@ -73,7 +81,7 @@ def _batch(groups: Sequence[Group], how: Batching) -> Batch:
     sequence = torch.arange(len(completions)).repeat_interleave(lengths)
     weights = how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())
     rows = [
-        _Row(c, tuple(c.prompt_ids.tolist()), a, i, w)
+        _Row(c, tuple(c.prompt_ids.tolist()), 0 if how.share_prompts else i, a, i, w)
         for i, (c, a, w) in enumerate(zip(completions, advantages, weights, strict=True))
     ]
     trained = [row for row in rows if row.advantage != 0 or not how.skip_zero_advantage]
@@ -87,13 +95,13 @@ def _batch(groups: Sequence[Group], how: Batching) -> Batch:
 
 def _within_budget(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
     """Those of one prompt together, longest first, so that memory is asked for at the start or not at all."""
-    longest: dict[tuple[int, ...], int] = {}
+    longest: dict[tuple[tuple[int, ...], int], int] = {}
     for row in rows:
-        longest[row.prompt] = max(longest.get(row.prompt, 0), len(row.prompt) + len(row.own))
+        longest[row.before] = max(longest.get(row.before, 0), len(row.prompt) + len(row.own))
     parts: list[list[_Row]] = []
     left = 0
-    for row in sorted(rows, key=lambda r: (-longest[r.prompt], r.prompt, -len(r.own))):
-        prompt_is_there = bool(parts) and parts[-1][-1].prompt == row.prompt
+    for row in sorted(rows, key=lambda r: (-longest[r.before], r.before, -len(r.own))):
+        prompt_is_there = bool(parts) and parts[-1][-1].before == row.before
         cost = len(row.own) + (0 if prompt_is_there else len(row.prompt))
         if not parts or cost > left:
             parts.append([])
@@ -126,7 +134,7 @@ class _Segments:
 def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
     segments = _Segments()
     position: list[Tensor] = []
-    for prompt, members in groupby(rows, key=lambda r: r.prompt):
+    for (prompt, _), members in groupby(rows, key=lambda r: r.before):
         position += _place(segments, torch.tensor(prompt), [row.own for row in members])
     layout = segments.layout()
     starts = [layout.prefix_length(s) for s in range(len(layout.length))]

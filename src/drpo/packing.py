@@ -6,6 +6,7 @@ gets the prompt's keys and values in front of its own, and the outputs go back t
 completions, and the gradient of a shared prompt is the sum over the completions that saw it.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -20,11 +21,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from drpo.types import Layout
 
+log = logging.getLogger("drpo")
+
 PACKED = "drpo_packed"
 """The name of this attention in transformers."""
 
 HARMLESS = frozenset({"position_ids", "position_embeddings", "use_cache", "cache_position", "is_causal"})
 """What models hand to every attention function, and which changes nothing in this one."""
+
+ORDINARY = {"full_attention", "sliding_attention"}
+"""Kinds of layers that look at keys and values as this attention does."""
 
 FEW_SCORES = 2**22
 """What a CPU's cache holds of one attention's scores."""
@@ -377,16 +383,14 @@ def adopt(model: PreTrainedModel) -> bool:
     ids, positions = ids.to(model.device), positions.to(model.device)
     wanted = padded(model, ids, positions, layout)
     own = model.config._attn_implementation
-    if set(getattr(model.config.get_text_config(), "layer_types", None) or ()) <= {
-        "full_attention",
-        "sliding_attention",
-    }:
-        try:
-            model.set_attn_implementation(PACKED)
-            found = packed(model, ids, positions, layout)
-            if torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
-                return True
-        except (NotImplementedError, TypeError, ValueError):
-            pass
-        model.set_attn_implementation(own)
+    try:
+        if not set(getattr(model.config.get_text_config(), "layer_types", None) or ()) <= ORDINARY:
+            return False
+        model.set_attn_implementation(PACKED)
+        found = packed(model, ids, positions, layout)
+        if torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+            return True
+    except Exception as error:  # whatever a model does that this attention was not made for
+        log.debug("%s cannot be packed: %s", type(model).__name__, error)
+    model.set_attn_implementation(own)
     return False

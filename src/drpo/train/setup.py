@@ -77,6 +77,8 @@ def assemble(run: Run) -> Parts:
         micro_batch_tokens=run.micro_batch_tokens,
         # Additive terms act on every token, so then no completion is without a gradient.
         skip_zero_advantage=terms is None and vanishes_at_zero_advantage(run.objective),
+        # A model that must repeat them in padded rows should be given no more rows than its budget holds.
+        share_prompts=policy.shares_prompts,
     )
     return Parts(policy, optimizer, engine, tokenizer, batching, terms, run.reward or run.task.reward, held_out)
 
