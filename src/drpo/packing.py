@@ -291,8 +291,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
         [R, Lq, heads, D].
     """
     n_rows, n_queries, heads, _ = query.shape
-    if query.device.type == "cpu" and n_rows * heads * n_queries * key.shape[1] <= FEW_SCORES:
-        return _attend_written_out(query, key, value, bias, scale)
+    at_once = min(n_rows, FEW_SCORES // (heads * n_queries * key.shape[1]))
+    if query.device.type == "cpu" and at_once > 0:
+        columns = (query, key, value) if bias is None else (query, key, value, bias)
+        parts = zip(*(x.split(at_once) for x in columns), strict=True)
+        return torch.cat([_attend_written_out(*part, scale=scale) for part in parts])
     if bias is not None:  # only without one does PyTorch share keys between heads in every kernel
         key, value = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (key, value))
     out: Tensor = nn.functional.scaled_dot_product_attention(
@@ -307,7 +310,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
     return out.transpose(1, 2)
 
 
-def _attend_written_out(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+def _attend_written_out(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *, scale: float | None
+) -> Tensor:
     """The same, with the heads that share a key side by side as its queries."""
     n_rows, n_queries, heads, width = query.shape
     n_keys, key_heads = key.shape[1:3]

@@ -22,7 +22,7 @@ from drpo.objectives.contract import Objective, value_and_gradient
 from drpo.ops import rows, triton
 from drpo.types import Tokens
 
-CHUNK_BYTES = {"cpu": 36 * 2**20, "cuda": 2**30}
+CHUNK_BYTES = {"cpu": 30 * 2**20, "cuda": 2**30}
 """Logits held at once where the caller names no chunk: enough for the products, and flat in V and T."""
 
 BLOCK = 2048
@@ -58,7 +58,7 @@ class _Head:
         low = weight.detach().to(hidden.dtype)
         widens = low.is_cuda and low.dtype in ROUNDED
         logit_bytes = 4 if widens else low.element_size()
-        most = chunk or max(1, CHUNK_BYTES.get(hidden.device.type, 2**25) // (len(low) * logit_bytes))
+        most = chunk or max(1, CHUNK_BYTES.get(hidden.device.type, 2**30) // (len(low) * logit_bytes))
         n_chunks = max(1, -(-len(hidden) // most))
         size = -(-len(hidden) // n_chunks)
         return _Head(low, 1 / temperature, size, None if widens else low.new_empty(size, len(low)))
