@@ -109,41 +109,31 @@ def linear_policy_loss(
     if not everything:
         hidden, target = hidden[trained], target[trained]
         columns = {name: column[trained] for name, column in columns.items()}
-    operator = _fused if objective.tokenwise else _in_two_steps
-    loss, found, metrics = operator(hidden, weight, target, objective, columns, temperature, chunk)
+    if objective.tokenwise:
+        loss, found, metrics = chunked.linear_policy_loss(
+            hidden, weight, target, objective, **columns, temperature=temperature, chunk=chunk
+        )
+    else:
+        logp, entropy = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
+        loss, found, metrics = _loss_of_all(logp, entropy, objective, **columns)
     return loss, found if everything else found.new_zeros(trained.shape).masked_scatter(trained, found), metrics
 
 
-def _fused(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
+def _loss_of_all(
+    logp: Tensor,
+    entropy: Tensor,
     objective: Objective,
-    columns: Mapping[str, Tensor],
-    temperature: float,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-    return chunked.linear_policy_loss(
-        hidden, weight, target, objective, **columns, temperature=temperature, chunk=chunk
-    )
-
-
-def _in_two_steps(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    objective: Objective,
-    columns: Mapping[str, Tensor],
-    temperature: float,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-    logp, entropy = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
-    keep = torch.ones_like(target, dtype=torch.bool)
-    tokens = Tokens(logp, columns["behavior_logp"], columns["advantage"], keep, columns["sequence"])
-    loss = total(objective, tokens, columns["token_weight"])
+    *,
+    behavior_logp: Tensor,
+    advantage: Tensor,
+    sequence: Tensor,
+    token_weight: Tensor,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The same from log-probabilities that are all there, with autograd going back through them."""
+    tokens = Tokens(logp, behavior_logp, advantage, torch.ones_like(sequence, dtype=torch.bool), sequence)
     with torch.no_grad():
         metrics = objective(tokens).metrics
-    return loss, logp.detach(), {**metrics, "entropy": entropy.detach()}
+    return total(objective, tokens, token_weight), logp.detach(), {**metrics, "entropy": entropy.detach()}
 
 
 def _require_head(
