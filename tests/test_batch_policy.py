@@ -148,7 +148,7 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
             for i, place in enumerate(m.position[m.sequence == s].tolist(), start=len(completions[s].prompt_ids)):
                 seen = sees(m.layout, place)
                 assert torch.equal(m.input_ids[seen], whole[:i])
-                assert m.position_ids[seen].tolist() == list(range(i))
+                assert m.layout.positions()[seen].tolist() == list(range(i))
 
 
 def test_nothing_is_encoded_again_after_generation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +369,7 @@ def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: li
     assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
     for one, other in zip(with_them.micro_batches, without.micro_batches, strict=True):
         assert one.layout == other.layout
-        for name in ("input_ids", "position_ids", "position", "target", "behavior_logp", "advantage", "weight"):
+        for name in ("input_ids", "position", "target", "behavior_logp", "advantage", "weight"):
             assert torch.equal(getattr(one, name), getattr(other, name))
     assert len(make_batches([lonely, groups[0]], how(updates=2))) == 1
 

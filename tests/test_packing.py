@@ -78,28 +78,25 @@ def make(family: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     return family().eval()
 
 
-def places(layout: Layout, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids and positions."""
-    ids = torch.randint(97, (layout.n_places,), generator=torch.Generator().manual_seed(seed))
-    starts = [layout.prefix_length(s) for s in range(len(layout.length))]
-    return ids, torch.cat([s + torch.arange(n) for s, n in zip(starts, layout.length, strict=True)])
+def words(layout: Layout, seed: int = 0) -> Tensor:
+    return torch.randint(97, (layout.n_places,), generator=torch.Generator().manual_seed(seed))
 
 
-def one_by_one(model: PreTrainedModel, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+def one_by_one(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
     """Each place's state from a row of its own, that ends there: no mask, no padding, no neighbours."""
     states = []
     for place in range(layout.n_places):
         seen = sees(layout, place)
-        assert positions[seen].tolist() == list(range(len(seen)))
+        assert layout.positions()[seen].tolist() == list(range(len(seen)))
         out = model.get_decoder()(input_ids=ids[seen][None], use_cache=False)
         states.append(out.last_hidden_state[0, -1])
     return torch.stack(states)
 
 
 def state_and_gradients(run: Callable[..., Tensor], model: PreTrainedModel, layout: Layout) -> dict[str, Tensor]:
-    ids, positions = places(layout)
+    ids = words(layout)
     model.zero_grad(set_to_none=True)
-    hidden = run(model, ids, positions, layout)
+    hidden = run(model, ids, layout)
     (hidden * torch.linspace(-1, 2, hidden.numel(), dtype=hidden.dtype).view_as(hidden)).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert gradients
@@ -164,25 +161,25 @@ def packed_llama() -> PreTrainedModel:
 def test_any_layout(plain_llama: PreTrainedModel, packed_llama: PreTrainedModel, layout: Layout) -> None:
     wanted = state_and_gradients(padded, plain_llama, layout)
     assert_same(state_and_gradients(packed, packed_llama, layout), wanted, 1e-10)
-    ids, positions = places(layout)
+    ids = words(layout)
     with torch.no_grad():
-        alone = one_by_one(plain_llama, ids, positions, layout)
+        alone = one_by_one(plain_llama, ids, layout)
     torch.testing.assert_close(wanted["hidden"], alone, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("place", [0, 4, 6, 9, 18, 24, 33])
 def test_a_place_feels_what_it_sees_and_nothing_else(packed_llama: PreTrainedModel, place: int) -> None:
     """To the bit, in the state and in the gradient of every other place's embedding."""
-    ids, positions = places(SHARED)
+    ids = words(SHARED)
     seen = torch.zeros(len(ids), dtype=torch.bool)
     seen[sees(SHARED, place)] = True
-    hidden = packed(packed_llama, ids, positions, SHARED)[place]
-    other = packed(packed_llama, torch.where(seen, ids, (ids + 1) % 97), positions, SHARED)[place]
+    hidden = packed(packed_llama, ids, SHARED)[place]
+    other = packed(packed_llama, torch.where(seen, ids, (ids + 1) % 97), SHARED)[place]
     assert torch.equal(hidden, other)
     for mine in seen.nonzero()[:, 0].tolist():
         changed = ids.clone()
         changed[mine] = (ids[mine] + 1) % 97
-        assert not torch.equal(hidden, packed(packed_llama, changed, positions, SHARED)[place])
+        assert not torch.equal(hidden, packed(packed_llama, changed, SHARED)[place])
 
 
 @given(layout=layouts())
@@ -196,12 +193,12 @@ def test_slots_hold_every_place_once_and_little_padding(layout: Layout) -> None:
 def test_under_autocast_it_is_as_close_as_the_padded_path() -> None:
     plain, model = make(FAMILIES["llama"]), make(FAMILIES["llama"])
     assert adopt(model)
-    ids, positions = places(SHARED)
+    ids = words(SHARED)
     with torch.no_grad():
-        truth = padded(plain, ids, positions, SHARED)
+        truth = padded(plain, ids, SHARED)
         with torch.autocast("cpu", torch.bfloat16):
-            usual = padded(plain, ids, positions, SHARED)
-            found = packed(model, ids, positions, SHARED)
+            usual = padded(plain, ids, SHARED)
+            found = packed(model, ids, SHARED)
     assert (found - truth).norm() <= 1.3 * (usual - truth).norm()
     assert (usual - truth).norm() > 0
 
@@ -212,9 +209,9 @@ def test_models_with_other_attention_keep_it(family: str) -> None:
     before = model.config._attn_implementation
     assert not adopt(model)
     assert model.config._attn_implementation == before
-    ids, positions = places(SHARED)
-    wanted = one_by_one(model, ids, positions, SHARED)
-    torch.testing.assert_close(padded(model, ids, positions, SHARED), wanted, rtol=1e-4, atol=1e-4)
+    ids = words(SHARED)
+    wanted = one_by_one(model, ids, SHARED)
+    torch.testing.assert_close(padded(model, ids, SHARED), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adopted_model_still_answers_plain_calls() -> None:

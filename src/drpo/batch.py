@@ -136,13 +136,10 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
     position: list[Tensor] = []
     for (prompt, _), members in groupby(rows, key=lambda r: r.before):
         position += _place(segments, torch.tensor(prompt), [row.own for row in members])
-    layout = segments.layout()
-    starts = [layout.prefix_length(s) for s in range(len(layout.length))]
     counts = torch.tensor([len(r.completion.token_ids) for r in rows])
     return MicroBatch(
         input_ids=torch.cat(segments.ids),
-        position_ids=torch.cat([s + torch.arange(n) for s, n in zip(starts, layout.length, strict=True)]),
-        layout=layout,
+        layout=segments.layout(),
         position=torch.cat(position),
         target=torch.cat([r.completion.token_ids for r in rows]),
         behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),

@@ -33,7 +33,7 @@ ORDINARY = {"full_attention", "sliding_attention"}
 """Kinds of layers that look at keys and values as this attention does."""
 
 FEW_SCORES = 2**22
-"""What a CPU's cache holds of one attention's scores."""
+"""Scores that a CPU's attention makes at once where it is written out: about what its cache holds."""
 
 SPREAD = 1.5
 """Longest over shortest of the segments in one bucket: bounds what padding costs in the attention."""
@@ -278,8 +278,9 @@ def _rows(slots: Tensor, bucket: _Bucket) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """Attention of R rows.
 
-    PyTorch's own kernel, but for few scores on a CPU, where its backward pass is slow: at 64 rows of 31 queries and 70
-    keys the products and the softmax, written out, took a third of the time in bfloat16.
+    On a CPU the products and the softmax are written out, for as many rows at once as make `FEW_SCORES`: forward and
+    backward took a third of the time of PyTorch's own kernel in bfloat16 (64 rows of 31 queries and 70 keys, and 16 of
+    255 and 303), and as long in float32. Rows too long for that, and other devices, get PyTorch's.
 
     Args:
         query: [R, Lq, heads, D].
@@ -332,19 +333,19 @@ AttentionInterface.register(PACKED, attention)
 AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def packed(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
     """Return the last hidden states [N, H] of N places in one row, by `attention`.
 
     Args:
         model: one that `adopt` returned True for.
-        input_ids, position_ids: [N] int64.
+        input_ids: [N] int64.
         layout: of the N places.
     """
     out = model.get_decoder()(
         input_ids=input_ids[None],
         # A mask of four dimensions is taken as it is, which keeps transformers from making one of [N, N].
         attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
-        position_ids=position_ids[None],
+        position_ids=layout.positions().to(input_ids.device)[None],
         use_cache=False,
         packing=Packing.of(layout, input_ids.device),
     )
@@ -352,7 +353,7 @@ def packed(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, layo
     return hidden
 
 
-def padded(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
     """Return the same as `packed`, for any model: a row for each sequence, prompts repeated, padded on the right.
 
     Padding stands where causal attention cannot see it, so its id does not matter.
@@ -382,17 +383,15 @@ def adopt(model: PreTrainedModel) -> bool:
         model: in its own attention.
     """
     layout = Layout(length=(5, 4, 2, 1, 3, 3, 1, 6), prefix=(-1, 0, 0, 0, -1, 4, 4, -1))
-    starts = [layout.prefix_length(s) for s in range(len(layout.length))]
-    positions = torch.cat([s + torch.arange(n) for s, n in zip(starts, layout.length, strict=True)])
     ids = 1 + 7 * torch.arange(layout.n_places) % (model.config.get_text_config().vocab_size - 1)
-    ids, positions = ids.to(model.device), positions.to(model.device)
-    wanted = padded(model, ids, positions, layout)
+    ids = ids.to(model.device)
+    wanted = padded(model, ids, layout)
     own = model.config._attn_implementation
     try:
         if not set(getattr(model.config.get_text_config(), "layer_types", None) or ()) <= ORDINARY:
             return False
         model.set_attn_implementation(PACKED)
-        found = packed(model, ids, positions, layout)
+        found = packed(model, ids, layout)
         if torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
             return True
     except Exception as error:  # whatever a model does that this attention was not made for

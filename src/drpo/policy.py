@@ -76,7 +76,7 @@ class Policy:
         """[T, H] the states that predict the trained tokens."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             run = packing.packed if self.shares_prompts else packing.padded
-            hidden = run(self.model, micro.input_ids, micro.position_ids, micro.layout)
+            hidden = run(self.model, micro.input_ids, micro.layout)
         return hidden[micro.position].to(self.dtype)
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -229,8 +229,8 @@ class Layout:
 
     Example:
         >>> shared = Layout(length=(5, 2, 3), prefix=(-1, 0, 0))  # a prompt of 5 places and two answers to it
-        >>> shared.prefix_length(2), shared.n_places
-        (5, 10)
+        >>> shared.positions().tolist(), shared.n_places
+        ([0, 1, 2, 3, 4, 5, 6, 5, 6, 7], 10)
     """
 
     length: tuple[int, ...]
@@ -245,6 +245,10 @@ class Layout:
         """Places that stand before the segment's first."""
         return self.length[self.prefix[segment]] if self.prefix[segment] >= 0 else 0
 
+    def positions(self) -> Tensor:
+        """[N] int64; how many places each place's own sequence has before it."""
+        return torch.cat([self.prefix_length(s) + torch.arange(n) for s, n in enumerate(self.length)])
+
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
@@ -254,7 +258,6 @@ class MicroBatch:
 
     Args:
         input_ids: [N] int64; the segments of `layout`, end to end.
-        position_ids: [N] int64; how many tokens stand before each in its own sequence.
         layout: which places attend to which.
         position: [T] int64 in [0, N): where the hidden state stands that predicts the token.
         target: [T] int64; the sampled token ids.
@@ -265,7 +268,6 @@ class MicroBatch:
     """
 
     input_ids: Tensor
-    position_ids: Tensor
     layout: Layout
     position: Tensor
     target: Tensor

@@ -184,10 +184,10 @@ BUGS = (
     Bug(
         17,
         "answers count their positions from 0",
-        "batch.py",
-        "position_ids=torch.cat([s + torch.arange(n)",
-        "position_ids=torch.cat([torch.arange(n)",
-        (TRAINED_IDS, PLAIN_LOGP),
+        "types.py",
+        "torch.cat([self.prefix_length(s) + torch.arange(n)",
+        "torch.cat([torch.arange(n)",
+        (TRAINED_IDS, SAME),
     ),
     Bug(
         7,

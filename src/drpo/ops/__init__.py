@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.objectives.contract import Objective, total
+from drpo.objectives.contract import Objective
 from drpo.ops import chunked
 from drpo.types import Tokens
 
@@ -130,10 +130,8 @@ def _loss_of_all(
     token_weight: Tensor,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The same from log-probabilities that are all there, with autograd going back through them."""
-    tokens = Tokens(logp, behavior_logp, advantage, torch.ones_like(sequence, dtype=torch.bool), sequence)
-    with torch.no_grad():
-        metrics = objective(tokens).metrics
-    return total(objective, tokens, token_weight), logp.detach(), {**metrics, "entropy": entropy.detach()}
+    seen = objective(Tokens(logp, behavior_logp, advantage, torch.ones_like(sequence, dtype=torch.bool), sequence))
+    return (token_weight * seen.loss).sum(), logp.detach(), {**seen.metrics, "entropy": entropy.detach()}
 
 
 def _require_head(

@@ -9,8 +9,8 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 
 from drpo.errors import InputError
 
-# Tokens by which a row's own cache grows. A batch of products over a part of a larger buffer is first copied whole, so
-# the buffer is hardly larger than what is in it; and copying it once in so many steps costs little.
+# Tokens by which a row's own cache grows: attention goes over the whole buffer, so it is hardly larger than what is in
+# it, and it is copied once in so many steps.
 BLOCK = 32
 
 

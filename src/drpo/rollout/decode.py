@@ -29,7 +29,7 @@ LOOK_EVERY = {"cpu": 1}
 LOOK_SELDOM = 8
 
 IDLE_STEPS = 0.5
-"""Work for rows that have ended, in steps of the whole batch, after which dropping them pays: it costs about that."""
+"""Work for rows that have ended, in steps of the whole batch, after which they are dropped; an estimate of the cost."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """How far the grouped attention's logits may be from the model's own, on average, in their standard deviations."""

@@ -7,7 +7,7 @@ from drpo.seeds import derive
 from drpo.types import Sampling
 
 CHUNK_ELEMENTS = 2**22
-"""Most logits that are made float32 at once: larger buffers go back to the system each time and are slow to get."""
+"""Most logits that are made float32 at once, which bounds the memory of a draw."""
 
 BLOCK = 256
 """Tokens whose probabilities are summed in float32 before running sums are taken in float64."""
