@@ -90,6 +90,7 @@ class Sampling:
         temperature: the logits are divided by it; > 0 in training, 0 means greedy and is for evaluation.
         top_p: keep the smallest set of tokens with at least this probability, (0, 1]; 1 in training.
         top_k: keep the k likeliest tokens; 0 means off; 0 in training.
+        top_logprobs: report this many of the likeliest tokens beside each sampled one; what is drawn does not change.
 
     Raises:
         InputError: a value out of its range.
@@ -107,6 +108,7 @@ would not be those of the law that was sampled; set --sampling.top-p 1
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -119,6 +121,8 @@ would not be those of the law that was sampled; set --sampling.top-p 1
             raise InputError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
         if self.top_k < 0:
             raise InputError(f"sampling.top_k={self.top_k}: must be 0 (off) or positive")
+        if self.top_logprobs < 0:
+            raise InputError(f"sampling.top_logprobs={self.top_logprobs}: must be 0 (none) or positive")
 
     def require_trainable(self) -> None:
         """Refuse a law that training cannot correct for: truncated support, temperature 0, or one sample a group."""
@@ -141,6 +145,19 @@ would not be those of the law that was sampled; set --sampling.top-p 1
 
 
 @dataclass(frozen=True, eq=False)
+class TopK:
+    """The likeliest tokens at each of n places, as the sampler saw them.
+
+    Args:
+        ids: [n, K] int64, by falling probability; all different within a place.
+        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the law it draws from.
+    """
+
+    ids: Tensor
+    logp: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Completion:
     """One sampled answer, with the provenance that off-policy training needs.
 
@@ -154,6 +171,7 @@ class Completion:
         finish: "stop" where an EOS ended it, "length" where `max_new_tokens` did.
         sampling: the law it was drawn from.
         version: of the weights that drew it: the number of rollouts trained on before it.
+        top: the sampler's likeliest tokens at each of the N places, where `sampling.top_logprobs` asks for them.
 
     Raises:
         InputError: log-probabilities that are missing, NaN, infinite or positive, or not one per token.
@@ -168,6 +186,7 @@ class Completion:
     finish: Literal["stop", "length"]
     sampling: Sampling
     version: int
+    top: TopK | None = None
 
     def __post_init__(self) -> None:
         who = f"completion {self.sample} of problem {self.problem_id!r}"

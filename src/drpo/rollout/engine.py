@@ -28,6 +28,10 @@ class Engine(Protocol):
         """Take new weights, by parameter name; later completions carry `version`."""
         ...
 
+    def close(self) -> None:
+        """Give back what the engine holds besides memory; it is not used afterwards."""
+        ...
+
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
     """Return the [P] int64 ids of a problem's prompt, through the model's chat template where it has one.
@@ -91,3 +95,6 @@ class ScriptedEngine:
         """Note the version; there are no weights to take."""
         self.version = version
         self.loaded.append(version)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -69,6 +69,9 @@ class TransformersEngine:
             parameter.copy_(state[name])
         self.version = version
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
         """Return `sampling.samples` completions of every problem, problem by problem, in order."""
         prompts = [encode_prompt(self.tokenizer, p) for p in problems]

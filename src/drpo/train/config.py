@@ -19,6 +19,8 @@ from drpo.tasks import Addition, Task
 from drpo.train.update import SCHEDULES, scheduled
 from drpo.types import Sampling
 
+ENGINES = ("transformers", "vllm", "http://HOST:PORT")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -49,7 +51,11 @@ class Run:
         entropy_bonus: coefficient of the entropy bonus; 0 is off.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32; weights stay fp32.
+        engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port.
         rollout_precision: of the sampler's own copy of the weights.
+        refresh_every: steps between hand-overs of the weights to the sampler; 1 keeps it as fresh as it can be.
+        lag: how many steps ahead of training rollouts are sampled; 0 samples each with the newest weights.
+        overlap: sample the rollouts ahead while training; needs a lag of at least 1.
         micro_batch_tokens: most tokens, padding included, that go through the model at once.
         eval_every: steps between evaluations; 0 evaluates before and after only.
         eval_problems: held-out problems.
@@ -84,7 +90,11 @@ class Run:
     entropy_bonus: float = 0.0
     lora_rank: int = 0
     precision: str = "auto"
+    engine: str = "transformers"
     rollout_precision: str = "auto"
+    refresh_every: int = 1
+    lag: int = 0
+    overlap: bool = False
     micro_batch_tokens: int = 4096
     eval_every: int = 0
     eval_problems: int = 200
@@ -95,17 +105,28 @@ class Run:
 
     def __post_init__(self) -> None:
         self.sampling.require_trainable()
-        for name in ("steps", "prompts", "updates", "micro_batch_tokens", "eval_samples", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "prompts",
+            "updates",
+            "refresh_every",
+            "micro_batch_tokens",
+            "eval_samples",
+            "keep_checkpoints",
+        ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("warmup", "lora_rank", "eval_every", "eval_problems", "checkpoint_every"):
+        for name in ("warmup", "lora_rank", "lag", "eval_every", "eval_problems", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name in ("reference_kl", "entropy_bonus", "weight_decay"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
         for name in ("learning_rate", "max_grad_norm"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
         _require(self.updates <= self.prompts, "updates", self.updates, f"at most prompts={self.prompts}")
+        _require(self.lag > 0 or not self.overlap, "overlap", self.overlap, "needs a lag of at least 1; set --lag 1")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must be in [0, 1)")
         _one_of("schedule", self.schedule, SCHEDULES)
+        if not self.engine.startswith(("http://", "https://")):
+            _one_of("engine", self.engine, ENGINES)
         for name in ("precision", "rollout_precision"):
             _one_of(name, getattr(self, name), ("auto", *DTYPES))
 

@@ -67,6 +67,7 @@ class Session:
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
         self._log.rewind(self._done.step)
+        self._stack.callback(self.parts.engine.close)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
         self.watch.started(self.run, self.folder, self._done.step)

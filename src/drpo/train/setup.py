@@ -60,7 +60,7 @@ def assemble(run: Run) -> Parts:
     device = default_device()
     model, tokenizer = models.load(run.model)
     model.to(device)
-    engine = TransformersEngine(model, tokenizer, dtype=resolve_dtype(run.rollout_precision, device))
+    engine = _engine(run, model, tokenizer)
     terms = _terms(run, model)
     policy = Policy(
         model,
@@ -81,6 +81,11 @@ def assemble(run: Run) -> Parts:
         share_prompts=policy.shares_prompts,
     )
     return Parts(policy, optimizer, engine, tokenizer, batching, terms, run.reward or run.task.reward, held_out)
+
+
+def _engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """What samples, with weights of its own."""
+    return TransformersEngine(model, tokenizer, dtype=resolve_dtype(run.rollout_precision, model.device))
 
 
 def _problems(run: Run) -> list[Problem]:
