@@ -165,6 +165,7 @@ def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
 def some_groups() -> list[Group]:
     """Of 3, 1, 2, 0 and 4 marked completions; lengths from 1 to 10; failures and abstentions."""
     made = [[completion([1] * (i + n + 1), problem=f"p{i}", sample=n) for n in range(4)] for i in range(5)]
+    made = [[replace(c, version=(4 * i + n) % 3 % 2) for n, c in enumerate(row)] for i, row in enumerate(made)]
     stopped = {(0, 0), (0, 2), (2, 3), (3, 1), (4, 0), (4, 1), (4, 2)}
     made = [
         [replace(c, finish="stop") if (i, n) in stopped else c for n, c in enumerate(row)] for i, row in enumerate(made)
@@ -184,7 +185,7 @@ def some_groups() -> list[Group]:
 
 def test_rollout_figures_are_the_oracles() -> None:
     groups = some_groups()
-    found = rollout_metrics(groups)
+    found = rollout_metrics(3, groups)
     rewards = np.array([1.0, 0.0, 0.5, 1.0, -0.5, 0.0, 1.0, 1.5, 1.0, 2.0])
     lengths = np.array([[i + n + 1 for n in range(4)] for i in range(5)])
     stopped = np.zeros((5, 4), dtype=bool)
@@ -198,6 +199,8 @@ def test_rollout_figures_are_the_oracles() -> None:
         "length_truncated": lengths[~stopped].mean(),
         "truncated": (~stopped).mean(),
         "sampled_tokens": lengths.sum(),
+        "lag": np.mean([2 - i % 3 % 2 for i in range(20)]),  # the third step, of versions 0 and 1
+        "lag_max": 2,
         "reward_failed": 7,
         "reward_abstained": 3,
     }
@@ -212,7 +215,7 @@ def test_rollout_figures_are_the_oracles() -> None:
 def test_a_length_of_none_is_absent(finish: str) -> None:
     groups = [replace(g, unmarked=()) for g in some_groups()]
     groups = [replace(g, completions=tuple(replace(c, finish=finish) for c in g.completions)) for g in groups]
-    found = rollout_metrics(groups)
+    found = rollout_metrics(3, groups)
     assert ("length_terminated" in found) == (finish == "stop")
     assert ("length_truncated" in found) == (finish == "length")
     assert found["truncated"] == (finish == "length")
@@ -220,8 +223,8 @@ def test_a_length_of_none_is_absent(finish: str) -> None:
 
 def test_the_order_of_groups_does_not_matter() -> None:
     groups = some_groups()
-    found = rollout_metrics(groups)
-    for figure, value in rollout_metrics(groups[::-1]).items():
+    found = rollout_metrics(3, groups)
+    for figure, value in rollout_metrics(3, groups[::-1]).items():
         assert value == pytest.approx(found[figure], rel=1e-12)
 
 
@@ -238,11 +241,11 @@ def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> No
     tokens = replace(tokens, logp=torch.where(wide & tokens.keep, tokens.logp - 1, tokens.logp))  # parts differ in kind
     edges = CUTS[cut]
     stats = [stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
-    record = step_metrics(some_groups(), stats, objective)
+    record = step_metrics(3, some_groups(), stats, objective)
     wanted = oracle(weight, radius, tokens, entropy)
     for figure, value in wanted.items():
         assert record[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
-    assert {k: record[k] for k in ROLLOUT_METRICS} == rollout_metrics(some_groups())
+    assert {k: record[k] for k in ROLLOUT_METRICS} == rollout_metrics(3, some_groups())
     assert record["loss"] == stats[-1].loss
     assert record["learning_rate"] == stats[-1].learning_rate
     assert record["grad_norm"] == max(s.grad_norm for s in stats)
@@ -263,7 +266,7 @@ def test_a_steps_figures_are_its_updates_put_together(objective: Objective) -> N
     tokens = replace(tokens, advantage=(tokens.sequence % 3 - 1).float())
     edges = (0, 70, 560, 700)
     stats = [stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
-    record = step_metrics(some_groups(), stats, objective)
+    record = step_metrics(3, some_groups(), stats, objective)
     updates = record["updates"]
     share = np.array([u["trained_tokens"] for u in updates]) / record["trained_tokens"]
     for figure in ("entropy", "shift_mean", "outside", "held", "weight_mean", "ratio_mean", "k3"):
@@ -274,13 +277,13 @@ def test_a_steps_figures_are_its_updates_put_together(objective: Objective) -> N
 
 
 def test_a_step_without_updates_has_the_rollouts_figures_alone() -> None:
-    record = step_metrics(some_groups(), [], DRPO(0.2))
-    assert record == rollout_metrics(some_groups())
+    record = step_metrics(3, some_groups(), [], DRPO(0.2))
+    assert record == rollout_metrics(3, some_groups())
 
 
 def test_every_figure_is_described() -> None:
     tokens, entropy = random_tokens(100, 2)
-    record = step_metrics(some_groups(), [stats_of(tokens, entropy, slice(0, 100), 0)], DPPO(0.15))
+    record = step_metrics(3, some_groups(), [stats_of(tokens, entropy, slice(0, 100), 0)], DPPO(0.15))
     assert record.keys() == ROLLOUT_METRICS.keys() | TOKEN_METRICS.keys() | UPDATE_METRICS.keys()
 
 

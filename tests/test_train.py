@@ -225,7 +225,7 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
     assert all(m["reward_mean"] == 0.75 for m in per_step)  # "12" scores 1 and "x2" 1/2; the others count nowhere
     failures = [r["failure"] for r in read_records(tmp_path / ROLLOUTS) if r["failure"]]
     assert len(failures) == 8 and all("a multiple of three" in f for f in failures)
-    assert engine.loaded == [0, 1, 2]
+    assert engine.loaded == [0, 1]
 
 
 def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path: Path):

@@ -577,8 +577,8 @@ BUGS = (
         19,
         "a step's figures are those of its last update",
         "train/metrics.py",
-        "record: dict[str, object] = dict(rollout_metrics(groups))",
-        "record: dict[str, object] = dict(rollout_metrics(groups))\n    stats = stats[-1:]",
+        "record: dict[str, object] = dict(rollout_metrics(step, groups))",
+        "record: dict[str, object] = dict(rollout_metrics(step, groups))\n    stats = stats[-1:]",
         (f"{STEP_ORACLE}[drpo-uneven]",),
     ),
     Bug(

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,12 @@ class Progress:
 
 
 def save(
-    folder: Path, progress: Progress, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, keep: int
+    folder: Path,
+    progress: Progress,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint so that a crash at any moment leaves either all of it or none, then drop old ones.
 
@@ -45,6 +50,7 @@ def save(
         trainable: parameters by name.
         optimizer: over these parameters.
         keep: how many of the last stay; the one with the highest score stays too.
+        also: writes more files into the checkpoint's folder.
 
     Returns:
         The checkpoint's folder, `step-NNNNNN`.
@@ -59,6 +65,8 @@ def save(
     moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
     save_file({n: p.detach().contiguous() for n, p in trainable.items()}, scratch / WEIGHTS)
     save_file({"rng:torch": torch.get_rng_state(), **moments}, scratch / OPTIMIZER)
+    if also is not None:
+        also(scratch)
     (scratch / STATE).write_text(json.dumps(vars(progress)))
     for path in [*scratch.iterdir(), scratch]:
         _sync(path)

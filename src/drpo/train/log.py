@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from drpo.types import Completion, Group
+from drpo.types import Completion, Group, Sampling, TopK
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
@@ -83,22 +83,52 @@ def rollout_records(step: int, groups: Sequence[Group]) -> Iterator[dict[str, An
         rows: list[tuple[Completion, float | None, str | None]] = [(c, r, None) for c, r in marked]
         rows += [(u.completion, None, u.failure) for u in group.unmarked]
         for completion, reward, failure in sorted(rows, key=lambda row: row[0].sample):
-            yield {
-                "step": step,
-                "problem": group.problem.id,
-                "sample": completion.sample,
-                "prompt": group.problem.prompt,
-                "answer": group.problem.answer,
-                "text": completion.text,
-                "reward": reward,
-                "failure": failure,
-                "finish": completion.finish,
-                "version": completion.version,
-                "prompt_ids": completion.prompt_ids.tolist(),
-                "token_ids": completion.token_ids.tolist(),
-                # The shortest decimals that give the same float32 back.
-                "behavior_logp": [float(str(x)) for x in completion.behavior_logp.numpy()],
-            }
+            about = {"prompt": group.problem.prompt, "answer": group.problem.answer}
+            yield {"step": step, **about, "reward": reward, "failure": failure, **_completion_record(completion)}
+
+
+def _completion_record(completion: Completion) -> dict[str, Any]:
+    return {
+        "problem": completion.problem_id,
+        "sample": completion.sample,
+        "text": completion.text,
+        "finish": completion.finish,
+        "version": completion.version,
+        "prompt_ids": completion.prompt_ids.tolist(),
+        "token_ids": completion.token_ids.tolist(),
+        # The shortest decimals that give the same float32 back.
+        "behavior_logp": [float(str(x)) for x in completion.behavior_logp.numpy()],
+    }
+
+
+def in_flight_record(completion: Completion) -> dict[str, Any]:
+    """Return all of a completion that `completion_of` needs, as plain JSON values."""
+    top = completion.top
+    likeliest = {} if top is None else {"top_ids": top.ids.tolist(), "top_logp": top.logp.tolist()}
+    return _completion_record(completion) | likeliest
+
+
+def completion_of(record: Mapping[str, Any], sampling: Sampling) -> Completion:
+    """Return the completion of an `in_flight_record`, to the bit.
+
+    Raises:
+        KeyError, ValueError, TypeError, InputError: it is not such a record.
+    """
+    top = None
+    if "top_ids" in record:
+        top = TopK(torch.tensor(record["top_ids"]), torch.tensor(record["top_logp"], dtype=torch.float32))
+    return Completion(
+        problem_id=record["problem"],
+        sample=record["sample"],
+        prompt_ids=torch.tensor(record["prompt_ids"]),
+        token_ids=torch.tensor(record["token_ids"]),
+        behavior_logp=torch.tensor(record["behavior_logp"], dtype=torch.float32),
+        text=record["text"],
+        finish=record["finish"],
+        sampling=sampling,
+        version=record["version"],
+        top=top,
+    )
 
 
 class Clock:

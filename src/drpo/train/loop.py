@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from drpo.batch import make_batches
-from drpo.tasks import sample_unseen
 from drpo.train.config import Run, learning_rate
 from drpo.train.score import score
 from drpo.train.session import Session
@@ -27,14 +26,14 @@ def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | N
         FloatingPointError: a gradient was not finite; the step was not taken.
     """
     parts = parts or assemble(run)
-    policy, optimizer, engine = parts.policy, parts.optimizer, parts.engine
+    policy, optimizer = parts.policy, parts.optimizer
     with Session(run, folder, parts, watch or Silent()) as session:
-        engine.load(policy.state(), version=session.step)
         session.evaluate_at_start()
         for step in session.steps():
+            with session.phase("sync"):
+                session.rollouts.refresh(policy.state, version=step)
             with session.phase("rollout"):
-                problems = sample_unseen(run.task, parts.held_out, run.prompts, step, run.seed)
-                completions = engine.generate(problems, run.sampling, seed=(run.seed, step))
+                problems, completions = session.rollouts.take(step)
             with session.phase("reward"):
                 groups = score(problems, completions, session.rewards)
             with session.phase("update"):
@@ -44,7 +43,5 @@ def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | N
                     update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
-            with session.phase("sync"):
-                engine.load(policy.state(), version=step + 1)
             session.finish_step(groups, stats)
     return session.summary

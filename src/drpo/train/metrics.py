@@ -21,6 +21,8 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
     "truncated": "share of completions cut at max_new_tokens",
     "sampled_tokens": "tokens sampled",
+    "lag": "mean age of the weights that sampled the completions: steps trained since",
+    "lag_max": "age of the oldest",
     "reward_failed": "completions left out because their reward raised, timed out or was not a number",
     "reward_abstained": "completions left out because their reward returned None",
 }
@@ -49,8 +51,8 @@ UPDATE_METRICS: Mapping[str, str] = {
 }
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Return the figures of `ROLLOUT_METRICS` for one rollout."""
+def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
+    """Return the figures of `ROLLOUT_METRICS` for the rollout of a step, counted from 1."""
     rewards = torch.cat([g.rewards for g in groups]).double()
     marked = [g for g in groups if len(g.rewards)]
     unmarked = [u for g in groups for u in g.unmarked]
@@ -62,6 +64,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
         "truncated": sum(c.finish == "length" for c in completions) / len(completions),
         "sampled_tokens": sum(len(c.token_ids) for c in completions),
+        "lag": sum(step - 1 - c.version for c in completions) / len(completions),
+        "lag_max": max(step - 1 - c.version for c in completions),
         "reward_failed": sum(u.failure is not None for u in unmarked),
         "reward_abstained": sum(u.failure is None for u in unmarked),
     }
@@ -120,15 +124,16 @@ def _kept(tokens: Tokens, entropy: Tensor) -> tuple[Tokens, Tensor]:
     return replace(tokens, **columns), entropy[tokens.keep]
 
 
-def step_metrics(groups: Sequence[Group], stats: Sequence[Stats], objective: Objective) -> dict[str, object]:
+def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], objective: Objective) -> dict[str, object]:
     """Return one step's record: the rollout's figures, its tokens' over all updates, and each update's under "updates".
 
     Args:
+        step: counted from 1.
         groups: of the rollout.
         stats: of its updates, in order.
         objective: what was trained with.
     """
-    record: dict[str, object] = dict(rollout_metrics(groups))
+    record: dict[str, object] = dict(rollout_metrics(step, groups))
     if stats:
         starts = accumulate((int(s.tokens.sequence.max()) + 1 if len(s.entropy) else 0 for s in stats), initial=0)
         # Every update numbers its completions from 0.

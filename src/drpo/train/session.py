@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from drpo.train.config import Run, from_json, to_json
 from drpo.train.evaluate import evaluate
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, Clock, RunLog, environment, rollout_records
 from drpo.train.metrics import step_metrics
+from drpo.train.rollouts import Rollouts
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
 from drpo.train.summary import summarise
@@ -43,6 +45,7 @@ class Session:
     def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher) -> None:
         self.run, self.folder, self.parts, self.watch = run, folder, parts, watch
         self.rewards = RewardPool(parts.reward)
+        self.rollouts = Rollouts(run, parts.engine, parts.held_out)
         self.summary: dict[str, Any] = {}
         self._log = RunLog(folder)
         self._clock = Clock()
@@ -66,8 +69,10 @@ class Session:
         last = checkpoint.latest(self.folder / CHECKPOINTS)
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
+            self.rollouts.restore(last, self._done.step)
         self._log.rewind(self._done.step)
         self._stack.callback(self.parts.engine.close)
+        self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
         self.watch.started(self.run, self.folder, self._done.step)
@@ -99,9 +104,9 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase of the step and say that it began; from the update on, the weights are between two steps."""
+        """Time a phase of the step and say that it began; in the update the weights are between two steps."""
         self.watch.phase(name)
-        self._between_steps = name in ("rollout", "reward")
+        self._between_steps = name != "update"
         with self._clock(name):
             yield
 
@@ -115,7 +120,7 @@ class Session:
             score=None,
         )
         self._done, self._between_steps = done, True
-        metrics = {"step": done.step, **step_metrics(groups, stats, self.run.objective)}
+        metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective)}
         self._log.write(ROLLOUTS, *rollout_records(done.step, groups))
         self._log.write(METRICS, metrics)
         self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
@@ -144,10 +149,10 @@ class Session:
         if not self.parts.held_out:
             return
         sampling = replace(self.run.sampling, samples=self.run.eval_samples)
+        step = self._done.step
         with self._aside("evaluation"):
-            result, _ = evaluate(
-                self.parts.engine, self.parts.held_out, sampling, self.rewards, seed=self.run.seed, step=self._done.step
-            )
+            engine = self.rollouts.current(self.parts.policy.state, version=step)
+            result, _ = evaluate(engine, self.parts.held_out, sampling, self.rewards, seed=self.run.seed, step=step)
         self._done = replace(self._done, score=result.accuracy)
         self._log.write(EVALUATIONS, asdict(result))
         self.watch.evaluated(result)
@@ -156,7 +161,8 @@ class Session:
         policy, optimizer, keep = self.parts.policy, self.parts.optimizer, self.run.keep_checkpoints
         with self._aside("checkpoint"):
             self._log.sync()
-            checkpoint.save(self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep)
+            also = partial(self.rollouts.save, step=self._done.step)
+            checkpoint.save(self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, also)
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""

@@ -9,6 +9,9 @@ from drpo.objectives import spell
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, TIMING, peak_memory, read_records
 
+PHASES = ("sync", "rollout", "reward", "update")
+"""What a step is made of."""
+
 
 def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str, Any]:
     """Return a run's summary from what it wrote: accuracy before and after, work done, seconds, memory.
@@ -38,7 +41,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str
         "trained_tokens": sum(m.get("trained_tokens", 0) for m in metrics),
         "reward_failed": sum(m["reward_failed"] for m in metrics),
         "seconds": _seconds(timing),
-        "training_seconds": sum(v for k, v in _seconds(timing).items() if k in ("rollout", "reward", "update", "sync")),
+        "training_seconds": sum(v for k, v in _seconds(timing).items() if k in PHASES),
         "peak_memory_bytes": peak_memory(),
     }
 

@@ -1,0 +1,151 @@
+"""The rollouts of a run, in order: which weights each is sampled with, and which are sampled ahead of training.
+
+Rollout s is sampled when step s - lag begins, with the weights that the engine then has, and the engine is given new
+weights when a step begins whose number is a multiple of `refresh_every`. So completions are at most
+lag + refresh_every - 1 steps old, however long anything takes, and sampling in the background changes nothing.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import groupby, takewhile
+from pathlib import Path
+from types import TracebackType
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.rollout import Engine
+from drpo.tasks import sample_unseen
+from drpo.train.config import Run
+from drpo.train.log import completion_of, in_flight_record, read_records
+from drpo.types import Completion, Problem
+
+IN_FLIGHT, OLD_WEIGHTS = "in_flight.jsonl", "old_weights.safetensors"
+
+Rollout = tuple[list[Problem], list[Completion]]
+
+
+class Rollouts:
+    """Hands a step its completions, and the engine its weights.
+
+    Args:
+        run: says how stale completions may be, and whether they are sampled in the background.
+        engine: samples; nobody else may call it meanwhile.
+        held_out: problems that training never samples.
+    """
+
+    def __init__(self, run: Run, engine: Engine, held_out: Sequence[Problem]) -> None:
+        self._run, self._engine, self._held_out = run, engine, held_out
+        self._ahead: deque[Future[Rollout]] = deque()
+        self._next = 0  # the first rollout that is not yet begun
+        self._loaded: int | None = None  # version of the weights that the engine has
+        self._old: tuple[Mapping[str, Tensor], int] | None = None  # those it samples with, where training has moved on
+        self._thread = ThreadPoolExecutor(1, "rollout") if run.overlap else None
+
+    def __enter__(self) -> "Rollouts":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def refresh(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
+        """Give the engine the weights that this step's rollouts are to be sampled with.
+
+        Args:
+            state: returns the policy's weights as they are.
+            version: of these weights: steps done.
+        """
+        self.settle()
+        if self._run.refresh_every == 1:
+            self._load(state, version)
+            return
+        if self._old is None or version % self._run.refresh_every == 0:
+            self._old = ({name: value.clone() for name, value in state().items()}, version)
+        old, age = self._old
+        self._load(lambda: old, age)
+
+    def take(self, step: int) -> Rollout:
+        """Return the step's problems and completions, after beginning those of the rollout `lag` steps ahead.
+
+        Raises:
+            Whatever the engine raised while it sampled them.
+        """
+        while self._next <= min(step + self._run.lag, self._run.steps - 1):
+            self._ahead.append(self._begin(self._next))
+            self._next += 1
+        self._ahead[0].result()  # one that failed stays where it is, so that what follows keeps its number
+        return self._ahead.popleft().result()
+
+    def settle(self) -> None:
+        """Wait for what is being sampled: it must end with the weights that it began with."""
+        wait(self._ahead)
+
+    def current(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> Engine:
+        """Return the engine with the policy's present weights, for an evaluation."""
+        self.settle()
+        self._load(state, version)
+        return self._engine
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write what only weights of the past could draw again: rollouts sampled ahead, and those weights.
+
+        A rollout that failed is left out, with those after it: a resumed run samples them with the weights it has.
+        """
+        self.settle()
+        done = takewhile(lambda rollout: rollout.exception() is None, self._ahead)
+        records = [{"rollout": i, **in_flight_record(c)} for i, r in enumerate(done) for c in r.result()[1]]
+        if records:
+            (folder / IN_FLIGHT).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        if self._old is not None and step % self._run.refresh_every:
+            state, version = self._old
+            save_file(dict(state), folder / OLD_WEIGHTS, metadata={"version": str(version)})
+
+    def restore(self, folder: Path, step: int) -> None:
+        """Go on as `save` left it in the folder of a checkpoint after `step` steps.
+
+        Raises:
+            InputError: what stands there cannot be read.
+        """
+        try:
+            records = read_records(folder / IN_FLIGHT)
+            ahead = [
+                (self._problems(step + i), [completion_of(r, self._run.sampling) for r in of_one])
+                for i, of_one in groupby(records, key=lambda r: int(r["rollout"]))
+            ]
+            if (folder / OLD_WEIGHTS).exists():
+                with safe_open(folder / OLD_WEIGHTS, "pt") as held:
+                    state = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
+                    self._old = (state, int(held.metadata()["version"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"checkpoint {folder} cannot be read: {error}") from None
+        self._ahead = deque(map(_done, ahead))
+        self._next = step + len(ahead)
+
+    def _problems(self, step: int) -> list[Problem]:
+        return sample_unseen(self._run.task, self._held_out, self._run.prompts, step, self._run.seed)
+
+    def _begin(self, step: int) -> Future[Rollout]:
+        return _done(self._draw(step)) if self._thread is None else self._thread.submit(self._draw, step)
+
+    def _draw(self, step: int) -> Rollout:
+        problems = self._problems(step)
+        return problems, self._engine.generate(problems, self._run.sampling, seed=(self._run.seed, step))
+
+    def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
+        if self._loaded != version:
+            self._loaded = None  # unknown, should the hand-over fail
+            self._engine.load(state(), version)
+            self._loaded = version
+
+
+def _done(rollout: Rollout) -> Future[Rollout]:
+    future: Future[Rollout] = Future()
+    future.set_result(rollout)
+    return future

@@ -1,0 +1,237 @@
+"""Staleness: which weights sample which rollout, in turn or in the background, and after a crash."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import worlds
+from drpo.rollout import ScriptedEngine
+from drpo.train import checkpoint
+from drpo.train.config import Run, to_json
+from drpo.train.log import METRICS, ROLLOUTS, read_records
+from drpo.train.loop import train
+from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
+from drpo.train.session import CHECKPOINTS
+from drpo.train.setup import Parts, assemble
+from drpo.train.watch import Silent
+from drpo.types import Completion, Problem, Sampling
+from test_train import assert_same_run
+from worlds import tiny_run
+
+SCHEDULES = [(0, 1), (1, 1), (2, 1), (0, 3), (1, 2), (2, 3)]
+"""(lag, refresh_every)."""
+
+
+def version_of(step: int, lag: int, refresh_every: int) -> int:
+    """By the definition: sampled when step - lag begins, with the weights of the last hand-over."""
+    begun = max(step - lag, 0)
+    return begun - begun % refresh_every
+
+
+def scripted(run: Run, **changes: object) -> Parts:
+    parts = assemble(run)
+    return replace(parts, engine=ScriptedEngine(parts.tokenizer, lambda p, i: f"{p.prompt}{i}" * (i + 1)), **changes)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(("lag", "refresh_every"), SCHEDULES)
+def test_every_rollout_is_sampled_with_the_weights_it_should_be(
+    tmp_path: Path, lag: int, refresh_every: int, overlap: bool
+) -> None:
+    run = tiny_run(steps=7, lag=lag, refresh_every=refresh_every, overlap=overlap and lag > 0, eval_problems=0)
+    parts = scripted(run)
+    train(run, tmp_path, parts=parts)
+    seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
+    wanted = {step: version_of(step, lag, refresh_every) for step in range(7)}
+    assert seen == wanted
+    metrics = read_records(tmp_path / METRICS)
+    assert [m["lag"] for m in metrics] == [m["lag_max"] for m in metrics] == [s - v for s, v in wanted.items()]
+    assert max(m["lag_max"] for m in metrics) <= lag + refresh_every - 1
+    assert parts.engine.loaded == sorted({0, *range(0, 7, refresh_every)})
+
+
+class Spy:
+    """Notes how the weights that the engine samples with differ from those of its version."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.engine, self.policy = parts.engine, parts.policy
+        self.weights: dict[int, dict[str, Tensor]] = {}
+        self.used: list[tuple[int, bool]] = []
+
+    def generate(
+        self, problems: Sequence[Problem], sampling: Sampling, seed: tuple[int | str, ...]
+    ) -> list[Completion]:
+        truth = self.weights[self.engine.version]
+        own = dict(self.engine.model.named_parameters())
+        self.used.append((self.engine.version, all(torch.equal(truth[n], own[n]) for n in truth)))
+        return self.engine.generate(problems, sampling, seed)
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        kept = {name: value.clone() for name, value in state.items()}
+        before = self.weights.setdefault(version, kept)
+        assert all(torch.equal(before[n], kept[n]) for n in kept), f"other weights under version {version}"
+        self.engine.load(state, version)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.mark.parametrize(("lag", "refresh_every"), SCHEDULES)
+def test_an_evaluation_sees_the_newest_weights_and_leaves_the_old_ones(
+    tmp_path: Path, lag: int, refresh_every: int
+) -> None:
+    run = tiny_run(steps=5, lag=lag, refresh_every=refresh_every, eval_every=1, learning_rate=1e-2)
+    spied = Spy(parts := assemble(run))
+    train(run, tmp_path, parts=replace(parts, engine=spied))
+    assert all(right for _, right in spied.used)
+    seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
+    assert seen == {step: version_of(step, lag, refresh_every) for step in range(5)}
+    evaluated = [spied.weights[v] for v in range(6)]  # one of each version, all different
+    assert all(any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(evaluated))
+
+
+class Slow:
+    """Takes its time, now and then."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.engine = engine
+
+    def generate(
+        self, problems: Sequence[Problem], sampling: Sampling, seed: tuple[int | str, ...]
+    ) -> list[Completion]:
+        time.sleep(0.02 * (int(seed[-1]) % 3))
+        return self.engine.generate(problems, sampling, seed)
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        self.engine.load(state, version)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.mark.parametrize("engine", ["scripted", "transformers"])
+@pytest.mark.parametrize(("lag", "refresh_every"), [(1, 1), (2, 2)])
+def test_in_the_background_is_the_same_run_bit_for_bit(
+    tmp_path: Path, engine: str, lag: int, refresh_every: int
+) -> None:
+    for overlap in (False, True):
+        run = tiny_run(steps=6, lag=lag, refresh_every=refresh_every, overlap=overlap, eval_every=2)
+        parts = assemble(run)
+        if engine == "scripted":
+            parts = scripted(run)
+            parts = replace(parts, engine=Slow(parts.engine))
+        train(run, tmp_path / str(overlap), parts=parts)
+    assert_same_run(tmp_path / "True", tmp_path / "False")
+
+
+class Meeting(Silent):
+    """Opens a door when an update begins."""
+
+    def __init__(self) -> None:
+        self.door = threading.Event()
+
+    def phase(self, name: str) -> None:
+        if name == "update":
+            self.door.set()
+
+
+def test_the_next_rollout_is_sampled_while_this_one_is_trained_on(tmp_path: Path) -> None:
+    """The engine's second call waits for an update to begin, which in turn it could not."""
+    watch, met = Meeting(), []
+    run = tiny_run(steps=3, lag=1, overlap=True, eval_problems=0)
+    parts = scripted(run)
+
+    def script(problem: Problem, sample: int) -> str:
+        if problem.id.startswith("1-"):
+            met.append(watch.door.wait(20))
+        return "1"
+
+    parts.engine.script = script
+    train(run, tmp_path, watch, parts)
+    assert met and all(met)
+
+
+KILLED = """
+import json, os, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(int(sys.argv[4]))
+from drpo.train.config import from_json
+from drpo.train.loop import train
+from drpo.train.watch import Silent
+class Kill(Silent):
+    steps = 0
+    def stepped(self, step, *_): self.steps = step
+    def phase(self, name):
+        if self.steps == 5 and name == "update": os.kill(os.getpid(), 9)
+train(from_json(json.loads(sys.argv[3])), pathlib.Path(sys.argv[2]), Kill())
+"""
+
+
+@pytest.mark.parametrize(("lag", "refresh_every", "overlap"), [(1, 1, True), (0, 3, False), (2, 3, True)])
+def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, refresh_every: int, overlap: bool) -> None:
+    """A checkpoint in mid-refresh, with rollouts in flight: they and the old weights come back."""
+    run = tiny_run(steps=8, lag=lag, refresh_every=refresh_every, overlap=overlap, checkpoint_every=4, eval_every=4)
+    train(run, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    script = [sys.executable, "-c", KILLED, str(Path(worlds.__file__).parent), str(folder), json.dumps(to_json(run))]
+    done = subprocess.run([*script, str(torch.get_num_threads())], check=False, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL
+    last = checkpoint.latest(folder / CHECKPOINTS)
+    assert last is not None and last.name == "step-000004"
+    assert (last / IN_FLIGHT).exists() == (lag > 0)
+    assert (last / OLD_WEIGHTS).exists() == (refresh_every > 1)
+    assert train(run, folder)["finished"]
+    assert_same_run(tmp_path / "whole", folder)
+
+
+class Dying:
+    """Dies while it samples the rollout of a step, or while it is given weights."""
+
+    def __init__(self, engine: ScriptedEngine, step: int, where: str) -> None:
+        self.engine, self.step, self.where = engine, step, where
+
+    def generate(
+        self, problems: Sequence[Problem], sampling: Sampling, seed: tuple[int | str, ...]
+    ) -> list[Completion]:
+        if self.where == "generate" and seed[-1] == self.step and seed[0] != "evaluation":
+            raise ConnectionError("the sampler is gone")
+        return self.engine.generate(problems, sampling, seed)
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        if self.where == "load" and version == self.step:
+            raise ConnectionError("the sampler is gone")
+        self.engine.load(state, version)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.mark.parametrize(("lag", "overlap"), [(0, False), (1, False), (1, True)])
+@pytest.mark.parametrize("where", ["generate", "load"])
+def test_a_sampler_that_dies_costs_no_finished_step(tmp_path: Path, where: str, lag: int, overlap: bool) -> None:
+    run = tiny_run(steps=6, lag=lag, overlap=overlap)
+    train(run, tmp_path / "whole", parts=scripted(run))
+    parts = scripted(run)
+    with pytest.raises(ConnectionError, match="the sampler is gone"):
+        train(run, tmp_path / "died", parts=replace(parts, engine=Dying(parts.engine, 3, where)))
+    last = checkpoint.latest(tmp_path / "died" / CHECKPOINTS)
+    finished = len(read_records(tmp_path / "died" / METRICS))
+    assert last is not None and last.name == f"step-{finished:06d}"
+    assert finished == (3 if where == "load" or overlap or lag == 0 else 2)  # in turn, rollout 3 is sampled at step 2
+    train(run, tmp_path / "died", parts=scripted(run))
+    assert len(read_records(tmp_path / "died" / METRICS)) == 6
+    if lag == 0:  # otherwise what could not be sampled is sampled with newer weights
+        assert_same_run(tmp_path / "whole", tmp_path / "died")
