@@ -29,6 +29,7 @@ RANK = {
     "policy": 7,
     "train": 8,
     "recipes": 9,
+    "doctor": 9,
     "report": 10,
     "cli": 11,
     "__main__": 12,

@@ -4,12 +4,13 @@ import difflib
 import io
 import re
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, field, fields, make_dataclass
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from drpo.errors import InputError
+from drpo.train.config import SPELLED, Run, from_json, to_json
 from drpo.types import Sampling
 
 Options = TypeVar("Options")
@@ -40,6 +41,27 @@ def parse(
         hint = f"did you mean {close[0]!r}?" if close else f"see {prog} --help"
         raise InputError(f"unknown option {unknown[0]!r}; {hint}")
     return parsed
+
+
+def overridden(run: Run, arguments: list[str], prog: str, others: type[Options]) -> tuple[Run, Options]:
+    """Apply `--field value` overrides to a recipe's run, and read the options of a dataclass besides."""
+    defaults = to_json(run)
+    helps = described(Run)
+    columns: list[Any] = []
+    for f in fields(Run):
+        value = getattr(run, f.name)
+        kind: Any = str if f.name in SPELLED and value is not None else str | None if f.name in SPELLED else f.type
+        shown = value if f.name not in SPELLED else defaults[f.name]
+        columns.append((f.name, Annotated[kind, tyro.conf.arg(help=helps[f.name])], field(default=shown)))
+    for f in fields(others):  # type: ignore[arg-type]
+        help_text = described(others)[f.name]
+        columns.append((f.name, Annotated[f.type, tyro.conf.arg(help=help_text)], field(default=f.default)))
+    flat = make_dataclass("Fields", columns, frozen=True)
+    given: Any = parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
+    record = {f.name: getattr(given, f.name) for f in fields(Run)}
+    record["sampling"] = vars(record["sampling"])
+    options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
+    return from_json(record), options
 
 
 def _one_line(box: str) -> str:

@@ -1,23 +1,25 @@
 """`drpo train` and `drpo recipes`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from drpo.cli.options import described, parse
+from drpo import doctor
+from drpo.cli.doctor import print_finding
+from drpo.cli.options import overridden, parse
 from drpo.errors import InputError
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
 from drpo.train import loop
-from drpo.train.config import SPELLED, Run, from_json, to_json
+from drpo.train.config import Run
 from drpo.train.session import MODEL, load_run
+from drpo.train.setup import Parts, assemble
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class TrainOptions:
     Args:
         out: folder of the run; default runs/NAME, with a number behind it where that is taken.
         plain: plain lines in place of the live table.
+        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
     """
 
     out: Path | None = None
     plain: bool = False
+    doctor: bool = True
 
 
 def train(arguments: list[str]) -> int:
@@ -46,7 +50,7 @@ def train(arguments: list[str]) -> int:
             print("drpo train RECIPE [--FIELD VALUE ...]\ndrpo train --resume RUN\n\nrecipes:")
             return recipes([])
         raise InputError(f"train: name a recipe first; known: {', '.join(RECIPES)}")
-    run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}")
+    run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}", TrainOptions)
     folder = options.out or _free_folder(Path("runs") / run.name)
     if (folder / "config.json").exists():
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
@@ -57,11 +61,34 @@ def _run(run: Run, folder: Path, options: TrainOptions) -> int:
     transformers_logging.disable_progress_bar()
     console = Console()
     live = console.is_terminal and not options.plain
+    parts = assemble(run)
+    if options.doctor and not _sound(run, parts, console):
+        return 1
     with LiveConsole(console) if live else PlainConsole(console) as watch:
-        summary = loop.train(run, folder, watch)
+        summary = loop.train(run, folder, watch, parts)
     picture = draw_run(folder, run)
     _conclude(console, folder, summary, picture)
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
+
+
+def _sound(run: Run, parts: Parts, console: Console) -> bool:
+    """Whether training may begin; says what is worth a note, and what is broken."""
+    with console.status("checking that the numbers are sound; --no-doctor goes without"):
+        findings = list(doctor.examine(run, parts, doctor.QUICK))
+    shown = [f for f in findings if f.verdict != "ok"]
+    sound = sum(f.verdict == "ok" for f in findings)
+    console.print(f"doctor: {sound} of {len(findings)} checks sound", highlight=False)
+    for finding in shown:
+        print_finding(console, finding)
+    broken = [f.check for f in findings if f.verdict == "broken"]
+    if broken:
+        parts.engine.close()
+        console.print(
+            f"not trained, because of {', '.join(broken)}; `drpo doctor` says more, --no-doctor trains anyway",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return not broken
 
 
 def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], picture: Path) -> None:
@@ -96,24 +123,3 @@ def recipes(arguments: list[str]) -> int:
     for name, make in RECIPES.items():
         print(f"  {name:<{width}}  {(make.__doc__ or '').splitlines()[0]}")
     return 0
-
-
-def overridden(run: Run, arguments: list[str], prog: str) -> tuple[Run, TrainOptions]:
-    """Apply `--field value` overrides to a recipe's run."""
-    defaults = to_json(run)
-    helps = described(Run)
-    columns: list[Any] = []
-    for f in fields(Run):
-        value = getattr(run, f.name)
-        kind: Any = str if f.name in SPELLED and value is not None else str | None if f.name in SPELLED else f.type
-        shown = value if f.name not in SPELLED else defaults[f.name]
-        columns.append((f.name, Annotated[kind, tyro.conf.arg(help=helps[f.name])], field(default=shown)))
-    for f in fields(TrainOptions):
-        help_text = described(TrainOptions)[f.name]
-        columns.append((f.name, Annotated[f.type, tyro.conf.arg(help=help_text)], field(default=f.default)))
-    flat = make_dataclass("Fields", columns, frozen=True)
-    given: Any = parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
-    record = {f.name: getattr(given, f.name) for f in fields(Run)}
-    record["sampling"] = vars(record["sampling"])
-    options = TrainOptions(**{f.name: getattr(given, f.name) for f in fields(TrainOptions)})
-    return from_json(record), options

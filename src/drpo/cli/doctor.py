@@ -1,0 +1,67 @@
+"""`drpo doctor`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.text import Text
+from transformers.utils import logging as transformers_logging
+
+from drpo import doctor as rooms
+from drpo.cli.options import overridden
+from drpo.doctor import Finding, Verdict
+from drpo.recipes import find
+from drpo.train.setup import assemble
+
+STYLES: Mapping[Verdict, str] = {"ok": "green", "note": "yellow", "broken": "bold red"}
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """How much is looked at, and how it is said.
+
+    Args:
+        quick: the shorter form, which every training run begins with.
+        json: print the findings as JSON.
+    """
+
+    quick: bool = False
+    json: bool = False
+
+
+def doctor(arguments: list[str]) -> int:
+    """`drpo doctor [RECIPE] [overrides]`; 1 where something is broken."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
+    run, options = overridden(find(recipe), rest, f"drpo doctor {recipe}", DoctorOptions)
+    transformers_logging.disable_progress_bar()
+    console = Console(stderr=options.json)
+    findings: list[Finding] = []
+    with console.status(f"looking at {recipe}: {run.model}, {run.engine}") as waiting:
+        parts = assemble(run)
+        try:
+            for finding in rooms.examine(run, parts, rooms.QUICK if options.quick else rooms.THOROUGH):
+                findings.append(finding)
+                waiting.update(f"{len(findings)} checks done")
+                if not options.json:
+                    print_finding(console, finding)
+        finally:
+            parts.engine.close()
+    broken = [f.check for f in findings if f.verdict == "broken"]
+    if options.json:
+        print(json.dumps({"sound": not broken, "findings": [asdict(f) for f in findings]}, indent=2))
+    else:
+        said = f"broken: {', '.join(broken)}" if broken else f"{recipe} is sound on this machine"
+        console.print(said, style=STYLES["broken" if broken else "ok"], highlight=False)
+    return 1 if broken else 0
+
+
+def print_finding(console: Console, finding: Finding) -> None:
+    """Print a line for a finding, and one for what to do about it."""
+    line = Text(f"{finding.verdict:<6} ", style=STYLES[finding.verdict])
+    line.append(f"{finding.check:<12} ", style="bold")
+    line.append(f"{finding.figure} (wanted: {finding.budget})", style="default")
+    console.print(line, soft_wrap=True)
+    if finding.advice:
+        console.print(Text(f"       -> {finding.advice}", style=STYLES[finding.verdict]), soft_wrap=True)

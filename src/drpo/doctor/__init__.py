@@ -1,0 +1,88 @@
+"""The doctor: is what this machine would train on sound? A line per check: its figure, its budget, a remedy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from drpo.doctor import law, machine, marking, sync, tokens
+from drpo.doctor.evidence import Evidence, at_temperature, gather
+from drpo.doctor.finding import Finding, Verdict
+from drpo.models import stop_ids
+from drpo.objectives import region_radius
+from drpo.train.config import Run
+from drpo.train.setup import Parts
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is looked at.
+
+    Args:
+        prompts, samples, new_tokens: of the completions that the numbers are judged on.
+        answers: problems that the reward is tried on.
+        gradients: whether gradients are compared, not log-probabilities alone.
+    """
+
+    prompts: int
+    samples: int
+    new_tokens: int
+    answers: int
+    gradients: bool
+
+
+THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, gradients=True)
+QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, gradients=False)
+
+
+def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
+    """Yield what each check finds; the weights, the optimiser and the random numbers stay as they are.
+
+    Args:
+        run: what is to be trained.
+        parts: made from it, untrained.
+        size: how much to look at.
+    """
+    policy, engine = parts.policy, parts.engine
+    stop = sorted(stop_ids(policy.model, parts.tokenizer))
+    problems = run.task.sample(max(size.prompts, size.answers), 0, run.seed)
+    # Only so long a prompt and a completion are looked at: it is the numbers that matter.
+    sampling = replace(
+        run.sampling, samples=size.samples, max_new_tokens=min(size.new_tokens, run.sampling.max_new_tokens)
+    )
+    engine.load(policy.state(), version=0)
+
+    def look(temperature: float, prompts: int) -> Evidence:
+        how = replace(sampling, temperature=temperature)
+        return gather(policy, engine, problems[:prompts], how, stop, run.seed)
+
+    seen = look(run.sampling.temperature, size.prompts)
+    group = [c for c in seen.completions if c.problem_id == seen.completions[0].problem_id]
+    yield law.ratio(seen, region_radius(run.objective))
+    yield law.alignment(seen)
+    yield law.draws(seen)
+    yield law.support(seen)
+    if run.sampling.temperature != 1:
+        yield law.temperature(seen)
+    elif size.gradients:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
+        with at_temperature(policy, 0.6):
+            other = look(0.6, max(2, size.prompts // 2))
+        yield law.temperature(other)
+        yield replace(law.draws(other), check="draws at 0.6")
+    yield tokens.stops(seen, stop, parts.tokenizer, sampling.max_new_tokens)
+    yield tokens.round_trip(policy, seen, problems[: size.prompts], parts.tokenizer)
+    usual = float((seen.logp - seen.behavior_logp).abs().mean())
+    short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
+    yield sync.canary(policy, engine, problems, short, usual)
+    yield machine.paths(policy, group[:2], size.gradients)
+    yield machine.region(run.objective, seen)
+    longest = max(len(c.prompt_ids) for c in seen.completions)
+    yield machine.memory(
+        policy,
+        group,
+        micro_batch_tokens=run.micro_batch_tokens,
+        rows=run.prompts * run.sampling.samples,
+        row_tokens=longest + run.sampling.max_new_tokens,
+    )
+    yield marking.reward(parts.reward, problems[: size.answers])
+
+
+__all__ = ["QUICK", "THOROUGH", "Finding", "Size", "Verdict", "examine"]

@@ -1,0 +1,158 @@
+"""What most checks look at: a few completions, the trainer's log-probabilities of them, and the plain model's law."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drpo import advantages
+from drpo.batch import Batching, make_batches
+from drpo.policy import Policy
+from drpo.reductions import token_mean
+from drpo.rollout import Engine
+from drpo.seeds import derive
+from drpo.types import Completion, Group, MicroBatch, Problem, Sampling
+
+RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20, 40, 50, 100}))  # to 953
+"""Ranks k at which the mass beyond the k likeliest tokens is noted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """T sampled tokens, completion by completion; every tensor [T] but `beyond`, log-probabilities in nats.
+
+    Args:
+        completions: whose tokens they are.
+        temperature: they were to be sampled at.
+        behavior_logp: as the engine reported it.
+        logp: as the trainer computes it: packed, prompts shared, fused head.
+        plain: as the plain model says: one row per completion, no sharing, all logits, at the temperature.
+        raw: the same at temperature 1.
+        entropy: of the plain law.
+        spread: variance of log p under the plain law.
+        tail: mass of the tokens less likely than this one, with a random share of its own: uniform on [0, 1] if the
+            tokens follow the law.
+        rank: how many tokens are likelier.
+        beyond: [T, R] mass beyond the k likeliest tokens, k in `RANKS`.
+        stops: [T] chance that this token ends the completion.
+    """
+
+    completions: tuple[Completion, ...]
+    temperature: float
+    behavior_logp: Tensor
+    logp: Tensor
+    plain: Tensor
+    raw: Tensor
+    entropy: Tensor
+    spread: Tensor
+    tail: Tensor
+    rank: Tensor
+    beyond: Tensor
+    stops: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+
+def gather(
+    policy: Policy, engine: Engine, problems: Sequence[Problem], sampling: Sampling, stop: Sequence[int], seed: int
+) -> Evidence:
+    """Sample completions and look at them from both sides. The policy's weights are those the engine has.
+
+    Args:
+        policy: the model in training, at the sampling temperature.
+        engine: samples.
+        problems: to sample for.
+        sampling: at least 2 samples of each.
+        stop: ids that end a completion.
+        seed: of the sampling.
+    """
+    completions = engine.generate(problems, sampling, seed=("doctor", seed))
+    with torch.no_grad():
+        logp = trainer_logp(policy, completions)
+        laws = [
+            _figures(c, logits, sampling.temperature, stop)
+            for c, logits in zip(completions, plain_logits(policy, completions), strict=True)
+        ]
+    columns = {name: torch.cat([figures[name] for figures in laws]) for name in laws[0]}
+    return Evidence(
+        completions=tuple(completions),
+        temperature=sampling.temperature,
+        behavior_logp=torch.cat([c.behavior_logp for c in completions]),
+        logp=torch.cat(logp),
+        **columns,
+    )
+
+
+@contextmanager
+def at_temperature(policy: Policy, temperature: float) -> Iterator[None]:
+    """Let the policy compute its log-probabilities at another temperature."""
+    own, policy.temperature = policy.temperature, temperature
+    try:
+        yield
+    finally:
+        policy.temperature = own
+
+
+def micro_batches(
+    policy: Policy, completions: Sequence[Completion], micro_batch_tokens: int = 4096
+) -> list[MicroBatch]:
+    """Return completions as the trainer would see them; of every problem there must be at least two."""
+    ids = dict.fromkeys(c.problem_id for c in completions)
+    by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
+    groups = [Group(Problem(c[0].problem_id, "", ""), c, torch.arange(len(c)) % 2 * 1.0) for c in by_problem]
+    how = Batching(
+        updates=1,
+        advantage=advantages.mean,
+        reduction=token_mean,
+        micro_batch_tokens=micro_batch_tokens,
+        skip_zero_advantage=False,
+        share_prompts=policy.shares_prompts,
+    )
+    return [m.to(policy.device) for batch in make_batches(groups, how) for m in batch.micro_batches]
+
+
+def trainer_logp(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:
+    """Return each completion's log-probabilities [N] by the trainer's own way, on the CPU."""
+    micros = micro_batches(policy, completions)
+    logp = torch.cat([policy(m)[0].float().cpu() for m in micros])
+    sequence = torch.cat([m.sequence.cpu() for m in micros])
+    return [logp[sequence == i] for i in range(len(completions))]
+
+
+def plain_logits(policy: Policy, completions: Sequence[Completion]) -> Iterator[Tensor]:
+    """Yield the logits [N, V], float32, of each completion's tokens: one row, nothing shared, nothing left out."""
+    head = policy.model.get_output_embeddings().weight.to(policy.dtype).float()
+    for c in completions:
+        ids = torch.cat([c.prompt_ids, c.token_ids]).to(policy.device)
+        with torch.autocast(policy.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
+            hidden = policy.model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        chosen = hidden[len(c.prompt_ids) - 1 : -1].to(policy.dtype).float()
+        yield (chosen @ head.T).cpu()
+
+
+def chosen_logp(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
+    """Return the log-probabilities [N] of tokens [N] under softmax(logits / temperature)."""
+    return torch.log_softmax(logits / temperature, dim=-1).gather(-1, token_ids[:, None])[:, 0]
+
+
+def _figures(c: Completion, logits: Tensor, temperature: float, stop: Sequence[int]) -> dict[str, Tensor]:
+    log_p = torch.log_softmax(logits / temperature, dim=-1)
+    p = log_p.exp()
+    own = p.gather(-1, c.token_ids[:, None])
+    entropy = -(p * log_p.clamp(min=-1e3)).sum(-1)
+    u = torch.rand(len(p), generator=torch.Generator().manual_seed(derive("tail", c.problem_id, c.sample)))
+    likeliest = p.topk(min(RANKS[-1], p.shape[-1]), dim=-1).values.cumsum(-1)
+    beyond = [1 - likeliest[:, k - 1] if k < p.shape[-1] else torch.zeros(len(p)) for k in RANKS]
+    return {
+        "plain": log_p.gather(-1, c.token_ids[:, None])[:, 0],
+        "raw": chosen_logp(logits, c.token_ids, 1.0),
+        "entropy": entropy,
+        "spread": (p * log_p.clamp(min=-1e3) ** 2).sum(-1) - entropy**2,
+        "tail": (p * (p < own)).sum(-1) + u * (p * (p == own)).sum(-1),
+        "rank": (p > own).sum(-1),
+        "beyond": torch.stack(beyond, dim=-1).clamp(min=0),
+        "stops": p[:, list(stop)].sum(-1),
+    }

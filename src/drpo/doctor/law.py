@@ -1,0 +1,158 @@
+"""Checks of numbers and of the law that is sampled: is the ratio 1 before anything is learnt, and if not, why."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from drpo.doctor.evidence import RANKS, Evidence
+from drpo.doctor.finding import Finding, judge
+
+K3_NOTE, K3_BROKEN = 0.02, 0.1
+"""Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
+
+OUTSIDE_NOTE, OUTSIDE_BROKEN = 0.01, 0.1
+"""Share of tokens outside the region before anything is learnt."""
+
+SURE = 25.0
+"""A law is called truncated where an untruncated one would give these tokens with a chance below e^-25."""
+
+SIGMAS = 6.0
+"""How far from its expectation a mean may be by chance."""
+
+
+def ratio(e: Evidence, radius: float) -> Finding:
+    """The lr = 0 test: the same weights on both sides, so pi / mu is 1 but for rounding."""
+    r = (e.logp - e.behavior_logp).clamp(max=20).exp().double()
+    moved = (e.logp.exp() - e.behavior_logp.exp()).abs().double()
+    values = {
+        "ratio_mean": float(r.mean()),
+        "k3": float((r - 1 - (e.logp - e.behavior_logp).clamp(max=20)).mean()),
+        "shift_mean": float(moved.mean()),
+        "shift_p99": float(moved.quantile(0.99)) if len(moved) < 2**24 else math.nan,
+        "outside": float((moved > radius).double().mean()),
+        "tokens": len(e),
+    }
+    error = SIGMAS * float(r.std()) / math.sqrt(len(r))
+    right = abs(values["ratio_mean"] - 1) <= 0.02 + error and values["k3"] <= K3_BROKEN
+    right = right and values["outside"] <= OUTSIDE_BROKEN
+    verdict, advice = judge(right, "the sampler's log-probabilities are not the trainer's; the lines below say why")
+    if right and (values["k3"] > K3_NOTE or values["outside"] > OUTSIDE_NOTE):
+        verdict, advice = (
+            "note",
+            "the region is partly spent on numerics: a finer --rollout-precision, or a larger delta",
+        )
+    return Finding(
+        "ratio",
+        verdict,
+        f"mean pi/mu {values['ratio_mean']:.4f}, k3 {values['k3']:.4f}, |pi-mu| p99 {values['shift_p99']:.3f}, "
+        f"{values['outside']:.2%} outside {radius:g}",
+        f"1 +- 0.02, {K3_BROKEN:g}, {OUTSIDE_BROKEN:.0%} outside, with the weights the same on both sides",
+        advice,
+        values,
+    )
+
+
+def alignment(e: Evidence) -> Finding:
+    """Whether the reported log-probabilities belong to the tokens that they stand beside."""
+    gaps = {shift: _gap(e, shift) for shift in (-1, 0, 1)}
+    best = min(gaps, key=lambda shift: gaps[shift])
+    verdict, advice = judge(
+        best == 0 or gaps[best] > gaps[0] / 2,
+        f"the engine's log-probabilities are shifted by one token ({'left' if best > 0 else 'right'}): "
+        "mend how the engine pairs them with its tokens",
+    )
+    return Finding(
+        "alignment",
+        verdict,
+        f"mean |log mu - log p| {gaps[0]:.3f} as reported, {gaps[-1]:.2f} and {gaps[1]:.2f} shifted by one token",
+        "smallest as reported",
+        advice,
+        {"gap": gaps[0], "gap_left": gaps[-1], "gap_right": gaps[1]},
+    )
+
+
+def _gap(e: Evidence, shift: int) -> float:
+    """Mean |log mu - log p| with the engine's column moved by `shift` tokens within each completion."""
+    lengths = [len(c.token_ids) for c in e.completions]
+    gaps = []
+    for mu, p in zip(e.behavior_logp.split(lengths), e.plain.split(lengths), strict=True):
+        a, b = (mu[shift:], p[: len(p) - shift]) if shift >= 0 else (mu[:shift], p[-shift:])
+        gaps.append((a - b).abs())
+    found = torch.cat(gaps)
+    return float(found.mean()) if len(found) else math.inf
+
+
+def temperature(e: Evidence) -> Finding:
+    """Whether both sides' log-probabilities are those of the sampling temperature; it must not be 1."""
+    t = e.temperature
+    sides = {
+        "the engine's": (_mean_gap(e.behavior_logp, e.plain), _mean_gap(e.behavior_logp, e.raw)),
+        "the trainer's": (_mean_gap(e.logp, e.plain), _mean_gap(e.logp, e.raw)),
+    }
+    wrong = [name for name, (right, raw) in sides.items() if raw < right / 2]
+    verdict, advice = judge(
+        not wrong,
+        f"{' and '.join(wrong)} log-probabilities are those of temperature 1: the same one must scale mu and pi",
+    )
+    (a, a1), (b, b1) = sides.values()
+    return Finding(
+        "temperature",
+        verdict,
+        f"at {t:g}: mean |log mu - log p| {a:.3f} ({a1:.2f} from temperature 1), trainer {b:.3f} ({b1:.2f})",
+        f"nearer to temperature {t:g} than to 1, on both sides",
+        advice,
+        {"engine": a, "engine_raw": a1, "trainer": b, "trainer_raw": b1},
+    )
+
+
+def _mean_gap(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().mean())
+
+
+def draws(e: Evidence) -> Finding:
+    """Whether the tokens are as surprising as the law says: -log p has the entropy as its mean."""
+    surprise, entropy = float(-e.plain.double().mean()), float(e.entropy.double().mean())
+    error = float(e.spread.double().clamp(min=0).sum().sqrt()) / len(e)
+    z = (surprise - entropy) / max(error, 1e-9)
+    fine = abs(z) <= SIGMAS or abs(surprise - entropy) <= 0.03 * entropy
+    verdict, advice = judge(
+        fine,
+        f"the tokens are {'less' if z < 0 else 'more'} surprising than the law at temperature {e.temperature:g}: "
+        + ("the sampler is colder or truncated (top-p, top-k, min-p)" if z < 0 else "the sampler is hotter")
+        + "; send every sampling parameter explicitly",
+    )
+    return Finding(
+        "draws",
+        verdict,
+        f"mean -log p of the sampled tokens {surprise:.3f}, entropy {entropy:.3f} at temperature {e.temperature:g} "
+        f"(z = {z:+.1f})",
+        f"|z| <= {SIGMAS:g}",
+        advice,
+        {"surprise": surprise, "entropy": entropy, "z": z},
+    )
+
+
+def support(e: Evidence) -> Finding:
+    """Whether unlikely tokens are drawn too: top-p and top-k cut them off, and a model's own settings may say so."""
+    lowest = float(e.tail.min())
+    last = int(e.rank.max()) + 1
+    at = next((i for i, k in enumerate(RANKS) if k >= last), None)
+    missed = 0.0 if at is None else float(e.beyond[:, at].double().sum())
+    evidence = {"top_p": len(e) * lowest, "top_k": missed}
+    cut = max(evidence, key=lambda name: evidence[name])
+    said = f"top-p {1 - lowest:.2f}" if cut == "top_p" else f"top-k {last}"
+    verdict, advice = judge(
+        evidence[cut] <= SURE,
+        f"the sampler is truncated, as by {said}: send top_p=1, top_k off and min_p=0 explicitly, whatever the model's "
+        "generation_config.json says",
+    )
+    return Finding(
+        "support",
+        verdict,
+        f"of {len(e)} tokens the unlikeliest leaves {lowest:.2%} of its law below it; the last rank drawn is {last}, "
+        f"and {missed:.1f} tokens were to be expected beyond it",
+        f"at most {SURE / len(e):.2%} below, at most {SURE:g} beyond",
+        advice,
+        {"lowest": lowest, "last_rank": last, "missed": missed},
+    )

@@ -1,0 +1,202 @@
+"""Checks of the trainer itself: its short cuts against the plain path, its memory, and its region."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from drpo.doctor.evidence import Evidence, at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
+from drpo.doctor.finding import Finding, judge
+from drpo.objectives import DRPO, Objective, caution, region_radius
+from drpo.ops.chunked import CHUNK_BYTES
+from drpo.policy import Policy
+from drpo.types import Completion
+
+SAME = 1e-3
+"""Largest difference of a log-probability, or of a gradient relative to its size, in float32."""
+
+
+def paths(policy: Policy, completions: Sequence[Completion], with_gradient: bool) -> Finding:
+    """Shared prompts, packing and the fused head against one plain row per completion, in float32, at temperature 0.8.
+
+    Args:
+        policy: the model in training.
+        completions: of one problem, at least two.
+        with_gradient: compare the gradients of all trained weights too.
+    """
+    own, policy.dtype = policy.dtype, torch.float32
+    try:
+        with at_temperature(policy, 0.8):
+            with torch.no_grad():
+                ours = torch.cat(trainer_logp(policy, completions))
+                plain = torch.cat([_plain_logp(policy, c, z) for c, z in _rows(policy, completions)])
+            apart = float((ours - plain).abs().max())
+            slope = _gradient_gap(policy, completions) if with_gradient else None
+    finally:
+        policy.dtype = own
+    fine = apart <= SAME and (slope is None or slope <= SAME)
+    verdict, advice = judge(fine, "this model's attention or head does not do what it is taken to do: please report it")
+    return Finding(
+        "paths",
+        verdict,
+        f"{'shared prompts, ' if policy.shares_prompts else ''}packed rows and fused head against plain rows, float32: "
+        f"log p apart by at most {apart:.1e}" + ("" if slope is None else f", gradients by {slope:.1e}"),
+        f"{SAME:g}",
+        advice,
+        {"logp": apart} | ({} if slope is None else {"gradient": slope}),
+    )
+
+
+def _rows(policy: Policy, completions: Sequence[Completion]) -> Any:
+    return zip(completions, plain_logits(policy, completions), strict=True)
+
+
+def _plain_logp(policy: Policy, c: Completion, logits: Tensor) -> Tensor:
+    return chosen_logp(logits, c.token_ids, policy.temperature)
+
+
+def _gradient_gap(policy: Policy, completions: Sequence[Completion]) -> float:
+    """Largest distance between the gradients of any weight by the two ways, relative to the size of the larger."""
+    parameters = list(policy.trainable().values())
+    objective = DRPO(0.2)
+    micros = micro_batches(policy, completions)
+    shares = torch.stack([policy.loss(m, objective)[0] for m in micros])
+    fused = torch.autograd.grad(shares.sum(), parameters, allow_unused=True)
+    logp = [_plain_logp(policy, c, z) for c, z in _rows(policy, completions)]
+    loss = torch.zeros(())
+    for m in micros:
+        mine = torch.cat([logp[int(s)] for s in m.sequence.unique_consecutive()]).to(policy.device)
+        loss = loss + (m.weight * objective(m.tokens(mine)).loss).sum().cpu()
+    plain = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gaps = [
+        float((a - b).norm() / b.norm().clamp(min=1e-12))
+        for a, b in zip(fused, plain, strict=True)
+        if a is not None and b is not None and float(b.norm()) > 1e-6 * _largest(plain)
+    ]
+    return max(gaps, default=math.nan)
+
+
+def _largest(gradients: Sequence[Tensor | None]) -> float:
+    return max(float(g.norm()) for g in gradients if g is not None)
+
+
+def region(objective: Objective, e: Evidence) -> Finding:
+    """Whether the region's boundary is within a token's reach, and how much of the way numerics have gone already."""
+    radius = region_radius(objective)
+    moved = (e.logp.exp() - e.behavior_logp.exp()).abs()
+    p99 = float(moved.double().quantile(0.99))
+    said = caution(objective)
+    verdict, advice = judge(said is None, said or "", otherwise="note")
+    return Finding(
+        "region",
+        verdict,
+        f"radius {radius:g}; rounding alone moves one token in a hundred by {p99:.3f}",
+        "a radius below 1, well above what rounding does",
+        advice,
+        {"radius": radius, "shift_p99": p99},
+    )
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes by what they are for."""
+
+    optimiser: int
+    activations: int
+    head: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.optimiser + max(self.activations + self.head, self.cache)
+
+
+def memory(
+    policy: Policy, completions: Sequence[Completion], *, micro_batch_tokens: int, rows: int, row_tokens: int
+) -> Finding:
+    """What the largest step will need beyond what is held now, found without taking it.
+
+    What autograd keeps is counted on two small micro-batches and grows in proportion to the places.
+
+    Args:
+        policy: the model in training, before its first step.
+        completions: of one problem, at least four.
+        micro_batch_tokens: places that go through the model at once, at most.
+        rows: completions that are sampled together.
+        row_tokens: the longest prompt and completion together.
+    """
+    small, large = _kept(policy, completions[:2]), _kept(policy, completions)
+    per_place = (large[1] - small[1]) / max(1, large[0] - small[0])
+    trained = sum(p.numel() * p.element_size() for p in policy.trainable().values())
+    held = CHUNK_BYTES.get(policy.device.type, 2**30)
+    need = _Need(
+        optimiser=3 * trained,  # the gradient and AdamW's two moments
+        activations=int(small[1] + max(0.0, per_place) * max(0, micro_batch_tokens - small[0])),
+        head=3 * held,
+        cache=rows * row_tokens * _cache_bytes(policy),
+    )
+    free = _free(policy.device)
+    verdict, advice = judge(
+        need.total <= 0.9 * free,
+        "lower --micro-batch-tokens or --prompts, train adapters (--lora-rank 16) or another model",
+    )
+    gib = {name: value / 2**30 for name, value in vars(need).items()}
+    return Finding(
+        "memory",
+        verdict,
+        f"the largest step needs {need.total / 2**30:.1f} GiB more (gradient and optimiser {gib['optimiser']:.1f}, "
+        f"{micro_batch_tokens} places {gib['activations']:.1f}, head {gib['head']:.1f}, "
+        f"keys and values of {rows} rows {gib['cache']:.1f})",
+        f"{free / 2**30:.1f} GiB free",
+        advice,
+        {"need_bytes": need.total, "free_bytes": free},
+    )
+
+
+def _kept(policy: Policy, completions: Sequence[Completion]) -> tuple[int, int]:
+    """Places of these completions as one micro-batch, and the bytes that autograd keeps for them, weights apart."""
+    (micro,) = micro_batches(policy, completions, micro_batch_tokens=2**30)
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss, _, _ = policy.loss(micro, DRPO(0.2))
+    del loss
+    return micro.layout.n_places, sum(seen.values())
+
+
+def _cache_bytes(policy: Policy) -> int:
+    """Keys and values of one token, as the sampler keeps them."""
+    config = policy.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * 2)
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    available = int(psutil.virtual_memory().available)
+    limit = _cgroup_limit()
+    return available if limit is None else min(available, limit - psutil.Process().memory_info().rss)
+
+
+def _cgroup_limit() -> int | None:
+    """What a container allows, in bytes."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

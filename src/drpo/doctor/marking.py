@@ -1,0 +1,88 @@
+"""Does the reward give 1 to right answers and nothing to anything else, and how long does it take?"""
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+
+from drpo.doctor.finding import Finding, judge
+from drpo.rewards import Mark, Reward, RewardPool
+from drpo.types import Problem
+
+PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
+"""How an answer may have to be put for a reward to find it; one that it understands is enough."""
+
+NO_ANSWER = ("", " ", "I do not know.", "\\boxed{", "??? !!!")
+
+RIGHT = 1.0
+
+
+def reward(mark: Reward, problems: Sequence[Problem]) -> Finding:
+    """Mark the reference answers, answers to other problems, and texts without an answer.
+
+    Args:
+        mark: the reward.
+        problems: with their reference answers, where they have any.
+    """
+    empty = [(p, text) for p in problems[:4] for text in NO_ANSWER]
+    with RewardPool(mark) as pool:
+        tried = [(form, pool.score([(p, form.format(p.answer)) for p in problems if p.answer])) for form in PHRASES]
+        form, gold = max(tried, key=lambda found: _mean(found[1]))
+        wrong = pool.score(
+            [(a, form.format(b.answer)) for a, b in pairwise(problems) if a.answer and b.answer != a.answer]
+        )
+        none = pool.score(empty)
+    marks = [*gold, *wrong, *none]
+    advice = _fault(problems, gold, wrong, none, empty)
+    verdict, advice = judge(not advice, advice)
+    seconds = sorted(m.seconds for m in marks)
+    failures = [m.failure for m in marks if m.failure is not None]
+    late = sum("timed out" in failure for failure in failures)
+    values = {
+        "gold": _mean(gold),
+        "wrong": _mean(wrong),
+        "no_answer": _mean(none),
+        "p50_s": statistics.median(seconds),
+        "p95_s": seconds[int(0.95 * (len(seconds) - 1))],
+        "timed_out": late,
+        "failed": len(failures) - late,
+    }
+    answers = (
+        f"reference answers {values['gold']:.2f}, others' {values['wrong']:.2f}" if gold else "no reference answers"
+    )
+    return Finding(
+        "reward",
+        verdict,
+        f"{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
+        f"{1000 * values['p95_s']:.1f} ms p95, {late} of {len(marks)} timed out, {len(failures) - late} failed",
+        "1, 0, 0",
+        advice,
+        values,
+    )
+
+
+def _fault(
+    problems: Sequence[Problem],
+    gold: Sequence[Mark],
+    wrong: Sequence[Mark],
+    none: Sequence[Mark],
+    empty: Sequence[tuple[Problem, str]],
+) -> str:
+    """What is wrong with the marks, the worst first; nothing if nothing is."""
+    for (_, text), m in zip(empty, none, strict=True):
+        if _right(m):
+            return f"it gives {m.score:g} to {text!r}, which holds no answer: a model will find that out"
+    if any(map(_right, wrong)):
+        return "it gives 1 to the answers of other problems"
+    for p, m in zip((p for p in problems if p.answer), gold, strict=True):
+        if not _right(m):
+            said = m.failure or f"scores {m.score}"
+            return f"the reference answer {p.answer!r} of problem {p.id!r} {said}: is it what the reward looks for?"
+    return ""
+
+
+def _right(m: Mark) -> bool:
+    return m.score is not None and m.score >= RIGHT
+
+
+def _mean(marks: Sequence[Mark]) -> float:
+    return sum(m.score or 0.0 for m in marks) / len(marks) if marks else 0.0

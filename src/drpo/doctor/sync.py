@@ -1,0 +1,116 @@
+"""The canary: after a large change of the weights, does the engine sample with the new ones, and only with them?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from drpo.doctor.evidence import trainer_logp
+from drpo.doctor.finding import Finding, judge
+from drpo.policy import Policy
+from drpo.rollout import Engine
+from drpo.types import Completion, Problem, Sampling
+
+PROMPT_CHARACTERS = 1600
+"""Long enough that an engine that caches prompts by blocks of up to 128 tokens has whole blocks of them."""
+
+CHANGE, HEAD_CHANGE = 0.1, 0.5
+"""Size of the change, as a share of each tensor's own; the head's is larger, so that a stale head shows too."""
+
+
+def canary(
+    policy: Policy, engine: Engine, problems: Sequence[Problem], sampling: Sampling, usual_gap: float
+) -> Finding:
+    """Change all weights much, hand them over, and compare log-probabilities, on a prompt seen before and on a new one.
+
+    The policy's weights and the engine's are as before afterwards.
+
+    Args:
+        policy: the model in training.
+        engine: with the policy's weights.
+        problems: to make prompts of.
+        sampling: few tokens.
+        usual_gap: mean |log mu - log pi| at equal weights.
+    """
+    warm, cold = _prompts(problems)
+    engine.generate([warm], sampling, seed=("canary", 0))
+    with changed(policy):
+        engine.load(policy.state(), version=1)
+        after = engine.generate([warm, cold], sampling, seed=("canary", 1))
+        new = _by_problem(after, _gaps(policy, after))
+    old = _by_problem(after, _gaps(policy, after))
+    engine.load(policy.state(), version=0)
+    again = engine.generate([warm], sampling, seed=("canary", 0))
+    back = _by_problem(again, _gaps(policy, again))[warm.id]
+    limit = 3 * usual_gap + 0.1
+    stamped = all(c.version == 1 for c in after) and all(c.version == 0 for c in again)
+    advice = _advice(new[warm.id], new[cold.id], old[cold.id], back, limit) or (
+        "" if stamped else "completions do not carry the version of the weights that drew them"
+    )
+    verdict, advice = judge(not advice, advice)
+    return Finding(
+        "sync",
+        verdict,
+        f"after a large change mean |log mu - log pi| {new[cold.id]:.3f} on a new prompt, {new[warm.id]:.3f} on one "
+        f"seen before ({old[cold.id]:.2f} from the old weights); {back:.3f} after changing back",
+        f"{limit:.2f}",
+        advice,
+        {"cold": new[cold.id], "warm": new[warm.id], "old": old[cold.id], "back": back},
+    )
+
+
+def _advice(warm: float, cold: float, old: float, back: float, limit: float) -> str:
+    if cold > limit and old < cold / 2:
+        return "the engine still samples with the old weights: stale weights after the hand-over"
+    if cold > limit:
+        return "the engine samples with neither the new weights nor the old: a part of them is stale (a tied head?)"
+    if warm > limit:
+        return "the engine keeps keys and values of the old weights: reset its prefix cache at every hand-over"
+    if back > limit:
+        return "weights or cached prompts are stale after the second hand-over"
+    return ""
+
+
+@contextmanager
+def changed(policy: Policy) -> Iterator[None]:
+    """Move every trainable weight by noise of about a tenth of its size, and put it back to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    head = policy.model.get_output_embeddings().weight
+    before = {name: p.detach().to("cpu", copy=True) for name, p in policy.trainable().items()}
+    try:
+        with torch.no_grad():
+            for p in policy.trainable().values():
+                size = float(p.square().mean().sqrt()) or 0.02  # adapters begin at 0
+                share = HEAD_CHANGE if p is head else CHANGE
+                p.add_(share * size * torch.randn(p.shape, generator=generator).to(p.device))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in policy.trainable().items():
+                p.copy_(before[name])
+
+
+@torch.no_grad()
+def _gaps(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:
+    logp = trainer_logp(policy, completions)
+    return [(a - c.behavior_logp).abs() for a, c in zip(logp, completions, strict=True)]
+
+
+def _by_problem(completions: Sequence[Completion], gaps: Sequence[Tensor]) -> dict[str, float]:
+    ids = dict.fromkeys(c.problem_id for c in completions)
+    return {
+        i: float(torch.cat([g for c, g in zip(completions, gaps, strict=True) if c.problem_id == i]).mean())
+        for i in ids
+    }
+
+
+def _prompts(problems: Sequence[Problem]) -> tuple[Problem, Problem]:
+    text = " ".join(p.prompt for p in problems)
+    text = text * (1 + PROMPT_CHARACTERS // len(text))
+    half = len(text) // 2
+    # They differ from the first character on.
+    return (
+        Problem("canary-warm", f"1. {text[:PROMPT_CHARACTERS]}", ""),
+        Problem("canary-cold", f"2. {text[half:] + text[:half]}"[:PROMPT_CHARACTERS], ""),
+    )

@@ -1,0 +1,114 @@
+"""Checks of token ids: where completions end, and that what is trained is what was sampled."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from drpo.doctor.evidence import Evidence, micro_batches
+from drpo.doctor.finding import Finding, judge
+from drpo.policy import Policy
+from drpo.rollout import encode_prompt
+from drpo.types import Completion, Problem
+
+EXPECTED = 25.0
+"""Ends that must have been expected before their absence says something: e^-25 by chance."""
+
+
+def stops(e: Evidence, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
+    """Whether completions end where the model ends them, and nowhere else."""
+    ended = [c for c in e.completions if c.finish == "stop"]
+    wrong = [w for w in (_wrong_end(c, frozenset(stop), max_new_tokens) for c in e.completions) if w]
+    expected = float(e.stops.double().sum())
+    turn = end_of_turn(tokenizer)
+    named = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in list(stop)[:4])
+    if turn is not None and turn not in stop:
+        token = tokenizer.convert_ids_to_tokens(turn)
+        advice = (
+            f"the chat template ends a turn with {token!r}, which ends no completion: set the tokenizer's eos_token"
+        )
+    elif wrong:
+        advice = f"{wrong[0]}: the engine's EOS is not the model's"
+    elif not ended and expected > EXPECTED:
+        advice = f"no completion ends, though {expected:.0f} were to be expected: the engine's EOS is not the model's"
+    else:
+        advice = ""
+    verdict, advice = judge(not advice, advice)
+    return Finding(
+        "stops",
+        verdict,
+        f"{len(ended)} of {len(e.completions)} completions end with one of {named}; {len(wrong)} end wrongly",
+        "an EOS at the end of those that stop, and nowhere else",
+        advice,
+        {"ended": len(ended), "wrong": len(wrong), "expected": expected},
+    )
+
+
+def _wrong_end(c: Completion, stop: frozenset[int], max_new_tokens: int) -> str | None:
+    *inner, last = c.token_ids.tolist()
+    who = f"completion {c.sample} of problem {c.problem_id!r}"
+    if any(t in stop for t in inner):
+        return f"{who} goes on behind an EOS"
+    if c.finish == "stop" and last not in stop:
+        return f"{who} is said to have stopped, but its last token {last} is no EOS"
+    if c.finish == "length" and (last in stop or len(c.token_ids) != max_new_tokens):
+        return f"{who} is said to be cut, but has {len(c.token_ids)} of {max_new_tokens} tokens and ends with {last}"
+    return None
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the special token that the chat template writes behind an assistant's message; None where it has none."""
+    if not tokenizer.chat_template:
+        return None
+    said = "drpo"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    behind = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    found: int | None = next((i for i in behind if i in special), None)
+    return found
+
+
+def round_trip(policy: Policy, e: Evidence, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Finding:
+    """Whether the prompt that was read and the ids that are trained are those that were sent and sampled."""
+    prompts = {p.id: encode_prompt(tokenizer, p) for p in problems}
+    trained = torch.cat([m.target.cpu() for m in micro_batches(policy, e.completions)])
+    sampled = torch.cat([c.token_ids for c in e.completions])
+    words = policy.model.config.get_text_config().vocab_size
+    sound = {
+        "the engine read other prompts than were sent": all(
+            torch.equal(c.prompt_ids, prompts[c.problem_id]) for c in e.completions
+        ),
+        "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < words)).all()),
+        "the ids that are trained are not those that were sampled": (
+            sorted(trained.tolist()) == sorted(sampled.tolist())
+        ),
+        "completions' text is not that of their ids": all(_text(tokenizer, c) == c.text for c in e.completions),
+    }
+    found = [fault for fault, so in sound.items() if not so]
+    other = sum(_encoded(tokenizer, c.text) != _without_special(tokenizer, c) for c in e.completions)
+    verdict, advice = judge(not found, f"{'; '.join(found)}: hand token ids from the engine to the trainer, never text")
+    return Finding(
+        "tokens",
+        verdict,
+        f"{len(sampled)} ids go from the sampler into training as they are; encoding their text again would change "
+        f"{other} of {len(e.completions)} completions",
+        "no id changes",
+        advice,
+        {"tokens": len(sampled), "would_change": other},
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, c: Completion) -> str:
+    text: str = tokenizer.decode(c.token_ids, skip_special_tokens=True)
+    return text
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _without_special(tokenizer: PreTrainedTokenizerBase, c: Completion) -> list[int]:
+    special = set(tokenizer.all_special_ids)
+    return [i for i in c.token_ids.tolist() if i not in special]

@@ -1,0 +1,290 @@
+"""The doctor finds each fault and names it, and says nothing of a sound set-up."""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from drpo import doctor
+from drpo.cli import main
+from drpo.doctor import Finding, Size
+from drpo.objectives import DRPO
+from drpo.recipes import smoke
+from drpo.rewards import Reward, exact_number, in_process
+from drpo.rollout import TransformersEngine, decode
+from drpo.rollout.transformers import Seed
+from drpo.tasks import Addition
+from drpo.train.config import Run
+from drpo.train.loop import train
+from drpo.train.setup import Parts, assemble
+from drpo.types import Completion, Problem, Sampling
+from test_train import assert_same_run
+from tiny_world import STOPS, own_logp
+from worlds import sampling
+
+SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, gradients=True)
+
+
+def a_run(temperature: float = 1.0, **changes: object) -> Run:
+    law = sampling(max_new_tokens=16, temperature=temperature)
+    run = replace(smoke(), sampling=law, precision="fp32", rollout_precision="fp32", task=Addition(1, 50))
+    return replace(run, **changes)
+
+
+class Wrapped:
+    """An engine that does something else than it should."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self.engine = engine
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        return self.engine.generate(problems, sampling, seed)
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        self.engine.load(state, version)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class Otherwise(Wrapped):
+    """Samples by another law than it is asked to, and may report the log-probabilities of yet another."""
+
+    def __init__(self, engine: TransformersEngine, reported: float | None = None, **law: float) -> None:
+        super().__init__(engine)
+        self.law, self.reported = law, reported
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        drawn = self.engine.generate(problems, replace(sampling, **self.law), seed)
+        if self.reported is not None:
+            drawn = [replace(c, behavior_logp=own_logp(self.engine.model, c, self.reported)) for c in drawn]
+        return [replace(c, sampling=sampling) for c in drawn]
+
+
+class Shifted(Wrapped):
+    """Log-probabilities stand one token further on."""
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        drawn = self.engine.generate(problems, sampling, seed)
+        return [replace(c, behavior_logp=c.behavior_logp.roll(1)) for c in drawn]
+
+
+class Deaf(Wrapped):
+    """Stamps the version and keeps the old weights, all of them or some."""
+
+    def __init__(self, engine: TransformersEngine, kept: Callable[[str], bool] = lambda name: True) -> None:
+        super().__init__(engine)
+        self.kept = kept
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        own = {name: p.clone() for name, p in self.engine.model.named_parameters()}
+        self.engine.load({n: own[n] if self.kept(n) else value for n, value in state.items()}, version)
+
+
+class StaleHead(Wrapped):
+    """Gives new weights to the embedding and not to the head that is tied to it, as vLLM 0.32 does on a CPU."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        super().__init__(engine)
+        engine.model.lm_head.weight = torch.nn.Parameter(engine.model.lm_head.weight.clone(), requires_grad=False)
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        self.engine.load({**state, "lm_head.weight": self.engine.model.lm_head.weight.clone()}, version)
+
+
+class WarmCache(Wrapped):
+    """Reads a prompt that it has seen with the weights that it had then."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        super().__init__(engine)
+        self.seen: dict[str, torch.nn.Module] = {}
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        drawn: list[Completion] = []
+        new = self.engine.model
+        for p in problems:
+            old = self.seen.setdefault(p.id, copy.deepcopy(new))
+            self.engine._decoder = lambda prompts, samples, old=old: half_old(old, new, prompts, samples)
+            drawn += self.engine.generate([p], sampling, seed)
+        return drawn
+
+
+def half_old(
+    old: torch.nn.Module, new: torch.nn.Module, prompts: Sequence[Tensor], samples: int
+) -> decode.PlainDecoder:
+    """The prompts' keys and values by old weights, and everything after by new ones."""
+    with torch.inference_mode():
+        decoder = decode.PlainDecoder(old, prompts, samples)
+        decoder.model = new
+    return decoder
+
+
+def wrong_eos(engine: TransformersEngine) -> TransformersEngine:
+    engine._stop = torch.tensor([77])
+    return engine
+
+
+@in_process
+def credulous(problem: Problem, text: str) -> float:
+    """An answer that it cannot read must be right."""
+    return exact_number(problem, text) if any(c.isdigit() for c in text) else 1.0
+
+
+@in_process
+def generous(problem: Problem, text: str) -> float:
+    return float(any(c.isdigit() for c in text))
+
+
+@in_process
+def severe(problem: Problem, text: str) -> float:
+    return exact_number(problem, text) if int(problem.answer) % 2 else 0.0
+
+
+def parts_of(run: Run) -> Parts:
+    """With EOS tokens that a random model draws often enough."""
+    parts = assemble(run)
+    parts.policy.model.generation_config.eos_token_id = sorted({0, *STOPS})
+    return replace(parts, engine=TransformersEngine(parts.policy.model, parts.tokenizer))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How it is planted in sound parts, the check that must find it, and what it must say."""
+
+    plant: Callable[[Parts], Parts]
+    check: str
+    said: str
+    temperature: float = 1.0
+
+
+def engine_of(make: Callable[[TransformersEngine], object]) -> Callable[[Parts], Parts]:
+    return lambda parts: replace(parts, engine=make(parts.engine))
+
+
+def otherwise(reported: float | None = None, **law: float) -> Callable[[Parts], Parts]:
+    return engine_of(lambda engine: Otherwise(engine, reported, **law))
+
+
+def deaf(part: str) -> Callable[[Parts], Parts]:
+    return engine_of(lambda engine: Deaf(engine, lambda name: part in name))
+
+
+def marked_by(reward: Reward) -> Callable[[Parts], Parts]:
+    return lambda parts: replace(parts, reward=reward)
+
+
+def trained_at(temperature: float) -> Callable[[Parts], Parts]:
+    def plant(parts: Parts) -> Parts:
+        parts.policy.temperature = temperature
+        return parts
+
+    return plant
+
+
+RAW = "the engine's log-probabilities are those of temperature 1"
+TOP_K = "top-k 20: .*generation_config"
+PART = "a part of them is stale"
+FAULTS = {
+    "log-probabilities are not at the temperature": Fault(otherwise(1.0), "temperature", RAW, 0.7),
+    "the same, where the run's temperature is 1": Fault(otherwise(1.0), "temperature", RAW),
+    "the sampler knows no temperature": Fault(otherwise(temperature=1.0), "temperature", RAW, 0.7),
+    "the same, and it says otherwise": Fault(otherwise(0.7, temperature=1.0), "draws", "the sampler is hotter", 0.7),
+    "the trainer knows no temperature": Fault(trained_at(1.0), "temperature", RAW.replace("engine", "trainer"), 0.7),
+    "top-p 0.9": Fault(otherwise(top_p=0.9), "support", r"top-p 0\.9"),
+    "top-p 0.9, unconfessed": Fault(otherwise(1.0, top_p=0.9), "support", r"top-p 0\.9"),
+    "top-k 20 of a generation_config": Fault(otherwise(top_k=20), "support", TOP_K),
+    "top-k 20, unconfessed": Fault(otherwise(1.0, top_k=20), "support", TOP_K),
+    "stale weights": Fault(deaf(""), "sync", "still samples with the old weights"),
+    "a stale head": Fault(engine_of(StaleHead), "sync", PART),
+    "a stale layer": Fault(deaf("layers.0"), "sync", PART),
+    "a warm prefix cache": Fault(engine_of(WarmCache), "sync", "reset its prefix cache"),
+    "a wrong EOS": Fault(engine_of(wrong_eos), "stops", "EOS"),
+    "log-probabilities shifted by one token": Fault(engine_of(Shifted), "alignment", "shifted by one token"),
+    "a reward of 1 for what cannot be read": Fault(marked_by(credulous), "reward", "holds no answer"),
+    "a reward of 1 for any number": Fault(marked_by(generous), "reward", "answers of other problems"),
+    "a reward that misses right answers": Fault(marked_by(severe), "reward", "the reference answer"),
+}
+
+
+def broken(findings: Sequence[Finding]) -> dict[str, str]:
+    return {f.check: f.advice for f in findings if f.verdict == "broken"}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_is_found_and_named(name: str) -> None:
+    fault = FAULTS[name]
+    run = a_run(fault.temperature)
+    findings = list(doctor.examine(run, fault.plant(parts_of(run)), SIZE))
+    found = broken(findings)
+    assert fault.check in found, (found, [f.figure for f in findings if f.check == fault.check])
+    assert re.search(fault.said, found[fault.check]), found[fault.check]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_sound_set_up_passes(temperature: float, seed: int) -> None:
+    run = a_run(temperature, seed=seed)
+    assert broken(list(doctor.examine(run, parts_of(run), SIZE))) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_no_false_alarm(seed: int) -> None:
+    run = a_run(1.0, seed=seed, precision="auto", rollout_precision="auto")
+    assert broken(list(doctor.examine(run, assemble(run), doctor.QUICK))) == {}
+
+
+def test_it_leaves_no_trace(tmp_path: Path) -> None:
+    """Weights, adapters, optimiser, random numbers: the run after it is the run without it."""
+    for lora_rank in (0, 2):
+        run = replace(a_run(), lora_rank=lora_rank, steps=2)
+        examined = assemble(run)
+        before = {n: p.clone() for n, p in examined.policy.trainable().items()}
+        assert list(doctor.examine(run, examined, SIZE))
+        assert all(torch.equal(before[n], p) for n, p in examined.policy.trainable().items())
+        assert examined.policy.dtype == torch.float32 and examined.policy.temperature == 1.0
+        train(run, tmp_path / f"{lora_rank}-examined", parts=examined)
+        train(run, tmp_path / f"{lora_rank}-plain")
+        assert_same_run(tmp_path / f"{lora_rank}-examined", tmp_path / f"{lora_rank}-plain")
+
+
+@cache
+def findings_of(objective: float) -> dict[str, Finding]:
+    run = a_run(objective=DRPO(objective))
+    return {f.check: f for f in doctor.examine(run, parts_of(run), SIZE)}
+
+
+def test_a_region_out_of_reach_is_a_note() -> None:
+    assert findings_of(12.5)["region"].verdict == "note"
+    assert findings_of(0.2)["region"].verdict == "ok"
+
+
+def test_figures_are_there_for_programs() -> None:
+    values = findings_of(0.2)["ratio"].values
+    assert abs(values["ratio_mean"] - 1) < 1e-4 and 0 <= values["k3"] < 1e-6 and values["tokens"] > 200
+    assert findings_of(0.2)["paths"].values["gradient"] < 1e-4
+    assert findings_of(0.2)["reward"].values["gold"] == 1.0
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "smoke", "--quick"]) == 0
+    assert "smoke is sound on this machine" in capsys.readouterr().out
+    assert main(["doctor", "smoke", "--quick", "--json", "--reward", "test_doctor:credulous"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert not said["sound"]
+    assert [f["check"] for f in said["findings"] if f["verdict"] == "broken"] == ["reward"]
+
+
+def test_a_broken_set_up_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "smoke", "--steps", "1", "--plain", "--reward", "test_doctor:credulous"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 1
+    assert "not trained, because of reward" in capsys.readouterr().out
+    assert not (tmp_path / "a").exists()
+    assert main([*command, "--out", str(tmp_path / "b"), "--no-doctor"]) == 0
