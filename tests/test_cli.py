@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from drpo import cli
-from drpo.cli.options import described
-from drpo.cli.train import overridden
+from drpo.cli.options import described, overridden
+from drpo.cli.train import TrainOptions
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
 
@@ -116,7 +116,9 @@ def test_every_recipe_is_built_recorded_and_listed(capsys, name):
 
 def test_overrides_reach_the_run():
     options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6", "--betas", "0.8", "0.9"]
-    run, _ = overridden(RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo")
+    run, _ = overridden(
+        RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo", TrainOptions
+    )
     record = to_json(run)
     assert (record["objective"], record["seed"], record["task"]) == ("dppo(0.15, 0.15)", 3, "addition(2, 7)")
     assert run.sampling.samples == 6 and run.betas == (0.8, 0.9)

@@ -282,9 +282,21 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [f["check"] for f in said["findings"] if f["verdict"] == "broken"] == ["reward"]
 
 
-def test_a_broken_set_up_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "smoke", "--steps", "1", "--plain", "--reward", "test_doctor:credulous"]
+def test_a_broken_set_up_is_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = Finding("sync", "broken", "old", "new", "give it the new weights")
+    monkeypatch.setattr(doctor, "examine", lambda run, parts, size: iter([sick]))
+    command = ["train", "smoke", "--steps", "1", "--plain"]
     assert main([*command, "--out", str(tmp_path / "a")]) == 1
-    assert "not trained, because of reward" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "give it the new weights" in said and "not trained, because of sync" in said
     assert not (tmp_path / "a").exists()
     assert main([*command, "--out", str(tmp_path / "b"), "--no-doctor"]) == 0
+
+
+def test_an_odd_reward_is_told_and_trained_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only its author knows whether it is meant so."""
+    command = ["train", "smoke", "--steps", "1", "--plain", "--reward", "test_doctor:credulous"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert "holds no answer" in capsys.readouterr().out

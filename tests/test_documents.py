@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from drpo import cli
-from drpo.cli.train import overridden
+from drpo.cli.doctor import DoctorOptions
+from drpo.cli.options import overridden
+from drpo.cli.train import TrainOptions
 from drpo.recipes import find
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +61,9 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600))
     )
     _, command, *rest = shlex.split(line)
-    if command == "train" and rest[0] != "--resume" and "--help" not in rest:
-        run, _ = overridden(find(rest[0]), rest[1:], "drpo")
+    others = {"train": TrainOptions, "doctor": DoctorOptions}
+    if command in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
+        run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[command])
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
         return
     if "runs/dppo" in rest:
