@@ -226,11 +226,11 @@ class Completion:
 
     def _require_top(self, who: str, top: TopK) -> None:
         wanted = (len(self.token_ids), self.sampling.top_logprobs)
-        for name, column in (("ids", top.ids), ("logp", top.logp)):
+        for name, column in vars(top).items():
             if column.shape != wanted:
                 raise InputError(
-                    f"{who}: top.{name} {list(column.shape)}: must be {list(wanted)}, a row for each token and a column "
-                    "for each of sampling.top_logprobs"
+                    f"{who}: top.{name} {list(column.shape)}: must be {list(wanted)}, a row for each token and a "
+                    "column for each of sampling.top_logprobs"
                 )
         wrong = ~(top.logp <= 0)  # a NaN is not <= 0
         if wrong.any():

@@ -63,7 +63,7 @@ def topk_kl(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     Example:
         >>> q, p = torch.tensor([[0.2, 0.5]]), torch.tensor([[0.6, 0.3]])
         >>> topk_kl(q.log(), p.log())
-        tensor([0.3958])
+        tensor([0.3961])
 
     Source: DPPO, arXiv 2602.04879 (Top-K KL).
     """

@@ -12,7 +12,6 @@ from drpo.objectives.contract import ratio, shift, token_loss, wide
 from drpo.objectives.divergence import TOPK
 from drpo.types import TokenLoss, Tokens
 
-
 BINARY = ("tv", "kl")
 """Divergences of the sampled token against all others together."""
 
