@@ -42,7 +42,7 @@ class Token(NamedTuple):
 
     @property
     def divergence(self) -> Number:
-        """The column that the tests give tokens in place of a top-K divergence: a number that this module can repeat."""
+        """What the tests give tokens in place of a top-K divergence: a number that can be had here too."""
         return min(abs(self.l - self.m) / 4, mp.one)
 
 

@@ -105,7 +105,7 @@ class DPPO:
     @property
     def needs(self) -> frozenset[str]:
         """The top-K divergence that it reads, if it is one."""
-        return frozenset({self.divergence}) & TOPK.keys()
+        return frozenset({self.divergence}).intersection(TOPK)
 
     @property
     def _high(self) -> float:
