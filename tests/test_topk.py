@@ -152,15 +152,12 @@ def test_kl_runs_from_the_sampler_to_the_policy() -> None:
 
 @pytest.mark.parametrize("left", [1e-3, 1e-6, 1e-12])
 def test_a_rest_next_to_nothing_keeps_its_digits(left: float) -> None:
-    """The likeliest at 1 - 2 left, another at left: 1 minus their sum would have 4 digits at 1e-12."""
-    policy_left = 3 * left
-    behavior_logp, logp = (
-        torch.tensor([[math.log1p(-2 * x), math.log(x)]], dtype=torch.float64) for x in (left, policy_left)
-    )
-    want_tv = 2 * (policy_left - left)
-    want_kl = 2 * left * math.log(1 / 3) + (1 - 2 * left) * (math.log1p(-2 * left) - math.log1p(-2 * policy_left))
-    assert topk_tv(logp, behavior_logp).item() == pytest.approx(want_tv, rel=1e-7)
-    assert topk_kl(logp, behavior_logp).item() == pytest.approx(want_kl, rel=1e-6, abs=5e-16)
+    """The policy has its likeliest at 1 - 2 left and another at left: 1 minus their sum has 4 digits at 1e-12."""
+    behavior_logp = torch.tensor([[0.8, 0.1]], dtype=torch.float64).log()
+    logp = torch.tensor([[math.log1p(-2 * left), math.log(left)]], dtype=torch.float64)
+    want = 0.8 * (math.log(0.8) - math.log1p(-2 * left)) + 0.2 * (math.log(0.1) - math.log(left))
+    assert topk_kl(logp, behavior_logp).item() == pytest.approx(want, rel=1e-9)
+    assert topk_tv(logp, behavior_logp).item() == pytest.approx(0.2 - 2 * left)
 
 
 @pytest.mark.parametrize("noise", [0.0, 3e-7, -3e-7, 1e-9])
