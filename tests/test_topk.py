@@ -497,6 +497,8 @@ def test_what_is_missing_or_unknown_is_named() -> None:
         linear_policy_loss(hidden, weight, target, READERS["topk_tv"], **columns())
     with pytest.raises(InputError, match="did you mean 'topk_kl'"):
         linear_divergence(hidden, weight, target, sampler_of(hidden, weight, 2), ["topk_k"])
+    with pytest.raises(InputError, match="kinds is empty"):
+        linear_divergence(hidden, weight, target, sampler_of(hidden, weight, 2), [])
 
 
 # ---- what the sampler reports ----
@@ -610,6 +612,9 @@ def test_a_scripted_engine_reports_a_law() -> None:
         assert all(len(set(row)) == k for row in c.top.ids.tolist())
         assert (c.top.logp.diff() <= 0).all()
     torch.testing.assert_close(c.top.logp.exp().sum(1), torch.ones(3))
+    (sure,) = replace(engine, logp=0.0).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=2), ())
+    assert sure.top is not None
+    assert sure.top.logp.tolist() == [[0.0, -math.inf]] * 3
 
 
 # ---- from the sampler to the policy ----

@@ -71,7 +71,7 @@ def linear_divergence(
         logp [T] and entropy [T] with their gradients; and each kind's divergence [T], detached, float32 or wider.
 
     Raises:
-        InputError: shapes that do not fit, a temperature or chunk that is not positive, or an unknown kind.
+        InputError: shapes that do not fit, a temperature or chunk that is not positive, or an unknown kind or none.
 
     Example:
         >>> from drpo.types import TopK
@@ -83,6 +83,8 @@ def linear_divergence(
     _require_head("linear_divergence", hidden, weight, target, temperature, chunk)
     _require_top("linear_divergence", target, top)
     names = tuple(kinds)
+    if not names:
+        raise InputError(f"linear_divergence: kinds is empty; name at least one of {', '.join(TOPK)}")
     for name in names:
         needed_divergence({name})
     aside = chunked.Aside.divergences(top, names)

@@ -1,6 +1,5 @@
 """The engine protocol, and a scripted engine that says what a test tells it to."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -100,7 +99,8 @@ class ScriptedEngine:
         """The scripted word, then the first k - 1 others."""
         others = torch.arange(k - 1).expand(len(token_ids), -1)
         ids = torch.cat([token_ids[:, None], others + (others >= token_ids[:, None])], 1)
-        logp = torch.full(ids.shape, math.log(-math.expm1(self.logp) / (len(self.tokenizer) - 1)))
+        left = -torch.tensor(self.logp).expm1()
+        logp = (left / (len(self.tokenizer) - 1)).log().repeat(ids.shape)
         logp[:, 0] = self.logp
         return TopK(ids, logp)
 
