@@ -74,10 +74,10 @@ BUGS = (
     ),
     Bug(
         8,
-        "a token is dropped whichever way it went",
+        "a token is dropped whichever way it went, where its advantage is not positive",
         "objectives/mask.py",
-        "rising = (moved <= self._high) | (logp <= behavior_logp)",
-        "rising = moved <= self._high",
+        "falling = (moved <= self.delta_low) | (logp >= behavior_logp)",
+        "falling = moved <= self.delta_low",
         (DIRECTION,),
     ),
     Bug(
