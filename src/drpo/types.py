@@ -24,7 +24,7 @@ class Tokens:
         advantage: how much better than its group the completion was; float32, reward units.
         keep: bool; True where the policy chose this token and it is trained.
         sequence: int64; which completion the token belongs to. Equal numbers mean the same completion.
-        divergence: float32; a top-K divergence at this token, for objectives whose `needs` names it.
+        divergence: float32; the top-K divergence at this token that the objective's `needs` names, else None.
 
     Example:
         >>> t = Tokens(torch.tensor([-1.0]), torch.tensor([-1.1]), torch.tensor([1.0]),
@@ -148,13 +148,29 @@ would not be those of the law that was sampled; set --sampling.top-p 1
 class TopK:
     """The likeliest tokens at each of n places, as the sampler saw them.
 
+    The token that was sampled is among them only where it is one of the likeliest.
+
     Args:
         ids: [n, K] int64, by falling probability; all different within a place.
-        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the law it draws from.
+        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the law it draws from. -inf only
+            where top-k or top-p rules the token out.
     """
 
     ids: Tensor
     logp: Tensor
+
+    def at(self, places: "Tensor | slice") -> "TopK":
+        """Those of some places: [m, K]."""
+        return TopK(self.ids[places], self.logp[places])
+
+    def to(self, device: torch.device) -> "TopK":
+        """The same on another device."""
+        return TopK(self.ids.to(device), self.logp.to(device))
+
+    @staticmethod
+    def cat(parts: "Sequence[TopK]") -> "TopK":
+        """The places of all parts, in order; at least one part, all of the same K."""
+        return TopK(torch.cat([p.ids for p in parts]), torch.cat([p.logp for p in parts]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +190,8 @@ class Completion:
         top: the sampler's likeliest tokens at each of the N places, where `sampling.top_logprobs` asks for them.
 
     Raises:
-        InputError: log-probabilities that are missing, NaN, infinite or positive, or not one per token.
+        InputError: log-probabilities that are missing, NaN, infinite or positive, or not one per token; a `top` that
+            has not N rows of `sampling.top_logprobs`, or whose log-probabilities are NaN or positive.
     """
 
     problem_id: str
@@ -204,6 +221,21 @@ class Completion:
                 f"{who}: behavior_logp[{at}]={self.behavior_logp[at].item()} (token id {int(self.token_ids[at])}); "
                 "it must be finite and <= 0, so the sampler's logits are broken or were not reported"
             )
+        if self.top is not None:
+            self._require_top(who, self.top)
+
+    def _require_top(self, who: str, top: TopK) -> None:
+        wanted = (len(self.token_ids), self.sampling.top_logprobs)
+        for name, column in vars(top).items():
+            if column.shape != wanted:
+                raise InputError(
+                    f"{who}: top.{name} {list(column.shape)}: must be {list(wanted)}, a row for each token and a "
+                    "column for each of sampling.top_logprobs"
+                )
+        wrong = ~(top.logp <= 0)  # a NaN is not <= 0
+        if wrong.any():
+            row, rank = wrong.nonzero()[0].tolist()
+            raise InputError(f"{who}: top.logp[{row}, {rank}]={top.logp[row, rank].item()}; it must be <= 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +316,7 @@ class MicroBatch:
         advantage: [T] float32.
         sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
         weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
+        top: the sampler's likeliest tokens at each of the T, or None where it did not report them for all.
     """
 
     input_ids: Tensor
@@ -294,16 +327,17 @@ class MicroBatch:
     advantage: Tensor
     sequence: Tensor
     weight: Tensor
+    top: TopK | None = None
 
-    def tokens(self, logp: Tensor) -> Tokens:
-        """These tokens with the current policy's log-probabilities `logp` [T]."""
+    def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
+        """These tokens with the current policy's log-probabilities `logp` [T], and how far it has moved at each [T]."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
-        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence)
+        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence, divergence)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved, top=None if self.top is None else self.top.to(device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,8 +122,8 @@ BUGS = (
         8,
         "DPPO's sides are exchanged",
         "objectives/mask.py",
-        "torch.where(advantage > 0, moved <= self._high, moved >= -self.delta_low)",
-        "torch.where(advantage > 0, moved <= self.delta_low, moved >= -self._high)",
+        "keep = torch.where(advantage > 0, rising, falling)",
+        "keep = torch.where(advantage <= 0, rising, falling)",
         (QUADRANT, f"{FORMULA}[float64-dppo(0.1,0.2)]"),
     ),
     Bug(

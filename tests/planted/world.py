@@ -110,8 +110,8 @@ BUGS = (
         5,
         "the sampler forgets the temperature",
         "rollout/sample.py",
-        "scores = scores / sampling.temperature",
-        "pass",
+        "return scores if sampling.temperature in (0, 1) else scores / sampling.temperature",
+        "return scores",
         (OWN_LAW, f"{ROLLOUT}test_frequencies_are_the_softmax", f"{ON_POLICY}[0.6]"),
     ),
     Bug(

@@ -22,9 +22,10 @@ from drpo.objectives.contract import (
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.objectives.divergence import DEFAULT_K, TOPK, needed_divergence, topk_kl, topk_tv
 from drpo.objectives.mask import DPPO, SymmetricMask
 from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
-from drpo.objectives.region import DEFAULT_RADIUS, caution, region_radius
+from drpo.objectives.region import DEFAULT_RADIUS, caution, outside, region_radius
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
 from drpo.spelling import format_call, parse_any
@@ -88,6 +89,7 @@ def spell(objective: Objective) -> str:
 
 __all__ = [
     "CISPO",
+    "DEFAULT_K",
     "DEFAULT_RADIUS",
     "DPPO",
     "DRPO",
@@ -96,6 +98,7 @@ __all__ = [
     "SAPO",
     "SPO",
     "TABLE",
+    "TOPK",
     "DivergencePenalty",
     "ImportanceSampling",
     "Objective",
@@ -107,6 +110,8 @@ __all__ = [
     "entropy_bonus",
     "gradient",
     "gradient_weight",
+    "needed_divergence",
+    "outside",
     "parse",
     "ratio",
     "reference_kl",
@@ -114,6 +119,8 @@ __all__ = [
     "region_radius",
     "shift",
     "spell",
+    "topk_kl",
+    "topk_tv",
     "total",
     "vanishes_at_zero_advantage",
 ]

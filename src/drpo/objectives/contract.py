@@ -18,7 +18,7 @@ class Objective(Protocol):
 
     Attributes:
         tokenwise: False where a token's loss depends on the rest of its sequence (GSPO).
-        needs: names of optional `Tokens` fields that must be filled, such as "divergence".
+        needs: the name, from `divergence.TOPK`, of what `Tokens.divergence` must hold; empty where it is not read.
     """
 
     @property

@@ -6,9 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
 from drpo.objectives.contract import ratio, shift, token_loss, wide
+from drpo.objectives.divergence import TOPK
 from drpo.types import TokenLoss, Tokens
+
+BINARY = ("tv", "kl")
+"""Divergences of the sampled token against all others together."""
 
 
 def binary_kl(tokens: Tokens) -> Tensor:
@@ -42,30 +47,43 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.where(x > -0.693, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
+def _binary(divergence: str, tokens: Tokens) -> Tensor:
+    """[T]: one of `BINARY`."""
+    return shift(tokens).abs() if divergence == "tv" else binary_kl(tokens)
+
+
 @dataclass(frozen=True)
 class DPPO:
     """Divergence PPO: a token is dropped once it has left the region the way its advantage pushes it.
 
         loss = -A sg(min(r, c) M) l     w = M min(r, c) / r
 
-        tv: M = 1 iff D <= delta_high (A > 0) or D >= -delta_low (A <= 0),  D = pi - mu
-        kl: M = 1 iff KL(Bern(mu) || Bern(pi)) <= delta_high or pi <= mu (A > 0); <= delta_low or pi >= mu (A <= 0)
+        M = 1 iff d <= delta_high or pi <= mu (A > 0);  d <= delta_low or pi >= mu (A <= 0)
+
+        tv: d = |pi - mu|                        topk_tv: `divergence.topk_tv` of the whole place
+        kl: d = KL(Bern(mu) || Bern(pi))         topk_kl: `divergence.topk_kl`
+
+    The top-K divergences say how far the laws are apart, the sampled token which way: they come from
+    `Tokens.divergence`, which the trainer fills from what the sampler reports of its likeliest tokens.
 
     Args:
-        delta_low: region for falling probabilities, > 0; a probability for "tv" (authors: 0.15), nats for "kl" (0.05).
+        delta_low: region for falling probabilities, > 0; a probability for "tv" and "topk_tv" (authors: 0.15), nats
+            for "kl" and "topk_kl" (0.05).
         delta_high: region for rising ones; None means `delta_low`.
-        divergence: "tv" or "kl".
+        divergence: "tv", "kl", "topk_tv" or "topk_kl".
         max_ratio: c, > 0; the weight's truncation.
 
     Returns:
         On a call: TokenLoss with loss [T].
 
     Raises:
-        InputError: a parameter out of its range.
+        InputError: a parameter out of its range; on a call, a top-K divergence that the tokens do not carry.
 
     Example:
         >>> DPPO(0.15)
         DPPO(delta_low=0.15, delta_high=0.15, divergence='tv', max_ratio=20.0)
+        >>> DPPO(0.05, divergence="topk_kl").needs
+        frozenset({'topk_kl'})
 
     Source: Rethinking the Trust Region in LLM Reinforcement Learning, arXiv 2602.04879.
     """
@@ -75,15 +93,19 @@ class DPPO:
     divergence: str = "tv"
     max_ratio: float = 20.0
     tokenwise: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         require("delta_low", self.delta_low, above=0)
         if self.delta_high is None:
             object.__setattr__(self, "delta_high", self.delta_low)
         require("delta_high", self._high, above=0)
-        _require_divergence(self.divergence)
+        require_one_of("divergence", self.divergence, (*BINARY, *TOPK))
         require("max_ratio", self.max_ratio, above=0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The top-K divergence that it reads, if it is one."""
+        return frozenset({self.divergence}).intersection(TOPK)
 
     @property
     def _high(self) -> float:
@@ -91,16 +113,23 @@ class DPPO:
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         logp, behavior_logp, advantage = wide(tokens)
-        if self.divergence == "tv":
-            moved = shift(tokens)
-            keep = torch.where(advantage > 0, moved <= self._high, moved >= -self.delta_low)
-        else:
-            moved = binary_kl(tokens)
-            rising = (moved <= self._high) | (logp <= behavior_logp)
-            falling = (moved <= self.delta_low) | (logp >= behavior_logp)
-            keep = torch.where(advantage > 0, rising, falling)
+        moved = self._moved(tokens)
+        rising = (moved <= self._high) | (logp <= behavior_logp)
+        falling = (moved <= self.delta_low) | (logp >= behavior_logp)
+        keep = torch.where(advantage > 0, rising, falling)
         scale = ratio(tokens).clamp(max=self.max_ratio) * keep
         return token_loss(tokens, value=-advantage * scale * logp, slope=-advantage * scale)
+
+    def _moved(self, tokens: Tokens) -> Tensor:
+        """[T], >= 0: how far pi is from mu."""
+        if self.divergence in BINARY:
+            return _binary(self.divergence, tokens)
+        if tokens.divergence is None:
+            raise InputError(
+                f"objective dppo with divergence={self.divergence!r}: tokens.divergence is missing; sample with "
+                "sampling.top_logprobs > 0 and give the loss the sampler's `top`, or fill it"
+            )
+        return tokens.divergence
 
 
 @dataclass(frozen=True)
@@ -133,14 +162,9 @@ class SymmetricMask:
 
     def __post_init__(self) -> None:
         require("delta", self.delta, above=0)
-        _require_divergence(self.divergence)
+        require_one_of("divergence", self.divergence, BINARY)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         _, _, advantage = wide(tokens)
-        moved = shift(tokens).abs() if self.divergence == "tv" else binary_kl(tokens)
-        kept = -advantage * ratio(tokens) * (moved <= self.delta)
+        kept = -advantage * ratio(tokens) * (_binary(self.divergence, tokens) <= self.delta)
         return token_loss(tokens, value=kept, slope=kept)
-
-
-def _require_divergence(name: str) -> None:
-    require_one_of("divergence", name, ("tv", "kl"))

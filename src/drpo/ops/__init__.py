@@ -1,14 +1,15 @@
 """The head operator: hidden states -> log-probabilities, without ever holding the logits of all tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives.contract import Objective
+from drpo.objectives.divergence import TOPK, needed_divergence
 from drpo.ops import chunked
-from drpo.types import Tokens
+from drpo.types import Tokens, TopK
 
 
 def linear_logprob(
@@ -42,7 +43,54 @@ def linear_logprob(
         (tensor([0.2500]), tensor([4.]))
     """
     _require_head("linear_logprob", hidden, weight, target, temperature, chunk)
-    return chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
+    logp, entropy, _ = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
+    return logp, entropy
+
+
+def linear_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    top: TopK,
+    kinds: Iterable[str] = tuple(TOPK),
+    temperature: float = 1.0,
+    *,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """Return what `linear_logprob` does, and from the same logits how far the policy is from the sampler.
+
+    With K = V these are the exact total variation and KL of the whole laws. Memory beyond inputs and gradients: a few
+    times [chunk, V], whatever K.
+
+    Args:
+        hidden, weight, target, temperature, chunk: as for `linear_logprob`.
+        top: K of the sampler's likeliest tokens at each of the T.
+        kinds: of `drpo.objectives.TOPK`: "topk_tv", "topk_kl".
+
+    Returns:
+        logp [T] and entropy [T] with their gradients; and each kind's divergence [T], detached, float32 or wider.
+
+    Raises:
+        InputError: shapes that do not fit, a temperature or chunk that is not positive, or an unknown kind or none.
+
+    Example:
+        >>> from drpo.types import TopK
+        >>> top = TopK(torch.tensor([[2, 0]]), torch.tensor([[0.5, 0.25]]).log())
+        >>> _, _, moved = linear_divergence(torch.zeros(1, 3), torch.ones(4, 3), torch.tensor([2]), top)
+        >>> moved["topk_tv"]
+        tensor([0.2500])
+    """
+    _require_head("linear_divergence", hidden, weight, target, temperature, chunk)
+    _require_top("linear_divergence", target, top)
+    names = tuple(kinds)
+    if not names:
+        raise InputError(f"linear_divergence: kinds is empty; name at least one of {', '.join(TOPK)}")
+    for name in names:
+        needed_divergence({name})
+    aside = chunked.Aside.divergences(top, names)
+    logp, entropy, made = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk, aside=aside)
+    assert made is not None
+    return logp, entropy, dict(zip(names, made.unbind(-1), strict=True))
 
 
 def linear_policy_loss(
@@ -56,6 +104,7 @@ def linear_policy_loss(
     keep: Tensor,
     sequence: Tensor,
     token_weight: Tensor,
+    top: TopK | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
@@ -66,7 +115,7 @@ def linear_policy_loss(
     For a token-wise objective, anyone's, the gradient is made chunk by chunk while the log-probabilities are: each
     logit is computed once, and three matrix products are all there is. Any other objective needs all log-probabilities
     first, so its logits are made again in the backward pass. Tokens that are not kept, or that weigh 0, are never
-    multiplied.
+    multiplied. A divergence that the objective reads is made of the same logits, chunk by chunk.
 
     Args:
         hidden: [T, H] float; the states that predict the targets.
@@ -78,15 +127,17 @@ def linear_policy_loss(
         keep: [T] bool; which tokens are trained.
         sequence: [T] int64; which completion each belongs to.
         token_weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
+        top: the sampler's likeliest tokens at each of the T, for objectives whose `needs` names a divergence.
         temperature: > 0.
         chunk: tokens per chunk; None chooses by memory. The result does not depend on it but for rounding.
 
     Returns:
         loss, a scalar, differentiable in `hidden` and `weight` (once); logp [T], detached, nats, 0 where a token is
-        left out; and name -> [n], of the n tokens that are not: the objective's metrics and the policy's "entropy".
+        left out; and name -> [n], of the n tokens that are not: the objective's metrics, the policy's "entropy", and
+        the "divergence" where the objective reads one.
 
     Raises:
-        InputError: shapes that do not fit, or a temperature or chunk that is not positive.
+        InputError: shapes that do not fit, a temperature or chunk that is not positive, or no `top` where it is needed.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -104,24 +155,27 @@ def linear_policy_loss(
             raise InputError(
                 f"linear_policy_loss: {name} {list(column.shape)} does not fit target {list(target.shape)}"
             )
+    top = _needed_top(objective, target, top)
     trained = keep & (token_weight != 0)
     everything = bool(trained.all())
     if not everything:
-        hidden, target = hidden[trained], target[trained]
+        hidden, target, top = hidden[trained], target[trained], None if top is None else top.at(trained)
         columns = {name: column[trained] for name, column in columns.items()}
+    aside = None if top is None else chunked.Aside.divergences(top, tuple(objective.needs))
     if objective.tokenwise:
         loss, found, metrics = chunked.linear_policy_loss(
-            hidden, weight, target, objective, **columns, temperature=temperature, chunk=chunk
+            hidden, weight, target, objective, **columns, temperature=temperature, chunk=chunk, aside=aside
         )
     else:
-        logp, entropy = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
-        loss, found, metrics = _loss_of_all(logp, entropy, objective, **columns)
+        logp, entropy, made = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk, aside=aside)
+        loss, found, metrics = _loss_of_all(logp, entropy, made, objective, **columns)
     return loss, found if everything else found.new_zeros(trained.shape).masked_scatter(trained, found), metrics
 
 
 def _loss_of_all(
     logp: Tensor,
     entropy: Tensor,
+    made: Tensor | None,
     objective: Objective,
     *,
     behavior_logp: Tensor,
@@ -130,8 +184,34 @@ def _loss_of_all(
     token_weight: Tensor,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The same from log-probabilities that are all there, with autograd going back through them."""
-    seen = objective(Tokens(logp, behavior_logp, advantage, torch.ones_like(sequence, dtype=torch.bool), sequence))
-    return (token_weight * seen.loss).sum(), logp.detach(), {**seen.metrics, "entropy": entropy.detach()}
+    divergence = None if made is None else made[:, 0]
+    keep = torch.ones_like(sequence, dtype=torch.bool)
+    seen = objective(Tokens(logp, behavior_logp, advantage, keep, sequence, divergence))
+    metrics = {**seen.metrics, "entropy": entropy.detach()} | ({} if divergence is None else {"divergence": divergence})
+    return (token_weight * seen.loss).sum(), logp.detach(), metrics
+
+
+def _needed_top(objective: Objective, target: Tensor, top: TopK | None) -> TopK | None:
+    """`top` where the objective reads a divergence, else None."""
+    kind = needed_divergence(objective.needs)
+    if kind is None:
+        return None
+    if top is None:
+        raise InputError(
+            f"linear_policy_loss: the objective needs {kind!r}, but top is missing; sample with "
+            "sampling.top_logprobs > 0, from an engine that reports them"
+        )
+    _require_top("linear_policy_loss", target, top)
+    return top
+
+
+def _require_top(who: str, target: Tensor, top: TopK) -> None:
+    shape = top.ids.shape
+    if len(shape) != 2 or shape[:1] != target.shape or shape[1] < 1 or top.logp.shape != shape:
+        raise InputError(
+            f"{who}: top.ids {list(shape)}, top.logp {list(top.logp.shape)}, target {list(target.shape)} "
+            "do not fit [T, K], [T, K], [T]"
+        )
 
 
 def _require_head(
@@ -148,4 +228,4 @@ def _require_head(
         raise InputError(f"chunk={chunk}: must be at least 1")
 
 
-__all__ = ["linear_logprob", "linear_policy_loss"]
+__all__ = ["linear_divergence", "linear_logprob", "linear_policy_loss"]

@@ -7,9 +7,12 @@ With z = weight hidden / temperature, p = softmax(z) and g = d loss / d logp, a 
 
 so g only scales rows of the small matrices. The fused loss therefore needs each logit once: product, softmax, the
 objective on the chunk's tokens, two products; the recomputing form makes the logits again in the backward pass.
+
+Log-probabilities of other words than the target, for divergences from the sampler, come from the same logits: taken out
+before the rows are overwritten, as differences from the target's, and completed with the target's log-probability.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,8 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from drpo.objectives.contract import Objective, value_and_gradient
+from drpo.objectives.divergence import TOPK
 from drpo.ops import rows, triton
-from drpo.types import Tokens
+from drpo.types import Tokens, TopK
 
 CHUNK_BYTES = {"cpu": 30 * 2**20, "cuda": 2**30}
 """Logits held at once where the caller names no chunk: enough for the products, and flat in V and T."""
@@ -29,6 +33,12 @@ BLOCK = 2048
 """Words done together in a product on a CPU: the block of the weight and of its gradient stays in the cache."""
 
 ROUNDED = (torch.bfloat16, torch.float16)
+
+GATHERED = 2**22
+"""Most elements of the weight's rows that are made float32 at once, for logits in full."""
+
+DENSE = 1 / 8
+"""Share of the vocabulary from which on a product with all of it is cheaper than fetching row after row."""
 
 
 def _rows(logits: Tensor) -> ModuleType:
@@ -66,22 +76,77 @@ class _Head:
     def chunks(self, n: int) -> Iterator[slice]:
         return (slice(i, i + self.chunk) for i in range(0, n, max(1, self.chunk)))
 
-    def logits(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """[C, V] before the temperature, and where they are rounded the targets' own [C] in full, as "exact"."""
+    def logits(self, hidden: Tensor, words: Tensor) -> tuple[Tensor, dict[str, rows.Exact]]:
+        """[C, V] before the temperature, and where they are rounded those of `words` [C, n] in full, as "exact"."""
         if self.buffer is None:
             return torch.mm(hidden, self.weight.T, out_dtype=torch.float32), {}
         out = self.buffer[: len(hidden)]
-        for words in _blocks(self.weight):
-            torch.mm(hidden, self.weight[words].T, out=out[:, words])
+        for block in _blocks(self.weight):
+            torch.mm(hidden, self.weight[block].T, out=out[:, block])
         if out.dtype not in ROUNDED:
             return out, {}
-        # A rounded logit moves log p by as much (0.06 at a logit of 20); of the target that can be had exactly.
-        return out, {"exact": (hidden.float() * self.weight[target].float()).sum(-1)}
+        # A rounded logit moves log p by as much (0.06 at a logit of 20); of a few words it can be had in full.
+        return out, {"exact": (words, self._in_full(hidden.float(), words))}
+
+    def _in_full(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """[C, n] float32: the logits of `words` [C, n], from few of the weight's rows at a time."""
+        if words.shape[1] > DENSE * len(self.weight):
+            everything = torch.cat([hidden @ self.weight[block].float().T for block in _blocks(self.weight)], 1)
+            return everything.gather(1, words)
+        size = max(1, GATHERED // max(1, hidden.numel()))
+        parts = words.split(size, 1)
+        return torch.cat([(self.weight[part].float() @ hidden[:, :, None])[..., 0] for part in parts], 1)
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:
     size = BLOCK if weight.device.type == "cpu" else len(weight)
     return (slice(i, i + size) for i in range(0, len(weight), size))
+
+
+@dataclass(frozen=True, eq=False)
+class Aside:
+    """What else is made of each chunk's logits, without a gradient.
+
+    Args:
+        ids: [T, K] int64 in [0, V).
+        width: n.
+        make: (places, [C, K] the policy's log-probabilities of their ids) -> [C, n].
+    """
+
+    ids: Tensor
+    width: int
+    make: Callable[[slice, Tensor], Tensor]
+
+    @staticmethod
+    def divergences(top: TopK, kinds: tuple[str, ...]) -> "Aside":
+        """Those of `objectives.TOPK` with these names, a column each."""
+
+        def make(places: slice, logp: Tensor) -> Tensor:
+            return torch.stack([TOPK[kind](logp, top.logp[places]) for kind in kinds], -1)
+
+        return Aside(top.ids, len(kinds), make)
+
+
+class _Chunk:
+    """A chunk's logits, and where an `Aside` wants them, how far above the target's those of its ids were.
+
+    Args:
+        logits: [C, V], before the temperature.
+        exact: those that are known to more digits, or nothing.
+    """
+
+    def __init__(self, head: _Head, hidden: Tensor, target: Tensor, part: slice, aside: Aside | None) -> None:
+        words = target[part, None] if aside is None else torch.cat([target[part, None], aside.ids[part]], 1)
+        self.logits, self.exact = head.logits(hidden[part], words)
+        self._part, self._aside = part, aside
+        if aside is not None:  # now, because the row kernels overwrite the logits
+            z = self.exact["exact"][1] if self.exact else self.logits.gather(1, words)
+            self._above = (z[:, 1:] - z[:, :1]).mul_(head.scale)
+
+    def aside(self, logp: Tensor) -> Tensor:
+        """[C, n] what the aside makes, given the targets' log-probabilities [C]."""
+        assert self._aside is not None
+        return self._aside.make(self._part, (self._above + logp[:, None]).clamp_(max=0))
 
 
 def _per_token(hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,36 +195,49 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        temperature: float,
+        chunk: int | None,
+        aside: Aside | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, target)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.aside = temperature, chunk, aside
         logp, entropy = _per_token(hidden)
+        made = None if aside is None else logp.new_empty(len(logp), aside.width)
         head = _Head.of(hidden, weight, temperature, chunk)
         for part in head.chunks(len(hidden)):
-            logits, exact = head.logits(hidden[part], target[part])
-            logp[part], entropy[part] = _rows(logits).statistics(logits, target[part], head.scale, **exact)
-        return logp, entropy
+            here = _Chunk(head, hidden, target, part, aside)
+            logp[part], entropy[part] = _rows(here.logits).statistics(
+                here.logits, target[part], head.scale, **here.exact
+            )
+            if made is not None:
+                made[part] = here.aside(logp[part])
+                ctx.mark_non_differentiable(made)
+        return logp, entropy, made
 
     @staticmethod
     @once_differentiable  # its inputs' slopes are taken as constants, so a second derivative would be wrong
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, target = ctx.saved_tensors
-        grad_logp, grad_entropy = grads
+        grad_logp, grad_entropy, _ = grads
         with_entropy = bool(grad_entropy.any())
         head = _Head.of(hidden, weight, ctx.temperature, ctx.chunk)
         found = _Gradients(hidden, weight, ctx.needs_input_grad)
         for part in head.chunks(len(hidden)):
-            logits, exact = head.logits(hidden[part], target[part])
+            here = _Chunk(head, hidden, target, part, ctx.aside)
+            given = (here.logits, target[part], head.scale)
             up, factor = grad_logp[part] * head.scale, None
             if with_entropy:
                 down = grad_entropy[part] * head.scale
-                slopes = _rows(logits).slope(logits, target[part], head.scale, up, down, hidden.dtype, **exact)
+                slopes = _rows(here.logits).slope(*given, up, down, hidden.dtype, **here.exact)
             else:
-                slopes, _, _ = _rows(logits).residual(logits, target[part], head.scale, hidden.dtype, **exact)
+                slopes, _, _ = _rows(here.logits).residual(*given, hidden.dtype, **here.exact)
                 factor = -up
             found.add(head, part, hidden[part], slopes, factor)
-        return *found.results(weight.dtype), None, None, None
+        return *found.results(weight.dtype), None, None, None, None
 
 
 class _Given(NamedTuple):
@@ -173,10 +251,11 @@ class _Given(NamedTuple):
     token_weight: Tensor
     temperature: float
     chunk: int | None
+    aside: Aside | None
 
-    def tokens(self, part: slice, logp: Tensor) -> Tokens:
+    def tokens(self, part: slice, logp: Tensor, divergence: Tensor | None) -> Tokens:
         keep = torch.ones_like(logp, dtype=torch.bool)
-        return Tokens(logp, self.behavior_logp[part], self.advantage[part], keep, self.sequence[part])
+        return Tokens(logp, self.behavior_logp[part], self.advantage[part], keep, self.sequence[part], divergence)
 
 
 class _LinearPolicyLoss(torch.autograd.Function):
@@ -185,25 +264,29 @@ class _LinearPolicyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, given: _Given
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         head = _Head.of(hidden, weight, given.temperature, given.chunk)
         found = _Gradients(hidden, weight, ctx.needs_input_grad)
         logp, entropy = _per_token(hidden)
+        divergence = None if given.aside is None else torch.empty_like(logp)
         loss = logp.new_zeros(())
         metrics: dict[str, list[Tensor]] = {}
         for part in head.chunks(len(hidden)):
-            logits, exact = head.logits(hidden[part], given.target[part])
-            slopes, logp[part], entropy[part] = _rows(logits).residual(
-                logits, given.target[part], head.scale, hidden.dtype, **exact
+            here = _Chunk(head, hidden, given.target, part, given.aside)
+            slopes, logp[part], entropy[part] = _rows(here.logits).residual(
+                here.logits, given.target[part], head.scale, hidden.dtype, **here.exact
             )
-            seen, slope = value_and_gradient(given.objective, given.tokens(part, logp[part]))
+            if divergence is not None:
+                divergence[part] = here.aside(logp[part])[:, 0]
+            moved = None if divergence is None else divergence[part]
+            seen, slope = value_and_gradient(given.objective, given.tokens(part, logp[part], moved))
             loss += (given.token_weight[part] * seen.loss).sum()
             for name, values in seen.metrics.items():
                 metrics.setdefault(name, []).append(values)
             found.add(head, part, hidden[part], slopes, -head.scale * given.token_weight[part] * slope)
         ctx.gradients = found.results(weight.dtype)
-        ctx.mark_non_differentiable(logp, entropy)
-        return loss, logp, entropy, {name: torch.cat(values) for name, values in metrics.items()}
+        ctx.mark_non_differentiable(*(x for x in (logp, entropy, divergence) if x is not None))
+        return loss, logp, entropy, divergence, {name: torch.cat(values) for name, values in metrics.items()}
 
     @staticmethod
     @once_differentiable
@@ -219,11 +302,18 @@ class _LinearPolicyLoss(torch.autograd.Function):
 
 
 def linear_logprob(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, *, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `drpo.ops.linear_logprob`."""
-    logp, entropy = _LinearLogprob.apply(hidden, weight, target, temperature, chunk)  # type: ignore[no-untyped-call]
-    return logp, entropy
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    *,
+    chunk: int | None = None,
+    aside: Aside | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `drpo.ops.linear_logprob`, and what `aside` makes on the way, [T, n]."""
+    found: tuple[Tensor, Tensor, Tensor | None]
+    found = _LinearLogprob.apply(hidden, weight, target, temperature, chunk, aside)  # type: ignore[no-untyped-call]
+    return found
 
 
 def linear_policy_loss(
@@ -238,8 +328,12 @@ def linear_policy_loss(
     token_weight: Tensor,
     temperature: float = 1.0,
     chunk: int | None = None,
+    aside: Aside | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """As `drpo.ops.linear_policy_loss`, for a token-wise objective and tokens that are all trained."""
-    given = _Given(target, objective, behavior_logp, advantage, sequence, token_weight, temperature, chunk)
-    loss, logp, entropy, metrics = _LinearPolicyLoss.apply(hidden, weight, given)  # type: ignore[no-untyped-call]
-    return loss, logp, {**metrics, "entropy": entropy}
+    """As `drpo.ops.linear_policy_loss`, for a token-wise objective and tokens that are all trained.
+
+    `aside` makes the divergence that the objective reads, [T, 1], where it reads one.
+    """
+    given = _Given(target, objective, behavior_logp, advantage, sequence, token_weight, temperature, chunk, aside)
+    loss, logp, entropy, divergence, metrics = _LinearPolicyLoss.apply(hidden, weight, given)  # type: ignore[no-untyped-call]
+    return loss, logp, {**metrics, "entropy": entropy} | ({} if divergence is None else {"divergence": divergence})

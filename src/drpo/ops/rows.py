@@ -6,6 +6,8 @@ R rows, V words. With z = logits * scale and p = softmax(z):
     residual     p - onehot(target), of which every token-wise loss's slope is a multiple, with the statistics
     slope        the same where the entropy has a gradient too
 
+`exact` gives logits of some words to more digits than `logits` hold: the words [R, n], and those logits [R, n].
+
 Each overwrites `logits`, and computes in float32 or wider whatever it is given. The loops of `chunked.py` do not know
 which device they run on: `triton.py` offers the same three functions.
 """
@@ -21,25 +23,28 @@ ROWS = 8
 NEVER = -1000.0
 """Stands for log p = -inf in p log p: below it p is 0 in float64 too."""
 
+Exact = tuple[Tensor, Tensor]
+"""Words [R, n] int64, and their logits [R, n] in full."""
 
-def statistics(logits: Tensor, target: Tensor, scale: float, exact: Tensor | None = None) -> tuple[Tensor, Tensor]:
+
+def statistics(logits: Tensor, target: Tensor, scale: float, exact: Exact | None = None) -> tuple[Tensor, Tensor]:
     """Return logp [R] and entropy [R] of each row, nats.
 
     Args:
         logits: [R, V] float; overwritten.
         target: [R] int64 in [0, V).
         scale: 1 / temperature.
-        exact: [R], the target's logit where it is known to more digits than `logits` hold, or None.
+        exact: words and their logits, where those are known to more digits than `logits` hold, or None.
     """
     logp, entropy = _results(logits)
-    for rows, z in _shifted(logits, target, scale, exact):
+    for rows, z in _shifted(logits, scale, exact):
         p, normaliser = _softmax(z)
         logp[rows], entropy[rows] = _figures(z, p, normaliser, target[rows])
     return logp, entropy
 
 
 def residual(
-    logits: Tensor, target: Tensor, scale: float, dtype: torch.dtype, exact: Tensor | None = None
+    logits: Tensor, target: Tensor, scale: float, dtype: torch.dtype, exact: Exact | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return p - onehot(target) [R, V] in `dtype`, subtracted before it is rounded, with logp [R] and entropy [R].
 
@@ -49,7 +54,7 @@ def residual(
     """
     logp, entropy = _results(logits)
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
-    for rows, z in _shifted(logits, target, scale, exact):
+    for rows, z in _shifted(logits, scale, exact):
         p, normaliser = _softmax(z)
         logp[rows], entropy[rows] = _figures(z, p, normaliser, target[rows])
         out[rows] = p.scatter_add_(1, target[rows, None], p.new_full((len(p), 1), -1))
@@ -63,7 +68,7 @@ def slope(
     grad_logp: Tensor,
     grad_entropy: Tensor,
     dtype: torch.dtype,
-    exact: Tensor | None = None,
+    exact: Exact | None = None,
 ) -> Tensor:
     """Return grad_logp (onehot - p) - grad_entropy p (log p + entropy), [R, V] in `dtype`.
 
@@ -72,7 +77,7 @@ def slope(
         grad_logp, grad_entropy: [R] float; the loss's slopes.
     """
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
-    for rows, z in _shifted(logits, target, scale, exact):
+    for rows, z in _shifted(logits, scale, exact):
         p, normaliser = _softmax(z)
         log_p = (z - normaliser[:, None]).clamp_(min=NEVER)
         _, entropy = _figures(z, p, normaliser, target[rows])
@@ -86,7 +91,7 @@ def _results(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logp, torch.empty_like(logp)
 
 
-def _shifted(logits: Tensor, target: Tensor, scale: float, exact: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+def _shifted(logits: Tensor, scale: float, exact: Exact | None) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows, and their z minus each row's largest: in place where `logits` are wide, else in one scratch."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     size = min(len(logits), ROWS if logits.device.type == "cpu" else len(logits))
@@ -97,7 +102,7 @@ def _shifted(logits: Tensor, target: Tensor, scale: float, exact: Tensor | None)
         if scratch is not None:
             z = scratch[: len(z)].copy_(z)
         if exact is not None:
-            z.scatter_(1, target[rows, None], exact[rows, None])
+            z.scatter_(1, exact[0][rows], exact[1][rows])
         if scale != 1:
             z.mul_(scale)
         yield rows, z.sub_(z.amax(-1, keepdim=True))

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from drpo.objectives import Objective, Tokens, caution, gradient_weight, spell
+from drpo.objectives import TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence, spell
 from drpo.report.palette import COLORS
 
 matplotlib.use("Agg")
@@ -31,13 +31,16 @@ def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) 
         tensor([ 1.0000,  0.5000, -0.5000])
     """
     n = len(pi)
-    pi64 = pi.double()
+    logp, behavior_logp = pi.double().log(), torch.full((n,), mu, dtype=torch.float64).log()
+    kind = needed_divergence(objective.needs)
     tokens = Tokens(
-        pi64.log(),
-        torch.full((n,), mu, dtype=torch.float64).log(),
+        logp,
+        behavior_logp,
         torch.full((n,), advantage, dtype=torch.float64),
         torch.ones(n, dtype=torch.bool),
         torch.arange(n),
+        # With one token alone a top-K divergence is the binary one: all other words are the rest.
+        None if kind is None else TOPK[kind](logp[:, None], behavior_logp[:, None]),
     )
     return gradient_weight(objective, tokens).float()
 

@@ -12,8 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, windows
-from drpo.rollout.sample import draw
-from drpo.types import Sampling
+from drpo.rollout.sample import draw, likeliest
+from drpo.types import Sampling, TopK
 
 log = logging.getLogger("drpo")
 
@@ -37,11 +37,15 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """One row's tokens [N], their log-probabilities [N], and whether a stop word ended it."""
+    """One row's tokens [N], their log-probabilities [N], and whether a stop word ended it.
+
+    `top` has the likeliest tokens at each, [N, K], or is None where `sampling.top_logprobs` is 0.
+    """
 
     token_ids: Tensor
     logp: Tensor
     stopped: bool
+    top: TopK | None = None
 
 
 class Decoder(Protocol):
@@ -206,16 +210,26 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 def draw_rows(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> list[Drawn]:
     """Draw every row to its end, row b with the random numbers u[b] [N]; `stop` holds the words that end one."""
-    tokens, logps = _draw_on(decoder, u, stop, sampling)
+    tokens, logps, top = _draw_on(decoder, u, stop, sampling)
     ends = torch.isin(tokens, stop.cpu())
     lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1]).tolist()
     # Copies: ordinary tensors, not inference ones, and not views of the whole turn's.
-    return [Drawn(tokens[b, :n].clone(), logps[b, :n].clone(), bool(ends[b, n - 1])) for b, n in enumerate(lengths)]
+    return [
+        Drawn(
+            tokens[b, :n].clone(),
+            logps[b, :n].clone(),
+            bool(ends[b, n - 1]),
+            None if top is None else TopK(top.ids[b, :n].clone(), top.logp[b, :n].clone()),
+        )
+        for b, n in enumerate(lengths)
+    ]
 
 
 @torch.inference_mode()
-def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Return tokens and log-probabilities [B, N] in which each row goes on behind its first stop word, with anything.
+def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, TopK | None]:
+    """Return tokens and log-probabilities [B, N], and the likeliest tokens [B, N, K] where they are asked for.
+
+    Each row goes on behind its first stop word, with anything.
 
     Rows that have ended are dropped once the work done for them has cost about as much as dropping them, or where the
     cache is copied anyhow; until then they go on, and what they draw is cut off at the end.
@@ -224,6 +238,7 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
     u = u.to(device)
     tokens = torch.zeros(u.shape, dtype=torch.int64, device=device)
     logps = torch.zeros(u.shape, dtype=torch.float32, device=device)
+    top = _room(tokens, sampling.top_logprobs) if sampling.top_logprobs else None
     active = torch.arange(len(u), device=device)
     alive = torch.ones(len(u), dtype=torch.bool, device=device)
     every = LOOK_EVERY.get(device.type, LOOK_SELDOM)
@@ -232,6 +247,9 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
     for t in range(u.shape[1]):
         token, logp = draw(logits, u[active, t], sampling)
         tokens[active, t], logps[active, t] = token, logp
+        if top is not None:
+            here = likeliest(logits, sampling)
+            top.ids[active, t], top.logp[active, t] = here.ids, here.logp
         if t + 1 == u.shape[1]:
             break
         alive &= ~torch.isin(token, stop)
@@ -244,7 +262,13 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
                 decoder.keep(going)
                 active, token, alive, idle = active[going], token[going], alive[going], 0
         logits = decoder.step(token)
-    return tokens.cpu(), logps.cpu()
+    return tokens.cpu(), logps.cpu(), None if top is None else top.to(torch.device("cpu"))
+
+
+def _room(tokens: Tensor, k: int) -> TopK:
+    """For k words at each of tokens [B, N]."""
+    ids = tokens.new_zeros(*tokens.shape, k)
+    return TopK(ids, torch.zeros_like(ids, dtype=torch.float32))
 
 
 @torch.inference_mode()

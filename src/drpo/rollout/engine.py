@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from drpo.errors import InputError
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Completion, Problem, Sampling, TopK
 
 Seed = tuple[int | str, ...]
 
@@ -20,7 +20,8 @@ class Engine(Protocol):
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
         """Return `sampling.samples` completions of every problem, problem by problem, in order.
 
-        The random numbers behind a completion are a function of (seed, problem id, sample number) alone.
+        The random numbers behind a completion are a function of (seed, problem id, sample number) alone. Each carries
+        `top` where `sampling.top_logprobs` asks for it.
         """
         ...
 
@@ -58,6 +59,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
 class ScriptedEngine:
     """An engine for tests: it "samples" the texts that a script gives, every token at the same log-probability.
 
+    All other words share what the scripted one leaves, so that `top` is a law too.
+
     Args:
         tokenizer: makes ids of prompts and of scripted texts.
         script: (problem, sample number) -> text.
@@ -89,7 +92,17 @@ class ScriptedEngine:
             finish="stop" if len(ids) <= sampling.max_new_tokens else "length",
             sampling=sampling,
             version=self.version,
+            top=self._top(token_ids, sampling.top_logprobs) if sampling.top_logprobs else None,
         )
+
+    def _top(self, token_ids: Tensor, k: int) -> TopK:
+        """The scripted word, then the first k - 1 others."""
+        others = torch.arange(k - 1).expand(len(token_ids), -1)
+        ids = torch.cat([token_ids[:, None], others + (others >= token_ids[:, None])], 1)
+        left = -torch.tensor(self.logp).expm1()
+        logp = (left / (len(self.tokenizer) - 1)).log().repeat(ids.shape)
+        logp[:, 0] = self.logp
+        return TopK(ids, logp)
 
     def load(self, state: Mapping[str, Tensor], version: int) -> None:
         """Note the version; there are no weights to take."""

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from drpo.errors import InputError
 from drpo.seeds import derive
-from drpo.types import Sampling
+from drpo.types import Sampling, TopK
 
 CHUNK_ELEMENTS = 2**22
 """Most logits that are made float32 at once, which bounds the memory of a draw."""
@@ -49,11 +50,49 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
     return torch.cat([token for token, _ in drawn]), torch.cat([logp for _, logp in drawn])
 
 
+def likeliest(logits: Tensor, sampling: Sampling) -> TopK:
+    """Return the `sampling.top_logprobs` likeliest tokens of each row under the law that `draw` draws from.
+
+    Args:
+        logits: [B, V], any float dtype.
+        sampling: temperature, top_p, top_k (all as in `draw`), top_logprobs.
+
+    Returns:
+        ids [B, K] and their log-probabilities [B, K] float32, nats; -inf only for what top-k or top-p rules out.
+
+    Raises:
+        InputError: more are asked for than there are words.
+
+    Example:
+        >>> top = likeliest(torch.tensor([[0.25, 0.1, 0.65]]).log(), Sampling(top_logprobs=2))
+        >>> top.ids, top.logp.exp()
+        (tensor([[2, 0]]), tensor([[0.6500, 0.2500]]))
+    """
+    words = logits.shape[-1]
+    if sampling.top_logprobs > words:
+        raise InputError(f"sampling.top_logprobs={sampling.top_logprobs}: the model has {words} words; ask for no more")
+    parts = logits.split(max(1, CHUNK_ELEMENTS // words))
+    found = [_log_law(rows, sampling).topk(sampling.top_logprobs) for rows in parts]
+    return TopK.cat([TopK(ids, logp) for logp, ids in found])
+
+
+def _log_law(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[B, V] log-probabilities of few rows; not the logarithm of a softmax, in which small ones are 0."""
+    log_p = torch.log_softmax(_scores(logits, sampling), dim=-1)
+    if sampling.temperature == 0 or (sampling.top_k == 0 and sampling.top_p == 1):
+        return log_p
+    return _truncate(log_p.exp(), sampling).log()
+
+
+def _scores(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[B, V] float32: what the law is the softmax of, before it is truncated."""
+    scores = logits.float()
+    return scores if sampling.temperature in (0, 1) else scores / sampling.temperature
+
+
 def _draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """`draw` for few rows."""
-    scores = logits.float()
-    if sampling.temperature not in (0, 1):
-        scores = scores / sampling.temperature
+    scores = _scores(logits, sampling)
     if sampling.temperature == 0:
         token = scores.argmax(-1)
         p = torch.softmax(scores, dim=-1)

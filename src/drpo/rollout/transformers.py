@@ -103,6 +103,7 @@ class TransformersEngine:
                 finish="stop" if drawn[row].stopped else "length",
                 sampling=sampling,
                 version=self.version,
+                top=drawn[row].top,
             )
             for row, (problem, sample) in enumerate(rows)
         ]

@@ -8,7 +8,7 @@ from typing import Any
 from drpo import advantages, models, objectives, reductions
 from drpo.advantages import Advantage
 from drpo.errors import InputError, nearest
-from drpo.objectives import DRPO, Objective
+from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
 from drpo.rewards import Reward
@@ -37,7 +37,8 @@ class Run:
         objective: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
         advantage: mean, zscore, rloo, maxrl.
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
-        sampling: how completions are drawn; its temperature scales mu and pi alike.
+        sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
+            divergence and top_logprobs is 0, it becomes 20.
         steps: rollouts.
         prompts: problems per rollout.
         updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
@@ -105,6 +106,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.sampling.require_trainable()
+        if needed_divergence(self.objective.needs) is not None and self.sampling.top_logprobs == 0:
+            object.__setattr__(self, "sampling", replace(self.sampling, top_logprobs=DEFAULT_K))
         for name in (
             "steps",
             "prompts",

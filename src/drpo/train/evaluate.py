@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from drpo.errors import InputError
@@ -66,7 +66,8 @@ def evaluate(
     """
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
-    completions = engine.generate(problems, sampling, seed=("evaluation", seed))
+    plain = replace(sampling, top_logprobs=0)  # which only training reads
+    completions = engine.generate(problems, plain, seed=("evaluation", seed))
     groups = score(problems, completions, pool)
     marked = [g for g in groups if len(g.rewards)]
     accuracy = sum(float(g.rewards.double().mean()) for g in marked) / len(marked)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, ratio, region_radius, shift
+from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
 from drpo.types import Completion, Group, Stats, Tokens
 
 ROLLOUT_METRICS: Mapping[str, str] = {
@@ -31,7 +31,8 @@ TOKEN_METRICS: Mapping[str, str] = {
     "entropy": "mean entropy of the policy, nats",
     "shift_mean": "mean |pi - mu|",
     "shift_p99": "99th percentile of |pi - mu|",
-    "outside": "share of tokens with |pi - mu| beyond the region's radius (the objective's own delta, else 0.15)",
+    "outside": "share of tokens beyond the region's radius (the objective's own delta, else 0.15): |pi - mu|, or the "
+    "divergence where the objective reads one",
     "held": "share of tokens with gradient weight <= 0: the objective holds them or pulls them back",
     "weight_min": "smallest gradient weight w (1 is the plain policy gradient)",
     "weight_mean": "mean gradient weight",
@@ -42,6 +43,11 @@ TOKEN_METRICS: Mapping[str, str] = {
     "capped": "tokens whose ratio was capped at e^20",
     "k3": "estimate of KL(mu || pi), nats: mean of r - 1 - log r",
     "trained_tokens": "tokens whose log-probability was computed; completions with zero advantage are skipped",
+}
+
+DIVERGENCE_METRICS: Mapping[str, str] = {
+    "divergence_mean": "mean of the top-K divergence that the objective reads; present where it reads one",
+    "divergence_p99": "99th percentile of it",
 }
 
 UPDATE_METRICS: Mapping[str, str] = {
@@ -82,7 +88,8 @@ def _mean_length(name: str, completions: Sequence[Completion], finish: str) -> d
 
 
 def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict[str, float]:
-    """Return the figures of `TOKEN_METRICS`, and the mean of each of the objective's own per-token metrics.
+    """Return the figures of `TOKEN_METRICS`, those of `DIVERGENCE_METRICS` where the tokens carry a divergence, and the
+    mean of each of the objective's own per-token metrics.
 
     Args:
         objective: what they are trained with.
@@ -104,8 +111,8 @@ def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict
     return {
         "entropy": float(entropy.double().mean()),
         "shift_mean": float(moved.double().mean()),
-        "shift_p99": float(np.quantile(moved.double().numpy(), 0.99)),  # torch's refuses more than 2**24 numbers
-        "outside": float((moved > region_radius(objective)).double().mean()),
+        "shift_p99": _p99(moved),
+        "outside": float(outside(objective, tokens).double().mean()),
         "held": float((w <= 0).double().mean()),
         "weight_min": float(w.min()),
         "weight_mean": float(w.double().mean()),
@@ -116,7 +123,17 @@ def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict
         "capped": int((log_ratio > MAX_LOG_RATIO).sum()),
         "k3": float((shift(tokens, power=1.0) - log_ratio).double().mean()),
         "trained_tokens": n,
+        **({} if tokens.divergence is None else _divergence_metrics(tokens.divergence)),
     } | {name: float(values.double().mean()) for name, values in own.items()}
+
+
+def _divergence_metrics(divergence: Tensor) -> dict[str, float]:
+    return {"divergence_mean": float(divergence.double().mean()), "divergence_p99": _p99(divergence)}
+
+
+def _p99(values: Tensor) -> float:
+    """The 99th percentile; torch's own refuses more than 2**24 numbers."""
+    return float(np.quantile(values.double().numpy(), 0.99))
 
 
 def _kept(tokens: Tokens, entropy: Tensor) -> tuple[Tokens, Tensor]:

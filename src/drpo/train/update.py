@@ -1,11 +1,12 @@
 """One optimiser update, and its learning rate."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from drpo.objectives import Objective, entropy_bonus, reference_kl, total
+from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
 from drpo.policy import Policy
 from drpo.types import Batch, MicroBatch, Stats, Tokens
 
@@ -45,10 +46,11 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     loss, seen, entropies = 0.0, [], []
     for micro in (m.to(policy.device) for m in batch.micro_batches):
-        share, logp, entropy = policy.loss(micro, objective) if terms is None else terms.loss(policy, micro, objective)
+        found = policy.loss(micro, objective) if terms is None else terms.loss(policy, micro, objective)
+        share, tokens, entropy = found
         share.backward()
         loss += float(share.detach())
-        seen.append(_detached(micro.tokens(logp)))
+        seen.append(_on_cpu(tokens))
         entropies.append(entropy.cpu())
     for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -61,8 +63,8 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
-    tokens = Tokens.cat(seen) if seen else _no_tokens()
-    return Stats(tokens, torch.cat(entropies) if entropies else tokens.logp, loss, norm, learning_rate)
+    all_tokens = Tokens.cat(seen) if seen else _no_tokens(objective)
+    return Stats(all_tokens, torch.cat(entropies) if entropies else all_tokens.logp, loss, norm, learning_rate)
 
 
 class Terms:
@@ -77,17 +79,22 @@ class Terms:
     def __init__(self, reference: Policy | None, kl: float, entropy: float) -> None:
         self.reference, self.kl, self.entropy = reference, kl, entropy
 
-    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tokens, Tensor]:
         """As `Policy.loss`, with the terms added to every token's loss."""
-        logp, entropy = policy(micro)
-        tokens = micro.tokens(logp)
+        kind = needed_divergence(objective.needs)
+        if kind is None:
+            logp, entropy = policy(micro)
+            tokens = micro.tokens(logp)
+        else:
+            logp, entropy, moved = policy.divergence(micro, (kind,))
+            tokens = micro.tokens(logp, moved[kind])
         extra = entropy_bonus(entropy, self.entropy)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logp, _ = self.reference(micro)
             extra = extra + self.kl * reference_kl(logp, reference_logp, micro.behavior_logp)
         share = total(objective, tokens, micro.weight) + (micro.weight * extra).sum()
-        return share, logp.detach(), entropy.detach()
+        return share, replace(tokens, logp=logp.detach()), entropy.detach()
 
 
 def scheduled(peak: float, schedule: str, *, index: int, warmup: int, total: int) -> float:
@@ -127,11 +134,11 @@ def make_optimizer(
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
 
 
-def _detached(tokens: Tokens) -> Tokens:
-    values = {name: value.detach().cpu() for name, value in vars(tokens).items() if value is not None}
+def _on_cpu(tokens: Tokens) -> Tokens:
+    values = {name: value.cpu() for name, value in vars(tokens).items() if value is not None}
     return Tokens(**values)
 
 
-def _no_tokens() -> Tokens:
+def _no_tokens(objective: Objective) -> Tokens:
     empty = torch.empty(0)
-    return Tokens(empty, empty, empty, empty.bool(), empty.long())
+    return Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if objective.needs else None)

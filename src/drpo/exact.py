@@ -1,0 +1,65 @@
+"""How far a policy is from what sampled, exactly: over the whole vocabulary, at every token of a few completions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from drpo.batch import untrained
+from drpo.errors import InputError
+from drpo.policy import Policy
+from drpo.types import Completion
+
+
+@dataclass(frozen=True)
+class ExactDivergence:
+    """Divergences between the sampler's laws p and the policy's q, over the tokens of some completions.
+
+    Args:
+        tokens: how many.
+        tv_mean, tv_p99: of the total variation sum_v |p_v - q_v| / 2, in [0, 1]; mean and 99th percentile.
+        kl_mean, kl_p99: of KL(p || q) = sum_v p_v log(p_v / q_v), nats.
+    """
+
+    tokens: int
+    tv_mean: float
+    tv_p99: float
+    kl_mean: float
+    kl_p99: float
+
+
+@torch.no_grad()
+def exact_divergence(policy: Policy, completions: Sequence[Completion]) -> ExactDivergence:
+    """Return how far the policy is from the sampler at every token of the completions.
+
+    Each completion goes through the model by itself, so that nothing depends on how others are packed.
+
+    Args:
+        policy: at the temperature of the completions.
+        completions: sampled with `sampling.top_logprobs` = V, the rows of the policy's head. V log-probabilities a
+            token: a few hundred tokens are plenty.
+
+    Raises:
+        InputError: no completions, or one that does not carry the whole law, or of another temperature.
+    """
+    if not completions:
+        raise InputError("exact_divergence: no completions; at least one is needed")
+    words = policy.model.get_output_embeddings().weight.shape[0]
+    for c in completions:
+        who = f"exact_divergence: completion {c.sample} of problem {c.problem_id!r}"
+        if c.sampling.temperature != policy.temperature:
+            raise InputError(f"{who}: sampled at temperature {c.sampling.temperature}, policy at {policy.temperature}")
+        if c.top is None or c.top.ids.shape[1] != words:
+            raise InputError(f"{who}: sample with sampling.top_logprobs={words}, the number of words")
+    columns = []
+    for c in completions:
+        _, _, found = policy.divergence(untrained(c).to(policy.device), ("topk_tv", "topk_kl"))
+        columns.append(torch.stack([found["topk_tv"], found["topk_kl"]]).cpu().double())
+    tv, kl = torch.cat(columns, 1)
+    return ExactDivergence(
+        tokens=len(tv),
+        tv_mean=float(tv.mean()),
+        tv_p99=float(tv.quantile(0.99)),
+        kl_mean=float(kl.mean()),
+        kl_p99=float(kl.quantile(0.99)),
+    )
