@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import worlds
+from drpo.objectives import DPPO
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint
 from drpo.train.config import Run, to_json
@@ -183,7 +184,16 @@ train(from_json(json.loads(sys.argv[3])), pathlib.Path(sys.argv[2]), Kill())
 @pytest.mark.parametrize(("lag", "refresh_every", "overlap"), [(1, 1, True), (0, 3, False), (2, 3, True)])
 def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, refresh_every: int, overlap: bool) -> None:
     """A checkpoint in mid-refresh, with rollouts in flight: they and the old weights come back."""
-    run = tiny_run(steps=8, lag=lag, refresh_every=refresh_every, overlap=overlap, checkpoint_every=4, eval_every=4)
+    objective = DPPO(0.05, divergence="topk_tv")  # reads more of a completion than others do
+    run = tiny_run(
+        objective=objective,
+        steps=8,
+        lag=lag,
+        refresh_every=refresh_every,
+        overlap=overlap,
+        checkpoint_every=4,
+        eval_every=4,
+    )
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
     script = [sys.executable, "-c", KILLED, str(Path(worlds.__file__).parent), str(folder), json.dumps(to_json(run))]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from drpo.doctor import law, machine, marking, sync, tokens
 from drpo.doctor.evidence import Evidence, at_temperature, gather
 from drpo.doctor.finding import Finding, Verdict
+from drpo.exact import exact_divergence
 from drpo.models import stop_ids
 from drpo.objectives import region_radius
 from drpo.train.config import Run
@@ -72,6 +73,11 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
     usual = float((seen.logp - seen.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, engine, problems, short, usual)
+    if size.gradients:
+        words = len(policy.model.get_output_embeddings().weight)
+        whole = engine.generate(problems[:2], replace(short, top_logprobs=words), seed=("doctor", run.seed))
+        with at_temperature(policy, run.sampling.temperature):
+            yield law.divergence(exact_divergence(policy, whole))
     yield machine.paths(policy, group[:2], size.gradients)
     yield machine.region(run.objective, seen)
     longest = max(len(c.prompt_ids) for c in seen.completions)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from drpo.doctor.evidence import RANKS, Evidence
 from drpo.doctor.finding import Finding, judge
+from drpo.exact import ExactDivergence
 
 K3_NOTE, K3_BROKEN = 0.02, 0.1
 """Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
@@ -50,6 +51,24 @@ def ratio(e: Evidence, radius: float) -> Finding:
         f"1 +- 0.02, {K3_BROKEN:g}, {OUTSIDE_BROKEN:.0%} outside, with the weights the same on both sides",
         advice,
         values,
+    )
+
+
+def divergence(found: ExactDivergence) -> Finding:
+    """How far the two laws are apart over the whole vocabulary, not at the sampled tokens alone."""
+    verdict, advice = judge(
+        found.kl_mean <= K3_NOTE,
+        "sampler and trainer differ much at equal weights: a finer --rollout-precision",
+        "note",
+    )
+    return Finding(
+        "divergence",
+        verdict,
+        f"over the whole vocabulary at {found.tokens} tokens: total variation {found.tv_mean:.4f} "
+        f"(p99 {found.tv_p99:.3f}), KL {found.kl_mean:.5f} nats (p99 {found.kl_p99:.4f})",
+        f"KL at most {K3_NOTE:g}",
+        advice,
+        vars(found),
     )
 
 
