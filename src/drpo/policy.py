@@ -14,6 +14,7 @@ from drpo import packing
 from drpo.errors import InputError
 from drpo.objectives import Objective
 from drpo.ops import linear_logprob, linear_policy_loss
+from drpo.precision import Precision, lower_through
 from drpo.types import MicroBatch
 
 
@@ -22,7 +23,7 @@ class Policy:
 
     Args:
         model: in float32; it is trained in place (with LoRA, its adapters are added to it and it is frozen).
-        dtype: of matrix products and activations; the weights, their gradients and the optimiser stay float32.
+        precision: of matrix products and activations; the weights, their gradients and the optimiser stay float32.
         temperature: the one at which completions are sampled.
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
         seed: of the adapters' initial values.
@@ -32,17 +33,19 @@ class Policy:
             needed, which run each completion in a padded row.
 
     Raises:
-        InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of.
+        InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of, or the
+            precision has a grid that none of the model's layers can be put on.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, lora_rank: int = 0, seed: int = 0
+        self, model: PreTrainedModel, *, precision: Precision, temperature: float, lora_rank: int = 0, seed: int = 0
     ) -> None:
         self.model = model
-        self.dtype = dtype
+        self.dtype = precision.dtype
         self.temperature = temperature
         self._head = _linear_head(model)
         self.shares_prompts = packing.adopt(model)
+        lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
         if lora_rank:
             _add_lora(model, lora_rank, seed)
 
