@@ -22,7 +22,7 @@ RANK = {
     "methods": 3,
     "models": 4,
     "precision": 4,
-    "routing": 4,
+    "routing": 5,
     "rewards": 4,
     "tasks": 5,
     "rollout": 5,

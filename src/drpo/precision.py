@@ -104,7 +104,7 @@ def has_e4m3_product(device: torch.device) -> bool:
         return False
     ones = OnGrid(torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, 1, device=device))
     try:
-        return bool((_multiply(ones.values, ones.scale, ones, torch.bfloat16) == 16).all())
+        return bool((_multiply(ones.values, ones.scale, ones, None, torch.bfloat16) == 16).all())
     except RuntimeError:  # below compute capability 8.9, and where this torch has no kernel for it
         return False
 
@@ -155,18 +155,22 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
     return OnGrid((ratio.round() if grid == "int8" else ratio.to(torch.float8_e4m3fn)).to(dtype), scale)
 
 
-def _multiply(x: Tensor, x_scale: Tensor | None, w: OnGrid, dtype: torch.dtype) -> Tensor:
-    """[T, out] = x [T, in] w^T in `dtype`; the products are of grid values, scaled in float32 once they are summed.
+def _multiply(x: Tensor, x_scale: Tensor | None, w: OnGrid, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[T, out] = x [T, in] w^T + bias in `dtype`: products of grid values, scaled in float32 once they are summed.
 
     On a CPU a sum is rounded to x's dtype before it is scaled: its bf16 product has no other result.
     """
     if x_scale is not None and w.values.dtype == torch.float8_e4m3fn:
-        return torch._scaled_mm(x, w.values.T, scale_a=x_scale, scale_b=w.scale.T, out_dtype=dtype)
+        return torch._scaled_mm(x, w.values.T, scale_a=x_scale, scale_b=w.scale.T, bias=bias, out_dtype=dtype)
     values = w.values.to(x.dtype)
     wide = x.is_cuda and x.dtype != torch.float32
     sums = torch.mm(x, values.T, out_dtype=torch.float32) if wide else x @ values.T
     y = sums * w.scale.T  # float32, by promotion
-    return (y if x_scale is None else y.mul_(x_scale)).to(dtype)
+    if x_scale is not None:
+        y *= x_scale
+    if bias is not None:
+        y += bias
+    return y.to(dtype)
 
 
 def _held_in(dtype: torch.dtype, activations: Grid | None, weight: Tensor) -> torch.dtype:
@@ -213,8 +217,8 @@ class GridLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in x's dtype."""
         values, scale = _inputs(x.flatten(0, -2), self.activations, self.weight.dtype)
-        y = _multiply(values, scale, OnGrid(self.weight, self.scale), x.dtype)
-        return _with_bias(y, self.bias, x)
+        y = _multiply(values, scale, OnGrid(self.weight, self.scale), self.bias, x.dtype)
+        return y.view(*x.shape[:-1], -1)
 
 
 @contextmanager
@@ -258,13 +262,9 @@ class StraightThroughLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         x = input.flatten(0, -2).to(_compute_dtype(input))
-        y: Tensor = _StraightThrough.apply(x, self.weight, self.weights, self.activations)  # type: ignore[no-untyped-call]
-        return _with_bias(y, self.bias, input)
-
-
-def _with_bias(y: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
-    """y [T, out] with the bias, in the shape that the input had."""
-    return (y if bias is None else y + bias.to(y.dtype)).view(*like.shape[:-1], -1)
+        operands = (x, self.weight, self.bias, self.weights, self.activations)
+        y: Tensor = _StraightThrough.apply(*operands)  # type: ignore[no-untyped-call]
+        return y.view(*input.shape[:-1], -1)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -273,19 +273,21 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """x [T, in], weight [out, in] -> Q(x) Q(w)^T [T, out]."""
+    """x [T, in], weight [out, in], bias [out] -> Q(x) Q(w)^T + bias [T, out]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, weights: Grid, activations: Grid | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Grid, activations: Grid | None
+    ) -> Tensor:
         w = to_grid(weight, weights, _held_in(x.dtype, activations, weight))
         values, scale = _inputs(x, activations, w.values.dtype)
         ctx.save_for_backward(values, scale, w.values, w.scale)
         ctx.weight_dtype = weight.dtype
-        return _multiply(values, scale, w, x.dtype)
+        return _multiply(values, scale, w, None if bias is None else bias.to(x.dtype), x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, x_scale, w, w_scale = ctx.saved_tensors
         dtype, grad_x, grad_w = grad.dtype, None, None
         if ctx.needs_input_grad[0]:
@@ -293,7 +295,8 @@ class _StraightThrough(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             scaled = grad if x_scale is None else (grad * x_scale).to(dtype)
             grad_w = (scaled.T @ x.to(dtype)).to(ctx.weight_dtype)
-        return grad_x, grad_w, None, None
+        grad_bias = grad.sum(0).to(ctx.weight_dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_bias, None, None
 
 
 class _DenseStraightThrough(torch.autograd.Function):
@@ -338,7 +341,7 @@ def lower(model: PreTrainedModel, precision: Precision) -> dict[str, Taker]:
             layer = GridLinear(linear, precision.weights, precision.activations, precision.dtype)
             model.set_submodule(name, layer)
             takers[f"{name}.weight"] = layer.take
-        for module_name, module, field in _stacks(model):
+        for module_name, module, field in stacked_experts(model):
             parameter = getattr(module, field)
             take = partial(_take_dense, parameter, precision.weights, _rows_of(module))
             parameter.data, wide = parameter.data.to(precision.dtype), parameter.data
@@ -370,7 +373,7 @@ def lower_through(model: PreTrainedModel, precision: Precision) -> None:
     for name, linear in _linears(model):
         model.set_submodule(name, StraightThroughLinear(linear, precision.weights, precision.activations))
     stacks: dict[nn.Module, list[str]] = {}
-    for _, module, field in _stacks(model):
+    for _, module, field in stacked_experts(model):
         stacks.setdefault(module, []).append(field)
     for module, fields in stacks.items():
         module.register_forward_pre_hook(partial(_shadow, precision.weights, fields))
@@ -403,8 +406,8 @@ def _linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     return found
 
 
-def _stacks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
-    """The stacked weights of experts [E, out, in]: the module's name, the module, the parameter's name in it."""
+def stacked_experts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield a mixture's stacked weights [E, out, in]: the module's name, the module, the parameter's name in it."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.conv._ConvNd):
             for field, parameter in module.named_parameters(recurse=False):
