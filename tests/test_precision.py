@@ -12,12 +12,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
-from architectures import FAMILIES, GROUPED
+from architectures import FAMILIES, GROUPED, _settings
+from drpo import advantages, reductions
+from drpo.batch import Batching, make_batches
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import (
+    FP32,
     LARGEST,
     NAMES,
     SMALLEST_SCALE,
@@ -36,10 +47,18 @@ from drpo.precision import (
 from drpo.rollout import TransformersEngine
 from drpo.train.loop import train
 from drpo.types import Sampling
-from tiny_world import PROBLEMS, STOPS, law, perturb, tiny
+from tiny_world import PROBLEMS, STOPS, grouped, law, perturb, tiny
 from worlds import sampling, tiny_run
 
 CPU = torch.device("cpu")
+HOW = Batching(
+    updates=1,
+    advantage=advantages.mean,
+    reduction=reductions.Horizon(24),
+    micro_batch_tokens=4096,
+    skip_zero_advantage=False,
+    share_prompts=True,
+)
 F32, BF16 = torch.float32, torch.bfloat16
 GRIDS: tuple[Grid, ...] = ("int8", "e4m3")
 on_both = pytest.mark.parametrize("grid", GRIDS)
@@ -390,6 +409,22 @@ def test_head_embeddings_norms_and_routers_are_on_no_grid(name: str) -> None:
     assert len(layers) == 2 * 4 and all("self_attn" in n for n in layers)
 
 
+def test_gates_that_are_linear_layers_are_on_no_grid() -> None:
+    model = seeded(lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**_settings(num_experts=4, moe_intermediate_size=32))))
+    lower(model, Precision(F32, "int8"))
+    plain = {n.split(".")[-1] for n, m in model.named_modules() if type(m) is nn.Linear}
+    assert plain == {"shared_expert_gate", "lm_head"}
+
+
+def test_stacked_weights_that_are_stored_the_other_way_round_have_the_same_channels() -> None:
+    model = seeded(lambda: GptOssForCausalLM(GptOssConfig(**_settings(num_local_experts=4, sliding_window=8))))
+    experts = model.model.layers[0].mlp.experts
+    before = experts.down_proj.detach().clone()  # [E, in, out]
+    lower(model, Precision(F32, "e4m3"))
+    wanted = torch.stack([to_grid(one.T, "e4m3").dense(F32).T for one in before])
+    assert experts.is_transposed and torch.equal(experts.down_proj, wanted)
+
+
 def test_the_copy_is_no_larger_than_one_in_the_compute_dtype() -> None:
     def size(model: PreTrainedModel) -> int:
         return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
@@ -430,11 +465,11 @@ def test_a_policy_keeps_its_names_and_its_weights(name: str, rank: int, tmp_path
 @pytest.mark.parametrize("name", ["int8", "fp8_weights", "fp8"])
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
 def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], PreTrainedModel]) -> None:
-    """The same model twice, one lowered for sampling and one for training: equal states, with gradients in one."""
+    """The same model twice, one lowered for sampling and one for training: equal logits, also of the next weights."""
     kind = resolve_precision(name, CPU)
     precision = Precision(F32, kind.weights, kind.activations)
     sampler, trainer = build(), build()
-    lower(sampler, precision)
+    takers = lower(sampler, precision)
     lower_through(trainer, precision)
     ids = torch.arange(1, 40)[None]
     one, other = sampler(ids, use_cache=False).logits, trainer(ids, use_cache=False).logits
@@ -442,8 +477,12 @@ def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], Pre
     other.logsumexp(-1).sum().backward()
     for n, p in trainer.named_parameters():
         assert p.grad is not None and p.grad.abs().max() > 0, n
-    again = trainer(ids, use_cache=False).logits
-    assert torch.equal(again, other)
+    perturb(trainer, 0.05)
+    with torch.no_grad():
+        for n, p in trainer.named_parameters():
+            takers[n](p)
+        later = sampler(ids, use_cache=False).logits
+        assert torch.equal(later, trainer(ids, use_cache=False).logits) and not torch.equal(later, one)
 
 
 def test_experts_are_rounded_in_training_with_the_gradient_of_the_rounded_ones() -> None:
@@ -457,6 +496,22 @@ def test_experts_are_rounded_in_training_with_the_gradient_of_the_rounded_ones()
     for name in theirs:
         scale = float(theirs[name].grad.abs().max())
         torch.testing.assert_close(ours[name].grad, theirs[name].grad, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+def test_a_policys_law_is_its_samplers(build: Callable[[], PreTrainedModel]) -> None:
+    """With the sampler's precision the trainer is nearer to it than with full precision: by far with exact inputs."""
+    for activations, share in ((None, 0.01), ("e4m3", 0.5)):
+        precision = Precision(F32, "e4m3", activations)
+        engine = TransformersEngine(build(), tiny()[1], precision=precision)
+        completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=24), (0,))
+        gaps = []
+        for kind in (precision, FP32):
+            policy = Policy(build(), precision=kind, temperature=1.0)
+            (batch,) = make_batches(grouped(completions, [[1, 2, 3, 4.0]] * 4), HOW)
+            pairs = [(policy(m)[0], m.behavior_logp) for m in batch.micro_batches]
+            gaps.append(float(torch.cat([(pi.exp() - mu.exp()).abs() for pi, mu in pairs]).mean().detach()))
+        assert gaps[0] < share * gaps[1], (activations, gaps)
 
 
 @pytest.mark.parametrize("rank", [0, 4])

@@ -151,8 +151,8 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
     wide = x.float()
     scale = (wide.abs().amax(dim, keepdim=True) / LARGEST[grid]).clamp(min=SMALLEST_SCALE)
     ratio = wide / scale
-    # An integer type would make a number of a NaN, so int8's values are rounded as floats.
-    return OnGrid((ratio.round() if grid == "int8" else ratio.to(torch.float8_e4m3fn)).to(dtype), scale)
+    values = ratio.round() if grid == "int8" else ratio.to(torch.float8_e4m3fn)
+    return OnGrid(values.to(dtype), scale)
 
 
 def _multiply(x: Tensor, x_scale: Tensor | None, w: OnGrid, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -330,7 +330,7 @@ def lower(model: PreTrainedModel, precision: Precision) -> dict[str, Taker]:
         precision: what to bring it to.
 
     Returns:
-        For each parameter's name what puts a new value, in any float dtype, in its place.
+        For each parameter's name what puts a new value, in any float dtype, in its place; to be called without gradients.
 
     Raises:
         InputError: the precision has a grid, and the model no linear layer that could be put on it.
@@ -395,7 +395,7 @@ def _unshadow(fields: list[str], module: nn.Module, arguments: tuple[Any, ...], 
 
 def _linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     """The decoder's linear layers by their names in the model, the head and routers left out; at least one."""
-    inside = set(model.get_decoder().modules()) - {model.get_output_embeddings()}
+    inside = set(model.get_decoder().modules())  # where the head is not
     # A subclass may compute something else.
     found = [(n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)]
     if not found:
