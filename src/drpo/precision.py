@@ -330,7 +330,7 @@ def lower(model: PreTrainedModel, precision: Precision) -> dict[str, Taker]:
         precision: what to bring it to.
 
     Returns:
-        For each parameter's name what puts a new value, in any float dtype, in its place; to be called without gradients.
+        For each parameter's name what puts a new value, in any float dtype, in its place; to be called under no_grad.
 
     Raises:
         InputError: the precision has a grid, and the model no linear layer that could be put on it.
