@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import (
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from architectures import FAMILIES, GROUPED, _settings
-from drpo import advantages, reductions
+from drpo import advantages, precision, reductions
 from drpo.batch import Batching, make_batches
 from drpo.errors import InputError
 from drpo.policy import Policy
@@ -36,7 +36,6 @@ from drpo.precision import (
     GridLinear,
     Precision,
     StraightThroughLinear,
-    has_e4m3_product,
     has_fast_bf16,
     lower,
     lower_through,
@@ -534,17 +533,42 @@ def test_it_learns(tmp_path, rank: int) -> None:
 # ---- hardware ----
 
 
+def check_layers_in_e4m3(device: torch.device, rows: int) -> None:
+    """A sampler's and a trainer's layer, with torch's product of e4m3 with e4m3, against float64."""
+    layer = linear(64, 32, bias=True)
+    layer.bias.data = layer.bias.data.to(BF16).float()
+    x, g = made(rows, 64, 1).to(BF16), made(rows, 32, 2).to(BF16)
+    wanted = exact_product(x, layer, "e4m3", "e4m3")
+    grad = g.double() @ to_grid(layer.weight.detach(), "e4m3").dense(torch.float64)
+    layer.to(device)
+    sampler = GridLinear(layer, "e4m3", "e4m3", BF16)
+    sampler.bias = nn.Parameter(layer.bias.to(BF16))
+    sampler.take(linear(64, 32).weight)
+    trainer = StraightThroughLinear(layer, "e4m3", "e4m3")
+    assert sampler.weight.dtype == torch.float8_e4m3fn
+    bound = 2**-6 * wanted.abs().amax(-1, keepdim=True)
+    inputs = x.to(device).requires_grad_()
+    for module in (sampler, trainer):
+        y = module(inputs)
+        assert y.dtype == BF16 and ((y.double().cpu() - wanted).abs() <= bound).all()
+    y.backward(g.to(device))
+    assert ((inputs.grad.double().cpu() - grad).abs() <= 2**-6 * grad.abs().amax()).all()
+    with unrounded_inputs(sampler):
+        plain = exact_product(x, layer.cpu(), "e4m3", None)
+        assert ((sampler(x.to(device)).double().cpu() - plain).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_layers_held_in_e4m3_itself(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of the hardware, on the product that PyTorch has for CPUs: the same calls, another kernel."""
+    monkeypatch.setattr(precision, "has_e4m3_product", lambda device: True)
+    check_layers_in_e4m3(CPU, rows)
+
+
 @pytest.mark.gpu
-@settings(deadline=None)
-@given(x=matrices)
-def test_the_hardwares_product_is_the_same_product(x: Tensor) -> None:
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_layers_held_in_e4m3_on_a_gpu(rows: int) -> None:
     device = torch.device("cuda")
-    if not has_e4m3_product(device):
+    if not precision.has_e4m3_product(device):
         pytest.skip("this GPU has no e4m3 product")
-    layer = linear(64, 32)
-    x = made(7, 64, int(x.abs().sum() * 1000) % 1000)
-    wanted = exact_product(x.to(BF16), layer, "e4m3", "e4m3")
-    module = GridLinear(layer.to(device), "e4m3", "e4m3", BF16)
-    assert module.weight.dtype == torch.float8_e4m3fn
-    found = module(x.to(device, BF16)).double().cpu()
-    assert ((found - wanted).abs() <= 2**-7 * wanted.abs().amax(-1, keepdim=True)).all()
+    check_layers_in_e4m3(device, rows)
