@@ -98,7 +98,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 def has_e4m3_product(device: torch.device) -> bool:
     """True where the hardware multiplies e4m3 by e4m3 with a scale per row of each, tried once.
 
-    CUDA alone is asked: a CPU's `_scaled_mm` gives the same numbers, but later than a bf16 product.
+    CUDA alone is asked: a CPU's `_scaled_mm` gives the same numbers, more slowly than a bf16 product.
     """
     if device.type != "cuda":
         return False
