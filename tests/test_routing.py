@@ -98,9 +98,10 @@ def test_experts_that_are_told_in_another_way_are_refused() -> None:
 def test_by_hand() -> None:
     """The last layer's router of the trainer never chooses expert e: those tokens differ that chose it before."""
     sampler, trainer = mixture(), mixture()
+    completions = [completion(range(60, 80)), completion(range(5, 20), prompt_ids=(9, 8, 7, 6), problem="q")]
     gate = sampler.model.layers[1].mlp.gate
     chosen: list[list[set[int]]] = []
-    for c in COMPLETIONS:
+    for c in completions:
         ids = torch.cat([c.prompt_ids, c.token_ids])
         seen = []
         hook = gate.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out[2]))
@@ -110,7 +111,7 @@ def test_by_hand() -> None:
     flat = [s for row in chosen for s in row]
     expert = max(range(8), key=lambda e: (0 < sum(e in s for s in flat) < len(flat), sum(e in s for s in flat)))
     hit = [expert in s for s in flat]
-    assert 0 < sum(hit) < len(hit) == 7
+    assert 0 < sum(hit) < len(hit) == 35
 
     def without(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = hidden @ gate.weight.T
@@ -119,11 +120,11 @@ def test_by_hand() -> None:
         return logits, values / values.sum(-1, keepdim=True), chosen
 
     trainer.model.layers[1].mlp.gate.forward = without
-    logp = [own_logp(sampler, c, 1.0) for c in COMPLETIONS]
-    found = routing_mismatch(sampler, trainer, COMPLETIONS, logp=logp)
-    assert found.by_layer == pytest.approx((0, sum(hit) / 7)) and found.share == pytest.approx(sum(hit) / 14)
-    assert found.share_of_tokens == pytest.approx(sum(hit) / 7)
-    gap = torch.cat([(p.exp() - c.behavior_logp.exp()).abs() for p, c in zip(logp, COMPLETIONS, strict=True)])
+    logp = [own_logp(sampler, c, 1.0) for c in completions]
+    found = routing_mismatch(sampler, trainer, completions, logp=logp)
+    assert found.by_layer == pytest.approx((0, sum(hit) / 35)) and found.share == pytest.approx(sum(hit) / 70)
+    assert found.share_of_tokens == pytest.approx(sum(hit) / 35)
+    gap = torch.cat([(p.exp() - c.behavior_logp.exp()).abs() for p, c in zip(logp, completions, strict=True)])
     assert found.gap_differing == pytest.approx(float(gap[torch.tensor(hit)].mean()))
     assert found.gap_same == pytest.approx(float(gap[~torch.tensor(hit)].mean()))
 
