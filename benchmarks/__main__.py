@@ -19,7 +19,7 @@ from benchmarks.results import Results
 from benchmarks.rounds import measure
 from benchmarks.table import headline
 from drpo.errors import InputError, nearest
-from drpo.rollout.precision import has_fast_bf16
+from drpo.precision import has_fast_bf16
 from drpo.train.setup import default_device
 
 FOLDER = Path(__file__).parent / "results"
@@ -31,6 +31,7 @@ parts:
   rollout  tokens per second, against transformers' generate and vLLM
   head     the loss from hidden states, against autograd, Liger's GRPO loss and cut-cross-entropy (CUDA)
   growth   how one update grows as tokens, group, prompt, response and vocabulary double
+  mismatch how far the sampler's probabilities are from the trainer's, by precision
 
 Each peer is installed into .bench/PEER on first use. Every competitor loads its model once and they take turns, round
 by round, so that a machine that drifts meets all alike. One that cannot take part stands in the table with the reason.

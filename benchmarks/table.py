@@ -210,6 +210,18 @@ def _grown(case: Record, name: str, before: str | None, field: str) -> str:
     return "" if before is None else spread(ratios(case["rounds"], name, before, field), unit="x")
 
 
+def _mismatch_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n in case["about"]):
+        seconds, tokens = column(rounds, name, "seconds"), column(rounds, name, "tokens")
+        found = [spread(column(rounds, name, f)) for f in ("k3", "mean_ratio", "mean_gap", "p99_gap")]
+        far = spread(column(rounds, name, "far"), 100, unit=" %")
+        rate = middle([n / s for n, s in zip(tokens, seconds, strict=True)])
+        rows.append([case["name"], name, *found, far, rate, str(len(seconds))])
+    return rows
+
+
 Renderer = Callable[[Record], list[Row]]
 PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     "step": (
@@ -269,5 +281,14 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "One update (batching, forward, backward, optimiser) as one size doubles, and the factors per doubling.",
         ("what doubles", "size", "s", "time factor", "extra MiB", "memory factor", "rounds"),
         _growth_rows,
+    ),
+    "mismatch": (
+        "Mismatch",
+        "The same weights in the sampler and in the trainer, none of which ever changes: how far mu, as the sampler "
+        "reported it, is from pi of the trainer's forward pass, over all sampled tokens. k3 is the mean of "
+        "r - 1 - log r, r = pi / mu; the gap is |pi - mu|, and far the share of tokens where it is above 0.15. "
+        "Tokens/s are the rollout's.",
+        ("case", "who", "k3", "mean r", "mean gap", "p99 gap", "far", "tokens/s", "rounds"),
+        _mismatch_rows,
     ),
 }

@@ -37,6 +37,7 @@ from drpo.batch import Batching, make_batches
 from drpo.errors import InputError
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
+from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark
 from drpo.rollout import TransformersEngine
@@ -75,7 +76,7 @@ def how(**changes: object) -> Batching:
 
 def policy_of(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32, **options: object) -> Policy:
     options.setdefault("temperature", 1.0)
-    return Policy(model, dtype=dtype, **options)  # type: ignore[arg-type]
+    return Policy(model, precision=Precision(dtype), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ RANK = {
     "ops": 3,
     "methods": 3,
     "models": 4,
+    "precision": 4,
+    "routing": 5,
     "rewards": 4,
     "tasks": 5,
     "rollout": 5,

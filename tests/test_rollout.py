@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from architectures import FAMILIES
 from drpo.errors import InputError
 from drpo.models import stop_ids
+from drpo.precision import Precision
 from drpo.rollout import ScriptedEngine, TransformersEngine, encode_prompt
 from drpo.rollout.sample import draw, uniforms
 from drpo.train.config import Run
@@ -70,7 +71,7 @@ def test_behavior_logp_is_the_models_own(temperature: float) -> None:
 def test_behavior_logp_in_bfloat16_is_the_bfloat16_models_own(temperature: float) -> None:
     """Within 0.1 nats: logits of about 6 rounded to 8 bits, by another route (cached keys, other shapes)."""
     model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer, dtype=torch.bfloat16)
+    engine = TransformersEngine(model, tokenizer, precision=Precision(torch.bfloat16))
     completions = engine.generate(PROBLEMS, replace(SAMPLING, temperature=temperature), (0,))
     gaps = torch.cat([c.behavior_logp - own_logp(engine.model, c, temperature) for c in completions])
     assert gaps.abs().max() < 0.1 / temperature
@@ -420,7 +421,7 @@ def test_the_engine_has_its_own_weights_until_load() -> None:
 def test_sync_canary(dtype: torch.dtype) -> None:
     """After a large change and a load, every parameter arrived: the engine samples with the trainer's weights."""
     model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer, dtype=dtype)
+    engine = TransformersEngine(model, tokenizer, precision=Precision(dtype))
     stale = engine.generate(PROBLEMS, SAMPLING, (0,))
     perturb(model, 0.3)
     moved = torch.cat([own_logp(model, c, 1.0) - c.behavior_logp for c in stale])
@@ -450,7 +451,7 @@ def test_a_load_that_lacks_a_weight_is_refused_whole() -> None:
 def test_a_bfloat16_engine_rounds_its_parameters_and_nothing_else() -> None:
     model, tokenizer = tiny()
     copies = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = TransformersEngine(model, tokenizer, dtype=torch.bfloat16)
+    engine = TransformersEngine(model, tokenizer, precision=Precision(torch.bfloat16))
     engine.generate(PROBLEMS[:1], SAMPLING, (0,))
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in engine.model.parameters())
     rotary = dict(engine.model.named_buffers())

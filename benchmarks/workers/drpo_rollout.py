@@ -8,7 +8,8 @@ import torch
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo import models
-from drpo.rollout import TransformersEngine, resolve_dtype
+from drpo.precision import resolve_precision
+from drpo.rollout import TransformersEngine
 from drpo.train.setup import default_device
 from drpo.types import Problem, Sampling
 
@@ -17,7 +18,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Load the engine; a request has "prompts", "samples", "new_tokens", "round"."""
     device = default_device()
     model, tokenizer = models.load(setup["model"])
-    engine = TransformersEngine(model.to(device), tokenizer, dtype=resolve_dtype(setup["precision"], device))
+    engine = TransformersEngine(model.to(device), tokenizer, precision=resolve_precision(setup["precision"], device))
     del model  # the engine has its own copy
     meter = Meter()
 

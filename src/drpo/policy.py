@@ -14,6 +14,7 @@ from drpo import packing
 from drpo.errors import InputError
 from drpo.objectives import Objective
 from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
+from drpo.precision import Precision, lower_through, stacked_experts
 from drpo.types import MicroBatch, Tokens
 
 
@@ -22,7 +23,7 @@ class Policy:
 
     Args:
         model: in float32; it is trained in place (with LoRA, its adapters are added to it and it is frozen).
-        dtype: of matrix products and activations; the weights, their gradients and the optimiser stay float32.
+        precision: of matrix products and activations; the weights, their gradients and the optimiser stay float32.
         temperature: the one at which completions are sampled.
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
         seed: of the adapters' initial values.
@@ -32,17 +33,24 @@ class Policy:
             needed, which run each completion in a padded row.
 
     Raises:
-        InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of.
+        InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of; or the
+            precision has a grid, and the model no layers for it, or experts that LoRA would adapt.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, lora_rank: int = 0, seed: int = 0
+        self, model: PreTrainedModel, *, precision: Precision, temperature: float, lora_rank: int = 0, seed: int = 0
     ) -> None:
+        if lora_rank and precision.weights is not None and any(stacked_experts(model)):
+            raise InputError(
+                f"lora_rank={lora_rank}: adapters of a mixture's experts cannot be trained while the experts are on a "
+                "grid of 8 bits; set lora_rank 0, or precision bf16 or fp32"
+            )
         self.model = model
-        self.dtype = dtype
+        self.dtype = precision.dtype
         self.temperature = temperature
         self._head = _linear_head(model)
         self.shares_prompts = packing.adopt(model)
+        lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
         if lora_rank:
             _add_lora(model, lora_rank, seed)
 
@@ -116,16 +124,22 @@ class Policy:
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        adapted = {f"{n}.base_layer.weight": m for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
+        layers = ((_plain(n), m) for n, m in self.model.named_modules() if isinstance(m, LoraLayer))
+        # A mixture's stacked experts and its router are adapted too, by wrappers that name the parameter they wrap.
+        adapted: dict[str, Any] = {f"{n}.{getattr(m, 'parameter_name', 'weight')}": m for n, m in layers}
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 continue
-            plain = name.replace(".base_layer.", ".")
-            if name in adapted:
-                delta: Any = adapted[name]
-                yield plain, parameter + delta.get_delta_weight("default")
+            plain = _plain(name)
+            if plain in adapted:
+                yield plain, parameter + adapted[plain].get_delta_weight("default")
             else:
                 yield plain, parameter.detach()
+
+
+def _plain(name: str) -> str:
+    """The name that a module or parameter has in the model without adapters."""
+    return name.replace(".base_layer", "")
 
 
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:

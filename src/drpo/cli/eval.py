@@ -13,8 +13,9 @@ from transformers.utils import logging as transformers_logging
 from drpo import models
 from drpo.cli.options import parse
 from drpo.errors import InputError
+from drpo.precision import resolve_precision
 from drpo.rewards import RewardPool
-from drpo.rollout import TransformersEngine, resolve_dtype
+from drpo.rollout import TransformersEngine
 from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
@@ -35,7 +36,7 @@ class EvalOptions:
         reward: exact_number, math_verify, module:function; default: the task's own.
         problems: how many.
         sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
-        precision: auto, fp32, bf16.
+        precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
         json: print the result as JSON.
     """
@@ -68,7 +69,8 @@ def eval(arguments: list[str]) -> int:
     transformers_logging.disable_progress_bar()
     model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
     device = default_device()
-    engine = TransformersEngine(model, tokenizer, dtype=resolve_dtype(options.precision, device), device=device)
+    precision = resolve_precision(options.precision, device)
+    engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
     waiting = Console(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward) as pool, waiting:
         result, _ = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)

@@ -9,6 +9,8 @@ from drpo.doctor.finding import Finding, Verdict
 from drpo.exact import exact_divergence
 from drpo.models import stop_ids
 from drpo.objectives import region_radius
+from drpo.rollout import TransformersEngine
+from drpo.routing import RoutingMismatch, routing_mismatch
 from drpo.train.config import Run
 from drpo.train.setup import Parts
 
@@ -78,6 +80,8 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         whole = engine.generate(problems[:2], replace(short, top_logprobs=words), seed=("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
             yield law.divergence(exact_divergence(policy, whole))
+        if (found := _routing(parts, seen)) is not None:
+            yield law.routing(found)
     yield machine.paths(policy, group[:2], size.gradients)
     yield machine.region(run.objective, seen)
     longest = max(len(c.prompt_ids) for c in seen.completions)
@@ -89,6 +93,20 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         row_tokens=longest + run.sampling.max_new_tokens,
     )
     yield marking.reward(parts.reward, problems[: size.answers])
+
+
+def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:
+    """Compared where the sampler is a model in this process, and a mixture of experts."""
+    if not isinstance(parts.engine, TransformersEngine):
+        return None
+    lengths = [len(c.token_ids) for c in seen.completions]
+    return routing_mismatch(
+        parts.engine.model,
+        parts.policy.model,
+        seen.completions,
+        trainer_dtype=parts.policy.dtype,
+        logp=seen.logp.split(lengths),
+    )
 
 
 __all__ = ["QUICK", "THOROUGH", "Finding", "Size", "Verdict", "examine"]

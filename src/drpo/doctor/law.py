@@ -8,12 +8,16 @@ from torch import Tensor
 from drpo.doctor.evidence import RANKS, Evidence
 from drpo.doctor.finding import Finding, judge
 from drpo.exact import ExactDivergence
+from drpo.routing import RoutingMismatch
 
 K3_NOTE, K3_BROKEN = 0.02, 0.1
 """Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
 
 OUTSIDE_NOTE, OUTSIDE_BROKEN = 0.01, 0.1
 """Share of tokens outside the region before anything is learnt."""
+
+ROUTED_NOTE = 0.1
+"""Share of tokens and layers of a mixture of experts that are routed otherwise."""
 
 SURE = 25.0
 """A law is called truncated where an untruncated one would give these tokens with a chance below e^-25."""
@@ -69,6 +73,26 @@ def divergence(found: ExactDivergence) -> Finding:
         f"KL at most {K3_NOTE:g}",
         advice,
         vars(found),
+    )
+
+
+def routing(found: RoutingMismatch) -> Finding:
+    """How often a mixture of experts sends a token elsewhere in the sampler than in the trainer."""
+    verdict, advice = judge(
+        found.share <= ROUTED_NOTE,
+        "a finer --rollout-precision brings the sampler's choices nearer to the trainer's",
+        "note",
+    )
+    apart = "" if found.gap_differing is None else f"; mean |pi-mu| {found.gap_differing:.4f} there"
+    same = "" if found.gap_same is None else f", {found.gap_same:.4f} elsewhere"
+    return Finding(
+        "routing",
+        verdict,
+        f"{found.share:.2%} of {found.n_tokens} tokens x {found.n_layers} layers go to other experts in the sampler, "
+        f"{found.share_of_tokens:.1%} of tokens in some layer{apart}{same}",
+        f"{ROUTED_NOTE:.0%}",
+        advice,
+        {"share": found.share, "share_of_tokens": found.share_of_tokens},
     )
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.models import stop_ids
+from drpo.precision import FP32, Precision, lower, unrounded_inputs
 from drpo.rollout.cache import windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
 from drpo.rollout.engine import Seed, encode_prompt
@@ -28,12 +29,12 @@ class TransformersEngine:
     Args:
         model: the model to copy; left as it is.
         tokenizer: its tokenizer.
-        dtype: of the copy's parameters.
+        precision: of the copy.
         device: of the copy.
         max_rows: completions decoded together; more are done in turns.
 
     Raises:
-        InputError: a model that keeps something else than keys and values.
+        InputError: a model that keeps something else than keys and values, or has nothing that the precision means.
     """
 
     def __init__(
@@ -41,15 +42,13 @@ class TransformersEngine:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = FP32,
         device: torch.device | None = None,
         max_rows: int = 256,
     ) -> None:
         windows(model)  # refuses models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
-        # Parameters only: rotary frequencies are buffers, and in bf16 they would point to other places.
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.to(dtype)
+        self._takers = lower(self.model, precision)
         # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.tokenizer = tokenizer
@@ -61,12 +60,11 @@ class TransformersEngine:
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], version: int) -> None:
         """Copy new weights in, by parameter name, rounding to the engine's precision, and stamp the version."""
-        parameters = dict(self.model.named_parameters())
-        for name in parameters:
+        for name in self._takers:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+        for name, take in self._takers.items():
+            take(state[name])
         self.version = version
 
     def close(self) -> None:
@@ -112,5 +110,6 @@ class TransformersEngine:
     def _decoder(self, prompts: Sequence[Tensor], samples: int) -> Decoder:
         """Read the prompts."""
         if self._grouped is None:
-            self._grouped = can_group(self.model, prompts[0])
+            with unrounded_inputs(self.model):
+                self._grouped = can_group(self.model, prompts[0])
         return (GroupDecoder if self._grouped else PlainDecoder)(self.model, prompts, samples)

@@ -9,10 +9,10 @@ from drpo import advantages, models, objectives, reductions
 from drpo.advantages import Advantage
 from drpo.errors import InputError, nearest
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
+from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
 from drpo.rewards import Reward
-from drpo.rollout.precision import DTYPES
 from drpo.spelling import format_call, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
@@ -51,9 +51,10 @@ class Run:
         reference_kl: coefficient of KL(policy || initial model), k2 in the loss; 0 is off.
         entropy_bonus: coefficient of the entropy bonus; 0 is off.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
-        precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32; weights stay fp32.
+        precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
+            int8 with straight-through gradients; weights stay fp32.
         engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port.
-        rollout_precision: of the sampler's own copy of the weights.
+        rollout_precision: of the sampler's own copy of the weights: auto, bf16, fp32, int8, fp8_weights, fp8.
         refresh_every: steps between hand-overs of the weights to the sampler; 1 keeps it as fresh as it can be.
         lag: how many steps ahead of training rollouts are sampled; 0 samples each with the newest weights.
         overlap: sample the rollouts ahead while training; needs a lag of at least 1.
@@ -131,7 +132,7 @@ class Run:
         if not self.engine.startswith(("http://", "https://")):
             _one_of("engine", self.engine, ENGINES)
         for name in ("precision", "rollout_precision"):
-            _one_of(name, getattr(self, name), ("auto", *DTYPES))
+            _one_of(name, getattr(self, name), PRECISIONS)
 
 
 def _require(fine: bool, name: str, value: object, rule: str) -> None:

@@ -9,8 +9,9 @@ from drpo import models
 from drpo.batch import Batching
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
+from drpo.precision import resolve_precision
 from drpo.rewards import Reward
-from drpo.rollout import Engine, TransformersEngine, resolve_dtype
+from drpo.rollout import Engine, TransformersEngine
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
@@ -64,7 +65,7 @@ def assemble(run: Run) -> Parts:
     terms = _terms(run, model)
     policy = Policy(
         model,
-        dtype=resolve_dtype(run.precision, device),
+        precision=resolve_precision(run.precision, device),
         temperature=run.sampling.temperature,
         lora_rank=run.lora_rank,
         seed=run.seed,
@@ -85,7 +86,7 @@ def assemble(run: Run) -> Parts:
 
 def _engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """What samples, with weights of its own."""
-    return TransformersEngine(model, tokenizer, dtype=resolve_dtype(run.rollout_precision, model.device))
+    return TransformersEngine(model, tokenizer, precision=resolve_precision(run.rollout_precision, model.device))
 
 
 def _problems(run: Run) -> list[Problem]:
@@ -103,7 +104,7 @@ def _terms(run: Run, model: PreTrainedModel) -> Terms | None:
         frozen, _ = models.load(run.model)
         reference = Policy(
             frozen.to(model.device).requires_grad_(False),
-            dtype=resolve_dtype(run.precision, model.device),
+            precision=resolve_precision(run.precision, model.device),
             temperature=run.sampling.temperature,
         )
     return Terms(reference, run.reference_kl, run.entropy_bonus)

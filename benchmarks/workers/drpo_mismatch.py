@@ -1,0 +1,78 @@
+"""How far a sampler's probabilities are from the trainer's, with the same weights in both."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.workers.drpo_step import configuration
+from benchmarks.workers.measure import Meter
+from benchmarks.workers.protocol import Record, Repetition, serve
+from drpo.batch import make_batches
+from drpo.tasks import sample_unseen
+from drpo.train.setup import Parts, assemble
+from drpo.types import Completion, Group
+
+FAR = 0.15
+"""A gap of probabilities that counts as far: the objectives' usual threshold."""
+
+
+@torch.no_grad()
+def both(parts: Parts, completions: list[Completion]) -> tuple[Tensor, Tensor]:
+    """Return log pi and log mu [T] of every sampled token, pi by the forward pass of training.
+
+    Args:
+        parts: of a run.
+        completions: what its engine drew.
+    """
+    ids = dict.fromkeys(c.problem_id for c in completions)
+    found = {i: tuple(c for c in completions if c.problem_id == i) for i in ids}
+    # The rewards only have to be there; no completion may be skipped for them.
+    groups = [Group(parts.held_out[0], cs, torch.arange(len(cs)).float()) for cs in found.values()]
+    batches = make_batches(groups, replace(parts.batching, skip_zero_advantage=False))
+    micros = [m.to(parts.policy.device) for b in batches for m in b.micro_batches]
+    pairs = [(parts.policy(m)[0], m.behavior_logp) for m in micros]
+    return torch.cat([pi for pi, _ in pairs]).cpu(), torch.cat([mu for _, mu in pairs]).cpu()
+
+
+def figures(logp: Tensor, behavior_logp: Tensor) -> Record:
+    """Return what the table shows of log pi and log mu [T], by name.
+
+    Example:
+        >>> half = torch.tensor([0.5]).log()
+        >>> figures(half, half)["k3"], figures(half, torch.tensor([0.25]).log())["far"]
+        (0.0, 1.0)
+    """
+    ratio, gap = (logp - behavior_logp).exp(), (logp.exp() - behavior_logp.exp()).abs()
+    return {
+        "k3": float((ratio - 1 - ratio.log()).mean()),
+        "mean_ratio": float(ratio.mean()),
+        "mean_gap": float(gap.mean()),
+        "p99_gap": float(gap.quantile(0.99)),
+        "far": float((gap > FAR).float().mean()),
+    }
+
+
+def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
+    """Assemble the run of `configuration`, with "engine" and "rollout_precision"; a request has "round"."""
+    run = replace(
+        configuration(setup), engine=setup["engine"], rollout_precision=setup["rollout_precision"], eval_problems=1
+    )
+    parts = assemble(run)
+    meter = Meter()
+
+    def repetition(request: Mapping[str, Any]) -> Record:
+        problems = sample_unseen(run.task, parts.held_out, run.prompts, request["round"], run.seed)
+        meter.start()
+        completions = parts.engine.generate(problems, run.sampling, seed=(run.seed, request["round"]))
+        record = meter.stop()
+        tokens = sum(len(c.token_ids) for c in completions)
+        return {**record, "tokens": tokens, **figures(*both(parts, completions))}
+
+    return {"settings": f"{type(parts.engine).__name__}, learning rate 0"}, repetition
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,420 @@
+"""What a precision's name means, and linear layers whose operands stand on the int8 or e4m3 grid on any machine.
+
+Q(x) is x rounded to a grid of 8-bit values times one float32 scale per row, the row's largest magnitude over the
+grid's: rows of weights are output channels, rows of activations are tokens. bf16 holds every value of both grids, so
+where the hardware has no 8-bit product a bf16 product of grid values is that product, up to how it accumulates.
+
+The linear layers of the decoder are meant, and the stacked experts of a mixture (their weights alone: the experts' own
+kernel multiplies them). The output head, embeddings, norms, biases and routers keep the compute dtype.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from drpo.errors import InputError, nearest
+
+Grid = Literal["int8", "e4m3"]
+
+LARGEST: Mapping[Grid, float] = {"int8": 127.0, "e4m3": 448.0}
+"""The largest magnitude of each grid; int8 leaves out -128, so that it is symmetric."""
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""Rows of zeros get this scale, so that 0 / scale is 0."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRIDS: Mapping[str, tuple[Grid, Grid | None]] = {
+    "int8": ("int8", None),
+    "fp8_weights": ("e4m3", None),
+    "fp8": ("e4m3", "e4m3"),
+}
+NAMES = ("auto", *DTYPES, *GRIDS)
+
+ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
+"""What transformers' mixtures call what chooses and weighs experts, in the names of modules."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model computes.
+
+    Args:
+        dtype: of activations, and of what is on no grid; bfloat16 or float32 where something is.
+        weights: the grid of the linear layers' weights, one scale per output channel; None leaves them in `dtype`.
+        activations: the grid of the linear layers' inputs, one scale per token; None leaves them in `dtype`.
+    """
+
+    dtype: torch.dtype
+    weights: Grid | None = None
+    activations: Grid | None = None
+
+
+FP32 = Precision(torch.float32)
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Return what `name` means on `device`; the compute dtype of all but the plain ones is that of "auto".
+
+    Args:
+        name: "auto" (bf16 where the processor multiplies it, else fp32), "fp32", "bf16", "fp16", "int8" (weights),
+            "fp8_weights" (e4m3 weights) or "fp8" (e4m3 weights and inputs of linear layers).
+        device: where it runs.
+
+    Raises:
+        InputError: another name.
+
+    Example:
+        >>> resolve_precision("fp32", torch.device("cpu"))
+        Precision(dtype=torch.float32, weights=None, activations=None)
+        >>> resolve_precision("fp8", torch.device("cpu")).activations
+        'e4m3'
+    """
+    if name in DTYPES:
+        return Precision(DTYPES[name])
+    if name not in NAMES:
+        raise InputError(f"precision={name!r}{nearest(name, NAMES)}")
+    dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    return Precision(dtype, *GRIDS.get(name, ()))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where bf16 matrix products are done by the hardware; emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+@lru_cache
+def has_e4m3_product(device: torch.device) -> bool:
+    """True where the hardware multiplies e4m3 by e4m3 with a scale per row of each, tried once.
+
+    CUDA alone is asked: a CPU's `_scaled_mm` gives the same numbers, more slowly than a bf16 product.
+    """
+    if device.type != "cuda":
+        return False
+    ones = OnGrid(torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, 1, device=device))
+    try:
+        return bool((_multiply(ones.values, ones.scale, ones, None, torch.bfloat16) == 16).all())
+    except RuntimeError:  # below compute capability 8.9, and where this torch has no kernel for it
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class OnGrid:
+    """A tensor as values of a grid times a scale per row.
+
+    Args:
+        values: [..., R, C], grid values in any dtype that holds them all.
+        scale: [..., R, 1] float32; [..., 1, C] where columns are the output channels.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the numbers that are meant, rounded to `dtype`."""
+        return (self.values.float() * self.scale).to(dtype)
+
+
+def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int = -1) -> OnGrid:
+    """Return Q(x): each row over its scale, rounded to the nearest value of the grid, ties to even.
+
+        scale = max |row| / largest of the grid,    values = round(row / scale)
+
+    No value exceeds the grid's largest, so nothing saturates. A row with a NaN or an infinity becomes all NaN.
+
+    Args:
+        x: [..., R, C], any float dtype.
+        grid: "int8" or "e4m3".
+        dtype: that holds the values: float32, bfloat16, and float8_e4m3fn for e4m3.
+        dim: what one scale spans.
+
+    Example:
+        >>> q = to_grid(torch.tensor([[0.1, -12.7, 0.0], [0.0, 0.0, 0.0]]), "int8")
+        >>> q.values, q.scale[0]
+        (tensor([[   1., -127.,    0.],
+                [   0.,    0.,    0.]]), tensor([0.1000]))
+
+    Source: Micikevicius et al. 2022, "FP8 formats for deep learning" (arXiv:2209.05433): e4m3 has 3 bits of mantissa,
+    no infinity, and 448 for its largest value.
+    """
+    wide = x.float()
+    scale = (wide.abs().amax(dim, keepdim=True) / LARGEST[grid]).clamp(min=SMALLEST_SCALE)
+    ratio = wide / scale
+    values = ratio.round() if grid == "int8" else ratio.to(torch.float8_e4m3fn)
+    return OnGrid(values.to(dtype), scale)
+
+
+def _multiply(x: Tensor, x_scale: Tensor | None, w: OnGrid, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[T, out] = x [T, in] w^T + bias in `dtype`: products of grid values, scaled in float32 once they are summed.
+
+    On a CPU a sum is rounded to x's dtype before it is scaled: its bf16 product has no other result.
+    """
+    if x_scale is not None and w.values.dtype == torch.float8_e4m3fn:
+        return torch._scaled_mm(x, w.values.T, scale_a=x_scale, scale_b=w.scale.T, bias=bias, out_dtype=dtype)
+    values = w.values.to(x.dtype)
+    wide = x.is_cuda and x.dtype != torch.float32
+    sums = torch.mm(x, values.T, out_dtype=torch.float32) if wide else x @ values.T
+    y = sums * w.scale.T  # float32, by promotion
+    if x_scale is not None:
+        y *= x_scale
+    if bias is not None:
+        y += bias
+    return y.to(dtype)
+
+
+def _held_in(dtype: torch.dtype, activations: Grid | None, weight: Tensor) -> torch.dtype:
+    """What holds the grid values of a layer that computes in `dtype`: e4m3 itself where the hardware multiplies it."""
+    fits = activations == "e4m3" and dtype == torch.bfloat16 and all(n % 16 == 0 for n in weight.shape)
+    return torch.float8_e4m3fn if fits and has_e4m3_product(weight.device) else dtype
+
+
+def _inputs(x: Tensor, grid: Grid | None, held_in: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Values [T, in] and scales [T, 1] of x [T, in] on a grid; x itself and None where it is on none."""
+    if grid is None:
+        return x, None
+    q = to_grid(x, grid, held_in)
+    return q.values, q.scale
+
+
+class GridLinear(nn.Module):
+    """A linear layer of a sampler, its weight on a grid for good: y = Q(x) Q(w)^T + bias, or x Q(w)^T + bias.
+
+    Args:
+        linear: whose weight and bias are taken.
+        weights: grid of the weight.
+        activations: grid of the inputs, or None.
+        dtype: of the inputs and outputs.
+    """
+
+    def __init__(self, linear: nn.Linear, weights: Grid, activations: Grid | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weights, self.activations = weights, activations
+        held = torch.empty_like(linear.weight, dtype=_held_in(dtype, activations, linear.weight))
+        self.weight = nn.Parameter(held, requires_grad=False)
+        self.scale: Tensor
+        self.register_buffer("scale", torch.empty(len(held), 1, device=held.device), persistent=False)
+        self.bias = linear.bias
+        self.take(linear.weight)
+
+    @torch.no_grad()
+    def take(self, weight: Tensor) -> None:
+        """Replace the weight [out, in]."""
+        q = to_grid(weight.to(self.weight.device), self.weights, self.weight.dtype)
+        self.weight.copy_(q.values)
+        self.scale.copy_(q.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in x's dtype."""
+        values, scale = _inputs(x.flatten(0, -2), self.activations, self.weight.dtype)
+        y = _multiply(values, scale, OnGrid(self.weight, self.scale), self.bias, x.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+
+@contextmanager
+def unrounded_inputs(model: nn.Module) -> Iterator[None]:
+    """Let a sampler's linear layers multiply their inputs as they are, for comparisons of two ways to the same figures.
+
+    Inputs that differ in their last bit round to different values here and there, and the next layer's then more often:
+    of two computations that agree to 2e-6 in float32 the logits were 2 to 6 % of their spread apart under fp8
+    (SmolLM2-135M).
+    """
+    rounding = [(m, m.activations) for m in model.modules() if isinstance(m, GridLinear)]
+    for layer, _ in rounding:
+        layer.activations = None
+    try:
+        yield
+    finally:
+        for layer, grid in rounding:
+            layer.activations = grid
+
+
+class StraightThroughLinear(nn.Linear):
+    """A linear layer in training: the same product of its master weight, and a gradient as if Q were the identity.
+
+        y = Q(x) Q(w)^T + bias,    grad_x = g Q(w),    grad_w = g^T Q(x)
+
+    It computes in autocast's dtype, or x's own; the weight is quantised anew at every call.
+
+    Args:
+        linear: whose parameters it shares.
+        weights: grid of the weight.
+        activations: grid of the inputs, or None.
+
+    Source: Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons" (arXiv:1308.3432).
+    """
+
+    def __init__(self, linear: nn.Linear, weights: Grid, activations: Grid | None) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.weights, self.activations = weights, activations
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        x = input.flatten(0, -2).to(_compute_dtype(input))
+        operands = (x, self.weight, self.bias, self.weights, self.activations)
+        y: Tensor = _StraightThrough.apply(*operands)  # type: ignore[no-untyped-call]
+        return y.view(*input.shape[:-1], -1)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _StraightThrough(torch.autograd.Function):
+    """x [T, in], weight [out, in], bias [out] -> Q(x) Q(w)^T + bias [T, out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Grid, activations: Grid | None
+    ) -> Tensor:
+        w = to_grid(weight, weights, _held_in(x.dtype, activations, weight))
+        values, scale = _inputs(x, activations, w.values.dtype)
+        ctx.save_for_backward(values, scale, w.values, w.scale)
+        ctx.weight_dtype = weight.dtype
+        return _multiply(values, scale, w, None if bias is None else bias.to(x.dtype), x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, x_scale, w, w_scale = ctx.saved_tensors
+        dtype, grad_x, grad_w = grad.dtype, None, None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad * w_scale.T).to(dtype) @ w.to(dtype)
+        if ctx.needs_input_grad[1]:
+            scaled = grad if x_scale is None else (grad * x_scale).to(dtype)
+            grad_w = (scaled.T @ x.to(dtype)).to(ctx.weight_dtype)
+        grad_bias = grad.sum(0).to(ctx.weight_dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_bias, None, None
+
+
+class _DenseStraightThrough(torch.autograd.Function):
+    """Q(w) in a dtype, with the gradient of the identity; for weights whose product is another's business."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, grid: Grid, dim: int, dtype: torch.dtype) -> Tensor:
+        ctx.weight_dtype = weight.dtype
+        return _dense_stack(weight, grid, dim, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad.to(ctx.weight_dtype), None, None, None
+
+
+def _dense_stack(weight: Tensor, grid: Grid, dim: int, dtype: torch.dtype) -> Tensor:
+    """Q of stacked matrices, as plain numbers; one matrix at a time, so that no copy in float32 is made of all."""
+    return torch.stack([to_grid(one, grid, dim=dim).dense(dtype) for one in weight])
+
+
+Taker = Callable[[Tensor], object]
+
+
+@torch.no_grad()
+def lower(model: PreTrainedModel, precision: Precision) -> dict[str, Taker]:
+    """Bring a sampler's model to a precision, in place.
+
+    Args:
+        model: with float parameters; buffers (rotary frequencies) stay as they are.
+        precision: what to bring it to.
+
+    Returns:
+        For each parameter's name what puts a new value, in any float dtype, in its place; to be called under no_grad.
+
+    Raises:
+        InputError: the precision has a grid, and the model no linear layer that could be put on it.
+    """
+    takers: dict[str, Taker] = {}
+    if precision.weights is not None:
+        for name, linear in _linears(model):
+            layer = GridLinear(linear, precision.weights, precision.activations, precision.dtype)
+            model.set_submodule(name, layer)
+            takers[f"{name}.weight"] = layer.take
+        for module_name, module, field in stacked_experts(model):
+            parameter = getattr(module, field)
+            take = partial(_take_dense, parameter, precision.weights, _rows_of(module))
+            parameter.data, wide = parameter.data.to(precision.dtype), parameter.data
+            take(wide)
+            takers[f"{module_name}.{field}"] = take
+    for name, parameter in model.named_parameters():
+        if name not in takers:
+            parameter.data = parameter.data.to(precision.dtype)
+            takers[name] = parameter.copy_
+    return takers
+
+
+def _take_dense(parameter: nn.Parameter, grid: Grid, dim: int, weight: Tensor) -> None:
+    parameter.copy_(_dense_stack(weight.to(parameter.device), grid, dim, parameter.dtype))
+
+
+def lower_through(model: PreTrainedModel, precision: Precision) -> None:
+    """Let a model in training compute with the products that `lower` gives a sampler; parameters stay as they are.
+
+    Args:
+        model: changed in place: its linear layers become `StraightThroughLinear`, under the same names.
+        precision: where it has no grid, nothing is done.
+
+    Raises:
+        InputError: as `lower`.
+    """
+    if precision.weights is None:
+        return
+    for name, linear in _linears(model):
+        model.set_submodule(name, StraightThroughLinear(linear, precision.weights, precision.activations))
+    stacks: dict[nn.Module, list[str]] = {}
+    for _, module, field in stacked_experts(model):
+        stacks.setdefault(module, []).append(field)
+    for module, fields in stacks.items():
+        module.register_forward_pre_hook(partial(_shadow, precision.weights, fields))
+        module.register_forward_hook(partial(_unshadow, fields), always_call=True)
+
+
+def _shadow(grid: Grid, fields: list[str], module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """For one call the module's own attributes stand before its parameters, which keep their names and values."""
+    for name in fields:
+        weight = getattr(module, name)
+        dtype = _compute_dtype(weight)
+        vars(module)[name] = _DenseStraightThrough.apply(weight, grid, _rows_of(module), dtype)  # type: ignore[no-untyped-call]
+
+
+def _unshadow(fields: list[str], module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+    for name in fields:
+        vars(module).pop(name, None)
+
+
+def _linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    """The decoder's linear layers by their names in the model, the head and routers left out; at least one."""
+    inside = set(model.get_decoder().modules())  # where the head is not
+    # A subclass may compute something else.
+    found = [(n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)]
+    if not found:
+        raise InputError(
+            f"model {type(model).__name__}: it has no linear layers to put on a grid of 8 bits; "
+            f"set the precision to one of {', '.join(DTYPES)}"
+        )
+    return found
+
+
+def stacked_experts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield a mixture's stacked weights [E, out, in]: the module's name, the module, the parameter's name in it."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.conv._ConvNd):
+            for field, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim == 3:
+                    yield name, module, field
+
+
+def _rows_of(module: nn.Module) -> int:
+    """The dimension of its stacked weights that a scale spans: the inputs of an output channel."""
+    return -2 if getattr(module, "is_transposed", False) else -1
