@@ -1,20 +1,23 @@
 """The benchmarks' harness: whose turn it is, pairs, tables, floors, bad input, and a quick run without peers."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.__main__ import main
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.crew import Crew, WorkerError, plain
 from benchmarks.floor import Step, head_flops
 from benchmarks.machine import name as machine_name
 from benchmarks.machine import physical_cores
-from benchmarks.parts import PARTS, Scale
+from benchmarks.parts import PARTS, Scale, mismatch
 from benchmarks.results import Results
 from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
+from benchmarks.workers.drpo_mismatch import figures
 
 MACHINE = {
     "processor": "AMD EPYC 9555",
@@ -135,6 +138,25 @@ def test_every_part_has_cases_for_a_cpu_and_says_what_does_not_fit():
     large = next(c for c in cases if c.name == "fp32, V 151,936, H 896, T 16,384")
     assert "9.3 GiB" in large.skipped["log_softmax"] and "log_softmax" not in {e.name for e in large.entrants}
     assert not cases[0].skipped and {e.name for e in cases[0].entrants} >= {"products alone", "linear_policy_loss"}
+
+
+def test_mismatch_by_hand():
+    # r = 1 and 2 at pi = 0.5 and 0.5: k3 = (0 + 1 - log 2) / 2, gaps 0 and 0.25, of which one is above 0.15.
+    found = figures(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.25]).log())
+    wanted = {"k3": (1 - math.log(2)) / 2, "mean_ratio": 1.5, "mean_gap": 0.125, "p99_gap": 0.2475, "far": 0.5}
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_mismatch_measures_vllm_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    scale = Scale(quick=True, repeats=1, cuda=False, memory_bytes=8 * 2**30, fast_bf16=True)
+    for there in (None, "a module"):
+        monkeypatch.setattr(mismatch, "find_spec", lambda name, there=there: there)
+        samplers, trainers = PARTS["mismatch"](scale)
+        names = ["bf16", "int8", "fp8_weights", "fp8"]
+        assert [e.name for e in samplers.entrants] == names + (["vLLM bf16"] if there else [])
+        assert list(samplers.skipped) == ([] if there else ["vLLM bf16"])
+        assert {e.worker.setup["engine"] for e in samplers.entrants} == {"transformers", *(["vllm"] if there else [])}
+        assert [e.worker.setup["precision"] for e in trainers.entrants] == ["bf16", "fp8"]
 
 
 @pytest.mark.parametrize(
