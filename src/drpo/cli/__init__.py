@@ -18,6 +18,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo train RECIPE [--FIELD VALUE ...]   train; drpo train RECIPE --help shows every field with its default
   drpo train --resume RUN                 go on with a run from its last checkpoint
   drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
+  drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
   drpo recipes                            what there is to train
   drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
 
@@ -32,6 +33,7 @@ Your own are module:name. `drpo COMMAND --help` says more."""
 COMMANDS: Mapping[str, str] = {
     "train": "drpo.cli.train",
     "eval": "drpo.cli.eval",
+    "serve": "drpo.cli.serve",
     "recipes": "drpo.cli.train",
     "weights": "drpo.cli.weights",
 }

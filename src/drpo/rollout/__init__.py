@@ -2,6 +2,16 @@
 
 from drpo.rollout.engine import Engine, ScriptedEngine, encode_prompt
 from drpo.rollout.precision import resolve_dtype
+from drpo.rollout.server import ServerEngine
 from drpo.rollout.transformers import TransformersEngine
+from drpo.rollout.vllm import VLLMEngine
 
-__all__ = ["Engine", "ScriptedEngine", "TransformersEngine", "encode_prompt", "resolve_dtype"]
+__all__ = [
+    "Engine",
+    "ScriptedEngine",
+    "ServerEngine",
+    "TransformersEngine",
+    "VLLMEngine",
+    "encode_prompt",
+    "resolve_dtype",
+]

@@ -10,7 +10,7 @@ from drpo.batch import Batching
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.rewards import Reward
-from drpo.rollout import Engine, TransformersEngine, resolve_dtype
+from drpo.rollout import Engine, ServerEngine, TransformersEngine, VLLMEngine, resolve_dtype
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
@@ -85,6 +85,10 @@ def assemble(run: Run) -> Parts:
 
 def _engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """What samples, with weights of its own."""
+    if run.engine == "vllm":
+        return VLLMEngine(model, tokenizer, precision=run.rollout_precision)
+    if run.engine != "transformers":
+        return ServerEngine(run.engine, model, tokenizer)
     return TransformersEngine(model, tokenizer, dtype=resolve_dtype(run.rollout_precision, model.device))
 
 
