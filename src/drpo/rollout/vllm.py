@@ -63,12 +63,13 @@ class VLLMEngine:
         self._asker, self._handover = Asker(model, tokenizer), Handover(model)
         self._sleeps = model.device.type == "cuda"
         self._asleep = False
-        numerics = numerics_of(precision, model.device)
+        numerics = precision_options(precision, model.device)
+        shared = {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True} if self._sleeps else {}
         with tempfile.TemporaryDirectory(prefix="drpo-vllm-") as folder:  # vLLM reads it once, while it starts
             config = copy.deepcopy(model.config)
             config.architectures = [type(model).__name__]
             config.save_pretrained(folder)
-            self._llm = _start(folder, {**numerics, **_memory(model.device)})
+            self._llm = _start(folder, {**numerics, **device_options(model.device), **shared})
         try:
             self.load(dict(model.named_parameters()), version=0)
             self._try()
@@ -132,14 +133,14 @@ class VLLMEngine:
             self._asleep = False
 
 
-def numerics_of(precision: str, device: torch.device) -> dict[str, Any]:
+def precision_options(precision: str, device: torch.device) -> dict[str, Any]:
     """Return vLLM's options for a precision on a device.
 
     Raises:
         InputError: a precision that vLLM does not have there.
 
     Example:
-        >>> numerics_of("bf16", torch.device("cpu"))
+        >>> precision_options("bf16", torch.device("cpu"))
         {'dtype': 'bfloat16'}
     """
     if precision == "auto":
@@ -159,10 +160,18 @@ def numerics_of(precision: str, device: torch.device) -> dict[str, Any]:
     return {"dtype": "bfloat16", "quantization": "fp8"}
 
 
-def _memory(device: torch.device) -> dict[str, Any]:
-    if device.type == "cpu":
-        return {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
-    return {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": device.type == "cuda"}
+def device_options(device: torch.device) -> dict[str, Any]:
+    """Return the options that vLLM needs on this kind of device.
+
+    Example:
+        >>> device_options(torch.device("cpu"))["enable_chunked_prefill"]
+        False
+    """
+    if device.type != "cpu":
+        return {}
+    # A prompt that is read in parts draws random numbers that must be taken back; a CPU's generator cannot do that (vLLM
+    # 0.32 ends with "CPU Generator does not use offset").
+    return {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
 
 
 def _start(folder: str, options: Mapping[str, Any]) -> Any:
