@@ -108,8 +108,9 @@ class ServerEngine:
             InputError: the server stayed away for as long as `Patience` says, or its answers cannot be used.
         """
         # The server's list of the likeliest holds the sampled token first, and then as many as make up the number.
-        asked = replace(sampling, top_logprobs=min(sampling.top_logprobs + 1, self._asker.vocabulary))
-        requests = self._asker.requests(problems, asked if sampling.top_logprobs else sampling, seed)
+        some = 0 < sampling.top_logprobs < self._asker.vocabulary
+        asked = replace(sampling, top_logprobs=sampling.top_logprobs + 1) if some else sampling
+        requests = self._asker.requests(problems, asked, seed)
         done: dict[int, Completion] = {}
         for attempt in range(self._patience.attempts):
             failure = self._attempt(requests, sampling, done)
@@ -124,8 +125,8 @@ class ServerEngine:
 
         So a server that dies between two rollouts ends the run, if it must, in a rollout, before which all is saved.
         """
-        self.version = version
         self._stage(state)
+        self.version = version
         try:
             self._send()
         except UnreachableError as problem:

@@ -169,8 +169,8 @@ def device_options(device: torch.device) -> dict[str, Any]:
     """
     if device.type != "cpu":
         return {}
-    # A prompt that is read in parts draws random numbers that must be taken back; a CPU's generator cannot do that (vLLM
-    # 0.32 ends with "CPU Generator does not use offset").
+    # A prompt that is read in parts draws random numbers that must be taken back, which a CPU's generator cannot do
+    # (vLLM 0.32 ends with "CPU Generator does not use offset").
     return {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
 
 
