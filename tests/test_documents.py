@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from drpo import cli
+from drpo.cli.options import parse
+from drpo.cli.serve import ServeOptions
 from drpo.cli.train import overridden
 from drpo.recipes import find
 
@@ -62,6 +64,9 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if command == "train" and rest[0] != "--resume" and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo")
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
+        return
+    if command == "serve":
+        assert parse(ServeOptions, rest[1:], "drpo").port
         return
     if "runs/dppo" in rest:
         assert cli.main(["train", "smoke", "--steps", "1", "--out", "runs/dppo"]) == 0

@@ -303,6 +303,7 @@ def test_what_passes_is_tried_again(engine: ServerEngine, fake: FakeServer, faul
         ("abort", "ended it for 'abort'"),
         ("no choice", "not vLLM's"),
     ],
+    ids=["missing", "broken", "aborted", "empty"],
 )
 def test_an_answer_that_cannot_be_used_ends_in_one_line(engine: ServerEngine, fake: FakeServer, fault: str, said: str):
     fake.faults.extend(["", fault])
