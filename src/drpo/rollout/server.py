@@ -92,7 +92,7 @@ class ServerEngine:
         self._server = Server(address, self._patience.request_s, concurrency, model.name_or_path)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="drpo-rollout")
         self._scratch = tempfile.TemporaryDirectory(prefix="drpo-weights-", dir=folder)
-        self._run = uuid.uuid4().hex
+        self._run, self._loads = uuid.uuid4().hex, 0
         self._sent: str | None = None  # the label of the weights that the server was last seen to have
         try:
             self._dtype = self._server.dtype()
@@ -141,7 +141,7 @@ class ServerEngine:
 
     @property
     def _label(self) -> str:
-        return f"{self._run}-{self.version}"
+        return f"{self._run}-{self._loads}"
 
     @property
     def _file(self) -> Path:
@@ -151,6 +151,7 @@ class ServerEngine:
         """Write the weights, rounded as the server would."""
         tensors = self._handover.checkpoint(state)
         save_file({n: t.to(self._dtype).cpu().contiguous() for n, t in tensors.items()}, self._file)
+        self._loads += 1  # not the version: other weights may come under the same
         self._sent = None
 
     def _send(self) -> None:
