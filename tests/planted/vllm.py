@@ -128,7 +128,7 @@ BUGS = (
         "a restarted server is not sent the weights",
         "rollout/server.py",
         "if any(isinstance(failure, OtherWeightsError) for failure in failures):",
-        "if not failures:",
+        "if any(isinstance(failure, Answer) for failure in failures):",
         (RESTARTED, OTHERS),
     ),
     Bug(
