@@ -5,14 +5,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+VLLM   := .venv-vllm
 
-.PHONY: help setup demo test test-slow test-gpu bench bench-quick lint plant format clean
+.PHONY: help setup demo test test-slow test-gpu setup-vllm test-vllm bench bench-quick lint plant format clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
 	@echo "make test       set up, then: all tests that need no special hardware"
 	@echo "make test-slow  the slow ones: the demo's three seeds"
 	@echo "make test-gpu   those that need a CUDA GPU"
+	@echo "make test-vllm  those that need vLLM, in an environment of their own ($(VLLM))"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
@@ -43,6 +45,23 @@ test-slow: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests
 
+setup-vllm: $(VLLM)/.ready
+
+# Torch first, so that no other build of it comes along. What is removed comes as CUDA builds, which a CPU build of torch
+# cannot load; vLLM needs none of it for text. It needs a numpy and a triton of its own.
+$(VLLM)/.ready: pyproject.toml constraints.txt benchmarks/peers/vllm.txt
+	@echo "== making $(VLLM) and installing vLLM and drpo into it (once; minutes)"
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(VLLM)/bin/python -m pip install --quiet -r benchmarks/peers/vllm.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	grep -v -E '^(numpy|triton)==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable '.[dev]'
+	@touch $@
+
+test-vllm: setup-vllm
+	$(VLLM)/bin/python -m pytest -m vllm tests
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
@@ -63,4 +82,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,8 @@ import torch
 
 from drpo import cli
 from drpo.cli.doctor import DoctorOptions
-from drpo.cli.options import overridden
+from drpo.cli.options import overridden, parse
+from drpo.cli.serve import ServeOptions
 from drpo.cli.train import TrainOptions
 from drpo.recipes import find
 
@@ -65,6 +66,9 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if command in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[command])
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
+        return
+    if command == "serve":
+        assert parse(ServeOptions, rest[1:], "drpo").port
         return
     if "runs/dppo" in rest:
         assert cli.main(["train", "smoke", "--steps", "1", "--out", "runs/dppo"]) == 0

@@ -40,7 +40,7 @@ RANK = {
 }
 MATHEMATICS = ("objectives", "advantages", "reductions", "methods", "ops", "types", "errors", "seeds", "spelling")
 # An optional backend may be missing, and may be imported where it is used: (file, module).
-OPTIONAL = {("ops/triton.py", "triton")}
+OPTIONAL = {("ops/triton.py", "triton"), ("rollout/vllm.py", "vllm")}
 
 
 def files() -> list[Path]:

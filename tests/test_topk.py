@@ -27,6 +27,7 @@ from drpo.exact import exact_divergence
 from drpo.objectives import DPPO, DRPO, GSPO, TOPK, Objective, gradient, needed_divergence, topk_kl, topk_tv, total
 from drpo.ops import chunked, linear_divergence, linear_logprob, linear_policy_loss
 from drpo.policy import Policy
+from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine, TransformersEngine
 from drpo.rollout.sample import draw, likeliest
@@ -543,7 +544,7 @@ def sampled(
     k: int, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32, **options: int
 ) -> list[Completion]:
     asked = Sampling(samples=4, max_new_tokens=12, temperature=temperature, top_logprobs=k)
-    return TransformersEngine(*tiny(STOPS), dtype=dtype, **options).generate(PROBLEMS, asked, (0,))
+    return TransformersEngine(*tiny(STOPS), precision=Precision(dtype), **options).generate(PROBLEMS, asked, (0,))
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
@@ -628,7 +629,7 @@ def batching(budget: int = 200) -> Batching:
 
 def policy(gap: float = 0.0, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> Policy:
     model = tiny(STOPS)[0]
-    return Policy(perturb(model, gap) if gap else model, dtype=dtype, temperature=temperature)
+    return Policy(perturb(model, gap) if gap else model, precision=Precision(dtype), temperature=temperature)
 
 
 def enumerated(moved: Policy, completions: Sequence[Completion], temperature: float) -> dict[str, Tensor]:

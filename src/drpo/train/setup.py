@@ -11,7 +11,7 @@ from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.precision import resolve_precision
 from drpo.rewards import Reward
-from drpo.rollout import Engine, TransformersEngine
+from drpo.rollout import Engine, ServerEngine, TransformersEngine, VLLMEngine
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
@@ -86,6 +86,10 @@ def assemble(run: Run) -> Parts:
 
 def _engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """What samples, with weights of its own."""
+    if run.engine == "vllm":
+        return VLLMEngine(model, tokenizer, precision=run.rollout_precision)
+    if run.engine != "transformers":
+        return ServerEngine(run.engine, model, tokenizer)
     return TransformersEngine(model, tokenizer, precision=resolve_precision(run.rollout_precision, model.device))
 
 

@@ -1,0 +1,304 @@
+"""Rollouts by a vLLM server (`drpo serve`): requests over HTTP, weights through a folder that both can read."""
+
+import json
+import logging
+import math
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import urllib3
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo.errors import InputError
+from drpo.rollout.engine import Seed
+from drpo.rollout.handover import Handover
+from drpo.rollout.vllm_request import Answer, Asker, Request
+from drpo.types import Completion, Problem, Sampling
+
+log = logging.getLogger("drpo")
+
+FLOOR = -9999.0
+"""What vLLM's server sends for a log-probability that is missing, NaN or -inf."""
+
+CONNECT_S = 5.0
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+"""Those that weights are handed over in besides bfloat16, which is also what fp8 is made from."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for.
+
+    Args:
+        request_s: longest time that one request may take.
+        attempts: how often what failed is tried in all.
+        pause_s: before the second attempt; each later pause is twice the one before.
+    """
+
+    request_s: float = 300.0
+    attempts: int = 6
+    pause_s: float = 1.0
+
+
+class ServerEngine:
+    """Samples with a vLLM server that `drpo serve` started, on this machine or one that shares a folder with it.
+
+    Every completion is a request of its own, many at a time. The weights go into a file in `folder`, which the server
+    is told to load; then it is told to forget its cached keys and values, and to label what it draws from now on. Each
+    answer carries that label, so one that was drawn with other weights (the server was restarted, another run sent its
+    own) is noticed, never trained on, and the weights are sent again.
+
+    What fails is tried again, with growing pauses, a bounded number of times.
+
+    Args:
+        address: http://host:port.
+        model: the transformers model that is served.
+        tokenizer: its tokenizer.
+        folder: where the weights are put, at the same path on both sides; None makes a temporary one on this machine.
+        patience: how long to wait.
+        concurrency: most requests under way at once.
+
+    Attributes:
+        version: of the weights.
+
+    Raises:
+        InputError: there is no such server, or it was not started by `drpo serve`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        folder: Path | None = None,
+        patience: Patience | None = None,
+        concurrency: int = 128,
+    ) -> None:
+        self.version = 0
+        self._asker, self._handover = Asker(model, tokenizer), Handover(model)
+        self._patience = patience or Patience()
+        self._server = Server(address, self._patience.request_s, concurrency, model.name_or_path)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="drpo-rollout")
+        self._scratch = tempfile.TemporaryDirectory(prefix="drpo-weights-", dir=folder)
+        self._run, self._loads = uuid.uuid4().hex, 0
+        self._sent: str | None = None  # the label of the weights that the server was last seen to have
+        try:
+            self._dtype = self._server.dtype()
+        except UnreachableError as problem:
+            self.close()
+            raise self._server.gone(f"cannot be reached ({problem})") from None
+        self._stage(dict(model.named_parameters()))
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+
+        Raises:
+            InputError: the server stayed away for as long as `Patience` says, or its answers cannot be used.
+        """
+        # The server's list of the likeliest holds the sampled token first, and then as many as make up the number.
+        some = 0 < sampling.top_logprobs < self._asker.vocabulary
+        asked = replace(sampling, top_logprobs=sampling.top_logprobs + 1) if some else sampling
+        requests = self._asker.requests(problems, asked, seed)
+        done: dict[int, Completion] = {}
+        for attempt in range(self._patience.attempts):
+            failure = self._attempt(requests, sampling, done)
+            if failure is None:
+                return [done[i] for i in range(len(requests))]
+            if attempt + 1 < self._patience.attempts:
+                self._wait(attempt, f"{len(requests) - len(done)} of {len(requests)} requests failed ({failure})")
+        raise self._server.gone(f"gave no usable answer in {self._patience.attempts} attempts ({failure})")
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Take new weights and send them; where the server is away, the next `generate` sends them and waits for it.
+
+        So a server that dies between two rollouts ends the run, if it must, in a rollout, before which all is saved.
+        """
+        self._stage(state)
+        self.version = version
+        try:
+            self._send()
+        except UnreachableError as problem:
+            log.warning(
+                "%s did not take the weights (%s); they are sent before the next rollout", self._server, problem
+            )
+
+    def close(self) -> None:
+        """Remove the file of weights; the server goes on, with the weights that it has."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._scratch.cleanup()
+
+    @property
+    def _label(self) -> str:
+        return f"{self._run}-{self._loads}"
+
+    @property
+    def _file(self) -> Path:
+        return Path(self._scratch.name) / "weights.safetensors"
+
+    def _stage(self, state: Mapping[str, Tensor]) -> None:
+        """Write the weights, rounded as the server would."""
+        tensors = self._handover.checkpoint(state)
+        save_file({n: t.to(self._dtype).cpu().contiguous() for n, t in tensors.items()}, self._file)
+        self._loads += 1  # not the version: other weights may come under the same
+        self._sent = None
+
+    def _send(self) -> None:
+        self._server.load(self._file, self._label)
+        self._sent = self._label
+
+    def _attempt(self, requests: Sequence[Request], sampling: Sampling, done: dict[int, Completion]) -> str | None:
+        """Ask for what is not done; return None where all is, else what went wrong with one of them."""
+        try:
+            if self._sent is None:
+                self._send()
+        except UnreachableError as problem:
+            return str(problem)
+        missing = [i for i in range(len(requests)) if i not in done]
+        answers = list(self._threads.map(lambda i: self._ask(requests[i]), missing))
+        for i, answer in zip(missing, answers, strict=True):
+            if isinstance(answer, Answer):
+                done[i] = self._asker.completion(requests[i], answer, sampling, self.version)
+        failures = [answer for answer in answers if isinstance(answer, UnreachableError)]
+        if any(isinstance(failure, OtherWeightsError) for failure in failures):
+            self._sent = None
+        return str(failures[0]) if failures else None
+
+    def _ask(self, request: Request) -> "Answer | UnreachableError":
+        """One answer; a failure that may pass is returned, not raised, so that it does not hide the other answers."""
+        try:
+            return self._server.draw(request, self._label)
+        except UnreachableError as problem:
+            return problem
+
+    def _wait(self, attempt: int, reason: str) -> None:
+        pause = self._patience.pause_s * 2**attempt
+        log.warning(
+            "%s: %s; again in %.1f s (attempt %d of %d)",
+            self._server, reason, pause, attempt + 2, self._patience.attempts,
+        )  # fmt: skip
+        time.sleep(pause)
+
+
+class UnreachableError(Exception):
+    """The server did not answer as a living one does; it may later."""
+
+
+class OtherWeightsError(UnreachableError):
+    """The server answered with weights that are not the last that it was sent."""
+
+
+class Server:
+    """The calls that are made to a vLLM server; safe to use from many threads.
+
+    Args:
+        address: http://host:port.
+        limit_s: longest time that a call may take.
+        connections: most that are kept open.
+        model: its name, for the command that starts a server.
+    """
+
+    def __init__(self, address: str, limit_s: float, connections: int, model: str) -> None:
+        self._address = address.rstrip("/")
+        self._model = model or "MODEL"
+        self._limit = urllib3.Timeout(connect=min(CONNECT_S, limit_s), read=limit_s)
+        self._pool = urllib3.PoolManager(maxsize=connections, block=True)
+
+    def __str__(self) -> str:
+        return f"vLLM server {self._address}"
+
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that the server keeps its weights in."""
+        said = self._rpc("drpo_dtype")
+        if not said or not isinstance(said[0], dict):
+            raise self.gone("was not started by `drpo serve`")
+        return DTYPES.get(str(said[0].get("dtype")), torch.bfloat16)
+
+    def load(self, file: Path, label: str) -> None:
+        """Have the weights in a file loaded, forget what was cached, and label what is drawn from now on."""
+        self._rpc("drpo_load_file", str(file))
+        # What is still under way was given up here, so nobody reads it.
+        if not self._post("/reset_prefix_cache?reset_running_requests=true").get("success"):
+            raise UnreachableError("it kept its prefix cache, whose keys are those of the old weights")
+        self._post("/update_weight_version", {"new_version": label})
+
+    def draw(self, request: Request, label: str) -> Answer:
+        """Have one completion drawn.
+
+        Raises:
+            OtherWeightsError: it was drawn with others than those labelled so.
+            UnreachableError: there was no answer.
+            InputError: the answer is not one of vLLM's.
+        """
+        answer = self._post(
+            "/inference/v1/generate", {"token_ids": request.prompt_ids.tolist(), "sampling_params": request.parameters}
+        )
+        try:
+            (choice,) = answer["choices"]
+            labels = {span["version"] for span in choice["weight_versions"]}
+            if labels != {label}:
+                raise OtherWeightsError("it has other weights: it was restarted, or another run sent its own")
+            return _answer(choice)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.gone(f"gave an answer that is not vLLM's ({type(error).__name__}: {error})") from None
+
+    def gone(self, what: str) -> InputError:
+        """The error that says what is wrong and how a server is started."""
+        port = urlsplit(self._address).port or 80
+        return InputError(
+            f"engine={self._address}: the vLLM server {what}; start one with `drpo serve {self._model} --port {port}`"
+        )
+
+    def _rpc(self, method: str, *args: str) -> list[Any]:
+        """Call a method of the server's workers; return what each of them said."""
+        results = self._post("/collective_rpc", {"method": method, "args": list(args)}).get("results")
+        return list(results) if isinstance(results, list) else []
+
+    def _post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            response = self._pool.request(
+                "POST", self._address + path, json=body or {}, timeout=self._limit, retries=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise UnreachableError(_reason(error)) from None
+        said = response.data.decode(errors="replace")
+        if response.status >= 500:
+            raise UnreachableError(f"{path} failed with status {response.status}: {' '.join(said.split())[:200]}")
+        if response.status != 200:
+            raise self.gone(f"refused {path} with status {response.status}: {' '.join(said.split())[:200]}")
+        try:
+            answer = json.loads(said or "{}")
+        except ValueError:
+            raise UnreachableError(f"{path} was answered by something that is not JSON: {said[:80]!r}") from None
+        return answer if isinstance(answer, dict) else {}
+
+
+def _answer(choice: Mapping[str, Any]) -> Answer:
+    """A choice of the server's response as an answer."""
+    token_ids, reported = choice["token_ids"], choice.get("logprobs")
+    if reported is None:
+        return Answer(token_ids, None, choice["finish_reason"])
+    places = reported["content"]
+    logp = [place["logprob"] if place["logprob"] > FLOOR else math.nan for place in places]
+    top = [[(pair["token_id"], pair["logprob"]) for pair in place["top_logprobs"]] for place in places]
+    return Answer(token_ids, logp, choice["finish_reason"], top)
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """What went wrong, without urllib3's description of its own objects."""
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return "connection refused"
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "no answer within the time limit"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,249 @@
+"""Rollouts by vLLM in this process, with weights that are replaced in place after every update."""
+
+import copy
+import functools
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo.errors import InputError
+from drpo.precision import has_fast_bf16
+from drpo.rollout.engine import Seed
+from drpo.rollout.handover import Handover
+from drpo.rollout.vllm_request import Answer, Asker
+from drpo.rollout.vllm_worker import EXTENSION
+from drpo.types import Completion, Problem, Sampling
+
+log = logging.getLogger("drpo")
+
+TESTED = "0.32"
+"""The series of vLLM releases that the tests are run with; another one is used with a warning."""
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+CPU_CACHE_BYTES = 2 * 2**30
+"""Keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise; memory is used as the cache fills."""
+
+GPU_MEMORY_SHARE = 0.4
+"""Of a GPU's memory that vLLM takes, weights and cache; the trainer needs the rest."""
+
+
+class VLLMEngine:
+    """Samples with vLLM's own copy of a model, in the trainer's process.
+
+    Prompts go in and completions come out as token ids; nothing is encoded again. Log-probabilities are those of the
+    law that vLLM drew from, temperature and truncation included. Every completion is a request with a seed of its own,
+    so that the same seed draws the same completion as long as the logits are the same (see `TransformersEngine`).
+
+    On a GPU that the trainer shares, vLLM sleeps between rollouts: its weights go to main memory and its cache is given
+    up. *That, and fp8, have not been run: no GPU was at hand.*
+
+    Args:
+        model: the model to copy; left as it is. Its device says whether vLLM should be one for CPUs or for GPUs.
+        tokenizer: its tokenizer.
+        precision: of the copy: auto, bf16, fp16, fp32, and on a GPU of compute capability 8.9 or newer fp8 (vLLM's own:
+            weights and activations, scales made when weights arrive).
+
+    Attributes:
+        version: of the weights.
+
+    Raises:
+        InputError: vLLM is missing, or cannot run the model at this precision on this machine.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, precision: str = "auto") -> None:
+        self._asker, self._handover = Asker(model, tokenizer), Handover(model)
+        self._sleeps = model.device.type == "cuda"
+        self._asleep = False
+        numerics = precision_options(precision, model.device)
+        shared = {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True} if self._sleeps else {}
+        with tempfile.TemporaryDirectory(prefix="drpo-vllm-") as folder:  # vLLM reads it once, while it starts
+            config = copy.deepcopy(model.config)
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(folder)
+            self._llm = _start(folder, {**numerics, **device_options(model.device), **shared})
+        try:
+            self.load(dict(model.named_parameters()), version=0)
+            self._try()
+        except Exception as error:
+            self.close()
+            raise _unfit(type(model).__name__, error) from error
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        """Return `sampling.samples` completions of every problem, problem by problem, in order."""
+        requests = self._asker.requests(problems, sampling, seed)
+        longest = int(self._llm.llm_engine.model_config.max_model_len)
+        for request in requests:
+            if len(request.prompt_ids) >= longest:
+                raise InputError(
+                    f"problem {request.problem.id!r}: its prompt has {len(request.prompt_ids)} tokens, which leaves no "
+                    f"room for an answer in the {longest} that vLLM has room for"
+                )
+        outputs = self._ask([r.prompt_ids.tolist() for r in requests], [r.parameters for r in requests])
+        return [
+            self._asker.completion(request, _answer(output), sampling, self.version)
+            for request, output in zip(requests, outputs, strict=True)
+        ]
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Put new weights into the live model, forget all cached keys and values, and stamp the version."""
+        weights = self._handover.checkpoint(state)
+        self._wake()
+        self._llm.collective_rpc("drpo_load", args=(list(weights.items()),))
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache, whose keys are those of the old weights")
+        self.version = version
+
+    def close(self) -> None:
+        """Shut vLLM down, and give back its memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            _vllm().distributed.cleanup_dist_env_and_memory()
+
+    def _ask(self, prompts: Sequence[list[int]], parameters: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """vLLM's output of each prompt, in order."""
+        self._wake()
+        how = [_vllm().SamplingParams(**p, flat_logprobs=True) for p in parameters]
+        outputs = self._llm.generate([{"prompt_token_ids": p} for p in prompts], how, use_tqdm=False)
+        self._sleep()
+        return [output.outputs[0] for output in outputs]
+
+    def _try(self) -> None:
+        """Draw one token: some models are refused by their attention kernel only then."""
+        (request,) = self._asker.requests([Problem("trial", "1", "")], Sampling(samples=1, max_new_tokens=1), (0,))
+        self._ask([request.prompt_ids.tolist()], [request.parameters])
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+
+def precision_options(precision: str, device: torch.device) -> dict[str, Any]:
+    """Return vLLM's options for a precision on a device.
+
+    Raises:
+        InputError: a precision that vLLM does not have there.
+
+    Example:
+        >>> precision_options("bf16", torch.device("cpu"))
+        {'dtype': 'bfloat16'}
+    """
+    if precision == "auto":
+        return {"dtype": "bfloat16" if has_fast_bf16(device) else "float32"}
+    if precision in DTYPES:
+        return {"dtype": DTYPES[precision]}
+    if precision != "fp8":
+        known = ", ".join(("auto", *DTYPES, "fp8"))
+        raise InputError(
+            f"rollout_precision={precision!r}: vLLM samples with {known}; set one of them, or --engine transformers"
+        )
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise InputError(
+            "rollout_precision='fp8': vLLM has it on GPUs of compute capability 8.9 or newer only, which this machine "
+            "does not have; set --rollout-precision bf16, or --engine transformers"
+        )
+    return {"dtype": "bfloat16", "quantization": "fp8"}
+
+
+def device_options(device: torch.device) -> dict[str, Any]:
+    """Return the options that vLLM needs on this kind of device.
+
+    Example:
+        >>> device_options(torch.device("cpu"))["enable_chunked_prefill"]
+        False
+    """
+    if device.type != "cpu":
+        return {}
+    # A prompt that is read in parts draws random numbers that must be taken back, which a CPU's generator cannot do
+    # (vLLM 0.32 ends with "CPU Generator does not use offset").
+    return {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
+
+
+def _start(folder: str, options: Mapping[str, Any]) -> Any:
+    """vLLM's LLM over the model whose configuration is in the folder, its weights yet to come."""
+    with _threads_kept(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        vllm = _vllm()
+        try:
+            return vllm.LLM(
+                model=folder,
+                skip_tokenizer_init=True,
+                load_format="dummy",
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",
+                max_logprobs=-1,
+                max_model_len=-1,  # the model's own, or what the cache has room for
+                enable_prefix_caching=True,
+                worker_extension_cls=EXTENSION,
+                seed=0,
+                **options,
+            )
+        except Exception as error:  # whatever it is, it is this model or machine that vLLM cannot use
+            raise _unfit("the model", error) from error
+
+
+@functools.cache
+def _vllm() -> Any:
+    """The module, set to work in this process, to be quiet and to report nothing to its makers."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Twice: vLLM reads the variable once it is imported, and says some things before.
+    logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
+    try:
+        import vllm  # noqa: PLC0415 (an optional backend)
+    except ImportError as error:
+        raise InputError(
+            f"engine='vllm': vLLM cannot be imported ({error}); docs/vllm.md says how to install it, or set "
+            "--engine transformers"
+        ) from None
+    warn_untested(vllm.__version__)
+    return vllm
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """On a CPU vLLM sets torch's threads to one and puts a function that does nothing in place of `set_num_threads`."""
+    function, threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = function
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def warn_untested(version: str) -> None:
+    """Say, once for each version, that it is not one that the tests are run with."""
+    if not version.startswith(f"{TESTED}."):
+        log.warning(
+            "vLLM %s: drpo is tested with %s.x only; `make test-vllm` tells whether this one works", version, TESTED
+        )
+
+
+def _unfit(model: str, error: Exception) -> InputError:
+    reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return InputError(f"engine='vllm': vLLM cannot run {model} here ({reason.strip()}); set --engine transformers")
+
+
+def _answer(output: Any) -> Answer:
+    """vLLM's output as an answer. Its log-probabilities stand in one row a place: the sampled token, then the top."""
+    found = output.logprobs
+    if found is None:
+        return Answer(output.token_ids, None, output.finish_reason)
+    rows = list(zip(found.start_indices, found.end_indices, strict=True))
+    pairs = [[*zip(found.token_ids[a:b], found.logprobs[a:b], strict=True)] for a, b in rows]
+    return Answer(output.token_ids, [row[0][1] for row in pairs], output.finish_reason, [row[1:] for row in pairs])

@@ -1,0 +1,225 @@
+"""A stand-in for vLLM, in process and as a server: it draws from a real model, caches prompts, and fails on demand."""
+
+import copy
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Drawn:
+    token_ids: list[int]
+    rows: list[list[tuple[int, float]]]  # of each place: the sampled token, then the likeliest
+    finish: str
+
+
+class Sampler:
+    """Draws as vLLM does, from a model of its own; keys of a prompt that it has seen are those of the weights then."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._initial = model
+        self.restart()
+
+    def restart(self) -> None:
+        self.model = copy.deepcopy(self._initial)
+        self.label = "default"
+        self.forget()
+
+    def forget(self) -> None:
+        self._seen: dict[tuple[int, ...], PreTrainedModel] = {}
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        model = copy.deepcopy(self.model)
+        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+        assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+        self.model = model
+
+    @torch.no_grad()
+    def draw(self, prompt: list[int], how: Mapping[str, Any]) -> Drawn:
+        model = self._seen.setdefault(tuple(prompt), self.model)
+        generator = torch.Generator().manual_seed(how["seed"])
+        ids: list[int] = []
+        rows: list[list[tuple[int, float]]] = []
+        while len(ids) < how["max_tokens"] and (not ids or ids[-1] not in how["stop_token_ids"]):
+            logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].float()
+            logp = torch.log_softmax(logits / (how["temperature"] or 1.0), -1)
+            token = int(torch.multinomial(logp.exp(), 1, generator=generator) if how["temperature"] else logp.argmax())
+            top = logp.topk(how["logprobs"])
+            ids.append(token)
+            rows.append([(token, float(logp[token])), *zip(top.indices.tolist(), top.values.tolist(), strict=True)])
+        return Drawn(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length")
+
+
+def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = "0.32.0") -> Any:
+    """What `import vllm` gives: enough of it for `VLLMEngine`; `started` receives the options of every engine."""
+
+    class LLM:
+        def __init__(self, **options: Any) -> None:
+            started.append(options)
+            engine_core = SimpleNamespace(shutdown=lambda: started[-1].update(shut_down=True))
+            self.llm_engine = SimpleNamespace(engine_core=engine_core, model_config=SimpleNamespace(max_model_len=128))
+            self.asked: list[Mapping[str, Any]] = []
+            started[-1].update(engine=self, asleep=False)
+
+        def collective_rpc(self, method: str, args: tuple[Any, ...]) -> None:
+            assert method == "drpo_load" and not started[-1]["asleep"]
+            sampler.load(args[0])
+
+        def reset_prefix_cache(self) -> bool:
+            sampler.forget()
+            return True
+
+        def sleep(self, level: int) -> None:
+            started[-1]["asleep"] = True
+
+        def wake_up(self) -> None:
+            started[-1]["asleep"] = False
+
+        def generate(self, prompts: list[Any], how: list[Any], use_tqdm: bool) -> list[Any]:
+            assert not started[-1]["asleep"]
+            self.asked = [vars(h) for h in how]
+            return [self._output(p["prompt_token_ids"], vars(h)) for p, h in zip(prompts, how, strict=True)]
+
+        def _output(self, prompt: list[int], how: Mapping[str, Any]) -> Any:
+            drawn = sampler.draw(prompt, how)
+            ends = [sum(map(len, drawn.rows[: i + 1])) for i in range(len(drawn.rows))]
+            flat = [pair for row in drawn.rows for pair in row]
+            found = SimpleNamespace(
+                start_indices=[0, *ends[:-1]],
+                end_indices=ends,
+                token_ids=[token for token, _ in flat],
+                logprobs=[logp for _, logp in flat],
+            )
+            output = SimpleNamespace(token_ids=drawn.token_ids, logprobs=found, finish_reason=drawn.finish)
+            return SimpleNamespace(outputs=[output])
+
+    return SimpleNamespace(
+        LLM=LLM,
+        SamplingParams=SimpleNamespace,
+        __version__=version,
+        distributed=SimpleNamespace(cleanup_dist_env_and_memory=lambda: None),
+    )
+
+
+class FakeServer:
+    """A server on loopback that answers as vLLM's does, while `faults` has nothing else for it to do.
+
+    Args:
+        model: what it samples from at first.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.sampler = Sampler(model)
+        self.faults: deque[str] = deque()  # one for each of the next answers to a drawing
+        self.asked: list[dict[str, Any]] = []
+        self.loads = 0
+        self._lock = threading.Lock()
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self, port: int = 0) -> None:
+        """Come up, with the weights that it had at first."""
+        self.sampler.restart()
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self._http.daemon_threads = True
+        self._port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start(self._port)
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def reply(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        routes: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "/collective_rpc": self._rpc,
+            "/reset_prefix_cache?reset_running_requests=true": lambda _: self.sampler.forget() or {"success": True},
+            "/update_weight_version": self._label,
+            "/inference/v1/generate": self._generate,
+        }
+        if path not in routes:
+            return 404, b'{"detail":"Not Found"}'
+        said = routes[path](body)
+        return said if isinstance(said, tuple) else (200, json.dumps(said).encode())
+
+    def _rpc(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["method"] == "drpo_dtype":
+            return {"results": [{"dtype": "float32"}]}
+        assert body["method"] == "drpo_load_file"
+        self.loads += 1
+        self.sampler.load(load_file(body["args"][0]).items())
+        return {"results": [None]}
+
+    def _label(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.sampler.label = body["new_version"]
+        return {"success": True}
+
+    def _generate(self, body: dict[str, Any]) -> Any:
+        with self._lock:
+            self.asked.append(body)
+            fault = self.faults.popleft() if self.faults else ""
+            how = body["sampling_params"]
+            drawn = self.sampler.draw(body["token_ids"], how)
+        if fault == "die":
+            return 0, b""
+        if fault == "busy":
+            return 503, b"busy"
+        if fault == "garbage":
+            return 200, b"<html>"
+        if fault == "slow":
+            time.sleep(3)
+        label = "another" if fault == "other weights" else self.sampler.label
+        places = [self._place(row, how["logprobs"]) for row in drawn.rows]
+        if fault == "broken":
+            places[-1]["logprob"] = -9999.0
+        choice = {
+            "index": 0,
+            "token_ids": drawn.token_ids,
+            "finish_reason": "abort" if fault == "abort" else drawn.finish,
+            "logprobs": None if fault == "no logprobs" else {"content": places},
+            "weight_versions": [{"version": label, "start": 0, "end": len(drawn.token_ids)}],
+        }
+        return {"choices": [] if fault == "no choice" else [choice]}
+
+    def _place(self, row: list[tuple[int, float]], asked: int) -> dict[str, Any]:
+        """As vLLM does: a dictionary, the sampled token first, cut after as many as were asked for."""
+        listed = list(dict(row).items())[: max(1, asked)]
+        top = [{"token_id": token, "logprob": logp} for token, logp in listed]
+        return {"token_id": row[0][0], "logprob": row[0][1], "top_logprobs": top}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, said = fake.reply(self.path, body)
+                if not status:
+                    threading.Thread(target=fake.stop, daemon=True).start()
+                    return
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        return Handler

@@ -1,0 +1,270 @@
+"""vLLM itself, on this machine: the law, the weights, the seeds, and a server. Run by `make test-vllm`.
+
+Not covered: GPUs (sleeping, fp8, several of them), models beside Llama's family, mixtures of experts.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo import models
+from drpo.errors import InputError
+from drpo.rollout import ServerEngine, VLLMEngine
+from drpo.rollout.server import Patience
+from drpo.rollout.vllm_request import parameters
+from drpo.tasks import Addition
+from drpo.types import Completion, Problem, Sampling
+from tiny_world import STOPS, law, own_logp, perturb
+
+vllm = pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it in .venv-vllm")
+pytestmark = pytest.mark.vllm
+
+SAMPLING = Sampling(samples=4, max_new_tokens=24)
+# Longer than a block of vLLM's cache on a CPU (128 tokens), so that the cache holds the first of them.
+LONG = tuple(Problem(f"p{i}", "What is 7 + 5? " * 10 + "1" * i, "") for i in range(4))
+SERVER_UP_S = 300
+
+
+def small(tied: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The smallest Llama whose heads are of a size that vLLM's CPU attention knows; its generation config is a trap."""
+    _, tokenizer = models.tiny()
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=tied, bos_token_id=None,
+        eos_token_id=0, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    trap = {"top_k": 20, "temperature": 0.1, "top_p": 0.5, "repetition_penalty": 1.7, "do_sample": True}
+    model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS), pad_token_id=0, **trap)
+    return model, tokenizer
+
+
+def distance(completions: Sequence[Completion], model: PreTrainedModel, temperature: float = 1.0) -> torch.Tensor:
+    """|log mu - log pi| of every token, pi by a plain forward pass in float32."""
+    return torch.cat([(c.behavior_logp - own_logp(model, c, temperature)).abs() for c in completions])
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def either_head(request: pytest.FixtureRequest) -> Iterator[tuple[VLLMEngine, bool]]:
+    engine = VLLMEngine(*small(request.param), precision="fp32")
+    yield engine, request.param
+    engine.close()
+
+
+@pytest.fixture
+def engine(either_head: tuple[VLLMEngine, bool]) -> VLLMEngine:
+    """With the weights that it had at first."""
+    engine, tied = either_head
+    engine.load(dict(small(tied)[0].named_parameters()), version=0)
+    return engine
+
+
+@pytest.fixture
+def model(either_head: tuple[VLLMEngine, bool]) -> PreTrainedModel:
+    return small(either_head[1])[0]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_log_probabilities_are_those_of_the_law(engine: VLLMEngine, model: PreTrainedModel, temperature: float):
+    """All tokens may be drawn, whatever the generation config says, and a plain forward pass gives the same."""
+    completions = engine.generate(LONG, Sampling(samples=8, max_new_tokens=24, temperature=temperature), (0, 1))
+    assert distance(completions, model, temperature).max() < 2e-4
+    ranks = torch.cat([(law(model, c, temperature) > c.behavior_logp[:, None]).sum(-1) for c in completions])
+    assert temperature < 1 or ranks.max() > 20
+
+
+def test_all_that_decides_what_is_drawn_is_sent():
+    """A parameter that a new version of vLLM adds must be looked at."""
+    harmless = {
+        "flat_logprobs", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output",
+        "output_kind", "stream_interval", "skip_clone", "output_text_buffer_length", "extra_args", "watermarking",
+        "prompt_logprob_token_ids", "prompt_logprob_start", "logprob_token_ids", "skip_reading_prefix_cache",
+        "thinking_token_budget", "repetition_detection", "routed_experts_prompt_start", "trace_decode_token_ids",
+    }  # fmt: skip
+    known = {name for name in vllm.SamplingParams.__annotations__ if not name.startswith("_")}
+    assert known - harmless == set(parameters(SAMPLING, 0, [0]))
+
+
+def test_the_first_stop_token_ends_and_is_kept(engine: VLLMEngine):
+    completions = engine.generate(LONG, Sampling(samples=16, max_new_tokens=12), (0,))
+    for c in completions:
+        ended = [int(t) in STOPS for t in c.token_ids]
+        assert not any(ended[:-1]) and c.finish == ("stop" if ended[-1] else "length")
+        assert ended[-1] or len(c.token_ids) == 12
+    assert {c.finish for c in completions} == {"stop", "length"}
+
+
+def test_the_same_seed_draws_the_same(engine: VLLMEngine):
+    first, again, other = (engine.generate(LONG, SAMPLING, seed) for seed in [(0, 1), (0, 1), (0, 2)])
+    assert [c.token_ids.tolist() for c in first] == [c.token_ids.tolist() for c in again]
+    assert [c.token_ids.tolist() for c in first] != [c.token_ids.tolist() for c in other]
+    assert len({tuple(c.token_ids.tolist()) for c in first}) == len(first)
+
+
+@pytest.mark.parametrize("k", [1, 5, 257])
+def test_the_likeliest_tokens_are_those_of_the_law(engine: VLLMEngine, model: PreTrainedModel, k: int):
+    for c in engine.generate(LONG, Sampling(samples=2, max_new_tokens=6, temperature=1.5, top_logprobs=k), (0,)):
+        full = law(model, c, 1.5)
+        assert c.top is not None and c.top.ids.shape == (len(c.token_ids), k)
+        assert torch.allclose(c.top.logp, full.gather(-1, c.top.ids), atol=2e-4)
+        assert torch.allclose(c.top.logp, full.topk(k).values, atol=2e-4)
+
+
+def test_greedy_takes_the_likeliest(engine: VLLMEngine, model: PreTrainedModel):
+    for c in engine.generate(LONG, Sampling(samples=1, max_new_tokens=8, temperature=0), (0,)):
+        assert torch.equal(law(model, c, 1.0).argmax(-1), c.token_ids)
+
+
+def test_a_truncated_law_is_renormalised(engine: VLLMEngine, model: PreTrainedModel):
+    completions = engine.generate(LONG, Sampling(samples=4, max_new_tokens=8, top_k=5), (0,))
+    for c in completions:
+        kept = law(model, c, 1.0).topk(5)
+        assert (kept.indices == c.token_ids[:, None]).any(-1).all()
+        assert torch.allclose(c.behavior_logp, own_logp(model, c, 1.0) - kept.values.logsumexp(-1), atol=2e-4)
+
+
+def test_many_long_prompts_at_once(engine: VLLMEngine, model: PreTrainedModel):
+    """More tokens than go through vLLM at a time, none of them cached: a seeded prompt must not be read in parts."""
+    problems = [Problem(str(i), f"{i:03d} " * 40, "") for i in range(64)]
+    completions = engine.generate(problems, Sampling(samples=1, max_new_tokens=2), (0,))
+    assert distance(completions, model).max() < 2e-4
+
+
+def test_sync_canary(engine: VLLMEngine, model: PreTrainedModel):
+    """Large changes with a warm cache and shared prompts, twice: the new weights sample, the head's too."""
+    for version, seed in ((1, 3), (2, 4)):
+        engine.generate(LONG, SAMPLING, (0,))
+        old = {n: p.clone() for n, p in model.named_parameters()}
+        engine.load(dict(perturb(model, 0.2, seed).named_parameters()), version)
+        completions = engine.generate(LONG, SAMPLING, (version,))
+        assert distance(completions, model).max() < 2e-4
+        assert {c.version for c in completions} == {version}
+        with torch.no_grad():
+            new = {n: p.clone() for n, p in model.named_parameters()}
+            for n, p in model.named_parameters():
+                p.copy_(old[n])
+            assert distance(completions, model).mean() > 0.1
+            for n, p in model.named_parameters():
+                p.copy_(new[n])
+
+
+def test_the_cache_is_warm_where_the_canary_sings(engine: VLLMEngine):
+    """What the canary rests on: without a new load the prompts come from the cache."""
+    engine.generate(LONG, SAMPLING, (0,))
+    prompt = engine._asker.requests(LONG[:1], SAMPLING, (0,))[0].prompt_ids.tolist()
+    how = vllm.SamplingParams(max_tokens=1)
+    (output,) = engine._llm.generate([{"prompt_token_ids": prompt}], how, use_tqdm=False)
+    assert output.num_cached_tokens >= 128
+
+
+def test_a_model_that_vllm_cannot_run_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"engine='vllm': vLLM cannot run LlamaForCausalLM here \(.*head_dim=8"):
+        VLLMEngine(*models.tiny())
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Iterator[tuple[VLLMEngine, PreTrainedModel]]:
+    model, tokenizer = models.load(models.SMOLLM2)
+    engine = VLLMEngine(model, tokenizer)
+    yield engine, model
+    engine.close()
+
+
+@pytest.mark.slow
+def test_smollm2_in_its_own_precision_stays_near_the_plain_model(smollm: tuple[VLLMEngine, PreTrainedModel]):
+    """In bf16 (where the processor has it): no bias in the ratio, little divergence, also after a large change."""
+    engine, model = smollm
+    problems = Addition(1, 50).sample(8, step=0, seed=0)
+    for version in (0, 1):
+        if version:
+            engine.load(dict(perturb(model, 0.01).named_parameters()), version)
+        completions = engine.generate(problems, Sampling(samples=8, max_new_tokens=32), (0, version))
+        mu = torch.cat([c.behavior_logp for c in completions])
+        pi = torch.cat([own_logp(model, c, 1.0) for c in completions])
+        ratio = (pi - mu).exp()
+        assert abs(ratio.mean() - 1) < 0.01
+        assert (ratio - 1 - (pi - mu)).mean() < 0.005  # k3
+        assert (pi.exp() - mu.exp()).abs().quantile(0.99) < 0.05
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, "Serve"]]:
+    folder = tmp_path_factory.mktemp("served")
+    model, tokenizer = small()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        serve = Serve(folder, free.getsockname()[1])
+    serve.start()
+    yield serve.address, serve
+    serve.stop()
+
+
+class Serve:
+    """`drpo serve` in a process of its own."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        self._folder, self._port = folder, port
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "drpo", "serve", str(self._folder), "--port", str(self._port)]
+        with (self._folder / "log.txt").open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--precision", "fp32"], stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + SERVER_UP_S
+        while not self._healthy():
+            said = (self._folder / "log.txt").read_text()[-3000:]
+            assert self._process.poll() is None and time.monotonic() < deadline, said
+            time.sleep(1)
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.mark.slow
+def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
+    """Law, seeds, likeliest tokens, new weights; then it is killed and comes back with its first weights."""
+    address, process = server
+    model, tokenizer = small()
+    engine = ServerEngine(address, model, tokenizer, patience=Patience(60, 3, 0.1))
+    completions = engine.generate(LONG, SAMPLING, (0, 1))
+    assert distance(completions, model).max() < 2e-4
+    again = engine.generate(LONG, SAMPLING, (0, 1))
+    assert [c.token_ids.tolist() for c in completions] == [c.token_ids.tolist() for c in again]
+    for k in (3, 257):
+        for c in engine.generate(LONG[:1], Sampling(samples=2, max_new_tokens=6, top_logprobs=k), (0,)):
+            assert c.top is not None and torch.allclose(c.top.logp, law(model, c, 1.0).topk(k).values, atol=2e-4)
+    old, _ = small()
+    engine.load(dict(perturb(model, 0.2).named_parameters()), version=1)
+    for seed in range(2):
+        completions = engine.generate(LONG, SAMPLING, (0, seed))
+        assert distance(completions, model).max() < 2e-4 and distance(completions, old).mean() > 0.1
+        if not seed:
+            process.stop()
+            with pytest.raises(InputError, match="drpo serve"):
+                engine.generate(LONG, SAMPLING, (0, 0))
+            process.start()
+    engine.close()

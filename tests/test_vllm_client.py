@@ -1,0 +1,465 @@
+"""What needs no vLLM: what it is asked, how its answers are read, and what is done when a server fails.
+
+A stand-in (fake_vllm.py) draws from a real model. That vLLM itself does as the stand-in does is shown in test_vllm.py.
+"""
+
+import functools
+import importlib.util
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from drpo import cli
+from drpo.cli.serve import ServeOptions, command
+from drpo.errors import InputError
+from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
+from drpo.rollout.handover import Handover
+from drpo.rollout.server import Patience
+from drpo.rollout.vllm import precision_options, warn_untested
+from drpo.rollout.vllm_request import parameters
+from drpo.rollout.vllm_worker import refresh_packed
+from drpo.seeds import derive
+from drpo.train.checkpoint import latest
+from drpo.train.loop import train
+from drpo.types import Completion, Problem, Sampling
+from fake_vllm import FakeServer, Sampler, fake_module
+from tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
+from worlds import sampling as tiny_sampling
+from worlds import tiny_run
+
+SAMPLING = Sampling(samples=3, max_new_tokens=5)
+QUICK = Patience(request_s=1.0, attempts=3, pause_s=0.01)
+FEW = PROBLEMS[:2]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    fake = FakeServer(tiny(STOPS)[0])
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def engine(fake: FakeServer) -> Iterator[ServerEngine]:
+    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK, concurrency=4)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """The options of every engine of a stand-in for the module."""
+    options: list[dict[str, Any]] = []
+    monkeypatch.setitem(sys.modules, "vllm", fake_module(Sampler(tiny(STOPS)[0]), options))
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+        monkeypatch.delenv(name)
+    vllm._vllm.cache_clear()
+    yield options
+    vllm._vllm.cache_clear()
+
+
+def close_to_law(completions: list[Completion], model: Any, temperature: float = 1.0) -> None:
+    for c in completions:
+        assert torch.allclose(c.behavior_logp, own_logp(model, c, temperature), atol=1e-5), c.sample
+
+
+# Requests
+
+
+def test_what_is_sent_is_the_law_and_nothing_is_left_to_a_generation_config():
+    sent = parameters(Sampling(temperature=0.6, top_p=0.9, top_k=7, max_new_tokens=3, top_logprobs=2), 11, [0, 9])
+    law = {"temperature": 0.6, "top_p": 0.9, "top_k": 7, "max_tokens": 3, "logprobs": 2, "seed": 11, "n": 1}
+    none = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
+    assert {**law, **none, "stop_token_ids": [0, 9], "ignore_eos": True}.items() <= sent.items()
+    assert [sent[n] for n in ("logit_bias", "allowed_token_ids", "bad_words", "stop", "structured_outputs")] == [
+        None
+    ] * 5
+
+
+def test_a_models_generation_config_changes_nothing_but_the_stop_words(started: list[dict[str, Any]]):
+    model, tokenizer = tiny()
+    model.generation_config = GenerationConfig(eos_token_id=[0, 9], top_k=20, temperature=0.1, repetition_penalty=1.5)
+    VLLMEngine(model, tokenizer).generate(FEW, SAMPLING, (0,))
+    (options,) = started
+    assert options["generation_config"] == "vllm" and options["logprobs_mode"] == "processed_logprobs"
+    for sent in options["engine"].asked:
+        assert (sent["top_k"], sent["temperature"], sent["repetition_penalty"]) == (0, 1.0, 1.0)
+        assert sent["stop_token_ids"] == [0, 9]
+
+
+def test_every_completion_has_a_seed_of_its_own(engine: ServerEngine, fake: FakeServer):
+    engine.generate(FEW, SAMPLING, (5, 7))
+    seeds = {(tuple(a["token_ids"]), a["sampling_params"]["seed"]) for a in fake.asked}
+    assert {seed for _, seed in seeds} == {derive(5, 7, p.id, i) for p in FEW for i in range(3)}
+    assert len(seeds) == 6
+
+
+# Both engines keep the protocol
+
+
+@pytest.fixture(params=["in process", "server"])
+def either(request: pytest.FixtureRequest) -> Any:
+    if request.param == "server":
+        return request.getfixturevalue("engine")
+    request.getfixturevalue("started")
+    return VLLMEngine(*tiny(STOPS))
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_log_probabilities_are_those_of_the_law(either: Any, temperature: float):
+    completions = either.generate(PROBLEMS, replace(SAMPLING, temperature=temperature), (0, 1))
+    assert [(c.problem_id, c.sample) for c in completions] == [(p.id, i) for p in PROBLEMS for i in range(3)]
+    close_to_law(completions, tiny(STOPS)[0], temperature)
+
+
+def test_the_first_stop_token_ends_and_is_kept(either: Any):
+    completions = either.generate(PROBLEMS, replace(SAMPLING, samples=8, max_new_tokens=12), (0,))
+    for c in completions:
+        ended = [int(t) in STOPS for t in c.token_ids]
+        assert not any(ended[:-1])
+        assert c.finish == ("stop" if ended[-1] else "length")
+        assert ended[-1] or len(c.token_ids) == 12
+    assert {c.finish for c in completions} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("k", [1, 3, 256, 257])
+def test_the_likeliest_tokens_are_those_of_the_law(either: Any, k: int):
+    for c in either.generate(FEW, replace(SAMPLING, temperature=1.5, top_logprobs=k), (0,)):
+        assert c.top is not None and c.top.ids.shape == c.top.logp.shape == (len(c.token_ids), k)
+        full = law(tiny(STOPS)[0], c, 1.5)
+        assert torch.allclose(c.top.logp, full.topk(k).values, atol=1e-5)
+        assert torch.allclose(c.top.logp, full.gather(-1, c.top.ids), atol=1e-5)
+        assert all(len(set(row.tolist())) == k for row in c.top.ids)
+        close_to_law([c], tiny(STOPS)[0], 1.5)
+
+
+def test_more_likeliest_tokens_than_there_are_is_refused(either: Any):
+    with pytest.raises(InputError, match=r"top_logprobs=258: the model has 257 tokens"):
+        either.generate(FEW, replace(SAMPLING, top_logprobs=258), (0,))
+
+
+def test_none_are_reported_unasked(either: Any):
+    assert all(c.top is None for c in either.generate(FEW, SAMPLING, (0,)))
+
+
+def test_sync_canary(either: Any):
+    """A large change, while the prompts are cached: the new weights sample, and say so."""
+    old, new = tiny(STOPS)[0], perturb(tiny(STOPS)[0], 0.2)
+    either.generate(PROBLEMS, SAMPLING, (0,))
+    either.load(dict(new.named_parameters()), version=4)
+    completions = either.generate(PROBLEMS, SAMPLING, (0,))
+    close_to_law(completions, new)
+    far = torch.cat([(c.behavior_logp - own_logp(old, c, 1.0)).abs() for c in completions])
+    assert far.mean() > 0.1
+    assert {c.version for c in completions} == {4}
+
+
+def test_a_state_that_lacks_a_weight_is_refused(either: Any):
+    with pytest.raises(InputError, match=r"lack 'model\.norm\.weight'"):
+        either.load({n: p for n, p in tiny()[0].named_parameters() if n != "model.norm.weight"}, version=1)
+    assert either.version == 0
+
+
+# The engine in process
+
+
+def test_vllm_missing_is_said_with_a_way_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    vllm._vllm.cache_clear()
+    with pytest.raises(InputError, match=r"engine='vllm'.*install.*--engine transformers"):
+        VLLMEngine(*tiny())
+
+
+def test_an_engine_works_in_this_process_quietly_and_leaves_the_threads(started: list[dict[str, Any]]):
+    threads, function = torch.get_num_threads(), torch.set_num_threads
+    os.environ["VLLM_LOGGING_LEVEL"] = "DEBUG"  # the user's own word counts
+    engine = VLLMEngine(*tiny(), precision="fp32")
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1" and os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert torch.get_num_threads() == threads and torch.set_num_threads is function
+    assert started[0]["dtype"] == "float32"
+    assert not Path(started[0]["model"]).exists()  # what vLLM started from was temporary
+    engine.close()
+    engine.close()
+    assert started[0]["shut_down"]
+
+
+def test_a_prompt_that_leaves_no_room_is_named(started: list[dict[str, Any]]):
+    with pytest.raises(InputError, match=r"problem 'long'.*128"):
+        VLLMEngine(*tiny()).generate([Problem("long", "x" * 128, "")], SAMPLING, (0,))
+
+
+def test_it_sleeps_between_rollouts_where_the_trainer_shares_the_device(started: list[dict[str, Any]]):
+    engine = VLLMEngine(*tiny(STOPS))
+    engine._sleeps = True  # as on a GPU; the stand-in refuses whatever is asked of it asleep
+    for _ in range(2):
+        engine.generate(FEW, SAMPLING, (0,))
+        assert started[0]["asleep"]
+    engine.load(dict(tiny(STOPS)[0].named_parameters()), 1)
+    engine.generate(FEW, SAMPLING, (0,))
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "bf17"])
+def test_a_precision_that_is_not_there_is_refused_by_name(name: str):
+    with pytest.raises(InputError, match=rf"rollout_precision='{name}'.*--engine transformers"):
+        precision_options(name, torch.device("cpu"))
+
+
+def test_another_version_is_warned_of(caplog: pytest.LogCaptureFixture):
+    for version, warnings in (("0.32.4", 0), ("0.320.0", 1), ("0.33.0", 2)):
+        warn_untested(version)
+        assert len(caplog.records) == warnings
+
+
+# The weights
+
+
+def test_a_checkpoint_has_the_names_that_are_on_disk():
+    config = Qwen3MoeConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        moe_intermediate_size=8, intermediate_size=8, num_experts=3, num_experts_per_tok=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen3MoeForCausalLM(config)
+    tensors = Handover(model).checkpoint(dict(model.named_parameters()))
+    up = [tensors[f"model.layers.0.mlp.experts.{i}.up_proj.weight"] for i in range(3)]
+    assert torch.equal(torch.stack(up), model.model.layers[0].mlp.experts.gate_up_proj[:, 8:])
+    assert "lm_head.weight" not in tensors
+
+
+def test_buffers_that_a_checkpoint_holds_go_along():
+    model, _ = tiny()
+    model.model.register_buffer("scale", torch.tensor([3.0]))
+    model.model.register_buffer("made_again", torch.tensor([3.0]), persistent=False)
+    tensors = Handover(model).checkpoint(dict(model.named_parameters()))
+    assert tensors["model.scale"].item() == 3.0 and "model.made_again" not in tensors
+
+
+class Packed(nn.Module):
+    """A layer as vLLM has it on a CPU: it multiplies by a copy of its weight."""
+
+    def __init__(self, weight: nn.Parameter, repacks: bool = True) -> None:
+        super().__init__()
+        self.weight, self.quant_method = weight, self
+        self.repacks = repacks
+        self.cpu_linear = weight.detach().clone()
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if self.repacks:
+            layer.cpu_linear = layer.weight.detach().clone()
+
+    def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x @ layer.cpu_linear.T
+
+
+def test_a_tied_head_is_packed_again():
+    weight = nn.Parameter(torch.randn(5, 4), requires_grad=False)
+    model = nn.ModuleDict({"embedding": Packed(weight), "head": Packed(weight)})
+    weight.data.neg_()
+    refresh_packed(model)
+    assert torch.equal(model["head"].cpu_linear, weight)
+
+
+def test_a_head_that_stays_stale_is_an_error():
+    weight = nn.Parameter(torch.randn(5, 4), requires_grad=False)
+    model = nn.ModuleDict({"head": Packed(weight, repacks=False)})
+    refresh_packed(model)
+    weight.data.neg_()
+    with pytest.raises(RuntimeError, match="Packed: its packed weights"):
+        refresh_packed(model)
+
+
+# A server that fails
+
+
+@pytest.mark.parametrize("fault", ["busy", "garbage", "slow"])
+def test_what_passes_is_tried_again(engine: ServerEngine, fake: FakeServer, fault: str, caplog: Any):
+    engine._server._limit = server.urllib3.Timeout(connect=1, read=0.5)
+    expected = engine.generate(FEW, SAMPLING, (0,))
+    asked = len(fake.asked)
+    fake.faults.extend([fault, "", fault])
+    with caplog.at_level(logging.WARNING):
+        again = engine.generate(FEW, SAMPLING, (0,))
+    assert [c.token_ids.tolist() for c in again] == [c.token_ids.tolist() for c in expected]
+    assert len(fake.asked) == asked + len(expected) + 2  # only what had failed
+    assert "2 of 6 requests failed" in caplog.text and "attempt 2 of 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("no logprobs", "behavior_logp is missing"),
+        ("broken", r"behavior_logp\[.*finite"),
+        ("abort", "ended it for 'abort'"),
+        ("no choice", "not vLLM's"),
+    ],
+    ids=["missing", "broken", "aborted", "empty"],
+)
+def test_an_answer_that_cannot_be_used_ends_in_one_line(engine: ServerEngine, fake: FakeServer, fault: str, said: str):
+    fake.faults.extend(["", fault])
+    with pytest.raises(InputError, match=said):
+        engine.generate(FEW, SAMPLING, (0,))
+
+
+def test_a_dead_server_ends_in_one_line_after_so_many_attempts(engine: ServerEngine, fake: FakeServer, caplog: Any):
+    engine.generate(FEW, SAMPLING, (0,))
+    fake.stop()
+    with caplog.at_level(logging.WARNING), pytest.raises(InputError) as error:
+        engine.generate(FEW, SAMPLING, (1,))
+    message, port = str(error.value), fake.address.rsplit(":", 1)[1]
+    assert fake.address in message and f"--port {port}`" in message and "drpo serve" in message and "\n" not in message
+    assert len(caplog.records) == QUICK.attempts - 1
+    fake.start(int(port))
+
+
+def test_there_is_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "smoke", "--engine", "http://127.0.0.1:9"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("drpo: engine=http://127.0.0.1:9") and "drpo serve" in error and "\n" not in error
+
+
+def test_another_program_at_the_address(fake: FakeServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fake, "reply", lambda path, body: (404, b"nothing here"))
+    with pytest.raises(InputError, match="status 404: nothing here; start one with `drpo serve"):
+        ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+
+
+def test_a_server_restarted_between_two_rollouts_gets_the_weights_again(engine: ServerEngine, fake: FakeServer):
+    new = perturb(tiny(STOPS)[0], 0.2)
+    engine.load(dict(new.named_parameters()), version=2)
+    engine.generate(FEW, SAMPLING, (0,))
+    fake.restart()
+    close_to_law(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
+
+
+def test_answers_drawn_with_other_weights_are_never_used(engine: ServerEngine, fake: FakeServer):
+    """Also when only some of a rollout are: the server was restarted in the middle of it."""
+    new = perturb(tiny(STOPS)[0], 0.2)
+    engine.load(dict(new.named_parameters()), version=2)
+    loads = fake.loads
+    fake.faults.extend(["", "", "other weights"])
+    close_to_law(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
+    assert fake.loads == loads + 1
+    fake.faults.extend(["other weights"] * 100)
+    with pytest.raises(InputError, match="another run"):
+        engine.generate(FEW, SAMPLING, (0,))
+
+
+def test_weights_that_could_not_be_sent_are_sent_before_the_next_rollout(engine: ServerEngine, fake: FakeServer):
+    new, port = perturb(tiny(STOPS)[0], 0.2), int(fake.address.rsplit(":", 1)[1])
+    fake.stop()
+    engine.load(dict(new.named_parameters()), version=2)
+    fake.start(port)
+    completions = engine.generate(FEW, SAMPLING, (0,))
+    close_to_law(completions, new)
+    assert {c.version for c in completions} == {2}
+
+
+def test_close_removes_the_weights(fake: FakeServer, tmp_path: Path):
+    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK, folder=tmp_path)
+    assert list(tmp_path.rglob("*.safetensors"))
+    engine.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_server_that_dies_loses_no_finished_step(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "Patience", functools.partial(Patience, *vars(QUICK).values()))
+    fake = FakeServer(tiny()[0])
+    small = tiny_sampling(samples=2, max_new_tokens=4)
+    run = tiny_run(engine=fake.address, steps=4, prompts=2, eval_problems=0, sampling=small)
+    made = functools.partial(train, run, tmp_path)
+
+    class Dies:
+        """Kills the server in the third step."""
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: None
+
+        def phase(self, name: str) -> None:
+            if name == phase and len(done) == 2:
+                fake.faults.append("die") if phase == "rollout" else fake.stop()
+
+        def stepped(self, step: int, *others: Any) -> None:
+            done.append(step)
+
+    done: list[int] = []
+    with pytest.raises(InputError, match="drpo serve"):
+        made(Dies())
+    finished = 2 if phase == "rollout" else 3
+    assert done == list(range(1, finished + 1))
+    saved = latest(tmp_path / "checkpoints")
+    assert saved is not None and saved.name.endswith(str(finished))
+    fake.start(int(fake.address.rsplit(":", 1)[1]))
+    assert made()["finished"]
+    fake.stop()
+
+
+# drpo serve
+
+
+def test_serve_starts_vllm_with_what_the_trainer_needs(monkeypatch: pytest.MonkeyPatch):
+    ran: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execv", lambda program, line: ran.append(line))
+    for name in ("VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    cli.main(["serve", "some/model", "--port", "8123", "--precision", "fp32", "--", "--max-num-seqs", "4"])
+    (line,) = ran
+    pairs = set(itertools.pairwise(line))
+    assert {
+        ("--model", "some/model"),
+        ("--port", "8123"),
+        ("--host", "127.0.0.1"),
+        ("--dtype", "float32"),
+        ("--generation-config", "vllm"),
+        ("--logprobs-mode", "processed_logprobs"),
+        ("--max-logprobs", "-1"),
+        ("--worker-extension-cls", "drpo.rollout.vllm_worker.WeightLoader"),
+        ("--max-num-seqs", "4"),
+    } <= pairs
+    assert "--enable-scale-out" in line and os.environ["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a model"),
+        (["--port", "1"], "name a model"),
+        (["m", "--prot", "1"], "did you mean '--port'"),
+        (["tiny"], "model='tiny'"),
+        (["m", "--precision", "int8"], "rollout_precision='int8'"),
+    ],
+)
+def test_serve_refuses_in_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execv", lambda program, line: pytest.fail("it started"))
+    for name in ("VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    assert cli.main(["serve", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_serve_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["serve", "m"]) == 2
+    assert "docs/vllm.md" in capsys.readouterr().err
+
+
+def test_further_options_win():
+    line = command("m", ServeOptions(), ["--max-logprobs", "5"])
+    assert line[-2:] == ["--max-logprobs", "5"]
