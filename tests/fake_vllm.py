@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -217,7 +218,8 @@ class FakeServer:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
-                self.wfile.write(said)
+                with suppress(BrokenPipeError):  # who asked has given up
+                    self.wfile.write(said)
 
             def log_message(self, *arguments: Any) -> None:
                 pass
