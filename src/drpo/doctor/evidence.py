@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from drpo import advantages
 from drpo.batch import Batching, make_batches
@@ -123,14 +125,17 @@ def trainer_logp(policy: Policy, completions: Sequence[Completion]) -> list[Tens
 
 
 def plain_logits(policy: Policy, completions: Sequence[Completion]) -> Iterator[Tensor]:
-    """Yield the logits [N, V], float32, of each completion's tokens: one row, nothing shared, nothing left out."""
+    """Yield the logits [N, V], float32, of each completion's tokens: a row for each, nothing shared or left out."""
     head = policy.model.get_output_embeddings().weight.to(policy.dtype).float()
-    for c in completions:
-        ids = torch.cat([c.prompt_ids, c.token_ids]).to(policy.device)
+    for _, same in groupby(completions, key=lambda c: c.problem_id):
+        rows = list(same)
+        # Padding stands on the right, where causal attention never looks.
+        ids = pad_sequence([torch.cat([c.prompt_ids, c.token_ids]) for c in rows], batch_first=True).to(policy.device)
         with torch.autocast(policy.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
-            hidden = policy.model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-        chosen = hidden[len(c.prompt_ids) - 1 : -1].to(policy.dtype).float()
-        yield (chosen @ head.T).cpu()
+            hidden = policy.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        for c, row in zip(rows, hidden, strict=True):
+            start = len(c.prompt_ids) - 1
+            yield (row[start : start + len(c.token_ids)].to(policy.dtype).float() @ head.T).cpu()
 
 
 def chosen_logp(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ from drpo.policy import Policy
 from drpo.rollout import Engine
 from drpo.types import Completion, Problem, Sampling
 
-PROMPT_CHARACTERS = 1600
+PROMPT_CHARACTERS = 800
 """Long enough that an engine that caches prompts by blocks of up to 128 tokens has whole blocks of them."""
 
 CHANGE, HEAD_CHANGE = 0.1, 0.5
