@@ -32,6 +32,7 @@ parts:
   head     the loss from hidden states, against autograd, Liger's GRPO loss and cut-cross-entropy (CUDA)
   growth   how one update grows as tokens, group, prompt, response and vocabulary double
   mismatch how far the sampler's probabilities are from the trainer's, by precision
+  overlap  what sampling in the background gains
 
 Each peer is installed into .bench/PEER on first use. Every competitor loads its model once and they take turns, round
 by round, so that a machine that drifts meets all alike. One that cannot take part stands in the table with the reason.

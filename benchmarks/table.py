@@ -222,6 +222,16 @@ def _mismatch_rows(case: Record) -> list[Row]:
     return rows
 
 
+def _overlap_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n in case["about"]):
+        phases = [middle(column(rounds, name, f"phases.{p}")) for p in ("rollout", "update", "sync")]
+        seconds = column(rounds, name, "seconds")
+        rows.append([case["name"], name, spread(seconds), _against(case, name), *phases, str(len(seconds))])
+    return rows
+
+
 Renderer = Callable[[Record], list[Row]]
 PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     "step": (
@@ -290,5 +300,14 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "Tokens/s are the rollout's.",
         ("case", "who", "k3", "mean r", "mean gap", "p99 gap", "far", "tokens/s", "rounds"),
         _mismatch_rows,
+    ),
+    "overlap": (
+        "Sampling in the background",
+        "Seconds of the same short run with `--lag 1`, the next rollout sampled before the update and meanwhile "
+        "(`--overlap`); it is the same run to the bit. Times are ratios to `in turn`. What is waited for the sampler "
+        "stands under rollout and hand-over. The second case says what there is to gain where sampling costs the "
+        "trainer's machine nothing.",
+        ("sampler", "schedule", "s", "times in turn", "rollout s", "update s", "hand-over s", "rounds"),
+        _overlap_rows,
     ),
 }
