@@ -17,6 +17,7 @@ from benchmarks.parts import PARTS, Scale, mismatch
 from benchmarks.results import Results
 from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
+from benchmarks.workers import drpo_overlap
 from benchmarks.workers.drpo_mismatch import figures
 
 MACHINE = {
@@ -145,6 +146,19 @@ def test_mismatch_by_hand():
     found = figures(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.25]).log())
     wanted = {"k3": (1 - math.log(2)) / 2, "mean_ratio": 1.5, "mean_gap": 0.125, "p99_gap": 0.2475, "far": 0.5}
     assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_overlap_measures_the_same_run_twice():
+    """Sampling elsewhere takes its time in turn, and hides behind training in the background."""
+    scale = Scale(quick=True, repeats=1, cuda=False, memory_bytes=8 * 2**30, fast_bf16=True)
+    for case in PARTS["overlap"](scale):
+        assert [e.request for e in case.entrants] == [{"overlap": False}, {"overlap": True}]
+        _, repetition = drpo_overlap.prepare(case.entrants[0].worker.setup)
+        for entrant in case.entrants:
+            record = repetition(entrant.request)
+            assert {"rollout", "update", "sync"} <= record["phases"].keys() and record["seconds"] > 0
+            away = entrant.worker.setup["away_s"]
+            assert away is None or record["seconds"] >= 2 * away
 
 
 def test_mismatch_measures_vllm_where_it_is(monkeypatch: pytest.MonkeyPatch):

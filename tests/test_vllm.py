@@ -10,19 +10,26 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo import models
+from drpo import doctor, models
 from drpo.errors import InputError
+from drpo.policy import Policy
+from drpo.precision import FP32
+from drpo.recipes import smoke
 from drpo.rollout import ServerEngine, VLLMEngine
+from drpo.rollout.engine import Seed
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters
 from drpo.tasks import Addition
+from drpo.train.config import Run
+from drpo.train.setup import Parts, assemble
 from drpo.types import Completion, Problem, Sampling
 from tiny_world import STOPS, law, own_logp, perturb
 
@@ -167,6 +174,74 @@ def test_the_cache_is_warm_where_the_canary_sings(engine: VLLMEngine):
     how = vllm.SamplingParams(max_tokens=1)
     (output,) = engine._llm.generate([{"prompt_token_ids": prompt}], how, use_tqdm=False)
     assert output.num_cached_tokens >= 128
+
+
+class SkipsPacking(VLLMEngine):
+    """Weights are loaded, and what vLLM leaves stale stays stale."""
+
+    def load(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        weights = list(self._handover.checkpoint(state).items())
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._llm.reset_prefix_cache()
+        self.version = version
+
+
+class KeepsCache(VLLMEngine):
+    """The prefix cache is not reset."""
+
+    def load(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        self._llm.collective_rpc("drpo_load", args=(list(self._handover.checkpoint(state).items()),))
+        self.version = version
+
+
+class Inherits(VLLMEngine):
+    """What is not said is taken from the model's generation config, which says top-k 20."""
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        drawn = super().generate(problems, replace(sampling, top_k=sampling.top_k or 20), seed)
+        return [replace(c, sampling=sampling) for c in drawn]
+
+
+class Nucleus(VLLMEngine):
+    """Top-p 0.9."""
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        drawn = super().generate(problems, replace(sampling, top_p=0.9), seed)
+        return [replace(c, sampling=sampling) for c in drawn]
+
+
+FAULTS = {
+    VLLMEngine: (None, ""),
+    SkipsPacking: ("sync", "a part of them is stale"),
+    KeepsCache: ("sync", "reset its prefix cache"),
+    Inherits: ("support", "top-k 20"),
+    Nucleus: ("support", "top-p 0.9"),
+}
+
+
+@pytest.fixture(scope="module")
+def examined() -> Iterator[tuple[Run, Parts, VLLMEngine]]:
+    """A run of the small model, whose prompts are long enough for the cache to have blocks of them."""
+    run = replace(smoke(), sampling=Sampling(samples=8, max_new_tokens=24), precision="fp32")
+    model, tokenizer = small()
+    parts = assemble(run)
+    policy = Policy(model, precision=FP32, temperature=1.0)
+    engine = VLLMEngine(model, tokenizer, precision="fp32")
+    yield run, replace(parts, policy=policy, tokenizer=tokenizer), engine
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
+def test_the_doctor_finds_what_vllm_can_do_wrong(kind: type[VLLMEngine], examined: tuple[Run, Parts, VLLMEngine]):
+    run, parts, engine = examined
+    engine.__class__ = kind
+    found = doctor.examine(run, replace(parts, engine=engine), doctor.QUICK)
+    broken = {f.check: f.advice for f in found if f.verdict == "broken"}
+    check, said = FAULTS[kind]
+    if check is None:
+        assert broken == {}
+    else:
+        assert said in broken[check], broken
 
 
 def test_a_model_that_vllm_cannot_run_is_refused_in_one_line():
