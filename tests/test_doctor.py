@@ -1,8 +1,10 @@
 """The doctor finds each fault and names it, and says nothing of a sound set-up."""
 
 import copy
+import gc
 import json
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from drpo import doctor
 from drpo.cli import main
-from drpo.doctor import Finding, Size
+from drpo.doctor import Finding, Size, machine
 from drpo.objectives import DRPO
 from drpo.recipes import smoke
 from drpo.rewards import Reward, exact_number, in_process
@@ -253,6 +255,27 @@ def test_it_leaves_no_trace(tmp_path: Path) -> None:
         train(run, tmp_path / f"{lora_rank}-examined", parts=examined)
         train(run, tmp_path / f"{lora_rank}-plain")
         assert_same_run(tmp_path / f"{lora_rank}-examined", tmp_path / f"{lora_rank}-plain")
+
+
+def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs that it is counted on, and that nobody goes back through, go with it."""
+    run = a_run()
+    parts = parts_of(run)
+    completions = parts.engine.generate(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
+    hooks, kept = torch.autograd.graph.saved_tensors_hooks, []
+
+    def watched(pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> object:
+        def packed(tensor: Tensor) -> Tensor:
+            saved = pack(tensor)
+            kept.extend([weakref.ref(saved)] if tensor.grad_fn is not None else [])
+            return saved
+
+        return hooks(packed, unpack)
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", watched)
+    machine._kept(parts.policy, completions)
+    gc.collect()
+    assert kept and all(reference() is None for reference in kept)
 
 
 @cache

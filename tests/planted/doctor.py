@@ -114,6 +114,14 @@ BUGS = (
         (f"{FAULT}[a reward that misses right answers]",),
     ),
     Bug(
+        20,
+        "a graph that is counted keeps itself alive",
+        "doctor/machine.py",
+        "return tensor.detach()  # a node",
+        "return tensor  # a node",
+        ("tests/test_doctor.py::test_counting_memory_keeps_none",),
+    ),
+    Bug(
         19,
         "k3 is without its log",
         LAW,

@@ -19,8 +19,8 @@ OUTSIDE_NOTE, OUTSIDE_BROKEN = 0.01, 0.1
 ROUTED_NOTE = 0.1
 """Share of tokens and layers of a mixture of experts that are routed otherwise."""
 
-SURE = 25.0
-"""A law is called truncated where an untruncated one would give these tokens with a chance below e^-25."""
+SURE = 20.0
+"""A law is called truncated where an untruncated one would give these tokens with a chance below e^-20."""
 
 SIGMAS = 6.0
 """How far from its expectation a mean may be by chance."""

@@ -168,7 +168,7 @@ def _kept(policy: Policy, completions: Sequence[Completion]) -> tuple[int, int]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output would keep itself, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss, _, _ = policy.loss(micro, DRPO(0.2))

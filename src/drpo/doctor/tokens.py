@@ -11,8 +11,8 @@ from drpo.policy import Policy
 from drpo.rollout import encode_prompt
 from drpo.types import Completion, Problem
 
-EXPECTED = 25.0
-"""Ends that must have been expected before their absence says something: e^-25 by chance."""
+EXPECTED = 20.0
+"""Ends that must have been expected before their absence says something: e^-20 by chance."""
 
 
 def stops(e: Evidence, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
