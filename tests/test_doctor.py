@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drpo import doctor
 from drpo.cli import main
-from drpo.doctor import Finding, Size, machine
+from drpo.doctor import Finding, Size, machine, tokens
 from drpo.objectives import DRPO
 from drpo.recipes import smoke
 from drpo.rewards import Reward, exact_number, in_process
@@ -28,7 +28,7 @@ from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
 from drpo.types import Completion, Problem, Sampling
 from test_train import assert_same_run
-from tiny_world import STOPS, own_logp
+from tiny_world import STOPS, completion, own_logp
 from worlds import sampling
 
 SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, gradients=True)
@@ -316,6 +316,22 @@ def test_a_broken_set_up_is_not_trained_on(
     assert "give it the new weights" in said and "not trained, because of sync" in said
     assert not (tmp_path / "a").exists()
     assert main([*command, "--out", str(tmp_path / "b"), "--no-doctor"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "finish", "said"),
+    [
+        ([5, 9, 5, 9], "stop", "goes on behind an EOS"),
+        ([5, 5, 5], "stop", "its last token 5 is no EOS"),
+        ([5, 5, 5], "length", "has 3 of 4 tokens"),
+        ([5, 5, 5, 9], "length", "ends with 9"),
+        ([5, 5, 9], "stop", None),
+        ([5, 5, 5, 5], "length", None),
+    ],
+)
+def test_ends_that_are_wrong(token_ids: list[int], finish: str, said: str | None) -> None:
+    found = tokens._wrong_end(replace(completion(token_ids), finish=finish), frozenset({9}), max_new_tokens=4)
+    assert (found is None) == (said is None) and (said or "") in (found or "")
 
 
 def test_an_odd_reward_is_told_and_trained_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

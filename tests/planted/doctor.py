@@ -87,7 +87,7 @@ BUGS = (
         TOKENS,
         "if any(t in stop for t in inner):",
         "if any(t in stop for t in inner[:0]):",
-        (f"{FAULT}[a wrong EOS]",),
+        ("tests/test_doctor.py::test_ends_that_are_wrong",),
     ),
     Bug(
         20,
