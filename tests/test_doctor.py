@@ -31,7 +31,7 @@ from test_train import assert_same_run
 from tiny_world import STOPS, completion, own_logp
 from worlds import sampling
 
-SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, gradients=True)
+SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, slow_too=True)
 
 
 def a_run(temperature: float = 1.0, **changes: object) -> Run:

@@ -18,11 +18,9 @@ from transformers import (
     PreTrainedModel,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
-from architectures import FAMILIES, GROUPED, _settings
+from architectures import FAMILIES, GROUPED, mixture, settings
 from drpo import advantages, precision, reductions
 from drpo.batch import Batching, make_batches
 from drpo.errors import InputError
@@ -315,29 +313,6 @@ def rounded(model: PreTrainedModel, grid: Grid) -> PreTrainedModel:
     return model
 
 
-def mixture() -> PreTrainedModel:
-    """A tiny Qwen3 mixture of 8 experts, 2 to a token."""
-    settings = dict(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        moe_intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings)).eval()
-
-
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: tiny()[0],
     "qwen2, biases": lambda: seeded(GROUPED["qwen2, biases"]),
@@ -409,14 +384,14 @@ def test_head_embeddings_norms_and_routers_are_on_no_grid(name: str) -> None:
 
 
 def test_gates_that_are_linear_layers_are_on_no_grid() -> None:
-    model = seeded(lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**_settings(num_experts=4, moe_intermediate_size=32))))
+    model = seeded(lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**settings(num_experts=4, moe_intermediate_size=32))))
     lower(model, Precision(F32, "int8"))
     plain = {n.split(".")[-1] for n, m in model.named_modules() if type(m) is nn.Linear}
     assert plain == {"shared_expert_gate", "lm_head"}
 
 
 def test_stacked_weights_that_are_stored_the_other_way_round_have_the_same_channels() -> None:
-    model = seeded(lambda: GptOssForCausalLM(GptOssConfig(**_settings(num_local_experts=4, sliding_window=8))))
+    model = seeded(lambda: GptOssForCausalLM(GptOssConfig(**settings(num_local_experts=4, sliding_window=8))))
     experts = model.model.layers[0].mlp.experts
     before = experts.down_proj.detach().clone()  # [E, in, out]
     lower(model, Precision(F32, "e4m3"))

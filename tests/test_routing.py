@@ -22,7 +22,7 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from architectures import FAMILIES, _settings
+from architectures import FAMILIES, mixture, settings
 from drpo.errors import InputError
 from drpo.objectives import DRPO
 from drpo.policy import Policy
@@ -32,7 +32,6 @@ from drpo.routing import routing_mismatch
 from drpo.train.loop import train
 from drpo.train.setup import assemble
 from drpo.types import Sampling
-from test_precision import mixture
 from tiny_world import PROBLEMS, completion, own_logp, perturb, tiny
 from worlds import sampling, tiny_run
 
@@ -40,7 +39,7 @@ COMPLETIONS = [completion([5, 6, 7, 8, 9]), completion([200, 3], prompt_ids=(9, 
 
 
 def _of(kind: type, config: type, **more: object) -> PreTrainedModel:
-    return kind(config(**_settings(num_experts_per_tok=2, moe_intermediate_size=32, **more)))
+    return kind(config(**settings(num_experts_per_tok=2, moe_intermediate_size=32, **more)))
 
 
 MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -88,7 +87,7 @@ def test_a_dense_model_has_nothing_to_choose() -> None:
 
 def test_experts_that_are_told_in_another_way_are_refused() -> None:
     torch.manual_seed(0)
-    model = JetMoeForCausalLM(JetMoeConfig(**_settings(num_local_experts=4, num_experts_per_tok=2, kv_channels=8)))
+    model = JetMoeForCausalLM(JetMoeConfig(**settings(num_local_experts=4, num_experts_per_tok=2, kv_channels=8)))
     with pytest.raises(InputError, match="JetMoeForCausalLM: its experts are not handed") as error:
         routing_mismatch(model, model, COMPLETIONS)
     assert "\n" not in str(error.value)

@@ -339,8 +339,10 @@ def test_a_server_restarted_between_two_rollouts_gets_the_weights_again(engine: 
     new = perturb(tiny(STOPS)[0], 0.2)
     engine.load(dict(new.named_parameters()), version=2)
     engine.generate(FEW, SAMPLING, (0,))
+    loads = fake.loads
     fake.restart()
     close_to_law(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
+    assert fake.loads == loads + 1
 
 
 def test_answers_drawn_with_other_weights_are_never_used(engine: ServerEngine, fake: FakeServer):

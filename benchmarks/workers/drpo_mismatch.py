@@ -10,10 +10,10 @@ from torch import Tensor
 from benchmarks.workers.drpo_step import configuration
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
-from drpo.batch import make_batches
+from drpo.doctor.evidence import trainer_logp
 from drpo.tasks import sample_unseen
 from drpo.train.setup import Parts, assemble
-from drpo.types import Completion, Group
+from drpo.types import Completion
 
 FAR = 0.15
 """A gap of probabilities that counts as far: the objectives' usual threshold."""
@@ -27,14 +27,7 @@ def both(parts: Parts, completions: list[Completion]) -> tuple[Tensor, Tensor]:
         parts: of a run.
         completions: what its engine drew.
     """
-    ids = dict.fromkeys(c.problem_id for c in completions)
-    found = {i: tuple(c for c in completions if c.problem_id == i) for i in ids}
-    # The rewards only have to be there; no completion may be skipped for them.
-    groups = [Group(parts.held_out[0], cs, torch.arange(len(cs)).float()) for cs in found.values()]
-    batches = make_batches(groups, replace(parts.batching, skip_zero_advantage=False))
-    micros = [m.to(parts.policy.device) for b in batches for m in b.micro_batches]
-    pairs = [(parts.policy(m)[0], m.behavior_logp) for m in micros]
-    return torch.cat([pi for pi, _ in pairs]).cpu(), torch.cat([mu for _, mu in pairs]).cpu()
+    return torch.cat(trainer_logp(parts.policy, completions)), torch.cat([c.behavior_logp for c in completions])
 
 
 def figures(logp: Tensor, behavior_logp: Tensor) -> Record:

@@ -124,9 +124,9 @@ BUGS = (
     Bug(
         19,
         "k3 is without its log",
-        LAW,
-        '"k3": float((r - 1 - (e.logp - e.behavior_logp).clamp(max=20)).mean()),',
-        '"k3": float((r - 1).mean().abs()) + 0.01,',
+        "train/metrics.py",
+        '"k3": float((shift(tokens, power=1.0) - log_ratio).double().mean()),',
+        '"k3": float(shift(tokens, power=1.0).double().mean().abs()) + 0.01,',
         (FIGURES,),
     ),
 )  # fmt: skip

@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from drpo import doctor as rooms
 from drpo.cli.options import overridden
-from drpo.doctor import Finding, Verdict
+from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine
 from drpo.recipes import find
 from drpo.train.setup import assemble
 
@@ -41,7 +40,7 @@ def doctor(arguments: list[str]) -> int:
     with console.status(f"looking at {recipe}: {run.model}, {run.engine}") as waiting:
         parts = assemble(run)
         try:
-            for finding in rooms.examine(run, parts, rooms.QUICK if options.quick else rooms.THOROUGH):
+            for finding in examine(run, parts, QUICK if options.quick else THOROUGH):
                 findings.append(finding)
                 waiting.update(f"{len(findings)} checks done")
                 if not options.json:

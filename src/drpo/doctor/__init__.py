@@ -22,18 +22,19 @@ class Size:
     Args:
         prompts, samples, new_tokens: of the completions that the numbers are judged on.
         answers: problems that the reward is tried on.
-        gradients: whether gradients are compared, not log-probabilities alone.
+        slow_too: whether the slower checks are made too: another temperature, the exact divergence, a mixture's
+            routing, gradients.
     """
 
     prompts: int
     samples: int
     new_tokens: int
     answers: int
-    gradients: bool
+    slow_too: bool
 
 
-THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, gradients=True)
-QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, gradients=False)
+THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, slow_too=True)
+QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False)
 
 
 def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
@@ -47,7 +48,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
     policy, engine = parts.policy, parts.engine
     stop = sorted(stop_ids(policy.model, parts.tokenizer))
     problems = run.task.sample(max(size.prompts, size.answers), 0, run.seed)
-    # Only so long a prompt and a completion are looked at: it is the numbers that matter.
+    # Short completions are enough: how well they answer does not matter here.
     sampling = replace(
         run.sampling, samples=size.samples, max_new_tokens=min(size.new_tokens, run.sampling.max_new_tokens)
     )
@@ -59,13 +60,14 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
 
     seen = look(run.sampling.temperature, size.prompts)
     group = [c for c in seen.completions if c.problem_id == seen.completions[0].problem_id]
-    yield law.ratio(seen, region_radius(run.objective))
+    first = law.ratio(seen, region_radius(run.objective))
+    yield first
     yield law.alignment(seen)
     yield law.draws(seen)
     yield law.support(seen)
     if run.sampling.temperature != 1:
         yield law.temperature(seen)
-    elif size.gradients:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
+    elif size.slow_too:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
         with at_temperature(policy, 0.6):
             other = look(0.6, max(2, size.prompts // 2))
         yield law.temperature(other)
@@ -75,15 +77,15 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
     usual = float((seen.logp - seen.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, engine, problems, short, usual)
-    if size.gradients:
+    if size.slow_too:
         words = len(policy.model.get_output_embeddings().weight)
         whole = engine.generate(problems[:2], replace(short, top_logprobs=words), seed=("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
             yield law.divergence(exact_divergence(policy, whole))
         if (found := _routing(parts, seen)) is not None:
             yield law.routing(found)
-    yield machine.paths(policy, group[:2], size.gradients)
-    yield machine.region(run.objective, seen)
+    yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
+    yield machine.region(run.objective, first.values["shift_p99"])
     longest = max(len(c.prompt_ids) for c in seen.completions)
     yield machine.memory(
         policy,

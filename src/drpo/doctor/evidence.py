@@ -15,7 +15,7 @@ from drpo.policy import Policy
 from drpo.reductions import token_mean
 from drpo.rollout import Engine
 from drpo.seeds import derive
-from drpo.types import Completion, Group, MicroBatch, Problem, Sampling
+from drpo.types import Completion, Group, MicroBatch, Problem, Sampling, Tokens
 
 RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20, 40, 50, 100}))  # to 953
 """Ranks k at which the mass beyond the k likeliest tokens is noted."""
@@ -56,6 +56,12 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.logp)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The T tokens as an objective sees them, all of advantage 1."""
+        one = torch.ones_like(self.logp)
+        return Tokens(self.logp, self.behavior_logp, one, one.bool(), torch.zeros_like(one, dtype=torch.int64))
 
 
 def gather(
@@ -119,9 +125,13 @@ def micro_batches(
 def trainer_logp(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:
     """Return each completion's log-probabilities [N] by the trainer's own way, on the CPU."""
     micros = micro_batches(policy, completions)
-    logp = torch.cat([policy(m)[0].float().cpu() for m in micros])
-    sequence = torch.cat([m.sequence.cpu() for m in micros])
-    return [logp[sequence == i] for i in range(len(completions))]
+    return by_completion(micros, [policy(m)[0].float() for m in micros])
+
+
+def by_completion(micros: Sequence[MicroBatch], columns: Sequence[Tensor]) -> list[Tensor]:
+    """Return each completion's part [N] of a column that stands in the order of the micro-batches, on the CPU."""
+    column, sequence = torch.cat(list(columns)).cpu(), torch.cat([m.sequence for m in micros]).cpu()
+    return [column[sequence == i] for i in range(int(sequence.max()) + 1)]
 
 
 def plain_logits(policy: Policy, completions: Sequence[Completion]) -> Iterator[Tensor]:

@@ -8,7 +8,10 @@ from torch import Tensor
 from drpo.doctor.evidence import RANKS, Evidence
 from drpo.doctor.finding import Finding, judge
 from drpo.exact import ExactDivergence
+from drpo.objectives import DRPO
+from drpo.objectives import ratio as ratios
 from drpo.routing import RoutingMismatch
+from drpo.train.metrics import token_metrics
 
 K3_NOTE, K3_BROKEN = 0.02, 0.1
 """Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
@@ -28,17 +31,11 @@ SIGMAS = 6.0
 
 def ratio(e: Evidence, radius: float) -> Finding:
     """The lr = 0 test: the same weights on both sides, so pi / mu is 1 but for rounding."""
-    r = (e.logp - e.behavior_logp).clamp(max=20).exp().double()
-    moved = (e.logp.exp() - e.behavior_logp.exp()).abs().double()
-    values = {
-        "ratio_mean": float(r.mean()),
-        "k3": float((r - 1 - (e.logp - e.behavior_logp).clamp(max=20)).mean()),
-        "shift_mean": float(moved.mean()),
-        "shift_p99": float(moved.quantile(0.99)) if len(moved) < 2**24 else math.nan,
-        "outside": float((moved > radius).double().mean()),
-        "tokens": len(e),
-    }
-    error = SIGMAS * float(r.std()) / math.sqrt(len(r))
+    # The figures of a run's metrics; of the objective only the radius is asked, which is what DRPO's delta is.
+    found = token_metrics(DRPO(radius), e.tokens, e.entropy)
+    values = {name: found[name] for name in ("ratio_mean", "k3", "shift_mean", "shift_p99", "outside")}
+    values["tokens"] = len(e)
+    error = SIGMAS * float(ratios(e.tokens).double().std()) / math.sqrt(len(e))
     right = abs(values["ratio_mean"] - 1) <= 0.02 + error and values["k3"] <= K3_BROKEN
     right = right and values["outside"] <= OUTSIDE_BROKEN
     verdict, advice = judge(right, "the sampler's log-probabilities are not the trainer's; the lines below say why")

@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from drpo.doctor.evidence import Evidence, at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
+from drpo.doctor.evidence import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.doctor.finding import Finding, judge
 from drpo.objectives import DRPO, Objective, caution, region_radius
 from drpo.ops.chunked import CHUNK_BYTES
@@ -85,20 +85,23 @@ def _largest(gradients: Sequence[Tensor | None]) -> float:
     return max(float(g.norm()) for g in gradients if g is not None)
 
 
-def region(objective: Objective, e: Evidence) -> Finding:
-    """Whether the region's boundary is within a token's reach, and how much of the way numerics have gone already."""
+def region(objective: Objective, shift_p99: float) -> Finding:
+    """Whether the region's boundary is within a token's reach, and how much of the way numerics have gone already.
+
+    Args:
+        objective: whose region it is.
+        shift_p99: 99th percentile of |pi - mu| at equal weights.
+    """
     radius = region_radius(objective)
-    moved = (e.logp.exp() - e.behavior_logp.exp()).abs()
-    p99 = float(moved.double().quantile(0.99))
     said = caution(objective)
     verdict, advice = judge(said is None, said or "", otherwise="note")
     return Finding(
         "region",
         verdict,
-        f"radius {radius:g}; rounding alone moves one token in a hundred by {p99:.3f}",
+        f"radius {radius:g}; rounding alone moves one token in a hundred by {shift_p99:.3f}",
         "a radius below 1, well above what rounding does",
         advice,
-        {"radius": radius, "shift_p99": p99},
+        {"radius": radius, "shift_p99": shift_p99},
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from drpo.doctor.evidence import Evidence, micro_batches
+from drpo.doctor.evidence import Evidence, by_completion, micro_batches
 from drpo.doctor.finding import Finding, judge
 from drpo.policy import Policy
 from drpo.rollout import encode_prompt
@@ -72,7 +72,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def round_trip(policy: Policy, e: Evidence, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Finding:
     """Whether the prompt that was read and the ids that are trained are those that were sent and sampled."""
     prompts = {p.id: encode_prompt(tokenizer, p) for p in problems}
-    trained = torch.cat([m.target.cpu() for m in micro_batches(policy, e.completions)])
+    micros = micro_batches(policy, e.completions)
+    trained = by_completion(micros, [m.target for m in micros])
     sampled = torch.cat([c.token_ids for c in e.completions])
     words = policy.model.config.get_text_config().vocab_size
     sound = {
@@ -80,8 +81,8 @@ def round_trip(policy: Policy, e: Evidence, problems: Sequence[Problem], tokeniz
             torch.equal(c.prompt_ids, prompts[c.problem_id]) for c in e.completions
         ),
         "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < words)).all()),
-        "the ids that are trained are not those that were sampled": (
-            sorted(trained.tolist()) == sorted(sampled.tolist())
+        "the ids that are trained are not those that were sampled": all(
+            torch.equal(ids, c.token_ids) for ids, c in zip(trained, e.completions, strict=True)
         ),
         "completions' text is not that of their ids": all(_text(tokenizer, c) == c.text for c in e.completions),
     }
