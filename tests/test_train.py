@@ -22,7 +22,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import worlds
 from drpo import models
 from drpo.errors import InputError
-from drpo.objectives import DRPO, ImportanceSampling, PPOClip
+from drpo.objectives import (
+    DPPO,
+    DRPO,
+    ImportanceSampling,
+    PPOClip,
+    Tokens,
+    gradient_weight,
+    ratio,
+    vanishes_at_zero_advantage,
+)
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint
 from drpo.train.config import from_json, learning_rate, to_json
@@ -87,6 +96,45 @@ def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int
         torch.testing.assert_close(loaded(ids).logits, parts.policy.model(ids).logits, rtol=0, atol=1e-5)
         assert not torch.allclose(loaded(ids).logits, models.tiny()[0](ids).logits, atol=1e-3)
     assert AutoTokenizer.from_pretrained(tmp_path / MODEL).decode(ids[0]) == parts.tokenizer.decode(ids[0])
+
+
+@pytest.mark.parametrize(
+    "objective", [DRPO(0.2), DPPO(0.05, divergence="topk_tv"), DRPO(0.2, advantage_weighted=False)]
+)
+def test_rollouts_say_what_each_update_saw(tmp_path: Path, objective):
+    """The metrics of every update follow from the records of its completions."""
+    run = tiny_run(objective=objective, steps=2, updates=2, micro_batch_tokens=64)
+    train(run, tmp_path)
+    records = read_records(tmp_path / ROLLOUTS)
+    updates = [(m["step"], i, u) for m in read_records(tmp_path / METRICS) for i, u in enumerate(m["updates"])]
+    assert sum(u["trained_tokens"] > 0 for _, _, u in updates) >= 2
+    for step, i, update in updates:
+        of_one = [r for r in records if (r["step"], r["update"]) == (step, i) and "logp" in r]
+        assert bool(of_one) == (update["trained_tokens"] > 0)
+        if of_one:
+            found = tokens_of(of_one)
+            assert (len(found.logp), bool(objective.needs)) == (update["trained_tokens"], found.divergence is not None)
+            assert float(ratio(found).max()) == update["ratio_max"]
+            assert float(gradient_weight(objective, found).min()) == update["weight_min"]
+    for problem in {(r["step"], r["problem"]) for r in records}:
+        rewards = torch.tensor([r["reward"] for r in records if (r["step"], r["problem"]) == problem])
+        given = torch.tensor([r["advantage"] for r in records if (r["step"], r["problem"]) == problem])
+        assert torch.equal(given, rewards - rewards.mean())
+    silent = vanishes_at_zero_advantage(objective)
+    assert all(("logp" in r) == (r["advantage"] != 0 or not silent) for r in records)
+
+
+def tokens_of(records: list[dict]) -> Tokens:
+    """The tokens of some records of a rollout."""
+    column = {
+        name: torch.tensor([x for r in records for x in r[name]])
+        for name in ("logp", "behavior_logp", "divergence")
+        if name in records[0]
+    }
+    n = [len(r["logp"]) for r in records]
+    advantage = torch.tensor([r["advantage"] for r in records]).repeat_interleave(torch.tensor(n))
+    sequence = torch.arange(len(n)).repeat_interleave(torch.tensor(n))
+    return Tokens(advantage=advantage, keep=torch.ones_like(sequence).bool(), sequence=sequence, **column)
 
 
 def test_same_seed_same_run_other_seed_another(tmp_path: Path):

@@ -82,18 +82,19 @@ class _Row:
 
 def _batch(groups: Sequence[Group], how: Batching) -> Batch:
     completions = [c for g in groups for c in g.completions]
-    advantages = torch.cat([how.advantage(g.rewards) for g in groups]).tolist()
+    advantages = torch.cat([how.advantage(g.rewards) for g in groups])
     lengths = torch.tensor([len(c.token_ids) for c in completions])
     sequence = torch.arange(len(completions)).repeat_interleave(lengths)
     weights = how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())
     rows = [
         _Row(c, tuple(c.prompt_ids.tolist()), 0 if how.share_prompts else i, a, i, w)
-        for i, (c, a, w) in enumerate(zip(completions, advantages, weights, strict=True))
+        for i, (c, a, w) in enumerate(zip(completions, advantages.tolist(), weights, strict=True))
     ]
     trained = [row for row in rows if row.advantage != 0 or not how.skip_zero_advantage]
     return Batch(
         micro_batches=tuple(_micro_batch(part) for part in _within_budget(trained, how.micro_batch_tokens)),
-        n_sequences=len(rows),
+        completions=tuple(completions),
+        advantages=advantages,
         n_tokens=int(lengths.sum()),
         n_skipped=len(rows) - len(trained),
     )

@@ -346,15 +346,22 @@ class Batch:
 
     Args:
         micro_batches: the completions that go through the model, split by token budget.
-        n_sequences: S, completions in the update, skipped ones too: the normaliser counts them.
+        completions: the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
+        advantages: [S] float32; of each.
         n_tokens: kept tokens in the update, skipped ones too.
         n_skipped: completions whose advantage, and so whose gradient, is exactly 0.
     """
 
     micro_batches: tuple[MicroBatch, ...]
-    n_sequences: int
+    completions: tuple[Completion, ...]
+    advantages: Tensor
     n_tokens: int
     n_skipped: int
+
+    @property
+    def n_sequences(self) -> int:
+        """S; the normaliser counts the skipped ones too."""
+        return len(self.completions)
 
 
 @dataclass(frozen=True, eq=False)

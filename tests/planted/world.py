@@ -62,8 +62,8 @@ BUGS = (
         3,
         "skipped completions do not count in the number of sequences",
         "batch.py",
-        "n_sequences=len(rows),",
-        "n_sequences=len(trained),",
+        "completions=tuple(completions),",
+        "completions=tuple(r.completion for r in trained),",
         (SKIPPING, SILENT),
     ),
     Bug(
@@ -71,7 +71,7 @@ BUGS = (
         "the normaliser leaves out completions of zero advantage",
         "batch.py",
         "how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence)",
-        "how.reduction(torch.tensor(advantages).repeat_interleave(lengths) != 0, sequence)",
+        "how.reduction(advantages.repeat_interleave(lengths) != 0, sequence)",
         (WEIGHTS, TRAINED_IDS),
     ),
     Bug(

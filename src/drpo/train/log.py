@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from drpo.types import Completion, Group, Sampling, TopK
+from drpo.types import Batch, Completion, Group, Sampling, Stats, TopK
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
@@ -76,15 +77,57 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in read_lines(path)] if path.exists() else []
 
 
-def rollout_records(step: int, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    """Yield one record per completion of a rollout: all that it takes to read it, or to train on it again."""
+Trained = Mapping[Completion, Mapping[str, Any]]
+"""What an optimiser update saw of each of its completions, as `trained_records` writes it."""
+
+
+def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained:
+    """Return, for each completion that took part in an update, what it takes to ask any objective about it.
+
+    "update" counts a step's updates from 0; "advantage"; "logp", the policy's before that update, and "divergence",
+    where the objective reads one: a number for each token. A completion that was skipped, because its gradient is 0,
+    has neither.
+
+    Args:
+        batches: of a step's updates, in order.
+        stats: of each.
+    """
+    records: dict[Completion, dict[str, Any]] = {}
+    for i, (batch, seen) in enumerate(zip(batches, stats, strict=True)):
+        for completion, advantage in zip(batch.completions, batch.advantages.numpy(), strict=True):
+            records[completion] = {"update": i, "advantage": float(str(advantage))}
+        order = seen.tokens.sequence.argsort(stable=True)
+        trained, counts = seen.tokens.sequence.unique(return_counts=True)
+        for name in ("logp", "divergence"):
+            column = getattr(seen.tokens, name)
+            if column is not None:
+                parts = column[order].split(counts.tolist())
+                for n, part in zip(trained.tolist(), parts, strict=True):
+                    records[batch.completions[n]][name] = _decimals(part)
+    return records
+
+
+def _decimals(values: Tensor) -> list[float]:
+    """The shortest decimals that give the same float32 back."""
+    return [float(str(x)) for x in values.numpy()]
+
+
+def rollout_records(step: int, groups: Sequence[Group], trained: Trained) -> Iterator[dict[str, Any]]:
+    """Yield one record per completion of a rollout: all that it takes to read it, or to train on it again.
+
+    Args:
+        step: counted from 1.
+        groups: of the rollout.
+        trained: from `trained_records`.
+    """
     for group in groups:
         marked = zip(group.completions, group.rewards.tolist(), strict=True)
         rows: list[tuple[Completion, float | None, str | None]] = [(c, r, None) for c, r in marked]
         rows += [(u.completion, None, u.failure) for u in group.unmarked]
         for completion, reward, failure in sorted(rows, key=lambda row: row[0].sample):
             about = {"prompt": group.problem.prompt, "answer": group.problem.answer}
-            yield {"step": step, **about, "reward": reward, "failure": failure, **_completion_record(completion)}
+            record = {"step": step, **about, "reward": reward, "failure": failure, **_completion_record(completion)}
+            yield record | trained.get(completion, {})
 
 
 def _completion_record(completion: Completion) -> dict[str, Any]:
@@ -96,8 +139,7 @@ def _completion_record(completion: Completion) -> dict[str, Any]:
         "version": completion.version,
         "prompt_ids": completion.prompt_ids.tolist(),
         "token_ids": completion.token_ids.tolist(),
-        # The shortest decimals that give the same float32 back.
-        "behavior_logp": [float(str(x)) for x in completion.behavior_logp.numpy()],
+        "behavior_logp": _decimals(completion.behavior_logp),
     }
 
 

@@ -43,5 +43,5 @@ def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | N
                     update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
-            session.finish_step(groups, stats)
+            session.finish_step(groups, batches, stats)
     return session.summary

@@ -19,14 +19,24 @@ from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
 from drpo.train.config import Run, from_json, to_json
 from drpo.train.evaluate import evaluate
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, Clock, RunLog, environment, rollout_records
+from drpo.train.log import (
+    EVALUATIONS,
+    METRICS,
+    ROLLOUTS,
+    TIMING,
+    Clock,
+    RunLog,
+    environment,
+    rollout_records,
+    trained_records,
+)
 from drpo.train.metrics import step_metrics
 from drpo.train.rollouts import Rollouts
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
-from drpo.types import Group, Stats
+from drpo.types import Batch, Group, Stats
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
@@ -110,7 +120,7 @@ class Session:
         with self._clock(name):
             yield
 
-    def finish_step(self, groups: Sequence[Group], stats: Sequence[Stats]) -> None:
+    def finish_step(self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats]) -> None:
         """Record the step that the loop has just done; evaluate and save where it is time."""
         done = replace(
             self._done,
@@ -121,7 +131,7 @@ class Session:
         )
         self._done, self._between_steps = done, True
         metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective)}
-        self._log.write(ROLLOUTS, *rollout_records(done.step, groups))
+        self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
         self._log.write(METRICS, metrics)
         self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
         self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
