@@ -127,7 +127,7 @@ def rollout_records(step: int, groups: Sequence[Group], trained: Trained) -> Ite
         for completion, reward, failure in sorted(rows, key=lambda row: row[0].sample):
             about = {"prompt": group.problem.prompt, "answer": group.problem.answer}
             record = {"step": step, **about, "reward": reward, "failure": failure, **_completion_record(completion)}
-            yield record | trained.get(completion, {})
+            yield {**record, **trained.get(completion, {})}
 
 
 def _completion_record(completion: Completion) -> dict[str, Any]:
