@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our bug"."""
+"""The exceptions that mean "your input, not our bug"."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class InputError(ValueError):
     The message is one line that names the field, the value and what would be right. The command line prints it as it
     is and exits with status 2; a library caller gets an ordinary `ValueError`.
     """
+
+
+class BrokenLogpError(InputError):
+    """A sampler's log-probabilities are missing, not finite, or positive: its numbers are broken, or its weights."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -54,11 +54,33 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"model={name!r} cannot be loaded ({reason}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
-        ) from None
+        raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
+
+
+def n_parameters(name: str) -> int:
+    """Return how many weights a model has, a tied one once, without loading them.
+
+    Raises:
+        InputError: no such model.
+
+    Example:
+        >>> n_parameters("tiny")
+        26816
+    """
+    if name == TINY:
+        return int(tiny()[0].num_parameters())
+    try:
+        config = AutoConfig.from_pretrained(str(smollm2()) if name == SMOLLM2 else name)
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+    except (OSError, ValueError) as error:
+        raise InputError(_not_loaded(name, error)) from None
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return f"model={name!r} cannot be loaded ({reason}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

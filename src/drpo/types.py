@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from drpo.errors import InputError
+from drpo.errors import BrokenLogpError, InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +190,8 @@ class Completion:
         top: the sampler's likeliest tokens at each of the N places, where `sampling.top_logprobs` asks for them.
 
     Raises:
-        InputError: log-probabilities that are missing, NaN, infinite or positive, or not one per token; a `top` that
-            has not N rows of `sampling.top_logprobs`, or whose log-probabilities are NaN or positive.
+        BrokenLogpError: log-probabilities that are missing, NaN, infinite or positive, or not one per token; a `top`
+            that has not N rows of `sampling.top_logprobs`, or whose log-probabilities are NaN or positive.
     """
 
     problem_id: str
@@ -208,16 +208,18 @@ class Completion:
     def __post_init__(self) -> None:
         who = f"completion {self.sample} of problem {self.problem_id!r}"
         if self.behavior_logp is None:
-            raise InputError(f"{who}: behavior_logp is missing; the engine must report log mu of every sampled token")
+            raise BrokenLogpError(
+                f"{who}: behavior_logp is missing; the engine must report log mu of every sampled token"
+            )
         if self.token_ids.numel() == 0 or self.behavior_logp.shape != self.token_ids.shape:
-            raise InputError(
+            raise BrokenLogpError(
                 f"{who}: {self.token_ids.numel()} token_ids but {self.behavior_logp.numel()} behavior_logp; "
                 "there must be one of each for every token, and at least one token"
             )
         wrong = ~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)
         if wrong.any():
             at = int(wrong.nonzero()[0])
-            raise InputError(
+            raise BrokenLogpError(
                 f"{who}: behavior_logp[{at}]={self.behavior_logp[at].item()} (token id {int(self.token_ids[at])}); "
                 "it must be finite and <= 0, so the sampler's logits are broken or were not reported"
             )
@@ -228,14 +230,14 @@ class Completion:
         wanted = (len(self.token_ids), self.sampling.top_logprobs)
         for name, column in vars(top).items():
             if column.shape != wanted:
-                raise InputError(
+                raise BrokenLogpError(
                     f"{who}: top.{name} {list(column.shape)}: must be {list(wanted)}, a row for each token and a "
                     "column for each of sampling.top_logprobs"
                 )
         wrong = ~(top.logp <= 0)  # a NaN is not <= 0
         if wrong.any():
             row, rank = wrong.nonzero()[0].tolist()
-            raise InputError(f"{who}: top.logp[{row}, {rank}]={top.logp[row, rank].item()}; it must be <= 0")
+            raise BrokenLogpError(f"{who}: top.logp[{row}, {rank}]={top.logp[row, rank].item()}; it must be <= 0")
 
 
 @dataclass(frozen=True, eq=False)

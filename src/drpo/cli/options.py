@@ -3,6 +3,7 @@
 import difflib
 import io
 import re
+from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Annotated, Any, TypeVar
@@ -43,25 +44,43 @@ def parse(
     return parsed
 
 
-def overridden(run: Run, arguments: list[str], prog: str, others: type[Options]) -> tuple[Run, Options]:
-    """Apply `--field value` overrides to a recipe's run, and read the options of a dataclass besides."""
+def overridden(
+    run: Run, arguments: list[str], prog: str, others: type[Options], without: Collection[str] = ()
+) -> tuple[Run, Options]:
+    """Apply `--field value` overrides to a recipe's run, and read the options of a dataclass besides.
+
+    Args:
+        run: the recipe's.
+        arguments: of the command line.
+        prog: what to call the command in messages.
+        others: the options besides; where one has the name of a field of the run, it stands in its place.
+        without: fields of the run that cannot be overridden here.
+    """
+    own = {f.name for f in fields(others)} | set(without)  # type: ignore[arg-type]
+    overridable = [f for f in fields(Run) if f.name not in own]
     defaults = to_json(run)
     helps = described(Run)
     columns: list[Any] = []
-    for f in fields(Run):
+    for f in overridable:
         value = getattr(run, f.name)
         kind: Any = str if f.name in SPELLED and value is not None else str | None if f.name in SPELLED else f.type
         shown = value if f.name not in SPELLED else defaults[f.name]
         columns.append((f.name, Annotated[kind, tyro.conf.arg(help=helps[f.name])], field(default=shown)))
     for f in fields(others):  # type: ignore[arg-type]
         help_text = described(others)[f.name]
-        columns.append((f.name, Annotated[f.type, tyro.conf.arg(help=help_text)], field(default=f.default)))
+        columns.append((f.name, Annotated[f.type, tyro.conf.arg(help=help_text)], _field(f)))
     flat = make_dataclass("Fields", columns, frozen=True)
     given: Any = parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
-    record = {f.name: getattr(given, f.name) for f in fields(Run)}
-    record["sampling"] = vars(record["sampling"])
+    record = defaults | {f.name: getattr(given, f.name) for f in overridable}
+    if isinstance(record["sampling"], Sampling):
+        record["sampling"] = vars(record["sampling"])
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
     return from_json(record), options
+
+
+def _field(f: Any) -> Any:
+    """A field of another dataclass with the same default."""
+    return field(default=f.default) if f.default_factory is MISSING else field(default_factory=f.default_factory)
 
 
 def _one_line(box: str) -> str:

@@ -64,6 +64,13 @@ class RunLog:
                 scratch.replace(path)
 
 
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON file so that a crash leaves the old one or the new one."""
+    scratch = path.with_suffix(".writing")
+    scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out."""
     with path.open(encoding="utf-8") as lines:

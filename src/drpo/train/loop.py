@@ -12,7 +12,9 @@ from drpo.train.update import update
 from drpo.train.watch import Silent, Watcher
 
 
-def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | None = None) -> dict[str, Any]:
+def train(
+    run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | None = None, *, keep_model: bool = True
+) -> dict[str, Any]:
     """Train from the last checkpoint in `folder`, or from the start, and return what summary.json says.
 
     Args:
@@ -20,6 +22,7 @@ def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | N
         folder: takes everything that the run leaves; made where it does not exist.
         watch: is told what happens; None watches silently.
         parts: in place of what the configuration asks for, for tests and special rollouts.
+        keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
 
     Raises:
         InputError: something that was given cannot be used. What was computed before is kept in the folder.
@@ -27,7 +30,7 @@ def train(run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | N
     """
     parts = parts or assemble(run)
     policy, optimizer = parts.policy, parts.optimizer
-    with Session(run, folder, parts, watch or Silent()) as session:
+    with Session(run, folder, parts, watch or Silent(), keep_model) as session:
         session.evaluate_at_start()
         for step in session.steps():
             with session.phase("sync"):

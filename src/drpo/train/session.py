@@ -1,6 +1,7 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ from drpo.train.log import (
     environment,
     rollout_records,
     trained_records,
+    write_json,
 )
 from drpo.train.metrics import step_metrics
 from drpo.train.rollouts import Rollouts
@@ -50,10 +52,11 @@ class Session:
         folder: of the run.
         parts: what it works with.
         watch: is told what happens.
+        keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
     """
 
-    def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher) -> None:
-        self.run, self.folder, self.parts, self.watch = run, folder, parts, watch
+    def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher, keep_model: bool = True) -> None:
+        self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self.rewards = RewardPool(parts.reward)
         self.rollouts = Rollouts(run, parts.engine, parts.held_out)
         self.summary: dict[str, Any] = {}
@@ -72,8 +75,8 @@ class Session:
     def __enter__(self) -> "Session":
         """Read the last checkpoint or begin, start the reward's processes, take over the signals."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / CONFIG, to_json(self.run))
-        _write_json(self.folder / ENVIRONMENT, environment())
+        write_json(self.folder / CONFIG, to_json(self.run))
+        write_json(self.folder / ENVIRONMENT, environment())
         # Nothing of ours draws from the global generator; a user's objective may.
         torch.manual_seed(derive("global", self.run.seed))
         last = checkpoint.latest(self.folder / CHECKPOINTS)
@@ -99,12 +102,15 @@ class Session:
     ) -> None:
         """Save what is done, whatever ended the run, and sum it up."""
         with self._stack:
-            if kind is None or (self._between_steps and self._done.step > 0):
+            done = kind is None and self._done.step >= self.run.steps
+            if done and not self.keep_model:
+                shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+            elif kind is None or (self._between_steps and self._done.step > 0):
                 self._save()
-            if kind is None and self._done.step >= self.run.steps:
+            if done and self.keep_model:
                 self._export()
             self.summary = summarise(self.folder, self.run, stopped_by=self._stop.signal)
-            _write_json(self.folder / SUMMARY, self.summary)
+            write_json(self.folder / SUMMARY, self.summary)
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
@@ -182,12 +188,6 @@ class Session:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    scratch = path.with_suffix(".writing")
-    scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(path)
 
 
 def load_run(folder: Path) -> Run:

@@ -1,0 +1,103 @@
+"""`drpo compare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from drpo.cli.options import overridden, parse
+from drpo.errors import InputError
+from drpo.lab.compare import begun, models_of
+from drpo.lab.compare import compare as train_cells
+from drpo.lab.crew import fitting
+from drpo.lab.grid import REGIME, Grid, parse_arm, parse_regime, runs
+from drpo.lab.outcome import prepare
+from drpo.recipes import RECIPES, find
+from drpo.report.progress import ComparisonConsole
+from drpo.train.session import CONFIG
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is varied, and how much is done at once. Where several values are given, every combination is a cell.
+
+    Args:
+        objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; behind an @ its own learning rates,
+            as in 'drpo(0.2) @ 1e-5 2e-5', so that none wins by its neighbour's tuning.
+        seeds: each fixes the data order, the random numbers and the held-out problems.
+        learning_rate: of the objectives that bring none of their own.
+        task: where problems come from.
+        updates: optimiser updates per rollout.
+        refresh_every: steps between hand-overs of the weights to the sampler.
+        lag: steps that rollouts are sampled ahead of training.
+        rollout_precision: of the sampler: fp32, bf16, int8, fp8_weights, fp8.
+        out: folder of the comparison; default runs/compare-RECIPE. One that is there is added to.
+        jobs: cells trained at once; default: as many as memory and cores allow.
+        plain: plain lines in place of the live table.
+    """
+
+    objectives: tuple[str, ...] = ("none", "ppo(0.2,0.28)", "spo(12.5)", "dppo(0.15)", "drpo(12.5)", "drpo(0.2)")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rate: tuple[float, ...] = ()
+    task: tuple[str, ...] = ()
+    updates: tuple[int, ...] = ()
+    refresh_every: tuple[int, ...] = ()
+    lag: tuple[int, ...] = ()
+    rollout_precision: tuple[str, ...] = ()
+    out: Path | None = None
+    jobs: int | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """How an interrupted comparison goes on.
+
+    Args:
+        jobs: cells trained at once; default: as many as memory and cores allow.
+        plain: plain lines in place of the live table.
+    """
+
+    jobs: int | None = None
+    plain: bool = False
+
+
+def compare(arguments: list[str]) -> int:
+    """`drpo compare RECIPE [options]` or `drpo compare --resume COMPARISON`."""
+    if arguments and arguments[0] == "--resume":
+        if len(arguments) < 2:
+            raise InputError("compare --resume: name the comparison's folder")
+        folder = Path(arguments[1])
+        resumed = parse(ResumeOptions, arguments[2:], f"drpo compare --resume {folder}")
+        return _compare(folder, begun(folder), resumed.jobs, resumed.plain)
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" not in arguments and "-h" not in arguments:
+            raise InputError(f"compare: name a recipe first; known: {', '.join(RECIPES)}")
+        arguments = ["demo", "--help"]
+    name, *rest = arguments
+    base, options = overridden(
+        find(name), rest, f"drpo compare {name}", CompareOptions, without=("name", "objective", "seed")
+    )
+    regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
+    grid = Grid(tuple(map(parse_arm, options.objectives)), options.seeds, options.learning_rate, regimes)
+    cells = runs(base, grid)
+    folder = options.out or Path("runs") / f"compare-{name}"
+    if (folder / CONFIG).exists():
+        raise InputError(f"--out {folder}: a single run is there; name another folder")
+    return _compare(folder, prepare(folder, cells), options.jobs, options.plain)
+
+
+def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: must be at least 1")
+    console = Console()
+    crew = max((fitting(model, jobs, len(cells)) for model in models_of(cells)), key=lambda c: -c.jobs)
+    console.print(
+        f"{len(cells)} cells in {folder}, {crew.jobs} at once with {crew.threads} thread(s) each", highlight=False
+    )
+    with ComparisonConsole(console, console.is_terminal and not plain, cells) as shown:
+        comparison, signal = train_cells(folder, cells, crew, shown.tick, shown.note)
+    if signal is not None:
+        console.print(f"stopped early; go on with: drpo compare --resume {folder}", soft_wrap=True, highlight=False)
+        return 128 + signal
+    return 1 if any(not c.over for c in comparison.cells) else 0

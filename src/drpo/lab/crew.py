@@ -1,0 +1,176 @@
+"""Processes that train the cells of a comparison, several at a time."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+import torch
+
+from drpo import models
+from drpo.lab.outcome import FAILED, STOPPED, write_outcome
+
+LOG = "log.txt"
+_BYTES_PER_WEIGHT = 24  # float32 weight, gradient, two moments, the sampler's copy, and what comes and goes
+_BYTES_BESIDES = 2 * 2**30  # libraries, activations, the head's chunks
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many cells are trained at once.
+
+    Args:
+        jobs: processes, >= 1.
+        threads: of each; numbers may depend on it in the last bits, so a comparison keeps what it began with.
+    """
+
+    jobs: int
+    threads: int
+
+
+def fitting(model: str, jobs: int | None, n_cells: int) -> Crew:
+    """Return as many jobs as memory and cores allow, and share the cores out.
+
+    Args:
+        model: that every cell trains.
+        jobs: wanted, or None for as many as fit.
+        n_cells: more jobs than these are of no use.
+    """
+    cores = len(psutil.Process().cpu_affinity() or [0]) if hasattr(psutil.Process(), "cpu_affinity") else os.cpu_count()
+    need = models.n_parameters(model) * _BYTES_PER_WEIGHT + _BYTES_BESIDES
+    if torch.cuda.is_available():
+        free, most = torch.cuda.mem_get_info()[0], 8
+    else:
+        free, most = psutil.virtual_memory().available, cores or 1
+    at_once = max(1, min(jobs or most, n_cells, *([] if jobs else [free // need])))
+    return Crew(at_once, max(1, (cores or 1) // at_once))
+
+
+class Lane:
+    """One process that trains cells, one after another; started again where it dies.
+
+    Args:
+        threads: of torch in it.
+        log: takes what it prints.
+    """
+
+    def __init__(self, threads: int, log: IO[str]) -> None:
+        self._threads, self._log = threads, log
+        self._process: subprocess.Popen[str] | None = None
+
+    def train(self, folder: Path) -> str:
+        """Train the cell of a folder; return its status."""
+        process = self._process = self._process or self._start()
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(f"{folder}\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return str(json.loads(answer)["status"])
+        code = process.wait()
+        self._process = None
+        status = STOPPED if code in (130, -signal.SIGINT) else FAILED
+        write_outcome(folder, {"status": status, "reason": f"its process ended with status {code}; see {LOG}"})
+        return status
+
+    def _start(self) -> subprocess.Popen[str]:
+        threads = str(self._threads)
+        return subprocess.Popen(
+            [sys.executable, "-m", "drpo.lab.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+        )
+
+    def interrupt(self) -> None:
+        """Ask it to finish its step and save."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Let it end."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+
+class Work:
+    """Cells being trained by the lanes of a crew, in threads of this process.
+
+    Args:
+        folders: of the cells, in the order in which they are begun.
+        crew: how many at once.
+        log: takes what the processes print.
+    """
+
+    def __init__(self, folders: Sequence[Path], crew: Crew, log: Path) -> None:
+        self._queue: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for folder in folders:
+            self._queue.put(folder)
+        self._log = log.open("a", encoding="utf-8")
+        self._lanes = [Lane(crew.threads, self._log) for _ in range(crew.jobs)]
+        self._threads = [threading.Thread(target=self._serve, args=(lane,), daemon=True) for lane in self._lanes]
+        self._stopping = False
+        self._statuses: dict[Path, str] = {}
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def statuses(self) -> Mapping[Path, str]:
+        """How the cells ended that have, and "running" for those being trained."""
+        return dict(self._statuses)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for at most so long; return True once all work is done."""
+        each = seconds / len(self._threads)
+        for thread in self._threads:
+            thread.join(each)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def interrupt(self) -> None:
+        """Begin no more cells, and ask those under way to finish their step and save."""
+        self._stopping = True
+        for lane in self._lanes:
+            lane.interrupt()
+
+    def kill(self) -> None:
+        """End at once what is under way; its cells go on from their last checkpoints another time."""
+        self._stopping = True
+        for lane in self._lanes:
+            lane.kill()
+
+    def close(self) -> None:
+        """Wait for the cells under way, and for the processes to end."""
+        for thread in self._threads:
+            thread.join()
+        for lane in self._lanes:
+            lane.close()
+        self._log.close()
+
+    def _serve(self, lane: Lane) -> None:
+        while not self._stopping:
+            try:
+                folder = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            self._statuses[folder] = "running"
+            self._statuses[folder] = lane.train(folder)

@@ -1,0 +1,255 @@
+"""What came of a cell, read from the folder of its run; and a whole comparison as one small JSON file."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drpo.errors import InputError
+from drpo.lab.grid import REGIME, differing
+from drpo.train.config import Run, to_json
+from drpo.train.log import EVALUATIONS, METRICS, read_records, write_json
+from drpo.train.session import CONFIG, load_run
+
+CELLS, ORDER, OUTCOME, RESULTS = "cells", "cells.json", "outcome.json", "results.json"
+FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, WAITING = (
+    "finished",
+    "diverged",
+    "failed",
+    "stopped",
+    "running",
+    "waiting",
+)
+SERIES = (
+    "reward_mean",
+    "entropy",
+    "shift_mean",
+    "shift_p99",
+    "outside",
+    "held",
+    "weight_min",
+    "weight_max",
+    "ratio_max",
+    "k3",
+    "truncated",
+    "length_terminated",
+    "grad_norm",
+)
+"""Metrics of a step that results.json keeps."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison, as far as it has come.
+
+    Args:
+        name: of its folder.
+        config: of the run, as `config.json` has it.
+        status: finished, diverged, failed, stopped, running or waiting.
+        reason: why it did not finish, or None.
+        series: name of `SERIES` -> its value at every step done, None where a step has none.
+        evaluations: (steps done, held-out accuracy) of each.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    status: str
+    reason: str | None
+    series: Mapping[str, tuple[float | None, ...]]
+    evaluations: tuple[tuple[int, float], ...]
+
+    @property
+    def objective(self) -> str:
+        """As it is spelled."""
+        return str(self.config["objective"])
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak."""
+        return float(self.config["learning_rate"])
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.config["seed"])
+
+    @property
+    def steps(self) -> int:
+        """To be done in all."""
+        return int(self.config["steps"])
+
+    @property
+    def over(self) -> bool:
+        """Whether this is a result: it went to its end, or its numbers broke."""
+        return self.status in (FINISHED, DIVERGED)
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Mean training reward of every step; 0 for the steps that a diverged run did not live to see."""
+        seen = [x if x is not None else 0.0 for x in self.series["reward_mean"]]
+        lost = self.steps - len(seen) if self.status == DIVERGED else 0
+        return (*seen, *[0.0] * lost)
+
+    @property
+    def accuracies(self) -> tuple[tuple[int, float], ...]:
+        """(steps done, held-out accuracy); a diverged run ends at 0, because it leaves no policy."""
+        return (*self.evaluations, (self.steps, 0.0)) if self.status == DIVERGED else self.evaluations
+
+    def regime(self, fields: Sequence[str] = REGIME) -> tuple[Any, ...]:
+        """Its values of some fields of the regime."""
+        return tuple(self.config[name] for name in fields)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that differ by objective, seed, learning rate and regime.
+
+    Args:
+        name: of the folder.
+        cells: in the order in which they were begun.
+        hardware: what they ran on, as `environment.json` has it.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    hardware: Mapping[str, Any]
+
+    @property
+    def regime_fields(self) -> tuple[str, ...]:
+        """The fields of the regime that differ between cells."""
+        found = differing([c.config for c in self.cells])
+        return tuple(name for name in REGIME if name in found)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """As spelled, in order."""
+        return tuple(dict.fromkeys(c.objective for c in self.cells))
+
+    def by_regime(self) -> Iterator[tuple[tuple[Any, ...], list[Cell]]]:
+        """Yield the values of `regime_fields`, with the cells that have them."""
+        fields = self.regime_fields
+        for regime in dict.fromkeys(c.regime(fields) for c in self.cells):
+            yield regime, [c for c in self.cells if c.regime(fields) == regime]
+
+
+def write_outcome(folder: Path, outcome: Mapping[str, Any]) -> None:
+    """Write down how a cell ended."""
+    write_json(folder / OUTCOME, dict(outcome))
+
+
+def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
+    """Make the cells of a comparison, those that are not there yet; return the folders of these runs.
+
+    Args:
+        folder: of the comparison; cells that it has already stay.
+        runs: of the cells.
+    """
+    cells = [folder / CELLS / run.name for run in runs]
+    for cell, run in zip(cells, runs, strict=True):
+        if not (cell / CONFIG).exists():
+            cell.mkdir(parents=True, exist_ok=True)
+            write_json(cell / CONFIG, to_json(run))
+    known = [cell.name for cell in cells_of(folder)]
+    ordered = dict.fromkeys([*(n for n in _order(folder) if n in known), *(run.name for run in runs)])
+    write_json(folder / ORDER, {"cells": list(ordered)})
+    return cells
+
+
+def cells_of(folder: Path) -> list[Path]:
+    """Return the folders of a comparison's cells: those in its cells.json first, in that order, then any others."""
+    found = {p.parent.name: p.parent for p in sorted((folder / CELLS).glob(f"*/{CONFIG}"))}
+    return [found.pop(name) for name in _order(folder) if name in found] + list(found.values())
+
+
+def _order(folder: Path) -> list[str]:
+    path = folder / ORDER
+    return list(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.exists() else []
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder holds the cells of a comparison, or what was kept of them."""
+    return (folder / CELLS).is_dir() or (folder / RESULTS).exists()
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Read a comparison from the folders of its cells, or where they are gone from its results.json.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    folders = cells_of(folder)
+    if not folders:
+        return load_results(folder / RESULTS)
+    environments = [cell / "environment.json" for cell in folders]
+    hardware: dict[str, Any] = next((json.loads(p.read_text(encoding="utf-8")) for p in environments if p.exists()), {})
+    return Comparison(folder.resolve().name, tuple(map(read_cell, folders)), _hardware(hardware))
+
+
+def read_cell(folder: Path) -> Cell:
+    """Read one cell from the folder of its run."""
+    metrics = read_records(folder / METRICS)
+    try:
+        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        outcome = {"status": RUNNING if metrics else WAITING, "reason": None}
+    return Cell(
+        name=folder.name,
+        config=to_json(load_run(folder)),
+        status=outcome["status"],
+        reason=outcome["reason"],
+        series={name: tuple(m.get(name) for m in metrics) for name in SERIES},
+        evaluations=tuple((e["step"], e["accuracy"]) for e in read_records(folder / EVALUATIONS)),
+    )
+
+
+def _hardware(environment: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = ("processor", "cores", "threads", "accelerator", "versions")
+    return {name: environment[name] for name in wanted if name in environment}
+
+
+def save_results(comparison: Comparison, path: Path) -> None:
+    """Write a comparison as one JSON file: what its cells share once, numbers to six digits."""
+    own = ("name", *differing([c.config for c in comparison.cells]))
+    shared = {k: v for k, v in comparison.cells[0].config.items() if k not in own}
+    cells = [
+        {
+            "name": c.name,
+            "config": {k: v for k, v in c.config.items() if k in own},
+            "status": c.status,
+            "reason": c.reason,
+            "series": {k: [None if x is None else float(f"{x:.6g}") for x in v] for k, v in c.series.items()},
+            "evaluations": [list(e) for e in c.evaluations],
+        }
+        for c in comparison.cells
+    ]
+    record = {"name": comparison.name, "hardware": comparison.hardware, "config": shared}
+    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cells)
+    text = json.dumps(record, indent=1, ensure_ascii=False)[:-2] + f',\n "cells": [\n{lines}\n]}}\n'
+    path.write_text(text, encoding="utf-8")
+
+
+def load_results(path: Path) -> Comparison:
+    """Read what `save_results` wrote.
+
+    Raises:
+        InputError: it is not there, or cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        cells = tuple(
+            Cell(
+                name=c["name"],
+                config={**record["config"], **c["config"]},
+                status=c["status"],
+                reason=c["reason"],
+                series={k: tuple(v) for k, v in c["series"].items()},
+                evaluations=tuple((int(step), float(accuracy)) for step, accuracy in c["evaluations"]),
+            )
+            for c in record["cells"]
+        )
+        return Comparison(record["name"], cells, record["hardware"])
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: no comparison there ({CELLS}/ and {RESULTS} are missing)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None

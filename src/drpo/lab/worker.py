@@ -1,0 +1,92 @@
+"""A process that trains one cell of a comparison after another: a folder comes in on a line, its outcome goes out."""
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from drpo.errors import BrokenLogpError, InputError
+from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, OUTCOME, STOPPED, write_outcome
+from drpo.train.log import METRICS, read_records
+from drpo.train.loop import train
+from drpo.train.session import load_run
+
+log = logging.getLogger("drpo")
+
+
+def train_cell(folder: Path) -> dict[str, Any]:
+    """Train the run of a folder from where it stands, and write down how it ended.
+
+    A policy whose numbers break after its first step has diverged, which is a result; what breaks before is a failure.
+
+    Args:
+        folder: holds the run's config.json.
+
+    Returns:
+        "status" and "reason", as `outcome.json` has them.
+    """
+    with _locked(folder):
+        (folder / OUTCOME).unlink(missing_ok=True)
+        status, reason = _end_of(folder)
+        outcome = {"status": status, "reason": reason}
+        write_outcome(folder, outcome)
+    return outcome
+
+
+def _end_of(folder: Path) -> tuple[str, str | None]:
+    try:
+        summary = train(load_run(folder), folder, keep_model=False)
+    except (FloatingPointError, BrokenLogpError) as error:
+        steps = len(read_records(folder / METRICS))
+        return (DIVERGED if steps else FAILED), f"in step {steps + 1}: {error}"
+    except InputError as error:
+        return FAILED, str(error)
+    except KeyboardInterrupt:
+        return STOPPED, "interrupted"
+    except Exception as error:  # one cell must not end the others
+        log.exception("%s failed", folder)
+        return FAILED, f"{type(error).__name__}: {error}"
+    return (FINISHED, None) if summary["finished"] else (STOPPED, "interrupted")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait for a process that is still at this cell, left behind by a comparison that was killed."""
+    with (folder / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _stop_without(parent: int) -> None:
+    """Ask this process to finish its step and stop once the comparison's own process is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    # What libraries print belongs in the log; answers keep the pipe for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    transformers_logging.disable_progress_bar()
+    threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
+    try:
+        for line in sys.stdin:
+            answers.write(json.dumps(train_cell(Path(line.rstrip("\n")))) + "\n")
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
