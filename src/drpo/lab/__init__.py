@@ -1,0 +1,1 @@
+"""Comparing methods over seeds, and what may be claimed of them."""
