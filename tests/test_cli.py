@@ -65,6 +65,11 @@ BAD = [
     (("train", "smoke", "--model", "./nowhere"), "./nowhere"),
     (("train", "--resume", "nowhere"), "nowhere"),
     (("train", "--resume"), "folder"),
+    (("watch",), "folder"),
+    (("watch", "nowhere"), "nowhere"),
+    (("watch", "."), "no run there"),
+    (("watch", ".", "--every", "0"), "--every 0"),
+    (("watch", ".", "--evry", "2"), "did you mean '--every'"),
     (("eval",), "model"),
     (("eval", "tiny"), "--task"),
     (("eval", "tiny", "--task", "adition"), "did you mean 'addition'"),
@@ -85,7 +90,9 @@ def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arg
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help"), ("eval", "--help"), ("weights", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--help",), ("train", "--help"), ("eval", "--help"), ("weights", "--help"), ("watch", "--help")]
+)
 def test_help_teaches(capsys, arguments):
     status, out, _ = said(capsys, *arguments)
     assert status == 0 and "drpo" in out and len(out.splitlines()) > 5

@@ -17,6 +17,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
 
   drpo train RECIPE [--FIELD VALUE ...]   train; drpo train RECIPE --help shows every field with its default
   drpo train --resume RUN                 go on with a run from its last checkpoint
+  drpo watch RUN                          a run that another process is at: progress, curves, the last sample
   drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
@@ -34,6 +35,7 @@ Your own are module:name. `drpo COMMAND --help` says more."""
 
 COMMANDS: Mapping[str, str] = {
     "train": "drpo.cli.train",
+    "watch": "drpo.cli.watch",
     "eval": "drpo.cli.eval",
     "doctor": "drpo.cli.doctor",
     "compare": "drpo.cli.compare",

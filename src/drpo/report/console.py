@@ -1,7 +1,8 @@
 """A run on the terminal: a live table with a progress bar, or plain lines where there is no terminal."""
 
+import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,8 @@ from drpo.types import Group
 SAMPLE_EVERY = 4
 """Steps between sample completions."""
 _ROWS = 10
-_COLUMNS: Mapping[str, tuple[str, str]] = {
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and line breaks
+COLUMNS: Mapping[str, tuple[str, str]] = {
     "reward": ("reward_mean", "{:.3f}"),
     "length": ("length_terminated", "{:.1f}"),
     "cut": ("truncated", "{:.0%}"),
@@ -34,14 +36,36 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "max|r·w|": ("scaled_weight_max", "{:.2f}"),
     "grad": ("grad_norm", "{:.2f}"),
 }
+"""Heading -> the metric under it, and how it is written."""
 
 
-def _cells(step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> list[str]:
-    shown = [form.format(metrics[key]) if key in metrics else "-" for key, form in _COLUMNS.values()]
-    return [str(step), *shown, f"{sum(seconds.values()):.1f}"]
+def cells(step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> list[str]:
+    """Return a step's row of a table: its number, `COLUMNS`, its seconds; "-" for what is not known."""
+    shown = [form.format(metrics[key]) if key in metrics else "-" for key, form in COLUMNS.values()]
+    return [str(step), *shown, f"{sum(seconds.values()):.1f}" if seconds else "-"]
 
 
-def _result(evaluation: Evaluation) -> str:
+def table(rows: Iterable[Sequence[str]]) -> Table:
+    """Return rows of `cells` under their names."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("step", *COLUMNS, "s"):
+        drawn.add_column(name, justify="right")
+    for row in rows:
+        drawn.add_row(*row)
+    return drawn
+
+
+def sample_panel(prompt: str, text: str, reward: float | None) -> Panel:
+    """Return a completion in a box, under its prompt; control characters, which could steer the terminal, as U+FFFD."""
+    prompt, text = (_CONTROL.sub("\ufffd", part) for part in (prompt, text))
+    style = "green" if reward and reward > 0 else "yellow"
+    body = Text.assemble((prompt, "dim"), "\n", (text.strip() or "(nothing)", style))
+    said = "not marked" if reward is None else f"reward {reward:g}"
+    return Panel(body, title=f"a sample, {said}", title_align="left")
+
+
+def result(evaluation: Evaluation) -> str:
+    """Return an evaluation in a line."""
     when = "before training" if evaluation.step == 0 else f"after {evaluation.step} steps"
     k = evaluation.n_samples
     extra = f", pass@{k} {evaluation.pass_at[k]:.1%}" if k > 1 else ""
@@ -102,7 +126,7 @@ class PlainConsole:
         self._line(
             "  ".join(
                 f"{name} {cell}"
-                for name, cell in zip(["step", *_COLUMNS, "s"], _cells(step, metrics, seconds), strict=True)
+                for name, cell in zip(["step", *COLUMNS, "s"], cells(step, metrics, seconds), strict=True)
             )
         )
         if (step - 1) % SAMPLE_EVERY == 0 and (sample := _sample(groups)):
@@ -110,7 +134,7 @@ class PlainConsole:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """One line."""
-        self._line(_result(evaluation))
+        self._line(result(evaluation))
 
     def note(self, text: str) -> None:
         """One line."""
@@ -153,18 +177,9 @@ class LiveConsole:
         self._live.__exit__(kind, error, trace)
 
     def _draw(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("step", *_COLUMNS, "s"):
-            table.add_column(name, justify="right")
-        for row in self._rows:
-            table.add_row(*row)
-        parts: list[RenderableType] = [table] if self._rows else []
+        parts: list[RenderableType] = [table(self._rows)] if self._rows else []
         if self._sample is not None:
-            prompt, text, reward = self._sample
-            body = Text.assemble(
-                (prompt, "dim"), "\n", (text.strip() or "(nothing)", "green" if reward > 0 else "yellow")
-            )
-            parts.append(Panel(body, title=f"a sample, reward {reward:g}", title_align="left"))
+            parts.append(sample_panel(*self._sample))
         return Stack(*parts, self._progress)
 
     def started(self, run: Run, folder: Path, step: int) -> None:
@@ -181,14 +196,14 @@ class LiveConsole:
         self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
     ) -> None:
         """Add a row, and a new sample now and then."""
-        self._rows.append(_cells(step, metrics, seconds))
+        self._rows.append(cells(step, metrics, seconds))
         if (step - 1) % SAMPLE_EVERY == 0:
             self._sample = _sample(groups) or self._sample
         self._progress.update(self._task, completed=step)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """A line above the table, which stays."""
-        self._console.print(Text(_result(evaluation), style="bold"))
+        self._console.print(Text(result(evaluation), style="bold"))
 
     def note(self, text: str) -> None:
         """A line above the table, which stays."""

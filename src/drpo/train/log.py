@@ -73,10 +73,10 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
         for line in lines:
-            if line.endswith("\n"):
-                yield line, json.loads(line)
+            if line.endswith(b"\n"):
+                yield line.decode("utf-8"), json.loads(line)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,90 @@
+"""`drpo watch`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from drpo.cli.options import parse
+from drpo.errors import InputError
+from drpo.report.follow import CELLS, Follower, find_cells
+from drpo.report.watch import draw_view, draw_views
+from drpo.train.session import CONFIG
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How often to look.
+
+    Args:
+        once: print one picture and end; so it is where the output is no terminal.
+        every: seconds between looks.
+    """
+
+    once: bool = False
+    every: float = 1.0
+
+
+def watch(arguments: list[str]) -> int:
+    """`drpo watch RUN`: a run, or a comparison's runs, that another process is at; until it ends, or Ctrl-C."""
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" not in arguments and "-h" not in arguments:
+            raise InputError("watch: name the run's folder first")
+        arguments = ["RUN", *arguments]
+    options = parse(WatchOptions, arguments[1:], f"drpo watch {arguments[0]}")
+    if not 0 < options.every < float("inf"):
+        raise InputError(f"--every {options.every}: must be above 0 seconds")
+    folder = Path(arguments[0])
+    _require_run(folder)
+    look = _Look(folder)
+    console = Console()
+    if options.once or not console.is_terminal:
+        # What is written to a file or a pipe has a width of its own.
+        console = console if console.is_terminal else Console(width=110)
+        console.print(look(console)[0])
+        return 0
+    try:
+        _follow(look, console, options.every)
+    except KeyboardInterrupt:  # the way to end it
+        return 0
+    return 0
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; a run makes its own once its model is loaded")
+    begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
+    if not begun and any(folder.iterdir()):
+        raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")
+
+
+class _Look:
+    """Draws what a folder holds at the moment, and says whether that will change no more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._followers: dict[Path, Follower] = {}
+
+    def __call__(self, console: Console) -> tuple[RenderableType, bool]:
+        if not (self._folder / CELLS).is_dir():
+            view = self._of(self._folder).look()
+            return draw_view(view, console.width, console.height), view.summary is not None
+        views = [self._of(cell).look() for cell in find_cells(self._folder)]
+        # Which runs a comparison has yet to begin is not seen here, so it is watched for as long as one likes.
+        return draw_views(views, console.width) if views else Text(f"waiting for the runs of {self._folder}"), False
+
+    def _of(self, folder: Path) -> Follower:
+        return self._followers.setdefault(folder, Follower(folder))
+
+
+def _follow(look: Callable[[Console], tuple[RenderableType, bool]], console: Console, every: float) -> None:
+    picture, ended = look(console)
+    with Live(picture, console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while not ended:
+            time.sleep(every)
+            picture, ended = look(console)
+            live.update(picture, refresh=True)

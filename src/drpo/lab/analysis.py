@@ -1,0 +1,157 @@
+"""What a comparison says: per regime, objective and learning rate, with intervals; and what may be claimed of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+from drpo.lab.outcome import Cell, Comparison
+from drpo.lab.statistics import (
+    Interval,
+    area_under_curve,
+    collapsed,
+    disjoint,
+    paired_difference,
+    rate,
+    smoothed,
+    steps_to,
+    stratified_interval,
+    t_interval,
+)
+
+WIDTH = 3
+"""Steps over which a training curve is smoothed before it is asked when it reached something."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An objective at a learning rate, in a regime, over its seeds.
+
+    Args:
+        regime: values of the comparison's regime fields.
+        objective: as spelled.
+        learning_rate: of all its cells.
+        final: seed -> `final` of its cell.
+        iqm: interquartile mean of them, with a bootstrap interval.
+        mean: of them, with Student's interval; what claims are made from.
+        area: mean, with Student's interval, of the mean training reward over all steps.
+        reached: seed -> step at which the smoothed training reward reached the threshold, None where it never did.
+        collapse: share of cells that collapsed or diverged, with Wilson's interval.
+        n_diverged: of them, how many had numbers that broke.
+    """
+
+    regime: tuple[Any, ...]
+    objective: str
+    learning_rate: float
+    final: Mapping[int, float]
+    iqm: Interval
+    mean: Interval
+    area: Interval
+    reached: Mapping[int, float | None]
+    collapse: Interval
+    n_diverged: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One objective ended higher than another in a regime: Student's intervals of their means have no point in common.
+
+    Args:
+        regime: values of the comparison's regime fields.
+        better, worse: objectives, each at its best learning rate.
+        difference: mean of the differences seed by seed, with Student's interval.
+    """
+
+    regime: tuple[Any, ...]
+    better: str
+    worse: str
+    difference: Interval
+
+
+def final(cell: Cell) -> float:
+    """Return how good a cell's policy is at its end: held-out accuracy, else mean reward of the last quarter of steps.
+
+    A run that diverged leaves no policy, and counts 0.
+    """
+    if cell.accuracies:
+        return cell.accuracies[-1][1]
+    rewards = cell.rewards
+    return fmean(rewards[-max(1, len(rewards) // 4) :])
+
+
+def has_collapsed(cell: Cell) -> bool:
+    """Return whether a cell's numbers broke, or its training reward ended far below its own best."""
+    return cell.status == "diverged" or collapsed(cell.rewards)
+
+
+def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition]:
+    """Return every condition of a comparison that has a result, regime by regime, in the order of its cells.
+
+    Args:
+        comparison: any; cells without a result are left out.
+        threshold: of the training reward, for `Condition.reached`.
+    """
+    found = []
+    for regime, cells in comparison.by_regime():
+        keys = dict.fromkeys((c.objective, c.learning_rate) for c in cells)
+        for objective, learning_rate in keys:
+            of_one = [c for c in cells if (c.objective, c.learning_rate) == (objective, learning_rate) and c.over]
+            if of_one:
+                found.append(_condition(regime, of_one, threshold))
+    return found
+
+
+def _condition(regime: tuple[Any, ...], cells: Sequence[Cell], threshold: float) -> Condition:
+    finals = {c.seed: final(c) for c in cells}
+    areas = [area_under_curve(range(1, len(c.rewards) + 1), c.rewards) for c in cells]
+    return Condition(
+        regime=regime,
+        objective=cells[0].objective,
+        learning_rate=cells[0].learning_rate,
+        final=finals,
+        iqm=stratified_interval([list(finals.values())]),
+        mean=t_interval([list(finals.values())]),
+        area=t_interval([areas]),
+        reached={c.seed: _reached(c.rewards, threshold) for c in cells},
+        collapse=rate([has_collapsed(c) for c in cells]),
+        n_diverged=sum(c.status == "diverged" for c in cells),
+    )
+
+
+def _reached(rewards: Sequence[float], threshold: float) -> float | None:
+    curve = smoothed(rewards, min(WIDTH, len(rewards)))
+    return steps_to(range(len(rewards) - len(curve) + 1, len(rewards) + 1), curve, threshold)
+
+
+def best(found: Sequence[Condition]) -> list[Condition]:
+    """Return, for each regime and objective, the condition with the highest mean end: each at its own learning rate.
+
+    The choice is made on the seeds that are then reported, so every objective with several learning rates looks
+    somewhat better than it is, one with one learning rate does not.
+    """
+    chosen: dict[tuple[Any, str], Condition] = {}
+    for c in found:
+        key = (c.regime, c.objective)
+        if key not in chosen or c.mean.value > chosen[key].mean.value:
+            chosen[key] = c
+    return list(chosen.values())
+
+
+def claims(found: Sequence[Condition]) -> Iterator[Claim]:
+    """Yield what may be claimed of conditions, at most one per regime and objective: only where intervals are disjoint."""
+    for a, b in combinations(found, 2):
+        if a.regime == b.regime and disjoint(a.mean, b.mean):
+            better, worse = (a, b) if a.mean.value > b.mean.value else (b, a)
+            difference = paired_difference({"": better.final}, {"": worse.final}).t
+            yield Claim(a.regime, better.objective, worse.objective, difference)
+
+
+def label(regime: Sequence[Any], fields: Sequence[str]) -> str:
+    """Write a regime as text.
+
+    Example:
+        >>> label((8, "int8"), ("updates", "rollout_precision"))
+        'updates 8, rollout precision int8'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(fields, regime, strict=True))

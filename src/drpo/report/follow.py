@@ -1,0 +1,234 @@
+"""A run's folder, read while another process writes it: what is new since the last look, and no more."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drpo.errors import InputError
+from drpo.train.evaluate import Evaluation
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING
+from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
+
+CELLS = "cells"
+"""Folder of a comparison's runs."""
+_LAST_BYTES = 2**16
+_MOST_BYTES = 2**24
+
+Record = Mapping[str, Any]
+
+
+class Lines:
+    """The whole lines of a JSON-lines file that grows.
+
+    A line not yet ended is left for later, and one that is not a record is passed over. Where the file no longer says
+    what was read of it last, it was rewound by a run that resumed, and is read again from its beginning.
+
+    Args:
+        path: of the file; it need not exist.
+        keep: what to remember of a record.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[Record], Record] = dict) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        self._keep = keep
+        self._offset, self._last = 0, b""
+
+    def refresh(self) -> None:
+        """Read what was written since the last time."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset - len(self._last))
+                if file.read(len(self._last)) != self._last:
+                    self._forget()
+                    file.seek(0)
+                new = file.read()
+        except FileNotFoundError:
+            self._forget()
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        lines = whole.splitlines(keepends=True)
+        if lines:
+            self._offset, self._last = self._offset + len(whole), lines[-1]
+            self.records += [self._keep(r) for r in map(_record, lines) if r is not None]
+
+    def _forget(self) -> None:
+        self.records = []
+        self._offset, self._last = 0, b""
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # that is not JSON, or not text
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def last_record(path: Path) -> Record | None:
+    """Return the last whole record of a JSON-lines file without reading the rest of it; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            length = min(size, _LAST_BYTES)
+            while True:
+                file.seek(size - length)
+                lines = file.read(length).splitlines(keepends=True)
+                # What the block begins with may be the end of a line, unless it is the whole file.
+                for line in reversed(lines if length == size else lines[1:]):
+                    if line.endswith(b"\n") and (record := _record(line)) is not None:
+                        return record
+                if length >= min(size, _MOST_BYTES):
+                    return None
+                length = min(size, 4 * length)
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class View:
+    """A run at one moment, as its folder tells it.
+
+    Args:
+        folder: of the run.
+        config: what config.json says; None before the run has begun.
+        metrics: of every step, without those of its single updates.
+        timing: of every step and of what lies between steps.
+        evaluations: so far.
+        sample: the last completion in rollouts.jsonl.
+        summary: of a run that has ended; None while it goes on, also after a resume.
+        silent_s: seconds since anything was written.
+    """
+
+    folder: Path
+    config: Record | None
+    metrics: Sequence[Record]
+    timing: Sequence[Record]
+    evaluations: Sequence[Evaluation]
+    sample: Record | None
+    summary: Record | None
+    silent_s: float
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def steps(self) -> int:
+        """Steps to do in all; 0 before the run has begun."""
+        return 0 if self.config is None else int(self.config["steps"])
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps that have a metric as a number, and the numbers."""
+        found = {m["step"]: float(m[name]) for m in self.metrics if isinstance(m.get(name), int | float)}
+        finite = {step: value for step, value in found.items() if math.isfinite(value)}
+        return list(finite), list(finite.values())
+
+    def seconds(self, step: int) -> dict[str, float]:
+        """Seconds per phase of a step; empty where they are not known."""
+        found = next((t for t in reversed(self.timing) if t["step"] == step and "update" in t), {})
+        return {phase: seconds for phase, seconds in found.items() if phase != "step"}
+
+    def phases(self) -> dict[str, float]:
+        """Seconds per phase, over the whole run."""
+        totals: dict[str, float] = {}
+        for record in self.timing:
+            for phase, seconds in record.items():
+                if phase != "step":
+                    totals[phase] = totals.get(phase, 0.0) + seconds
+        return totals
+
+    def left_s(self) -> float | None:
+        """Seconds that the steps still to do will take at the pace of the last ten; None where that is not known."""
+        last = [sum(self.seconds(m["step"]).values()) for m in self.metrics[-10:]]
+        return sum(last) / len(last) * (self.steps - self.step) if any(last) else None
+
+    def status(self) -> str:
+        """In a word or few, what has become of the run."""
+        if self.config is None:
+            return "not begun"
+        if self.summary is None:
+            return "running" if self.silent_s < 600 else f"silent for {self.silent_s / 60:.0f} min"
+        if self.summary.get("finished"):
+            return "finished"
+        signal = self.summary.get("stopped_by_signal")
+        return "ended early" if signal is None else f"stopped by signal {signal}"
+
+
+class Follower:
+    """Looks at a run's folder again and again.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._metrics = Lines(folder / METRICS, lambda r: {k: v for k, v in r.items() if k != "updates"})
+        self._timing = Lines(folder / TIMING)
+        self._evaluations = Lines(folder / EVALUATIONS)
+
+    def look(self) -> View:
+        """Return the run as it is now.
+
+        Raises:
+            InputError: config.json or summary.json cannot be read.
+        """
+        for lines in (self._metrics, self._timing, self._evaluations):
+            lines.refresh()
+        return View(
+            folder=self.folder,
+            config=_json(self.folder / CONFIG, ("name", "model", "objective", "learning_rate", "seed", "steps")),
+            metrics=tuple(self._metrics.records),
+            timing=tuple(self._timing.records),
+            evaluations=[e for e in map(_evaluation, self._evaluations.records) if e is not None],
+            sample=last_record(self.folder / ROLLOUTS),
+            summary=self._summary(),
+            silent_s=time.time() - max(_written(self.folder / name) for name in (CONFIG, METRICS, TIMING, EVALUATIONS)),
+        )
+
+    def _summary(self) -> Record | None:
+        """The summary, unless it is that of a session before the one that goes on."""
+        summary = _json(self.folder / SUMMARY, ())
+        # Every session writes its environment first and its summary last.
+        old = _written(self.folder / SUMMARY) < _written(self.folder / ENVIRONMENT)
+        return None if summary is None or (old and not summary.get("finished")) else summary
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _json(path: Path, needed: Sequence[str]) -> Record | None:
+    """A whole file, which its writer replaces at once; None where there is none."""
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    missing = [name for name in needed if not isinstance(record, dict) or name not in record]
+    if missing:
+        raise InputError(f"{path} is not of a run: {missing[0]!r} is missing")
+    plain: Record = record
+    return plain
+
+
+def _evaluation(record: Record) -> Evaluation | None:
+    try:
+        return Evaluation(**{**record, "pass_at": {int(k): value for k, value in record["pass_at"].items()}})
+    except (TypeError, ValueError, KeyError, AttributeError):  # of another version
+        return None
+
+
+def find_cells(folder: Path) -> list[Path]:
+    """Return the folders of a comparison's runs, by name; none where the folder is no comparison."""
+    return sorted(path for path in (folder / CELLS).glob("*") if path.is_dir())

@@ -1,0 +1,150 @@
+"""The picture of a run, or of a comparison's runs, that another process is at."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import plotext
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from drpo.report.console import cells, result, sample_panel, table
+from drpo.report.follow import View
+
+_ROWS = 10
+_BARS = "▁▂▃▄▅▆▇█"
+_CURVE_HEIGHT = 10
+_CURVES_FROM = 38  # lines of a terminal that also hold the curves
+CURVES: Mapping[str, str] = {"reward": "reward_mean", "|π-μ|": "shift_mean"}
+"""Title -> the metric drawn under it."""
+
+
+def sparkline(values: Sequence[float], width: int, low: float, high: float) -> str:
+    """Return values as a line of little bars, as many as fit, each the mean of its share of the values.
+
+    Args:
+        values: finite.
+        width: most characters.
+        low, high: of the scale; values beyond are drawn at its ends.
+
+    Example:
+        >>> sparkline([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], 3, 0.0, 1.0)
+        '▁▅█'
+    """
+    n = min(width, len(values))
+    edges = [round(i * len(values) / n) for i in range(n + 1)] if n else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    span = high - low or 1.0
+    return "".join(_BARS[min(len(_BARS) - 1, max(0, int((m - low) / span * len(_BARS))))] for m in means)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    Example:
+        >>> duration(41), duration(75), duration(7300)
+        ('41 s', '1 min 15 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def draw_view(view: View, width: int, height: int) -> RenderableType:
+    """Return a run's picture.
+
+    Args:
+        view: of the run.
+        width, height: characters and lines there are; the curves are left out where the lines are few.
+    """
+    if view.config is None:
+        return Text(f"waiting for {view.folder} to begin")
+    config = view.config
+    parts: list[RenderableType] = [
+        Text(f"{config['name']}: {config['model']} learns with {config['objective']}, ", style="bold")
+        + Text(f"learning rate {config['learning_rate']:g}, seed {config['seed']}", style="bold"),
+        _progress(view),
+    ]
+    if view.metrics:
+        parts.append(table(cells(m["step"], m, view.seconds(m["step"])) for m in view.metrics[-_ROWS:]))
+        parts.append(_curves(view, width) if height >= _CURVES_FROM else _spark(view, width))
+    if phases := view.phases():
+        total = sum(phases.values()) or 1.0
+        shares = ", ".join(f"{name} {s / total:.0%}" for name, s in sorted(phases.items(), key=lambda p: -p[1]))
+        parts.append(Text(f"{duration(total)}: {shares}"))
+    shown = [e for i, e in enumerate(view.evaluations) if i in (0, len(view.evaluations) - 1)]
+    parts += [Text(result(e), style="bold") for e in shown]
+    if (sample := view.sample) is not None:
+        parts.append(sample_panel(sample.get("prompt", ""), sample.get("text", ""), sample.get("reward")))
+    return Stack(*parts)
+
+
+def _progress(view: View) -> RenderableType:
+    """A line: how far, how long still, and what has become of the run."""
+    left = view.left_s() if view.summary is None else None
+    text = f" {view.step}/{view.steps} steps, {view.status()}"
+    text += f", about {duration(left)} of steps left" if left is not None else ""
+    line = Table.grid()
+    line.add_row(ProgressBar(total=view.steps, completed=view.step, width=30), Text(text))
+    return line
+
+
+def _spark(view: View, width: int) -> RenderableType:
+    lines = Table.grid(padding=(0, 1))
+    for name, metric in CURVES.items():
+        _, values = view.curve(metric)
+        if values:
+            low, high = min(values), max(values)
+            lines.add_row(name, sparkline(values, width - 30, low, high), f"{low:.3g} to {high:.3g}")
+    return lines
+
+
+def _curves(view: View, width: int) -> RenderableType:
+    """Side by side."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(*(_curve(view, name, metric, (width - 2) // len(CURVES)) for name, metric in CURVES.items()))
+    return grid
+
+
+def _curve(view: View, title: str, metric: str, width: int) -> Text:
+    steps, values = view.curve(metric)
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(width, _CURVE_HEIGHT)
+    if values:
+        plotext.plot(steps, values, marker="braille")
+    plotext.title(title)
+    return Text.from_ansi(str(plotext.build()))
+
+
+def draw_views(views: Sequence[View], width: int) -> RenderableType:
+    """Return a row for each run of a comparison; the little bars are all on one scale.
+
+    Args:
+        views: of the runs.
+        width: characters there are.
+    """
+    rewards = [view.curve("reward_mean")[1] for view in views]
+    everything = [reward for column in rewards for reward in column] or [0.0]
+    low, high = min(everything), max(everything)
+    names = max((len(view.folder.name) for view in views), default=0)
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    rows.add_column("run", no_wrap=True)
+    for heading in ("step", "reward", "last 5"):
+        rows.add_column(heading, justify="right")
+    rows.add_column(f"reward, {low:.3g} to {high:.3g}", no_wrap=True)
+    rows.add_column("")
+    for view, column in zip(views, rewards, strict=True):
+        last = [f"{column[-1]:.3f}", f"{sum(column[-5:]) / len(column[-5:]):.3f}"] if column else ["-", "-"]
+        bars = sparkline(column, max(10, width - names - 50), low, high)
+        rows.add_row(view.folder.name, f"{view.step}/{view.steps}", *last, bars, _styled(view.status()))
+    return rows
+
+
+def _styled(status: str) -> Text:
+    return Text(status, style={"finished": "green", "running": "bold", "not begun": "dim"}.get(status, "yellow"))

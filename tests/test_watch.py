@@ -1,0 +1,314 @@
+"""A run's folder read from outside while it is written, and the picture of it.
+
+Not covered: how a real terminal draws the picture; rich and plotext are trusted with that.
+"""
+
+import io
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from drpo import cli
+from drpo.cli import watch as command
+from drpo.errors import InputError
+from drpo.report import follow
+from drpo.report.console import sample_panel
+from drpo.report.follow import CELLS, Follower, Lines, View, find_cells, last_record
+from drpo.report.watch import draw_view, draw_views, duration, sparkline
+from drpo.train.log import EVALUATIONS, FILES, METRICS, ROLLOUTS, TIMING, RunLog, read_records
+from drpo.train.loop import train
+from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
+from worlds import tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    train(tiny_run(steps=6, eval_every=2, name="tiny-world"), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, written in the order in which a run writes."""
+    for name in (CONFIG, ENVIRONMENT, *FILES, SUMMARY):
+        shutil.copyfile(finished / name, tmp_path / name)
+    return tmp_path
+
+
+def drawn(view: View | list[View], width: int = 110, height: int = 60) -> str:
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(draw_views(view, width) if isinstance(view, list) else draw_view(view, width, height))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# ---- lines that grow ----
+
+appended = st.tuples(st.just("append"), st.integers(1, 4))
+cut = st.tuples(st.just("cut"), st.integers(1, 30))
+rewound = st.tuples(st.just("rewind"), st.integers(0, 8))
+looked = st.tuples(st.just("look"), st.just(0))
+
+
+@given(events=st.lists(st.one_of(appended, cut, rewound, looked), max_size=25), differs=st.booleans())
+def test_what_is_read_in_parts_is_what_is_there(tmp_path_factory, events, differs: bool):
+    """Appended, cut in the midst of a line or of a letter, and rewound as a run that resumes does, in any order."""
+    path = tmp_path_factory.mktemp("lines") / METRICS
+    lines, pending, step, attempt = Lines(path), b"", 0, 0
+    for event, n in [*events, ("look", 0)]:
+        if event == "append":
+            whole = b"".join(
+                json.dumps({"step": step + i + 1, "text": "πμ" * i, "attempt": attempt * differs}, ensure_ascii=False)
+                .encode() + b"\n"
+                for i in range(n)
+            )  # fmt: skip
+            step += n
+            with path.open("ab") as file:
+                file.write(pending + whole)
+            pending = b""
+        elif event == "cut" and not pending:  # the beginning of a line, the rest of which comes with the next ones
+            line = json.dumps({"step": step + 1, "text": "Δ" * 20}, ensure_ascii=False).encode() + b"\n"
+            step += 1
+            with path.open("ab") as file:
+                file.write(line[:n])
+            pending = line[n:]
+        elif event == "rewind":
+            RunLog(path.parent).rewind(n)
+            step, pending, attempt = max([r["step"] for r in read_records(path)], default=0), b"", attempt + 1
+        elif event == "look":
+            lines.refresh()
+            assert lines.records == read_records(path)
+
+
+def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log, lines, parsed = RunLog(tmp_path), Lines(tmp_path / METRICS), []
+    monkeypatch.setattr(follow, "_record", lambda line: parsed.append(line) or json.loads(line))
+    log.write(METRICS, *({"step": i} for i in range(1000)))
+    lines.refresh()
+    parsed.clear()
+    lines.refresh()
+    log.write(METRICS, {"step": 1000}, {"step": 1001})
+    lines.refresh()
+    assert len(parsed) == 2 and len(lines.records) == 1002
+
+
+def test_a_file_that_goes_away_is_forgotten(tmp_path: Path):
+    lines = Lines(tmp_path / METRICS)
+    lines.refresh()
+    RunLog(tmp_path).write(METRICS, {"step": 1})
+    lines.refresh()
+    assert lines.records == [{"step": 1}]
+    (tmp_path / METRICS).unlink()
+    lines.refresh()
+    assert lines.records == []
+
+
+def test_lines_that_are_no_records_are_passed_over(tmp_path: Path):
+    (tmp_path / METRICS).write_bytes(b'{"step": 1}\nnonsense\n\xff\xfe\n[1]\n{"no": "step"}\n\n{"step": 2}\n')
+    lines = Lines(tmp_path / METRICS)
+    lines.refresh()
+    assert lines.records == [{"step": 1}, {"step": 2}]
+
+
+@given(lengths=st.lists(st.integers(0, 300), max_size=8), tail=st.integers(0, 40))
+def test_the_last_record_whatever_the_length_of_lines(tmp_path_factory, lengths: list[int], tail: int):
+    folder = tmp_path_factory.mktemp("last")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follow, "_LAST_BYTES", 16)
+        assert last_record(folder / ROLLOUTS) is None
+        RunLog(folder).write(ROLLOUTS, *({"step": i, "text": "ü" * n} for i, n in enumerate(lengths)))
+        with (folder / ROLLOUTS).open("a") as file:
+            file.write('{"step": 99, "text": "not yet whole'[:tail])
+        assert last_record(folder / ROLLOUTS) == (read_records(folder / ROLLOUTS) or [None])[-1]
+
+
+# ---- a view ----
+
+
+def test_a_view_is_what_the_run_wrote(finished: Path):
+    view, summary = Follower(finished).look(), json.loads((finished / SUMMARY).read_text())
+    metrics = read_records(finished / METRICS)
+    assert (view.step, view.steps, view.status(), view.summary) == (6, 6, "finished", summary)
+    assert view.curve("reward_mean") == ([m["step"] for m in metrics], [m["reward_mean"] for m in metrics])
+    assert view.phases() == pytest.approx(summary["seconds"])
+    assert sum(sum(view.seconds(i).values()) for i in range(1, 7)) == pytest.approx(summary["training_seconds"])
+    assert [(e.step, e.accuracy) for e in view.evaluations] == [
+        (e["step"], e["accuracy"]) for e in read_records(finished / EVALUATIONS)
+    ]
+    assert view.sample == read_records(finished / ROLLOUTS)[-1]
+    text = drawn(view)
+    for shown in ("tiny-world", "6/6 steps", "finished", "rollout", "held-out accuracy after 6 steps", "a sample"):
+        assert shown in text
+
+
+def test_a_run_that_goes_on_is_running_until_its_own_summary(folder: Path):
+    follower = Follower(folder)
+    assert follower.look().status() == "finished"
+    summary = json.loads((folder / SUMMARY).read_text())
+    (folder / SUMMARY).write_text(json.dumps(summary | {"finished": False, "stopped_by_signal": 2}))
+    assert follower.look().status() == "stopped by signal 2"
+    later = time.time() + 5
+    os.utime(folder / ENVIRONMENT, (later, later))  # what a session that resumes writes first
+    assert follower.look().summary is None and follower.look().status() == "running"
+    os.utime(folder / SUMMARY, (later + 5, later + 5))
+    assert follower.look().status() == "stopped by signal 2"
+    (folder / SUMMARY).write_text(json.dumps(summary | {"finished": False}))
+    os.utime(folder / SUMMARY, (later + 5, later + 5))
+    assert follower.look().status() == "ended early"
+    (folder / SUMMARY).unlink()
+    for name in (CONFIG, *FILES):
+        os.utime(folder / name, (later - 1805, later - 1805))
+    assert follower.look().status() == "silent for 30 min"
+
+
+def test_time_left_is_at_the_pace_of_the_last_ten_steps(folder: Path):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"steps": 106}))
+    for name in (METRICS, TIMING, SUMMARY):
+        (folder / name).unlink()
+    assert Follower(folder).look().left_s() is None
+    log = RunLog(folder)
+    log.write(METRICS, *({"step": i} for i in range(1, 17)))
+    pace = [100.0] * 6 + [1.0] * 5 + [3.0] * 5
+    log.write(TIMING, *({"step": i + 1, "rollout": s / 2, "update": s / 2} for i, s in enumerate(pace)))
+    log.write(TIMING, {"step": 16, "evaluation": 1000.0})
+    view = Follower(folder).look()
+    assert view.left_s() == pytest.approx(90 * 2.0)
+    assert "about 3 min 0 s of steps left" in drawn(view)
+
+
+@given(data=st.data())
+def test_a_folder_cut_short_anywhere_is_drawn(finished: Path, tmp_path_factory, data):
+    """Each file missing, or written up to some byte; but config.json and summary.json are replaced at once."""
+    folder = tmp_path_factory.mktemp("cut")
+    for name in (CONFIG, ENVIRONMENT, SUMMARY):
+        if data.draw(st.booleans()):
+            shutil.copyfile(finished / name, folder / name)
+    for name in FILES:
+        whole = (finished / name).read_bytes()
+        if data.draw(st.booleans()):
+            (folder / name).write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    view = Follower(folder).look()
+    text = drawn(view, height=data.draw(st.sampled_from([24, 60])))
+    assert ("waiting for" in text) == (not (folder / CONFIG).exists())
+    assert drawn([view])
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_curves(folder: Path):
+    RunLog(folder).write(METRICS, {"step": 7, "reward_mean": float("nan"), "shift_mean": None})
+    view = Follower(folder).look()
+    assert view.curve("reward_mean")[0] == [1, 2, 3, 4, 5, 6]
+    assert drawn([view])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}'])
+def test_a_configuration_that_is_none_is_one_line(folder: Path, text: str):
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(InputError, match=CONFIG):
+        Follower(folder).look()
+
+
+# ---- several runs ----
+
+
+def test_a_comparison_is_a_row_for_each_run(folder: Path, tmp_path_factory):
+    comparison = tmp_path_factory.mktemp("comparison")
+    assert find_cells(comparison) == []
+    for name in ("b", "a"):
+        shutil.copytree(folder, comparison / CELLS / name)
+    (comparison / CELLS / "a" / SUMMARY).unlink()
+    (comparison / CELLS / "a" / METRICS).write_text(
+        "".join(json.dumps({"step": i, "reward_mean": i / 10}) + "\n" for i in (1, 2, 3, 4, 5, 6))
+    )
+    (comparison / CELLS / "c").mkdir()
+    (comparison / CELLS / "notes.txt").write_text("not a run")
+    rows = drawn([Follower(cell).look() for cell in find_cells(comparison)]).splitlines()
+    assert len(rows) == 4
+    assert rows[1].split()[:4] == ["a", "6/6", "0.600", "0.400"] and "running" in rows[1]
+    assert rows[2].startswith("b") and "finished" in rows[2]
+    assert rows[3].split()[:4] == ["c", "0/0", "-", "-"] and "not begun" in rows[3]
+
+
+@given(
+    values=st.lists(st.floats(-2, 2), max_size=60),
+    width=st.integers(1, 40),
+    scale=st.sampled_from([(-1.0, 1.0), (0.0, 0.0), (-2.0, 2.0)]),
+)
+def test_a_sparkline_fits_and_rises_with_the_values(values: list[float], width: int, scale: tuple[float, float]):
+    bars = sparkline(values, width, *scale)
+    assert len(bars) == min(width, len(values))
+    assert list(sparkline(sorted(values), width, *scale)) == sorted(sparkline(sorted(values), width, *scale))
+
+
+def test_the_scale_of_a_sparkline_is_the_one_given():
+    assert sparkline([0.0, 1.0], 9, 0.0, 1.0) == "▁█"
+    assert sparkline([0.0, 1.0], 9, 0.0, 4.0) == "▁▃"
+    assert sparkline([], 9, 0.0, 1.0) == ""
+    assert duration(59.6) == "1 min 0 s"
+
+
+# ---- the command ----
+
+
+def test_it_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From an empty folder on; the run is in another thread, and slow enough to be seen at work."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=110, height=60)
+    monkeypatch.setattr(command, "Console", lambda **_: console)
+
+    class Slow:
+        """Watches by taking its time."""
+
+        def __getattr__(self, name: str):
+            return lambda *arguments: time.sleep(0.1) if name == "stepped" else None
+
+    run = threading.Thread(target=lambda: train(tiny_run(steps=5), tmp_path, Slow()))  # type: ignore[arg-type]
+    begin = threading.Timer(0.2, run.start)
+    begin.start()
+    assert cli.main(["watch", str(tmp_path), "--every", "0.02"]) == 0
+    begin.join()
+    run.join()
+    text = screen.getvalue()
+    seen = [text.find(f"{shown} steps, ") for shown in ("0/5", "2/5", "5/5")]
+    assert -1 < text.find("waiting for") < seen[0] < seen[1] < seen[2]
+    assert "5/5 steps, finished" in text
+
+
+def test_a_sample_cannot_steer_the_terminal():
+    console = Console(file=io.StringIO(), width=60)
+    console.print(sample_panel("a\x1b[2Jb", "c\r\x07d\n\te\x9b3mπ", 1.0))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "a�[2Jb" in text and "c��d" in text and "e�3mπ" in text
+
+
+def test_ctrl_c_ends_the_watching_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / SUMMARY).unlink()
+    console = Console(file=io.StringIO(), force_terminal=True, width=110, height=60)
+    monkeypatch.setattr(command, "Console", lambda **_: console)
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", interrupted)
+    assert cli.main(["watch", str(folder)]) == 0
+
+
+def test_one_picture_where_there_is_no_terminal(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / SUMMARY).unlink()
+    assert cli.main(["watch", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "6/6 steps, running" in out and "\x1b" not in out
+    (folder / "empty").mkdir()
+    assert cli.main(["watch", str(folder / "empty"), "--once"]) == 0
+    assert "waiting for" in capsys.readouterr().out
+    (folder / "empty" / CELLS).mkdir()
+    assert cli.main(["watch", str(folder / "empty"), "--once"]) == 0
+    assert "waiting for the runs" in capsys.readouterr().out
