@@ -172,6 +172,14 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: in
     assert_same_run(tmp_path / "whole", folder)
 
 
+def test_a_run_that_dies_in_its_first_step_is_evaluated_once(tmp_path: Path):
+    run = tiny_run()
+    with pytest.raises(FloatingPointError):
+        train(replace(run, objective=worlds.Broken()), tmp_path)
+    train(run, tmp_path)
+    assert [e["step"] for e in read_records(tmp_path / EVALUATIONS)] == [0, run.steps]
+
+
 def test_a_line_cut_short_by_a_crash_is_forgotten(tmp_path: Path):
     train(tiny_run(), tmp_path / "whole")
     train(replace(tiny_run(), steps=2), tmp_path / "part")

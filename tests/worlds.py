@@ -1,5 +1,7 @@
 """Small worlds for the trainer's tests: a task, rewards, and engines whose behaviour is known."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -83,3 +85,27 @@ def tiny_run(**changes: Any) -> Run:
 
 def sampling(**changes: Any) -> Sampling:
     return replace(smoke().sampling, **changes)
+
+
+class _WhereMoved:
+    """The unregularised surrogate, until a policy comes that is no longer the sampler's: then something happens."""
+
+    tokenwise = True
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, happens: Callable[[Tokens], TokenLoss]) -> None:
+        self._happens = happens
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        ratio = (tokens.logp - tokens.behavior_logp).exp()
+        if bool((((ratio - 1).abs() > 1e-3) & (tokens.advantage != 0)).any()):
+            return self._happens(tokens)
+        return TokenLoss(-ratio * tokens.advantage)
+
+
+def _exit(tokens: Tokens) -> TokenLoss:
+    os._exit(3)
+
+
+BREAKS_LATER = _WhereMoved(Broken())
+EXITS = _WhereMoved(_exit)

@@ -22,6 +22,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
   drpo compare RECIPE --objectives ...    one training with several objectives, over seeds and regimes
+  drpo lab                                which trust region holds, on a tiny transformer: maps, in minutes
   drpo recipes                            what there is to train
   drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
 
@@ -39,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "eval": "drpo.cli.eval",
     "doctor": "drpo.cli.doctor",
     "compare": "drpo.cli.compare",
+    "lab": "drpo.cli.lab",
     "serve": "drpo.cli.serve",
     "recipes": "drpo.cli.train",
     "weights": "drpo.cli.weights",

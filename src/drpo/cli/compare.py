@@ -11,8 +11,10 @@ from drpo.lab.compare import begun, models_of
 from drpo.lab.compare import compare as train_cells
 from drpo.lab.crew import fitting
 from drpo.lab.grid import REGIME, Grid, parse_arm, parse_regime, runs
-from drpo.lab.outcome import prepare
+from drpo.lab.outcome import FAILED, prepare, read_comparison
 from drpo.recipes import RECIPES, find
+from drpo.report.comparison_figures import draw_curves, draw_finals
+from drpo.report.comparison_table import print_comparison
 from drpo.report.progress import ComparisonConsole
 from drpo.train.session import CONFIG
 
@@ -69,6 +71,7 @@ def compare(arguments: list[str]) -> int:
             raise InputError("compare --resume: name the comparison's folder")
         folder = Path(arguments[1])
         resumed = parse(ResumeOptions, arguments[2:], f"drpo compare --resume {folder}")
+        require_jobs(resumed.jobs)
         return _compare(folder, begun(folder), resumed.jobs, resumed.plain)
     if not arguments or arguments[0].startswith("-"):
         if "--help" not in arguments and "-h" not in arguments:
@@ -78,6 +81,7 @@ def compare(arguments: list[str]) -> int:
     base, options = overridden(
         find(name), rest, f"drpo compare {name}", CompareOptions, without=("name", "objective", "seed")
     )
+    require_jobs(options.jobs)
     regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
     grid = Grid(tuple(map(parse_arm, options.objectives)), options.seeds, options.learning_rate, regimes)
     cells = runs(base, grid)
@@ -87,9 +91,14 @@ def compare(arguments: list[str]) -> int:
     return _compare(folder, prepare(folder, cells), options.jobs, options.plain)
 
 
-def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
+def require_jobs(jobs: int | None) -> None:
+    """Refuse a number of jobs that cannot be."""
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs {jobs}: must be at least 1")
+
+
+def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
+    """Train cells and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
     console = Console()
     crew = max((fitting(model, jobs, len(cells)) for model in models_of(cells)), key=lambda c: -c.jobs)
     console.print(
@@ -98,6 +107,22 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
     with ComparisonConsole(console, console.is_terminal and not plain, cells) as shown:
         comparison, signal = train_cells(folder, cells, crew, shown.tick, shown.note)
     if signal is not None:
-        console.print(f"stopped early; go on with: drpo compare --resume {folder}", soft_wrap=True, highlight=False)
         return 128 + signal
-    return 1 if any(not c.over for c in comparison.cells) else 0
+    return 1 if any(c.status == FAILED for c in comparison.cells) else 0
+
+
+def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
+    status = run_cells(folder, cells, jobs, plain)
+    console = Console()
+    comparison = read_comparison(folder)
+    if any(c.over for c in comparison.cells):
+        print_comparison(console, comparison)
+        draw_curves(comparison, folder / "curves.png")
+        draw_finals(comparison, folder / "finals.png")
+        console.print(f"everything   {folder}", soft_wrap=True, highlight=False)
+    for cell in comparison.cells:
+        if cell.status == FAILED:
+            console.print(f"failed: {cell.name}: {cell.reason}", style="red", soft_wrap=True, highlight=False)
+    if any(not c.over for c in comparison.cells):
+        console.print(f"go on with: drpo compare --resume {folder}", soft_wrap=True, highlight=False)
+    return status

@@ -139,7 +139,11 @@ def best(found: Sequence[Condition]) -> list[Condition]:
 
 
 def claims(found: Sequence[Condition]) -> Iterator[Claim]:
-    """Yield what may be claimed of conditions, at most one per regime and objective: only where intervals are disjoint."""
+    """Yield what may be claimed: only where the intervals of two means are disjoint.
+
+    Args:
+        found: at most one condition per regime and objective.
+    """
     for a, b in combinations(found, 2):
         if a.regime == b.regime and disjoint(a.mean, b.mean):
             better, worse = (a, b) if a.mean.value > b.mean.value else (b, a)

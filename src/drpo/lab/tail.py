@@ -90,7 +90,7 @@ class Tail:
         ('q1', 't mod 8 = 1', 0.5)
     """
 
-    kind: Kind = "noise"
+    kind: Kind
 
     def __post_init__(self) -> None:
         if self.kind not in ("noise", "meaning"):
@@ -139,7 +139,7 @@ def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _teach(folder: Path, steps: int = 500, rows: int = 32) -> None:
-    """Maximum likelihood on texts of the language; the cue is always heeded at first, else the model does not find it."""
+    """Maximum likelihood on texts of the language; the cue is always heeded at first, else it would not be found."""
     generator = torch.Generator().manual_seed(derive("tail", "texts") % 2**63)
     model = _untaught()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
@@ -211,7 +211,7 @@ def base(kind: Kind) -> Run:
         objective=DRPO(0.2),
         reduction=Horizon(PLACES),
         sampling=Sampling(samples=8, max_new_tokens=PLACES),
-        steps=24,
+        steps=20,
         prompts=16,
         updates=4,
         learning_rate=1e-3,

@@ -1,6 +1,7 @@
 """A process that trains one cell of a comparison after another: a folder comes in on a line, its outcome goes out."""
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ def train_cell(folder: Path) -> dict[str, Any]:
         status, reason = _end_of(folder)
         outcome = {"status": status, "reason": reason}
         write_outcome(folder, outcome)
+    gc.collect()  # a model and its optimiser are held by cycles: two cells' worth of memory otherwise
     return outcome
 
 

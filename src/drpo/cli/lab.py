@@ -1,0 +1,74 @@
+"""`drpo lab`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from drpo.cli.compare import require_jobs, run_cells
+from drpo.cli.options import parse
+from drpo.errors import InputError
+from drpo.lab.compare import release
+from drpo.lab.grid import parse_arm
+from drpo.lab.outcome import prepare, read_comparison
+from drpo.lab.stability import KINDS, LEARNING_RATES, OBJECTIVES, PRECISIONS, UPDATES, stability_runs
+from drpo.lab.tail import Tail
+from drpo.objectives import spell
+from drpo.report.comparison_table import print_comparison
+from drpo.report.maps import draw_maps
+from drpo.train.config import SPELLED
+
+STABILITY = "stability"
+TITLES = {
+    "noise": "the tail is noise: the reward looks at common words alone",
+    "meaning": "the tail carries meaning: the reward looks at rare words alone",
+}
+
+
+@dataclass(frozen=True)
+class LabOptions:
+    """The stability benchmark: a tiny transformer over a long-tailed vocabulary, minutes on two cores.
+
+    There are two tasks, which differ in whether rare words are noise or carry the meaning. Every combination of what is
+    given is a cell.
+
+    Args:
+        objectives: none, ppo(0.2,0.28), spo(3), dppo(0.15), drpo(12.5), drpo(0.2), ...
+        seeds: of each.
+        updates: optimiser updates per rollout: how stale the data get.
+        learning_rate: of each.
+        rollout_precision: of the sampler, beside a trainer in fp32: fp32, bf16, int8, fp8_weights, fp8.
+        out: folder; what is there already is not done again.
+        jobs: cells trained at once; default: one a core.
+        plain: plain lines in place of the live table.
+    """
+
+    objectives: tuple[str, ...] = OBJECTIVES
+    seeds: tuple[int, ...] = (0, 1)
+    updates: tuple[int, ...] = UPDATES
+    learning_rate: tuple[float, ...] = LEARNING_RATES
+    rollout_precision: tuple[str, ...] = PRECISIONS
+    out: Path = Path("runs/lab")
+    jobs: int | None = None
+    plain: bool = False
+
+
+def lab(arguments: list[str]) -> int:
+    """`drpo lab [options]`: what the exact problems say, then the stability benchmark, with maps."""
+    options = parse(LabOptions, arguments, "drpo lab")
+    require_jobs(options.jobs)
+    if not options.objectives or not options.seeds:
+        raise InputError("lab: name at least one objective and one seed")
+    folder = options.out / STABILITY
+    objectives = [spell(parse_arm(text).objective) for text in options.objectives]
+    cells = stability_runs(objectives, options.seeds, options.updates, options.learning_rate, options.rollout_precision)
+    console = Console()
+    status = run_cells(folder, prepare(folder, cells), options.jobs, options.plain)
+    release(folder)
+    comparison = read_comparison(folder)
+    print_comparison(console, comparison, best_only=True)
+    for kind in KINDS:
+        path = options.out / f"stability_{kind}.png"
+        draw_maps(comparison, SPELLED["task"][1](Tail(kind)), TITLES[kind], path)
+        console.print(f"map          {path}", soft_wrap=True, highlight=False)
+    return status

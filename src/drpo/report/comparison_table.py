@@ -1,0 +1,84 @@
+"""A comparison on the terminal: a table per regime, and what may be claimed."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from drpo.lab.analysis import Condition, best, claims, conditions, label
+from drpo.lab.outcome import Comparison
+from drpo.lab.statistics import Interval
+
+
+def print_comparison(console: Console, comparison: Comparison, threshold: float = 0.5, best_only: bool = False) -> None:
+    """Print, for each regime, how every objective did, then the claims that the seeds allow.
+
+    Args:
+        console: where to.
+        comparison: with at least one result.
+        threshold: of the training reward, for the column that says when it was reached.
+        best_only: leave out all learning rates of an objective but its best.
+    """
+    found = conditions(comparison, threshold)
+    shown, fields = best(found) if best_only else found, comparison.regime_fields
+    for regime in dict.fromkeys(c.regime for c in shown):
+        console.print(_table([c for c in shown if c.regime == regime], label(regime, fields), threshold))
+    for line in claim_lines(found, fields):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _table(found: Sequence[Condition], title: str, threshold: float) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("objective")
+    for name in ("learning rate", "seeds", "end", "95 % (t)", "iqm", "area", f"reached {threshold:g}", "collapsed"):
+        table.add_column(name, justify="right")
+    chosen = best(found)
+    for c in found:
+        cells = (
+            c.objective,
+            f"{c.learning_rate:g}",
+            str(c.mean.n),
+            f"{c.mean.value:.3f}",
+            bounds(c.mean),
+            f"{c.iqm.value:.3f}",
+            f"{c.area.value:.3f}",
+            _reached(c),
+            _collapse(c),
+        )
+        table.add_row(*cells, style="bold" if c in chosen and len(chosen) < len(found) else None)
+    return table
+
+
+def bounds(interval: Interval) -> str:
+    """Write an interval's bounds, or that there are none.
+
+    Example:
+        >>> bounds(Interval(0.5, 0.25, 0.75, 3)), bounds(Interval(0.5, float("nan"), float("nan"), 1))
+        ('0.25 to 0.75', 'one seed')
+    """
+    return "one seed" if math.isnan(interval.low) else f"{interval.low:.2f} to {interval.high:.2f}"
+
+
+def _reached(c: Condition) -> str:
+    steps = [step for step in c.reached.values() if step is not None]
+    return f"{len(steps)}/{len(c.reached)}" + (f" at {median(steps):.0f}" if steps else "")
+
+
+def _collapse(c: Condition) -> str:
+    fallen = round(c.collapse.value * c.collapse.n)
+    return f"{fallen}/{c.collapse.n}" + (f", {c.n_diverged} diverged" if c.n_diverged else "")
+
+
+def claim_lines(found: Sequence[Condition], fields: Sequence[str]) -> Iterator[str]:
+    """Yield what may be claimed, a line each; where nothing may be, a line that says so."""
+    made = list(claims(best(found)))
+    for claim in made:
+        where = f" ({label(claim.regime, fields)})" if fields else ""
+        yield (
+            f"{claim.better} ends above {claim.worse}{where}: intervals are disjoint; seed by seed by "
+            f"{claim.difference.value:.3f}, {bounds(claim.difference)}"
+        )
+    if not made and len(found) > 1:
+        yield "no claim: all intervals overlap, or there are too few seeds for any"

@@ -1,0 +1,388 @@
+"""Comparisons: what they vary, that they survive whatever ends a process, and that they claim no more than they may."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drpo.cli import main
+from drpo.errors import InputError
+from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed
+from drpo.lab.compare import compare
+from drpo.lab.crew import Crew, fitting
+from drpo.lab.grid import Grid, parse_arm, parse_regime, runs
+from drpo.lab.outcome import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    RESULTS,
+    SERIES,
+    Cell,
+    Comparison,
+    load_results,
+    prepare,
+    read_cell,
+    read_comparison,
+    save_results,
+)
+from drpo.lab.stability import stability_runs
+from drpo.lab.statistics import disjoint
+from drpo.lab.tail import Tail, class_share, speaker
+from drpo.report.comparison_figures import draw_curves, draw_finals
+from drpo.report.comparison_table import claim_lines
+from drpo.report.maps import draw_maps
+from drpo.train.config import to_json
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
+from worlds import tiny_run
+
+TESTS = str(Path(__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def importable_worlds(monkeypatch: pytest.MonkeyPatch):
+    """The cells' processes find the tests' tasks and objectives."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+def trained(folder: Path, cells: list[Path], jobs: int = 2) -> Comparison:
+    comparison, _ = compare(folder, cells, Crew(jobs, 1), lambda work: None, print)
+    return comparison
+
+
+def grid(*objectives: str, **changes) -> Grid:
+    return Grid(tuple(map(parse_arm, objectives)), **{"seeds": (0,), **changes})
+
+
+# What is varied.
+
+
+def test_every_combination_is_a_cell_with_a_name_of_its_own():
+    all_of = runs(
+        tiny_run(),
+        grid("none", "drpo(0.2) @ 1e-3", seeds=(0, 1), learning_rates=(1e-4, 2e-4), regimes={"updates": (1, 2)}),
+    )
+    assert len(all_of) == len({r.name for r in all_of}) == 2 * 2 * (2 + 1)
+    assert {r.learning_rate for r in all_of if r.objective == parse_arm("drpo(0.2)").objective} == {1e-3}
+    assert {(r.seed, r.updates) for r in all_of} == {(s, u) for s in (0, 1) for u in (1, 2)}
+    shared = {
+        json.dumps(to_json(replace(r, **{f: getattr(tiny_run(), f) for f in ("name", "objective", "seed")})))
+        for r in all_of
+    }
+    assert len(shared) == 3 * 2  # learning rates and updates are all that is left
+
+
+def test_a_cells_name_is_its_configurations():
+    one, other = (runs(tiny_run(steps=steps), grid("none"))[0].name for steps in (4, 5))
+    assert one != other and one == runs(tiny_run(steps=4, name="x"), grid("none", "ppo"))[0].name
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (lambda: grid(), "objectives: name at least one"),
+        (lambda: grid("none", "none"), "one is there twice"),
+        (lambda: grid("none", seeds=()), "seeds: name at least one"),
+        (lambda: grid("none", regimes={"steps": (1,)}), "not steps"),
+        (lambda: parse_arm("drpo(0.2) @ fast"), "behind the @"),
+        (lambda: parse_arm("dropo(0.2)"), "did you mean 'drpo'"),
+        (lambda: parse_regime("updates", ["many"]), "whole numbers"),
+        (lambda: Tail("nose"), "must be 'noise' or 'meaning'"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_by_name(made, named: str):
+    with pytest.raises(InputError, match=named):
+        made()
+
+
+def test_as_many_jobs_as_fit():
+    assert fitting("tiny", 3, n_cells=2).jobs == 2
+    assert fitting("tiny", 3, n_cells=9).jobs == 3
+    crew = fitting("tiny", None, n_cells=99)
+    assert 1 <= crew.jobs * crew.threads <= (os.cpu_count() or 1)
+
+
+# Cells in processes.
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison trained in one go."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])
+    folder = tmp_path_factory.mktemp("whole")
+    base = tiny_run(steps=6, prompts=8, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
+    cells = runs(base, grid("none", "drpo(0.2)", seeds=(0, 1)))
+    trained(folder, prepare(folder, cells))
+    return folder
+
+
+def test_cells_of_a_seed_see_the_same_data_and_begin_at_the_same_score(whole: Path):
+    cells = read_comparison(whole).cells
+    assert {c.status for c in cells} == {FINISHED}
+    for seed in (0, 1):
+        of_one = [whole / "cells" / c.name for c in cells if c.seed == seed]
+        first = [(r["prompt"], r["token_ids"], r["behavior_logp"]) for r in read_records(of_one[0] / ROLLOUTS)]
+        n = len([r for r in read_records(of_one[0] / ROLLOUTS) if r["step"] == 1])
+        for other in of_one[1:]:
+            records = read_records(other / ROLLOUTS)
+            assert [r["prompt"] for r in records] == [prompt for prompt, _, _ in first]
+            assert [(r["prompt"], r["token_ids"], r["behavior_logp"]) for r in records][:n] == first[:n]
+        assert len({read_records(cell / EVALUATIONS)[0]["accuracy"] for cell in of_one}) == 1
+    assert len({tuple(c.rewards) for c in cells}) == 4
+
+
+def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
+    base = tiny_run(steps=6, prompts=8, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
+    cells = prepare(tmp_path, runs(base, grid("none", "drpo(0.2)", seeds=(0, 1))))
+    script = (
+        "import sys; from pathlib import Path; from drpo.lab.compare import *; from drpo.lab.crew import Crew\n"
+        "folder = Path(sys.argv[1])\n"
+        "compare(folder, begun(folder), Crew(2, 1), lambda work: None, print)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    deadline = time.time() + 120
+    while not any(len(read_records(c / METRICS)) >= 3 for c in cells) and time.time() < deadline:
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.send_signal(signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert not all(read_cell(c).over for c in cells)
+    again = trained(tmp_path, cells)
+    assert {c.status for c in again.cells} == {FINISHED}
+    assert again.cells == read_comparison(whole).cells
+    assert not any((c / "checkpoints").exists() for c in cells)
+
+
+def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path):
+    cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none")))
+    script = (
+        "import sys; from pathlib import Path; from drpo.lab.compare import *; from drpo.lab.crew import Crew\n"
+        "folder = Path(sys.argv[1])\n"
+        "compare(folder, begun(folder), Crew(1, 1), lambda work: None, print)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    deadline = time.time() + 120
+    while not read_records(cells[0] / METRICS) and time.time() < deadline:
+        time.sleep(0.1)
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs([child], timeout=60)
+    assert not alive
+    assert (cells[0] / "checkpoints").exists()  # it finished its step and saved
+
+
+def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
+    cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none", "ppo")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drpo", "compare", "--resume", str(tmp_path), "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 120
+    while not all(read_records(c / METRICS) for c in cells) and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert f"drpo compare --resume {tmp_path}" in " ".join(said.split())
+    assert all((c / "checkpoints").exists() and read_cell(c).status == "stopped" for c in cells)
+
+
+def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(tmp_path: Path):
+    base = tiny_run(steps=3, updates=1, refresh_every=3, learning_rate=1e-2)  # from step 2 on off-policy
+    cells = runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken", "worlds:EXITS", "none"))
+    found = {c.objective: c for c in trained(tmp_path, prepare(tmp_path, cells), jobs=1).cells}
+    breaks = found["worlds:BREAKS_LATER"]
+    assert (breaks.status, breaks.rewards[-1], len(breaks.rewards)) == (DIVERGED, 0.0, 3)
+    assert "in step 2" in str(breaks.reason) and final(breaks) == 0.0 and has_collapsed(breaks)
+    assert found["worlds:Broken()"].status == FAILED  # in the first step: that is no result of training
+    assert (found["worlds:EXITS"].status, found["none"].status) == (FAILED, FINISHED)
+    assert "status 3" in str(found["worlds:EXITS"].reason)
+
+
+def test_a_comparison_is_written_and_read_back(whole: Path, tmp_path: Path):
+    comparison = read_comparison(whole)
+    save_results(comparison, tmp_path / RESULTS)
+    again = read_comparison(tmp_path)
+    assert [c.name for c in again.cells] == [c.name for c in comparison.cells]
+    assert [dict(c.config) for c in again.cells] == [dict(c.config) for c in comparison.cells]
+    for one, other in zip(comparison.cells, again.cells, strict=True):
+        assert one.rewards == pytest.approx(other.rewards, rel=1e-5) and one.evaluations == other.evaluations
+    assert load_results(tmp_path / RESULTS) == again
+    assert TESTS not in (tmp_path / RESULTS).read_text()
+
+
+def test_more_cells_join_those_that_are_there(tmp_path: Path):
+    first = prepare(tmp_path, runs(tiny_run(), grid("none", seeds=(1, 0))))
+    both = prepare(tmp_path, runs(tiny_run(), grid("ppo", "none", seeds=(0,))))
+    names = [c.name for c in read_comparison(tmp_path).cells]
+    assert names == [*(c.name for c in first), both[0].name] and both[1] == first[1]
+
+
+# What is said of it.
+
+
+def a_cell(objective: str, seed: int, end: float, learning_rate: float = 1e-3, updates: int = 1, **changes) -> Cell:
+    config = to_json(
+        tiny_run(
+            objective=parse_arm(objective).objective, seed=seed, learning_rate=learning_rate, updates=updates, steps=8
+        )
+    )
+    series = {name: (0.1,) * 8 for name in SERIES} | {"reward_mean": tuple(end * i / 7 for i in range(8))}
+    made = Cell(f"{objective}{seed}", config, FINISHED, None, series, ((0, 0.1), (8, end)))
+    return replace(made, **changes)
+
+
+def a_comparison(ends: dict[tuple[str, float], list[float]]) -> Comparison:
+    cells = [a_cell(o, seed, end, rate) for (o, rate), of in ends.items() for seed, end in enumerate(of)]
+    return Comparison("x", tuple(cells), {})
+
+
+def test_each_objective_is_taken_at_its_best_learning_rate():
+    found = conditions(
+        a_comparison({("none", 1e-3): [0.2, 0.3], ("none", 1e-2): [0.5, 0.6], ("ppo", 1e-3): [0.4, 0.4]})
+    )
+    assert len(found) == 3
+    assert [(c.objective, c.learning_rate) for c in best(found)] == [("none", 1e-2), ("sapo", 1e-3)]
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=3))
+def test_nothing_is_claimed_where_intervals_overlap(ends: list[list[float]]):
+    names = ["none", "ppo", "spo(3.0)"][: len(ends)]
+    found = conditions(a_comparison({(n, 1e-3): e for n, e in zip(names, ends, strict=True)}))
+    by_name = {c.objective: c for c in found}
+    made = {(c.better, c.worse) for c in claims(found)}
+    for better, worse in made:
+        assert disjoint(by_name[better].mean, by_name[worse].mean)
+        assert by_name[better].mean.value > by_name[worse].mean.value
+    pairs = [(a, b) for i, a in enumerate(found) for b in found[i + 1 :] if disjoint(a.mean, b.mean)]
+    assert len(made) == len(pairs)
+    assert len(list(claim_lines(found, ()))) == max(1, len(made))
+
+
+def test_a_clear_difference_is_claimed_with_its_size():
+    found = conditions(a_comparison({("none", 1e-3): [0.80, 0.82, 0.81], ("ppo", 1e-3): [0.20, 0.21, 0.22]}))
+    (claim,) = claims(found)
+    assert (claim.better, claim.worse) == ("none", "ppo")
+    assert claim.difference.value == pytest.approx(0.6) and claim.difference.n == 3
+
+
+def test_one_seed_claims_nothing():
+    found = conditions(a_comparison({("none", 1e-3): [0.8], ("ppo", 1e-3): [0.2]}))
+    assert math.isnan(found[0].mean.low) and not list(claims(found))
+
+
+def test_a_regime_is_never_compared_with_another():
+    cells = [a_cell("none", s, 0.9, updates=1) for s in range(3)] + [a_cell("ppo", s, 0.1, updates=2) for s in range(3)]
+    comparison = Comparison("x", tuple(cells), {})
+    assert comparison.regime_fields == ("updates",)
+    assert not list(claims(conditions(comparison)))
+
+
+def test_without_evaluations_the_last_quarter_of_training_counts():
+    cell = a_cell("none", 0, 0.7, evaluations=())
+    assert final(cell) == pytest.approx(0.7 * (6 + 7) / 2 / 7)
+
+
+def test_a_falling_curve_has_collapsed():
+    curve = (0.1, 0.5, 0.8, 0.8, 0.4, 0.1, 0.0, 0.0)
+    fallen = a_cell("none", 0, 0.7, series={**a_cell("none", 0, 0.7).series, "reward_mean": curve})
+    assert has_collapsed(fallen) and not has_collapsed(a_cell("none", 0, 0.7))
+    (condition,) = conditions(Comparison("x", (fallen, a_cell("none", 1, 0.7)), {}))
+    assert isinstance(condition, Condition) and condition.collapse.value == 0.5
+
+
+def test_figures_are_drawn_of_whatever_has_a_result(whole: Path, tmp_path: Path):
+    comparison = read_comparison(whole)
+    draw_curves(comparison, tmp_path / "curves.png")
+    draw_finals(comparison, tmp_path / "finals.png")
+    draw_maps(comparison, "worlds:Letters", "letters", tmp_path / "maps.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("curves", "finals", "maps"))
+
+
+# The benchmark's own world.
+
+
+def test_the_speaker_speaks_the_language():
+    model, tokenizer = speaker()
+    drawn = model.generate(
+        **tokenizer(["q3"] * 256, return_tensors="pt"), do_sample=True, max_new_tokens=8, min_new_tokens=8, top_k=0
+    )
+    texts = [tokenizer.decode(row[1:]).split() for row in drawn]
+    kinds = ["".join(w[0] for w in text) for text in texts]
+    assert kinds.count("htht" * 2) > 200
+    heeded = sum(int(w[1:]) % 8 == 3 for text in texts for w in text) / (256 * 8)
+    assert 0.2 < heeded < 0.5  # an eighth would be chance
+    with_probability = model(drawn).logits[:, :-1].softmax(-1).gather(-1, drawn[:, 1:, None])[..., 0]
+    assert 0.45 < float((with_probability < 0.01).float().mean()) < 0.55
+
+
+def test_words_count_at_their_places_alone():
+    (problem,) = Tail("noise").sample(1, step=0, seed=0)
+    cue = problem.data["cue"]
+    right, rare, wrong = f"h{cue + 8}", f"t{cue}", f"h{(cue + 1) % 8}"
+    assert class_share(problem, " ".join([right, rare] * 4)) == 1.0
+    assert class_share(problem, " ".join([rare, right] * 4)) == 0.0
+    assert class_share(problem, " ".join([right] * 2 + [wrong] * 6)) == 0.25
+    assert class_share(replace(problem, data={"letter": "t", "cue": cue}), " ".join([wrong, rare] * 4)) == 1.0
+    with pytest.raises(InputError, match="eval_problems"):
+        Tail("noise").held_out(1)
+
+
+def test_the_benchmark_varies_what_it_says():
+    cells = stability_runs(["none"], seeds=[0])
+    assert {(r.task, r.updates, r.learning_rate, r.rollout_precision) for r in cells} == {
+        (Tail(kind), u, lr, p)
+        for kind in ("noise", "meaning")
+        for u in (4, 16)
+        for lr in (1e-3, 2e-3, 4e-3)
+        for p in ("fp32", "fp8")
+    }
+
+
+def test_drpo_lab_draws_its_maps_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["lab", "--objectives", "none", "--seeds", "0", "--updates", "2", "--learning-rate", "1e-3"]
+    command += ["--rollout-precision", "fp32", "--out", str(tmp_path), "--plain"]
+    assert main(command) == 0
+    assert (tmp_path / "stability_noise.png").exists() and (tmp_path / "stability_meaning.png").exists()
+    first = (tmp_path / "stability" / RESULTS).read_text()
+    assert not list(tmp_path.glob("stability/cells/*/rollouts.jsonl"))
+    assert main(command) == 0
+    assert (tmp_path / "stability" / RESULTS).read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare"], "name a recipe first"),
+        (["compare", "--resume"], "name the comparison's folder"),
+        (["compare", "--resume", "nowhere"], "no comparison there"),
+        (["compare", "smoke", "--objectives", "dropo"], "did you mean 'drpo'"),
+        (["compare", "smoke", "--objectives", "none @ x"], "behind the @"),
+        (["compare", "smoke", "--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["compare", "smoke", "--updates", "99"], "updates=99"),
+        (["compare", "smoke", "--objective", "none"], "unknown option '--objective'"),
+        (["compare", "smoke", "--rollout-precision", "fp3"], "rollout_precision='fp3'"),
+        (["lab", "--objectives", "nope"], "unknown objective"),
+        (["lab", "--updates", "17"], "updates=17"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("config.json"))
