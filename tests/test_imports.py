@@ -33,9 +33,10 @@ RANK = {
     "train": 8,
     "recipes": 9,
     "doctor": 9,
-    "report": 10,
-    "cli": 11,
-    "__main__": 12,
+    "lab": 10,
+    "report": 11,
+    "cli": 12,
+    "__main__": 13,
     "__init__": 0,
 }
 MATHEMATICS = ("objectives", "advantages", "reductions", "methods", "ops", "types", "errors", "seeds", "spelling")
