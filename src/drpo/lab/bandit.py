@@ -224,7 +224,8 @@ def covariance(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor:
     blocks = torch.diag_embed(s) - s[:, :, None] * pi[:, None] - pi[:, :, None] * s[:, None]
     blocks = blocks + s.sum(-1)[:, None, None] * pi[:, :, None] * pi[:, None]
     mean = estimate(objective, problem, logits).mean.reshape(c * v)
-    return torch.block_diag(*blocks) - mean[:, None] * mean
+    second: Tensor = torch.block_diag(*blocks)
+    return second - mean[:, None] * mean
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ CASES: dict[str, tuple[float, float | None, float | None]] = {
     "ratio 1.1, A > 0": (1.0, None, 1.1),
     "ratio 3, A > 0": (1.0, None, 3.0),
 }
-"""Name -> sign of the advantage, and the fixed shift pi - mu or ratio pi / mu. As mu -> 0 a word can shift upwards only."""
+"""Name -> sign of the advantage, and the fixed shift pi - mu or ratio pi / mu. As mu -> 0 a word can only rise."""
 
 
 def word_variance(objective: Objective, mu: float, pi: float, advantage: float) -> float:

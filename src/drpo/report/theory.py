@@ -210,7 +210,7 @@ def _draw_long_tail(theory: Theory, path: Path) -> None:
             axes.plot(found.value, label=found.objective, **_line(i))
         axes.set(title=title, xlabel="rollouts", ylabel="true expected reward")
         axes.grid(alpha=0.25)
-    grid[0].legend(fontsize=7)
+    grid[1].legend(fontsize=7, loc="upper left")
     _save(figure, path)
 
 
