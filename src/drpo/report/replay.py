@@ -31,18 +31,8 @@ def replay_sheets(found: Replay, batch: Recorded, decode: Decode | None) -> tupl
 
 
 def _effects(found: Replay) -> Sheet:
-    head = (
-        "objective",
-        "mass",
-        "silenced",
-        "pulled back",
-        "weakened",
-        "strengthened",
-        "ESS",
-        "max|r w|",
-        "A > 0",
-        "A < 0",
-    )
+    shares = ("silenced", "pulled back", "weakened", "strengthened", "ESS")
+    head = ("objective", "mass", *shares, "max|r w|", "A > 0", "A < 0")
     rows = tuple(
         (
             r.objective,
