@@ -94,23 +94,27 @@ def bandit(
     mu, reward = torch.atleast_2d(mu).double(), reward.double().reshape(-1, *_rows(reward))
     if mu.shape != reward.shape[1:]:
         raise InputError(f"mu {list(mu.shape)} and reward {list(reward.shape)}: both must be of the same words")
-    k, c, _ = reward.shape
-    chance = torch.full_like(reward, 1 / k) if chance is None else chance.double()
-    context = torch.full((c,), 1 / c, dtype=torch.float64) if context is None else context.double()
-    for name, law, wanted, axis in (
-        ("mu", mu, (c, reward.shape[2]), -1),
-        ("chance", chance, tuple(reward.shape), 0),
-        ("context", context, (c,), -1),
-    ):
-        if tuple(law.shape) != wanted:
-            raise InputError(f"{name} {list(law.shape)}: must be {list(wanted)}")
-        positive = bool((law >= 0).all()) if name == "chance" else bool((law > 0).all())
-        if not positive or not bool(((law.sum(axis) - 1).abs() < 1e-9).all()):
-            raise InputError(f"{name}: must be positive probabilities that sum to 1")
     if not bool(torch.isfinite(reward).all()):
         raise InputError("reward: must be finite")
+    k, c, _ = reward.shape
+    mu = _law("mu", mu, mu.shape, -1)
+    chance = _law("chance", torch.full_like(reward, 1 / k) if chance is None else chance, reward.shape, 0)
+    context = _law("context", torch.full((c,), 1 / c) if context is None else context, torch.Size([c]), -1)
+    if not bool((mu > 0).all() and (context > 0).all()):
+        raise InputError("mu and context: no probability may be 0")
     mean = (mu * (chance * reward).sum(0)).sum(-1)
     return Bandit(mu.log(), reward, chance, context, mean if baseline is None else torch.full_like(mean, baseline))
+
+
+def _law(name: str, given: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """The same in float64 and to rounding of 1, where it is a law along the axis."""
+    law = given.double()
+    if law.shape != shape:
+        raise InputError(f"{name} {list(law.shape)}: must be {list(shape)}")
+    total = law.sum(axis, keepdim=True)
+    if not bool((law >= 0).all() and ((total - 1).abs() < 1e-5).all()):
+        raise InputError(f"{name}: must be probabilities that sum to 1, not to {total.flatten()[0].item():g}")
+    return law / total
 
 
 def _rows(reward: Tensor) -> Sequence[int]:

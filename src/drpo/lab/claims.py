@@ -9,7 +9,8 @@ from torch import Tensor
 from drpo.lab.bandit import bandit, descend, distance, surrogate
 from drpo.objectives import DPPO, DRPO, SPO, ImportanceSampling, Objective, Tokens, gradient, gradient_weight, spell
 
-_HALVINGS = 220
+_ROUNDS = 150
+"""Enough to cross the whole range in steps of 1, and then to halve the step some fifty times."""
 
 
 def lone(pi: Tensor, mu: Tensor, advantage: Tensor) -> Tokens:
@@ -37,7 +38,7 @@ def settle(objective: Objective, mu: Tensor, advantage: Tensor, start: Tensor, s
         tensor([0.7000, 0.3000], dtype=torch.float64)
     """
     x, steps, before = torch.logit(start), torch.full_like(start, step), torch.zeros_like(start)
-    for _ in range(_HALVINGS):
+    for _ in range(_ROUNDS):
         push = -gradient(objective, lone(torch.sigmoid(x), mu, advantage)).sign()
         steps = torch.where(push * before < 0, steps / 2, steps)
         x, before = x + push * steps, push

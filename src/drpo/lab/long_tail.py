@@ -5,7 +5,7 @@ gradients and their variances are sums over all words. The only random numbers a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -134,6 +134,26 @@ def learning(
 
 
 @dataclass(frozen=True)
+class Staleness:
+    """How objectives learn a problem with so many updates per rollout.
+
+    Args:
+        updates: per rollout.
+        learnt: one per objective.
+    """
+
+    updates: int
+    learnt: tuple[Learnt, ...]
+
+
+def staleness(
+    objectives: Sequence[Objective], problem: Bandit, updates: Sequence[int], seed: int = 0
+) -> tuple[Staleness, ...]:
+    """Return how each objective learns the problem in as many rollouts, with more and more updates on each."""
+    return tuple(Staleness(n, learning(objectives, problem, Training(updates=n), seed)) for n in updates)
+
+
+@dataclass(frozen=True)
 class Noise:
     """How many draws it takes to see where to go.
 
@@ -185,7 +205,3 @@ def memorising(problem: Bandit, seed: int = 0) -> Tensor:
 def best_word(problem: Bandit) -> Tensor:
     """Return the direction, [C, V], in which the best word alone rises."""
     return torch.nn.functional.one_hot(problem.worth.argmax(-1), problem.worth.shape[-1]).double()
-
-
-SHORT = replace(Training(), rounds=6, updates=8)
-"""Enough to see the difference in a test."""

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drpo.lab.drift import UNBIASED
-from drpo.lab.long_tail import Learnt, Noise
+from drpo.lab.long_tail import Learnt, Noise, Training
 from drpo.lab.theory import Theory, checks, examine
 from drpo.lab.variance import CASES, MUS
 from drpo.report.palette import COLORS
@@ -88,6 +88,7 @@ def sheets(theory: Theory) -> tuple[Sheet, ...]:
         _bias(theory),
         _learning("The tail is noise: true value (best possible 0.6)", theory.noisy, 0.58),
         _learning("The tail holds the best word: value (best possible 1)", theory.meaningful, 0.9),
+        _staleness(theory),
         _draws("The tail is noise, the policy believes one batch", theory.noisy_noise),
         _draws("The best word rises", theory.meaningful_noise),
     )
@@ -125,6 +126,15 @@ def _learning(title: str, learnt: Sequence[Learnt], level: float) -> Sheet:
         values = (f"{found.value[r]:.3f}" for r in rounds)
         rows.append((found.objective, *values, "never" if reached is None else str(reached)))
     return Sheet(title, ("objective", *(f"round {r}" for r in rounds), f"reaches {level:g} in round"), tuple(rows))
+
+
+def _staleness(theory: Theory) -> Sheet:
+    columns = {c.updates: {found.objective: found.value[-1] for found in c.learnt} for c in theory.noisy_staleness}
+    columns[Training().updates] = {found.objective: found.value[-1] for found in theory.noisy}
+    names = [found.objective for found in theory.noisy_staleness[0].learnt]
+    rows = tuple((name, *(f"{column[name]:.3f}" for column in columns.values())) for name in names)
+    head = ("objective", *(f"{updates} updates" for updates in columns))
+    return Sheet("The tail is noise: true value after 15 rollouts, by updates on each", head, rows)
 
 
 def _draws(title: str, noise: Sequence[Noise]) -> Sheet:
