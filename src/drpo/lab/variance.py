@@ -54,9 +54,8 @@ def word_variance(objective: Objective, mu: float, pi: float, advantage: float) 
 
     Example:
         >>> from drpo.objectives import ImportanceSampling
-        >>> on_policy = word_variance(ImportanceSampling(), 0.25, 0.25, 1.0)  # 2 (1 - pi)^2 (mu r^2 - (mu r)^2)
-        >>> round(on_policy, 6)
-        0.210938
+        >>> round(word_variance(ImportanceSampling(), 0.5, 0.5, 1.0), 6)  # 2 (1 - pi)^2 r^2 (mu - mu^2)
+        0.125
     """
     laws = torch.tensor([[mu, 1 - mu], [pi, 1 - pi]], dtype=torch.float64)
     reward = torch.tensor([advantage, 0.0], dtype=torch.float64)

