@@ -106,7 +106,7 @@ BUGS = (
         "lab/replay.py",
         '            column("logp"),\n            column("behavior_logp"),\n',
         '            column("behavior_logp"),\n            column("logp"),\n',
-        (BATCH, DISPUTES),
+        (BATCH,),
     ),
     Bug(
         12,
