@@ -76,6 +76,11 @@ BAD = [
     (("weights", "drop(1)"), "did you mean 'drpo'"),
     (("weights", "drpo(1)", "--mu", "2"), "--mu 2"),
     (("recipes", "x"), "'x'"),
+    (("exact", "--out", "there.jsonl"), "there.jsonl"),
+    (("replay",), "folder"),
+    (("replay", "nowhere"), "nowhere"),
+    (("replay", "nowhere", "--objectives", "drop(1)"), "did you mean 'drpo'"),
+    (("replay", "nowhere", "--json", "no/where.json"), "--json no/where.json"),
 ]
 
 
@@ -91,7 +96,12 @@ def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arg
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--help",), ("train", "--help"), ("eval", "--help"), ("weights", "--help"), ("watch", "--help")]
+    "arguments",
+    [
+        (),
+        *((c, "--help") for c in ("train", "eval", "weights", "watch", "compare", "lab", "replay", "exact", "report")),
+        ("--help",),
+    ],
 )
 def test_help_teaches(capsys, arguments):
     status, out, _ = said(capsys, *arguments)

@@ -71,7 +71,7 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert parse(ServeOptions, rest[1:], "drpo").port
         return
     if "runs/dppo" in rest:
-        assert cli.main(["train", "smoke", "--steps", "1", "--out", "runs/dppo"]) == 0
+        assert cli.main(["train", "smoke", "--steps", "2", "--out", "runs/dppo"]) == 0
     try:
         status = cli.main([command, *rest])
     except SystemExit as end:

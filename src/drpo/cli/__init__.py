@@ -25,6 +25,8 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo lab                                which trust region holds, on a tiny transformer: maps, in minutes
   drpo recipes                            what there is to train
   drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
+  drpo replay RUN [--objectives ...]      ask other objectives what they would have done with a run's batch
+  drpo exact                              check the theory on problems computed exactly, in seconds
 
 Try:
   drpo train demo                         SmolLM2-135M learns to add on a CPU, in minutes
@@ -44,6 +46,8 @@ COMMANDS: Mapping[str, str] = {
     "serve": "drpo.cli.serve",
     "recipes": "drpo.cli.train",
     "weights": "drpo.cli.weights",
+    "replay": "drpo.cli.replay",
+    "exact": "drpo.cli.exact",
 }
 """Command -> the module whose function of that name does it, given the arguments, and returns the exit status."""
 

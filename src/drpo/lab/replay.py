@@ -1,0 +1,369 @@
+"""One recorded batch, many objectives: which tokens each would have moved, how far, and where they disagree.
+
+Shapes: T tokens of the completions that the step trained on, in the order of the record. The answers are about the
+gradient in logp: what each objective asks of each token. Tokens share the model's weights, so what a step then does to
+their log-probabilities is another matter; nothing here knows the weights.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.objectives import Objective, Tokens, gradient, gradient_weight, needed_divergence, parse, ratio, spell
+from drpo.train.log import ROLLOUTS, read_records
+
+BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
+"""Edges of the buckets of mu; each holds its lower edge, the last its upper too."""
+
+SHOWN = 8
+"""Most tokens of a disagreement that are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What a step of a run trained on.
+
+    Args:
+        run: its folder.
+        step: counted from 1.
+        updates: how many of the step's updates have tokens.
+        objective: that the run trained with, as spelled; None where its configuration does not say.
+        divergence: the top-K divergence that was recorded, or None.
+        tokens: T tokens, float64, `logp` as it was before each token's own update.
+        token_ids: [T] int64.
+        place: [T] int64; of each token within its completion.
+        completions: token ids of each completion, by `tokens.sequence`.
+        problems: of each completion.
+    """
+
+    run: Path
+    step: int
+    updates: int
+    objective: str | None
+    divergence: str | None
+    tokens: Tokens
+    token_ids: Tensor
+    place: Tensor
+    completions: tuple[tuple[int, ...], ...]
+    problems: tuple[str, ...]
+
+
+def recorded(run: Path, step: int | None = None) -> Recorded:
+    """Read one step's batch from a run's `rollouts.jsonl`.
+
+    Completions without `logp`, whose gradient was 0 or whose reward failed, are left out.
+
+    Args:
+        run: folder of a run.
+        step: counted from 1; None is the last that has trained tokens.
+
+    Raises:
+        InputError: no run there, a record that cannot be read, no such step, or nothing in it that was trained.
+    """
+    try:
+        records = read_records(run / ROLLOUTS)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{run / ROLLOUTS} cannot be read: {error}") from None
+    trained = [r for r in records if "logp" in r]
+    if not trained:
+        reason = f"none of its {len(records)} completions has logp" if records else f"{ROLLOUTS} is missing or empty"
+        raise InputError(f"{run}: {reason}; name the folder of a run that has trained")
+    steps = sorted({r["step"] for r in trained})
+    if step is not None and step not in steps:
+        known = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]} alone"
+        raise InputError(f"{run}: step={step} has no trained tokens; those that have: {known}")
+    chosen = [r for r in trained if r["step"] == (steps[-1] if step is None else step)]
+    spelled = _objective_of(run)
+    try:
+        return _joined(run, chosen, spelled)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{run / ROLLOUTS}: a record of step {chosen[0]['step']} cannot be used: {error!r}") from None
+
+
+def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None) -> Recorded:
+    lengths = [len(r["logp"]) for r in records]
+    for r, n in zip(records, lengths, strict=True):
+        if len(r["behavior_logp"]) != n or len(r["token_ids"]) != n:
+            raise ValueError(f"completion {r['sample']} of problem {r['problem']!r} has columns of different lengths")
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([x for r in records for x in r[name]], dtype=torch.float64)
+
+    count = torch.tensor(lengths)
+    advantage = torch.tensor([r["advantage"] for r in records], dtype=torch.float64).repeat_interleave(count)
+    sequence = torch.arange(len(records)).repeat_interleave(count)
+    has = all("divergence" in r for r in records)
+    kind = needed_divergence(parse(spelled).needs) if has and spelled is not None else None
+    return Recorded(
+        run=run,
+        step=records[0]["step"],
+        updates=len({r["update"] for r in records}),
+        objective=spelled,
+        divergence=kind,
+        tokens=Tokens(
+            column("logp"),
+            column("behavior_logp"),
+            advantage,
+            torch.ones_like(sequence, dtype=torch.bool),
+            sequence,
+            column("divergence") if kind is not None else None,
+        ),
+        token_ids=torch.tensor([i for r in records for i in r["token_ids"]]),
+        place=torch.cat([torch.arange(n) for n in lengths]),
+        completions=tuple(tuple(r["token_ids"]) for r in records),
+        problems=tuple(r["problem"] for r in records),
+    )
+
+
+def _objective_of(run: Path) -> str | None:
+    try:
+        spelled = json.loads((run / "config.json").read_text(encoding="utf-8"))["objective"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return spelled if isinstance(spelled, str) else None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tokens whose mu is in one range.
+
+    Args:
+        low, high: of mu.
+        tokens: share of the batch's tokens, in [0, 1].
+        mass: share of the objective's gradient mass, the sum of |A r w|.
+        step: mean over its tokens with A not 0 of sign(A) (-d loss / d logp): how far they are moved the way of their
+            advantage, to first order, for a learning rate of 1 and tokens that share no weights; 0 if there are none.
+    """
+
+    low: float
+    high: float
+    tokens: float
+    mass: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one objective would have done with the batch.
+
+    Args:
+        objective: as spelled.
+        mass: sum of |A r w| over that of the plain surrogate, |A r|.
+        buckets: by mu.
+        silenced: share of tokens with w = 0 and A not 0.
+        pulled_back: share of tokens with w < 0: moved against their advantage.
+        weakened: share of tokens with 0 < w < 1.
+        strengthened: share of tokens with w > 1.
+        effective: effective sample size, (sum |r w|)^2 / sum (r w)^2, as a share of the tokens; 0 if all are silenced.
+        largest: largest |r w|.
+        rising, falling: mean first-order change of logp, -d loss / d logp, over tokens with A > 0 and with A < 0 for a
+            learning rate of 1; 0 where there are none.
+    """
+
+    objective: str
+    mass: float
+    buckets: tuple[Bucket, ...]
+    silenced: float
+    pulled_back: float
+    weakened: float
+    strengthened: float
+    effective: float
+    largest: float
+    rising: float
+    falling: float
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """A token that two objectives would move differently.
+
+    Args:
+        token: its number in the batch, 0 .. T-1.
+        token_id: of the vocabulary.
+        problem: of its completion.
+        place: within its completion.
+        mu, pi: probabilities.
+        advantage: of its completion.
+        first, second: its first-order change of logp under each, -d loss / d logp.
+    """
+
+    token: int
+    token_id: int
+    problem: str
+    place: int
+    mu: float
+    pi: float
+    advantage: float
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """Where the first objective and another one differ most.
+
+    Args:
+        first, second: as spelled.
+        cosine: between their gradients in logp.
+        tokens: largest differences first; those that agree to rounding are not among them.
+    """
+
+    first: str
+    second: str
+    cosine: float
+    tokens: tuple[Disputed, ...]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A batch as several objectives read it.
+
+    Args:
+        run: folder.
+        step: counted from 1.
+        updates: of the step.
+        tokens: T.
+        trained_with: the run's own objective, as spelled, or None.
+        readings: one per objective, in the order asked.
+        cosines: between the gradients of each pair, [objectives][objectives]; 0 beside a gradient that is 0.
+        disputes: of the first objective with each of the others.
+    """
+
+    run: str
+    step: int
+    updates: int
+    tokens: int
+    trained_with: str | None
+    readings: tuple[Reading, ...]
+    cosines: tuple[tuple[float, ...], ...]
+    disputes: tuple[Dispute, ...]
+
+
+def replay(batch: Recorded, objectives: Sequence[Objective]) -> Replay:
+    """Ask every objective about the same tokens.
+
+    Args:
+        batch: from `recorded`.
+        objectives: at least one.
+
+    Raises:
+        InputError: none is asked, or one reads a divergence that the run did not record.
+    """
+    if not objectives:
+        raise InputError("objectives: name at least one, such as 'drpo(0.2)'")
+    for objective in objectives:
+        needed = needed_divergence(objective.needs)
+        if needed not in (None, batch.divergence):
+            has = "no divergence" if batch.divergence is None else batch.divergence
+            raise InputError(
+                f"objective {spell(objective)} reads {needed}, but {batch.run} recorded {has}: leave it out, or replay "
+                "a run that was trained with it"
+            )
+    slopes = torch.stack([gradient(o, batch.tokens) for o in objectives])
+    sizes = slopes.norm(dim=1)
+    cosines = (slopes @ slopes.T) / (sizes[:, None] * sizes).clamp(min=torch.finfo(torch.float64).tiny)
+    names = [spell(o) for o in objectives]
+    return Replay(
+        run=str(batch.run),
+        step=batch.step,
+        updates=batch.updates,
+        tokens=len(batch.token_ids),
+        trained_with=batch.objective,
+        readings=tuple(reading(o, batch.tokens) for o in objectives),
+        cosines=tuple(tuple(row) for row in cosines.clamp(-1, 1).tolist()),
+        disputes=tuple(
+            Dispute(names[0], name, float(cosines[0, i]), disputed(batch, slopes[0], slopes[i]))
+            for i, name in enumerate(names)
+            if i > 0
+        ),
+    )
+
+
+def reading(objective: Objective, tokens: Tokens) -> Reading:
+    """Return what an objective would do with these tokens, at least one.
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> pi, mu = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 0.9], [0.4, 0.4]))
+        >>> both, a = torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.float64)
+        >>> found = reading(DRPO(0.2), Tokens(pi.log(), mu.log(), a, both, torch.arange(2)))
+        >>> found.weakened, found.pulled_back  # w = 0.5 and -1.5
+        (0.5, 0.5)
+    """
+    slope, w, r = gradient(objective, tokens), gradient_weight(objective, tokens), ratio(tokens)
+    scaled, plain, a = (r * w).abs(), (tokens.advantage * r).abs(), tokens.advantage
+    rounding = 1e-9  # r w / r is 1 to rounding only
+    total = float(slope.abs().sum())
+
+    def share(which: Tensor) -> float:
+        return float(which.double().mean())
+
+    squares = float(scaled.square().sum())
+    return Reading(
+        objective=spell(objective),
+        mass=total / float(plain.sum()) if bool(plain.any()) else 0.0,
+        buckets=tuple(_bucket(tokens, slope, low, high) for low, high in pairwise(BUCKETS)),
+        silenced=share((w == 0) & (a != 0)),
+        pulled_back=share(w < 0),
+        weakened=share((w > 0) & (w < 1 - rounding)),
+        strengthened=share(w > 1 + rounding),
+        effective=float(scaled.sum()) ** 2 / squares / len(w) if squares > 0 else 0.0,
+        largest=float(scaled.max()),
+        rising=_mean(-slope[a > 0]),
+        falling=_mean(-slope[a < 0]),
+    )
+
+
+def _bucket(tokens: Tokens, slope: Tensor, low: float, high: float) -> Bucket:
+    mu = tokens.behavior_logp.exp()
+    mine = (mu >= low) & ((mu < high) | (high == BUCKETS[-1]))
+    total = float(slope.abs().sum())
+    with_advantage = mine & (tokens.advantage != 0)
+    return Bucket(
+        low,
+        high,
+        tokens=float(mine.double().mean()),
+        mass=float(slope[mine].abs().sum()) / total if total > 0 else 0.0,
+        step=_mean((-slope * tokens.advantage.sign())[with_advantage]),
+    )
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def disputed(batch: Recorded, first: Tensor, second: Tensor) -> tuple[Disputed, ...]:
+    """Return the tokens at which two gradients [T] differ most."""
+    apart = (first - second).abs()
+    order = apart.argsort(descending=True, stable=True)[:SHOWN]
+    noise = 1e-9 * max(float(first.abs().max()), float(second.abs().max()))
+    t = batch.tokens
+    return tuple(
+        Disputed(
+            token=i,
+            token_id=int(batch.token_ids[i]),
+            problem=batch.problems[int(t.sequence[i])],
+            place=int(batch.place[i]),
+            mu=float(t.behavior_logp[i].exp()),
+            pi=float(t.logp[i].exp()),
+            advantage=float(t.advantage[i]),
+            first=float(-first[i]),
+            second=float(-second[i]),
+        )
+        for i in order.tolist()
+        if apart[i] > noise
+    )
+
+
+def context(batch: Recorded, token: int, before: int = 12) -> tuple[tuple[int, ...], int]:
+    """Return the ids of up to `before` tokens that stand before a token in its completion, and its own id."""
+    ids = batch.completions[int(batch.tokens.sequence[token])]
+    place = int(batch.place[token])
+    return ids[max(0, place - before) : place], ids[place]

@@ -1,0 +1,240 @@
+"""Replay: a recorded batch as objectives read it, against definitions in plain Python, and on a real run's records."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from drpo import cli
+from drpo.errors import InputError
+from drpo.lab.replay import BUCKETS, SHOWN, context, reading, recorded, replay
+from drpo.objectives import Tokens, gradient_weight, parse, total
+from drpo.train.log import ROLLOUTS, read_records
+from drpo.train.loop import train
+from worlds import tiny_run
+
+OBJECTIVES = ("drpo(0.2)", "ppo(0.2, 0.28)", "dppo(0.15)", "spo(0.2)", "none", "gspo(0.2, 0.3)", "mask(0.1)")
+
+token = st.tuples(st.floats(-9, -0.01), st.floats(-9, -0.01))
+completions = st.lists(
+    st.tuples(st.sampled_from([-0.75, -0.25, 0.0, 0.5]), st.lists(token, min_size=1, max_size=6)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def record(i: int, advantage: float, tokens: list[tuple[float, float]], **more) -> dict:
+    return {
+        "step": 1,
+        "update": 0,
+        "problem": f"p{i}",
+        "sample": i,
+        "advantage": advantage,
+        "token_ids": [100 * i + t for t in range(len(tokens))],
+        "logp": [pi for pi, _ in tokens],
+        "behavior_logp": [mu for _, mu in tokens],
+        **more,
+    }
+
+
+def written(folder: Path, records: list[dict], objective: str | None = None) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / ROLLOUTS).write_text("".join(json.dumps(r) + "\n" for r in records))
+    if objective is not None:
+        (folder / "config.json").write_text(json.dumps({"objective": objective}))
+    return folder
+
+
+@given(completions)
+def test_the_batch_is_what_was_recorded_less_what_was_not_trained(tmp_path_factory, made):
+    rows = [record(i, a, tokens) for i, (a, tokens) in enumerate(made)]
+    skipped = [{k: v for k, v in record(9, 0.0, made[0][1]).items() if k != "logp"}]
+    other = [record(8, 1.0, made[0][1], step=2)]
+    found = recorded(written(tmp_path_factory.mktemp("run"), [*rows, *skipped, *other]), step=1)
+    flat = [(pi, mu, a, i, 100 * i + t) for i, (a, tokens) in enumerate(made) for t, (pi, mu) in enumerate(tokens)]
+    t = found.tokens
+    columns = (t.logp, t.behavior_logp, t.advantage, t.sequence, found.token_ids)
+    assert [tuple(row) for row in zip(*(c.tolist() for c in columns), strict=True)] == flat
+    assert bool(t.keep.all()) and t.logp.dtype == torch.float64 and found.divergence is None
+    last = len(flat) - 1
+    ids = rows[-1]["token_ids"]
+    assert context(found, last, before=2) == (tuple(ids[max(0, len(ids) - 3) : -1]), ids[-1])
+
+
+@given(completions, st.sampled_from(OBJECTIVES))
+def test_a_reading_is_its_definition(made, spelling):
+    objective = parse(spelling)
+    flat = [(pi, mu, a, i) for i, (a, tokens) in enumerate(made) for pi, mu in tokens]
+    logp, behavior_logp, advantage, sequence = (torch.tensor(c) for c in zip(*flat, strict=True))
+    tokens = Tokens(logp.double(), behavior_logp.double(), advantage.double(), sequence >= 0, sequence)
+    w = gradient_weight(objective, tokens).tolist()
+    pi_mu = list(zip(tokens.logp.tolist(), tokens.behavior_logp.tolist(), tokens.advantage.tolist(), w, strict=True))
+    # So many e-folds apart nothing is 1 to rounding by chance; a weight next to 0 or 1 could fall on either side.
+    assume(all(min(abs(x), abs(x - 1)) > 1e-6 or x in (0, 1) or abs(x - 1) < 1e-12 for x in w))
+    found = reading(objective, tokens)
+    n = len(flat)
+    moved = [-a * math.exp(l - m) * x for l, m, a, x in pi_mu]  # d loss / d logp
+    plain = sum(abs(a * math.exp(l - m)) for l, m, a, _ in pi_mu)
+    assert found.mass == pytest.approx(sum(map(abs, moved)) / plain if plain else 0.0, rel=1e-9)
+    assert found.silenced == pytest.approx(sum(x == 0 and a != 0 for _, _, a, x in pi_mu) / n)
+    assert found.pulled_back == pytest.approx(sum(x < 0 for x in w) / n)
+    assert found.weakened == pytest.approx(sum(0 < x < 1 - 1e-9 for x in w) / n)
+    assert found.strengthened == pytest.approx(sum(x > 1 + 1e-9 for x in w) / n)
+    scaled = [math.exp(l - m) * abs(x) for l, m, _, x in pi_mu]
+    ess = sum(scaled) ** 2 / sum(x * x for x in scaled) / n if any(scaled) else 0.0
+    assert found.effective == pytest.approx(ess) and found.largest == pytest.approx(max(scaled))
+    up = [-g for g, (_, _, a, _) in zip(moved, pi_mu, strict=True) if a > 0]
+    assert found.rising == pytest.approx(sum(up) / len(up) if up else 0.0, rel=1e-9, abs=1e-12)
+    for bucket in found.buckets:
+        mine = [
+            i
+            for i, (_, m, _, _) in enumerate(pi_mu)
+            if bucket.low <= math.exp(m) and (math.exp(m) < bucket.high or bucket.high == 1)
+        ]
+        assert bucket.tokens == pytest.approx(len(mine) / n)
+        mass = sum(abs(moved[i]) for i in mine) / sum(map(abs, moved)) if any(moved) else 0.0
+        assert bucket.mass == pytest.approx(mass, rel=1e-9, abs=1e-12)
+        told = [math.copysign(1, pi_mu[i][2]) * -moved[i] for i in mine if pi_mu[i][2] != 0]
+        assert bucket.step == pytest.approx(sum(told) / len(told) if told else 0.0, rel=1e-9, abs=1e-12)
+    assert sum(b.tokens for b in found.buckets) == pytest.approx(1)
+    assert tuple(b.low for b in found.buckets) == BUCKETS[:-1]
+
+
+def far(tmp_path: Path) -> Path:
+    """A batch that has moved: 60 tokens of 6 completions."""
+    g = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(6):
+        mu = torch.rand(10, generator=g, dtype=torch.float64)
+        pi = (mu + 0.4 * torch.randn(10, generator=g, dtype=torch.float64)).clamp(0.01, 0.99)
+        pairs = list(zip(pi.log().tolist(), mu.log().tolist(), strict=True))
+        rows.append(record(i, (-0.5, 0.5)[i % 2], pairs))
+    return written(tmp_path / "run", rows)
+
+
+def test_a_small_step_moves_tokens_as_predicted(tmp_path):
+    """Tokens as parameters of their own, one step of plain gradient descent."""
+    batch = recorded(far(tmp_path))
+    for spelling in OBJECTIVES:
+        logp = batch.tokens.logp.clone().requires_grad_()
+        tokens = Tokens(**{**vars(batch.tokens), "logp": logp})
+        total(parse(spelling), tokens, torch.ones_like(logp)).backward()
+        rises = (-logp.grad)[batch.tokens.advantage > 0]
+        found = reading(parse(spelling), batch.tokens)
+        assert found.rising == pytest.approx(float(rises.mean()))
+        assert found.falling == pytest.approx(float((-logp.grad)[batch.tokens.advantage < 0].mean()))
+
+
+def test_cosines_and_disputes(tmp_path):
+    batch = recorded(far(tmp_path))
+    found = replay(batch, [parse(s) for s in ("drpo(0.2)", "ppo(0.2, 0.28)", "drpo(0.2)")])
+    for i, row in enumerate(found.cosines):
+        assert row[i] == pytest.approx(1) and [other[i] for other in found.cosines] == pytest.approx(row)
+    assert 0 < found.cosines[0][1] < 0.99
+    ppo, same = found.disputes
+    assert ppo.cosine == found.cosines[0][1] and len(ppo.tokens) == SHOWN and same.tokens == ()
+    apart = [abs(t.first - t.second) for t in ppo.tokens]
+    assert apart == sorted(apart, reverse=True)
+    weights = [gradient_weight(parse(s), batch.tokens) for s in ("drpo(0.2)", "ppo(0.2, 0.28)")]
+    t = batch.tokens
+    r = (t.logp - t.behavior_logp).exp()
+    difference = (t.advantage * r * (weights[0] - weights[1])).abs()
+    assert int(difference.argmax()) == ppo.tokens[0].token
+    top = ppo.tokens[0]
+    assert top.first == pytest.approx(float((t.advantage * r * weights[0])[top.token]))
+    assert top.second == pytest.approx(float((t.advantage * r * weights[1])[top.token]))
+    assert top.token_id == int(batch.token_ids[top.token]) and top.place == top.token % 10
+    assert (top.mu, top.pi) == pytest.approx((float(t.behavior_logp[top.token].exp()), float(t.logp[top.token].exp())))
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_a_divergence_is_read_where_it_was_recorded_and_refused_elsewhere(tmp_path):
+    pairs = [(-1.0, -1.5), (-0.2, -1.2)]
+    rows = [record(0, 0.5, pairs, divergence=[0.01, 0.4])]
+    spelled = "dppo(0.1, divergence='topk_tv')"
+    has = recorded(written(tmp_path / "has", rows, spelled))
+    (read,) = replay(has, [parse(spelled)]).readings
+    assert read.silenced == 0.5
+    hasnt = recorded(written(tmp_path / "hasnt", [record(0, 0.5, pairs)], "drpo(0.2)"))
+    for batch, asked, named in (
+        (hasnt, spelled, "recorded no divergence"),
+        (has, "dppo(0.1, divergence='topk_kl')", "recorded topk_tv"),
+    ):
+        with pytest.raises(InputError, match=named) as refused:
+            replay(batch, [parse("none"), parse(asked)])
+        assert "\n" not in str(refused.value) and "dppo" in str(refused.value)
+    with pytest.raises(InputError, match="at least one"):
+        replay(has, [])
+
+
+@pytest.mark.parametrize(
+    ("rows", "step", "named"),
+    [
+        ([], None, "missing or empty"),
+        ([{"step": 1, "text": "x"}], None, "none of its 1 completions has logp"),
+        ([record(0, 1.0, [(-1.0, -1.0)])], 3, "step=3.*1 alone"),
+        ([record(0, 1.0, [(-1.0, -1.0)]), record(0, 1.0, [(-1.0, -1.0)], step=4)], 2, "step=2.*1 to 4"),
+        ([{**record(0, 1.0, [(-1.0, -1.0)]), "behavior_logp": []}], None, "different lengths"),
+        ([{**record(0, 1.0, [(-1.0, -1.0)]), "advantage": None}], None, "cannot be used"),
+    ],
+)
+def test_what_cannot_be_replayed_names_the_run(tmp_path, rows, step, named):
+    with pytest.raises(InputError, match=named) as refused:
+        recorded(written(tmp_path / "run", rows), step)
+    assert str(tmp_path / "run") in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_broken_file_names_itself(tmp_path):
+    folder = written(tmp_path / "run", [])
+    (folder / ROLLOUTS).write_text('{"step": 1, \n')
+    with pytest.raises(InputError, match=ROLLOUTS):
+        recorded(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A real run that is far off-policy: two updates on each rollout, at a great learning rate."""
+    folder = tmp_path_factory.mktemp("replayed") / "run"
+    train(tiny_run(steps=2, updates=2, prompts=8, learning_rate=0.02), folder)
+    return folder
+
+
+def test_a_real_run_is_replayed_with_its_tokens_and_its_objective(run):
+    records = [r for r in read_records(run / ROLLOUTS) if "logp" in r and r["step"] == 1]
+    batch = recorded(run, 1)
+    assert batch.token_ids.tolist() == [i for r in records for i in r["token_ids"]]
+    assert batch.objective == "drpo(0.2)" and batch.updates == 2
+    found = replay(batch, [parse("drpo(0.2)"), parse("none")])
+    assert found.trained_with == "drpo(0.2)" and found.tokens == len(batch.token_ids)
+    assert found.cosines[0][1] < 1 and found.disputes[0].tokens
+    assert recorded(run).step == 2
+
+
+def test_the_command_prints_draws_and_writes(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("drpo(0.2)", "ppo(0.2,0.28)")
+    assert cli.main(["replay", str(run), "--objectives", *asked, "--step", "1", "--json", "r.json"]) == 0
+    said = capsys.readouterr().out
+    for word in ("step 1", "drpo(0.2)", "ppo(0.2, 0.28)", "mu < 0.001", "Cosine", "differ most", "trained with"):
+        assert word in said
+    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
+    written_down = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert [r["objective"] for r in written_down["readings"]] == ["drpo(0.2)", "ppo(0.2, 0.28)"]
+
+
+def test_the_command_refuses_in_one_line(run, capsys):
+    assert cli.main(["replay", str(run), "--objectives", "dppo(0.1, divergence='topk_tv')"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "reads topk_tv" in line and str(run) in line
+
+
+def test_tokens_without_a_tokenizer_are_ids(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = far(tmp_path)
+    assert cli.main(["replay", str(folder), "--objectives", "drpo(0.2)", "none"]) == 0
+    assert "id " in capsys.readouterr().out
