@@ -29,7 +29,7 @@ BUGS = (
         FILE,
         "if file.read(len(self._last)) != self._last:",
         "if len(file.read(len(self._last))) != len(self._last):",
-        (PARTS,),
+        (f"{T}test_a_run_that_resumed_and_went_further_is_read_anew",),
     ),
     Bug(
         20,
@@ -41,10 +41,10 @@ BUGS = (
     ),
     Bug(
         20,
-        "the last record of a block whose first line is cut",
+        "a last line longer than the block that is looked at is not found",
         FILE,
-        "reversed(lines if length == size else lines[1:])",
-        "reversed(lines)",
+        "if length >= min(size, _MOST_BYTES):",
+        "if length >= 16:",
         (f"{T}test_the_last_record_whatever_the_length_of_lines",),
     ),
     Bug(
