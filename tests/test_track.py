@@ -269,7 +269,7 @@ def installed(name: str) -> pytest.MarkDecorator:
 def crash_and_resume(folder: Path, name: str) -> Run:
     """A run that is killed past its checkpoint and then finished, tracked all the while."""
     run = small_run(steps=5)
-    for also in (KillAfter(4), Silent()):
+    for also in (KillIn(4), Silent()):  # with a checkpoint after 2 steps, so that the third is undone
         said: list[str] = []
         with suppress(KeyboardInterrupt), Tracked(name, TRACKERS[name], said.append, 240.0) as tracked:
             train(run, folder, Together(tracked, also))
@@ -278,16 +278,15 @@ def crash_and_resume(folder: Path, name: str) -> Run:
     return run
 
 
-class KillAfter(Silent):
-    """In the midst of an update, so that the session saves nothing: the last checkpoint is an older one."""
+class KillIn(Silent):
+    """Ends it in the midst of a step's update, where nothing is saved: it goes on from an older checkpoint."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps
+    def __init__(self, step: int) -> None:
+        self.left = step
 
     def phase(self, name: str) -> None:
-        if name == "update":
-            self.left -= 1
-        if self.left == 0 and name == "evaluation":
+        self.left -= name == "update"
+        if self.left == 0:
             raise KeyboardInterrupt
 
 

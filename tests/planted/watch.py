@@ -1,4 +1,4 @@
-"""Mistakes in reading a run's folder while another process writes it."""
+"""Mistakes in reading a run's folder while another process writes it, and in going on with what is there."""
 
 from planted import Bug
 
@@ -76,5 +76,13 @@ BUGS = (
         "if math.isfinite(value)}",
         "if value is not None}",
         (f"{T}test_figures_that_are_no_numbers_are_left_out_of_curves",),
+    ),
+    Bug(
+        20,
+        "the evaluation before training is recorded again by a run that resumes before its first checkpoint",
+        "train/session.py",
+        "if self._done.step == 0 and not read_records(self.folder / EVALUATIONS):",
+        "if self._done.step == 0:",
+        ("tests/test_train.py::test_killed_before_its_first_checkpoint_it_is_one_run_too",),
     ),
 )

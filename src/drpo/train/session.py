@@ -27,6 +27,7 @@ from drpo.train.log import (
     Clock,
     RunLog,
     environment,
+    read_records,
     rollout_records,
     trained_records,
 )
@@ -144,7 +145,7 @@ class Session:
 
     def evaluate_at_start(self) -> None:
         """Evaluate the untrained policy, unless the run has done so before."""
-        if self._done.step == 0:
+        if self._done.step == 0 and not read_records(self.folder / EVALUATIONS):
             self._evaluate()
 
     @contextmanager
