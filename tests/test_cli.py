@@ -62,6 +62,7 @@ BAD = [
     (("train", "smoke", "--sampling.samples", "1"), "samples=1"),
     (("train", "smoke", "--sampling.temperature", "0"), "temperature=0"),
     (("train", "smoke", "--schedule", "cosin"), "did you mean 'cosine'"),
+    (("train", "smoke", "--track", "trackio", "wand"), "did you mean 'wandb'"),
     (("train", "smoke", "--model", "./nowhere"), "./nowhere"),
     (("train", "--resume", "nowhere"), "nowhere"),
     (("train", "--resume"), "folder"),

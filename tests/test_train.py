@@ -144,6 +144,20 @@ def test_same_seed_same_run_other_seed_another(tmp_path: Path):
     assert (tmp_path / "a" / ROLLOUTS).read_bytes() != (tmp_path / "c" / ROLLOUTS).read_bytes()
 
 
+def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
+    class Interrupted(Silent):
+        def phase(self, name: str) -> None:
+            if name == "update":
+                raise KeyboardInterrupt
+
+    run = tiny_run(steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "killed", Interrupted())
+    train(run, tmp_path / "killed")
+    train(run, tmp_path / "whole")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: int):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""

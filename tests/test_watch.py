@@ -88,6 +88,17 @@ def test_what_is_read_in_parts_is_what_is_there(tmp_path_factory, events, differ
             assert lines.records == read_records(path)
 
 
+def test_a_run_that_resumed_and_went_further_is_read_anew(tmp_path: Path):
+    """Between two looks, so that the file is no shorter than it was."""
+    log, lines = RunLog(tmp_path), Lines(tmp_path / TIMING)
+    log.write(TIMING, *({"step": i, "update": 1.5} for i in range(1, 6)))
+    lines.refresh()
+    log.rewind(2)
+    log.write(TIMING, *({"step": i, "update": 2.5} for i in range(3, 9)))
+    lines.refresh()
+    assert lines.records == read_records(tmp_path / TIMING) and len(lines.records) == 8
+
+
 def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log, lines, parsed = RunLog(tmp_path), Lines(tmp_path / METRICS), []
     monkeypatch.setattr(follow, "_record", lambda line: parsed.append(line) or json.loads(line))

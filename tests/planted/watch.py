@@ -1,4 +1,4 @@
-"""Mistakes in reading a run's folder while another process writes it."""
+"""Mistakes in reading a run's folder while another process writes it, and in going on with what is there."""
 
 from planted import Bug
 
@@ -29,7 +29,7 @@ BUGS = (
         FILE,
         "if file.read(len(self._last)) != self._last:",
         "if len(file.read(len(self._last))) != len(self._last):",
-        (PARTS,),
+        (f"{T}test_a_run_that_resumed_and_went_further_is_read_anew",),
     ),
     Bug(
         20,
@@ -41,10 +41,10 @@ BUGS = (
     ),
     Bug(
         20,
-        "the last record of a block whose first line is cut",
+        "a last line longer than the block that is looked at is not found",
         FILE,
-        "reversed(lines if length == size else lines[1:])",
-        "reversed(lines)",
+        "if length >= min(size, _MOST_BYTES):",
+        "if length >= 16:",
         (f"{T}test_the_last_record_whatever_the_length_of_lines",),
     ),
     Bug(
@@ -76,5 +76,13 @@ BUGS = (
         "if math.isfinite(value)}",
         "if value is not None}",
         (f"{T}test_figures_that_are_no_numbers_are_left_out_of_curves",),
+    ),
+    Bug(
+        20,
+        "the evaluation before training is recorded again by a run that resumes before its first checkpoint",
+        "train/session.py",
+        "if self._done.step == 0 and not read_records(self.folder / EVALUATIONS):",
+        "if self._done.step == 0:",
+        ("tests/test_train.py::test_killed_before_its_first_checkpoint_it_is_one_run_too",),
     ),
 )

@@ -1,6 +1,7 @@
 """`drpo train` and `drpo recipes`."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from transformers.utils import logging as transformers_logging
 from drpo import doctor
 from drpo.cli.doctor import print_finding
 from drpo.cli.options import overridden, parse
-from drpo.errors import InputError
+from drpo.errors import InputError, nearest
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
+from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
 from drpo.train.config import Run
 from drpo.train.session import MODEL, load_run
 from drpo.train.setup import Parts, assemble
+from drpo.train.watch import Together
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class TrainOptions:
         out: folder of the run; default runs/NAME, with a number behind it where that is taken.
         plain: plain lines in place of the live table.
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
+        track: send the figures to trackers besides: trackio, tensorboard, wandb (offline unless WANDB_MODE or
+            WANDB_API_KEY is set); one that fails costs a line, not the run.
     """
 
     out: Path | None = None
     plain: bool = False
     doctor: bool = True
+    track: tuple[str, ...] = ()
 
 
 def train(arguments: list[str]) -> int:
@@ -58,14 +64,20 @@ def train(arguments: list[str]) -> int:
 
 
 def _run(run: Run, folder: Path, options: TrainOptions) -> int:
+    unknown = next((name for name in options.track if name not in TRACKERS), None)
+    if unknown is not None:
+        raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
     console = Console()
     live = console.is_terminal and not options.plain
     parts = assemble(run)
     if options.doctor and not _sound(run, parts, console):
         return 1
-    with LiveConsole(console) if live else PlainConsole(console) as watch:
-        summary = loop.train(run, folder, watch, parts)
+    screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
+    with screen, ExitStack() as stack:
+        trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
+        tracked = [stack.enter_context(tracker) for tracker in trackers]
+        summary = loop.train(run, folder, Together(screen, *tracked), parts)
     picture = draw_run(folder, run)
     _conclude(console, folder, summary, picture)
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0

@@ -136,6 +136,9 @@ class PlainConsole:
         """One line."""
         self._line(result(evaluation))
 
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """Nothing; the command says how it ended."""
+
     def note(self, text: str) -> None:
         """One line."""
         self._line(text)
@@ -204,6 +207,9 @@ class LiveConsole:
     def evaluated(self, evaluation: Evaluation) -> None:
         """A line above the table, which stays."""
         self._console.print(Text(result(evaluation), style="bold"))
+
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """Nothing; the command says how it ended."""
 
     def note(self, text: str) -> None:
         """A line above the table, which stays."""

@@ -77,9 +77,8 @@ def last_record(path: Path) -> Record | None:
             length = min(size, _LAST_BYTES)
             while True:
                 file.seek(size - length)
-                lines = file.read(length).splitlines(keepends=True)
-                # What the block begins with may be the end of a line, unless it is the whole file.
-                for line in reversed(lines if length == size else lines[1:]):
+                # The block may begin in the midst of a line; what is left of it is no record.
+                for line in reversed(file.read(length).splitlines(keepends=True)):
                     if line.endswith(b"\n") and (record := _record(line)) is not None:
                         return record
                 if length >= min(size, _MOST_BYTES):

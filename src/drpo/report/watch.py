@@ -33,11 +33,16 @@ def sparkline(values: Sequence[float], width: int, low: float, high: float) -> s
         >>> sparkline([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], 3, 0.0, 1.0)
         '▁▅█'
     """
-    n = min(width, len(values))
-    edges = [round(i * len(values) / n) for i in range(n + 1)] if n else []
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     span = high - low or 1.0
+    means = _means(values, width)
     return "".join(_BARS[min(len(_BARS) - 1, max(0, int((m - low) / span * len(_BARS))))] for m in means)
+
+
+def _means(values: Sequence[float], most: int) -> list[float]:
+    """At most so many means, each of its share of the values."""
+    n = min(most, len(values))
+    edges = [round(i * len(values) / n) for i in range(n + 1)] if n else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
 def duration(seconds: float) -> str:
@@ -112,7 +117,8 @@ def _curves(view: View, width: int) -> RenderableType:
 
 
 def _curve(view: View, title: str, metric: str, width: int) -> Text:
-    steps, values = view.curve(metric)
+    # No more points than a character's dots can show: those of a long run would keep a core busy.
+    steps, values = (_means(column, 2 * width) for column in view.curve(metric))
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(width, _CURVE_HEIGHT)

@@ -112,6 +112,7 @@ class Session:
                 self._export()
             self.summary = summarise(self.folder, self.run, stopped_by=self._stop.signal)
             write_json(self.folder / SUMMARY, self.summary)
+            self.watch.ended(self.summary)
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""

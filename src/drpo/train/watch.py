@@ -30,6 +30,10 @@ class Watcher(Protocol):
         """The policy has been evaluated."""
         ...
 
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """The run has ended, or this session's share of it; the summary is what summary.json says."""
+        ...
+
     def note(self, text: str) -> None:
         """Something worth a line."""
         ...
@@ -52,5 +56,51 @@ class Silent:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Nothing."""
 
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """Nothing."""
+
     def note(self, text: str) -> None:
         """Nothing."""
+
+
+class Together:
+    """Tells several watchers, in order.
+
+    Args:
+        watchers: to tell.
+    """
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def started(self, run: Run, folder: Path, step: int) -> None:
+        """Tell each."""
+        for watcher in self._watchers:
+            watcher.started(run, folder, step)
+
+    def phase(self, name: str) -> None:
+        """Tell each."""
+        for watcher in self._watchers:
+            watcher.phase(name)
+
+    def stepped(
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+    ) -> None:
+        """Tell each."""
+        for watcher in self._watchers:
+            watcher.stepped(step, metrics, seconds, groups)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Tell each."""
+        for watcher in self._watchers:
+            watcher.evaluated(evaluation)
+
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """Tell each."""
+        for watcher in self._watchers:
+            watcher.ended(summary)
+
+    def note(self, text: str) -> None:
+        """Tell each."""
+        for watcher in self._watchers:
+            watcher.note(text)
