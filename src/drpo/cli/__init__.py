@@ -18,6 +18,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo train RECIPE [--FIELD VALUE ...]   train; drpo train RECIPE --help shows every field with its default
   drpo train --resume RUN                 go on with a run from its last checkpoint
   drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
+  drpo report RUN [--open]                a run as one HTML file: curves, trust region, every token of every rollout
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
   drpo recipes                            what there is to train
@@ -34,6 +35,7 @@ Your own are module:name. `drpo COMMAND --help` says more."""
 COMMANDS: Mapping[str, str] = {
     "train": "drpo.cli.train",
     "eval": "drpo.cli.eval",
+    "report": "drpo.cli.report",
     "doctor": "drpo.cli.doctor",
     "serve": "drpo.cli.serve",
     "recipes": "drpo.cli.train",
