@@ -49,7 +49,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Piece
         [Piece(text='<eos>', special=True), Piece(text='B', special=False)]
     """
     special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    texts = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
     names = tokenizer.convert_ids_to_tokens(list(ids))
     return [Piece(_spaced(text, name), i in special) for i, text, name in zip(ids, texts, names, strict=True)]
 

@@ -2,8 +2,9 @@
 // nodes alone, never as HTML.
 
 async function payload(name) {
-  const text = document.getElementById(`payload-${name}`).textContent;
-  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const binary = atob(document.getElementById(`payload-${name}`).textContent);
+  const packed = new Uint8Array(binary.length);
+  for (let i = 0; i < packed.length; i++) packed[i] = binary.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }

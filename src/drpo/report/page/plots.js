@@ -19,6 +19,8 @@ const drawings = new Map();
 
 function loadPlotly() {
   plotlyReady ??= (async () => {
+    // To read it takes long enough to be felt: what else there is to do comes first.
+    await new Promise((resolve) => requestIdleCallback(resolve, { timeout: 1000 }));
     const [script, colors] = await Promise.all([payloadText("plotly"), payloadJSON("palette")]);
     palette = colors;
     document.head.append(Object.assign(document.createElement("script"), { textContent: script }));

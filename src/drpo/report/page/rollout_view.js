@@ -30,12 +30,13 @@ function visible(text) {
 }
 
 function showLegend(rollouts) {
-  const counts = new Map(SHADES.map((shade) => [shade, 0]));
   const { weight, outside } = rollouts.columns;
-  for (const code of weight) {
-    const shade = shadeOf(valueOf(code));
-    counts.set(shade, counts.get(shade) + 1);
-  }
+  const ofCode = new Uint32Array(65536);
+  for (let at = 0; at < weight.length; at++) ofCode[weight[at] + 32768]++;
+  const counts = new Map(SHADES.map((shade) => [shade, 0]));
+  ofCode.forEach((n, i) => {
+    if (n) counts.set(shadeOf(CODE_VALUES[i]), counts.get(shadeOf(CODE_VALUES[i])) + n);
+  });
   const share = (n) => el("span", { class: "share" }, percent(n / weight.length, 2));
   const items = SHADES.map((shade) => el("li", {}, el("span", { class: `swatch ${shade.style}` }, shade.label), share(counts.get(shade))));
   const left = outside.reduce((a, b) => a + b, 0);
