@@ -69,15 +69,14 @@ class RolloutList {
     });
   }
 
-  /** Applies the controls; the completion that is shown stays chosen where it is still in the list. */
+  /** Applies the controls and chooses the first that is left. */
   refresh() {
     const want = wanted();
-    const before = this.shown[this.at];
     const all = Array.from({ length: this.rollouts.n }, (_, i) => i);
     this.shown = ordered(this.rollouts, all.filter((i) => matches(this.rollouts, i, want)), want);
     this.spacer.style.height = `${this.shown.length * ROW_HEIGHT}px`;
     byId("tally").textContent = this.tally();
-    this.choose(Math.max(0, this.shown.indexOf(before)));
+    this.choose(0);
   }
 
   tally() {
