@@ -303,6 +303,14 @@ def test_the_histogram_counts_every_token_under_its_sign_and_step(tmp_path):
     assert whole["positive"][bin_of(-1.0)] == 1 and whole["negative"][bin_of(3.5)] == 1
 
 
+def test_the_outermost_bins_count_what_lies_beyond(tmp_path, monkeypatch):
+    monkeypatch.setattr(distribution, "_TAIL", 0.2)
+    run = write_run(tmp_path)
+    data = distribution.histogram_data(read_rollouts(tmp_path, run.objective, ALL))
+    assert data is not None and data["edges"][0] > -1.0 and data["edges"][-1] < 3.5
+    assert data["counts"][0]["positive"][0] == data["counts"][0]["negative"][-1] == 1
+
+
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1))
 def test_bins_hold_0_and_1_and_rise(weights):
     edges = distribution.bin_edges(np.array(weights))
@@ -323,14 +331,11 @@ def test_the_scatter_is_a_fixed_choice_of_trained_tokens(tmp_path, monkeypatch):
 
 
 def test_seconds_are_summed_by_phase_and_step():
-    records = [
-        {"step": 0, "evaluation": 2.0},
-        {"step": 1, "update": 1.0, "rollout": 3.0},
-        {"step": 1, "evaluation": 0.5},
-    ]
-    assert facts.timeline(records) == {
+    steps = [{"step": 0, "evaluation": 2.0}, {"step": 1, "update": 1.0, "rollout": 3.0}]
+    after = [{"step": 1, "evaluation": 0.5}, {"step": 1, "evaluation": 0.25}]
+    assert facts.timeline([*steps, *after]) == {
         "step": [0, 1],
-        "phases": {"rollout": [0.0, 3.0], "update": [0.0, 1.0], "evaluation": [2.0, 0.5]},
+        "phases": {"rollout": [0.0, 3.0], "update": [0.0, 1.0], "evaluation": [2.0, 0.75]},
     }
     assert facts.timeline([]) == {"step": [], "phases": {}}
 

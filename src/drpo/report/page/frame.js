@@ -67,9 +67,9 @@ function percent(share, digits = 1) {
   return `${(100 * share).toFixed(digits)} %`;
 }
 
-/** Three significant digits, without the zeros behind them. */
+/** Three significant digits, without the zeros behind them; a dash for what there is not. */
 function brief(value) {
-  return value === null ? "\u2013" : String(Number(value.toPrecision(3)));
+  return value === null ? "\u2013" : String(Number(value.toPrecision(3))).replace(/^-/, "\u2212");
 }
 
 function count(n) {

@@ -120,7 +120,7 @@ class RolloutView {
     const trained = token.w !== undefined;
     const advantage = this.rollouts.table.advantage[this.i];
     const rows = [["\u03bc", token.mu], ...(trained ? [["\u03c0", token.pi], ["r = \u03c0/\u03bc", token.r], ["D = \u03c0\u2212\u03bc", token.D]] : []),
-      ...(advantage === null ? [] : [["A", brief(advantage).replace("-", "\u2212")]]), ...(trained ? [["w", token.wShown]] : [])];
+      ...(advantage === null ? [] : [["A", brief(advantage)]]), ...(trained ? [["w", token.wShown]] : [])];
     const verdict = !trained ? "no gradient" : [token.w < 0 ? "pulled back" : token.w === 0 ? "held" : "", token.outside ? "outside the region" : ""].filter(Boolean).join(", ");
     return [
       el("div", { class: "name" }, `${JSON.stringify(token.text)} \u00b7 id ${token.id}`),

@@ -1,5 +1,7 @@
 // The larger plots of a run: tokens in the plane of mu and pi, the histogram of weights, the seconds of each phase.
 
+/** The signs are drawn in turns, so that neither hides the other. */
+const TURNS = 6;
 const SIGNS = [
   { sign: 1, name: "A > 0", color: 0, symbol: "circle" },
   { sign: -1, name: "A < 0", color: 1, symbol: "diamond" },
@@ -30,14 +32,16 @@ function scatterCaption({ mu, n, sign }, caution) {
 }
 
 function scatterTraces({ mu, pi, weight, sign }, chosen) {
-  const points = SIGNS.map(({ sign: wanted, name, color, symbol }) => {
-    const at = [...sign.keys()].filter((i) => sign[i] === wanted);
+  const turn = (k) => SIGNS.map(({ sign: wanted, name, color, symbol }) => {
+    const at = [...sign.keys()].filter((i) => sign[i] === wanted && i % TURNS === k);
     return {
       x: at.map((i) => mu[i]), y: at.map((i) => pi[i]), customdata: at.map((i) => brief(weight[i])), name, mode: "markers",
+      legendgroup: name, showlegend: k === 0,
       marker: { color: seriesColor(color), size: 5, opacity: 0.5, symbol, line: { width: 0 } },
       hovertemplate: "\u03bc %{x:.3~g}<br>\u03c0 %{y:.3~g}<br>w %{customdata}<extra></extra>",
     };
   });
+  const points = Array.from({ length: TURNS }, (_, k) => turn(k)).flat();
   return [diagonal(), ...points, ...chosen.flatMap((region, i) => boundaryTraces(region, i))];
 }
 
