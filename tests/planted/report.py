@@ -3,7 +3,8 @@
 from planted import Bug
 
 REPORT = "tests/test_report.py::"
-PAGE = "tests/test_report_browser.py::"
+PAGE = "tests/test_report_page.py::"
+BROWSER = "tests/test_report_browser.py::"
 BY_HAND = f"{REPORT}test_what_an_update_saw_by_hand"
 OF_UPDATES = f"{REPORT}test_the_weights_of_a_run_are_those_of_its_updates"
 STATES = f"{REPORT}test_every_state_of_a_completion"
@@ -23,10 +24,10 @@ RANGES = f"{REPORT}test_step_ranges_cover_every_step_once"
 SCATTER = f"{REPORT}test_the_scatter_is_a_fixed_choice_of_trained_tokens"
 SECONDS = f"{REPORT}test_seconds_are_summed_by_phase_and_step"
 DIFFERS = f"{REPORT}test_the_configuration_says_what_differs_and_from_what"
-TITLE = f"{REPORT}test_the_title_is_escaped"
-POLICY = f"{REPORT}test_the_page_lets_run_its_own_scripts_and_asks_for_nothing"
-ENDS = f"{REPORT}test_a_script_that_would_end_its_element_is_refused"
-WARNED = f"{REPORT}test_a_report_that_cannot_be_written_is_a_warning_and_the_run_is_done"
+TITLE = f"{PAGE}test_the_title_is_escaped"
+POLICY = f"{PAGE}test_the_page_lets_run_its_own_scripts_and_asks_for_nothing"
+ENDS = f"{PAGE}test_a_script_that_would_end_its_element_is_refused"
+WARNED = f"{PAGE}test_a_report_that_cannot_be_written_is_a_warning_and_the_run_is_done"
 LOCAL = f"{REPORT}test_a_tokenizer_comes_from_this_machine_or_not_at_all"
 
 BUGS = (
@@ -253,7 +254,7 @@ BUGS = (
         "report/page/rollouts.js",
         "const [at, t] = [this.start[i] + k, this.trainedStart[i] + k];",
         "const [at, t] = [this.start[i] + k, this.trainedStart[i] + Math.max(0, k - 1)];",
-        (f"{PAGE}test_pointing_at_a_token_shows_its_numbers",),
+        (f"{BROWSER}test_pointing_at_a_token_shows_its_numbers",),
     ),
     Bug(
         20,
@@ -261,7 +262,7 @@ BUGS = (
         "report/page/rollout_view.js",
         "withMarks(token.text));",
         '[]).appendChild(Object.assign(document.createElement("b"), { innerHTML: token.text })).parentNode;',
-        (f"{PAGE}test_a_script_in_a_completion_is_text",),
+        (f"{BROWSER}test_a_script_in_a_completion_is_text",),
     ),
     Bug(
         19,
@@ -269,6 +270,6 @@ BUGS = (
         "report/page/rollout_list.js",
         "return value !== null && (low === null",
         "return (low === null",
-        (f"{PAGE}test_filters_leave_the_right_completions",),
+        (f"{BROWSER}test_filters_leave_the_right_completions",),
     ),
 )

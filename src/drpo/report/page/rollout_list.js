@@ -81,8 +81,8 @@ class RolloutList {
 
   tally() {
     const { n, table } = this.rollouts;
-    const share = table.n_all > n ? `; the run has ${count(table.n_all)}, of which this file holds a share of the groups` : "";
-    return `${count(this.shown.length)} of ${count(n)} completions${share}`;
+    const left = table.n_all > n ? `; the run has ${count(table.n_all)}, and this file a share of its groups` : "";
+    return `${count(this.shown.length)} of ${count(n)} completions${left}`;
   }
 
   choose(place) {
@@ -106,7 +106,8 @@ class RolloutList {
   /** Makes the rows in sight, and a few more. */
   draw() {
     const first = Math.max(0, Math.floor(this.host.scrollTop / ROW_HEIGHT) - SPARE_ROWS);
-    const last = Math.min(this.shown.length, Math.ceil((this.host.scrollTop + this.host.clientHeight) / ROW_HEIGHT) + SPARE_ROWS);
+    const end = this.host.scrollTop + this.host.clientHeight;
+    const last = Math.min(this.shown.length, Math.ceil(end / ROW_HEIGHT) + SPARE_ROWS);
     const rows = [];
     for (let place = first; place < last; place++) rows.push(this.row(place));
     this.spacer.replaceChildren(...(this.shown.length ? rows : [el("p", { class: "empty" }, "No completion matches.")]));
@@ -115,9 +116,11 @@ class RolloutList {
 
   row(place) {
     const i = this.shown[place];
+    const chosen = String(place === this.at);
+    const role = { role: "option", "aria-selected": chosen, "aria-posinset": place + 1, "aria-setsize": this.shown.length };
     const row = el(
       "div",
-      { class: "row", role: "option", id: `row-${place}`, "data-place": place, "data-rollout": i, "aria-selected": String(place === this.at), "aria-posinset": place + 1, "aria-setsize": this.shown.length },
+      { class: "row", id: `row-${place}`, "data-place": place, "data-rollout": i, ...role },
       el("div", { class: "snippet" }, oneLine(this.rollouts.text(i).slice(0, SNIPPET)) || "(nothing)"),
       el("div", { class: "about" }, this.about(i)),
     );
@@ -129,7 +132,7 @@ class RolloutList {
     const { reward, step, finish } = this.rollouts.table;
     const { least, greatest, outside } = this.rollouts.weights;
     const said = [
-      el("span", { class: reward[i] >= 1 ? "reward full" : "reward" }, reward[i] === null ? "no reward" : `reward ${brief(reward[i])}`),
+      el("span", { class: reward[i] >= 1 ? "reward full" : "reward" }, rewardText(reward[i])),
       el("span", {}, `step ${step[i]}`),
       el("span", {}, `${this.rollouts.length(i)} tokens${finish[i] === "length" ? ", cut" : ""}`),
     ];
@@ -137,6 +140,10 @@ class RolloutList {
     if (outside[i]) said.push(el("span", {}, `${outside[i]} outside`));
     return said;
   }
+}
+
+function rewardText(reward) {
+  return reward === null ? "no reward" : `reward ${brief(reward)}`;
 }
 
 function oneLine(text) {

@@ -14,10 +14,12 @@ const SHADES = [
 ];
 
 const STATES = {
-  skipped: "Not trained on: its advantage is 0, and with it the gradient of every token, so it did not go through the model. There is no \u03c0 to show.",
+  skipped: "Not trained on: its advantage is 0, and so is every token's gradient. It did not go through the model: there is no \u03c0.",
   unmarked: "Not trained on: it has no reward, so it took no part in the update.",
   unrecorded: "What the update saw of it was not recorded: an older version wrote this run.",
 };
+
+const TOKENS_ROLE = { class: "tokens", role: "group", "aria-label": "Tokens; left and right arrows move from one to the next" };
 
 function shadeOf(w) {
   if (w <= 0) return SHADES[0];
@@ -26,7 +28,8 @@ function shadeOf(w) {
 
 /** A text with what cannot be seen made visible; line breaks stay. */
 function visible(text) {
-  return text.replace(/[\u0000-\u0009\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))).replace(/\u007f/g, "\u2421");
+  const picture = (control) => String.fromCharCode(0x2400 + control.charCodeAt(0));
+  return text.replace(/[\u0000-\u0009\u000b-\u001f]/g, picture).replace(/\u007f/g, "\u2421");
 }
 
 function showLegend(rollouts) {
@@ -38,10 +41,10 @@ function showLegend(rollouts) {
     if (n) counts.set(shadeOf(CODE_VALUES[i]), counts.get(shadeOf(CODE_VALUES[i])) + n);
   });
   const share = (n) => el("span", { class: "share" }, percent(n / weight.length, 2));
-  const items = SHADES.map((shade) => el("li", {}, el("span", { class: `swatch ${shade.style}` }, shade.label), share(counts.get(shade))));
+  const item = (style, label, ...rest) => el("li", {}, el("span", { class: `swatch ${style}` }, label), ...rest);
+  const items = SHADES.map((shade) => item(shade.style, shade.label, share(counts.get(shade))));
   const left = outside.reduce((a, b) => a + b, 0);
-  items.push(el("li", {}, el("span", { class: "swatch outside" }, "outline"), " left the region", share(left)));
-  items.push(el("li", {}, el("span", { class: "swatch" }, "plain"), " no gradient"));
+  items.push(item("outside", "outline", " left the region", share(left)), item("", "plain", " no gradient"));
   const shadesOf = `Shade: gradient weight w, and the share of the run's ${count(weight.length)} trained tokens`;
   byId("legend").append(el("strong", {}, shadesOf), el("ul", {}, items));
 }
@@ -72,20 +75,20 @@ class RolloutView {
     const failure = this.rollouts.table.failure[i];
     return [
       el("ul", { class: "chips" }, this.chips(i).map((text) => el("li", {}, text))),
-      el("h3", {}, "Prompt"), el("div", { class: "quoted" }, visible(prompt)),
-      answer === "" ? null : el("h3", {}, "Reference answer"), answer === "" ? null : el("div", { class: "quoted" }, visible(answer)),
-      failure === null ? null : el("h3", {}, "The reward failed"), failure === null ? null : el("div", { class: "quoted" }, visible(failure)),
+      ...quoted("Prompt", prompt),
+      ...quoted("Reference answer", answer),
+      ...quoted("The reward failed", failure ?? ""),
       el("h3", {}, "Completion"),
-      state ? el("p", { class: "state" }, state) : null,
-      el("div", { class: "tokens", role: "group", "aria-label": "Tokens; left and right arrows move from one to the next" }, this.tokens.map((token, k) => this.span(token, k))),
-    ].filter((part) => part !== null);
+      ...(state ? [el("p", { class: "state" }, state)] : []),
+      el("div", TOKENS_ROLE, this.tokens.map((token, k) => this.span(token, k))),
+    ];
   }
 
   chips(i) {
     const t = this.rollouts.table;
     const chips = [`step ${t.step[i]}`, `problem ${t.problem[i]}, sample ${t.sample[i]}`];
     if (t.update[i] !== null) chips.push(`update ${t.update[i] + 1}`);
-    chips.push(t.reward[i] === null ? "no reward" : `reward ${brief(t.reward[i])}`);
+    chips.push(rewardText(t.reward[i]));
     if (t.advantage[i] !== null) chips.push(`A = ${brief(t.advantage[i])}`);
     chips.push(`${this.rollouts.length(i)} tokens`, t.finish[i] === "length" ? "cut at the limit" : "ended by itself");
     const age = t.step[i] - 1 - t.version[i];
@@ -95,9 +98,10 @@ class RolloutView {
 
   /** Only one token is a stop of the Tab key; the arrows lead on from there. */
   span(token, k) {
-    const styles = ["token", token.w === undefined ? "" : shadeOf(token.w).style, token.outside ? "outside" : "", token.special ? "special" : ""];
-    const attributes = { class: styles.filter(Boolean).join(" "), "data-k": k, tabindex: k === 0 ? 0 : -1, "aria-describedby": "tooltip" };
-    return el("span", attributes, withMarks(token.text));
+    const shade = token.w === undefined ? "" : shadeOf(token.w).style;
+    const styles = ["token", shade, token.outside ? "outside" : "", token.special ? "special" : ""];
+    const focus = { tabindex: k === 0 ? 0 : -1, "aria-describedby": "tooltip" };
+    return el("span", { class: styles.filter(Boolean).join(" "), "data-k": k, ...focus }, withMarks(token.text));
   }
 
   moveToken(by) {
@@ -117,15 +121,16 @@ class RolloutView {
   }
 
   numbers(token) {
-    const trained = token.w !== undefined;
     const advantage = this.rollouts.table.advantage[this.i];
-    const rows = [["\u03bc", token.mu], ...(trained ? [["\u03c0", token.pi], ["r = \u03c0/\u03bc", token.r], ["D = \u03c0\u2212\u03bc", token.D]] : []),
-      ...(advantage === null ? [] : [["A", brief(advantage)]]), ...(trained ? [["w", token.wShown]] : [])];
-    const verdict = !trained ? "no gradient" : [token.w < 0 ? "pulled back" : token.w === 0 ? "held" : "", token.outside ? "outside the region" : ""].filter(Boolean).join(", ");
+    const rows = [
+      ["\u03bc", token.mu], ["\u03c0", token.pi], ["r = \u03c0/\u03bc", token.r], ["D = \u03c0\u2212\u03bc", token.D],
+      ["A", advantage === null ? undefined : brief(advantage)], ["w", token.wShown],
+    ].filter(([, value]) => value !== undefined);
+    const row = ([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value));
     return [
       el("div", { class: "name" }, `${JSON.stringify(token.text)} \u00b7 id ${token.id}`),
-      el("table", {}, el("tbody", {}, rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value))))),
-      ...(verdict ? [el("div", { class: "verdict" }, verdict)] : []),
+      el("table", {}, el("tbody", {}, rows.map(row))),
+      el("div", { class: "verdict" }, verdictOn(token)),
     ];
   }
 
@@ -138,8 +143,20 @@ class RolloutView {
   }
 }
 
+function quoted(title, text) {
+  return text === "" ? [] : [el("h3", {}, title), el("div", { class: "quoted" }, visible(text))];
+}
+
+/** What happens to a token, in words; nothing where it is pushed as usual. */
+function verdictOn({ w, outside }) {
+  if (w === undefined) return "no gradient";
+  const held = w < 0 ? ["pulled back"] : w === 0 ? ["held"] : [];
+  return [...held, ...(outside ? ["outside the region"] : [])].join(", ");
+}
+
 /** A token's text, with a mark where a line ends. */
 function withMarks(text) {
-  const lines = visible(text).split("\n");
-  return lines.flatMap((line, i) => (i === 0 ? [line] : [el("span", { class: "mark", "aria-hidden": "true" }, "\u21b5"), "\n", line])).filter((part) => part !== "");
+  const [first, ...others] = visible(text).split("\n");
+  const mark = () => el("span", { class: "mark", "aria-hidden": "true" }, "\u21b5");
+  return [first, ...others.flatMap((line) => [mark(), "\n", line])].filter((part) => part !== "");
 }

@@ -93,7 +93,8 @@ class Rollouts {
 
   /** Least and greatest weight of each trained completion, how far the farthest is from 1, and tokens outside. */
   weightRanges() {
-    const ranges = { least: new Float64Array(this.n).fill(NaN), greatest: new Float64Array(this.n).fill(NaN), extreme: new Float64Array(this.n).fill(-1), outside: new Uint32Array(this.n) };
+    const numbers = () => new Float64Array(this.n).fill(NaN);
+    const ranges = { least: numbers(), greatest: numbers(), extreme: numbers(), outside: new Uint32Array(this.n) };
     for (let i = 0; i < this.n; i++) {
       if (!this.isTrained(i)) continue;
       let [least, greatest] = [Infinity, -Infinity];
@@ -115,9 +116,11 @@ class Rollouts {
     const { token, mu, pi_above_mu, ratio, shift, weight, outside } = this.columns;
     return Array.from({ length: this.length(i) }, (_, k) => {
       const [at, t] = [this.start[i] + k, this.trainedStart[i] + k];
-      const basic = { id: this.table.ids[token[at]], text: this.piece(token[at]), special: this.special.has(token[at]), mu: shown(mu[at]) };
-      if (!this.isTrained(i)) return basic;
-      return { ...basic, pi: shown(mu[at] + pi_above_mu[t]), r: shown(ratio[t]), D: shown(shift[t]), wShown: shown(weight[t]), w: valueOf(weight[t]), outside: outside[t] === 1 };
+      const place = token[at];
+      const drawn = { id: this.table.ids[place], text: this.piece(place), special: this.special.has(place), mu: shown(mu[at]) };
+      if (!this.isTrained(i)) return drawn;
+      const moved = { pi: shown(mu[at] + pi_above_mu[t]), r: shown(ratio[t]), D: shown(shift[t]) };
+      return { ...drawn, ...moved, w: valueOf(weight[t]), wShown: shown(weight[t]), outside: outside[t] === 1 };
     });
   }
 }

@@ -13,8 +13,8 @@ function showHeader(run) {
 function accuracyParts(evaluations) {
   if (evaluations.length === 0) return [note("The run was not evaluated.")];
   const figures = evaluations.map(({ accuracy }) => percent(accuracy));
-  const large = el("p", { class: "figures" }, figures[0], ...figures.slice(1).flatMap((text) => [el("span", { class: "to" }, " \u2192 "), text]));
-  return [large, ...evaluations.map(intervalBar)];
+  const others = figures.slice(1).flatMap((text) => [el("span", { class: "to" }, " \u2192 "), text]);
+  return [el("p", { class: "figures" }, figures[0], others), ...evaluations.map(intervalBar)];
 }
 
 /** Accuracy on a scale from 0 to 1, with its interval. */
@@ -26,29 +26,34 @@ function intervalBar({ step, accuracy, low, high, n_problems, n_samples }) {
   const part = (name, style) => Object.assign(track.appendChild(el("div", { class: name })).style, style);
   if (known) part("range", { left: `${100 * low}%`, width: `${100 * (high - low)}%` });
   part("mean", { left: `${100 * Math.min(1, Math.max(0, accuracy))}%` });
-  return el("div", { class: "interval" }, `${when}: ${percent(accuracy)}${range} (${count(n_problems)} problems, avg@${n_samples})`, track);
+  const text = `${when}: ${percent(accuracy)}${range} (${count(n_problems)} problems, avg@${n_samples})`;
+  return el("div", { class: "interval" }, text, track);
 }
 
+/** Rows of the table are [field, value, the recipe's value or null, the default]. */
 function showConfiguration({ configuration: { recipe, rows } }) {
-  const columns = ["field", "this run", ...(recipe ? [`recipe ${recipe}`] : []), "default"];
-  const against = recipe ? `the recipe ${recipe} and the library's defaults` : "the library's defaults";
-  byId("configuration-note").textContent = `Every field, beside ${against}. \u2260 marks what differs from ${recipe ? "the recipe" : "the default"}.`;
+  const base = recipe ? `the recipe ${recipe}` : "the defaults";
+  byId("configuration-note").textContent = `Every field of the run. \u2260 marks what differs from ${base}.`;
   const differs = ([, value, ofRecipe, byDefault]) => value !== (recipe ? ofRecipe : byDefault);
+  const cells = (row) => row.filter((text) => text !== null).map((text) => el("td", {}, text));
+  const columns = ["field", "this run", ...(recipe ? [`recipe ${recipe}`] : []), "default"];
   const body = el("tbody");
   const draw = () => {
     const listed = byId("differing").checked ? rows.filter(differs) : rows;
-    const cells = ([name, value, ofRecipe, byDefault]) => [value, ...(recipe ? [ofRecipe] : []), byDefault].map((text) => el("td", {}, text)).concat([]);
-    body.replaceChildren(...listed.map((row) => el("tr", { class: differs(row) ? "differs" : null }, el("td", {}, row[0]), ...cells(row))));
-    if (listed.length === 0) body.append(el("tr", {}, el("td", { colspan: columns.length }, `Nothing differs from ${recipe ? "the recipe" : "the defaults"}.`)));
+    const none = el("tr", {}, el("td", { colspan: columns.length }, `Nothing differs from ${base}.`));
+    const drawn = listed.map((row) => el("tr", { class: differs(row) ? "differs" : null }, cells(row)));
+    body.replaceChildren(...(drawn.length ? drawn : [none]));
   };
   byId("differing").addEventListener("change", draw);
-  byId("configuration-table").append(el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))), body);
+  const head = el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)));
+  byId("configuration-table").append(el("thead", {}, head), body);
   draw();
 }
 
 /** Plots of tokens, or why there are none. */
 function showTokenPlots(run) {
-  const missing = run.recorded ? "No token was trained on." : "This run does not say what its updates saw: an older version wrote it. Train again to see this.";
+  const old = "This run does not say what its updates saw: an older version wrote it. Train again to see this.";
+  const missing = run.recorded ? "No token was trained on." : old;
   if (run.histogram === null) {
     byId("scatter").replaceChildren(note(missing));
     byId("histogram").replaceChildren(note(missing));
