@@ -7,13 +7,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: help setup demo test test-slow test-gpu setup-vllm test-vllm bench bench-quick lint plant format clean
+.PHONY: help setup demo test test-slow test-gpu test-browser setup-vllm test-vllm bench bench-quick lint plant format clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
 	@echo "make test       set up, then: all tests that need no special hardware"
 	@echo "make test-slow  the slow ones: the demo's three seeds"
 	@echo "make test-gpu   those that need a CUDA GPU"
+	@echo "make test-browser  those that open pages in a headless Chromium (apt-get install chromium)"
 	@echo "make test-vllm  those that need vLLM, in an environment of their own ($(VLLM))"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
@@ -44,6 +45,9 @@ test-slow: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests
+
+test-browser: setup
+	$(BIN)/python -m pytest -m browser -rs -s tests
 
 setup-vllm: $(VLLM)/.ready
 

@@ -60,7 +60,8 @@ def sandbox(bug: Bug | None) -> Iterator[Path]:
         if bug:
             path = root / "src" / "drpo" / bug.file
             path.write_text(path.read_text().replace(bug.old, bug.new))
-            compile(path.read_text(), bug.file, "exec")
+            if path.suffix == ".py":
+                compile(path.read_text(), bug.file, "exec")
         yield root
 
 

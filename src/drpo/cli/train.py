@@ -1,5 +1,6 @@
 """`drpo train` and `drpo recipes`."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from drpo.errors import InputError, nearest
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
+from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
 from drpo.train.config import Run
 from drpo.train.session import MODEL, load_run
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Together
+
+log = logging.getLogger("drpo")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def _run(run: Run, folder: Path, options: TrainOptions) -> int:
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         summary = loop.train(run, folder, Together(screen, *tracked), parts)
     picture = draw_run(folder, run)
-    _conclude(console, folder, summary, picture)
+    _conclude(console, folder, summary, {"curves": picture, "report": _report(folder, run)})
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
 
 
@@ -104,7 +108,16 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
     return not broken
 
 
-def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], picture: Path) -> None:
+def _report(folder: Path, run: Run) -> Path | None:
+    """The run as a page, or None with a warning: a page that cannot be written must not make a finished run fail."""
+    try:
+        return write_report(folder, run)
+    except Exception as error:
+        log.warning("no report (%s: %s); try: drpo report %s", type(error).__name__, error, folder)
+        return None
+
+
+def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictures: Mapping[str, Path | None]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for when in ("before", "after"):
         found = summary[f"accuracy_{when}"]
@@ -116,7 +129,9 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictur
     table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")
     table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB", "")
     console.print(table)
-    console.print(f"curves       {picture}", soft_wrap=True, highlight=False)
+    for name, path in pictures.items():
+        if path is not None:
+            console.print(f"{name:<12} {path}", soft_wrap=True, highlight=False)
     if summary["finished"]:
         console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True, highlight=False)
     else:

@@ -1,0 +1,86 @@
+"""Draw the pictures of docs/report.md from a run's report, in light and dark.
+
+    python docs/screenshots.py RUN/report.html [--out docs/figures]
+
+Needs playwright and the system's Chromium (apt-get install chromium).
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+WINDOW = {"width": 1280, "height": 940}
+MOST_BYTES = 300_000
+SECTIONS = ("curves", "region", "weights", "rollouts", "time", "configuration")
+
+
+def at_the_top(page: Any) -> None:
+    """The header and the first curves."""
+    go_to(page, None)
+
+
+def in_the_plane(page: Any) -> None:
+    """Where the tokens lie, and where regions end."""
+    go_to(page, "region")
+
+
+def at_a_token(page: Any) -> None:
+    """The browser, pointing at a token that is pulled back in a completion of some length."""
+    go_to(page, "rollouts")
+    page.select_option("#kind", "held")
+    rows = page.locator(".row").all()
+    longest = max(rows, key=lambda row: len(row.locator(".snippet").inner_text()))
+    longest.click()
+    go_to(page, "rollouts")
+    page.locator("#view .token.held").first.hover()
+
+
+VIEWS = {"top": at_the_top, "region": in_the_plane, "rollouts": at_a_token}
+
+
+def go_to(page: Any, section: str | None) -> None:
+    """Scroll to a section, or to the top."""
+    there = "scrollTo({top: 0, behavior: 'instant'})"
+    if section:
+        there = f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})"
+    page.evaluate(there)
+
+
+def draw_everything(page: Any) -> None:
+    """Pass by every plot until it is drawn."""
+    for plot in page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached")
+
+
+def main() -> None:
+    """Write a picture of each view in each colour scheme."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
+    options = parser.parse_args()
+    chromium = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+    if chromium is None:
+        parser.error("no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        for scheme in ("light", "dark"):
+            page = browser.new_page(viewport=WINDOW, color_scheme=scheme)
+            page.goto(options.report.resolve().as_uri())
+            page.wait_for_selector("html[data-ready]", state="attached")
+            page.locator("#panels .plot").first.wait_for()
+            draw_everything(page)
+            for name, view in VIEWS.items():
+                view(page)
+                path = options.out / f"report-{name}-{scheme}.png"
+                page.screenshot(path=path)
+                size = path.stat().st_size
+                print(f"{path}: {size / 1000:.0f} kB{' TOO LARGE' if size > MOST_BYTES else ''}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+// One completion: its question, and each token shaded by its gradient weight, with its numbers beside it on demand.
+
+/** The shades, from the most damped to the most amplified; each holds weights below `below`. */
+const SHADES = [
+  { style: "held", below: 0, label: "w \u2264 0" },
+  { style: "down-3", below: 0.5, label: "to 0.5" },
+  { style: "down-2", below: 0.8, label: "to 0.8" },
+  { style: "down-1", below: 0.95, label: "to 0.95" },
+  { style: "even", below: 1.05, label: "about 1" },
+  { style: "up-1", below: 1.2, label: "to 1.2" },
+  { style: "up-2", below: 1.5, label: "to 1.5" },
+  { style: "up-3", below: 2, label: "to 2" },
+  { style: "up-4", below: Infinity, label: "above 2" },
+];
+
+const STATES = {
+  skipped: "Not trained on: its advantage is 0, and so is every token's gradient. It did not go through the model: there is no \u03c0.",
+  unmarked: "Not trained on: it has no reward, so it took no part in the update.",
+  unrecorded: "What the update saw of it was not recorded: an older version wrote this run.",
+};
+
+const TOKENS_ROLE = { class: "tokens", role: "group", "aria-label": "Tokens; left and right arrows move from one to the next" };
+
+function shadeOf(w) {
+  if (w <= 0) return SHADES[0];
+  return SHADES.find(({ below }, i) => i > 0 && w < below) ?? SHADES.at(-1);
+}
+
+/** A text with what cannot be seen made visible; line breaks stay. */
+function visible(text) {
+  const picture = (control) => String.fromCharCode(0x2400 + control.charCodeAt(0));
+  return text.replace(/[\u0000-\u0009\u000b-\u001f]/g, picture).replace(/\u007f/g, "\u2421");
+}
+
+function showLegend(rollouts) {
+  const { weight, outside } = rollouts.columns;
+  const ofCode = new Uint32Array(65536);
+  for (let at = 0; at < weight.length; at++) ofCode[weight[at] + 32768]++;
+  const counts = new Map(SHADES.map((shade) => [shade, 0]));
+  ofCode.forEach((n, i) => {
+    if (n) counts.set(shadeOf(CODE_VALUES[i]), counts.get(shadeOf(CODE_VALUES[i])) + n);
+  });
+  const share = (n) => el("span", { class: "share" }, percent(n / weight.length, 2));
+  const item = (style, label, ...rest) => el("li", {}, el("span", { class: `swatch ${style}` }, label), ...rest);
+  const items = SHADES.map((shade) => item(shade.style, shade.label, share(counts.get(shade))));
+  const left = outside.reduce((a, b) => a + b, 0);
+  items.push(item("outside", "outline", " left the region", share(left)), item("", "plain", " no gradient"));
+  const shadesOf = `Shade: gradient weight w, and the share of the run's ${count(weight.length)} trained tokens`;
+  byId("legend").append(el("strong", {}, shadesOf), el("ul", {}, items));
+}
+
+class RolloutView {
+  constructor(rollouts) {
+    Object.assign(this, { rollouts, i: null, tokens: [] });
+    this.host = byId("view");
+    this.tooltip = byId("tooltip");
+    this.host.addEventListener("mouseover", (event) => this.explain(event.target.closest(".token")));
+    this.host.addEventListener("mouseleave", () => this.explain(null));
+    this.host.addEventListener("focusin", (event) => this.explain(event.target.closest(".token")));
+    this.host.addEventListener("focusout", () => this.explain(null));
+    this.host.addEventListener("scroll", () => this.explain(null));
+  }
+
+  show(i) {
+    this.i = i;
+    this.explain(null);
+    this.tokens = i === null ? [] : this.rollouts.tokens(i);
+    this.host.replaceChildren(...(i === null ? [el("p", { class: "empty" }, "Nothing to show.")] : this.parts(i)));
+    this.host.scrollTop = 0;
+  }
+
+  parts(i) {
+    const { prompt, answer } = this.rollouts.question(i);
+    const state = STATES[this.rollouts.table.state[i]];
+    const failure = this.rollouts.table.failure[i];
+    return [
+      el("ul", { class: "chips" }, this.chips(i).map((text) => el("li", {}, text))),
+      ...quoted("Prompt", prompt),
+      ...quoted("Reference answer", answer),
+      ...quoted("The reward failed", failure ?? ""),
+      el("h3", {}, "Completion"),
+      ...(state ? [el("p", { class: "state" }, state)] : []),
+      el("div", TOKENS_ROLE, this.tokens.map((token, k) => this.span(token, k))),
+    ];
+  }
+
+  chips(i) {
+    const t = this.rollouts.table;
+    const chips = [`step ${t.step[i]}`, `problem ${t.problem[i]}, sample ${t.sample[i]}`];
+    if (t.update[i] !== null) chips.push(`update ${t.update[i] + 1}`);
+    chips.push(rewardText(t.reward[i]));
+    if (t.advantage[i] !== null) chips.push(`A = ${brief(t.advantage[i])}`);
+    chips.push(`${this.rollouts.length(i)} tokens`, t.finish[i] === "length" ? "cut at the limit" : "ended by itself");
+    const age = t.step[i] - 1 - t.version[i];
+    if (age > 0) chips.push(`weights ${age} ${age === 1 ? "step" : "steps"} old`);
+    return chips;
+  }
+
+  /** Only one token is a stop of the Tab key; the arrows lead on from there. */
+  span(token, k) {
+    const shade = token.w === undefined ? "" : shadeOf(token.w).style;
+    const styles = ["token", shade, token.outside ? "outside" : "", token.special ? "special" : ""];
+    const focus = { tabindex: k === 0 ? 0 : -1, "aria-describedby": "tooltip" };
+    return el("span", { class: styles.filter(Boolean).join(" "), "data-k": k, ...focus }, withMarks(token.text));
+  }
+
+  moveToken(by) {
+    const spans = [...this.host.querySelectorAll(".token")];
+    const now = spans.indexOf(document.activeElement);
+    const next = spans[now < 0 ? 0 : Math.min(spans.length - 1, Math.max(0, now + by))];
+    if (!next) return;
+    spans.forEach((span) => span.setAttribute("tabindex", span === next ? 0 : -1));
+    next.focus();
+  }
+
+  explain(span) {
+    this.tooltip.hidden = span === null;
+    if (span === null) return;
+    this.tooltip.replaceChildren(...this.numbers(this.tokens[span.dataset.k]));
+    this.place(span.getClientRects()[0] ?? span.getBoundingClientRect());
+  }
+
+  numbers(token) {
+    const advantage = this.rollouts.table.advantage[this.i];
+    const rows = [
+      ["\u03bc", token.mu], ["\u03c0", token.pi], ["r = \u03c0/\u03bc", token.r], ["D = \u03c0\u2212\u03bc", token.D],
+      ["A", advantage === null ? undefined : brief(advantage)], ["w", token.wShown],
+    ].filter(([, value]) => value !== undefined);
+    const row = ([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value));
+    return [
+      el("div", { class: "name" }, `${JSON.stringify(token.text)} \u00b7 id ${token.id}`),
+      el("table", {}, el("tbody", {}, rows.map(row))),
+      el("div", { class: "verdict" }, verdictOn(token)),
+    ];
+  }
+
+  /** Below the token, or above it where there is no room. */
+  place({ left, top, bottom }) {
+    const { offsetWidth, offsetHeight } = this.tooltip;
+    const x = Math.min(left, innerWidth - offsetWidth - 10);
+    const y = bottom + 8 + offsetHeight > innerHeight ? top - offsetHeight - 8 : bottom + 8;
+    Object.assign(this.tooltip.style, { left: `${Math.max(8, x)}px`, top: `${y}px` });
+  }
+}
+
+function quoted(title, text) {
+  return text === "" ? [] : [el("h3", {}, title), el("div", { class: "quoted" }, visible(text))];
+}
+
+/** What happens to a token, in words; nothing where it is pushed as usual. */
+function verdictOn({ w, outside }) {
+  if (w === undefined) return "no gradient";
+  const held = w < 0 ? ["pulled back"] : w === 0 ? ["held"] : [];
+  return [...held, ...(outside ? ["outside the region"] : [])].join(", ");
+}
+
+/** A token's text, with a mark where a line ends. */
+function withMarks(text) {
+  const [first, ...others] = visible(text).split("\n");
+  const mark = () => el("span", { class: "mark", "aria-hidden": "true" }, "\u21b5");
+  return [first, ...others.flatMap((line) => [mark(), "\n", line])].filter((part) => part !== "");
+}

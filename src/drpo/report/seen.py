@@ -1,0 +1,169 @@
+"""The tokens of a run as its updates saw them: rollouts.jsonl and the objective, put together again."""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from drpo.objectives import Objective, gradient_weight, outside, ratio, shift
+from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records
+from drpo.types import Tokens
+
+State = Literal["trained", "skipped", "unmarked", "unrecorded"]
+PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What an update saw of the N tokens of one completion; every array has shape [N].
+
+    Args:
+        pi: the policy's probability before the update, float64.
+        ratio: r = pi / mu, as the objective computes it (capped at e^20).
+        shift: D = pi - mu.
+        weight: the gradient weight w.
+        outside: bool; True where the policy has left the objective's region.
+    """
+
+    pi: NDArray[np.float64]
+    ratio: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    outside: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """A completion of a run.
+
+    Args:
+        record: its record of rollouts.jsonl, without what is one per token.
+        token_ids: [N] int64.
+        mu: [N] float64; the sampler's probability of each token.
+        state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
+            "unmarked" where it has no reward; "unrecorded" where an older version wrote the record.
+        seen: what the update saw, where it is "trained".
+    """
+
+    record: Mapping[str, Any]
+    token_ids: NDArray[np.int64]
+    mu: NDArray[np.float64]
+    state: State
+    seen: Seen | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """The completions of a run, or a share of its groups.
+
+    Args:
+        completions: in the order of the file.
+        n_all: how many the run has.
+    """
+
+    completions: tuple[Sampled, ...]
+    n_all: int
+
+    @property
+    def recorded(self) -> bool:
+        """Whether what the updates saw is there to be shown."""
+        return all(c.state != "unrecorded" for c in self.completions)
+
+    def trained(self) -> Iterator[tuple[Sampled, Seen]]:
+        """The completions that an update saw, and what it saw."""
+        return ((c, c.seen) for c in self.completions if c.seen is not None)
+
+
+def read_rollouts(folder: Path, objective: Objective, most_tokens: int) -> Rollouts:
+    """Read the completions of a run and ask its objective about the tokens of every update.
+
+    Args:
+        folder: of the run.
+        objective: the run's; it is asked update by update, as the trainer did.
+        most_tokens: where the run has more, a share of its groups is read that has about so many: the same ones
+            every time.
+    """
+    n_tokens = sum(m.get("sampled_tokens", 0) for m in read_records(folder / METRICS))
+    share = min(1.0, most_tokens / max(1, n_tokens))
+    path, n_all = folder / ROLLOUTS, 0
+    found: list[Sampled] = []
+    lines = read_lines(path) if path.exists() else iter(())
+    for _, of_step in groupby((record for _, record in lines), key=lambda r: r["step"]):
+        records = list(of_step)
+        n_all += len(records)
+        found += of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], objective)
+    return Rollouts(tuple(found), n_all)
+
+
+def _lot(step: int, problem: str) -> float:
+    """In [0, 1), from the step and the problem alone: a group is read whole or not at all."""
+    return zlib.crc32(f"{step}/{problem}".encode("utf-8", "surrogatepass")) / 2**32
+
+
+def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Sampled]:
+    """Return the completions of a step, in order.
+
+    Args:
+        records: of rollouts.jsonl; those of one update must all be there where the objective is not token-wise.
+        objective: the run's.
+    """
+    trained = [i for i, r in enumerate(records) if "logp" in r]
+    seen: dict[int, Seen] = {}
+    for update in sorted({records[i]["update"] for i in trained}):
+        of_update = [i for i in trained if records[i]["update"] == update]
+        seen |= zip(of_update, asked([records[i] for i in of_update], objective), strict=True)
+    return [
+        Sampled(
+            record={k: v for k, v in record.items() if k not in PER_TOKEN},
+            token_ids=np.array(record["token_ids"], dtype=np.int64),
+            mu=np.exp(np.array(record["behavior_logp"], dtype=np.float64)),
+            state=_state(record),
+            seen=seen.get(i),
+        )
+        for i, record in enumerate(records)
+    ]
+
+
+def _state(record: Mapping[str, Any]) -> State:
+    if "logp" in record:
+        return "trained"
+    if record.get("reward") is None:
+        return "unmarked"
+    return "skipped" if "update" in record else "unrecorded"
+
+
+def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Seen]:
+    """Return what the objective says of each completion of one update.
+
+    Args:
+        records: with "logp", all of the same update.
+        objective: the run's.
+    """
+    lengths = [len(r["token_ids"]) for r in records]
+    tokens = tokens_of(records)
+    columns = (ratio(tokens), shift(tokens), gradient_weight(objective, tokens), outside(objective, tokens))
+    parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
+    return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
+
+
+def tokens_of(records: Sequence[Mapping[str, Any]]) -> Tokens:
+    """Return the tokens of some records with "logp", in order; each record is a sequence of its own."""
+    counts = torch.tensor([len(r["token_ids"]) for r in records])
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([x for r in records for x in r[name]], dtype=torch.float32)
+
+    return Tokens(
+        logp=column("logp"),
+        behavior_logp=column("behavior_logp"),
+        advantage=torch.tensor([r["advantage"] for r in records], dtype=torch.float32).repeat_interleave(counts),
+        keep=torch.ones(int(counts.sum()), dtype=torch.bool),
+        sequence=torch.arange(len(records)).repeat_interleave(counts),
+        divergence=column("divergence") if "divergence" in records[0] else None,
+    )

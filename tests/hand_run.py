@@ -1,0 +1,102 @@
+"""A run of a few completions written by hand, so that every number of its report is known."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drpo import models
+from drpo.train.config import Run, to_json
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING
+from drpo.train.session import CONFIG, ENVIRONMENT
+from worlds import tiny_run
+
+NASTY = "<script>document.title='caught'</script><img src=x onerror=alert(1)>&amp;"
+
+EOS = 0
+
+
+def record(text: str, mu: Sequence[float] | float, pi: Sequence[float] | None = None, **changes: Any) -> dict[str, Any]:
+    """A record of rollouts.jsonl: the bytes of a text, and an EOS where it finished by itself."""
+    finish = changes.get("finish", "stop")
+    ids = models.load_tokenizer("tiny")(text)["input_ids"] + ([EOS] if finish == "stop" else [])
+    mus = [mu] * len(ids) if isinstance(mu, float) else mu
+    assert len(mus) == len(ids) and (pi is None or len(pi) == len(ids))
+    found = {
+        "step": 1,
+        "prompt": "a prompt",
+        "answer": "an answer",
+        "reward": 0.0,
+        "failure": None,
+        "problem": "p",
+        "sample": 0,
+        "text": text,
+        "finish": finish,
+        "version": 0,
+        "prompt_ids": [1, 2],
+        "token_ids": ids,
+        "behavior_logp": [math.log(m) for m in mus],
+        "update": 0,
+        "advantage": 0.0,
+    }
+    trained = {} if pi is None else {"logp": [math.log(p) for p in pi]}
+    return {**found, **trained, **changes}
+
+
+RECORDS = (
+    # mu, pi, and with A = 0.5 and delta = 0.2: w = 1 - D / 0.2
+    record("abc", [0.4, 0.1, 0.5, 0.9], [0.5, 0.5, 0.45, 0.9], reward=1.0, advantage=0.5, sample=0),
+    # with A = -0.5: w = 1 + D / 0.2
+    record("xy", [0.4, 0.25, 0.5], [0.3, 0.75, 0.49], advantage=-0.5, sample=1),
+    record(NASTY, 0.25, reward=0.5, sample=2),
+    record("cut short", 0.5, finish="length", step=2, problem="q", version=1),
+    record("no mark", 0.5, step=2, problem="q", sample=1, reward=None, failure="ValueError: no verdict"),
+    record("", [0.125], [0.125], step=3, problem="r", reward=2.0, advantage=1.0, prompt="another prompt"),
+)
+"""Two trained and one skipped at step 1; at step 2 one skipped and one unmarked; at step 3 a bare EOS."""
+
+
+def write_run(folder: Path, records: Sequence[dict[str, Any]] = RECORDS, **changes: Any) -> Run:
+    """Write what the report reads of a run."""
+    run = tiny_run(name="by-hand", **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(to_json(run)))
+    (folder / ENVIRONMENT).write_text(json.dumps({"processor": "an abacus", "cores": 1, "versions": {"torch": "2.0"}}))
+    steps = sorted({r["step"] for r in records})
+    write_lines(folder / ROLLOUTS, records)
+    write_lines(folder / METRICS, [metrics(s, [r for r in records if r["step"] == s]) for s in steps])
+    ends = [(0, 0.25, 0.1, 0.4), (steps[-1], 0.75, 0.6, 0.9)] if steps else []
+    write_lines(
+        folder / EVALUATIONS,
+        [
+            {"step": s, "accuracy": a, "low": low, "high": high, "n_problems": 30, "n_samples": 1}
+            for s, a, low, high in ends
+        ],
+    )
+    times = [{"step": 0, "evaluation": 0.5}, *({"step": s, "rollout": 2.0, "update": 1.0} for s in steps)]
+    write_lines(folder / TIMING, [*times, {"step": 1, "checkpoint": 0.25}])
+    return run
+
+
+def metrics(step: int, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Some of what metrics.jsonl says of a step."""
+    return {
+        "step": step,
+        "reward_mean": step / 4,
+        "sampled_tokens": sum(len(r["token_ids"]) for r in records),
+        "trained_tokens": sum(len(r["token_ids"]) for r in records if "logp" in r),
+        "shift_mean": 0.01 * step,
+        "shift_p99": 0.1 * step,
+        "weight_min": -1.0,
+        "weight_mean": 1.0,
+        "weight_max": 3.5,
+        "grad_norm": 0.5,
+        "truncated": 0.25,
+        "length_terminated": 3.0,
+        "k3": 0.001,
+    }
+
+
+def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))

@@ -1,0 +1,388 @@
+"""The page of a run in a real browser, headless, with no network."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drpo.objectives import DRPO
+from drpo.report.run_page import write_report
+from drpo.train.session import load_run
+from hand_run import RECORDS, record, write_run
+from large_run import write_large_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+]
+
+WINDOW = {"width": 1280, "height": 900}
+SECTIONS = ("curves", "region", "weights", "rollouts", "time", "configuration")
+LIMIT_MB = 15
+LIMIT_S = 2.0
+SLOW_MACHINE = 5.0
+"""How much slower than it should be this machine may be."""
+
+
+class Visit:
+    """A page that is open, with all that went wrong in it.
+
+    Args:
+        page: playwright's.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def listed(self) -> list[int]:
+        """The completions in the list's sight, by their place in the file."""
+        return [int(row.get_attribute("data-rollout")) for row in self.page.locator(".row").all()]
+
+    def chosen(self) -> int:
+        return int(self.page.locator('.row[aria-selected="true"]').get_attribute("data-rollout"))
+
+    def token(self, k: int) -> Any:
+        return self.page.locator(f'#view .token[data-k="{k}"]')
+
+    def numbers(self) -> dict[str, str]:
+        """What the tooltip says."""
+        rows = [row.inner_text().split("\t") for row in self.page.locator("#tooltip tr").all()]
+        return {name.split(" ")[0]: value.strip() for name, value in rows}
+
+    def check(self) -> None:
+        """Nothing went wrong, and nothing but the file was asked for."""
+        assert self.errors == []
+        assert [r for r in self.requests if not r.startswith(("data:", "blob:"))] == [self.page.url]
+
+    def clear(self) -> None:
+        """Reset the controls; the page reads them when the browser has done so."""
+        self.page.click("#filters button[type=reset]")
+        self.page.evaluate("new Promise((resolve) => setTimeout(resolve))")
+
+    def sort_by_step(self) -> None:
+        self.page.select_option("#sort", "step")
+        if self.page.get_attribute("#direction", "aria-pressed") == "true":
+            self.page.click("#direction")
+
+    def draw_all(self) -> None:
+        """Pass by every section, until all plots are drawn."""
+        for section in SECTIONS:
+            self.page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
+            for plot in self.page.locator(f"#{section} .plot").all():
+                plot.scroll_into_view_if_needed()
+                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield browser
+        browser.close()
+
+
+def open_report(chromium: Any, report: Path) -> Visit:
+    """Open a report where nothing but files can be reached."""
+    context = chromium.new_context(viewport=WINDOW, color_scheme="light")
+    context.set_default_timeout(30_000)
+    context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
+    found = Visit(context.new_page())
+    found.page.goto(report.as_uri())
+    found.page.wait_for_selector("html[data-ready]", state="attached")
+    return found
+
+
+Opener = Callable[[Path], Visit]
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Opener]:
+    """Opens reports of a test's own."""
+    visits: list[Visit] = []
+
+    def opened(report: Path) -> Visit:
+        visits.append(open_report(chromium, report))
+        return visits[-1]
+
+    yield opened
+    for found in visits:
+        found.check()
+        found.page.context.close()
+
+
+@pytest.fixture(scope="module")
+def page_by_hand(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+    folder = tmp_path_factory.mktemp("by-hand")
+    found = open_report(chromium, write_report(folder, write_run(folder)))
+    yield found
+    found.page.context.close()
+
+
+@pytest.fixture
+def found(page_by_hand: Visit) -> Iterator[Visit]:
+    """The report of the run written by hand, open and as it was when it was opened."""
+    page_by_hand.page.set_viewport_size(WINDOW)
+    page_by_hand.page.emulate_media(color_scheme="light")
+    page_by_hand.page.mouse.move(2, 2)
+    page_by_hand.clear()
+    yield page_by_hand
+    page_by_hand.check()
+
+
+def test_it_says_what_ran_and_draws_every_plot(found: Visit):
+    page = found.page
+    assert page.title() == "by-hand: drpo(0.2), seed 0" == page.inner_text("h1")
+    assert page.inner_text("#accuracy .figures") == "25.0 % \u2192 75.0 %"
+    assert "95 % interval 60.0 % to 90.0 %" in page.inner_text("#accuracy")
+    assert "an abacus" in page.inner_text("#facts") and page.locator("#caution").is_hidden()
+    found.draw_all()
+    assert page.locator(".plot .main-svg").count() >= page.locator(".plot").count() >= 10
+    for plot in page.locator(".plot").all():
+        assert len(plot.get_attribute("aria-label")) > 20
+    assert "between -1 and -1" in page.get_attribute('[aria-label^="Gradient weight w"]', "aria-label")
+    rows = page.locator("#configuration-table tbody tr")
+    n_differing = rows.count()
+    page.uncheck("#differing")
+    assert rows.count() > n_differing > 0
+
+
+def test_a_radius_out_of_reach_is_said(visit: Opener, tmp_path: Path):
+    run = write_run(tmp_path, objective=DRPO(12.5))
+    found = visit(write_report(tmp_path, run))
+    assert "no token can shift by 1 or more" in found.page.inner_text("#caution")
+    found.page.locator("#region-choice label").first.wait_for()
+    first = found.page.locator("#region-choice label").first
+    assert "no token can reach it" in first.inner_text() and first.locator("input").is_disabled()
+
+
+def test_pointing_at_a_token_shows_its_numbers(found: Visit):
+    found.sort_by_step()
+    assert found.chosen() == found.listed()[0] == 0
+    found.token(0).hover()
+    assert found.page.inner_text("#tooltip .name") == f'"a" \u00b7 id {RECORDS[0]["token_ids"][0]}'
+    assert found.numbers() == {
+        "\u03bc": "0.400", "\u03c0": "0.500", "r": "1.25", "D": "0.100", "A": "0.5", "w": "0.500"
+    }  # fmt: skip
+    found.token(1).hover()
+    assert found.numbers()["w"] == "\u22121.00" and found.numbers()["r"] == "5.00"
+    assert found.page.inner_text("#tooltip .verdict") == "pulled back, outside the region"
+    classes = [found.token(k).get_attribute("class") for k in range(4)]
+    assert classes == ["token down-2", "token held outside", "token up-2", "token even special"]
+    found.page.mouse.move(5, 5)
+    assert found.page.locator("#tooltip").is_hidden()
+
+
+def test_what_is_shown_is_what_was_recorded_to_the_last_digit(visit: Opener, tmp_path: Path):
+    """For numbers between decimals, and at the ends of what a code can say."""
+    mus, pis = [0.123456, 1e-7, 0.99951, 3.14159e-12, 1e-25], [0.234567, 5.5555e-9, 0.99949, 2.71828e-4, 1.5e-25]
+    write_run(tmp_path, [record("abcd", mus, pis, advantage=-0.125)])
+    found = visit(write_report(tmp_path, load_run(tmp_path)))
+    for k, (mu, pi) in enumerate(zip(mus[:4], pis[:4], strict=True)):
+        found.token(k).hover()
+        numbers = found.numbers()
+        capped = min(pi / mu, math.exp(20))
+        for name, value in (("\u03bc", mu), ("\u03c0", pi), ("r", capped), ("D", pi - mu), ("w", 1 + (pi - mu) / 0.2)):
+            assert float(numbers[name].replace("\u2212", "-")) == float(f"{value:.3g}"), (k, name)
+        assert numbers["A"] == "\u22120.125"
+    found.token(4).hover()
+    assert (found.numbers()["\u03bc"], found.numbers()["r"]) == ("<1e-20", "1.50")
+
+
+def test_tokens_without_a_gradient_are_plain_and_it_is_said(found: Visit):
+    found.sort_by_step()
+    said = {}
+    for i in (2, 3, 4):
+        found.page.click(f'.row[data-rollout="{i}"]')
+        assert {t.get_attribute("class") for t in found.page.locator("#view .token").all()} <= {
+            "token",
+            "token special",
+        }
+        found.token(0).hover()
+        assert found.page.inner_text("#tooltip .verdict") == "no gradient" and "w" not in found.numbers()
+        said[i] = found.page.inner_text("#view .state")
+    assert "advantage is 0" in said[2] and said[2] == said[3] and "no reward" in said[4]
+    assert "ValueError: no verdict" in found.page.inner_text("#view")
+
+
+def test_a_script_in_a_completion_is_text(found: Visit):
+    found.page.fill("#search", "onerror")
+    assert found.listed() == [2]
+    assert found.page.inner_text("#view .tokens").startswith(RECORDS[2]["text"])
+    assert (
+        found.page.title() == "by-hand: drpo(0.2), seed 0"
+        and found.page.locator("#view img, #view script").count() == 0
+    )
+
+
+FILTERED = [
+    ({"search": "CUT"}, [3]),
+    ({"search": "another prompt"}, [5]),
+    ({"search": "nowhere"}, []),
+    ({"reward-low": "0.5"}, [0, 2, 5]),
+    ({"reward-low": "0.5", "reward-high": "1"}, [0, 2]),
+    ({"reward-high": "0"}, [1, 3]),
+    ({"step-low": "2"}, [3, 4, 5]),
+    ({"step-low": "2", "step-high": "2"}, [3, 4]),
+    ({"finish": "length"}, [3]),
+    ({"kind": "trained"}, [0, 1, 5]),
+    ({"kind": "outside"}, [0, 1]),
+    ({"kind": "held"}, [0]),
+    ({"step-high": "1", "kind": "trained", "search": "x"}, [1]),
+]
+
+
+def test_filters_leave_the_right_completions(found: Visit):
+    page = found.page
+    for filters, expected in FILTERED:
+        found.clear()
+        found.sort_by_step()
+        for name, value in filters.items():
+            page.select_option(f"#{name}", value) if name in ("finish", "kind") else page.fill(f"#{name}", value)
+        assert found.listed() == expected, filters
+        assert page.inner_text("#tally").startswith(f"{len(expected)} of 6 completions")
+
+
+def test_orders(found: Visit):
+    assert found.listed() == [1, 0, 5, 2, 3, 4]  # the most extreme weight first, those without one last
+    orders = {"reward": [1, 3, 2, 0, 5, 4], "length": [5, 1, 0, 4, 3, 2], "step": [0, 1, 2, 3, 4, 5]}
+    for name, rising in orders.items():
+        found.page.select_option("#sort", name)
+        falling = found.listed()
+        found.page.click("#direction")
+        assert found.listed() == rising, name
+        found.page.click("#direction")
+        assert falling[0] == (2 if name == "length" else 5), name
+        assert falling[-1] == (4 if name == "reward" else falling[-1])
+
+
+def test_keys(found: Visit):
+    page = found.page
+    found.sort_by_step()
+    page.locator("body").click(position={"x": 2, "y": 2})
+    for key, expected in (("j", 1), ("j", 2), ("k", 1), ("ArrowDown", 1)):  # arrows belong to the page out there
+        page.keyboard.press(key)
+        assert found.chosen() == expected, key
+    page.locator("#list").focus()
+    for key, expected in (("ArrowDown", 2), ("ArrowUp", 1), ("End", 5), ("j", 5), ("Home", 0), ("k", 0)):
+        page.keyboard.press(key)
+        assert found.chosen() == expected, key
+    page.keyboard.press("ArrowRight")
+    assert found.numbers()["r"] == "1.25"
+    page.keyboard.press("ArrowRight")
+    assert found.numbers()["r"] == "5.00"
+    page.keyboard.press("ArrowLeft")
+    assert found.numbers()["r"] == "1.25"
+    page.keyboard.press("/")
+    page.keyboard.type("jk/?")
+    assert page.input_value("#search") == "jk/?" and found.listed() == []
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("#keys").is_hidden()
+
+
+def luminance(rgb: list[float]) -> float:
+    parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(page: Any, ink: str, ground: str) -> float:
+    """Contrast of two of the page's colours, as WCAG 2 defines it."""
+    script = """name => {
+      const canvas = document.createElement("canvas").getContext("2d");
+      canvas.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
+      canvas.fillRect(0, 0, 1, 1);
+      return Array.from(canvas.getImageData(0, 0, 1, 1).data.slice(0, 3));
+    }"""
+    high, low = sorted((luminance(page.evaluate(script, name)) for name in (ink, ground)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_colour_schemes_can_be_read(found: Visit, scheme: str):
+    page = found.page
+    page.emulate_media(color_scheme=scheme)
+    for ink, least in (("ink", 7.0), ("muted", 4.5), ("accent-ink", 4.5), ("good", 4.5), ("up", 3.0), ("hatch", 3.0)):
+        assert contrast(page, ink, "surface") >= least, ink
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(246, 247, 249)") == (scheme == "light")
+    swatches = page.locator("#legend .swatch").all()[:9]
+    looks = [
+        s.evaluate("e => getComputedStyle(e).backgroundColor + getComputedStyle(e).backgroundImage") for s in swatches
+    ]
+    assert len(set(looks)) == 9
+
+
+def test_the_scheme_can_change_while_it_is_open(found: Visit):
+    found.draw_all()
+    lines = ".plot .scatterlayer .js-line"
+    before = found.page.locator(lines).first.evaluate("e => e.style.stroke")
+    found.page.emulate_media(color_scheme="dark")
+    deadline = time.monotonic() + 20
+    while found.page.locator(lines).first.evaluate("e => e.style.stroke") == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found.page.locator(lines).first.evaluate("e => e.style.stroke") != before
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(found: Visit):
+    for width in (1280, 700, 380):
+        found.page.set_viewport_size({"width": width, "height": 800})
+        assert found.page.evaluate("document.documentElement.scrollWidth") <= width
+        found.token(0).hover()
+        box = found.page.locator("#tooltip").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_an_older_run_says_why_plots_are_missing(visit: Opener, tmp_path: Path):
+    old = [{k: v for k, v in r.items() if k not in ("logp", "update", "advantage")} for r in RECORDS]
+    run = write_run(tmp_path, old)
+    found = visit(write_report(tmp_path, run))
+    found.page.locator("#histogram .note").wait_for()
+    assert "an older version wrote it" in found.page.inner_text("#scatter")
+    assert "older version" in found.page.inner_text("#view .state")
+
+
+@pytest.mark.parametrize("tokens", [64, pytest.param(256, marks=pytest.mark.slow)])
+def test_five_thousand_rollouts(visit: Opener, tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: int):
+    """Every completion trained on, so that every token has all its numbers."""
+    run = write_large_run(tmp_path, 5000, tokens)
+    start = time.perf_counter()
+    path = write_report(tmp_path, run)
+    written, size = time.perf_counter() - start, path.stat().st_size / 1e6
+    found = visit(path)
+    ready = found.page.evaluate("performance.getEntriesByName('ready')[0].startTime") / 1000
+    found.page.locator("#scatter-plot").scroll_into_view_if_needed()
+    seconds = found.page.evaluate(
+        """async () => {
+          const box = document.getElementById("search");
+          box.value = "step 7?";
+          const start = performance.now();
+          box.dispatchEvent(new Event("input", { bubbles: true }));
+          await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+          return (performance.now() - start) / 1000;
+        }"""
+    )
+    with capsys.disabled():
+        print(
+            f"\n5,000 x {tokens} tokens: {size:.1f} MB, written in {written:.1f} s; opened in {ready:.2f} s, ", end=""
+        )
+        print(f"first filtered by text in {seconds:.2f} s")
+    assert found.page.inner_text("#tally").startswith("200 of 5,000")
+    assert found.page.locator(".row").count() < 60
+    assert size < LIMIT_MB
+    assert ready + seconds < LIMIT_S * SLOW_MACHINE
