@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: help setup demo test test-slow test-gpu test-browser setup-vllm test-vllm bench bench-quick lint plant format clean
+.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm bench bench-quick lint plant format clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-gpu   those that need a CUDA GPU"
 	@echo "make test-browser  those that open pages in a headless Chromium (apt-get install chromium)"
 	@echo "make test-vllm  those that need vLLM, in an environment of their own ($(VLLM))"
+	@echo "make lab        the exact problems, and the stability benchmark on a tiny transformer, with its maps (minutes)"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
@@ -65,6 +66,10 @@ $(VLLM)/.ready: pyproject.toml constraints.txt benchmarks/peers/vllm.txt
 
 test-vllm: setup-vllm
 	$(VLLM)/bin/python -m pytest -m vllm tests
+
+lab: setup
+	$(BIN)/drpo exact --out runs/lab/exact
+	$(BIN)/drpo lab --out runs/lab
 
 bench: setup
 	$(BIN)/python -m benchmarks

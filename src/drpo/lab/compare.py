@@ -10,7 +10,7 @@ from drpo.train.log import ROLLOUTS
 from drpo.train.session import load_run
 from drpo.train.stop import StopRequest
 
-TICK = 0.5
+TICK = 1.0
 """Seconds between looks at the cells."""
 
 
@@ -41,7 +41,7 @@ def compare(
         folder: of the comparison.
         cells: folders of its cells, in the order in which they are begun.
         crew: how many at once.
-        tick: is called twice a second.
+        tick: is called once a second.
         note: is told what is worth a line.
 
     Returns:

@@ -1,0 +1,192 @@
+"""Figures and tables of docs/study.md and docs/stability.md, from the results beside this file.
+
+`python studies/figures.py` draws the figures into docs/figures/ and puts the tables into the documents, each between
+`<!-- table NAME -->` and `<!-- end -->`. A test sees that the documents have what the results say.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
+from drpo.lab.outcome import Cell, Comparison, load_results
+from drpo.lab.statistics import Interval, paired_difference, rate, stratified_interval, t_interval
+from drpo.lab.tail import Tail
+from drpo.report.comparison_figures import draw_curves, draw_finals
+from drpo.report.comparison_table import bounds
+from drpo.report.maps import draw_maps
+from drpo.train.config import SPELLED
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
+DOCUMENTS = (ROOT / "docs" / "study.md", ROOT / "docs" / "stability.md")
+
+
+def read(name: str) -> Comparison:
+    """One of the comparisons whose results are committed."""
+    return replace(load_results(RESULTS / f"{name}.json"), name=name)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(interval: Interval) -> str:
+    """A mean of accuracies with its bounds, those that no accuracy can have cut off."""
+    low, high = max(0.0, interval.low), min(1.0, interval.high)
+    return f"{interval.value:.1%} ({low:.0%} to {high:.0%})"
+
+
+def _fallen(c: Condition) -> str:
+    return f"{round(c.collapse.value * c.collapse.n)} of {c.collapse.n}"
+
+
+def ends(comparison: Comparison) -> str:
+    """Where every objective ends in every regime, seed by seed."""
+    fields = comparison.regime_fields
+    rows = [
+        [
+            *([label(c.regime, fields)] if fields else []),
+            f"`{c.objective}`",
+            percent(c.mean),
+            ", ".join(f"{c.final[s]:.0%}" for s in sorted(c.final)),
+            f"{c.area.value:.3f}",
+            _fallen(c),
+        ]
+        for c in conditions(comparison)
+    ]
+    head = ["objective", "held-out accuracy, mean (95 % t)", "seeds", "mean training reward", "collapsed"]
+    return markdown([*(["regime"] if fields else []), *head], rows)
+
+
+def claimed(comparison: Comparison) -> str:
+    """What the seeds allow to be claimed."""
+    fields = comparison.regime_fields
+    found = [
+        f"- `{c.better}` ends above `{c.worse}`{' with ' + label(c.regime, fields) if fields else ''}: "
+        f"seed by seed by {c.difference.value:.2f} ({bounds(c.difference)})."
+        for c in claims(best(conditions(comparison)))
+    ]
+    return "\n".join(found) or "- Nothing: all intervals overlap."
+
+
+def pooled(parts: Mapping[str, Comparison]) -> str:
+    """Of the objectives that all regimes have: all together, regimes as strata, and seed by seed against the first."""
+    strata = {
+        (name, regime): {o: {c.seed: final(c) for c in cells if c.objective == o and c.over} for o in part.objectives}
+        for name, part in parts.items()
+        for regime, cells in part.by_regime()
+    }
+    common = [o for o in next(iter(strata.values())) if all(values.get(o) for values in strata.values())]
+    everything = [c for part in parts.values() for c in part.cells if c.over]
+
+    def row(objective: str) -> list[str]:
+        values = [list(of[objective].values()) for of in strata.values()]
+        mine, first = ({str(k): of[o] for k, of in strata.items()} for o in (objective, common[0]))
+        apart = paired_difference(mine, first).t
+        fallen = rate([has_collapsed(c) for c in everything if c.objective == objective])
+        iqm = stratified_interval(values)
+        return [
+            f"`{objective}`",
+            str(iqm.n),
+            percent(iqm),
+            percent(t_interval(values)),
+            "-" if objective == common[0] else f"{apart.value:+.3f} ({apart.low:+.2f} to {apart.high:+.2f})",
+            f"{round(fallen.value * fallen.n)} of {fallen.n}",
+        ]
+
+    head = [
+        "objective",
+        "runs",
+        "iqm (stratified bootstrap)",
+        "mean (t)",
+        f"against `{common[0]}`, paired",
+        "collapsed",
+    ]
+    return markdown(head, [row(o) for o in common])
+
+
+def region(comparison: Comparison) -> str:
+    """What the policy's distance from the sampler was, per regime and objective: means over steps and seeds."""
+    fields = comparison.regime_fields
+
+    def mean(cells: Sequence[Cell], name: str, form: str) -> str:
+        values = [x for c in cells for x in c.series[name] if x is not None]
+        return form.format(sum(values) / len(values)) if values else "-"
+
+    columns = {"shift_mean": "{:.4f}", "shift_p99": "{:.3f}", "outside": "{:.2%}", "held": "{:.2%}", "k3": "{:.4f}"}
+    rows = []
+    for regime, cells in comparison.by_regime():
+        for objective in comparison.objectives:
+            here = [c for c in cells if c.objective == objective]
+            shown = [mean(here, name, form) for name, form in columns.items()]
+            rows.append([*([label(regime, fields)] if fields else []), f"`{objective}`", *shown])
+    head = [*(["regime"] if fields else []), "objective", "mean of D", "p99 of D", "outside", "held", "k3"]
+    return markdown(head, rows)
+
+
+def stability_table(comparison: Comparison) -> str:
+    """Where each objective ends, per task, updates per rollout and learning rate."""
+    found = conditions(comparison)
+    fields = comparison.regime_fields
+    rates = sorted({c.learning_rate for c in found})
+    rows = []
+    for task, updates in dict.fromkeys(_where(c, fields) for c in found):
+        here = [c for c in found if _where(c, fields) == (task, updates)]
+        for objective in comparison.objectives:
+            mine = [[c for c in here if (c.objective, c.learning_rate) == (objective, rate)] for rate in rates]
+            rows.append([task, str(updates), f"`{objective}`", *map(_mean_end, mine)])
+    return markdown(["the tail is", "updates", "objective", *[f"{rate:g}" for rate in rates]], rows)
+
+
+def _mean_end(found: Sequence[Condition]) -> str:
+    """Over all seeds and samplers, and how many of these runs fell."""
+    fallen = sum(round(c.collapse.value * c.collapse.n) for c in found)
+    ended = t_interval([list(c.final.values()) for c in found])
+    return f"{ended.value:.2f} ({ended.low:.2f} to {ended.high:.2f})" + (
+        f", {fallen} of {ended.n} fell" if fallen else ""
+    )
+
+
+def _where(c: Condition, fields: Sequence[str]) -> tuple[str, int]:
+    task = str(c.regime[fields.index("task")])
+    return ("noise" if "noise" in task else "meaning"), int(c.regime[fields.index("updates")])
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "addition": lambda: ends(read("addition")),
+    "addition claims": lambda: claimed(read("addition")),
+    "chain_sum": lambda: ends(read("chain_sum")),
+    "chain_sum claims": lambda: claimed(read("chain_sum")),
+    "ablations": lambda: ends(read("ablations")),
+    "region": lambda: region(read("addition")),
+    "pooled": lambda: pooled({name: read(name) for name in ("addition", "chain_sum")}),
+    "stability": lambda: stability_table(read("stability")),
+    "stability claims": lambda: claimed(read("stability")),
+}
+
+
+def filled(text: str) -> str:
+    """A document with its tables as the results have them now."""
+    return re.sub(
+        r"(<!-- table (.+?) -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text, flags=re.DOTALL
+    )
+
+
+def draw() -> None:
+    """Draw every figure."""
+    for name in ("addition", "chain_sum", "ablations"):
+        draw_curves(read(name), FIGURES / f"study_{name}_curves.png")
+        draw_finals(read(name), FIGURES / f"study_{name}_ends.png")
+    for kind in ("noise", "meaning"):
+        task = SPELLED["task"][1](Tail(kind))
+        draw_maps(read("stability"), task, f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
+
+
+if __name__ == "__main__":
+    draw()
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")

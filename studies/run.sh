@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The comparisons of docs/study.md and docs/stability.md, from the repository's root, with drpo on the path. Resumable:
+# what is done is not done again. About three hours on two cores; results.json of each goes to studies/results/NAME.json.
+set -euo pipefail
+out=${1:-runs/study}
+common=(--seeds 0 1 2 --learning-rate 2e-5 --prompts 8 --steps 16 --schedule constant --sampling.max-new-tokens 16
+        --eval-problems 100 --eval-every 8)
+six=(none 'ppo(0.2,0.28)' 'spo(12.5)' 'dppo(0.15)' 'drpo(12.5)' 'drpo(0.2)')
+stale=(--updates 8 --rollout-precision fp8_weights)
+chain='reasoning_gym("chain_sum", {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}, system=None)'
+
+drpo compare demo --objectives "${six[@]}" "${common[@]}" "${stale[@]}" --out "$out/addition"
+drpo compare demo --objectives "${six[@]}" "${common[@]}" --updates 2 --rollout-precision auto --out "$out/addition"
+drpo compare demo --objectives none 'ppo(0.2,0.28)' 'dppo(0.15)' 'drpo(0.2)' "${common[@]}" "${stale[@]}" \
+     --task "$chain" --reward exact_number --out "$out/chain_sum"
+drpo compare demo --objectives 'drpo(0.6)' 'drpo(0.2,outside=0.15)' 'drpo(0.2,advantage_weighted=False)' 'spo(3)' \
+     "${common[@]}" "${stale[@]}" --out "$out/ablations"
+drpo lab --seeds 0 1 2 --out "$out/lab"
+
+for name in addition chain_sum ablations; do
+    cp "$out/$name/results.json" "studies/results/$name.json"
+done
+cp "$out/lab/stability/results.json" studies/results/stability.json
+python studies/figures.py
