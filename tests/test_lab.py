@@ -206,7 +206,7 @@ def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(tmp_path
     breaks = found["worlds:BREAKS_LATER"]
     assert (breaks.status, breaks.rewards[-1], len(breaks.rewards)) == (DIVERGED, 0.0, 3)
     assert "in step 2" in str(breaks.reason) and final(breaks) == 0.0 and has_collapsed(breaks)
-    assert found["worlds:Broken()"].status == FAILED  # in the first step: that is no result of training
+    assert found["worlds:Broken"].status == FAILED  # in the first step: that is no result of training
     assert (found["worlds:EXITS"].status, found["none"].status) == (FAILED, FINISHED)
     assert "status 3" in str(found["worlds:EXITS"].reason)
 
