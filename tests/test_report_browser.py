@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from drpo.objectives import DRPO
 from drpo.report.run_page import write_report
-from drpo.train.session import load_run
-from hand_run import RECORDS, record, write_run
+from drpo.train.session import MODEL, load_run
+from hand_run import NASTY, RECORDS, record, write_run
 from large_run import write_large_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
@@ -218,14 +221,20 @@ def test_tokens_without_a_gradient_are_plain_and_it_is_said(found: Visit):
     assert "ValueError: no verdict" in found.page.inner_text("#view")
 
 
-def test_a_script_in_a_completion_is_text(found: Visit):
+def test_a_script_in_a_completion_is_text(visit: Opener, tmp_path: Path):
+    """Wherever text of others is shown; a token holds the whole script, so that it would run if it were read as HTML."""
+    backend = Tokenizer(WordLevel({"<eos>": 0, NASTY: 1}, unk_token="<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path / MODEL)
+    nasty = {"prompt": NASTY, "answer": NASTY, "text": NASTY, "failure": NASTY, "problem": NASTY, "token_ids": [1, 0]}
+    run = write_run(tmp_path, [{**record("a", [0.5, 0.5], [0.5, 0.5], advantage=1.0), **nasty}])
+    found = visit(write_report(tmp_path, run))
     found.page.fill("#search", "onerror")
-    assert found.listed() == [2]
-    assert found.page.inner_text("#view .tokens").startswith(RECORDS[2]["text"])
-    assert (
-        found.page.title() == "by-hand: drpo(0.2), seed 0"
-        and found.page.locator("#view img, #view script").count() == 0
-    )
+    assert found.listed() == [0] and found.page.inner_text("#view .tokens") == f"{NASTY}<eos>"
+    found.token(0).hover()
+    assert "onerror" in found.page.inner_text("#tooltip .name")
+    assert found.page.inner_text("#view").count(NASTY) == 5
+    assert found.page.title() == "by-hand: drpo(0.2), seed 0"
+    assert found.page.locator("#rollouts img, #rollouts script").count() == 0
 
 
 FILTERED = [
