@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, median
 
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
 from drpo.lab.outcome import Cell, Comparison, load_results
-from drpo.lab.statistics import Interval, paired_difference, rate, stratified_interval, t_interval
+from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
 from drpo.lab.tail import Tail
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import bounds
@@ -151,6 +152,52 @@ def _mean_end(found: Sequence[Condition]) -> str:
     )
 
 
+def _pooled_ends(comparison: Comparison) -> dict[tuple[int, float], dict[str, Interval]]:
+    """(updates, learning rate) -> objective -> its mean end over both tasks and all samplers, which are the strata."""
+    fields = comparison.regime_fields
+    parts: dict[tuple[int, float], dict[str, list[list[float]]]] = {}
+    for c in conditions(comparison):
+        here = parts.setdefault((_where(c, fields)[1], c.learning_rate), {})
+        here.setdefault(c.objective, []).append(list(c.final.values()))
+    return {where: {o: t_interval(strata) for o, strata in of.items()} for where, of in sorted(parts.items())}
+
+
+def stability_pooled(comparison: Comparison) -> str:
+    """Where each objective ends as updates grow staler and steps larger, both tasks and all samplers together."""
+    found = _pooled_ends(comparison)
+    rows = [
+        [f"`{o}`", *(f"{of[o].value:.2f} ({of[o].low:.2f} to {of[o].high:.2f})" for of in found.values())]
+        for o in comparison.objectives
+    ]
+    return markdown(["objective", *(f"{updates} updates, {lr:g}" for updates, lr in found)], rows)
+
+
+def stability_claims(comparison: Comparison) -> str:
+    """What may be claimed of all strata together."""
+    lines = []
+    for (updates, learning_rate), of in _pooled_ends(comparison).items():
+        worse = {a: [b for b in of if disjoint(of[a], of[b]) and of[a].value > of[b].value] for a in of}
+        said = [f"`{a}` ends above {', '.join(f'`{b}`' for b in below)}" for a, below in worse.items() if below]
+        lines.append(f"- {updates} updates, {learning_rate:g}: {'; '.join(said) or 'nothing'}.")
+    return "\n".join(lines)
+
+
+MOVEMENT = {"shift_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "entropy": "{:.2f}"}
+
+
+def stability_movement(comparison: Comparison) -> str:
+    """How far the policy went from the sampler at the middle learning rate: each run's mean over steps, their median."""
+    rates = sorted({c.learning_rate for c in comparison.cells})
+    middle = [c for c in comparison.cells if c.learning_rate == rates[len(rates) // 2]]
+    rows = []
+    for updates in sorted({int(c.config["updates"]) for c in middle}):
+        for objective in comparison.objectives:
+            here = [c.series for c in middle if (c.objective, c.config["updates"]) == (objective, updates)]
+            typical = {k: median(fmean(x for x in series[k] if x is not None) for series in here) for k in MOVEMENT}
+            rows.append([str(updates), f"`{objective}`", *(MOVEMENT[k].format(x) for k, x in typical.items())])
+    return markdown(["updates", "objective", "p99 of D", "largest r", "k3, nats", "entropy, nats"], rows)
+
+
 def _where(c: Condition, fields: Sequence[str]) -> tuple[str, int]:
     task = str(c.regime[fields.index("task")])
     return ("noise" if "noise" in task else "meaning"), int(c.regime[fields.index("updates")])
@@ -165,7 +212,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "region": lambda: region(read("addition")),
     "pooled": lambda: pooled({name: read(name) for name in ("addition", "chain_sum")}),
     "stability": lambda: stability_table(read("stability")),
-    "stability claims": lambda: claimed(read("stability")),
+    "stability pooled": lambda: stability_pooled(read("stability")),
+    "stability claims": lambda: stability_claims(read("stability")),
+    "stability movement": lambda: stability_movement(read("stability")),
 }
 
 
