@@ -186,7 +186,7 @@ MOVEMENT = {"shift_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "entro
 
 
 def stability_movement(comparison: Comparison) -> str:
-    """How far the policy went from the sampler at the middle learning rate: each run's mean over steps, their median."""
+    """How far the policy went from the sampler at the middle learning rate: medians of the runs' means over steps."""
     rates = sorted({c.learning_rate for c in comparison.cells})
     middle = [c for c in comparison.cells if c.learning_rate == rates[len(rates) // 2]]
     rows = []
