@@ -1,8 +1,6 @@
 """The page of a run in a real browser, headless, with no network."""
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,21 +11,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from browsing import MARKS, WINDOW, Visit, launched, open_report
 from drpo.objectives import DRPO
 from drpo.report.run_page import write_report
 from drpo.train.session import MODEL, load_run
 from hand_run import NASTY, RECORDS, record, write_run
 from large_run import write_large_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+pytestmark = MARKS
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
-]
-
-WINDOW = {"width": 1280, "height": 900}
 SECTIONS = ("curves", "region", "weights", "rollouts", "time", "configuration")
 LIMIT_MB = 15
 LIMIT_S = 2.0
@@ -35,21 +27,8 @@ SLOW_MACHINE = 5.0
 """How much slower than it should be this machine may be."""
 
 
-class Visit:
-    """A page that is open, with all that went wrong in it.
-
-    Args:
-        page: playwright's.
-    """
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: self.requests.append(request.url))
+class RunVisit(Visit):
+    """The page of a run."""
 
     def listed(self) -> list[int]:
         """The completions in the list's sight, by their place in the file."""
@@ -66,11 +45,6 @@ class Visit:
         rows = [row.inner_text().split("\t") for row in self.page.locator("#tooltip tr").all()]
         return {name.split(" ")[0]: value.strip() for name, value in rows}
 
-    def check(self) -> None:
-        """Nothing went wrong, and nothing but the file was asked for."""
-        assert self.errors == []
-        assert [r for r in self.requests if not r.startswith(("data:", "blob:"))] == [self.page.url]
-
     def clear(self) -> None:
         """Reset the controls; the page reads them when the browser has done so."""
         self.page.click("#filters button[type=reset]")
@@ -81,44 +55,23 @@ class Visit:
         if self.page.get_attribute("#direction", "aria-pressed") == "true":
             self.page.click("#direction")
 
-    def draw_all(self) -> None:
-        """Pass by every section, until all plots are drawn."""
-        for section in SECTIONS:
-            self.page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
-            for plot in self.page.locator(f"#{section} .plot").all():
-                plot.scroll_into_view_if_needed()
-                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=60_000)
-
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
-def open_report(chromium: Any, report: Path) -> Visit:
-    """Open a report where nothing but files can be reached."""
-    context = chromium.new_context(viewport=WINDOW, color_scheme="light")
-    context.set_default_timeout(30_000)
-    context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
-    found = Visit(context.new_page())
-    found.page.goto(report.as_uri())
-    found.page.wait_for_selector("html[data-ready]", state="attached")
-    return found
-
-
-Opener = Callable[[Path], Visit]
+Opener = Callable[[Path], RunVisit]
 
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Opener]:
     """Opens reports of a test's own."""
-    visits: list[Visit] = []
+    visits: list[RunVisit] = []
 
-    def opened(report: Path) -> Visit:
-        visits.append(open_report(chromium, report))
+    def opened(report: Path) -> RunVisit:
+        visits.append(open_report(chromium, report, RunVisit))
         return visits[-1]
 
     yield opened
@@ -128,15 +81,15 @@ def visit(chromium: Any) -> Iterator[Opener]:
 
 
 @pytest.fixture(scope="module")
-def page_by_hand(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+def page_by_hand(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunVisit]:
     folder = tmp_path_factory.mktemp("by-hand")
-    found = open_report(chromium, write_report(folder, write_run(folder)))
+    found = open_report(chromium, write_report(folder, write_run(folder)), RunVisit)
     yield found
     found.page.context.close()
 
 
 @pytest.fixture
-def found(page_by_hand: Visit) -> Iterator[Visit]:
+def found(page_by_hand: RunVisit) -> Iterator[RunVisit]:
     """The report of the run written by hand, open and as it was when it was opened."""
     page_by_hand.page.set_viewport_size(WINDOW)
     page_by_hand.page.emulate_media(color_scheme="light")
@@ -146,13 +99,13 @@ def found(page_by_hand: Visit) -> Iterator[Visit]:
     page_by_hand.check()
 
 
-def test_it_says_what_ran_and_draws_every_plot(found: Visit):
+def test_it_says_what_ran_and_draws_every_plot(found: RunVisit):
     page = found.page
     assert page.title() == "by-hand: drpo(0.2), seed 0" == page.inner_text("h1")
     assert page.inner_text("#accuracy .figures") == "25.0 % \u2192 75.0 %"
     assert "95 % interval 60.0 % to 90.0 %" in page.inner_text("#accuracy")
     assert "an abacus" in page.inner_text("#facts") and page.locator("#caution").is_hidden()
-    found.draw_all()
+    found.draw_all(SECTIONS)
     assert page.locator(".plot .main-svg").count() >= page.locator(".plot").count() >= 10
     for plot in page.locator(".plot").all():
         assert len(plot.get_attribute("aria-label")) > 20
@@ -172,7 +125,7 @@ def test_a_radius_out_of_reach_is_said(visit: Opener, tmp_path: Path):
     assert "no token can reach it" in first.inner_text() and first.locator("input").is_disabled()
 
 
-def test_pointing_at_a_token_shows_its_numbers(found: Visit):
+def test_pointing_at_a_token_shows_its_numbers(found: RunVisit):
     found.sort_by_step()
     assert found.chosen() == found.listed()[0] == 0
     found.token(0).hover()
@@ -205,7 +158,7 @@ def test_what_is_shown_is_what_was_recorded_to_the_last_digit(visit: Opener, tmp
     assert (found.numbers()["\u03bc"], found.numbers()["r"]) == ("<1e-20", "1.50")
 
 
-def test_tokens_without_a_gradient_are_plain_and_it_is_said(found: Visit):
+def test_tokens_without_a_gradient_are_plain_and_it_is_said(found: RunVisit):
     found.sort_by_step()
     said = {}
     for i in (2, 3, 4):
@@ -254,7 +207,7 @@ FILTERED = [
 ]
 
 
-def test_filters_leave_the_right_completions(found: Visit):
+def test_filters_leave_the_right_completions(found: RunVisit):
     page = found.page
     for filters, expected in FILTERED:
         found.clear()
@@ -265,7 +218,7 @@ def test_filters_leave_the_right_completions(found: Visit):
         assert page.inner_text("#tally").startswith(f"{len(expected)} of 6 completions")
 
 
-def test_orders(found: Visit):
+def test_orders(found: RunVisit):
     assert found.listed() == [1, 0, 5, 2, 3, 4]  # the most extreme weight first, those without one last
     orders = {"reward": [1, 3, 2, 0, 5, 4], "length": [5, 1, 0, 4, 3, 2], "step": [0, 1, 2, 3, 4, 5]}
     for name, rising in orders.items():
@@ -278,7 +231,7 @@ def test_orders(found: Visit):
         assert falling[-1] == (4 if name == "reward" else falling[-1])
 
 
-def test_keys(found: Visit):
+def test_keys(found: RunVisit):
     page = found.page
     found.sort_by_step()
     page.locator("body").click(position={"x": 2, "y": 2})
@@ -323,7 +276,7 @@ def contrast(page: Any, ink: str, ground: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_both_colour_schemes_can_be_read(found: Visit, scheme: str):
+def test_both_colour_schemes_can_be_read(found: RunVisit, scheme: str):
     page = found.page
     page.emulate_media(color_scheme=scheme)
     for ink, least in (("ink", 7.0), ("muted", 4.5), ("accent-ink", 4.5), ("good", 4.5), ("up", 3.0), ("hatch", 3.0)):
@@ -337,8 +290,8 @@ def test_both_colour_schemes_can_be_read(found: Visit, scheme: str):
     assert len(set(looks)) == 9
 
 
-def test_the_scheme_can_change_while_it_is_open(found: Visit):
-    found.draw_all()
+def test_the_scheme_can_change_while_it_is_open(found: RunVisit):
+    found.draw_all(SECTIONS)
     lines = ".plot .scatterlayer .js-line"
     before = found.page.locator(lines).first.evaluate("e => e.style.stroke")
     found.page.emulate_media(color_scheme="dark")
@@ -348,7 +301,7 @@ def test_the_scheme_can_change_while_it_is_open(found: Visit):
     assert found.page.locator(lines).first.evaluate("e => e.style.stroke") != before
 
 
-def test_a_narrow_window_needs_no_sideways_scrolling(found: Visit):
+def test_a_narrow_window_needs_no_sideways_scrolling(found: RunVisit):
     for width in (1280, 700, 380):
         found.page.set_viewport_size({"width": width, "height": 800})
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -13,7 +13,7 @@ import pytest
 
 from drpo import cli
 from drpo.cli import train as train_command
-from drpo.report import html, run_page
+from drpo.report import comparison_page, html, run_page
 from drpo.train.session import load_run
 from hand_run import NASTY, RECORDS, record, write_lines, write_run
 from test_report import unpacked
@@ -66,6 +66,7 @@ def test_the_parts_of_the_page_are_packaged():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["drpo"]
     parts = [*html.FRAME_STYLES, *html.FRAME_SCRIPTS, *run_page.STYLES, *run_page.SCRIPTS, "frame.html", "run.html"]
+    parts += [*comparison_page.STYLES, *comparison_page.SCRIPTS, "comparison.html"]
     there = {p.name for p in (ROOT / "src/drpo/report/page").iterdir()}
     assert there == set(parts)
     assert all(any(fnmatch.fnmatch(f"report/page/{name}", pattern) for pattern in patterns) for name in parts)

@@ -243,7 +243,7 @@ BUGS = (
     Bug(
         20,
         "a report that cannot be written fails a run that is done",
-        "cli/train.py",
+        "cli/report.py",
         '    except Exception as error:\n        log.warning("no report',
         '    except OSError as error:\n        log.warning("no report',
         (WARNED,),

@@ -19,7 +19,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo train --resume RUN                 go on with a run from its last checkpoint
   drpo watch RUN                          a run that another process is at: progress, curves, the last sample
   drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
-  drpo report RUN [--open]                a run as one HTML file: curves, trust region, every token of every rollout
+  drpo report RUN|COMPARISON [--open]     one HTML file: curves, trust region, every token; or what a comparison says
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
   drpo compare RECIPE --objectives ...    one training with several objectives, over seeds and regimes

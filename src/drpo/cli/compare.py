@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drpo.cli.options import overridden, parse
+from drpo.cli.report import attempt
 from drpo.errors import InputError
 from drpo.lab.compare import begun, models_of
 from drpo.lab.compare import compare as train_cells
@@ -14,6 +15,7 @@ from drpo.lab.grid import REGIME, Grid, parse_arm, parse_regime, runs
 from drpo.lab.outcome import FAILED, prepare, read_comparison
 from drpo.recipes import RECIPES, find
 from drpo.report.comparison_figures import draw_curves, draw_finals
+from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.progress import ComparisonConsole
 from drpo.train.session import CONFIG
@@ -119,6 +121,9 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
         print_comparison(console, comparison)
         draw_curves(comparison, folder / "curves.png")
         draw_finals(comparison, folder / "finals.png")
+        path = attempt(folder, lambda: write_comparison_report(folder, comparison))
+        if path is not None:
+            console.print(f"report       {path}", soft_wrap=True, highlight=False)
         console.print(f"everything   {folder}", soft_wrap=True, highlight=False)
     for cell in comparison.cells:
         if cell.status == FAILED:

@@ -1,26 +1,35 @@
 """`drpo report`."""
 
+import logging
 import webbrowser
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from drpo.cli.options import parse
 from drpo.errors import InputError
+from drpo.lab.outcome import is_comparison, read_comparison
+from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
 from drpo.train.session import load_run
 
 RUN = "RUN"
 
+log = logging.getLogger("drpo")
+
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write a run as one HTML file: curves, trust region, gradient weights, and every token of every completion.
+    """Write a run or a comparison as one HTML file.
 
-    The file opens from disk and asks the network for nothing. `drpo train` writes one at its end; RUN may also be a run
-    that is going on or was stopped.
+    Of a run: curves, trust region, gradient weights, and every token of every completion. Of a comparison: curves and
+    ends of every objective with intervals, differences seed by seed, what may be claimed, and every cell.
+
+    The file opens from disk and asks the network for nothing. `drpo train` and `drpo compare` write one at their end;
+    RUN may also be a folder that is worked on or was stopped.
 
     Args:
-        out: the file; default report.html in the run's folder.
+        out: the file; default report.html in the folder.
         open: show it in the browser.
     """
 
@@ -29,17 +38,18 @@ class ReportOptions:
 
 
 def report(arguments: list[str]) -> int:
-    """`drpo report RUN [--out FILE] [--open]`."""
+    """`drpo report RUN|COMPARISON [--out FILE] [--open]`."""
     if not arguments or arguments[0].startswith("-"):
         if "--help" not in arguments and "-h" not in arguments:
-            raise InputError("report: name a run's folder first")
+            raise InputError("report: name a run's folder first, or a comparison's")
         arguments = [RUN, *arguments]
     name, *rest = arguments
     options = parse(ReportOptions, rest, f"drpo report {name}")
     folder = Path(name)
-    run = load_run(folder)
     try:
-        path = write_report(folder, run, options.out)
+        path = _write(folder, options.out)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"--out {options.out or folder}: cannot be written ({error})") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -48,3 +58,23 @@ def report(arguments: list[str]) -> int:
     if options.open:
         webbrowser.open(path.resolve().as_uri())
     return 0
+
+
+def _write(folder: Path, out: Path | None) -> Path:
+    if is_comparison(folder):
+        return write_comparison_report(folder, read_comparison(folder), out)
+    return write_report(folder, load_run(folder), out)
+
+
+def attempt(folder: Path, write: Callable[[], Path]) -> Path | None:
+    """Write a report, or warn in one line: a page that cannot be written must not make fail what is done.
+
+    Args:
+        folder: what the report is of.
+        write: writes it and returns its path.
+    """
+    try:
+        return write()
+    except Exception as error:
+        log.warning("no report (%s: %s); try: drpo report %s", type(error).__name__, error, folder)
+        return None

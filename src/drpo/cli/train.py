@@ -1,6 +1,5 @@
 """`drpo train` and `drpo recipes`."""
 
-import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from drpo import doctor
 from drpo.cli.doctor import print_finding
 from drpo.cli.options import overridden, parse
+from drpo.cli.report import attempt
 from drpo.errors import InputError, nearest
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
@@ -25,8 +25,6 @@ from drpo.train.config import Run
 from drpo.train.session import MODEL, load_run
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Together
-
-log = logging.getLogger("drpo")
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def _run(run: Run, folder: Path, options: TrainOptions) -> int:
         trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         summary = loop.train(run, folder, Together(screen, *tracked), parts)
-    picture = draw_run(folder, run)
-    _conclude(console, folder, summary, {"curves": picture, "report": _report(folder, run)})
+    pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
+    _conclude(console, folder, summary, pictures)
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
 
 
@@ -106,15 +104,6 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
             highlight=False,
         )
     return not broken
-
-
-def _report(folder: Path, run: Run) -> Path | None:
-    """The run as a page, or None with a warning: a page that cannot be written must not make a finished run fail."""
-    try:
-        return write_report(folder, run)
-    except Exception as error:
-        log.warning("no report (%s: %s); try: drpo report %s", type(error).__name__, error, folder)
-        return None
 
 
 def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictures: Mapping[str, Path | None]) -> None:

@@ -44,8 +44,8 @@ def _table(found: Sequence[Condition], title: str, threshold: float) -> Table:
             bounds(c.mean),
             f"{c.iqm.value:.3f}",
             f"{c.area.value:.3f}",
-            _reached(c),
-            _collapse(c),
+            reached(c),
+            collapse(c),
         )
         table.add_row(*cells, style="bold" if c in chosen and len(chosen) < len(found) else None)
     return table
@@ -61,12 +61,14 @@ def bounds(interval: Interval) -> str:
     return "one seed" if math.isnan(interval.low) else f"{interval.low:.2f} to {interval.high:.2f}"
 
 
-def _reached(c: Condition) -> str:
+def reached(c: Condition) -> str:
+    """Write how many seeds reached the threshold, and at which step the median of them did."""
     steps = [step for step in c.reached.values() if step is not None]
     return f"{len(steps)}/{len(c.reached)}" + (f" at {median(steps):.0f}" if steps else "")
 
 
-def _collapse(c: Condition) -> str:
+def collapse(c: Condition) -> str:
+    """Write how many seeds collapsed, and how many of these diverged."""
     fallen = round(c.collapse.value * c.collapse.n)
     return f"{fallen}/{c.collapse.n}" + (f", {c.n_diverged} diverged" if c.n_diverged else "")
 

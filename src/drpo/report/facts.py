@@ -65,12 +65,12 @@ def configuration(run: Run) -> dict[str, Any]:
         "recipe", its name or None, and "rows": [field, value, recipe's value or None, default], each as text.
     """
     recipe = run.name if run.name in RECIPES else None
-    columns = [_flat(to_json(r)) for r in (run, RECIPES[recipe]() if recipe else Run(), Run())]
+    columns = [flat(to_json(r)) for r in (run, RECIPES[recipe]() if recipe else Run(), Run())]
     rows = [[name, value, columns[1][name] if recipe else None, columns[2][name]] for name, value in columns[0].items()]
     return {"recipe": recipe, "rows": rows}
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, str]:
+def flat(record: Mapping[str, Any]) -> dict[str, str]:
     """Nested fields by dotted names, as the command line has them."""
     found: dict[str, str] = {}
     for name, value in record.items():

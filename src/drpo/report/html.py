@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from string import Template
 
 from plotly.offline import get_plotlyjs
@@ -21,6 +22,8 @@ from drpo.report.payload import json_bytes, packed
 FRAME_STYLES = ("frame.css",)
 FRAME_SCRIPTS = ("frame.js", "plots.js")
 PLOTLY = "plotly"
+REPORT = "report.html"
+"""Its name in the folder that it is of."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ def render(page: Page) -> str:
         ),
         script=inline(script),
     )
+
+
+def write(page: Page, path: Path) -> Path:
+    """Write a page to a file, whole or not at all; return its path."""
+    scratch = path.with_name(f"{path.name}.writing")
+    scratch.write_text(render(page), encoding="utf-8", newline="\n")
+    scratch.replace(path)
+    return path
 
 
 def part(name: str) -> str:

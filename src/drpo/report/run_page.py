@@ -9,7 +9,7 @@ from drpo.objectives import caution, spell
 from drpo.report.browser import columns, table, vocabulary
 from drpo.report.distribution import histogram_data, region_data, scatter_data
 from drpo.report.facts import accuracies, configuration, header_facts, timeline
-from drpo.report.html import Page, render
+from drpo.report.html import REPORT, Page, write
 from drpo.report.panels import plain, run_panels
 from drpo.report.payload import columns_bytes, json_bytes
 from drpo.report.seen import Rollouts, read_rollouts
@@ -18,7 +18,6 @@ from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, TIMING, read_records
 from drpo.train.session import ENVIRONMENT
 
-REPORT = "report.html"
 MOST_TOKENS = 1_500_000
 """More would make a page that is slow to open; of a larger run a share of the groups is shown."""
 STYLES = ("run.css",)
@@ -48,11 +47,7 @@ def write_report(folder: Path, run: Run, out: Path | None = None) -> Path:
             "tokens": columns_bytes(columns(rollouts, ids)),
         },
     )
-    path = out or folder / REPORT
-    scratch = path.with_name(f"{path.name}.writing")
-    scratch.write_text(render(page), encoding="utf-8", newline="\n")
-    scratch.replace(path)
-    return path
+    return write(page, out or folder / REPORT)
 
 
 def run_data(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, Any]:

@@ -63,6 +63,16 @@ function note(text) {
   return el("p", { class: "note" }, text);
 }
 
+/** What is to be minded, in the masthead; nothing where there is none. */
+function showCaution(text) {
+  byId("caution").textContent = text;
+  byId("caution").hidden = !text;
+}
+
+function showFacts(facts) {
+  byId("facts").append(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
 function percent(share, digits = 1) {
   return `${(100 * share).toFixed(digits)} %`;
 }
@@ -74,4 +84,9 @@ function brief(value) {
 
 function count(n) {
   return n.toLocaleString("en-US");
+}
+
+/** When what there is so far is on the screen: plotly takes long to unpack, and the rest need not wait for it. */
+function painted() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 }

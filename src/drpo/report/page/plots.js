@@ -5,6 +5,7 @@ const DARK = matchMedia("(prefers-color-scheme: dark)");
 const NEAR = "200px";
 // Blue and vermilion are too dark on a dark page: their lighter kin of the same palette stand in for them.
 const IN_THE_DARK = [5, 4, 2, 3, 1, 0, 6];
+const BLACK = 6;
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const CONFIG = {
   responsive: true,
@@ -29,8 +30,10 @@ function loadPlotly() {
   return plotlyReady;
 }
 
+/** A colour of the palette; its black is the page's ink, which is light in the dark. */
 function seriesColor(i) {
-  return palette[DARK.matches ? IN_THE_DARK[i] : i];
+  const at = DARK.matches ? IN_THE_DARK[i] : i;
+  return at === BLACK ? cssColor("ink") : palette[at];
 }
 
 function cssColor(name) {
@@ -65,6 +68,9 @@ function plot(host, make) {
 
 /** Draws one plot after the other, with a breath between them, so that the page answers meanwhile. */
 function draw(host) {
+  const drawing = drawings.get(host);
+  if (drawing.waiting) return queue;  // whoever asked first gets what is newest then
+  drawing.waiting = true;
   queue = queue.then(() => drawNow(host)).then(() => new Promise((resolve) => setTimeout(resolve)));
   return queue;
 }
@@ -72,6 +78,7 @@ function draw(host) {
 async function drawNow(host) {
   const drawing = drawings.get(host);
   const plotly = await loadPlotly();
+  drawing.waiting = false;
   const { data, layout } = drawing.make();
   drawing.drawn = true;
   await plotly.react(host, data, plotLayout(layout), CONFIG);

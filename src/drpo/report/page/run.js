@@ -2,11 +2,8 @@
 
 function showHeader(run) {
   byId("title").textContent = document.title;
-  if (run.caution) {
-    byId("caution").textContent = `Mind: ${run.caution}.`;
-    byId("caution").hidden = false;
-  }
-  byId("facts").append(...run.facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  showCaution(run.caution && `Mind: ${run.caution}.`);
+  showFacts(run.facts);
   byId("accuracy").append(el("h2", {}, "Held-out accuracy"), ...accuracyParts(run.accuracy));
 }
 
@@ -131,11 +128,6 @@ async function main() {
   byId("panels").append(...run.panels.map(panelFigure));
   showTokenPlots(run);
   showTimeline(run);
-}
-
-/** When what there is so far is on the screen: plotly takes long to unpack, and the rollouts need not wait for it. */
-function painted() {
-  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 }
 
 await main();

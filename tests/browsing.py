@@ -1,0 +1,71 @@
+"""A report in a real browser, headless, with no network."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+]
+WINDOW = {"width": 1280, "height": 900}
+
+
+class Visit:
+    """A page that is open, with all that went wrong in it.
+
+    Args:
+        page: playwright's.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def check(self) -> None:
+        """Nothing went wrong, and nothing but the file was asked for."""
+        assert self.errors == []
+        assert [r for r in self.requests if not r.startswith(("data:", "blob:"))] == [self.page.url]
+
+    def draw_all(self, sections: Sequence[str]) -> None:
+        """Pass by sections, until all their plots are drawn."""
+        for section in sections:
+            self.page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
+            for plot in self.page.locator(f"#{section} .plot").all():
+                plot.scroll_into_view_if_needed()
+                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=60_000)
+
+
+V = TypeVar("V", bound=Visit)
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """The system's Chromium."""
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield browser
+        browser.close()
+
+
+def open_report(chromium: Any, report: Path, kind: Callable[[Any], V]) -> V:
+    """Open a report where nothing but files can be reached."""
+    context = chromium.new_context(viewport=WINDOW, color_scheme="light")
+    context.set_default_timeout(30_000)
+    context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
+    found = kind(context.new_page())
+    found.page.goto(report.as_uri())
+    found.page.wait_for_selector("html[data-ready]", state="attached")
+    return found
