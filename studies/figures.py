@@ -182,6 +182,30 @@ def stability_claims(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+RADII = (
+    *("drpo(0.02)", "drpo(0.05)", "drpo(0.2)", "drpo(0.6)", "drpo(12.5)"),
+    *("drpo(0.3, 0.5)", "spo(0.5)", "spo(3)", "ppo(0.2, 0.28)", "none"),
+)
+
+
+def radii(main: Comparison, others: Comparison) -> str:
+    """Where each ends with 16 updates beside a sampler in fp32, both tasks together: tight and wide regions."""
+    rates = sorted({c.learning_rate for c in main.cells})
+    cells = [
+        c
+        for c in (*main.cells, *others.cells)
+        if (c.config["updates"], c.config["rollout_precision"]) == (16, "fp32") and c.over
+    ]
+
+    def end(objective: str, learning_rate: float) -> str:
+        here = [c for c in cells if (c.objective, c.learning_rate) == (objective, learning_rate)]
+        strata = [[final(c) for c in here if c.config["task"] == task] for task in {c.config["task"] for c in here}]
+        found, fallen = t_interval(strata), sum(map(has_collapsed, here))
+        return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" + (f", {fallen} fell" if fallen else "")
+
+    return markdown(["objective", *(f"{r:g}" for r in rates)], [[f"`{o}`", *(end(o, r) for r in rates)] for o in RADII])
+
+
 MOVEMENT = {"shift_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "entropy": "{:.2f}"}
 
 
@@ -214,6 +238,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "stability": lambda: stability_table(read("stability")),
     "stability pooled": lambda: stability_pooled(read("stability")),
     "stability claims": lambda: stability_claims(read("stability")),
+    "radii": lambda: radii(read("stability"), read("radii")),
     "stability movement": lambda: stability_movement(read("stability")),
 }
 

@@ -7,18 +7,21 @@ common=(--seeds 0 1 2 --learning-rate 2e-5 --prompts 8 --steps 16 --schedule con
         --eval-problems 100 --eval-every 8)
 six=(none 'ppo(0.2,0.28)' 'spo(12.5)' 'dppo(0.15)' 'drpo(12.5)' 'drpo(0.2)')
 stale=(--updates 8 --rollout-precision fp8_weights)
-chain='reasoning_gym("chain_sum", {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}, system=None)'
+chain='reasoning_gym("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}, system=None)'
 
 drpo compare demo --objectives "${six[@]}" "${common[@]}" "${stale[@]}" --out "$out/addition"
 drpo compare demo --objectives "${six[@]}" "${common[@]}" --updates 2 --rollout-precision auto --out "$out/addition"
-drpo compare demo --objectives none 'ppo(0.2,0.28)' 'dppo(0.15)' 'drpo(0.2)' "${common[@]}" "${stale[@]}" \
+drpo compare demo --objectives "${six[@]}" "${common[@]}" --updates 4 --rollout-precision fp8_weights \
      --task "$chain" --reward exact_number --out "$out/chain_sum"
-drpo compare demo --objectives 'drpo(0.6)' 'drpo(0.2,outside=0.15)' 'drpo(0.2,advantage_weighted=False)' 'spo(3)' \
+drpo compare demo --objectives 'drpo(0.2,outside=0.15)' 'drpo(0.2,advantage_weighted=False)' "penalty('k3',0.08)" \
      "${common[@]}" "${stale[@]}" --out "$out/ablations"
 drpo lab --seeds 0 1 2 --out "$out/lab"
+drpo lab --seeds 0 1 2 --objectives 'drpo(0.02)' 'drpo(0.05)' 'drpo(0.6)' 'drpo(0.3,power=0.5)' 'spo(0.5)' \
+     --updates 16 --rollout-precision fp32 --out "$out/radii"
 
 for name in addition chain_sum ablations; do
     cp "$out/$name/results.json" "studies/results/$name.json"
 done
 cp "$out/lab/stability/results.json" studies/results/stability.json
+cp "$out/radii/stability/results.json" studies/results/radii.json
 python studies/figures.py
