@@ -1,6 +1,7 @@
-"""Draw the pictures of docs/report.md from a run's report, in light and dark.
+"""Draw the pictures of docs/report.md from a run's report, in light and dark, or from a comparison's, in light.
 
     python docs/screenshots.py RUN/report.html [--out docs/figures]
+    python docs/screenshots.py COMPARISON/report.html
 
 Needs playwright and the system's Chromium (apt-get install chromium).
 """
@@ -39,7 +40,16 @@ def at_a_token(page: Any) -> None:
     page.locator("#view .token.held").first.hover()
 
 
+def of_a_comparison(page: Any) -> None:
+    """Rewards, and where each objective ends."""
+    page.set_viewport_size({"width": 1280, "height": 1565})
+    go_to(page, None)
+
+
 VIEWS = {"top": at_the_top, "region": in_the_plane, "rollouts": at_a_token}
+
+
+VIEWS_OF_A_COMPARISON = {"comparison": of_a_comparison}
 
 
 def go_to(page: Any, section: str | None) -> None:
@@ -74,7 +84,10 @@ def main() -> None:
             page.wait_for_selector("html[data-ready]", state="attached")
             page.locator("#panels .plot").first.wait_for()
             draw_everything(page)
-            for name, view in VIEWS.items():
+            compared = page.locator("#differences").count() > 0
+            if compared and scheme == "dark":
+                continue
+            for name, view in (VIEWS_OF_A_COMPARISON if compared else VIEWS).items():
                 view(page)
                 path = options.out / f"report-{name}-{scheme}.png"
                 page.screenshot(path=path)

@@ -12,7 +12,9 @@ from drpo.cli.doctor import DoctorOptions
 from drpo.cli.options import overridden, parse
 from drpo.cli.serve import ServeOptions
 from drpo.cli.train import TrainOptions
+from drpo.lab.outcome import RESULTS, save_results
 from drpo.recipes import find
+from hand_comparison import large
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -72,6 +74,9 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return
     if "runs/dppo" in rest:
         assert cli.main(["train", "smoke", "--steps", "2", "--out", "runs/dppo"]) == 0
+    if "runs/compare-demo" in rest:
+        Path("runs/compare-demo").mkdir(parents=True)
+        save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))
     try:
         status = cli.main([command, *rest])
     except SystemExit as end:

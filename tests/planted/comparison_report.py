@@ -1,4 +1,4 @@
-"""Mistakes in a comparison's page: numbers of no analysis, a curve that flatters, a page that ends a run."""
+"""Mistakes in a comparison's page: numbers that are not the analysis', bands that flatter, links that lead nowhere."""
 
 from planted import Bug
 
