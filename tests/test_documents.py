@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from drpo import cli
+from drpo.cli.compare import planned
 from drpo.cli.doctor import DoctorOptions
+from drpo.cli.lab import LabOptions
 from drpo.cli.options import overridden, parse
 from drpo.cli.serve import ServeOptions
 from drpo.cli.train import TrainOptions
@@ -29,7 +31,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands(program: str) -> list[str]:
-    lines = [line.strip() for _, text in blocks("bash") for line in text.splitlines()]
+    lines = [line.strip() for _, text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
     return sorted({line for line in lines if line.split(" ")[0] == program})
 
 
@@ -68,6 +70,12 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if command in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[command])
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
+        return
+    if command == "compare" and rest[0] != "--resume":
+        assert len({run.name for run in planned(rest[0], rest[1:])[0]}) > 2
+        return
+    if command == "lab":
+        assert parse(LabOptions, rest, "drpo lab").objectives
         return
     if command == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port

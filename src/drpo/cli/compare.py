@@ -18,6 +18,7 @@ from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.progress import ComparisonConsole
+from drpo.train.config import Run
 from drpo.train.session import CONFIG
 
 
@@ -80,17 +81,26 @@ def compare(arguments: list[str]) -> int:
             raise InputError(f"compare: name a recipe first; known: {', '.join(RECIPES)}")
         arguments = ["demo", "--help"]
     name, *rest = arguments
-    base, options = overridden(
-        find(name), rest, f"drpo compare {name}", CompareOptions, without=("name", "objective", "seed")
-    )
-    require_jobs(options.jobs)
-    regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
-    grid = Grid(tuple(map(parse_arm, options.objectives)), options.seeds, options.learning_rate, regimes)
-    cells = runs(base, grid)
+    cells, options = planned(name, rest)
     folder = options.out or Path("runs") / f"compare-{name}"
     if (folder / CONFIG).exists():
         raise InputError(f"--out {folder}: a single run is there; name another folder")
     return _compare(folder, prepare(folder, cells), options.jobs, options.plain)
+
+
+def planned(recipe: str, arguments: list[str]) -> tuple[list[Run], CompareOptions]:
+    """Read a comparison from the command line: the runs of its cells, and the options besides.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    base, options = overridden(
+        find(recipe), arguments, f"drpo compare {recipe}", CompareOptions, without=("name", "objective", "seed")
+    )
+    require_jobs(options.jobs)
+    regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
+    grid = Grid(tuple(map(parse_arm, options.objectives)), options.seeds, options.learning_rate, regimes)
+    return runs(base, grid), options
 
 
 def require_jobs(jobs: int | None) -> None:
