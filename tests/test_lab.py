@@ -161,6 +161,8 @@ def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
     assert {c.status for c in again.cells} == {FINISHED}
     assert again.cells == read_comparison(whole).cells
     assert not any((c / "checkpoints").exists() for c in cells)
+    assert main(["train", "--resume", str(cells[0])]) == 2  # or it would begin again, over what is recorded
+    assert read_cell(cells[0]) == again.cells[0]
 
 
 def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path):
@@ -355,7 +357,8 @@ def test_drpo_lab_draws_its_maps_and_does_nothing_twice(tmp_path: Path, capsys: 
     command = ["lab", "--objectives", "none", "--seeds", "0", "--updates", "2", "--learning-rate", "1e-3"]
     command += ["--rollout-precision", "fp32", "--out", str(tmp_path), "--plain"]
     assert main(command) == 0
-    assert (tmp_path / "stability_noise.png").exists() and (tmp_path / "stability_meaning.png").exists()
+    made = ("stability_noise.png", "stability_meaning.png", "stability/report.html")
+    assert all((tmp_path / name).exists() for name in made)
     first = (tmp_path / "stability" / RESULTS).read_text()
     assert not list(tmp_path.glob("stability/cells/*/rollouts.jsonl"))
     assert main(command) == 0

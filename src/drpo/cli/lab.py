@@ -7,6 +7,7 @@ from rich.console import Console
 
 from drpo.cli.compare import require_jobs, run_cells
 from drpo.cli.options import parse
+from drpo.cli.report import attempt
 from drpo.errors import InputError
 from drpo.lab.compare import release
 from drpo.lab.grid import parse_arm
@@ -14,6 +15,7 @@ from drpo.lab.outcome import prepare, read_comparison
 from drpo.lab.stability import KINDS, LEARNING_RATES, OBJECTIVES, PRECISIONS, UPDATES, stability_runs
 from drpo.lab.tail import Tail
 from drpo.objectives import spell
+from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.maps import draw_maps
 from drpo.train.config import SPELLED
@@ -71,4 +73,7 @@ def lab(arguments: list[str]) -> int:
         path = options.out / f"stability_{kind}.png"
         draw_maps(comparison, SPELLED["task"][1](Tail(kind)), TITLES[kind], path)
         console.print(f"map          {path}", soft_wrap=True, highlight=False)
+    page = attempt(folder, lambda: write_comparison_report(folder, comparison))
+    if page is not None:
+        console.print(f"report       {page}", soft_wrap=True, highlight=False)
     return status

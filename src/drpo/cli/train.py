@@ -22,7 +22,7 @@ from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
 from drpo.train.config import Run
-from drpo.train.session import MODEL, load_run
+from drpo.train.session import CHECKPOINTS, MODEL, SUMMARY, load_run
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Together
 
@@ -52,6 +52,8 @@ def train(arguments: list[str]) -> int:
             raise InputError("train --resume: name the run's folder")
         folder = Path(arguments[1])
         options = parse(TrainOptions, arguments[2:], f"drpo train --resume {folder}")
+        if (folder / SUMMARY).exists() and not (folder / CHECKPOINTS).exists():
+            raise InputError(f"{folder}: ended without a checkpoint, as a comparison's cells do; nothing to go on from")
         return _run(load_run(folder), folder, options)
     if not arguments or arguments[0].startswith("-"):
         if "--help" in arguments or "-h" in arguments:
