@@ -87,7 +87,7 @@ class Lane:
     def _start(self) -> subprocess.Popen[str]:
         threads = str(self._threads)
         return subprocess.Popen(
-            [sys.executable, "-m", "drpo.lab.worker"],
+            [sys.executable, "-m", "drpo.lab.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -77,12 +77,12 @@ def _stop_without(parent: int) -> None:
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Serve until the input ends; the argument is the number of the process that began this one."""
     # What libraries print belongs in the log; answers keep the pipe for themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     transformers_logging.disable_progress_bar()
-    threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_stop_without, args=(int(sys.argv[1]),), daemon=True).start()
     try:
         for line in sys.stdin:
             answers.write(json.dumps(train_cell(Path(line.rstrip("\n")))) + "\n")
