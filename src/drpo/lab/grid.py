@@ -94,8 +94,8 @@ def runs(base: Run, grid: Grid) -> list[Run]:
     Example:
         >>> from drpo.recipes import smoke
         >>> grid = Grid((parse_arm("none"), parse_arm("drpo(0.2) @ 1e-3")), seeds=(0, 1), learning_rates=(1e-4, 2e-4))
-        >>> [r.name for r in runs(smoke(), grid)][:3]
-        ['none-0-6b7ae1', 'none-0-d0b46f', 'drpo_0.2-0-3dbbc5']
+        >>> [r.name.rsplit("-", 1)[0] for r in runs(smoke(), grid)][:4]
+        ['none-0', 'none-0', 'drpo_0.2-0', 'none-1']
     """
     cells = []
     names = [name for name in REGIME if grid.regimes.get(name)]

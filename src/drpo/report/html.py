@@ -51,7 +51,7 @@ def render(page: Page) -> str:
     Example:
         >>> text = render(Page("a < b", "run.html", (), (), {"data": b"<script>"}))
         >>> "<title>a &lt; b</title>" in text, text.count("<script>")
-        (True, 1)
+        (True, 0)
     """
     plotly = get_plotlyjs()
     script = "\n".join(part(name) for name in (*FRAME_SCRIPTS, *page.scripts))
