@@ -222,7 +222,7 @@ def test_tokens_without_a_gradient_are_plain_and_it_is_said(found: Visit):
 
 
 def test_a_script_in_a_completion_is_text(visit: Opener, tmp_path: Path):
-    """Wherever text of others is shown; a token holds the whole script, so that it would run if it were read as HTML."""
+    """Wherever text of others is shown; a token holds the whole script, which would run if it were read as HTML."""
     backend = Tokenizer(WordLevel({"<eos>": 0, NASTY: 1}, unk_token="<eos>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path / MODEL)
     nasty = {"prompt": NASTY, "answer": NASTY, "text": NASTY, "failure": NASTY, "problem": NASTY, "token_ids": [1, 0]}
