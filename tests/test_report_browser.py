@@ -31,6 +31,7 @@ WINDOW = {"width": 1280, "height": 900}
 SECTIONS = ("curves", "region", "weights", "rollouts", "time", "configuration")
 LIMIT_MB = 15
 LIMIT_S = 2.0
+PATIENCE_MS = 180_000
 SLOW_MACHINE = 5.0
 """How much slower than it should be this machine may be."""
 
@@ -87,7 +88,7 @@ class Visit:
             self.page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
             for plot in self.page.locator(f"#{section} .plot").all():
                 plot.scroll_into_view_if_needed()
-                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=60_000)
+                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def chromium() -> Iterator[Any]:
 def open_report(chromium: Any, report: Path) -> Visit:
     """Open a report where nothing but files can be reached."""
     context = chromium.new_context(viewport=WINDOW, color_scheme="light")
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(PATIENCE_MS)
     context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
     found = Visit(context.new_page())
     found.page.goto(report.as_uri())
