@@ -16,6 +16,8 @@ MARKS = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
 ]
 WINDOW = {"width": 1280, "height": 900}
+PATIENCE_MS = 180_000
+"""How long a busy machine may take to draw."""
 
 
 class Visit:
@@ -45,7 +47,7 @@ class Visit:
             self.page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
             for plot in self.page.locator(f"#{section} .plot").all():
                 plot.scroll_into_view_if_needed()
-                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=60_000)
+                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=PATIENCE_MS)
 
 
 V = TypeVar("V", bound=Visit)
@@ -63,7 +65,7 @@ def launched() -> Iterator[Any]:
 def open_report(chromium: Any, report: Path, kind: Callable[[Any], V]) -> V:
     """Open a report where nothing but files can be reached."""
     context = chromium.new_context(viewport=WINDOW, color_scheme="light")
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(PATIENCE_MS)
     context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
     found = kind(context.new_page())
     found.page.goto(report.as_uri())
