@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from statistics import median
 
 from rich.console import Console
@@ -74,13 +75,17 @@ def collapse(c: Condition) -> str:
 
 
 def claim_lines(found: Sequence[Condition], fields: Sequence[str]) -> Iterator[str]:
-    """Yield what may be claimed, a line each; where nothing may be, a line that says so."""
-    made = list(claims(best(found)))
+    """Yield what may be claimed, a line each, then of how many pairs; where nothing may be, a line that says so."""
+    chosen = best(found)
+    made = list(claims(chosen))
     for claim in made:
         where = f" ({label(claim.regime, fields)})" if fields else ""
         yield (
             f"{claim.better} ends above {claim.worse}{where}: intervals are disjoint; seed by seed by "
             f"{claim.difference.value:.3f}, {bounds(claim.difference)}"
         )
-    if not made and len(found) > 1:
+    if made:
+        pairs = sum(a.regime == b.regime for a, b in combinations(chosen, 2))
+        yield f"of {pairs} pairs that were compared, {len(made)}: among many, some intervals part by chance"
+    elif len(found) > 1:
         yield "no claim: all intervals overlap, or there are too few seeds for any"
