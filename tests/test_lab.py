@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def importable_worlds(monkeypatch: pytest.MonkeyPatch):
 def trained(folder: Path, cells: list[Path], jobs: int = 2) -> Comparison:
     comparison, _ = compare(folder, cells, Crew(jobs, 1), lambda work: None, print)
     return comparison
+
+
+def comparing_elsewhere(folder: Path, jobs: int) -> subprocess.Popen[bytes]:
+    """A process that trains the cells of a folder."""
+    script = (
+        "import sys; from pathlib import Path; from drpo.lab.compare import *; from drpo.lab.crew import Crew\n"
+        "folder = Path(sys.argv[1])\n"
+        f"compare(folder, begun(folder), Crew({jobs}, 1), lambda work: None, print)"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, str(folder)])
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not happened() and time.time() < deadline:
+        time.sleep(0.05)
 
 
 def grid(*objectives: str, **changes) -> Grid:
@@ -143,15 +160,8 @@ def test_cells_of_a_seed_see_the_same_data_and_begin_at_the_same_score(whole: Pa
 def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
     base = tiny_run(steps=6, prompts=8, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
     cells = prepare(tmp_path, runs(base, grid("none", "drpo(0.2)", seeds=(0, 1))))
-    script = (
-        "import sys; from pathlib import Path; from drpo.lab.compare import *; from drpo.lab.crew import Crew\n"
-        "folder = Path(sys.argv[1])\n"
-        "compare(folder, begun(folder), Crew(2, 1), lambda work: None, print)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
-    deadline = time.time() + 120
-    while not any(len(read_records(c / METRICS)) >= 3 for c in cells) and time.time() < deadline:
-        time.sleep(0.05)
+    process = comparing_elsewhere(tmp_path, jobs=2)
+    wait_for(lambda: any(len(read_records(c / METRICS)) >= 3 for c in cells))
     for child in psutil.Process(process.pid).children(recursive=True):
         child.send_signal(signal.SIGKILL)
     process.kill()
@@ -167,15 +177,8 @@ def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
 
 def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path):
     cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none")))
-    script = (
-        "import sys; from pathlib import Path; from drpo.lab.compare import *; from drpo.lab.crew import Crew\n"
-        "folder = Path(sys.argv[1])\n"
-        "compare(folder, begun(folder), Crew(1, 1), lambda work: None, print)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
-    deadline = time.time() + 120
-    while not read_records(cells[0] / METRICS) and time.time() < deadline:
-        time.sleep(0.1)
+    process = comparing_elsewhere(tmp_path, jobs=1)
+    wait_for(lambda: bool(read_records(cells[0] / METRICS)))
     (child,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
@@ -191,9 +194,7 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.time() + 120
-    while not all(read_records(c / METRICS) for c in cells) and time.time() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: all(read_records(c / METRICS) for c in cells))
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 130
@@ -345,6 +346,7 @@ def test_words_count_at_their_places_alone():
 
 
 def test_the_benchmark_varies_what_it_says():
+    assert {r.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
     cells = stability_runs(["none"], seeds=[0])
     assert {(r.task, r.updates, r.learning_rate, r.rollout_precision) for r in cells} == {
         (Tail(kind), u, lr, p)
@@ -353,6 +355,11 @@ def test_the_benchmark_varies_what_it_says():
         for lr in (1e-3, 2e-3, 4e-3)
         for p in ("fp32", "fp8")
     }
+
+
+def test_drpo_lab_stopped_before_its_first_result_just_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("drpo.cli.lab.run_cells", lambda *_: 130)
+    assert main(["lab", "--objectives", "none", "--seeds", "0", "--out", str(tmp_path)]) == 130
 
 
 def test_drpo_lab_draws_its_maps_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -380,6 +387,7 @@ def test_drpo_lab_draws_its_maps_and_does_nothing_twice(tmp_path: Path, capsys: 
         (["compare", "smoke", "--objective", "none"], "unknown option '--objective'"),
         (["compare", "smoke", "--rollout-precision", "fp3"], "rollout_precision='fp3'"),
         (["lab", "--objectives", "nope"], "unknown objective"),
+        (["lab", "--objectives"], "name at least one"),
         (["lab", "--updates", "17"], "updates=17"),
     ],
 )

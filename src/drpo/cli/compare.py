@@ -112,7 +112,7 @@ def require_jobs(jobs: int | None) -> None:
 def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
     """Train cells and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
     console = Console()
-    crew = max((fitting(model, jobs, len(cells)) for model in models_of(cells)), key=lambda c: -c.jobs)
+    crew = min((fitting(model, jobs, len(cells)) for model in models_of(cells)), key=lambda c: c.jobs)
     console.print(
         f"{len(cells)} cells in {folder}, {crew.jobs} at once with {crew.threads} thread(s) each", highlight=False
     )

@@ -8,13 +8,10 @@ from rich.console import Console
 from drpo.cli.compare import require_jobs, run_cells
 from drpo.cli.options import parse
 from drpo.cli.report import attempt
-from drpo.errors import InputError
 from drpo.lab.compare import release
-from drpo.lab.grid import parse_arm
 from drpo.lab.outcome import prepare, read_comparison
 from drpo.lab.stability import KINDS, LEARNING_RATES, OBJECTIVES, PRECISIONS, UPDATES, stability_runs
 from drpo.lab.tail import Tail
-from drpo.objectives import spell
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.maps import draw_maps
@@ -35,7 +32,8 @@ class LabOptions:
     given is a cell.
 
     Args:
-        objectives: none, ppo(0.2,0.28), spo(3), dppo(0.15), drpo(12.5), drpo(0.2), ...
+        objectives: none, ppo(0.2,0.28), spo(3), dppo(0.15), drpo(12.5), drpo(0.2), ...; behind an @ its own learning
+            rates.
         seeds: of each.
         updates: optimiser updates per rollout: how stale the data get.
         learning_rate: of each.
@@ -56,18 +54,19 @@ class LabOptions:
 
 
 def lab(arguments: list[str]) -> int:
-    """`drpo lab [options]`: what the exact problems say, then the stability benchmark, with maps."""
+    """`drpo lab [options]`: the stability benchmark, with maps."""
     options = parse(LabOptions, arguments, "drpo lab")
     require_jobs(options.jobs)
-    if not options.objectives or not options.seeds:
-        raise InputError("lab: name at least one objective and one seed")
     folder = options.out / STABILITY
-    objectives = [spell(parse_arm(text).objective) for text in options.objectives]
-    cells = stability_runs(objectives, options.seeds, options.updates, options.learning_rate, options.rollout_precision)
+    cells = stability_runs(
+        options.objectives, options.seeds, options.updates, options.learning_rate, options.rollout_precision
+    )
     console = Console()
     status = run_cells(folder, prepare(folder, cells), options.jobs, options.plain)
     release(folder)
     comparison = read_comparison(folder)
+    if not any(c.over for c in comparison.cells):
+        return status
     print_comparison(console, comparison, best_only=True)
     for kind in KINDS:
         path = options.out / f"stability_{kind}.png"

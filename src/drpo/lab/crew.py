@@ -29,7 +29,7 @@ class Crew:
 
     Args:
         jobs: processes, >= 1.
-        threads: of each; numbers may depend on it in the last bits, so a comparison keeps what it began with.
+        threads: of each; the last bits of numbers may depend on it.
     """
 
     jobs: int
@@ -44,14 +44,15 @@ def fitting(model: str, jobs: int | None, n_cells: int) -> Crew:
         jobs: wanted, or None for as many as fit.
         n_cells: more jobs than these are of no use.
     """
-    cores = len(psutil.Process().cpu_affinity() or [0]) if hasattr(psutil.Process(), "cpu_affinity") else os.cpu_count()
+    here = psutil.Process()
+    cores = len(here.cpu_affinity()) if hasattr(here, "cpu_affinity") else os.cpu_count() or 1
     need = models.n_parameters(model) * _BYTES_PER_WEIGHT + _BYTES_BESIDES
     if torch.cuda.is_available():
         free, most = torch.cuda.mem_get_info()[0], 8
     else:
-        free, most = psutil.virtual_memory().available, cores or 1
+        free, most = psutil.virtual_memory().available, cores
     at_once = max(1, min(jobs or most, n_cells, *([] if jobs else [free // need])))
-    return Crew(at_once, max(1, (cores or 1) // at_once))
+    return Crew(at_once, max(1, cores // at_once))
 
 
 class Lane:

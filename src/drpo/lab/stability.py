@@ -23,7 +23,7 @@ def stability_runs(
     """Return the runs of the benchmark: both tasks of `tail`, and every combination of what is given.
 
     Args:
-        objectives: as spelled.
+        objectives: as `grid.parse_arm` reads them.
         seeds: of each.
         updates: optimiser updates per rollout: staleness.
         learning_rates: of each.

@@ -37,8 +37,8 @@ class ComparisonConsole:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
         )
-        n_over = sum(_steps_done(c) for c in self._cells.values())
-        self._task = self._progress.add_task("", total=sum(c.steps for c in self._cells.values()), completed=n_over)
+        done = sum(_steps_done(c) for c in self._cells.values())
+        self._task = self._progress.add_task("", total=sum(c.steps for c in self._cells.values()), completed=done)
         self._work: Work | None = None
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._draw)
 
