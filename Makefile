@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm bench bench-quick lint plant format clean
+.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant format clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -16,6 +16,8 @@ help:
 	@echo "make test-gpu   those that need a CUDA GPU"
 	@echo "make test-browser  those that open pages in a headless Chromium (apt-get install chromium)"
 	@echo "make test-vllm  those that need vLLM, in an environment of their own ($(VLLM))"
+	@echo "make test-adapters  those of drpo inside TRL, verl, SkyRL and others, in environments of their own (.adapters)"
+	@echo "make parity     put what test-adapters measured into docs/frameworks.md"
 	@echo "make lab        the exact problems, and the stability benchmark on a tiny transformer, with its maps (minutes)"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
@@ -67,6 +69,48 @@ $(VLLM)/.ready: pyproject.toml constraints.txt benchmarks/peers/vllm.txt
 test-vllm: setup-vllm
 	$(VLLM)/bin/python -m pytest -m vllm tests
 
+# Each framework in an environment of its own: what it requires; the framework itself without it, where not all of that
+# can be had on a CPU (NAME.bare.txt); then drpo.
+.adapters/%/.ready: tests/adapters/environments/%.txt constraints.txt
+	@echo "== making $(@D) and installing into it (once; minutes)"
+	test -x $(@D)/bin/python || $(or $(PYTHON_$*),$(PYTHON)) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(@D)/bin/python -m pip install --quiet -r $<
+	test ! -f $(<:.txt=.bare.txt) || $(@D)/bin/python -m pip install --quiet --no-deps -r $(<:.txt=.bare.txt)
+	$(@D)/bin/python -m pip install --quiet pytest hypothesis
+	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+# An older TRL, to stand before the newer one on the path.
+.adapters/trl-%/.ready: .adapters/trl/.ready
+	.adapters/trl/bin/python -m pip install --quiet --no-deps --target $(@D) trl==$*
+	@touch $@
+
+TRL_OLDER := 1.10.0 1.14.2
+# SkyRL does not import on Python 3.11, though it says so.
+PYTHON_skyrl ?= $(firstword $(wildcard $(addsuffix /python3.12,$(subst :, ,$(PATH))) $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+IN_FRAMEWORK = -m pytest -rs -m adapters
+
+test-adapters: test-trl test-verl test-skyrl test-others
+
+test-trl: .adapters/trl/.ready $(TRL_OLDER:%=.adapters/trl-%/.ready)
+	.adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl*.py
+	for version in $(TRL_OLDER); do \
+	    PYTHONPATH=.adapters/trl-$$version .adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl.py || exit 1; \
+	done
+
+test-verl: .adapters/verl/.ready
+	.adapters/verl/bin/python $(IN_FRAMEWORK) tests/adapters/test_verl*.py
+
+test-skyrl: .adapters/skyrl/.ready
+	.adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py tests/adapters/test_tinker*.py
+
+test-others: .adapters/others/.ready
+	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf*.py
+
+parity: setup
+	$(BIN)/python -m tests.adapters.parity
+
 lab: setup
 	$(BIN)/drpo exact --out runs/lab/exact
 	$(BIN)/drpo lab --out runs/lab
@@ -91,4 +135,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .adapters .pytest_cache .mypy_cache .ruff_cache .hypothesis

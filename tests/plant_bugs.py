@@ -24,7 +24,7 @@ from planted import Bug, all_bugs
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300.0
-COPIED = ("src", "tests", "pyproject.toml")
+COPIED = ("src", "tests", "conftest.py", "pyproject.toml")
 
 
 class Verdict(NamedTuple):

@@ -20,6 +20,7 @@ RANK = {
     "reductions": 2,
     "ops": 3,
     "methods": 3,
+    "adapters": 3,
     "models": 4,
     "precision": 4,
     "routing": 5,

@@ -1,0 +1,13 @@
+"""Which files pytest leaves alone: adapters of frameworks that this environment does not have."""
+
+from importlib.util import find_spec
+
+FRAMEWORK = {
+    "trl": "trl",
+    "verl": "verl",
+    "skyrl": "skyrl",
+    "openrlhf": "openrlhf",
+    "nemo_rl": "nemo_rl",
+    "tinker": "tinker",
+}
+collect_ignore = [f"src/drpo/adapters/{file}.py" for file, module in FRAMEWORK.items() if find_spec(module) is None]

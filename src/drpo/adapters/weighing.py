@@ -1,0 +1,243 @@
+"""What every adapter shares: padded rows in, a reweighted advantage or a loss per token out."""
+
+import warnings
+from importlib import metadata
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from drpo import objectives
+from drpo.errors import InputError
+from drpo.objectives import Objective, Tokens, gradient, gradient_weight, outside
+from drpo.objectives.contract import masked_safe, shift
+
+MAX_EXPONENT = 80.0
+"""Beyond e^80 float32 ends; no sampled token is there."""
+
+
+def reweight(
+    objective: Objective,
+    logp: Tensor,
+    behavior_logp: Tensor,
+    advantage: Tensor,
+    keep: Tensor,
+    sequence: Tensor | None = None,
+) -> Tensor:
+    """Return the advantage with which the plain importance-sampled loss has an objective's gradient.
+
+        A' = A w = -(dL / dlogp) / r,   so that   d(-r A') / dlogp = dL / dlogp,   r = pi / mu
+
+    To be called at every forward pass, since w changes with the policy. Only the value of the framework's loss differs
+    from the objective's, not its gradient. For an objective that is not weighted by the advantage, A' may be nonzero
+    where A is 0.
+
+    Args:
+        objective: any that does not read a top-K divergence. One that is not token-wise (GSPO) is exact where the
+            framework counts all tokens of a sequence alike.
+        logp: [B, T] or [T], nats, at the sampling temperature; the policy now.
+        behavior_logp: the same shape, nats; the sampler's own. Where it is NaN or infinite the policy's is taken.
+        advantage: the same shape, or [B] or [B, 1] for rows; reward units.
+        keep: the same shape as `logp`, bool or 0 and 1; True where a token is trained. What stands elsewhere, NaN
+            included, has no effect.
+        sequence: the same shape, int; which completion a token belongs to. Without it each row is one.
+
+    Returns:
+        The shape of `logp`, detached, float32 or wider; 0 where a token is not kept.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> pi, mu = torch.tensor([[0.5, 0.3, 0.9]]), torch.tensor([[0.4, 0.3, 1.0]])
+        >>> yes = torch.tensor([[1, 1, 0]])
+        >>> reweight(DRPO(0.2), pi.log(), mu.log(), torch.tensor([2.0]), yes).round(decimals=3)
+        tensor([[1., 2., 0.]])
+
+    Source: DRPO, arXiv 2606.09821, Table 1 (the gradient weight w).
+    """
+    tokens = _tokens(objective, logp, behavior_logp, advantage, keep, sequence)
+    safe = masked_safe(tokens)
+    log_ratio = (safe.logp.detach() - safe.behavior_logp).clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    weighed = -gradient(objective, tokens) / torch.exp(log_ratio)
+    return torch.where(tokens.keep, weighed, torch.zeros_like(weighed)).reshape(logp.shape)
+
+
+def token_loss(
+    objective: Objective,
+    logp: Tensor,
+    behavior_logp: Tensor,
+    advantage: Tensor,
+    keep: Tensor,
+    sequence: Tensor | None = None,
+) -> Tensor:
+    """Return an objective's loss per token, for a framework that takes a whole loss and sums it in its own way.
+
+    Args:
+        objective: as of `reweight`.
+        logp: [B, T] or [T]; the only input with a gradient.
+        behavior_logp: as of `reweight`.
+        advantage: as of `reweight`.
+        keep: as of `reweight`.
+        sequence: as of `reweight`.
+
+    Returns:
+        The shape of `logp`, float32 or wider, to be minimised; exactly 0, with gradient 0, where a token is not kept.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> logp = torch.tensor([[-0.5, -0.7]]).requires_grad_()
+        >>> token_loss(DRPO(0.2), logp, logp.detach(), torch.tensor([2.0]), torch.tensor([[1, 0]]))
+        tensor([[-2., 0.]], grad_fn=<ViewBackward0>)
+    """
+    tokens = _tokens(objective, logp, behavior_logp, advantage, keep, sequence)
+    loss = objective(masked_safe(tokens)).loss
+    return torch.where(tokens.keep, loss, torch.zeros_like(loss)).reshape(logp.shape)
+
+
+def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Tensor:
+    """Return the sampler's log-probabilities, with the policy's own where there is none.
+
+    That is where a slot is not kept, and where the sampler could not score its token (NaN or infinite): the ratio there
+    is 1, so a framework that multiplies by its mask instead of selecting by it meets no NaN.
+
+    Args:
+        logp: [B, T] or [T], nats.
+        behavior_logp: the same shape, nats, possibly NaN.
+        keep: the same shape, bool or 0 and 1.
+
+    Returns:
+        The same shape, detached.
+
+    Example:
+        >>> nan = float("nan")
+        >>> policy, sampler = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, nan, 0.0])
+        >>> behavior_or_policy(policy, sampler, keep=torch.tensor([1, 1, 0]))
+        tensor([-1.5000, -2.0000, -3.0000])
+    """
+    return torch.where(keep.bool() & behavior_logp.isfinite(), behavior_logp, logp.detach().to(behavior_logp.dtype))
+
+
+def figures(
+    objective: Objective, logp: Tensor, behavior_logp: Tensor, advantage: Tensor, keep: Tensor
+) -> dict[str, Tensor]:
+    """Return what a framework's log should show of the trust region, over kept tokens.
+
+    Args:
+        objective: as of `reweight`.
+        logp: as of `reweight`.
+        behavior_logp: as of `reweight`.
+        advantage: as of `reweight`.
+        keep: as of `reweight`.
+
+    Returns:
+        Scalars, detached: `shift_mean` and `shift_max` of |pi - mu|; `outside`, the share of tokens that have left the
+        region; `weight_min`, the least gradient weight; `unscored`, the share whose mu the sampler did not report.
+        Where no token is kept: 0, and 1 for `weight_min`.
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> pi, mu = torch.tensor([[0.5, 0.3]]), torch.tensor([[0.1, 0.3]])
+        >>> seen = figures(DRPO(0.2), pi.log(), mu.log(), torch.ones(1), torch.ones(1, 2))
+        >>> {name: round(value.item(), 2) for name, value in seen.items()}
+        {'shift_mean': 0.2, 'shift_max': 0.4, 'outside': 0.5, 'weight_min': -1.0, 'unscored': 0.0}
+    """
+    tokens = _tokens(objective, logp.detach(), behavior_logp, advantage, keep, None)
+    safe = masked_safe(tokens)
+    moved = shift(safe).abs()
+    n_kept = tokens.keep.sum().clamp(min=1)
+    unscored = keep.bool() & ~behavior_logp.isfinite()
+    return {
+        "shift_mean": moved.sum() / n_kept,
+        "shift_max": moved.max(),
+        "outside": (outside(objective, safe) & tokens.keep).sum() / n_kept,
+        "weight_min": torch.where(tokens.keep, gradient_weight(objective, tokens), torch.inf)
+        .min()
+        .nan_to_num(posinf=1),
+        "unscored": unscored.sum() / n_kept,
+    }
+
+
+def objective_of(text: str | None, field: str) -> Objective:
+    """Build the objective that a framework's configuration spells.
+
+    Args:
+        text: as `drpo.objectives.parse` reads it.
+        field: where the user writes it, for messages.
+
+    Raises:
+        InputError: nothing written, an unknown objective, or one that reads a top-K divergence, which no framework has.
+
+    Example:
+        >>> objective_of("drpo(0.2)", "objective")
+        DRPO(delta=0.2, power=0.0, outside=None, advantage_weighted=True)
+        >>> objective_of(None, "objective")
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: objective is not set: write the objective with its radius, such as objective='drpo(0.2)'
+    """
+    if not text:
+        raise InputError(f"{field} is not set: write the objective with its radius, such as {field}='drpo(0.2)'")
+    objective = objectives.parse(text)
+    if objective.needs:
+        raise InputError(
+            f"{field}={text!r} reads the sampler's top-K log-probabilities, which this framework does not hand to its "
+            "loss; use the sampled token's divergence, such as 'dppo(0.15)'"
+        )
+    return objective
+
+
+def warn_untested(package: str, first: str, last: str) -> None:
+    """Warn, once, where an installed framework is older or newer than what its adapter is tested with.
+
+    Args:
+        package: its name in the package index.
+        first: the oldest version tested.
+        last: the newest.
+
+    Example:
+        >>> warn_untested("torch", "2.0", "99")
+    """
+    installed = metadata.version(package)
+    if not Version(first) <= Version(Version(installed).base_version) <= Version(last):
+        warnings.warn(
+            f"{package} {installed} is not between {first} and {last}, which drpo's adapter is tested with: compare a "
+            "gradient before you trust it (docs/frameworks.md)",
+            stacklevel=2,
+        )
+
+
+def _tokens(
+    objective: Objective,
+    logp: Tensor,
+    behavior_logp: Tensor,
+    advantage: Tensor,
+    keep: Tensor,
+    sequence: Tensor | None,
+) -> Tokens:
+    """The same as one flat list of tokens."""
+    for name, values in (("behavior_logp", behavior_logp), ("keep", keep), ("sequence", sequence)):
+        if values is not None and values.shape != logp.shape:
+            raise InputError(f"{name} {list(values.shape)}: must have the shape of logp, {list(logp.shape)}")
+    if sequence is None:
+        rows = torch.arange(len(logp), device=logp.device).unsqueeze(1) if logp.dim() == 2 else keep.new_zeros(())
+        sequence = rows.expand(logp.shape)
+    mu = behavior_or_policy(logp, behavior_logp.detach(), keep)
+    flat = [
+        values.reshape(-1) for values in (logp, mu, _spread(advantage.detach(), logp), keep.bool(), sequence.long())
+    ]
+    return Tokens(*flat)
+
+
+def _spread(advantage: Tensor, logp: Tensor) -> Tensor:
+    """An advantage for each token, [B, T] or [T]."""
+    column = advantage.unsqueeze(1) if logp.dim() == 2 and advantage.dim() == 1 else advantage
+    if column.shape not in (logp.shape, (*logp.shape[:-1], 1)):
+        raise InputError(
+            f"advantage {list(advantage.shape)}: must have the shape of logp, {list(logp.shape)}, or one value a row"
+        )
+    return column.expand(logp.shape)

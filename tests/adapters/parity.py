@@ -1,0 +1,57 @@
+"""The table framework x version x objective -> largest error of a gradient, made by the tests of the adapters.
+
+Tests call `record`; `python -m tests.adapters.parity` puts what they found into docs/parity.json and the table of
+docs/frameworks.md.
+"""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOUND = ROOT / ".adapters" / "parity"
+FIGURES = ROOT / "docs" / "parity.json"
+PAGE = ROOT / "docs" / "frameworks.md"
+BEGIN, END = "<!-- parity: begin -->\n", "<!-- parity: end -->\n"
+
+
+def record(framework: str, version: str, objective: str, error: float) -> None:
+    """Keep the largest error seen of one gradient entry.
+
+    Args:
+        framework: as the table names it, with what ran: "TRL, loss_type=dapo".
+        version: of the framework.
+        objective: its spelling.
+        error: the largest |framework's gradient - the direct objective's|, for advantages of about 1.
+    """
+    FOUND.mkdir(parents=True, exist_ok=True)
+    file = FOUND / f"{framework} {version}.json".replace("/", "-")
+    seen = json.loads(file.read_text()) if file.exists() else {"framework": framework, "version": version, "error": {}}
+    seen["error"][objective] = float(f"{error:.1e}")
+    file.write_text(json.dumps(seen, indent=1) + "\n")
+
+
+def table(results: list[dict]) -> str:
+    """The results in Markdown; columns are objectives, in the order of their first appearance."""
+    spellings = list(dict.fromkeys(spelling for r in results for spelling in r["error"]))
+    lines = ["| framework | version | " + " | ".join(f"`{s}`" for s in spellings) + " |"]
+    lines.append("|---" * (2 + len(spellings)) + "|")
+    for result in results:
+        errors = [f"{result['error'][s]:.0e}" if s in result["error"] else "" for s in spellings]
+        lines.append(f"| {result['framework']} | {result['version']} | " + " | ".join(errors) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Merge what the tests found into the committed figures and rewrite the page's table."""
+    old = {(r["framework"], r["version"]): r for r in json.loads(FIGURES.read_text())} if FIGURES.exists() else {}
+    new = [json.loads(file.read_text()) for file in sorted(FOUND.glob("*.json"))]
+    merged = old | {(r["framework"], r["version"]): r for r in new}
+    results = [merged[key] for key in sorted(merged)]
+    FIGURES.write_text(json.dumps(results, indent=1) + "\n")
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(before + BEGIN + table(results) + END + rest.split(END)[1])
+    print(f"{len(new)} results of this machine, {len(results)} in {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
