@@ -66,16 +66,16 @@ class NoisySampler:
         logprobs = [self.scored(trainer.model, prompt, completion) for prompt, completion in rows]
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
 
-    def scored(self, model: nn.Module, prompt: list[int], completion: list[int]) -> list[float | None]:
+    def scored(self, model: nn.Module, prompt: list[int], completion: list[int]) -> list[float]:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         logp = logits.log_softmax(-1).gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
         noise = 0.7 * torch.randn(len(completion), generator=self.draw)
         # Towards probable tokens too, so that shifts of probability cross the radii, not just ratios.
         mu = torch.where(torch.rand(len(completion), generator=self.draw) < 0.3, -noise.abs() - 0.01, logp + noise)
-        scored: list[float | None] = mu.clamp(max=-1e-3).tolist()
+        scored: list[float] = mu.clamp(max=-1e-3).tolist()
         if self.missing and len(scored) > 4:
-            scored[2] = None
+            scored[2] = math.nan
         return scored
 
 
