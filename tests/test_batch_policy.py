@@ -669,7 +669,7 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
     policy = policy_of(tiny(STOPS)[0], lora_rank=rank)
     perturb(policy.model, 0.1)
     _, tokenizer = tiny()
-    policy.export(tmp_path)
+    policy.plain().save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     for name, value in policy.state().items():
         assert torch.equal(loaded.get_parameter(name), value), name

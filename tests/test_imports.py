@@ -21,6 +21,7 @@ RANK = {
     "ops": 3,
     "methods": 3,
     "adapters": 3,
+    "foreign": 3,
     "models": 4,
     "precision": 4,
     "routing": 5,

@@ -432,7 +432,7 @@ def test_a_policy_keeps_its_names_and_its_weights(name: str, rank: int, tmp_path
     assert state.keys() == plain.keys()
     assert all(torch.equal(state[n], p) for n, p in plain.items())  # adapters begin at nothing
     assert set(policy.trainable()) == ({n for n in dict(policy.model.named_parameters()) if "lora" in n} or set(plain))
-    policy.export(tmp_path)
+    policy.plain().save_pretrained(tmp_path)
     assert (tmp_path / "config.json").exists()
 
 

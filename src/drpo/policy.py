@@ -1,7 +1,6 @@
 """The model in training: float32 master weights, compute in the precision that suits the machine, one head operator."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,15 +111,15 @@ class Policy:
         """
         return dict(self._merged())
 
-    def export(self, folder: Path) -> None:
-        """Write the weights (adapters merged) and the configuration as any transformers program reads them."""
-        plain = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32)
+    def plain(self) -> PreTrainedModel:
+        """Return a model of its own with these weights, adapters merged, that knows nothing of drpo."""
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32)
         parameters = dict(plain.named_parameters())
         with torch.no_grad():
             for name, value in self.state().items():
                 parameters[name].copy_(value)
         plain.generation_config = self.model.generation_config
-        plain.save_pretrained(folder)
+        return plain
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:

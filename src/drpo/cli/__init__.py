@@ -19,6 +19,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo train --resume RUN                 go on with a run from its last checkpoint
   drpo watch RUN                          a run that another process is at: progress, curves, the last sample
   drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
+  drpo export RUN|MODEL FOLDER            its weights as a folder that any transformers program reads
   drpo report RUN|COMPARISON [--open]     one HTML file: curves, trust region, every token; or what a comparison says
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
@@ -41,6 +42,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "drpo.cli.train",
     "watch": "drpo.cli.watch",
     "eval": "drpo.cli.eval",
+    "export": "drpo.cli.export",
     "report": "drpo.cli.report",
     "doctor": "drpo.cli.doctor",
     "compare": "drpo.cli.compare",

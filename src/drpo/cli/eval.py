@@ -59,7 +59,10 @@ def eval(arguments: list[str]) -> int:
     name, *rest = arguments
     run = load_run(Path(name)) if (Path(name) / METRICS).exists() else None
     if run is not None and not (Path(name) / MODEL).exists():
-        raise InputError(f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it")
+        raise InputError(
+            f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
+            "a model of its last checkpoint"
+        )
     default = EvalOptions()
     if run is not None:
         default = replace(default, sampling=replace(run.sampling, samples=run.eval_samples), problems=run.eval_problems)

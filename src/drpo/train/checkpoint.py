@@ -82,6 +82,11 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def steps(folder: Path) -> dict[int, Path]:
+    """Return every complete checkpoint in a run's checkpoint folder, by its step."""
+    return {int(path.name.removeprefix("step-")): path for path in _all(folder)}
+
+
 def restore(
     checkpoint: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
 ) -> Progress:

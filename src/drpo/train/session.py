@@ -184,7 +184,7 @@ class Session:
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""
-        self.parts.policy.export(self.folder / MODEL)
+        self.parts.policy.plain().save_pretrained(self.folder / MODEL)
         self.parts.tokenizer.save_pretrained(self.folder / MODEL)
 
 

@@ -1,0 +1,83 @@
+"""`drpo export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from drpo import models
+from drpo.cli.options import parse
+from drpo.errors import InputError
+from drpo.policy import Policy
+from drpo.precision import FP32
+from drpo.train import checkpoint
+from drpo.train.config import Run
+from drpo.train.log import METRICS
+from drpo.train.session import CHECKPOINTS, MODEL, load_run
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Which weights, and how they are rounded.
+
+    Args:
+        step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
+        dtype: fp32, as they were trained, or bf16, fp16.
+    """
+
+    step: int = 0
+    dtype: str = "fp32"
+
+
+def export(arguments: list[str]) -> int:
+    """`drpo export RUN|MODEL FOLDER [--step N] [--dtype D]`: a folder that any transformers program reads."""
+    if "--help" in arguments or "-h" in arguments:
+        arguments = ["RUN|MODEL", "FOLDER", *arguments]
+    if len(arguments) < 2 or any(a.startswith("-") for a in arguments[:2]):
+        raise InputError("export: name a run or a model first, then the folder to write, then options")
+    name, target, *rest = arguments
+    options = parse(ExportOptions, rest, f"drpo export {name} {target}")
+    if options.dtype not in DTYPES:
+        raise InputError(f"export: --dtype {options.dtype!r}: must be one of {', '.join(DTYPES)}")
+    folder = Path(target)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"export: {target} exists and is not an empty folder; name another")
+    transformers_logging.disable_progress_bar()
+    model, tokenizer = _trained(Path(name), options.step) if (Path(name) / METRICS).exists() else _given(name, options)
+    model.to(DTYPES[options.dtype]).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Console().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
+    return 0
+
+
+def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if options.step:
+        raise InputError(f"export: --step {options.step}: {name} is not a run of drpo; name the step's own folder")
+    return models.load(name)
+
+
+def _trained(run: Path, step: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a run: as it ended, or as it stood at a checkpoint."""
+    config = load_run(run)
+    if (run / MODEL).is_dir() and step in (0, config.steps):
+        return models.load(str(run / MODEL))
+    model, tokenizer = models.load(config.model)
+    policy = Policy(
+        model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
+    )
+    checkpoint.restore(_checkpoint(run, config, step), policy.trainable(), None)
+    return policy.plain(), tokenizer
+
+
+def _checkpoint(run: Path, config: Run, step: int) -> Path:
+    there = checkpoint.steps(run / CHECKPOINTS)
+    if not there or (step and step not in there):
+        held = ", ".join(map(str, there)) or "none"
+        finished = f", and {config.steps}, its end" if (run / MODEL).is_dir() else ""
+        raise InputError(f"export: --step {step}: {run} holds checkpoints after steps {held}{finished}")
+    return there[step or max(there)]
