@@ -1,5 +1,6 @@
 """drpo inside OpenRLHF: its own loss, training step, argument parser and Ray actors; DeepSpeed and vLLM are empty."""
 
+import doctest
 import inspect
 import json
 import math
@@ -253,6 +254,11 @@ def test_patch_needs_an_objective(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DRPO_OBJECTIVE", raising=False)
     with pytest.raises(InputError, match="DRPO_OBJECTIVE is not set"):
         adapter.patch()
+
+
+def test_examples():
+    ran = doctest.testmod(adapter, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert ran.attempted > 0 and ran.failed == 0
 
 
 def test_the_page():
