@@ -90,11 +90,11 @@ def batch_of(batch: Rows) -> dict[str, Any]:
 def logits_of(batch: Rows) -> Tensor:
     """[1, T, 2] with which the first token of two has the rows' probability."""
     p = batch.logp.double().exp().reshape(1, -1)
-    return torch.stack((p.log(), (1 - p).log()), -1).float().requires_grad_()
+    return torch.stack((p.log(), (1 - p).log()), -1).requires_grad_()
 
 
 def reduction(batch: Rows, by_token: bool) -> Callable[[Tensor], Tensor]:
-    mask = batch.keep.float()
+    mask = batch.keep.double()
     count = torch.ones(len(mask), 1) if by_token else mask.sum(1, keepdim=True)
     return lambda values: (values.reshape(mask.shape) * mask / count).sum()
 
@@ -111,11 +111,11 @@ def gradient(adapter: ModuleType, args: Namespace, batch: Rows, by_token: bool) 
 @pytest.mark.parametrize("by_token", [True, False])
 def test_the_frameworks_loss_has_the_objectives_gradient(adapter: ModuleType, spelling: str, by_token: bool):
     for seed in range(3):
-        batch = rows(seed)
-        one = torch.ones(1) / 30 if by_token else 1 / batch.keep.sum(1, keepdim=True)
+        batch = rows(seed, dtype=torch.float64)
+        one = torch.ones(1).double() / 30 if by_token else 1 / batch.keep.double().sum(1, keepdim=True)
         found = gradient(adapter, arguments(spelling), batch, by_token) * (1 / 30 if by_token else 1)
         wanted = direct_gradient(spelling, batch, one.expand(batch.logp.shape))
-        assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-6)
+        assert (found - wanted).abs().max() < 1e-9
 
 
 def test_the_value_is_the_objectives_and_the_entropy_bonus_stays(adapter: ModuleType):

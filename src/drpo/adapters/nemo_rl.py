@@ -98,6 +98,14 @@ def reweighted(framework: Any, objective: str | None) -> ReweightedLoss:
 
     Raises:
         InputError: no objective, or a setting of `loss_fn` that it cannot be combined with.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> loss_fn = SimpleNamespace(input_type=SimpleNamespace(value="logprob"), ratio_clip_c=3.0)
+        >>> reweighted(loss_fn, "drpo(0.2)")
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: loss_fn.ratio_clip_c=3.0: must be null, since the objective is the only trust region
     """
     parsed = objective_of(objective, "loss_fn.drpo_objective")
     if getattr(getattr(framework, "input_type", None), "value", None) != "logprob":
