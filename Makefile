@@ -81,12 +81,17 @@ test-vllm: setup-vllm
 	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-# An older TRL, to stand before the newer one on the path.
+# An older TRL or OpenRLHF, to stand before the newer one on the path.
 .adapters/trl-%/.ready: .adapters/trl/.ready
 	.adapters/trl/bin/python -m pip install --quiet --no-deps --target $(@D) trl==$*
 	@touch $@
 
+.adapters/openrlhf-%/.ready: .adapters/others/.ready
+	.adapters/others/bin/python -m pip install --quiet --no-deps --target $(@D) openrlhf==$*
+	@touch $@
+
 TRL_OLDER := 1.10.0 1.14.2
+OPENRLHF_OLDER := 0.11.0 0.11.1
 # SkyRL does not import on Python 3.11, though it says so.
 PYTHON_skyrl ?= $(firstword $(wildcard $(addsuffix /python3.12,$(subst :, ,$(PATH))) $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 IN_FRAMEWORK = -m pytest -rs -m adapters
@@ -105,8 +110,11 @@ test-verl: .adapters/verl/.ready
 test-skyrl: .adapters/skyrl/.ready
 	.adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py tests/adapters/test_tinker*.py
 
-test-others: .adapters/others/.ready
+test-others: .adapters/others/.ready $(OPENRLHF_OLDER:%=.adapters/openrlhf-%/.ready)
 	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf*.py
+	for version in $(OPENRLHF_OLDER); do \
+	    PYTHONPATH=.adapters/openrlhf-$$version .adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf.py || exit 1; \
+	done
 
 parity: setup
 	$(BIN)/python -m tests.adapters.parity

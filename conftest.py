@@ -7,7 +7,7 @@ FRAMEWORK = {
     "verl": "verl",
     "skyrl": "skyrl",
     "openrlhf": "openrlhf",
-    "nemo_rl": "nemo_rl",
+    "slime": "slime",
     "tinker": "tinker",
 }
 collect_ignore = [f"src/drpo/adapters/{file}.py" for file, module in FRAMEWORK.items() if find_spec(module) is None]

@@ -1,1 +1,4 @@
-"""Tests of the adapters: `test_weighing.py` needs torch only, the others each a framework (`make test-adapters`)."""
+"""Tests of the adapters: those of the shared piece, NeMo-RL and slime need torch only, the others each a framework.
+
+`make test-adapters` runs the latter.
+"""
