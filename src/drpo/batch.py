@@ -1,5 +1,6 @@
 """Groups of marked completions -> what each optimiser update trains on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -23,6 +24,7 @@ class Batching:
         micro_batch_tokens: most places that go through the model at once; one completion always may.
         skip_zero_advantage: leave out completions whose gradient is exactly 0; the normaliser still counts them.
         share_prompts: let a prompt that several completions continue go through the model once.
+        ranks: processes that the micro-batches are for; there is work for each, where there are completions enough.
     """
 
     updates: int
@@ -31,6 +33,7 @@ class Batching:
     micro_batch_tokens: int
     skip_zero_advantage: bool
     share_prompts: bool = True
+    ranks: int = 1
 
 
 def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
@@ -92,12 +95,24 @@ def _batch(groups: Sequence[Group], how: Batching) -> Batch:
     ]
     trained = [row for row in rows if row.advantage != 0 or not how.skip_zero_advantage]
     return Batch(
-        micro_batches=tuple(_micro_batch(part) for part in _within_budget(trained, how.micro_batch_tokens)),
+        micro_batches=tuple(_micro_batch(part) for part in _split(trained, how.micro_batch_tokens, how.ranks)),
         completions=tuple(completions),
         advantages=advantages,
         n_tokens=int(lengths.sum()),
         n_skipped=len(rows) - len(trained),
     )
+
+
+def _split(rows: Sequence[_Row], budget: int, ranks: int) -> list[list[_Row]]:
+    """Within the budget, and in about equal parts for the ranks: a prompt whose samples are parted counts in each."""
+    prompts = {row.before: len(row.prompt) for row in rows}
+    places = sum(prompts.values()) + sum(len(row.own) for row in rows)
+    turns = max(1, math.ceil(places / (ranks * budget)))
+    for slack in (1.0, 1.1, 1.25, 1.5):
+        parts = _within_budget(rows, min(budget, math.ceil(slack * places / (ranks * turns))))
+        if len(parts) <= ranks * turns:
+            return parts
+    return _within_budget(rows, budget) if ranks == 1 else parts
 
 
 def _within_budget(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:

@@ -14,6 +14,7 @@ from drpo.errors import InputError
 from drpo.objectives import Objective
 from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
 from drpo.precision import Precision, lower_through, stacked_experts
+from drpo.ranks import Ranks
 from drpo.types import MicroBatch, Tokens
 
 
@@ -47,11 +48,21 @@ class Policy:
         self.model = model
         self.dtype = precision.dtype
         self.temperature = temperature
-        self._head = _linear_head(model)
+        _require_linear_head(model)
         self.shares_prompts = packing.adopt(model)
         lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
         if lora_rank:
             _add_lora(model, lora_rank, seed)
+
+    @property
+    def _head(self) -> Tensor:
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def equal_passes(self) -> bool:
+        """True where all ranks must make as many forward and backward passes, because they meet in them."""
+        return False
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +115,12 @@ class Policy:
         """The parameters that training changes, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def reduce_gradients(self, ranks: Ranks) -> None:
+        """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
+        for parameter in self.trainable().values():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        ranks.add(p.grad for p in self.trainable().values() if p.grad is not None)
+
     def state(self) -> Mapping[str, Tensor]:
         """The weights by the plain model's parameter names, float32, for an engine or a file.
 
@@ -150,8 +167,8 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def _linear_head(model: PreTrainedModel) -> nn.Parameter:
-    """The head's weight, after checking on a few tokens that it is all there is to the head (no bias, cap or scale)."""
+def _require_linear_head(model: PreTrainedModel) -> None:
+    """Check on a few tokens that a weight is all there is to the head (no bias, cap or scale)."""
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     capped = getattr(config, "final_logit_softcapping", None) is not None  # small logits would not show it
@@ -160,8 +177,7 @@ def _linear_head(model: PreTrainedModel) -> nn.Parameter:
         logits = model(input_ids=probe, use_cache=False).logits
         hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
         if torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
-            weight: nn.Parameter = head.weight
-            return weight
+            return
     raise InputError(
         f"model {type(model).__name__}: its head is not a plain linear layer (a bias, a soft cap or a scale on the "
         "logits), which drpo does not train yet"

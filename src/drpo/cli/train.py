@@ -15,6 +15,7 @@ from drpo.cli.doctor import print_finding
 from drpo.cli.options import overridden, parse
 from drpo.cli.report import attempt
 from drpo.errors import InputError, nearest
+from drpo.ranks import Ranks, joined, see_one_device
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
@@ -24,7 +25,7 @@ from drpo.train import loop
 from drpo.train.config import Run
 from drpo.train.session import CHECKPOINTS, MODEL, SUMMARY, load_run
 from drpo.train.setup import Parts, assemble
-from drpo.train.watch import Together
+from drpo.train.watch import Silent, Together
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,13 @@ class TrainOptions:
 
 
 def train(arguments: list[str]) -> int:
-    """`drpo train RECIPE [overrides]` or `drpo train --resume RUN`."""
+    """`drpo train RECIPE [overrides]` or `drpo train --resume RUN`; of several processes, in each."""
+    see_one_device()
+    with joined() as ranks:
+        return _train(arguments, ranks)
+
+
+def _train(arguments: list[str], ranks: Ranks) -> int:
     if arguments and arguments[0] == "--resume":
         if len(arguments) < 2:
             raise InputError("train --resume: name the run's folder")
@@ -54,29 +61,35 @@ def train(arguments: list[str]) -> int:
         options = parse(TrainOptions, arguments[2:], f"drpo train --resume {folder}")
         if (folder / SUMMARY).exists() and not (folder / CHECKPOINTS).exists():
             raise InputError(f"{folder}: ended without a checkpoint, as a comparison's cells do; nothing to go on from")
-        return _run(load_run(folder), folder, options)
+        return _run(load_run(folder), folder, options, ranks)
     if not arguments or arguments[0].startswith("-"):
         if "--help" in arguments or "-h" in arguments:
             print("drpo train RECIPE [--FIELD VALUE ...]\ndrpo train --resume RUN\n\nrecipes:")
             return recipes([])
         raise InputError(f"train: name a recipe first; known: {', '.join(RECIPES)}")
     run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}", TrainOptions)
-    folder = options.out or _free_folder(Path("runs") / run.name)
+    folder = ranks.gather([options.out or _free_folder(Path("runs") / run.name)])[0]
     if (folder / "config.json").exists():
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
-    return _run(run, folder, options)
+    ranks.meet()  # before the first makes it
+    return _run(run, folder, options, ranks)
 
 
-def _run(run: Run, folder: Path, options: TrainOptions) -> int:
+def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
     unknown = next((name for name in options.track if name not in TRACKERS), None)
     if unknown is not None:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
     console = Console()
     live = console.is_terminal and not options.plain
-    parts = assemble(run)
-    if options.doctor and not _sound(run, parts, console):
+    parts = assemble(run, ranks)
+    # Weights that are divided cannot be asked about by one process alone.
+    examined = options.doctor and ranks.first and not parts.policy.equal_passes
+    if ranks.most(examined and not _sound(run, parts, console)):
         return 1
+    if not ranks.first:
+        loop.train(run, folder, Silent(), parts)
+        return 0
     screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
     with screen, ExitStack() as stack:
         trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]

@@ -1,8 +1,8 @@
 """Rollout engines: they draw completions and report the log-probability of every token under the law they drew from."""
 
-from drpo.rollout.engine import Engine, ScriptedEngine, encode_prompt
+from drpo.rollout.engine import Engine, NoEngine, ScriptedEngine, encode_prompt
 from drpo.rollout.server import ServerEngine
 from drpo.rollout.transformers import TransformersEngine
 from drpo.rollout.vllm import VLLMEngine
 
-__all__ = ["Engine", "ScriptedEngine", "ServerEngine", "TransformersEngine", "VLLMEngine", "encode_prompt"]
+__all__ = ["Engine", "NoEngine", "ScriptedEngine", "ServerEngine", "TransformersEngine", "VLLMEngine", "encode_prompt"]

@@ -34,6 +34,20 @@ class Engine(Protocol):
         ...
 
 
+class NoEngine:
+    """In place of an engine, on a rank that leaves sampling to others."""
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+        """Nothing is asked of it."""
+        return []
+
+    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
     """Return the [P] int64 ids of a problem's prompt, through the model's chat template where it has one.
 

@@ -1,20 +1,25 @@
 """Checkpoints: written aside, synced, renamed; tensors as safetensors, the rest as JSON, nothing pickled."""
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from drpo.errors import InputError
+from drpo.ranks import ALONE, Ranks
 
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "sha256"
 
 
 @dataclass(frozen=True)
@@ -41,39 +46,74 @@ def save(
     optimizer: torch.optim.Optimizer,
     keep: int,
     also: Callable[[Path], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint so that a crash at any moment leaves either all of it or none, then drop old ones.
 
+    Where parameters are divided over the ranks, each writes its rows; otherwise the first writes all.
+
     Args:
-        folder: of all checkpoints of the run.
+        folder: of all checkpoints of the run, which all ranks see.
         progress: where the run stands.
         trainable: parameters by name.
         optimizer: over these parameters.
         keep: how many of the last stay; the one with the highest score stays too.
-        also: writes more files into the checkpoint's folder.
+        also: writes more files into the checkpoint's folder; called on every rank, to write on the first.
+        ranks: who save together.
 
     Returns:
         The checkpoint's folder, `step-NNNNNN`.
     """
     final = folder / f"step-{progress.step:06d}"
-    if final.exists():  # a run goes on from its newest checkpoint, so this is the state that stands there
+    if ranks.most(final.exists()):  # a run goes on from its newest checkpoint, so this is the state that stands there
         return final
     scratch = folder / f".{final.name}.writing"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    names = {id(p): name for name, p in trainable.items()}
-    moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
-    save_file({n: p.detach().contiguous() for n, p in trainable.items()}, scratch / WEIGHTS)
-    save_file({"rng:torch": torch.get_rng_state(), **moments}, scratch / OPTIMIZER)
+    if ranks.first:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    ranks.meet()
+    divided = any(isinstance(p, DTensor) for p in trainable.values())
+    written = _write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
     if also is not None:
         also(scratch)
-    (scratch / STATE).write_text(json.dumps(vars(progress)))
-    for path in [*scratch.iterdir(), scratch]:
-        _sync(path)
-    scratch.rename(final)
-    _sync(folder)
-    _prune(folder, keep)
+    sums = dict(ranks.gather([(path.name, _sum(path)) for path in written]))
+    if ranks.first:
+        sums |= {path.name: _sum(path) for path in scratch.iterdir() if path.name not in sums}
+        (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: _fingerprint(progress)}}))
+        for path in [*scratch.iterdir(), scratch]:
+            _sync(path)
+        scratch.rename(final)
+        _sync(folder)
+        _prune(folder, keep)
+    ranks.meet()
     return final
+
+
+def _write(
+    scratch: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> list[Path]:
+    """Write this rank's rows of everything, and where each tensor's rows begin."""
+    names = {id(p): name for name, p in trainable.items()}
+    moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    generator = {"rng:torch": torch.get_rng_state()} if ranks.first else {}
+    part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
+    written = []
+    for kind, tensors in ((WEIGHTS, dict(trainable)), (OPTIMIZER, {**generator, **moments})):
+        rows = {name: _rows(tensor.detach()) for name, tensor in tensors.items()}
+        starts = {name: start for name, (_, start) in rows.items() if start}
+        path = scratch / kind.replace(".", f"{part}.")
+        save_file({n: local.contiguous() for n, (local, _) in rows.items()}, path, {"starts": json.dumps(starts)})
+        written.append(path)
+    return written
+
+
+def _rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this rank has of a tensor, and which of its rows is the first of that."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    local = tensor.to_local()
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return local, int(offset[0]) if len(local) else 0
 
 
 def latest(folder: Path) -> Path | None:
@@ -87,14 +127,54 @@ def steps(folder: Path) -> dict[int, Path]:
     return {int(path.name.removeprefix("step-")): path for path in _all(folder)}
 
 
+def newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint whose files are what was written, or None where the run has none at all.
+
+    Args:
+        folder: of all checkpoints of the run.
+        say: is told of each that is damaged, and so passed over.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    found, why = _all(folder), ""
+    for checkpoint in reversed(found):
+        try:
+            require_sound(checkpoint)
+            return checkpoint
+        except InputError as error:
+            why = str(error)
+            say(f"{why}; going on from the one before")
+    if found:
+        raise InputError(f"{why}; no other checkpoint is left, so remove {folder} to start anew")
+    return None
+
+
+def require_sound(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with the checksum that was written with it.
+
+    Raises:
+        InputError: a file is missing, or is not what was written.
+    """
+    progress, sums = _state(checkpoint)
+    for name, wanted in sums.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise InputError(f"checkpoint {path}: missing")
+        if wanted != (_fingerprint(progress) if name == STATE else _sum(path)):
+            raise InputError(f"checkpoint {path}: damaged, its SHA-256 is not what was written with it")
+
+
 def restore(
     checkpoint: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
 ) -> Progress:
     """Put a checkpoint's values into the parameters and the optimiser, to the bit.
 
+    It may have been written by any number of ranks, and be read by any other number.
+
     Args:
         checkpoint: a folder that `save` made.
-        trainable: parameters by name, of the same shapes.
+        trainable: parameters by name, of the same shapes; on this rank perhaps some rows of each.
         optimizer: over these parameters, or None to load the weights alone.
 
     Returns:
@@ -104,31 +184,88 @@ def restore(
         InputError: the checkpoint is of another model, or cannot be read.
     """
     try:
-        weights = load_file(checkpoint / WEIGHTS)
-        moments = load_file(checkpoint / OPTIMIZER) if optimizer is not None else {}
-        progress = Progress(**json.loads((checkpoint / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        progress, _ = _state(checkpoint)
+        with ExitStack() as stack:
+            weights = _Pieces(checkpoint, WEIGHTS, stack)
+            if weights.names != trainable.keys():
+                odd = sorted(weights.names ^ trainable.keys())[0]
+                raise InputError(f"checkpoint {checkpoint} is of another model: parameter {odd!r} is only on one side")
+            with torch.no_grad():
+                for name, parameter in trainable.items():
+                    weights.copy(name, parameter)
+            if optimizer is not None:
+                _restore_moments(optimizer, trainable, _Pieces(checkpoint, OPTIMIZER, stack))
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"checkpoint {checkpoint} cannot be read: {error}") from None
-    if weights.keys() != trainable.keys():
-        odd = sorted(weights.keys() ^ trainable.keys())[0]
-        raise InputError(f"checkpoint {checkpoint} is of another model: parameter {odd!r} is only on one side")
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(weights[name])
-    if optimizer is not None:
-        torch.set_rng_state(moments.pop("rng:torch"))
-        _restore_moments(optimizer, trainable, moments)
     return progress
 
 
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], moments: Mapping[str, Tensor]
-) -> None:
-    for key, value in moments.items():
+class _Pieces:
+    """The tensors of one kind in a checkpoint, whichever files their rows are in."""
+
+    def __init__(self, checkpoint: Path, kind: str, stack: ExitStack) -> None:
+        self._files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(checkpoint.glob(kind.replace(".", "*.")))]
+        if not self._files:
+            raise FileNotFoundError(f"no {kind} in it")
+        self._starts = [json.loads((file.metadata() or {}).get("starts", "{}")) for file in self._files]
+        self.names = {name for file in self._files for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+    def whole(self, name: str) -> Tensor:
+        """One that no rank has only rows of."""
+        tensor: Tensor = next(file for file in self._files if name in file.keys()).get_tensor(name)  # noqa: SIM118
+        return tensor
+
+    def copy(self, name: str, into: Tensor) -> None:
+        """Copy the rows that this rank has of a tensor."""
+        local, first = _rows(into)
+        if local.dim() == 0:
+            local.copy_(self.whole(name))
+            return
+        missing = len(local)
+        for file, starts in zip(self._files, self._starts, strict=True):
+            if name not in file.keys():  # noqa: SIM118
+                continue
+            rows, start = file.get_slice(name), starts.get(name, 0)
+            begin, end = max(first, start), min(first + len(local), start + rows.get_shape()[0])
+            if begin < end:
+                local[begin - first : end - first].copy_(rows[begin - start : end - start])
+                missing -= end - begin
+        if missing:
+            raise InputError(f"checkpoint: {missing} rows of {name!r} are in none of its files; it is of another model")
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], moments: _Pieces) -> None:
+    torch.set_rng_state(moments.whole("rng:torch"))
+    for key in sorted(moments.names - {"rng:torch"}):
         kind, _, name = key.partition(":")
         parameter = trainable[name]
         # AdamW keeps its step count on the CPU unless fused on another device, and its moments with the parameter.
-        optimizer.state[parameter][kind] = value.to(parameter.device)
+        if kind == "step":
+            value = moments.whole(key).to(parameter.device)
+        else:
+            value = torch.empty_like(parameter, requires_grad=False)
+            moments.copy(key, value)
+        optimizer.state[parameter][kind] = value
+
+
+def _state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
+    """Where the run stood, and file -> checksum; none in a checkpoint of an earlier version."""
+    try:
+        record = json.loads((checkpoint / STATE).read_text())
+        return Progress(**{k: v for k, v in record.items() if k != SUMS}), dict(record.get(SUMS, {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"checkpoint {checkpoint / STATE} cannot be read: {error}") from None
+
+
+def _fingerprint(progress: Progress) -> str:
+    return hashlib.sha256(json.dumps(vars(progress)).encode()).hexdigest()
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _all(folder: Path) -> list[Path]:
@@ -145,9 +282,10 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def _score(checkpoint: Path) -> float | None:
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-    score: float | None = state["score"]
-    return score
+    try:
+        return _state(checkpoint)[0].score
+    except InputError:  # a damaged one is nobody's best
+        return None
 
 
 def _sync(path: Path) -> None:

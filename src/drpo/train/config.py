@@ -53,7 +53,10 @@ class Run:
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
             int8 with straight-through gradients; weights stay fp32.
-        engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port.
+        shard: of several processes (torchrun): none, each holds the whole model; fsdp, weights, gradients and optimiser
+            are divided among them.
+        engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port;
+            of several processes the first ask a server each, where several are named with commas between.
         rollout_precision: of the sampler's own copy of the weights: auto, bf16, fp32, int8, fp8_weights, fp8.
         refresh_every: steps between hand-overs of the weights to the sampler; 1 keeps it as fresh as it can be.
         lag: how many steps ahead of training rollouts are sampled; 0 samples each with the newest weights.
@@ -92,6 +95,7 @@ class Run:
     entropy_bonus: float = 0.0
     lora_rank: int = 0
     precision: str = "auto"
+    shard: str = "none"
     engine: str = "transformers"
     rollout_precision: str = "auto"
     refresh_every: int = 1
@@ -131,6 +135,9 @@ class Run:
         _one_of("schedule", self.schedule, SCHEDULES)
         if not self.engine.startswith(("http://", "https://")):
             _one_of("engine", self.engine, ENGINES)
+        _one_of("shard", self.shard, ("none", "fsdp"))
+        whole = self.shard == "none" or not self.lora_rank
+        _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
         for name in ("precision", "rollout_precision"):
             _one_of(name, getattr(self, name), PRECISIONS)
 

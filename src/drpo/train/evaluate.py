@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from drpo.errors import InputError
+from drpo.ranks import ALONE, Ranks
 from drpo.rewards import RewardPool
 from drpo.rollout import Engine
-from drpo.train.score import score
+from drpo.train.score import require_marked, score
 from drpo.types import Group, Problem, Sampling
 
 RIGHT = 1.0
@@ -44,7 +45,14 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int, step: int
+    engine: Engine,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    pool: RewardPool,
+    *,
+    seed: int,
+    step: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[Evaluation, list[Group]]:
     """Draw `sampling.samples` completions of every problem and mark them.
 
@@ -57,6 +65,7 @@ def evaluate(
         pool: runs the reward.
         seed: of the random numbers.
         step: for the record.
+        ranks: among whom the problems are shared out; all return the same.
 
     Returns:
         The evaluation, and the marked groups behind it.
@@ -67,8 +76,10 @@ def evaluate(
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
     plain = replace(sampling, top_logprobs=0)  # which only training reads
-    completions = engine.generate(problems, plain, seed=("evaluation", seed))
-    groups = score(problems, completions, pool)
+    own = ranks.draws(problems)
+    groups = ranks.gather(score(own, engine.generate(own, plain, seed=("evaluation", seed)) if own else [], pool))
+    require_marked(groups)
+    completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
     marked = [g for g in groups if len(g.rewards)]
     accuracy = sum(float(g.rewards.double().mean()) for g in marked) / len(marked)
     low, high = wilson(accuracy, len(marked))

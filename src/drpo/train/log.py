@@ -37,26 +37,30 @@ class RunLog:
 
     Args:
         folder: of the run.
+        writes: False for a process that is not the run's first, which leaves the files alone.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder = folder
+        self._files = FILES if writes else ()
 
     def write(self, file: str, *records: Mapping[str, Any]) -> None:
         """Append records, one line each, and hand them to the operating system."""
+        if file not in self._files:
+            return
         with (self.folder / file).open("a", encoding="utf-8") as out:
             out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
 
     def sync(self) -> None:
         """Force everything written to the disk; called before a checkpoint that counts on it."""
-        for path in (self.folder / file for file in FILES):
+        for path in (self.folder / file for file in self._files):
             if path.exists():
                 with path.open("rb+") as out:
                     os.fsync(out.fileno())
 
     def rewind(self, step: int) -> None:
         """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short."""
-        for path in (self.folder / file for file in FILES):
+        for path in (self.folder / file for file in self._files):
             if path.exists():
                 kept = [text for text, record in read_lines(path) if record["step"] <= step]
                 scratch = path.with_suffix(".rewinding")

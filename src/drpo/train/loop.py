@@ -5,7 +5,7 @@ from typing import Any
 
 from drpo.batch import make_batches
 from drpo.train.config import Run, learning_rate
-from drpo.train.score import score
+from drpo.train.score import require_marked, score
 from drpo.train.session import Session
 from drpo.train.setup import Parts, assemble
 from drpo.train.update import update
@@ -29,21 +29,22 @@ def train(
         FloatingPointError: a gradient was not finite; the step was not taken.
     """
     parts = parts or assemble(run)
-    policy, optimizer = parts.policy, parts.optimizer
+    policy, optimizer, ranks = parts.policy, parts.optimizer, parts.ranks
     with Session(run, folder, parts, watch or Silent(), keep_model) as session:
         session.evaluate_at_start()
         for step in session.steps():
             with session.phase("sync"):
                 session.rollouts.refresh(policy.state, version=step)
             with session.phase("rollout"):
-                problems, completions = session.rollouts.take(step)
+                problems, completions = session.rollouts.take(step)  # this rank's; alone: all
             with session.phase("reward"):
-                groups = score(problems, completions, session.rewards)
+                groups = ranks.gather(score(problems, completions, session.rewards))
+                require_marked(groups)
             with session.phase("update"):
                 batches = make_batches(groups, parts.batching)  # one per optimiser update; weights fixed here
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
-                    update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms)
+                    update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms, ranks)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
             session.finish_step(groups, batches, stats)

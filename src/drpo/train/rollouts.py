@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drpo.errors import InputError
+from drpo.ranks import ALONE, Ranks
 from drpo.rollout import Engine
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
@@ -36,10 +37,11 @@ class Rollouts:
         run: says how stale completions may be, and whether they are sampled in the background.
         engine: samples; nobody else may call it meanwhile.
         held_out: problems that training never samples.
+        ranks: who sample together, each its share of a rollout's problems.
     """
 
-    def __init__(self, run: Run, engine: Engine, held_out: Sequence[Problem]) -> None:
-        self._run, self._engine, self._held_out = run, engine, held_out
+    def __init__(self, run: Run, engine: Engine, held_out: Sequence[Problem], ranks: Ranks = ALONE) -> None:
+        self._run, self._engine, self._held_out, self._ranks = run, engine, held_out, ranks
         self._ahead: deque[Future[Rollout]] = deque()
         self._next = 0  # the first rollout that is not yet begun
         self._loaded: int | None = None  # version of the weights that the engine has
@@ -72,7 +74,7 @@ class Rollouts:
         self._load(lambda: old, age)
 
     def take(self, step: int) -> Rollout:
-        """Return the step's problems and completions, after beginning those of the rollout `lag` steps ahead.
+        """Return this rank's problems and completions of a step, after beginning the rollout `lag` steps ahead.
 
         Raises:
             Whatever the engine raised while it sampled them.
@@ -99,8 +101,12 @@ class Rollouts:
         A rollout that failed is left out, with those after it: a resumed run samples them with the weights it has.
         """
         self.settle()
-        done = takewhile(lambda rollout: rollout.exception() is None, self._ahead)
-        records = [{"rollout": i, **in_flight_record(c)} for i, r in enumerate(done) for c in r.result()[1]]
+        done = list(takewhile(lambda rollout: rollout.exception() is None, self._ahead))
+        done = done[: -self._ranks.most(-len(done))]
+        own = [{"rollout": i, **in_flight_record(c)} for i, r in enumerate(done) for c in r.result()[1]]
+        records = sorted(self._ranks.gather(own), key=lambda r: int(r["rollout"]))
+        if not self._ranks.first:
+            return
         if records:
             (folder / IN_FLIGHT).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
         if self._old is not None and step % self._run.refresh_every:
@@ -116,7 +122,7 @@ class Rollouts:
         try:
             records = read_records(folder / IN_FLIGHT)
             ahead = [
-                (self._problems(step + i), [completion_of(r, self._run.sampling) for r in of_one])
+                self._own(self._problems(step + i), [completion_of(r, self._run.sampling) for r in of_one])
                 for i, of_one in groupby(records, key=lambda r: int(r["rollout"]))
             ]
             if (folder / OLD_WEIGHTS).exists():
@@ -128,6 +134,12 @@ class Rollouts:
         self._ahead = deque(map(_done, ahead))
         self._next = step + len(ahead)
 
+    def _own(self, problems: list[Problem], completions: Sequence[Completion]) -> Rollout:
+        """What of a whole rollout this rank drew, or would have drawn."""
+        own = self._ranks.draws(problems)
+        ids = {problem.id for problem in own}
+        return own, [c for c in completions if c.problem_id in ids]
+
     def _problems(self, step: int) -> list[Problem]:
         return sample_unseen(self._run.task, self._held_out, self._run.prompts, step, self._run.seed)
 
@@ -135,8 +147,8 @@ class Rollouts:
         return _done(self._draw(step)) if self._thread is None else self._thread.submit(self._draw, step)
 
     def _draw(self, step: int) -> Rollout:
-        problems = self._problems(step)
-        return problems, self._engine.generate(problems, self._run.sampling, seed=(self._run.seed, step))
+        own = self._ranks.draws(self._problems(step))
+        return own, self._engine.generate(own, self._run.sampling, seed=(self._run.seed, step)) if own else []
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:

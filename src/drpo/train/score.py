@@ -23,19 +23,26 @@ def score(problems: Sequence[Problem], completions: Sequence[Completion], pool: 
     Returns:
         One group per problem, in the order of `problems`, samples in order.
 
-    Raises:
-        InputError: the reward failed on every completion.
     """
     ordered = sorted(completions, key=lambda c: c.sample)
     by_problem = {p.id: [c for c in ordered if c.problem_id == p.id] for p in problems}
     items = [(p, c) for p in problems for c in by_problem[p.id]]
     marks = pool.score([(p, c.text) for p, c in items])
-    if marks and all(m.score is None for m in marks):
-        failures = [m.failure for m in marks if m.failure is not None]
-        what = f"failed on {len(failures)}; the first: {failures[0]}" if failures else "abstained every time"
-        raise InputError(f"the reward marked none of the {len(marks)} completions of a rollout: it {what}")
     marked = list(zip((c for _, c in items), marks, strict=True))
     return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id]) for p in problems]
+
+
+def require_marked(groups: Sequence[Group]) -> None:
+    """Refuse a rollout of which the reward marked nothing.
+
+    Raises:
+        InputError: it failed on, or abstained from, every completion.
+    """
+    unmarked = [u for g in groups for u in g.unmarked]
+    if unmarked and not any(g.completions for g in groups):
+        failures = [u.failure for u in unmarked if u.failure is not None]
+        what = f"failed on {len(failures)}; the first: {failures[0]}" if failures else "abstained every time"
+        raise InputError(f"the reward marked none of the {len(unmarked)} completions of a rollout: it {what}")
 
 
 def _group(problem: Problem, marked: Sequence[tuple[Completion, Mark]]) -> Group:

@@ -48,6 +48,8 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 class Session:
     """One process's share of a run, from its start or its last checkpoint to its end or an interruption.
 
+    Of several processes the first alone writes, to a folder that all can read.
+
     Args:
         run: the configuration.
         folder: of the run.
@@ -59,9 +61,10 @@ class Session:
     def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher, keep_model: bool = True) -> None:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self.rewards = RewardPool(parts.reward)
-        self.rollouts = Rollouts(run, parts.engine, parts.held_out)
+        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks)
         self.summary: dict[str, Any] = {}
-        self._log = RunLog(folder)
+        self._ranks = parts.ranks
+        self._log = RunLog(folder, writes=parts.ranks.first)
         self._clock = Clock()
         self._stop = StopRequest(watch.note)
         self._done = Progress()
@@ -76,15 +79,18 @@ class Session:
     def __enter__(self) -> "Session":
         """Read the last checkpoint or begin, start the reward's processes, take over the signals."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / CONFIG, to_json(self.run))
-        write_json(self.folder / ENVIRONMENT, environment())
+        if self._ranks.first:
+            write_json(self.folder / CONFIG, to_json(self.run))
+            write_json(self.folder / ENVIRONMENT, environment())
         # Nothing of ours draws from the global generator; a user's objective may.
         torch.manual_seed(derive("global", self.run.seed))
-        last = checkpoint.latest(self.folder / CHECKPOINTS)
+        last = checkpoint.newest_sound(self.folder / CHECKPOINTS, self.watch.note)
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
             self.rollouts.restore(last, self._done.step)
+        self._ranks.meet()  # all have read what is there
         self._log.rewind(self._done.step)
+        self._ranks.meet()
         self._stack.callback(self.parts.engine.close)
         self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
@@ -104,21 +110,28 @@ class Session:
         """Save what is done, whatever ended the run, and sum it up."""
         with self._stack:
             done = kind is None and self._done.step >= self.run.steps
+            alone = self._ranks.size == 1  # else the others may be elsewhere when one fails
             if done and not self.keep_model:
                 shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-            elif kind is None or (self._between_steps and self._done.step > 0):
+            elif kind is None or (alone and self._between_steps and self._done.step > 0):
                 self._save()
             if done and self.keep_model:
                 self._export()
-            self.summary = summarise(self.folder, self.run, stopped_by=self._stop.signal)
-            write_json(self.folder / SUMMARY, self.summary)
-            self.watch.ended(self.summary)
+            if self._ranks.first:
+                self.summary = summarise(self.folder, self.run, stopped_by=self._stop.signal)
+                write_json(self.folder / SUMMARY, self.summary)
+                self.watch.ended(self.summary)
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
-        while self._done.step < self.run.steps and self._stop.signal is None:
+        while self._done.step < self.run.steps and not self._asked_to_stop():
             self._clock = Clock()
             yield self._done.step
+
+    def _asked_to_stop(self) -> bool:
+        """True where any of the processes was; all then know by what."""
+        self._stop.signal = self._ranks.most(self._stop.signal or 0) or None
+        return self._stop.signal is not None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -138,11 +151,12 @@ class Session:
             score=None,
         )
         self._done, self._between_steps = done, True
-        metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective)}
-        self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
-        self._log.write(METRICS, metrics)
-        self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
-        self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
+        if self._ranks.first:
+            metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective)}
+            self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
+            self._log.write(METRICS, metrics)
+            self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
+            self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
         last = done.step == self.run.steps
         if last or _due(self.run.eval_every, done.step):
             self._evaluate()
@@ -170,7 +184,9 @@ class Session:
         step = self._done.step
         with self._aside("evaluation"):
             engine = self.rollouts.current(self.parts.policy.state, version=step)
-            result, _ = evaluate(engine, self.parts.held_out, sampling, self.rewards, seed=self.run.seed, step=step)
+            result, _ = evaluate(
+                engine, self.parts.held_out, sampling, self.rewards, seed=self.run.seed, step=step, ranks=self._ranks
+            )
         self._done = replace(self._done, score=result.accuracy)
         self._log.write(EVALUATIONS, asdict(result))
         self.watch.evaluated(result)
@@ -180,12 +196,16 @@ class Session:
         with self._aside("checkpoint"):
             self._log.sync()
             also = partial(self.rollouts.save, step=self._done.step)
-            checkpoint.save(self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, also)
+            checkpoint.save(
+                self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, also, self._ranks
+            )
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""
-        self.parts.policy.plain().save_pretrained(self.folder / MODEL)
-        self.parts.tokenizer.save_pretrained(self.folder / MODEL)
+        trained = self.parts.policy.plain()
+        if self._ranks.first:
+            trained.save_pretrained(self.folder / MODEL)
+            self.parts.tokenizer.save_pretrained(self.folder / MODEL)
 
 
 def _due(every: int, step: int) -> bool:

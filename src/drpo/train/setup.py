@@ -1,17 +1,20 @@
 """A run's configuration -> the objects that the loop works with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
 from drpo.batch import Batching
+from drpo.errors import InputError
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.precision import resolve_precision
+from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
-from drpo.rollout import Engine, ServerEngine, TransformersEngine, VLLMEngine
+from drpo.rollout import Engine, NoEngine, ServerEngine, TransformersEngine, VLLMEngine
+from drpo.sharding import ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
@@ -31,6 +34,7 @@ class Parts:
         terms: additive terms of the loss, or None.
         reward: marks completions.
         held_out: the problems to evaluate on.
+        ranks: the processes that train together, of which this is one.
     """
 
     policy: Policy
@@ -41,6 +45,7 @@ class Parts:
     terms: Terms | None
     reward: Reward
     held_out: list[Problem]
+    ranks: Ranks = ALONE
 
 
 def default_device() -> torch.device:
@@ -48,11 +53,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def assemble(run: Run) -> Parts:
+def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     """Load the model and build what the run needs.
 
     Args:
         run: the configuration.
+        ranks: the processes that train together.
 
     Raises:
         InputError: something in the configuration cannot be had.
@@ -61,15 +67,11 @@ def assemble(run: Run) -> Parts:
     device = default_device()
     model, tokenizer = models.load(run.model)
     model.to(device)
-    engine = _engine(run, model, tokenizer)
+    servers = run.engine.split(",") if run.engine.startswith("http") else []
+    ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
+    engine = _engine(run, model, tokenizer, ranks, servers)
     terms = _terms(run, model)
-    policy = Policy(
-        model,
-        precision=resolve_precision(run.precision, device),
-        temperature=run.sampling.temperature,
-        lora_rank=run.lora_rank,
-        seed=run.seed,
-    )
+    policy = _policy(run, model, ranks)
     optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
     batching = Batching(
         updates=run.updates,
@@ -80,16 +82,33 @@ def assemble(run: Run) -> Parts:
         skip_zero_advantage=terms is None and vanishes_at_zero_advantage(run.objective),
         # A model that must repeat them in padded rows should be given no more rows than its budget holds.
         share_prompts=policy.shares_prompts,
+        ranks=ranks.size,
     )
-    return Parts(policy, optimizer, engine, tokenizer, batching, terms, run.reward or run.task.reward, held_out)
+    reward = run.reward or run.task.reward
+    return Parts(policy, optimizer, engine, tokenizer, batching, terms, reward, held_out, ranks)
 
 
-def _engine(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """What samples, with weights of its own."""
+def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
+    """What is trained: whole on every rank, or divided among them."""
+    precision, temperature = resolve_precision(run.precision, model.device), run.sampling.temperature
+    if run.shard == "fsdp" and ranks.size > 1:
+        return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature)
+    return Policy(model, precision=precision, temperature=temperature, lora_rank=run.lora_rank, seed=run.seed)
+
+
+def _engine(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, servers: list[str]
+) -> Engine:
+    """What samples, with weights of its own; a server is asked by one rank."""
     if run.engine == "vllm":
+        if ranks.size > 1:
+            raise InputError(
+                "engine='vllm': samples in a single process; start servers with `drpo serve` and name them all, "
+                "--engine http://HOST:PORT,http://HOST:PORT"
+            )
         return VLLMEngine(model, tokenizer, precision=run.rollout_precision)
-    if run.engine != "transformers":
-        return ServerEngine(run.engine, model, tokenizer)
+    if servers:
+        return ServerEngine(servers[ranks.rank], model, tokenizer) if ranks.rank < len(servers) else NoEngine()
     return TransformersEngine(model, tokenizer, precision=resolve_precision(run.rollout_precision, model.device))
 
 

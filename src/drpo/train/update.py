@@ -1,13 +1,16 @@
 """One optimiser update, and its learning rate."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
 from drpo.policy import Policy
+from drpo.ranks import ALONE, Ranks
 from drpo.types import Batch, MicroBatch, Stats, Tokens
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -21,8 +24,12 @@ def update(
     learning_rate: float,
     max_grad_norm: float,
     terms: "Terms | None" = None,
+    ranks: Ranks = ALONE,
 ) -> Stats:
     """Take one optimiser step on a batch: sum(weight * loss) over its micro-batches, clip the gradient, step.
+
+    Each rank computes some of the micro-batches. All weights are fixed over the whole batch, so the ranks' gradients
+    add up to its gradient, and every rank takes the same step.
 
     A batch with nothing to train on still steps, with a gradient of zero, exactly as it would if its zero-advantage
     completions had gone through the model.
@@ -35,26 +42,25 @@ def update(
         learning_rate: of this step.
         max_grad_norm: the gradient is scaled down to this L2 norm.
         terms: additive terms, or None.
+        ranks: who share the micro-batches; all have the same batch.
 
     Returns:
-        What was seen and done.
+        What was seen and done, by all ranks.
 
     Raises:
         FloatingPointError: the gradient is not finite; nothing was changed.
     """
     parameters = list(policy.trainable().values())
     optimizer.zero_grad(set_to_none=True)
-    loss, seen, entropies = 0.0, [], []
-    for micro in (m.to(policy.device) for m in batch.micro_batches):
-        found = policy.loss(micro, objective) if terms is None else terms.loss(policy, micro, objective)
-        share, tokens, entropy = found
-        share.backward()
-        loss += float(share.detach())
-        seen.append(_on_cpu(tokens))
-        entropies.append(entropy.cpu())
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    own, idle = share_out(batch.micro_batches, ranks)
+    found = [_backward(policy, micro, objective, terms) for micro in own]
+    for micro in idle if policy.equal_passes else ():
+        _backward(policy, micro, objective, terms)
+    policy.reduce_gradients(ranks)
+    found = ranks.gather(found)
+    loss = sum(share for share, _, _ in found)
     total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total_norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
     norm = float(total_norm)
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm} (loss {loss}); the update was not made")
@@ -63,8 +69,40 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
-    all_tokens = Tokens.cat(seen) if seen else _no_tokens(objective)
-    return Stats(all_tokens, torch.cat(entropies) if entropies else all_tokens.logp, loss, norm, learning_rate)
+    tokens = Tokens.cat([t for _, t, _ in found]) if found else _no_tokens(objective)
+    entropy = torch.cat([e for _, _, e in found]) if found else tokens.logp
+    return Stats(tokens, entropy, loss, norm, learning_rate)
+
+
+def _backward(
+    policy: Policy, micro: MicroBatch, objective: Objective, terms: "Terms | None"
+) -> tuple[float, Tokens, Tensor]:
+    """Add a micro-batch's gradient; return its share of the loss, its tokens and their entropy, on the CPU."""
+    here = micro.to(policy.device)
+    share, tokens, entropy = policy.loss(here, objective) if terms is None else terms.loss(policy, here, objective)
+    share.backward()
+    return float(share.detach()), _on_cpu(tokens), entropy.cpu()
+
+
+def share_out(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> tuple[list[MicroBatch], list[MicroBatch]]:
+    """Return the micro-batches that this rank computes: the largest first, each to the rank with the least to do.
+
+    Args:
+        micro_batches: of a batch, the same on all ranks.
+        ranks: among whom.
+
+    Returns:
+        This rank's own, and as many that count nothing as make it equal with the rank that has most.
+    """
+    size = [len(m.input_ids) for m in micro_batches]
+    hands: list[list[int]] = [[] for _ in range(ranks.size)]
+    for i in sorted(range(len(size)), key=lambda i: -size[i]):
+        min(hands, key=lambda hand: sum(size[j] for j in hand)).append(i)
+    own = [micro_batches[i] for i in sorted(hands[ranks.rank])]
+    missing = max(map(len, hands)) - len(own)
+    smallest = min(micro_batches, key=lambda m: len(m.input_ids), default=None)
+    idle = [replace(smallest, weight=torch.zeros_like(smallest.weight))] * missing if smallest else []
+    return own, idle
 
 
 class Terms:

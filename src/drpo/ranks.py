@@ -1,0 +1,118 @@
+"""The processes of one run: who they are, how they share work out, and what they tell one another."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from drpo.errors import InputError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for the others; one may be evaluating or waiting for a server."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of `size` processes that train together; alone where there is one.
+
+    What they exchange is small (completions, marks, figures) but for gradients, of which there is one sum an update.
+    Every rank must call the same methods in the same order.
+
+    Args:
+        rank: which of them this is, from 0.
+        size: how many there are.
+        engines: how many of them, the first ones, have an engine that samples; None for all.
+
+    Example:
+        >>> ALONE.share([1, 2, 3]), ALONE.gather([4, 5]), Ranks(1, 2).share([1, 2, 3])
+        ([1, 2, 3], [4, 5], [2, 3])
+    """
+
+    rank: int = 0
+    size: int = 1
+    engines: int | None = None
+
+    @property
+    def first(self) -> bool:
+        """True for the one that writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Return this rank's share of a list, the next of `gather`'s order."""
+        return list(items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size])
+
+    def draws(self, items: Sequence[T]) -> list[T]:
+        """Return the share of a list that this rank's engine works on, in `gather`'s order; none without an engine."""
+        return Ranks(self.rank, self.engines or self.size).share(items)
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Return what all ranks brought, in the order of ranks."""
+        if self.size == 1:
+            return list(items)
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, list(items))
+        return [item for part in parts for item in part]
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks."""
+        if self.size > 1:
+            waiting = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+            for work in waiting:
+                work.wait()
+
+    def most(self, value: int) -> int:
+        """Return the largest of the values that the ranks bring."""
+        return max(self.gather([value]))
+
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """True in a process that torchrun or accelerate started as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def see_one_device() -> None:
+    """Let this process see its own GPU alone, before anything touches CUDA.
+
+    All that is written for one device then works unchanged in each of them.
+    """
+    if not launched() or "DRPO_DEVICE_CHOSEN" in os.environ:
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(i) for i in range(local + 1)]
+    if visible and local >= len(devices):
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES={visible!r}: {len(devices)} devices for LOCAL_RANK={local}; start as many processes "
+            "a node as there are devices"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
+    os.environ["DRPO_DEVICE_CHOSEN"] = "1"
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other processes of the run, as torchrun's environment says, and leave them at the end."""
+    if not launched():
+        yield ALONE
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,61 @@
+"""One of several processes of a run, started by torchrun: tests/rank.py FOLDER KIND SHARD STOP."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drpo import models
+from drpo.ranks import joined
+from drpo.train.config import Run
+from drpo.train.loop import train
+from drpo.train.setup import assemble
+from drpo.train.watch import Silent
+from tiny_world import STOPS, tiny
+from worlds import sampling, tiny_run
+
+# Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
+KINDS: dict[str, dict[str, Any]] = {
+    "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
+    # AdamW makes whole steps of gradients that are but rounding, so this one takes small ones.
+    "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "learning_rate": 2e-4},
+    "terms": {"prompts": 3, "updates": 1, "reference_kl": 0.1, "entropy_bonus": 0.01, "lag": 1, "refresh_every": 2},
+}
+
+
+def short() -> Any:
+    """A model that many words end, so that lengths differ."""
+    return tiny(STOPS)
+
+
+def run_of(kind: str, shard: str = "none") -> Run:
+    plain = {"model": "rank:short", "steps": 10, "eval_problems": 5, "checkpoint_every": 1, "learning_rate": 3e-3}
+    return tiny_run(**(plain | KINDS[kind]), shard=shard)
+
+
+class Stops(Silent):
+    """Asks the run to stop after some steps, as a scheduler's SIGTERM on one of the processes would."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def stepped(self, step: int, *rest: Any) -> None:
+        if step == self.after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(folder: str, kind: str, shard: str, stop: str) -> None:
+    torch.set_num_threads(1)
+    run = run_of(kind, shard)
+    with joined() as ranks:
+        train(run, Path(folder), Stops(int(stop)), assemble(run, ranks))
+        if shard == "fsdp":
+            held = sum(p.to_local().numel() for p in assemble(run, ranks).policy.trainable().values())
+            print(f"rank {ranks.rank} holds {held} of {models.tiny()[0].num_parameters()} weights")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,162 @@
+"""Several processes are one run: the same losses and weights as one process, to float32 rounding."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from drpo.batch import make_batches
+from drpo.errors import InputError
+from drpo.ranks import ALONE, Ranks, see_one_device
+from drpo.train.checkpoint import STATE
+from drpo.train.config import Run
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
+from drpo.train.loop import train
+from drpo.train.update import share_out
+from rank import run_of
+from test_batch_policy import REWARDS, how
+from tiny_world import STOPS, grouped, sampled, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -> str:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "tests" / "rank.py"), str(folder), kind, shard, str(stop)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The runs of a single process."""
+    folders = {kind: tmp_path_factory.mktemp("alone") / kind for kind in ("many", "few", "terms")}
+    for kind, folder in folders.items():
+        train(run_of(kind), folder)
+    return folders
+
+
+def assert_same_run(one: Path, several: Path) -> None:
+    ours, theirs = read_records(one / METRICS), read_records(several / METRICS)
+    assert len(ours) == len(theirs) == 10
+    for a, b in zip(ours, theirs, strict=True):
+        for mine, other in zip(a["updates"], b["updates"], strict=True):
+            assert mine.keys() == other.keys()
+            for name, value in mine.items():
+                assert other[name] == pytest.approx(value, rel=2e-4, abs=2e-5), (a["step"], name)
+        assert {n: v for n, v in a.items() if n != "updates"} == pytest.approx(
+            {n: v for n, v in b.items() if n != "updates"}, rel=2e-4, abs=2e-5
+        )
+    drawn = [[(r["problem"], r["sample"], r["token_ids"]) for r in read_records(f / ROLLOUTS)] for f in (one, several)]
+    assert drawn[0] == drawn[1]
+    assert [e["accuracy"] for e in read_records(one / EVALUATIONS)] == pytest.approx(
+        [e["accuracy"] for e in read_records(several / EVALUATIONS)]
+    )
+    mine, other = (load_file(f / "model" / "model.safetensors") for f in (one, several))
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(other[name], value, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("processes", "kind", "shard"), [(2, "many", "none"), (2, "many", "fsdp"), (4, "few", "fsdp")])
+def test_several_processes_are_one_run(processes: int, kind: str, shard: str, alone: dict[str, Path], tmp_path: Path):
+    said = launch(processes, tmp_path / "run", kind, shard)
+    assert_same_run(alone[kind], tmp_path / "run")
+    if shard == "fsdp":
+        held = [int(n) for n in re.findall(r"holds (\d+) of", said)]
+        whole = int(re.findall(r"of (\d+) weights", said)[0])
+        assert len(held) == processes and sum(held) == whole and max(held) < 0.6 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "kind", "shard"),
+    [
+        (4, "many", "none"),
+        (4, "many", "fsdp"),
+        (4, "few", "none"),
+        (2, "few", "fsdp"),
+        (2, "terms", "none"),
+        (3, "terms", "fsdp"),
+    ],
+)
+def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: dict[str, Path], tmp_path: Path):
+    launch(processes, tmp_path / "run", kind, shard)
+    assert_same_run(alone[kind], tmp_path / "run")
+
+
+def test_stopped_on_two_processes_and_resumed_on_four_then_on_one(alone: dict[str, Path], tmp_path: Path):
+    folder = tmp_path / "run"
+    launch(2, folder, "many", "fsdp", stop=4)
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    assert last.name == "step-000004" and len(list(last.glob("weights-*-of-00002.safetensors"))) == 2
+    assert "weights-00001-of-00002.safetensors" in json.loads((last / STATE).read_text())["sha256"]
+    launch(4, folder, "many", "fsdp", stop=7)
+    assert sorted((folder / "checkpoints").glob("step-*"))[-1].name == "step-000007"
+    train(run_of("many", "fsdp"), folder)
+    assert_same_run(alone["many"], folder)
+
+
+@given(n=st.integers(0, 40), size=st.integers(1, 9), engines=st.integers(1, 9))
+def test_shares_are_all_of_it_in_order(n: int, size: int, engines: int):
+    items = list(range(n))
+    shares = [Ranks(r, size).share(items) for r in range(size)]
+    assert [i for share in shares for i in share] == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    drawn = [Ranks(r, size, min(engines, size)).draws(items) for r in range(size)]
+    assert [i for share in drawn for i in share] == items and not any(drawn[min(engines, size) :])
+
+
+def test_micro_batches_are_shared_out_evenly_and_all_of_them():
+    groups = grouped(sampled(*tiny(STOPS)), REWARDS)
+    batch = make_batches(groups, how(ranks=3, micro_batch_tokens=10_000))[0]
+    places = [len(m.input_ids) for m in batch.micro_batches]
+    assert len(places) >= 3 and max(places) < 0.6 * sum(places)
+    hands = [share_out(batch.micro_batches, Ranks(r, 3)) for r in range(3)]
+    assert sorted(id(m) for own, _ in hands for m in own) == sorted(map(id, batch.micro_batches))
+    assert len({len(own) + len(idle) for own, idle in hands}) == 1
+    assert all(not m.weight.any() for _, idle in hands for m in idle)
+    assert share_out(batch.micro_batches, ALONE) == (list(batch.micro_batches), [])
+
+
+def test_each_process_sees_its_own_device(monkeypatch: pytest.MonkeyPatch):
+    for name in ("DRPO_DEVICE_CHOSEN", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    see_one_device()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ  # alone: nothing is hidden
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    see_one_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.delenv("DRPO_DEVICE_CHOSEN")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    see_one_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    monkeypatch.delenv("DRPO_DEVICE_CHOSEN")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(InputError, match="2 devices for LOCAL_RANK=2"):
+        see_one_device()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"shard": "zero3"}, "shard='zero3'; known: none, fsdp"), ({"shard": "fsdp", "lora_rank": 4}, "set --shard none")],
+)
+def test_what_cannot_be_divided_is_refused(changes: dict[str, object], message: str):
+    with pytest.raises(InputError, match=message):
+        Run(**changes)  # type: ignore[arg-type]
