@@ -1,15 +1,17 @@
 """The loop as a whole on a tiny model: it learns, repeats, resumes, stops when told to, and fails with one line.
 
-Not covered here: several processes (there is one), a GPU, and what full disks do to a checkpoint.
+Not covered here: several processes (test_ranks.py), a GPU, and what full disks do to a checkpoint.
 """
 
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,12 +217,72 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path):
     assert checkpoint.latest(folder).name == "step-000002"
 
 
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "weights": lambda c: flip(c / checkpoint.WEIGHTS),
+    "optimizer": lambda c: flip(c / checkpoint.OPTIMIZER),
+    "cut": lambda c: os.truncate(c / checkpoint.WEIGHTS, 100),
+    "gone": lambda c: (c / checkpoint.OPTIMIZER).unlink(),
+    "state": lambda c: (c / checkpoint.STATE).write_text((c / checkpoint.STATE).read_text().replace(": 3", ": 2", 1)),
+    "no json": lambda c: os.truncate(c / checkpoint.STATE, 10),
+}
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after three of four steps, with a checkpoint after each."""
+    folder = tmp_path_factory.mktemp("three") / "run"
+    train(tiny_run(checkpoint_every=1, keep_checkpoints=3), folder, StopsAfter(3))
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(damage: str, three_steps: Path, tmp_path: Path):
+    shutil.copytree(three_steps, tmp_path / "part")
+    DAMAGE[damage](tmp_path / "part" / CHECKPOINTS / "step-000003")
+    watch = StopsAfter(99)
+    train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part", watch)
+    assert "step-000003" in watch.said and "going on from the one before" in watch.said
+    train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+
+
+def test_where_every_checkpoint_is_damaged_the_run_does_not_start_anew_by_itself(three_steps: Path, tmp_path: Path):
+    shutil.copytree(three_steps, tmp_path / "part")
+    for step in (tmp_path / "part" / CHECKPOINTS).glob("step-*"):
+        flip(step / checkpoint.WEIGHTS)
+    with pytest.raises(
+        InputError, match=r"damaged.*no other checkpoint is left, so remove .*checkpoints to start anew"
+    ):
+        train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part")
+
+
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
     parts = assemble(tiny_run())
     for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3), (5, None)):
         progress = checkpoint.Progress(step=step, score=score)
         checkpoint.save(tmp_path, progress, parts.policy.trainable(), parts.optimizer, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
+
+
+class StopsAfter(Silent):
+    """Asks for the end after a step, and keeps what it is told."""
+
+    def __init__(self, step: int) -> None:
+        self.last, self.said = step, ""
+
+    def stepped(self, step, metrics, seconds, groups) -> None:
+        if step == self.last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def note(self, text: str) -> None:
+        self.said += text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

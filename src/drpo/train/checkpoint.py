@@ -206,7 +206,9 @@ class _Pieces:
     """The tensors of one kind in a checkpoint, whichever files their rows are in."""
 
     def __init__(self, checkpoint: Path, kind: str, stack: ExitStack) -> None:
-        self._files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(checkpoint.glob(kind.replace(".", "*.")))]
+        self._files = [
+            stack.enter_context(safe_open(path, "pt")) for path in sorted(checkpoint.glob(kind.replace(".", "*.")))
+        ]
         if not self._files:
             raise FileNotFoundError(f"no {kind} in it")
         self._starts = [json.loads((file.metadata() or {}).get("starts", "{}")) for file in self._files]

@@ -106,7 +106,7 @@ class Run:
     eval_problems: int = 200
     eval_samples: int = 1
     checkpoint_every: int = 0
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,59 @@
+"""Mistakes that only several processes show, and checkpoints that are not what was written."""
+
+from planted import Bug
+
+T = "tests/test_ranks.py::"
+SAME = f"{T}test_several_processes_are_one_run"
+RESUMED = f"{T}test_stopped_on_two_processes_and_resumed_on_four_then_on_one"
+D = "tests/test_train.py::test_a_damaged_checkpoint_is_passed_over_and_that_is_said"
+
+BUGS = (
+    Bug(
+        2,
+        "gradients are not added up over the processes",
+        "policy.py",
+        "        ranks.add(p.grad for p in self.trainable().values() if p.grad is not None)\n",
+        "",
+        (f"{SAME}[2-many-none]",),
+    ),
+    Bug(
+        2,
+        "divided gradients are averaged over the processes",
+        "sharding.py",
+        "module.set_gradient_divide_factor(1.0)",
+        "module.set_gradient_divide_factor(float(ranks.size))",
+        (f"{SAME}[2-many-fsdp]",),
+    ),
+    Bug(
+        2,
+        "the head's gradient of other processes is lost",
+        "sharding.py",
+        "local = DTensor.from_local(self._whole_head.grad, self._mesh, [Partial()])",
+        "local = DTensor.from_local(self._whole_head.grad, self._mesh, [Partial('max')])",
+        (f"{SAME}[2-many-fsdp]",),
+    ),
+    Bug(
+        2,
+        "what an idle process repeats counts",
+        "train/update.py",
+        "idle = [replace(smallest, weight=torch.zeros_like(smallest.weight))] * missing if smallest else []",
+        "idle = [smallest] * missing if smallest else []",
+        (f"{SAME}[4-few-fsdp]", f"{T}test_micro_batches_are_shared_out_evenly_and_all_of_them"),
+    ),
+    Bug(
+        19,
+        "rows of a divided checkpoint are all taken for the first",
+        "train/checkpoint.py",
+        "starts = {name: start for name, (_, start) in rows.items() if start}",
+        "starts = dict.fromkeys(rows, 0)",
+        (RESUMED,),
+    ),
+    Bug(
+        19,
+        "a damaged checkpoint is resumed from",
+        "train/checkpoint.py",
+        "        if wanted != (_fingerprint(progress) if name == STATE else _sum(path)):\n",
+        "        if wanted is None:\n",
+        (D,),
+    ),
+)
