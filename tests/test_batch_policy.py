@@ -437,9 +437,51 @@ def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[Group]) -> N
     (batch,) = make_batches(groups, how())
     broken = tuple(replace(m, weight=m.weight * torch.nan) for m in batch.micro_batches)
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    with pytest.raises(FloatingPointError, match="not made"):
-        update(policy, optimizer, replace(batch, micro_batches=broken), DRPO(0.2), 0.01, 1.0)
+    stats = update(policy, optimizer, replace(batch, micro_batches=broken), DRPO(0.2), 0.01, 1.0)
+    assert not stats.taken and stats.grad_norm != stats.grad_norm and not optimizer.state
     assert equal(start, {name: p.detach() for name, p in policy.trainable().items()})
+
+
+class Cramped:
+    """A policy on a device that has room for so many places."""
+
+    def __init__(self, policy: Policy, room: int) -> None:
+        self._loss, self._room, self.tried = policy.loss, room, []
+        policy.loss = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, micro: MicroBatch, objective: object) -> object:
+        self.tried.append(len(micro.input_ids))
+        if len(micro.input_ids) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._loss(micro, objective)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_does_not_fit_is_halved_and_the_update_is_the_same(
+    groups: list[Group], share: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    plenty, cramped = (policy_of(tiny(STOPS)[0]) for _ in range(2))
+    cramped.shares_prompts = share
+    batch = make_batches(groups, how(micro_batch_tokens=400))[0]
+    small = make_batches(groups, how(micro_batch_tokens=400, share_prompts=share))[0]
+    wanted, _ = gradients(plenty, batch)
+    device = Cramped(cramped, room=130)
+    with caplog.at_level("WARNING", logger="drpo"):
+        found, stats = gradients(cramped, small)
+    assert "out of memory with a micro-batch of" in caplog.text and max(device.tried) > 130
+    assert len(stats.tokens.logp) == sum(len(m.target) for m in batch.micro_batches)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    device.tried.clear()
+    gradients(cramped, small)
+    assert max(device.tried) <= 130  # it has learnt what fits
+
+
+def test_a_completion_that_does_not_fit_alone_is_named(groups: list[Group]) -> None:
+    policy = policy_of(tiny(STOPS)[0])
+    Cramped(policy, room=5)
+    with pytest.raises(InputError, match=r"out of memory with a single completion of \d+ tokens: lower"):
+        gradients(policy, make_batches(groups, how())[0])
 
 
 # ---- the anchor ----

@@ -3,6 +3,7 @@
 Not covered here: several processes (test_ranks.py), a GPU, and what full disks do to a checkpoint.
 """
 
+import itertools
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from drpo.objectives import (
     ratio,
     vanishes_at_zero_advantage,
 )
+from drpo.policy import Policy
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint
 from drpo.train.config import from_json, learning_rate, to_json
@@ -41,7 +43,9 @@ from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, read_records
 from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS, MODEL, load_run
 from drpo.train.setup import assemble
+from drpo.train.update import update
 from drpo.train.watch import Silent
+from drpo.types import Batch, Stats
 from worlds import Letters, sampling, tiny_run
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
@@ -189,7 +193,7 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: in
 
 
 def test_a_run_that_dies_in_its_first_step_is_evaluated_once(tmp_path: Path):
-    run = tiny_run()
+    run = tiny_run(max_skipped=0)
     with pytest.raises(FloatingPointError):
         train(replace(run, objective=worlds.Broken()), tmp_path)
     train(run, tmp_path)
@@ -396,9 +400,31 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path):
     run = tiny_run(objective=worlds.Broken())
     parts = assemble(run)
     before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
-    with pytest.raises(FloatingPointError, match="nan"):
+    with pytest.raises(FloatingPointError, match="norm is nan"):
         train(run, tmp_path, parts=parts)
     assert all(torch.equal(before[name], p) for name, p in parts.policy.trainable().items())
+    assert [m["skipped_updates"] for m in read_records(tmp_path / METRICS)] == [2]  # the third in a row ends it
+
+
+def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The third update of eight has no finite gradient; the run ends well, as if that one had not been."""
+    calls = itertools.count()
+
+    def breaks(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, *rest: object) -> Stats:
+        if next(calls) == 2:
+            batch = replace(batch, micro_batches=[replace(m, weight=m.weight * math.nan) for m in batch.micro_batches])
+        return update(policy, optimizer, batch, *rest)
+
+    monkeypatch.setattr("drpo.train.loop.update", breaks)
+    watch = StopsAfter(99)
+    run = tiny_run(prompts=8, keep_checkpoints=9)
+    summary = train(run, tmp_path, watch)
+    metrics = read_records(tmp_path / METRICS)
+    assert summary["finished"] and [m.get("skipped_updates", 0) for m in metrics] == [0, 1, 0, 0]
+    assert "it was skipped (1 in a row, at most 2)" in watch.said
+    assert sorted(checkpoint.steps(tmp_path / CHECKPOINTS)) == [2, 4]  # the weights behind it
+    assert "NaN" not in (tmp_path / METRICS).read_text() + (tmp_path / ROLLOUTS).read_text()
+    assert len(read_records(tmp_path / ROLLOUTS)) == run.steps * run.prompts * run.sampling.samples
 
 
 @pytest.mark.parametrize("terms", [{"reference_kl": 0.1}, {"entropy_bonus": 0.01}])

@@ -61,6 +61,26 @@ def untrained(completion: Completion) -> MicroBatch:
     return _micro_batch([_Row(completion, tuple(completion.prompt_ids.tolist()), 0, 0.0, 0, nothing)])
 
 
+def split_micro_batch(
+    micro: MicroBatch, completions: Sequence[Completion], budget: int, share_prompts: bool
+) -> list[MicroBatch]:
+    """Return the same completions, with the same weights, in micro-batches of at most `budget` places.
+
+    Args:
+        micro: to be split.
+        completions: of its batch, as `MicroBatch.sequence` numbers them.
+        budget: places; one completion always may take more.
+        share_prompts: as of `Batching`.
+    """
+    rows = []
+    for i in micro.sequence.unique().tolist():
+        of_one = micro.sequence == i
+        prompt = tuple(completions[i].prompt_ids.tolist())
+        advantage = float(micro.advantage[of_one][0])
+        rows.append(_Row(completions[i], prompt, 0 if share_prompts else i, advantage, i, micro.weight[of_one]))
+    return [_micro_batch(part) for part in _within_budget(rows, budget)]
+
+
 @dataclass(frozen=True, eq=False)
 class _Row:
     """One completion on its way into a batch; those of equal `prompt` and `alone` share what stands before them."""

@@ -31,6 +31,7 @@ class Policy:
     Attributes:
         shares_prompts: whether a group's prompt goes through the model once; False for models whose own attention is
             needed, which run each completion in a padded row.
+        most_places: of a micro-batch that memory has room for, where that was found out; else None.
 
     Raises:
         InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of; or the
@@ -48,6 +49,7 @@ class Policy:
         self.model = model
         self.dtype = precision.dtype
         self.temperature = temperature
+        self.most_places: int | None = None
         _require_linear_head(model)
         self.shares_prompts = packing.adopt(model)
         lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it

@@ -376,6 +376,7 @@ class Stats:
         loss: the batch's loss, reward units.
         grad_norm: L2 norm of the whole gradient before clipping.
         learning_rate: of this step.
+        taken: False where the gradient was not finite, so that no step was taken.
     """
 
     tokens: Tokens
@@ -383,3 +384,4 @@ class Stats:
     loss: float
     grad_norm: float
     learning_rate: float
+    taken: bool = True

@@ -218,4 +218,5 @@ def base(kind: Kind) -> Run:
         precision="fp32",
         rollout_precision="fp32",
         eval_problems=0,
+        max_skipped=0,  # numbers that break are a result
     )

@@ -48,6 +48,7 @@ class Run:
         betas: of AdamW.
         weight_decay: of AdamW, on matrices.
         max_grad_norm: gradients are scaled down to this L2 norm.
+        max_skipped: updates in a row that may be skipped because their gradient is not finite, before the run ends.
         reference_kl: coefficient of KL(policy || initial model), k2 in the loss; 0 is off.
         entropy_bonus: coefficient of the entropy bonus; 0 is off.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
@@ -91,6 +92,7 @@ class Run:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    max_skipped: int = 2
     reference_kl: float = 0.0
     entropy_bonus: float = 0.0
     lora_rank: int = 0
@@ -123,7 +125,7 @@ class Run:
             "keep_checkpoints",
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("warmup", "lora_rank", "lag", "eval_every", "eval_problems", "checkpoint_every"):
+        for name in ("warmup", "lora_rank", "lag", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name in ("reference_kl", "entropy_bonus", "weight_decay"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")

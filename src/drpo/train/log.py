@@ -107,6 +107,8 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained
     for i, (batch, seen) in enumerate(zip(batches, stats, strict=True)):
         for completion, advantage in zip(batch.completions, batch.advantages.numpy(), strict=True):
             records[completion] = {"update": i, "advantage": float(str(advantage))}
+        if not seen.taken:  # nothing was trained, and what the policy said is no number
+            continue
         order = seen.tokens.sequence.argsort(stable=True)
         trained, counts = seen.tokens.sequence.unique(return_counts=True)
         for name in ("logp", "divergence"):

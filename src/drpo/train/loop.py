@@ -26,7 +26,7 @@ def train(
 
     Raises:
         InputError: something that was given cannot be used. What was computed before is kept in the folder.
-        FloatingPointError: a gradient was not finite; the step was not taken.
+        FloatingPointError: more gradients in a row were not finite than `run.max_skipped`.
     """
     parts = parts or assemble(run)
     policy, optimizer, ranks = parts.policy, parts.optimizer, parts.ranks

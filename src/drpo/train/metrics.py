@@ -54,6 +54,7 @@ UPDATE_METRICS: Mapping[str, str] = {
     "loss": "the batch's loss; near 0 is normal, since advantages sum to 0 in a group",
     "grad_norm": "L2 norm of the gradient before clipping",
     "learning_rate": "of the update",
+    "skipped_updates": "updates of the step that were skipped, their gradient not being finite; absent where none",
 }
 
 
@@ -151,6 +152,10 @@ def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], obj
         objective: what was trained with.
     """
     record: dict[str, object] = dict(rollout_metrics(step, groups))
+    skipped = sum(not s.taken for s in stats)
+    if skipped:
+        record["skipped_updates"] = skipped
+        stats = [s for s in stats if s.taken]
     if stats:
         starts = accumulate((int(s.tokens.sequence.max()) + 1 if len(s.entropy) else 0 for s in stats), initial=0)
         # Every update numbers its completions from 0.
@@ -159,7 +164,7 @@ def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], obj
         entropy = torch.cat([s.entropy for s in stats])
         record |= token_metrics(objective, tokens, entropy) | _update_metrics(stats[-1])
         record["grad_norm"] = max(s.grad_norm for s in stats)
-    if len(stats) > 1:
+    if len(stats) > 1 or (stats and skipped):
         record["updates"] = [token_metrics(objective, s.tokens, s.entropy) | _update_metrics(s) for s in stats]
     return record
 

@@ -69,6 +69,7 @@ class Session:
         self._stop = StopRequest(watch.note)
         self._done = Progress()
         self._between_steps = True
+        self._skipped = 0  # updates in a row
         self._stack = ExitStack()
 
     @property
@@ -142,7 +143,12 @@ class Session:
             yield
 
     def finish_step(self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats]) -> None:
-        """Record the step that the loop has just done; evaluate and save where it is time."""
+        """Record the step that the loop has just done; evaluate and save where it is time.
+
+        Raises:
+            FloatingPointError: too many updates in a row had a gradient that is not finite.
+        """
+        self._count_skipped(stats)
         done = replace(
             self._done,
             step=self._done.step + 1,
@@ -160,8 +166,20 @@ class Session:
         last = done.step == self.run.steps
         if last or _due(self.run.eval_every, done.step):
             self._evaluate()
-        if not last and _due(self.run.checkpoint_every, done.step):
+        # Rollouts and weights together are what it takes to look into an update that was skipped.
+        broken = not all(s.taken for s in stats)
+        if not last and (broken or _due(self.run.checkpoint_every, done.step)):
             self._save()
+
+    def _count_skipped(self, stats: Sequence[Stats]) -> None:
+        for i, seen in enumerate(stats):
+            self._skipped = 0 if seen.taken else self._skipped + 1
+            if seen.taken:
+                continue
+            what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i}"
+            if self._skipped > self.run.max_skipped:
+                raise FloatingPointError(f"{what}; the update was not made")
+            self.watch.note(f"{what}; it was skipped ({self._skipped} in a row, at most {self.run.max_skipped})")
 
     def evaluate_at_start(self) -> None:
         """Evaluate the untrained policy, unless the run has done so before."""

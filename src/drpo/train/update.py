@@ -1,5 +1,6 @@
 """One optimiser update, and its learning rate."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from drpo.batch import split_micro_batch
+from drpo.errors import InputError
 from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
 from drpo.policy import Policy
 from drpo.ranks import ALONE, Ranks
 from drpo.types import Batch, MicroBatch, Stats, Tokens
+
+log = logging.getLogger("drpo")
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -48,12 +53,12 @@ def update(
         What was seen and done, by all ranks.
 
     Raises:
-        FloatingPointError: the gradient is not finite; nothing was changed.
+        InputError: a single completion does not fit into memory.
     """
     parameters = list(policy.trainable().values())
     optimizer.zero_grad(set_to_none=True)
     own, idle = share_out(batch.micro_batches, ranks)
-    found = [_backward(policy, micro, objective, terms) for micro in own]
+    found = _backward_all(policy, optimizer, own, batch, objective, terms)
     for micro in idle if policy.equal_passes else ():
         _backward(policy, micro, objective, terms)
     policy.reduce_gradients(ranks)
@@ -62,16 +67,64 @@ def update(
     total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     total_norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
     norm = float(total_norm)
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient's norm is {norm} (loss {loss}); the update was not made")
-    if norm > max_grad_norm:  # asked here, because a scaling by 1 would still pass over all of it
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
+    taken = math.isfinite(norm)
+    if taken:
+        if norm > max_grad_norm:  # asked here, because a scaling by 1 would still pass over all of it
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
     tokens = Tokens.cat([t for _, t, _ in found]) if found else _no_tokens(objective)
     entropy = torch.cat([e for _, _, e in found]) if found else tokens.logp
-    return Stats(tokens, entropy, loss, norm, learning_rate)
+    return Stats(tokens, entropy, loss, norm, learning_rate, taken)
+
+
+def _backward_all(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    batch: Batch,
+    objective: Objective,
+    terms: "Terms | None",
+) -> list[tuple[float, Tokens, Tensor]]:
+    """Add the gradients of all micro-batches; where one does not fit into memory, begin again with it in halves.
+
+    What it left of its gradient cannot be told from the others', so these are computed again too. The policy remembers
+    what did not fit, and later updates begin with smaller ones. Ranks that meet in every pass cannot do this alone.
+    """
+    todo = [part for micro in micro_batches for part in _fitting(micro, batch, policy)]
+    while True:
+        found: list[tuple[float, Tokens, Tensor]] = []
+        try:
+            for micro in todo:
+                found.append(_backward(policy, micro, objective, terms))
+            return found
+        except torch.OutOfMemoryError:
+            if policy.equal_passes:
+                raise
+        micro = todo[len(found)]
+        if len(micro.sequence.unique()) == 1:
+            raise InputError(
+                f"out of memory with a single completion of {len(micro.input_ids)} tokens: lower "
+                "sampling.max_new_tokens, or set --precision bf16, --lora-rank or --shard fsdp"
+            )
+        policy.most_places = (len(micro.input_ids) + 1) // 2
+        log.warning(
+            "out of memory with a micro-batch of %d places; going on with at most %d (--micro-batch-tokens)",
+            len(micro.input_ids),
+            policy.most_places,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        todo = [part for micro in todo for part in _fitting(micro, batch, policy)]
+
+
+def _fitting(micro: MicroBatch, batch: Batch, policy: Policy) -> list[MicroBatch]:
+    """A micro-batch in parts that have fitted so far."""
+    if policy.most_places is None or len(micro.input_ids) <= policy.most_places:
+        return [micro]
+    return split_micro_batch(micro, batch.completions, policy.most_places, policy.shares_prompts)
 
 
 def _backward(
