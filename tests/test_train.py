@@ -114,14 +114,14 @@ def test_rollouts_say_what_each_update_saw(tmp_path: Path, objective):
     records = read_records(tmp_path / ROLLOUTS)
     updates = [(m["step"], i, u) for m in read_records(tmp_path / METRICS) for i, u in enumerate(m["updates"])]
     assert sum(u["trained_tokens"] > 0 for _, _, u in updates) >= 2
-    for step, i, update in updates:
+    for step, i, seen in updates:
         of_one = [r for r in records if (r["step"], r["update"]) == (step, i) and "logp" in r]
-        assert bool(of_one) == (update["trained_tokens"] > 0)
+        assert bool(of_one) == (seen["trained_tokens"] > 0)
         if of_one:
             found = tokens_of(of_one)
-            assert (len(found.logp), bool(objective.needs)) == (update["trained_tokens"], found.divergence is not None)
-            assert float(ratio(found).max()) == update["ratio_max"]
-            assert float(gradient_weight(objective, found).min()) == update["weight_min"]
+            assert (len(found.logp), bool(objective.needs)) == (seen["trained_tokens"], found.divergence is not None)
+            assert float(ratio(found).max()) == seen["ratio_max"]
+            assert float(gradient_weight(objective, found).min()) == seen["weight_min"]
     for problem in {(r["step"], r["problem"]) for r in records}:
         rewards = torch.tensor([r["reward"] for r in records if (r["step"], r["problem"]) == problem])
         given = torch.tensor([r["advantage"] for r in records if (r["step"], r["problem"]) == problem])
