@@ -114,7 +114,7 @@ def serve(folder: Path, port: int) -> None:
     ]  # fmt: skip
     app.state.engine_config = EngineConfig(
         base_model=str(folder / "model"),
-        backend_config={"max_lora_adapters": 2, "max_lora_rank": 8},
+        backend_config={"max_lora_adapters": 6, "max_lora_rank": 8},
         checkpoints_base=str(folder / "checkpoints"),
         database_url=f"sqlite:///{folder / 'tinker.db'}",
     )
