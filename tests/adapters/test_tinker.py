@@ -33,8 +33,7 @@ from drpo.objectives import Tokens, gradient
 tinker = pytest.importorskip("tinker", reason="Tinker's client is not installed; `make test-skyrl` installs it")
 pytestmark = pytest.mark.adapters
 
-from tinker import AdamParams, Datum, ModelInput, SamplingParams, TensorData, TrainingClient  # noqa: E402
-from tinker.types import ForwardBackwardOutput  # noqa: E402
+from tinker import AdamParams, Datum, ModelInput, SamplingParams  # noqa: E402
 
 from drpo.adapters.tinker import drpo_loss  # noqa: E402
 
@@ -61,11 +60,11 @@ def of_rows(batch: Rows, *, masked: bool) -> list[Datum]:
 
 
 def sent(data: list[Datum], logp: Sequence[Tensor], loss: Any) -> tuple[list[Tensor], dict[str, float]]:
-    """The weights that Tinker's client makes of a loss at these log-probabilities, by its own code, and the metrics."""
-    outputs = [{"logprobs": TensorData.from_torch(each)} for each in logp]
-    given = ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=outputs, metrics={})
-    result = TrainingClient._compute_custom_loss(data, loss, given)
-    return [each.loss_fn_inputs["weights"].to_torch() for each in result.data], result.metrics
+    """What Tinker's client sends for a loss at these log-probabilities, -d loss / d logp, and the metrics."""
+    leaves = [each.clone().requires_grad_() for each in logp]
+    total, metrics = loss(data, leaves)
+    total.backward()
+    return [-leaf.grad for leaf in leaves], metrics
 
 
 def behind(values: Tensor, prompt: Sequence[int] = PROMPT) -> list[Tensor]:
@@ -75,7 +74,7 @@ def behind(values: Tensor, prompt: Sequence[int] = PROMPT) -> list[Tensor]:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_client_sends_the_objectives_gradient(spelling: str, masked: bool):
+def test_gradient_of_the_loss(spelling: str, masked: bool):
     worst = 0.0
     for seed in range(8):
         batch = rows(seed)
@@ -85,7 +84,7 @@ def test_client_sends_the_objectives_gradient(spelling: str, masked: bool):
         assert all((row[:ahead] == 0).all() for row in weights)
         found = -torch.stack([row[ahead:] for row in weights]).double()
         worst = max(worst, ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item())
-    record("Tinker's client" + (", mask" if masked else ""), VERSION, spelling, worst)
+    record("Tinker, custom loss" + (", mask" if masked else ""), VERSION, spelling, worst)
     assert worst < 1e-6
 
 
@@ -142,7 +141,7 @@ def save_tiny_qwen(folder: Path) -> None:
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=0, pad_token_id=0, initializer_range=0.2,
+        eos_token_id=0, pad_token_id=0, initializer_range=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).save_pretrained(folder)
@@ -206,7 +205,7 @@ def direct_weights(spelling: str, data: list[Datum], logp: list[Tensor]) -> list
     return made
 
 
-@pytest.mark.parametrize("spelling", ["drpo(0.2)", "ppo(0.2, 0.28)"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
 def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spelling: str):
     """Sample, lose, step, four times: what arrives at the server is minus the objective's gradient where it stands."""
     sequences = sampled(client, 4)
@@ -230,7 +229,7 @@ def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spe
         arrived = [torch.tensor(row).double() for row in json.loads((world[0] / "weights.json").read_text())]
         for found, wanted in zip(arrived, direct_weights(spelling, data, met[step]), strict=True):
             worst = max(worst, ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item())
-    assert shifts[0] < 1e-5 and shifts[-1] > 1e-4, shifts
+    assert shifts[0] < 1e-5 and shifts[-1] > 0.2, shifts
     record("Tinker's client, SkyRL's server", VERSION, spelling, worst)
     assert worst < 1e-6
 
@@ -241,9 +240,9 @@ def test_an_advantage_above_0_makes_its_tokens_likelier(client: Any):
     data = [datum(one.tokens, logprobs=mu, advantages=torch.ones(len(mu)))]
     for _ in range(3):
         client.forward_backward_custom(data, drpo_loss("drpo(0.2)"))
-        client.optim_step(AdamParams(learning_rate=1e-2))
+        client.optim_step(AdamParams(learning_rate=1e-3))
     (out,) = client.forward(data, "cross_entropy").result().loss_fn_outputs
-    assert (out["logprobs"].to_torch()[len(PROMPT) - 1 :] > mu).all()
+    assert out["logprobs"].to_torch()[len(PROMPT) - 1 :].mean() > mu.mean() + 0.05
 
 
 def test_skyrls_jax_engine_divides_by_the_weights(client: Any):

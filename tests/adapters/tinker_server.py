@@ -1,7 +1,7 @@
 """SkyRL's local server of Tinker's interface, with its JAX engine on a CPU: `tinker_server.py FOLDER PORT`.
 
 FOLDER/model is the base model; FOLDER/weights.json holds the weights of the latest backward pass. Server and engine are
-SkyRL 0.3.0's own. Replaced are the two ends of the wire on which Tinker's client has moved on (protobuf since 0.22.4),
+SkyRL 0.3.0's own. Replaced are the two ends of the wire on which Tinker's client has moved on (protobuf since 0.22.3),
 and how the engine is started (SkyRL goes through `uv run`, which would fetch packages).
 """
 
@@ -114,7 +114,7 @@ def serve(folder: Path, port: int) -> None:
     ]  # fmt: skip
     app.state.engine_config = EngineConfig(
         base_model=str(folder / "model"),
-        backend_config={"max_lora_adapters": 6, "max_lora_rank": 8},
+        backend_config={"max_lora_adapters": 16, "max_lora_rank": 8},
         checkpoints_base=str(folder / "checkpoints"),
         database_url=f"sqlite:///{folder / 'tinker.db'}",
     )
