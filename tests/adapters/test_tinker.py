@@ -180,17 +180,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
             server.wait()
 
 
+def ready(made: Any) -> Any:
+    """A client: newer versions hand out a future of it."""
+    return made.result() if hasattr(made, "result") else made
+
+
 @pytest.fixture
 def client(world: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Tinker's training client on a fresh LoRA."""
     folder, url = world
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
     service = tinker.ServiceClient(base_url=url, api_key="tml-of-nobody")
-    yield service.create_lora_training_client(base_model=str(folder / "model"), rank=4, seed=0).result()
+    yield ready(service.create_lora_training_client(base_model=str(folder / "model"), rank=4, seed=0))
 
 
 def sampled(client: Any, n: int) -> list[Any]:
-    sampler = client.save_weights_and_get_sampling_client().result()
+    sampler = ready(client.save_weights_and_get_sampling_client())
     wish = SamplingParams(max_tokens=8, temperature=1.0, seed=1)
     return sampler.sample(prompt=ModelInput.from_ints(PROMPT), sampling_params=wish, num_samples=n).result().sequences
 

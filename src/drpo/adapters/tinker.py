@@ -47,7 +47,7 @@ def drpo_loss(objective: str | None = None) -> CustomLoss:
     """
     chosen = objective_of(objective, "objective")
     needs_mask = not vanishes_at_zero_advantage(chosen)
-    warn_untested("tinker", "0.38.0", "0.38.0")
+    warn_untested("tinker", "0.32.0", "0.38.0")
 
     def loss(data: list[Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
         rows = [
