@@ -206,6 +206,22 @@ def test_old_logprobs_are_not_computed(monkeypatch: pytest.MonkeyPatch):
     assert not RayPPOTrainer._skip_policy_forward(own, {})
 
 
+def test_the_task_tells_the_trainer_before_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(skyrl.trainer, "LOSSES_WITHOUT_OLD_LOGPROBS", frozenset())
+    seen: list[Any] = []
+
+    class Experiment:
+        def __init__(self, cfg: Any):
+            seen.append((cfg, skyrl.trainer.LOSSES_WITHOUT_OLD_LOGPROBS))
+
+        def run(self) -> None:
+            seen.append("ran")
+
+    monkeypatch.setattr(skyrl, "BasePPOExp", Experiment)
+    skyrl.run("a configuration")
+    assert seen == [("a configuration", {"drpo"}), "ran"]
+
+
 def test_a_worker_process_gets_the_loss_from_the_registry(cluster: None):
     """Nothing registers the loss there; SkyRL's registry brings it."""
     skyrl.register()

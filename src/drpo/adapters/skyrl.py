@@ -49,7 +49,7 @@ NO_LOGPROBS = (
 )
 SECOND_CORRECTION = (
     "trainer.algorithm.off_policy_correction (or use_tis) is on: the objective corrects for the sampler already; set "
-    "tis_ratio_type, sequence_mask_metric and all thresholds to null"
+    "tis_ratio_type, sequence_mask_metric and the thresholds to null, and use_tis to false"
 )
 
 
