@@ -11,3 +11,4 @@ FRAMEWORK = {
     "tinker": "tinker",
 }
 collect_ignore = [f"src/drpo/adapters/{file}.py" for file, module in FRAMEWORK.items() if find_spec(module) is None]
+collect_ignore.append("tests/adapters/tinker_server.py")  # a script, for the environment of its tests
