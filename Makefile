@@ -81,7 +81,7 @@ test-vllm: setup-vllm
 	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-# An older TRL or OpenRLHF, to stand before the newer one on the path.
+# An older version, to stand before the newer one on the path.
 .adapters/trl-%/.ready: .adapters/trl/.ready
 	.adapters/trl/bin/python -m pip install --quiet --no-deps --target $(@D) trl==$*
 	@touch $@
