@@ -10,4 +10,5 @@ FRAMEWORK = {
     "nemo_rl": "nemo_rl",
     "tinker": "tinker",
 }
-collect_ignore = [f"src/drpo/adapters/{file}.py" for file, module in FRAMEWORK.items() if find_spec(module) is None]
+MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is None]
+collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]
