@@ -56,8 +56,8 @@ class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
         rollout_correction: verl's own field, here to be set to `${algorithm.rollout_correction}`.
 
     Raises:
-        InputError: no objective or an unknown one; a rollout correction with which the loss would not see the sampler's
-            log-probabilities, or would see them weighted already.
+        InputError: no objective or an unknown one; a rollout correction with which the loss would not see the
+            sampler's log-probabilities, or would see them weighted already.
     """
 
     loss_mode: str = LOSS
@@ -155,6 +155,5 @@ def _check_correction(correction: Mapping[str, Any] | None) -> None:
     for name in ("rollout_is", "rollout_rs"):
         if correction.get(name) is not None:
             raise InputError(
-                f"{CORRECTION}.{name}={correction.get(name)} has no effect in bypass mode and none beside an objective; "
-                f"set {CORRECTION}.{name}=null"
+                f"{CORRECTION}.{name}={correction.get(name)} has no effect in bypass mode; set {CORRECTION}.{name}=null"
             )
