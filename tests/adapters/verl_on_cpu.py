@@ -4,6 +4,8 @@ Nothing of verl is changed. Import this before anything of verl.
 """
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 os.environ["VERL_PLATFORM"] = "cpu"
@@ -100,3 +102,8 @@ def batch_of(
         **{name: nested(rows) for name, rows in columns.items()},
     }
     return tu.get_tensordict(tensors, non_tensor_dict=plain)
+
+
+def with_this_python() -> dict[str, str]:
+    """The environment in which `python` is the one that runs the tests."""
+    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
