@@ -14,15 +14,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from transformers import Qwen3Config, Qwen3MoeConfig
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
-from verl.utils.import_utils import load_extern_object
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.flops_counter import FlopsCounter
+from verl.utils.import_utils import load_extern_object, load_module
 
 from drpo import objectives
 from drpo.adapters.verl import DRPOPolicyLossConfig, check
 from drpo.methods import Method, dppo, drpo, spo
 from drpo.reductions import Horizon
+from drpo.types import Problem
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "verl"
 SETTINGS = sorted(
@@ -122,7 +126,6 @@ def test_run_sh_refuses_and_hands_over():
 
 
 def test_verl_finds_the_reward_function():
-    pytest.importorskip("math_verify")
     named = recipe("qwen3-4b", "objective=drpo").reward.custom_reward_function
     compute_score = load_extern_object(named.path, named.name)
     right, wrong = (
@@ -130,3 +133,40 @@ def test_verl_finds_the_reward_function():
         for text in (r"So it is \boxed{204}.", "I do not know.")
     )
     assert right == {"score": 1.0, "acc": 1.0, "failed": 0.0} and wrong == {"score": 0.0, "acc": 0.0, "failed": 0.0}
+
+
+@pytest.mark.parametrize("name", ["QWEN3_4B", "QWEN3_30B_A3B", "R1_DISTILL_1_5B"])
+def test_the_costs_operations_are_verls(name: str):
+    cost = load_module(str(CLUSTER / "cost.py"))
+    shape = getattr(cost, name)
+    sizes = {"vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers}
+    heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    experts = {
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.active,
+        "moe_intermediate_size": shape.mlp,
+    }
+    kind = Qwen3MoeConfig if shape.experts else Qwen3Config
+    config = kind(**sizes, **heads, **(experts if shape.experts else {"intermediate_size": shape.mlp}))
+    length = cost.PROMPT_TOKENS + cost.NEW_TOKENS
+    verls = FlopsCounter(config).estimate_flops([length], delta_time=1.0)[0] * 1e12
+    looked_up = 6 * shape.vocabulary * shape.hidden * length  # verl counts the embedding as a product
+    assert cost.training_flops(shape, recompute=False) == pytest.approx(verls - looked_up, rel=1e-3)
+
+
+class Tokenizer:
+    """A word a token."""
+
+    def apply_chat_template(self, messages: list[dict], **_: object) -> list[int]:
+        return [0] * sum(len(message["content"].split()) for message in messages)
+
+
+def test_verls_dataset_reads_what_is_prepared(tmp_path: Path):
+    prepare = load_module(str(CLUSTER / "prepare_data.py"))
+    problems = [Problem("0", "1 + 1?", "2"), Problem("1", "How many? " + "a " * 3000, "3000")]
+    prepare.write(tmp_path / "aime24.parquet", problems, "test")
+    here = [f"+data.cache_dir={tmp_path}", "data.filter_overlong_prompts_workers=null"]
+    config = recipe("qwen3-4b", "objective=drpo", *here).data
+    (read,) = RLHFDataset(str(tmp_path / "aime24.parquet"), Tokenizer(), config)  # the longer one is left out
+    assert read["raw_prompt"] == [{"role": "user", "content": "1 + 1?"}]
+    assert (read["data_source"], read["reward_model"]["ground_truth"]) == ("aime24", "2")

@@ -23,6 +23,7 @@ MODULE = types.SimpleNamespace(
     mem_get_info=lambda *_: (0, 0),
     current_device=lambda *_: "cpu",
     device_count=lambda *_: 1,
+    get_device_name=lambda *_: "cpu",
     is_available=lambda *_: True,
     set_device=_nothing,
     synchronize=_nothing,
