@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """verl: drpo's policy loss in verl's registry, in its whole `ppo_loss`, and in its own worker on a CPU."""
 
+import doctest
 import importlib.metadata
 import importlib.util
 import inspect
@@ -30,6 +31,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import ActorConfig, FSDPActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
+import drpo.adapters.verl
 from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.parity import record
@@ -423,6 +425,11 @@ def test_untested_versions_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.8.0")
     with pytest.warns(UserWarning, match=r"verl 0\.8\.0 is not between 0\.9\.1 and 0\.9\.1"):
         actor()
+
+
+def test_the_examples_run():
+    done = doctest.testmod(drpo.adapters.verl, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert done.attempted >= 6 and done.failed == 0
 
 
 def test_the_page_runs():

@@ -58,6 +58,10 @@ class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
     Raises:
         InputError: no objective or an unknown one; a rollout correction with which the loss would not see the
             sampler's log-probabilities, or would see them weighted already.
+
+    Example:
+        >>> DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True}).loss_mode
+        'drpo'
     """
 
     loss_mode: str = LOSS
@@ -95,6 +99,14 @@ def policy_loss(
 
     Raises:
         InputError: no `DRPOPolicyLossConfig`, or importance weights on top of the objective's own ratio.
+
+    Example:
+        >>> chosen = DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
+        >>> actor = ActorConfig(strategy="fsdp2", rollout_n=8, ppo_micro_batch_size_per_gpu=1, policy_loss=chosen)
+        >>> mu, pi, yes = torch.tensor([[0.4, 1.0]]), torch.tensor([[0.5, 0.9]]), torch.tensor([[True, False]])
+        >>> loss, seen = policy_loss(mu.log(), pi.log(), torch.ones(1, 2), yes, config=actor)
+        >>> round(loss.item(), 4), round(seen["drpo/shift_mean"], 4)
+        (-1.1875, 0.1)
     """
     chosen = None if config is None else config.policy_loss
     if not isinstance(chosen, DRPOPolicyLossConfig):
@@ -128,6 +140,13 @@ def check(config: DictConfig) -> None:
 
     Raises:
         InputError: the first field at fault, with the value it should have.
+
+    Example:
+        >>> check(OmegaConf.create({"actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "vanilla"}}}}))
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: actor_rollout_ref.actor.policy_loss.loss_mode=vanilla is another loss: start it with
+        verl.trainer.main_ppo; set actor_rollout_ref.actor.policy_loss.loss_mode=drpo
     """
     for field, sound, what in UNSOUND:
         value = OmegaConf.select(config, field)
