@@ -1,4 +1,4 @@
-"""Which files pytest leaves alone: adapters of frameworks that this environment does not have, and their tests' helpers."""
+"""What pytest leaves alone: adapters of frameworks that this environment does not have, and their tests' helpers."""
 
 from importlib.util import find_spec
 
