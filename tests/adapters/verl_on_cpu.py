@@ -10,7 +10,7 @@ from typing import Any
 
 os.environ["VERL_PLATFORM"] = "cpu"
 os.environ["VERL_USE_EXTERNAL_MODULES"] = "adapters.verl_platform"
-os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+os.environ |= {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 
 import torch
 from tensordict import TensorDict
@@ -44,10 +44,11 @@ def tiny_model(path: str) -> None:
     Qwen2ForCausalLM(config).save_pretrained(path)
 
 
-def worker(path: str, store: str, learning_rate: float) -> TrainingWorker:
-    """verl's own worker around a model, with FSDP2 and AdamW, in one process and in float32."""
+def worker(path: str, store: str, learning_rate: float, rank: int = 0, n_ranks: int = 1) -> TrainingWorker:
+    """verl's own worker around a model, with FSDP2 and AdamW, in float32; one of several where `n_ranks` says so."""
+    os.environ |= {"WORLD_SIZE": str(n_ranks), "RANK": str(rank)}
     if not is_initialized():
-        init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{store}")
+        init_process_group("gloo", rank=rank, world_size=n_ranks, init_method=f"file://{store}")
     single = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     made = TrainingWorker(
         TrainingWorkerConfig(

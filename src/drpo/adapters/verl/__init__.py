@@ -94,8 +94,8 @@ def policy_loss(
         rollout_is_weights: must be None.
 
     Returns:
-        The scalar to minimise, and figures of the trust region over this micro-batch. verl logs each as a mean over
-        micro-batches, the largest and the least too.
+        The scalar to minimise, and figures of the trust region over this micro-batch. verl takes the mean of each over
+        an update's micro-batches, the largest and the least too.
 
     Raises:
         InputError: no `DRPOPolicyLossConfig`, or importance weights on top of the objective's own ratio.
