@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """One of two ranks of verl's worker: trains its half of a mini-batch for two steps, and says what it saw.
 
 python tests/adapters/verl_rank.py RANK FOLDER SPELLING
@@ -9,8 +8,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from adapters import verl_on_cpu as cpu
+from adapters import verl_on_cpu as cpu  # before verl, whose platform it chooses
 
+# isort: split
 import torch
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.losses import ppo_loss
