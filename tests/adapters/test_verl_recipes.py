@@ -113,7 +113,7 @@ def test_a_method_has_to_be_chosen():
         recipe("qwen3-4b")
 
 
-def test_run_sh_refuses_and_hands_over():
+def test_run_sh_refuses_and_hands_over(tmp_path: Path):
     run = [str(CLUSTER / "run.sh")]
     usage = subprocess.run(run, capture_output=True, text=True, check=False)
     assert usage.returncode == 2
@@ -121,7 +121,8 @@ def test_run_sh_refuses_and_hands_over():
         (listed,) = re.findall(rf"^  {label}: +(.*)$", usage.stderr, flags=re.M)
         assert sorted(listed.split()) == names
     greedy = [*run, "qwen3-4b", "drpo", "actor_rollout_ref.rollout.temperature=0"]
-    refused = subprocess.run(greedy, capture_output=True, text=True, check=False, env=cpu.with_this_python())
+    told = cpu.with_this_python()
+    refused = subprocess.run(greedy, capture_output=True, text=True, check=False, env=told, cwd=tmp_path)
     assert refused.returncode == 2 and "drpo: actor_rollout_ref.rollout.temperature=0 samples nothing" in refused.stderr
 
 
