@@ -241,7 +241,8 @@ def test_verls_own_worker_takes_steps_with_the_objective(tiny: Path, tmp_path: P
         assert "drpo/shift_mean" in metrics
         if len(losses) == 1:
             worst = max((t - p.grad).abs().max().item() for t, p in zip(grads[0], model.parameters(), strict=True))
-    record("verl, FSDP2 worker on a CPU, parameters of the model", version, spelling, worst)
+    if spelling in SPELLINGS:
+        record("verl, its FSDP2 worker, parameters", version, spelling, worst)
     assert worst < 1e-6
     assert abs(losses[-1] - losses[0]) > 0.05
     # Adam divides by the gradient, so rounding moves a parameter by a part of the learning rate.
