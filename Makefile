@@ -97,8 +97,8 @@ test-vllm: setup-vllm
 TRL_OLDER := 1.10.0 1.14.2
 OPENRLHF_OLDER := 0.11.0 0.11.1
 TINKER_OLDER := 0.32.0
-# SkyRL does not import on Python 3.11, though it says so.
-PYTHON_skyrl ?= $(firstword $(wildcard $(addsuffix /python3.12,$(subst :, ,$(PATH))) $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+# SkyRL does not import on Python 3.11, though it says so; `make test-skyrl PYTHON_skyrl=/path/to/python3.12` where none is found.
+PYTHON_skyrl ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 IN_FRAMEWORK = -m pytest -rs -m adapters
 
 test-adapters: test-trl test-verl test-skyrl test-others
