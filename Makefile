@@ -81,7 +81,7 @@ test-vllm: setup-vllm
 	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-# An older TRL or OpenRLHF, to stand before the newer one on the path.
+# An older version, to stand before the newer one on the path.
 .adapters/trl-%/.ready: .adapters/trl/.ready
 	.adapters/trl/bin/python -m pip install --quiet --no-deps --target $(@D) trl==$*
 	@touch $@
@@ -90,10 +90,15 @@ test-vllm: setup-vllm
 	.adapters/others/bin/python -m pip install --quiet --no-deps --target $(@D) openrlhf==$*
 	@touch $@
 
+.adapters/tinker-%/.ready: .adapters/skyrl/.ready
+	.adapters/skyrl/bin/python -m pip install --quiet --no-deps --target $(@D) tinker==$*
+	@touch $@
+
 TRL_OLDER := 1.10.0 1.14.2
 OPENRLHF_OLDER := 0.11.0 0.11.1
-# SkyRL does not import on Python 3.11, though it says so.
-PYTHON_skyrl ?= $(firstword $(wildcard $(addsuffix /python3.12,$(subst :, ,$(PATH))) $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+TINKER_OLDER := 0.32.0
+# SkyRL does not import on Python 3.11, though it says so; `make test-skyrl PYTHON_skyrl=/path/to/python3.12` where none is found.
+PYTHON_skyrl ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 IN_FRAMEWORK = -m pytest -rs -m adapters
 
 test-adapters: test-trl test-verl test-skyrl test-others
@@ -107,8 +112,11 @@ test-trl: .adapters/trl/.ready $(TRL_OLDER:%=.adapters/trl-%/.ready)
 test-verl: .adapters/verl/.ready
 	.adapters/verl/bin/python $(IN_FRAMEWORK) tests/adapters/test_verl*.py
 
-test-skyrl: .adapters/skyrl/.ready
+test-skyrl: .adapters/skyrl/.ready $(TINKER_OLDER:%=.adapters/tinker-%/.ready)
 	.adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_skyrl*.py tests/adapters/test_tinker*.py
+	for version in $(TINKER_OLDER); do \
+	    PYTHONPATH=.adapters/tinker-$$version .adapters/skyrl/bin/python $(IN_FRAMEWORK) tests/adapters/test_tinker*.py || exit 1; \
+	done
 
 test-others: .adapters/others/.ready $(OPENRLHF_OLDER:%=.adapters/openrlhf-%/.ready)
 	.adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf*.py

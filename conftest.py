@@ -1,4 +1,4 @@
-"""Which files pytest leaves alone: adapters of frameworks that this environment does not have."""
+"""What pytest leaves alone: adapters of frameworks that this environment does not have, and their tests' helpers."""
 
 from importlib.util import find_spec
 
@@ -10,4 +10,7 @@ FRAMEWORK = {
     "slime": "slime",
     "tinker": "tinker",
 }
-collect_ignore = [f"src/drpo/adapters/{file}.py" for file, module in FRAMEWORK.items() if find_spec(module) is None]
+MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is None]
+collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]
+collect_ignore_glob = [f"tests/adapters/{file}_*.py" for file in MISSING]
+collect_ignore.append("tests/adapters/tinker_server.py")  # a script, for the environment of its tests

@@ -87,6 +87,8 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return
     if "runs/dppo" in rest:
         assert cli.main(["train", "smoke", "--steps", "2", "--out", "runs/dppo"]) == 0
+    if command == "eval" and "exported" in rest:
+        assert cli.main(["export", "tiny", "exported"]) == 0
     if "runs/compare-demo" in rest:
         Path("runs/compare-demo").mkdir(parents=True)
         save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))

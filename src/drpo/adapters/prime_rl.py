@@ -1,0 +1,87 @@
+"""prime-rl's custom loss: `[trainer.loss] type = "custom"`, `import_path = "drpo.adapters.prime_rl.drpo_loss"`.
+
+prime-rl hands one sequence at a time to the function and reads `loss` and `metrics` from what comes back, whatever its
+class; nothing of prime-rl is imported here. Its `inference_logprobs` are always the inference engine's own, so there is
+no set-up to refuse. It divides the sums by the number of trained tokens of the global batch.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from drpo.adapters.weighing import figures, objective_of, token_loss
+
+FIELD = "trainer.loss.kwargs.objective"
+
+
+class LossInputs(Protocol):
+    """What is read of prime-rl's inputs; all are of shape [T], one sequence."""
+
+    @property
+    def trainer_logprobs(self) -> Tensor:
+        """The policy now, nats; the only one with a gradient."""
+
+    @property
+    def inference_logprobs(self) -> Tensor:
+        """The sampler's own, nats."""
+
+    @property
+    def advantages(self) -> Tensor:
+        """Per token."""
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """True where a token is trained by this loss."""
+
+    @property
+    def loss_weights(self) -> Tensor | None:
+        """A factor per token; None means 1."""
+
+
+@dataclass(frozen=True)
+class LossOutputs:
+    """What prime-rl reads of a loss.
+
+    Args:
+        loss: scalar; the sum over the trained tokens of one sequence.
+        metrics: scalars, logged beside the trainer's own.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+def drpo_loss(inputs: LossInputs, *, objective: str | None = None) -> LossOutputs:
+    """Return an objective's loss of one sequence, summed over its trained tokens.
+
+        loss = sum over tokens with loss_mask of loss_weights * objective(pi, mu, A)
+
+    Args:
+        inputs: prime-rl's `LossInputs`, or anything with these attributes.
+        objective: its spelling, such as "drpo(0.2)"; from `trainer.loss.kwargs`. prime-rl passes nothing else.
+
+    Returns:
+        The sum, and `figures` under "drpo/".
+
+    Raises:
+        InputError: no objective, an unknown one, or one that reads a top-K divergence.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> logp = torch.tensor([-0.5, -0.7, 0.0]).requires_grad_()
+        >>> one = SimpleNamespace(
+        ...     trainer_logprobs=logp, inference_logprobs=logp.detach(), advantages=torch.full((3,), 2.0),
+        ...     loss_mask=torch.tensor([True, True, False]), loss_weights=None,
+        ... )
+        >>> drpo_loss(one, objective="drpo(0.2)").loss
+        tensor(-4., grad_fn=<SumBackward0>)
+    """
+    chosen = objective_of(objective, FIELD)
+    columns = (inputs.trainer_logprobs, inputs.inference_logprobs, inputs.advantages, inputs.loss_mask)
+    loss = token_loss(chosen, *columns)[inputs.loss_mask]
+    if inputs.loss_weights is not None:
+        loss = loss * inputs.loss_weights[inputs.loss_mask]
+    seen = figures(chosen, *columns)
+    return LossOutputs(loss.sum(), {f"drpo/{name}": value for name, value in seen.items()})

@@ -1,0 +1,89 @@
+"""Tinker and services with its interface: an objective for `TrainingClient.forward_backward_custom`.
+
+The service computes the log-probabilities of `target_tokens`, the client differentiates the loss here, and the service
+runs backward with those slopes as weights of a cross-entropy: the gradient is the objective's, exactly. It takes two
+forward passes. The sampler's log-probabilities and the advantages travel in each `Datum`, under the names that Tinker's
+own `importance_sampling` and `ppo` losses read.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tinker import Datum
+from torch import Tensor
+
+from drpo.adapters.weighing import figures, objective_of, token_loss, warn_untested
+from drpo.errors import InputError
+from drpo.objectives import vanishes_at_zero_advantage
+
+CustomLoss = Callable[[list[Datum], list[Tensor]], tuple[Tensor, dict[str, float]]]
+
+
+def drpo_loss(objective: str | None = None) -> CustomLoss:
+    """Build the loss that `forward_backward_custom(data, loss)` takes, summed over tokens as Tinker's own losses are.
+
+    Each `Datum.loss_fn_inputs` holds, aligned with `target_tokens`, [T]:
+
+    - `logprobs`: nats, the sampler's own (`SampledSequence.logprobs`); anything at tokens that are not trained.
+    - `advantages`: per token; 0 at tokens that are not trained.
+    - `mask`, optional: 1 where a token is trained. Without it those with an advantage other than 0 are.
+
+    Args:
+        objective: its spelling, such as "drpo(0.2)".
+
+    Returns:
+        `loss(data, logprobs) -> (sum over trained tokens, figures under "drpo/")`.
+
+    Raises:
+        InputError: no objective, an unknown one, or one that reads a top-K divergence. On a call: a datum without these
+            inputs, or of other shapes; no `mask` for an objective that is not weighted by the advantage.
+
+    Example:
+        >>> from tinker import ModelInput
+        >>> inputs = {"target_tokens": [5, 6], "logprobs": [0.0, -0.7], "advantages": [0.0, 2.0]}
+        >>> datum = Datum(model_input=ModelInput.from_ints([4, 5]), loss_fn_inputs=inputs)
+        >>> drpo_loss("drpo(0.2)")([datum], [torch.tensor([-3.0, -0.7])])[0]
+        tensor(-2.)
+    """
+    chosen = objective_of(objective, "objective")
+    needs_mask = not vanishes_at_zero_advantage(chosen)
+    warn_untested("tinker", "0.32.0", "0.38.0")
+
+    def loss(data: list[Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
+        rows = [
+            _columns(i, datum, logp, needs_mask) for i, (datum, logp) in enumerate(zip(data, logprobs, strict=True))
+        ]
+        logp, behavior_logp, advantage, keep = (torch.cat(column) for column in zip(*rows, strict=True))
+        lengths = torch.tensor([len(each) for each in logprobs])
+        sequence = torch.repeat_interleave(torch.arange(len(data)), lengths)
+        seen = figures(chosen, logp, behavior_logp, advantage, keep)
+        total = token_loss(chosen, logp, behavior_logp, advantage, keep, sequence).sum()
+        return total, {f"drpo/{name}": value.item() for name, value in seen.items()}
+
+    return loss
+
+
+def _columns(index: int, datum: Datum, logp: Tensor, needs_mask: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the objective reads of one datum, each [T]."""
+    behavior_logp, advantage = (_input(index, datum, name, logp.shape) for name in ("logprobs", "advantages"))
+    if "mask" in datum.loss_fn_inputs:
+        return logp, behavior_logp, advantage, _input(index, datum, "mask", logp.shape) != 0
+    if needs_mask:
+        raise InputError(
+            f"data[{index}].loss_fn_inputs has no 'mask': this objective trains tokens without an advantage too; mark "
+            "those that were sampled with 1, the others with 0"
+        )
+    return logp, behavior_logp, advantage, advantage != 0
+
+
+def _input(index: int, datum: Datum, name: str, shape: Sequence[int]) -> Tensor:
+    """One of a datum's inputs, which must fit its log-probabilities."""
+    if name not in datum.loss_fn_inputs:
+        raise InputError(f"data[{index}].loss_fn_inputs has no {name!r}: give one value for each of its target_tokens")
+    values: Tensor = datum.loss_fn_inputs[name].to_torch()
+    if len(shape) != 1 or values.shape != shape:
+        raise InputError(
+            f"data[{index}].loss_fn_inputs[{name!r}] {list(values.shape)}: must have one value for each of its "
+            f"target_tokens, {list(shape)}"
+        )
+    return values

@@ -1,0 +1,339 @@
+"""drpo inside SkyRL, on a CPU: registry, validation, the worker's code, Ray, and the entry point up to the model.
+
+Not covered: FSDP and Megatron, several ranks, vLLM. SkyRL's workers need CUDA; here a CPU takes its place.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.pages import PAGES, run_page
+from adapters.parity import record
+from drpo.errors import InputError
+
+pytest.importorskip("skyrl", reason="SkyRL is not installed; `make test-skyrl` installs it in .adapters/skyrl")
+pytestmark = pytest.mark.adapters
+
+import ray  # noqa: E402
+from skyrl.backends.skyrl_train.utils.ppo_utils import (  # noqa: E402
+    PolicyLossRegistry,
+    apply_loss_reduction_to_advantages_minibatch,
+    sync_registries,
+)
+from skyrl.backends.skyrl_train.workers.worker import PolicyWorkerBase  # noqa: E402
+from skyrl.train.dataset.replay_buffer import Experience  # noqa: E402
+from skyrl.train.trainer import RayPPOTrainer  # noqa: E402
+from skyrl.train.utils import validate_cfg  # noqa: E402
+
+from drpo.adapters import skyrl  # noqa: E402
+
+VERSION = metadata.version("skyrl")
+MAX_SEQ_LEN = 16
+PROMPTS = [(0, 2), (2, 4)]
+MICRO = 2
+CONSOLE = "trainer.logger=console"
+
+
+def configured(*words: str, objective: str = "drpo(0.2)") -> Any:
+    return skyrl.DrpoTrainConfig.from_cli_overrides([f"{skyrl.FIELD}={objective}", CONSOLE, *words])
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """SkyRL's registry, before and after, without our loss."""
+
+    def clear() -> None:
+        if skyrl.NAME in PolicyLossRegistry.list_available():
+            PolicyLossRegistry.unregister(skyrl.NAME)
+
+    clear()
+    yield
+    clear()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray cluster of one core on this machine's own address."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:
+        yield
+    finally:
+        PolicyLossRegistry.reset()
+        ray.shutdown()
+
+
+def counted(batch: Rows, reduction: str) -> Tensor:
+    """What each token counts in SkyRL's mini-batch loss, [B, T], written down from its names."""
+    keep = batch.keep.double()
+    per_row, n_rows = keep.sum(1, keepdim=True), len(keep)
+    if reduction == "token_mean":
+        return torch.full_like(keep, 1 / keep.sum().item())
+    if reduction == "sequence_mean":
+        return (1 / (n_rows * per_row)).expand_as(keep)
+    if reduction == "seq_mean_token_sum_norm":
+        return torch.full_like(keep, 1 / (n_rows * MAX_SEQ_LEN))
+    groups = PROMPTS if reduction == "prompt_mean" else [(i, i + MICRO) for i in range(0, n_rows, MICRO)]
+    parts = [torch.full_like(keep[a:b], 1 / (len(groups) * keep[a:b].sum().item())) for a, b in groups]
+    return torch.cat(parts)
+
+
+def scaled_advantages(batch: Rows, reduction: str) -> Tensor:
+    """Advantages as SkyRL's trainer stores them."""
+    spread = batch.advantage.unsqueeze(1).expand(batch.logp.shape)
+    return apply_loss_reduction_to_advantages_minibatch(
+        spread, batch.keep.to(spread.dtype), reduction, MICRO, MAX_SEQ_LEN, PROMPTS
+    )
+
+
+REDUCTIONS = ("token_mean", "token_mean_legacy", "sequence_mean", "seq_mean_token_sum_norm", "prompt_mean")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_gradient_through_the_registry(spelling: str, reduction: str):
+    skyrl.register()
+    loss_of = PolicyLossRegistry.get(skyrl.NAME)
+    config = configured(objective=spelling).trainer.algorithm
+    worst = 0.0
+    for seed in range(8):
+        batch = rows(seed)
+        advantages, mask = scaled_advantages(batch, reduction), batch.keep.long()
+        logp = batch.logp.clone().requires_grad_()
+        for a in range(0, len(logp), MICRO):
+            part = slice(a, a + MICRO)
+            loss, _ = loss_of(
+                logp[part], None, advantages[part], config=config, loss_mask=mask[part],
+                rollout_logprobs=batch.behavior_logp[part],
+            )  # fmt: skip
+            loss.backward()
+        wanted = direct_gradient(spelling, batch, counted(batch, reduction))
+        worst = max(worst, (logp.grad.double() - wanted).abs().max().item())
+    record(f"SkyRL, loss_reduction={reduction}", VERSION, spelling, worst)
+    assert worst < 1e-6
+
+
+def worker(cfg: Any, logp: Tensor) -> PolicyWorkerBase:
+    """SkyRL's policy worker with a table of log-probabilities for a model; its own code calls the loss."""
+    made = object.__new__(PolicyWorkerBase)
+    made.cfg, made.optimizer = cfg.trainer, None
+    made.model = torch.nn.Module()
+    made.model.forward = lambda *_, **__: (logp, {"entropy": torch.zeros(len(logp), logp.shape[1] + 1)})
+    made.strategy = SimpleNamespace(backward=lambda loss, *_: loss.backward())
+    made.mesh_rank = SimpleNamespace(dp_size=1)
+    made.scheduler = SimpleNamespace(get_last_lr=lambda: [0.0])
+    made.policy_loss_fn = PolicyLossRegistry.get(cfg.trainer.algorithm.policy_loss_type)
+    return made
+
+
+def experience(batch: Rows, advantages: Tensor, sampler: Tensor | None) -> Experience:
+    n_rows, length = batch.logp.shape
+    whole = torch.ones(n_rows, length + 1, dtype=torch.long)
+    return Experience(
+        sequences=whole, action_log_probs=None, base_action_log_probs=None, values=None, returns=None,
+        advantages=advantages, attention_mask=whole, loss_mask=batch.keep.long(), action_mask=batch.keep.long(),
+        rollout_logprobs=sampler, rollout_expert_indices=None, num_actions=length, info=None,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+def test_skyrls_own_worker_calls_the_loss(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    skyrl.register()
+    cfg, batch = configured("trainer.algorithm.use_kl_loss=false"), rows(2)
+    logp = batch.logp.clone().requires_grad_()
+    advantages = scaled_advantages(batch, "token_mean")
+    status = worker(cfg, logp)._forward_backward_micro(experience(batch, advantages, batch.behavior_logp), 1.0)
+    wanted = direct_gradient("drpo(0.2)", batch, counted(batch, "token_mean"))
+    assert (logp.grad.double() - wanted).abs().max() < 1e-6
+    moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[batch.keep]
+    assert status["loss_metrics/drpo/shift_max"] == pytest.approx(moved.max().item())
+    assert {f"loss_metrics/drpo/{n}" for n in ("shift_mean", "outside", "weight_min", "unscored")} <= set(status)
+    with pytest.raises(InputError, match=r"generator\.sampling_params\.logprobs=null: .* set it to 1"):
+        worker(cfg, logp)._forward_backward_micro(experience(batch, advantages, None), 1.0)
+
+
+def test_metrics_keep_the_ends_of_what_micro_batches_saw():
+    """SkyRL goes by the end of a name: _max and _min are not averaged."""
+    from skyrl.backends.skyrl_train.workers.worker_utils import reduce_metrics
+
+    seen = reduce_metrics({"loss_metrics/drpo/shift_max": [0.1, 0.5], "loss_metrics/drpo/weight_min": [0.2, -1.0]})
+    assert seen == {"loss_metrics/drpo/shift_max": 0.5, "loss_metrics/drpo/weight_min": -1.0}
+
+
+@pytest.mark.parametrize("junk", [math.nan, 7.0])
+def test_padding_has_no_effect(junk: float):
+    skyrl.register()
+    loss_of, config = PolicyLossRegistry.get(skyrl.NAME), configured().trainer.algorithm
+    batch, found = rows(3), []
+    for fill in (0.0, junk):
+        logp = torch.where(batch.keep, batch.logp, -1.0 if fill == 0 else fill).requires_grad_()
+        sampler = torch.where(batch.keep, batch.behavior_logp, fill)
+        loss, seen = loss_of(logp, None, scaled_advantages(batch, "token_mean"), config, batch.keep.long(), sampler)
+        loss.backward()
+        found.append((loss.item(), logp.grad.tolist(), seen))
+    assert found[0] == found[1]
+
+
+def test_validation_knows_the_loss_once_it_is_registered():
+    with pytest.raises(AssertionError, match="invalid policy_loss_type: drpo"):
+        validate_cfg(configured())
+    skyrl.register()
+    skyrl.register()
+    validate_cfg(configured())
+    skyrl.check(configured())
+
+
+def test_old_logprobs_are_not_computed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(skyrl.trainer, "LOSSES_WITHOUT_OLD_LOGPROBS", skyrl.trainer.LOSSES_WITHOUT_OLD_LOGPROBS)
+    own, batch = SimpleNamespace(cfg=configured()), {"rollout_logprobs": torch.zeros(1)}
+    assert not RayPPOTrainer._skip_policy_forward(own, batch)
+    skyrl.skip_old_logprobs()
+    skyrl.skip_old_logprobs()
+    assert RayPPOTrainer._skip_policy_forward(own, batch)
+    assert not RayPPOTrainer._skip_policy_forward(own, {})
+
+
+def test_the_task_tells_the_trainer_before_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(skyrl.trainer, "LOSSES_WITHOUT_OLD_LOGPROBS", frozenset())
+    seen: list[Any] = []
+
+    class Experiment:
+        def __init__(self, cfg: Any):
+            seen.append((cfg, skyrl.trainer.LOSSES_WITHOUT_OLD_LOGPROBS))
+
+        def run(self) -> None:
+            seen.append("ran")
+
+    monkeypatch.setattr(skyrl, "BasePPOExp", Experiment)
+    skyrl.run("a configuration")
+    assert seen == [("a configuration", {"drpo"}), "ran"]
+
+
+def test_a_worker_process_gets_the_loss_from_the_registry(cluster: None):
+    """Nothing registers the loss there; SkyRL's registry brings it."""
+    skyrl.register()
+    sync_registries()
+    batch, cfg = rows(5), configured()
+
+    @ray.remote(num_cpus=1)
+    def slope(algorithm: Any, logp: Tensor, sampler: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Any, ...]:
+        from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry
+
+        unknown = "drpo" not in PolicyLossRegistry._functions
+        leaf = logp.clone().requires_grad_()
+        loss, seen = PolicyLossRegistry.get("drpo")(
+            leaf, None, advantages, config=algorithm, loss_mask=mask, rollout_logprobs=sampler
+        )
+        loss.backward()
+        return unknown, leaf.grad, seen
+
+    unknown, found, seen = ray.get(
+        slope.remote(
+            cfg.trainer.algorithm, batch.logp, batch.behavior_logp, scaled_advantages(batch, "sequence_mean"),
+            batch.keep.long(),
+        ),
+        timeout=120,
+    )  # fmt: skip
+    assert unknown and seen["drpo/unscored"] == 0
+    wanted = direct_gradient("drpo(0.2)", batch, counted(batch, "sequence_mean"))
+    assert (found.double() - wanted).abs().max() < 1e-6
+
+
+def launched(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """SkyRL's own command, with the override; Ray keeps to this machine's own address."""
+    override = "trainer.override_entrypoint=drpo.adapters.skyrl"
+    places = [f"trainer.{name}_path={folder / name}" for name in ("log", "export", "ckpt")]
+    command = [sys.executable, "-m", "skyrl.train.entrypoints.main_base", override, *places, CONSOLE, *words]
+    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=env)
+
+
+def test_skyrls_command_reaches_its_experiment(tmp_path: Path):
+    """Driver, validation, Ray and the task on the cluster; the first thing SkyRL then does is to read the tokenizer."""
+    missing = tmp_path / "no-such-model"
+    done = launched(tmp_path, f"{skyrl.FIELD}=drpo(0.2)", f"trainer.policy.model.path={missing}")
+    assert done.returncode == 1
+    assert "BasePPOExp(cfg).run()" in done.stderr and str(missing) in done.stderr
+
+
+def test_skyrls_command_refuses_in_one_line(tmp_path: Path):
+    done = launched(tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("drpo: trainer.algorithm.drpo_objective is not set") and "Traceback" not in done.stderr
+
+
+UNFIT = {
+    "trainer.algorithm.policy_loss_type=regular": r"policy_loss_type=regular: would ignore .* set it to drpo",
+    "generator.sampling_params.logprobs=null": r"sampling_params\.logprobs=null: .* set it to 1",
+    "trainer.algorithm.off_policy_correction.tis_ratio_type=token": "off_policy_correction .* is on",
+    "trainer.algorithm.off_policy_correction.outlier_token_is_threshold_low=1e-4": "off_policy_correction .* is on",
+    "trainer.algorithm.use_tis=true": r"use_tis\) is on",
+    "trainer.fully_async.enabled=true": r"fully_async\.enabled=true: .*drpo\.adapters\.skyrl\.register",
+    "generator.sampling_params.top_p=0.9": r"sampling_params\.top_p=0\.9: .* set it to 1\.0",
+    "generator.sampling_params.top_k=50": r"sampling_params\.top_k=50: .* set it to -1",
+    "generator.sampling_params.min_p=0.1": r"sampling_params\.min_p=0\.1: .* set it to 0\.0",
+    "generator.sampling_params.repetition_penalty=1.1": r"repetition_penalty=1\.1: .* set it to 1\.0",
+    "generator.sampling_params.additional_kwargs.presence_penalty=1": r"additional_kwargs\.presence_penalty: .*remove",
+    "generator.sampling_params.temperature=0.7": "set .*engine_init_kwargs.logprobs_mode=processed_logprobs",
+    "trainer.algorithm.temperature=0.7": r"trainer\.algorithm\.temperature=0\.7: tokens are sampled at 1\.0",
+    "generator.inference_engine.engine_init_kwargs.logprobs_mode=raw_logits": "logprobs_mode=raw_logits",
+}
+
+
+@pytest.mark.parametrize("word", UNFIT)
+def test_unfit_configurations_are_refused(word: str):
+    with pytest.raises(InputError, match=UNFIT[word]) as caught:
+        skyrl.check(configured(word))
+    assert "\n" not in str(caught.value)
+
+
+def test_fit_configurations_are_not():
+    processed = "generator.inference_engine.engine_init_kwargs.logprobs_mode=processed_logprobs"
+    skyrl.check(configured("generator.sampling_params.temperature=0.7", processed))
+    skyrl.check(configured("generator.sampling_params.top_k=0", "generator.sampling_params.logprobs=0"))
+    skyrl.check(configured("generator.sampling_params.additional_kwargs.seed=1"))
+
+
+def test_objectives_that_do_not_fit_are_refused():
+    for spelling, message in {
+        "dppo(0.15, divergence='topk_tv')": "reads the sampler's top-K",
+        "drpo(0.2, advantage_weighted=False)": "is not weighted by the advantage",
+        "dropo(0.2)": "did you mean 'drpo'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            skyrl.check(configured(objective=spelling))
+
+
+def test_an_entry_point_of_ones_own_is_not_left_unchecked():
+    """Whoever registers the loss but not the field, or leaves a correction on, hears of it at the first step."""
+    batch, config = rows(0), configured().trainer.algorithm
+    rest = (scaled_advantages(batch, "token_mean"),)
+    plain = skyrl.AlgorithmConfig(policy_loss_type="drpo")
+    with pytest.raises(InputError, match=r"trainer\.algorithm\.drpo_objective is not set"):
+        skyrl.policy_loss(batch.logp, None, *rest, plain, batch.keep.long(), batch.behavior_logp)
+    corrected = replace(config.off_policy_correction, tis_ratio_type="token")
+    with pytest.raises(InputError, match=r"off_policy_correction .* is on"):
+        skyrl.policy_loss(
+            batch.logp, None, *rest, replace(config, off_policy_correction=corrected), None, batch.behavior_logp
+        )
+
+
+def test_page():
+    page = (PAGES / "skyrl.md").read_text()
+    for word in ("trainer.override_entrypoint=drpo.adapters.skyrl", f"{skyrl.FIELD}=", skyrl.NAME):
+        assert word in page
+    run_page("skyrl")

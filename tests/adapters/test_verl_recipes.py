@@ -1,0 +1,173 @@
+# ruff: noqa: E402
+"""The recipes of cluster/verl: every setting with every method, composed and validated by verl as far as a CPU goes."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.adapters
+cpu = pytest.importorskip("adapters.verl_on_cpu")  # before verl, whose platform it chooses
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+from transformers import Qwen3Config, Qwen3MoeConfig
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.flops_counter import FlopsCounter
+from verl.utils.import_utils import load_extern_object, load_module
+
+from drpo import objectives
+from drpo.adapters.verl import DRPOPolicyLossConfig, check
+from drpo.methods import Method, dppo, drpo, spo
+from drpo.reductions import Horizon
+from drpo.types import Problem
+
+CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "verl"
+SETTINGS = sorted(
+    path.stem for path in (CLUSTER / "config").glob("*.yaml") if path.stem not in ("paper", "dense", "moe")
+)
+METHODS = sorted(path.stem for path in (CLUSTER / "config" / "objective").glob("*.yaml"))
+PAPER: dict[str, Method] = {"drpo": drpo(), "spo": spo(), "dppo": dppo()}
+
+
+def recipe(setting: str, *overrides: str) -> DictConfig:
+    always = (f"here={CLUSTER}", "trainer.experiment_name=test", "hydra.searchpath=[pkg://verl.trainer.config]")
+    with initialize_config_dir(str(CLUSTER / "config"), version_base=None):
+        return compose(setting, overrides=[*always, *overrides])
+
+
+def test_there_are_six_settings_and_the_papers_methods():
+    assert len(SETTINGS) == 6 and set(METHODS) >= {"drpo", "none", "grpo", "spo", "dppo"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_verl_accepts_every_setting_with_every_method(setting: str, method: str, capfd: pytest.CaptureFixture[str]):
+    config = recipe(setting, f"objective={method}")
+    check(config)
+    assert not need_critic(config) and not need_reference_policy(config)
+    validate_config(config, use_reference_policy=False, use_critic=False)
+    assert "All configuration checks passed" in capfd.readouterr().out
+    # Everything else that verl builds of it; the model's files are all that is missing here.
+    OmegaConf.resolve(config)
+    assert not OmegaConf.missing_keys(config.actor_rollout_ref)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    omega_conf_to_dataclass(config.algorithm)
+    assert isinstance(actor.policy_loss, DRPOPolicyLossConfig)
+    assert actor.strategy == ("fsdp2" if setting in ("qwen3-4b", "r1-distill-1.5b") else "megatron")
+    fp8 = actor.strategy == "megatron" and "fp8" in actor.megatron.override_transformer_config
+    assert (rollout.quantization == "fp8", fp8) == ("fp8" in setting, setting.endswith("fp8"))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_is_the_papers(setting: str):
+    config = recipe(setting, "objective=drpo")
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert (config.data.train_batch_size, rollout.n, actor.ppo_mini_batch_size, actor.ppo_epochs) == (64, 8, 16, 1)
+    optim = actor.optim
+    assert (optim.lr, optim.weight_decay, optim.clip_grad, list(optim.betas)) == (1e-6, 0.01, 1.0, [0.9, 0.999])
+    assert (optim.get("lr_scheduler_type"), optim.get("lr_decay_style")).count("constant") >= 1
+    assert (rollout.val_kwargs.n, rollout.val_kwargs.temperature, config.trainer.test_freq) == (16, 1.0, 10)
+    assert not actor.use_kl_loss and actor.entropy_coeff == 0 and not config.algorithm.use_kl_in_reward
+
+
+@pytest.mark.parametrize("method", PAPER)
+def test_a_method_is_the_one_that_drpo_calls_so(method: str):
+    config = recipe("qwen3-4b", f"objective={method}")
+    actor = config.actor_rollout_ref.actor
+    assert objectives.parse(actor.policy_loss.objective) == PAPER[method].objective
+    keep = torch.tensor([[True, True, False], [True, False, False]])
+    loss = torch.rand(2, 3)
+    aggregated = core_algos.agg_loss(loss, keep, actor.loss_agg_mode, loss_scale_factor=actor.loss_scale_factor)
+    sequence = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert PAPER[method].reduction == Horizon(actor.loss_scale_factor)
+    weight = PAPER[method].reduction(keep.reshape(-1), sequence)
+    assert aggregated.item() == pytest.approx((weight * loss.reshape(-1)).sum().item(), rel=1e-5)
+
+
+def test_the_advantage_is_the_difference_from_the_groups_mean():
+    config = recipe("qwen3-4b", "objective=drpo")
+    reward = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    estimator = core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator)
+    scaled = config.algorithm.norm_adv_by_std_in_grpo
+    group = torch.zeros(4, dtype=torch.long).numpy()
+    advantage, _ = estimator(reward, torch.ones(4, 2), index=group, norm_adv_by_std_in_grpo=scaled)
+    assert advantage[:, 0].tolist() == pytest.approx([0.25, -0.75, 0.25, 0.25])
+
+
+def test_dppos_threshold_under_fp8_end_to_end():
+    spelt = {s: recipe(s, "objective=dppo").actor_rollout_ref.actor.policy_loss.objective for s in SETTINGS}
+    assert {s for s, text in spelt.items() if text == "dppo(0.6)"} == {"qwen3-30b-a3b-fp8"}
+    assert set(spelt.values()) == {"dppo(0.15)", "dppo(0.6)"}
+
+
+def test_a_method_has_to_be_chosen():
+    with pytest.raises(ConfigCompositionException, match="objective"):
+        recipe("qwen3-4b")
+
+
+def test_run_sh_refuses_and_hands_over(tmp_path: Path):
+    run = [str(CLUSTER / "run.sh")]
+    usage = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert usage.returncode == 2
+    for names, label in ((SETTINGS, "SETTING"), (METHODS, "METHOD")):
+        (listed,) = re.findall(rf"^  {label}: +(.*)$", usage.stderr, flags=re.M)
+        assert sorted(listed.split()) == names
+    greedy = [*run, "qwen3-4b", "drpo", "actor_rollout_ref.rollout.temperature=0"]
+    told = cpu.with_this_python()
+    refused = subprocess.run(greedy, capture_output=True, text=True, check=False, env=told, cwd=tmp_path)
+    assert refused.returncode == 2 and "drpo: actor_rollout_ref.rollout.temperature=0 samples nothing" in refused.stderr
+
+
+def test_verl_finds_the_reward_function():
+    named = recipe("qwen3-4b", "objective=drpo").reward.custom_reward_function
+    compute_score = load_extern_object(named.path, named.name)
+    right, wrong = (
+        compute_score(data_source="aime24", solution_str=text, ground_truth="204", extra_info={})
+        for text in (r"So it is \boxed{204}.", "I do not know.")
+    )
+    assert right == {"score": 1.0, "acc": 1.0, "failed": 0.0} and wrong == {"score": 0.0, "acc": 0.0, "failed": 0.0}
+
+
+@pytest.mark.parametrize("name", ["QWEN3_4B", "QWEN3_30B_A3B", "R1_DISTILL_1_5B"])
+def test_the_costs_operations_are_verls(name: str):
+    cost = load_module(str(CLUSTER / "cost.py"))
+    shape = getattr(cost, name)
+    sizes = {"vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers}
+    heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    experts = {
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.active,
+        "moe_intermediate_size": shape.mlp,
+    }
+    kind = Qwen3MoeConfig if shape.experts else Qwen3Config
+    config = kind(**sizes, **heads, **(experts if shape.experts else {"intermediate_size": shape.mlp}))
+    length = cost.PROMPT_TOKENS + cost.NEW_TOKENS
+    verls = FlopsCounter(config).estimate_flops([length], delta_time=1.0)[0] * 1e12
+    looked_up = 6 * shape.vocabulary * shape.hidden * length  # verl counts the embedding as a product
+    assert cost.training_flops(shape, recompute=False) == pytest.approx(verls - looked_up, rel=1e-3)
+
+
+class Tokenizer:
+    """A word a token."""
+
+    def apply_chat_template(self, messages: list[dict], **_: object) -> list[int]:
+        return [0] * sum(len(message["content"].split()) for message in messages)
+
+
+def test_verls_dataset_reads_what_is_prepared(tmp_path: Path):
+    prepare = load_module(str(CLUSTER / "prepare_data.py"))
+    problems = [Problem("0", "1 + 1?", "2"), Problem("1", "How many? " + "a " * 3000, "3000")]
+    prepare.write(tmp_path / "aime24.parquet", problems, "test")
+    here = [f"+data.cache_dir={tmp_path}", "data.filter_overlong_prompts_workers=null"]
+    config = recipe("qwen3-4b", "objective=drpo", *here).data
+    (read,) = RLHFDataset(str(tmp_path / "aime24.parquet"), Tokenizer(), config)  # the longer one is left out
+    assert read["raw_prompt"] == [{"role": "user", "content": "1 + 1?"}]
+    assert (read["data_source"], read["reward_model"]["ground_truth"]) == ("aime24", "2")
