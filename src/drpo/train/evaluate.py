@@ -28,7 +28,8 @@ class Evaluation:
         n_samples: completions drawn per problem.
         mean_length: tokens.
         truncated: share of completions cut at max_new_tokens.
-        failed: completions whose reward failed or abstained; they count nowhere.
+        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where `Marking.on_failure` is
+            zero and the reward failed.
     """
 
     step: int
@@ -83,7 +84,7 @@ def evaluate(
         n_samples=sampling.samples,
         mean_length=sum(len(c.token_ids) for c in completions) / len(completions),
         truncated=sum(c.finish == "length" for c in completions) / len(completions),
-        failed=sum(len(g.unmarked) for g in groups),
+        failed=sum(len(g.unmarked) + len(g.zeroed) for g in groups),
     ), groups
 
 

@@ -12,37 +12,48 @@ from drpo.types import Completion, Group, Problem, Unmarked
 def score(problems: Sequence[Problem], completions: Sequence[Completion], pool: RewardPool) -> list[Group]:
     """Mark every completion and put those of each problem together.
 
-    A reward that raises, times out or returns something that is not a number leaves its completion out of the group,
-    with the reason; one that returns None abstains, which leaves it out too.
+    A reward that returns None abstains, which leaves its completion out of the group. One that raises, times out, dies
+    or returns something that is not a finite number has failed: then `pool.marking.on_failure` says whether the
+    completion is left out too or scores 0; either way the group says why.
 
     Args:
         problems: of the rollout, with unique ids.
         completions: of these problems, in any order.
-        pool: runs the reward.
+        pool: runs the reward, and says what becomes of failures.
 
     Returns:
         One group per problem, in the order of `problems`, samples in order.
 
     Raises:
-        InputError: the reward failed on every completion.
+        InputError: no completion got a score, or the reward failed and `on_failure` is error.
     """
     ordered = sorted(completions, key=lambda c: c.sample)
     by_problem = {p.id: [c for c in ordered if c.problem_id == p.id] for p in problems}
     items = [(p, c) for p in problems for c in by_problem[p.id]]
     marks = pool.score([(p, c.text) for p, c in items])
-    if marks and all(m.score is None for m in marks):
-        failures = [m.failure for m in marks if m.failure is not None]
-        what = f"failed on {len(failures)}; the first: {failures[0]}" if failures else "abstained every time"
+    zero = pool.marking.on_failure == "zero"
+    failed = [m.failure for m in marks if m.failure is not None]
+    if failed and pool.marking.on_failure == "error":
+        where = next(p.id for (p, _), m in zip(items, marks, strict=True) if m.failure is not None)
+        raise InputError(
+            f"the reward failed on {len(failed)} of {len(marks)} completions, first on one of problem {where!r}: "
+            f"{failed[0].text}; --marking.on-failure drop or zero goes on without"
+        )
+    if marks and all(m.score is None for m in marks) and not (zero and failed):
+        what = f"failed on {len(failed)}; the first: {failed[0].text}" if failed else "abstained every time"
         raise InputError(f"the reward marked none of the {len(marks)} completions of a rollout: it {what}")
     marked = list(zip((c for _, c in items), marks, strict=True))
-    return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id]) for p in problems]
+    return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id], zero) for p in problems]
 
 
-def _group(problem: Problem, marked: Sequence[tuple[Completion, Mark]]) -> Group:
-    scored = [(c, m.score) for c, m in marked if m.score is not None]
+def _group(problem: Problem, marked: Sequence[tuple[Completion, Mark]], zero: bool) -> Group:
+    """Put a problem's completions together; `zero` scores 0 where the reward failed."""
+    marks = [(c, 0.0 if zero and m.failure else m.score, m.failure) for c, m in marked]
+    scored = [(c, s) for c, s, _ in marks if s is not None]
     return Group(
         problem=problem,
         completions=tuple(c for c, _ in scored),
         rewards=torch.tensor([s for _, s in scored], dtype=torch.float32),
-        unmarked=tuple(Unmarked(c, m.failure) for c, m in marked if m.score is None),
+        unmarked=tuple(Unmarked(c, f) for c, s, f in marks if s is None),
+        zeroed=tuple(Unmarked(c, f) for c, s, f in marks if s is not None and f is not None),
     )
