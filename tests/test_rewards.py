@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import naughty_rewards
 import unimportable_reward
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Mark, Marking, RewardPool, exact_number, in_process, math_verify
+from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process, math_verify
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem
@@ -316,7 +316,7 @@ def test_ctrl_c_is_not_a_mark():
 
 
 def test_built_in_rewards_in_the_pool():
-    for reward in TABLE.values():
+    for reward in (exact_number, math_verify):
         with RewardPool(reward) as pool:
             found = pool.score([(problem("5"), "\\boxed{5}"), (problem("5"), "\\boxed{6}")])
             assert outcomes(found) == scored(1.0, 0.0)
@@ -372,9 +372,11 @@ def test_a_problem_that_cannot_travel_is_refused(pool):
 
 
 def test_rewards_are_spelled_by_name():
-    for name, reward in TABLE.items():
+    for name, reward in {"exact_number": exact_number, "math_verify": math_verify}.items():
         assert parse_any(name, TABLE, "reward") is reward
         assert format_call(reward, TABLE, "reward") == name
+    for strict in (PythonTests(), PythonTests(2.0, partial=True)):
+        assert parse_any(format_call(strict, TABLE, "reward"), TABLE, "reward") == strict
     assert parse_any("naughty_rewards:obey", TABLE, "reward") is naughty_rewards.obey
     with pytest.raises(InputError, match="unknown reward 'exact_numbr'; did you mean 'exact_number'"):
         parse_any("exact_numbr", TABLE, "reward")

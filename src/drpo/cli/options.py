@@ -97,12 +97,10 @@ def _flags(kind: Any) -> list[str]:
     flags: list[str] = []
     for f in fields(kind):
         name = f.name.replace("_", "-")
-        nested: Any = None
-        if f.default is not MISSING:
-            nested = f.default
-        elif callable(f.default_factory):
-            nested = f.default_factory()
-        if isinstance(nested, tuple(NESTED.values())):
+        nested: Any = (
+            f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
+        )
+        if type(nested) in NESTED.values():
             flags += [f"--{name}.{inner.name.replace('_', '-')}" for inner in fields(nested)]
         else:
             flags.append(f"--{name}")

@@ -183,7 +183,7 @@ SPELLED: Mapping[str, tuple[Any, Any]] = {
 }
 
 # Fields that are records of their own, with plain values.
-NESTED: Mapping[str, type] = {"sampling": Sampling, "marking": Marking}
+NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "marking": Marking}
 
 
 def to_json(run: Run) -> dict[str, Any]:
