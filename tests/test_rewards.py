@@ -2,11 +2,15 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -280,6 +284,64 @@ def test_a_hang_is_over_at_its_deadline(pool):
     start = time.perf_counter()
     assert outcomes(pool.score(asking(["hang in C"]))) == [OUTCOMES["hang in C"]]
     assert time.perf_counter() - start < 2.5
+
+
+FORKS = ["fork", "fork and leave", "fork a daemon", "fork and hang", "fork and die"]
+
+
+@pytest.mark.parametrize("deed", FORKS)
+def test_what_a_call_forks_ends_with_it(pool, deed, tmp_path):
+    trace = tmp_path / "forked"
+    assert outcomes(pool.score(asking([f"{deed} > {trace}"]))) == [OUTCOMES[deed]]
+    born = [int(line) for line in trace.read_text().splitlines()]
+    assert born and all(gone(pid) for pid in born)
+
+
+def gone(pid):
+    """Whether a process ends soon, or has; whoever adopted it may take a while to bury it."""
+    for _ in range(60):
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.05)
+                continue
+        return True
+    return False
+
+
+def test_nothing_outlives_a_killed_trainer(tmp_path):
+    trace = tmp_path / "forked"
+    script = (
+        "from drpo.rewards import Marking, RewardPool; from drpo.types import Problem; import naughty_rewards\n"
+        "with RewardPool(naughty_rewards.obey, Marking(processes=2, seconds=100)) as pool:\n"
+        f"    pool.score([(Problem('', '', ''), 'tell and hang > {trace}')] * 2)"
+    )
+    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)])
+    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}) as trainer:
+        while not trace.exists() or trace.read_text().count("\n") < 2:
+            assert trainer.poll() is None
+            time.sleep(0.05)
+        trainer.kill()
+    assert all(gone(int(pid)) for pid in trace.read_text().split())
+
+
+def test_the_pool_keeps_no_descriptors(pool):
+    pool.score(asking(["1"]))
+    before = psutil.Process().num_fds()
+    pool.score(asking(["os._exit", "1"] * 5))
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_large_item_and_many_small_ones_arrive(pool):
+    large = [(Problem("7", "x" * 5_000_000, "0"), str(i)) for i in range(4)]
+    assert outcomes(pool.score(large + asking(map(str, range(200))))) == scored(*map(float, range(4)), *range(200))
+
+
+def test_calls_run_side_by_side():
+    with RewardPool(naughty_rewards.obey, Marking(processes=4, seconds=10)) as pool:
+        pool.score(asking(["1"] * 8))
+        start = time.perf_counter()
+        pool.score(asking(["nap"] * 4))
+        assert time.perf_counter() - start < 1.5
 
 
 def test_a_process_that_dies_between_calls_is_replaced():
