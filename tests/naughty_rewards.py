@@ -148,7 +148,9 @@ DEEDS = {
     "fork and hang": fork_and_hang,
     "fork and die": fork_and_die,
     "allocate": lambda: float(len(bytearray(50 << 30))),
-    "allocate shared": lambda: float(len(mmap.mmap(-1, 50 << 30))),
+    # Less than the machine may have, and never touched: only a limit of ours can refuse it.
+    "allocate 6 GB": lambda: float(len(mmap.mmap(-1, 6 << 30, flags=mmap.MAP_PRIVATE))),
+    "allocate shared": lambda: float(len(mmap.mmap(-1, 6 << 30))),
     "print": print_a_gigabyte,
     "close everything": lambda: (os.closerange(3, 1 << 16), sleep()),
     "talk into the pipe": talk_into_the_pipe,

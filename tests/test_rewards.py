@@ -229,6 +229,7 @@ OUTCOMES = {
     "fork and leave": (2.0, None, None),
     "fork a daemon": (2.0, None, None),
     "allocate": (None, "raised", "MemoryError"),
+    "allocate 6 GB": (None, "raised", "OSError: [Errno 12] Cannot allocate memory"),
     "allocate shared": (None, "raised", "OSError: [Errno 12] Cannot allocate memory"),
     "print": (2.0, None, None),
     "close everything": (None, "died", "the reward process closed its pipe"),
@@ -280,9 +281,10 @@ def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
     assert late == [1.0] * sum(kind == "timed_out" for _, kind, _ in OUTCOMES.values())
 
 
-def test_a_hang_is_over_at_its_deadline(pool):
+@pytest.mark.parametrize("deed", ["hang in C", "hang and ignore SIGTERM"])
+def test_a_hang_is_over_at_its_deadline(pool, deed):
     start = time.perf_counter()
-    assert outcomes(pool.score(asking(["hang in C"]))) == [OUTCOMES["hang in C"]]
+    assert outcomes(pool.score(asking([deed]))) == [OUTCOMES[deed]]
     assert time.perf_counter() - start < 2.5
 
 

@@ -54,7 +54,7 @@ BUGS = (
         "rewards/processes.py",
         "        root.kill()\n",
         "        root.resume()\n        root.terminate()\n        root.wait(5)\n",
-        (MISDEEDS,),
+        (f"{REWARDS}test_a_hang_is_over_at_its_deadline",),
     ),
     Bug(
         20,
@@ -239,7 +239,7 @@ BUGS = (
         "what was made read-only can be made writable again",
         "rewards/sandboxed.py",
         "    _check(libc.capset(",
-        "    _ = (libc.capset, ",
+        "    _check(0 * libc.getpid(",
         (f"{PROGRAMS}test_files_elsewhere_can_be_read_and_not_written",),
     ),
     Bug(
