@@ -239,9 +239,10 @@ def test_nor_can_it_be_read_from_other_processes():
         PythonTests()(asked("pass"), "")
     except InputError as refused:
         pytest.skip(str(refused))
-    peep = f"open('/proc/{os.getpid()}/environ', 'rb').read()\n" + RIGHT
-    assert run(peep) == 0.0
-    assert run(peep, isolated=False) == 1.0  # the control: docs/rewards.md says so
+    for file in ("environ", "cmdline"):
+        peep = f"open('/proc/{os.getpid()}/{file}', 'rb').read()\n" + RIGHT
+        assert run(peep) == 0.0
+        assert run(peep, isolated=False) == 1.0  # the control: docs/rewards.md says so
 
 
 def test_huge_files_are_refused_and_nothing_is_left_behind(monkeypatch, tmp_path, isolated):

@@ -252,7 +252,7 @@ BUGS = (
     ),
     Bug(
         20,
-        "the environments of others can be read",
+        "other processes can be seen",
         "rewards/sandboxed.py",
         'libc.mount(b"tmpfs", b"/proc",',
         'libc.mount(b"tmpfs", os.fsencode(folder),',

@@ -121,7 +121,7 @@ def _enter_namespaces(folder: str, file_mb: int) -> None:
     )
     room = f"size={file_mb}m,nr_inodes=4096,mode=700".encode()
     _check(libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", _NO_SETUID | _NO_DEVICES, room), "a folder in memory")
-    # The environments of the user's other processes stand in /proc, where a process of the same user may read them.
+    # Command lines stand in /proc for all to read; environments are out of reach already, in another user namespace.
     hidden = _READ_ONLY | _NO_SETUID | _NO_DEVICES
     _check(libc.mount(b"tmpfs", b"/proc", b"tmpfs", hidden, b"size=4k,nr_inodes=2"), "an empty /proc")
     inner = os.fork()  # only a child enters the new process namespace
