@@ -1,12 +1,16 @@
 """Rewards that misbehave on command; a module of its own, because the pool's processes import it again and again."""
 
 import itertools
+import mmap
 import os
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
+import torch
 
 VALUES = {
     "none": None,
@@ -14,6 +18,9 @@ VALUES = {
     "inf": float("-inf"),
     "string": "yes",
     "list": [1.0],
+    "too few": [],
+    "array": np.array([1.0, 2.0]),
+    "tensor": torch.tensor(1.0),
     "complex": 1j,
     "true": True,
     "int": 3,
@@ -33,24 +40,159 @@ class Unspeakable(BaseException):
         raise RuntimeError
 
 
+def sleep():
+    time.sleep(1000)
+
+
+TRACE = []
+
+
+def tell():
+    for path in TRACE:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def forked():
+    """Fork; true in the child, which tells its number."""
+    if os.fork():
+        return False
+    tell()
+    return True
+
+
+def fork():
+    """Both go on from here, and come back from the call."""
+    forked()
+    return 2.0
+
+
+def fork_and_leave():
+    """The child stays where it is."""
+    if forked():
+        sleep()
+    return 2.0
+
+
+def fork_a_daemon():
+    """In a session of its own, and no longer a child: its parent is gone."""
+    if forked():
+        os.setsid()
+        if forked():
+            sleep()
+        os._exit(0)
+    time.sleep(0.1)
+    return 2.0
+
+
+def fork_and_hang():
+    fork_a_daemon()
+    sleep()
+
+
+def fork_and_die():
+    if forked():
+        sleep()
+    time.sleep(0.1)
+    os._exit(3)
+
+
+def tell_and_hang():
+    tell()
+    sleep()
+
+
+def nap():
+    time.sleep(0.5)
+    return 2.0
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def hang_deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sleep()
+
+
+def print_a_gigabyte():
+    line = "x" * (1 << 20)
+    for _ in range(512):
+        print(line)
+        os.write(2, line.encode())
+    return 2.0
+
+
+def talk_into_the_pipe():
+    """Into every pipe that can be written to."""
+    for descriptor in range(3, 64):
+        with suppress(OSError):
+            os.write(descriptor, b"1.0\n")
+    sleep()
+
+
+DEEDS = {
+    "sys.exit": lambda: sys.exit(2),
+    "interrupt": interrupt,
+    "os._exit": lambda: os._exit(3),
+    "abort": os.abort,
+    "hang": sleep,
+    "tell and hang": tell_and_hang,
+    "nap": nap,
+    "hang in C": lambda: all(itertools.repeat(True)),  # never comes back to where Python looks at signals
+    "hang and ignore SIGTERM": hang_deaf,
+    "fork": fork,
+    "fork and leave": fork_and_leave,
+    "fork a daemon": fork_a_daemon,
+    "fork and hang": fork_and_hang,
+    "fork and die": fork_and_die,
+    "allocate": lambda: float(len(bytearray(50 << 30))),
+    # Less than the machine may have, and never touched: only a limit of ours can refuse it.
+    "allocate 6 GB": lambda: float(len(mmap.mmap(-1, 6 << 30, flags=mmap.MAP_PRIVATE))),
+    "allocate shared": lambda: float(len(mmap.mmap(-1, 6 << 30))),
+    "print": print_a_gigabyte,
+    "close everything": lambda: (os.closerange(3, 1 << 16), sleep()),
+    "talk into the pipe": talk_into_the_pipe,
+}
+
+
 def obey(problem, text):
-    """Do what the text says."""
+    """Do what the text says: "deed", or "deed > path" where the numbers of forked processes are to go to a file."""
+    text, _, trace = text.partition(" > ")
+    TRACE[:] = [trace] if trace else []
     if text == "raise":
         raise ValueError("bad\n  news")
     if text == "unspeakable":
         raise Unspeakable(1, 2)
-    if text == "sys.exit":
-        sys.exit(2)
-    if text == "os._exit":
-        os._exit(3)
-    if text == "abort":
-        os.abort()
-    if text == "hang":
-        time.sleep(1000)
-    if text == "hang in C":
-        all(itertools.repeat(True))  # never comes back to where Python looks at signals
     if text == "die later":
         threading.Timer(0.2, os._exit, (5,)).start()
+    if text in DEEDS:
+        return DEEDS[text]()
     if text in VALUES:
         return VALUES[text]
     return float(text)
+
+
+TURNS = (
+    "raise",
+    "hang in C",
+    "os._exit",
+    "fork",
+    "fork and leave",
+    "allocate",
+    "print",
+    "none",
+    "nan",
+    "string",
+    "too few",
+    "hang and ignore SIGTERM",
+)
+
+
+def in_turn(problem, text):
+    """A misdeed for all but the first problem of each of four rollouts of four."""
+    if problem.id.startswith("held-out"):
+        return 0.0
+    step, slot = map(int, problem.id.split("-"))
+    return obey(problem, TURNS[3 * step + slot - 1] if slot else str(len(text) % 2))

@@ -39,11 +39,11 @@ from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
-from drpo.rewards import Mark
+from drpo.rewards import Mark, Marking
 from drpo.rollout import TransformersEngine
 from drpo.train.score import score
 from drpo.train.update import make_optimizer, update
-from drpo.types import Batch, Completion, Group, MicroBatch, Problem, Sampling, Stats
+from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, Stats
 from tiny_world import (
     PROBLEMS,
     STOPS,
@@ -544,7 +544,8 @@ class StubPool:
     """Marks with a function, where it stands; counts what it was asked."""
 
     reward: Callable[[Problem, str], float | None]
-    failure: str | None = None
+    failure: Failure | None = None
+    marking: Marking = field(default_factory=Marking)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
@@ -553,6 +554,7 @@ class StubPool:
         return [Mark(v, self.failure if v is None else None, 0.0) for v in values]
 
 
+RAISED = Failure("raised", "it raised")
 IDS = ("p10", "p2", "p1", "", "p")
 
 
@@ -618,16 +620,41 @@ def test_each_reward_stays_with_its_completion(order: random.Random, unmarked: s
 
 def test_failures_are_kept_with_their_reason() -> None:
     problems, completions = fake_rollout(set())
-    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, failure="it raised")
+    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, failure=RAISED)
     for group in score(problems, completions, pool):
-        assert [(u.completion.sample, u.failure) for u in group.unmarked] == [(2, "it raised")]
+        assert [(u.completion.sample, u.failure) for u in group.unmarked] == [(2, RAISED)]
 
 
-@pytest.mark.parametrize("failure", ["it raised", None], ids=["failed", "abstained"])
-def test_a_rollout_without_a_single_mark_is_refused(failure: str | None) -> None:
+def test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer() -> None:
+    problems, completions = fake_rollout(set())
+    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, RAISED, Marking(on_failure="zero"))
+    for group in score(problems, completions, pool):
+        assert group.rewards.tolist() == [1.0, 1.0, 0.0, 1.0]
+        assert [c.sample for c in group.completions] == [0, 1, 2, 3] and group.unmarked == ()
+        assert [(u.completion.sample, u.failure) for u in group.zeroed] == [(2, RAISED)]
+        assert group.failures == (RAISED,)
+
+
+def test_abstaining_is_no_failure_under_any_policy() -> None:
+    problems, completions = fake_rollout(set())
+    for policy in ("drop", "zero", "error"):
+        pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, None, Marking(on_failure=policy))
+        for group in score(problems, completions, pool):
+            assert [u.completion.sample for u in group.unmarked] == [2] and group.zeroed == group.failures == ()
+
+
+def test_a_failure_may_end_the_run_in_one_line() -> None:
+    problems, completions = fake_rollout(set())
+    pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, Marking(on_failure="error"))
+    with pytest.raises(InputError, match=r"failed on 1 of 20 completions, first on one of problem 'p1': it raised; "):
+        score(problems, completions, pool)
+
+
+@pytest.mark.parametrize("failure", [RAISED, None], ids=["failed", "abstained"])
+def test_a_rollout_without_a_single_mark_is_refused(failure: Failure | None) -> None:
     """Nothing could be averaged over it, let alone trained."""
     problems, completions = fake_rollout(set())
-    with pytest.raises(InputError, match=failure or "abstained"):
+    with pytest.raises(InputError, match="it raised" if failure else "abstained"):
         score(problems, completions, StubPool(lambda problem, text: None, failure))
     assert score([], [], StubPool(lambda problem, text: None)) == []
 

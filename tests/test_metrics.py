@@ -20,7 +20,7 @@ from torch import Tensor
 from drpo import models
 from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, GSPO, ImportanceSampling, Objective, PPOClip, parse, region_radius
-from drpo.rewards import Mark
+from drpo.rewards import Mark, Marking
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import evaluate, pass_at_k, wilson
 from drpo.train.metrics import (
@@ -31,7 +31,7 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Group, Problem, Sampling, Stats, Tokens, Unmarked
+from drpo.types import Failure, Group, Problem, Sampling, Stats, Tokens, Unmarked
 from tiny_world import completion
 
 # ---- tokens ----
@@ -171,7 +171,8 @@ def some_groups() -> list[Group]:
         [replace(c, finish="stop") if (i, n) in stopped else c for n, c in enumerate(row)] for i, row in enumerate(made)
     ]
     rewards = [[1.0, 0.0, 0.5], [1.0], [-0.5, 0.0], [], [1.0, 1.5, 1.0, 2.0]]
-    failures = [["raised"], [None, "timed out", None], [None, "raised"], ["raised"] * 4, []]
+    raised, late, odd = Failure("raised", "no"), Failure("timed_out", "late"), Failure("not_a_number", "[1]")
+    failures = [[raised], [None, late, None], [None, raised], [raised, odd, raised, raised], []]
     return [
         Group(
             Problem(f"p{i}", "", ""),
@@ -202,6 +203,11 @@ def test_rollout_figures_are_the_oracles() -> None:
         "lag": np.mean([2 - i % 3 % 2 for i in range(20)]),  # the third step, of versions 0 and 1
         "lag_max": 2,
         "reward_failed": 7,
+        "reward_raised": 5,
+        "reward_timed_out": 1,
+        "reward_died": 0,
+        "reward_not_finite": 0,
+        "reward_not_a_number": 1,
         "reward_abstained": 3,
     }
     assert found.keys() == wanted.keys() == ROLLOUT_METRICS.keys()
@@ -330,6 +336,7 @@ class StubPool:
 
     def __init__(self, scores: dict[tuple[str, int], float | None]) -> None:
         self.scores = scores
+        self.marking = Marking()
 
     def score(self, items: list[tuple[Problem, str]]) -> list[Mark]:
         return [Mark(self.scores[p.id, int(text)], None, 0.0) for p, text in items]

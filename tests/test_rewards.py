@@ -2,11 +2,15 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +18,7 @@ from hypothesis import strategies as st
 import naughty_rewards
 import unimportable_reward
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Mark, RewardPool, exact_number, in_process, math_verify
+from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process, math_verify
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem
@@ -208,31 +212,52 @@ def test_gym_score_travels_without_its_dataset():
 
 # ---- the pool ----
 
+ODD = "; a reward returns one number, or None"
 OUTCOMES = {
-    "raise": (None, "ValueError: bad news"),
-    "unspeakable": (None, "Unspeakable"),
-    "sys.exit": (None, "SystemExit: 2"),
-    "os._exit": (None, "the reward process died (exit status 3)"),
-    "abort": (None, "the reward process died (exit status -6)"),
-    "hang": (None, "timed out after 1 s"),
-    "hang in C": (None, "timed out after 1 s"),
-    "none": (None, None),
-    "nan": (None, "returned nan"),
-    "inf": (None, "returned -inf"),
-    "string": (None, "returned 'yes' (str), not a number"),
-    "list": (None, "returned [1.0] (list), not a number"),
-    "complex": (None, "returned 1j (complex), not a number"),
-    "true": (1.0, None),
-    "int": (3.0, None),
-    "float32": (0.5, None),
-    "int64": (2.0, None),
-    "bool_": (1.0, None),
+    "raise": (None, "raised", "ValueError: bad news"),
+    "unspeakable": (None, "raised", "Unspeakable"),
+    "sys.exit": (None, "raised", "SystemExit: 2"),
+    "interrupt": (None, "raised", "KeyboardInterrupt"),
+    "os._exit": (None, "died", "the reward process died (exit status 3)"),
+    "abort": (None, "died", "the reward process died (exit status -6)"),
+    "hang": (None, "timed_out", "timed out after 1 s"),
+    "hang in C": (None, "timed_out", "timed out after 1 s"),
+    "hang and ignore SIGTERM": (None, "timed_out", "timed out after 1 s"),
+    "fork and hang": (None, "timed_out", "timed out after 1 s"),
+    "fork and die": (None, "died", "the reward process died (exit status 3)"),
+    "fork": (2.0, None, None),
+    "fork and leave": (2.0, None, None),
+    "fork a daemon": (2.0, None, None),
+    "allocate": (None, "raised", "MemoryError"),
+    "allocate 6 GB": (None, "raised", "OSError: [Errno 12] Cannot allocate memory"),
+    "allocate shared": (None, "raised", "OSError: [Errno 12] Cannot allocate memory"),
+    "print": (2.0, None, None),
+    "close everything": (None, "died", "the reward process closed its pipe"),
+    "talk into the pipe": (None, "died", "the reward process sent what is no answer"),
+    "none": (None, None, None),
+    "nan": (None, "not_finite", "returned nan"),
+    "inf": (None, "not_finite", "returned -inf"),
+    "string": (None, "not_a_number", f"returned 'yes' (str){ODD}"),
+    "list": (None, "not_a_number", f"returned [1.0] (list){ODD}"),
+    "too few": (None, "not_a_number", f"returned [] (list){ODD}"),
+    "array": (None, "not_a_number", f"returned array([1., 2.]) (ndarray){ODD}"),
+    "tensor": (None, "not_a_number", f"returned tensor(1.) (Tensor){ODD}"),
+    "complex": (None, "not_a_number", f"returned 1j (complex){ODD}"),
+    "true": (1.0, None, None),
+    "int": (3.0, None, None),
+    "float32": (0.5, None, None),
+    "int64": (2.0, None, None),
+    "bool_": (1.0, None, None),
 }
-HARMLESS = [text for text in OUTCOMES if not text.startswith(("os._exit", "abort", "hang"))]
+HARMLESS = ["raise", "unspeakable", "sys.exit", *naughty_rewards.VALUES]
 
 
 def outcomes(marks):
-    return [(mark.score, mark.failure) for mark in marks]
+    return [(m.score, m.failure and m.failure.kind, m.failure and m.failure.text) for m in marks]
+
+
+def scored(*scores):
+    return [(score, None, None) for score in scores]
 
 
 def asking(texts):
@@ -241,31 +266,91 @@ def asking(texts):
 
 @pytest.fixture(scope="module", params=[1, 2])
 def pool(request):
-    with RewardPool(naughty_rewards.obey, n_workers=request.param, timeout=1) as pool:
+    with RewardPool(naughty_rewards.obey, Marking(processes=request.param, seconds=1, memory_gb=2)) as pool:
         yield pool
 
 
 def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
     texts = [part for i, text in enumerate(OUTCOMES) for part in (str(i), text)]
-    expected = [part for i, text in enumerate(OUTCOMES) for part in ((float(i), None), OUTCOMES[text])]
+    expected = [part for i, text in enumerate(OUTCOMES) for part in ((float(i), None, None), OUTCOMES[text])]
     marks = pool.score(asking([*texts, "99"]))
-    assert outcomes(marks) == [*expected, (99.0, None)]
+    assert outcomes(marks) == [*expected, *scored(99.0)]
     assert all(isinstance(mark, Mark) and type(mark.score) in (float, type(None)) for mark in marks)
     assert all(0 <= mark.seconds <= 1 for mark in marks)
-    assert [mark.seconds for mark in marks if mark.failure == "timed out after 1 s"] == [1.0, 1.0]
+    late = [mark.seconds for mark in marks if mark.failure and mark.failure.kind == "timed_out"]
+    assert late == [1.0] * sum(kind == "timed_out" for _, kind, _ in OUTCOMES.values())
 
 
-def test_a_hang_is_over_at_its_deadline(pool):
+@pytest.mark.parametrize("deed", ["hang in C", "hang and ignore SIGTERM"])
+def test_a_hang_is_over_at_its_deadline(pool, deed):
     start = time.perf_counter()
-    assert outcomes(pool.score(asking(["hang in C"]))) == [OUTCOMES["hang in C"]]
+    assert outcomes(pool.score(asking([deed]))) == [OUTCOMES[deed]]
     assert time.perf_counter() - start < 2.5
 
 
+FORKS = ["fork", "fork and leave", "fork a daemon", "fork and hang", "fork and die"]
+
+
+@pytest.mark.parametrize("deed", FORKS)
+def test_what_a_call_forks_ends_with_it(pool, deed, tmp_path):
+    trace = tmp_path / "forked"
+    assert outcomes(pool.score(asking([f"{deed} > {trace}"]))) == [OUTCOMES[deed]]
+    born = [int(line) for line in trace.read_text().splitlines()]
+    assert born and all(gone(pid) for pid in born)
+
+
+def gone(pid):
+    """Whether a process ends soon, or has; whoever adopted it may take a while to bury it."""
+    for _ in range(60):
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.05)
+                continue
+        return True
+    return False
+
+
+def test_nothing_outlives_a_killed_trainer(tmp_path):
+    trace = tmp_path / "forked"
+    script = (
+        "from drpo.rewards import Marking, RewardPool; from drpo.types import Problem; import naughty_rewards\n"
+        "with RewardPool(naughty_rewards.obey, Marking(processes=2, seconds=100)) as pool:\n"
+        f"    pool.score([(Problem('', '', ''), 'tell and hang > {trace}')] * 2)"
+    )
+    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)])
+    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}) as trainer:
+        while not trace.exists() or trace.read_text().count("\n") < 2:
+            assert trainer.poll() is None
+            time.sleep(0.05)
+        trainer.kill()
+    assert all(gone(int(pid)) for pid in trace.read_text().split())
+
+
+def test_the_pool_keeps_no_descriptors(pool):
+    pool.score(asking(["1"]))
+    before = psutil.Process().num_fds()
+    pool.score(asking(["os._exit", "1"] * 5))
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_large_item_and_many_small_ones_arrive(pool):
+    large = [(Problem("7", "x" * 5_000_000, "0"), str(i)) for i in range(4)]
+    assert outcomes(pool.score(large + asking(map(str, range(200))))) == scored(*map(float, range(4)), *range(200))
+
+
+def test_calls_run_side_by_side():
+    with RewardPool(naughty_rewards.obey, Marking(processes=4, seconds=10)) as pool:
+        pool.score(asking(["1"] * 8))
+        start = time.perf_counter()
+        pool.score(asking(["nap"] * 4))
+        assert time.perf_counter() - start < 1.5
+
+
 def test_a_process_that_dies_between_calls_is_replaced():
-    with RewardPool(naughty_rewards.obey, timeout=1) as pool:
+    with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
         assert outcomes(pool.score(asking(["die later"])))[0][0] is None  # float("die later") raises
         time.sleep(0.6)
-        assert outcomes(pool.score(asking(["1", "2"]))) == [(1.0, None), (2.0, None)]
+        assert outcomes(pool.score(asking(["1", "2"]))) == scored(1.0, 2.0)
 
 
 def test_an_empty_list_has_no_marks(pool):
@@ -295,15 +380,13 @@ def test_ctrl_c_is_not_a_mark():
 
 
 def test_built_in_rewards_in_the_pool():
-    for reward in TABLE.values():
+    for reward in (exact_number, math_verify):
         with RewardPool(reward) as pool:
-            assert outcomes(pool.score([(problem("5"), "\\boxed{5}"), (problem("5"), "\\boxed{6}")])) == [
-                (1.0, None),
-                (0.0, None),
-            ]
+            found = pool.score([(problem("5"), "\\boxed{5}"), (problem("5"), "\\boxed{6}")])
+            assert outcomes(found) == scored(1.0, 0.0)
             (failed,) = pool.score([(problem(""), "5")])
             assert failed.score is None
-            assert failed.failure.startswith("InputError: problem '7'")
+            assert failed.failure.text.startswith("InputError: problem '7'")
 
 
 def test_a_long_failure_is_one_short_line():
@@ -313,22 +396,24 @@ def test_a_long_failure_is_one_short_line():
 
     with RewardPool(reward) as pool:
         (mark,) = pool.score(asking(["1"]))
-    assert len(mark.failure) == 200
-    assert "\n" not in mark.failure
+    assert len(mark.failure.text) == 200
+    assert "\n" not in mark.failure.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_workers": 0}, "n_workers=0: must be at least 1"),
-        ({"timeout": 0}, "timeout=0: must be finite and above 0"),
-        ({"timeout": float("nan")}, "timeout=nan: must be finite and above 0"),
-        ({"timeout": float("inf")}, "timeout=inf: must be finite and above 0"),
+        ({"processes": 0}, "marking.processes=0: must be at least 1"),
+        ({"seconds": 0}, "marking.seconds=0: must be finite and above 0"),
+        ({"seconds": float("nan")}, "marking.seconds=nan: must be finite and above 0"),
+        ({"seconds": float("inf")}, "marking.seconds=inf: must be finite and above 0"),
+        ({"memory_gb": -1}, "marking.memory_gb=-1: must be finite and 0 (no limit) or more"),
+        ({"on_failure": "zeero"}, "marking.on_failure='zeero'; did you mean 'zero'?"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        RewardPool(exact_number, **arguments)
+        Marking(**arguments)
 
 
 def test_a_reward_without_a_name_is_refused():
@@ -351,9 +436,11 @@ def test_a_problem_that_cannot_travel_is_refused(pool):
 
 
 def test_rewards_are_spelled_by_name():
-    for name, reward in TABLE.items():
+    for name, reward in {"exact_number": exact_number, "math_verify": math_verify}.items():
         assert parse_any(name, TABLE, "reward") is reward
         assert format_call(reward, TABLE, "reward") == name
+    for strict in (PythonTests(), PythonTests(2.0, partial=True)):
+        assert parse_any(format_call(strict, TABLE, "reward"), TABLE, "reward") == strict
     assert parse_any("naughty_rewards:obey", TABLE, "reward") is naughty_rewards.obey
     with pytest.raises(InputError, match="unknown reward 'exact_numbr'; did you mean 'exact_number'"):
         parse_any("exact_numbr", TABLE, "reward")

@@ -6,7 +6,7 @@ completions of one optimiser batch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -240,17 +240,35 @@ class Completion:
             raise BrokenLogpError(f"{who}: top.logp[{row}, {rank}]={top.logp[row, rank].item()}; it must be <= 0")
 
 
+FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
+"""What can go wrong with a reward: it raised, it ran past its deadline, its process died, it returned NaN or an
+infinity, or it returned something that is not a number: text, a list, an array."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a reward has no verdict. A failure is not a wrong answer.
+
+    Args:
+        kind: of the kinds that are counted.
+        text: what happened, one line.
+    """
+
+    kind: FailureKind
+    text: str
+
+
 @dataclass(frozen=True, eq=False)
 class Unmarked:
-    """A completion without a reward.
+    """A completion that its reward did not mark.
 
     Args:
         completion: it.
-        failure: why its reward failed, one line; None where the reward abstained (returned None).
+        failure: why its reward failed; None where the reward abstained (returned None).
     """
 
     completion: Completion
-    failure: str | None
+    failure: Failure | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,12 +280,19 @@ class Group:
         completions: the n <= G that have a reward.
         rewards: [n] float32, finite.
         unmarked: the other G - n, which take no part in the advantages or the loss.
+        zeroed: of the n, those that the reward failed to mark, and that therefore score 0.
     """
 
     problem: Problem
     completions: tuple[Completion, ...]
     rewards: Tensor
     unmarked: tuple[Unmarked, ...] = ()
+    zeroed: tuple[Unmarked, ...] = ()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Of the reward, whatever became of the completions."""
+        return tuple(u.failure for u in (*self.unmarked, *self.zeroed) if u.failure is not None)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ TASKS = "tests/test_tasks.py::"
 
 LAST_NUMBER = f"{REWARDS}test_exact_number_finds_the_last_number_however_it_is_written"
 READS = f"{REWARDS}test_exact_number_reads"
-MISDEEDS = f"{REWARDS}test_every_misdeed_costs_its_own_mark_only_and_order_is_kept"
-HERE = f"{REWARDS}test_a_declared_reward_runs_here_with_the_same_outcomes"
 DISJOINT = f"{TASKS}test_training_and_held_out_problems_are_disjoint"
 PURE = f"{TASKS}test_sampling_is_a_pure_function_with_unique_ids"
 EPOCHS = f"{TASKS}test_records_go_through_every_epoch_once"
@@ -66,14 +64,6 @@ BUGS = (
     ),
     Bug(
         20,
-        "math-verify's own alarm is left on",
-        "rewards/math.py",
-        "verify(gold, prediction, timeout_seconds=None)",
-        "verify(gold, prediction, timeout_seconds=1)",
-        (f"{REWARDS}test_math_verify_works_off_the_main_thread",),
-    ),
-    Bug(
-        20,
         "a scorer's exception on bad text is a failure",
         "rewards/gym.py",
         "            return 0.0\n",
@@ -87,47 +77,6 @@ BUGS = (
         '            self._dataset.score_answer(problem.data["answer"], problem.data)\n',
         "",
         (f"{REWARDS}test_gym_score_marks_a_text_that_its_scorer_chokes_on_as_wrong_and_reports_a_broken_entry",),
-    ),
-    Bug(20, "NaN is a score", "rewards/pool.py", "if math.isfinite(number) else", "if True else", (MISDEEDS, HERE)),
-    Bug(
-        20,
-        "only exceptions of one kind are caught",
-        "rewards/pool.py",
-        "    except BaseException as error:  # sys.exit too",
-        "    except Exception as error:  # sys.exit too",
-        (HERE,),
-    ),
-    Bug(
-        20,
-        "no deadline",
-        "rewards/pool.py",
-        "_mark_pickled, call, timeout=self._timeout)",
-        "_mark_pickled, call, timeout=None)",
-        (f"{REWARDS}test_a_hang_is_over_at_its_deadline",),
-    ),
-    Bug(
-        20,
-        "a killed process may take its time",
-        "rewards/pool.py",
-        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n",
-        "",
-        (f"{REWARDS}test_a_hang_is_over_at_its_deadline",),
-    ),
-    Bug(
-        20,
-        "a pool that lost its processes stays broken",
-        "rewards/pool.py",
-        "if self._pool is not None and self._pool.active:",
-        "if self._pool is not None:",
-        (f"{REWARDS}test_a_process_that_dies_between_calls_is_replaced",),
-    ),
-    Bug(
-        20,
-        "Ctrl-C is a failure of the reward",
-        "rewards/pool.py",
-        "    except KeyboardInterrupt:\n        raise\n",
-        "",
-        (f"{REWARDS}test_ctrl_c_is_not_a_mark",),
     ),
     Bug(20, "held-out sums are trained on", "tasks/addition.py", " in self._held_out:", " in ():", (DISJOINT,)),
     Bug(

@@ -207,9 +207,9 @@ BUGS = (
         12,
         "groups are equal shares of what came back",
         "train/score.py",
-        "return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id]) for p in problems]",
+        "return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id], zero) for p in problems]",
         "n = max(1, -(-len(marked) // max(1, len(problems))))\n"
-        "    return [_group(p, marked[i * n : i * n + n]) for i, p in enumerate(problems)]",
+        "    return [_group(p, marked[i * n : i * n + n], zero) for i, p in enumerate(problems)]",
         (PROMPT_ALONE,),
     ),
     Bug(
@@ -561,8 +561,8 @@ BUGS = (
         19,
         "abstentions count as failures",
         "train/metrics.py",
-        "sum(u.failure is not None for u in unmarked)",
-        "len(unmarked)",
+        '"reward_failed": len(failures),',
+        '"reward_failed": len(unmarked),',
         (ROLLOUT_ORACLE,),
     ),
     Bug(

@@ -14,7 +14,7 @@ from drpo import models
 from drpo.cli.options import parse
 from drpo.errors import InputError
 from drpo.precision import resolve_precision
-from drpo.rewards import RewardPool
+from drpo.rewards import Marking, RewardPool
 from drpo.rollout import TransformersEngine
 from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
@@ -36,6 +36,7 @@ class EvalOptions:
         reward: exact_number, math_verify, module:function; default: the task's own.
         problems: how many.
         sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
+        marking: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
         json: print the result as JSON.
@@ -45,6 +46,7 @@ class EvalOptions:
     reward: str | None = None
     problems: int = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
+    marking: Marking = field(default_factory=Marking)
     precision: str = "auto"
     seed: int = 0
     json: bool = False
@@ -65,7 +67,8 @@ def eval(arguments: list[str]) -> int:
         )
     default = EvalOptions()
     if run is not None:
-        default = replace(default, sampling=replace(run.sampling, samples=run.eval_samples), problems=run.eval_problems)
+        sampling = replace(run.sampling, samples=run.eval_samples)
+        default = replace(default, sampling=sampling, problems=run.eval_problems, marking=run.marking)
     options = parse(EvalOptions, rest, f"drpo eval {name}", default)
     task, reward = _examination(run, options)
     held_out = task.held_out(options.problems)
@@ -75,7 +78,7 @@ def eval(arguments: list[str]) -> int:
     precision = resolve_precision(options.precision, device)
     engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
     waiting = Console(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
-    with RewardPool(reward) as pool, waiting:
+    with RewardPool(reward, options.marking) as pool, waiting:
         result, _ = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
     if options.json:
         print(json.dumps(asdict(result)))
@@ -103,7 +106,7 @@ def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table.add_row("problems", str(result["n_problems"]))
     table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")
     if result["failed"]:
-        table.add_row("not marked", f"{result['failed']} completions, which count nowhere")
+        table.add_row("not marked", f"{result['failed']} completions: the reward failed or abstained")
     console = Console()
     console.print(f"[bold]{name}[/bold]")
     console.print(table)

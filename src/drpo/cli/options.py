@@ -11,8 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from drpo.errors import InputError
-from drpo.train.config import SPELLED, Run, from_json, to_json
-from drpo.types import Sampling
+from drpo.train.config import NESTED, SPELLED, Run, from_json, to_json
 
 Options = TypeVar("Options")
 
@@ -72,8 +71,7 @@ def overridden(
     flat = make_dataclass("Fields", columns, frozen=True)
     given: Any = parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
     record = defaults | {f.name: getattr(given, f.name) for f in overridable}
-    if isinstance(record["sampling"], Sampling):
-        record["sampling"] = vars(record["sampling"])
+    record |= {name: vars(record[name]) for name, kind in NESTED.items() if isinstance(record[name], kind)}
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
     return from_json(record), options
 
@@ -99,8 +97,10 @@ def _flags(kind: Any) -> list[str]:
     flags: list[str] = []
     for f in fields(kind):
         name = f.name.replace("_", "-")
-        nested = f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
-        if isinstance(nested, Sampling):
+        nested: Any = (
+            f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
+        )
+        if type(nested) in NESTED.values():
             flags += [f"--{name}.{inner.name.replace('_', '-')}" for inner in fields(nested)]
         else:
             flags.append(f"--{name}")

@@ -132,6 +132,9 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictur
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
     table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")
     table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB", "")
+    if summary["reward_failed"]:
+        kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary["reward_failures"].items() if n)
+        table.add_row("reward failed", f"{summary['reward_failed']:,}", f"completions: {kinds}")
     console.print(table)
     for name, path in pictures.items():
         if path is not None:

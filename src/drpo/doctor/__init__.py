@@ -94,7 +94,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         rows=run.prompts * run.sampling.samples,
         row_tokens=longest + run.sampling.max_new_tokens,
     )
-    yield marking.reward(parts.reward, problems[: size.answers])
+    yield marking.reward(parts.reward, problems[: size.answers], run.marking)
 
 
 def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:

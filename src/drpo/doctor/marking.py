@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from drpo.doctor.finding import Finding, judge
-from drpo.rewards import Mark, Reward, RewardPool
+from drpo.rewards import Mark, Marking, Reward, RewardPool
 from drpo.types import Problem
 
 PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
@@ -16,15 +16,16 @@ NO_ANSWER = ("", " ", "I do not know.", "\\boxed{", "??? !!!")
 RIGHT = 1.0
 
 
-def reward(mark: Reward, problems: Sequence[Problem]) -> Finding:
+def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = None) -> Finding:
     """Mark the reference answers, answers to other problems, and texts without an answer.
 
     Args:
         mark: the reward.
         problems: with their reference answers, where they have any.
+        marking: processes and bounds; None is `Marking()`.
     """
     empty = [(p, text) for p in problems[:4] for text in NO_ANSWER]
-    with RewardPool(mark) as pool:
+    with RewardPool(mark, marking) as pool:
         tried = [(form, pool.score([(p, form.format(p.answer)) for p in problems if p.answer])) for form in PHRASES]
         form, gold = max(tried, key=lambda found: _mean(found[1]))
         wrong = pool.score(
@@ -36,7 +37,7 @@ def reward(mark: Reward, problems: Sequence[Problem]) -> Finding:
     verdict, advice = judge(not advice, advice)
     seconds = sorted(m.seconds for m in marks)
     failures = [m.failure for m in marks if m.failure is not None]
-    late = sum("timed out" in failure for failure in failures)
+    late = sum(failure.kind == "timed_out" for failure in failures)
     values = {
         "gold": _mean(gold),
         "wrong": _mean(wrong),
@@ -75,7 +76,7 @@ def _fault(
         return "it gives 1 to the answers of other problems"
     for p, m in zip((p for p in problems if p.answer), gold, strict=True):
         if not _right(m):
-            said = m.failure or f"scores {m.score}"
+            said = m.failure.text if m.failure else f"scores {m.score}"
             return f"the reference answer {p.answer!r} of problem {p.id!r} {said}: is it what the reward looks for?"
     return ""
 

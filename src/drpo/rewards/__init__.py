@@ -1,10 +1,29 @@
 """Rewards: (problem, text) -> score, and the pool that runs them safely."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from drpo.rewards.contract import Reward, in_process
+from drpo.rewards.marking import Mark, Marking
 from drpo.rewards.math import math_verify
 from drpo.rewards.number import exact_number
-from drpo.rewards.pool import Mark, RewardPool
+from drpo.rewards.pool import RewardPool
+from drpo.rewards.python import PythonTests
 
-TABLE: dict[str, Reward] = {"exact_number": exact_number, "math_verify": math_verify}
+TABLE: Mapping[str, Callable[..., Any]] = {
+    "exact_number": exact_number,
+    "math_verify": math_verify,
+    "python_tests": PythonTests,
+}
 
-__all__ = ["TABLE", "Mark", "Reward", "RewardPool", "exact_number", "in_process", "math_verify"]
+__all__ = [
+    "TABLE",
+    "Mark",
+    "Marking",
+    "PythonTests",
+    "Reward",
+    "RewardPool",
+    "exact_number",
+    "in_process",
+    "math_verify",
+]

@@ -1,6 +1,9 @@
 """Marking of mathematics by the library math-verify."""
 
 import logging
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
@@ -32,6 +35,7 @@ def math_verify(problem: Problem, text: str) -> float:
 
     Raises:
         InputError: the problem's answer cannot be read.
+        MemoryError: there was not enough.
 
     Example:
         >>> math_verify(Problem("0", "1 - 1/2?", r"\frac{1}{2}"), r"It is \boxed{0.5}.")
@@ -39,8 +43,28 @@ def math_verify(problem: Problem, text: str) -> float:
         >>> math_verify(Problem("0", "1 - 1/2?", r"\frac{1}{2}"), "I do not know.")
         0.0
     """
-    gold = parse(f"\\boxed{{{problem.answer}}}", _GOLD, parsing_timeout=None) if problem.answer.strip() else []
+    gold = _parsed(f"\\boxed{{{problem.answer}}}", _GOLD) if problem.answer.strip() else []
     if not gold:
         raise InputError(f"problem {problem.id!r}: math-verify cannot read the answer {problem.answer!r}")
-    prediction = parse(text, _PREDICTION, parsing_timeout=None)
-    return float(verify(gold, prediction, timeout_seconds=None))
+    return float(any(_equal(*pair) for pair in product(gold, _parsed(text, _PREDICTION))))
+
+
+# The library takes any exception for "not equal". One that says that the process is out of memory is no verdict.
+
+
+def _parsed(text: str, how: Sequence[Any]) -> list[Any]:
+    try:
+        return list(parse(text, how, parsing_timeout=None, raise_on_error=True))
+    except MemoryError:
+        raise
+    except Exception:
+        return []
+
+
+def _equal(gold: object, prediction: object) -> bool:
+    try:
+        return bool(verify(gold, prediction, timeout_seconds=None, raise_on_error=True))
+    except MemoryError:
+        raise
+    except Exception:
+        return False

@@ -1,60 +1,44 @@
 """Rewards run in processes that can be killed, so that no text makes a run hang, die or learn from a NaN."""
 
+import json
 import math
 import multiprocessing
-import numbers
+import os
 import pickle
-import signal
+import select
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from multiprocessing.util import Finalize
 from typing import Any
 
-import numpy as np
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
-
 from drpo.errors import InputError
+from drpo.rewards import processes, worker
 from drpo.rewards.contract import Reward
-from drpo.types import Problem
+from drpo.rewards.marking import Mark, Marking, call, one_line
+from drpo.types import Failure, Problem
 
-START_SECONDS = 120.0  # a worker imports torch and the reward's module, on a busy machine, from a cold disk
-_LONGEST_FAILURE = 200
+START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
+_LONGEST_ANSWER = 1 << 16
 _REMEDY = "define it at the top level of a module, or declare it with drpo.rewards.in_process"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a reward made of one completion.
-
-    Args:
-        score: finite; None where the reward abstained or failed.
-        failure: what went wrong, one line; None where nothing did. A failure is not a wrong answer.
-        seconds: wall-clock time of the call; the deadline where it timed out, 0 where its process died.
-    """
-
-    score: float | None
-    failure: str | None
-    seconds: float
+_SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
 
 class RewardPool:
     """Marks completions with a reward, each under a deadline; use it in a `with` statement.
 
-    The reward runs in child processes, so it may hang, crash or call `os._exit`, on the main thread or in C code, at
-    the price of its own mark only. One that declares itself `in_process` is called in this process instead. Child
+    The reward runs in child processes, so it may hang, crash, fork or call `os._exit`, on the main thread or in C code,
+    at the price of its own mark only. One that declares itself `in_process` is called in this process instead. Child
     processes import the reward by its module and name, and the main script too: a script that uses a pool needs
     `if __name__ == "__main__":`.
 
     Args:
         reward: called as `reward(problem, text)`; returns a finite number, or None to abstain.
-        n_workers: child processes, >= 1.
-        timeout: seconds that one call may take, > 0; enforced to 0.1 s.
+        marking: processes, bounds, and what is to become of failures; None is `Marking()`.
 
     Raises:
-        InputError: an argument out of range, or a reward that child processes cannot import.
+        InputError: a reward that child processes cannot import.
 
     Example:
         >>> from drpo.rewards import exact_number
@@ -63,27 +47,26 @@ class RewardPool:
         [1.0]
     """
 
-    def __init__(self, reward: Reward, n_workers: int = 1, timeout: float = 10.0) -> None:
-        if n_workers < 1:
-            raise InputError(f"n_workers={n_workers}: must be at least 1")
-        if not 0 < timeout < math.inf:
-            raise InputError(f"timeout={timeout}: must be finite and above 0")
+    def __init__(self, reward: Reward, marking: Marking | None = None) -> None:
+        self.marking = marking or Marking()
         self._reward = reward
-        self._n_workers = n_workers
-        self._timeout = float(timeout)
         self._in_process = bool(getattr(reward, "in_process", False))
         self._pickled = b"" if self._in_process else _pickle(reward)
-        self._pool: ProcessPool | None = None
+        self._workers: list[_Worker] = []
+        # Where nobody closed the pool, the interpreter would wait for its processes when it ends.
+        Finalize(self, _end, args=(self._workers,), exitpriority=10)
 
     def __enter__(self) -> "RewardPool":
         """Start the processes and wait until one has imported the reward."""
         if not self._in_process:
-            self._running()
+            self._start()
+            while not any(one.ready for one in self._workers):
+                self._attend({})
         return self
 
     def __exit__(self, *_: object) -> None:
         """Kill the processes."""
-        self._stop()
+        _end(self._workers)
 
     def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
         """Mark completions.
@@ -96,74 +79,179 @@ class RewardPool:
             finite number or None gives a mark with a `failure`; it does not raise here.
 
         Raises:
-            InputError: the processes died and could not be started again.
+            InputError: a process died and could not be started again.
         """
         if self._in_process:
-            return [_mark(self._reward, problem, text) for problem, text in items]
-        marks: list[Mark] = []
-        while len(marks) < len(items):
-            marks += self._score_until_broken(items[len(marks) :])
-        return marks
-
-    def _score_until_broken(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
-        """Mark items up to and including the first that takes the whole pool with it, if one does."""
-        # Items travel as bytes: one that cannot be unpickled then fails inside the call, not in pebble's queue.
-        calls = [(self._pickled, _pack(item)) for item in items]
-        pool = self._running()
-        marks: list[Mark] = []
+            return [call(self._reward, problem, text) for problem, text in items]
+        waiting = deque((place, _pack(problem, text)) for place, (problem, text) in enumerate(items))
+        marks: dict[int, Mark] = {}
         try:
-            futures = [pool.schedule(_mark_pickled, call, timeout=self._timeout) for call in calls]
-            for future in futures:
-                marks.append(self._wait(future))
-        except RuntimeError:  # pebble's word for a pool that lost a process outside a call; BrokenProcessPool is one
-            self._stop()
-            marks.append(Mark(None, "the reward process died", 0.0))
-        return marks
+            self._start()
+            while len(marks) < len(items):
+                self._hand_out(waiting)
+                self._attend(marks)
+        except BaseException:  # Ctrl-C too: what is being marked now must not answer the next question
+            _end(self._workers)
+            raise
+        return [marks[place] for place in range(len(items))]
 
-    def _wait(self, future: "ProcessFuture[Mark]") -> Mark:
+    def _start(self) -> None:
+        """Bring the processes up to their number."""
+        while len(self._workers) < self.marking.processes:
+            self._workers.append(_Worker(self._reward, self._pickled, self.marking))
+
+    def _hand_out(self, waiting: deque[tuple[int, bytes]]) -> None:
+        for one in self._workers:
+            # One that died since, by a thread that an earlier call left behind, must not take this item along.
+            if waiting and one.ready and one.place is None and one.process.is_alive():
+                one.give(*waiting.popleft())
+
+    def _attend(self, marks: dict[int, Mark]) -> None:
+        """Wait until something happens, and take in what it is."""
+        _wait(self._workers)
+        for one in list(self._workers):
+            place = one.place
+            try:
+                mark = one.receive()
+            except _LostError as lost:
+                self._replace(one, lost.failure)
+                mark = Mark(None, lost.failure, self.marking.seconds if lost.failure.kind == "timed_out" else 0.0)
+            if mark is not None and place is not None:
+                marks[place] = mark
+
+    def _replace(self, lost: "_Worker", failure: Failure) -> None:
+        self._workers.remove(lost)
+        lost.end()
+        if not lost.ready:
+            raise InputError(f"reward {_name(self._reward)} cannot run in a child process: {failure.text}")
+        self._start()
+
+
+class _LostError(Exception):
+    """A process is of no more use."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
+class _Worker:
+    """A reward's process, as the pool sees it; nothing here waits for it.
+
+    Args:
+        reward: it.
+        pickled: the same, as it travels.
+        marking: its bounds.
+    """
+
+    def __init__(self, reward: Reward, pickled: bytes, marking: Marking) -> None:
+        context = _context(reward)
+        items, self.items = context.Pipe(duplex=False)
+        self.answers, answers = context.Pipe(duplex=False)
+        memory = int(marking.memory_gb * 2**30)
+        # Not a daemon: those may not have processes of their own.
+        self.process = context.Process(target=worker.serve, args=(items, answers, pickled, memory), name="reward")
+        self.process.start()
+        for theirs, ours in ((items, self.items), (answers, self.answers)):
+            theirs.close()
+            os.set_blocking(ours.fileno(), False)
+        self.ready = False
+        self.place: int | None = None
+        self.unsent = memoryview(b"")
+        self.deadline = time.perf_counter() + START_SECONDS
+        self._received = b""
+        self._seconds = marking.seconds
+
+    def give(self, place: int, item: bytes) -> None:
+        """Have it mark an item; its time runs from here."""
+        self.place, self.unsent = place, memoryview(item)
+        self.deadline = time.perf_counter() + self._seconds
+
+    def receive(self) -> Mark | None:
+        """Exchange with it what can be exchanged now.
+
+        Returns:
+            A mark, where a whole one has come.
+
+        Raises:
+            _LostError: it died, is late, or says what makes no sense.
+        """
+        with suppress(BlockingIOError, BrokenPipeError):
+            self.unsent = self.unsent[os.write(self.items.fileno(), self.unsent) :] if self.unsent else self.unsent
+        chunk = None
+        with suppress(BlockingIOError):
+            chunk = os.read(self.answers.fileno(), _LONGEST_ANSWER)
+        self._received += chunk or b""
+        line, end, rest = self._received.partition(b"\n")
+        if end:
+            self._received = rest
+            return self._read(line)
+        if chunk == b"" or not self.process.is_alive():
+            raise _LostError(self._death())
+        if len(self._received) >= _LONGEST_ANSWER:
+            raise _LostError(Failure("died", "the reward process sent too long an answer"))
+        if time.perf_counter() >= self.deadline:
+            late = f"timed out after {self._seconds:g} s" if self.ready else f"not started after {START_SECONDS:g} s"
+            raise _LostError(Failure("timed_out", late))
+        return None
+
+    def _read(self, line: bytes) -> Mark | None:
         try:
-            # Calls start in order, so one is over at most two deadlines after the one before it, plus a restart.
-            return future.result(timeout=2 * self._timeout + START_SECONDS)
-        except ProcessExpired as error:
-            return Mark(None, f"the reward process died (exit status {error.exitcode})", 0.0)
-        except TimeoutError:
-            if not future.done():
-                raise BrokenProcessPool from None
-            return Mark(None, f"timed out after {self._timeout:g} s", self._timeout)
+            if self.ready:
+                mark = worker.unpack_answer(line)
+                if self.place is None:
+                    raise ValueError
+                self.place, self.deadline = None, math.inf
+                return mark
+            problem = json.loads(line)["problem"]
+        except (ValueError, KeyError, TypeError):
+            raise _LostError(Failure("died", "the reward process sent what is no answer")) from None
+        if problem is not None:
+            raise _LostError(Failure("raised", f"{problem}; {_REMEDY}"))
+        self.ready, self.deadline = True, math.inf
+        return None
 
-    def _running(self) -> ProcessPool:
-        """The pool; started, or started again where all its processes died, and known to have imported the reward."""
-        if self._pool is not None and self._pool.active:
-            return self._pool
-        self._stop()
-        pool = ProcessPool(self._n_workers, initializer=_begin, initargs=(self._pickled,), context=self._context())
-        self._pool = pool
-        try:
-            problem = pool.schedule(_cannot_load, (self._pickled,)).result(timeout=START_SECONDS)
-        except (BrokenProcessPool, ProcessExpired):
-            problem = 'it died while it started; a script that uses a pool needs `if __name__ == "__main__":`'
-        except TimeoutError:
-            problem = f"it had not started after {START_SECONDS:g} s"
-        if problem:
-            self._stop()
-            raise InputError(f"reward {_name(self._reward)} cannot run in a child process: {problem}")
-        return pool
+    def _death(self) -> Failure:
+        self.process.join(1.0)
+        status = self.process.exitcode
+        how = "closed its pipe" if status is None else f"died (exit status {status})"
+        return Failure("died", f"the reward process {how}" if self.ready else f"it {how} while it started; {_SCRIPT}")
 
-    def _stop(self) -> None:
-        if self._pool is not None:
-            self._pool.stop()  # type: ignore[no-untyped-call]
-            self._pool.join()
-            self._pool = None
+    def end(self) -> None:
+        """Kill it, and all that it has started."""
+        processes.end_tree(self.process.pid or 0)
+        self.process.join()
+        self.process.close()
+        self.items.close()
+        self.answers.close()
 
-    def _context(self) -> Any:
-        if "forkserver" not in multiprocessing.get_all_start_methods():
-            return multiprocessing.get_context("spawn")
-        context = multiprocessing.get_context("forkserver")
-        # The server imports these once and every worker is a fork of it: a killed one is back in milliseconds. A user's
-        # module is left to the worker, because an error in it would take the server down without a word.
-        ours = getattr(self._reward, "__module__", None) or ""
-        context.set_forkserver_preload(["__main__", __name__, *([ours] if ours.startswith("drpo.") else [])])
-        return context
+
+def _wait(workers: Sequence[_Worker]) -> None:
+    """Until one has said something, takes more of its item, has died, or is late."""
+    poll = select.poll()
+    for one in workers:
+        poll.register(one.answers.fileno(), select.POLLIN)
+        poll.register(one.process.sentinel, select.POLLIN)
+        if one.unsent:
+            poll.register(one.items.fileno(), select.POLLOUT)
+    left = min(one.deadline for one in workers) - time.perf_counter()
+    poll.poll(None if left == math.inf else max(0, math.ceil(1000 * left)))
+
+
+def _end(workers: list[_Worker]) -> None:
+    while workers:
+        workers.pop().end()
+
+
+def _context(reward: Reward) -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # The server imports these once and every process is a fork of it: a killed one is back in milliseconds. A user's
+    # module is left to the process, because an error in it would take the server down without a word.
+    ours = getattr(reward, "__module__", None) or ""
+    context.set_forkserver_preload(["__main__", worker.__name__, *([ours] if ours.startswith("drpo.") else [])])
+    return context
 
 
 def _pickle(reward: Reward) -> bytes:
@@ -171,75 +259,17 @@ def _pickle(reward: Reward) -> bytes:
         return pickle.dumps(reward)
     except Exception as error:
         raise InputError(
-            f"reward {_name(reward)} cannot be sent to a child process: {_one_line(error)}; {_REMEDY}"
+            f"reward {_name(reward)} cannot be sent to a child process: {one_line(error)}; {_REMEDY}"
         ) from None
 
 
-def _pack(item: tuple[Problem, str]) -> bytes:
+def _pack(problem: Problem, text: str) -> bytes:
     try:
-        return pickle.dumps(item)
+        return worker.pack(problem, text)
     except Exception as error:
-        raise InputError(f"problem {item[0].id!r} cannot be sent to the reward's process: {_one_line(error)}") from None
+        raise InputError(f"problem {problem.id!r} cannot be sent to the reward's process: {one_line(error)}") from None
 
 
 def _name(reward: Reward) -> str:
     module, name = getattr(reward, "__module__", None), getattr(reward, "__qualname__", None)
     return f"{module}:{name}" if module and name else repr(reward)
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-    except Exception:  # an error's own __str__ may fail
-        text = type(error).__name__
-    return text if len(text) <= _LONGEST_FAILURE else text[: _LONGEST_FAILURE - 3] + "..."
-
-
-def _mark(reward: Reward, problem: Problem, text: str) -> Mark:
-    start = time.perf_counter()
-    try:
-        score, failure = _score(reward(problem, text))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # sys.exit too: whatever the reward does, it is the reward's failure
-        score, failure = None, _one_line(error)
-    return Mark(score, failure, time.perf_counter() - start)
-
-
-def _score(value: object) -> tuple[float | None, str | None]:
-    if value is None:
-        return None, None
-    if not isinstance(value, numbers.Real | np.bool_):
-        return None, f"returned {repr(value)[:60]} ({type(value).__name__}), not a number"
-    number = float(value)
-    return (number, None) if math.isfinite(number) else (None, f"returned {number}")
-
-
-# ---- what runs in the child processes ----
-
-
-@lru_cache(maxsize=1)
-def _load(pickled: bytes) -> Reward:
-    return pickle.loads(pickled)  # type: ignore[no-any-return]
-
-
-def _begin(pickled: bytes) -> None:
-    """Import the reward before the first call, so that no deadline pays for it."""
-    # pebble asks a process to end with SIGTERM and waits three seconds for its Python handler, which C code never lets
-    # run, while its neighbours' clocks tick: die at once instead.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with suppress(BaseException):  # the first call meets it again and reports it
-        _load(pickled)
-
-
-def _cannot_load(pickled: bytes) -> str | None:
-    try:
-        _load(pickled)
-    except BaseException as error:
-        return f"{_one_line(error)}; {_REMEDY}"
-    return None
-
-
-def _mark_pickled(reward: bytes, item: bytes) -> Mark:
-    problem, text = pickle.loads(item)
-    return _mark(_load(reward), problem, text)

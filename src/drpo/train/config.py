@@ -12,7 +12,7 @@ from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
-from drpo.rewards import Reward
+from drpo.rewards import Marking, Reward
 from drpo.spelling import format_call, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
@@ -39,6 +39,7 @@ class Run:
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
+        marking: how many processes run the reward, its limits of time and memory, and what a failure of it costs.
         steps: rollouts.
         prompts: problems per rollout.
         updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
@@ -83,6 +84,7 @@ class Run:
     advantage: Advantage = advantages.mean
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sampling: Sampling = field(default_factory=Sampling)
+    marking: Marking = field(default_factory=Marking)
     steps: int = 20
     prompts: int = 8
     updates: int = 1
@@ -189,6 +191,9 @@ SPELLED: Mapping[str, tuple[Any, Any]] = {
     "reduction": (reductions.parse, reductions.spell),
 }
 
+# Fields that are records of their own, with plain values.
+NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "marking": Marking}
+
 
 def to_json(run: Run) -> dict[str, Any]:
     """Return a run's configuration as plain JSON values; `from_json` gives an equal run back."""
@@ -197,7 +202,7 @@ def to_json(run: Run) -> dict[str, Any]:
         value = getattr(run, f.name)
         if value is not None and f.name in SPELLED:
             value = SPELLED[f.name][1](value)
-        elif isinstance(value, Sampling):
+        elif f.name in NESTED:
             value = vars(value).copy()
         record[f.name] = value
     plain: dict[str, Any] = json.loads(json.dumps(record))
@@ -217,8 +222,8 @@ def from_json(record: Mapping[str, Any]) -> Run:
             raise InputError(f"unknown field {name!r} in the configuration{nearest(name, known)}")
         if value is not None and name in SPELLED:
             value = SPELLED[name][0](value)
-        elif name == "sampling":
-            value = Sampling(**value)
+        elif name in NESTED:
+            value = NESTED[name](**value)
         elif name == "betas":
             value = tuple(value)
         values[name] = value

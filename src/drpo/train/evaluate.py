@@ -29,7 +29,8 @@ class Evaluation:
         n_samples: completions drawn per problem.
         mean_length: tokens.
         truncated: share of completions cut at max_new_tokens.
-        failed: completions whose reward failed or abstained; they count nowhere.
+        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where `Marking.on_failure` is
+            zero and the reward failed.
     """
 
     step: int
@@ -78,7 +79,7 @@ def evaluate(
     plain = replace(sampling, top_logprobs=0)  # which only training reads
     own = ranks.draws(problems)
     groups = ranks.gather(score(own, engine.generate(own, plain, seed=("evaluation", seed)) if own else [], pool))
-    require_marked(groups)
+    require_marked(groups, pool.marking)
     completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
     marked = [g for g in groups if len(g.rewards)]
     accuracy = sum(float(g.rewards.double().mean()) for g in marked) / len(marked)
@@ -94,7 +95,7 @@ def evaluate(
         n_samples=sampling.samples,
         mean_length=sum(len(c.token_ids) for c in completions) / len(completions),
         truncated=sum(c.finish == "length" for c in completions) / len(completions),
-        failed=sum(len(g.unmarked) for g in groups),
+        failed=sum(len(g.unmarked) + len(g.zeroed) for g in groups),
     ), groups
 
 

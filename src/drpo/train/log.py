@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpo.types import Batch, Completion, Group, Sampling, Stats, TopK
+from drpo.types import Batch, Completion, Failure, Group, Sampling, Stats, TopK
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
@@ -134,12 +134,14 @@ def rollout_records(step: int, groups: Sequence[Group], trained: Trained) -> Ite
         trained: from `trained_records`.
     """
     for group in groups:
+        zeroed = {u.completion: u.failure for u in group.zeroed}
         marked = zip(group.completions, group.rewards.tolist(), strict=True)
-        rows: list[tuple[Completion, float | None, str | None]] = [(c, r, None) for c, r in marked]
+        rows: list[tuple[Completion, float | None, Failure | None]] = [(c, r, zeroed.get(c)) for c, r in marked]
         rows += [(u.completion, None, u.failure) for u in group.unmarked]
         for completion, reward, failure in sorted(rows, key=lambda row: row[0].sample):
             about = {"prompt": group.problem.prompt, "answer": group.problem.answer}
-            record = {"step": step, **about, "reward": reward, "failure": failure, **_completion_record(completion)}
+            said = None if failure is None else failure.text
+            record = {"step": step, **about, "reward": reward, "failure": said, **_completion_record(completion)}
             yield {**record, **trained.get(completion, {})}
 
 

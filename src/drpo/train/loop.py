@@ -39,7 +39,7 @@ def train(
                 problems, completions = session.rollouts.take(step)  # this rank's; alone: all
             with session.phase("reward"):
                 groups = ranks.gather(score(problems, completions, session.rewards))
-                require_marked(groups)
+                require_marked(groups, run.marking)
             with session.phase("update"):
                 batches = make_batches(groups, parts.batching)  # one per optimiser update; weights fixed here
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
-from drpo.types import Completion, Group, Stats, Tokens
+from drpo.types import Completion, FailureKind, Group, Stats, Tokens
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
@@ -23,7 +23,12 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "sampled_tokens": "tokens sampled",
     "lag": "mean age of the weights that sampled the completions: steps trained since",
     "lag_max": "age of the oldest",
-    "reward_failed": "completions left out because their reward raised, timed out or was not a number",
+    "reward_failed": "completions whose reward failed; left out, or scored 0 where marking.on_failure is zero",
+    "reward_raised": "of these, the reward raised an exception",
+    "reward_timed_out": "of these, it ran past marking.seconds",
+    "reward_died": "of these, its process died",
+    "reward_not_finite": "of these, it returned NaN or an infinity",
+    "reward_not_a_number": "of these, it returned something else than a number or None",
     "reward_abstained": "completions left out because their reward returned None",
 }
 
@@ -63,6 +68,7 @@ def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
     rewards = torch.cat([g.rewards for g in groups]).double()
     marked = [g for g in groups if len(g.rewards)]
     unmarked = [u for g in groups for u in g.unmarked]
+    failures = [f for g in groups for f in g.failures]
     completions = [c for g in groups for c in g.completions] + [u.completion for u in unmarked]
     record = {
         "reward_mean": float(rewards.mean()),
@@ -73,7 +79,8 @@ def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
         "sampled_tokens": sum(len(c.token_ids) for c in completions),
         "lag": sum(step - 1 - c.version for c in completions) / len(completions),
         "lag_max": max(step - 1 - c.version for c in completions),
-        "reward_failed": sum(u.failure is not None for u in unmarked),
+        "reward_failed": len(failures),
+        **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
         "reward_abstained": sum(u.failure is None for u in unmarked),
     }
     return (

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from drpo.objectives import spell
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, TIMING, peak_memory, read_records
+from drpo.types import FailureKind
 
 PHASES = ("sync", "rollout", "reward", "update")
 """What a step is made of."""
@@ -40,6 +41,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str
         "sampled_tokens": sum(m["sampled_tokens"] for m in metrics),
         "trained_tokens": sum(m.get("trained_tokens", 0) for m in metrics),
         "reward_failed": sum(m["reward_failed"] for m in metrics),
+        "reward_failures": {k: sum(m.get(f"reward_{k}", 0) for m in metrics) for k in get_args(FailureKind)},
         "seconds": _seconds(timing),
         "training_seconds": sum(v for k, v in _seconds(timing).items() if k in PHASES),
         "peak_memory_bytes": peak_memory(),

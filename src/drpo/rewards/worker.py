@@ -1,0 +1,124 @@
+"""What runs in a reward's process: it reads an item, marks it, answers, until nobody asks any more.
+
+It trusts nothing that the reward may have left behind: what the reward printed went nowhere, what it forked is killed,
+and the answer is one line of JSON, so that the asker need not unpickle anything that comes from here.
+"""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any, BinaryIO
+
+import psutil
+
+from drpo.rewards import processes
+from drpo.rewards.contract import Reward
+from drpo.rewards.marking import Mark, call, one_line
+from drpo.types import Failure, Problem
+
+LENGTH = struct.Struct("!Q")
+"""An item: the number of its bytes, then a pickled (problem, text)."""
+
+
+def pack(problem: Problem, text: str) -> bytes:
+    """Return an item as it is sent."""
+    body = pickle.dumps((problem, text))
+    return LENGTH.pack(len(body)) + body
+
+
+def unpack_answer(line: bytes) -> Mark:
+    """Return the mark that stands in an answer.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    record = json.loads(line)
+    failure = record["failure"]
+    score = None if record["score"] is None else float(record["score"])
+    return Mark(score, None if failure is None else Failure(**failure), float(record["seconds"]))
+
+
+def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickled: bytes, memory: int) -> None:
+    """Say whether the reward could be imported, then mark items until there are no more; does not return.
+
+    Args:
+        items: to read from.
+        answers: to write lines to: first {"problem": why not, or null}, then a mark for each item.
+        pickled: the reward.
+        memory: bytes of address space that it may take, beyond what it has when it is imported; 0 is no limit.
+    """
+    _detach(keep=(items.fileno(), answers.fileno()))
+    reward, problem = _load(pickled)
+    # A helper process that the reward's module starts is part of the reward; one that a call starts ends with the call.
+    spared = processes.children()
+    _limit_memory(memory)
+    _write(answers.fileno(), {"problem": problem})
+    if reward is not None:
+        with open(items.fileno(), "rb", closefd=False) as stream:
+            _answer(stream, answers.fileno(), _marker(reward, os.getpid(), spared))
+    os._exit(0)  # not by way of the reward's threads and exit handlers
+
+
+def _answer(items: BinaryIO, answers: int, mark: Callable[[bytes], Mark]) -> None:
+    while header := items.read(LENGTH.size):
+        body = items.read(LENGTH.unpack(header)[0])
+        _write(answers, asdict(mark(body)))
+
+
+def _marker(reward: Reward, own: int, spared: frozenset[int]) -> Callable[[bytes], Mark]:
+    def mark(body: bytes) -> Mark:
+        try:
+            problem, text = pickle.loads(body)
+            found = call(reward, problem, text)
+        except BaseException as error:  # an item that cannot be read here; a KeyboardInterrupt of the reward's own
+            found = Mark(None, Failure("raised", one_line(error)), 0.0)
+        if os.getpid() != own:
+            os._exit(0)  # a fork that came back from the call
+        processes.end_children(spared)
+        return found
+
+    return mark
+
+
+def _detach(keep: tuple[int, ...]) -> None:
+    """Leave the terminal and the process group, and let go of every open file but `keep`.
+
+    What the reward prints goes nowhere, Ctrl-C does not reach it, and it holds nothing by which other processes of
+    multiprocessing see that the trainer has ended.
+    """
+    os.setsid()
+    processes.die_with_parent()
+    processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {0, 1, 2, *map(int, os.listdir("/dev/fd"))} - {nowhere, *keep}:
+        os.dup2(nowhere, descriptor)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _load(pickled: bytes) -> tuple[Reward | None, str | None]:
+    try:
+        return pickle.loads(pickled), None
+    except BaseException as error:
+        return None, one_line(error)
+
+
+def _limit_memory(memory: int) -> None:
+    # The address space, not RLIMIT_DATA: that does not count shared mappings, of which mmap(-1, size) makes one. On top
+    # of what there is, because libraries with GPU code reserve tens of GB that they never touch.
+    if memory and sys.platform == "linux":
+        limit = psutil.Process().memory_info().vms + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _write(to: int, record: dict[str, Any]) -> None:
+    left = memoryview(json.dumps(record).encode() + b"\n")
+    while left:
+        left = left[os.write(to, left) :]
