@@ -18,12 +18,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import worlds
-from drpo import models
+from drpo import cli, models
 from drpo.errors import InputError
 from drpo.objectives import (
     DPPO,
@@ -265,6 +267,32 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_anew_by_itself
         InputError, match=r"damaged.*no other checkpoint is left, so remove .*checkpoints to start anew"
     ):
         train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part")
+
+
+def test_a_full_disk_costs_no_checkpoint_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The second checkpoint does not fit: the first stays, nothing half written does, and the run goes on from it."""
+    full = [False]
+
+    def save_file(tensors: dict, path: Path, metadata: dict) -> None:
+        if full[0] and path.name == checkpoint.OPTIMIZER:
+            path.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        safetensors.torch.save_file(tensors, path, metadata)
+        full[0] |= path.name == checkpoint.OPTIMIZER
+
+    monkeypatch.setattr("drpo.train.checkpoint.save_file", save_file)
+    folder = tmp_path / "part"
+    options = ["--steps", "4", "--checkpoint-every", "2", "--eval-problems", "4", "--no-doctor", "--out", str(folder)]
+    assert cli.main(["train", "smoke", *options]) == 1
+    err = capsys.readouterr().err
+    assert "optimizer.safetensors: no space left on the disk; make room, then resume" in err
+    assert [p.name for p in (folder / CHECKPOINTS).iterdir()] == ["step-000002"]
+    monkeypatch.undo()
+    assert cli.main(["train", "--resume", str(folder), "--no-doctor"]) == 0
+    assert cli.main(["train", "smoke", *options[:-1], str(tmp_path / "whole")]) == 0
+    assert_same_run(tmp_path / "whole", folder)
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):

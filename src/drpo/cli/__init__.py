@@ -1,5 +1,6 @@
 """The `drpo` command: what it says of itself, and which module does what; each loads only when it is asked for."""
 
+import errno
 import logging
 import os
 import sys
@@ -70,10 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except FloatingPointError as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Checkpoints: written aside, synced, renamed; tensors as safetensors, the rest as JSON, nothing pickled."""
 
+import errno
 import hashlib
 import json
 import os
@@ -72,6 +73,28 @@ def save(
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
     ranks.meet()
+    try:
+        _fill(scratch, progress, trainable, optimizer, also, ranks)
+    except BaseException:  # a full disk among others: what is half written takes the room that is lacking
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    if ranks.first:
+        scratch.rename(final)
+        _sync(folder)
+        _prune(folder, keep)
+    ranks.meet()
+    return final
+
+
+def _fill(
+    scratch: Path,
+    progress: Progress,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    also: Callable[[Path], None] | None,
+    ranks: Ranks,
+) -> None:
+    """Write everything into the checkpoint's folder and on to the disk."""
     divided = any(isinstance(p, DTensor) for p in trainable.values())
     written = _write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
     if also is not None:
@@ -82,11 +105,6 @@ def save(
         (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: _fingerprint(progress)}}))
         for path in [*scratch.iterdir(), scratch]:
             _sync(path)
-        scratch.rename(final)
-        _sync(folder)
-        _prune(folder, keep)
-    ranks.meet()
-    return final
 
 
 def _write(
@@ -102,7 +120,13 @@ def _write(
         rows = {name: _rows(tensor.detach()) for name, tensor in tensors.items()}
         starts = {name: start for name, (_, start) in rows.items() if start}
         path = scratch / kind.replace(".", f"{part}.")
-        save_file({n: local.contiguous() for n, (local, _) in rows.items()}, path, {"starts": json.dumps(starts)})
+        whole = {name: local.contiguous() for name, (local, _) in rows.items()}
+        try:
+            save_file(whole, path, {"starts": json.dumps(starts)})
+        except SafetensorError as error:
+            if f"os error {errno.ENOSPC}" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise
         written.append(path)
     return written
 
