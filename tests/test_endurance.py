@@ -1,0 +1,75 @@
+"""Runs that are killed again and again, and one that goes on for a long time."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from drpo.train.loop import train
+from drpo.train.watch import Silent
+from killer import RUN
+from test_train import assert_same_run
+from worlds import tiny_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def killed_again_and_again(folder: Path, kills: int, seed: int) -> None:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "killer.py"), str(folder), str(kills), str(seed)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout)
+    assert said["killed"] == kills
+    train(RUN, folder / "whole")
+    for i in range(said["runs"]):
+        assert_same_run(folder / "whole", folder / f"run-{i}")
+        assert not list((folder / f"run-{i}" / "checkpoints").glob(".*"))
+
+
+def test_killed_eight_times_it_is_one_run(tmp_path: Path):
+    killed_again_and_again(tmp_path, 8, seed=1)
+
+
+@pytest.mark.slow
+def test_killed_sixty_times_it_is_one_run(tmp_path: Path):
+    killed_again_and_again(tmp_path, 60, seed=2)
+
+
+class Vitals(Silent):
+    """Memory, open files and time, a hundred steps at a time."""
+
+    def __init__(self) -> None:
+        self.process, self.begun = psutil.Process(), time.monotonic()
+        self.memory: list[int] = []
+        self.files: list[int] = []
+        self.seconds: list[float] = []
+
+    def stepped(self, step: int, *rest: object) -> None:
+        if step % 100 == 0:
+            self.memory.append(self.process.memory_info().rss)
+            self.files.append(self.process.num_fds())
+            self.seconds.append(time.monotonic() - self.begun)
+            self.begun = time.monotonic()
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_leak_nothing(tmp_path: Path):
+    watch = Vitals()
+    train(tiny_run(steps=2000, checkpoint_every=200, eval_every=500), tmp_path, watch)
+    print(f"MiB: {[m >> 20 for m in watch.memory]}\nfiles: {watch.files}\ns per 100 steps: {watch.seconds}")
+    settled, last = statistics.median(watch.memory[3:6]), statistics.median(watch.memory[-3:])
+    assert last < 1.02 * settled
+    assert max(watch.files[3:]) == min(watch.files[3:])
+    assert statistics.median(watch.seconds[-5:]) < 1.3 * statistics.median(watch.seconds[3:8])
