@@ -1,0 +1,24 @@
+"""The page's table is what the tests of the adapters found, and all of it is rounding."""
+
+import json
+
+from adapters import parity
+from adapters.cases import SPELLINGS
+
+
+def test_the_page_shows_what_was_found():
+    results = json.loads(parity.FIGURES.read_text())
+    assert parity.BEGIN + parity.table(results) + parity.END in parity.PAGE.read_text()
+    errors = [error for result in results for error in result["error"].values()]
+    assert max(errors) < 1e-6 and min(errors) > 0
+
+
+def test_every_framework_that_is_called_tested_is_in_it():
+    results = json.loads(parity.FIGURES.read_text())
+    versions: dict[str, set[str]] = {}
+    for result in results:
+        versions.setdefault(result["framework"].split(",")[0].split(" (")[0], set()).add(result["version"])
+    assert versions["TRL"] == {"1.10.0", "1.14.2", "1.16.0"} and versions["verl"] == {"0.9.1"}
+    assert {"SkyRL", "Tinker", "prime-rl", "OpenRLHF"} <= set(versions)
+    for result in results:
+        assert len(set(result["error"]) & set(SPELLINGS)) >= 4, result["framework"]
