@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from drpo import __version__
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, nearest, printable
 from drpo.spelling import import_named
 
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
@@ -91,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"drpo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"drpo: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
