@@ -260,7 +260,12 @@ def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
     if value is None and optional:
         return None
     _require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
-    return Unimported(value) if not own_code and is_foreign_code(value) else SPELLED[name][0](value)
+    if not own_code and is_foreign_code(value):
+        return Unimported(value)
+    try:
+        return SPELLED[name][0](value)
+    except InputError as error:
+        raise (error if name in str(error) else InputError(f"{name}: {error}")) from None
 
 
 def _sampling(value: Any) -> Sampling:
