@@ -1,6 +1,6 @@
 """Bad input of every kind, made up by hypothesis: one line that names it, status 2, no traceback, no hang, no code run.
 
-As many examples as `EXAMPLES` says in `make test`, ten times as many in `make test-slow`.
+As many examples as `EXAMPLES` says; ten times as many, and others, in the slow form.
 """
 
 import json
@@ -84,9 +84,7 @@ def test_configurations(run: Path, scale: int):
 NUMBERS = ("--steps", "--prompts", "--updates", "--seed", "--lag", "--sampling.samples", "--learning-rate")
 SPELLINGS = ("--objective", "--task", "--reward", "--advantage", "--reduction", "--eval-task")
 WORDS = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)
-NOT_NUMBERS = WORDS.filter(lambda w: w not in ("nan", "inf", "infinity")) | st.sampled_from(
-    ["1e400000x", "--", "1,2", "½"]
-)
+NOT_NUMBERS = WORDS.filter(lambda w: w not in ("nan", "inf", "infinity")) | st.sampled_from(["1e9x", "--", "1,2", "½"])
 PLACES = {
     "train": ("smoke",),
     "doctor": ("smoke",),
@@ -103,9 +101,8 @@ PLACES = {
 @st.composite
 def bad_commands(draw: st.DrawFn) -> list[str]:
     """Command lines that must be refused."""
-    kind = draw(
-        st.sampled_from(["command", "option", "number", "spelling", "spelling", "weights", "surplus", "nowhere"])
-    )
+    kinds = ["command", "option", "number", "spelling", "spelling", "weights", "surplus", "nowhere"]
+    kind = draw(st.sampled_from(kinds))
     name = draw(st.sampled_from(sorted(COMMANDS)))
     if kind == "command":
         return [draw(TEXT.filter(lambda t: t not in COMMANDS and t not in ("", "-h", "--help", "help", "--version")))]
@@ -149,17 +146,15 @@ def bad_data(draw: st.DrawFn) -> tuple[str, bytes]:
         at = draw(st.integers(0, len(whole)))
         return "data.jsonl", whole[:at] + draw(st.sampled_from([b"\xff", b"\xc3\x28", b"\x80abc"])) + whole[at:]
     if kind == "empty":
-        return draw(st.sampled_from(["data.jsonl", "data.json", "data.parquet"])), draw(
-            st.sampled_from([b"", b"\n \n"])
-        )
+        name = draw(st.sampled_from(["data.jsonl", "data.json", "data.parquet"]))
+        return name, draw(st.sampled_from([b"", b"\n \n"]))
     if kind == "huge":
         return "data.jsonl", b'{"question": "' + b"a" * draw(st.sampled_from([10**5, 4 * 10**6]))
     if kind == "rows":
         return "data.jsonl", whole + b"\n" + json.dumps(draw(NESTED.filter(lambda v: not isinstance(v, dict)))).encode()
     if kind == "parquet":
-        return "data.parquet", draw(
-            st.binary(max_size=64) | st.binary(max_size=64).map(lambda b: b"PAR1" + b + b"PAR1")
-        )
+        inside = draw(st.binary(max_size=64))
+        return "data.parquet", draw(st.sampled_from([inside, b"PAR1" + inside + b"PAR1"]))
     if kind == "value":
         return "data.jsonl", whole + b"\n" + json.dumps({"question": draw(CONTAINERS), "answer": "1"}).encode()
     return draw(st.sampled_from(["data.jsonl", "data.json"])), b"[" * 100_000

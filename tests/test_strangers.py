@@ -1,8 +1,9 @@
-"""A folder that a stranger made is read, reported on and resumed without running what it names; nothing is unpickled."""
+"""A stranger's folder is read, reported on and resumed without running what it names; nothing is unpickled."""
 
 import ast
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def thing(*args): ...
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stranger.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
     return tmp_path
 
 
@@ -41,10 +44,8 @@ def write_stranger(folder: Path, **fields: Any) -> None:
     (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | plain))
 
 
-FIELDS = [
-    *((name, CODE) for name in (*SPELLED, "model")),
-    ("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"),
-]
+FIELDS = [(name, CODE) for name in (*SPELLED, "model")]
+FIELDS.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
 
 
 @pytest.mark.parametrize(("field", "spelling"), FIELDS)

