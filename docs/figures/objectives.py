@@ -24,12 +24,12 @@ FOLDER = Path(__file__).parent / "objectives"
 
 
 def main() -> None:
-    """Draw them all, in few colours, so that they stay small."""
+    """Draw them all, in 128 colours, so that they stay small."""
     for name, spelled in FIGURES.items():
         path = FOLDER / f"{name}.png"
         draw_png([objectives.parse(text) for text in spelled], MUS, path)
         with Image.open(path) as drawn:
-            small = drawn.convert("RGB").quantize(32, dither=Image.Dither.NONE)
+            small = drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE)
         small.save(path, optimize=True)
 
 
