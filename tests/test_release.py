@@ -47,9 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if build is None:
         pytest.skip("build is not installed")
     folder = tmp_path_factory.mktemp("release")
-    left_out = shutil.ignore_patterns(
-        ".git", ".venv*", ".adapters", "runs", "site", "dist", "build", "__pycache__", ".*_cache"
-    )
+    left_out = shutil.ignore_patterns(".git", ".venv*", ".adapters", "runs", "site", "dist", "build", "__pycache__")
     shutil.copytree(ROOT, folder / "source", ignore=left_out, symlinks=True)
     done = subprocess.run(
         [build, "--outdir", str(folder / "dist"), str(folder / "source")], capture_output=True, text=True, check=False
@@ -89,13 +87,8 @@ def test_the_wheel_works_in_an_environment_that_has_not_this_checkout(built: Pat
     drpo_says("weights", "drpo(0.2)", "--out", "w.png")
     drpo_says("train", "smoke", "--steps", "2", "--out", "run", "--plain")
     assert (run / "w.png").stat().st_size > 10_000 and (run / "run" / "report.html").is_file()
-    where = subprocess.run(
-        [str(python), "-I", "-c", "import drpo; print(drpo.__file__)"],
-        cwd=run,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ask = [str(python), "-I", "-c", "import drpo; print(drpo.__file__)"]
+    where = subprocess.run(ask, cwd=run, capture_output=True, text=True, check=True)
     assert Path(where.stdout.strip()).is_relative_to(tmp_path / "venv")
 
 

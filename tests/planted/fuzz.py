@@ -45,14 +45,6 @@ BUGS = (
     ),
     Bug(
         20,
-        "a number of 400 digits is read",
-        LOG,
-        "    if len(digits) > 20 or abs(int(digits)) >= 2**63:",
-        "    if False:",
-        (f"{F}test_records_of_a_run[1]",),
-    ),
-    Bug(
-        20,
         "records of the wrong shape are a traceback",
         "cli/folder.py",
         "    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:",

@@ -284,9 +284,8 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
             return None
         kind = next(k for k in get_args(kind) if k is not NoneType)
     if kind in (str, bool):
-        _require(
-            isinstance(value, kind), name, _shown(value), "must be text" if kind is str else "must be true or false"
-        )
+        rule = "must be text" if kind is str else "must be true or false"
+        _require(isinstance(value, kind), name, _shown(value), rule)
         return value
     number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     _require(number, name, _shown(value), "must be a whole number" if kind is int else "must be a number")
