@@ -6,8 +6,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
+DOCS   := .venv-docs
 
-.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant format clean
+.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -24,6 +25,8 @@ help:
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff put the code in order"
+	@echo "make docs       build the documentation's site into site/, in an environment of its own ($(DOCS))"
+	@echo "make dist       build the wheel and the source distribution into dist/"
 	@echo "make clean      remove the virtual environment and caches (runs/ stays)"
 
 setup: $(STAMP)
@@ -150,5 +153,17 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(DOCS)/.ready: docs/requirements.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r docs/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/mkdocs build --strict --quiet
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) $(VLLM) .adapters .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(DOCS) .adapters .pytest_cache .mypy_cache .ruff_cache .hypothesis

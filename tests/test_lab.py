@@ -190,7 +190,7 @@ def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path
 def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
     cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none", "ppo")))
     process = subprocess.Popen(
-        [sys.executable, "-m", "drpo", "compare", "--resume", str(tmp_path), "--jobs", "2"],
+        [sys.executable, "-m", "drpo", "compare", "--resume", str(tmp_path), "--own-code", "--jobs", "2"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -1,7 +1,10 @@
 """The exceptions that mean "your input, not our bug"."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class InputError(ValueError):
@@ -14,6 +17,16 @@ class InputError(ValueError):
 
 class BrokenLogpError(InputError):
     """A sampler's log-probabilities are missing, not finite, or positive: its numbers are broken, or its weights."""
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, which could steer a terminal, as U+FFFD; tabs and line breaks stay.
+
+    Example:
+        >>> printable("red: \\x1b[31m")
+        'red: \ufffd[31m'
+    """
+    return _CONTROL.sub("\ufffd", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

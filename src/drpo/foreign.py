@@ -77,7 +77,8 @@ def base_of(folder: Path) -> str | None:
         base = json.loads(file.read_text())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
         base = None
-    if not isinstance(base, str) or not base:
+    # A colon would name code, module:function, which a folder of weights has no business to run.
+    if not isinstance(base, str) or not base or (":" in base and not Path(base).is_dir()):
         raise InputError(f"{file}: base_model_name_or_path={base!r} must name the model that the adapter is for")
     return base
 

@@ -64,7 +64,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             return _merged(Path(source), pieces)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # what a broken folder makes a library raise is anyone's guess
         raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
 
@@ -120,7 +120,7 @@ def n_parameters(name: str) -> int:
         config = AutoConfig.from_pretrained(foreign.described(source))
         with torch.device("meta"):
             return int(AutoModelForCausalLM.from_config(config).num_parameters())
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise InputError(_not_loaded(name, error)) from None
 
 
@@ -134,8 +134,13 @@ def _own(name: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def _not_loaded(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    return f"model={name!r} cannot be loaded ({reason}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
+    return f"model={name!r} cannot be loaded ({_reason(error)}); give {SMOLLM2!r}, {TINY!r}, a folder or a hub id"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, with its kind where the text alone does not say what went wrong."""
+    text = (str(error).strip() or "no reason given").splitlines()[0]
+    return text if isinstance(error, OSError | InputError) else f"{type(error).__name__}: {text}"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -151,17 +156,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return _byte_tokenizer()
     if (maker := _own(name)) is not None:
         return maker()[1]
-    source = str(_smollm2_folder()) if name == SMOLLM2 else _source(name)
+    alone = (Path(name) / "tokenizer_config.json").is_file()  # which a folder without weights may hold too
+    source = str(_smollm2_folder()) if name == SMOLLM2 else name if alone else _source(name)
     if (base := foreign.base_of(Path(source))) is not None:
         return load_tokenizer(base)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             foreign.described(source), local_files_only=True
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
         raise InputError(
-            f"model={name!r}: its tokenizer is not on this machine ({reason}); load the model once"
+            f"model={name!r}: its tokenizer is not on this machine ({_reason(error)}); load the model once"
         ) from None
     return tokenizer
 

@@ -7,11 +7,34 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from drpo.errors import InputError, nearest
 
 Table = Mapping[str, Callable[..., Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unimported:
+    """What stands for an object that a record spells as `module:name`, where the record is read without running code.
+
+    Args:
+        text: as it is spelled.
+    """
+
+    text: str
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+
+def names_code(text: str) -> bool:
+    """Whether `text` spells an object of the user's own, which is imported: `module:name` or `module:name(1, 2)`.
+
+    Example:
+        >>> names_code("my_rewards:exact"), names_code("records('C:/x.jsonl', 'question', 'answer')")
+        (True, False)
+    """
+    module, colon, _ = text.partition(":")
+    return bool(colon) and "(" not in module
 
 
 def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -54,8 +77,8 @@ def parse_any(text: str, table: Table, kind: str) -> Any:
         >>> parse_any("fractions:Fraction(3, 4)", {}, "number")
         Fraction(3, 4)
     """
-    module, colon, call = text.partition(":")
-    if not colon or "(" in module:
+    module, _, call = text.partition(":")
+    if not names_code(text):
         name, args, kwargs = split_call(text)
         if name not in table:
             raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
@@ -111,6 +134,8 @@ def format_call(value: Any, table: Table, kind: str) -> str:
     Raises:
         InputError: the value cannot be reached by a name of the table or by `module:name`.
     """
+    if isinstance(value, Unimported):
+        return value.text
     for name, entry in table.items():
         if value is entry:
             return name

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from drpo import __version__
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, nearest, printable
 from drpo.spelling import import_named
 
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
@@ -30,6 +30,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
   drpo replay RUN [--objectives ...]      ask other objectives what they would have done with a run's batch
   drpo exact                              check the theory on problems computed exactly, in seconds
+  drpo env                                versions, hardware and settings, for a report of a bug
 
 Try:
   drpo train demo                         SmolLM2-135M learns to add on a CPU, in minutes
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, str] = {
     "weights": "drpo.cli.weights",
     "replay": "drpo.cli.replay",
     "exact": "drpo.cli.exact",
+    "env": "drpo.cli.env",
 }
 """Command -> the module whose function of that name does it, given the arguments, and returns the exit status."""
 
@@ -96,7 +98,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"drpo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"drpo: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

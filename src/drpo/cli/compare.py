@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drpo.cli.folder import open_run, reading, resume_flag
 from drpo.cli.options import overridden, parse
 from drpo.cli.report import attempt
 from drpo.errors import InputError
@@ -12,14 +13,14 @@ from drpo.lab.compare import begun, models_of
 from drpo.lab.compare import compare as train_cells
 from drpo.lab.crew import fitting
 from drpo.lab.grid import REGIME, Grid, parse_arm, parse_regime, runs
-from drpo.lab.outcome import FAILED, prepare, read_comparison
+from drpo.lab.outcome import FAILED, prepare, read_cell, read_comparison
 from drpo.recipes import RECIPES, find
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.progress import ComparisonConsole
 from drpo.train.config import Run
-from drpo.train.session import CONFIG
+from drpo.train.session import CONFIG, load_run
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ class ResumeOptions:
     Args:
         jobs: cells trained at once; default: as many as memory and cores allow.
         plain: plain lines in place of the live table.
+        own_code: import the code that the cells' configurations name as module:name; only for folders that you trust.
     """
 
     jobs: int | None = None
     plain: bool = False
+    own_code: bool = False
 
 
 def compare(arguments: list[str]) -> int:
@@ -75,17 +78,22 @@ def compare(arguments: list[str]) -> int:
         folder = Path(arguments[1])
         resumed = parse(ResumeOptions, arguments[2:], f"drpo compare --resume {folder}")
         require_jobs(resumed.jobs)
-        return _compare(folder, begun(folder), resumed.jobs, resumed.plain)
+        cells = begun(folder)
+        with reading(folder):
+            for cell in cells:
+                open_run(cell, resumed.own_code)
+                read_cell(cell)
+        return _compare(folder, cells, resumed.jobs, resumed.plain)
     if not arguments or arguments[0].startswith("-"):
         if "--help" not in arguments and "-h" not in arguments:
             raise InputError(f"compare: name a recipe first; known: {', '.join(RECIPES)}")
         arguments = ["demo", "--help"]
     name, *rest = arguments
-    cells, options = planned(name, rest)
+    planned_runs, options = planned(name, rest)
     folder = options.out or Path("runs") / f"compare-{name}"
     if (folder / CONFIG).exists():
         raise InputError(f"--out {folder}: a single run is there; name another folder")
-    return _compare(folder, prepare(folder, cells), options.jobs, options.plain)
+    return _compare(folder, prepare(folder, planned_runs), options.jobs, options.plain)
 
 
 def planned(recipe: str, arguments: list[str]) -> tuple[list[Run], CompareOptions]:
@@ -139,5 +147,6 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
         if cell.status == FAILED:
             console.print(f"failed: {cell.name}: {cell.reason}", style="red", soft_wrap=True, highlight=False)
     if any(not c.over for c in comparison.cells):
-        console.print(f"go on with: drpo compare --resume {folder}", soft_wrap=True, highlight=False)
+        again = next(filter(None, (resume_flag(load_run(cell, own_code=False)) for cell in cells)), "")
+        console.print(f"go on with: drpo compare --resume {folder}{again}", soft_wrap=True, highlight=False)
     return status

@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo import models
+from drpo.cli.folder import open_run
 from drpo.cli.options import parse
 from drpo.errors import InputError
 from drpo.precision import resolve_precision
@@ -22,7 +23,7 @@ from drpo.tasks import Task
 from drpo.train.config import SPELLED, Run
 from drpo.train.evaluate import evaluate
 from drpo.train.log import METRICS
-from drpo.train.session import MODEL, load_run
+from drpo.train.session import MODEL
 from drpo.train.setup import default_device
 from drpo.types import Sampling
 
@@ -40,6 +41,8 @@ class EvalOptions:
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
         json: print the result as JSON.
+        own_code: import the task and reward that a run's configuration names as module:name; only for folders that
+            you trust.
     """
 
     task: str | None = None
@@ -50,6 +53,7 @@ class EvalOptions:
     precision: str = "auto"
     seed: int = 0
     json: bool = False
+    own_code: bool = False
 
 
 def eval(arguments: list[str]) -> int:
@@ -59,7 +63,7 @@ def eval(arguments: list[str]) -> int:
             raise InputError("eval: name a model or a run's folder first")
         arguments = ["MODEL|RUN", *arguments]
     name, *rest = arguments
-    run = load_run(Path(name)) if (Path(name) / METRICS).exists() else None
+    run = open_run(Path(name), own_code=False, needed=()) if (Path(name) / METRICS).exists() else None
     if run is not None and not (Path(name) / MODEL).exists():
         raise InputError(
             f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
@@ -70,6 +74,9 @@ def eval(arguments: list[str]) -> int:
         sampling = replace(run.sampling, samples=run.eval_samples)
         default = replace(default, sampling=sampling, problems=run.eval_problems, marking=run.marking)
     options = parse(EvalOptions, rest, f"drpo eval {name}", default)
+    if run is not None:
+        own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
+        run = open_run(Path(name), options.own_code, needed=() if options.task else own)
     task, reward = _examination(run, options)
     held_out = task.held_out(options.problems)
     transformers_logging.disable_progress_bar()

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from drpo import models
+from drpo.cli.folder import open_run
 from drpo.cli.options import parse
 from drpo.errors import InputError
 from drpo.policy import Policy
@@ -16,7 +17,7 @@ from drpo.precision import FP32
 from drpo.train import checkpoint
 from drpo.train.config import Run
 from drpo.train.log import METRICS
-from drpo.train.session import CHECKPOINTS, MODEL, load_run
+from drpo.train.session import CHECKPOINTS, MODEL
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,10 +29,12 @@ class ExportOptions:
     Args:
         step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
         dtype: fp32, as they were trained, or bf16, fp16.
+        own_code: import the model that the run's configuration names as module:name; only for folders that you trust.
     """
 
     step: int = 0
     dtype: str = "fp32"
+    own_code: bool = False
 
 
 def export(arguments: list[str]) -> int:
@@ -48,7 +51,7 @@ def export(arguments: list[str]) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"export: {target} exists and is not an empty folder; name another")
     transformers_logging.disable_progress_bar()
-    model, tokenizer = _trained(Path(name), options.step) if (Path(name) / METRICS).exists() else _given(name, options)
+    model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
     model.to(DTYPES[options.dtype]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Console().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
@@ -61,12 +64,12 @@ def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrain
     return models.load(name)
 
 
-def _trained(run: Path, step: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a run: as it ended, or as it stood at a checkpoint."""
-    config = load_run(run)
+    config, step = open_run(run, options.own_code, needed=()), options.step
     if (run / MODEL).is_dir() and step in (0, config.steps):
         return models.load(str(run / MODEL))
-    model, tokenizer = models.load(config.model)
+    model, tokenizer = models.load(open_run(run, options.own_code, needed=("model",)).model)
     policy = Policy(
         model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
     )

@@ -77,7 +77,7 @@ def _decoder(model: Path) -> Decode | None:
     transformers_logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError):
+    except Exception:  # none is there, or not one that can be read: ids do
         return None
 
     def decode(ids: Sequence[int]) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from drpo.cli.folder import open_run, reading
 from drpo.cli.options import parse
 from drpo.errors import InputError
 from drpo.lab.outcome import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
-from drpo.train.session import load_run
 
 RUN = "RUN"
 
@@ -31,10 +31,13 @@ class ReportOptions:
     Args:
         out: the file; default report.html in the folder.
         open: show it in the browser.
+        own_code: import the objective that the run's configuration names as module:name; only for folders that you
+            trust.
     """
 
     out: Path | None = None
     open: bool = False
+    own_code: bool = False
 
 
 def report(arguments: list[str]) -> int:
@@ -47,23 +50,21 @@ def report(arguments: list[str]) -> int:
     options = parse(ReportOptions, rest, f"drpo report {name}")
     folder = Path(name)
     try:
-        path = _write(folder, options.out)
-    except InputError:
-        raise
+        with reading(folder):
+            path = _write(folder, options)
     except OSError as error:
         raise InputError(f"--out {options.out or folder}: cannot be written ({error})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: its records cannot be read ({type(error).__name__}: {error})") from None
     print(f"report       {path}")
     if options.open:
         webbrowser.open(path.resolve().as_uri())
     return 0
 
 
-def _write(folder: Path, out: Path | None) -> Path:
+def _write(folder: Path, options: ReportOptions) -> Path:
     if is_comparison(folder):
-        return write_comparison_report(folder, read_comparison(folder), out)
-    return write_report(folder, load_run(folder), out)
+        return write_comparison_report(folder, read_comparison(folder), options.out)
+    # The objective is asked about every token; the others need only be shown as they are spelled.
+    return write_report(folder, open_run(folder, options.own_code, needed=("objective",)), options.out)
 
 
 def attempt(folder: Path, write: Callable[[], Path]) -> Path | None:

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from drpo import doctor
 from drpo.cli.doctor import print_finding
+from drpo.cli.folder import open_run, reading, resume_flag
 from drpo.cli.options import overridden, parse
 from drpo.cli.report import attempt
 from drpo.errors import InputError, nearest
@@ -23,8 +24,9 @@ from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
 from drpo.train.config import Run
-from drpo.train.session import CHECKPOINTS, MODEL, SUMMARY, load_run
+from drpo.train.session import CHECKPOINTS, MODEL, SUMMARY
 from drpo.train.setup import Parts, assemble
+from drpo.train.summary import summarise
 from drpo.train.watch import Silent, Together
 
 
@@ -46,6 +48,21 @@ class TrainOptions:
     track: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ResumeOptions(TrainOptions):
+    """How a run that was interrupted goes on.
+
+    Args:
+        out: not used: the run stays where it is.
+        plain: plain lines in place of the live table.
+        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
+        track: send the figures to trackers besides, as `drpo train --help` says.
+        own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
+    """
+
+    own_code: bool = False
+
+
 def train(arguments: list[str]) -> int:
     """`drpo train RECIPE [overrides]` or `drpo train --resume RUN`; of several processes, in each."""
     see_one_device()
@@ -58,10 +75,13 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
         if len(arguments) < 2:
             raise InputError("train --resume: name the run's folder")
         folder = Path(arguments[1])
-        options = parse(TrainOptions, arguments[2:], f"drpo train --resume {folder}")
+        resumed = parse(ResumeOptions, arguments[2:], f"drpo train --resume {folder}")
         if (folder / SUMMARY).exists() and not (folder / CHECKPOINTS).exists():
             raise InputError(f"{folder}: ended without a checkpoint, as a comparison's cells do; nothing to go on from")
-        return _run(load_run(folder), folder, options, ranks)
+        stored = open_run(folder, resumed.own_code)
+        with reading(folder):
+            summarise(folder, stored, None)  # what is summed up at the end has to be readable before hours are spent
+        return _run(stored, folder, resumed, ranks)
     if not arguments or arguments[0].startswith("-"):
         if "--help" in arguments or "-h" in arguments:
             print("drpo train RECIPE [--FIELD VALUE ...]\ndrpo train --resume RUN\n\nrecipes:")
@@ -96,7 +116,7 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         summary = loop.train(run, folder, Together(screen, *tracked), parts)
     pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
-    _conclude(console, folder, summary, pictures)
+    _conclude(console, folder, summary, pictures, resume_flag(run))
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
 
 
@@ -121,7 +141,9 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
     return not broken
 
 
-def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictures: Mapping[str, Path | None]) -> None:
+def _conclude(
+    console: Console, folder: Path, summary: Mapping[str, Any], pictures: Mapping[str, Path | None], again: str
+) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for when in ("before", "after"):
         found = summary[f"accuracy_{when}"]
@@ -142,7 +164,9 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], pictur
     if summary["finished"]:
         console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True, highlight=False)
     else:
-        console.print(f"stopped early; go on with: drpo train --resume {folder}", soft_wrap=True, highlight=False)
+        console.print(
+            f"stopped early; go on with: drpo train --resume {folder}{again}", soft_wrap=True, highlight=False
+        )
 
 
 def _free_folder(wanted: Path) -> Path:

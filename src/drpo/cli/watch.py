@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from drpo.cli.folder import reading
 from drpo.cli.options import parse
 from drpo.errors import InputError
 from drpo.report.follow import CELLS, Follower, find_cells
@@ -45,10 +46,12 @@ def watch(arguments: list[str]) -> int:
     if options.once or not console.is_terminal:
         # What is written to a file or a pipe has a width of its own.
         console = console if console.is_terminal else Console(width=110)
-        console.print(look(console)[0])
+        with reading(folder):
+            console.print(look(console)[0])
         return 0
     try:
-        _follow(look, console, options.every)
+        with reading(folder):
+            _follow(look, console, options.every)
     except KeyboardInterrupt:  # the way to end it
         return 0
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.lab.grid import REGIME, differing
 from drpo.train.config import Run, to_json
-from drpo.train.log import EVALUATIONS, METRICS, read_records, write_json
+from drpo.train.log import EVALUATIONS, METRICS, read_json, read_records, write_json
 from drpo.train.session import CONFIG, load_run
 
 CELLS, ORDER, OUTCOME, RESULTS = "cells", "cells.json", "outcome.json", "results.json"
@@ -144,12 +144,17 @@ def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
     Args:
         folder: of the comparison; cells that it has already stay.
         runs: of the cells.
+
+    Raises:
+        InputError: a cell's folder holds another run.
     """
     cells = [folder / CELLS / run.name for run in runs]
     for cell, run in zip(cells, runs, strict=True):
         if not (cell / CONFIG).exists():
             cell.mkdir(parents=True, exist_ok=True)
             write_json(cell / CONFIG, to_json(run))
+        elif to_json(load_run(cell, own_code=False)) != to_json(run):
+            raise InputError(f"{cell}: another run is there under this name; name another folder")
     known = [cell.name for cell in cells_of(folder)]
     ordered = dict.fromkeys([*(n for n in _order(folder) if n in known), *(run.name for run in runs)])
     write_json(folder / ORDER, {"cells": list(ordered)})
@@ -164,7 +169,10 @@ def cells_of(folder: Path) -> list[Path]:
 
 def _order(folder: Path) -> list[str]:
     path = folder / ORDER
-    return list(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.exists() else []
+    names = read_json(path).get("cells") if path.exists() else []
+    if not isinstance(names, list):
+        raise InputError(f"{path}: 'cells' must be a list of folders")
+    return [str(name) for name in names]
 
 
 def is_comparison(folder: Path) -> bool:
@@ -182,7 +190,7 @@ def read_comparison(folder: Path) -> Comparison:
     if not folders:
         return load_results(folder / RESULTS)
     environments = [cell / "environment.json" for cell in folders]
-    hardware: dict[str, Any] = next((json.loads(p.read_text(encoding="utf-8")) for p in environments if p.exists()), {})
+    hardware: dict[str, Any] = next((read_json(p) for p in environments if p.exists()), {})
     return Comparison(folder.resolve().name, tuple(map(read_cell, folders)), _hardware(hardware))
 
 
@@ -190,14 +198,14 @@ def read_cell(folder: Path) -> Cell:
     """Read one cell from the folder of its run."""
     metrics = read_records(folder / METRICS)
     try:
-        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        outcome = read_json(folder / OUTCOME)
     except FileNotFoundError:
         outcome = {"status": RUNNING if metrics else WAITING, "reason": None}
     return Cell(
         name=folder.name,
-        config=to_json(load_run(folder)),
-        status=outcome["status"],
-        reason=outcome["reason"],
+        config=to_json(load_run(folder, own_code=False)),
+        status=str(outcome.get("status")),
+        reason=outcome.get("reason"),
         series={name: tuple(m.get(name) for m in metrics) for name in SERIES},
         evaluations=tuple((e["step"], e["accuracy"]) for e in read_records(folder / EVALUATIONS)),
     )
@@ -236,7 +244,7 @@ def load_results(path: Path) -> Comparison:
         InputError: it is not there, or cannot be read.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         cells = tuple(
             Cell(
                 name=c["name"],

@@ -5,7 +5,6 @@ gradient in logp: what each objective asks of each token. Tokens share the model
 their log-probabilities is another matter; nothing here knows the weights.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, needed_divergence, parse, ratio, spell
-from drpo.train.log import ROLLOUTS, read_records
+from drpo.spelling import names_code
+from drpo.train.log import ROLLOUTS, read_json, read_records
 
 BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
 """Edges of the buckets of mu; each holds its lower edge, the last its upper too."""
@@ -69,7 +69,7 @@ def recorded(run: Path, step: int | None = None) -> Recorded:
     """
     try:
         records = read_records(run / ROLLOUTS)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{run / ROLLOUTS} cannot be read: {error}") from None
     trained = [r for r in records if "logp" in r]
     if not trained:
@@ -100,7 +100,8 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None
     advantage = torch.tensor([r["advantage"] for r in records], dtype=torch.float64).repeat_interleave(count)
     sequence = torch.arange(len(records)).repeat_interleave(count)
     has = all("divergence" in r for r in records)
-    kind = needed_divergence(parse(spelled).needs) if has and spelled is not None else None
+    known = has and spelled is not None and not names_code(spelled)  # what a folder names is not imported
+    kind = needed_divergence(parse(str(spelled)).needs) if known else None
     return Recorded(
         run=run,
         step=records[0]["step"],
@@ -124,8 +125,8 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None
 
 def _objective_of(run: Path) -> str | None:
     try:
-        spelled = json.loads((run / "config.json").read_text(encoding="utf-8"))["objective"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        spelled = read_json(run / "config.json").get("objective")
+    except FileNotFoundError:
         return None
     return spelled if isinstance(spelled, str) else None
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from scipy import stats
 
-from drpo.errors import InputError
 from drpo.lab.analysis import Condition, best, conditions, difference, label
 from drpo.lab.grid import differing
 from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, Cell, Comparison
@@ -18,6 +17,7 @@ from drpo.objectives import caution, parse
 from drpo.report.bands import over_seeds, rounded, shown_steps, spread, student
 from drpo.report.comparison_table import claim_lines, collapse, reached
 from drpo.report.facts import flat, machine
+from drpo.spelling import names_code
 
 THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""
@@ -217,10 +217,9 @@ def _cautions(objectives: Sequence[str]) -> list[str]:
     """What is to be minded, with the objectives that it is true of."""
     said: defaultdict[str, list[str]] = defaultdict(list)
     for name in objectives:
-        try:
-            text = caution(parse(name))
-        except InputError:  # one's own, which is not on this machine
+        if names_code(name):  # a page is made without running what its folder names
             continue
+        text = caution(parse(name))
         if text is not None:
             said[text].append(name)
     return [f"{', '.join(names)}: {text}." for text, names in said.items()]

@@ -1,6 +1,5 @@
 """A run on the terminal: a live table with a progress bar, or plain lines where there is no terminal."""
 
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from drpo.errors import printable
 from drpo.objectives import spell
 from drpo.train.config import Run, arithmetic
 from drpo.train.evaluate import Evaluation
@@ -23,7 +23,6 @@ from drpo.types import Group
 SAMPLE_EVERY = 4
 """Steps between sample completions."""
 _ROWS = 10
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and line breaks
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "reward": ("reward_mean", "{:.3f}"),
     "length": ("length_terminated", "{:.1f}"),
@@ -57,7 +56,7 @@ def table(rows: Iterable[Sequence[str]]) -> Table:
 
 def sample_panel(prompt: str, text: str, reward: float | None) -> Panel:
     """Return a completion in a box, under its prompt; control characters, which could steer the terminal, as U+FFFD."""
-    prompt, text = (_CONTROL.sub("\ufffd", part) for part in (prompt, text))
+    prompt, text = map(printable, (prompt, text))
     style = "green" if reward and reward > 0 else "yellow"
     body = Text.assemble((prompt, "dim"), "\n", (text.strip() or "(nothing)", style))
     said = "not marked" if reward is None else f"reward {reward:g}"

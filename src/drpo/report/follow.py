@@ -1,6 +1,5 @@
 """A run's folder, read while another process writes it: what is new since the last look, and no more."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +9,19 @@ from typing import Any
 
 from drpo.errors import InputError
 from drpo.train.evaluate import Evaluation
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, parse_json, read_json
 from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
 
 CELLS = "cells"
 """Folder of a comparison's runs."""
+_SHOWN: Mapping[str, type | tuple[type, ...]] = {
+    "name": str,
+    "model": str,
+    "objective": str,
+    "learning_rate": (int, float),
+    "seed": int,
+    "steps": int,
+}
 _LAST_BYTES = 2**16
 _MOST_BYTES = 2**24
 
@@ -63,10 +70,10 @@ class Lines:
 
 def _record(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
-    except ValueError:  # that is not JSON, or not text
+        record = parse_json(line)
+    except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def last_record(path: Path) -> Record | None:
@@ -182,7 +189,7 @@ class Follower:
             lines.refresh()
         return View(
             folder=self.folder,
-            config=_json(self.folder / CONFIG, ("name", "model", "objective", "learning_rate", "seed", "steps")),
+            config=_json(self.folder / CONFIG, _SHOWN),
             metrics=tuple(self._metrics.records),
             timing=tuple(self._timing.records),
             evaluations=[e for e in map(_evaluation, self._evaluations.records) if e is not None],
@@ -193,7 +200,7 @@ class Follower:
 
     def _summary(self) -> Record | None:
         """The summary, unless it is that of a session before the one that goes on."""
-        summary = _json(self.folder / SUMMARY, ())
+        summary = _json(self.folder / SUMMARY, {})
         # Every session writes its environment first and its summary last.
         old = _written(self.folder / SUMMARY) < _written(self.folder / ENVIRONMENT)
         return None if summary is None or (old and not summary.get("finished")) else summary
@@ -206,19 +213,18 @@ def _written(path: Path) -> float:
         return 0.0
 
 
-def _json(path: Path, needed: Sequence[str]) -> Record | None:
-    """A whole file, which its writer replaces at once; None where there is none."""
+def _json(path: Path, needed: Mapping[str, type | tuple[type, ...]]) -> Record | None:
+    """A whole file, which its writer replaces at once, with fields of these types; None where there is none."""
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    missing = [name for name in needed if not isinstance(record, dict) or name not in record]
-    if missing:
-        raise InputError(f"{path} is not of a run: {missing[0]!r} is missing")
-    plain: Record = record
-    return plain
+    for name, kind in needed.items():
+        if name not in record:
+            raise InputError(f"{path} is not of a run: {name!r} is missing")
+        if not isinstance(record[name], kind) or isinstance(record[name], bool):
+            raise InputError(f"{path} is not of a run: {name} is a {type(record[name]).__name__}")
+    return record
 
 
 def _evaluation(record: Record) -> Evaluation | None:

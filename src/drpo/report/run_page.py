@@ -1,6 +1,5 @@
 """The report of one run: report.html."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from drpo.report.payload import columns_bytes, json_bytes
 from drpo.report.seen import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
 from drpo.train.config import Run
-from drpo.train.log import EVALUATIONS, METRICS, TIMING, read_records
+from drpo.train.log import EVALUATIONS, METRICS, TIMING, read_json, read_records
 from drpo.train.session import ENVIRONMENT
 
 MOST_TOKENS = 1_500_000
@@ -76,5 +75,4 @@ def run_data(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, Any]:
 
 def _environment(folder: Path) -> Mapping[str, Any]:
     path = folder / ENVIRONMENT
-    record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return record
+    return read_json(path) if path.exists() else {}

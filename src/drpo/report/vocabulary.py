@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from drpo import models
 from drpo.errors import InputError
-from drpo.train.config import Run
+from drpo.train.config import Run, is_foreign_code
 from drpo.train.session import MODEL
 
 _WORD_START = "\u2581"
@@ -29,8 +29,13 @@ class Piece:
 
 
 def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer of a run from this machine: the trained model's, else the initial one's; None without."""
+    """Return the tokenizer of a run from this machine: the trained model's, else the initial one's; None without.
+
+    A model that the run names as module:function is not imported for it.
+    """
     exported = folder / MODEL
+    if not exported.exists() and is_foreign_code(run.model):
+        return None
     try:
         return models.load_tokenizer(str(exported) if exported.exists() else run.model)
     except InputError:

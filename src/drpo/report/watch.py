@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from drpo.errors import printable
 from drpo.report.console import cells, result, sample_panel, table
 from drpo.report.follow import View
 
@@ -71,7 +72,7 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
         return Text(f"waiting for {view.folder} to begin")
     config = view.config
     parts: list[RenderableType] = [
-        Text(f"{config['name']}: {config['model']} learns with {config['objective']}, ", style="bold")
+        Text(printable(f"{config['name']}: {config['model']} learns with {config['objective']}, "), style="bold")
         + Text(f"learning rate {config['learning_rate']:g}, seed {config['seed']}", style="bold"),
         _progress(view),
     ]

@@ -1,9 +1,12 @@
 """The whole configuration of a run: one frozen record, its checks, and how it is written down and read back."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from drpo import advantages, models, objectives, reductions
 from drpo.advantages import Advantage
@@ -13,13 +16,18 @@ from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
 from drpo.rewards import Marking, Reward
-from drpo.spelling import format_call, parse_any
+from drpo.spelling import Unimported, format_call, names_code, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
 from drpo.train.update import SCHEDULES, scheduled
 from drpo.types import Sampling
 
 ENGINES = ("transformers", "vllm", "http://HOST:PORT")
+MOST_COMPLETIONS = 2**20
+"""Of a step, and of an evaluation: more is a slip of the keyboard, and would fill the memory before it is noticed."""
+_LARGEST = 2**63 - 1
+_OWN = re.compile(r"drpo\.lab\.tail:\w+(\(.*\))?")
+"""What the stability benchmark spells as module:name, though it is this package's."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,19 @@ class Run:
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
         for name in ("learning_rate", "max_grad_norm"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
+        _require(
+            self.prompts * self.sampling.samples <= MOST_COMPLETIONS,
+            "prompts",
+            self.prompts,
+            f"with sampling.samples={self.sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions",
+        )
+        _require(
+            self.eval_problems * self.eval_samples <= MOST_COMPLETIONS,
+            "eval_problems",
+            self.eval_problems,
+            f"with eval_samples={self.eval_samples} an evaluation has more than {MOST_COMPLETIONS:,} completions",
+        )
+        _require(self.lag <= MOST_COMPLETIONS, "lag", self.lag, f"at most {MOST_COMPLETIONS:,}")
         _require(self.updates <= self.prompts, "updates", self.updates, f"at most prompts={self.prompts}")
         _require(self.lag > 0 or not self.overlap, "overlap", self.overlap, "needs a lag of at least 1; set --lag 1")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must be in [0, 1)")
@@ -209,22 +230,87 @@ def to_json(run: Run) -> dict[str, Any]:
     return plain
 
 
-def from_json(record: Mapping[str, Any]) -> Run:
+def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
     """Build a run from what `to_json` wrote.
+
+    Args:
+        record: by name of field; those that are left out have their defaults.
+        own_code: import what fields spell as `module:name`; False puts an `Unimported` in its place, which spells as
+            before and can do nothing.
 
     Raises:
         InputError: an unknown field, or a value that a field refuses.
     """
-    known = {f.name for f in fields(Run)}
+    if not isinstance(record, Mapping):
+        raise InputError(f"the configuration is {_shown(record)}; it must be an object with the fields of a run")
+    kinds = {f.name: f.type for f in fields(Run)}
     values: dict[str, Any] = {}
     for name, value in record.items():
-        if name not in known:
-            raise InputError(f"unknown field {name!r} in the configuration{nearest(name, known)}")
-        if value is not None and name in SPELLED:
-            value = SPELLED[name][0](value)
+        if name not in kinds:
+            raise InputError(f"unknown field {name!r} in the configuration{nearest(name, kinds)}")
+        if name in SPELLED:
+            values[name] = _spelled(name, value, NoneType in get_args(kinds[name]), own_code)
         elif name in NESTED:
-            value = NESTED[name](**value)
+            values[name] = _nested(name, value, NESTED[name])
         elif name == "betas":
-            value = tuple(value)
-        values[name] = value
+            _require(isinstance(value, list | tuple) and len(value) == 2, name, _shown(value), "must be two numbers")
+            values[name] = tuple(_plain(name, v, float) for v in value)
+        else:
+            values[name] = _plain(name, value, kinds[name])
     return replace(Run(), **values)
+
+
+def is_foreign_code(text: str) -> bool:
+    """Whether a spelling, or a model's name, would run code that is not this package's.
+
+    Example:
+        >>> is_foreign_code("my_rewards:exact"), is_foreign_code("addition(1, 50)"), is_foreign_code("http://host:80")
+        (True, False, True)
+    """
+    return names_code(text) and not _OWN.fullmatch(text)
+
+
+def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
+    if value is None and optional:
+        return None
+    _require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
+    if not own_code and is_foreign_code(value):
+        return Unimported(value)
+    try:
+        return SPELLED[name][0](value)
+    except InputError as error:
+        raise (error if name in str(error) else InputError(f"{name}: {error}")) from None
+
+
+def _nested(name: str, value: Any, kind: Any) -> Any:
+    _require(isinstance(value, Mapping), name, _shown(value), "must be an object with the fields that --help shows")
+    kinds = {f.name: f.type for f in fields(kind)}
+    for inner in value:
+        if inner not in kinds:
+            raise InputError(f"unknown field '{name}.{inner}' in the configuration{nearest(inner, kinds)}")
+    return kind(**{inner: _plain(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
+
+
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """The value of a field that is text, a switch or a number, or None where the field may be."""
+    if NoneType in get_args(kind):
+        if value is None:
+            return None
+        kind = next(k for k in get_args(kind) if k is not NoneType)
+    if kind in (str, bool):
+        rule = "must be text" if kind is str else "must be true or false"
+        _require(isinstance(value, kind), name, _shown(value), rule)
+        return value
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    _require(number, name, _shown(value), "must be a whole number" if kind is int else "must be a number")
+    _require(abs(value) <= _LARGEST and math.isfinite(value), name, _shown(value), "is too large, or no number")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one line, not too long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits; nested too deeply
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."

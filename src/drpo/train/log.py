@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpo.errors import InputError
 from drpo.types import Batch, Completion, Failure, Group, Sampling, Stats, TopK
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
@@ -75,12 +76,64 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     scratch.replace(path)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says; NaN and infinities are numbers here, as in metrics.
+
+    Raises:
+        ValueError: it is not text or not JSON, is nested too deeply, or has a whole number beyond 64 bits.
+    """
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float and a tensor have room for."""
+    if len(digits) > 20 or abs(int(digits)) >= 2**63:
+        raise ValueError(f"{digits[:20]}... is too large a number")
+    return int(digits)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        record = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds a {type(record).__name__}, not an object with named fields")
+    return record
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out."""
+    """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out.
+
+    Raises:
+        InputError: a line is no record of a step.
+    """
     with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.endswith(b"\n"):
-                yield line.decode("utf-8"), json.loads(line)
+                yield _record(line, path, number)
+
+
+def _record(line: bytes, path: Path, number: int) -> tuple[str, dict[str, Any]]:
+    try:
+        text = line.decode("utf-8")
+        record = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path} line {number} cannot be read: {error}") from None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise InputError(f"{path} line {number} is not a record with a step, a whole number")
+    return text, record
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from drpo.train.log import (
     Clock,
     RunLog,
     environment,
+    read_json,
     read_records,
     rollout_records,
     trained_records,
@@ -230,15 +230,21 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path, own_code: bool = True) -> Run:
     """Return the configuration of the run in `folder`.
+
+    Args:
+        folder: of the run.
+        own_code: import what it spells as `module:name`; see `from_json`.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
     """
     try:
-        return from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        record = read_json(folder / CONFIG)
     except FileNotFoundError:
         raise InputError(f"{folder}: no run there ({CONFIG} is missing)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder / CONFIG} cannot be read: {error}") from None
+    try:
+        return from_json(record, own_code)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None

@@ -1,0 +1,37 @@
+"""Draws the figure of every page in docs/objectives: `python docs/figures/objectives.py`."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from drpo import objectives
+from drpo.report.weights import draw_png
+
+FIGURES = {
+    "drpo": ("drpo(0.2)", "drpo(0.2, power=0.5)", "drpo(0.2, outside=0.15)", "drpo(12.5)"),
+    "dppo": ("dppo(0.15)", "dppo(0.05, divergence='kl')", "drpo(0.15)"),
+    "spo": ("spo(0.2)", "spo(12.5)", "drpo(0.2)"),
+    "ppo": ("ppo(0.2, 0.28)", "ppo(0.2, 0.2, dual=3)", "dppo(0.15)"),
+    "gspo": ("gspo(3e-4, 4e-4)", "ppo(0.2, 0.28)"),
+    "cispo": ("cispo(0.2, 0.28)", "ppo(0.2, 0.28)"),
+    "sapo": ("sapo(1.0, 1.05)", "ppo(0.2, 0.28)"),
+    "masks": ("mask(0.15)", "dppo(0.15)", "penalty('tv', 0.5)", "penalty('k1', 0.5)", "penalty('k3', 0.5)"),
+    "importance_sampling": ("none", "tis(2)", "drpo(0.2)"),
+}
+"""Page -> what is drawn on it."""
+MUS = (0.02, 0.3, 0.7)
+FOLDER = Path(__file__).parent / "objectives"
+
+
+def main() -> None:
+    """Draw them all, in 128 colours, so that they stay small."""
+    for name, spelled in FIGURES.items():
+        path = FOLDER / f"{name}.png"
+        draw_png([objectives.parse(text) for text in spelled], MUS, path)
+        with Image.open(path) as drawn:
+            small = drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Folders that someone else may have made: what they hold is read without running it, and what is wrong named."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drpo.errors import InputError
+from drpo.train.config import SPELLED, Run, is_foreign_code, to_json
+from drpo.train.session import CONFIG, load_run
+
+CODE = (*SPELLED, "model")
+"""The fields that may name code."""
+
+
+def open_run(folder: Path, own_code: bool, needed: Collection[str] = CODE) -> Run:
+    """Return the run of a folder that someone else may have made.
+
+    Args:
+        folder: of the run.
+        own_code: import what its configuration spells as `module:name`, as `--own-code` asks.
+        needed: the fields that the command cannot do without.
+
+    Raises:
+        InputError: a needed field is code, and the command did not say that it may run.
+    """
+    run = load_run(folder, own_code)
+    code = {} if own_code else foreign_code(run)
+    for name in needed:
+        if name in code:
+            raise InputError(
+                f"{folder / CONFIG}: {name}={code[name]!r} would run code that this folder names; "
+                "where you trust it, add --own-code"
+            )
+    return run
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn what records of the wrong shape make the reader raise into one line.
+
+    Args:
+        folder: that is read, for the message.
+
+    Raises:
+        InputError: in place of the reader's own error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{folder}: its records cannot be read ({type(error).__name__}: {error})") from None
+
+
+def foreign_code(run: Run) -> dict[str, str]:
+    """Return the fields of a run that are code which is not this package's: name -> spelling."""
+    spelled = {name: text for name, text in to_json(run).items() if name in CODE and text is not None}
+    found = {name: text for name, text in spelled.items() if is_foreign_code(text)}
+    for name in ("task", "eval_task"):
+        reward = getattr(getattr(run, name), "reward_name", "")
+        if is_foreign_code(reward):
+            found[name] = reward
+    return found
+
+
+def resume_flag(run: Run) -> str:
+    """Return what a command that goes on with this run needs behind the folder."""
+    return " --own-code" if foreign_code(run) else ""

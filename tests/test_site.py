@@ -1,0 +1,104 @@
+"""The documentation's site: every page is in the navigation, what the build reads is there, and it builds."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from drpo import objectives
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LINKS = load(DOCS / "site_links.py")
+CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+def pages(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [page for inner in (nav.values() if isinstance(nav, dict) else nav) for page in pages(inner)]
+
+
+def test_the_navigation_names_every_page_once():
+    named = pages(LINKS.expanded(CONFIG["nav"], DOCS))
+    assert sorted(named) == sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
+
+
+def test_what_the_build_reads_is_there():
+    assert all((ROOT / hook).is_file() for hook in CONFIG["hooks"])
+    (handler,) = [plugin["mkdocstrings"] for plugin in CONFIG["plugins"] if isinstance(plugin, dict)]
+    python = handler["handlers"]["python"]
+    assert all((ROOT / path).is_file() for path in python["options"]["extensions"]) and python["paths"] == ["src"]
+    pinned = (DOCS / "requirements.txt").read_text()
+    assert all(re.search(rf"^{name}==\d", pinned, flags=re.M) for name in ("mkdocs", "mkdocs-material", "mkdocstrings"))
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "reference").glob("*.md")), ids=lambda p: p.name)
+def test_the_reference_names_modules_that_there_are(path: Path):
+    for name in re.findall(r"^::: (\S+)", path.read_text(), flags=re.M):
+        where = ROOT / "src" / Path(*name.split("."))
+        assert where.with_suffix(".py").is_file() or (where / "__init__.py").is_file(), name
+
+
+def test_every_objective_has_a_page_with_its_figure():
+    text = {path.stem: path.read_text() for path in (DOCS / "objectives").glob("*.md")}
+    figures = load(DOCS / "figures" / "objectives.py").FIGURES
+    drawn = {objectives.parse(spelled).__class__ for spellings in figures.values() for spelled in spellings}
+    assert drawn >= {type(maker()) if name == "none" else maker for name, maker in objectives.TABLE.items()}
+    for name, spellings in figures.items():
+        assert (DOCS / "figures" / "objectives" / f"{name}.png").is_file()
+        assert f"../figures/objectives/{name}.png" in text[name]
+        assert all(f'"{spelled}"' in text[name] for spelled in spellings)
+        for heading in ("## From mathematics to code", "## Symptoms"):
+            assert heading in text[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "found"),
+    [
+        ("[a](../README.md)", "index.md", "a (`README.md`)"),
+        ("[b](../../src/x.py)", "guides/g.md", "b (`src/x.py`)"),
+        ("[`README.md`](../README.md)", "index.md", "`README.md`"),
+        ("[c](other.md#top)", "guides/g.md", "[c](other.md#top)"),
+        ("[d](https://example.org)", "index.md", "[d](https://example.org)"),
+        ("![e](figures/f.png)", "index.md", "![e](figures/f.png)"),
+        ("[f](#here)", "index.md", "[f](#here)"),
+    ],
+)
+def test_links_out_of_the_site_say_where_the_file_is(text: str, source: str, found: str):
+    assert LINKS.rewritten(text, source, None) == found
+
+
+def test_with_a_repository_they_lead_there():
+    found = LINKS.rewritten("[a](../src/x.py#L3)", "index.md", "https://host/drpo/")
+    assert found == "[a](https://host/drpo/blob/main/src/x.py#L3)"
+
+
+@pytest.mark.slow
+def test_it_builds_without_a_warning_and_asks_no_network(tmp_path: Path):
+    mkdocs = shutil.which("mkdocs") or ROOT / ".venv-docs" / "bin" / "mkdocs"
+    if not Path(mkdocs).exists():
+        pytest.skip("mkdocs is not here: make docs")
+    command = [str(mkdocs), "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = [p.read_text() for p in (tmp_path / "site").rglob("*.html")]
+    assert len(built) > 30
+    fetched = [u for t in built for u in re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=\"(https?://[^\"]+)", t)]
+    assert not fetched, fetched

@@ -1,0 +1,168 @@
+"""A stranger's folder is read, reported on and resumed without running what it names; nothing is unpickled."""
+
+import ast
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drpo import models
+from drpo.cli import folder as folders
+from drpo.errors import InputError
+from drpo.train.config import SPELLED, from_json, to_json
+from drpo.train.session import CONFIG
+from hand_run import write_run
+from hostile import refused, said
+from worlds import tiny_run
+
+SOURCES = sorted((Path(__file__).resolve().parents[1] / "src" / "drpo").rglob("*.py"))
+CODE = "stranger:thing"
+STRANGER = """
+from pathlib import Path
+Path("ran").touch()
+def thing(*args): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    return tmp_path
+
+
+def write_stranger(folder: Path, **fields: Any) -> None:
+    """A run whose configuration names code."""
+    write_run(folder)
+    plain = {"task": "addition(1, 9)"} | fields
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | plain))
+
+
+FIELDS = [(name, CODE) for name in (*SPELLED, "model")]
+FIELDS.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
+
+
+@pytest.mark.parametrize(("field", "spelling"), FIELDS)
+def test_no_command_imports_what_a_folder_names(here: Path, field: str, spelling: str):
+    write_stranger(here / "run", **{field: spelling})
+    commands = (["train", "--resume", "run"], ["report", "run"], ["watch", "run", "--once"], ["eval", "run"])
+    commands += (["replay", "run"], ["export", "run", "exported"])
+    statuses = {command[0]: said(command).status for command in commands}
+    assert not (here / "ran").exists() and not (here / "owned").exists()
+    assert statuses["train"] == 2 and statuses["watch"] == 0
+    assert statuses["report"] == (2 if field == "objective" else 0)
+
+
+@pytest.mark.parametrize(("field", "spelling"), FIELDS)
+def test_a_resume_names_the_code_and_the_way_to_allow_it(here: Path, field: str, spelling: str):
+    write_stranger(here / "run", **{field: spelling})
+    line = refused(["train", "--resume", "run"])
+    assert field in line and CODE in line and "--own-code" in line and CONFIG in line
+
+
+def test_code_that_is_allowed_runs(here: Path):
+    write_stranger(here / "run", reward=CODE)
+    folders.open_run(here / "run", own_code=True)
+    assert (here / "ran").exists()
+
+
+def test_a_comparison_of_a_stranger_is_shown_and_not_resumed(here: Path):
+    write_stranger(here / "run" / "cells" / "a", objective=CODE)
+    (here / "run" / "cells" / "a" / "outcome.json").write_text('{"status": "finished", "reason": null}')
+    assert said(["report", "run"]).status == 0
+    assert "--own-code" in refused(["compare", "--resume", "run"])
+    assert not (here / "ran").exists()
+
+
+def test_a_configuration_read_without_code_is_spelled_as_it_was(here: Path):
+    record = to_json(tiny_run()) | dict.fromkeys(SPELLED, CODE)
+    assert to_json(from_json(record, own_code=False)) == record
+
+
+def test_what_the_stability_benchmark_names_is_ours():
+    run = from_json(to_json(tiny_run()) | {"task": "drpo.lab.tail:Tail('noise')", "reward": None}, own_code=False)
+    assert "task" not in folders.foreign_code(run)
+    sneaky = ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.lab.tail:torch.load('x')", "drpo.models:tiny")
+    for spelling in sneaky:
+        assert folders.foreign_code(from_json({"task": spelling}, own_code=False)) == {"task": spelling}
+
+
+def test_an_adapter_cannot_name_code_as_its_base(here: Path):
+    (here / "adapter").mkdir()
+    (here / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": CODE}))
+    for load in (models.load, models.load_tokenizer, models.n_parameters):
+        with pytest.raises(InputError, match="base_model_name_or_path"):
+            load(str(here / "adapter"))
+    assert not (here / "ran").exists()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+def test_a_pickle_in_a_model_is_not_run(here: Path):
+    model, tokenizer = models.tiny()
+    model.save_pretrained(here / "model")
+    tokenizer.save_pretrained(here / "model")
+    (here / "model" / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Bomb()}, here / "model" / "pytorch_model.bin")
+    with pytest.raises(InputError):
+        models.load(str(here / "model"))
+    assert not (here / "ran").exists()
+
+
+def test_a_model_that_brings_its_own_code_is_refused(here: Path):
+    model, tokenizer = models.tiny()
+    model.save_pretrained(here / "model")
+    tokenizer.save_pretrained(here / "model")
+    config = json.loads((here / "model" / CONFIG).read_text())
+    own = {"model_type": "strange", "auto_map": {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M"}}
+    (here / "model" / CONFIG).write_text(json.dumps(config | own))
+    shutil.copy("stranger.py", here / "model" / "stranger.py")
+    with pytest.raises(InputError):
+        models.load(str(here / "model"))
+    assert not (here / "ran").exists()
+
+
+def test_what_steers_a_terminal_is_not_printed(here: Path):
+    write_stranger(here / "run", name="\x1b[2J\x07evil", model="\x1b]0;x")
+    watched = said(["watch", "run", "--once"])
+    assert watched.status == 0 and "evil" in watched.out and "\x1b" not in watched.out
+    (here / "run" / CONFIG).write_text(json.dumps({"\x1b[2J": 1}))
+    assert "\x1b" not in refused(["report", "run"])
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func), node) for node in found]
+
+
+UNPICKLING = {"pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "joblib.load"}
+UNPICKLING |= {"cloudpickle.loads", "marshal.loads", "shelve.open", "numpy.load", "np.load", "yaml.load"}
+EVALUATING = {"eval", "exec", "compile", "__import__", "runpy.run_path", "os.system", "os.popen"}
+OWN_PICKLES = {"rewards/pool.py"}
+"""Between a process and its own children, of what it has pickled itself."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCES[0].parent)))
+def test_nothing_is_unpickled_or_evaluated(path: Path):
+    for name, call in calls(path):
+        given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert name not in EVALUATING, f"{path}: {name}"
+        assert name not in UNPICKLING or any(path.match(f"*/{p}") for p in OWN_PICKLES), f"{path}: {name}"
+        assert given.get("shell", "False") == "False" and given.get("allow_pickle", "False") == "False"
+        assert given.get("trust_remote_code", "False") == "False", f"{path}: {name}"
+        if name.split(".")[-2:] == ["torch", "load"]:
+            assert given.get("weights_only") == "True", f"{path}: {name}"
+
+
+def test_the_search_for_such_calls_finds_them():
+    names = [name for path in SOURCES for name, _ in calls(path)]
+    assert "torch.load" in names and "pickle.loads" in names and "AutoTokenizer.from_pretrained" in names
