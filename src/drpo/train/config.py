@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from drpo import advantages, models, objectives, reductions
 from drpo.advantages import Advantage
@@ -297,6 +297,9 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
         if value is None:
             return None
         kind = next(k for k in get_args(kind) if k is not NoneType)
+    if get_origin(kind) is Literal:
+        _one_of(name, str(value), get_args(kind))
+        return value
     if kind in (str, bool):
         rule = "must be text" if kind is str else "must be true or false"
         _require(isinstance(value, kind), name, _shown(value), rule)
