@@ -27,7 +27,8 @@ from drpo.train.config import Run
 from drpo.train.session import CHECKPOINTS, MODEL, SUMMARY
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
-from drpo.train.watch import Silent, Together
+from drpo.train.watch import Together
+from drpo.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ class TrainOptions:
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
         track: send the figures to trackers besides: trackio, tensorboard, wandb (offline unless WANDB_MODE or
             WANDB_API_KEY is set); one that fails costs a line, not the run.
+        stall: seconds that a phase of a step may take before the process ends itself with status 75, for whoever
+            started it to resume it; the stacks are left in stalled.txt. 0 waits for ever.
     """
 
     out: Path | None = None
     plain: bool = False
     doctor: bool = True
     track: tuple[str, ...] = ()
+    stall: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class ResumeOptions(TrainOptions):
         plain: plain lines in place of the live table.
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
         track: send the figures to trackers besides, as `drpo train --help` says.
+        stall: seconds that a phase may take, as `drpo train --help` says.
         own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
     """
 
@@ -108,13 +113,15 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
     if ranks.most(examined and not _sound(run, parts, console)):
         return 1
     if not ranks.first:
-        loop.train(run, folder, Silent(), parts)
+        with Watchdog(folder, options.stall, ranks.rank) as watchdog:
+            loop.train(run, folder, watchdog, parts)
         return 0
     screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
     with screen, ExitStack() as stack:
         trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
         tracked = [stack.enter_context(tracker) for tracker in trackers]
-        summary = loop.train(run, folder, Together(screen, *tracked), parts)
+        watchdog = stack.enter_context(Watchdog(folder, options.stall))
+        summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
     pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
     _conclude(console, folder, summary, pictures, resume_flag(run))
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0

@@ -1,0 +1,95 @@
+"""Ends a process whose work has come to a standstill, and says where it stood."""
+
+import faulthandler
+import os
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from drpo.train.config import Run
+from drpo.train.watch import Silent
+
+STALLED, STATUS = "stalled.txt", 75
+"""The file in a run's folder, and the exit status (EX_TEMPFAIL: try again)."""
+
+GRACE = 30.0
+"""Seconds that Python has to end the process by itself before the interpreter is ended from outside."""
+
+
+class Watchdog(Silent):
+    """While entered, ends the process when a phase of a run does not end; it watches the run as any other watcher does.
+
+    An engine may hang in code that no exception reaches. The stacks of all threads go to `stalled.txt` in the run's
+    folder, one line to stderr, and the process ends with status 75. The run's last checkpoint is whole, so that
+    `drpo train --resume` does the same step again. Where Python itself is held, the stacks are written and the process
+    is ended half a minute later by the interpreter's own watchdog, with status 1.
+
+    Args:
+        folder: of the run.
+        seconds: that a phase may take; 0 is for ever.
+        rank: of several processes; all but the first write to `stalled-RANK.txt`.
+    """
+
+    def __init__(self, folder: Path, seconds: float, rank: int = 0) -> None:
+        self._path = folder / (STALLED if rank == 0 else f"stalled-{rank}.txt")
+        self._seconds = seconds
+        self._doing, self._step = "starting", 0
+        self._timer: threading.Timer | None = None
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "Watchdog":
+        if self._seconds:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+            self._arm()
+        return self
+
+    def started(self, run: Run, folder: Path, step: int) -> None:
+        """Count from here."""
+        self._step = step
+
+    def phase(self, name: str) -> None:
+        """Something else begins, so what went before has ended."""
+        self._doing = f"{name}, step {self._step + 1}"
+        self._arm()
+
+    def stepped(self, step: int, *rest: object) -> None:
+        """Count on."""
+        self._step = step
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._disarm()
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+    def _arm(self) -> None:
+        if self._file is None:
+            return
+        self._disarm()
+        faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True, file=self._file)
+        self._timer = threading.Timer(self._seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _disarm(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        assert self._file is not None
+        print(f"{self._doing}: not done in {self._seconds:g} s", file=self._file, flush=True)
+        faulthandler.dump_traceback(file=self._file, all_threads=True)
+        self._file.flush()
+        print(
+            f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}; "
+            f"`drpo train --resume {self._path.parent}` goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(STATUS)
