@@ -76,7 +76,11 @@ def test_configurations(run: Path, scale: int):
     def check(case: tuple[tuple[bytes, str], tuple[str, ...]]) -> None:
         (data, named), command = case
         (run / CONFIG).write_bytes(data)
-        assert named in refused(command)
+        if command[0] == "export":  # it needs few of the fields, and code that others name is left alone
+            shutil.rmtree("exported", ignore_errors=True)
+            read_or_refused(command)
+        else:
+            assert named in refused(command)
 
     fuzz("configuration", scale, st.tuples(bad_configurations(good), st.sampled_from(READERS)), check)
 
@@ -233,11 +237,7 @@ def test_checkpoints(run: Path, scale: int):
         whole = path.read_bytes()
         path.write_bytes(data)
         try:
-            if command[0] == "train" or path.name == "weights.safetensors":
-                assert checkpoint.name in refused(command)
-            else:
-                shutil.rmtree("exported", ignore_errors=True)
-                read_or_refused(command)
+            assert checkpoint.name in refused(command)
         finally:
             path.write_bytes(whole)
 

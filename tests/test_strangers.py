@@ -147,15 +147,18 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 UNPICKLING = {"pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "joblib.load"}
 UNPICKLING |= {"cloudpickle.loads", "marshal.loads", "shelve.open", "numpy.load", "np.load", "yaml.load"}
 EVALUATING = {"eval", "exec", "compile", "__import__", "runpy.run_path", "os.system", "os.popen"}
-OWN_PICKLES = {"rewards/pool.py"}
+OWN_PICKLES = {"rewards/pool.py", "rewards/worker.py"}
 """Between a process and its own children, of what it has pickled itself."""
+MEANT = {("rewards/sandboxed.py", "exec"), ("rewards/sandboxed.py", "compile"), ("rewards/python.py", "compile")}
+"""The one place that runs a model's code, inside its sandbox, and a look at whether a test is Python."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCES[0].parent)))
 def test_nothing_is_unpickled_or_evaluated(path: Path):
     for name, call in calls(path):
         given = {k.arg: ast.unparse(k.value) for k in call.keywords}
-        assert name not in EVALUATING, f"{path}: {name}"
+        meant = any(path.match(f"*/{file}") and name == call_name for file, call_name in MEANT)
+        assert name not in EVALUATING or meant, f"{path}: {name}"
         assert name not in UNPICKLING or any(path.match(f"*/{p}") for p in OWN_PICKLES), f"{path}: {name}"
         assert given.get("shell", "False") == "False" and given.get("allow_pickle", "False") == "False"
         assert given.get("trust_remote_code", "False") == "False", f"{path}: {name}"

@@ -59,8 +59,8 @@ BUGS = (
         16,
         "an export of a run's end is the untrained model",
         "cli/export.py",
-        "    checkpoint.restore(_checkpoint(run, config, step), policy.trainable(), None)\n",
-        "    _checkpoint(run, config, step)\n",
+        "    checkpoint.restore(chosen, policy.trainable(), None)\n",
+        "",
         (f"{T}test_the_last_checkpoint_exports_what_the_run_exported",),
     ),
 )

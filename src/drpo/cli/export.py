@@ -73,7 +73,9 @@ def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTra
     policy = Policy(
         model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
     )
-    checkpoint.restore(_checkpoint(run, config, step), policy.trainable(), None)
+    chosen = _checkpoint(run, config, step)
+    checkpoint.require_sound(chosen)
+    checkpoint.restore(chosen, policy.trainable(), None)
     return policy.plain(), tokenizer
 
 
