@@ -41,7 +41,7 @@ from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark, Marking
 from drpo.rollout import TransformersEngine
-from drpo.train.score import score
+from drpo.train.score import require_marked, score
 from drpo.train.update import make_optimizer, update
 from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, Stats
 from tiny_world import (
@@ -647,15 +647,16 @@ def test_a_failure_may_end_the_run_in_one_line() -> None:
     problems, completions = fake_rollout(set())
     pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, Marking(on_failure="error"))
     with pytest.raises(InputError, match=r"failed on 1 of 20 completions, first on one of problem 'p1': it raised; "):
-        score(problems, completions, pool)
+        require_marked(score(problems, completions, pool), pool.marking)
 
 
 @pytest.mark.parametrize("failure", [RAISED, None], ids=["failed", "abstained"])
 def test_a_rollout_without_a_single_mark_is_refused(failure: Failure | None) -> None:
     """Nothing could be averaged over it, let alone trained."""
     problems, completions = fake_rollout(set())
+    groups = score(problems, completions, StubPool(lambda problem, text: None, failure))
     with pytest.raises(InputError, match="it raised" if failure else "abstained"):
-        score(problems, completions, StubPool(lambda problem, text: None, failure))
+        require_marked(groups, Marking())
     assert score([], [], StubPool(lambda problem, text: None)) == []
 
 

@@ -203,7 +203,7 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
 
 
 def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(tmp_path: Path):
-    base = tiny_run(steps=3, updates=1, refresh_every=3, learning_rate=1e-2)  # from step 2 on off-policy
+    base = tiny_run(steps=3, updates=1, refresh_every=3, learning_rate=1e-2, max_skipped=0)  # from step 2 on off-policy
     cells = runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken", "worlds:EXITS", "none"))
     found = {c.objective: c for c in trained(tmp_path, prepare(tmp_path, cells), jobs=1).cells}
     breaks = found["worlds:BREAKS_LATER"]

@@ -290,7 +290,10 @@ def test_a_step_without_updates_has_the_rollouts_figures_alone() -> None:
 def test_every_figure_is_described() -> None:
     tokens, entropy = random_tokens(100, 2)
     record = step_metrics(3, some_groups(), [stats_of(tokens, entropy, slice(0, 100), 0)], DPPO(0.15))
-    assert record.keys() == ROLLOUT_METRICS.keys() | TOKEN_METRICS.keys() | UPDATE_METRICS.keys()
+    described = ROLLOUT_METRICS.keys() | TOKEN_METRICS.keys() | UPDATE_METRICS.keys()
+    assert record.keys() == described - {"skipped_updates"}
+    skipped = replace(stats_of(tokens, entropy, slice(0, 100), 0), taken=False)
+    assert step_metrics(3, some_groups(), [skipped], DPPO(0.15)).keys() == ROLLOUT_METRICS.keys() | {"skipped_updates"}
 
 
 # ---- pass@k and the interval ----

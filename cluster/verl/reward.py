@@ -8,7 +8,7 @@ import threading
 from functools import cache
 from typing import Any
 
-from drpo.rewards import RewardPool, math_verify
+from drpo.rewards import Marking, RewardPool, math_verify
 from drpo.types import Problem
 
 SECONDS = 10.0
@@ -37,6 +37,6 @@ def compute_score(
 
 @cache
 def _pool() -> RewardPool:
-    pool = RewardPool(math_verify, timeout=SECONDS).__enter__()
+    pool = RewardPool(math_verify, Marking(seconds=SECONDS)).__enter__()
     atexit.register(pool.__exit__)
     return pool

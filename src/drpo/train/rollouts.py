@@ -103,8 +103,8 @@ class Rollouts:
         self.settle()
         done = list(takewhile(lambda rollout: rollout.exception() is None, self._ahead))
         done = done[: -self._ranks.most(-len(done))]
-        own = [{"rollout": i, **in_flight_record(c)} for i, r in enumerate(done) for c in r.result()[1]]
-        records = sorted(self._ranks.gather(own), key=lambda r: int(r["rollout"]))
+        own = [{"step": step + i, **in_flight_record(c)} for i, r in enumerate(done) for c in r.result()[1]]
+        records = sorted(self._ranks.gather(own), key=lambda r: int(r["step"]))
         if not self._ranks.first:
             return
         if records:
@@ -122,8 +122,8 @@ class Rollouts:
         try:
             records = read_records(folder / IN_FLIGHT)
             ahead = [
-                self._own(self._problems(step + i), [completion_of(r, self._run.sampling) for r in of_one])
-                for i, of_one in groupby(records, key=lambda r: int(r["rollout"]))
+                self._own(self._problems(number), [completion_of(r, self._run.sampling) for r in of_one])
+                for number, of_one in groupby(records, key=lambda r: int(r["step"]))
             ]
             if (folder / OLD_WEIGHTS).exists():
                 with safe_open(folder / OLD_WEIGHTS, "pt") as held:
