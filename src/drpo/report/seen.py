@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from drpo.objectives import Objective, gradient_weight, outside, ratio, shift
-from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records
+from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records, token_advantages
 from drpo.types import Tokens
 
 State = Literal["trained", "skipped", "unmarked", "unrecorded"]
@@ -162,7 +162,7 @@ def tokens_of(records: Sequence[Mapping[str, Any]]) -> Tokens:
     return Tokens(
         logp=column("logp"),
         behavior_logp=column("behavior_logp"),
-        advantage=torch.tensor([r["advantage"] for r in records], dtype=torch.float32).repeat_interleave(counts),
+        advantage=torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float32),
         keep=torch.ones(int(counts.sum()), dtype=torch.bool),
         sequence=torch.arange(len(records)).repeat_interleave(counts),
         divergence=column("divergence") if "divergence" in records[0] else None,

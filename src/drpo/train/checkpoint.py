@@ -73,7 +73,7 @@ def save(
         scratch.mkdir(parents=True)
     ranks.meet()
     divided = any(isinstance(p, DTensor) for p in trainable.values())
-    written = _write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
+    written = write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
     if also is not None:
         also(scratch)
     sums = dict(ranks.gather([(path.name, _sum(path)) for path in written]))
@@ -89,10 +89,14 @@ def save(
     return final
 
 
-def _write(
-    scratch: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+def write(
+    scratch: Path,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks = ALONE,
+    prefix: str = "",
 ) -> list[Path]:
-    """Write this rank's rows of everything, and where each tensor's rows begin."""
+    """Write this rank's rows of everything, and where each tensor's rows begin, in files whose names begin so."""
     names = {id(p): name for name, p in trainable.items()}
     moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
     generator = {"rng:torch": torch.get_rng_state()} if ranks.first else {}
@@ -101,7 +105,7 @@ def _write(
     for kind, tensors in ((WEIGHTS, dict(trainable)), (OPTIMIZER, {**generator, **moments})):
         rows = {name: _rows(tensor.detach()) for name, tensor in tensors.items()}
         starts = {name: start for name, (_, start) in rows.items() if start}
-        path = scratch / kind.replace(".", f"{part}.")
+        path = scratch / f"{prefix}{kind.replace('.', f'{part}.')}"
         save_file({n: local.contiguous() for n, (local, _) in rows.items()}, path, {"starts": json.dumps(starts)})
         written.append(path)
     return written
@@ -166,7 +170,10 @@ def require_sound(checkpoint: Path) -> None:
 
 
 def restore(
-    checkpoint: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
+    checkpoint: Path,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    prefix: str = "",
 ) -> Progress:
     """Put a checkpoint's values into the parameters and the optimiser, to the bit.
 
@@ -176,6 +183,7 @@ def restore(
         checkpoint: a folder that `save` made.
         trainable: parameters by name, of the same shapes; on this rank perhaps some rows of each.
         optimizer: over these parameters, or None to load the weights alone.
+        prefix: of the files' names, as they were written.
 
     Returns:
         Where the run stood.
@@ -186,7 +194,7 @@ def restore(
     try:
         progress, _ = _state(checkpoint)
         with ExitStack() as stack:
-            weights = _Pieces(checkpoint, WEIGHTS, stack)
+            weights = _Pieces(checkpoint, prefix + WEIGHTS, stack)
             if weights.names != trainable.keys():
                 odd = sorted(weights.names ^ trainable.keys())[0]
                 raise InputError(f"checkpoint {checkpoint} is of another model: parameter {odd!r} is only on one side")
@@ -194,7 +202,7 @@ def restore(
                 for name, parameter in trainable.items():
                     weights.copy(name, parameter)
             if optimizer is not None:
-                _restore_moments(optimizer, trainable, _Pieces(checkpoint, OPTIMIZER, stack))
+                _restore_moments(optimizer, trainable, _Pieces(checkpoint, prefix + OPTIMIZER, stack))
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -206,7 +214,9 @@ class _Pieces:
     """The tensors of one kind in a checkpoint, whichever files their rows are in."""
 
     def __init__(self, checkpoint: Path, kind: str, stack: ExitStack) -> None:
-        self._files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(checkpoint.glob(kind.replace(".", "*.")))]
+        self._files = [
+            stack.enter_context(safe_open(path, "pt")) for path in sorted(checkpoint.glob(kind.replace(".", "*.")))
+        ]
         if not self._files:
             raise FileNotFoundError(f"no {kind} in it")
         self._starts = [json.loads((file.metadata() or {}).get("starts", "{}")) for file in self._files]
