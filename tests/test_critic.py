@@ -188,7 +188,6 @@ def learner_of(critic: Critic, settings: GAE = GAE(), *, still: bool = True) -> 
     return ValueLearner(critic, optimizer, replace(settings, learning_rate=0.0) if still else settings, 1e30)
 
 
-@torch.no_grad()
 def values_of(critic: Critic, c: Completion) -> Tensor:
     """[N] from one plain pass: the value of what stands before each token."""
     ids = torch.cat([c.prompt_ids, c.token_ids])
@@ -216,7 +215,7 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1
 @pytest.mark.parametrize("budget", [1, 163, 10_000])
 def test_values_are_those_of_the_text_before_each_token(budget: int, shared: bool, groups: list[Group]):
     critic = critic_of(wide=True)
-    wanted = [values_of(critic, c) for g in groups for c in g.completions]
+    wanted = [values_of(critic, c).detach() for g in groups for c in g.completions]
     critic.shares_prompts = shared
     (batch,) = make_batches(groups, how(micro_batch_tokens=budget, share_prompts=shared))
     with torch.no_grad():
@@ -238,7 +237,7 @@ def test_appraisal_gives_each_token_its_advantage(whiten: bool, groups: list[Gro
     batches = learner_of(critic, settings).appraise(make_batches(groups, how(updates=2)))
     rewards = [r for g in groups for r in g.rewards.tolist()]
     texts = [c for g in groups for c in g.completions]
-    values = [values_of(critic, c) for c in texts]
+    values = [values_of(critic, c).detach() for c in texts]
     plain = [
         torch.tensor(by_definition([0.0] * (len(v) - 1) + [r], v.tolist(), 0.99, 0.9))
         for v, r in zip(values, rewards, strict=True)
@@ -259,14 +258,34 @@ def test_appraisal_gives_each_token_its_advantage(whiten: bool, groups: list[Gro
     assert first == len(texts)
 
 
+def moved(batch: Batch) -> Batch:
+    """As if the critic had learnt since it appraised the batch: some of its values have left the clip."""
+    micros = [replace(m, value=m.value + 0.1 * torch.sin(m.target.float())) for m in batch.micro_batches]
+    return replace(batch, micro_batches=tuple(micros))
+
+
+def test_its_gradient_is_that_of_the_plain_formula(groups: list[Group]):
+    learner = learner_of(critic_of(), GAE(clip=0.05))
+    batch = moved(learner.appraise(make_batches(groups, how()))[0])
+    found = gradients(learner, batch)
+    old, earned, weight = (column(batch.micro_batches, name) for name in ("value", "returns", "weight"))
+    loss = torch.tensor(0.0)
+    for i, c in enumerate(batch.completions):
+        value = values_of(learner.critic, c)
+        near = torch.minimum(torch.maximum(value, old[i] - 0.05), old[i] + 0.05)
+        worse = torch.where((near - earned[i]).abs() > (value - earned[i]).abs(), near, value)
+        loss = loss + (weight[i] * (worse - earned[i]) ** 2 / 2).sum()
+    parameters = learner.critic.trainable()
+    wanted = torch.autograd.grad(loss, list(parameters.values()))
+    close(found, dict(zip(parameters, wanted, strict=True)), 1e-4)
+
+
 def test_splitting_a_batch_changes_nothing(groups: list[Group]):
     wanted = None
     for budget in (10_000, 163, 1):
         learner = learner_of(critic_of(), GAE(clip=0.05))
         batch = learner.appraise(make_batches(groups, how(micro_batch_tokens=budget)))[0]
-        # As if the critic had learnt since: some of its values have left the clip.
-        moved = [replace(m, value=m.value + 0.1 * torch.sin(m.target.float())) for m in batch.micro_batches]
-        found = gradients(learner, replace(batch, micro_batches=tuple(moved)))
+        found = gradients(learner, moved(batch))
         wanted = wanted or found
         close(found, wanted)
 
