@@ -23,7 +23,9 @@ from drpo.gae import GAE, explained_variance, gae, parse, spell, value_loss, whi
 from drpo.lab.replay import recorded
 from drpo.objectives import DRPO, PPOClip, gradient_weight
 from drpo.reductions import Horizon
-from drpo.report.seen import tokens_of
+from drpo.report.distribution import trained_columns
+from drpo.report.run_page import write_report
+from drpo.report.seen import read_rollouts, tokens_of
 from drpo.train import checkpoint
 from drpo.train.config import Run, from_json, learning_rate, to_json
 from drpo.train.log import METRICS, ROLLOUTS, read_records
@@ -429,9 +431,12 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
     assert differing and all(len(set(r["advantages"])) > 1 for r in differing)
     for r in differing:
         assert sum(r["advantages"]) / len(r["advantages"]) == pytest.approx(r["advantage"], abs=1e-6)
+    columns = trained_columns(read_rollouts(tmp_path, run.objective, most_tokens=10**6))
+    assert columns["advantage"].tolist() == tokens_of(records).advantage.tolist()
     replayed = recorded(tmp_path, step=2)
     last = [a for r in records if r["step"] == 2 for a in r.get("advantages", [r["advantage"]] * len(r["token_ids"]))]
     assert replayed.tokens.advantage.tolist() == last
+    assert write_report(tmp_path, run).stat().st_size > 0
     every = torch.tensor(last)
     assert float(every.mean()) == pytest.approx(0, abs=1e-5) and float(every.std(correction=0)) == pytest.approx(1)
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from drpo.objectives import DPPO, DRPO, SPO, Objective, PPOClip, region_radius, spell
 from drpo.report.seen import Rollouts
-from drpo.train.log import token_advantages
 
 N_SCATTERED = 3000
 N_BINS = 60
@@ -135,7 +134,7 @@ def trained_columns(rollouts: Rollouts) -> Mapping[str, NDArray[Any]]:
         "mu": joined([c.mu for c, _ in trained]),
         "pi": joined([s.pi for _, s in trained]),
         "weight": joined([s.weight for _, s in trained]),
-        "advantage": joined([np.array(token_advantages(c.record)) for c, _ in trained]),
+        "advantage": joined([s.advantage for _, s in trained]),
         "step": np.repeat(np.array([c.record["step"] for c, _ in trained], dtype=int), counts),
     }
 

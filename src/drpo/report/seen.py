@@ -16,7 +16,7 @@ from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records, token_ad
 from drpo.types import Tokens
 
 State = Literal["trained", "skipped", "unmarked", "unrecorded"]
-PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence")
+PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence", "advantages")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Seen:
         ratio: r = pi / mu, as the objective computes it (capped at e^20).
         shift: D = pi - mu.
         weight: the gradient weight w.
+        advantage: of the completion, or of each token where a critic gave it.
         outside: bool; True where the policy has left the objective's region.
     """
 
@@ -35,6 +36,7 @@ class Seen:
     ratio: NDArray[np.float32]
     shift: NDArray[np.float32]
     weight: NDArray[np.float32]
+    advantage: NDArray[np.float32]
     outside: NDArray[np.bool_]
 
 
@@ -147,7 +149,8 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Se
     """
     lengths = [len(r["token_ids"]) for r in records]
     tokens = tokens_of(records)
-    columns = (ratio(tokens), shift(tokens), gradient_weight(objective, tokens), outside(objective, tokens))
+    weight = gradient_weight(objective, tokens)
+    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside(objective, tokens))
     parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
     return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
 
