@@ -32,7 +32,7 @@ class GAE:
         >>> parse("gae(1.0, 0.9, clip=None)")
         GAE(gamma=1.0, lam=0.9, learning_rate=1e-05, clip=None, updates=1, warmup=0, whiten=True)
         >>> spell(GAE(lam=0.9))
-        'gae(1.0, lam=0.9)'
+        'gae(1.0, 0.9)'
     """
 
     gamma: float = 1.0
