@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from drpo import models
+from drpo.gae import GAE
 from drpo.ranks import joined
 from drpo.train.config import Run
 from drpo.train.loop import train
@@ -23,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     # AdamW makes whole steps of gradients that are but rounding, so this one takes small ones.
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "learning_rate": 2e-4},
     "terms": {"prompts": 3, "updates": 1, "reference_kl": 0.1, "entropy_bonus": 0.01, "lag": 1, "refresh_every": 2},
+    # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
+    "critic": {"prompts": 3, "sampling": sampling(samples=1), "critic": GAE(learning_rate=1e-3, updates=2)},
 }
 
 

@@ -18,6 +18,7 @@ RANK = {
     "objectives": 2,
     "advantages": 2,
     "reductions": 2,
+    "gae": 2,
     "ops": 3,
     "methods": 3,
     "adapters": 3,
@@ -32,6 +33,7 @@ RANK = {
     "batch": 6,
     "packing": 6,
     "policy": 7,
+    "critic": 7,
     "sharding": 8,
     "exact": 9,
     "train": 9,
@@ -43,7 +45,18 @@ RANK = {
     "__main__": 14,
     "__init__": 0,
 }
-MATHEMATICS = ("objectives", "advantages", "reductions", "methods", "ops", "types", "errors", "seeds", "spelling")
+MATHEMATICS = (
+    "objectives",
+    "advantages",
+    "reductions",
+    "gae",
+    "methods",
+    "ops",
+    "types",
+    "errors",
+    "seeds",
+    "spelling",
+)
 # An optional backend may be missing, and may be imported where it is used: (file, module).
 OPTIONAL = {
     ("ops/triton.py", "triton"),

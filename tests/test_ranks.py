@@ -45,7 +45,7 @@ def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The runs of a single process."""
-    folders = {kind: tmp_path_factory.mktemp("alone") / kind for kind in ("many", "few", "terms")}
+    folders = {kind: tmp_path_factory.mktemp("alone") / kind for kind in ("many", "few", "terms", "critic")}
     for kind, folder in folders.items():
         train(run_of(kind), folder)
     return folders
@@ -93,6 +93,7 @@ def test_several_processes_are_one_run(processes: int, kind: str, shard: str, al
         (2, "few", "fsdp"),
         (2, "terms", "none"),
         (3, "terms", "fsdp"),
+        (2, "critic", "none"),
     ],
 )
 def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: dict[str, Path], tmp_path: Path):

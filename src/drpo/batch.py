@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 import torch
@@ -19,7 +19,8 @@ class Batching:
 
     Args:
         updates: optimiser updates per rollout; each takes its share of the groups.
-        advantage: rewards of a group -> advantages.
+        advantage: rewards of a group -> advantages; None where a critic makes them of the rewards, which stand in their
+            place until then, and where a group of one completion is as good as any.
         reduction: weight per token.
         micro_batch_tokens: most places that go through the model at once; one completion always may.
         skip_zero_advantage: leave out completions whose gradient is exactly 0; the normaliser still counts them.
@@ -28,7 +29,7 @@ class Batching:
     """
 
     updates: int
-    advantage: Advantage
+    advantage: Advantage | None
     reduction: Reduction
     micro_batch_tokens: int
     skip_zero_advantage: bool
@@ -39,8 +40,8 @@ class Batching:
 def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
     """Split a rollout's groups, in order, into the batches of its optimiser updates.
 
-    A group left with fewer than two marked completions has nothing to compare and is dropped. All weights are fixed
-    here, over each whole batch.
+    A group left with fewer than two marked completions has nothing to compare and is dropped, unless a critic makes the
+    advantages. All weights are fixed here, over each whole batch.
 
     Args:
         groups: of one rollout.
@@ -51,7 +52,8 @@ def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
     """
     edges = [len(groups) * i // how.updates for i in range(how.updates + 1)]
     parts = [groups[start:end] for start, end in pairwise(edges)]
-    usable = [[g for g in part if len(g.completions) >= 2] for part in parts]
+    least = 1 if how.advantage is None else 2
+    usable = [[g for g in part if len(g.completions) >= least] for part in parts]
     return [_batch(part, how) for part in usable if part]
 
 
@@ -76,9 +78,15 @@ def split_micro_batch(
     for i in micro.sequence.unique().tolist():
         of_one = micro.sequence == i
         prompt = tuple(completions[i].prompt_ids.tolist())
-        advantage = float(micro.advantage[of_one][0])
-        rows.append(_Row(completions[i], prompt, 0 if share_prompts else i, advantage, i, micro.weight[of_one]))
-    return [_micro_batch(part) for part in _within_budget(rows, budget)]
+        rows.append(_Row(completions[i], prompt, 0 if share_prompts else i, 0.0, i, micro.weight[of_one]))
+    return [_as_before(_micro_batch(part), micro) for part in _within_budget(rows, budget)]
+
+
+def _as_before(part: MicroBatch, micro: MicroBatch) -> MicroBatch:
+    """What the tokens of a part had in the micro-batch that it is of."""
+    own = torch.cat([(micro.sequence == i).nonzero()[:, 0] for i in part.sequence.unique_consecutive()])
+    value, returns = (None if x is None else x[own] for x in (micro.value, micro.returns))
+    return replace(part, advantage=micro.advantage[own], value=value, returns=returns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +113,7 @@ class _Row:
 
 def _batch(groups: Sequence[Group], how: Batching) -> Batch:
     completions = [c for g in groups for c in g.completions]
-    advantages = torch.cat([how.advantage(g.rewards) for g in groups])
+    advantages = torch.cat([g.rewards if how.advantage is None else how.advantage(g.rewards) for g in groups])
     lengths = torch.tensor([len(c.token_ids) for c in completions])
     sequence = torch.arange(len(completions)).repeat_interleave(lengths)
     weights = how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from drpo.types import Layout
+from drpo.types import Layout, MicroBatch
 
 log = logging.getLogger("drpo")
 
@@ -370,6 +370,20 @@ def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
     out = model.get_decoder()(input_ids=input_ids[ids], use_cache=False)
     hidden: Tensor = out.last_hidden_state.flatten(0, 1)[slot.to(input_ids.device)]
     return hidden
+
+
+def predicting(model: PreTrainedModel, micro: MicroBatch, dtype: torch.dtype, *, shared: bool) -> Tensor:
+    """Return the last hidden states [T, H] that predict a micro-batch's tokens.
+
+    Args:
+        model: whose decoder runs.
+        micro: on the model's device.
+        dtype: of the products, and of the states.
+        shared: `packed`, as `adopt` returned True for the model; else `padded`.
+    """
+    with torch.autocast(micro.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        hidden = (packed if shared else padded)(model, micro.input_ids, micro.layout)
+    return hidden[micro.position].to(dtype)
 
 
 @torch.no_grad()

@@ -108,10 +108,7 @@ class Policy:
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """[T, H] the states that predict the trained tokens."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            run = packing.packed if self.shares_prompts else packing.padded
-            hidden = run(self.model, micro.input_ids, micro.layout)
-        return hidden[micro.position].to(self.dtype)
+        return packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -119,9 +116,7 @@ class Policy:
 
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
-        for parameter in self.trainable().values():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        ranks.add(p.grad for p in self.trainable().values() if p.grad is not None)
+        ranks.add_gradients(self.trainable().values())
 
     def state(self) -> Mapping[str, Tensor]:
         """The weights by the plain model's parameter names, float32, for an engine or a file.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from drpo.errors import InputError
 
@@ -67,6 +67,14 @@ class Ranks:
             waiting = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
             for work in waiting:
                 work.wait()
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each parameter's gradient by its sum over the ranks; one that has none counts as zero."""
+        gradients = []
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+        self.add(gradients)
 
     def most(self, value: int) -> int:
         """Return the largest of the values that the ranks bring."""

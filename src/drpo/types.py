@@ -124,8 +124,12 @@ would not be those of the law that was sampled; set --sampling.top-p 1
         if self.top_logprobs < 0:
             raise InputError(f"sampling.top_logprobs={self.top_logprobs}: must be 0 (none) or positive")
 
-    def require_trainable(self) -> None:
-        """Refuse a law that training cannot correct for: truncated support, temperature 0, or one sample a group."""
+    def require_trainable(self, least: int = 2) -> None:
+        """Refuse a law that training cannot correct for: truncated support or temperature 0; or too few samples.
+
+        Args:
+            least: samples of a prompt; 1 where they are not compared with each other, but a critic gives advantages.
+        """
         truncated = "because the sampler's log-probabilities would not be those of the law that was sampled"
         if self.top_p != 1:
             raise InputError(
@@ -137,10 +141,10 @@ would not be those of the law that was sampled; set --sampling.top-p 1
             )
         if self.temperature == 0:
             raise InputError("sampling.temperature=0: training needs a temperature above 0; greedy is for evaluation")
-        if self.samples < 2:
+        if self.samples < least:
             raise InputError(
                 f"sampling.samples={self.samples}: an advantage compares the samples of one prompt; "
-                "training needs at least 2"
+                "training needs at least 2, or a critic"
             )
 
 
@@ -344,6 +348,9 @@ class MicroBatch:
         sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
         weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
         top: the sampler's likeliest tokens at each of the T, or None where it did not report them for all.
+        value: [T] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
+            None without a critic, as `returns`.
+        returns: [T] float32, reward units; what the values should have been.
     """
 
     input_ids: Tensor
@@ -355,6 +362,8 @@ class MicroBatch:
     sequence: Tensor
     weight: Tensor
     top: TopK | None = None
+    value: Tensor | None = None
+    returns: Tensor | None = None
 
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """These tokens with the current policy's log-probabilities `logp` [T], and how far it has moved at each [T]."""
@@ -374,7 +383,7 @@ class Batch:
     Args:
         micro_batches: the completions that go through the model, split by token budget.
         completions: the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
-        advantages: [S] float32; of each.
+        advantages: [S] float32; of each; the mean of its tokens' where a critic gives every token its own.
         n_tokens: kept tokens in the update, skipped ones too.
         n_skipped: completions whose advantage, and so whose gradient, is exactly 0.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 from drpo.errors import InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, needed_divergence, parse, ratio, spell
 from drpo.spelling import names_code
-from drpo.train.log import ROLLOUTS, read_json, read_records
+from drpo.train.log import ROLLOUTS, read_json, read_records, token_advantages
 
 BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
 """Edges of the buckets of mu; each holds its lower edge, the last its upper too."""
@@ -97,7 +97,7 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None
         return torch.tensor([x for r in records for x in r[name]], dtype=torch.float64)
 
     count = torch.tensor(lengths)
-    advantage = torch.tensor([r["advantage"] for r in records], dtype=torch.float64).repeat_interleave(count)
+    advantage = torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float64)
     sequence = torch.arange(len(records)).repeat_interleave(count)
     has = all("divergence" in r for r in records)
     known = has and spelled is not None and not names_code(spelled)  # what a folder names is not imported

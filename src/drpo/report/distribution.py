@@ -134,7 +134,7 @@ def trained_columns(rollouts: Rollouts) -> Mapping[str, NDArray[Any]]:
         "mu": joined([c.mu for c, _ in trained]),
         "pi": joined([s.pi for _, s in trained]),
         "weight": joined([s.weight for _, s in trained]),
-        "advantage": np.repeat([c.record["advantage"] for c, _ in trained], counts),
+        "advantage": joined([s.advantage for _, s in trained]),
         "step": np.repeat(np.array([c.record["step"] for c, _ in trained], dtype=int), counts),
     }
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from drpo.objectives import Objective, gradient_weight, outside, ratio, shift
-from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records
+from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records, token_advantages
 from drpo.types import Tokens
 
 State = Literal["trained", "skipped", "unmarked", "unrecorded"]
-PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence")
+PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence", "advantages")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Seen:
         ratio: r = pi / mu, as the objective computes it (capped at e^20).
         shift: D = pi - mu.
         weight: the gradient weight w.
+        advantage: of the completion, or of each token where a critic gave it.
         outside: bool; True where the policy has left the objective's region.
     """
 
@@ -35,6 +36,7 @@ class Seen:
     ratio: NDArray[np.float32]
     shift: NDArray[np.float32]
     weight: NDArray[np.float32]
+    advantage: NDArray[np.float32]
     outside: NDArray[np.bool_]
 
 
@@ -147,7 +149,8 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Se
     """
     lengths = [len(r["token_ids"]) for r in records]
     tokens = tokens_of(records)
-    columns = (ratio(tokens), shift(tokens), gradient_weight(objective, tokens), outside(objective, tokens))
+    weight = gradient_weight(objective, tokens)
+    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside(objective, tokens))
     parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
     return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
 
@@ -162,7 +165,7 @@ def tokens_of(records: Sequence[Mapping[str, Any]]) -> Tokens:
     return Tokens(
         logp=column("logp"),
         behavior_logp=column("behavior_logp"),
-        advantage=torch.tensor([r["advantage"] for r in records], dtype=torch.float32).repeat_interleave(counts),
+        advantage=torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float32),
         keep=torch.ones(int(counts.sum()), dtype=torch.bool),
         sequence=torch.arange(len(records)).repeat_interleave(counts),
         divergence=column("divergence") if "divergence" in records[0] else None,

@@ -96,7 +96,7 @@ def _fill(
 ) -> None:
     """Write everything into the checkpoint's folder and on to the disk."""
     divided = any(isinstance(p, DTensor) for p in trainable.values())
-    written = _write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
+    written = write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
     if also is not None:
         also(scratch)
     sums = dict(ranks.gather([(path.name, _sum(path)) for path in written]))
@@ -107,10 +107,14 @@ def _fill(
             _sync(path)
 
 
-def _write(
-    scratch: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+def write(
+    scratch: Path,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks = ALONE,
+    prefix: str = "",
 ) -> list[Path]:
-    """Write this rank's rows of everything, and where each tensor's rows begin."""
+    """Write this rank's rows of everything, and where each tensor's rows begin, in files whose names begin so."""
     names = {id(p): name for name, p in trainable.items()}
     moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
     generator = {"rng:torch": torch.get_rng_state()} if ranks.first else {}
@@ -119,7 +123,7 @@ def _write(
     for kind, tensors in ((WEIGHTS, dict(trainable)), (OPTIMIZER, {**generator, **moments})):
         rows = {name: _rows(tensor.detach()) for name, tensor in tensors.items()}
         starts = {name: start for name, (_, start) in rows.items() if start}
-        path = scratch / kind.replace(".", f"{part}.")
+        path = scratch / f"{prefix}{kind.replace('.', f'{part}.')}"
         whole = {name: local.contiguous() for name, (local, _) in rows.items()}
         try:
             save_file(whole, path, {"starts": json.dumps(starts)})
@@ -190,7 +194,10 @@ def require_sound(checkpoint: Path) -> None:
 
 
 def restore(
-    checkpoint: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
+    checkpoint: Path,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    prefix: str = "",
 ) -> Progress:
     """Put a checkpoint's values into the parameters and the optimiser, to the bit.
 
@@ -200,6 +207,7 @@ def restore(
         checkpoint: a folder that `save` made.
         trainable: parameters by name, of the same shapes; on this rank perhaps some rows of each.
         optimizer: over these parameters, or None to load the weights alone.
+        prefix: of the files' names, as they were written.
 
     Returns:
         Where the run stood.
@@ -210,7 +218,7 @@ def restore(
     try:
         progress, _ = _state(checkpoint)
         with ExitStack() as stack:
-            weights = _Pieces(checkpoint, WEIGHTS, stack)
+            weights = _Pieces(checkpoint, prefix + WEIGHTS, stack)
             if weights.names != trainable.keys():
                 odd = sorted(weights.names ^ trainable.keys())[0]
                 raise InputError(f"checkpoint {checkpoint} is of another model: parameter {odd!r} is only on one side")
@@ -218,7 +226,7 @@ def restore(
                 for name, parameter in trainable.items():
                     weights.copy(name, parameter)
             if optimizer is not None:
-                _restore_moments(optimizer, trainable, _Pieces(checkpoint, OPTIMIZER, stack))
+                _restore_moments(optimizer, trainable, _Pieces(checkpoint, prefix + OPTIMIZER, stack))
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from drpo import advantages, models, objectives, reductions
+from drpo import advantages, gae, models, objectives, reductions
 from drpo.advantages import Advantage
 from drpo.errors import InputError, nearest
+from drpo.gae import GAE
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
@@ -43,7 +44,9 @@ class Run:
         reward: exact_number, math_verify, or your own module:function; None is the task's own.
         eval_task: problems to evaluate on; None holds some of the task's own back.
         objective: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
-        advantage: mean, zscore, rloo, maxrl.
+        advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
+        critic: gae(1.0, 0.95): a value model, trained beside the policy, gives every token its advantage (PPO with a
+            critic), also to a prompt's only sample; None compares a prompt's samples.
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
@@ -90,6 +93,7 @@ class Run:
     eval_task: Task | None = None
     objective: Objective = field(default_factory=DRPO)
     advantage: Advantage = advantages.mean
+    critic: GAE | None = None
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sampling: Sampling = field(default_factory=Sampling)
     marking: Marking = field(default_factory=Marking)
@@ -122,7 +126,7 @@ class Run:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.sampling.require_trainable()
+        self.sampling.require_trainable(least=2 if self.critic is None else 1)
         if needed_divergence(self.objective.needs) is not None and self.sampling.top_logprobs == 0:
             object.__setattr__(self, "sampling", replace(self.sampling, top_logprobs=DEFAULT_K))
         for name in (
@@ -161,6 +165,8 @@ class Run:
         if not self.engine.startswith(("http://", "https://")):
             _one_of("engine", self.engine, ENGINES)
         _one_of("shard", self.shard, ("none", "fsdp"))
+        together = self.shard == "none" or self.critic is None
+        _require(together, "critic", self.critic, "is held whole by every process; set --shard none")
         whole = self.shard == "none" or not self.lora_rank
         _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
         for name in ("precision", "rollout_precision"):
@@ -178,7 +184,9 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def learning_rate(run: Run, step: int, update: int) -> float:
-    """Return the learning rate of a step's update, both counted from 0."""
+    """Return the learning rate of a step's update, both counted from 0; 0 while only the critic learns."""
+    if run.critic is not None and step < run.critic.warmup:
+        return 0.0
     return scheduled(
         run.learning_rate,
         run.schedule,
@@ -209,6 +217,7 @@ SPELLED: Mapping[str, tuple[Any, Any]] = {
     "reward": (lambda text: parse_any(text, REWARDS, "reward"), lambda value: format_call(value, REWARDS, "reward")),
     "objective": (objectives.parse, objectives.spell),
     "advantage": (advantages.parse, advantages.spell),
+    "critic": (gae.parse, gae.spell),
     "reduction": (reductions.parse, reductions.spell),
 }
 

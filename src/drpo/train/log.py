@@ -148,9 +148,9 @@ Trained = Mapping[Completion, Mapping[str, Any]]
 def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained:
     """Return, for each completion that took part in an update, what it takes to ask any objective about it.
 
-    "update" counts a step's updates from 0; "advantage"; "logp", the policy's before that update, and "divergence",
-    where the objective reads one: a number for each token. A completion that was skipped, because its gradient is 0,
-    has neither.
+    "update" counts a step's updates from 0; "advantage", and "advantages" where a critic gave its tokens different
+    ones, of which the former is the mean; "logp", the policy's before that update, and "divergence", where the
+    objective reads one: a number for each token. One that was skipped, because its gradient is 0, has none of these.
 
     Args:
         batches: of a step's updates, in order.
@@ -170,7 +170,21 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained
                 parts = column[order].split(counts.tolist())
                 for n, part in zip(trained.tolist(), parts, strict=True):
                     records[batch.completions[n]][name] = _decimals(part)
+        for n, part in zip(trained.tolist(), seen.tokens.advantage[order].split(counts.tolist()), strict=True):
+            if (part != batch.advantages[n]).any():
+                records[batch.completions[n]]["advantages"] = _decimals(part)
     return records
+
+
+def token_advantages(record: Mapping[str, Any]) -> list[float]:
+    """Return the advantage of each token of a completion that took part in an update, from its record.
+
+    Example:
+        >>> token_advantages({"token_ids": [7, 0], "advantage": 0.5})
+        [0.5, 0.5]
+    """
+    given: list[float] = record.get("advantages") or [record["advantage"]] * len(record["token_ids"])
+    return given
 
 
 def _decimals(values: Tensor) -> list[float]:

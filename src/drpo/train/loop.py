@@ -29,7 +29,7 @@ def train(
         FloatingPointError: more gradients in a row were not finite than `run.max_skipped`.
     """
     parts = parts or assemble(run)
-    policy, optimizer, ranks = parts.policy, parts.optimizer, parts.ranks
+    policy, optimizer, learner, ranks = parts.policy, parts.optimizer, parts.learner, parts.ranks
     with Session(run, folder, parts, watch or Silent(), keep_model) as session:
         session.evaluate_at_start()
         for step in session.steps():
@@ -42,10 +42,13 @@ def train(
                 require_marked(groups, run.marking)
             with session.phase("update"):
                 batches = make_batches(groups, parts.batching)  # one per optimiser update; weights fixed here
+                if learner:  # a critic's advantage for every token, in place of one from the group for a completion
+                    batches = learner.appraise(batches)
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
                     update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms, ranks)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
-            session.finish_step(groups, batches, stats)
+                lessons = learner.learn(batches) if learner else {}
+            session.finish_step(groups, batches, stats, lessons)
     return session.summary

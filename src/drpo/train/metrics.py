@@ -62,6 +62,15 @@ UPDATE_METRICS: Mapping[str, str] = {
     "skipped_updates": "updates of the step that were skipped, their gradient not being finite; absent where none",
 }
 
+VALUE_METRICS: Mapping[str, str] = {
+    "value_loss": "the critic's loss on the last batch, in its last update; these are there where the run has a critic",
+    "value_grad_norm": "largest L2 norm of the critic's gradient before clipping",
+    "value_mean": "mean value over the rollout's tokens, before the critic learns from it",
+    "value_clipped": "share of tokens, over all the critic's updates, whose value had moved further than the clip",
+    "explained_variance": "1 - Var(return - value) / Var(return) over the rollout's tokens, before the critic learns "
+    "from it: 1 is perfect, 0 no better than a constant; absent where all returns are equal",
+}
+
 
 def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
     """Return the figures of `ROLLOUT_METRICS` for the rollout of a step, counted from 1."""

@@ -1,10 +1,9 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -89,6 +88,8 @@ class Session:
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
             self.rollouts.restore(last, self._done.step)
+            if self.parts.learner is not None:
+                self.parts.learner.restore(last)
         self._ranks.meet()  # all have read what is there
         self._log.rewind(self._done.step)
         self._ranks.meet()
@@ -142,8 +143,10 @@ class Session:
         with self._clock(name):
             yield
 
-    def finish_step(self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats]) -> None:
-        """Record the step that the loop has just done; evaluate and save where it is time.
+    def finish_step(
+        self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Mapping[str, float]
+    ) -> None:
+        """Record the step that the loop has just done, and what a critic learnt; evaluate and save where it is time.
 
         Raises:
             FloatingPointError: too many updates in a row had a gradient that is not finite.
@@ -158,7 +161,7 @@ class Session:
         )
         self._done, self._between_steps = done, True
         if self._ranks.first:
-            metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective)}
+            metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective), **lessons}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
             self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
@@ -213,10 +216,14 @@ class Session:
         policy, optimizer, keep = self.parts.policy, self.parts.optimizer, self.run.keep_checkpoints
         with self._aside("checkpoint"):
             self._log.sync()
-            also = partial(self.rollouts.save, step=self._done.step)
             checkpoint.save(
-                self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, also, self._ranks
+                self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, self._save_more, self._ranks
             )
+
+    def _save_more(self, folder: Path) -> None:
+        self.rollouts.save(folder, step=self._done.step)
+        if self.parts.learner is not None:
+            self.parts.learner.save(folder)
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""

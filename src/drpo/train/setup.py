@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
 from drpo.batch import Batching
+from drpo.critic import Critic
 from drpo.errors import InputError
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
@@ -18,6 +19,7 @@ from drpo.sharding import ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
+from drpo.train.value import ValueLearner
 from drpo.types import Problem
 
 
@@ -35,6 +37,7 @@ class Parts:
         reward: marks completions.
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
+        learner: the critic in training that gives advantages, or None where a prompt's samples are compared.
     """
 
     policy: Policy
@@ -46,6 +49,7 @@ class Parts:
     reward: Reward
     held_out: list[Problem]
     ranks: Ranks = ALONE
+    learner: ValueLearner | None = None
 
 
 def default_device() -> torch.device:
@@ -75,17 +79,17 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
     batching = Batching(
         updates=run.updates,
-        advantage=run.advantage,
+        advantage=run.advantage if run.critic is None else None,
         reduction=run.reduction,
         micro_batch_tokens=run.micro_batch_tokens,
-        # Additive terms act on every token, so then no completion is without a gradient.
-        skip_zero_advantage=terms is None and vanishes_at_zero_advantage(run.objective),
+        # Additive terms act on every token, and a critic learns from every one: then none is without a gradient.
+        skip_zero_advantage=terms is None and run.critic is None and vanishes_at_zero_advantage(run.objective),
         # A model that must repeat them in padded rows should be given no more rows than its budget holds.
         share_prompts=policy.shares_prompts,
         ranks=ranks.size,
     )
     reward = run.reward or run.task.reward
-    return Parts(policy, optimizer, engine, tokenizer, batching, terms, reward, held_out, ranks)
+    return Parts(policy, optimizer, engine, tokenizer, batching, terms, reward, held_out, ranks, _learner(run, ranks))
 
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
@@ -94,6 +98,18 @@ def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
     if run.shard == "fsdp" and ranks.size > 1:
         return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature)
     return Policy(model, precision=precision, temperature=temperature, lora_rank=run.lora_rank, seed=run.seed)
+
+
+def _learner(run: Run, ranks: Ranks) -> ValueLearner | None:
+    """A critic that begins as a copy of the initial model, which is loaded once more."""
+    if run.critic is None:
+        return None
+    model, _ = models.load(run.model)
+    model.to(default_device())
+    critic = Critic(model, dtype=resolve_precision(run.precision, model.device).dtype)
+    rate = run.critic.learning_rate
+    optimizer = make_optimizer(critic, learning_rate=rate, betas=run.betas, weight_decay=run.weight_decay)
+    return ValueLearner(critic, optimizer, run.critic, run.max_grad_norm, ranks)
 
 
 def _engine(

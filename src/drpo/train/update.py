@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from drpo.batch import split_micro_batch
+from drpo.critic import Critic
 from drpo.errors import InputError
 from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
 from drpo.policy import Policy
@@ -64,19 +65,32 @@ def update(
     policy.reduce_gradients(ranks)
     found = ranks.gather(found)
     loss = sum(share for share, _, _ in found)
+    norm = take_step(optimizer, parameters, learning_rate, max_grad_norm)
+    tokens = Tokens.cat([t for _, t, _ in found]) if found else _no_tokens(objective)
+    entropy = torch.cat([e for _, _, e in found]) if found else tokens.logp
+    return Stats(tokens, entropy, loss, norm, learning_rate, taken=math.isfinite(norm))
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    learning_rate: float,
+    max_grad_norm: float,
+) -> float:
+    """Scale the parameters' gradient down to an L2 norm, let the optimiser step, and return the norm that it had.
+
+    Where that is not finite no step is taken, and nothing is changed.
+    """
     total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     total_norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
     norm = float(total_norm)
-    taken = math.isfinite(norm)
-    if taken:
+    if math.isfinite(norm):
         if norm > max_grad_norm:  # asked here, because a scaling by 1 would still pass over all of it
             torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
-    tokens = Tokens.cat([t for _, t, _ in found]) if found else _no_tokens(objective)
-    entropy = torch.cat([e for _, _, e in found]) if found else tokens.logp
-    return Stats(tokens, entropy, loss, norm, learning_rate, taken)
+    return norm
 
 
 def _backward_all(
@@ -214,10 +228,10 @@ def scheduled(peak: float, schedule: str, *, index: int, warmup: int, total: int
 
 
 def make_optimizer(
-    policy: Policy, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+    model: Policy | Critic, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; weight decay on matrices only, not on norms and biases."""
-    parameters = list(policy.trainable().values())
+    parameters = list(model.trainable().values())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -1,0 +1,60 @@
+"""The value of a text so far: a transformer of its own with a scalar head, on the same packed places as the policy."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from drpo import packing
+from drpo.gae import value_loss
+from drpo.ranks import Ranks
+from drpo.types import MicroBatch
+
+
+class Critic:
+    """A model's decoder and one linear output, zero at first: the reward to be expected from here.
+
+    Args:
+        model: in float32, of the critic alone; its decoder is trained in place, and its own head is not used.
+        dtype: of matrix products and activations; the weights, the head and the values are float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.shares_prompts = packing.adopt(model)
+        width = model.get_input_embeddings().weight.shape[1]
+        self.head = nn.Linear(width, 1, device=model.device, dtype=torch.float32)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    def __call__(self, micro: MicroBatch) -> Tensor:
+        """Return V [T] of the contexts that a micro-batch's tokens were drawn in, float32, with gradients."""
+        states = packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts)
+        values: Tensor = self.head(states.to(self.head.weight.dtype))[:, 0]
+        return values
+
+    def loss(self, micro: MicroBatch, clip: float | None) -> tuple[Tensor, Tensor]:
+        """Return the micro-batch's share of the value loss, sum(weight * loss), and V [T], detached.
+
+        Args:
+            micro: with its old values and returns.
+            clip: of `value_loss`.
+        """
+        assert micro.value is not None and micro.returns is not None
+        value = self(micro)
+        return (micro.weight * value_loss(value, micro.value, micro.returns, clip)).sum(), value.detach()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        decoder = {f"decoder.{name}": p for name, p in self.model.get_decoder().named_parameters()}
+        return decoder | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def reduce_gradients(self, ranks: Ranks) -> None:
+        """Add up what the ranks have found; afterwards every parameter has a gradient, if only of zero."""
+        ranks.add_gradients(self.trainable().values())

@@ -1,0 +1,189 @@
+"""What a critic's values say of each token: generalized advantage estimation, and the loss that the values learn by."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+from drpo.spelling import format_call, parse_any
+
+
+@dataclass(frozen=True)
+class GAE:
+    """A critic, and how its values become advantages and are learnt.
+
+    Args:
+        gamma: discount per token, (0, 1].
+        lam: lambda, [0, 1]; 1 trusts the reward alone, 0 the next token's value alone.
+        learning_rate: of the critic, constant, >= 0.
+        clip: a value gains nothing by moving further than this from what it was when the rollout came, > 0, reward
+            units; None is off.
+        updates: optimiser updates of the critic on each batch, >= 1.
+        warmup: steps in which the critic alone learns: the policy's learning rate is 0, >= 0.
+        whiten: shift and scale the advantages of a rollout's tokens to mean 0 and standard deviation 1.
+
+    Raises:
+        InputError: a value out of its range; the message names the field.
+
+    Example:
+        >>> parse("gae(1.0, 0.9, clip=None)")
+        GAE(gamma=1.0, lam=0.9, learning_rate=1e-05, clip=None, updates=1, warmup=0, whiten=True)
+        >>> spell(GAE(lam=0.9))
+        'gae(1.0, 0.9)'
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    learning_rate: float = 1e-5
+    clip: float | None = 0.2
+    updates: int = 1
+    warmup: int = 0
+    whiten: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "lam", "learning_rate", *(["clip"] if self.clip is not None else [])):
+            if not _is_number(getattr(self, name)):
+                raise InputError(f"critic {name}={getattr(self, name)!r}: must be a number")
+        for name in ("updates", "warmup"):
+            if type(getattr(self, name)) is not int:
+                raise InputError(f"critic {name}={getattr(self, name)!r}: must be a whole number")
+        _require(0 < self.gamma <= 1, "gamma", self.gamma, "must be in (0, 1]")
+        _require(0 <= self.lam <= 1, "lam", self.lam, "must be in [0, 1]")
+        _require(0 <= self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "must be finite and >= 0")
+        _require(self.clip is None or self.clip > 0, "clip", self.clip, "must be positive, or None for no clipping")
+        _require(self.updates >= 1, "updates", self.updates, "must be at least 1")
+        _require(self.warmup >= 0, "warmup", self.warmup, "must be 0 or more")
+        _require(isinstance(self.whiten, bool), "whiten", self.whiten, "must be True or False")
+
+
+def gae(reward: Tensor, value: Tensor, sequence: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Return the advantage and the return of every token.
+
+        delta_t = r_t + gamma V_{t+1} - V_t,    A_t = sum_k (gamma lam)^k delta_{t+k},    return_t = A_t + V_t
+
+    The sums end with the completion, and V behind its last token is 0: also where `max_new_tokens` cut it, since the
+    reward judges the text as it was cut, and no more is to come. Computed in float64.
+
+    Args:
+        reward: [T] float; what came with the token, reward units.
+        value: [T] float; V of the context that the token was drawn in, reward units.
+        sequence: [T] int64; equal for the tokens of one completion, which stand together in their order.
+        gamma: discount per token, (0, 1].
+        lam: lambda, [0, 1].
+
+    Returns:
+        Advantages [T] and returns [T], in the dtype of `value`.
+
+    Example:
+        >>> gae(torch.tensor([0.0, 1.0, 0.5]), torch.tensor([0.5, 0.25, 0.0]), torch.tensor([0, 0, 1]), 1.0, 0.5)
+        (tensor([0.1250, 0.7500, 0.5000]), tensor([0.6250, 1.0000, 0.5000]))
+
+    Source: arXiv 1506.02438, Eq. 16.
+    """
+    following = torch.zeros_like(value, dtype=torch.float64)
+    following[:-1] = torch.where(sequence[1:] == sequence[:-1], value[1:].double(), 0)
+    advantage = reward.double() + gamma * following - value.double()
+    longest = int(sequence.unique_consecutive(return_counts=True)[1].max()) if len(sequence) else 0
+    # Each round doubles the terms that every sum has: those of the next `summed` tokens are there already, in the next.
+    summed = 1
+    while summed < longest:
+        behind = torch.where(sequence[summed:] == sequence[:-summed], advantage[summed:], 0)
+        advantage[:-summed] += (gamma * lam) ** summed * behind
+        summed *= 2
+    return advantage.to(value.dtype), (advantage + value.double()).to(value.dtype)
+
+
+def whitened(advantage: Tensor) -> Tensor:
+    """Return (A - mean(A)) / std(A), with the population's standard deviation; 0 where all are equal.
+
+    Args:
+        advantage: [T] float.
+
+    Returns:
+        [T] of the same dtype; computed in float64.
+
+    Example:
+        >>> whitened(torch.tensor([1.0, 3.0])), whitened(torch.tensor([0.1, 0.1, 0.1]))
+        (tensor([-1.,  1.]), tensor([0., 0., 0.]))
+    """
+    wide = advantage.double()
+    if len(wide) == 0 or bool((wide == wide[0]).all()):
+        return torch.zeros_like(advantage)
+    return ((wide - wide.mean()) / wide.std(correction=0)).to(advantage.dtype)
+
+
+def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """Return each token's value loss, clipped as PPO's own implementation does.
+
+        1/2 max((V - R)^2, (V_old + clamp(V - V_old, -clip, clip) - R)^2)
+
+    Its gradient is 0 where V has left V_old by more than the clip and is nearer to R than the clip allows.
+
+    Args:
+        value: [T] float, the critic's now; the only input with a gradient.
+        old_value: [T], the critic's when the rollout came.
+        returns: [T], what the values should have been.
+        clip: > 0, or None for (V - R)^2 / 2.
+
+    Returns:
+        [T], reward units squared.
+
+    Example:
+        >>> value_loss(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.0]), torch.tensor([1.0, -1.0]), 0.25)
+        tensor([0.2812, 1.1250])
+
+    Source: PPO, arXiv 1707.06347; the clipping is OpenAI baselines' `ppo2`, in no equation of the paper.
+    """
+    loss = (value - returns).square()
+    if clip is not None:
+        near = old_value + (value - old_value).clamp(-clip, clip)
+        loss = torch.maximum(loss, (near - returns).square())
+    return loss / 2
+
+
+def explained_variance(value: Tensor, returns: Tensor) -> float | None:
+    """Return 1 - Var(R - V) / Var(R): 1 for perfect values, 0 for constant ones; None where all R are equal.
+
+    Args:
+        value: [T] float.
+        returns: [T] float.
+
+    Example:
+        >>> explained_variance(torch.tensor([0.0, 0.5]), torch.tensor([0.0, 1.0]))
+        0.75
+    """
+    spread = float(returns.double().var(correction=0))
+    return 1 - float((returns.double() - value.double()).var(correction=0)) / spread if spread > 0 else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require(fine: bool, name: str, value: object, rule: str) -> None:
+    if not fine:
+        raise InputError(f"critic {name}={value}: {rule}")
+
+
+TABLE: Mapping[str, Callable[..., Any]] = {"gae": GAE}
+
+
+def parse(text: str) -> GAE:
+    """Return the critic that `text` spells.
+
+    Example:
+        >>> parse("gae")
+        GAE(gamma=1.0, lam=0.95, learning_rate=1e-05, clip=0.2, updates=1, warmup=0, whiten=True)
+    """
+    critic = parse_any(text, TABLE, "critic")
+    if not isinstance(critic, GAE):
+        raise InputError(f"critic {text!r}: write gae, or gae(1.0, 0.95, learning_rate=1e-5)")
+    return critic
+
+
+def spell(critic: GAE) -> str:
+    """Write a critic as `parse` reads it."""
+    return format_call(critic, TABLE, "critic")

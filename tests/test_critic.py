@@ -1,0 +1,490 @@
+"""PPO with a critic: its advantages from their definition, its values at the right places, and runs that have one.
+
+Not covered: a GPU. Several processes: test_ranks.py.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from drpo import cli
+from drpo.batch import Batching, make_batches
+from drpo.critic import Critic
+from drpo.errors import InputError
+from drpo.gae import GAE, explained_variance, gae, parse, spell, value_loss, whitened
+from drpo.lab.replay import recorded
+from drpo.objectives import DRPO, PPOClip, gradient_weight
+from drpo.reductions import Horizon
+from drpo.report.distribution import trained_columns
+from drpo.report.run_page import write_report
+from drpo.report.seen import read_rollouts, tokens_of
+from drpo.train import checkpoint
+from drpo.train.config import Run, from_json, learning_rate, to_json
+from drpo.train.log import METRICS, ROLLOUTS, read_records
+from drpo.train.loop import train
+from drpo.train.metrics import VALUE_METRICS
+from drpo.train.session import CHECKPOINTS
+from drpo.train.setup import assemble
+from drpo.train.update import make_optimizer
+from drpo.train.value import PREFIX, ValueLearner
+from drpo.types import Batch, Completion, Group, MicroBatch, Sampling
+from test_train import assert_same_run
+from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
+from worlds import sampling, tiny_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
+
+REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0))
+CRITIC_RUN = {"critic": GAE(learning_rate=1e-3, updates=2), "objective": PPOClip(0.2, 0.2)}
+
+
+# ---- advantages and returns, from their definition ----
+
+
+@st.composite
+def episodes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    reward, value = torch.randn(2, sum(lengths), generator=generator, dtype=torch.float64)
+    return reward, value, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
+def by_definition(reward: Sequence[float], value: Sequence[float], gamma: float, lam: float) -> list[float]:
+    """A_t = sum_k (gamma lam)^k delta_{t+k}, of one completion, term by term."""
+    behind = [*value[1:], 0.0]
+    found = []
+    for t in range(len(reward)):
+        total = 0.0
+        for k in range(len(reward) - t):
+            total += (gamma * lam) ** k * (reward[t + k] + gamma * behind[t + k] - value[t + k])
+        found.append(total)
+    return found
+
+
+@given(episodes(), st.floats(0.01, 1), st.floats(0, 1))
+def test_advantages_are_what_the_definition_says(given_: tuple[Tensor, Tensor, Tensor], gamma: float, lam: float):
+    reward, value, sequence = given_
+    advantage, returns = gae(reward, value, sequence, gamma, lam)
+    parts = [
+        by_definition(reward[sequence == s].tolist(), value[sequence == s].tolist(), gamma, lam)
+        for s in sequence.unique()
+    ]
+    wanted = torch.tensor([a for part in parts for a in part], dtype=torch.float64)
+    torch.testing.assert_close(advantage, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(returns, wanted + value, rtol=1e-12, atol=1e-12)
+
+
+@given(episodes(), st.floats(0.01, 1))
+def test_the_ends_of_lambda_have_closed_forms(given_: tuple[Tensor, Tensor, Tensor], gamma: float):
+    """lambda 1: what was earned from here on, less the value; lambda 0: the error of one step."""
+    reward, value, sequence = given_
+    whole, _ = gae(reward, value, sequence, gamma, 1.0)
+    step, _ = gae(reward, value, sequence, gamma, 0.0)
+    for s in sequence.unique():
+        r, v = reward[sequence == s], value[sequence == s]
+        power = gamma ** torch.arange(len(r), dtype=torch.float64)
+        earned = torch.stack([(r[t:] * power[: len(r) - t]).sum() for t in range(len(r))])
+        torch.testing.assert_close(whole[sequence == s], earned - v, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(step[sequence == s], r + gamma * torch.cat([v[1:], torch.zeros(1)]) - v)
+
+
+@given(episodes(), st.floats(0, 1))
+def test_completions_do_not_touch(given_: tuple[Tensor, Tensor, Tensor], lam: float):
+    """All at once is each alone, to the bit."""
+    reward, value, sequence = given_
+    together = gae(reward, value, sequence, 0.97, lam)
+    for s in sequence.unique():
+        own = sequence == s
+        for one, all_ in zip(gae(reward[own], value[own], sequence[own], 0.97, lam), together, strict=True):
+            assert torch.equal(one, all_[own])
+
+
+def test_a_long_completion_loses_no_precision():
+    n = 3000
+    reward, value = torch.zeros(n), torch.full((n,), 0.5)
+    reward[-1] = 1.0
+    advantage, returns = gae(reward, value, torch.zeros(n, dtype=torch.int64), 1.0, 1.0)
+    assert torch.equal(advantage, torch.full((n,), 0.5)) and torch.equal(returns, torch.ones(n))
+
+
+def test_no_tokens_no_advantages():
+    nothing = torch.empty(0)
+    assert [len(x) for x in gae(nothing, nothing, nothing.long(), 1.0, 0.95)] == [0, 0]
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=30))
+def test_whitened_advantages_have_mean_0_and_deviation_1(values: list[float]):
+    given_ = torch.tensor(values, dtype=torch.float64)
+    found = whitened(given_)
+    if len(set(values)) == 1:
+        assert not found.any()
+    elif float(given_.std()) > 1e-6:
+        assert float(found.mean()) == pytest.approx(0, abs=1e-6)
+        assert float(found.square().mean()) == pytest.approx(1)
+
+
+# ---- the value loss ----
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-2, 2)] * 3), min_size=1, max_size=20),
+    st.one_of(st.none(), st.floats(0.01, 1)),
+)
+def test_the_value_loss_and_its_gradient(rows: list[tuple[float, float, float]], clip: float | None):
+    """Against the plain formula written out for each case."""
+    value, old, returns = torch.tensor(rows, dtype=torch.float64).T.contiguous()
+    value.requires_grad_()
+    loss = value_loss(value, old, returns, clip)
+    (slope,) = torch.autograd.grad(loss.sum(), value)
+    for v, o, r, found, gradient in zip(*(x.tolist() for x in (value, old, returns, loss, slope)), strict=True):
+        bound = v if clip is None else max(o - clip, min(o + clip, v))
+        worse = abs(bound - r) > abs(v - r)
+        assert found == pytest.approx(max((v - r) ** 2, (bound - r) ** 2) / 2, abs=1e-12)
+        if abs(abs(bound - r) - abs(v - r)) > 1e-9 or bound == v:
+            assert gradient == pytest.approx(0.0 if worse else v - r, abs=1e-12)
+
+
+def test_explained_variance():
+    returns = torch.tensor([0.0, 1.0, 2.0, 1.0])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(torch.full((4,), 7.0), returns) == 0.0
+    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
+    assert explained_variance(returns, torch.ones(4)) is None
+
+
+# ---- the critic on packed places ----
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    return grouped(sampled(*tiny(STOPS)), REWARDS)
+
+
+def how(**changes: object) -> Batching:
+    plain = Batching(1, None, Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def critic_of(seed: int = 0, *, wide: bool = False) -> Critic:
+    """A critic whose head says something."""
+    model, _ = tiny(STOPS)
+    critic = Critic(perturb(doubled(model) if wide else model, 0.02), dtype=torch.float64 if wide else torch.float32)
+    critic.head.double() if wide else None
+    nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(seed))
+    nn.init.constant_(critic.head.bias, 0.25)
+    return critic
+
+
+def learner_of(critic: Critic, settings: GAE = GAE(), *, still: bool = True) -> ValueLearner:  # noqa: B008 (frozen)
+    """Its step goes nowhere, and so leaves the gradients to look at, unless it is not `still`."""
+    adam = make_optimizer(critic, learning_rate=settings.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = torch.optim.SGD(critic.trainable().values(), lr=0.0) if still else adam
+    return ValueLearner(critic, optimizer, replace(settings, learning_rate=0.0) if still else settings, 1e30)
+
+
+def values_of(critic: Critic, c: Completion) -> Tensor:
+    """[N] from one plain pass: the value of what stands before each token."""
+    ids = torch.cat([c.prompt_ids, c.token_ids])
+    states = critic.model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    return critic.head(states)[len(c.prompt_ids) - 1 : -1, 0]
+
+
+def column(micros: Sequence[MicroBatch], name: str) -> dict[int, Tensor]:
+    return by_sequence(micros, torch.cat([getattr(m, name) for m in micros]))
+
+
+def gradients(learner: ValueLearner, batch: Batch) -> dict[str, Tensor]:
+    learner.learn([batch])
+    return {name: p.grad.clone() for name, p in learner.critic.trainable().items()}  # type: ignore[union-attr]
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    scale = max(float(value.abs().max()) for value in other.values())
+    assert one.keys() == other.keys() and scale > 0
+    for name, value in one.items():
+        assert float((value - other[name]).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("budget", [1, 163, 10_000])
+def test_values_are_those_of_the_text_before_each_token(budget: int, shared: bool, groups: list[Group]):
+    critic = critic_of(wide=True)
+    wanted = [values_of(critic, c).detach() for g in groups for c in g.completions]
+    critic.shares_prompts = shared
+    (batch,) = make_batches(groups, how(micro_batch_tokens=budget, share_prompts=shared))
+    with torch.no_grad():
+        found = by_sequence(batch.micro_batches, torch.cat([critic(m) for m in batch.micro_batches]))
+    for i, value in enumerate(wanted):
+        torch.testing.assert_close(found[i], value, rtol=1e-9, atol=1e-9)
+
+
+def test_a_new_critic_expects_nothing(groups: list[Group]):
+    critic = Critic(tiny(STOPS)[0], dtype=torch.float32)
+    (batch,) = make_batches(groups, how(micro_batch_tokens=10_000))
+    assert not critic(batch.micro_batches[0]).any()
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_appraisal_gives_each_token_its_advantage(whiten: bool, groups: list[Group]):
+    """The reward comes with the last token, each completion is an episode, and whitening is over the whole rollout."""
+    critic, settings = critic_of(), GAE(gamma=0.99, lam=0.9, whiten=whiten)
+    batches = learner_of(critic, settings).appraise(make_batches(groups, how(updates=2)))
+    rewards = [r for g in groups for r in g.rewards.tolist()]
+    texts = [c for g in groups for c in g.completions]
+    values = [values_of(critic, c).detach() for c in texts]
+    plain = [
+        torch.tensor(by_definition([0.0] * (len(v) - 1) + [r], v.tolist(), 0.99, 0.9))
+        for v, r in zip(values, rewards, strict=True)
+    ]
+    every = torch.cat(plain)
+    shift, scale = (every.mean(), every.std(correction=0)) if whiten else (0.0, 1.0)
+    first = 0
+    for batch in batches:
+        found = {name: column(batch.micro_batches, name) for name in ("advantage", "value", "returns")}
+        for i, c in enumerate(batch.completions):
+            wanted, value = plain[first + i], values[first + i]
+            assert c is texts[first + i]
+            torch.testing.assert_close(found["value"][i], value, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found["returns"][i], wanted + value, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found["advantage"][i], (wanted - shift) / scale, rtol=1e-4, atol=1e-4)
+            assert float(batch.advantages[i]) == pytest.approx(float(found["advantage"][i].mean()), abs=1e-6)
+        first += len(batch.completions)
+    assert first == len(texts)
+
+
+def moved(batch: Batch) -> Batch:
+    """As if the critic had learnt since it appraised the batch: some of its values have left the clip."""
+    micros = [replace(m, value=m.value + 0.1 * torch.sin(m.target.float())) for m in batch.micro_batches]
+    return replace(batch, micro_batches=tuple(micros))
+
+
+def test_its_gradient_is_that_of_the_plain_formula(groups: list[Group]):
+    learner = learner_of(critic_of(), GAE(clip=0.05))
+    batch = moved(learner.appraise(make_batches(groups, how()))[0])
+    found = gradients(learner, batch)
+    old, earned, weight = (column(batch.micro_batches, name) for name in ("value", "returns", "weight"))
+    loss = torch.tensor(0.0)
+    for i, c in enumerate(batch.completions):
+        value = values_of(learner.critic, c)
+        near = torch.minimum(torch.maximum(value, old[i] - 0.05), old[i] + 0.05)
+        worse = torch.where((near - earned[i]).abs() > (value - earned[i]).abs(), near, value)
+        loss = loss + (weight[i] * (worse - earned[i]) ** 2 / 2).sum()
+    parameters = learner.critic.trainable()
+    wanted = torch.autograd.grad(loss, list(parameters.values()))
+    close(found, dict(zip(parameters, wanted, strict=True)), 1e-4)
+
+
+def test_splitting_a_batch_changes_nothing(groups: list[Group]):
+    wanted = None
+    for budget in (10_000, 163, 1):
+        learner = learner_of(critic_of(), GAE(clip=0.05))
+        batch = learner.appraise(make_batches(groups, how(micro_batch_tokens=budget)))[0]
+        found = gradients(learner, moved(batch))
+        wanted = wanted or found
+        close(found, wanted)
+
+
+def test_a_token_without_weight_is_a_removed_token(groups: list[Group]):
+    """A group of weight 0, and the same batch without it."""
+    learner = learner_of(critic_of())
+    (batch,) = learner.appraise(make_batches(groups, how(micro_batch_tokens=10_000)))
+    (micro,) = batch.micro_batches
+    masked = replace(batch, micro_batches=(replace(micro, weight=torch.where(micro.sequence < 4, 0.0, micro.weight)),))
+    (other,) = make_batches(groups[1:], how(micro_batch_tokens=10_000))
+    (rest,) = other.micro_batches
+    old, earned, weight = (column(batch.micro_batches, name) for name in ("value", "returns", "weight"))
+    order = [int(s) + 4 for s in rest.sequence.unique_consecutive()]
+    kept = {n: torch.cat([c[s] for s in order]) for n, c in (("value", old), ("returns", earned), ("weight", weight))}
+    close(gradients(learner, masked), gradients(learner, replace(other, micro_batches=(replace(rest, **kept),))))
+
+
+def test_the_critic_learns_the_rewards(groups: list[Group]):
+    """On one rollout again and again, with lambda 1, its values become what was earned."""
+    learner = learner_of(critic_of(), GAE(lam=1.0, learning_rate=3e-3, clip=None, updates=60), still=False)
+    batches = learner.appraise(make_batches(groups, how()))
+    first = learner.learn(batches)
+    after = learner.learn(learner.appraise(make_batches(groups, how())))
+    assert first.keys() == VALUE_METRICS.keys()
+    assert after["explained_variance"] > 0.5 > first["explained_variance"]
+    assert after["value_loss"] < 0.2 * float(
+        sum((m.weight * (m.value - m.returns) ** 2 / 2).sum() for m in batches[0].micro_batches)
+    )
+
+
+def test_the_figures_of_a_step(groups: list[Group]):
+    learner = learner_of(critic_of(), GAE(clip=0.1, updates=3))
+    (batch,) = learner.appraise(make_batches(groups, how()))
+    every = torch.cat([m.value for m in batch.micro_batches])
+    shifted = [replace(m, value=m.value + 0.3 * (m.target % 2 == 0)) for m in batch.micro_batches]
+    found = learner.learn([replace(batch, micro_batches=tuple(shifted))])
+    even = torch.cat([m.target % 2 == 0 for m in batch.micro_batches]).double().mean()
+    assert found["value_clipped"] == pytest.approx(float(even)) and 0 < float(even) < 1
+    assert found["value_mean"] == pytest.approx(float(every.mean() + 0.3 * even), rel=1e-5)
+    assert learner.learn([]) == {} and learner.appraise([]) == []
+
+
+def test_groups_of_one_train_where_a_critic_gives_advantages():
+    single = grouped([completion([5, 6], problem="a"), completion([7], problem="b")], [[1.0], [0.0]])
+    (batch,) = make_batches(single, how())
+    assert batch.n_sequences == 2
+    (appraised,) = learner_of(critic_of()).appraise([batch])
+    assert appraised.n_sequences == 2 and appraised.advantages.any()
+
+
+# ---- runs ----
+
+
+def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
+    """A prompt's only sample has no group to be compared with."""
+    settings = {"prompts": 64, "sampling": sampling(samples=1), "learning_rate": 1e-2, "eval_problems": 32}
+    run = tiny_run(steps=22, **(CRITIC_RUN | settings | {"critic": GAE(learning_rate=1e-2)}))
+    summary = train(run, tmp_path)
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    assert after["low"] > before["high"], (before, after)
+    metrics = read_records(tmp_path / METRICS)
+    assert all(VALUE_METRICS.keys() - m.keys() <= {"explained_variance"} for m in metrics)
+    assert abs(metrics[-1]["value_mean"] - metrics[-1]["reward_mean"]) < 0.2 < metrics[-1]["reward_mean"]
+
+
+def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path):
+    train(tiny_run(steps=2), tmp_path)
+    assert not any(VALUE_METRICS.keys() & m.keys() for m in read_records(tmp_path / METRICS))
+    assert not any("advantages" in r for r in read_records(tmp_path / ROLLOUTS))
+    assert not list(tmp_path.rglob(f"{PREFIX}*"))
+
+
+def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Cut off when the policy of step 4 is trained and the critic is not."""
+    learn, calls = ValueLearner.learn, []
+
+    def learn_or_stop(self: ValueLearner, batches: Sequence[Batch]) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return learn(self, batches)
+
+    run = tiny_run(steps=5, checkpoint_every=2, **CRITIC_RUN)
+    train(run, tmp_path / "whole")
+    monkeypatch.setattr(ValueLearner, "learn", learn_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "cut")
+    assert checkpoint.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
+    train(run, tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+        ours, theirs = (
+            load_file(checkpoint.latest(tmp_path / f / CHECKPOINTS) / (PREFIX + name)) for f in ("whole", "cut")
+        )
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[n]) for n, value in ours.items())
+    initial = assemble(run).learner.critic.trainable()
+    trained = load_file(checkpoint.latest(tmp_path / "whole" / CHECKPOINTS) / (PREFIX + checkpoint.WEIGHTS))
+    assert trained.keys() == initial.keys() and not any(torch.equal(trained[n], initial[n]) for n in initial)
+
+
+def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_path: Path):
+    train(tiny_run(steps=1), tmp_path / "plain")
+    learner = assemble(tiny_run(**CRITIC_RUN)).learner
+    with pytest.raises(InputError, match=r"cannot be read: no critic_weights\.safetensors"):
+        learner.restore(checkpoint.latest(tmp_path / "plain" / CHECKPOINTS))
+    train(tiny_run(steps=1, **CRITIC_RUN), tmp_path / "run")
+    last = checkpoint.latest(tmp_path / "run" / CHECKPOINTS)
+    checkpoint.require_sound(last)
+    damaged = last / (PREFIX + checkpoint.OPTIMIZER)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"critic_optimizer\.safetensors: damaged"):
+        checkpoint.require_sound(last)
+
+
+def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
+    run = tiny_run(steps=2, learning_rate=1e-2, **CRITIC_RUN | {"critic": GAE(learning_rate=1e-2, warmup=2)})
+    assert [learning_rate(replace(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
+    parts = assemble(run)
+    before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
+    critic = {name: p.detach().clone() for name, p in parts.learner.critic.trainable().items()}
+    train(run, tmp_path, parts=parts)
+    assert all(torch.equal(p, before[name]) for name, p in parts.policy.trainable().items())
+    assert not any(torch.equal(p, critic[name]) for name, p in parts.learner.critic.trainable().items())
+
+
+def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
+    """The metrics of every update, the report's tokens and a replay follow from the records."""
+    run = tiny_run(steps=2, **CRITIC_RUN | {"objective": DRPO(0.2)})
+    train(run, tmp_path)
+    records = read_records(tmp_path / ROLLOUTS)
+    for step, update, figures in (
+        (m["step"], i, u) for m in read_records(tmp_path / METRICS) for i, u in enumerate(m["updates"])
+    ):
+        of_one = [r for r in records if (r["step"], r["update"]) == (step, update)]
+        assert all("logp" in r for r in of_one)
+        tokens = tokens_of(of_one)
+        assert float(gradient_weight(run.objective, tokens).double().mean()) == pytest.approx(figures["weight_mean"])
+        assert float(gradient_weight(run.objective, tokens).min()) == figures["weight_min"]
+    differing = [r for r in records if "advantages" in r]
+    assert differing and all(len(set(r["advantages"])) > 1 for r in differing)
+    for r in differing:
+        assert sum(r["advantages"]) / len(r["advantages"]) == pytest.approx(r["advantage"], abs=1e-6)
+    columns = trained_columns(read_rollouts(tmp_path, run.objective, most_tokens=10**6))
+    assert columns["advantage"].tolist() == tokens_of(records).advantage.tolist()
+    replayed = recorded(tmp_path, step=2)
+    last = [a for r in records if r["step"] == 2 for a in r.get("advantages", [r["advantage"]] * len(r["token_ids"]))]
+    assert replayed.tokens.advantage.tolist() == last
+    assert write_report(tmp_path, run).stat().st_size > 0
+    every = torch.tensor(last)
+    assert float(every.mean()) == pytest.approx(0, abs=1e-5) and float(every.std(correction=0)) == pytest.approx(1)
+
+
+# ---- configuration ----
+
+
+def test_a_critic_is_spelled_and_read_back():
+    for critic in (GAE(), GAE(lam=0.9, clip=None), GAE(0.99, 1.0, 3e-5, 0.1, 2, 4, False)):
+        assert parse(spell(critic)) == critic
+        assert from_json(json.loads(json.dumps(to_json(Run(critic=critic))))) == Run(critic=critic)
+    assert from_json(to_json(Run())).critic is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gae(1.5)", "gamma=1.5"),
+        ("gae(1.0, -0.1)", "lam=-0.1"),
+        ("gae('x')", "gamma='x'"),
+        ("gae(lam=nan)", "not of the form"),
+        ("gae(learning_rate=-1)", "learning_rate=-1"),
+        ("gae(clip=0)", "clip=0"),
+        ("gae(updates=0)", "updates=0"),
+        ("gae(updates=1.5)", "updates=1.5"),
+        ("gae(warmup=-1)", "warmup=-1"),
+        ("gae(whiten=2)", "whiten=2"),
+        ("gea", "did you mean 'gae'"),
+        ("fractions:Fraction(3, 4)", "write gae"),
+    ],
+)
+def test_a_critic_that_cannot_be_is_refused_by_name(text: str, said: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", "smoke", "--critic", text]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_what_a_critic_changes_in_what_a_run_may_be():
+    with pytest.raises(InputError, match=r"sampling\.samples=1: .* needs at least 2, or a critic"):
+        Run(sampling=Sampling(samples=1))
+    assert Run(sampling=Sampling(samples=1), critic=GAE()).critic == GAE()
+    with pytest.raises(InputError, match=r"critic=GAE.*: is held whole by every process; set --shard none"):
+        Run(critic=GAE(), shard="fsdp")
+
+
+@pytest.mark.slow
+def test_ppo_with_a_critic_learns_the_demo(tmp_path: Path):
+    given_ = ["--objective", "ppo(0.2, 0.2)", "--critic", "gae(1.0, 0.95, learning_rate=5e-5)"]
+    assert cli.main(["train", "demo", *given_, "--out", str(tmp_path / "demo")]) == 0
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["accuracy_after"]["low"] > summary["accuracy_before"]["high"]
