@@ -9,6 +9,7 @@ from typing import Any
 
 from scipy import stats
 
+from drpo.errors import InputError
 from drpo.lab.analysis import Condition, best, conditions, difference, label
 from drpo.lab.grid import differing
 from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, Cell, Comparison
@@ -219,7 +220,10 @@ def _cautions(objectives: Sequence[str]) -> list[str]:
     for name in objectives:
         if names_code(name):  # a page is made without running what its folder names
             continue
-        text = caution(parse(name))
+        try:
+            text = caution(parse(name))
+        except InputError:  # nothing that can be built; the page shows it as it is written
+            continue
         if text is not None:
             said[text].append(name)
     return [f"{', '.join(names)}: {text}." for text, names in said.items()]
