@@ -3,7 +3,8 @@
 from planted import Bug
 
 T = "tests/test_ranks.py::"
-SAME = f"{T}test_several_processes_are_one_run"
+SAME = f"{T}test_two_processes_are_one_run"
+MORE = f"{T}test_more_processes_are_one_run"
 RESUMED = f"{T}test_stopped_on_two_processes_and_resumed_on_four_then_on_one"
 D = "tests/test_train.py::test_a_damaged_checkpoint_is_passed_over_and_that_is_said"
 
@@ -14,7 +15,7 @@ BUGS = (
         "policy.py",
         "        ranks.add(p.grad for p in self.trainable().values() if p.grad is not None)\n",
         "",
-        (f"{SAME}[2-many-none]",),
+        (f"{SAME}",),
     ),
     Bug(
         2,
@@ -22,7 +23,7 @@ BUGS = (
         "sharding.py",
         "module.set_gradient_divide_factor(1.0)",
         "module.set_gradient_divide_factor(float(ranks.size))",
-        (f"{SAME}[2-many-fsdp]",),
+        (f"{MORE}[2-many-fsdp]",),
     ),
     Bug(
         2,
@@ -30,7 +31,7 @@ BUGS = (
         "sharding.py",
         "local = DTensor.from_local(self._whole_head.grad, self._mesh, [Partial()])",
         "local = DTensor.from_local(self._whole_head.grad, self._mesh, [Partial('max')])",
-        (f"{SAME}[2-many-fsdp]",),
+        (f"{MORE}[2-many-fsdp]",),
     ),
     Bug(
         2,
@@ -38,7 +39,7 @@ BUGS = (
         "train/update.py",
         "idle = [replace(smallest, weight=torch.zeros_like(smallest.weight))] * missing if smallest else []",
         "idle = [smallest] * missing if smallest else []",
-        (f"{SAME}[4-few-fsdp]", f"{T}test_micro_batches_are_shared_out_evenly_and_all_of_them"),
+        (f"{MORE}[4-few-fsdp]", f"{T}test_micro_batches_are_shared_out_evenly_and_all_of_them"),
     ),
     Bug(
         19,
