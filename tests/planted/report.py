@@ -51,8 +51,8 @@ BUGS = (
         19,
         "the ratio is shown in place of the weight",
         "report/seen.py",
-        "columns = (ratio(tokens), shift(tokens), gradient_weight(objective, tokens), outside(objective, tokens))",
-        "columns = (ratio(tokens), shift(tokens), ratio(tokens), outside(objective, tokens))",
+        "columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside(objective, tokens))",
+        "columns = (ratio(tokens), shift(tokens), ratio(tokens), tokens.advantage, outside(objective, tokens))",
         (BY_HAND,),
     ),
     Bug(
@@ -148,8 +148,8 @@ BUGS = (
         20,
         "a report fetches a tokenizer from the network",
         "models.py",
-        "    source = str(_smollm2_folder()) if name == SMOLLM2 else name\n    try:\n        tokenizer: Pre",
-        "    source = str(smollm2()) if name == SMOLLM2 else name\n    try:\n        tokenizer: Pre",
+        "source = str(_smollm2_folder()) if name == SMOLLM2 else name if alone else _source(name)",
+        "source = str(smollm2()) if name == SMOLLM2 else name if alone else _source(name)",
         (LOCAL,),
     ),
     Bug(

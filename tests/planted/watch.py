@@ -52,13 +52,13 @@ BUGS = (
         "a crash in the midst of a letter makes the file unreadable",
         "train/log.py",
         """    with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.endswith(b"\\n"):
-                yield line.decode("utf-8"), json.loads(line)""",
+                yield _record(line, path, number)""",
         """    with path.open(encoding="utf-8") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.endswith("\\n"):
-                yield line, json.loads(line)""",
+                yield _record(line.encode(), path, number)""",
         (PARTS,),
     ),
     Bug(
