@@ -23,7 +23,7 @@ class ShardedPolicy(Policy):
     divided once, in `reduce_gradients`. All ranks must do as many forward and backward passes.
 
     Args:
-        model: in float32, whole, on any device; its weights are divided and move to `device` layer by layer.
+        model: in float32, whole, on `device`; every rank holds all of it until its weights are divided here.
         ranks: among which.
         device: of this rank's part.
         precision: as of `Policy`; no grid.
