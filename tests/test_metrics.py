@@ -351,7 +351,7 @@ def evaluated(table: dict[str, list[float | None]]):  # type: ignore[no-untyped-
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
-    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3)[0]  # type: ignore[arg-type]
+    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3)  # type: ignore[arg-type]
 
 
 def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:

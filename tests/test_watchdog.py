@@ -7,42 +7,60 @@ from pathlib import Path
 
 import pytest
 
+from drpo import cli
+from drpo.train.checkpoint import latest
 from drpo.train.loop import train
+from drpo.train.session import CHECKPOINTS
 from drpo.train.watchdog import STALLED, STATUS, Watchdog
 from test_train import assert_same_run
 from worlds import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
-HANGS = """
-import sys, time
+BREAKS = """
+import subprocess, sys, time
 from pathlib import Path
+from drpo import cli
+from drpo.errors import EngineError
 from drpo.rollout import TransformersEngine
 from drpo.train.loop import train
 from drpo.train.watchdog import Watchdog
 from worlds import tiny_run
 
-draw, folder = TransformersEngine.generate, Path(sys.argv[1])
+how, folder, draw = sys.argv[1], Path(sys.argv[2]), TransformersEngine.generate
 
 def generate(engine, problems, sampling, seed):
     if seed[1] == 2:
+        if "again" in how:
+            subprocess.Popen(["sleep", "1000"])  # of the engine; whoever reads our output would wait for it
+        if "dies" in how:
+            raise EngineError("engine: it is dead")
         time.sleep(1000)
     return draw(engine, problems, sampling, seed)
 
 TransformersEngine.generate = generate
+"""
+ENDS = """
 with Watchdog(folder, 4.0) as watchdog:
     train(tiny_run(checkpoint_every=1), folder, watchdog)
 """
+BEGINS_AGAIN = """
+sys.exit(cli.main(["train", "smoke", "--out", str(folder), "--checkpoint-every", "1", *sys.argv[3:]]))
+"""
 
 
-def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_done_again(tmp_path: Path):
+def broken(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", HANGS, str(tmp_path / "run")],
+    return subprocess.run(
+        [sys.executable, "-c", BREAKS + script, *arguments],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_done_again(tmp_path: Path):
+    done = broken(ENDS, "hangs", str(tmp_path / "run"))
     assert done.returncode == STATUS, done.stderr
     assert "drpo: rollout, step 3: not done in 4 s" in done.stderr and "--resume" in done.stderr
     stacks = (tmp_path / "run" / STALLED).read_text()
@@ -50,6 +68,24 @@ def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_d
     train(tiny_run(checkpoint_every=1), tmp_path / "run")
     train(tiny_run(checkpoint_every=1), tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("how", ["hangs, again", "dies, again"])
+def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path):
+    flags = ["--stall", "6", "--plain", "--no-doctor"]
+    done = broken(BEGINS_AGAIN, how, str(tmp_path / "run"), *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("beginning again from the last checkpoint") == 1
+    stacks = tmp_path / "run" / STALLED
+    assert ("in generate" in stacks.read_text()) if "hangs" in how else not stacks.exists()
+    assert cli.main(["train", "smoke", "--out", str(tmp_path / "whole"), "--checkpoint-every", "1", "--no-doctor"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_that_may_not_begin_again_says_how_to_go_on(tmp_path: Path):
+    done = broken(BEGINS_AGAIN, "dies", str(tmp_path / "run"), "--restarts", "0", "--no-doctor")
+    assert done.returncode == STATUS and done.stderr.endswith("drpo: engine: it is dead\n"), done.stderr
+    assert latest(tmp_path / "run" / CHECKPOINTS) is not None
 
 
 @pytest.mark.parametrize("seconds", [0.0, 600.0])

@@ -19,6 +19,10 @@ class BrokenLogpError(InputError):
     """A sampler's log-probabilities are missing, not finite, or positive: its numbers are broken, or its weights."""
 
 
+class EngineError(RuntimeError):
+    """The engine that samples has failed by itself; one in a new process may do."""
+
+
 def printable(text: str) -> str:
     """Return a text with its control characters, which could steer a terminal, as U+FFFD; tabs and line breaks stay.
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from drpo.errors import InputError
+from drpo.errors import EngineError, InputError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)
+PATIENCE = timedelta(hours=3)
 """How long a rank waits for the others; one may be evaluating or waiting for a server."""
 
 
@@ -76,6 +76,29 @@ class Ranks:
             gradients.append(parameter.grad)
         self.add(gradients)
 
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raise on every rank what one of them raises inside, where ranks must not talk to one another.
+
+        Otherwise the rest would wait for one that has left, and what is done could not be saved.
+
+        Raises:
+            InputError, EngineError: another rank did; it says which.
+            RuntimeError: another rank failed in another way.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is raised below
+            own = error
+        known = next((kind for kind in (InputError, EngineError) if isinstance(own, kind)), RuntimeError)
+        found = self.gather([] if own is None else [(known, f"rank {self.rank}: {own or repr(own)}")])
+        if own is not None:
+            raise own
+        if found:
+            kind, what = found[0]
+            raise kind(what)
+
     def most(self, value: int) -> int:
         """Return the largest of the values that the ranks bring."""
         return max(self.gather([value]))
@@ -92,6 +115,11 @@ ALONE = Ranks()
 def launched() -> bool:
     """True in a process that torchrun or accelerate started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted() -> bool:
+    """True in a process that torchrun or accelerate started in place of one that failed, with the same command."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def see_one_device() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from drpo import __version__
-from drpo.errors import InputError, nearest, printable
+from drpo.errors import EngineError, InputError, nearest, printable
 from drpo.spelling import import_named
 
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except FloatingPointError as error:
         return _fail(str(error), 1)
+    except EngineError as error:
+        return _fail(str(error), 75)  # EX_TEMPFAIL: try again
     except BrokenPipeError:
         return 141
     except OSError as error:

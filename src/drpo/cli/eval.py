@@ -86,7 +86,7 @@ def eval(arguments: list[str]) -> int:
     engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
     waiting = Console(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.marking) as pool, waiting:
-        result, _ = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
+        result = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
     if options.json:
         print(json.dumps(asdict(result)))
     else:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo import doctor
+from drpo.cli.again import begin_again
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import open_run, reading, resume_flag
 from drpo.cli.options import overridden, parse
 from drpo.cli.report import attempt
-from drpo.errors import InputError, nearest
-from drpo.ranks import Ranks, joined, see_one_device
+from drpo.errors import EngineError, InputError, nearest
+from drpo.ranks import Ranks, joined, restarted, see_one_device
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
@@ -24,7 +26,7 @@ from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
 from drpo.train.config import Run
-from drpo.train.session import CHECKPOINTS, MODEL, SUMMARY
+from drpo.train.session import CHECKPOINTS, CONFIG, MODEL, SUMMARY
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
 from drpo.train.watch import Together
@@ -41,15 +43,18 @@ class TrainOptions:
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
         track: send the figures to trackers besides: trackio, tensorboard, wandb (offline unless WANDB_MODE or
             WANDB_API_KEY is set); one that fails costs a line, not the run.
-        stall: seconds that a phase of a step may take before the process ends itself with status 75, for whoever
-            started it to resume it; the stacks are left in stalled.txt. 0 waits for ever.
+        stall: seconds that a phase of a step may take before the stacks are left in stalled.txt and the process ends
+            with status 75, or the run begins again. 0 waits for ever.
+        restarts: how often the run may begin again from its last checkpoint, in a new process in the place of this
+            one, after a phase that stalled or an engine that died; torchrun has --max-restarts for that.
     """
 
     out: Path | None = None
     plain: bool = False
     doctor: bool = True
     track: tuple[str, ...] = ()
-    stall: float = 3600.0
+    stall: float = 7200.0
+    restarts: int = 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class ResumeOptions(TrainOptions):
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
         track: send the figures to trackers besides, as `drpo train --help` says.
         stall: seconds that a phase may take, as `drpo train --help` says.
+        restarts: how often the run may begin again, as `drpo train --help` says.
         own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
     """
 
@@ -93,8 +99,8 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
             return recipes([])
         raise InputError(f"train: name a recipe first; known: {', '.join(RECIPES)}")
     run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}", TrainOptions)
-    folder = ranks.gather([options.out or _free_folder(Path("runs") / run.name)])[0]
-    if (folder / "config.json").exists():
+    folder = ranks.gather([options.out or _folder(Path("runs") / run.name)])[0]
+    if (folder / CONFIG).exists() and not restarted():
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
     ranks.meet()  # before the first makes it
     return _run(run, folder, options, ranks)
@@ -117,11 +123,17 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
             loop.train(run, folder, watchdog, parts)
         return 0
     screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
-    with screen, ExitStack() as stack:
-        trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
-        tracked = [stack.enter_context(tracker) for tracker in trackers]
-        watchdog = stack.enter_context(Watchdog(folder, options.stall))
-        summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
+    again = partial(begin_again, folder, options.restarts, _resume_flags(run, options))
+    try:
+        with screen, ExitStack() as stack:
+            trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
+            tracked = [stack.enter_context(tracker) for tracker in trackers]
+            watchdog = stack.enter_context(Watchdog(folder, options.stall, then=again))
+            summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
+    except EngineError as error:
+        console.print(str(error), soft_wrap=True, highlight=False)
+        again()
+        raise
     pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
     _conclude(console, folder, summary, pictures, resume_flag(run))
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
@@ -176,9 +188,18 @@ def _conclude(
         )
 
 
-def _free_folder(wanted: Path) -> Path:
+def _resume_flags(run: Run, options: TrainOptions) -> list[str]:
+    """What `drpo train --resume` needs to go on as this command would; what was found sound is not examined again."""
+    trackers = ["--track", *options.track] if options.track else []
+    plain = ["--plain"] if options.plain else []
+    return ["--no-doctor", "--stall", str(options.stall), *plain, *trackers, *resume_flag(run).split()]
+
+
+def _folder(wanted: Path) -> Path:
+    """A free one; for processes in place of others that failed, the one that those took."""
     candidates = [wanted, *(wanted.with_name(f"{wanted.name}-{i}") for i in range(2, 10000))]
-    return next(c for c in candidates if not c.exists())
+    free = next(i for i, candidate in enumerate(candidates) if not candidate.exists())
+    return candidates[max(0, free - 1) if restarted() else free]
 
 
 def recipes(arguments: list[str]) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from drpo.errors import InputError
-from drpo.ranks import ALONE, Ranks
 from drpo.rewards import RewardPool
 from drpo.rollout import Engine
 from drpo.train.score import require_marked, score
@@ -46,18 +45,9 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    pool: RewardPool,
-    *,
-    seed: int,
-    step: int,
-    ranks: Ranks = ALONE,
-) -> tuple[Evaluation, list[Group]]:
-    """Draw `sampling.samples` completions of every problem and mark them.
-
-    The random numbers depend on the seed and the problem alone, so evaluations of one run share them.
+    engine: Engine, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int, step: int
+) -> Evaluation:
+    """Draw `sampling.samples` completions of every problem, mark them, and sum up: `mark_held_out`, then `summed_up`.
 
     Args:
         engine: holds the weights to evaluate.
@@ -66,25 +56,48 @@ def evaluate(
         pool: runs the reward.
         seed: of the random numbers.
         step: for the record.
-        ranks: among whom the problems are shared out; all return the same.
-
-    Returns:
-        The evaluation, and the marked groups behind it.
 
     Raises:
         InputError: no problems, or the reward marked no completion.
     """
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
-    plain = replace(sampling, top_logprobs=0)  # which only training reads
-    own = ranks.draws(problems)
-    groups = ranks.gather(score(own, engine.generate(own, plain, seed=("evaluation", seed)) if own else [], pool))
+    groups = mark_held_out(engine, problems, sampling, pool, seed=seed)
     require_marked(groups, pool.marking)
+    return summed_up(groups, sampling.samples, step=step)
+
+
+def mark_held_out(
+    engine: Engine, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int
+) -> list[Group]:
+    """Return a marked group for every held-out problem.
+
+    The random numbers depend on the seed and the problem alone, so evaluations of one run share them.
+
+    Args:
+        engine: holds the weights to evaluate.
+        problems: perhaps some of them, or none.
+        sampling: may be greedy or truncated.
+        pool: runs the reward.
+        seed: of the random numbers.
+    """
+    plain = replace(sampling, top_logprobs=0)  # which only training reads
+    return score(problems, engine.generate(problems, plain, seed=("evaluation", seed)) if problems else [], pool)
+
+
+def summed_up(groups: Sequence[Group], n_samples: int, *, step: int) -> Evaluation:
+    """Return what the marked groups of all held-out problems say.
+
+    Args:
+        groups: of which at least one has a marked completion.
+        n_samples: completions drawn per problem.
+        step: for the record.
+    """
     completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
     marked = [g for g in groups if len(g.rewards)]
     accuracy = sum(float(g.rewards.double().mean()) for g in marked) / len(marked)
     low, high = wilson(accuracy, len(marked))
-    ks = [2**i for i in range(sampling.samples.bit_length())]
+    ks = [2**i for i in range(n_samples.bit_length())]
     return Evaluation(
         step=step,
         accuracy=accuracy,
@@ -92,11 +105,11 @@ def evaluate(
         high=high,
         pass_at={k: _mean_pass_at(marked, k) for k in ks},
         n_problems=len(marked),
-        n_samples=sampling.samples,
+        n_samples=n_samples,
         mean_length=sum(len(c.token_ids) for c in completions) / len(completions),
         truncated=sum(c.finish == "length" for c in completions) / len(completions),
         failed=sum(len(g.unmarked) + len(g.zeroed) for g in groups),
-    ), groups
+    )
 
 
 def wilson(mean: float, n: int, level: float = 0.95) -> tuple[float, float]:

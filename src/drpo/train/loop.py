@@ -5,7 +5,7 @@ from typing import Any
 
 from drpo.batch import make_batches
 from drpo.train.config import Run, learning_rate
-from drpo.train.score import require_marked, score
+from drpo.train.score import score
 from drpo.train.session import Session
 from drpo.train.setup import Parts, assemble
 from drpo.train.update import update
@@ -38,8 +38,8 @@ def train(
             with session.phase("rollout"):
                 problems, completions = session.rollouts.take(step)  # this rank's; alone: all
             with session.phase("reward"):
-                groups = ranks.gather(score(problems, completions, session.rewards))
-                require_marked(groups, run.marking)
+                marked = score(problems, completions, session.rewards)
+            groups = session.gather(marked)  # of all ranks
             with session.phase("update"):
                 batches = make_batches(groups, parts.batching)  # one per optimiser update; weights fixed here
                 if learner:  # a critic's advantage for every token, in place of one from the group for a completion

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
 from drpo.train.config import Run, from_json, to_json
-from drpo.train.evaluate import evaluate
+from drpo.train.evaluate import mark_held_out, summed_up
 from drpo.train.log import (
     EVALUATIONS,
     METRICS,
@@ -34,6 +34,7 @@ from drpo.train.log import (
 )
 from drpo.train.metrics import step_metrics
 from drpo.train.rollouts import Rollouts
+from drpo.train.score import require_marked
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
 from drpo.train.summary import summarise
@@ -42,6 +43,9 @@ from drpo.types import Batch, Group, Stats
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+
+APART = ("rollout", "reward")
+"""The phases in which ranks do not talk to one another."""
 
 
 class Session:
@@ -68,6 +72,7 @@ class Session:
         self._stop = StopRequest(watch.note)
         self._done = Progress()
         self._between_steps = True
+        self._failed_together = False
         self._skipped = 0  # updates in a row
         self._stack = ExitStack()
 
@@ -112,10 +117,10 @@ class Session:
         """Save what is done, whatever ended the run, and sum it up."""
         with self._stack:
             done = kind is None and self._done.step >= self.run.steps
-            alone = self._ranks.size == 1  # else the others may be elsewhere when one fails
+            together = self._ranks.size == 1 or self._failed_together  # else the others may be elsewhere
             if done and not self.keep_model:
                 shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-            elif kind is None or (alone and self._between_steps and self._done.step > 0):
+            elif kind is None or (together and self._between_steps and self._done.step > 0):
                 self._save()
             if done and self.keep_model:
                 self._export()
@@ -140,8 +145,29 @@ class Session:
         """Time a phase of the step and say that it began; in the update the weights are between two steps."""
         self.watch.phase(name)
         self._between_steps = name != "update"
-        with self._clock(name):
+        with self._clock(name), self._apart() if name in APART else nullcontext():
             yield
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What fails inside on one rank fails on all, which can then still save together."""
+        try:
+            with self._ranks.failing_together():
+                yield
+        except Exception:
+            self._failed_together = True
+            raise
+
+    def gather(self, marked: Sequence[Group]) -> list[Group]:
+        """Return the groups that all ranks have marked.
+
+        Raises:
+            InputError: nothing was marked, or the reward failed where that is an error.
+        """
+        groups = self._ranks.gather(marked)
+        with self._apart():
+            require_marked(groups, self.run.marking)
+        return groups
 
     def finish_step(
         self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Mapping[str, float]
@@ -205,9 +231,10 @@ class Session:
         step = self._done.step
         with self._aside("evaluation"):
             engine = self.rollouts.current(self.parts.policy.state, version=step)
-            result, _ = evaluate(
-                engine, self.parts.held_out, sampling, self.rewards, seed=self.run.seed, step=step, ranks=self._ranks
-            )
+            with self._apart():
+                own = self._ranks.draws(self.parts.held_out)
+                marked = mark_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
+            result = summed_up(self.gather(marked), sampling.samples, step=step)
         self._done = replace(self._done, score=result.accuracy)
         self._log.write(EVALUATIONS, asdict(result))
         self.watch.evaluated(result)

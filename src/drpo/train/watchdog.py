@@ -4,6 +4,7 @@ import faulthandler
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -22,19 +23,21 @@ class Watchdog(Silent):
     """While entered, ends the process when a phase of a run does not end; it watches the run as any other watcher does.
 
     An engine may hang in code that no exception reaches. The stacks of all threads go to `stalled.txt` in the run's
-    folder, one line to stderr, and the process ends with status 75. The run's last checkpoint is whole, so that
-    `drpo train --resume` does the same step again. Where Python itself is held, the stacks are written and the process
-    is ended half a minute later by the interpreter's own watchdog, with status 1.
+    folder, one line to stderr, and the process ends with status 75, or does what `then` says. The run's last checkpoint
+    is whole, so that `drpo train --resume` does the same step again. Where Python itself is held, the stacks are
+    written and the process is ended half a minute later by the interpreter's own watchdog, with status 1.
 
     Args:
         folder: of the run.
         seconds: that a phase may take; 0 is for ever.
         rank: of several processes; all but the first write to `stalled-RANK.txt`.
+        then: is called in a thread of its own; where it returns, the process ends.
     """
 
-    def __init__(self, folder: Path, seconds: float, rank: int = 0) -> None:
+    def __init__(self, folder: Path, seconds: float, rank: int = 0, then: Callable[[], None] | None = None) -> None:
         self._path = folder / (STALLED if rank == 0 else f"stalled-{rank}.txt")
         self._seconds = seconds
+        self._then = then
         self._doing, self._step = "starting", 0
         self._timer: threading.Timer | None = None
         self._file: TextIO | None = None
@@ -42,7 +45,7 @@ class Watchdog(Silent):
     def __enter__(self) -> "Watchdog":
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")  # behind the last time's, where it began again
             self._arm()
         return self
 
@@ -65,7 +68,8 @@ class Watchdog(Silent):
         if self._file is not None:
             self._disarm()
             self._file.close()
-            self._path.unlink(missing_ok=True)
+            if not self._path.stat().st_size:
+                self._path.unlink()
 
     def _arm(self) -> None:
         if self._file is None:
@@ -86,10 +90,12 @@ class Watchdog(Silent):
         print(f"{self._doing}: not done in {self._seconds:g} s", file=self._file, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
+        again = "" if self._then else f"; `drpo train --resume {self._path.parent}` goes on from the last checkpoint"
         print(
-            f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}; "
-            f"`drpo train --resume {self._path.parent}` goes on from the last checkpoint",
+            f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}{again}",
             file=sys.stderr,
             flush=True,
         )
+        if self._then is not None:
+            self._then()
         os._exit(STATUS)
