@@ -117,9 +117,9 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def restarted() -> bool:
-    """True in a process that torchrun or accelerate started in place of one that failed, with the same command."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def supervised() -> bool:
+    """True where torchrun or accelerate would start the same command again after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def see_one_device() -> None:
@@ -143,10 +143,20 @@ def see_one_device() -> None:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the other processes of the run, as torchrun's environment says, and leave them at the end."""
+    """Join the other processes of the run, as torchrun's environment says, and leave them at the end.
+
+    Raises:
+        InputError: processes that are started again would not find one another.
+    """
     if not launched():
         yield ALONE
         return
+    if supervised() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # https://github.com/pytorch/pytorch/issues/135712: the store still has the addresses of those that failed.
+        raise InputError(
+            "--max-restarts: torchrun keeps one store for all attempts, in which processes that are started again find "
+            "the addresses of the dead; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
+        )
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())

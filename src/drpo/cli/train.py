@@ -1,9 +1,10 @@
 """`drpo train` and `drpo recipes`."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from drpo.cli.folder import open_run, reading, resume_flag
 from drpo.cli.options import overridden, parse
 from drpo.cli.report import attempt
 from drpo.errors import EngineError, InputError, nearest
-from drpo.ranks import Ranks, joined, restarted, see_one_device
+from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.recipes import RECIPES, find
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
-from drpo.train.config import Run
+from drpo.train.config import Run, to_json
+from drpo.train.log import read_json
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL, SUMMARY
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
@@ -99,11 +101,17 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
             return recipes([])
         raise InputError(f"train: name a recipe first; known: {', '.join(RECIPES)}")
     run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}", TrainOptions)
-    folder = ranks.gather([options.out or _folder(Path("runs") / run.name)])[0]
-    if (folder / CONFIG).exists() and not restarted():
+    if supervised() and options.out is None:
+        raise InputError("--out: name the run's folder, where processes that --max-restarts starts again find the run")
+    folder = ranks.gather([options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())])[0]
+    if (folder / CONFIG).exists() and not (supervised() and read_json(folder / CONFIG) == to_json(run)):
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
-    ranks.meet()  # before the first makes it
-    return _run(run, folder, options, ranks)
+    ranks.meet()  # before the first writes to it
+    try:
+        return _run(run, folder, options, ranks)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing has come of it
 
 
 def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
@@ -195,11 +203,18 @@ def _resume_flags(run: Run, options: TrainOptions) -> list[str]:
     return ["--no-doctor", "--stall", str(options.stall), *plain, *trackers, *resume_flag(run).split()]
 
 
-def _folder(wanted: Path) -> Path:
-    """A free one; for processes in place of others that failed, the one that those took."""
-    candidates = [wanted, *(wanted.with_name(f"{wanted.name}-{i}") for i in range(2, 10000))]
-    free = next(i for i, candidate in enumerate(candidates) if not candidate.exists())
-    return candidates[max(0, free - 1) if restarted() else free]
+def _new_folder(wanted: Path) -> Path:
+    """Make a folder that nobody else has, of this name or with a number behind it."""
+    if supervised():
+        raise InputError(
+            "--out: name the run's folder, in which processes that --max-restarts starts again find the run"
+        )
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for candidate in (wanted, *(wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
+        with suppress(FileExistsError):
+            candidate.mkdir()
+            return candidate
+    raise AssertionError("unreachable")
 
 
 def recipes(arguments: list[str]) -> int:
