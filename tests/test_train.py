@@ -297,9 +297,9 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
     parts = assemble(tiny_run())
-    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3), (5, None)):
-        progress = checkpoint.Progress(step=step, score=score)
-        checkpoint.save(tmp_path, progress, parts.policy.trainable(), parts.optimizer, keep=2)
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, checkpoint.Progress(step=step), parts.policy.trainable(), parts.optimizer)
+        checkpoint.prune(tmp_path, keep=2, scores={0: 1.0, 1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
 
 

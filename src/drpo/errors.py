@@ -23,6 +23,10 @@ class EngineError(RuntimeError):
     """The engine that samples has failed by itself; one in a new process may do."""
 
 
+class Interrupted(Exception):  # noqa: N818 (no error: the run is asked to stop)
+    """A signal asked the run to stop while it did what a resumed run does again."""
+
+
 def printable(text: str) -> str:
     """Return a text with its control characters, which could steer a terminal, as U+FFFD; tabs and line breaks stay.
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from drpo.errors import EngineError, InputError
+from drpo.errors import EngineError, InputError, Interrupted
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Ranks:
         Otherwise the rest would wait for one that has left, and what is done could not be saved.
 
         Raises:
-            InputError, EngineError: another rank did; it says which.
+            InputError, EngineError, Interrupted: another rank did; it says which.
             RuntimeError: another rank failed in another way.
         """
         own: Exception | None = None
@@ -91,7 +91,7 @@ class Ranks:
             yield
         except Exception as error:  # whatever it is, it is raised below
             own = error
-        known = next((kind for kind in (InputError, EngineError) if isinstance(own, kind)), RuntimeError)
+        known = next((kind for kind in (InputError, EngineError, Interrupted) if isinstance(own, kind)), RuntimeError)
         found = self.gather([] if own is None else [(known, f"rank {self.rank}: {own or repr(own)}")])
         if own is not None:
             raise own

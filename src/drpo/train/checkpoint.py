@@ -4,11 +4,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,13 +33,13 @@ class Progress:
         step: rollouts trained on; also the cursor into the task's problems and every random stream's position.
         updates: optimiser updates done.
         tokens: sampled so far.
-        score: held-out accuracy of these weights, where it was measured.
+        skipped: updates in a row, the last ones, that were not made.
     """
 
     step: int = 0
     updates: int = 0
     tokens: int = 0
-    score: float | None = None
+    skipped: int = 0
 
 
 def save(
@@ -45,11 +47,10 @@ def save(
     progress: Progress,
     trainable: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    keep: int,
     also: Callable[[Path], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Write a checkpoint so that a crash at any moment leaves either all of it or none, then drop old ones.
+    """Write a checkpoint so that a crash at any moment leaves either all of it or none.
 
     Where parameters are divided over the ranks, each writes its rows; otherwise the first writes all.
 
@@ -58,7 +59,6 @@ def save(
         progress: where the run stands.
         trainable: parameters by name.
         optimizer: over these parameters.
-        keep: how many of the last stay; the one with the highest score stays too.
         also: writes more files into the checkpoint's folder; called on every rank, to write on the first.
         ranks: who save together.
 
@@ -68,7 +68,7 @@ def save(
     final = folder / f"step-{progress.step:06d}"
     if ranks.most(final.exists()):  # a run goes on from its newest checkpoint, so this is the state that stands there
         return final
-    scratch = folder / f".{final.name}.writing"
+    scratch = _scratch(final)
     if ranks.first:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -81,7 +81,6 @@ def save(
     if ranks.first:
         scratch.rename(final)
         _sync(folder)
-        _prune(folder, keep)
     ranks.meet()
     return final
 
@@ -102,7 +101,7 @@ def _fill(
     sums = dict(ranks.gather([(path.name, _sum(path)) for path in written]))
     if ranks.first:
         sums |= {path.name: _sum(path) for path in scratch.iterdir() if path.name not in sums}
-        (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: _fingerprint(progress)}}))
+        (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: _fingerprint(vars(progress))}}))
         for path in [*scratch.iterdir(), scratch]:
             _sync(path)
 
@@ -151,8 +150,8 @@ def latest(folder: Path) -> Path | None:
 
 
 def steps(folder: Path) -> dict[int, Path]:
-    """Return every complete checkpoint in a run's checkpoint folder, by its step."""
-    return {int(path.name.removeprefix("step-")): path for path in _all(folder)}
+    """Return every complete checkpoint in a run's checkpoint folder, by its step, the oldest first."""
+    return {_step(path): path for path in _all(folder)}
 
 
 def newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -184,12 +183,12 @@ def require_sound(checkpoint: Path) -> None:
     Raises:
         InputError: a file is missing, or is not what was written.
     """
-    progress, sums = _state(checkpoint)
+    _, fingerprint, sums = _state(checkpoint)
     for name, wanted in sums.items():
         path = checkpoint / name
         if not path.is_file():
             raise InputError(f"checkpoint {path}: missing")
-        if wanted != (_fingerprint(progress) if name == STATE else _sum(path)):
+        if wanted != (fingerprint if name == STATE else _sum(path)):
             raise InputError(f"checkpoint {path}: damaged, its SHA-256 is not what was written with it")
 
 
@@ -216,7 +215,7 @@ def restore(
         InputError: the checkpoint is of another model, or cannot be read.
     """
     try:
-        progress, _ = _state(checkpoint)
+        progress, *_ = _state(checkpoint)
         with ExitStack() as stack:
             weights = _Pieces(checkpoint, prefix + WEIGHTS, stack)
             if weights.names != trainable.keys():
@@ -284,17 +283,19 @@ def _restore_moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, n
         optimizer.state[parameter][kind] = value
 
 
-def _state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
-    """Where the run stood, and file -> checksum; none in a checkpoint of an earlier version."""
+def _state(checkpoint: Path) -> tuple[Progress, str, dict[str, str]]:
+    """Where the run stood, that record's fingerprint, and file -> checksum; an earlier version wrote none, or more."""
     try:
         record = json.loads((checkpoint / STATE).read_text())
-        return Progress(**{k: v for k, v in record.items() if k != SUMS}), dict(record.get(SUMS, {}))
+        sums = dict(record.pop(SUMS, {}))
+        known = {f.name: record[f.name] for f in fields(Progress) if f.name in record}
+        return Progress(**known), _fingerprint(record), sums
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {checkpoint / STATE} cannot be read: {error}") from None
 
 
-def _fingerprint(progress: Progress) -> str:
-    return hashlib.sha256(json.dumps(vars(progress)).encode()).hexdigest()
+def _fingerprint(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def _sum(path: Path) -> str:
@@ -302,24 +303,61 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
+def prune(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
+    """Drop old checkpoints.
+
+    Args:
+        folder: of all checkpoints of the run.
+        keep: how many of the last stay; of the others, the one with the highest score too.
+        scores: by step, of those that have one.
+    """
+    found = steps(folder)
+    best = max(found.keys() & scores.keys(), key=lambda step: (scores[step], step), default=None)
+    for step in list(found)[:-keep]:
+        if step != best:
+            _drop(found[step])
+
+
+def tidy(folder: Path, sound: Path | None) -> None:
+    """Clear away what a crash left half written, and set aside as `.step-N.damaged` what was passed over.
+
+    Args:
+        folder: of all checkpoints of the run.
+        sound: the one that the run goes on from, or None.
+    """
+    for path in folder.glob(".step-*.writing"):
+        shutil.rmtree(path)
+    for path in _named(folder):
+        if not (path / STATE).is_file() or (sound is not None and _step(path) > _step(sound)):
+            aside = path.with_name(f".{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def _drop(checkpoint: Path) -> None:
+    """Remove it at one stroke, as far as its name goes; what a crash leaves of it is not taken for a checkpoint."""
+    gone = _scratch(checkpoint)
+    checkpoint.rename(gone)
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone)
+
+
+def _scratch(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}.writing")
+
+
 def _all(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if (p / STATE).is_file())
+    return [path for path in _named(folder) if (path / STATE).is_file()]
 
 
-def _prune(folder: Path, keep: int) -> None:
-    found = _all(folder)
-    scores = {p: _score(p) for p in found}
-    best = max(found, key=lambda p: (scores[p] is not None, scores[p] or 0.0, p.name))
-    for path in found[:-keep]:
-        if path != best or scores[path] is None:
-            shutil.rmtree(path)
+def _named(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)), key=_step)
 
 
-def _score(checkpoint: Path) -> float | None:
-    try:
-        return _state(checkpoint)[0].score
-    except InputError:  # a damaged one is nobody's best
-        return None
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _sync(path: Path) -> None:

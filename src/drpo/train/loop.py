@@ -31,7 +31,7 @@ def train(
     parts = parts or assemble(run)
     policy, optimizer, learner, ranks = parts.policy, parts.optimizer, parts.learner, parts.ranks
     with Session(run, folder, parts, watch or Silent(), keep_model) as session:
-        session.evaluate_at_start()
+        session.evaluate_if_due()
         for step in session.steps():
             with session.phase("sync"):
                 session.rollouts.refresh(policy.state, version=step)

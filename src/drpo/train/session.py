@@ -1,8 +1,10 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
+import errno
+import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 
-from drpo.errors import InputError
+from drpo.errors import InputError, Interrupted
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.seeds import derive
@@ -43,6 +45,7 @@ from drpo.types import Batch, Group, Stats
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+LOCK = ".lock"
 
 APART = ("rollout", "reward")
 """The phases in which ranks do not talk to one another."""
@@ -70,10 +73,10 @@ class Session:
         self._log = RunLog(folder, writes=parts.ranks.first)
         self._clock = Clock()
         self._stop = StopRequest(watch.note)
+        self._stopped_by: int | None = None  # the signal, as all ranks know it
         self._done = Progress()
         self._between_steps = True
         self._failed_together = False
-        self._skipped = 0  # updates in a row
         self._stack = ExitStack()
 
     @property
@@ -82,8 +85,15 @@ class Session:
         return self._done.step
 
     def __enter__(self) -> "Session":
-        """Read the last checkpoint or begin, start the reward's processes, take over the signals."""
+        """Read the last checkpoint or begin, start the reward's processes, take over the signals.
+
+        Raises:
+            InputError: another process is at this run, or none of its checkpoints can be read.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        with self._ranks.failing_together():
+            if self._ranks.first:
+                self._stack.enter_context(locked(self.folder))
         if self._ranks.first:
             write_json(self.folder / CONFIG, to_json(self.run))
             write_json(self.folder / ENVIRONMENT, environment())
@@ -96,6 +106,8 @@ class Session:
             if self.parts.learner is not None:
                 self.parts.learner.restore(last)
         self._ranks.meet()  # all have read what is there
+        if self._ranks.first:
+            checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
         self._ranks.meet()
         self._stack.callback(self.parts.engine.close)
@@ -125,7 +137,7 @@ class Session:
             if done and self.keep_model:
                 self._export()
             if self._ranks.first:
-                self.summary = summarise(self.folder, self.run, stopped_by=self._stop.signal)
+                self.summary = summarise(self.folder, self.run, stopped_by=self._stopped_by)
                 write_json(self.folder / SUMMARY, self.summary)
                 self.watch.ended(self.summary)
 
@@ -137,8 +149,8 @@ class Session:
 
     def _asked_to_stop(self) -> bool:
         """True where any of the processes was; all then know by what."""
-        self._stop.signal = self._ranks.most(self._stop.signal or 0) or None
-        return self._stop.signal is not None
+        self._stopped_by = self._ranks.most(self._stop.signal or 0) or None
+        return self._stopped_by is not None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -154,6 +166,8 @@ class Session:
         try:
             with self._ranks.failing_together():
                 yield
+        except Interrupted:
+            raise
         except Exception:
             self._failed_together = True
             raise
@@ -177,42 +191,49 @@ class Session:
         Raises:
             FloatingPointError: too many updates in a row had a gradient that is not finite.
         """
-        self._count_skipped(stats)
         done = replace(
             self._done,
             step=self._done.step + 1,
             updates=self._done.updates + len(stats),
             tokens=self._done.tokens + sum(len(c.token_ids) for g in groups for c in g.completions),
-            score=None,
+            skipped=self._count_skipped(stats),
         )
-        self._done, self._between_steps = done, True
         if self._ranks.first:
             metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective), **lessons}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
             self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
+        self._done, self._between_steps = done, True  # from here on a checkpoint may claim the step
+        if self._ranks.first:
             self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
-        last = done.step == self.run.steps
-        if last or _due(self.run.eval_every, done.step):
-            self._evaluate()
         # Rollouts and weights together are what it takes to look into an update that was skipped.
         broken = not all(s.taken for s in stats)
-        if not last and (broken or _due(self.run.checkpoint_every, done.step)):
+        if done.step < self.run.steps and (broken or _due(self.run.checkpoint_every, done.step)):
             self._save()
+        self.evaluate_if_due()
 
-    def _count_skipped(self, stats: Sequence[Stats]) -> None:
+    def _count_skipped(self, stats: Sequence[Stats]) -> int:
+        """The updates in a row, up to the last, that were not made.
+
+        Raises:
+            FloatingPointError: they are too many.
+        """
+        skipped = self._done.skipped
         for i, seen in enumerate(stats):
-            self._skipped = 0 if seen.taken else self._skipped + 1
+            skipped = 0 if seen.taken else skipped + 1
             if seen.taken:
                 continue
             what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i}"
-            if self._skipped > self.run.max_skipped:
+            if skipped > self.run.max_skipped:
                 raise FloatingPointError(f"{what}; the update was not made")
-            self.watch.note(f"{what}; it was skipped ({self._skipped} in a row, at most {self.run.max_skipped})")
+            self.watch.note(f"{what}; it was skipped ({skipped} in a row, at most {self.run.max_skipped})")
+        return skipped
 
-    def evaluate_at_start(self) -> None:
-        """Evaluate the untrained policy, unless the run has done so before."""
-        if self._done.step == 0 and not read_records(self.folder / EVALUATIONS):
+    def evaluate_if_due(self) -> None:
+        """Evaluate the untrained policy, and wherever else it is time, if an interruption left it out before."""
+        step = self._done.step
+        due = step in (0, self.run.steps) or _due(self.run.eval_every, step)
+        if due and all(record["step"] != step for record in read_records(self.folder / EVALUATIONS)):
             self._evaluate()
 
     @contextmanager
@@ -229,23 +250,24 @@ class Session:
             return
         sampling = replace(self.run.sampling, samples=self.run.eval_samples)
         step = self._done.step
-        with self._aside("evaluation"):
+        with suppress(Interrupted), self._aside("evaluation"):
             engine = self.rollouts.current(self.parts.policy.state, version=step)
-            with self._apart():
+            with self._apart(), self._stop.interrupting():
                 own = self._ranks.draws(self.parts.held_out)
                 marked = mark_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
             result = summed_up(self.gather(marked), sampling.samples, step=step)
-        self._done = replace(self._done, score=result.accuracy)
-        self._log.write(EVALUATIONS, asdict(result))
-        self.watch.evaluated(result)
+            self._log.write(EVALUATIONS, asdict(result))
+            self.watch.evaluated(result)
 
     def _save(self) -> None:
-        policy, optimizer, keep = self.parts.policy, self.parts.optimizer, self.run.keep_checkpoints
+        folder = self.folder / CHECKPOINTS
         with self._aside("checkpoint"):
             self._log.sync()
-            checkpoint.save(
-                self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, self._save_more, self._ranks
-            )
+            trainable, optimizer = self.parts.policy.trainable(), self.parts.optimizer
+            checkpoint.save(folder, self._done, trainable, optimizer, self._save_more, self._ranks)
+            if self._ranks.first:
+                scores = {e["step"]: e["accuracy"] for e in read_records(self.folder / EVALUATIONS)}
+                checkpoint.prune(folder, self.run.keep_checkpoints, scores)
 
     def _save_more(self, folder: Path) -> None:
         self.rollouts.save(folder, step=self._done.step)
@@ -258,6 +280,27 @@ class Session:
         if self._ranks.first:
             trained.save_pretrained(self.folder / MODEL)
             self.parts.tokenizer.save_pretrained(self.folder / MODEL)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder.
+
+    Raises:
+        InputError: one is at it.
+    """
+    path = folder / LOCK
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"{folder}: another process is training there; wait for it, or give --out") from None
+            # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _due(every: int, step: int) -> bool:
