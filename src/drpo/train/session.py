@@ -1,7 +1,8 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,13 +33,13 @@ from drpo.train.log import (
     trained_records,
     write_json,
 )
-from drpo.train.metrics import step_metrics
+from drpo.train.metrics import step_metrics, value_metrics
 from drpo.train.rollouts import Rollouts
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
-from drpo.types import Batch, Group, Stats
+from drpo.types import Batch, Group, Lesson, Stats
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
@@ -68,7 +69,7 @@ class Session:
         self._stop = StopRequest(watch.note)
         self._done = Progress()
         self._between_steps = True
-        self._skipped = 0  # updates in a row
+        self._skipped: Counter[str] = Counter()  # updates in a row, of the policy and of the critic
         self._stack = ExitStack()
 
     @property
@@ -144,14 +145,15 @@ class Session:
             yield
 
     def finish_step(
-        self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Mapping[str, float]
+        self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Sequence[Lesson]
     ) -> None:
-        """Record the step that the loop has just done, and what a critic learnt; evaluate and save where it is time.
+        """Record the step that the loop has just done, a critic's lessons too; evaluate and save where it is time.
 
         Raises:
             FloatingPointError: too many updates in a row had a gradient that is not finite.
         """
-        self._count_skipped(stats)
+        self._count_skipped("policy", stats)
+        self._count_skipped("critic", lessons)
         done = replace(
             self._done,
             step=self._done.step + 1,
@@ -161,7 +163,8 @@ class Session:
         )
         self._done, self._between_steps = done, True
         if self._ranks.first:
-            metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective), **lessons}
+            figures = step_metrics(done.step, groups, stats, self.run.objective) | value_metrics(batches, lessons)
+            metrics = {"step": done.step, **figures}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
             self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
@@ -170,19 +173,19 @@ class Session:
         if last or _due(self.run.eval_every, done.step):
             self._evaluate()
         # Rollouts and weights together are what it takes to look into an update that was skipped.
-        broken = not all(s.taken for s in stats)
+        broken = not (all(s.taken for s in stats) and all(s.taken for s in lessons))
         if not last and (broken or _due(self.run.checkpoint_every, done.step)):
             self._save()
 
-    def _count_skipped(self, stats: Sequence[Stats]) -> None:
-        for i, seen in enumerate(stats):
-            self._skipped = 0 if seen.taken else self._skipped + 1
+    def _count_skipped(self, whose: str, updates: Sequence[Stats | Lesson]) -> None:
+        for i, seen in enumerate(updates):
+            self._skipped[whose] = 0 if seen.taken else self._skipped[whose] + 1
             if seen.taken:
                 continue
-            what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i}"
-            if self._skipped > self.run.max_skipped:
+            what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i} of the {whose}"
+            if self._skipped[whose] > self.run.max_skipped:
                 raise FloatingPointError(f"{what}; the update was not made")
-            self.watch.note(f"{what}; it was skipped ({self._skipped} in a row, at most {self.run.max_skipped})")
+            self.watch.note(f"{what}; it was skipped ({self._skipped[whose]} in a row, at most {self.run.max_skipped})")
 
     def evaluate_at_start(self) -> None:
         """Evaluate the untrained policy, unless the run has done so before."""
@@ -220,10 +223,9 @@ class Session:
                 self.folder / CHECKPOINTS, self._done, policy.trainable(), optimizer, keep, self._save_more, self._ranks
             )
 
-    def _save_more(self, folder: Path) -> None:
+    def _save_more(self, folder: Path) -> list[Path]:
         self.rollouts.save(folder, step=self._done.step)
-        if self.parts.learner is not None:
-            self.parts.learner.save(folder)
+        return self.parts.learner.save(folder) if self.parts.learner else []
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""
