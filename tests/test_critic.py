@@ -4,7 +4,8 @@ Not covered: a GPU. Several processes: test_ranks.py.
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from drpo.train.setup import assemble
 from drpo.train.update import make_optimizer
 from drpo.train.value import PREFIX, ValueLearner
 from drpo.types import Batch, Completion, Group, Lesson, MicroBatch, Sampling
-from test_train import assert_same_run
+from test_train import StopsAfter, assert_same_run
 from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
 from worlds import sampling, tiny_run
 
@@ -405,6 +406,44 @@ def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_p
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"critic_optimizer\.safetensors: damaged"):
         checkpoint.require_sound(last)
+
+
+def break_updates(monkeypatch: pytest.MonkeyPatch, broken: Container[int]) -> list[bool]:
+    """Let some of the critic's updates, counted from 0, have no finite gradient; whether each changed its weights."""
+    update, changed = ValueLearner._update, []
+
+    def breaks(self: ValueLearner, batch: Batch) -> Lesson:
+        if len(changed) in broken:
+            batch = replace(batch, micro_batches=[replace(m, weight=m.weight * math.nan) for m in batch.micro_batches])
+        before = self.critic.head.weight.detach().clone()
+        lesson = update(self, batch)
+        changed.append(not torch.equal(before, self.critic.head.weight))
+        return lesson
+
+    monkeypatch.setattr(ValueLearner, "_update", breaks)
+    return changed
+
+
+def test_a_broken_update_of_the_critic_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the policy's are: never more than two in a row here, so that the run ends well."""
+    changed = break_updates(monkeypatch, {2, 5, 6})  # of four a step
+    watch = StopsAfter(99)
+    summary = train(tiny_run(steps=3, keep_checkpoints=9, **CRITIC_RUN), tmp_path, watch)
+    assert summary["finished"] and [i for i, moved in enumerate(changed) if not moved] == [2, 5, 6]
+    metrics = read_records(tmp_path / METRICS)
+    assert [m.get("value_skipped", 0) for m in metrics] == [1, 2, 0]
+    assert not any("skipped_updates" in m for m in metrics) and "NaN" not in (tmp_path / METRICS).read_text()
+    assert "in update 2 of the critic; it was skipped (1 in a row, at most 2)" in watch.said
+    assert "in update 2 of the critic; it was skipped (2 in a row, at most 2)" in watch.said
+    assert sorted(checkpoint.steps(tmp_path / CHECKPOINTS)) == [1, 2, 3]  # the weights behind it
+
+
+def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    changed = break_updates(monkeypatch, {3, 4, 5})
+    with pytest.raises(FloatingPointError, match=r"norm is nan \(loss nan\) in update 1 of the critic"):
+        train(tiny_run(steps=3, **CRITIC_RUN), tmp_path)
+    assert [m["value_skipped"] for m in read_records(tmp_path / METRICS)] == [1]
+    assert not any(changed[3:6])
 
 
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
