@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 
-from drpo import models
 from drpo.gae import GAE
 from drpo.ranks import joined
 from drpo.train.config import Run
 from drpo.train.loop import train
-from drpo.train.setup import assemble
+from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
 from tiny_world import STOPS, tiny
 from worlds import sampling, tiny_run
@@ -50,14 +51,31 @@ class Stops(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def holds(parts: Parts) -> str:
+    """How much this rank has of the policy's weights, and of the critic's."""
+    policy, learner = parts.policy, parts.learner
+    said = f"rank {parts.ranks.rank} holds {held(policy.model)} of {whole(policy.model)} weights"
+    if learner is None:
+        return said
+    own, all_ = ([f(learner.critic.model), f(learner.critic.head)] for f in (held, whole))
+    return f"{said}\nits critic has {sum(own)} of {sum(all_)} values"
+
+
+def held(module: nn.Module) -> int:
+    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
+
+
+def whole(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def main(folder: str, kind: str, shard: str, stop: str) -> None:
     torch.set_num_threads(1)
     run = run_of(kind, shard)
     with joined() as ranks:
         train(run, Path(folder), Stops(int(stop)), assemble(run, ranks))
         if shard == "fsdp":
-            held = sum(p.to_local().numel() for p in assemble(run, ranks).policy.trainable().values())
-            print(f"rank {ranks.rank} holds {held} of {models.tiny()[0].num_parameters()} weights")
+            print(holds(assemble(run, ranks)))
 
 
 if __name__ == "__main__":

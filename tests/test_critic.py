@@ -4,7 +4,8 @@ Not covered: a GPU. Several processes: test_ranks.py.
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,13 +31,13 @@ from drpo.train import checkpoint
 from drpo.train.config import Run, from_json, learning_rate, to_json
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
-from drpo.train.metrics import VALUE_METRICS
+from drpo.train.metrics import VALUE_METRICS, value_metrics
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.train.update import make_optimizer
 from drpo.train.value import PREFIX, ValueLearner
-from drpo.types import Batch, Completion, Group, MicroBatch, Sampling
-from test_train import assert_same_run
+from drpo.types import Batch, Completion, Group, Lesson, MicroBatch, Sampling
+from test_train import StopsAfter, assert_same_run
 from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
 from worlds import sampling, tiny_run
 
@@ -201,6 +202,10 @@ def column(micros: Sequence[MicroBatch], name: str) -> dict[int, Tensor]:
     return by_sequence(micros, torch.cat([getattr(m, name) for m in micros]))
 
 
+def learnt(learner: ValueLearner, batches: Sequence[Batch]) -> dict[str, float]:
+    return value_metrics(batches, learner.learn(batches))
+
+
 def gradients(learner: ValueLearner, batch: Batch) -> dict[str, Tensor]:
     learner.learn([batch])
     return {name: p.grad.clone() for name, p in learner.critic.trainable().items()}  # type: ignore[union-attr]
@@ -310,9 +315,9 @@ def test_the_critic_learns_the_rewards(groups: list[Group]):
     """On one rollout again and again, with lambda 1, its values become what was earned."""
     learner = learner_of(critic_of(), GAE(lam=1.0, learning_rate=3e-3, clip=None, updates=60), still=False)
     batches = learner.appraise(make_batches(groups, how()))
-    first = learner.learn(batches)
-    after = learner.learn(learner.appraise(make_batches(groups, how())))
-    assert first.keys() == VALUE_METRICS.keys()
+    first = learnt(learner, batches)
+    after = learnt(learner, learner.appraise(make_batches(groups, how())))
+    assert first.keys() == VALUE_METRICS.keys() - {"value_skipped"}
     assert after["explained_variance"] > 0.5 > first["explained_variance"]
     assert after["value_loss"] < 0.2 * float(
         sum((m.weight * (m.value - m.returns) ** 2 / 2).sum() for m in batches[0].micro_batches)
@@ -324,11 +329,11 @@ def test_the_figures_of_a_step(groups: list[Group]):
     (batch,) = learner.appraise(make_batches(groups, how()))
     every = torch.cat([m.value for m in batch.micro_batches])
     shifted = [replace(m, value=m.value + 0.3 * (m.target % 2 == 0)) for m in batch.micro_batches]
-    found = learner.learn([replace(batch, micro_batches=tuple(shifted))])
+    found = learnt(learner, [replace(batch, micro_batches=tuple(shifted))])
     even = torch.cat([m.target % 2 == 0 for m in batch.micro_batches]).double().mean()
     assert found["value_clipped"] == pytest.approx(float(even)) and 0 < float(even) < 1
     assert found["value_mean"] == pytest.approx(float(every.mean() + 0.3 * even), rel=1e-5)
-    assert learner.learn([]) == {} and learner.appraise([]) == []
+    assert learnt(learner, []) == {} and learner.appraise([]) == []
 
 
 def test_groups_of_one_train_where_a_critic_gives_advantages():
@@ -350,7 +355,7 @@ def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
     before, after = summary["accuracy_before"], summary["accuracy_after"]
     assert after["low"] > before["high"], (before, after)
     metrics = read_records(tmp_path / METRICS)
-    assert all(VALUE_METRICS.keys() - m.keys() <= {"explained_variance"} for m in metrics)
+    assert all(VALUE_METRICS.keys() - m.keys() <= {"explained_variance", "value_skipped"} for m in metrics)
     assert abs(metrics[-1]["value_mean"] - metrics[-1]["reward_mean"]) < 0.2 < metrics[-1]["reward_mean"]
 
 
@@ -365,7 +370,7 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
     """Cut off when the policy of step 4 is trained and the critic is not."""
     learn, calls = ValueLearner.learn, []
 
-    def learn_or_stop(self: ValueLearner, batches: Sequence[Batch]) -> dict[str, float]:
+    def learn_or_stop(self: ValueLearner, batches: Sequence[Batch]) -> list[Lesson]:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -401,6 +406,44 @@ def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_p
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"critic_optimizer\.safetensors: damaged"):
         checkpoint.require_sound(last)
+
+
+def break_updates(monkeypatch: pytest.MonkeyPatch, broken: Container[int]) -> list[bool]:
+    """Let some of the critic's updates, counted from 0, have no finite gradient; whether each changed its weights."""
+    update, changed = ValueLearner._update, []
+
+    def breaks(self: ValueLearner, batch: Batch) -> Lesson:
+        if len(changed) in broken:
+            batch = replace(batch, micro_batches=[replace(m, weight=m.weight * math.nan) for m in batch.micro_batches])
+        before = self.critic.head.weight.detach().clone()
+        lesson = update(self, batch)
+        changed.append(not torch.equal(before, self.critic.head.weight))
+        return lesson
+
+    monkeypatch.setattr(ValueLearner, "_update", breaks)
+    return changed
+
+
+def test_a_broken_update_of_the_critic_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the policy's are: never more than two in a row here, so that the run ends well."""
+    changed = break_updates(monkeypatch, {2, 5, 6})  # of four a step
+    watch = StopsAfter(99)
+    summary = train(tiny_run(steps=3, keep_checkpoints=9, **CRITIC_RUN), tmp_path, watch)
+    assert summary["finished"] and [i for i, moved in enumerate(changed) if not moved] == [2, 5, 6]
+    metrics = read_records(tmp_path / METRICS)
+    assert [m.get("value_skipped", 0) for m in metrics] == [1, 2, 0]
+    assert not any("skipped_updates" in m for m in metrics) and "NaN" not in (tmp_path / METRICS).read_text()
+    assert "in update 2 of the critic; it was skipped (1 in a row, at most 2)" in watch.said
+    assert "in update 2 of the critic; it was skipped (2 in a row, at most 2)" in watch.said
+    assert sorted(checkpoint.steps(tmp_path / CHECKPOINTS)) == [1, 2, 3]  # the weights behind it
+
+
+def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    changed = break_updates(monkeypatch, {3, 4, 5})
+    with pytest.raises(FloatingPointError, match=r"norm is nan \(loss nan\) in update 1 of the critic"):
+        train(tiny_run(steps=3, **CRITIC_RUN), tmp_path)
+    assert [m["value_skipped"] for m in read_records(tmp_path / METRICS)] == [1]
+    assert not any(changed[3:6])
 
 
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
@@ -478,8 +521,6 @@ def test_what_a_critic_changes_in_what_a_run_may_be():
     with pytest.raises(InputError, match=r"sampling\.samples=1: .* needs at least 2, or a critic"):
         Run(sampling=Sampling(samples=1))
     assert Run(sampling=Sampling(samples=1), critic=GAE()).critic == GAE()
-    with pytest.raises(InputError, match=r"critic=GAE.*: is held whole by every process; set --shard none"):
-        Run(critic=GAE(), shard="fsdp")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from torch import Tensor
 from drpo import doctor
 from drpo.cli import main
 from drpo.doctor import Finding, Size, machine, tokens
+from drpo.gae import GAE
 from drpo.objectives import DRPO
 from drpo.recipes import smoke
 from drpo.rewards import Reward, exact_number, in_process
@@ -276,6 +277,22 @@ def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     machine._kept(parts.policy, completions)
     gc.collect()
     assert kept and all(reference() is None for reference in kept)
+
+
+def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> None:
+    """As many bytes as it then has when it has learnt."""
+    run = a_run(steps=1, eval_problems=0)
+    needs = {}
+    for critic in (None, GAE()):
+        examined = replace(run, critic=critic)
+        parts = parts_of(examined)
+        (found,) = (f for f in doctor.examine(examined, parts, SIZE) if f.check == "memory")
+        needs[critic is not None] = found.values["need_bytes"]
+        assert ("those of the critic" in found.figure) == (critic is not None)
+    train(examined, tmp_path, parts=parts)
+    parameters = parts.learner.critic.trainable().values()
+    held = [p.grad for p in parameters] + [v for p in parameters for v in parts.learner.optimizer.state[p].values()]
+    assert needs[True] - needs[False] == sum(v.nbytes for v in held if v.ndim > 0) > 0
 
 
 @cache

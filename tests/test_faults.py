@@ -20,9 +20,10 @@ from drpo.ranks import Ranks
 from drpo.rollout import TransformersEngine
 from drpo.train import checkpoint, session, stop
 from drpo.train.checkpoint import require_sound
+from drpo.train.lock import LOCK
 from drpo.train.log import EVALUATIONS, METRICS, RunLog, read_records
 from drpo.train.loop import train
-from drpo.train.session import CHECKPOINTS, LOCK
+from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from test_train import StopsAfter, assert_same_run
 from worlds import Broken, tiny_run
@@ -30,7 +31,7 @@ from worlds import Broken, tiny_run
 HOLDS_THE_LOCK = """
 import sys
 from pathlib import Path
-from drpo.train.session import locked
+from drpo.train.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -91,6 +91,7 @@ def test_two_processes_are_one_run(alone: dict[str, Path], tmp_path: Path):
         (2, "terms", "none"),
         (3, "terms", "fsdp"),
         (2, "critic", "none"),
+        (3, "critic", "fsdp"),
     ],
 )
 def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: dict[str, Path], tmp_path: Path):
@@ -98,11 +99,15 @@ def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone
     assert_same_run(alone[kind], tmp_path / "run")
 
 
+def assert_divided(said: str, what: str) -> None:
+    """Every weight is held once, and each of two processes holds about half."""
+    held, whole = ([int(n) for n in re.findall(p, said)] for p in (rf"(\d+) of \d+ {what}", rf"of (\d+) {what}"))
+    assert len(held) == 2 and sum(held) == whole[0] and max(held) < 0.6 * whole[0]
+
+
 def test_stopped_on_two_processes_and_resumed_on_four_then_on_one(alone: dict[str, Path], tmp_path: Path):
     folder = tmp_path / "run"
-    said = launch(2, folder, "many", "fsdp", stop=4)
-    held, whole = ([int(n) for n in re.findall(p, said)] for p in (r"holds (\d+) of", r"of (\d+) weights"))
-    assert len(held) == 2 and sum(held) == whole[0] and max(held) < 0.6 * whole[0]
+    assert_divided(launch(2, folder, "many", "fsdp", stop=4), "weights")
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
     assert last.name == "step-000004" and len(list(last.glob("weights-*-of-00002.safetensors"))) == 2
     assert "weights-00001-of-00002.safetensors" in json.loads((last / STATE).read_text())["sha256"]
@@ -110,6 +115,19 @@ def test_stopped_on_two_processes_and_resumed_on_four_then_on_one(alone: dict[st
     assert sorted((folder / "checkpoints").glob("step-*"))[-1].name == "step-000007"
     train(run_of("many", "fsdp"), folder)
     assert_same_run(alone["many"], folder)
+
+
+@pytest.mark.slow
+def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alone: dict[str, Path], tmp_path: Path):
+    folder = tmp_path / "run"
+    assert_divided(launch(2, folder, "critic", "fsdp", stop=4), "values")
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    parts = {f"critic_{kind}-0000{i}-of-00002.safetensors" for kind in ("weights", "optimizer") for i in (1, 2)}
+    assert {path.name for path in last.glob("critic_*")} == parts
+    assert json.loads((last / STATE).read_text())["sha256"].keys() >= parts
+    launch(3, folder, "critic", "fsdp", stop=7)
+    train(run_of("critic", "fsdp"), folder)
+    assert_same_run(alone["critic"], folder)
 
 
 @given(n=st.integers(0, 40), size=st.integers(1, 9), engines=st.integers(1, 9))

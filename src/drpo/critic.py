@@ -14,7 +14,7 @@ class Critic:
     """A model's decoder and one linear output, zero at first: the reward to be expected from here.
 
     Args:
-        model: in float32, of the critic alone; its decoder is trained in place, and its own head is not used.
+        model: in float32, of the critic alone; its decoder is trained in place, and its own head is dropped.
         dtype: of matrix products and activations; the weights, the head and the values are float32.
     """
 
@@ -22,10 +22,16 @@ class Critic:
         self.model = model
         self.dtype = dtype
         self.shares_prompts = packing.adopt(model)
+        model.set_output_embeddings(None)
         width = model.get_input_embeddings().weight.shape[1]
         self.head = nn.Linear(width, 1, device=model.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def equal_passes(self) -> bool:
+        """True where all ranks must make as many forward and backward passes, because they meet in them."""
+        return False
 
     @property
     def device(self) -> torch.device:

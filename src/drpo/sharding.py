@@ -1,14 +1,16 @@
-"""A policy whose weights, gradients and optimiser state are divided over the ranks (FSDP2)."""
+"""A policy, and a critic, whose weights, gradients and optimiser state are divided over the ranks (FSDP2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 from transformers import PreTrainedModel
 
+from drpo.critic import Critic
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import Precision
@@ -42,19 +44,11 @@ class ShardedPolicy(Policy):
         super().__init__(model, precision=precision, temperature=temperature)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         mesh = init_device_mesh(device.type, (ranks.size,))
-        decoder = model.get_decoder()
-        for layer in decoder.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(decoder, mesh=mesh)
+        _divide(model.get_decoder(), mesh)
         if tied:
             model.get_output_embeddings().weight = model.get_input_embeddings().weight
         else:
-            fully_shard(model.get_output_embeddings(), mesh=mesh)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                # A sum, not a mean: what a token counts is fixed over the whole batch, whoever computes it.
-                module.set_force_sum_reduction_for_comms(True)
-                module.set_gradient_divide_factor(1.0)
+            _divide_module(model.get_output_embeddings(), mesh)
         self._mesh, self._device = mesh, device
 
     @property
@@ -86,8 +80,7 @@ class ShardedPolicy(Policy):
             part = local.redistribute(self._mesh, [Shard(0)])
             head.grad = part if head.grad is None else head.grad + part
         self._whole_head = None
-        for parameter in self.trainable().values():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        _fill_gradients(self.trainable().values())
 
     def state(self) -> Mapping[str, Tensor]:
         """The whole weights by the plain model's names, float32; all ranks must ask together."""
@@ -97,6 +90,57 @@ class ShardedPolicy(Policy):
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter)
+
+
+class ShardedCritic(Critic):
+    """`Critic` whose every parameter is divided over the ranks along its first dimension, as a policy's are.
+
+    The head is a layer like the others here, since it is called; its one row is the first rank's. All ranks must make
+    as many forward and backward passes.
+
+    Args:
+        model: as of `Critic`, whole, on the device of this rank's part; its weights are divided here.
+        ranks: among which.
+        dtype: as of `Critic`.
+    """
+
+    def __init__(self, model: PreTrainedModel, ranks: Ranks, *, dtype: torch.dtype) -> None:
+        super().__init__(model, dtype=dtype)
+        mesh = init_device_mesh(model.device.type, (ranks.size,))
+        for outermost in (_divide(model.get_decoder(), mesh), _divide_module(self.head, mesh)):
+            # FSDP2 leaves these whole until the backward pass, and the values of a rollout are computed without one.
+            outermost.set_reshard_after_forward(True, recurse=False)
+
+    @property
+    def equal_passes(self) -> bool:
+        """Ranks meet in every forward and backward pass."""
+        return True
+
+    def reduce_gradients(self, ranks: Ranks) -> None:
+        """Fill in what no rank has found; FSDP2 has added up the rest."""
+        _fill_gradients(self.trainable().values())
+
+
+def _divide(decoder: Any, mesh: DeviceMesh) -> FSDPModule:
+    """Divide a decoder's weights, to be gathered a layer at a time."""
+    for layer in decoder.layers:
+        _divide_module(layer, mesh)
+    return _divide_module(decoder, mesh)
+
+
+def _divide_module(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
+    """Divide what of a module's weights is not divided yet."""
+    divided: FSDPModule = fully_shard(module, mesh=mesh)
+    # A sum, not a mean: what a token counts is fixed over the whole batch, whoever computes it.
+    divided.set_force_sum_reduction_for_comms(True)
+    divided.set_gradient_divide_factor(1.0)
+    return divided
+
+
+def _fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every parameter a gradient, if only of zero."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _whole(parameter: Tensor) -> Tensor:

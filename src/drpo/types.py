@@ -419,3 +419,22 @@ class Stats:
     grad_norm: float
     learning_rate: float
     taken: bool = True
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one optimiser update of a critic saw and did.
+
+    Args:
+        loss: the batch's value loss.
+        grad_norm: L2 norm of the whole gradient before clipping.
+        clipped: tokens whose value had moved further than the clip.
+        n_tokens: of the batch.
+        taken: False where the gradient was not finite, so that no step was taken.
+    """
+
+    loss: float
+    grad_norm: float
+    clipped: int
+    n_tokens: int
+    taken: bool = True

@@ -15,6 +15,10 @@ FIGURES = f"{T}test_the_figures_of_a_step"
 RESUMED = f"{T}test_cut_off_and_resumed_it_is_one_run_bit_for_bit"
 RECORDED = f"{T}test_rollouts_record_what_each_token_was_worth"
 TWO = "tests/test_ranks.py::test_more_processes_are_one_run[2-critic-none]"
+DIVIDED = "tests/test_ranks.py::test_more_processes_are_one_run[3-critic-fsdp]"
+REGROUPED = "tests/test_ranks.py::test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one"
+SKIPPED = f"{T}test_a_broken_update_of_the_critic_is_skipped_and_counted"
+ENDED = f"{T}test_a_critic_that_stays_broken_ends_the_run"
 GAE, VALUE = "gae.py", "train/value.py"
 
 BUGS = (
@@ -95,9 +99,9 @@ BUGS = (
     Bug(
         19,
         "what left the clip is counted over several updates and divided by the tokens of one",
-        VALUE,
-        "sum(clipped) / (len(old) * self.how.updates)",
-        "sum(clipped) / len(old)",
+        "train/metrics.py",
+        "n = sum(lesson.n_tokens for lesson in taken)",
+        "n = taken[-1].n_tokens",
         (FIGURES,),
     ),
     Bug(
@@ -115,6 +119,54 @@ BUGS = (
         "sorted(found, key=lambda pair: pair[0])",
         "found",
         (TWO,),
+    ),
+    Bug(
+        2,
+        "a divided critic's embedding stays whole behind a pass without gradients",
+        "sharding.py",
+        "outermost.set_reshard_after_forward(True, recurse=False)",
+        "outermost.set_reshard_after_forward(False, recurse=False)",
+        (DIVIDED,),
+    ),
+    Bug(
+        20,
+        "a divided critic keeps whole the head that it does not use",
+        "critic.py",
+        "        model.set_output_embeddings(None)\n",
+        "",
+        (REGROUPED,),
+    ),
+    Bug(
+        20,
+        "the parts of a divided critic are written over one another",
+        VALUE,
+        "self.critic.trainable(), self.optimizer, self.ranks, prefix=PREFIX)",
+        "self.critic.trainable(), self.optimizer, prefix=PREFIX)",
+        (REGROUPED,),
+    ),
+    Bug(
+        19,
+        "nobody counts the critic's skipped updates",
+        "train/session.py",
+        '        self._count_skipped("critic", lessons)\n',
+        "",
+        (SKIPPED, ENDED),
+    ),
+    Bug(
+        19,
+        "the weights behind a skipped update of the critic are not kept",
+        "train/session.py",
+        " and all(s.taken for s in lessons))",
+        ")",
+        (SKIPPED,),
+    ),
+    Bug(
+        19,
+        "figures of skipped updates of the critic are recorded",
+        "train/metrics.py",
+        "taken = [lesson for lesson in lessons if lesson.taken]",
+        "taken = list(lessons)",
+        (SKIPPED,),
     ),
     Bug(
         11,

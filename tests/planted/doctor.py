@@ -122,6 +122,14 @@ BUGS = (
         ("tests/test_doctor.py::test_counting_memory_keeps_none",),
     ),
     Bug(
+        20,
+        "a critic needs no memory",
+        "doctor/machine.py",
+        "critic=0 if critic is None else _optimiser_bytes(critic),",
+        "critic=0,",
+        ("tests/test_doctor.py::test_memory_counts_the_gradients_and_moments_of_a_critic",),
+    ),
+    Bug(
         19,
         "k3 is without its log",
         "train/metrics.py",

@@ -21,8 +21,8 @@ BUGS = (
         2,
         "divided gradients are averaged over the processes",
         "sharding.py",
-        "module.set_gradient_divide_factor(1.0)",
-        "module.set_gradient_divide_factor(float(ranks.size))",
+        "divided.set_gradient_divide_factor(1.0)",
+        "divided.set_gradient_divide_factor(float(mesh.size()))",
         (f"{MORE}[2-many-fsdp]",),
     ),
     Bug(

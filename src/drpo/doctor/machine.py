@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from drpo.critic import Critic
 from drpo.doctor.evidence import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.doctor.finding import Finding, judge
 from drpo.objectives import DRPO, Objective, caution, region_radius
@@ -110,17 +111,24 @@ class _Need:
     """Bytes by what they are for."""
 
     optimiser: int
+    critic: int
     activations: int
     head: int
     cache: int
 
     @property
     def total(self) -> int:
-        return self.optimiser + max(self.activations + self.head, self.cache)
+        return self.optimiser + self.critic + max(self.activations + self.head, self.cache)
 
 
 def memory(
-    policy: Policy, completions: Sequence[Completion], *, micro_batch_tokens: int, rows: int, row_tokens: int
+    policy: Policy,
+    completions: Sequence[Completion],
+    *,
+    micro_batch_tokens: int,
+    rows: int,
+    row_tokens: int,
+    critic: Critic | None = None,
 ) -> Finding:
     """What the largest step will need beyond what is held now, found without taking it.
 
@@ -132,13 +140,15 @@ def memory(
         micro_batch_tokens: places that go through the model at once, at most.
         rows: completions that are sampled together.
         row_tokens: the longest prompt and completion together.
+        critic: in training beside it, likewise, or None.
     """
     small, large = _kept(policy, completions[:2]), _kept(policy, completions)
     per_place = (large[1] - small[1]) / max(1, large[0] - small[0])
-    trained = sum(p.numel() * p.element_size() for p in policy.trainable().values())
     held = CHUNK_BYTES.get(policy.device.type, 2**30)
     need = _Need(
-        optimiser=3 * trained,  # the gradient and AdamW's two moments
+        optimiser=_optimiser_bytes(policy),
+        # Its passes come when the policy's are done, and keep what those keep, but for the head.
+        critic=0 if critic is None else _optimiser_bytes(critic),
         activations=int(small[1] + max(0.0, per_place) * max(0, micro_batch_tokens - small[0])),
         head=3 * held,
         cache=rows * row_tokens * _cache_bytes(policy),
@@ -148,12 +158,13 @@ def memory(
         need.total <= 0.9 * free,
         "lower --micro-batch-tokens or --prompts, train adapters (--lora-rank 16) or another model",
     )
+    of_critic = "" if critic is None else f"those of the critic {need.critic / 2**30:.1f}, "
     gib = {name: value / 2**30 for name, value in vars(need).items()}
     return Finding(
         "memory",
         verdict,
         f"the largest step needs {need.total / 2**30:.1f} GiB more (gradient and optimiser {gib['optimiser']:.1f}, "
-        f"{micro_batch_tokens} places {gib['activations']:.1f}, head {gib['head']:.1f}, "
+        f"{of_critic}{micro_batch_tokens} places {gib['activations']:.1f}, head {gib['head']:.1f}, "
         f"keys and values of {rows} rows {gib['cache']:.1f})",
         f"{free / 2**30:.1f} GiB free",
         advice,
@@ -177,6 +188,11 @@ def _kept(policy: Policy, completions: Sequence[Completion]) -> tuple[int, int]:
         loss, _, _ = policy.loss(micro, DRPO(0.2))
     del loss
     return micro.layout.n_places, sum(seen.values())
+
+
+def _optimiser_bytes(model: Policy | Critic) -> int:
+    """The gradient and AdamW's two moments."""
+    return sum(3 * p.numel() * p.element_size() for p in model.trainable().values())
 
 
 def _cache_bytes(policy: Policy) -> int:

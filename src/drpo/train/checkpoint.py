@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,13 +33,14 @@ class Progress:
         step: rollouts trained on; also the cursor into the task's problems and every random stream's position.
         updates: optimiser updates done.
         tokens: sampled so far.
-        skipped: updates in a row, the last ones, that were not made.
+        skipped, critic_skipped: updates in a row, up to the last, that were not made.
     """
 
     step: int = 0
     updates: int = 0
     tokens: int = 0
     skipped: int = 0
+    critic_skipped: int = 0
 
 
 def save(
@@ -47,7 +48,7 @@ def save(
     progress: Progress,
     trainable: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    also: Callable[[Path], None] | None = None,
+    also: Callable[[Path], Sequence[Path]] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint so that a crash at any moment leaves either all of it or none.
@@ -59,7 +60,8 @@ def save(
         progress: where the run stands.
         trainable: parameters by name.
         optimizer: over these parameters.
-        also: writes more files into the checkpoint's folder; called on every rank, to write on the first.
+        also: writes more files into the checkpoint's folder; called on every rank. What the first has not written it
+            must return.
         ranks: who save together.
 
     Returns:
@@ -90,14 +92,11 @@ def _fill(
     progress: Progress,
     trainable: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    also: Callable[[Path], None] | None,
+    also: Callable[[Path], Sequence[Path]] | None,
     ranks: Ranks,
 ) -> None:
     """Write everything into the checkpoint's folder and on to the disk."""
-    divided = any(isinstance(p, DTensor) for p in trainable.values())
-    written = write(scratch, trainable, optimizer, ranks if divided else ALONE) if ranks.first or divided else []
-    if also is not None:
-        also(scratch)
+    written = [*write(scratch, trainable, optimizer, ranks), *(also(scratch) if also else ())]
     sums = dict(ranks.gather([(path.name, _sum(path)) for path in written]))
     if ranks.first:
         sums |= {path.name: _sum(path) for path in scratch.iterdir() if path.name not in sums}
@@ -113,7 +112,21 @@ def write(
     ranks: Ranks = ALONE,
     prefix: str = "",
 ) -> list[Path]:
-    """Write this rank's rows of everything, and where each tensor's rows begin, in files whose names begin so."""
+    """Write this rank's rows of everything, and where each tensor's rows begin; return the files.
+
+    Where nothing is divided over the ranks, the first writes all.
+
+    Args:
+        scratch: the folder that takes the files.
+        trainable: parameters by name.
+        optimizer: over these parameters.
+        ranks: who write together.
+        prefix: the files' names begin so.
+    """
+    if not any(isinstance(p, DTensor) for p in trainable.values()):
+        if not ranks.first:
+            return []
+        ranks = ALONE
     names = {id(p): name for name, p in trainable.items()}
     moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
     generator = {"rng:torch": torch.get_rng_state()} if ranks.first else {}

@@ -67,7 +67,7 @@ class Run:
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
             int8 with straight-through gradients; weights stay fp32.
         shard: of several processes (torchrun): none, each holds the whole model; fsdp, weights, gradients and optimiser
-            are divided among them.
+            are divided among them, a critic's too.
         engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port;
             of several processes the first ask a server each, where several are named with commas between.
         rollout_precision: of the sampler's own copy of the weights: auto, bf16, fp32, int8, fp8_weights, fp8.
@@ -165,8 +165,6 @@ class Run:
         if not self.engine.startswith(("http://", "https://")):
             _one_of("engine", self.engine, ENGINES)
         _one_of("shard", self.shard, ("none", "fsdp"))
-        together = self.shard == "none" or self.critic is None
-        _require(together, "critic", self.critic, "is held whole by every process; set --shard none")
         whole = self.shard == "none" or not self.lora_rank
         _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
         for name in ("precision", "rollout_precision"):

@@ -49,6 +49,6 @@ def train(
                     update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms, ranks)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
-                lessons = learner.learn(batches) if learner else {}
+                lessons = learner.learn(batches) if learner else []
             session.finish_step(groups, batches, stats, lessons)
     return session.summary

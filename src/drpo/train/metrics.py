@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drpo.gae import explained_variance
 from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
-from drpo.types import Completion, FailureKind, Group, Stats, Tokens
+from drpo.types import Batch, Completion, FailureKind, Group, Lesson, Stats, Tokens
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
@@ -67,6 +68,7 @@ VALUE_METRICS: Mapping[str, str] = {
     "value_grad_norm": "largest L2 norm of the critic's gradient before clipping",
     "value_mean": "mean value over the rollout's tokens, before the critic learns from it",
     "value_clipped": "share of tokens, over all the critic's updates, whose value had moved further than the clip",
+    "value_skipped": "updates of the critic that were skipped, their gradient not being finite; absent where none",
     "explained_variance": "1 - Var(return - value) / Var(return) over the rollout's tokens, before the critic learns "
     "from it: 1 is perfect, 0 no better than a constant; absent where all returns are equal",
 }
@@ -187,3 +189,29 @@ def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], obj
 
 def _update_metrics(stats: Stats) -> dict[str, float]:
     return {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}
+
+
+def value_metrics(batches: Sequence[Batch], lessons: Sequence[Lesson]) -> dict[str, float]:
+    """Return the figures of `VALUE_METRICS`; none where the critic had nothing to learn from.
+
+    Args:
+        batches: of a step, appraised by the critic before it learnt.
+        lessons: of the critic's updates on them, in order.
+    """
+    if not lessons:
+        return {}
+    micros = [m for batch in batches for m in batch.micro_batches]
+    old = torch.cat([m.value for m in micros if m.value is not None])
+    record = {"value_mean": float(old.double().mean())}
+    explained = explained_variance(old, torch.cat([m.returns for m in micros if m.returns is not None]))
+    if explained is not None:
+        record["explained_variance"] = explained
+    taken = [lesson for lesson in lessons if lesson.taken]
+    if taken:
+        record["value_loss"] = taken[-1].loss
+        record["value_grad_norm"] = max(lesson.grad_norm for lesson in taken)
+        n = sum(lesson.n_tokens for lesson in taken)
+        record["value_clipped"] = sum(lesson.clipped for lesson in taken) / max(1, n)
+    if len(taken) < len(lessons):
+        record["value_skipped"] = len(lessons) - len(taken)
+    return record

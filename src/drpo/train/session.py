@@ -1,9 +1,7 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
-import errno
-import fcntl
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
 from drpo.train.config import Run, from_json, to_json
 from drpo.train.evaluate import mark_held_out, summed_up
+from drpo.train.lock import locked
 from drpo.train.log import (
     EVALUATIONS,
     METRICS,
@@ -34,18 +33,17 @@ from drpo.train.log import (
     trained_records,
     write_json,
 )
-from drpo.train.metrics import step_metrics
+from drpo.train.metrics import step_metrics, value_metrics
 from drpo.train.rollouts import Rollouts
 from drpo.train.score import require_marked
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
-from drpo.types import Batch, Group, Stats
+from drpo.types import Batch, Group, Lesson, Stats
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
-LOCK = ".lock"
 
 APART = ("rollout", "reward")
 """The phases in which ranks do not talk to one another."""
@@ -184,9 +182,9 @@ class Session:
         return groups
 
     def finish_step(
-        self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Mapping[str, float]
+        self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Sequence[Lesson]
     ) -> None:
-        """Record the step that the loop has just done, and what a critic learnt; evaluate and save where it is time.
+        """Record the step that the loop has just done, a critic's lessons too; evaluate and save where it is time.
 
         Raises:
             FloatingPointError: too many updates in a row had a gradient that is not finite.
@@ -196,10 +194,12 @@ class Session:
             step=self._done.step + 1,
             updates=self._done.updates + len(stats),
             tokens=self._done.tokens + sum(len(c.token_ids) for g in groups for c in g.completions),
-            skipped=self._count_skipped(stats),
+            skipped=self._count_skipped("policy", self._done.skipped, stats),
+            critic_skipped=self._count_skipped("critic", self._done.critic_skipped, lessons),
         )
         if self._ranks.first:
-            metrics = {"step": done.step, **step_metrics(done.step, groups, stats, self.run.objective), **lessons}
+            figures = step_metrics(done.step, groups, stats, self.run.objective) | value_metrics(batches, lessons)
+            metrics = {"step": done.step, **figures}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
             self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
@@ -207,23 +207,22 @@ class Session:
         if self._ranks.first:
             self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
         # Rollouts and weights together are what it takes to look into an update that was skipped.
-        broken = not all(s.taken for s in stats)
+        broken = not (all(s.taken for s in stats) and all(s.taken for s in lessons))
         if done.step < self.run.steps and (broken or _due(self.run.checkpoint_every, done.step)):
             self._save()
         self.evaluate_if_due()
 
-    def _count_skipped(self, stats: Sequence[Stats]) -> int:
-        """The updates in a row, up to the last, that were not made.
+    def _count_skipped(self, whose: str, skipped: int, updates: Sequence[Stats | Lesson]) -> int:
+        """The updates in a row, up to the last of these, that were not made.
 
         Raises:
             FloatingPointError: they are too many.
         """
-        skipped = self._done.skipped
-        for i, seen in enumerate(stats):
+        for i, seen in enumerate(updates):
             skipped = 0 if seen.taken else skipped + 1
             if seen.taken:
                 continue
-            what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i}"
+            what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i} of the {whose}"
             if skipped > self.run.max_skipped:
                 raise FloatingPointError(f"{what}; the update was not made")
             self.watch.note(f"{what}; it was skipped ({skipped} in a row, at most {self.run.max_skipped})")
@@ -269,10 +268,9 @@ class Session:
                 scores = {e["step"]: e["accuracy"] for e in read_records(self.folder / EVALUATIONS)}
                 checkpoint.prune(folder, self.run.keep_checkpoints, scores)
 
-    def _save_more(self, folder: Path) -> None:
+    def _save_more(self, folder: Path) -> list[Path]:
         self.rollouts.save(folder, step=self._done.step)
-        if self.parts.learner is not None:
-            self.parts.learner.save(folder)
+        return self.parts.learner.save(folder) if self.parts.learner else []
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it."""
@@ -280,27 +278,6 @@ class Session:
         if self._ranks.first:
             trained.save_pretrained(self.folder / MODEL)
             self.parts.tokenizer.save_pretrained(self.folder / MODEL)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder.
-
-    Raises:
-        InputError: one is at it.
-    """
-    path = folder / LOCK
-    with path.open("ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise InputError(f"{folder}: another process is training there; wait for it, or give --out") from None
-            # a file system without locks
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _due(every: int, step: int) -> bool:

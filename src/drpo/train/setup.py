@@ -15,7 +15,7 @@ from drpo.precision import resolve_precision
 from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import Engine, NoEngine, ServerEngine, TransformersEngine, VLLMEngine
-from drpo.sharding import ShardedPolicy
+from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
@@ -95,18 +95,23 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
     """What is trained: whole on every rank, or divided among them."""
     precision, temperature = resolve_precision(run.precision, model.device), run.sampling.temperature
-    if run.shard == "fsdp" and ranks.size > 1:
+    if _divides(run, ranks):
         return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature)
     return Policy(model, precision=precision, temperature=temperature, lora_rank=run.lora_rank, seed=run.seed)
 
 
+def _divides(run: Run, ranks: Ranks) -> bool:
+    return run.shard == "fsdp" and ranks.size > 1
+
+
 def _learner(run: Run, ranks: Ranks) -> ValueLearner | None:
-    """A critic that begins as a copy of the initial model, which is loaded once more."""
+    """A critic that begins as a copy of the initial model, loaded once more: whole on every rank, or divided."""
     if run.critic is None:
         return None
     model, _ = models.load(run.model)
     model.to(default_device())
-    critic = Critic(model, dtype=resolve_precision(run.precision, model.device).dtype)
+    dtype = resolve_precision(run.precision, model.device).dtype
+    critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
     rate = run.critic.learning_rate
     optimizer = make_optimizer(critic, learning_rate=rate, betas=run.betas, weight_decay=run.weight_decay)
     return ValueLearner(critic, optimizer, run.critic, run.max_grad_norm, ranks)

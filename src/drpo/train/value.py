@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from drpo.critic import Critic
-from drpo.gae import GAE, explained_variance, gae, whitened
+from drpo.gae import GAE, gae, whitened
 from drpo.ranks import ALONE, Ranks
 from drpo.train import checkpoint
 from drpo.train.update import share_out, take_step
-from drpo.types import Batch, MicroBatch
+from drpo.types import Batch, Lesson, MicroBatch
 
 PREFIX = "critic_"
 """Of its files in a checkpoint."""
@@ -56,30 +56,15 @@ class ValueLearner:
         )
         return [_with(batch, [next(appraised) for _ in batch.micro_batches]) for batch in batches]
 
-    def learn(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Train the critic on appraised batches and return the figures of `VALUE_METRICS`.
+    def learn(self, batches: Sequence[Batch]) -> list[Lesson]:
+        """Train the critic on appraised batches and return what each update saw; none where there is no token."""
+        if not any(batch.micro_batches for batch in batches):
+            return []
+        return [self._update(batch) for batch in batches for _ in range(self.how.updates)]
 
-        Raises:
-            FloatingPointError: a gradient is not finite; that update was not made.
-        """
-        old = torch.cat([m.value for b in batches for m in b.micro_batches if m.value is not None] or [torch.empty(0)])
-        returns = [m.returns for b in batches for m in b.micro_batches if m.returns is not None]
-        if not returns:
-            return {}
-        explained = explained_variance(old, torch.cat(returns))
-        losses, norms, clipped = zip(*(self._update(b) for b in batches for _ in range(self.how.updates)), strict=True)
-        return {
-            "value_loss": losses[-1],
-            "value_grad_norm": max(norms),
-            "value_mean": float(old.double().mean()),
-            "value_clipped": sum(clipped) / (len(old) * self.how.updates),
-            **({} if explained is None else {"explained_variance": explained}),
-        }
-
-    def save(self, folder: Path) -> None:
-        """Write the critic's weights and optimiser state into the folder of a checkpoint, on the first rank."""
-        if self.ranks.first:
-            checkpoint.write(folder, self.critic.trainable(), self.optimizer, prefix=PREFIX)
+    def save(self, folder: Path) -> list[Path]:
+        """Write this rank's part of the critic's weights and optimiser state into a checkpoint; return the files."""
+        return checkpoint.write(folder, self.critic.trainable(), self.optimizer, self.ranks, prefix=PREFIX)
 
     def restore(self, folder: Path) -> None:
         """Go on as `save` left it, to the bit.
@@ -93,8 +78,11 @@ class ValueLearner:
     def _values(self, micros: Sequence[MicroBatch]) -> list[Tensor]:
         """[T] of each, on the CPU; each rank computes some."""
         number = {id(micro): i for i, micro in enumerate(micros)}
-        own, _ = share_out(micros, self.ranks)
-        found = self.ranks.gather([(number[id(m)], self.critic(m.to(self.critic.device)).cpu()) for m in own])
+        own, idle = self._share_out(micros)
+        found = [(number[id(m)], self.critic(m.to(self.critic.device)).cpu()) for m in own]
+        for micro in idle:
+            self.critic(micro.to(self.critic.device))
+        found = self.ranks.gather(found)
         return [value for _, value in sorted(found, key=lambda pair: pair[0])]
 
     def _gae(self, micro: MicroBatch, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,20 +91,25 @@ class ValueLearner:
         reward = torch.where(last, micro.advantage, 0)  # what a completion earns comes with its last token
         return gae(reward, value, micro.sequence, self.how.gamma, self.how.lam)
 
-    def _update(self, batch: Batch) -> tuple[float, float, int]:
-        """Take one optimiser step; return the loss, the gradient's norm, and how many values had left the clip."""
+    def _update(self, batch: Batch) -> Lesson:
+        """Take one optimiser step, unless the gradient is not finite."""
         parameters = list(self.critic.trainable().values())
         self.optimizer.zero_grad(set_to_none=True)
-        own, _ = share_out(batch.micro_batches, self.ranks)
-        found = self.ranks.gather([self._backward(micro) for micro in own])
+        own, idle = self._share_out(batch.micro_batches)
+        found = [self._backward(micro) for micro in own]
+        for micro in idle:
+            self._backward(micro)
         self.critic.reduce_gradients(self.ranks)
-        loss = sum(share for share, _ in found)
+        found = self.ranks.gather(found)
         norm = take_step(self.optimizer, parameters, self.how.learning_rate, self.max_grad_norm)
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the critic's gradient has the norm {norm} (loss {loss}); the update was not made"
-            )
-        return loss, norm, sum(n for _, n in found)
+        n_tokens = sum(len(micro.target) for micro in batch.micro_batches)
+        loss, clipped = sum(share for share, _ in found), sum(n for _, n in found)
+        return Lesson(loss, norm, clipped, n_tokens, taken=math.isfinite(norm))
+
+    def _share_out(self, micros: Sequence[MicroBatch]) -> tuple[list[MicroBatch], list[MicroBatch]]:
+        """This rank's own, and those that count nothing, which it must do for the others' sake."""
+        own, idle = share_out(micros, self.ranks)
+        return own, idle if self.critic.equal_passes else []
 
     def _backward(self, micro: MicroBatch) -> tuple[float, int]:
         here = micro.to(self.critic.device)

@@ -1,0 +1,32 @@
+"""One process at a time trains in a folder."""
+
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drpo.errors import InputError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder.
+
+    Raises:
+        InputError: one is at it.
+    """
+    path = folder / LOCK
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"{folder}: another process is training there; wait for it, or give --out") from None
+            # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
