@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkpoints(folder: Path) -> list[str]:
-    return sorted(p.name for p in (folder / CHECKPOINTS).iterdir())
+    return sorted(p.name for p in (folder / CHECKPOINTS).glob("*"))
 
 
 # Steps

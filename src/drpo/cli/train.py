@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def _new_folder(wanted: Path) -> Path:
             "--out: name the run's folder, in which processes that --max-restarts starts again find the run"
         )
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    for candidate in (wanted, *(wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
+    for candidate in chain([wanted], (wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
         with suppress(FileExistsError):
             candidate.mkdir()
             return candidate

@@ -141,7 +141,7 @@ class Session:
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
-        while self._done.step < self.run.steps and not self._asked_to_stop():
+        while not self._asked_to_stop() and self._done.step < self.run.steps:
             self._clock = Clock()
             yield self._done.step
 
