@@ -1,11 +1,17 @@
 """Programs against tests: what scores, and what a program can do to the machine that runs it."""
 
+import ctypes
+import errno
 import json
 import os
+import re
 import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -13,7 +19,7 @@ import pytest
 
 import drpo.rewards.python
 from drpo.errors import InputError
-from drpo.rewards import Marking, PythonTests, RewardPool
+from drpo.rewards import Marking, PythonTests, RewardPool, sandboxed
 from drpo.rewards.python import program
 from drpo.types import Problem
 
@@ -26,7 +32,8 @@ def asked(*tests, answer=""):
 
 
 def run(code, *tests, **settings):
-    return PythonTests(**{"seconds": 3.0, **settings})(asked(*(tests or ADD)), code)
+    """A score; the time suffices on the busiest machine, because what is tested is something else."""
+    return PythonTests(**{"seconds": 120.0, **settings})(asked(*(tests or ADD)), code)
 
 
 @pytest.fixture(params=[True, False], ids=["isolated", "in the open"])
@@ -114,12 +121,24 @@ FAKES = {
     "say so": SHOUT.replace("LINE", '{"passed": [true, true, true]}'),
     "guess a token": SHOUT.replace("LINE", '{"token": "", "passed": [true, true, true]}'),
     "end the interpreter": "import ctypes\nctypes.string_at(0)",
+    "no exec": "import builtins\nbuiltins.exec = lambda *a: None",
+    "no compile": "import builtins\nbuiltins.compile = lambda *a: ''",
+    "another json": "import json\nsaid = json.dumps\njson.dumps = lambda r: said({**r, 'passed': [True] * 3})",
+    "another harness": "import __main__\nfor name in ('_runs', 'exec', 'compile'):\n"
+    "    setattr(__main__, name, lambda *a: True)",
 }
 
 
 @pytest.mark.parametrize("name", FAKES)
 def test_success_cannot_be_faked_by_ending_early(name, isolated):
     assert run(FAKES[name], isolated=isolated) == 0.0
+
+
+def test_built_ins_are_the_systems_again_for_every_test():
+    lie = "import builtins\ndef add(a, b):\n    builtins.all = lambda x: True\n    return 0\nbuiltins.all = any\n"
+    honest = ["add(1, 2)\nassert all([1, 1])", "assert not all([1, 0])", "assert all(map(callable, (exec, compile)))"]
+    assert run(lie, *honest, partial=True) == 1.0
+    assert run("__builtins__ = {'all': any}\n", "assert not all([1, 0])") == 1.0
 
 
 DEAF = """
@@ -144,13 +163,13 @@ ENDLESS = {
 def test_what_does_not_end_is_ended(name, isolated):
     start = time.perf_counter()
     assert run(ENDLESS[name], seconds=0.7, isolated=isolated) == 0.0
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 60  # and not 1000
     assert not sandboxes()
 
 
 def gone(pid):
     """Whether a process ends soon, or has; whoever adopted it may take a while to bury it."""
-    for _ in range(40):
+    for _ in range(600):
         with suppress(psutil.NoSuchProcess):
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.05)
@@ -209,20 +228,216 @@ def test_no_process_can_be_harmed(isolated):
 
 def test_there_is_no_network(isolated):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port, calls = server.getsockname()[1], []
-        server.settimeout(1.0)
-
-        def accept():
-            with suppress(OSError):
-                calls.append(server.accept())
-
-        listener = threading.Thread(target=accept)
-        listener.start()
+        port = server.getsockname()[1]
+        server.setblocking(False)
         code = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)\n{RIGHT}"
         assert run(code, isolated=isolated) == 0.0
         assert run(f"import socket\nsocket.socket(socket.AF_UNIX)\n{RIGHT}", isolated=isolated) == 0.0
-        listener.join()
-    assert not calls
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
+
+
+# Each comes to its end outside a sandbox, and must not inside. VICTIM is another process, FOLDER one with a socket, a
+# named pipe that is being read, and a file.
+LIBC = "import ctypes, fcntl, os, resource, socket, struct\nlibc = ctypes.CDLL(None)\nsize = ctypes.c_size_t\n"
+PIPE, PAIR = "r, w = os.pipe()\n", "r, w = socket.socketpair()\n"
+HELD = {
+    "shared memory": "i = libc.shmget(0, size(4096), 0o1600)\nassert i >= 0\nlibc.shmctl(i, 0, None)",
+    "messages": "i = libc.msgget(0, 0o1600)\nassert i >= 0\nlibc.msgctl(i, 0, None)",
+    "semaphores": "i = libc.semget(0, 1, 0o1600)\nassert i >= 0\nlibc.semctl(i, 0, 0)",
+    "message queue": "assert libc.mq_open(b'/drpo', 0o102, 0o600, None) >= 0\nlibc.mq_unlink(b'/drpo')",
+    "a file in memory": "os.memfd_create('x')",
+    "a large pipe": PIPE + "fcntl.fcntl(w, 1031, 1 << 20)",
+    "a large socket": PAIR + "r.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)",
+    "pages in a pipe": PIPE
+    + "b = ctypes.create_string_buffer(4096)\nv = (size * 2)(ctypes.addressof(b), 4096)\n"
+    + "assert libc.vmsplice(w, v, size(1), 0) > 0",
+}
+REACHED = {
+    "limits": "resource.prlimit(VICTIM, resource.RLIMIT_CPU, (9000, 9000))",
+    "F_SETOWN": PIPE + "fcntl.fcntl(r, 8, VICTIM)",
+    "F_SETOWN_EX": PIPE + "fcntl.fcntl(r, 15, struct.pack('ii', 1, VICTIM))",
+    "F_SETSIG": PIPE + "fcntl.fcntl(r, 10, 9)",
+    "FIOSETOWN": PAIR + "fcntl.ioctl(r, 0x8901, struct.pack('i', VICTIM))",
+    "SIOCSPGRP": PAIR + "fcntl.ioctl(r, 0x8902, struct.pack('i', VICTIM))",
+    "a lease": "f = open('FOLDER/file')\nfcntl.fcntl(f, 1024, 0)",
+    "processors": "os.sched_setaffinity(VICTIM, os.sched_getaffinity(0))",
+    "priority": "os.setpriority(os.PRIO_PROCESS, VICTIM, os.getpriority(os.PRIO_PROCESS, VICTIM))",
+    "scheduler": "os.sched_setscheduler(VICTIM, os.SCHED_BATCH, os.sched_param(0))",
+    "datagrams": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\na.sendto(b'x', 'FOLDER/socket')",
+    "datagrams in messages": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    "a.sendmsg([b'x'], [], 0, 'FOLDER/socket')",
+}
+WRITTEN = {
+    "a named pipe": "os.write(os.open('FOLDER/pipe', os.O_WRONLY | os.O_NONBLOCK), b'x')",
+    "memory": "open('/proc/VICTIM/mem', 'r+b')",
+    "oom_score_adj": "open('/proc/VICTIM/oom_score_adj', 'w').write('1000')",
+    "a file": "open('FOLDER/file', 'w').write('x')",
+    "a new file": "open('FOLDER/new', 'w').write('x')",
+    "a file that was": "os.remove('FOLDER/file')",
+}
+
+
+@pytest.fixture
+def victim():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]) as process:
+        yield process
+        process.kill()
+
+
+def misdeed(code, victim, folder):
+    """The program that does it; skips where it cannot be done outside a sandbox either."""
+    os.mkfifo(folder / "pipe")
+    (folder / "file").write_text("precious")
+    reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(folder / "socket"))
+        code = LIBC + code.replace("VICTIM", str(victim.pid)).replace("FOLDER", str(folder)) + "\n"
+        outside = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        (folder / "file").write_text("precious")
+        (folder / "new").unlink(missing_ok=True)
+        try:
+            if outside.returncode:
+                pytest.skip(f"not even outside: {outside.stderr.splitlines()[-1:]}")
+            yield code
+        finally:
+            os.close(reader)
+    assert victim.poll() is None
+
+
+@pytest.mark.parametrize("name", [*HELD, *REACHED])
+def test_calls_that_hold_memory_or_reach_others_are_refused(name, isolated, victim, tmp_path):
+    for code in misdeed((HELD | REACHED)[name], victim, tmp_path):
+        assert run(code + RIGHT, isolated=isolated) == 0.0
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_nothing_outside_is_written_to_where_there_is_landlock(name, isolated, victim, tmp_path):
+    if ctypes.CDLL(None).syscall(444, None, 0, 1) < 1:
+        pytest.skip("needs Landlock")
+    for code in misdeed(WRITTEN[name], victim, tmp_path):
+        assert run(code + RIGHT, isolated=isolated) == 0.0
+    assert (tmp_path / "file").read_text() == "precious" and not (tmp_path / "new").exists()
+
+
+def test_it_has_no_capabilities_and_a_bounded_number_of_threads(isolated):
+    code = (
+        "import ctypes, resource, struct\ndata = ctypes.create_string_buffer(24)\n"
+        "assert ctypes.CDLL(None).capget(struct.pack('=Ii', 0x20080522, 0), data) == 0 and not any(data.raw)\n"
+    )
+    assert run(code + RIGHT, isolated=isolated) == 1.0
+    bounded = "import resource\nassert resource.getrlimit(resource.RLIMIT_NPROC) == (1024, 1024)\n" + RIGHT
+    assert run(bounded, isolated=isolated) == float(isolated)
+
+
+USUAL = {
+    "asyncio": "import asyncio\nasync def f():\n    return await asyncio.to_thread(int)\nassert asyncio.run(f()) == 0",
+    "threads": "from concurrent.futures import ThreadPoolExecutor as P\nassert list(P(4).map(abs, [-1, 2])) == [1, 2]",
+    "files": "import os, pathlib, shutil, tempfile\nwith tempfile.TemporaryDirectory() as d:\n"
+    "    tempfile.NamedTemporaryFile(dir=d).write(b'x')\nos.makedirs('a/b')\n"
+    "pathlib.Path('a/b/c').write_text('x' * 100000)\nshutil.copytree('a', 'd')\nshutil.copy2('a/b/c', 'd/e')\n"
+    "shutil.move('d/e', 'a/e')\nos.link('a/e', 'd/f')\nos.rename('d/f', 'a/f')\nshutil.make_archive('z', 'zip', 'a')\n"
+    "shutil.rmtree('d')\nassert sorted(os.listdir('a')) == ['b', 'e', 'f'] and os.path.getsize('a/f') == 100000",
+    "sqlite": "import sqlite3\nc = sqlite3.connect('x.db')\nc.execute('pragma journal_mode=wal')\n"
+    "c.execute('create table t(a)')\nc.execute('insert into t values(7)')\nc.commit()\n"
+    "assert c.execute('select a from t').fetchone() == (7,)",
+    "alarm": "import signal\nrung = []\nsignal.signal(signal.SIGALRM, lambda *a: rung.append(1))\n"
+    "signal.setitimer(signal.ITIMER_REAL, 0.05)\nwhile not rung:\n    pass",
+    "pipes": "import os, select, socket\nr, w = os.pipe()\ne = select.epoll()\ne.register(r)\nos.write(w, b'x')\n"
+    "assert e.poll() and select.select([r], [], [])[0] == [r]\na, b = socket.socketpair()\na.send(b'x')\nb.recv(1)",
+    "mmap": "import mmap\nm = mmap.mmap(-1, 1 << 20)\nm[0] = 1\nf = open('m', 'w+b')\nf.truncate(4096)\n"
+    "n = mmap.mmap(f.fileno(), 0)\nn[0] = 1\nn.flush()",
+    "numpy": "import numpy as np\nassert (np.ones((300, 300)) @ np.ones((300, 300)))[0, 0] == 300",
+    "the rest": "import datetime, hashlib, os, random, time, uuid, zoneinfo\nuuid.uuid4()\nos.urandom(4)\n"
+    "time.sleep(0.01)\ntime.process_time()\nos.times()\nos.sched_getaffinity(0)\nos.umask(0o22)\nos.statvfs('.')",
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_what_programs_usually_do_they_can_do(name, isolated):
+    assert run(f"{USUAL[name]}\n{RIGHT}", memory_mb=4096, isolated=isolated) == 1.0
+
+
+# ---- the filter, by its instructions: so for the machine that this is not, too ----
+
+ALLOWED, KILLED, UNKNOWN, FORBIDDEN = 0x7FFF0000, 0x80000000, 0x50000 | errno.ENOSYS, 0x50000 | errno.EPERM
+HEADERS = {
+    "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
+    "aarch64": "/usr/include/asm-generic/unistd.h",
+}
+MACHINES = pytest.mark.parametrize("machine", HEADERS)
+
+
+def verdict(machine, call, *arguments, of=None):
+    """What the kernel would make of a call, by the rules of classic BPF for struct seccomp_data."""
+    number = sandboxed._MACHINES[of or machine][0]
+    data = struct.pack("=iI7Q", call, number, 0, *arguments, *[0] * (6 - len(arguments)))
+    steps, at, value = sandboxed.filter_of(machine), 0, 0
+    while True:
+        code, yes, no, operand = steps[at]
+        at += 1
+        if code == 0x20:
+            (value,) = struct.unpack_from("=I", data, operand)
+        elif code == 0x54:
+            value &= operand
+        elif code in (0x15, 0x35):
+            at += yes if (value == operand if code == 0x15 else value >= operand) else no
+        else:
+            assert code == 0x06
+            return operand
+
+
+def numbers(machine):
+    """The table's calls."""
+    column = sandboxed._MACHINES[machine][1]
+    rows = [entry.split() for entry in sandboxed._CALLS.split(",")]
+    return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+
+
+@MACHINES
+def test_the_numbers_are_those_of_the_kernels_headers(machine):
+    if not Path(HEADERS[machine]).is_file():
+        pytest.skip("needs the kernel's headers")
+    found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", Path(HEADERS[machine]).read_text(), re.MULTILINE)
+    true = {"newfstatat" if name == "fstatat" else name: int(number) for name, number in found}
+    table = numbers(machine)
+    assert {name: true.get(name, number) for name, number in table.items()} == table
+    assert len(set(table) - set(true)) <= 1  # fchmodat2 is younger than some headers
+    other = numbers("aarch64" if machine == "x86_64" else "x86_64")
+    assert not (set(other) & set(true)) - set(table)
+
+
+@MACHINES
+def test_the_filter_lets_through_what_the_table_says_and_nothing_else(machine):
+    table = numbers(machine)
+    plain = {number for name, number in table.items() if name not in sandboxed._ARGUMENTS}
+    for call in range(1024):
+        found = verdict(machine, call, 1 << 30, 1 << 30)
+        assert found == (ALLOWED if call in plain else FORBIDDEN if call in table.values() else UNKNOWN), call
+        assert verdict(machine, call | 0x40000000) == KILLED
+        assert verdict(machine, call, of="aarch64" if machine == "x86_64" else "x86_64") == KILLED
+
+
+@MACHINES
+@pytest.mark.parametrize(
+    ("call", "allowed", "forbidden"),
+    [
+        ("clone", [(0x10000,), (0x3D0F00,)], [(17,), (0x4111,), (0x7E020000,)]),
+        ("fcntl", [(9, 3), (9, 1030)], [(9, 8), (9, 10), (9, 15), (9, 1024), (9, 1031), (3, 1026)]),
+        ("ioctl", [(9, 0x5401), (9, 0x5421)], [(9, 0x8901), (9, 0x8902), (9, 0x5412), (9, 0x5452)]),
+        ("prctl", [(15,)], [(1,), (4,), (22,), (62,)]),
+        ("prlimit64", [(0, 7), (1 << 32, 7)], [(1,), (0xFFFFFFFF,)]),
+        ("sched_setaffinity", [(0,)], [(1,)]),
+        ("socketpair", [(1, 1), (1, 0o2004001)], [(1, 2), (1, 5), (2, 1), (16, 1), (1, 0o2000002)]),
+    ],
+)
+def test_arguments_decide_over_some_calls(machine, call, allowed, forbidden):
+    number = numbers(machine)[call]
+    assert [verdict(machine, number, *a) for a in allowed] == [ALLOWED] * len(allowed)
+    assert [verdict(machine, number, *a) for a in forbidden] == [FORBIDDEN] * len(forbidden)
+
+
+# ---- what it can see, what it leaves ----
 
 
 def test_the_environment_is_empty(monkeypatch, isolated):
@@ -242,7 +457,7 @@ def test_nor_can_it_be_read_from_other_processes():
     for file in ("environ", "cmdline"):
         peep = f"open('/proc/{os.getpid()}/{file}', 'rb').read()\n" + RIGHT
         assert run(peep) == 0.0
-        assert run(peep, isolated=False) == 1.0  # the control: docs/rewards.md says so
+    assert run(peep, isolated=False) == 1.0  # the control: docs/rewards.md says so
 
 
 def test_huge_files_are_refused_and_nothing_is_left_behind(monkeypatch, tmp_path, isolated):
@@ -299,15 +514,55 @@ def _script(text, made=[]):  # noqa: B006 (kept alive with the module)
 
 def test_in_the_pool_an_endless_program_is_a_wrong_answer_and_leaves_nothing():
     texts = [RIGHT, "while True: pass", "import os\nos._exit(0)", "x"]
-    with RewardPool(PythonTests(seconds=1.0, isolated=False), Marking(processes=2, seconds=20)) as pool:
+    with RewardPool(PythonTests(seconds=6.0, isolated=False), Marking(processes=2, seconds=200)) as pool:
         marks = pool.score([(asked(*ADD), text) for text in texts])
     assert [(m.score, m.failure) for m in marks] == [(1.0, None), (0.0, None), (0.0, None), (0.0, None)]
 
 
-def test_one_that_is_killed_at_the_pools_deadline_leaves_no_sandbox(tmp_path):
-    pids = Path(tmp_path / "pid")
-    code = f"import os, time\nopen({str(pids)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)"
-    with RewardPool(PythonTests(seconds=100, isolated=False), Marking(seconds=2.0)) as pool:
-        (mark,) = pool.score([(asked(*ADD), code)])
+def test_one_that_is_killed_at_the_pools_deadline_leaves_no_sandbox():
+    for seconds in (2.0, 20.0, 200.0):  # until it is enough for a sandbox to be there
+        with watched() as seen, RewardPool(PythonTests(seconds=1000, isolated=False), Marking(seconds=seconds)) as pool:
+            (mark,) = pool.score([(asked(*ADD), "import time\ntime.sleep(1000)")])
         assert mark.failure.kind == "timed_out"
-    assert gone(int(pids.read_text()))
+        if seen:
+            break
+    assert seen and all(map(gone, seen))
+
+
+@contextmanager
+def watched():
+    """The process ids of the sandboxes that are seen meanwhile."""
+    seen, over = set(), threading.Event()
+
+    def watch():
+        while not over.wait(0.05):
+            with suppress(psutil.Error):
+                seen.update(p.pid for p in sandboxes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+
+
+CALLER = """
+import sys
+from drpo.rewards import PythonTests
+from drpo.types import Problem
+PythonTests(seconds=1000, isolated=sys.argv[2] == "True")(Problem("7", "", "pass"), sys.argv[1])
+"""
+
+
+def test_a_sandbox_does_not_outlive_a_killed_caller(isolated):
+    with subprocess.Popen([sys.executable, "-c", CALLER, STAYS + "time.sleep(1000)", str(isolated)]) as caller:
+        for _ in range(2000):
+            with suppress(psutil.Error):
+                found = sandboxes()
+                if any(p.num_threads() > 1 for p in found):  # so the program runs
+                    break
+            time.sleep(0.05)
+        caller.kill()
+    assert len(found) == 1 + isolated and all(gone(p.pid) for p in found)

@@ -346,6 +346,11 @@ def test_calls_run_side_by_side():
         assert time.perf_counter() - start < 1.5
 
 
+def test_a_deadline_may_be_as_far_away_as_one_likes():
+    with RewardPool(naughty_rewards.obey, Marking(seconds=1e300)) as pool:
+        assert outcomes(pool.score(asking(["1"]))) == scored(1.0)
+
+
 def test_a_process_that_dies_between_calls_is_replaced():
     with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
         assert outcomes(pool.score(asking(["die later"])))[0][0] is None  # float("die later") raises

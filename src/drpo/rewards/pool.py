@@ -21,6 +21,7 @@ from drpo.types import Failure, Problem
 
 START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
 _LONGEST_ANSWER = 1 << 16
+_LONGEST_WAIT = 86400.0  # seconds; poll counts milliseconds in 31 bits, and who wakes too early waits again
 _REMEDY = "define it at the top level of a module, or declare it with drpo.rewards.in_process"
 _SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
@@ -235,7 +236,7 @@ def _wait(workers: Sequence[_Worker]) -> None:
         if one.unsent:
             poll.register(one.items.fileno(), select.POLLOUT)
     left = min(one.deadline for one in workers) - time.perf_counter()
-    poll.poll(None if left == math.inf else max(0, math.ceil(1000 * left)))
+    poll.poll(None if left == math.inf else math.ceil(1000 * min(max(left, 0.0), _LONGEST_WAIT)))
 
 
 def _end(workers: list[_Worker]) -> None:

@@ -92,9 +92,9 @@ class PythonTests:
     def _run(self, code: str, tests: Sequence[str]) -> Sequence[bool]:
         token = secrets.token_hex(16)
         with tempfile.TemporaryDirectory(prefix="drpo-sandbox-", ignore_cleanup_errors=True) as folder:
-            # The processor's time ends it where this process is itself killed while it waits.
             job = {"folder": folder, "code": code, "tests": tests, "token": token, "cpu_seconds": int(self.seconds) + 2}
             job |= {"memory_mb": self.memory_mb, "file_mb": self.file_mb, "isolated": self.isolated}
+            job |= {"parent": os.getpid()}  # with which it ends, however that ends
             with _started(job, folder) as output:
                 first = _line(output, time.monotonic() + _START_SECONDS)
                 if "refused" in first:

@@ -4,10 +4,11 @@ A script for an interpreter of its own, which imports the standard library alone
 standard input and writes lines of JSON to its standard output: {"refused": why}, or {"begun": true} before the code
 runs and {"token": ..., "passed": [...]} when the last test is over. Who does not see the token has seen no verdict.
 
-Numbers that have no name in the standard library are those of linux/prctl.h, sched.h, seccomp.h, audit.h and mount.h,
-and of the tables of system calls, all of which are stable.
+Numbers that have no name in the standard library are those of linux/prctl.h, sched.h, seccomp.h, landlock.h, audit.h,
+fcntl.h and mount.h, and of the tables of system calls, all of which are stable.
 """
 
+import builtins
 import ctypes
 import errno
 import json
@@ -18,7 +19,6 @@ import signal
 import struct
 import sys
 import types
-from collections.abc import Sequence
 from typing import Any
 
 _NEW_USER, _NEW_MOUNTS, _NEW_PIDS, _NEW_NETWORK, _NEW_IPC = 0x10000000, 0x20000, 0x20000000, 0x40000000, 0x08000000
@@ -26,22 +26,72 @@ _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _READ_ONLY, _NO_SETUID, _NO_DEVICES, _PRIVATE, _RECURSIVE = 1, 2, 4, 1 << 18, 1 << 14
 _SET_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 1, 38, 22, 2
 _CAPABILITIES_V3 = 0x20080522
+_LANDLOCK, _WRITE_FILE = 444, 2
+_THREADS = 1024
 _CLONE_THREAD = 0x10000
 
-# Per machine: its number in audit.h; the call `clone`; and the calls that start or replace a process (fork, vfork,
-# execve, execveat), leave the process group (setsid, setpgid), end or change others (kill, tkill, tgkill,
-# rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal, ptrace, process_vm_writev), reach the network (socket,
-# io_uring_setup), or undo the isolation (unshare, setns, mount).
-_CALLS = {
-    "x86_64": (
-        0xC000003E,
-        56,
-        (57, 58, 59, 322, 112, 109, 62, 200, 234, 129, 297, 424, 101, 311, 41, 425, 272, 308, 165),
-    ),
-    "aarch64": (0xC00000B7, 220, (221, 281, 157, 154, 129, 130, 131, 138, 240, 424, 117, 271, 198, 425, 97, 268, 40)),
+# What the filter lets through: each call with its number on x86-64 and on 64-bit ARM. Everything else is refused, what
+# later kernels bring included. No call here starts or replaces a process, acts on another one, opens a socket to
+# anywhere, or holds memory that RLIMIT_AS does not count, but for threads and the buffers of 64 descriptors.
+_CALLS = """
+    brk 12 214, mmap 9 222, munmap 11 215, mremap 25 216, mprotect 10 226, madvise 28 233, mincore 27 232,
+    msync 26 227, mbind 237 235,
+
+    read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70,
+    preadv2 327 286, pwritev2 328 287, lseek 8 62, close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24,
+    fcntl 72 25, ioctl 16 29, pipe 22 -, pipe2 293 59, eventfd 284 -, eventfd2 290 19, timerfd_create 283 85,
+    timerfd_settime 286 86, timerfd_gettime 287 87, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72,
+    epoll_create 213 -, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22,
+    epoll_pwait2 441 441,
+
+    socketpair 53 199, sendto 44 206, recvfrom 45 207, sendmsg 46 211, recvmsg 47 212, shutdown 48 210,
+    getsockname 51 204, getpeername 52 205, getsockopt 55 209,
+
+    open 2 -, openat 257 56, creat 85 -, stat 4 -, fstat 5 80, lstat 6 -, newfstatat 262 79, statx 332 291,
+    statfs 137 43, fstatfs 138 44, access 21 -, faccessat 269 48, faccessat2 439 439, getdents 78 -, getdents64 217 61,
+    getcwd 79 17, chdir 80 49, fchdir 81 50, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35,
+    rename 82 -, renameat 264 38, renameat2 316 276, link 86 -, linkat 265 37, symlink 88 -, symlinkat 266 36,
+    readlink 89 -, readlinkat 267 78, mknod 133 -, mknodat 259 33, chmod 90 -, fchmod 91 52, fchmodat 268 53,
+    fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54, umask 95 166, utime 132 -, utimes 235 -,
+    futimesat 261 -, utimensat 280 88, truncate 76 45, ftruncate 77 46, fallocate 285 47, fadvise64 221 223,
+    readahead 187 213, copy_file_range 326 285, fsync 74 82, fdatasync 75 83, flock 73 32, getxattr 191 8,
+    lgetxattr 192 9, fgetxattr 193 10, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, listxattr 194 11,
+    llistxattr 195 12, flistxattr 196 13, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16,
+
+    clone 56 220, exit 60 93, exit_group 231 94, futex 202 98, set_tid_address 218 96, set_robust_list 273 99,
+    rseq 334 293, arch_prctl 158 -, prctl 157 167, sched_yield 24 124, sched_setaffinity 203 122,
+    sched_getaffinity 204 123,
+    sched_getparam 143 121, sched_getscheduler 145 120, sched_get_priority_max 146 125, sched_get_priority_min 147 126,
+    rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, rt_sigpending 127 136, rt_sigtimedwait 128 137,
+    rt_sigsuspend 130 133, sigaltstack 131 132, pause 34 -, restart_syscall 219 128,
+
+    time 201 -, gettimeofday 96 169, clock_gettime 228 113, clock_getres 229 114, nanosleep 35 101,
+    clock_nanosleep 230 115, alarm 37 -, getitimer 36 102, setitimer 38 103, times 100 153,
+
+    getpid 39 172, getppid 110 173, gettid 186 178, getpgrp 111 -, getpgid 121 155, getsid 124 156, getuid 102 174,
+    geteuid 107 175, getresuid 118 148, getgid 104 176, getegid 108 177, getresgid 120 150, getgroups 115 158,
+    getpriority 140 141, getrlimit 97 163, setrlimit 160 164, prlimit64 302 261, getrusage 98 165, sysinfo 99 179,
+    uname 63 160, getcpu 309 168, getrandom 318 278, capget 125 90, wait4 61 260, waitid 247 95
+"""
+_MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
+"""Per machine: its number in audit.h; the column of its numbers above."""
+_BITS, _STREAM = 0xFFFFFFFF, 1
+_ARGUMENTS: dict[str, tuple[tuple[int, int, tuple[int, ...]], ...]] = {
+    "clone": ((0, _CLONE_THREAD, (_CLONE_THREAD,)),),  # threads of its own
+    # Not: have a signal of one's choice sent to another process (SETOWN, SETSIG), keep others from opening a file
+    # (SETLEASE), enlarge a pipe. So DUPFD, GETFD, SETFD, GETFL, SETFL, locks, DUPFD_CLOEXEC, GETPIPE_SZ.
+    "fcntl": ((1, _BITS, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)),),
+    # Not FIOSETOWN and SIOCSPGRP, which are SETOWN. So TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX,
+    # FIOCLEX, FICLONE.
+    "ioctl": ((1, _BITS, (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)),),
+    "prctl": ((0, _BITS, (15, 16, 0x53564D41)),),  # names of threads and of memory
+    "prlimit64": ((0, _BITS, (0,)),),  # its own
+    "sched_setaffinity": ((0, _BITS, (0,)),),
+    # Datagrams could be sent to any socket that has a path, by sendmsg too, whose address no filter sees.
+    "socketpair": ((0, _BITS, (1,)), (1, 0xF, (_STREAM,))),
 }
-_CLONE3 = 435
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+"""Of some calls: which argument, masked, has to be one of which values."""
+_LOAD, _MASK, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 
@@ -57,8 +107,14 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     try:
+        _libc().prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != job["parent"]:
+            os._exit(1)  # it ended before that
         if job["isolated"]:
             _enter_namespaces(job["folder"], job["file_mb"])
+        _check(_libc().prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no new privileges")
+        _bar_writing(job["folder"])
+        _check(_libc().capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), struct.pack("=6I", *[0] * 6)), "no capabilities")
         _limit(job)
         _refuse_calls()
     except (RefusedError, OSError) as error:
@@ -66,26 +122,34 @@ def main() -> None:
         os._exit(1)
     os.chdir(job["folder"])
     _say(report, {"begun": True})
-    passed = _examine(job["code"], job["tests"])
-    _say(report, {"token": job["token"], "passed": passed})
-    os._exit(0)  # not by way of the code's threads and exit handlers
+    _examine(job, report)
 
 
-def _examine(code: str, tests: Sequence[str]) -> list[bool]:
-    """Run the code, then each test where the code left its names."""
+def _examine(job: dict[str, Any], report: int) -> None:
+    """Run the code, then each test where the code left its names, and tell the verdict.
+
+    The code may have put something of its own in the place of any name in any module, so what is used after it has been
+    taken before it, and built-ins are put back before each test.
+    """
+    build, run, write, leave = compile, exec, os.write, os._exit
+    builtin, whole = vars(builtins), dict(vars(builtins))
+    verdict = f'{{"token": "{job["token"]}", "passed": ['.encode()
     module = types.ModuleType("solution")
-    sys.modules["solution"] = module
-    if not _runs(code, "solution.py", module):
-        return [False for _ in tests]
-    return [_runs(test, "test.py", module) for test in tests]
-
-
-def _runs(source: str, name: str, module: types.ModuleType) -> bool:
-    try:
-        exec(compile(source, name, "exec"), module.__dict__)
-    except BaseException:  # sys.exit too: it has not come to its end
-        return False
-    return True
+    sys.modules["solution"], names = module, module.__dict__
+    passed = []
+    for source, name in ((job["code"], "solution.py"), *((test, "test.py") for test in job["tests"])):
+        builtin.update(whole)
+        names["__builtins__"] = builtin
+        try:
+            run(build(source, name, "exec"), names)
+        except BaseException:  # sys.exit too: it has not come to its end
+            passed.append(b"false")
+        else:
+            passed.append(b"true")
+        if passed[0] == b"false":
+            break
+    write(report, verdict + b", ".join(passed[1:]) + b"]}\n")
+    leave(0)  # not by way of the code's threads and exit handlers
 
 
 def _say(to: int, record: dict[str, Any]) -> None:
@@ -100,6 +164,8 @@ def _limit(job: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, file_bytes),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
+        # Counted in the namespace of users where there is one of its own; else with all that this user runs.
+        *([(resource.RLIMIT_NPROC, _THREADS)] if job["isolated"] else []),
     ):
         resource.setrlimit(kind, (bound, bound))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit fails, and the code may catch that
@@ -107,8 +173,7 @@ def _limit(job: dict[str, Any]) -> None:
 
 def _enter_namespaces(folder: str, file_mb: int) -> None:
     """Go where there is no network, no other process, and nothing to write to but an empty folder in memory."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    user, group = os.geteuid(), os.getegid()
+    libc, user, group = _libc(), os.geteuid(), os.getegid()
     _check(libc.unshare(_NEW_USER | _NEW_MOUNTS | _NEW_PIDS | _NEW_NETWORK | _NEW_IPC), "namespaces")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:
@@ -129,15 +194,48 @@ def _enter_namespaces(folder: str, file_mb: int) -> None:
         _, status = os.waitpid(inner, 0)
         os._exit(0 if status == 0 else 1)
     libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-    _check(libc.capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), struct.pack("=6I", *[0] * 6)), "no capabilities")
+
+
+def _bar_writing(folder: str) -> None:
+    """Have Landlock, where the kernel has it, refuse to write, make or remove anything outside the folder.
+
+    Named pipes can be written to even where they stand on a read-only mount. Landlock also keeps the memory and the
+    environment of processes outside from being read.
+    """
+    version = _libc().syscall(_LANDLOCK, None, 0, 1)
+    if version < 1:
+        return
+    writing = sum(bit for since, bit in ((1, 0x1FF2), (2, 0x2000), (3, 0x4000)) if version >= since)
+    rules = _libc().syscall(_LANDLOCK, struct.pack("=Q", writing), 8, 0)
+    _check(min(rules, 0), "Landlock")
+    for path, allowed in ((folder, writing), (os.devnull, _WRITE_FILE)):
+        place = os.open(path, os.O_PATH)
+        _check(_libc().syscall(_LANDLOCK + 1, rules, 1, struct.pack("=Qi", allowed, place), 0), "a rule of Landlock")
+        os.close(place)
+    _check(_libc().syscall(_LANDLOCK + 2, rules, 0), "Landlock")
+    os.close(rules)
 
 
 def _refuse_calls() -> None:
-    """Have the kernel refuse to start processes and to open sockets, to this process and for ever."""
-    machine = platform.machine()
-    if machine not in _CALLS:
+    """Have the kernel refuse whatever is not in the table, to this process and for ever."""
+    steps = filter_of(platform.machine())
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    header = struct.pack("@HP", len(steps), ctypes.addressof(program))
+    _check(_libc().prctl(_SET_SECCOMP, _FILTER, header, 0, 0), "a filter of system calls")
+
+
+def filter_of(machine: str) -> list[tuple[int, int, int, int]]:
+    """The filter of system calls, as instructions (code, jump if true, jump if false, operand).
+
+    Args:
+        machine: as `platform.machine()` names it.
+
+    Raises:
+        RefusedError: there is no table for it.
+    """
+    if machine not in _MACHINES:
         raise RefusedError(f"no table of system calls for {machine}")
-    number, clone, refused = _CALLS[machine]
+    number, column = _MACHINES[machine]
     steps = [
         (_LOAD, 0, 0, 4),  # the machine
         (_EQUAL, 1, 0, number),
@@ -146,17 +244,28 @@ def _refuse_calls() -> None:
         (_AT_LEAST, 0, 1, 0x40000000),  # of another binary interface
         (_RETURN, 0, 0, _KILL),
     ]
-    for call in refused:
-        steps += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSE | errno.EPERM)]
-    # The C library falls back on `clone`, whose flags can be seen from here: it may start threads.
-    steps += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _REFUSE | errno.ENOSYS)]
-    steps += [(_EQUAL, 0, 3, clone), (_LOAD, 0, 0, 16), (_ANY_BIT, 1, 0, _CLONE_THREAD)]
-    steps += [(_RETURN, 0, 0, _REFUSE | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    header = struct.pack("@HP", len(steps), ctypes.addressof(program))
-    libc = ctypes.CDLL(None, use_errno=True)
-    _check(libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no new privileges")
-    _check(libc.prctl(_SET_SECCOMP, _FILTER, header, 0, 0), "a filter of system calls")
+    for words in (entry.split() for entry in _CALLS.split(",")):
+        if words[column] != "-":
+            allowed = _allow(words[0])
+            steps += [(_EQUAL, 0, len(allowed), int(words[column])), *allowed]
+    # "Not in this kernel", on which the C library falls back: from clone3 on clone, whose flags can be seen from here.
+    return [*steps, (_RETURN, 0, 0, _REFUSE | errno.ENOSYS)]
+
+
+def _allow(call: str) -> list[tuple[int, int, int, int]]:
+    steps = []
+    for argument, mask, values in _ARGUMENTS.get(call, ()):
+        steps += [
+            (_LOAD, 0, 0, 16 + 8 * argument),
+            (_MASK, 0, 0, mask),
+        ]  # its lower half, which is all the kernel reads
+        steps += [(_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
+        steps += [(_RETURN, 0, 0, _REFUSE | errno.EPERM)]
+    return [*steps, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _check(result: int, what: str) -> None:
