@@ -1,7 +1,7 @@
 """`drpo train` and `drpo recipes`."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,14 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
     console = Console()
-    live = console.is_terminal and not options.plain
     parts = assemble(run, ranks)
+    with closing(parts.engine):
+        return _train_with(parts, run, folder, options, console)
+
+
+def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, console: Console) -> int:
+    ranks = parts.ranks
+    live = console.is_terminal and not options.plain
     # Weights that are divided cannot be asked about by one process alone.
     examined = options.doctor and ranks.first and not parts.policy.equal_passes
     if ranks.most(examined and not _sound(run, parts, console)):
@@ -139,7 +145,6 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
     # A reward may be meant as it is: only its author can know.
     broken = [f.check for f in findings if f.verdict == "broken" and f.check != "reward"]
     if broken:
-        parts.engine.close()
         console.print(
             f"not trained, because of {', '.join(broken)}; `drpo doctor` says more, --no-doctor trains anyway",
             soft_wrap=True,
