@@ -285,6 +285,21 @@ def test_an_engine_that_fails_in_process_ends_in_one_line_and_loses_no_finished_
     assert train(run, tmp_path)["finished"]
 
 
+def test_new_weights_for_an_engine_that_failed_say_why_it_failed(started: list[dict[str, Any]]):
+    """A rollout that fails in the background is asked for only after the weights of the next step."""
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("the kernel gave up")
+
+    engine = VLLMEngine(*tiny())
+    started[0]["engine"].generate = fails
+    for _ in range(2):
+        with pytest.raises(InputError, match="the kernel gave up"):
+            engine.generate(FEW, SAMPLING, (0,))
+        with pytest.raises(InputError, match="the kernel gave up"):
+            engine.load(dict(tiny()[0].named_parameters()), 1)
+
+
 def test_an_engine_is_closed_where_what_it_was_made_for_is_refused(
     started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ):

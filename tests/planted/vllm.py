@@ -228,8 +228,16 @@ BUGS = (
         20,
         "an engine that fails in process ends in its own traceback",
         "rollout/vllm.py",
-        "            raise _broken(error) from error\n",
+        "            raise self._failed from error\n",
         "            raise\n",
         (FAILS,),
+    ),
+    Bug(
+        20,
+        "an engine that failed in the background takes new weights",
+        "rollout/vllm.py",
+        "            self._failed = _broken(error)\n            raise self._failed from error\n",
+        "            raise _broken(error) from error\n",
+        (f"{CLIENT}test_new_weights_for_an_engine_that_failed_say_why_it_failed",),
     ),
 )

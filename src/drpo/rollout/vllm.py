@@ -67,6 +67,7 @@ class VLLMEngine:
         self._asker, self._handover = Asker(model, tokenizer), Handover(model)
         self._sleeps = model.device.type == "cuda"
         self._asleep = False
+        self._failed: InputError | None = None
         numerics = precision_options(precision, model.device)
         shared = {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True} if self._sleeps else {}
         several = {"distributed_executor_backend": "external_launcher"} if _world_size() > 1 else {}
@@ -102,14 +103,21 @@ class VLLMEngine:
         try:
             outputs = self._ask([r.prompt_ids.tolist() for r in requests], [r.parameters for r in requests])
         except Exception as error:  # whatever it is, it came from within vLLM, which is of no use afterwards
-            raise _broken(error) from error
+            self._failed = _broken(error)
+            raise self._failed from error
         return [
             self._asker.completion(request, _answer(output), sampling, self.version)
             for request, output in zip(requests, outputs, strict=True)
         ]
 
     def load(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Put new weights into the live model, forget all cached keys and values, and stamp the version."""
+        """Put new weights into the live model, forget all cached keys and values, and stamp the version.
+
+        Raises:
+            InputError: vLLM failed before, perhaps in the background, where nobody has heard of it yet.
+        """
+        if self._failed is not None:  # its unfinished requests would be found by another check, with another word
+            raise self._failed
         weights = self._handover.checkpoint(state)
         self._wake()
         self._llm.collective_rpc("drpo_load", args=(list(weights.items()),))
