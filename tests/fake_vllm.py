@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -67,8 +69,8 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
 
     class LLM:
         def __init__(self, **options: Any) -> None:
-            started.append(options)
-            engine_core = SimpleNamespace(shutdown=lambda: started[-1].update(shut_down=True))
+            started.append({**options, "place": (os.environ.get("RANK"), os.environ.get("LOCAL_RANK"))})
+            engine_core = SimpleNamespace(shutdown=shutdown)
             self.llm_engine = SimpleNamespace(engine_core=engine_core, model_config=SimpleNamespace(max_model_len=128))
             self.asked: list[Mapping[str, Any]] = []
             started[-1].update(engine=self, asleep=False)
@@ -105,12 +107,22 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
             output = SimpleNamespace(token_ids=drawn.token_ids, logprobs=found, finish_reason=drawn.finish)
             return SimpleNamespace(outputs=[output])
 
-    return SimpleNamespace(
-        LLM=LLM,
-        SamplingParams=SimpleNamespace,
-        __version__=version,
-        distributed=SimpleNamespace(cleanup_dist_env_and_memory=lambda: None),
-    )
+    def destroy() -> None:
+        """Destroys a group of vLLM's, and then torch's default one."""
+        if dist.is_initialized():
+            dist.destroy_process_group("vLLM's own")
+            dist.destroy_process_group()
+
+    def shutdown() -> None:
+        started[-1].update(shut_down=True)
+        cleanup()
+
+    def cleanup() -> None:
+        state.destroy_distributed_environment()
+
+    state = SimpleNamespace(destroy_distributed_environment=destroy)
+    distributed = SimpleNamespace(parallel_state=state, cleanup_dist_env_and_memory=cleanup)
+    return SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace, __version__=version, distributed=distributed)
 
 
 class FakeServer:

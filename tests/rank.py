@@ -16,7 +16,7 @@ from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
-from tiny_world import STOPS, tiny
+from tiny_world import STOPS, small, tiny
 from worlds import sampling, tiny_run
 
 # Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
@@ -26,8 +26,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "learning_rate": 2e-4},
     "terms": {"prompts": 3, "updates": 1, "reference_kl": 0.1, "entropy_bonus": 0.01, "lag": 1, "refresh_every": 2},
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
+    "vllm": {"model": "rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
     "critic": {"prompts": 3, "sampling": sampling(samples=1), "critic": GAE(learning_rate=1e-3, updates=2)},
 }
+
+
+def wide() -> Any:
+    """A model that vLLM can run."""
+    return small()
 
 
 def short() -> Any:

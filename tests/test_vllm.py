@@ -1,6 +1,7 @@
 """vLLM itself, on this machine: the law, the weights, the seeds, and a server. Run by `make test-vllm`.
 
-Not covered: GPUs (sleeping, fp8, several of them), models beside Llama's family, mixtures of experts.
+Not covered: GPUs (sleeping, fp8, several of them, an engine in each of several processes), models beside Llama's
+family, mixtures of experts.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from drpo import doctor, models
 from drpo.errors import InputError
@@ -29,9 +30,13 @@ from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters
 from drpo.tasks import Addition
 from drpo.train.config import Run
+from drpo.train.log import METRICS, ROLLOUTS, read_records
+from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
 from drpo.types import Completion, Problem, Sampling
-from tiny_world import STOPS, law, own_logp, perturb
+from rank import run_of
+from test_ranks import assert_same_run, launch
+from tiny_world import STOPS, law, own_logp, perturb, small
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it in .venv-vllm")
 pytestmark = pytest.mark.vllm
@@ -40,22 +45,6 @@ SAMPLING = Sampling(samples=4, max_new_tokens=24)
 # Longer than a block of vLLM's cache on a CPU (128 tokens), so that the cache holds the first of them.
 LONG = tuple(Problem(f"p{i}", "What is 7 + 5? " * 10 + "1" * i, "") for i in range(4))
 SERVER_UP_S = 300
-
-
-def small(tied: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The smallest Llama whose heads are of a size that vLLM's CPU attention knows; its generation config is a trap."""
-    _, tokenizer = models.tiny()
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=tied, bos_token_id=None,
-        eos_token_id=0, pad_token_id=0, initializer_range=0.2,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
-    trap = {"top_k": 20, "temperature": 0.1, "top_p": 0.5, "repetition_penalty": 1.7, "do_sample": True}
-    model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS), pad_token_id=0, **trap)
-    return model, tokenizer
 
 
 def distance(completions: Sequence[Completion], model: PreTrainedModel, temperature: float = 1.0) -> torch.Tensor:
@@ -273,6 +262,30 @@ def test_smollm2_in_its_own_precision_stays_near_the_plain_model(smollm: tuple[V
         assert abs(ratio.mean() - 1) < 0.01
         assert (ratio - 1 - (pi - mu)).mean() < 0.005  # k3
         assert (pi.exp() - mu.exp()).abs().quantile(0.99) < 0.05
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(run_of("vllm"), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shard", "stop"), [("none", 0), ("fsdp", 4)])
+def test_two_processes_with_an_engine_each_are_one_run(shard: str, stop: int, alone: Path, tmp_path: Path):
+    """In float32, where no rounding changed a draw: tokens, metrics, evaluations and weights, also after a resume."""
+    folder = tmp_path / "run"
+    if stop:
+        launch(2, folder, "vllm", shard, stop)
+        assert len(read_records(folder / METRICS)) == stop
+    launch(2, folder, "vllm", shard)
+    assert_same_run(alone, folder)
+    # Each step's sampler has the weights that the step begins with.
+    assert all(r["version"] == r["step"] - 1 for r in read_records(folder / ROLLOUTS))
+    shifts = [r["updates"][0].get("shift_p99") for r in read_records(folder / METRICS)]  # None where nothing is trained
+    assert len([s for s in shifts if s is not None]) >= 5 and max(s or 0.0 for s in shifts) < 1e-5
 
 
 @pytest.fixture(scope="module")

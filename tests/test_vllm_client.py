@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from drpo import cli
 from drpo.cli.serve import ServeOptions, command
-from drpo.errors import InputError
+from drpo.errors import EngineError, InputError
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.handover import Handover
 from drpo.rollout.server import Patience
@@ -29,8 +30,10 @@ from drpo.rollout.vllm import precision_options, warn_untested
 from drpo.rollout.vllm_request import parameters
 from drpo.rollout.vllm_worker import refresh_packed
 from drpo.seeds import derive
+from drpo.train import setup
 from drpo.train.checkpoint import latest
 from drpo.train.loop import train
+from drpo.train.watch import Silent
 from drpo.types import Completion, Problem, Sampling
 from fake_vllm import FakeServer, Sampler, fake_module
 from tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
@@ -60,13 +63,26 @@ def engine(fake: FakeServer) -> Iterator[ServerEngine]:
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """The options of every engine of a stand-in for the module."""
     options: list[dict[str, Any]] = []
-    monkeypatch.setitem(sys.modules, "vllm", fake_module(Sampler(tiny(STOPS)[0]), options))
+    module = fake_module(Sampler(tiny(STOPS)[0]), options)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.distributed", module.distributed)
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
         monkeypatch.delenv(name)
     vllm._vllm.cache_clear()
     yield options
     vllm._vllm.cache_clear()
+
+
+@pytest.fixture
+def destroyed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The groups that are destroyed, None for the default one, while this is the second of two processes."""
+    groups: list[Any] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group=None: groups.append(group))
+    return groups
 
 
 def close_to_law(completions: list[Completion], model: Any, temperature: float = 1.0) -> None:
@@ -208,6 +224,92 @@ def test_it_sleeps_between_rollouts_where_the_trainer_shares_the_device(started:
         assert started[0]["asleep"]
     engine.load(dict(tiny(STOPS)[0].named_parameters()), 1)
     engine.generate(FEW, SAMPLING, (0,))
+
+
+def test_of_several_processes_each_has_an_engine_on_the_one_device_that_it_sees(
+    started: list[dict[str, Any]], destroyed: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    monkeypatch.delenv("RANK", raising=False)
+    VLLMEngine(*tiny())
+    assert started[0]["distributed_executor_backend"] == "external_launcher"
+    assert started[0]["place"] == ("1", "0")
+    assert os.environ["LOCAL_RANK"] == "5" and "RANK" not in os.environ
+
+
+def test_alone_vllm_is_told_nothing_of_processes(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    VLLMEngine(*tiny())
+    assert "distributed_executor_backend" not in started[0] and started[0]["place"][1] == "5"
+
+
+@pytest.mark.parametrize("how", ["closed", "collected"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_trainers_world_outlives_the_engine(
+    how: str, size: int, started: list[dict[str, Any]], destroyed: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dist, "get_world_size", lambda: size)
+    engine = VLLMEngine(*tiny())
+    if how == "closed":
+        engine.close()
+    else:
+        engine._llm.llm_engine.engine_core.shutdown()  # as vLLM's own finaliser does
+    assert "vLLM's own" in destroyed and (None in destroyed) == (size == 1)
+    dist.destroy_process_group()
+    assert destroyed[-1] is None
+
+
+def test_an_engine_that_fails_in_process_ends_in_one_line_and_loses_no_finished_step(
+    started: list[dict[str, Any]], tmp_path: Path
+):
+    small = tiny_sampling(samples=2, max_new_tokens=4)
+    run = tiny_run(engine="vllm", steps=4, prompts=2, eval_problems=0, sampling=small)
+
+    class Breaks(Silent):
+        def phase(self, name: str) -> None:
+            if name == "rollout" and len(done) == 2:
+                started[0]["engine"].generate = fails
+
+        def stepped(self, step: int, *others: Any) -> None:
+            done.append(step)
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("the kernel gave up\nand says so at length")
+
+    done: list[int] = []
+    with pytest.raises(EngineError, match=r"engine='vllm'.*\(RuntimeError: the kernel gave up\)") as caught:
+        train(run, tmp_path, Breaks())
+    assert "\n" not in str(caught.value) and started[0]["shut_down"]
+    saved = latest(tmp_path / "checkpoints")
+    assert done == [1, 2] and saved is not None and saved.name.endswith("2")
+    assert train(run, tmp_path)["finished"]
+
+
+def test_new_weights_for_an_engine_that_failed_say_why_it_failed(started: list[dict[str, Any]]):
+    """A rollout that fails in the background is asked for only after the weights of the next step."""
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("the kernel gave up")
+
+    engine = VLLMEngine(*tiny())
+    started[0]["engine"].generate = fails
+    for _ in range(2):
+        with pytest.raises(EngineError, match="the kernel gave up"):
+            engine.generate(FEW, SAMPLING, (0,))
+        with pytest.raises(EngineError, match="the kernel gave up"):
+            engine.load(dict(tiny()[0].named_parameters()), 1)
+
+
+def test_an_engine_is_closed_where_what_it_was_made_for_is_refused(
+    started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*arguments: Any) -> None:
+        raise InputError("no such policy")
+
+    monkeypatch.setattr(setup, "_policy", refused)
+    with pytest.raises(InputError, match="no such policy"):
+        setup.assemble(tiny_run(engine="vllm"))
+    assert started[0]["shut_down"]
 
 
 @pytest.mark.parametrize("name", ["fp8", "int8", "bf17"])

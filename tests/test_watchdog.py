@@ -84,7 +84,9 @@ def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path
 
 def test_a_run_that_may_not_begin_again_says_how_to_go_on(tmp_path: Path):
     done = broken(BEGINS_AGAIN, "dies", str(tmp_path / "run"), "--restarts", "0", "--no-doctor")
-    assert done.returncode == STATUS and done.stderr.endswith("drpo: engine: it is dead\n"), done.stderr
+    assert done.returncode == STATUS and "\ndrpo: engine: it is dead; `drpo train --resume" in f"\n{done.stderr}", (
+        done.stderr
+    )
     assert latest(tmp_path / "run" / CHECKPOINTS) is not None
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
 from drpo.rollout import TransformersEngine
@@ -23,6 +23,22 @@ def tiny(stops: frozenset[int] = frozenset()) -> tuple[PreTrainedModel, PreTrain
     """A fresh tiny model that `stops` end besides the tokenizer's EOS (which is its padding too), and its tokenizer."""
     model, tokenizer = models.tiny()
     model.generation_config = GenerationConfig(eos_token_id=sorted({0, *stops}), pad_token_id=0)
+    return model, tokenizer
+
+
+def small(tied: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The smallest Llama whose heads are of a size that vLLM's CPU attention knows; its generation config is a trap."""
+    _, tokenizer = models.tiny()
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=tied, bos_token_id=None,
+        eos_token_id=0, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    trap = {"top_k": 20, "temperature": 0.1, "top_p": 0.5, "repetition_penalty": 1.7, "do_sample": True}
+    model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS), pad_token_id=0, **trap)
     return model, tokenizer
 
 

@@ -16,9 +16,53 @@ RESTARTED = f"{CLIENT}test_a_server_restarted_between_two_rollouts_gets_the_weig
 OTHERS = f"{CLIENT}test_answers_drawn_with_other_weights_are_never_used"
 TIED = f"{CLIENT}test_a_tied_head_is_packed_again"
 STALE = f"{CLIENT}test_a_head_that_stays_stale_is_an_error"
+WORLD = f"{CLIENT}test_the_trainers_world_outlives_the_engine"
+PLACE = f"{CLIENT}test_of_several_processes_each_has_an_engine_on_the_one_device_that_it_sees"
+FAILS = f"{CLIENT}test_an_engine_that_fails_in_process_ends_in_one_line_and_loses_no_finished_step"
+REFUSED = f"{CLIENT}test_an_engine_is_closed_where_what_it_was_made_for_is_refused"
 STOPS = f"{CLIENT}test_the_first_stop_token_ends_and_is_kept"
 
 BUGS = (
+    Bug(
+        2,
+        "an engine that ends takes the trainer's processes apart",
+        "rollout/vllm.py",
+        "    _spare_world()\n    return vllm",
+        "    return vllm",
+        (f"{WORLD}[2-closed]", f"{WORLD}[2-collected]"),
+    ),
+    Bug(
+        2,
+        "the world that vLLM made for itself stays behind",
+        "rollout/vllm.py",
+        "        if _world_size() > 1:\n            dist.destroy",
+        "        if dist.is_initialized():\n            dist.destroy",
+        (f"{WORLD}[1-closed]",),
+    ),
+    Bug(
+        2,
+        "after an engine's end the processes can no longer part",
+        "rollout/vllm.py",
+        "            dist.destroy_process_group = destroy_group\n",
+        "            pass\n",
+        (f"{WORLD}[2-closed]",),
+    ),
+    Bug(
+        2,
+        "vLLM takes the launcher's local rank for an index into the devices that a process sees",
+        "rollout/vllm.py",
+        '"LOCAL_RANK": str(device.index or 0)}',
+        '"LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}',
+        (PLACE,),
+    ),
+    Bug(
+        2,
+        "an engine whose run is refused is left to be collected when the processes have parted",
+        "train/setup.py",
+        "        engine.close()  # while the processes are still together\n",
+        "",
+        (REFUSED,),
+    ),
     Bug(
         4,
         "a completion that vLLM ended at a stop token counts as cut",
@@ -179,5 +223,21 @@ BUGS = (
             log.warning(
 """,
         (f"{DIES}[update]",),
+    ),
+    Bug(
+        20,
+        "an engine that fails in process ends in its own traceback",
+        "rollout/vllm.py",
+        '            self._failed = _broken("sampled", error)\n            raise self._failed from error\n',
+        "            raise\n",
+        (FAILS,),
+    ),
+    Bug(
+        20,
+        "an engine that failed in the background takes new weights",
+        "rollout/vllm.py",
+        '            self._failed = _broken("sampled", error)\n            raise self._failed from error\n',
+        '            raise _broken("sampled", error) from error\n',
+        (f"{CLIENT}test_new_weights_for_an_engine_that_failed_say_why_it_failed",),
     ),
 )

@@ -10,7 +10,7 @@ import psutil
 import torch.distributed as dist
 
 
-def begin_again(folder: Path, left: int, flags: Sequence[str]) -> None:
+def begin_again(folder: Path, left: int, flags: Sequence[str], why: str) -> None:
     """Replace this process by one that resumes the run; return where it may not.
 
     Whatever hangs or has died is gone with the process's memory, threads and children; its number stays, so whoever
@@ -20,10 +20,11 @@ def begin_again(folder: Path, left: int, flags: Sequence[str]) -> None:
         folder: of the run.
         left: how often it may still be begun again.
         flags: of `drpo train --resume RUN`, but for `--restarts`.
+        why: what has happened.
     """
     if left <= 0 or dist.is_torchelastic_launched():
         return
-    print(f"drpo: beginning again from the last checkpoint of {folder}", file=sys.stderr, flush=True)
+    print(f"drpo: {why}; beginning again from the last checkpoint of {folder}", file=sys.stderr, flush=True)
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """`drpo train` and `drpo recipes`."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -120,8 +120,14 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
     console = Console()
-    live = console.is_terminal and not options.plain
     parts = assemble(run, ranks)
+    with closing(parts.engine):
+        return _train_with(parts, run, folder, options, console)
+
+
+def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, console: Console) -> int:
+    ranks = parts.ranks
+    live = console.is_terminal and not options.plain
     # Weights that are divided cannot be asked about by one process alone.
     examined = options.doctor and ranks.first and not parts.policy.equal_passes
     if ranks.most(examined and not _sound(run, parts, console)):
@@ -136,12 +142,11 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
         with screen, ExitStack() as stack:
             trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
             tracked = [stack.enter_context(tracker) for tracker in trackers]
-            watchdog = stack.enter_context(Watchdog(folder, options.stall, then=again))
+            watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
             summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
     except EngineError as error:
-        console.print(str(error), soft_wrap=True, highlight=False)
-        again()
-        raise
+        again(str(error))
+        raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
     pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
     _conclude(console, folder, summary, pictures, resume_flag(run))
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
@@ -159,7 +164,6 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
     # A reward may be meant as it is: only its author can know.
     broken = [f.check for f in findings if f.verdict == "broken" and f.check != "reward"]
     if broken:
-        parts.engine.close()
         console.print(
             f"not trained, because of {', '.join(broken)}; `drpo doctor` says more, --no-doctor trains anyway",
             soft_wrap=True,

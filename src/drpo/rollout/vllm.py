@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo.errors import InputError
+from drpo.errors import EngineError, InputError
 from drpo.precision import has_fast_bf16
 from drpo.rollout.engine import Seed
 from drpo.rollout.handover import Handover
@@ -43,6 +44,9 @@ class VLLMEngine:
     law that vLLM drew from, temperature and truncation included. Every completion is a request with a seed of its own,
     so that the same seed draws the same completion as long as the logits are the same (see `TransformersEngine`).
 
+    Where the process has joined others (torch.distributed), all of them must make their engines together; afterwards
+    each asks its own whenever it likes.
+
     On a GPU that the trainer shares, vLLM sleeps between rollouts: its weights go to main memory and its cache is given
     up. *That, and fp8, have not been run: no GPU was at hand.*
 
@@ -63,13 +67,18 @@ class VLLMEngine:
         self._asker, self._handover = Asker(model, tokenizer), Handover(model)
         self._sleeps = model.device.type == "cuda"
         self._asleep = False
+        self._failed: EngineError | None = None
         numerics = precision_options(precision, model.device)
         shared = {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True} if self._sleeps else {}
-        with tempfile.TemporaryDirectory(prefix="drpo-vllm-") as folder:  # vLLM reads it once, while it starts
+        several = {"distributed_executor_backend": "external_launcher"} if _world_size() > 1 else {}
+        with (
+            tempfile.TemporaryDirectory(prefix="drpo-vllm-") as folder,  # vLLM reads it once, while it starts
+            _place(model.device),
+        ):
             config = copy.deepcopy(model.config)
             config.architectures = [type(model).__name__]
             config.save_pretrained(folder)
-            self._llm = _start(folder, {**numerics, **device_options(model.device), **shared})
+            self._llm = _start(folder, {**numerics, **device_options(model.device), **shared, **several})
         try:
             self.load(dict(model.named_parameters()), version=0)
             self._try()
@@ -78,7 +87,12 @@ class VLLMEngine:
             raise _unfit(type(model).__name__, error) from error
 
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        """Return `sampling.samples` completions of every problem, problem by problem, in order."""
+        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+
+        Raises:
+            InputError: a prompt leaves no room for an answer.
+            EngineError: vLLM failed.
+        """
         requests = self._asker.requests(problems, sampling, seed)
         longest = int(self._llm.llm_engine.model_config.max_model_len)
         for request in requests:
@@ -87,17 +101,31 @@ class VLLMEngine:
                     f"problem {request.problem.id!r}: its prompt has {len(request.prompt_ids)} tokens, which leaves no "
                     f"room for an answer in the {longest} that vLLM has room for"
                 )
-        outputs = self._ask([r.prompt_ids.tolist() for r in requests], [r.parameters for r in requests])
+        try:
+            outputs = self._ask([r.prompt_ids.tolist() for r in requests], [r.parameters for r in requests])
+        except Exception as error:  # whatever it is, it came from within vLLM, which is of no use afterwards
+            self._failed = _broken("sampled", error)
+            raise self._failed from error
         return [
             self._asker.completion(request, _answer(output), sampling, self.version)
             for request, output in zip(requests, outputs, strict=True)
         ]
 
     def load(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Put new weights into the live model, forget all cached keys and values, and stamp the version."""
+        """Put new weights into the live model, forget all cached keys and values, and stamp the version.
+
+        Raises:
+            EngineError: vLLM failed, perhaps before, in the background, where nobody has heard of it yet.
+        """
+        if self._failed is not None:  # its unfinished requests would be found by another check, with another word
+            raise self._failed
         weights = self._handover.checkpoint(state)
-        self._wake()
-        self._llm.collective_rpc("drpo_load", args=(list(weights.items()),))
+        try:
+            self._wake()
+            self._llm.collective_rpc("drpo_load", args=(list(weights.items()),))
+        except Exception as error:  # as in `generate`
+            self._failed = _broken("took the weights", error)
+            raise self._failed from error
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache, whose keys are those of the old weights")
         self.version = version
@@ -211,6 +239,7 @@ def _vllm() -> Any:
             "--engine transformers"
         ) from None
     warn_untested(vllm.__version__)
+    _spare_world()
     return vllm
 
 
@@ -225,6 +254,53 @@ def _threads_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _world_size() -> int:
+    """Processes that have joined one another, this one included."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def _place(device: torch.device) -> Iterator[None]:
+    """Tell vLLM, which in a world of several processes asks the launcher's variables, which of them this is.
+
+    The launcher's LOCAL_RANK counts the node's devices; vLLM takes it for an index into those that the process sees.
+    """
+    if _world_size() == 1:
+        yield
+        return
+    ours = {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(device.index or 0)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _spare_world() -> None:
+    """Let vLLM destroy torch's default group only where it made it, a world of one.
+
+    It does so whenever an engine ends, one that is merely collected included; the trainer's processes go on.
+    """
+    from vllm.distributed import parallel_state as state  # noqa: PLC0415 (an optional backend)
+
+    destroy_all, destroy_group = state.destroy_distributed_environment, dist.destroy_process_group
+
+    def destroy() -> None:
+        if _world_size() > 1:
+            dist.destroy_process_group = lambda group=None: None if group is None else destroy_group(group)
+        try:
+            destroy_all()
+        finally:
+            dist.destroy_process_group = destroy_group
+
+    state.destroy_distributed_environment = destroy
+
+
 @functools.cache
 def warn_untested(version: str) -> None:
     """Say, once for each version, that it is not one that the tests are run with."""
@@ -237,6 +313,15 @@ def warn_untested(version: str) -> None:
 def _unfit(model: str, error: Exception) -> InputError:
     reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
     return InputError(f"engine='vllm': vLLM cannot run {model} here ({reason.strip()}); set --engine transformers")
+
+
+def _broken(doing: str, error: Exception) -> EngineError:
+    logging.getLogger("vllm").info("vLLM failed while it %s", doing, exc_info=error)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return EngineError(
+        f"engine='vllm': vLLM failed while it {doing} ({type(error).__name__}: {reason}); VLLM_LOGGING_LEVEL=INFO "
+        "shows where"
+    )
 
 
 def _answer(output: Any) -> Answer:

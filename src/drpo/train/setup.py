@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drpo import models
 from drpo.batch import Batching
 from drpo.critic import Critic
-from drpo.errors import InputError
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.precision import resolve_precision
@@ -74,6 +73,22 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     servers = run.engine.split(",") if run.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
     engine = _engine(run, model, tokenizer, ranks, servers)
+    try:
+        return _around(engine, run, model, tokenizer, held_out, ranks)
+    except BaseException:
+        engine.close()  # while the processes are still together
+        raise
+
+
+def _around(
+    engine: Engine,
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: list[Problem],
+    ranks: Ranks,
+) -> Parts:
+    """The engine, which has a copy of the model, and all that works on the model itself."""
     terms = _terms(run, model)
     policy = _policy(run, model, ranks)
     optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
@@ -122,11 +137,6 @@ def _engine(
 ) -> Engine:
     """What samples, with weights of its own; a server is asked by one rank."""
     if run.engine == "vllm":
-        if ranks.size > 1:
-            raise InputError(
-                "engine='vllm': samples in a single process; start servers with `drpo serve` and name them all, "
-                "--engine http://HOST:PORT,http://HOST:PORT"
-            )
         return VLLMEngine(model, tokenizer, precision=run.rollout_precision)
     if servers:
         return ServerEngine(servers[ranks.rank], model, tokenizer) if ranks.rank < len(servers) else NoEngine()
