@@ -90,15 +90,26 @@ def test_with_a_repository_they_lead_there():
     assert found == "[a](https://host/drpo/blob/main/src/x.py#L3)"
 
 
-@pytest.mark.slow
-def test_it_builds_without_a_warning_and_asks_no_network(tmp_path: Path):
+def test_the_search_needs_no_server_and_no_host():
+    assert {"search", "offline"} <= {p for p in CONFIG["plugins"] if isinstance(p, str)}
+    (shim,) = CONFIG["extra"]["polyfills"]
+    assert "iframe-worker" in shim and (DOCS / shim).is_file() and not CONFIG["use_directory_urls"]
+
+
+def build_site(folder: Path) -> Path:
+    """The site, built into a folder; the test is skipped where mkdocs is missing."""
     mkdocs = shutil.which("mkdocs") or ROOT / ".venv-docs" / "bin" / "mkdocs"
     if not Path(mkdocs).exists():
         pytest.skip("mkdocs is not here: make docs")
-    command = [str(mkdocs), "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [str(mkdocs), "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    built = [p.read_text() for p in (tmp_path / "site").rglob("*.html")]
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_it_builds_without_a_warning_and_asks_no_network(tmp_path: Path):
+    built = [p.read_text() for p in build_site(tmp_path).rglob("*.html")]
     assert len(built) > 30
     fetched = [u for t in built for u in re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=\"(https?://[^\"]+)", t)]
     assert not fetched, fetched
