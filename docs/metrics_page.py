@@ -1,0 +1,63 @@
+"""Writes docs/metrics.md from what the source says of each metric; a test sees that it is current.
+
+python docs/metrics_page.py
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from drpo.train.metrics import DIVERGENCE_METRICS, ROLLOUT_METRICS, TOKEN_METRICS, UPDATE_METRICS, VALUE_METRICS
+
+PAGE = Path(__file__).with_name("metrics.md")
+
+HEAD = """<!-- written by docs/metrics_page.py; change drpo/train/metrics.py instead -->
+# Metrics
+
+`metrics.jsonl` has a line for each step, counted from 1. Each figure is over all that it speaks of at once, summed and
+then divided. [Trackers](runs.md#trackers) get the same names. `pi` is the policy when the token was trained on, `mu`
+the sampler, `r = pi/mu`, `w` the [gradient weight](concepts.md#gradient-weight).
+"""
+
+PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
+    ("Of a rollout", "Over the step's completions.", ROLLOUT_METRICS),
+    (
+        "Of tokens",
+        "Over the tokens that were trained on, in all updates of the step. An objective's own per-token metrics stand\n"
+        "beside them, as means. Where every completion of a step is skipped, only `trained_tokens` of these is there.",
+        TOKEN_METRICS,
+    ),
+    ("Of a top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
+    (
+        "Of updates",
+        "`loss` and `learning_rate` are those of the step's last update, `grad_norm` is the largest. Where a step has\n"
+        "several updates, `updates` is a list with these and the figures of tokens for each; trackers call them\n"
+        "`updates/0/loss`.",
+        UPDATE_METRICS,
+    ),
+    ("Of a critic", "With [`--critic`](ppo_critic.md).", VALUE_METRICS),
+)
+
+TAIL = """
+## Elsewhere
+
+`evaluations.jsonl` has `accuracy` (avg@k) with `low` and `high`, its 95 % interval, `pass_at`, `mean_length`,
+`truncated` and `failed`; `timing.jsonl` has the seconds of `sync`, `rollout`, `reward` and `update` of each step,
+and those of `evaluation` and `checkpoint` in lines of their own. What to do where a figure looks wrong: the symptoms on
+[each objective's page](objectives/index.md), and the [doctor](doctor.md).
+"""
+
+
+def table(figures: Mapping[str, str]) -> str:
+    """Return a table of names and meanings."""
+    rows = [f"| `{name}` | {meaning.replace('|', chr(92) + '|')} |" for name, meaning in figures.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [f"\n## {title}\n\n{words}\n\n{table(figures)}\n" for title, words, figures in PARTS]
+    return HEAD + "".join(parts) + TAIL
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
