@@ -1,13 +1,21 @@
-"""What the documents say is run: every Python block, every `drpo` and `make` command, every link to a file."""
+"""What the documents say is run or read: every block of code, every command, every link and its anchor."""
 
+import ast
 import re
 import shlex
+import sys
+import tomllib
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
+from packaging.requirements import Requirement
 
-from drpo import cli
+from drpo import cli, objectives
 from drpo.cli.compare import planned
 from drpo.cli.doctor import DoctorOptions
 from drpo.cli.lab import LabOptions
@@ -15,44 +23,120 @@ from drpo.cli.options import overridden, parse
 from drpo.cli.serve import ServeOptions
 from drpo.cli.train import TrainOptions
 from drpo.lab.outcome import RESULTS, save_results
-from drpo.recipes import find
+from drpo.recipes import demo, find
 from hand_comparison import large
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-
-
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/*/README.md")])
 OF_FRAMEWORKS = ROOT / "docs" / "frameworks"  # their Python is run where the framework is: tests/adapters/pages.py
+OWN = {"mine": "own_objective", "my_rewards": "own_reward", "my_tasks": "own_task"}
+"""Modules of one's own that commands name -> the guide whose first Python is in them."""
+
+LANGUAGES = {
+    "python": "run",
+    "bash": "each line is run or read, by its program",
+    "yaml": "read",
+    "toml": "read",
+    "text": "compared with what it is the output of",
+    "diff": "what the added lines name of drpo is looked up; the rest is another project's file",
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
+class Block(NamedTuple):
+    """A block of code of a page."""
+
+    name: str
+    language: str
+    text: str
+
+
+def all_blocks() -> list[Block]:
     found = []
     for path in DOCUMENTS:
-        if language == "python" and path.parent == OF_FRAMEWORKS:
-            continue
-        for i, text in enumerate(re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.M | re.S)):
-            found.append((f"{path.name}:{i}", text))
+        where = path.relative_to(ROOT).as_posix()
+        found += [
+            Block(f"{where}:{i}", language, text) for i, (language, text) in enumerate(FENCE.findall(path.read_text()))
+        ]
     return found
 
 
-def commands(program: str) -> list[str]:
-    lines = [line.strip() for _, text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
-    return sorted({line for line in lines if line.split(" ")[0] == program})
+BLOCKS = all_blocks()
+PYTHON = [b for b in BLOCKS if b.language == "python" and (ROOT / b.name).parent != OF_FRAMEWORKS]
 
 
-@pytest.mark.parametrize(("name", "code"), blocks("python"), ids=[name for name, _ in blocks("python")])
-def test_python_blocks_run_and_print_what_they_say(name: str, code: str, capsys: pytest.CaptureFixture[str]):
-    exec(compile(code, name, "exec"), {"__name__": "example"})
-    promised = re.findall(r"print\(.*\)\s*#\s*(.+)$", code, flags=re.M)
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", path.read_text())
+
+
+class Command(NamedTuple):
+    """A line of a shell, without the variables set in front."""
+
+    program: str
+    rest: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join([self.program, *self.rest])
+
+
+PROGRAMS = ("drpo", "make", "pip", "uv", "torchrun", "accelerate", "python")
+
+
+def lines_of_shells() -> list[str]:
+    """All lines of bash, and those set in by four blanks that begin with a program."""
+    fenced = "\n".join(b.text for b in BLOCKS if b.language == "bash")
+    set_in = [text for path in DOCUMENTS for text in re.findall(r"^    (.*)$", prose(path), flags=re.M)]
+    lines = fenced.replace("\\\n", " ").splitlines() + [s for s in set_in if s.split(" ")[0] in PROGRAMS]
+    return sorted({line.strip() for line in lines if line.strip()})
+
+
+def command(line: str) -> Command:
+    """A line as a command; a shell's own comment and the sign for the background are dropped."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0], flags=re.S):
+        words.pop(0)
+    return Command(words[0], tuple(words[1:-1] if words[-1] == "&" else words[1:]))
+
+
+COMMANDS = sorted({command(line) for line in lines_of_shells()})
+LAUNCHERS = ("torchrun", "accelerate")
+
+
+def drpo_arguments() -> list[str]:
+    """What drpo is given, by itself or by a launcher of several processes."""
+    found = {shlex.join(c.rest) for c in COMMANDS if c.program == "drpo"}
+    for c in COMMANDS:
+        if c.program in LAUNCHERS:
+            at = c.rest.index("-m")
+            assert c.rest[at + 1] == "drpo", c
+            found.add(shlex.join(c.rest[at + 2 :]))
+    return sorted(found)
+
+
+def of(*programs: str) -> list[Command]:
+    return [c for c in COMMANDS if c.program in programs]
+
+
+def test_every_block_has_a_language_that_is_run_or_read():
+    assert {b.language for b in BLOCKS} <= LANGUAGES.keys(), [b.name for b in BLOCKS if b.language not in LANGUAGES]
+    unknown = [c for c in COMMANDS if c.program not in PROGRAMS and not c.program.startswith("cluster/")]
+    assert not unknown
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[b.name for b in PYTHON])
+def test_python_blocks_run_and_print_what_they_say(block: Block, capsys: pytest.CaptureFixture[str]):
+    exec(compile(block.text, block.name, "exec"), {"__name__": "example"})
+    promised = re.findall(r"print\(.*\)\s*#\s*(.+)$", block.text, flags=re.M)
     assert capsys.readouterr().out.split("\n")[: len(promised)] == promised
 
 
 def test_the_documents_have_examples_of_both_kinds():
-    assert len(blocks("python")) >= 2 and len(commands("drpo")) >= 5 and "make demo" in commands("make")
+    assert len(PYTHON) >= 2 and len(drpo_arguments()) >= 5 and Command("make", ("demo",)) in COMMANDS
 
 
 def test_an_objective_as_the_readme_writes_one_trains():
-    (code,) = [text for _, text in blocks("python") if "class MyClip" in text]
+    (code,) = [b.text for b in PYTHON if "class MyClip" in b.text]
     names: dict = {"__name__": "example"}
     exec(code, names)
     logp = torch.tensor([-1.0, -0.1], requires_grad=True)
@@ -63,49 +147,188 @@ def test_an_objective_as_the_readme_writes_one_trains():
     assert torch.allclose(logp.grad, torch.tensor([-1.0, -2.0]))
 
 
-@pytest.mark.parametrize("line", commands("drpo"))
+def own_module(arguments: Sequence[str]) -> str | None:
+    """The module of one's own that a command names, or that the run was made with which it names."""
+    named = [c for c in of("drpo") if set(c.rest) & {w for w in arguments if w.startswith("runs/")}]
+    words = [*arguments, *(word for c in named for word in c.rest)]
+    return next((module for module in OWN for word in words if word.startswith(f"{module}:")), None)
+
+
+def make_what_it_reads(arguments: Sequence[str]) -> None:
+    """Put files and folders that a command names where it will look for them."""
+    rows = [f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)]
+    Path("problems.jsonl").write_text("".join(rows))
+    module = own_module(arguments)
+    if module is not None:
+        page = f"docs/guides/{OWN[module]}.md:"
+        Path(f"{module}.py").write_text(next(b.text for b in PYTHON if b.name.startswith(page)))
+    if "runs/compare-demo" in arguments:
+        Path("runs/compare-demo").mkdir(parents=True)
+        save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))
+    if arguments[0] == "eval" and "exported" in arguments:
+        assert cli.main(["export", "tiny", "exported"]) == 0
+    makes = arguments[0] in ("train", "compare") and "--resume" not in arguments
+    for folder in (word for word in arguments if word.startswith("runs/") and not makes and not Path(word).exists()):
+        made = [c.rest for c in of("drpo") if c.rest[0] == "train" and f"{module}:" in str(c) and folder in c.rest]
+        assert cli.main(list(made[0]) if made else ["train", "smoke", "--steps", "2", "--out", folder]) == 0
+
+
+@pytest.mark.parametrize("line", drpo_arguments())
 def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Cheap ones run; those that train the demo's model for minutes are read as far as the finished configuration."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "problems.jsonl").write_text(
-        "".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600))
-    )
-    _, command, *rest = shlex.split(line)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in OWN:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    asked, *rest = shlex.split(line)
     others = {"train": TrainOptions, "doctor": DoctorOptions}
-    if command in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
-        run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[command])
+    make_what_it_reads([asked, *rest])
+    if asked in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
+        run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
         return
-    if command == "compare" and rest[0] != "--resume":
+    if asked == "compare" and rest[0] != "--resume":
         assert len({run.name for run in planned(rest[0], rest[1:])[0]}) > 2
         return
-    if command == "lab":
+    if asked == "lab":
         assert parse(LabOptions, rest, "drpo lab").objectives
         return
-    if command == "serve":
+    if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port
         return
-    if "runs/dppo" in rest:
-        assert cli.main(["train", "smoke", "--steps", "2", "--out", "runs/dppo"]) == 0
-    if command == "eval" and "exported" in rest:
-        assert cli.main(["export", "tiny", "exported"]) == 0
-    if "runs/compare-demo" in rest:
-        Path("runs/compare-demo").mkdir(parents=True)
-        save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))
     try:
-        status = cli.main([command, *rest])
+        status = cli.main([asked, *rest])
     except SystemExit as end:
         status = end.code
     assert not status, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", commands("make"))
-def test_make_commands_exist(line: str):
+@pytest.mark.parametrize("asked", of("make"), ids=str)
+def test_make_commands_exist(asked: Command):
     makefile = (ROOT / "Makefile").read_text()
-    assert re.search(rf"^{line.split()[1]}:", makefile, flags=re.M)
+    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in asked.rest)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def install_fault(words: Sequence[str]) -> str | None:
+    """What is wrong with what pip is to install, or None."""
+    for word in (w for w in words if not w.startswith("--")):
+        path, _, extras = word.partition("[")
+        if path.startswith(("/path/to/drpo", ".", "dist/")):
+            unknown = {name.strip() for name in extras.rstrip("]").split(",") if name} - EXTRAS.keys()
+            if unknown:
+                return f"{word}: drpo has no extra {unknown}"
+        elif Requirement(word).name == "drpo":
+            return f"{word}: drpo is on no index"
+    return None
+
+
+def test_what_is_installed_can_be():
+    spoken = re.findall(r"`((?:uv )?pip install [^`]+)`", "\n".join(path.read_text() for path in DOCUMENTS))
+    asked = [*of("pip", "uv"), *map(command, spoken)]
+    assert len(asked) > 10
+    for c in asked:
+        words = c.rest if c.program == "pip" else c.rest[1:]
+        assert words[0] == "install" and install_fault(words[1:]) is None, install_fault(words[1:])
+    assert install_fault(["drpo[wandb]"]) and install_fault(["/path/to/drpo[warndb]"])
+
+
+@pytest.mark.parametrize("asked", of("python"), ids=str)
+def test_python_commands_name_what_there_is(asked: Command):
+    first, *rest = asked.rest
+    assert find_spec(rest[0]) is not None if first == "-m" else (ROOT / first).is_file()
+
+
+@pytest.mark.parametrize("asked", [c for c in COMMANDS if c.program.startswith("cluster/")], ids=str)
+def test_recipes_of_clusters_exist(asked: Command):
+    script, (setting, method) = ROOT / asked.program, asked.rest[:2]
+    assert script.is_file()
+    if script.parent.name == "trl":
+        assert (script.parent / f"{setting}.yaml").is_file() and f"    {method}) objective=" in script.read_text()
+    else:
+        config = script.parent / "config"
+        assert (config / f"{setting}.yaml").is_file() and (config / "objective" / f"{method}.yaml").is_file()
+
+
+def test_configurations_can_be_read_and_name_objectives_that_there_are():
+    found = {b.name: tomllib.loads(b.text) for b in BLOCKS if b.language == "toml"}
+    loss = found["docs/frameworks/prime_rl.md:1"]["trainer"]["loss"]
+    assert objectives.parse(loss["kwargs"]["objective"]) and stands(loss["import_path"])
+    read = {b.name: yaml.safe_load(b.text) for b in BLOCKS if b.language == "yaml"}
+    assert objectives.parse(read["docs/frameworks/slime.md:2"]["drpo_objective"])
+    assert len(found) == len(read) == 1
+
+
+def stands(dotted: str) -> bool:
+    """Whether a dotted name is a module of ours, or stands at the top of one; nothing is imported."""
+    parts = dotted.split(".")
+    for n in range(len(parts), 0, -1):
+        where = ROOT / "src" / Path(*parts[:n])
+        for path in (where.with_suffix(".py"), where / "__init__.py"):
+            if path.is_file():
+                names = set()
+                for node in ast.parse(path.read_text()).body:
+                    names |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
+                    names |= {a.asname or a.name for a in node.names} if isinstance(node, ast.ImportFrom) else set()
+                return n == len(parts) or parts[n] in names
+    return False
+
+
+def test_diffs_name_what_there_is():
+    added = [s for b in BLOCKS if b.language == "diff" for s in re.findall(r"^\+(.*)$", b.text, flags=re.M)]
+    named = [name for line in added for name in re.findall(r"\bdrpo(?:\.\w+)+", line.replace("drpo.yaml", ""))]
+    named += [
+        f"{m}.{n.strip()}"
+        for m, ns in re.findall(r"from (drpo\S+) import (.*)", "\n".join(added))
+        for n in ns.split(",")
+    ]
+    assert len(named) > 5 and all(map(stands, named)), [n for n in named if not stands(n)]
+    assert not stands("drpo.adapters.trl.NoTrainer")
+
+
+def test_the_transcript_is_of_the_demo():
+    """Its figures are of one run; the lines before them say what the recipe is."""
+    (block,) = [b for b in BLOCKS if b.language == "text"]
+    assert block.name.startswith("README.md")
+    run = demo()
+    completions = run.prompts * run.sampling.samples
+    assert (
+        f"demo: {run.model} learns with {objectives.spell(run.objective)}, learning rate {run.learning_rate:g}\n"
+        f"{run.prompts} prompts x {run.sampling.samples} samples = {completions} completions a step, "
+        f"{run.updates} updates of {completions // run.updates} completions each, {run.steps} steps\n"
+    ) in block.text
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as the site and code hosts make them."""
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", t) for t in re.findall(r"^#+ (.*)$", prose(path), flags=re.M)]
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+
+
+def dead_links(path: Path) -> list[str]:
+    """A page's links that lead nowhere in the repository."""
+    dead = []
+    for target in LINK.findall(prose(path)):
+        file, _, anchor = target.partition("#")
+        if ":" in file:
+            continue
+        there = (path.parent / file).resolve() if file else path
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+            dead.append(target)
+    return dead
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_to_files_lead_somewhere(path: Path):
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        assert target.startswith("http") or (path.parent / target).exists(), target
+    assert not dead_links(path)
+
+
+def test_a_dead_link_is_noticed(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title: one\n[a](page.md#a-title-one) [b](#a-title-two) [c](none.md) [d](page.md#none)\n")
+    assert dead_links(page) == ["#a-title-two", "none.md", "page.md#none"]

@@ -1,5 +1,6 @@
 """The documentation's site: every page is in the navigation, what the build reads is there, and it builds."""
 
+import importlib
 import importlib.util
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from drpo import objectives
+from drpo.train import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -54,6 +56,46 @@ def test_the_reference_names_modules_that_there_are(path: Path):
     for name in re.findall(r"^::: (\S+)", path.read_text(), flags=re.M):
         where = ROOT / "src" / Path(*name.split("."))
         assert where.with_suffix(".py").is_file() or (where / "__init__.py").is_file(), name
+
+
+def test_the_reference_has_what_the_pages_use():
+    """Whatever a page imports, or names in full, is defined in a module that the reference shows."""
+    shown = {n for p in (DOCS / "reference").glob("*.md") for n in re.findall(r"^::: (\S+)", p.read_text(), flags=re.M)}
+    text = "\n".join(p.read_text() for p in [*DOCS.rglob("*.md"), ROOT / "README.md"])
+    used = {(m, n.strip()) for m, names in re.findall(r"^from (drpo\S*) import (.+)$", text, flags=re.M)
+            for n in names.split(",")}  # fmt: skip
+    used |= {tuple(name.rsplit(".", 1)) for name in re.findall(r"`(drpo(?:\.(?!yaml)\w+)+)`", text)}
+    assert len(used) > 30 and not {f"{m}.{n}" for m, n in used if not shown & home(m, n)}
+    assert not shown & home("drpo.lab.crew", "Crew")
+
+
+def home(module: str, name: str) -> set[str]:
+    """The modules that a name may be looked up in: that which has it, and that which it comes from."""
+    found = {module, f"{module}.{name}"}
+    if module.startswith("drpo.adapters."):  # which need another framework
+        return found
+    thing = getattr(importlib.import_module(module), name, None)
+    return found | {getattr(thing, "__module__", "")}
+
+
+METRICS_PAGE = load(DOCS / "metrics_page.py")
+
+
+def test_the_page_of_metrics_is_what_the_source_says():
+    assert METRICS_PAGE.PAGE.read_text() == METRICS_PAGE.page(), "python docs/metrics_page.py"
+    tables = {name for name in vars(metrics) if name.endswith("_METRICS")}
+    assert {id(figures) for *_, figures in METRICS_PAGE.PARTS} == {id(getattr(metrics, name)) for name in tables}
+
+
+def test_the_symptoms_name_metrics_that_there_are():
+    known = {name for *_, figures in METRICS_PAGE.PARTS for name in figures}
+    named = set()
+    for path in (DOCS / "objectives").glob("*.md"):
+        symptoms = path.read_text().partition("## Symptoms")[2]
+        named |= {
+            n for cell in re.findall(r"^\| ([^|]*)\|", symptoms, flags=re.M) for n in re.findall(r"`(\w+)`", cell)
+        }
+    assert len(named) > 5 and named <= known | set(objectives.TABLE), named - known
 
 
 def test_every_objective_has_a_page_with_its_figure():
