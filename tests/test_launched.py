@@ -28,7 +28,7 @@ def launch(*command: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=240,
     )
 
 
