@@ -24,7 +24,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
     # AdamW makes whole steps of gradients that are but rounding, so this one takes small ones.
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "learning_rate": 2e-4},
-    "terms": {"prompts": 3, "updates": 1, "reference_kl": 0.1, "entropy_bonus": 0.01, "lag": 1, "refresh_every": 2},
+    "terms": {
+        "prompts": 3,
+        "updates": 1,
+        "reference_kl": 0.1,
+        "entropy_bonus": 0.01,
+        "lag": 1,
+        "refresh_every": 2,
+        "learning_rate": 2e-4,
+    },
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
     "vllm": {"model": "rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
     "critic": {"prompts": 3, "sampling": sampling(samples=1), "critic": GAE(learning_rate=1e-3, updates=2)},

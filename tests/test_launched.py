@@ -14,7 +14,10 @@ from test_ranks import assert_same_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes")
+ACCELERATE = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--rdzv_backend", "c10d"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1", "--num_processes"),
+)
 # In float32, and with steps so small that AdamW's first ones, whose sign is that of rounding, cannot lead elsewhere.
 EXACT = ("--precision", "fp32", "--rollout-precision", "fp32", "--learning-rate", "2e-4")
 SMOKE = ("train", "smoke", "--steps", "10", *EXACT, "--no-doctor", "--plain")
@@ -28,7 +31,7 @@ def launch(*command: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=240,
     )
 
 

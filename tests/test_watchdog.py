@@ -56,6 +56,7 @@ def broken(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
+        timeout=240,
     )
 
 

@@ -154,8 +154,8 @@ def joined() -> Iterator[Ranks]:
     if supervised() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # https://github.com/pytorch/pytorch/issues/135712: the store still has the addresses of those that failed.
         raise InputError(
-            "--max-restarts: torchrun keeps one store for all attempts, in which processes that are started again find "
-            "the addresses of the dead; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
+            "--max-restarts: the launcher keeps one store for all attempts, in which processes that are started again "
+            "find the addresses of the dead; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, and --rdzv-backend c10d"
         )
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:

@@ -148,8 +148,8 @@ BUGS = (
         19,
         "nobody counts the critic's skipped updates",
         "train/session.py",
-        '        self._count_skipped("critic", lessons)\n',
-        "",
+        'self._count_skipped("critic", self._done.critic_skipped, lessons)',
+        "0",
         (SKIPPED, ENDED),
     ),
     Bug(

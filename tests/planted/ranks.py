@@ -53,7 +53,7 @@ BUGS = (
         19,
         "a damaged checkpoint is resumed from",
         "train/checkpoint.py",
-        "        if wanted != (_fingerprint(progress) if name == STATE else _sum(path)):\n",
+        "        if wanted != (fingerprint if name == STATE else _sum(path)):\n",
         "        if wanted is None:\n",
         (D,),
     ),

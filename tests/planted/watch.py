@@ -54,11 +54,11 @@ BUGS = (
         """    with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
         for number, line in enumerate(lines, 1):
             if line.endswith(b"\\n"):
-                yield _record(line, path, number)""",
+                yield _record(line, f\"{path} line {number}\")""",
         """    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith("\\n"):
-                yield _record(line.encode(), path, number)""",
+                yield _record(line.encode(), f\"{path} line {number}\")""",
         (PARTS,),
     ),
     Bug(
@@ -81,8 +81,8 @@ BUGS = (
         20,
         "the evaluation before training is recorded again by a run that resumes before its first checkpoint",
         "train/session.py",
-        "if self._done.step == 0 and not read_records(self.folder / EVALUATIONS):",
-        "if self._done.step == 0:",
+        'if due and all(record["step"] != step for record in read_records(self.folder / EVALUATIONS)):',
+        "if due:",
         ("tests/test_train.py::test_killed_before_its_first_checkpoint_it_is_one_run_too",),
     ),
 )

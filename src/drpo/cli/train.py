@@ -1,6 +1,6 @@
 """`drpo train` and `drpo recipes`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -119,14 +119,18 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
     if unknown is not None:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
-    console = Console()
     parts = assemble(run, ranks)
+    again = partial(begin_again, folder, options.restarts, _resume_flags(run, options))
     with closing(parts.engine):
-        return _train_with(parts, run, folder, options, console)
+        try:
+            return _train_with(parts, run, folder, options, again)
+        except EngineError as error:
+            again(str(error))
+            raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
 
 
-def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, console: Console) -> int:
-    ranks = parts.ranks
+def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, again: Callable[[str], None]) -> int:
+    ranks, console = parts.ranks, Console()
     live = console.is_terminal and not options.plain
     # Weights that are divided cannot be asked about by one process alone.
     examined = options.doctor and ranks.first and not parts.policy.equal_passes
@@ -137,16 +141,11 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, con
             loop.train(run, folder, watchdog, parts)
         return 0
     screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
-    again = partial(begin_again, folder, options.restarts, _resume_flags(run, options))
-    try:
-        with screen, ExitStack() as stack:
-            trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
-            tracked = [stack.enter_context(tracker) for tracker in trackers]
-            watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
-            summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
-    except EngineError as error:
-        again(str(error))
-        raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
+    with screen, ExitStack() as stack:
+        trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
+        tracked = [stack.enter_context(tracker) for tracker in trackers]
+        watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
+        summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
     pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
     _conclude(console, folder, summary, pictures, resume_flag(run))
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0

@@ -43,12 +43,14 @@ class Patience:
     Args:
         request_s: longest time that one request may take.
         attempts: how often what failed is tried in all.
-        pause_s: before the second attempt; each later pause is twice the one before.
+        pause_s: before the second attempt; each later pause is twice the one before, up to `longest_pause_s`.
+        longest_pause_s: by default six minutes pass until a server is given up: time to start another.
     """
 
     request_s: float = 300.0
-    attempts: int = 6
+    attempts: int = 12
     pause_s: float = 1.0
+    longest_pause_s: float = 60.0
 
 
 class ServerEngine:
@@ -183,7 +185,7 @@ class ServerEngine:
             return problem
 
     def _wait(self, attempt: int, reason: str) -> None:
-        pause = self._patience.pause_s * 2**attempt
+        pause = min(self._patience.pause_s * 2**attempt, self._patience.longest_pause_s)
         log.warning(
             "%s: %s; again in %.1f s (attempt %d of %d)",
             self._server, reason, pause, attempt + 2, self._patience.attempts,

@@ -121,7 +121,7 @@ class Run:
     eval_every: int = 0
     eval_problems: int = 200
     eval_samples: int = 1
-    checkpoint_every: int = 0
+    checkpoint_every: int = 20
     keep_checkpoints: int = 2
     seed: int = 0
 
