@@ -132,12 +132,6 @@ def test_with_a_repository_they_lead_there():
     assert found == "[a](https://host/drpo/blob/main/src/x.py#L3)"
 
 
-def test_the_search_needs_no_server_and_no_host():
-    assert {"search", "offline"} <= {p for p in CONFIG["plugins"] if isinstance(p, str)}
-    (shim,) = CONFIG["extra"]["polyfills"]
-    assert "iframe-worker" in shim and (DOCS / shim).is_file() and not CONFIG["use_directory_urls"]
-
-
 def build_site(folder: Path) -> Path:
     """The site, built into a folder; the test is skipped where mkdocs is missing."""
     mkdocs = shutil.which("mkdocs") or ROOT / ".venv-docs" / "bin" / "mkdocs"

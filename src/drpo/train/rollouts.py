@@ -9,6 +9,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from itertools import groupby, takewhile
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +39,19 @@ class Rollouts:
         engine: samples; nobody else may call it meanwhile.
         held_out: problems that training never samples.
         ranks: who sample together, each its share of a rollout's problems.
+        apart: is entered around a hand-over, which ranks do without one another; None for `ranks.failing_together`.
     """
 
-    def __init__(self, run: Run, engine: Engine, held_out: Sequence[Problem], ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        run: Run,
+        engine: Engine,
+        held_out: Sequence[Problem],
+        ranks: Ranks = ALONE,
+        apart: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self._run, self._engine, self._held_out, self._ranks = run, engine, held_out, ranks
+        self._apart = apart or ranks.failing_together
         self._ahead: deque[Future[Rollout]] = deque()
         self._next = 0  # the first rollout that is not yet begun
         self._loaded: int | None = None  # version of the weights that the engine has
@@ -153,7 +163,9 @@ class Rollouts:
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:
             self._loaded = None  # unknown, should the hand-over fail
-            self._engine.load(state(), version)
+            whole = state()  # which divided ranks gather together
+            with self._apart():
+                self._engine.load(whole, version)
             self._loaded = version
 
 

@@ -65,7 +65,7 @@ class Session:
     def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher, keep_model: bool = True) -> None:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self.rewards = RewardPool(parts.reward, run.marking)
-        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks)
+        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks, self._apart)
         self.summary: dict[str, Any] = {}
         self._ranks = parts.ranks
         self._log = RunLog(folder, writes=parts.ranks.first)

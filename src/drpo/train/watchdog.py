@@ -39,6 +39,7 @@ class Watchdog(Silent):
         self._seconds = seconds
         self._then = then
         self._doing, self._step = "starting", 0
+        self._began = False
         self._timer: threading.Timer | None = None
         self._file: TextIO | None = None
 
@@ -51,7 +52,7 @@ class Watchdog(Silent):
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """Count from here."""
-        self._step = step
+        self._step, self._began = step, True
 
     def phase(self, name: str) -> None:
         """Something else begins, so what went before has ended."""
@@ -68,7 +69,8 @@ class Watchdog(Silent):
         if self._file is not None:
             self._disarm()
             self._file.close()
-            if not self._path.stat().st_size:
+            # A process that was refused leaves the file to the one that is at this run.
+            if self._began and not self._path.stat().st_size:
                 self._path.unlink()
 
     def _arm(self) -> None:
