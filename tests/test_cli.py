@@ -82,6 +82,10 @@ BAD = [
     (("replay", "nowhere"), "nowhere"),
     (("replay", "nowhere", "--objectives", "drop(1)"), "did you mean 'drpo'"),
     (("replay", "nowhere", "--json", "no/where.json"), "--json no/where.json"),
+    (("train", "smoke", "--out", "there.jsonl"), "--out there.jsonl"),
+    (("train", "smoke", "--name", "x" * 300), "--out runs/xxx"),
+    (("weights", "--out", "w.xyz"), "--out w.xyz"),
+    (("weights", "--out", "no/where.png"), "--out no/where.png"),
 ]
 
 
@@ -159,6 +163,14 @@ def test_train_then_resume_then_eval(capsys, elsewhere):
     options = ("--task", "addition(1, 9)", "--problems", "4", "--sampling.samples", "2")
     status, out, _ = said(capsys, "eval", "tiny", *options)
     assert status == 0 and "pass@2" in out and "95 % interval" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("train", "smoke", "--model", "./nowhere", "--out", "new"), ("export", "./nowhere", "new")]
+)
+def test_a_folder_of_which_nothing_has_come_is_removed(capsys, elsewhere, arguments):
+    status, _, err = said(capsys, *arguments)
+    assert status == 2 and "./nowhere" in err and not list(elsewhere.iterdir())
 
 
 def test_weights_draws_on_the_screen_and_to_a_file(capsys, elsewhere):

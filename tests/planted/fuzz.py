@@ -2,9 +2,10 @@
 
 from planted import Bug
 
-F, S = "tests/test_fuzz.py::", "tests/test_strangers.py::"
+F, S, C = "tests/test_fuzz.py::", "tests/test_strangers.py::", "tests/test_cli.py::"
 CONFIG, LOG = "train/config.py", "train/log.py"
 CONFIGURATIONS = f"{F}test_configurations[1]"
+OUTPUTS = f"{F}test_unusable_outputs[1]"
 NOTHING_IMPORTED = f"{S}test_no_command_imports_what_a_folder_names"
 
 BUGS = (
@@ -130,5 +131,37 @@ BUGS = (
         "model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)",
         "model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=True)",
         (f"{S}test_nothing_is_unpickled_or_evaluated",),
+    ),
+    Bug(
+        20,
+        "where nothing can be written is a traceback",
+        "cli/output.py",
+        "    except (OSError, ValueError) as error:",
+        "    except TimeoutError as error:",
+        (OUTPUTS,),
+    ),
+    Bug(
+        20,
+        "whether a command can write is found out once it has computed",
+        "cli/output.py",
+        "            _try_in(path.parent)\n            return",
+        "            return",
+        (OUTPUTS,),
+    ),
+    Bug(
+        20,
+        "a picture may have any ending",
+        "cli/output.py",
+        "    if endings and path.suffix.lower() not in endings:",
+        "    if False:",
+        (f"{C}test_bad_input_is_one_line_that_names_it_and_status_2",),
+    ),
+    Bug(
+        20,
+        "the folder of a run that never began stays",
+        "cli/output.py",
+        "            folder.rmdir()",
+        "            pass",
+        (f"{C}test_a_folder_of_which_nothing_has_come_is_removed",),
     ),
 )

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from drpo.cli.folder import open_run, reading, resume_flag
 from drpo.cli.options import overridden, parse
+from drpo.cli.output import writing_folder
 from drpo.cli.report import attempt
 from drpo.errors import InputError
 from drpo.lab.compare import begun, models_of
@@ -83,7 +84,8 @@ def compare(arguments: list[str]) -> int:
             for cell in cells:
                 open_run(cell, resumed.own_code)
                 read_cell(cell)
-        return _compare(folder, cells, resumed.jobs, resumed.plain)
+        with writing_folder("--resume", folder):
+            return _compare(folder, cells, resumed.jobs, resumed.plain)
     if not arguments or arguments[0].startswith("-"):
         if "--help" not in arguments and "-h" not in arguments:
             raise InputError(f"compare: name a recipe first; known: {', '.join(RECIPES)}")
@@ -91,9 +93,10 @@ def compare(arguments: list[str]) -> int:
     name, *rest = arguments
     planned_runs, options = planned(name, rest)
     folder = options.out or Path("runs") / f"compare-{name}"
-    if (folder / CONFIG).exists():
-        raise InputError(f"--out {folder}: a single run is there; name another folder")
-    return _compare(folder, prepare(folder, planned_runs), options.jobs, options.plain)
+    with writing_folder("--out", folder):
+        if (folder / CONFIG).exists():
+            raise InputError(f"--out {folder}: a single run is there; name another folder")
+        return _compare(folder, prepare(folder, planned_runs), options.jobs, options.plain)
 
 
 def planned(recipe: str, arguments: list[str]) -> tuple[list[Run], CompareOptions]:

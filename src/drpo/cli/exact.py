@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from drpo.cli.options import parse
-from drpo.errors import InputError
+from drpo.cli.output import writing_folder
 from drpo.report.theory import Sheet, exact_report
 
 
@@ -30,10 +30,8 @@ class ExactOptions:
 def exact(arguments: list[str]) -> int:
     """`drpo exact [--out FOLDER]`; 1 where a check fails."""
     options = parse(ExactOptions, arguments, "drpo exact")
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out}: is a file; name a folder")
     console = Console()
-    with Console(stderr=True).status("computing"):
+    with writing_folder("--out", options.out), Console(stderr=True).status("computing"):
         found = exact_report(options.out)
     for sheet in found:
         print_sheet(console, sheet)

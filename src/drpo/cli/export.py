@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from drpo import models
 from drpo.cli.folder import open_run
 from drpo.cli.options import parse
+from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import FP32
@@ -48,12 +49,13 @@ def export(arguments: list[str]) -> int:
     if options.dtype not in DTYPES:
         raise InputError(f"export: --dtype {options.dtype!r}: must be one of {', '.join(DTYPES)}")
     folder = Path(target)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"export: {target} exists and is not an empty folder; name another")
     transformers_logging.disable_progress_bar()
-    model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
-    model.to(DTYPES[options.dtype]).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing_folder("export:", folder):
+        if any(folder.iterdir()):
+            raise InputError(f"export: {target} exists and is not an empty folder; name another")
+        model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
+        model.to(DTYPES[options.dtype]).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     Console().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
     return 0
 

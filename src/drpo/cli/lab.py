@@ -7,6 +7,7 @@ from rich.console import Console
 
 from drpo.cli.compare import require_jobs, run_cells
 from drpo.cli.options import parse
+from drpo.cli.output import writing_folder
 from drpo.cli.report import attempt
 from drpo.lab.compare import release
 from drpo.lab.outcome import prepare, read_comparison
@@ -62,7 +63,8 @@ def lab(arguments: list[str]) -> int:
         options.objectives, options.seeds, options.updates, options.learning_rate, options.rollout_precision
     )
     console = Console()
-    status = run_cells(folder, prepare(folder, cells), options.jobs, options.plain)
+    with writing_folder("--out", options.out):
+        status = run_cells(folder, prepare(folder, cells), options.jobs, options.plain)
     release(folder)
     comparison = read_comparison(folder)
     if not any(c.over for c in comparison.cells):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drpo.cli.folder import open_run, reading
 from drpo.cli.options import parse
+from drpo.cli.output import require_file
 from drpo.errors import InputError
 from drpo.lab.outcome import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
@@ -49,6 +50,8 @@ def report(arguments: list[str]) -> int:
     name, *rest = arguments
     options = parse(ReportOptions, rest, f"drpo report {name}")
     folder = Path(name)
+    if options.out is not None:
+        require_file("--out", options.out)
     try:
         with reading(folder):
             path = _write(folder, options)

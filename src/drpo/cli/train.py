@@ -1,7 +1,7 @@
 """`drpo train` and `drpo recipes`."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -17,6 +17,7 @@ from drpo.cli.again import begin_again
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import open_run, reading, resume_flag
 from drpo.cli.options import overridden, parse
+from drpo.cli.output import refusing, writing_folder
 from drpo.cli.report import attempt
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
@@ -94,7 +95,8 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
         stored = open_run(folder, resumed.own_code)
         with reading(folder):
             summarise(folder, stored, None)  # what is summed up at the end has to be readable before hours are spent
-        return _run(stored, folder, resumed, ranks)
+        with _made("--resume", folder, ranks):
+            return _run(stored, folder, resumed, ranks)
     if not arguments or arguments[0].startswith("-"):
         if "--help" in arguments or "-h" in arguments:
             print("drpo train RECIPE [--FIELD VALUE ...]\ndrpo train --resume RUN\n\nrecipes:")
@@ -103,15 +105,24 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
     run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}", TrainOptions)
     if supervised() and options.out is None:
         raise InputError("--out: name the run's folder, where processes that --max-restarts starts again find the run")
-    folder = ranks.gather([options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())])[0]
-    if (folder / CONFIG).exists() and not (supervised() and read_json(folder / CONFIG) == to_json(run)):
-        raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
-    ranks.meet()  # before the first writes to it
-    try:
+    with ranks.failing_together():
+        wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())
+    folder = ranks.gather([wanted])[0]
+    with _made("--out", folder, ranks):
+        if (folder / CONFIG).exists() and not (supervised() and read_json(folder / CONFIG) == to_json(run)):
+            raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
+        ranks.meet()  # before the first writes to it
         return _run(run, folder, options, ranks)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing has come of it
+
+
+@contextmanager
+def _made(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let the first rank make the run's folder; what it may not make, no rank trains in."""
+    with ExitStack() as stack:
+        with ranks.failing_together():
+            if ranks.first:
+                stack.enter_context(writing_folder(option, folder))
+        yield
 
 
 def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
@@ -213,11 +224,12 @@ def _new_folder(wanted: Path) -> Path:
         raise InputError(
             "--out: name the run's folder, in which processes that --max-restarts starts again find the run"
         )
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    for candidate in chain([wanted], (wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
-        with suppress(FileExistsError):
-            candidate.mkdir()
-            return candidate
+    with refusing(f"--out {wanted}", "name a folder that can be written to"):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for candidate in chain([wanted], (wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
+            with suppress(FileExistsError):
+                candidate.mkdir()
+                return candidate
     raise AssertionError("unreachable")
 
 

@@ -59,7 +59,7 @@ def watch(arguments: list[str]) -> int:
 
 def _require_run(folder: Path) -> None:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a run makes its own once its model is loaded")
+        raise InputError(f"{folder}: no such folder; a run makes its own as it begins")
     begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
     if not begun and any(folder.iterdir()):
         raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")

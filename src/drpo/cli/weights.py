@@ -8,6 +8,7 @@ from rich.console import Console
 
 from drpo import objectives
 from drpo.cli.options import parse
+from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
 from drpo.report.weights import draw_png, draw_text
 
@@ -36,6 +37,7 @@ def weights(arguments: list[str]) -> int:
     for mu in options.mu:
         if not 0 < mu <= 1:
             raise InputError(f"--mu {mu}: a probability in (0, 1]")
+    require_file("--out", options.out, PICTURES)
     draw_png(drawn, options.mu, options.out)
     width = min(100, Console().width)
     for mu in options.mu:
