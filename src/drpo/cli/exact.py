@@ -16,6 +16,8 @@ from drpo.report.theory import Sheet, exact_report
 class ExactOptions:
     """Check the theory on problems small enough to be computed exactly; seconds, and nothing is trained.
 
+      drpo exact --out exact
+
     A policy over a long-tailed vocabulary, every expectation a sum over all words: where each objective's gradient
     leads a token, how its variance grows as a word becomes rare, from what drift on it is biased, and who learns what
     from a tail that is noise or holds the best word. docs/theory_checked.md explains what is found.

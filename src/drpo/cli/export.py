@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from drpo import models
 from drpo.cli.folder import open_run
-from drpo.cli.options import parse
+from drpo.cli.options import asks_for_help, parse
 from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.policy import Policy
@@ -25,7 +25,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Which weights, and how they are rounded.
+    """Write the weights of a run, or of a model, as a folder that any transformers program reads.
+
+      drpo export runs/demo exported --dtype bf16
 
     Args:
         step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
@@ -40,7 +42,7 @@ class ExportOptions:
 
 def export(arguments: list[str]) -> int:
     """`drpo export RUN|MODEL FOLDER [--step N] [--dtype D]`: a folder that any transformers program reads."""
-    if "--help" in arguments or "-h" in arguments:
+    if asks_for_help(arguments):
         arguments = ["RUN|MODEL", "FOLDER", *arguments]
     if len(arguments) < 2 or any(a.startswith("-") for a in arguments[:2]):
         raise InputError("export: name a run or a model first, then the folder to write, then options")

@@ -27,10 +27,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class LabOptions:
-    """The stability benchmark: a tiny transformer over a long-tailed vocabulary, minutes on two cores.
+    """See which trust region holds: the stability benchmark, a tiny transformer over a long-tailed vocabulary.
+
+      drpo lab --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --rollout-precision fp32
 
     There are two tasks, which differ in whether rare words are noise or carry the meaning. Every combination of what is
-    given is a cell.
+    given is a cell, a training of seconds: without options 288 of them, in runs/lab, minutes on two cores.
 
     Args:
         objectives: none, ppo(0.2,0.28), spo(3), dppo(0.15), drpo(12.5), drpo(0.2), ...; behind an @ its own learning

@@ -38,7 +38,7 @@ class ReplayOptions:
         objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...; the first is compared with each of the others.
         step: counted from 1; default: the last that trained anything.
         json: also write all figures to this file.
-        out: the PNG.
+        out: the picture, a PNG, SVG or PDF by its ending.
     """
 
     run: tyro.conf.Positional[Path]
