@@ -113,8 +113,8 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
             summarise(folder, stored, None)  # what is summed up at the end has to be readable before hours are spent
         with _made("--resume", folder, ranks):
             return _run(stored, folder, resumed, ranks)
-    name, rest = leading(arguments, "", f"train: name a recipe first; known: {', '.join(RECIPES)}")
-    if not name:
+    name, rest = leading(arguments, "RECIPE", f"train: name a recipe first; known: {', '.join(RECIPES)}")
+    if arguments[0].startswith("-"):  # --help alone
         print(f"{USAGE}\nRecipes:")
         return recipes([])
     run, options = overridden(find(name), rest, f"drpo train {name}", TrainOptions)
