@@ -141,3 +141,38 @@ def bad_configurations(draw: st.DrawFn, good: dict[str, Any]) -> tuple[bytes, st
         return whole[:at] + b"\xff\xfe" + whole[at:], "config.json"
     depth = draw(st.sampled_from([2_000, 100_000]))
     return draw(st.sampled_from([b"[", b'{"steps":'])) * depth, "config.json"
+
+
+NAMES = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)
+TO_FOLDERS = (
+    ("train", "smoke", "--steps", "1", "--out"),
+    ("compare", "smoke", "--steps", "1", "--out"),
+    ("lab", "--out"),
+    ("exact", "--out"),
+    ("export", "tiny"),
+)
+TO_FILES = (
+    ("report", "run", "--out"),
+    ("replay", "run", "--json"),
+    ("replay", "run", "--out"),
+    ("weights", "--out"),
+)
+"""Every command that writes, up to the path."""
+
+
+@st.composite
+def unusable_outputs(draw: st.DrawFn, file: str, folder: str) -> tuple[str, ...]:
+    """Commands that are to write where nothing can be written.
+
+    Args:
+        file: one that is there.
+        folder: one that is there and not empty.
+    """
+    to_folder, name = draw(st.booleans()), draw(NAMES)
+    command = draw(st.sampled_from(TO_FOLDERS if to_folder else TO_FILES))
+    below = draw(st.sampled_from([f"{file}/", f"{file}/{name}/", "/proc/", "/sys/", "/proc/self/", "/dev/null/"]))
+    own = [file] if to_folder else [f"{folder}/", f"nowhere-{name}/{name}.png", f"/proc/{name}/{name}.png"]
+    pictures = [f"{name}.{name}"] if command[0] == "weights" else []
+    ending = "" if to_folder else ".png"
+    kinds = [*own, *pictures, *[f"{below}{name}{ending}"] * 3, name * 300 + ending, f"{name}\0{ending}"]
+    return (*command, draw(st.sampled_from(kinds)))

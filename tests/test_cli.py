@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ from pathlib import Path
 import pytest
 
 from drpo import cli
+from drpo.cli import COMMANDS
+from drpo.cli.compare import planned
+from drpo.cli.lab import LabOptions
 from drpo.cli.options import described, overridden
 from drpo.cli.train import TrainOptions
+from drpo.lab.stability import stability_runs
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
 
@@ -82,6 +87,10 @@ BAD = [
     (("replay", "nowhere"), "nowhere"),
     (("replay", "nowhere", "--objectives", "drop(1)"), "did you mean 'drpo'"),
     (("replay", "nowhere", "--json", "no/where.json"), "--json no/where.json"),
+    (("train", "smoke", "--out", "there.jsonl"), "--out there.jsonl"),
+    (("train", "smoke", "--name", "x" * 300), "--out runs/xxx"),
+    (("weights", "--out", "w.xyz"), "--out w.xyz"),
+    (("weights", "--out", "no/where.png"), "--out no/where.png"),
 ]
 
 
@@ -96,17 +105,72 @@ def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arg
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        *((c, "--help") for c in ("train", "eval", "weights", "watch", "compare", "lab", "replay", "exact", "report")),
-        ("--help",),
-    ],
-)
-def test_help_teaches(capsys, arguments):
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_the_overview_names_every_command(capsys, arguments):
     status, out, _ = said(capsys, *arguments)
-    assert status == 0 and "drpo" in out and len(out.splitlines()) > 5
+    assert status == 0 and all(f"  drpo {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(name,) for name in COMMANDS] + [("train", "smoke"), ("train", "--resume"), ("compare", "--resume")],
+    ids=" ".join,
+)
+def test_help_says_what_a_command_does_and_gives_an_example(capsys, command):
+    status, out, _ = said(capsys, *command, "--help")
+    above, about, *rest = [line for line in out.splitlines() if line.strip()]
+    name = f"drpo {' '.join(command)}"
+    assert status == 0 and above.startswith(f"usage: {name}")
+    assert about[0].isupper() and about.split()[0] not in ("Everything", "How", "What", "Which", "Where")
+    examples = [line for line in rest if line.lstrip().startswith(f"drpo {command[0]}")]
+    assert len(examples) == 1 or name == "drpo recipes", out
+    assert "(default: )" not in " ".join(out.replace("│", " ").split())
+
+
+def test_the_help_of_train_leads_to_the_rest_of_it(capsys):
+    _, out, _ = said(capsys, "train", "--help")
+    assert "drpo train RECIPE --help" in out and "--own-code" in out
+    assert "--own-code" in said(capsys, "train", "--resume", "--help")[1]
+    assert "--" in said(capsys, "serve", "--help")[1] and "-- --max-num-seqs" in said(capsys, "serve", "--help")[1]
+
+
+def test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin(capsys, monkeypatch):
+    _, out, _ = said(capsys, "compare", "--help")
+    assert f"{len(planned('demo', [])[0])} trainings" in out
+    by = LabOptions()
+    in_all = stability_runs(by.objectives, by.seeds, by.updates, by.learning_rate, by.rollout_precision)
+    assert f"{len(in_all)} of them" in said(capsys, "lab", "--help")[1]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drpo.cli.compare.train_cells", stop)
+    status, out, _ = said(
+        capsys, "compare", "smoke", "--objectives", "none", "drpo(0.2)", "--seeds", "0", "--steps", "7"
+    )
+    assert status == 130 and "2 of 2 trainings to do, of tiny, 14 steps in all, in runs/compare-smoke" in out
+
+
+def test_a_switch_that_turns_off_is_suggested_as_one(capsys):
+    assert "did you mean '--no-doctor'" in said(capsys, "train", "smoke", "--no-doctr")[2]
+
+
+@pytest.mark.parametrize("name", ["runs/nope", "./nope", "../nope", "/nope", "~/nope", "a/b/c", "nope/"])
+@pytest.mark.parametrize("command", [("eval",), ("export",), ("train", "smoke", "--model")], ids=" ".join)
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(capsys, monkeypatch, command, name):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
+    after = ("new",) if command == ("export",) else ()
+    status, _, err = said(capsys, *command, name, *after)
+    assert status == 2 and f"model={name!r}: no such folder" in err and len(err.splitlines()) == 1
+
+
+def test_what_the_hub_says_of_its_attempts_is_not_shown():
+    program = "import sys; sys.argv = ['drpo', '--version']; from drpo import cli; cli.main()\n"
+    program += "from huggingface_hub import hf_hub_download; import logging\n"
+    program += "print(logging.getLogger('huggingface_hub').getEffectiveLevel())"
+    unset = {name: value for name, value in os.environ.items() if name != "HF_HUB_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=unset)
+    assert int(done.stdout.split()[-1]) >= logging.ERROR
 
 
 def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
@@ -159,6 +223,28 @@ def test_train_then_resume_then_eval(capsys, elsewhere):
     options = ("--task", "addition(1, 9)", "--problems", "4", "--sampling.samples", "2")
     status, out, _ = said(capsys, "eval", "tiny", *options)
     assert status == 0 and "pass@2" in out and "95 % interval" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("train", "smoke", "--model", "./nowhere", "--out", "new"), ("export", "./nowhere", "new")]
+)
+def test_a_folder_of_which_nothing_has_come_is_removed(capsys, elsewhere, arguments):
+    status, _, err = said(capsys, *arguments)
+    assert status == 2 and "./nowhere" in err and not list(elsewhere.iterdir())
+
+
+def test_a_mean_of_scores_that_leave_0_to_1_is_no_share(capsys, elsewhere):
+    (elsewhere / "negative.py").write_text("def reward(problem, text):\n    return -0.8125\n")
+    task = ("--eval-problems", "4", "--steps", "1", "--no-doctor")
+    status, out, _ = said(capsys, "train", "smoke", *task, "--reward", "negative:reward")
+    held_out = [line for line in out.splitlines() if "mean score" in line]
+    assert status == 0 and len(held_out) == 4 and all("-0.8125" in line for line in held_out)  # two lines, two rows
+    assert "nan" not in out and not any("%" in line or "interval" in line for line in held_out)
+    options = ("--task", "addition(1, 9)", "--problems", "4", "--reward", "negative:reward")
+    status, out, _ = said(capsys, "eval", "tiny", *options)
+    assert status == 0 and "-0.8125" in out and "nan" not in out and "interval" not in out and "pass@" not in out
+    _, out, _ = said(capsys, "eval", "tiny", *options, "--json")
+    assert json.loads(out)["low"] is None and "NaN" not in out
 
 
 def test_weights_draws_on_the_screen_and_to_a_file(capsys, elsewhere):

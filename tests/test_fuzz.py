@@ -18,10 +18,18 @@ from drpo.cli import COMMANDS
 from drpo.recipes import smoke
 from drpo.train import loop
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
-from hostile import CONTAINERS, INJECTED, NESTED, TEXT, bad_configurations, read_or_refused, refused
+from hostile import CONTAINERS, INJECTED, NESTED, TEXT, bad_configurations, read_or_refused, refused, unusable_outputs
 
-EXAMPLES = {"configuration": 150, "command": 130, "data": 90, "records": 60, "checkpoint": 40, "model": 40}
-"""510 in all."""
+EXAMPLES = {
+    "configuration": 150,
+    "command": 130,
+    "data": 90,
+    "records": 60,
+    "checkpoint": 40,
+    "model": 40,
+    "output": 60,
+}
+"""570 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +266,17 @@ def test_models(run: Path, scale: int):
             path.write_bytes(whole)
 
     fuzz("model", scale, damage(run / MODEL), check)
+
+
+@SCALES
+def test_unusable_outputs(run: Path, here: Path, scale: int):
+    (here / "file").write_text("kept")
+    before = sorted(here.rglob("*"))
+
+    def check(command: tuple[str, ...]) -> None:
+        line = refused(command)
+        option = command[-2] if command[-2].startswith("--") else command[0]
+        assert line.startswith(f"drpo: {option}") and ";" in line, line
+        assert sorted(here.rglob("*")) == before and (here / "file").read_text() == "kept"
+
+    fuzz("output", scale, unusable_outputs("file", "run"), check)

@@ -361,10 +361,10 @@ def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
             "b": [0.5, 0.5, 0.999, 0.0],  # partial scores are not right
             "c": [1.0, None, None, None],
             "d": [None, None, None, None],
-            "e": [0.0, 1.5, None, 0.0],
+            "e": [0.0, 1.0, None, 0.0],
         }
     )
-    means = [0.25, 1.999 / 4, 1.0, 0.5]
+    means = [0.25, 1.999 / 4, 1.0, 1 / 3]
     assert found.accuracy == pytest.approx(sum(means) / 4)
     assert (found.n_problems, found.n_samples, found.failed, found.step) == (4, 4, 8, 3)
     assert (found.low, found.high) == wilson(found.accuracy, 4)
@@ -373,6 +373,13 @@ def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
     assert found.pass_at[2] == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)  # "c" has one mark and says nothing of two
     assert found.pass_at[4] == pytest.approx((1 + 0) / 2)
     assert (found.mean_length, found.truncated) == (2.0, 0.0)
+
+
+@pytest.mark.parametrize("scores", [(-1.0, 1.0), (0.0, 1.5), (-0.7, -0.9)])
+def test_scores_that_leave_0_to_1_have_a_mean_and_no_interval(scores: tuple[float, float]) -> None:
+    found = evaluated({"a": [scores[0]], "b": [scores[1]]})
+    assert found.accuracy == pytest.approx(sum(scores) / 2)
+    assert math.isnan(found.low) and math.isnan(found.high)
 
 
 def test_an_evaluation_needs_problems() -> None:

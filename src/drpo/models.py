@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -62,6 +64,8 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             return _adapted(source, base)
         if pieces := foreign.pieces_of(Path(source)):
             return _merged(Path(source), pieces)
+        if _to_be_fetched(source):
+            log.info("model=%r: fetching it from the Hugging Face hub", name)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # what a broken folder makes a library raise is anyone's guess
@@ -73,12 +77,33 @@ def _source(name: str) -> str:
     """A folder or a hub id that transformers, or one of the two below, can read."""
     if name == SMOLLM2:
         return str(smollm2())
+    require_there(name)
     if not Path(name).is_dir():
         return name
     found = foreign.locate(Path(name))
     if found != Path(name):
         log.info("model of %s: %s", name, found.relative_to(name))
     return str(found)
+
+
+def require_there(name: str) -> None:
+    """Refuse a model that only a folder can be, and that is none, before the hub is asked for it.
+
+    Args:
+        name: as for `load`.
+
+    Raises:
+        InputError: it is written as a path, and there is no such folder.
+    """
+    written_so = name.startswith(("./", "../", "/", "~", "runs/")) or name.endswith("/") or name.count("/") > 1
+    if (written_so or Path(name).is_file()) and not Path(name).is_dir():
+        raise InputError(f"model={name!r}: no such folder; give {SMOLLM2!r}, {TINY!r}, a folder or a hub id")
+
+
+def _to_be_fetched(source: str) -> bool:
+    """Whether the hub is to be asked, which takes a minute where it cannot be reached."""
+    offline = Path(source).is_dir() or hub_constants.HF_HUB_OFFLINE
+    return not offline and not isinstance(try_to_load_from_cache(source, "config.json"), str)
 
 
 def _adapted(folder: str, base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

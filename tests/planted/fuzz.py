@@ -2,9 +2,10 @@
 
 from planted import Bug
 
-F, S = "tests/test_fuzz.py::", "tests/test_strangers.py::"
+F, S, C = "tests/test_fuzz.py::", "tests/test_strangers.py::", "tests/test_cli.py::"
 CONFIG, LOG = "train/config.py", "train/log.py"
 CONFIGURATIONS = f"{F}test_configurations[1]"
+OUTPUTS = f"{F}test_unusable_outputs[1]"
 NOTHING_IMPORTED = f"{S}test_no_command_imports_what_a_folder_names"
 
 BUGS = (
@@ -130,5 +131,93 @@ BUGS = (
         "model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)",
         "model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=True)",
         (f"{S}test_nothing_is_unpickled_or_evaluated",),
+    ),
+    Bug(
+        20,
+        "where nothing can be written is a traceback",
+        "cli/output.py",
+        "    except (OSError, ValueError) as error:",
+        "    except TimeoutError as error:",
+        (OUTPUTS,),
+    ),
+    Bug(
+        20,
+        "whether a command can write is found out once it has computed",
+        "cli/output.py",
+        "            _try_in(path.parent)\n            return",
+        "            return",
+        (OUTPUTS,),
+    ),
+    Bug(
+        20,
+        "a picture may have any ending",
+        "cli/output.py",
+        "    if endings and path.suffix.lower() not in endings:",
+        "    if False:",
+        (f"{C}test_bad_input_is_one_line_that_names_it_and_status_2",),
+    ),
+    Bug(
+        20,
+        "the folder of a run that never began stays",
+        "cli/output.py",
+        "            folder.rmdir()",
+        "            pass",
+        (f"{C}test_a_folder_of_which_nothing_has_come_is_removed",),
+    ),
+    Bug(
+        20,
+        "a mistyped run is asked of the hub",
+        "models.py",
+        "    if (written_so or Path(name).is_file()) and not Path(name).is_dir():",
+        "    if False:",
+        (f"{C}test_a_path_that_is_not_there_is_not_asked_of_the_hub",),
+    ),
+    Bug(
+        20,
+        "the hub's library shows every attempt",
+        "cli/__init__.py",
+        '    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when the hub\'s library is imported\n',
+        "",
+        (f"{C}test_what_the_hub_says_of_its_attempts_is_not_shown",),
+    ),
+    Bug(
+        20,
+        "scores from -1 to 1 have the interval of a share",
+        "train/evaluate.py",
+        "    low, high = wilson(accuracy, len(marked)) if bounded else (math.nan, math.nan)",
+        "    low, high = wilson(accuracy, len(marked))",
+        ("tests/test_metrics.py::test_scores_that_leave_0_to_1_have_a_mean_and_no_interval",),
+    ),
+    Bug(
+        20,
+        "a mean that is no share is printed as percent",
+        "report/console.py",
+        "    if low is None or high is None or math.isnan(low):",
+        "    if low is None or high is None:",
+        (f"{C}test_a_mean_of_scores_that_leave_0_to_1_is_no_share",),
+    ),
+    Bug(
+        20,
+        "a switch misspelt is taken for its contrary",
+        "cli/options.py",
+        'flags += [f"--{name}", f"--no-{name}"] if isinstance(nested, bool) else [f"--{name}"]',
+        'flags.append(f"--{name}")',
+        (f"{C}test_a_switch_that_turns_off_is_suggested_as_one",),
+    ),
+    Bug(
+        20,
+        "the help of a command tells of a run's fields in place of the command",
+        "cli/options.py",
+        'description=f"{_about(others)}\\n\\n{OF_THE_RECIPE}"',
+        "description=_about(Run)",
+        (f"{C}test_help_says_what_a_command_does_and_gives_an_example",),
+    ),
+    Bug(
+        20,
+        "trainings that are done are counted among those to do",
+        "cli/compare.py",
+        "    todo = [cell for cell in map(read_cell, cells) if not cell.over]",
+        "    todo = [cell for cell in map(read_cell, cells) if cell.over]",
+        (f"{C}test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin",),
     ),
 )

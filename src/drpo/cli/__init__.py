@@ -111,4 +111,5 @@ def _show_log() -> None:
     if not log.handlers:
         console = Console(stderr=True)
         log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when the hub's library is imported
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from drpo.cli.folder import open_run, reading, resume_flag
-from drpo.cli.options import overridden, parse
+from drpo.cli.options import leading, overridden, parse
+from drpo.cli.output import writing_folder
 from drpo.cli.report import attempt
 from drpo.errors import InputError
 from drpo.lab.compare import begun, models_of
@@ -25,7 +26,13 @@ from drpo.train.session import CONFIG, load_run
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is varied, and how much is done at once. Where several values are given, every combination is a cell.
+    """Train a recipe with several objectives, over seeds and regimes, and say what may be claimed of their differences.
+
+      drpo compare demo --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --seeds 0 1 2 --updates 4 16
+
+    Every combination of the values given is a cell, a training of its own: without options 6 objectives x 3 seeds,
+    which are 18 trainings, in runs/compare-RECIPE. How many there are to do is said before the first begins. Ctrl-C
+    stops them, and `drpo compare --resume COMPARISON` goes on.
 
     Args:
         objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; behind an @ its own learning rates,
@@ -57,7 +64,9 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """How an interrupted comparison goes on.
+    """Go on with a comparison that was interrupted: its cells that have no result yet are trained.
+
+      drpo compare --resume runs/compare-demo
 
     Args:
         jobs: cells trained at once; default: as many as memory and cores allow.
@@ -73,27 +82,24 @@ class ResumeOptions:
 def compare(arguments: list[str]) -> int:
     """`drpo compare RECIPE [options]` or `drpo compare --resume COMPARISON`."""
     if arguments and arguments[0] == "--resume":
-        if len(arguments) < 2:
-            raise InputError("compare --resume: name the comparison's folder")
-        folder = Path(arguments[1])
-        resumed = parse(ResumeOptions, arguments[2:], f"drpo compare --resume {folder}")
+        given, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
+        folder = Path(given)
+        resumed = parse(ResumeOptions, rest, f"drpo compare --resume {given}")
         require_jobs(resumed.jobs)
         cells = begun(folder)
         with reading(folder):
             for cell in cells:
                 open_run(cell, resumed.own_code)
                 read_cell(cell)
-        return _compare(folder, cells, resumed.jobs, resumed.plain)
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" not in arguments and "-h" not in arguments:
-            raise InputError(f"compare: name a recipe first; known: {', '.join(RECIPES)}")
-        arguments = ["demo", "--help"]
-    name, *rest = arguments
+        with writing_folder("--resume", folder):
+            return _compare(folder, cells, resumed.jobs, resumed.plain)
+    name, rest = leading(arguments, "demo", f"compare: name a recipe first; known: {', '.join(RECIPES)}")
     planned_runs, options = planned(name, rest)
     folder = options.out or Path("runs") / f"compare-{name}"
-    if (folder / CONFIG).exists():
-        raise InputError(f"--out {folder}: a single run is there; name another folder")
-    return _compare(folder, prepare(folder, planned_runs), options.jobs, options.plain)
+    with writing_folder("--out", folder):
+        if (folder / CONFIG).exists():
+            raise InputError(f"--out {folder}: a single run is there; name another folder")
+        return _compare(folder, prepare(folder, planned_runs), options.jobs, options.plain)
 
 
 def planned(recipe: str, arguments: list[str]) -> tuple[list[Run], CompareOptions]:
@@ -120,9 +126,14 @@ def require_jobs(jobs: int | None) -> None:
 def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
     """Train cells and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
     console = Console()
-    crew = min((fitting(model, jobs, len(cells)) for model in models_of(cells)), key=lambda c: c.jobs)
+    models = models_of(cells)
+    crew = min((fitting(model, jobs, len(cells)) for model in models), key=lambda c: c.jobs)
+    todo = [cell for cell in map(read_cell, cells) if not cell.over]
     console.print(
-        f"{len(cells)} cells in {folder}, {crew.jobs} at once with {crew.threads} thread(s) each", highlight=False
+        f"{len(todo)} of {len(cells)} trainings to do, of {', '.join(sorted(models))}, {sum(c.steps for c in todo):,} "
+        f"steps in all, in {folder}; {crew.jobs} at once with {crew.threads} thread(s) each",
+        soft_wrap=True,
+        highlight=False,
     )
     with ComparisonConsole(console, console.is_terminal and not plain, cells) as shown:
         comparison, signal = train_cells(folder, cells, crew, shown.tick, shown.note)

@@ -36,7 +36,9 @@ PREFIXES = ("DRPO_", "HF_", "WANDB_", "TRACKIO_", "CUDA_", "NCCL_", "VLLM_", "TO
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """What a report of a bug needs: versions, hardware, settings. No secret is printed.
+    """Print what a report of a bug needs: versions, hardware, settings. No secret is printed.
+
+      drpo env --json
 
     Args:
         json: print it as JSON.

@@ -12,9 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from drpo import models
 from drpo.cli.folder import open_run
-from drpo.cli.options import parse
+from drpo.cli.options import leading, parse
 from drpo.errors import InputError
 from drpo.precision import resolve_precision
+from drpo.report.console import mean_score
+from drpo.report.payload import finite
 from drpo.rewards import Marking, RewardPool
 from drpo.rollout import TransformersEngine
 from drpo.spelling import parse_any
@@ -30,7 +32,9 @@ from drpo.types import Sampling
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to evaluate on, and how to draw the completions.
+    """Measure the accuracy of a model, or of a finished run, on held-out problems, with a 95 % interval.
+
+      drpo eval smollm2-135m --task 'addition(1, 50)' --problems 100
 
     Args:
         task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
@@ -58,11 +62,7 @@ class EvalOptions:
 
 def eval(arguments: list[str]) -> int:
     """`drpo eval MODEL|RUN [options]`."""
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" not in arguments and "-h" not in arguments:
-            raise InputError("eval: name a model or a run's folder first")
-        arguments = ["MODEL|RUN", *arguments]
-    name, *rest = arguments
+    name, rest = leading(arguments, "MODEL|RUN", "eval: name a model or a run's folder first")
     run = open_run(Path(name), own_code=False, needed=()) if (Path(name) / METRICS).exists() else None
     if run is not None and not (Path(name) / MODEL).exists():
         raise InputError(
@@ -74,7 +74,9 @@ def eval(arguments: list[str]) -> int:
         sampling = replace(run.sampling, samples=run.eval_samples)
         default = replace(default, sampling=sampling, problems=run.eval_problems, marking=run.marking)
     options = parse(EvalOptions, rest, f"drpo eval {name}", default)
-    if run is not None:
+    if run is None:
+        models.require_there(name)
+    else:
         own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
         run = open_run(Path(name), options.own_code, needed=() if options.task else own)
     task, reward = _examination(run, options)
@@ -88,7 +90,7 @@ def eval(arguments: list[str]) -> int:
     with RewardPool(reward, options.marking) as pool, waiting:
         result = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
     if options.json:
-        print(json.dumps(asdict(result)))
+        print(json.dumps(finite(asdict(result))))
     else:
         _print_evaluation(name, asdict(result))
     return 0
@@ -106,9 +108,9 @@ def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
 
 def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row(f"avg@{result['n_samples']}", f"{result['accuracy']:.1%}")
-    table.add_row("95 % interval", f"{result['low']:.1%} to {result['high']:.1%}")
-    for k, value in result["pass_at"].items():
+    mean, interval = mean_score(result["accuracy"], result["low"], result["high"])
+    table.add_row(f"avg@{result['n_samples']}", mean, interval)
+    for k, value in result["pass_at"].items() if interval else ():
         table.add_row(f"pass@{k}", f"{value:.1%}")
     table.add_row("problems", str(result["n_problems"]))
     table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")

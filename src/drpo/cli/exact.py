@@ -8,13 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from drpo.cli.options import parse
-from drpo.errors import InputError
+from drpo.cli.output import writing_folder
 from drpo.report.theory import Sheet, exact_report
 
 
 @dataclass(frozen=True)
 class ExactOptions:
     """Check the theory on problems small enough to be computed exactly; seconds, and nothing is trained.
+
+      drpo exact --out exact
 
     A policy over a long-tailed vocabulary, every expectation a sum over all words: where each objective's gradient
     leads a token, how its variance grows as a word becomes rare, from what drift on it is biased, and who learns what
@@ -30,10 +32,8 @@ class ExactOptions:
 def exact(arguments: list[str]) -> int:
     """`drpo exact [--out FOLDER]`; 1 where a check fails."""
     options = parse(ExactOptions, arguments, "drpo exact")
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out}: is a file; name a folder")
     console = Console()
-    with Console(stderr=True).status("computing"):
+    with writing_folder("--out", options.out), Console(stderr=True).status("computing"):
         found = exact_report(options.out)
     for sheet in found:
         print_sheet(console, sheet)

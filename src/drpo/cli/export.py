@@ -10,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from drpo import models
 from drpo.cli.folder import open_run
-from drpo.cli.options import parse
+from drpo.cli.options import asks_for_help, parse
+from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import FP32
@@ -24,7 +25,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Which weights, and how they are rounded.
+    """Write the weights of a run, or of a model, as a folder that any transformers program reads.
+
+      drpo export runs/demo exported --dtype bf16
 
     Args:
         step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
@@ -39,7 +42,7 @@ class ExportOptions:
 
 def export(arguments: list[str]) -> int:
     """`drpo export RUN|MODEL FOLDER [--step N] [--dtype D]`: a folder that any transformers program reads."""
-    if "--help" in arguments or "-h" in arguments:
+    if asks_for_help(arguments):
         arguments = ["RUN|MODEL", "FOLDER", *arguments]
     if len(arguments) < 2 or any(a.startswith("-") for a in arguments[:2]):
         raise InputError("export: name a run or a model first, then the folder to write, then options")
@@ -48,12 +51,13 @@ def export(arguments: list[str]) -> int:
     if options.dtype not in DTYPES:
         raise InputError(f"export: --dtype {options.dtype!r}: must be one of {', '.join(DTYPES)}")
     folder = Path(target)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"export: {target} exists and is not an empty folder; name another")
     transformers_logging.disable_progress_bar()
-    model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
-    model.to(DTYPES[options.dtype]).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing_folder("export:", folder):
+        if any(folder.iterdir()):
+            raise InputError(f"export: {target} exists and is not an empty folder; name another")
+        model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
+        model.to(DTYPES[options.dtype]).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     Console().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
     return 0
 

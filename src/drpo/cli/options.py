@@ -3,9 +3,10 @@
 import difflib
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, field, fields, make_dataclass
+from inspect import cleandoc
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -14,6 +15,35 @@ from drpo.errors import InputError
 from drpo.train.config import NESTED, SPELLED, Run, from_json, to_json
 
 Options = TypeVar("Options")
+
+OF_THE_RECIPE = (
+    "The other options are the fields of a run; those not given are the recipe's. Objects are written as they are "
+    "spelled: drpo(0.2), mean. One step is one rollout: `prompts` problems, `sampling.samples` completions of each, "
+    "`updates` optimiser updates."
+)
+
+
+def asks_for_help(arguments: Collection[str]) -> bool:
+    """Whether a command line asks what it could be."""
+    return "-h" in arguments or "--help" in arguments
+
+
+def leading(arguments: list[str], placeholder: str, missing: str) -> tuple[str, list[str]]:
+    """Return what a command is about, which is its first argument, and the options behind it.
+
+    Args:
+        arguments: of the command.
+        placeholder: stands for it where help is asked for and nothing else.
+        missing: what to say where it is not given.
+
+    Raises:
+        InputError: it is not given.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if asks_for_help(arguments):
+        return placeholder, arguments
+    raise InputError(missing)
 
 
 def described(kind: type) -> dict[str, str]:
@@ -27,8 +57,8 @@ def parse(
     kind: type[Options], arguments: list[str], prog: str, default: Options | None = None, description: str | None = None
 ) -> Options:
     """Parse with tyro; what it would print in a box over many lines becomes one line of an InputError."""
-    if "-h" in arguments or "--help" in arguments:
-        tyro.cli(kind, prog=prog, args=["--help"], description=description, **_default(default))
+    if asks_for_help(arguments):
+        tyro.cli(kind, prog=prog, args=["--help"], description=description or _about(kind), **_default(default))
     said = io.StringIO()
     parsed: Options
     try:
@@ -60,20 +90,30 @@ def overridden(
     defaults = to_json(run)
     helps = described(Run)
     columns: list[Any] = []
+    for f in fields(others):  # type: ignore[arg-type]
+        columns.append((f.name, Annotated[f.type, _explained(others, f, defaults)], _field(f)))
     for f in overridable:
         value = getattr(run, f.name)
         kind: Any = str if f.name in SPELLED and value is not None else str | None if f.name in SPELLED else f.type
         shown = value if f.name not in SPELLED else defaults[f.name]
         columns.append((f.name, Annotated[kind, tyro.conf.arg(help=helps[f.name])], field(default=shown)))
-    for f in fields(others):  # type: ignore[arg-type]
-        help_text = described(others)[f.name]
-        columns.append((f.name, Annotated[f.type, tyro.conf.arg(help=help_text)], _field(f)))
     flat = make_dataclass("Fields", columns, frozen=True)
-    given: Any = parse(flat, arguments, prog, description=(Run.__doc__ or "").split("Args:")[0])
+    given: Any = parse(flat, arguments, prog, description=f"{_about(others)}\n\n{OF_THE_RECIPE}")
     record = defaults | {f.name: getattr(given, f.name) for f in overridable}
     record |= {name: vars(record[name]) for name, kind in NESTED.items() if isinstance(record[name], kind)}
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
     return from_json(record), options
+
+
+def _about(kind: type) -> str:
+    """What a docstring says before its Args."""
+    return cleandoc((kind.__doc__ or "").split("Args:")[0])
+
+
+def _explained(others: type, f: Any, recipe: Mapping[str, Any]) -> Any:
+    """What the help says of a field of other options; nothing given means the recipe's value where it has one."""
+    shown = f"(default: the recipe's, {recipe[f.name]})" if f.name in recipe else "(default: none)"
+    return tyro.conf.arg(help=described(others)[f.name], help_behavior_hint=shown if f.default == () else None)
 
 
 def _field(f: Any) -> Any:
@@ -103,5 +143,5 @@ def _flags(kind: Any) -> list[str]:
         if type(nested) in NESTED.values():
             flags += [f"--{name}.{inner.name.replace('_', '-')}" for inner in fields(nested)]
         else:
-            flags.append(f"--{name}")
+            flags += [f"--{name}", f"--no-{name}"] if isinstance(nested, bool) else [f"--{name}"]
     return flags

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from drpo import objectives as known
 from drpo.cli.exact import print_sheet
 from drpo.cli.options import parse
+from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
 from drpo.lab.replay import recorded
 from drpo.lab.replay import replay as replayed
@@ -37,7 +38,7 @@ class ReplayOptions:
         objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...; the first is compared with each of the others.
         step: counted from 1; default: the last that trained anything.
         json: also write all figures to this file.
-        out: the PNG.
+        out: the picture, a PNG, SVG or PDF by its ending.
     """
 
     run: tyro.conf.Positional[Path]
@@ -53,9 +54,9 @@ def replay(arguments: list[str]) -> int:
         raise InputError("replay: name the folder of a run first")
     options = parse(ReplayOptions, arguments, "drpo replay")
     asked = [known.parse(text) for text in options.objectives]
-    for flag, path in (("json", options.json), ("out", options.out)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise InputError(f"--{flag} {path}: must be a file in a folder that exists")
+    require_file("--out", options.out, PICTURES)
+    if options.json is not None:
+        require_file("--json", options.json)
     batch = recorded(options.run, options.step)
     found = replayed(batch, asked)
     console = Console()

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drpo.cli.folder import open_run, reading
-from drpo.cli.options import parse
+from drpo.cli.options import leading, parse
+from drpo.cli.output import require_file
 from drpo.errors import InputError
 from drpo.lab.outcome import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
-
-RUN = "RUN"
 
 log = logging.getLogger("drpo")
 
@@ -21,6 +20,8 @@ log = logging.getLogger("drpo")
 @dataclass(frozen=True)
 class ReportOptions:
     """Write a run or a comparison as one HTML file.
+
+      drpo report runs/demo --open
 
     Of a run: curves, trust region, gradient weights, and every token of every completion. Of a comparison: curves and
     ends of every objective with intervals, differences seed by seed, what may be claimed, and every cell.
@@ -42,13 +43,11 @@ class ReportOptions:
 
 def report(arguments: list[str]) -> int:
     """`drpo report RUN|COMPARISON [--out FILE] [--open]`."""
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" not in arguments and "-h" not in arguments:
-            raise InputError("report: name a run's folder first, or a comparison's")
-        arguments = [RUN, *arguments]
-    name, *rest = arguments
+    name, rest = leading(arguments, "RUN|COMPARISON", "report: name a run's folder first, or a comparison's")
     options = parse(ReportOptions, rest, f"drpo report {name}")
     folder = Path(name)
+    if options.out is not None:
+        require_file("--out", options.out)
     try:
         with reading(folder):
             path = _write(folder, options)

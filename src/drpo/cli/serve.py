@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from drpo import models
-from drpo.cli.options import parse
+from drpo.cli.options import leading, parse
 from drpo.errors import InputError
 from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
@@ -17,7 +17,11 @@ from drpo.rollout.vllm_worker import EXTENSION
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where the server listens, and how it computes.
+    """Start a vLLM server that `drpo train ... --engine http://127.0.0.1:8000` samples from and sends weights to.
+
+      drpo serve smollm2-135m --port 8001 -- --max-num-seqs 64
+
+    What stands behind -- are options of `vllm serve`, passed on as they are; they win over what drpo sets.
 
     Args:
         host: the address to listen on. Whoever reaches it can replace the model: keep it off open networks.
@@ -32,11 +36,10 @@ class ServeOptions:
 
 def serve(arguments: list[str]) -> int:
     """`drpo serve MODEL [--port N] [--host ADDRESS] [--precision P] [-- options of vllm serve]`; does not return."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise InputError("serve: name a model first: smollm2-135m, a folder or a hub id")
-    model, *rest = arguments if arguments[0] not in ("-h", "--help") else ["MODEL", *arguments]
+    model, rest = leading(arguments, "MODEL", "serve: name a model first: smollm2-135m, a folder or a hub id")
     own, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
-    options = parse(ServeOptions, own, "drpo serve MODEL")
+    options = parse(ServeOptions, own, f"drpo serve {model}")
+    models.require_there(model)
     if importlib.util.find_spec("vllm") is None:
         raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens the calls that replace weights

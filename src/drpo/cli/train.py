@@ -1,13 +1,14 @@
 """`drpo train` and `drpo recipes`."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -16,12 +17,13 @@ from drpo import doctor
 from drpo.cli.again import begin_again
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import open_run, reading, resume_flag
-from drpo.cli.options import overridden, parse
+from drpo.cli.options import asks_for_help, leading, overridden, parse
+from drpo.cli.output import refusing, writing_folder
 from drpo.cli.report import attempt
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.recipes import RECIPES, find
-from drpo.report.console import LiveConsole, PlainConsole
+from drpo.report.console import LiveConsole, PlainConsole, mean_score
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
@@ -34,10 +36,24 @@ from drpo.train.summary import summarise
 from drpo.train.watch import Together
 from drpo.train.watchdog import Watchdog
 
+USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]
+
+Train a model as a recipe says, but for the fields that are given; or go on with a run from its last checkpoint.
+
+  drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
+
+`drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` how a run goes on: with
+--own-code where its configuration names code of your own, module:name.
+"""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where a run goes and how it is shown.
+    """Train a model as a recipe says, but for the fields that are given.
+
+      drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
+
+    `drpo train --resume RUN` goes on with a run from its last checkpoint.
 
     Args:
         out: folder of the run; default runs/NAME, with a number behind it where that is taken.
@@ -54,14 +70,16 @@ class TrainOptions:
     out: Path | None = None
     plain: bool = False
     doctor: bool = True
-    track: tuple[str, ...] = ()
+    track: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     stall: float = 7200.0
     restarts: int = 3
 
 
 @dataclass(frozen=True)
 class ResumeOptions(TrainOptions):
-    """How a run that was interrupted goes on.
+    """Go on with a run that was interrupted, from its last checkpoint and with its own configuration.
+
+      drpo train --resume runs/demo
 
     Args:
         out: not used: the run stays where it is.
@@ -85,33 +103,41 @@ def train(arguments: list[str]) -> int:
 
 def _train(arguments: list[str], ranks: Ranks) -> int:
     if arguments and arguments[0] == "--resume":
-        if len(arguments) < 2:
-            raise InputError("train --resume: name the run's folder")
-        folder = Path(arguments[1])
-        resumed = parse(ResumeOptions, arguments[2:], f"drpo train --resume {folder}")
+        name, rest = leading(arguments[1:], "RUN", "train --resume: name the run's folder")
+        folder = Path(name)
+        resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
         if (folder / SUMMARY).exists() and not (folder / CHECKPOINTS).exists():
             raise InputError(f"{folder}: ended without a checkpoint, as a comparison's cells do; nothing to go on from")
         stored = open_run(folder, resumed.own_code)
         with reading(folder):
             summarise(folder, stored, None)  # what is summed up at the end has to be readable before hours are spent
-        return _run(stored, folder, resumed, ranks)
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" in arguments or "-h" in arguments:
-            print("drpo train RECIPE [--FIELD VALUE ...]\ndrpo train --resume RUN\n\nrecipes:")
-            return recipes([])
-        raise InputError(f"train: name a recipe first; known: {', '.join(RECIPES)}")
-    run, options = overridden(find(arguments[0]), arguments[1:], f"drpo train {arguments[0]}", TrainOptions)
+        with _made("--resume", folder, ranks):
+            return _run(stored, folder, resumed, ranks)
+    name, rest = leading(arguments, "RECIPE", f"train: name a recipe first; known: {', '.join(RECIPES)}")
+    if arguments[0].startswith("-"):  # --help alone
+        print(f"{USAGE}\nRecipes:")
+        return recipes([])
+    run, options = overridden(find(name), rest, f"drpo train {name}", TrainOptions)
     if supervised() and options.out is None:
         raise InputError("--out: name the run's folder, where processes that --max-restarts starts again find the run")
-    folder = ranks.gather([options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())])[0]
-    if (folder / CONFIG).exists() and not (supervised() and read_json(folder / CONFIG) == to_json(run)):
-        raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
-    ranks.meet()  # before the first writes to it
-    try:
+    with ranks.failing_together():
+        wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())
+    folder = ranks.gather([wanted])[0]
+    with _made("--out", folder, ranks):
+        if (folder / CONFIG).exists() and not (supervised() and read_json(folder / CONFIG) == to_json(run)):
+            raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
+        ranks.meet()  # before the first writes to it
         return _run(run, folder, options, ranks)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing has come of it
+
+
+@contextmanager
+def _made(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let the first rank make the run's folder; what it may not make, no rank trains in."""
+    with ExitStack() as stack:
+        with ranks.failing_together():
+            if ranks.first:
+                stack.enter_context(writing_folder(option, folder))
+        yield
 
 
 def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
@@ -178,8 +204,8 @@ def _conclude(
     for when in ("before", "after"):
         found = summary[f"accuracy_{when}"]
         if found:
-            interval = f"95 % interval {found['low']:.1%} to {found['high']:.1%}" if found["low"] is not None else ""
-            table.add_row(f"accuracy {when}", f"{found['accuracy']:.1%}", interval)
+            mean, interval = mean_score(found["accuracy"], found["low"], found["high"])
+            table.add_row(f"{'accuracy' if interval else 'mean score'} {when}", mean, interval)
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
     table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")
@@ -212,18 +238,21 @@ def _new_folder(wanted: Path) -> Path:
         raise InputError(
             "--out: name the run's folder, in which processes that --max-restarts starts again find the run"
         )
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    for candidate in chain([wanted], (wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
-        with suppress(FileExistsError):
-            candidate.mkdir()
-            return candidate
+    with refusing(f"--out {wanted}", "name a folder that can be written to"):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for candidate in chain([wanted], (wanted.with_name(f"{wanted.name}-{i}") for i in count(2))):
+            with suppress(FileExistsError):
+                candidate.mkdir()
+                return candidate
     raise AssertionError("unreachable")
 
 
 def recipes(arguments: list[str]) -> int:
     """`drpo recipes`."""
-    if arguments and arguments[0] not in ("-h", "--help"):
+    if arguments and not asks_for_help(arguments):
         raise InputError(f"recipes takes no arguments, not {arguments[0]!r}; try `drpo train RECIPE --help`")
+    if arguments:
+        print("usage: drpo recipes\n\nList what `drpo train RECIPE` can train.\n\n  drpo train smoke\n\nRecipes:")
     width = max(map(len, RECIPES))
     for name, make in RECIPES.items():
         print(f"  {name:<{width}}  {(make.__doc__ or '').splitlines()[0]}")

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from drpo.cli.folder import reading
-from drpo.cli.options import parse
+from drpo.cli.options import leading, parse
 from drpo.errors import InputError
 from drpo.report.follow import CELLS, Follower, find_cells
 from drpo.report.watch import draw_view, draw_views
@@ -19,7 +19,11 @@ from drpo.train.session import CONFIG
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How often to look.
+    """Show a run that another process is at, or a comparison's runs: progress, curves, the last sample.
+
+      drpo watch runs/demo
+
+    It ends when the run does, or by Ctrl-C, which does nothing to the run.
 
     Args:
         once: print one picture and end; so it is where the output is no terminal.
@@ -32,14 +36,11 @@ class WatchOptions:
 
 def watch(arguments: list[str]) -> int:
     """`drpo watch RUN`: a run, or a comparison's runs, that another process is at; until it ends, or Ctrl-C."""
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" not in arguments and "-h" not in arguments:
-            raise InputError("watch: name the run's folder first")
-        arguments = ["RUN", *arguments]
-    options = parse(WatchOptions, arguments[1:], f"drpo watch {arguments[0]}")
+    name, rest = leading(arguments, "RUN", "watch: name the run's folder first")
+    options = parse(WatchOptions, rest, f"drpo watch {name}")
     if not 0 < options.every < float("inf"):
         raise InputError(f"--every {options.every}: must be above 0 seconds")
-    folder = Path(arguments[0])
+    folder = Path(name)
     _require_run(folder)
     look = _Look(folder)
     console = Console()
@@ -59,7 +60,7 @@ def watch(arguments: list[str]) -> int:
 
 def _require_run(folder: Path) -> None:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a run makes its own once its model is loaded")
+        raise InputError(f"{folder}: no such folder; a run makes its own as it begins")
     begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
     if not begun and any(folder.iterdir()):
         raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from drpo import objectives
 from drpo.cli.options import parse
+from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
 from drpo.report.weights import draw_png, draw_text
 
@@ -16,12 +17,14 @@ SHOWN = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """Draw w, where d loss / d logp = -A r w, over pi.
+    """Draw the gradient weight w of objectives over pi, where d loss / d logp = -A r w, on the screen and to a file.
+
+      drpo weights 'drpo(0.2)' 'ppo(0.2,0.28)' --mu 0.3 --out weights.svg
 
     Args:
         objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...
         mu: the sampler's probability of the token, one panel each.
-        out: the PNG.
+        out: the picture, a PNG, SVG or PDF by its ending.
     """
 
     objectives: tyro.conf.Positional[tuple[str, ...]] = SHOWN
@@ -36,6 +39,7 @@ def weights(arguments: list[str]) -> int:
     for mu in options.mu:
         if not 0 < mu <= 1:
             raise InputError(f"--mu {mu}: a probability in (0, 1]")
+    require_file("--out", options.out, PICTURES)
     draw_png(drawn, options.mu, options.out)
     width = min(100, Console().width)
     for mu in options.mu:

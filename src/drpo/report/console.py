@@ -1,5 +1,6 @@
 """A run on the terminal: a live table with a progress bar, or plain lines where there is no terminal."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -63,16 +64,33 @@ def sample_panel(prompt: str, text: str, reward: float | None) -> Panel:
     return Panel(body, title=f"a sample, {said}", title_align="left")
 
 
+def mean_score(mean: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """Return a held-out mean and its 95 % interval in words; of scores that leave [0, 1] the plain mean alone.
+
+    Args:
+        mean: of the scores.
+        low, high: of the interval; nan or None where there is none.
+
+    Example:
+        >>> mean_score(0.5, 0.404, 0.596)
+        ('50.0%', '95 % interval 40.4% to 59.6%')
+        >>> mean_score(-0.0081, None, None)
+        ('-0.0081', '')
+    """
+    if low is None or high is None or math.isnan(low):
+        return f"{mean:.4g}", ""
+    return f"{mean:.1%}", f"95 % interval {low:.1%} to {high:.1%}"
+
+
 def result(evaluation: Evaluation) -> str:
     """Return an evaluation in a line."""
     when = "before training" if evaluation.step == 0 else f"after {evaluation.step} steps"
     k = evaluation.n_samples
+    mean, interval = mean_score(evaluation.accuracy, evaluation.low, evaluation.high)
+    if not interval:
+        return f"held-out mean score {when}: {mean} ({evaluation.n_problems} problems, avg@{k})"
     extra = f", pass@{k} {evaluation.pass_at[k]:.1%}" if k > 1 else ""
-    return (
-        f"held-out accuracy {when}: {evaluation.accuracy:.1%} "
-        f"(95 % interval {evaluation.low:.1%} to {evaluation.high:.1%}, {evaluation.n_problems} problems, "
-        f"avg@{k}{extra})"
-    )
+    return f"held-out accuracy {when}: {mean} ({interval}, {evaluation.n_problems} problems, avg@{k}{extra})"
 
 
 def _header(run: Run, folder: Path, step: int) -> list[str]:

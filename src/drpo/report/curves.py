@@ -1,5 +1,6 @@
 """A run's reward and trust-region curves as a PNG."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def _reward(axes: Axes, records: Sequence[Mapping[str, Any]], evaluations: Seque
     _line(axes, records, "reward_mean", "training reward", COLORS[0])
     if evaluations:
         accuracy = [e["accuracy"] for e in evaluations]
+        unknown = any(math.isnan(e["low"]) for e in evaluations)  # scores that leave [0, 1] have no interval
         spread = [
             [max(0.0, e["accuracy"] - e["low"]) for e in evaluations],
             [max(0.0, e["high"] - e["accuracy"]) for e in evaluations],
@@ -68,7 +70,7 @@ def _reward(axes: Axes, records: Sequence[Mapping[str, Any]], evaluations: Seque
             fmt="o",
             color=COLORS[1],
             capsize=3,
-            label="held-out accuracy, 95 % interval",
+            label="held-out mean score" if unknown else "held-out accuracy, 95 % interval",
         )
     _finish(axes, "Reward", "score")
 

@@ -1,5 +1,6 @@
 """A run's curves as plain data: what a page's plots are drawn from, with the text that says the same."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -172,5 +173,6 @@ def _accuracy(evaluations: Records) -> Panel:
         low=[e["low"] for e in known],
         high=[e["high"] for e in known],
     )
-    caption = "On problems that training never samples, with 95 % intervals."
+    shares = any(e["low"] is not None and math.isfinite(e["low"]) for e in known)  # else the scores have no interval
+    caption = f"On problems that training never samples{', with 95 % intervals' if shares else ''}."
     return Panel("Held-out accuracy", "score", caption, [line] if known else [])

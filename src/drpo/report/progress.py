@@ -75,7 +75,8 @@ class ComparisonConsole:
 
     def _say(self, cell: Cell, status: str) -> None:
         n = sum(c.over for c in self._cells.values())
-        accuracy = f", held-out {cell.accuracies[-1][1]:.1%}" if cell.accuracies else ""
+        ends = [end for _, end in cell.accuracies[-1:]]
+        accuracy = "".join(f", held-out {end:.1%}" if 0 <= end <= 1 else f", held-out {end:.4g}" for end in ends)
         reward = f", reward {cell.rewards[-1]:.3f}" if cell.rewards else ""
         why = f" ({cell.reason})" if cell.reason else ""
         self._console.print(

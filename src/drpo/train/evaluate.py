@@ -22,7 +22,7 @@ class Evaluation:
     Args:
         step: rollouts trained on before it.
         accuracy: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
-        low, high: 95 % Wilson interval of the accuracy, with n = problems.
+        low, high: 95 % Wilson interval of the accuracy, with n = problems; nan where a score leaves [0, 1].
         pass_at: k -> unbiased pass@k for k = 1, 2, 4, ... up to the samples.
         n_problems: problems with at least one marked completion.
         n_samples: completions drawn per problem.
@@ -96,7 +96,8 @@ def summed_up(groups: Sequence[Group], n_samples: int, *, step: int) -> Evaluati
     completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
     marked = [g for g in groups if len(g.rewards)]
     accuracy = sum(float(g.rewards.double().mean()) for g in marked) / len(marked)
-    low, high = wilson(accuracy, len(marked))
+    bounded = all(bool(((g.rewards >= 0) & (g.rewards <= 1)).all()) for g in marked)
+    low, high = wilson(accuracy, len(marked)) if bounded else (math.nan, math.nan)
     ks = [2**i for i in range(n_samples.bit_length())]
     return Evaluation(
         step=step,

@@ -9,9 +9,14 @@ function showHeader(run) {
 
 function accuracyParts(evaluations) {
   if (evaluations.length === 0) return [note("The run was not evaluated.")];
-  const figures = evaluations.map(({ accuracy }) => percent(accuracy));
+  const figures = evaluations.map(meanScore);
   const others = figures.slice(1).flatMap((text) => [el("span", { class: "to" }, " \u2192 "), text]);
   return [el("p", { class: "figures" }, figures[0], others), ...evaluations.map(intervalBar)];
+}
+
+/** Scores that leave [0, 1] have no interval, and their mean is no share. */
+function meanScore({ accuracy, low }) {
+  return low === null ? String(Number(accuracy.toPrecision(4))) : percent(accuracy);
 }
 
 /** Accuracy on a scale from 0 to 1, with its interval. */
@@ -23,8 +28,9 @@ function intervalBar({ step, accuracy, low, high, n_problems, n_samples }) {
   const part = (name, style) => Object.assign(track.appendChild(el("div", { class: name })).style, style);
   if (known) part("range", { left: `${100 * low}%`, width: `${100 * (high - low)}%` });
   part("mean", { left: `${100 * Math.min(1, Math.max(0, accuracy))}%` });
-  const text = `${when}: ${percent(accuracy)}${range} (${count(n_problems)} problems, avg@${n_samples})`;
-  return el("div", { class: "interval" }, text, track);
+  const mean = meanScore({ accuracy, low });
+  const text = `${when}: ${mean}${range} (${count(n_problems)} problems, avg@${n_samples})`;
+  return el("div", { class: "interval" }, text, known ? track : "");
 }
 
 /** Rows of the table are [field, value, the recipe's value or null, the default]. */

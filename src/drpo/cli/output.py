@@ -1,0 +1,82 @@
+"""Where a command writes: tried before anything is computed, and what cannot be written refused in one line."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from tempfile import TemporaryFile
+
+from drpo.errors import InputError
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+"""Endings of the pictures that a command can draw."""
+
+
+@contextmanager
+def writing_folder(option: str, folder: Path) -> Iterator[None]:
+    """Make a folder, or refuse it; it is removed again where nothing has come of it.
+
+    Args:
+        option: that names it, for the message.
+        folder: to write into; those above it are made too.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    with refusing(f"{option} {folder}", "name a folder that can be written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _try_in(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None:
+    """Refuse a file that cannot be written; nothing is left of the attempt.
+
+    Args:
+        option: that names it, for the message.
+        path: of the file, in a folder that is there; one that is there already stays as it is.
+        endings: those that the file's name may have; none for any.
+
+    Raises:
+        InputError: it has another ending, or cannot be written.
+    """
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{option} {path}: no kind of picture that can be drawn; end it in {', '.join(endings)}")
+    with refusing(f"{option} {path}", "name a file in a folder that is there"):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            _try_in(path.parent)
+            return
+        if S_ISREG(mode) or S_ISDIR(mode):  # opening a pipe would wait for its reader
+            path.open("ab").close()
+
+
+@contextmanager
+def refusing(what: str, advice: str) -> Iterator[None]:
+    """Turn what the operating system says against a path into one line.
+
+    Args:
+        what: cannot be written, as the user gave it.
+        advice: what to do about it.
+
+    Raises:
+        InputError: in place of the system's error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        known = isinstance(error, OSError) and error.strerror
+        reason = "a file is there" if isinstance(error, FileExistsError) else known or str(error)
+        raise InputError(f"{what}: cannot be written ({reason}); {advice}") from None
+
+
+def _try_in(folder: Path) -> None:
+    with TemporaryFile(dir=folder):
+        pass
