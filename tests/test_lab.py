@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drpo.cli import main
@@ -260,6 +260,7 @@ def test_each_objective_is_taken_at_its_best_learning_rate():
     assert [(c.objective, c.learning_rate) for c in best(found)] == [("none", 1e-2), ("ppo", 1e-3)]
 
 
+@example([[0.0, 0.0, 0.0], [0.0, 0.0, 7.4e-160]])
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=3))
 def test_nothing_is_claimed_where_intervals_overlap(ends: list[list[float]]):
     names = ["none", "ppo", "spo(3.0)"][: len(ends)]

@@ -114,4 +114,12 @@ BUGS = (
         "smoothed(rewards, 1)",
         (f"{T}test_collapse", f"{T}test_a_long_curve_is_smoothed_over_an_eighth"),
     ),
+    Bug(
+        19,
+        "tiny variances are squared to 0",
+        FILE,
+        "freedom = 1 / sum((v / total) ** 2 / (len(p) - 1)",
+        "freedom = total**2 / sum(v**2 / (len(p) - 1)",
+        ("tests/test_lab.py::test_nothing_is_claimed_where_intervals_overlap",),
+    ),
 )

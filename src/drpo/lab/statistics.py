@@ -161,10 +161,12 @@ def t_interval(strata: Strata, level: float = 0.95) -> Interval:
     if min(map(len, parts), default=0) < 2:
         return Interval(mean, math.nan, math.nan, n)
     variances = [len(part) * float(part.var(ddof=1)) / n**2 for part in parts]
-    if sum(variances) == 0:
+    total = sum(variances)
+    if total == 0:
         return Interval(mean, mean, mean, n)
-    freedom = sum(variances) ** 2 / sum(v**2 / (len(p) - 1) for v, p in zip(variances, parts, strict=True))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(variances))
+    # Shares of the total, because the squares of small variances would be 0.
+    freedom = 1 / sum((v / total) ** 2 / (len(p) - 1) for v, p in zip(variances, parts, strict=True))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
     return Interval(mean, mean - half, mean + half, n)
 
 
