@@ -53,7 +53,9 @@ BUGS = (
         "a hand-over that failed counts as done",
         FILE,
         """            self._loaded = None  # unknown, should the hand-over fail
-            self._engine.load(state(), version)
+            whole = state()  # which divided ranks gather together
+            with self._apart():
+                self._engine.load(whole, version)
             self._loaded = version""",
         """            self._loaded = version
             self._engine.load(state(), version if version % 4 else 0)""",
