@@ -187,6 +187,7 @@ def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path
     assert (cells[0] / "checkpoints").exists()  # it finished its step and saved
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
     cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none", "ppo")))
     process = subprocess.Popen(

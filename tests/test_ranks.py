@@ -73,6 +73,7 @@ def assert_same_run(one: Path, several: Path) -> None:
         torch.testing.assert_close(other[name], value, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(alone: dict[str, Path], tmp_path: Path):
     launch(2, tmp_path / "run", "many", "none")
     assert_same_run(alone["many"], tmp_path / "run")

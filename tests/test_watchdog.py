@@ -60,6 +60,7 @@ def broken(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_done_again(tmp_path: Path):
     done = broken(ENDS, "hangs", str(tmp_path / "run"))
     assert done.returncode == STATUS, done.stderr
@@ -71,7 +72,7 @@ def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_d
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.parametrize("how", ["hangs, again", "dies, again"])
+@pytest.mark.parametrize("how", ["hangs, again", pytest.param("dies, again", marks=pytest.mark.slow)])
 def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path):
     flags = ["--stall", "6", "--plain", "--no-doctor"]
     done = broken(BEGINS_AGAIN, how, str(tmp_path / "run"), *flags)
@@ -83,6 +84,7 @@ def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_may_not_begin_again_says_how_to_go_on(tmp_path: Path):
     done = broken(BEGINS_AGAIN, "dies", str(tmp_path / "run"), "--restarts", "0", "--no-doctor")
     assert done.returncode == STATUS and "\ndrpo: engine: it is dead; `drpo train --resume" in f"\n{done.stderr}", (
