@@ -339,7 +339,7 @@ def tidy(folder: Path, sound: Path | None) -> None:
         sound: the one that the run goes on from, or None.
     """
     for path in folder.glob(".step-*.writing"):
-        shutil.rmtree(path)
+        _remove(path)
     for path in _named(folder):
         if not (path / STATE).is_file() or (sound is not None and _step(path) > _step(sound)):
             aside = path.with_name(f".{path.name}.damaged")
@@ -351,10 +351,15 @@ def _drop(checkpoint: Path) -> None:
     """Remove it at one stroke, as far as its name goes; what a crash leaves of it is not taken for a checkpoint."""
     gone = _scratch(checkpoint)
     checkpoint.rename(gone)
-    if gone.is_symlink():
-        gone.unlink()
+    _remove(gone)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one as the link that it is."""
+    if folder.is_symlink():
+        folder.unlink()
     else:
-        shutil.rmtree(gone)
+        shutil.rmtree(folder)
 
 
 def _scratch(checkpoint: Path) -> Path:
