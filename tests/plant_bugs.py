@@ -1,6 +1,6 @@
 """Plant each known bug in a copy of the source and demand that the tests named for it fail.
 
-    python tests/plant_bugs.py [--only NUMBER ...] [--workers 2]
+    python tests/plant_bugs.py [--only NUMBER ...] [--named TEXT ...] [--workers 2]
 
 Exit status 1 where a bug survives, a patch no longer applies, or a named test fails on the source as it is. The bugs
 are records in `tests/planted`; to add one, add a record.
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from planted import Bug, all_bugs
+from planted import Bug, Replacement, all_bugs, all_replacements
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300.0
@@ -38,8 +38,13 @@ class Verdict(NamedTuple):
         return self.text == "caught" or self.text.startswith("not judged")
 
 
-def misfit(bug: Bug) -> str | None:
-    """Why a patch cannot be applied, or None."""
+def misfit(bug: Bug | Replacement) -> str | None:
+    """Why a bug cannot be planted, or None."""
+    if isinstance(bug, Replacement):
+        resolved = run_python(
+            ROOT, "-c", "import sys, planted; planted.all_replacements()[sys.argv[1]].plant()", bug.name
+        )
+        return f"no longer applies: {resolved.stderr.strip().splitlines()[-1]}" if resolved.returncode else None
     path = ROOT / "src" / "drpo" / bug.file
     if not path.is_file():
         return f"no longer applies: no file src/drpo/{bug.file}"
@@ -65,22 +70,28 @@ def sandbox(bug: Bug | None) -> Iterator[Path]:
         yield root
 
 
-def run_python(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(root: Path, *arguments: str, planted: Replacement | None = None) -> subprocess.CompletedProcess[str]:
     """Run this interpreter inside a sandbox; only the sandbox's own `drpo` can be imported."""
-    paths = os.pathsep.join([str(root / "src"), str(root / "tests")])
+    paths = os.pathsep.join([str(root / "src"), str(root / "tests"), *([str(root / "tests/planting")] * bool(planted))])
     own = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     env = {"DRPO_SHARED": str(ROOT.parent / "shared"), **os.environ, **own}
+    if planted:
+        env["DRPO_PLANTED"] = f"{planted.module}={planted.name}"
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
-def run_tests(root: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+def run_tests(
+    root: Path, tests: tuple[str, ...], planted: Replacement | None = None
+) -> subprocess.CompletedProcess[str]:
     first = ["-x"] if len(tests) == 1 else []
     options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "default"]
-    return run_python(root, "-m", "pytest", *options, *first, "--hypothesis-profile=no_shrinking", *tests)
+    return run_python(
+        root, "-m", "pytest", *options, *first, "--hypothesis-profile=no_shrinking", *tests, planted=planted
+    )
 
 
-def unpatched(bugs: list[Bug]) -> str | None:
+def unpatched(bugs: list[Bug | Replacement]) -> str | None:
     """What is wrong before any bug is planted, or None."""
     tests = tuple(dict.fromkeys(test for bug in bugs for test in bug.tests))
     with sandbox(None) as root:
@@ -91,14 +102,15 @@ def unpatched(bugs: list[Bug]) -> str | None:
     return None if result.returncode == 0 else f"on the source as it is:\n{result.stdout}{result.stderr}"
 
 
-def plant(bug: Bug) -> Verdict:
+def plant(bug: Bug | Replacement) -> Verdict:
     """Plant one bug, run its tests, and say whether each of them failed."""
     if wrong := misfit(bug):
         return Verdict(wrong)
     start = time.perf_counter()
     try:
-        with sandbox(bug) as root:
-            result = run_tests(root, bug.tests)
+        patch, replacement = (bug, None) if isinstance(bug, Bug) else (None, bug)
+        with sandbox(patch) as root:
+            result = run_tests(root, bug.tests, replacement)
     except subprocess.TimeoutExpired:  # a test that never ends does not pass
         return Verdict("caught", time.perf_counter() - start)
     seconds = time.perf_counter() - start
@@ -119,16 +131,22 @@ def is_case_of(node: str, test: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="only these bug classes")
+    parser.add_argument("--named", nargs="+", metavar="TEXT", help="only those with one of these in their name")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="sandboxes at a time")
     options = parser.parse_args()
-    bugs = [bug for bug in all_bugs() if not options.only or bug.number in options.only]
+    replacements = [] if options.only else list(all_replacements().values())
+    bugs: list[Bug | Replacement] = [*all_bugs(), *replacements]
+    if options.only:
+        bugs = [bug for bug in all_bugs() if bug.number in options.only]
+    if options.named:
+        bugs = [bug for bug in bugs if any(text in bug.name for text in options.named)]
     if not bugs:
-        parser.error(f"no bug of class {options.only}")
+        parser.error("no such bug")
     good = True
     with ThreadPoolExecutor(options.workers) as pool:
         baseline, verdicts = pool.submit(unpatched, bugs), pool.map(plant, bugs)
         for bug, verdict in zip(bugs, verdicts, strict=True):
-            print(f"{bug.number:>2}  {verdict.seconds:5.1f} s  {bug.name}: {verdict.text}", flush=True)
+            print(f"{getattr(bug, 'number', ''):>2}  {verdict.seconds:5.1f} s  {bug.name}: {verdict.text}", flush=True)
             good &= verdict.good
         if wrong := baseline.result():
             print(wrong)

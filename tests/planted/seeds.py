@@ -1,0 +1,12 @@
+"""Mistakes in the seeds of random numbers."""
+
+from planted import Replacement
+
+REPLACEMENTS = (
+    Replacement(
+        "every seed is 7",
+        "drpo.seeds:derive",
+        lambda right: lambda *parts: 7,
+        ("tests/test_rollout.py::test_every_part_of_the_name_of_a_draw_matters",),
+    ),
+)
