@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from drpo import cli, objectives
 from drpo.cli.compare import planned
 from drpo.cli.doctor import DoctorOptions
+from drpo.cli.exact import ExactOptions
 from drpo.cli.lab import LabOptions
 from drpo.cli.options import overridden, parse
 from drpo.cli.serve import ServeOptions
@@ -215,6 +216,9 @@ def test_drpo_commands(
         return
     if asked == "lab":
         assert parse(LabOptions, rest, "drpo lab").objectives
+        return
+    if asked == "exact":  # computed in test_lab_exact.py
+        assert parse(ExactOptions, rest, "drpo exact").out
         return
     if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port

@@ -488,7 +488,7 @@ def test_a_policys_law_is_its_samplers(build: Callable[[], PreTrainedModel]) -> 
         assert gaps[0] < share * gaps[1], (activations, gaps)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_it_learns(tmp_path, rank: int) -> None:
     run = tiny_run(
         precision="fp8",
