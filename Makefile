@@ -13,7 +13,7 @@ DOCS   := .venv-docs
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
 	@echo "make test       set up, then: all tests that need no special hardware"
-	@echo "make test-slow  the slow ones: the demo's three seeds"
+	@echo "make test-slow  the slow ones, and the property tests on cases that are new each time"
 	@echo "make test-gpu   those that need a CUDA GPU"
 	@echo "make test-browser  those that open pages in a headless Chromium (apt-get install chromium)"
 	@echo "make test-vllm  those that need vLLM, in an environment of their own ($(VLLM))"
@@ -48,6 +48,7 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile random tests
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests

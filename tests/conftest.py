@@ -1,5 +1,11 @@
-"""Settings that every test shares."""
+"""Settings that every test shares: a test draws the same random numbers wherever and after whatever it runs."""
 
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
@@ -12,4 +18,31 @@ settings.register_profile(
 )
 # For tests/plant_bugs.py, which asks only whether a test fails.
 settings.register_profile("no_shrinking", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
+# For `make test-slow`: other cases each time. Pin what it finds with @example.
+settings.register_profile(
+    "random", settings.get_profile("default"), max_examples=300, derandomize=False, print_blob=True
+)
 settings.load_profile("default")
+
+
+def _draw_from_nothing_else() -> None:
+    """Derandomised, hypothesis draws from a test's source, and also from the constants of all modules loaded so far.
+
+    The latter would make a test's cases depend on what ran before it, on every edit of the package, and on the folder.
+    """
+    providers = sys.modules.get("hypothesis.internal.conjecture.providers")
+    collect = getattr(providers, "_get_local_constants", None)  # not public; other versions may have no such thing
+    if collect is not None:
+        none = providers._local_constants  # nothing is collected yet
+        providers._get_local_constants = lambda: none if settings.default.derandomize else collect()
+
+
+_draw_from_nothing_else()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Tests that draw from a global generator draw the same in any order and process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Plant each known bug in a copy of the source and demand that the tests named for it fail.
+"""Plant each known bug, in a copy of the source or while the program runs, and demand that the tests named for it fail.
 
     python tests/plant_bugs.py [--only NUMBER ...] [--named TEXT ...] [--workers 2]
 
@@ -38,13 +38,8 @@ class Verdict(NamedTuple):
         return self.text == "caught" or self.text.startswith("not judged")
 
 
-def misfit(bug: Bug | Replacement) -> str | None:
-    """Why a bug cannot be planted, or None."""
-    if isinstance(bug, Replacement):
-        resolved = run_python(
-            ROOT, "-c", "import sys, planted; planted.all_replacements()[sys.argv[1]].plant()", bug.name
-        )
-        return f"no longer applies: {resolved.stderr.strip().splitlines()[-1]}" if resolved.returncode else None
+def misfit(bug: Bug) -> str | None:
+    """Why a patch cannot be planted, or None."""
     path = ROOT / "src" / "drpo" / bug.file
     if not path.is_file():
         return f"no longer applies: no file src/drpo/{bug.file}"
@@ -104,23 +99,30 @@ def unpatched(bugs: list[Bug | Replacement]) -> str | None:
 
 def plant(bug: Bug | Replacement) -> Verdict:
     """Plant one bug, run its tests, and say whether each of them failed."""
-    if wrong := misfit(bug):
+    if isinstance(bug, Bug) and (wrong := misfit(bug)):
         return Verdict(wrong)
     start = time.perf_counter()
     try:
-        patch, replacement = (bug, None) if isinstance(bug, Bug) else (None, bug)
-        with sandbox(patch) as root:
-            result = run_tests(root, bug.tests, replacement)
+        if isinstance(bug, Bug):
+            with sandbox(bug) as root:
+                result = run_tests(root, bug.tests)
+        else:  # the source stays what it is
+            result = run_tests(ROOT, bug.tests, bug)
+        text = judged(bug, result)
     except subprocess.TimeoutExpired:  # a test that never ends does not pass
-        return Verdict("caught", time.perf_counter() - start)
-    seconds = time.perf_counter() - start
+        text = "caught"
+    return Verdict(text, time.perf_counter() - start)
+
+
+def judged(bug: Bug | Replacement, result: subprocess.CompletedProcess[str]) -> str:
+    """What a run of a bug's tests says of it."""
     if result.returncode not in (0, 1):  # neither passed nor failed: nothing was collected, or it could not be imported
-        return Verdict(f"pytest could not run (status {result.returncode}):\n{result.stdout[-1500:]}", seconds)
+        return f"pytest could not run (status {result.returncode}):\n{(result.stdout + result.stderr)[-1500:]}"
     if " skipped" in result.stdout and " passed" not in result.stdout and " failed" not in result.stdout:
-        return Verdict("not judged: its tests are skipped here", seconds)
+        return "not judged: its tests are skipped here"
     failed = re.findall(r"^FAILED (\S+?::.*?)(?: - .*)?$", result.stdout, flags=re.MULTILINE)
     passed = [test for test in bug.tests if not any(is_case_of(node, test) for node in failed)]
-    return Verdict(f"SURVIVED {', '.join(passed)}" if passed else "caught", seconds)
+    return f"SURVIVED {', '.join(passed)}" if passed else "caught"
 
 
 def is_case_of(node: str, test: str) -> bool:

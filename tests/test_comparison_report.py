@@ -51,7 +51,7 @@ def triple(interval) -> tuple[float, float, float]:
     return interval.value, interval.low, interval.high
 
 
-@settings(max_examples=12)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(comparisons())
 def test_the_pages_numbers_are_those_of_the_analysis(made: Comparison):
     data = json.loads(json_bytes(comparison_data(made)))
@@ -73,7 +73,7 @@ def test_the_pages_numbers_are_those_of_the_analysis(made: Comparison):
     assert len(data["differences"]) == len(pairs)
 
 
-@settings(max_examples=12)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(comparisons())
 def test_curves_are_those_of_the_best_condition(made: Comparison):
     data = json.loads(json_bytes(comparison_data(made)))

@@ -3,9 +3,10 @@
 import ast
 import re
 import shlex
+import shutil
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from packaging.requirements import Requirement
 from drpo import cli, objectives
 from drpo.cli.compare import planned
 from drpo.cli.doctor import DoctorOptions
+from drpo.cli.exact import ExactOptions
 from drpo.cli.lab import LabOptions
 from drpo.cli.options import overridden, parse
 from drpo.cli.serve import ServeOptions
@@ -154,7 +156,23 @@ def own_module(arguments: Sequence[str]) -> str | None:
     return next((module for module in OWN for word in words if word.startswith(f"{module}:")), None)
 
 
-def make_what_it_reads(arguments: Sequence[str]) -> None:
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str], Path], None]:
+    """Puts the run of a command into a folder; each is trained once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def put(command: Sequence[str], folder: Path) -> None:
+        if tuple(command) not in made:
+            assert cli.main(list(command)) == 0
+            made[tuple(command)] = tmp_path_factory.mktemp("kept") / "run"
+            shutil.copytree(folder, made[tuple(command)])
+        elif not folder.exists():
+            shutil.copytree(made[tuple(command)], folder)
+
+    return put
+
+
+def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], Path], None]) -> None:
     """Put files and folders that a command names where it will look for them."""
     rows = [f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)]
     Path("problems.jsonl").write_text("".join(rows))
@@ -170,11 +188,17 @@ def make_what_it_reads(arguments: Sequence[str]) -> None:
     makes = arguments[0] in ("train", "compare") and "--resume" not in arguments
     for folder in (word for word in arguments if word.startswith("runs/") and not makes and not Path(word).exists()):
         made = [c.rest for c in of("drpo") if c.rest[0] == "train" and f"{module}:" in str(c) and folder in c.rest]
-        assert cli.main(list(made[0]) if made else ["train", "smoke", "--steps", "2", "--out", folder]) == 0
+        put(made[0] if made else ["train", "smoke", "--steps", "2", "--out", folder], Path(folder))
 
 
 @pytest.mark.parametrize("line", drpo_arguments())
-def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_drpo_commands(
+    line: str,
+    kept: Callable[[Sequence[str], Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     """Cheap ones run; those that train the demo's model for minutes are read as far as the finished configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -182,7 +206,7 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delitem(sys.modules, module, raising=False)
     asked, *rest = shlex.split(line)
     others = {"train": TrainOptions, "doctor": DoctorOptions}
-    make_what_it_reads([asked, *rest])
+    make_what_it_reads([asked, *rest], kept)
     if asked in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
@@ -192,6 +216,9 @@ def test_drpo_commands(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return
     if asked == "lab":
         assert parse(LabOptions, rest, "drpo lab").objectives
+        return
+    if asked == "exact":  # computed in test_lab_exact.py
+        assert parse(ExactOptions, rest, "drpo exact").out
         return
     if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port

@@ -24,12 +24,12 @@ EXAMPLES = {
     "configuration": 150,
     "command": 130,
     "data": 90,
-    "records": 60,
+    "records": 40,
     "checkpoint": 40,
-    "model": 40,
+    "model": 30,
     "output": 60,
 }
-"""570 in all."""
+"""540 in all."""
 
 
 @pytest.fixture(scope="module")

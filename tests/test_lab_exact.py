@@ -16,6 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from drpo import cli
 from drpo.errors import InputError
 from drpo.lab.agreement import by_autograd, by_sampling, crowd, draw, mistaken, z_scores
 from drpo.lab.bandit import (
@@ -355,8 +356,9 @@ def test_fixed_points_cover_both_signs(theory):
     assert len(fixed_points((0.3,))) == 6
 
 
-def test_the_report_writes_tables_figures_and_json(theory, tmp_path):
-    exact_report(tmp_path / "out", theory)
+def test_the_report_writes_tables_figures_and_json(theory, tmp_path, monkeypatch):
+    monkeypatch.setattr("drpo.cli.exact.exact_report", lambda out: exact_report(out, theory))
+    assert cli.main(["exact", "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "exact.json").read_text(), parse_constant=pytest.fail)
     assert all(check["agrees"] for check in record["checks"]) and len(record["variances"]) == len(PANEL) * len(CASES)
     for name in FIGURES:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -104,9 +104,11 @@ def state_and_gradients(run: Callable[..., Tensor], model: PreTrainedModel, layo
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    """To the size of the largest of all: in a layout of one place the gradients of queries and keys are 0."""
     assert found.keys() == wanted.keys()
+    scale = max(float(value.abs().max()) for value in wanted.values())
     for name, value in wanted.items():
-        assert float((found[name] - value).abs().max()) <= tolerance * float(value.abs().max()), name
+        assert float((found[name] - value).abs().max()) <= tolerance * scale, name
 
 
 @st.composite
@@ -157,7 +159,7 @@ def packed_llama() -> PreTrainedModel:
 
 
 @given(layout=layouts())
-@settings(max_examples=40)
+@example(layout=Layout((1,), (-1,)))
 def test_any_layout(plain_llama: PreTrainedModel, packed_llama: PreTrainedModel, layout: Layout) -> None:
     wanted = state_and_gradients(padded, plain_llama, layout)
     assert_same(state_and_gradients(packed, packed_llama, layout), wanted, 1e-10)

@@ -467,8 +467,8 @@ def test_experts_are_rounded_in_training_with_the_gradient_of_the_rounded_ones()
     for model in (trainer, reference):
         model(ids, use_cache=False).logits.logsumexp(-1).sum().backward()
     ours, theirs = dict(trainer.named_parameters()), dict(reference.named_parameters())
+    scale = max(float(p.grad.abs().max()) for p in theirs.values())
     for name in theirs:
-        scale = float(theirs[name].grad.abs().max())
         torch.testing.assert_close(ours[name].grad, theirs[name].grad, rtol=1e-3, atol=1e-4 * scale)
 
 
@@ -488,7 +488,7 @@ def test_a_policys_law_is_its_samplers(build: Callable[[], PreTrainedModel]) -> 
         assert gaps[0] < share * gaps[1], (activations, gaps)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_it_learns(tmp_path, rank: int) -> None:
     run = tiny_run(
         precision="fp8",

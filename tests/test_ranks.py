@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from rank import run_of
 from test_batch_policy import REWARDS, how
 from tiny_world import STOPS, grouped, sampled, tiny
 
+Alone = Callable[[str], Path]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -43,12 +46,16 @@ def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The runs of a single process."""
-    folders = {kind: tmp_path_factory.mktemp("alone") / kind for kind in ("many", "few", "terms", "critic")}
-    for kind, folder in folders.items():
-        train(run_of(kind), folder)
-    return folders
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """The run of a single process, of each kind that is asked for."""
+
+    @cache
+    def folder(kind: str) -> Path:
+        made = tmp_path_factory.mktemp("alone") / kind
+        train(run_of(kind), made)
+        return made
+
+    return folder
 
 
 def assert_same_run(one: Path, several: Path) -> None:
@@ -74,9 +81,9 @@ def assert_same_run(one: Path, several: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(alone: dict[str, Path], tmp_path: Path):
+def test_two_processes_are_one_run(alone: Alone, tmp_path: Path):
     launch(2, tmp_path / "run", "many", "none")
-    assert_same_run(alone["many"], tmp_path / "run")
+    assert_same_run(alone("many"), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -95,9 +102,9 @@ def test_two_processes_are_one_run(alone: dict[str, Path], tmp_path: Path):
         (3, "critic", "fsdp"),
     ],
 )
-def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: dict[str, Path], tmp_path: Path):
+def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: Alone, tmp_path: Path):
     launch(processes, tmp_path / "run", kind, shard)
-    assert_same_run(alone[kind], tmp_path / "run")
+    assert_same_run(alone(kind), tmp_path / "run")
 
 
 def assert_divided(said: str, what: str) -> None:
@@ -106,20 +113,22 @@ def assert_divided(said: str, what: str) -> None:
     assert len(held) == 2 and sum(held) == whole[0] and max(held) < 0.6 * whole[0]
 
 
-def test_stopped_on_two_processes_and_resumed_on_four_then_on_one(alone: dict[str, Path], tmp_path: Path):
+@pytest.mark.parametrize("then", [(), pytest.param((4,), marks=pytest.mark.slow)], ids=["one", "four then one"])
+def test_stopped_on_two_processes_and_resumed_on(then: Sequence[int], alone: Alone, tmp_path: Path):
     folder = tmp_path / "run"
     assert_divided(launch(2, folder, "many", "fsdp", stop=4), "weights")
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
     assert last.name == "step-000004" and len(list(last.glob("weights-*-of-00002.safetensors"))) == 2
     assert "weights-00001-of-00002.safetensors" in json.loads((last / STATE).read_text())["sha256"]
-    launch(4, folder, "many", "fsdp", stop=7)
-    assert sorted((folder / "checkpoints").glob("step-*"))[-1].name == "step-000007"
+    for processes in then:
+        launch(processes, folder, "many", "fsdp", stop=7)
+        assert sorted((folder / "checkpoints").glob("step-*"))[-1].name == "step-000007"
     train(run_of("many", "fsdp"), folder)
-    assert_same_run(alone["many"], folder)
+    assert_same_run(alone("many"), folder)
 
 
 @pytest.mark.slow
-def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alone: dict[str, Path], tmp_path: Path):
+def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alone: Alone, tmp_path: Path):
     folder = tmp_path / "run"
     assert_divided(launch(2, folder, "critic", "fsdp", stop=4), "values")
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
@@ -128,7 +137,7 @@ def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alon
     assert json.loads((last / STATE).read_text())["sha256"].keys() >= parts
     launch(3, folder, "critic", "fsdp", stop=7)
     train(run_of("critic", "fsdp"), folder)
-    assert_same_run(alone["critic"], folder)
+    assert_same_run(alone("critic"), folder)
 
 
 @given(n=st.integers(0, 40), size=st.integers(1, 9), engines=st.integers(1, 9))

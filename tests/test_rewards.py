@@ -285,7 +285,7 @@ def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
 def test_a_hang_is_over_at_its_deadline(pool, deed):
     start = time.perf_counter()
     assert outcomes(pool.score(asking([deed]))) == [OUTCOMES[deed]]
-    assert time.perf_counter() - start < 2.5
+    assert time.perf_counter() - start < 5
 
 
 FORKS = ["fork", "fork and leave", "fork a daemon", "fork and hang", "fork and die"]
@@ -338,12 +338,9 @@ def test_a_large_item_and_many_small_ones_arrive(pool):
     assert outcomes(pool.score(large + asking(map(str, range(200))))) == scored(*map(float, range(4)), *range(200))
 
 
-def test_calls_run_side_by_side():
-    with RewardPool(naughty_rewards.obey, Marking(processes=4, seconds=10)) as pool:
-        pool.score(asking(["1"] * 8))
-        start = time.perf_counter()
-        pool.score(asking(["nap"] * 4))
-        assert time.perf_counter() - start < 1.5
+def test_calls_run_side_by_side(tmp_path):
+    with RewardPool(naughty_rewards.obey, Marking(processes=4, seconds=20)) as pool:
+        assert outcomes(pool.score(asking([f"meet > {tmp_path / 'here'}"] * 4))) == scored(*[2.0] * 4)
 
 
 def test_a_deadline_may_be_as_far_away_as_one_likes():

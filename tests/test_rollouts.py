@@ -183,7 +183,7 @@ train(from_json(json.loads(sys.argv[3])), pathlib.Path(sys.argv[2]), Kill())
 
 @pytest.mark.parametrize(
     ("lag", "refresh_every", "overlap"),
-    [pytest.param(1, 1, True, marks=pytest.mark.slow), (0, 3, False), (2, 3, True)],
+    [pytest.param(1, 1, True, marks=pytest.mark.slow), pytest.param(0, 3, False, marks=pytest.mark.slow), (2, 3, True)],
 )
 def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, refresh_every: int, overlap: bool) -> None:
     """A checkpoint in mid-refresh, with rollouts in flight: they and the old weights come back."""

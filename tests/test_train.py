@@ -166,7 +166,7 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: int):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
     run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule="cosine", warmup=1)

@@ -5,7 +5,7 @@ from planted import Bug
 T = "tests/test_ranks.py::"
 SAME = f"{T}test_two_processes_are_one_run"
 MORE = f"{T}test_more_processes_are_one_run"
-RESUMED = f"{T}test_stopped_on_two_processes_and_resumed_on_four_then_on_one"
+RESUMED = f"{T}test_stopped_on_two_processes_and_resumed_on[one]"
 D = "tests/test_train.py::test_a_damaged_checkpoint_is_passed_over_and_that_is_said"
 
 BUGS = (

@@ -1,0 +1,28 @@
+"""Property tests of `make test` draw the same cases whatever ran before them."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def drawn() -> list[str]:
+    cases = []
+
+    @settings(settings.get_profile("default"), max_examples=100)
+    @given(st.tuples(st.integers(), st.floats(), st.text()))
+    def look(case: tuple[int, float, str]) -> None:
+        cases.append(repr(case))
+
+    look()
+    return cases
+
+
+def test_cases_do_not_depend_on_the_modules_that_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = drawn()
+    (tmp_path / "full_of_constants.py").write_text(f"X = {[*range(71_000, 71_040)]}\nY = {[i / 7 for i in range(40)]}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("full_of_constants")
+    assert drawn() == before
