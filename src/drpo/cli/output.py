@@ -1,12 +1,13 @@
 """Where a command writes: tried before anything is computed, and what cannot be written refused in one line."""
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from tempfile import TemporaryFile
 
 from drpo.errors import InputError
+from drpo.files import is_stream, opened_here
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 """Endings of the pictures that a command can draw."""
@@ -47,13 +48,11 @@ def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: no kind of picture that can be drawn; end it in {', '.join(endings)}")
     with refusing(f"{option} {path}", "name a file in a folder that is there"):
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            _try_in(path.parent)
+        if is_stream(path):
             return
-        if S_ISREG(mode) or S_ISDIR(mode):  # opening a pipe would wait for its reader
-            path.open("ab").close()
+        _try_in(path.parent)
+        if os.path.lexists(path) and not path.is_symlink():  # a link is replaced
+            os.close(opened_here(str(path), os.O_WRONLY))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from drpo.cli.exact import print_sheet
 from drpo.cli.options import parse
 from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
+from drpo.files import write_text
 from drpo.lab.replay import recorded
 from drpo.lab.replay import replay as replayed
 from drpo.report.replay import Decode, draw_replay, replay_sheets
@@ -68,7 +69,7 @@ def replay(arguments: list[str]) -> int:
     draw_replay(found, batch, asked, options.out)
     console.print(f"drawn to {options.out}", highlight=False)
     if options.json is not None:
-        options.json.write_text(json.dumps(plain(asdict(found)), indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(plain(asdict(found)), indent=1) + "\n")
         console.print(f"written to {options.json}", highlight=False)
     return 0
 
