@@ -121,7 +121,7 @@ BUGS = (
         19,
         "what a crash left half written is never cleared away",
         "train/checkpoint.py",
-        '    for path in folder.glob(".step-*.writing"):\n        _remove(path)\n',
+        '    for path in folder.glob(f".step-*{SCRATCH}"):\n        remove(path)\n',
         "",
         (ANEW,),
     ),
