@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from drpo import models
+from drpo import cli, models
 from drpo.cli import folder as folders
 from drpo.errors import InputError
+from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
 from drpo.train.session import CONFIG
 from hand_run import write_run
@@ -118,17 +121,36 @@ def test_a_pickle_in_a_model_is_not_run(here: Path):
     assert not (here / "ran").exists()
 
 
-def test_a_model_that_brings_its_own_code_is_refused(here: Path):
+@pytest.fixture
+def strange(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that brings code of its own, before a user who says yes to whatever transformers asks."""
     model, tokenizer = models.tiny()
     model.save_pretrained(here / "model")
     tokenizer.save_pretrained(here / "model")
-    config = json.loads((here / "model" / CONFIG).read_text())
-    own = {"model_type": "strange", "auto_map": {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M"}}
-    (here / "model" / CONFIG).write_text(json.dumps(config | own))
+    own = {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M", "AutoTokenizer": ["stranger.T", None]}
+    for name, changes in ((CONFIG, {"model_type": "strange"}), ("tokenizer_config.json", {"tokenizer_class": "T"})):
+        record = json.loads((here / "model" / name).read_text())
+        (here / "model" / name).write_text(json.dumps(record | changes | {"auto_map": own}))
     shutil.copy("stranger.py", here / "model" / "stranger.py")
-    with pytest.raises(InputError):
-        models.load(str(here / "model"))
-    assert not (here / "ran").exists()
+    monkeypatch.setattr("builtins.input", lambda *_: (here / "asked").touch() or "y")
+    return str(here / "model")
+
+
+@pytest.mark.parametrize("read", [models.load, models.load_tokenizer, models.n_parameters])
+def test_a_model_that_brings_its_own_code_is_refused_and_nobody_is_asked(here: Path, strange: str, read: Any):
+    with pytest.raises(InputError, match="code of its own, which is not run"):
+        read(strange)
+    assert not (here / "ran").exists() and not (here / "asked").exists()
+
+
+def test_no_command_asks_whether_a_models_code_may_run(here: Path, strange: str):
+    write_stranger(here / "run", model=strange)
+    shutil.copytree(strange, here / "run" / "model")
+    commands = (["replay", "run"], ["report", "run"], ["train", "--resume", "run"], ["export", "run", "exported"])
+    commands += (["eval", strange, "--task", "addition(1, 9)"], ["eval", "run"], ["export", strange, "exported"])
+    for command in commands:
+        said(command)
+        assert not (here / "ran").exists() and not (here / "asked").exists(), command
 
 
 def test_what_steers_a_terminal_is_not_printed(here: Path):
@@ -137,6 +159,64 @@ def test_what_steers_a_terminal_is_not_printed(here: Path):
     assert watched.status == 0 and "evil" in watched.out and "\x1b" not in watched.out
     (here / "run" / CONFIG).write_text(json.dumps({"\x1b[2J": 1}))
     assert "\x1b" not in refused(["report", "run"])
+
+
+MODULES = ("torch", "plotext", "rich", "numpy", "transformers", "multiprocessing", "selectors")
+
+
+def test_a_command_does_not_look_for_modules_in_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(here)])
+    before = list(sys.path)
+    write_stranger(here / "run", reward=CODE)
+    for command in (["watch", "run", "--once"], ["report", "run"], ["train", "--resume", "run"], ["recipes"]):
+        said(command)
+    assert sys.path == before and not (here / "ran").exists()
+
+
+def test_ones_own_code_is_found_in_the_working_folder_and_after_all_libraries(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(here)])
+    for name in MODULES:
+        shutil.copy("stranger.py", here / f"{name}.py")
+    assert callable(import_named("stranger", "thing", "reward"))
+    assert sys.path[-1] == str(here) and sys.path.count(str(here)) == 1
+    assert import_named("colorsys", "rgb_to_hsv", "reward") and sys.path.count(str(here)) == 1
+
+
+def run_here(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process whose working folder holds modules of the names that it imports."""
+    for name in MODULES:
+        shutil.copy("stranger.py", here / f"{name}.py")
+    path = {"PYTHONPATH": str(SOURCES[0].parents[1]), "PYTHONSAFEPATH": ""}
+    command = [sys.executable, "-m", "drpo", *arguments]
+    return subprocess.run(command, cwd=here, env={**os.environ, **path}, capture_output=True, text=True, check=False)
+
+
+def test_a_module_in_the_working_folder_does_not_stand_in_for_a_library(here: Path):
+    assert run_here(here, "--version").returncode == 0 and not (here / "ran").exists()
+
+
+@pytest.mark.slow
+def test_neither_does_it_in_the_commands_and_their_processes(here: Path):
+    write_stranger(here / "run")
+    assert run_here(here, "watch", "run", "--once").returncode == 0
+    reward = "def unaware(problem, text): return float('PYTHONSAFEPATH' not in os.environ)"
+    (here / "mine.py").write_text(f"import os\n{reward}\n")
+    options = ("--reward", "mine:unaware", "--steps", "1", "--out", "trained", "--plain", "--no-doctor")
+    trained = run_here(here, "train", "smoke", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert not (here / "ran").exists()
+    assert json.loads((here / "trained" / "metrics.jsonl").read_text())["reward_mean"] == 1.0
+
+
+def test_the_commands_own_processes_do_not_look_there_either(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3000")
+    monkeypatch.setattr(sys, "argv", ["drpo", "--version"])
+    assert cli.main() == 0
+    assert os.environ["PYTHONSAFEPATH"] == SAFE_PATH
+    monkeypatch.delenv("PYTHONSAFEPATH")
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
@@ -153,6 +233,9 @@ MEANT = {("rewards/sandboxed.py", "exec"), ("rewards/sandboxed.py", "compile"), 
 """The one place that runs a model's code, inside its sandbox, and a look at whether a test is Python."""
 
 
+READING = ("AutoModelForCausalLM.from_config", "load_dataset")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCES[0].parent)))
 def test_nothing_is_unpickled_or_evaluated(path: Path):
     for name, call in calls(path):
@@ -162,6 +245,8 @@ def test_nothing_is_unpickled_or_evaluated(path: Path):
         assert name not in UNPICKLING or any(path.match(f"*/{p}") for p in OWN_PICKLES), f"{path}: {name}"
         assert given.get("shell", "False") == "False" and given.get("allow_pickle", "False") == "False"
         assert given.get("trust_remote_code", "False") == "False", f"{path}: {name}"
+        if name.endswith(("from_pretrained", *READING)) and not name.startswith("Peft"):
+            assert given.get("trust_remote_code") == "False", f"{path}: {name}"  # left out, transformers asks
         if name.split(".")[-2:] == ["torch", "load"]:
             assert given.get("weights_only") == "True", f"{path}: {name}"
 

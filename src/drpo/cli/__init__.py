@@ -5,14 +5,13 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from drpo import __version__
 from drpo.errors import EngineError, InputError, nearest, printable
-from drpo.spelling import import_named
+from drpo.spelling import SAFE_PATH, import_named
 
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
 
@@ -61,8 +60,9 @@ COMMANDS: Mapping[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    if argv is None:
+        os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or SAFE_PATH  # an empty one is none
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.path.insert(0, str(Path.cwd()))  # so that one's own module:name can be imported
     # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
     # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -78,7 +78,7 @@ def _decoder(model: Path) -> Decode | None:
     """What turns ids into text, where the run has left its tokenizer."""
     transformers_logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=True)
     except Exception:  # none is there, or not one that can be read: ids do
         return None
 
