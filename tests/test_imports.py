@@ -13,6 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
 RANK = {
     "errors": 0,
     "files": 1,
+    "credentials": 1,
+    "terminal": 1,
     "seeds": 1,
     "spelling": 1,
     "types": 1,

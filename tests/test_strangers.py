@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from drpo.cli import folder as folders
 from drpo.errors import InputError
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
-from drpo.train.session import CONFIG
-from hand_run import write_run
+from drpo.train.log import TIMING
+from drpo.train.session import CONFIG, SUMMARY
+from hand_run import RECORDS, write_run
 from hostile import refused, said
 from worlds import tiny_run
 
@@ -153,12 +155,63 @@ def test_no_command_asks_whether_a_models_code_may_run(here: Path, strange: str)
         assert not (here / "ran").exists() and not (here / "asked").exists(), command
 
 
-def test_what_steers_a_terminal_is_not_printed(here: Path):
-    write_stranger(here / "run", name="\x1b[2J\x07evil", model="\x1b]0;x")
-    watched = said(["watch", "run", "--once"])
-    assert watched.status == 0 and "evil" in watched.out and "\x1b" not in watched.out
-    (here / "run" / CONFIG).write_text(json.dumps({"\x1b[2J": 1}))
-    assert "\x1b" not in refused(["report", "run"])
+STEERING = (
+    "\x1b[2J\x1b]8;;http://evil\x07\x9b31m\u202e\u2066\u200f\u2028\u2029\x85\r\b\ufeff\U000e0041\ud800[red]:bomb:[/red]"
+)
+
+
+def harmless(text: str) -> bool:
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+@pytest.fixture
+def steering(here: Path) -> Path:
+    """A run whose every record steers the terminal and holds markup; its name breaks the line as well."""
+    folder = here / "run"
+    records = [r | {n: f"{n}{STEERING}" for n in ("prompt", "text", "answer", "problem")} for r in RECORDS]
+    write_run(folder, records)
+    names = {"name": f"evil{STEERING}\nforged line", "model": f"model{STEERING}"}
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | names))
+    with (folder / TIMING).open("a") as file:
+        file.write(json.dumps({"step": 1, f"phase{STEERING}\nforged line": 1.0}) + "\n")
+    (folder / SUMMARY).write_text(json.dumps({"stopped_by_signal": f"9{STEERING}\nforged line"}))
+    return folder
+
+
+COMMANDS = (["watch", "run", "--once"], ["replay", "run"], ["report", "run"], ["export", "run", "exported"])
+COMMANDS += (["eval", "run"], ["train", "--resume", "run"], ["watch", STEERING], ["report", STEERING])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_nothing_that_a_record_says_steers_the_terminal(steering: Path, command: list[str]):
+    done = said(command)
+    assert done.status in (0, 2) and harmless(done.out) and harmless(done.err), done
+    assert "\nforged line" not in done.out + done.err
+    if command[0] == "watch" and done.status == 0:
+        assert "evil" in done.out and "[red]:bomb:[/red]" in done.out  # shown as it is, not as markup
+
+
+def test_a_line_that_names_a_field_of_a_stranger_cannot_steer(steering: Path):
+    (steering / CONFIG).write_text(json.dumps({STEERING: 1}))
+    assert harmless(refused(["report", "run"]))
+
+
+def test_what_a_library_logs_cannot_steer(here: Path, capsys: pytest.CaptureFixture[str]):
+    said(["--version"])
+    handler = logging.StreamHandler()
+    strange = logging.getLogger("strange")
+    strange.addHandler(handler)
+    try:
+        strange.error("cannot read %s", STEERING)
+    finally:
+        strange.removeHandler(handler)
+    assert harmless(capsys.readouterr().err)
+
+
+def test_every_command_prints_through_the_terminal():
+    for path in SOURCES:
+        made = [name for name, _ in calls(path) if name.split(".")[-1] == "Console"]
+        assert not made or path.name == "terminal.py", path
 
 
 MODULES = ("torch", "plotext", "rich", "numpy", "transformers", "multiprocessing", "selectors")

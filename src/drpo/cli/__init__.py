@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.logging import RichHandler
 
 from drpo import __version__
-from drpo.errors import EngineError, InputError, nearest, printable
+from drpo.credentials import keep_password
+from drpo.errors import EngineError, InputError, nearest, one_line
 from drpo.spelling import SAFE_PATH, import_named
+from drpo.terminal import PrintableRecord, Terminal
 
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     _show_log()
     try:
-        return _dispatch(arguments)
+        return _dispatch(keep_password(arguments))
     except InputError as error:
         return _fail(str(error), 2)
     except FloatingPointError as error:
@@ -100,16 +101,17 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"drpo: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"drpo: {one_line(message)}", file=sys.stderr)
     return status
 
 
 def _show_log() -> None:
     """Show what drpo says of its progress; libraries only where something fails."""
+    logging.setLogRecordFactory(PrintableRecord)
     log = logging.getLogger("drpo")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when the hub's library is imported
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpo.credentials import without_password
 from drpo.errors import InputError
 from drpo.files import opened_here, write_text
 from drpo.types import Batch, Completion, Failure, Group, Sampling, Stats, TopK
@@ -292,7 +293,7 @@ class Clock:
 def environment() -> dict[str, Any]:
     """Return the versions and the hardware that a run depends on."""
     return {
-        "command": sys.argv,
+        "command": [without_password(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
