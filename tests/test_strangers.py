@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import urllib3
 
 from drpo import cli, models
 from drpo.cli import folder as folders
+from drpo.credentials import AUTH, headers
 from drpo.errors import InputError
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
-from drpo.train.log import TIMING
+from drpo.train.log import TIMING, environment
 from drpo.train.session import CONFIG, SUMMARY
 from hand_run import RECORDS, write_run
 from hostile import refused, said
@@ -270,6 +272,68 @@ def test_the_commands_own_processes_do_not_look_there_either(monkeypatch: pytest
     assert cli.main() == 0
     assert os.environ["PYTHONSAFEPATH"] == SAFE_PATH
     monkeypatch.delenv("PYTHONSAFEPATH")
+
+
+ADDRESS = "http://10.255.255.1:8000"
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may be asked for anything over the network."""
+    monkeypatch.setattr(urllib3.PoolManager, "request", lambda *_, **__: pytest.fail("a server was asked"))
+
+
+@pytest.mark.usefixtures("unasked")
+def test_the_server_that_a_folder_names_is_not_asked(here: Path):
+    write_stranger(here / "run", engine=ADDRESS)
+    write_stranger(here / "all" / "cells" / "a", engine=ADDRESS)
+    for command in (["train", "--resume", "run"], ["compare", "--resume", "all"]):
+        line = refused(command)
+        assert CONFIG in line and f"add --engine {ADDRESS}" in line
+    for command in (["watch", "run", "--once"], ["report", "run"], ["replay", "run"], ["report", "all"]):
+        said(command)
+
+
+@pytest.mark.usefixtures("unasked")
+def test_an_engine_that_a_folder_does_not_have_is_not_put_in_its_place(here: Path):
+    write_stranger(here / "run")
+    assert "samples with transformers" in refused(["train", "--resume", "run", "--engine", ADDRESS])
+    write_stranger(here / "other", engine=ADDRESS)
+    assert "give its address" in refused(["train", "--resume", "other", "--engine", "transformers"])
+
+
+def test_a_server_that_the_command_names_is_asked_in_the_place_of_the_folders(here: Path):
+    write_stranger(here / "run", engine=ADDRESS)
+    run = folders.open_run(here / "run", own_code=False)
+    assert folders.at_server(run, here / "run", "http://127.0.0.1:9").engine == "http://127.0.0.1:9"
+    assert folders.resume_flag(run) == f" --engine {ADDRESS}"
+
+
+@pytest.mark.parametrize(("form", "user"), [("--engine={}", "me:p%40ss"), ("--engine {}", "me:p@ss")])
+def test_a_password_is_recorded_nowhere_and_sent(
+    here: Path, form: str, user: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """In vain: the server is closed. What the run has written and said by then does not hold it."""
+    monkeypatch.setenv(AUTH, "")
+    words = form.format(f"http://{user}@127.0.0.1:9").split()
+    monkeypatch.setattr(sys, "argv", ["drpo", "train", "smoke", *words])
+    line = refused([*sys.argv[1:], "--out", "run"])
+    assert "engine=http://127.0.0.1:9: the vLLM server cannot be reached" in line
+    assert "p@ss" not in line + caplog.text and "p%40ss" not in line + caplog.text
+    assert "ss@" not in " ".join(environment()["command"])
+    assert headers()["authorization"] == "Basic bWU6cEBzcw=="
+
+
+def test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once():
+    with pytest.raises(InputError, match=f"engine=http://host:80: .* set {AUTH}=user:password") as caught:
+        tiny_run(engine="http://me:secret@host:80")
+    assert "secret" not in str(caught.value)
+    assert from_json({"engine": "http://me:secret@a:80,https://me:secret@b"}).engine == "http://a:80,https://b"
+
+
+def test_servers_with_different_passwords_are_refused():
+    line = refused(["train", "smoke", "--engine", "http://a:b@one,http://a:c@two"])
+    assert "different passwords" in line and "a:b" not in line
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
