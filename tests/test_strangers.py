@@ -290,7 +290,7 @@ def test_the_server_that_a_folder_names_is_not_asked(here: Path):
     for command in (["train", "--resume", "run"], ["compare", "--resume", "all"]):
         line = refused(command)
         assert CONFIG in line and f"add --engine {ADDRESS}" in line
-    for command in (["watch", "run", "--once"], ["report", "run"], ["replay", "run"], ["report", "all"]):
+    for command in (["watch", "run", "--once"], ["replay", "run"]):
         said(command)
 
 
