@@ -336,6 +336,12 @@ def test_servers_with_different_passwords_are_refused():
     assert "different passwords" in line and "a:b" not in line
 
 
+def test_no_settings_that_lie_in_the_working_folder_draw_a_figure():
+    for path in SOURCES:
+        names = [name for name, _ in calls(path)]
+        assert names.count("matplotlib.use") == names.count("matplotlib.rcdefaults"), path
+
+
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
     found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     return [(ast.unparse(node.func), node) for node in found]

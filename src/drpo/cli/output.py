@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from drpo.errors import InputError
-from drpo.files import is_stream, opened_here
+from drpo.files import is_stream
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 """Endings of the pictures that a command can draw."""
@@ -52,7 +52,9 @@ def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None
             return
         _try_in(path.parent)
         if os.path.lexists(path) and not path.is_symlink():  # a link is replaced
-            os.close(opened_here(str(path), os.O_WRONLY))
+            if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its reader
+                raise OSError("what is there is no file")
+            path.open("ab").close()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from drpo.lab.analysis import Condition, best, conditions, label
 from drpo.lab.outcome import Comparison
 from drpo.report.palette import COLORS
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 STYLES = ("-", "--", "-.", ":")
 

@@ -16,6 +16,7 @@ from drpo.report.palette import COLORS
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, read_records
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 

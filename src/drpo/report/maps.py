@@ -13,6 +13,7 @@ from drpo.files import save_figure
 from drpo.lab.analysis import Condition, conditions
 from drpo.lab.outcome import Comparison
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 

@@ -14,6 +14,7 @@ from drpo.objectives import Objective, gradient_weight, shift, spell
 from drpo.report.palette import COLORS
 from drpo.report.theory import Sheet
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 Decode = Callable[[Sequence[int]], str]

@@ -18,6 +18,7 @@ from drpo.lab.theory import Theory, checks, examine
 from drpo.lab.variance import CASES, MUS
 from drpo.report.palette import COLORS
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 _STYLES = ("-", "--", ":")
 _SHOWN_DRIFTS = (0.001, 0.01, 0.05, 0.1, 0.3, 0.6)

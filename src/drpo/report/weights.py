@@ -13,6 +13,7 @@ from drpo.files import save_figure
 from drpo.objectives import TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence, spell
 from drpo.report.palette import COLORS
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 _Y_RANGE = (-2.0, 3.0)
 

@@ -92,8 +92,8 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._ranks.failing_together():
             if self._ranks.first:
-                self._stack.enter_context(locked(self.folder))
                 require_own(self.folder / CHECKPOINTS)
+                self._stack.enter_context(locked(self.folder))
         if self._ranks.first:
             write_json(self.folder / CONFIG, to_json(self.run))
             write_json(self.folder / ENVIRONMENT, environment())
