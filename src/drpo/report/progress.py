@@ -81,8 +81,7 @@ class ComparisonConsole:
         reward = f", reward {cell.rewards[-1]:.3f}" if cell.rewards else ""
         name, why = one_line(cell.name), f" ({one_line(cell.reason)})" if cell.reason else ""
         self._console.print(
-            Text(f"{n:4d} of {len(self._cells)}  {name}: {status}{reward}{accuracy}{why}"),
-            soft_wrap=True,
+            Text(f"{n:4d} of {len(self._cells)}  {name}: {status}{reward}{accuracy}{why}"), soft_wrap=True
         )
 
     def _draw(self) -> RenderableType:

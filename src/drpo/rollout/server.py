@@ -273,7 +273,7 @@ class Server:
             InputError: it is longer than an answer can be.
             UnreachableError: it is not there in time.
         """
-        body = b""
+        body = bytearray()
         while piece := response.read1(_PIECE):
             body += piece
             if len(body) > most or time.monotonic() > until:
@@ -282,7 +282,7 @@ class Server:
                     raise self.gone(f"gave an answer of more than {most:,} bytes, more than was asked for")
                 raise UnreachableError("no whole answer within the time limit")
         response.release_conn()
-        return body
+        return bytes(body)
 
     def gone(self, what: str) -> InputError:
         """The error that says what is wrong and how a server is started."""
