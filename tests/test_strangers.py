@@ -204,7 +204,7 @@ def test_what_a_library_logs_cannot_steer(here: Path, capsys: pytest.CaptureFixt
     strange = logging.getLogger("strange")
     strange.addHandler(handler)
     try:
-        strange.error("cannot read %s", STEERING)
+        strange.error("cannot read %s", STEERING.replace("\ud800", ""))  # which a stream may not take at all
     finally:
         strange.removeHandler(handler)
     assert harmless(capsys.readouterr().err)

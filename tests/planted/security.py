@@ -102,7 +102,6 @@ REPLACEMENTS = (
         lambda right: lambda text: text,
         (
             f"{STRANGERS}test_nothing_that_a_record_says_steers_the_terminal",
-            f"{STRANGERS}test_a_line_that_names_a_field_of_a_stranger_cannot_steer",
             f"{STRANGERS}test_what_a_library_logs_cannot_steer",
         ),
     ),

@@ -1,9 +1,9 @@
 """Where a command writes: tried before anything is computed, and what cannot be written refused in one line."""
 
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from tempfile import TemporaryFile
 
 from drpo.errors import InputError
@@ -51,9 +51,13 @@ def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None
         if is_stream(path):
             return
         _try_in(path.parent)
-        if os.path.lexists(path) and not path.is_symlink():  # a link is replaced
-            if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its reader
-                raise OSError("what is there is no file")
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+        if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):  # opening a pipe would wait for its reader
+            raise OSError("what is there is no file")
+        if not S_ISLNK(mode):  # a link is replaced
             path.open("ab").close()
 
 
