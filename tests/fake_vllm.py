@@ -137,6 +137,8 @@ class FakeServer:
         self.faults: deque[str] = deque()  # one for each of the next answers to a drawing
         self.asked: list[dict[str, Any]] = []
         self.loads = 0
+        self.headers: list[dict[str, str]] = []  # of every request
+        self.token: str | None = None  # that it asks for, if any
         self._lock = threading.Lock()
         self.start()
 
@@ -196,12 +198,24 @@ class FakeServer:
             return 503, b"busy"
         if fault == "garbage":
             return 200, b"<html>"
+        if fault == "elsewhere":
+            return 307, b"http://127.0.0.1:9/"
+        if fault == "endless":
+            return 200, b" " * 2**22
+        if fault == "deep":
+            return 200, b"[" * 100_000
         if fault == "slow":
             time.sleep(3)
         label = "another" if fault == "other weights" else self.sampler.label
         places = [self._place(row, how["logprobs"]) for row in drawn.rows]
         if fault == "broken":
             places[-1]["logprob"] = -9999.0
+        if fault == "huge number":
+            places[-1]["logprob"] = 10**400
+        if fault == "too many":
+            drawn.token_ids.extend([1] * how["max_tokens"])
+        if fault == "no token":
+            drawn.token_ids[0] = 10**30
         choice = {
             "index": 0,
             "token_ids": drawn.token_ids,
@@ -223,12 +237,16 @@ class FakeServer:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, said = fake.reply(self.path, body)
+                fake.headers.append({name.lower(): value for name, value in self.headers.items()})
+                known = fake.token in (None, fake.headers[-1].get("drpo-token"))
+                status, said = fake.reply(self.path, body) if known else (401, b'{"error": "set DRPO_SERVER_TOKEN"}')
                 if not status:
                     threading.Thread(target=fake.stop, daemon=True).start()
                     return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(said)))
+                if status == 307:
+                    self.send_header("Location", said.decode())
                 self.end_headers()
                 with suppress(BrokenPipeError):  # who asked has given up
                     self.wfile.write(said)

@@ -12,6 +12,9 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
 # A room may import rooms of lower rank, and its own. Rooms of equal rank do not know of each other.
 RANK = {
     "errors": 0,
+    "files": 1,
+    "credentials": 1,
+    "terminal": 1,
     "seeds": 1,
     "spelling": 1,
     "types": 1,

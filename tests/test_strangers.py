@@ -2,20 +2,27 @@
 
 import ast
 import json
+import logging
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import urllib3
 
-from drpo import models
+from drpo import cli, models
 from drpo.cli import folder as folders
+from drpo.credentials import AUTH, headers
 from drpo.errors import InputError
+from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
-from drpo.train.session import CONFIG
-from hand_run import write_run
+from drpo.train.log import TIMING, environment
+from drpo.train.session import CONFIG, SUMMARY
+from hand_run import RECORDS, write_run
 from hostile import refused, said
 from worlds import tiny_run
 
@@ -118,25 +125,221 @@ def test_a_pickle_in_a_model_is_not_run(here: Path):
     assert not (here / "ran").exists()
 
 
-def test_a_model_that_brings_its_own_code_is_refused(here: Path):
+@pytest.fixture
+def strange(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that brings code of its own, before a user who says yes to whatever transformers asks."""
     model, tokenizer = models.tiny()
     model.save_pretrained(here / "model")
     tokenizer.save_pretrained(here / "model")
-    config = json.loads((here / "model" / CONFIG).read_text())
-    own = {"model_type": "strange", "auto_map": {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M"}}
-    (here / "model" / CONFIG).write_text(json.dumps(config | own))
+    own = {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M", "AutoTokenizer": ["stranger.T", None]}
+    for name, changes in ((CONFIG, {"model_type": "strange"}), ("tokenizer_config.json", {"tokenizer_class": "T"})):
+        record = json.loads((here / "model" / name).read_text())
+        (here / "model" / name).write_text(json.dumps(record | changes | {"auto_map": own}))
     shutil.copy("stranger.py", here / "model" / "stranger.py")
-    with pytest.raises(InputError):
-        models.load(str(here / "model"))
+    monkeypatch.setattr("builtins.input", lambda *_: (here / "asked").touch() or "y")
+    return str(here / "model")
+
+
+@pytest.mark.parametrize("read", [models.load, models.load_tokenizer, models.n_parameters])
+def test_a_model_that_brings_its_own_code_is_refused_and_nobody_is_asked(here: Path, strange: str, read: Any):
+    with pytest.raises(InputError, match="code of its own, which is not run"):
+        read(strange)
+    assert not (here / "ran").exists() and not (here / "asked").exists()
+
+
+def test_no_command_asks_whether_a_models_code_may_run(here: Path, strange: str):
+    write_stranger(here / "run", model=strange)
+    shutil.copytree(strange, here / "run" / "model")
+    commands = (["replay", "run"], ["report", "run"], ["train", "--resume", "run"], ["export", "run", "exported"])
+    commands += (["eval", strange, "--task", "addition(1, 9)"], ["eval", "run"], ["export", strange, "exported"])
+    for command in commands:
+        said(command)
+        assert not (here / "ran").exists() and not (here / "asked").exists(), command
+
+
+STEERING = (
+    "\x1b[2J\x1b]8;;http://evil\x07\x9b31m\u202e\u2066\u200f\u2028\u2029\x85\r\b\ufeff\U000e0041\ud800[red]:bomb:[/red]"
+)
+
+
+def harmless(text: str) -> bool:
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+@pytest.fixture
+def steering(here: Path) -> Path:
+    """A run whose every record steers the terminal and holds markup; its name breaks the line as well."""
+    folder = here / "run"
+    records = [r | {n: f"{n}{STEERING}" for n in ("prompt", "text", "answer", "problem")} for r in RECORDS]
+    write_run(folder, records)
+    names = {"name": f"evil{STEERING}\nforged line", "model": f"model{STEERING}"}
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | names))
+    with (folder / TIMING).open("a") as file:
+        file.write(json.dumps({"step": 1, f"phase{STEERING}\nforged line": 1.0}) + "\n")
+    (folder / SUMMARY).write_text(json.dumps({"stopped_by_signal": f"9{STEERING}\nforged line"}))
+    return folder
+
+
+COMMANDS = (["watch", "run", "--once"], ["replay", "run"], ["report", "run"], ["export", "run", "exported"])
+COMMANDS += (["eval", "run"], ["train", "--resume", "run"], ["watch", STEERING], ["report", STEERING])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_nothing_that_a_record_says_steers_the_terminal(steering: Path, command: list[str]):
+    done = said(command)
+    assert done.status in (0, 2) and harmless(done.out) and harmless(done.err), done
+    assert "\nforged line" not in done.out + done.err
+    if command[0] == "watch" and done.status == 0:
+        assert "evil" in done.out and "[red]:bomb:[/red]" in done.out  # shown as it is, not as markup
+
+
+def test_a_line_that_names_a_field_of_a_stranger_cannot_steer(steering: Path):
+    (steering / CONFIG).write_text(json.dumps({STEERING: 1}))
+    assert harmless(refused(["report", "run"]))
+
+
+def test_what_a_library_logs_cannot_steer(here: Path, capsys: pytest.CaptureFixture[str]):
+    said(["--version"])
+    handler = logging.StreamHandler()
+    strange = logging.getLogger("strange")
+    strange.addHandler(handler)
+    try:
+        strange.error("cannot read %s", STEERING.replace("\ud800", ""))  # which a stream may not take at all
+    finally:
+        strange.removeHandler(handler)
+    assert harmless(capsys.readouterr().err)
+
+
+def test_every_command_prints_through_the_terminal():
+    for path in SOURCES:
+        made = [name for name, _ in calls(path) if name.split(".")[-1] == "Console"]
+        assert not made or path.name == "terminal.py", path
+
+
+MODULES = ("torch", "plotext", "rich", "numpy", "transformers", "multiprocessing", "selectors")
+
+
+def test_a_command_does_not_look_for_modules_in_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(here)])
+    before = list(sys.path)
+    write_stranger(here / "run", reward=CODE)
+    for command in (["watch", "run", "--once"], ["report", "run"], ["train", "--resume", "run"], ["recipes"]):
+        said(command)
+    assert sys.path == before and not (here / "ran").exists()
+
+
+def test_ones_own_code_is_found_in_the_working_folder_and_after_all_libraries(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(here)])
+    for name in MODULES:
+        shutil.copy("stranger.py", here / f"{name}.py")
+    assert callable(import_named("stranger", "thing", "reward"))
+    assert sys.path[-1] == str(here) and sys.path.count(str(here)) == 1
+    assert import_named("colorsys", "rgb_to_hsv", "reward") and sys.path.count(str(here)) == 1
+
+
+def run_here(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process whose working folder holds modules of the names that it imports."""
+    for name in MODULES:
+        shutil.copy("stranger.py", here / f"{name}.py")
+    path = {"PYTHONPATH": str(SOURCES[0].parents[1]), "PYTHONSAFEPATH": ""}
+    command = [sys.executable, "-m", "drpo", *arguments]
+    return subprocess.run(command, cwd=here, env={**os.environ, **path}, capture_output=True, text=True, check=False)
+
+
+def test_a_module_in_the_working_folder_does_not_stand_in_for_a_library(here: Path):
+    assert run_here(here, "--version").returncode == 0 and not (here / "ran").exists()
+
+
+@pytest.mark.slow
+def test_neither_does_it_in_the_commands_and_their_processes(here: Path):
+    write_stranger(here / "run")
+    assert run_here(here, "watch", "run", "--once").returncode == 0
+    reward = "def unaware(problem, text): return float('PYTHONSAFEPATH' not in os.environ)"
+    (here / "mine.py").write_text(f"import os\n{reward}\n")
+    options = ("--reward", "mine:unaware", "--steps", "1", "--out", "trained", "--plain", "--no-doctor")
+    trained = run_here(here, "train", "smoke", *options)
+    assert trained.returncode == 0, trained.stderr
     assert not (here / "ran").exists()
+    assert json.loads((here / "trained" / "metrics.jsonl").read_text())["reward_mean"] == 1.0
 
 
-def test_what_steers_a_terminal_is_not_printed(here: Path):
-    write_stranger(here / "run", name="\x1b[2J\x07evil", model="\x1b]0;x")
-    watched = said(["watch", "run", "--once"])
-    assert watched.status == 0 and "evil" in watched.out and "\x1b" not in watched.out
-    (here / "run" / CONFIG).write_text(json.dumps({"\x1b[2J": 1}))
-    assert "\x1b" not in refused(["report", "run"])
+def test_the_commands_own_processes_do_not_look_there_either(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3000")
+    monkeypatch.setattr(sys, "argv", ["drpo", "--version"])
+    assert cli.main() == 0
+    assert os.environ["PYTHONSAFEPATH"] == SAFE_PATH
+    monkeypatch.delenv("PYTHONSAFEPATH")
+
+
+ADDRESS = "http://10.255.255.1:8000"
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may be asked for anything over the network."""
+    monkeypatch.setattr(urllib3.PoolManager, "request", lambda *_, **__: pytest.fail("a server was asked"))
+
+
+@pytest.mark.usefixtures("unasked")
+def test_the_server_that_a_folder_names_is_not_asked(here: Path):
+    write_stranger(here / "run", engine=ADDRESS)
+    write_stranger(here / "all" / "cells" / "a", engine=ADDRESS)
+    for command in (["train", "--resume", "run"], ["compare", "--resume", "all"]):
+        line = refused(command)
+        assert CONFIG in line and f"add --engine {ADDRESS}" in line
+    for command in (["watch", "run", "--once"], ["replay", "run"]):
+        said(command)
+
+
+@pytest.mark.usefixtures("unasked")
+def test_an_engine_that_a_folder_does_not_have_is_not_put_in_its_place(here: Path):
+    write_stranger(here / "run")
+    assert "samples with transformers" in refused(["train", "--resume", "run", "--engine", ADDRESS])
+    write_stranger(here / "other", engine=ADDRESS)
+    assert "give its address" in refused(["train", "--resume", "other", "--engine", "transformers"])
+
+
+def test_a_server_that_the_command_names_is_asked_in_the_place_of_the_folders(here: Path):
+    write_stranger(here / "run", engine=ADDRESS)
+    run = folders.open_run(here / "run", own_code=False)
+    assert folders.at_server(run, here / "run", "http://127.0.0.1:9").engine == "http://127.0.0.1:9"
+    assert folders.resume_flag(run) == f" --engine {ADDRESS}"
+
+
+@pytest.mark.parametrize(("form", "user"), [("--engine={}", "me:p%40ss"), ("--engine {}", "me:p@ss")])
+def test_a_password_is_recorded_nowhere_and_sent(
+    here: Path, form: str, user: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """In vain: the server is closed. What the run has written and said by then does not hold it."""
+    monkeypatch.setenv(AUTH, "")
+    words = form.format(f"http://{user}@127.0.0.1:9").split()
+    monkeypatch.setattr(sys, "argv", ["drpo", "train", "smoke", *words])
+    line = refused([*sys.argv[1:], "--out", "run"])
+    assert "engine=http://127.0.0.1:9: the vLLM server cannot be reached" in line
+    assert "p@ss" not in line + caplog.text and "p%40ss" not in line + caplog.text
+    assert "ss@" not in " ".join(environment()["command"])
+    assert headers()["authorization"] == "Basic bWU6cEBzcw=="
+
+
+def test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once():
+    with pytest.raises(InputError, match=f"engine=http://host:80: .* set {AUTH}=user:password") as caught:
+        tiny_run(engine="http://me:secret@host:80")
+    assert "secret" not in str(caught.value)
+    assert from_json({"engine": "http://me:secret@a:80,https://me:secret@b"}).engine == "http://a:80,https://b"
+
+
+def test_servers_with_different_passwords_are_refused():
+    line = refused(["train", "smoke", "--engine", "http://a:b@one,http://a:c@two"])
+    assert "different passwords" in line and "a:b" not in line
+
+
+def test_no_settings_that_lie_in_the_working_folder_draw_a_figure():
+    for path in SOURCES:
+        names = [name for name, _ in calls(path)]
+        assert names.count("matplotlib.use") == names.count("matplotlib.rcdefaults"), path
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
@@ -153,6 +356,9 @@ MEANT = {("rewards/sandboxed.py", "exec"), ("rewards/sandboxed.py", "compile"), 
 """The one place that runs a model's code, inside its sandbox, and a look at whether a test is Python."""
 
 
+READING = ("AutoModelForCausalLM.from_config", "load_dataset")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCES[0].parent)))
 def test_nothing_is_unpickled_or_evaluated(path: Path):
     for name, call in calls(path):
@@ -162,6 +368,8 @@ def test_nothing_is_unpickled_or_evaluated(path: Path):
         assert name not in UNPICKLING or any(path.match(f"*/{p}") for p in OWN_PICKLES), f"{path}: {name}"
         assert given.get("shell", "False") == "False" and given.get("allow_pickle", "False") == "False"
         assert given.get("trust_remote_code", "False") == "False", f"{path}: {name}"
+        if name.endswith(("from_pretrained", *READING)) and not name.startswith("Peft"):
+            assert given.get("trust_remote_code") == "False", f"{path}: {name}"  # left out, transformers asks
         if name.split(".")[-2:] == ["torch", "load"]:
             assert given.get("weights_only") == "True", f"{path}: {name}"
 

@@ -433,7 +433,7 @@ def hub(monkeypatch):
     """What is asked of the hub; it answers with ten rows that have every field of every known set."""
     asked = []
 
-    def load(source, config, split):
+    def load(source, config, split, trust_remote_code):
         asked.append((source, config, split))
         return [
             {"question": f"{split} {i}", "problem": f"{split} {i}", "prompt": f"{split} {i}"}
@@ -464,7 +464,7 @@ def test_known_sets_ask_the_hub_for_their_parts(hub, name, asked, train):
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
-    def load(source, config, split):
+    def load(source, config, split, trust_remote_code):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(drpo.tasks.rows, "load_dataset", load)

@@ -308,6 +308,7 @@ class Serve:
     def __init__(self, folder: Path, port: int) -> None:
         self.address = f"http://127.0.0.1:{port}"
         self._folder, self._port = folder, port
+        os.environ["DRPO_SERVER_TOKEN"] = "of-the-tests"  # for both sides
 
     def start(self) -> None:
         command = [sys.executable, "-m", "drpo", "serve", str(self._folder), "--port", str(self._port)]

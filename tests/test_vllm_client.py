@@ -3,9 +3,11 @@
 A stand-in (fake_vllm.py) draws from a real model. That vLLM itself does as the stand-in does is shown in test_vllm.py.
 """
 
+import asyncio
 import functools
 import importlib.util
 import itertools
+import json
 import logging
 import os
 import sys
@@ -22,8 +24,10 @@ from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from drpo import cli
 from drpo.cli.serve import ServeOptions, command
+from drpo.credentials import AUTH, TOKEN
 from drpo.errors import EngineError, InputError
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
+from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
 from drpo.rollout.handover import Handover
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm import precision_options, warn_untested
@@ -36,6 +40,7 @@ from drpo.train.loop import train
 from drpo.train.watch import Silent
 from drpo.types import Completion, Problem, Sampling
 from fake_vllm import FakeServer, Sampler, fake_module
+from hostile import refused
 from tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
 from worlds import sampling as tiny_sampling
 from worlds import tiny_run
@@ -566,4 +571,139 @@ def test_serve_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_further_options_win():
     line = command("m", ServeOptions(), ["--max-logprobs", "5"])
-    assert line[-2:] == ["--max-logprobs", "5"]
+    assert line[-8:-6] == ["--max-logprobs", "5"]
+
+
+# Who may ask whom
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("endless", r"more than 1,0\d\d,\d\d\d bytes"),
+        ("too many", r"sent \d+ tokens of at most 5"),
+        ("no token", "as a token"),
+        ("huge number", "not vLLM's"),
+        ("elsewhere", "refused /inference/v1/generate with status 307"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_refused_in_a_line(fake: FakeServer, engine: ServerEngine, fault: str, said: str):
+    fake.faults.append(fault)
+    with pytest.raises(InputError, match=said) as caught:
+        engine.generate(FEW, SAMPLING, (0,))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_an_answer_nested_too_deeply_is_asked_for_again(fake: FakeServer, engine: ServerEngine):
+    fake.faults.append("deep")
+    assert len(engine.generate(FEW, SAMPLING, (0,))) == 6
+
+
+def test_a_server_is_sent_the_token_and_the_password_of_the_environment(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+):
+    fake.token = "secret"
+    with pytest.raises(InputError, match=r"401.*DRPO_SERVER_TOKEN"):
+        ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(AUTH, "me:pa ss")
+    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+    engine.close()
+    assert fake.headers[-1]["authorization"] == "Basic bWU6cGEgc3M="
+    monkeypatch.setenv(TOKEN, "two\nlines")
+    with pytest.raises(InputError, match=TOKEN):
+        ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+
+
+def asked(path: str, token: str | None, body: Any = None, kind: str = "http") -> tuple[int, list[str]]:
+    """What the gate answers (200 where it lets pass), and the bodies that came through."""
+    passed: list[str] = []
+    sent: list[Any] = []
+    pieces = iter([json.dumps(body).encode()] if body is not None else [])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        passed.append((await receive())["body"].decode() if kind == "http" else "")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": next(pieces, b""), "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [] if token is None else [(b"drpo-token", token.encode())]
+    asyncio.run(Gate(app)({"type": kind, "path": path, "headers": headers}, receive, send))
+    return (sent[0].get("status", 0) if sent else 200), passed
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "body", "status"),
+    [
+        ("/collective_rpc", "right", {"method": "drpo_dtype", "args": []}, 200),
+        ("/collective_rpc", "right", {"method": "drpo_load_file", "args": ["x"]}, 200),
+        ("/collective_rpc", "right", {"method": "save_sharded_state", "args": ["/root"]}, 403),
+        ("/collective_rpc", "right", {"method": ["drpo_dtype"]}, 403),
+        ("/collective_rpc", "right", ["drpo_dtype"], 403),
+        ("/collective_rpc", "right", {"method": "drpo_dtype", "args": ["x" * 2**17]}, 403),
+        ("/collective_rpc", None, {"method": "drpo_dtype"}, 401),
+        ("/collective_rpc", "wrong", {"method": "drpo_dtype"}, 401),
+        ("/collective_rpc/", "right", {"method": "save_sharded_state"}, 403),
+        ("/inference/v1/generate", "right", {}, 200),
+        ("/inference/v1/generate", None, {}, 401),
+        ("/update_weight_version", "righ", {}, 401),
+        ("/server_info", "right", {}, 403),
+        ("/v1/completions", None, {}, 401),
+        ("/health", None, {}, 200),
+    ],
+)
+def test_the_gate_lets_in_who_knows_the_token_to_what_drpo_calls(
+    path: str, token: str | None, body: Any, status: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(TOKEN, "right")
+    found, passed = asked(path, token, body)
+    assert found == status and passed == ([json.dumps(body)] if status == 200 else [])
+
+
+def test_the_gate_has_no_door_for_websockets_and_none_without_a_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TOKEN, "right")
+    assert asked("/v1/realtime", None, kind="websocket")[1] == asked("/v1/realtime", "right", kind="websocket")[1] == []
+    for nothing in ("", None):
+        monkeypatch.delenv(TOKEN, raising=False) if nothing is None else monkeypatch.setenv(TOKEN, nothing)
+        with pytest.raises(KeyError, match=TOKEN):
+            asked("/health", None)
+
+
+def test_everything_that_the_client_calls_is_let_through(fake: FakeServer, monkeypatch: pytest.MonkeyPatch):
+    called: list[tuple[str, Any]] = []
+    reply = fake.reply
+    monkeypatch.setattr(fake, "reply", lambda path, body: called.append((path, body)) or reply(path, body))
+    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+    engine.generate(FEW, SAMPLING, (0,))
+    engine.close()
+    assert {path.partition("?")[0] for path, _ in called} == CALLS
+    assert {body["method"] for path, body in called if path == RPC} == METHODS
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_a_server_listens_on_this_machine_alone(host: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it would have begun"))
+    line = refused(["serve", "smollm2-135m", "--host", host])
+    assert f"--host {host}" in line and "ssh -N -L 8000" in line
+
+
+def test_a_server_has_a_token_that_no_list_of_processes_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    lines: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execv", lambda path, line: lines.append(line))
+    for name in (TOKEN, "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.setenv(name, "")
+    cli.main(["serve", "org/model", "--", "--host", "0.0.0.0", "--middleware", "mine.Own"])
+    token = os.environ[TOKEN]
+    assert len(token) >= 32 and capsys.readouterr().out.count(token) == 1
+    line = lines[0]
+    assert token not in " ".join(line)
+    assert line[-6:] == ["--host", "127.0.0.1", "--port", "8000", "--middleware", "drpo.rollout.gate.Gate"]
+    cli.main(["serve", "org/model"])
+    assert os.environ[TOKEN] == token and token not in capsys.readouterr().out  # one that is given is not printed

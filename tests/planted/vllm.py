@@ -107,8 +107,8 @@ BUGS = (
         9,
         "the server's number for a broken log-probability is taken for one",
         "rollout/server.py",
-        'place["logprob"] if place["logprob"] > FLOOR else math.nan',
-        'place["logprob"]',
+        'float(place["logprob"]) if place["logprob"] > FLOOR else math.nan',
+        'float(place["logprob"])',
         (f"{UNUSABLE}[broken]",),
     ),
     Bug(

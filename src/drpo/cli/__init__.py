@@ -5,14 +5,14 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from rich.console import Console
 from rich.logging import RichHandler
 
 from drpo import __version__
-from drpo.errors import EngineError, InputError, nearest, printable
-from drpo.spelling import import_named
+from drpo.credentials import keep_password
+from drpo.errors import EngineError, InputError, nearest, one_line
+from drpo.spelling import SAFE_PATH, import_named
+from drpo.terminal import PrintableRecord, Terminal
 
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
 
@@ -61,14 +61,15 @@ COMMANDS: Mapping[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    if argv is None:
+        os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or SAFE_PATH  # an empty one is none
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.path.insert(0, str(Path.cwd()))  # so that one's own module:name can be imported
     # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
     # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     _show_log()
     try:
-        return _dispatch(arguments)
+        return _dispatch(keep_password(arguments))
     except InputError as error:
         return _fail(str(error), 2)
     except FloatingPointError as error:
@@ -100,16 +101,17 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"drpo: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"drpo: {one_line(message)}", file=sys.stderr)
     return status
 
 
 def _show_log() -> None:
     """Show what drpo says of its progress; libraries only where something fails."""
+    logging.setLogRecordFactory(PrintableRecord)
     log = logging.getLogger("drpo")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when the hub's library is imported
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

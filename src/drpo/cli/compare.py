@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from drpo.cli.folder import open_run, reading, resume_flag
+from drpo.cli.folder import at_server, open_run, reading, resume_flag
 from drpo.cli.options import leading, overridden, parse
 from drpo.cli.output import writing_folder
 from drpo.cli.report import attempt
-from drpo.errors import InputError
+from drpo.errors import InputError, one_line
 from drpo.lab.compare import begun, models_of
 from drpo.lab.compare import compare as train_cells
 from drpo.lab.crew import fitting
@@ -20,6 +18,7 @@ from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.progress import ComparisonConsole
+from drpo.terminal import Terminal
 from drpo.train.config import Run
 from drpo.train.session import CONFIG, load_run
 
@@ -72,11 +71,13 @@ class ResumeOptions:
         jobs: cells trained at once; default: as many as memory and cores allow.
         plain: plain lines in place of the live table.
         own_code: import the code that the cells' configurations name as module:name; only for folders that you trust.
+        engine: address of the server that the cells sample with, where they do, as their configurations have it.
     """
 
     jobs: int | None = None
     plain: bool = False
     own_code: bool = False
+    engine: str | None = None
 
 
 def compare(arguments: list[str]) -> int:
@@ -89,7 +90,9 @@ def compare(arguments: list[str]) -> int:
         cells = begun(folder)
         with reading(folder):
             for cell in cells:
-                open_run(cell, resumed.own_code)
+                run = open_run(cell, resumed.own_code)
+                if at_server(run, cell, resumed.engine) != run:
+                    raise InputError(f"--engine {resumed.engine}: {cell} samples with {run.engine}")
                 read_cell(cell)
         with writing_folder("--resume", folder):
             return _compare(folder, cells, resumed.jobs, resumed.plain)
@@ -125,7 +128,7 @@ def require_jobs(jobs: int | None) -> None:
 
 def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
     """Train cells and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
-    console = Console()
+    console = Terminal()
     models = models_of(cells)
     crew = min((fitting(model, jobs, len(cells)) for model in models), key=lambda c: c.jobs)
     todo = [cell for cell in map(read_cell, cells) if not cell.over]
@@ -133,7 +136,6 @@ def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) ->
         f"{len(todo)} of {len(cells)} trainings to do, of {', '.join(sorted(models))}, {sum(c.steps for c in todo):,} "
         f"steps in all, in {folder}; {crew.jobs} at once with {crew.threads} thread(s) each",
         soft_wrap=True,
-        highlight=False,
     )
     with ComparisonConsole(console, console.is_terminal and not plain, cells) as shown:
         comparison, signal = train_cells(folder, cells, crew, shown.tick, shown.note)
@@ -144,7 +146,7 @@ def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) ->
 
 def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
     status = run_cells(folder, cells, jobs, plain)
-    console = Console()
+    console = Terminal()
     comparison = read_comparison(folder)
     if any(c.over for c in comparison.cells):
         print_comparison(console, comparison)
@@ -152,12 +154,12 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
         draw_finals(comparison, folder / "finals.png")
         path = attempt(folder, lambda: write_comparison_report(folder, comparison))
         if path is not None:
-            console.print(f"report       {path}", soft_wrap=True, highlight=False)
-        console.print(f"everything   {folder}", soft_wrap=True, highlight=False)
+            console.print(f"report       {path}", soft_wrap=True)
+        console.print(f"everything   {folder}", soft_wrap=True)
     for cell in comparison.cells:
         if cell.status == FAILED:
-            console.print(f"failed: {cell.name}: {cell.reason}", style="red", soft_wrap=True, highlight=False)
+            console.print(one_line(f"failed: {cell.name}: {cell.reason}"), style="red", soft_wrap=True)
     if any(not c.over for c in comparison.cells):
         again = next(filter(None, (resume_flag(load_run(cell, own_code=False)) for cell in cells)), "")
-        console.print(f"go on with: drpo compare --resume {folder}{again}", soft_wrap=True, highlight=False)
+        console.print(f"go on with: drpo compare --resume {folder}{again}", soft_wrap=True)
     return status

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from drpo.cli.options import overridden
 from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine
 from drpo.recipes import find
+from drpo.terminal import Terminal
 from drpo.train.setup import assemble
 
 STYLES: Mapping[Verdict, str] = {"ok": "green", "note": "yellow", "broken": "bold red"}
@@ -39,9 +40,9 @@ def doctor(arguments: list[str]) -> int:
     recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
     run, options = overridden(find(recipe), rest, f"drpo doctor {recipe}", DoctorOptions)
     transformers_logging.disable_progress_bar()
-    console = Console(stderr=options.json)
+    console = Terminal(stderr=options.json)
     findings: list[Finding] = []
-    with console.status(f"looking at {recipe}: {run.model}, {run.engine}") as waiting:
+    with console.status(Text(f"looking at {recipe}: {run.model}, {run.engine}")) as waiting:
         parts = assemble(run)
         try:
             for finding in examine(run, parts, QUICK if options.quick else THOROUGH):
@@ -56,7 +57,7 @@ def doctor(arguments: list[str]) -> int:
         print(json.dumps({"sound": not broken, "findings": [asdict(f) for f in findings]}, indent=2))
     else:
         said = f"broken: {', '.join(broken)}" if broken else f"{recipe} is sound on this machine"
-        console.print(said, style=STYLES["broken" if broken else "ok"], highlight=False)
+        console.print(said, style=STYLES["broken" if broken else "ok"])
     return 1 if broken else 0
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
@@ -22,6 +21,7 @@ from drpo.rollout import TransformersEngine
 from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
+from drpo.terminal import Terminal
 from drpo.train.config import SPELLED, Run
 from drpo.train.evaluate import evaluate
 from drpo.train.log import METRICS
@@ -86,7 +86,7 @@ def eval(arguments: list[str]) -> int:
     device = default_device()
     precision = resolve_precision(options.precision, device)
     engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
-    waiting = Console(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
+    waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.marking) as pool, waiting:
         result = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
     if options.json:
@@ -116,6 +116,6 @@ def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")
     if result["failed"]:
         table.add_row("not marked", f"{result['failed']} completions: the reward failed or abstained")
-    console = Console()
-    console.print(f"[bold]{name}[/bold]")
+    console = Terminal()
+    console.print(name, style="bold")
     console.print(table)

@@ -10,6 +10,7 @@ from rich.table import Table
 from drpo.cli.options import parse
 from drpo.cli.output import writing_folder
 from drpo.report.theory import Sheet, exact_report
+from drpo.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class ExactOptions:
 def exact(arguments: list[str]) -> int:
     """`drpo exact [--out FOLDER]`; 1 where a check fails."""
     options = parse(ExactOptions, arguments, "drpo exact")
-    console = Console()
-    with writing_folder("--out", options.out), Console(stderr=True).status("computing"):
+    console = Terminal()
+    with writing_folder("--out", options.out), Terminal(stderr=True).status("computing"):
         found = exact_report(options.out)
     for sheet in found:
         print_sheet(console, sheet)
-    console.print(f"figures, exact.json and exact.md: {options.out}", highlight=False)
+    console.print(f"figures, exact.json and exact.md: {options.out}")
     return 0 if all(row[-1] == "yes" for row in found[0].rows) else 1
 
 
@@ -48,5 +49,5 @@ def print_sheet(console: Console, sheet: Sheet, right: Sequence[int] = ()) -> No
         table.add_column(name, justify="right" if i in right else "left")
     for row in sheet.rows:
         table.add_row(*row)
-    console.print(table, highlight=False)
+    console.print(table)
     console.print()

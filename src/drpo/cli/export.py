@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -15,6 +14,7 @@ from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import FP32
+from drpo.terminal import Terminal
 from drpo.train import checkpoint
 from drpo.train.config import Run
 from drpo.train.log import METRICS
@@ -58,7 +58,7 @@ def export(arguments: list[str]) -> int:
         model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
         model.to(DTYPES[options.dtype]).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    Console().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
+    Terminal().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
     return 0
 
 

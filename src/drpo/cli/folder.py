@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from drpo.errors import InputError
@@ -32,6 +33,31 @@ def open_run(folder: Path, own_code: bool, needed: Collection[str] = CODE) -> Ru
                 "where you trust it, add --own-code"
             )
     return run
+
+
+def at_server(run: Run, folder: Path, engine: str | None) -> Run:
+    """Return the run of a folder with the server that the command names; one that only the folder names is not asked.
+
+    Args:
+        run: of the folder.
+        folder: that may be someone else's.
+        engine: the address that the command gives, `--engine`, or None.
+
+    Raises:
+        InputError: the folder names a server and the command does not, or the other way round.
+    """
+    if not run.engine.startswith("http"):
+        if engine is not None:
+            raise InputError(f"--engine {engine}: this run samples with {run.engine}; leave the option out")
+        return run
+    if engine is None:
+        raise InputError(
+            f"{folder / CONFIG}: engine={run.engine!r} is an address that this folder names; where you trust it, "
+            f"add --engine {run.engine}"
+        )
+    if not engine.startswith("http"):
+        raise InputError(f"--engine {engine}: this run samples with a server; give its address, http://host:port")
+    return replace(run, engine=engine)
 
 
 @contextmanager
@@ -65,4 +91,5 @@ def foreign_code(run: Run) -> dict[str, str]:
 
 def resume_flag(run: Run) -> str:
     """Return what a command that goes on with this run needs behind the folder."""
-    return " --own-code" if foreign_code(run) else ""
+    engine = f" --engine {run.engine}" if run.engine.startswith("http") else ""
+    return f"{' --own-code' if foreign_code(run) else ''}{engine}"

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from drpo.cli.compare import require_jobs, run_cells
 from drpo.cli.options import parse
 from drpo.cli.output import writing_folder
@@ -16,6 +14,7 @@ from drpo.lab.tail import Tail
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.report.maps import draw_maps
+from drpo.terminal import Terminal
 from drpo.train.config import SPELLED
 
 STABILITY = "stability"
@@ -64,7 +63,7 @@ def lab(arguments: list[str]) -> int:
     cells = stability_runs(
         options.objectives, options.seeds, options.updates, options.learning_rate, options.rollout_precision
     )
-    console = Console()
+    console = Terminal()
     with writing_folder("--out", options.out):
         status = run_cells(folder, prepare(folder, cells), options.jobs, options.plain)
     release(folder)
@@ -75,8 +74,8 @@ def lab(arguments: list[str]) -> int:
     for kind in KINDS:
         path = options.out / f"stability_{kind}.png"
         draw_maps(comparison, SPELLED["task"][1](Tail(kind)), TITLES[kind], path)
-        console.print(f"map          {path}", soft_wrap=True, highlight=False)
+        console.print(f"map          {path}", soft_wrap=True)
     page = attempt(folder, lambda: write_comparison_report(folder, comparison))
     if page is not None:
-        console.print(f"report       {page}", soft_wrap=True, highlight=False)
+        console.print(f"report       {page}", soft_wrap=True)
     return status

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from tempfile import TemporaryFile
 
 from drpo.errors import InputError
+from drpo.files import is_stream
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 """Endings of the pictures that a command can draw."""
@@ -47,12 +48,16 @@ def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: no kind of picture that can be drawn; end it in {', '.join(endings)}")
     with refusing(f"{option} {path}", "name a file in a folder that is there"):
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            _try_in(path.parent)
+        if is_stream(path):
             return
-        if S_ISREG(mode) or S_ISDIR(mode):  # opening a pipe would wait for its reader
+        _try_in(path.parent)
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+        if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):  # opening a pipe would wait for its reader
+            raise OSError("what is there is no file")
+        if not S_ISLNK(mode):  # a link is replaced
             path.open("ab").close()
 
 

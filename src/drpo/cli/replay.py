@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -15,10 +14,12 @@ from drpo.cli.exact import print_sheet
 from drpo.cli.options import parse
 from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
+from drpo.files import write_text
 from drpo.lab.replay import recorded
 from drpo.lab.replay import replay as replayed
 from drpo.report.replay import Decode, draw_replay, replay_sheets
 from drpo.report.theory import plain
+from drpo.terminal import Terminal
 from drpo.train.session import MODEL
 
 
@@ -59,17 +60,17 @@ def replay(arguments: list[str]) -> int:
         require_file("--json", options.json)
     batch = recorded(options.run, options.step)
     found = replayed(batch, asked)
-    console = Console()
+    console = Terminal()
     trained = f", trained with {found.trained_with}" if found.trained_with else ""
     updates = "1 update" if found.updates == 1 else f"{found.updates} updates"
-    console.print(f"{found.run}, step {found.step}: {found.tokens:,} tokens of {updates}{trained}\n", highlight=False)
+    console.print(f"{found.run}, step {found.step}: {found.tokens:,} tokens of {updates}{trained}\n")
     for sheet in replay_sheets(found, batch, _decoder(options.run / MODEL)):
         print_sheet(console, sheet, right=range(1, len(sheet.head)))
     draw_replay(found, batch, asked, options.out)
-    console.print(f"drawn to {options.out}", highlight=False)
+    console.print(f"drawn to {options.out}")
     if options.json is not None:
-        options.json.write_text(json.dumps(plain(asdict(found)), indent=1) + "\n", encoding="utf-8")
-        console.print(f"written to {options.json}", highlight=False)
+        write_text(options.json, json.dumps(plain(asdict(found)), indent=1) + "\n")
+        console.print(f"written to {options.json}")
     return 0
 
 
@@ -77,7 +78,7 @@ def _decoder(model: Path) -> Decode | None:
     """What turns ids into text, where the run has left its tokenizer."""
     transformers_logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=True)
     except Exception:  # none is there, or not one that can be read: ids do
         return None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from drpo.cli.folder import open_run, reading
 from drpo.cli.options import leading, parse
 from drpo.cli.output import require_file
-from drpo.errors import InputError
+from drpo.errors import InputError, printable
 from drpo.lab.outcome import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
@@ -53,7 +53,7 @@ def report(arguments: list[str]) -> int:
             path = _write(folder, options)
     except OSError as error:
         raise InputError(f"--out {options.out or folder}: cannot be written ({error})") from None
-    print(f"report       {path}")
+    print(printable(f"report       {path}"))
     if options.open:
         webbrowser.open(path.resolve().as_uri())
     return 0

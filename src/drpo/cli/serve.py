@@ -1,7 +1,9 @@
 """`drpo serve`: a vLLM server that `drpo train --engine http://...` can sample from and send weights to."""
 
 import importlib.util
+import ipaddress
 import os
+import secrets
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +12,14 @@ import torch
 
 from drpo import models
 from drpo.cli.options import leading, parse
+from drpo.credentials import TOKEN, headers
 from drpo.errors import InputError
+from drpo.rollout.gate import Gate
 from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
+
+GATE = f"{Gate.__module__}.{Gate.__qualname__}"
+"""What vLLM is told to put before its own handlers."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,13 @@ class ServeOptions:
 
       drpo serve smollm2-135m --port 8001 -- --max-num-seqs 64
 
+    It answers drpo's own calls, of whoever sends the token that it prints or that DRPO_SERVER_TOKEN holds.
+
     What stands behind -- are options of `vllm serve`, passed on as they are; they win over what drpo sets.
 
     Args:
-        host: the address to listen on. Whoever reaches it can replace the model: keep it off open networks.
+        host: the address to listen on, of this machine alone. From another machine come through a tunnel:
+            ssh -N -L 8000:127.0.0.1:8000 HOST.
         port: the port to listen on.
         precision: of the weights and the compute: auto (bf16 where the processor has it), bf16, fp16, fp32, fp8.
     """
@@ -42,16 +52,40 @@ def serve(arguments: list[str]) -> int:
     models.require_there(model)
     if importlib.util.find_spec("vllm") is None:
         raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens the calls that replace weights
+    _require_loopback(options)
+    line = command(model, options, further)
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens the calls that replace weights, behind the gate
+    _give_token(options)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Trainer and server take turns on the same cores; bound ones would leave out those kept free for the other.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    line = command(model, options, further)
     os.execv(line[0], line)
 
 
+def _require_loopback(options: ServeOptions) -> None:
+    """Refuse an address that others reach: tokens and weights would cross the network in the clear."""
+    try:
+        loopback = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InputError(
+            f"serve: --host {options.host}: the server can be told to replace its model, so it listens on this machine "
+            f"alone; from another, come through `ssh -N -L {options.port}:127.0.0.1:{options.port} HOST`"
+        )
+
+
+def _give_token(options: ServeOptions) -> None:
+    """Leave a token in the environment, which other users cannot read; say it where it is new."""
+    if os.environ.get(TOKEN):
+        headers()  # raises where no request could carry it
+        return
+    os.environ[TOKEN] = token = secrets.token_urlsafe(24)
+    print(f"token: {TOKEN}={token} drpo train ... --engine http://{options.host}:{options.port}", flush=True)
+
+
 def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
-    """Return the command line of the server; what is further given comes last, and so wins.
+    """Return the command line of the server; what is further given wins, but for where it listens and to whom.
 
     Args:
         model: smollm2-135m, a folder or a hub id.
@@ -69,7 +103,6 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
         # Not `vllm serve`: in vllm-cpu that asks for the version of a distribution named vllm, and ends without one.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(models.smollm2()) if model == models.SMOLLM2 else model),
-        *("--host", options.host, "--port", str(options.port)),
         *(word for name, value in machine.items() for word in _option(name, value)),
         *("--generation-config", "vllm"),  # the model's own must not change the law
         *("--logprobs-mode", "processed_logprobs"),  # of the law that is drawn from
@@ -80,6 +113,7 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
         *("--worker-extension-cls", EXTENSION),
         *("--uvicorn-log-level", "warning"),
         *further,
+        *("--host", options.host, "--port", str(options.port), "--middleware", GATE),
     ]
 
 

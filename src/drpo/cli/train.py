@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from drpo import doctor
 from drpo.cli.again import begin_again
 from drpo.cli.doctor import print_finding
-from drpo.cli.folder import open_run, reading, resume_flag
+from drpo.cli.folder import at_server, open_run, reading, resume_flag
 from drpo.cli.options import asks_for_help, leading, overridden, parse
 from drpo.cli.output import refusing, writing_folder
 from drpo.cli.report import attempt
@@ -27,6 +27,7 @@ from drpo.report.console import LiveConsole, PlainConsole, mean_score
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
+from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.config import Run, to_json
 from drpo.train.log import read_json
@@ -89,9 +90,11 @@ class ResumeOptions(TrainOptions):
         stall: seconds that a phase may take, as `drpo train --help` says.
         restarts: how often the run may begin again, as `drpo train --help` says.
         own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
+        engine: address of the server that the run samples with, where it does; it may have moved.
     """
 
     own_code: bool = False
+    engine: str | None = None
 
 
 def train(arguments: list[str]) -> int:
@@ -108,7 +111,7 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
         resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
         if (folder / SUMMARY).exists() and not (folder / CHECKPOINTS).exists():
             raise InputError(f"{folder}: ended without a checkpoint, as a comparison's cells do; nothing to go on from")
-        stored = open_run(folder, resumed.own_code)
+        stored = at_server(open_run(folder, resumed.own_code), folder, resumed.engine)
         with reading(folder):
             summarise(folder, stored, None)  # what is summed up at the end has to be readable before hours are spent
         with _made("--resume", folder, ranks):
@@ -156,7 +159,7 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
 
 
 def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, again: Callable[[str], None]) -> int:
-    ranks, console = parts.ranks, Console()
+    ranks, console = parts.ranks, Terminal()
     live = console.is_terminal and not options.plain
     # Weights that are divided cannot be asked about by one process alone.
     examined = options.doctor and ranks.first and not parts.policy.equal_passes
@@ -183,7 +186,7 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
         findings = list(doctor.examine(run, parts, doctor.QUICK))
     shown = [f for f in findings if f.verdict != "ok"]
     sound = sum(f.verdict == "ok" for f in findings)
-    console.print(f"doctor: {sound} of {len(findings)} checks sound", highlight=False)
+    console.print(f"doctor: {sound} of {len(findings)} checks sound")
     for finding in shown:
         print_finding(console, finding)
     # A reward may be meant as it is: only its author can know.
@@ -192,7 +195,6 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
         console.print(
             f"not trained, because of {', '.join(broken)}; `drpo doctor` says more, --no-doctor trains anyway",
             soft_wrap=True,
-            highlight=False,
         )
     return not broken
 
@@ -216,13 +218,11 @@ def _conclude(
     console.print(table)
     for name, path in pictures.items():
         if path is not None:
-            console.print(f"{name:<12} {path}", soft_wrap=True, highlight=False)
+            console.print(f"{name:<12} {path}", soft_wrap=True)
     if summary["finished"]:
-        console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True, highlight=False)
+        console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True)
     else:
-        console.print(
-            f"stopped early; go on with: drpo train --resume {folder}{again}", soft_wrap=True, highlight=False
-        )
+        console.print(f"stopped early; go on with: drpo train --resume {folder}{again}", soft_wrap=True)
 
 
 def _resume_flags(run: Run, options: TrainOptions) -> list[str]:

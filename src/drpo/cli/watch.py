@@ -14,6 +14,7 @@ from drpo.cli.options import leading, parse
 from drpo.errors import InputError
 from drpo.report.follow import CELLS, Follower, find_cells
 from drpo.report.watch import draw_view, draw_views
+from drpo.terminal import Terminal
 from drpo.train.session import CONFIG
 
 
@@ -43,10 +44,10 @@ def watch(arguments: list[str]) -> int:
     folder = Path(name)
     _require_run(folder)
     look = _Look(folder)
-    console = Console()
+    console = Terminal()
     if options.once or not console.is_terminal:
         # What is written to a file or a pipe has a width of its own.
-        console = console if console.is_terminal else Console(width=110)
+        console = console if console.is_terminal else Terminal(width=110)
         with reading(folder):
             console.print(look(console)[0])
         return 0

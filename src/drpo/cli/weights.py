@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from drpo import objectives
 from drpo.cli.options import parse
 from drpo.cli.output import PICTURES, require_file
-from drpo.errors import InputError
+from drpo.errors import InputError, printable
 from drpo.report.weights import draw_png, draw_text
+from drpo.terminal import Terminal
 
 SHOWN = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
 
@@ -41,8 +41,8 @@ def weights(arguments: list[str]) -> int:
             raise InputError(f"--mu {mu}: a probability in (0, 1]")
     require_file("--out", options.out, PICTURES)
     draw_png(drawn, options.mu, options.out)
-    width = min(100, Console().width)
+    width = min(100, Terminal().width)
     for mu in options.mu:
         print(draw_text(drawn, mu, 1.0, width))
-    print(f"drawn to {options.out} (there also for A < 0)")
+    print(printable(f"drawn to {options.out} (there also for A < 0)"))
     return 0

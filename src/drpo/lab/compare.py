@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from drpo.errors import InputError
+from drpo.files import require_own
 from drpo.lab.crew import LOG, Crew, Work
 from drpo.lab.outcome import CELLS, RESULTS, Comparison, cells_of, read_cell, read_comparison, save_results
 from drpo.train.log import ROLLOUTS
@@ -48,6 +49,8 @@ def compare(
         The comparison as it then stands, and the signal that ended it early, or None.
     """
     todo = [cell for cell in cells if not read_cell(cell).over]
+    for path in (folder / CELLS, *todo):
+        require_own(path)
     with StopRequest(note) as stop:
         work = Work(todo, crew, folder / LOG)
         try:

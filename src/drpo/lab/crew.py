@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from drpo import models
+from drpo.files import opened_here
 from drpo.lab.outcome import FAILED, STOPPED, write_outcome
 
 LOG = "log.txt"
@@ -127,7 +128,7 @@ class Work:
         self._queue: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for folder in folders:
             self._queue.put(folder)
-        self._log = log.open("a", encoding="utf-8")
+        self._log = open(log, "a", encoding="utf-8", opener=opened_here)  # noqa: SIM115 (until it is closed)
         self._lanes = [Lane(crew.threads, self._log) for _ in range(crew.jobs)]
         self._threads = [threading.Thread(target=self._serve, args=(lane,), daemon=True) for lane in self._lanes]
         self._stopping = False

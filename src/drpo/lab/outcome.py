@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drpo.errors import InputError
+from drpo.files import require_own, write_text
 from drpo.lab.grid import REGIME, differing
 from drpo.train.config import Run, to_json
 from drpo.train.log import EVALUATIONS, METRICS, read_json, read_records, write_json
@@ -149,7 +150,9 @@ def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
         InputError: a cell's folder holds another run.
     """
     cells = [folder / CELLS / run.name for run in runs]
+    require_own(folder / CELLS)
     for cell, run in zip(cells, runs, strict=True):
+        require_own(cell)
         if not (cell / CONFIG).exists():
             cell.mkdir(parents=True, exist_ok=True)
             write_json(cell / CONFIG, to_json(run))
@@ -234,7 +237,7 @@ def save_results(comparison: Comparison, path: Path) -> None:
     record = {"name": comparison.name, "hardware": comparison.hardware, "config": shared}
     lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cells)
     text = json.dumps(record, indent=1, ensure_ascii=False)[:-2] + f',\n "cells": [\n{lines}\n]}}\n'
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def load_results(path: Path) -> Comparison:

@@ -134,8 +134,9 @@ def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder = cache_folder() / f"tail-{_VOCABULARY}-{PLACES}-3"
     if not (folder / "config.json").exists():
         _teach(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+    return model.eval(), tokenizer
 
 
 def _teach(folder: Path, steps: int = 500, rows: int = 32) -> None:

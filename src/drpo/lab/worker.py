@@ -17,6 +17,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from drpo.errors import BrokenLogpError, InputError
+from drpo.files import opened_here
 from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, OUTCOME, STOPPED, write_outcome
 from drpo.train.log import METRICS, read_records
 from drpo.train.loop import train
@@ -64,7 +65,7 @@ def _end_of(folder: Path) -> tuple[str, str | None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Wait for a process that is still at this cell, left behind by a comparison that was killed."""
-    with (folder / "lock").open("w") as held:
+    with open(folder / "lock", "a", opener=opened_here) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from drpo.files import save_figure
 from drpo.lab.analysis import Condition, best, conditions, label
 from drpo.lab.outcome import Comparison
 from drpo.report.palette import COLORS
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 STYLES = ("-", "--", "-.", ":")
 
@@ -37,7 +39,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
         axes.legend(fontsize=8)
     panels[0].set_ylabel("training reward")
     figure.suptitle(f"{comparison.name}: mean over seeds (thick), every seed (thin)")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _curve(axes: Axes, curves: Sequence[Sequence[float]], name: str, index: int) -> None:
@@ -67,7 +69,7 @@ def draw_finals(comparison: Comparison, path: Path) -> None:
         axes.set(title=label(regime, comparison.regime_fields), xlim=(-0.02, 1.02))
         axes.grid(axis="x", alpha=0.25)
     figure.suptitle("where each ends: seeds (dots), mean, Student's 95 % interval")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _named(c: Condition, chosen: Sequence[Condition]) -> str:

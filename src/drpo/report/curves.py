@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from drpo.files import save_figure
 from drpo.objectives import caution, region_radius, spell
 from drpo.report.palette import COLORS
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, read_records
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 
@@ -34,7 +36,7 @@ def draw_run(folder: Path, run: Run) -> Path:
     _lengths(axes[1, 1], records)
     figure.suptitle(f"{run.name}: {run.model}, {spell(run.objective)}, seed {run.seed}")
     path = folder / "curves.png"
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
     return path
 
 

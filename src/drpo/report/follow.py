@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError
+from drpo.errors import InputError, one_line
 from drpo.train.evaluate import Evaluation
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, parse_json, read_json
 from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
@@ -163,7 +163,7 @@ class View:
         if self.summary.get("finished"):
             return "finished"
         signal = self.summary.get("stopped_by_signal")
-        return "ended early" if signal is None else f"stopped by signal {signal}"
+        return "ended early" if signal is None else f"stopped by signal {one_line(signal)}"
 
 
 class Follower:

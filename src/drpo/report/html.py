@@ -16,6 +16,7 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from drpo.files import write_text
 from drpo.report.palette import COLORS
 from drpo.report.payload import json_bytes, packed
 
@@ -71,9 +72,7 @@ def render(page: Page) -> str:
 
 def write(page: Page, path: Path) -> Path:
     """Write a page to a file, whole or not at all; return its path."""
-    scratch = path.with_name(f"{path.name}.writing")
-    scratch.write_text(render(page), encoding="utf-8", newline="\n")
-    scratch.replace(path)
+    write_text(path, render(page))
     return path
 
 

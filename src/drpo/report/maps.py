@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drpo.files import save_figure
 from drpo.lab.analysis import Condition, conditions
 from drpo.lab.outcome import Comparison
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 
@@ -47,7 +49,7 @@ def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> None
     if image is not None:
         figure.colorbar(image, ax=panels, shrink=0.8, label="final reward, mean over seeds")
     figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _panel(axes: Axes, here: Sequence[Condition], found: Sequence[Condition], fields: Sequence[str]) -> Any:

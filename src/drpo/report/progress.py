@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from drpo.errors import one_line
 from drpo.lab.crew import Work
 from drpo.lab.outcome import RUNNING, Cell, read_cell
 
@@ -78,9 +79,9 @@ class ComparisonConsole:
         ends = [end for _, end in cell.accuracies[-1:]]
         accuracy = "".join(f", held-out {end:.1%}" if 0 <= end <= 1 else f", held-out {end:.4g}" for end in ends)
         reward = f", reward {cell.rewards[-1]:.3f}" if cell.rewards else ""
-        why = f" ({cell.reason})" if cell.reason else ""
+        name, why = one_line(cell.name), f" ({one_line(cell.reason)})" if cell.reason else ""
         self._console.print(
-            Text(f"{n:4d} of {len(self._cells)}  {cell.name}: {status}{reward}{accuracy}{why}"), soft_wrap=True
+            Text(f"{n:4d} of {len(self._cells)}  {name}: {status}{reward}{accuracy}{why}"), soft_wrap=True
         )
 
     def _draw(self) -> RenderableType:
@@ -93,7 +94,7 @@ class ComparisonConsole:
                 cell = self._cells[path]
                 rewards, shifts = cell.rewards, cell.series["shift_p99"]
                 table.add_row(
-                    cell.name,
+                    one_line(cell.name),
                     f"{len(rewards)}/{cell.steps}",
                     f"{rewards[-1]:.3f}" if rewards else "-",
                     f"{shifts[-1]:.3f}" if shifts and shifts[-1] is not None else "-",

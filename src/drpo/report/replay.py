@@ -8,11 +8,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drpo.files import save_figure
 from drpo.lab.replay import Bucket, Dispute, Recorded, Replay, context
 from drpo.objectives import Objective, gradient_weight, shift, spell
 from drpo.report.palette import COLORS
 from drpo.report.theory import Sheet
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 Decode = Callable[[Sequence[int]], str]
@@ -106,7 +108,7 @@ def draw_replay(found: Replay, batch: Recorded, objectives: Sequence[Objective],
     right.grid(alpha=0.25)
     right.legend(fontsize=8, markerscale=3)
     figure.suptitle(f"{found.run}, step {found.step}: {found.tokens:,} tokens")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _draw_mass(axes: Axes, found: Replay) -> None:

@@ -11,12 +11,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drpo.files import save_figure, write_text
 from drpo.lab.drift import UNBIASED
 from drpo.lab.long_tail import Learnt, Noise, Training
 from drpo.lab.theory import Theory, checks, examine
 from drpo.lab.variance import CASES, MUS
 from drpo.report.palette import COLORS
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 _STYLES = ("-", "--", ":")
 _SHOWN_DRIFTS = (0.001, 0.01, 0.05, 0.1, 0.3, 0.6)
@@ -61,10 +63,10 @@ def exact_report(folder: Path, theory: Theory | None = None) -> tuple[Sheet, ...
     found = theory or examine()
     folder.mkdir(parents=True, exist_ok=True)
     record = plain({"checks": [asdict(c) for c in checks(found)], **asdict(found), "variance_mu": MUS})
-    (folder / "exact.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "exact.json", json.dumps(record, indent=1) + "\n")
     drawn = sheets(found)
     text = "\n\n".join(f"**{s.title}**\n\n{s.markdown()}" for s in drawn)
-    (folder / "exact.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "exact.md", text + "\n")
     for name, draw in FIGURES.items():
         draw(found, folder / name)
     return drawn
@@ -156,7 +158,7 @@ def _line(index: int) -> dict[str, Any]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    save_figure(figure, path, metadata={"Software": None})
 
 
 def _draw_variance(theory: Theory, path: Path) -> None:

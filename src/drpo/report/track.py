@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from drpo.files import require_own, write_text
 from drpo.train.config import Run, to_json
 from drpo.train.evaluate import Evaluation
 from drpo.types import Group
@@ -151,8 +152,8 @@ class Tracked:
 def _known_name(folder: Path) -> str:
     """The folder's name and a random end, the same whenever the run goes on."""
     path = folder / RUN_ID
-    if not path.exists():
-        path.write_text(f"{folder.resolve().name}-{secrets.token_hex(4)}\n", encoding="utf-8")
+    if not path.exists() or path.is_symlink():  # a link might have sent any file of the user's to the tracker
+        write_text(path, f"{folder.resolve().name}-{secrets.token_hex(4)}\n")
     return path.read_text(encoding="utf-8").strip()
 
 
@@ -160,6 +161,7 @@ class _TensorBoard:
     def __init__(self, run: Run, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (an optional backend)
 
+        require_own(folder / "tensorboard")
         # What was written past the checkpoint that the run goes on from is taken back.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0, flush_secs=10)
         self._writer.add_text("config", f"```json\n{json.dumps(to_json(run), indent=2)}\n```", step)
@@ -176,6 +178,7 @@ class _WandB:
     def __init__(self, run: Run, folder: Path, step: int) -> None:
         import wandb  # noqa: PLC0415 (an optional backend)
 
+        require_own(folder / "wandb")
         name = _known_name(folder)
         told = "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ
         self._run = wandb.init(

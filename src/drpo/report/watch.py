@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from drpo.errors import printable
+from drpo.errors import one_line
 from drpo.report.console import cells, result, sample_panel, table
 from drpo.report.follow import View
 
@@ -72,7 +72,7 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
         return Text(f"waiting for {view.folder} to begin")
     config = view.config
     parts: list[RenderableType] = [
-        Text(printable(f"{config['name']}: {config['model']} learns with {config['objective']}, "), style="bold")
+        Text(one_line(f"{config['name']}: {config['model']} learns with {config['objective']}, ") + " ", style="bold")
         + Text(f"learning rate {config['learning_rate']:g}, seed {config['seed']}", style="bold"),
         _progress(view),
     ]
@@ -82,7 +82,7 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
     if phases := view.phases():
         total = sum(phases.values()) or 1.0
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in sorted(phases.items(), key=lambda p: -p[1]))
-        parts.append(Text(f"{duration(total)}: {shares}"))
+        parts.append(Text(one_line(f"{duration(total)}: {shares}")))
     shown = [e for i, e in enumerate(view.evaluations) if i in (0, len(view.evaluations) - 1)]
     parts += [Text(result(e), style="bold") for e in shown]
     if (sample := view.sample) is not None:
@@ -149,7 +149,7 @@ def draw_views(views: Sequence[View], width: int) -> RenderableType:
     for view, column in zip(views, rewards, strict=True):
         last = [f"{column[-1]:.3f}", f"{sum(column[-5:]) / len(column[-5:]):.3f}"] if column else ["-", "-"]
         bars = sparkline(column, max(10, width - names - 50), low, high)
-        rows.add_row(view.folder.name, f"{view.step}/{view.steps}", *last, bars, _styled(view.status()))
+        rows.add_row(one_line(view.folder.name), f"{view.step}/{view.steps}", *last, bars, _styled(view.status()))
     return rows
 
 

@@ -9,9 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from drpo.files import save_figure
 from drpo.objectives import TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence, spell
 from drpo.report.palette import COLORS
 
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 _Y_RANGE = (-2.0, 3.0)
 
@@ -64,7 +66,7 @@ def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) 
         grid[row, 0].set_ylabel("gradient weight w")
     grid[0, 0].legend(fontsize=8)
     figure.suptitle("d loss / d logp = -A r w: what each method does to a token's gradient as pi leaves mu (dotted)")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _label(objective: Objective) -> str:

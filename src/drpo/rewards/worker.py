@@ -21,6 +21,7 @@ import psutil
 from drpo.rewards import processes
 from drpo.rewards.contract import Reward
 from drpo.rewards.marking import Mark, call, one_line
+from drpo.spelling import SAFE_PATH
 from drpo.types import Failure, Problem
 
 LENGTH = struct.Struct("!Q")
@@ -55,6 +56,8 @@ def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickle
         memory: bytes of address space that it may take, beyond what it has when it is imported; 0 is no limit.
     """
     _detach(keep=(items.fileno(), answers.fileno()))
+    if os.environ.get("PYTHONSAFEPATH") == SAFE_PATH:  # what the reward starts is its own affair
+        del os.environ["PYTHONSAFEPATH"]
     reward, problem = _load(pickled)
     # A helper process that the reward's module starts is part of the reward; one that a call starts ends with the call.
     spared = processes.children()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drpo.credentials import headers
 from drpo.errors import InputError
 from drpo.rollout.engine import Seed
 from drpo.rollout.handover import Handover
@@ -31,6 +32,12 @@ FLOOR = -9999.0
 """What vLLM's server sends for a log-probability that is missing, NaN or -inf."""
 
 CONNECT_S = 5.0
+
+MOST_BYTES = 2**20
+"""Of an answer, beside what it says of each token."""
+_PER_TOKEN = 1024
+"""Most bytes that JSON takes for a token with its log-probability: vLLM's own take about 150."""
+_PIECE = 2**16
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 """Those that weights are handed over in besides bfloat16, which is also what fp8 is made from."""
@@ -213,7 +220,9 @@ class Server:
 
     def __init__(self, address: str, limit_s: float, connections: int, model: str) -> None:
         self._address = address.rstrip("/")
+        self._headers = headers()
         self._model = model or "MODEL"
+        self._limit_s = limit_s
         self._limit = urllib3.Timeout(connect=min(CONNECT_S, limit_s), read=limit_s)
         self._pool = urllib3.PoolManager(maxsize=connections, block=True)
 
@@ -244,7 +253,9 @@ class Server:
             InputError: the answer is not one of vLLM's.
         """
         answer = self._post(
-            "/inference/v1/generate", {"token_ids": request.prompt_ids.tolist(), "sampling_params": request.parameters}
+            "/inference/v1/generate",
+            {"token_ids": request.prompt_ids.tolist(), "sampling_params": request.parameters},
+            most=MOST_BYTES + _PER_TOKEN * request.parameters["max_tokens"] * (2 + request.parameters["logprobs"]),
         )
         try:
             (choice,) = answer["choices"]
@@ -252,8 +263,26 @@ class Server:
             if labels != {label}:
                 raise OtherWeightsError("it has other weights: it was restarted, or another run sent its own")
             return _answer(choice)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.gone(f"gave an answer that is not vLLM's ({type(error).__name__}: {error})") from None
+
+    def _read(self, response: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
+        """The body of an answer.
+
+        Raises:
+            InputError: it is longer than an answer can be.
+            UnreachableError: it is not there in time.
+        """
+        body = bytearray()
+        while piece := response.read1(_PIECE):
+            body += piece
+            if len(body) > most or time.monotonic() > until:
+                response.close()
+                if len(body) > most:
+                    raise self.gone(f"gave an answer of more than {most:,} bytes, more than was asked for")
+                raise UnreachableError("no whole answer within the time limit")
+        response.release_conn()
+        return bytes(body)
 
     def gone(self, what: str) -> InputError:
         """The error that says what is wrong and how a server is started."""
@@ -267,21 +296,31 @@ class Server:
         results = self._post("/collective_rpc", {"method": method, "args": list(args)}).get("results")
         return list(results) if isinstance(results, list) else []
 
-    def _post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _post(self, path: str, body: Mapping[str, Any] | None = None, most: int = MOST_BYTES) -> dict[str, Any]:
+        """Ask for something, and read at most so many bytes of the answer; nobody is followed elsewhere."""
+        until = time.monotonic() + self._limit_s
         try:
             response = self._pool.request(
-                "POST", self._address + path, json=body or {}, timeout=self._limit, retries=False
+                "POST",
+                self._address + path,
+                json=body or {},
+                headers=self._headers,
+                timeout=self._limit,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
             )
+            said = self._read(response, most, until).decode(errors="replace")
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(_reason(error)) from None
-        said = response.data.decode(errors="replace")
         if response.status >= 500:
             raise UnreachableError(f"{path} failed with status {response.status}: {' '.join(said.split())[:200]}")
         if response.status != 200:
             raise self.gone(f"refused {path} with status {response.status}: {' '.join(said.split())[:200]}")
         try:
             answer = json.loads(said or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UnreachableError(f"{path} was answered by something that is not JSON: {said[:80]!r}") from None
         return answer if isinstance(answer, dict) else {}
 
@@ -292,8 +331,8 @@ def _answer(choice: Mapping[str, Any]) -> Answer:
     if reported is None:
         return Answer(token_ids, None, choice["finish_reason"])
     places = reported["content"]
-    logp = [place["logprob"] if place["logprob"] > FLOOR else math.nan for place in places]
-    top = [[(pair["token_id"], pair["logprob"]) for pair in place["top_logprobs"]] for place in places]
+    logp = [float(place["logprob"]) if place["logprob"] > FLOOR else math.nan for place in places]
+    top = [[(pair["token_id"], float(pair["logprob"])) for pair in place["top_logprobs"]] for place in places]
     return Answer(token_ids, logp, choice["finish_reason"], top)
 
 

@@ -91,8 +91,9 @@ class Asker:
         if answer.finish not in ("stop", "length"):
             raise InputError(
                 f"completion {request.sample} of problem {request.problem.id!r}: vLLM ended it for "
-                f"{answer.finish!r}, not at a stop token or at the length limit"
+                f"{str(answer.finish)[:40]!r}, not at a stop token or at the length limit"
             )
+        self._require_possible(request, answer)
         return Completion(
             problem_id=request.problem.id,
             sample=request.sample,
@@ -105,6 +106,19 @@ class Asker:
             version=version,
             top=_top(answer.top, sampling.top_logprobs) if sampling.top_logprobs else None,
         )
+
+    def _require_possible(self, request: Request, answer: Answer) -> None:
+        """Refuse tokens that were not asked for, or that the model does not have.
+
+        Raises:
+            InputError: there are too many, or one is no token.
+        """
+        ids, most = list(answer.token_ids), request.parameters["max_tokens"]
+        listed = [token for row in answer.top for token, _ in row]
+        odd = next((i for i in (*ids, *listed) if type(i) is not int or not 0 <= i < self.vocabulary), None)
+        if len(ids) > most or odd is not None:
+            what = f"{len(ids)} tokens of at most {most}" if len(ids) > most else f"{str(odd)[:40]!r} as a token"
+            raise InputError(f"completion {request.sample} of problem {request.problem.id!r}: vLLM sent {what}")
 
 
 def parameters(sampling: Sampling, seed: int, stop: Sequence[int]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _decode(text: str, where: str) -> Any:
 
 def _read_hub(source: str, split: str, config: str | None) -> list[Row]:
     try:
-        rows: list[Row] = list(load_dataset(source, config, split=split))
+        rows: list[Row] = list(load_dataset(source, config, split=split, trust_remote_code=False))
         return rows
     except Exception as error:  # the hub's client lets through whatever its transport raises
         raise InputError(

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from drpo.errors import InputError
+from drpo.files import SCRATCH, remove
 from drpo.ranks import ALONE, Ranks
 
 WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "sha256"
@@ -72,7 +73,7 @@ def save(
         return final
     scratch = _scratch(final)
     if ranks.first:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         scratch.mkdir(parents=True)
     ranks.meet()
     try:
@@ -338,12 +339,12 @@ def tidy(folder: Path, sound: Path | None) -> None:
         folder: of all checkpoints of the run.
         sound: the one that the run goes on from, or None.
     """
-    for path in folder.glob(".step-*.writing"):
-        _remove(path)
+    for path in folder.glob(f".step-*{SCRATCH}"):
+        remove(path)
     for path in _named(folder):
         if not (path / STATE).is_file() or (sound is not None and _step(path) > _step(sound)):
             aside = path.with_name(f".{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             path.rename(aside)
 
 
@@ -351,19 +352,11 @@ def _drop(checkpoint: Path) -> None:
     """Remove it at one stroke, as far as its name goes; what a crash leaves of it is not taken for a checkpoint."""
     gone = _scratch(checkpoint)
     checkpoint.rename(gone)
-    _remove(gone)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, or a link to one as the link that it is."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+    remove(gone)
 
 
 def _scratch(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f".{checkpoint.name}.writing")
+    return checkpoint.with_name(f".{checkpoint.name}{SCRATCH}")
 
 
 def _all(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from drpo import advantages, gae, models, objectives, reductions
 from drpo.advantages import Advantage
+from drpo.credentials import AUTH, without_password
 from drpo.errors import InputError, nearest
 from drpo.gae import GAE
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
@@ -164,6 +165,8 @@ class Run:
         _one_of("schedule", self.schedule, SCHEDULES)
         if not self.engine.startswith(("http://", "https://")):
             _one_of("engine", self.engine, ENGINES)
+        bare = without_password(self.engine)
+        _require(bare == self.engine, "engine", bare, f"its password would be recorded; set {AUTH}=user:password")
         _one_of("shard", self.shard, ("none", "fsdp"))
         whole = self.shard == "none" or not self.lora_rank
         _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
@@ -262,6 +265,8 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
         elif name == "betas":
             _require(isinstance(value, list | tuple) and len(value) == 2, name, _shown(value), "must be two numbers")
             values[name] = tuple(_plain(name, v, float) for v in value)
+        elif name == "engine":
+            values[name] = without_password(_plain(name, value, kinds[name]))  # an earlier version recorded it
         else:
             values[name] = _plain(name, value, kinds[name])
     return replace(Run(), **values)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drpo.errors import InputError
+from drpo.files import opened_here
 
 LOCK = ".lock"
 
@@ -19,7 +20,7 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: one is at it.
     """
     path = folder / LOCK
-    with path.open("ab") as file:
+    with open(path, "ab", opener=opened_here) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

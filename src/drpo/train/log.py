@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpo.credentials import without_password
 from drpo.errors import InputError
+from drpo.files import opened_here, write_text
 from drpo.types import Batch, Completion, Failure, Group, Sampling, Stats, TopK
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
@@ -52,7 +54,7 @@ class RunLog:
             return
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         left = memoryview(text.encode("utf-8", "replace"))  # half a surrogate pair, as broken output may have
-        with (self.folder / file).open("ab", buffering=0) as out:
+        with open(self.folder / file, "ab", buffering=0, opener=opened_here) as out:
             before = out.tell()
             try:
                 while left:
@@ -65,14 +67,15 @@ class RunLog:
         """Force everything written to the disk; called before a checkpoint that counts on it."""
         for path in (self.folder / file for file in self._files):
             if path.exists():
-                with path.open("rb+") as out:
+                with open(path, "rb+", opener=opened_here) as out:
                     os.fsync(out.fileno())
 
     def rewind(self, step: int) -> None:
         """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short."""
         for path in (self.folder / file for file in self._files):
-            if path.exists() and path.stat().st_size:
-                os.truncate(path, _end_of(path, step))
+            if os.path.lexists(path):
+                with open(path, "rb+", opener=opened_here) as out:
+                    out.truncate(_end_of(path, step) if path.stat().st_size else 0)
 
 
 def _end_of(path: Path, step: int) -> int:
@@ -89,9 +92,7 @@ def _end_of(path: Path, step: int) -> int:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file so that a crash leaves the old one or the new one."""
-    scratch = path.with_suffix(".writing")
-    scratch.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -292,7 +293,7 @@ class Clock:
 def environment() -> dict[str, Any]:
     """Return the versions and the hardware that a run depends on."""
     return {
-        "command": sys.argv,
+        "command": [without_password(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from drpo.errors import InputError, Interrupted
+from drpo.files import replacing_folder, require_own
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.seeds import derive
@@ -91,6 +92,7 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._ranks.failing_together():
             if self._ranks.first:
+                require_own(self.folder / CHECKPOINTS)
                 self._stack.enter_context(locked(self.folder))
         if self._ranks.first:
             write_json(self.folder / CONFIG, to_json(self.run))
@@ -276,8 +278,9 @@ class Session:
         """Write the trained model as any transformers program reads it."""
         trained = self.parts.policy.plain()
         if self._ranks.first:
-            trained.save_pretrained(self.folder / MODEL)
-            self.parts.tokenizer.save_pretrained(self.folder / MODEL)
+            with replacing_folder(self.folder / MODEL) as scratch:
+                trained.save_pretrained(scratch)
+                self.parts.tokenizer.save_pretrained(scratch)
 
 
 def _due(every: int, step: int) -> bool:

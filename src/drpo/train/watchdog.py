@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from drpo.files import opened_here
 from drpo.train.config import Run
 from drpo.train.watch import Silent
 
@@ -46,7 +47,8 @@ class Watchdog(Silent):
     def __enter__(self) -> "Watchdog":
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8")  # behind the last time's, where it began again
+            # behind the last time's, where it began again
+            self._file = open(self._path, "a", encoding="utf-8", opener=opened_here)
             self._arm()
         return self
 

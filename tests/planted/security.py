@@ -1,0 +1,153 @@
+"""Mistakes that let somebody in."""
+
+import os
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from planted import Replacement
+
+FILES = "tests/test_files.py::"
+STRANGERS = "tests/test_strangers.py::"
+CLIENT = "tests/test_vllm_client.py::"
+
+
+@contextmanager
+def _through(path: Any) -> Any:
+    with path.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def _half(path: Any) -> Any:
+    with open(f"{path}.writing", "wb") as file:
+        yield file
+
+
+def _here_first(right: Any) -> Any:
+    def wrong(*arguments: Any) -> Any:
+        sys.path.insert(0, os.getcwd())
+        return right(*arguments)
+
+    return wrong
+
+
+def _asking(right: Any) -> Any:
+    def wrong(source: Any, trust_remote_code: bool, **options: Any) -> Any:
+        return right.from_pretrained(source, **options)
+
+    return SimpleNamespace(from_pretrained=wrong)
+
+
+def _open(right: Any) -> Any:
+    async def wrong(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+    return wrong
+
+
+REPLACEMENTS = (
+    Replacement(
+        "files are written through links",
+        "drpo.files:replacing",
+        lambda right: _through,
+        (f"{FILES}test_a_run_replaces_the_links_in_its_folder", f"{FILES}test_a_picture_replaces_a_link"),
+    ),
+    Replacement(
+        "what is half written is left",
+        "drpo.files:replacing",
+        lambda right: _half,
+        (f"{FILES}test_nothing_half_written_is_left",),
+    ),
+    Replacement(
+        "logs and locks are opened through links",
+        "drpo.files:opened_here",
+        lambda right: lambda path, flags: os.open(path, flags, 0o666),
+        (
+            f"{FILES}test_what_grows_is_not_opened_through_a_link",
+            f"{FILES}test_a_run_does_not_begin_where_what_grows_is_a_link",
+        ),
+    ),
+    Replacement(
+        "checkpoints are written into a folder that is a link",
+        "drpo.files:require_own",
+        lambda right: lambda folder: None,
+        (
+            f"{FILES}test_a_run_does_not_begin_where_what_grows_is_a_link",
+            f"{FILES}test_a_cell_that_is_a_link_is_not_written_to",
+        ),
+    ),
+    Replacement(
+        "every command looks for modules in the working folder first",
+        "drpo.cli:main",
+        _here_first,
+        (f"{STRANGERS}test_a_command_does_not_look_for_modules_in_the_working_folder",),
+    ),
+    Replacement(
+        "one's own code comes before all libraries",
+        "drpo.spelling:import_named",
+        _here_first,
+        (f"{STRANGERS}test_ones_own_code_is_found_in_the_working_folder_and_after_all_libraries",),
+    ),
+    Replacement(
+        "transformers asks whether a tokenizer's own code may run",
+        "drpo.models:AutoTokenizer",
+        _asking,
+        (f"{STRANGERS}test_a_model_that_brings_its_own_code_is_refused_and_nobody_is_asked",),
+    ),
+    Replacement(
+        "records steer the terminal",
+        "drpo.errors:printable",
+        lambda right: lambda text: text,
+        (
+            f"{STRANGERS}test_nothing_that_a_record_says_steers_the_terminal",
+            f"{STRANGERS}test_what_a_library_logs_cannot_steer",
+        ),
+    ),
+    Replacement(
+        "passwords are recorded",
+        "drpo.credentials:without_password",
+        lambda right: lambda text: text,
+        (
+            f"{STRANGERS}test_a_password_is_recorded_nowhere_and_sent",
+            f"{STRANGERS}test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once",
+        ),
+    ),
+    Replacement(
+        "whoever reaches a server may call it",
+        "drpo.rollout.gate:Gate.__call__",
+        _open,
+        (f"{CLIENT}test_the_gate_lets_in_who_knows_the_token_to_what_drpo_calls",),
+    ),
+    Replacement(
+        "a token allows every method of the workers",
+        "drpo.rollout.gate:_method",
+        lambda right: lambda body: "drpo_dtype",
+        (f"{CLIENT}test_the_gate_lets_in_who_knows_the_token_to_what_drpo_calls",),
+    ),
+    Replacement(
+        "a server listens on every network",
+        "drpo.cli.serve:_require_loopback",
+        lambda right: lambda options: None,
+        (f"{CLIENT}test_a_server_listens_on_this_machine_alone",),
+    ),
+    Replacement(
+        "a server's answer may be of any size",
+        "drpo.rollout.server:Server._read",
+        lambda right: lambda self, response, most, until: response.read(),
+        (f"{CLIENT}test_an_answer_that_cannot_be_is_refused_in_a_line",),
+    ),
+    Replacement(
+        "a server's tokens are not counted",
+        "drpo.rollout.vllm_request:Asker._require_possible",
+        lambda right: lambda self, request, answer: None,
+        (f"{CLIENT}test_an_answer_that_cannot_be_is_refused_in_a_line",),
+    ),
+    Replacement(
+        "a server that a folder names is asked",
+        "drpo.cli.folder:at_server",
+        lambda right: lambda run, folder, engine: run,
+        (f"{STRANGERS}test_the_server_that_a_folder_names_is_not_asked",),
+    ),
+)
