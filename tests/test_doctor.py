@@ -17,6 +17,7 @@ from torch import Tensor
 from drpo import doctor
 from drpo.cli import main
 from drpo.doctor import Finding, Size, machine, tokens
+from drpo.doctor.mutation import mutate
 from drpo.gae import GAE
 from drpo.objectives import DRPO
 from drpo.recipes import smoke
@@ -146,6 +147,12 @@ def generous(problem: Problem, text: str) -> float:
 
 
 @in_process
+def signless(problem: Problem, text: str) -> float:
+    """The sign is lost."""
+    return exact_number(replace(problem, answer=problem.answer.lstrip("-")), text.replace("-", ""))
+
+
+@in_process
 def severe(problem: Problem, text: str) -> float:
     return exact_number(problem, text) if int(problem.answer) % 2 else 0.0
 
@@ -212,6 +219,7 @@ FAULTS = {
     "log-probabilities shifted by one token": Fault(engine_of(Shifted), "alignment", "shifted by one token"),
     "a reward of 1 for what cannot be read": Fault(marked_by(credulous), "reward", "holds no answer"),
     "a reward of 1 for any number": Fault(marked_by(generous), "reward", "answers of other problems"),
+    "a reward that loses the sign": Fault(marked_by(signless), "mutated", r"sign flipped\) scores 1 where the answer"),
     "a reward that misses right answers": Fault(marked_by(severe), "reward", "the reference answer"),
 }
 
@@ -356,3 +364,25 @@ def test_an_odd_reward_is_told_and_trained_with(tmp_path: Path, capsys: pytest.C
     command = ["train", "smoke", "--steps", "1", "--plain", "--reward", "test_doctor:credulous"]
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     assert "holds no answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answers", "kinds"),
+    [
+        (["12", "12.0"], ["one more", "sign flipped", "digits swapped"] * 2),
+        (["0", "0"], ["one more"] * 2),
+        (["0.5", "1/2", "11"], ["one more", "sign flipped", "another's"] * 3),
+        (["no", "on"], []),
+        (["1,2", "2,1"], []),
+        (["x+1", "", "x+2"], ["another's"] * 2),
+        (["assert f(1) == 2", "assert f(2) == 3"], ["another's"] * 2),
+    ],
+)
+def test_no_mutation_of_an_answer_is_right(answers: list[str], kinds: list[str]) -> None:
+    made = mutate([Problem(str(i), "", answer) for i, answer in enumerate(answers)])
+    assert [m.kind for m in made] == kinds
+    assert all(exact_number(m.problem, m.answer) == 0 for m in made if "one more" in kinds)
+
+
+def test_mutations_are_few() -> None:
+    assert len(mutate([Problem(str(i), "", str(i + 10)) for i in range(1000)])) <= 32

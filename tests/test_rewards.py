@@ -19,6 +19,7 @@ import naughty_rewards
 import unimportable_reward
 from drpo.errors import InputError
 from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process, math_verify
+from drpo.rewards.characters import plain_characters
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem
@@ -60,7 +61,7 @@ def test_exact_number_does_not_round(number):
 def test_exact_number_marks_any_text(text):
     score = exact_number(problem("5"), text)
     assert score in (0.0, 1.0)
-    assert score == 0.0 or "5" in text
+    assert score == 0.0 or re.search(r"[0-9]", plain_characters(text))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_exact_number_accepts_answers_as_data_sets_write_them(answer):
     assert exact_number(problem(answer), "336") == 1.0
 
 
-@pytest.mark.parametrize("answer", ["", "x", "3 4", "5%5", "1/2", "3-4", "18 dollars", "(1, 2)"])
+@pytest.mark.parametrize("answer", ["", "x", "3 4", "5%5", "1/0", "3-4", "18 dollars", "(1, 2)"])
 def test_exact_number_refuses_an_answer_that_is_not_a_number(answer):
     with pytest.raises(
         InputError, match=re.escape(f"problem '7': exact_number needs a number as the answer, not {answer!r}")
@@ -118,9 +119,9 @@ def test_exact_number_refuses_an_answer_that_is_not_a_number(answer):
 
 def test_exact_number_is_linear_in_a_hostile_text():
     for text in ("1" * 10**6, "1," * 500_000, "-$" * 500_000, "1,234" * 200_000 + ",1", "1e" * 500_000):
-        start = time.perf_counter()
+        start = time.process_time()
         exact_number(problem("5"), text)
-        assert time.perf_counter() - start < 3
+        assert time.process_time() - start < 3
 
 
 # ---- math_verify ----

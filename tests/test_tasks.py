@@ -2,6 +2,7 @@ import json
 import os
 import re
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from drpo.spelling import format_call, parse_any
 from drpo.tasks import TABLE, Addition, Known, ReasoningGym, Records
 from drpo.tasks.cleaning import Question, collapse, without
 from drpo.tasks.rows import reach, read_rows
+from drpo.types import Problem
 
 DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
@@ -290,6 +292,52 @@ def test_records_count_what_they_drop(tmp_path):
     assert task.sample(1, 0, 0)[0].data == train[0]
 
 
+NUMBERS = {
+    "1e-05": "0.00001",
+    "5e-07": "0.0000005",
+    "1e16": "10000000000000000",
+    "-2.5E-3": "-0.0025",
+    "72.0": "72",
+    "0.5": "0.5",
+    "0.1": "0.1",
+    "100": "100",
+    "123456789012345678901234567890": "123456789012345678901234567890",
+    "true": "True",
+    "NaN": None,
+    "-Infinity": None,
+    "1e999": None,
+    "null": None,
+}
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    """Digits without an exponent; what is no number is no answer."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(f'{{"q": "{text}?", "a": {text}}}' for text in NUMBERS))
+    task = records(str(path), holdout=0)
+    read = {p.prompt.split("?")[0]: p.answer for p in task.sample(task.counts.train, 0, 0)}
+    assert read == {text: answer for text, answer in NUMBERS.items() if answer is not None}
+    assert task.counts.incomplete == sum(answer is None for answer in NUMBERS.values())
+    assert all(math_verify(Problem("0", "", read[text]), f"\\boxed{{{read[text]}}}") == 1.0 for text in read)
+
+
+@pytest.mark.parametrize("kind", ["float", "decimal"])
+def test_numbers_of_a_table_are_read_likewise(tmp_path, kind):
+    values = [1e-05, 72.0, float("nan")] if kind == "float" else [Decimal("0.00001"), Decimal("72"), None]
+    table = pyarrow.table({"q": ["a", "b", "c"], "a": values})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    task = records(str(tmp_path / "a.parquet"), holdout=0)
+    assert sorted(p.answer for p in task.sample(2, 0, 0)) == ["0.00001", "72"]
+    assert task.counts.incomplete == 1
+
+
+def test_an_integer_too_long_for_python_is_one_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"q": 1, "a": ' + "1" * 5000 + "}")
+    with pytest.raises(InputError, match="line 1: not JSON"):
+        records(str(path)).sample(1, 0, 0)
+
+
 @pytest.mark.parametrize(("n", "holdout", "held_out"), [(10, 3, 3), (10, 99, 5), (1, 99, 0), (10, 0, 0)])
 def test_records_set_at_most_half_aside(tmp_path, n, holdout, held_out):
     task = records(write(tmp_path / "a.jsonl", questions(n)), holdout=holdout)
@@ -487,7 +535,7 @@ def known(name, folder=None):
 
 @pytest.mark.parametrize(
     ("name", "n", "answer"),
-    [("math500", 500, "\\frac{14}{3}"), ("aime24", 30, "025"), ("aime25", 30, "336^\\circ"), ("amc23", 40, "27.0")],
+    [("math500", 500, "\\frac{14}{3}"), ("aime24", 30, "025"), ("aime25", 30, "336^\\circ"), ("amc23", 40, "27")],
 )
 def test_evaluation_sets_are_whole_and_are_not_for_training(name, n, answer):
     task = known(name)

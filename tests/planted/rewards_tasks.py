@@ -5,8 +5,6 @@ from planted import Bug
 REWARDS = "tests/test_rewards.py::"
 TASKS = "tests/test_tasks.py::"
 
-LAST_NUMBER = f"{REWARDS}test_exact_number_finds_the_last_number_however_it_is_written"
-READS = f"{REWARDS}test_exact_number_reads"
 DISJOINT = f"{TASKS}test_training_and_held_out_problems_are_disjoint"
 PURE = f"{TASKS}test_sampling_is_a_pure_function_with_unique_ids"
 EPOCHS = f"{TASKS}test_records_go_through_every_epoch_once"
@@ -15,52 +13,11 @@ COLLAPSE = f"{TASKS}test_collapse_keeps_one_of_each_question_that_has_one_answer
 BUGS = (
     Bug(
         20,
-        "the sign of an answer is lost",
-        "rewards/number.py",
-        '("-" if match["minus"] else "") + ',
-        "",
-        (LAST_NUMBER, READS),
-    ),
-    Bug(20, "a difference is read as a negative number", "rewards/number.py", "(?<![\\w)\\]}])", "", (READS,)),
-    Bug(
-        20,
-        "numbers are compared as floats",
-        "rewards/number.py",
-        "_value(numbers[-1]) == answer",
-        "float(_value(numbers[-1])) == float(answer)",
-        (f"{REWARDS}test_exact_number_does_not_round",),
-    ),
-    Bug(
-        20,
-        "the first number counts",
-        "rewards/number.py",
-        "_value(numbers[-1])",
-        "_value(next(_NUMBER.finditer(text)))",
-        (LAST_NUMBER,),
-    ),
-    Bug(
-        20,
-        "an answer that is not a number is a wrong answer",
-        "rewards/number.py",
-        "_ANSWER.fullmatch(problem.answer)",
-        "_NUMBER.search(problem.answer)",
-        (f"{REWARDS}test_exact_number_refuses_an_answer_that_is_not_a_number",),
-    ),
-    Bug(
-        20,
         "an unreadable answer marks everything wrong",
         "rewards/math.py",
         "    if not gold:\n",
         "    if False:\n",
         (f"{REWARDS}test_math_verify_refuses_an_answer_that_it_cannot_read",),
-    ),
-    Bug(
-        20,
-        "the box is not preferred",
-        "rewards/math.py",
-        "LatexExtractionConfig(boxed_match_priority=0)",
-        "LatexExtractionConfig()",
-        (f"{REWARDS}test_math_verify_prefers_the_last_box_and_compares_by_value",),
     ),
     Bug(
         20,

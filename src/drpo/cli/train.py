@@ -190,7 +190,7 @@ def _sound(run: Run, parts: Parts, console: Console) -> bool:
     for finding in shown:
         print_finding(console, finding)
     # A reward may be meant as it is: only its author can know.
-    broken = [f.check for f in findings if f.verdict == "broken" and f.check != "reward"]
+    broken = [f.check for f in findings if f.verdict == "broken" and f.check not in ("reward", "mutated")]
     if broken:
         console.print(
             f"not trained, because of {', '.join(broken)}; `drpo doctor` says more, --no-doctor trains anyway",

@@ -95,7 +95,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         row_tokens=longest + run.sampling.max_new_tokens,
         critic=None if parts.learner is None else parts.learner.critic,
     )
-    yield marking.reward(parts.reward, problems[: size.answers], run.marking)
+    yield from marking.reward(parts.reward, problems[: size.answers], run.marking)
 
 
 def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from drpo.doctor.finding import Finding, judge
+from drpo.doctor.mutation import mutate, mutated
 from drpo.rewards import Mark, Marking, Reward, RewardPool
 from drpo.types import Problem
 
@@ -16,14 +17,18 @@ NO_ANSWER = ("", " ", "I do not know.", "\\boxed{", "??? !!!")
 RIGHT = 1.0
 
 
-def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = None) -> Finding:
-    """Mark the reference answers, answers to other problems, and texts without an answer.
+def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = None) -> tuple[Finding, Finding]:
+    """Mark the reference answers, answers to other problems, texts without an answer, and mutated reference answers.
 
     Args:
         mark: the reward.
         problems: with their reference answers, where they have any.
         marking: processes and bounds; None is `Marking()`.
+
+    Returns:
+        What the first three showed, and what the last did.
     """
+    mutations = mutate(problems)
     empty = [(p, text) for p in problems[:4] for text in NO_ANSWER]
     with RewardPool(mark, marking) as pool:
         tried = [(form, pool.score([(p, form.format(p.answer)) for p in problems if p.answer])) for form in PHRASES]
@@ -32,6 +37,7 @@ def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = 
             [(a, form.format(b.answer)) for a, b in pairwise(problems) if a.answer and b.answer != a.answer]
         )
         none = pool.score(empty)
+        fooled = mutated(mutations, pool.score([(m.problem, form.format(m.answer)) for m in mutations]))
     marks = [*gold, *wrong, *none]
     advice = _fault(problems, gold, wrong, none, empty)
     verdict, advice = judge(not advice, advice)
@@ -50,7 +56,7 @@ def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = 
     answers = (
         f"reference answers {values['gold']:.2f}, others' {values['wrong']:.2f}" if gold else "no reference answers"
     )
-    return Finding(
+    found = Finding(
         "reward",
         verdict,
         f"{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
@@ -59,6 +65,7 @@ def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = 
         advice,
         values,
     )
+    return found, fooled
 
 
 def _fault(

@@ -6,28 +6,40 @@ from itertools import product
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify.parser import NormalizationConfig
 
 from drpo.errors import InputError
+from drpo.rewards import nearness
+from drpo.rewards.extract import final_answer, says_answer, stated
+from drpo.rewards.normalise import is_formula, is_number, normalise, normalise_text, split_label
+from drpo.rewards.wording import Comparison, comparison, has_dots
 from drpo.types import Problem
 
-_GOLD = (LatexExtractionConfig(), ExprExtractionConfig())
-_PREDICTION = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+# The library's own removal of units is off: it takes the h of "\\pi r^2 h" and the ab of "2ab" for units.
+_FORM = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+_GOLD = (LatexExtractionConfig(normalization_config=_FORM), ExprExtractionConfig())
+_PREDICTION = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=_FORM), ExprExtractionConfig())
 
 # The library warns in every process that its own timeouts are off. They have to be: they are built on SIGALRM, which
 # works on the main thread only and cannot interrupt C code. The pool kills the process instead.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
+nearness.narrow()
+
 
 def math_verify(problem: Problem, text: str) -> float:
-    r"""Mark by mathematical equality with the answer, as math-verify extracts and compares.
+    r"""Mark by mathematical equality with the answer, as math-verify compares; words are compared as text.
 
-    The text's last \boxed{...} counts first (with others close before it, as a set: "\boxed{1} and \boxed{2}"), then
-    what follows "the final answer is", then the last formula or number. A text that cannot be read scores 0; an answer
-    that cannot be read is an error, not a 0. It may run for ever on a hostile text, so it belongs into a `RewardPool`.
+    The text's last \boxed{...} counts first (with others joined to it, as a set: "\boxed{1} and \boxed{2}"), or its
+    last <answer>...</answer>, then what follows "the answer is", then the last formula or number. Both answers are
+    brought into the form that the library reads (`drpo.rewards.normalise`). A text that cannot be read scores 0; an
+    answer that cannot be read is an error, not a 0. It may run for ever on a hostile text, so it belongs into a
+    `RewardPool`.
 
     Args:
-        problem: its `answer` is LaTeX or a plain expression, without delimiters: "\\frac{1}{2}", "336^\\circ", "27.0".
+        problem: its `answer` is LaTeX or a plain expression, without delimiters: "\\frac{1}{2}", "336^\\circ", "27.0";
+            or text: "even", "C", "2023-10-05".
         text: a completion.
 
     Returns:
@@ -40,13 +52,40 @@ def math_verify(problem: Problem, text: str) -> float:
     Example:
         >>> math_verify(Problem("0", "1 - 1/2?", r"\frac{1}{2}"), r"It is \boxed{0.5}.")
         1.0
-        >>> math_verify(Problem("0", "1 - 1/2?", r"\frac{1}{2}"), "I do not know.")
+        >>> math_verify(Problem("0", "Is 1 prime?", "no"), r"So \boxed{on}.")
         0.0
     """
-    gold = _parsed(f"\\boxed{{{problem.answer}}}", _GOLD) if problem.answer.strip() else []
+    if compare := comparison(problem.answer):
+        return float(_same_text(compare, text))
+    label, answer = split_label(problem.answer)
+    if label and (named := comparison(label)) and _same_text(named, text):
+        return 1.0
+    gold = _read(answer, _GOLD)
     if not gold:
         raise InputError(f"problem {problem.id!r}: math-verify cannot read the answer {problem.answer!r}")
-    return float(any(_equal(*pair) for pair in product(gold, _parsed(text, _PREDICTION))))
+    return float(any(_equal(*pair) for pair in product(gold, _prediction(text))))
+
+
+def _same_text(compare: Comparison, text: str) -> bool:
+    marked = final_answer(text)
+    said = stated(text if marked is None else marked)
+    return any(map(compare, [said, said.partition(". ")[0], *([] if marked is None else [marked])]))
+
+
+def _prediction(text: str) -> list[Any]:
+    marked = final_answer(text)
+    if marked is not None and not says_answer(marked) and (read := _read(split_label(marked)[1], _PREDICTION)):
+        return read
+    text = text if marked is None else marked
+    said = stated(text)
+    if is_number(said) or (says_answer(text) and is_formula(said)):
+        return _read(said, _PREDICTION)
+    return _parsed(normalise_text(text), _PREDICTION)
+
+
+def _read(answer: str, how: Sequence[Any]) -> list[Any]:
+    normal = normalise(answer)
+    return [] if not normal or has_dots(normal) else _parsed(f"\\boxed{{{normal}}}", how)
 
 
 # The library takes any exception for "not equal". One that says that the process is out of memory is no verdict.
@@ -63,7 +102,8 @@ def _parsed(text: str, how: Sequence[Any]) -> list[Any]:
 
 def _equal(gold: object, prediction: object) -> bool:
     try:
-        return bool(verify(gold, prediction, timeout_seconds=None, raise_on_error=True))
+        same = verify(gold, prediction, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)
+        return bool(same) or nearness.equal_where_real(gold, prediction)
     except MemoryError:
         raise
     except Exception:

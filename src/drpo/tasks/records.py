@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -21,7 +22,7 @@ class Counts:
 
     Args:
         rows: read for training.
-        incomplete: of them without a question or an answer, dropped.
+        incomplete: of them without a question or an answer (NaN and infinities are none), dropped.
         repeats: of them that repeat an earlier question, dropped.
         conflicting: different questions with more than one answer, dropped.
         overlapping: different questions that stand in the held-out set, dropped.
@@ -64,7 +65,7 @@ class Records:
     Args:
         path: a .jsonl, .json or .parquet file; a folder with such files named by split; or a hub id, "owner/name".
         prompt: the field with the question; dotted names reach into nested fields: "prompt.0.content".
-        answer: the field with the answer, text or a number.
+        answer: the field with the answer: text, a number (1e-05 is read as 0.00001, 72.0 as 72) or a boolean.
         system: the system message, or None.
         template: what is asked; "{prompt}" stands for the question.
         split: the part of a folder or hub dataset to train on; None where it is for evaluation only.
@@ -195,9 +196,19 @@ def _text(value: Any, name: str, where: str) -> str:
         return ""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, int | float):
+    if isinstance(value, float | Decimal):
+        return _digits(Decimal(str(value)))
+    if isinstance(value, int):
         return str(value)
     raise InputError(f"{where}: field {name!r} is a {type(value).__name__}, not text or a number: {repr(value)[:60]}")
+
+
+def _digits(value: Decimal) -> str:
+    """A number without an exponent, as people and math-verify write it; nothing where it is NaN or infinite."""
+    if not value.is_finite():
+        return ""
+    digits = f"{value:f}"
+    return digits.rstrip("0").removesuffix(".") if "." in digits else digits
 
 
 def _shuffled(questions: list[Question]) -> list[Question]:

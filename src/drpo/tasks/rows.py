@@ -138,6 +138,8 @@ def _decode(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error}") from None
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise InputError(f"{where}: not JSON that can be read: {error}") from None
     except RecursionError:
         raise InputError(f"{where}: not JSON: nested too deeply") from None
 

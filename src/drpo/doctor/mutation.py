@@ -1,0 +1,113 @@
+"""Wrong answers made from right ones, which no reward may take for right."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+from drpo.doctor.finding import Finding, judge
+from drpo.rewards import Mark
+from drpo.rewards.number import read_number
+from drpo.types import Problem
+
+PROBLEMS = 8
+"""The answers of so many problems, at most, are mutated."""
+
+_BITS = 10_000  # Python writes no longer integers out
+
+ANOTHERS = "another's"
+
+
+class Mutation(NamedTuple):
+    """A wrong answer to a problem, and what was done to make it."""
+
+    problem: Problem
+    kind: str
+    answer: str
+
+
+def mutate(problems: Sequence[Problem]) -> list[Mutation]:
+    """Return wrong answers: one more, the other sign, two digits swapped, and the answer of another problem.
+
+    What equals the right answer is left out, as is another's that consists of the same characters ("1,2" and "2,1"). An
+    answer that is no number (text, a formula, a program) has only another's.
+
+    Args:
+        problems: of which the first `PROBLEMS` with a reference answer count.
+
+    Example:
+        >>> [m.answer for m in mutate([Problem("0", "", "12"), Problem("1", "", "even")])]
+        ['13', '-12', '21', 'even', '12']
+    """
+    answered = [p for p in problems if p.answer.strip()][:PROBLEMS]
+    return [
+        Mutation(p, kind, wrong)
+        for i, p in enumerate(answered)
+        for kind, wrong in _wrong(p.answer, [other.answer for other in answered[i + 1 :] + answered[:i]])
+    ]
+
+
+def _wrong(answer: str, others: Sequence[str]) -> list[tuple[str, str]]:
+    value = read_number(answer)
+    made = [] if value is None or value.numerator.bit_length() > _BITS else _near(value)
+    another = next((other for other in others if not _same(answer, other)), None)
+    return made + ([] if another is None else [(ANOTHERS, another)])
+
+
+def _near(value: Fraction) -> list[tuple[str, str]]:
+    swapped = _swapped(value)
+    near = [("one more", value + 1), ("sign flipped", -value), ("digits swapped", swapped)]
+    return [(kind, _written(wrong)) for kind, wrong in near if wrong != value]
+
+
+def _swapped(value: Fraction) -> Fraction:
+    """The number with its first two neighbouring digits that differ swapped; itself where there are none."""
+    digits = str(abs(value.numerator)) if value.denominator == 1 else ""
+    for i, (a, b) in enumerate(pairwise(digits)):
+        if a != b:
+            return Fraction(int(digits[:i] + b + a + digits[i + 2 :])) * (-1 if value < 0 else 1)
+    return value
+
+
+def _written(value: Fraction) -> str:
+    decimal = Decimal(value.numerator) / Decimal(value.denominator)
+    return f"{decimal:f}" if Fraction(decimal) == value else str(value)
+
+
+def _same(answer: str, other: str) -> bool:
+    a, b = read_number(answer), read_number(other)
+    if a is not None and b is not None:
+        return a == b
+    return sorted("".join(answer.split()).casefold()) == sorted("".join(other.split()).casefold())
+
+
+def mutated(tried: Sequence[Mutation], marks: Sequence[Mark]) -> Finding:
+    """Report which wrong answers score 1 or more.
+
+    Args:
+        tried: the wrong answers.
+        marks: theirs, in their order.
+    """
+    fooled = [m for m, mark in zip(tried, marks, strict=True) if (mark.score or 0.0) >= 1.0]
+    share = len(fooled) / len(tried) if tried else 0.0
+    advice = ""
+    if fooled:
+        first = fooled[0]
+        advice = (
+            f"{first.answer!r} ({first.kind}) scores 1 where the answer is {first.problem.answer!r} "
+            f"(problem {first.problem.id!r})"
+        )
+    verdict, advice = judge(not fooled, advice)
+    only = (
+        "" if any(m.kind != ANOTHERS for m in tried) else "; no answer is a number: only other problems' answers tried"
+    )
+    figure = f"{len(fooled)} of {len(tried)} wrong answers made from reference answers score 1 ({share:.0%}){only}"
+    return Finding(
+        "mutated",
+        verdict,
+        figure if tried else "no reference answers to mutate",
+        "0",
+        advice,
+        {"tried": len(tried), "scored_1": len(fooled), "share": share},
+    )

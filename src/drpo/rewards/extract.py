@@ -1,0 +1,114 @@
+r"""Where a completion states its answer: the last box or answer tag, else what follows "the answer is"."""
+
+import re
+from collections.abc import Iterator
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(?P<brace>\{)|(?P<bare>[^\s{}$\\.,;]+))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_JOINT = re.compile(r"(?:\s|\$|\\[()\[\] ,;:!]|~|\\quad|\\text\s*\{|[{}*,&]|\band\b|\bor\b)*")
+_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+_STATED = re.compile(r"\banswers?\b\W{0,4}(?:is|are|to this [a-z]+ is|:|=)?[\s:]*(?P<answer>[^\n]*)", re.IGNORECASE)
+_MAX_BOXES = 1000
+
+
+def boxed(text: str) -> str | None:
+    r"""Return what the last box of a text holds; boxes joined by "and", "or" or a comma count as one, a list.
+
+    Args:
+        text: a completion.
+
+    Returns:
+        The content without the box, or None where there is no whole box.
+
+    Example:
+        >>> boxed(r"\boxed{5}. Wait ... \boxed{\frac{1}{2}}"), boxed(r"\boxed {1} and \fbox{2}"), boxed(r"\boxed{5")
+        ('\\frac{1}{2}', '1, 2', None)
+    """
+    boxes = list(_boxes(text))[-_MAX_BOXES:]
+    if not boxes:
+        return None
+    start, _, content = boxes.pop()
+    contents = [content]
+    while boxes and _joins(text[boxes[-1][1] : start]):
+        start, _, content = boxes.pop()
+        contents.insert(0, content)
+    return ", ".join(contents)
+
+
+def _joins(between: str) -> bool:
+    return len(between) < 80 and bool(re.search(r",|&|\band\b|\bor\b", between)) and bool(_JOINT.fullmatch(between))
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
+    """Start, end and content of the outermost whole boxes."""
+    end = 0
+    closing: dict[int, int] | None = None
+    for match in _BOX.finditer(text):
+        if match.start() < end:
+            continue
+        if match["bare"]:
+            end = match.end()
+            yield match.start(), end, match["bare"]
+            continue
+        closing = closing if closing is not None else _closing_braces(text)
+        if (close := closing.get(match.start("brace"))) is not None:
+            end = close + 1
+            content = text[match.end() : close]
+            yield match.start(), end, boxed(content) or content if content.lstrip().startswith("\\boxed") else content
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each brace that opens closes."""
+    pairs: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            pairs[opened.pop()] = match.start()
+    return pairs
+
+
+def final_answer(text: str) -> str | None:
+    r"""Return the answer that a text marks as such: its last box or, if that comes later, its last answer tag.
+
+    Args:
+        text: a completion.
+
+    Returns:
+        The content, or None where nothing is marked.
+
+    Example:
+        >>> final_answer(r"<think>\boxed{3}</think><answer>5</answer>"), final_answer("It is 5.")
+        ('5', None)
+    """
+    tags = list(_TAG.finditer(text))
+    if not tags:
+        return boxed(text)
+    behind = boxed(text[tags[-1].end() :])
+    if behind is not None:
+        return behind
+    inside = boxed(tags[-1][1])
+    return tags[-1][1].strip() if inside is None else inside
+
+
+def stated(text: str) -> str:
+    """Return what follows the last "answer is" or "answer:", to the end of the line; without one, the last line.
+
+    Example:
+        >>> stated("So the answer is C. \\n"), stated("It follows.\\n\\n**East**")
+        ('C.', '**East**')
+    """
+    found = [m["answer"].strip() for m in _STATED.finditer(text)]
+    lines = text.strip().splitlines()
+    return next((answer for answer in reversed(found) if answer.strip("*_ ")), lines[-1].strip() if lines else "")
+
+
+def says_answer(text: str) -> bool:
+    """Whether a text says in words that an answer follows.
+
+    Example:
+        >>> says_answer("The answer is 5."), says_answer("x = 5")
+        (True, False)
+    """
+    return _STATED.search(text) is not None

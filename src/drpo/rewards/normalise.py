@@ -1,0 +1,273 @@
+r"""What is written another way before math-verify reads an answer, and why.
+
+math-verify reads LaTeX as papers have it. Models and data sets also write `10\,000`, `1 1/4`, `√2` or `5 dollars`,
+which it takes for products, or cannot read. `RULES` are applied to the problem's answer and to the text's alike.
+"""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+from drpo.rewards.characters import plain_characters
+from drpo.rewards.number import read_number
+
+_SYMBOLS = {
+    "π": r"\pi ", "∞": r"\infty ", "\u00d7": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ", "≤": r"\le ",
+    "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "\u222a": r"\cup ", "∩": r"\cap ",
+    "∈": r"\in ", "∅": r"\emptyset ", "Ø": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ", "\u2212": "-",
+    "…": r"\ldots ", "\u2044": "/", "\u2215": "/", "\u03b1": r"\alpha ", "β": r"\beta ", "θ": r"\theta ",
+    "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
+}  # fmt: skip
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "dozen": 0}
+# Words behind a number that are no unit: they change its value, or join it to something.
+_NO_UNIT = (
+    "hundred|thousand|million|billion|trillion|dozen|half|halves|thirds?|quarters?|percent|plus|minus|times|over|and|or|to|"
+    "by|pi|sqrt|root|squared|cubed|factorial|mod|modulo|base|sin|cos|tan|cot|sec|csc|log|exp|not|less|more|least|most|than|"
+    "if|for|infinity|at|is|are|between|alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi"
+)
+_SHORT_UNIT = (
+    "(?:mm|cm|dm|km|kg|mg|lbs?|oz|ft|yd|mi|in|hrs?|mins?|secs?|ms|ml|mL|mph|kph|kmh|dB|Hz|kHz|MHz|GB|MB|USD|EUR|st|nd|rd|"
+    "th|m/s|cm/s|km/hr?|ft/s|mi/h)"
+)
+_SPACES = r"(?:\s|\\[ ,;:!]|~)+"
+_NUMBER = r"-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
+_VALUE = (
+    rf"(?:{_NUMBER}(?:\s*/\s*[0-9]+)?|-?(?:[0-9]+\s*)?\\[dtc]?frac\s*(?:\{{[0-9]+\}}|[0-9])\s*(?:\{{[0-9]+\}}|[0-9]))"
+)
+_WORD = rf"(?!(?:{_NO_UNIT})(?![A-Za-z]))[A-Za-z]"
+# Without \text, letters are a unit only where they are no product: "5 dollars" and "5cm", but not "5 xy" or "2abc".
+_PLAIN_UNIT = (
+    rf"(?:\s*{_SHORT_UNIT}(?![A-Za-z])|{_SPACES}(?!(?:[a-d]+|[x-z]+)(?![a-z]))(?=[A-Za-z]*[aeiouAEIOU])"
+    rf"{_WORD}[A-Za-z]{{2,}})"
+)
+_MORE = rf"(?:(?:\s+|\s*[/-]\s*){_WORD}[A-Za-z]+)*(?:\s*\^\s*\{{?[23]\}}?)?\.?"
+_TEXT_UNIT = (
+    rf"(?:{_SPACES})?\\(?:text|mathrm|mbox|textrm)\s*\{{\s*{_WORD}[A-Za-z]*{_MORE}\s*\}}(?:\s*\^\s*\{{?[23]\}}?)?"
+)
+_UNIT = rf"(?:{_TEXT_UNIT}|\s+[msghlL]|{_PLAIN_UNIT}{_MORE})"
+_WRAPPER = (
+    r"\\(?:textbf|textit|textrm|textsf|texttt|mathbf|mathit|mathrm|mathsf|bm|boldsymbol|emph|underline|mbox|text)"
+)
+_SPACE = r"(?:\\[ ,;:!]|\\quad|\\qquad|~|\s)"
+_LABEL = re.compile(
+    rf"\s*(?:{_WRAPPER}\s*\{{\s*\(?(?P<a>[A-J])\)?[.:)]?\s*\}}{_SPACE}*|{_WRAPPER}\s*\{{\s*\((?P<b>[A-J])\)\s*(?=[^\s}}])"
+    rf"|\((?P<c>[A-J])\){_SPACE}+|(?P<d>[A-J])[.:)]{_SPACE}*)(?=[^\s.}}])"
+)
+
+
+class Rule(NamedTuple):
+    """One way of writing that is replaced by another.
+
+    Args:
+        reason: what it is for, as docs/rewards.md lists it.
+        pattern: what is replaced, wherever it is in an answer.
+        by: what replaces it.
+    """
+
+    reason: str
+    pattern: re.Pattern[str]
+    by: str | Callable[[re.Match[str]], str]
+
+
+def _shifted(number: str, power: str) -> str:
+    return f"{Decimal(number.replace(',', '') + 'e' + power):f}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} = (16 - 1) / 90."""
+    whole, fixed, repeated = match["whole"] or "0", match["fixed"], match["repeated"] or match["round"]
+    bottom = 10 ** len(fixed) * (10 ** len(repeated) - 1)
+    value = Fraction(int(whole + fixed + repeated) - int(whole + fixed), bottom)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _scaled(match: re.Match[str]) -> str:
+    scale = match["scale"].lower()
+    return f"{Decimal(_shifted(match['number'], str(_SCALES[scale]))) * (12 if scale == 'dozen' else 1):f} "
+
+
+def _rule(reason: str, pattern: str, by: str | Callable[[re.Match[str]], str]) -> Rule:
+    return Rule(reason, re.compile(pattern), by)
+
+
+RULES = (
+    _rule(
+        "the delimiters of mathematics and of bold text",
+        r"^\s*(?:\*\*|\$\$?|\\[(\[])|(?<!\\)(?:\*\*|\$\$?|\\[)\]])\s*[.,;:]?\s*$",
+        "",
+    ),
+    _rule(
+        "bold, italic and underlined",
+        r"\\(?:textbf|textit|mathbf|mathit|bm|boldsymbol|emph|underline)\s*\{([^{}]*)\}",
+        r"\1",
+    ),
+    _rule("a leading = or + sign", r"^\s*[=+]\s*(?=\S)", ""),
+    _rule(
+        "dashes where only a sign can be",
+        r"(?:(?<=[=<>(\[{,+*/^&])|^)(\s*)[\u2010\u2011\u2013]\s*(?=[\w\\.$(])",
+        r"\1-",
+    ),
+    _rule("a space behind a sign", r"(?:(?<=[=<>(\[{,])|^)(\s*-)(?:\s|\\[,;:! ])+(?=[\w\\.])", r"\1"),
+    _rule(
+        "currencies",
+        r"[\u20ac\u00a3\u00a5\u20b9]|\\(?:pounds|euro|yen)(?![A-Za-z])|"
+        r"(?<![A-Za-z])(?:USD|EUR|GBP|US(?=\\?\$))(?![A-Za-z])",
+        "",
+    ),
+    _rule(
+        "digits in groups",
+        r"(?<![0-9.])[0-9]{1,3}(?:(?:\\,|\{,\}|,\\!\s?|\\ |~|[\u00a0\u2007\u2009\u202f])[0-9]{3})+(?![0-9])",
+        lambda m: re.sub(r"[^0-9]", "", m[0]),
+    ),
+    _rule(
+        "digits in groups, with spaces",
+        r"^\s*(-?[1-9][0-9]{0,2}(?:\s[0-9]{3})+)(?=\.[0-9]|\s*[.\\]?\s*$)",
+        lambda m: re.sub(r"\s", "", m[0]),
+    ),
+    _rule(
+        "powers of ten as programs print them",
+        r"(?<![\w.\\])([0-9]+(?:\.[0-9]+)?|\.[0-9]+)[eE]([+-]?[0-9]{1,3})(?![\w.]*\w)",
+        lambda m: _shifted(m[1], m[2]),
+    ),
+    _rule(
+        "powers of ten",
+        rf"(?<![\w.}}])({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*"
+        r"(?:\{\s*([+-]?[0-9]{1,3})\s*\}|([0-9]))(?![0-9^])",
+        lambda m: _shifted(m[1], m[2] or m[3]),
+    ),
+    _rule("mixed numbers", r"(?<![\w./^}])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)(?![\w/])", r"\1\\frac{\2}{\3}"),
+    _rule(
+        "repeating decimals",
+        r"(?<![\w.])(?P<whole>[0-9]*)\.(?P<fixed>[0-9]{0,40})"
+        r"(?:\\(?:overline|bar|dot)\s*\{?(?P<repeated>[0-9]{1,40})\}?|\((?P<round>[0-9]{1,40})\))",
+        _repeating,
+    ),
+    _rule(
+        "roots as characters or words",
+        r"(?:√|(?<![\\A-Za-z])sqrt)\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+(?:\.[0-9]+)?|[a-z](?![a-z])|\\pi))",
+        lambda m: rf"\sqrt{{{m[1] or m[2] or m[3]}}}",
+    ),
+    _rule(
+        "cube roots as characters",
+        r"∛\s*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[a-z]))",
+        lambda m: rf"\sqrt[3]{{{m[1] or m[2]}}}",
+    ),
+    _rule(
+        "pi and infinity as words",
+        r"(?<![\\A-Za-z])(pi|infinity)(?![A-Za-z])",
+        lambda m: {"pi": r"\pi ", "infinity": r"\infty "}[m[1]],
+    ),
+    _rule("the empty set", r"\\varnothing(?![A-Za-z])|^\s*\\\{\s*\\\}\s*$", r"\\emptyset "),
+    _rule("per cent", r"(?<=[0-9])\s*(?:\\text\s*\{\s*)?(?:percent|per cent|pct)\.?\s*\}?(?![A-Za-z])", r"\\%"),
+    _rule("temperatures", r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CF]\s*\}?\s*$", r"^\\circ"),
+    _rule(
+        "large numbers in words",
+        rf"(?P<number>{_NUMBER})\s*(?:\\(?:text|mathrm|mbox)\s*\{{)?\s*(?P<scale>{'|'.join(_SCALES)})(?![A-Za-z])\s*"
+        r"(?:\}|(?=[^}]*$))",
+        _scaled,
+    ),
+    _rule("units", rf"^(\s*\\?\$?\s*{_VALUE}){_UNIT}\s*$", r"\1"),
+    _rule("units as text behind a formula", rf"(?<=[0-9A-Za-z)}}]){_TEXT_UNIT}\s*$", ""),
+    _rule("units behind a root or pi", rf"(?<=[}}i])\s+{_SHORT_UNIT}\s*$", ""),
+    _rule("dots behind a decimal", r"(?<=\.)([0-9]+)\s*(?:\.\.\.|\\l?dots|\\cdots)\s*$", r"\1"),
+    _rule("punctuation at the end", r"(?:\s|\\[ ,;:!])*(?<!\.)[.,;:]?\s*$", ""),
+)
+
+
+def normalise(answer: str) -> str:
+    r"""Write an answer as math-verify reads it.
+
+    Args:
+        answer: LaTeX or plain, without delimiters.
+
+    Returns:
+        The same value in other signs.
+
+    Example:
+        >>> [normalise(a) for a in (r"10\,000", "1 1/4", "\u221a2", "1.2e3", "5 dollars", r"0.1\overline{6}")]
+        ['10000', '1\\frac{1}{4}', '\\sqrt{2}', '1200', '5', '\\frac{1}{6}']
+    """
+    answer = characters(answer)
+    for rule in RULES:
+        answer = rule.pattern.sub(rule.by, answer)
+    return answer.strip()
+
+
+_RUNNING = {
+    "dashes where only a sign can be",
+    "digits in groups",
+    "powers of ten as programs print them",
+    "repeating decimals",
+}
+_UNIT_IN_FORMULA = re.compile(rf"{_TEXT_UNIT}(?=\s*(?:\$|\\[)\]]))")
+
+
+def normalise_text(text: str) -> str:
+    r"""Write the formulas and numbers of running text as math-verify reads them.
+
+    Example:
+        >>> normalise_text(r"So it is $10\,000\text{ cm}$, or 1e2.")
+        'So it is $10000$, or 100.'
+    """
+    text = characters(text)
+    for rule in RULES:
+        if rule.reason in _RUNNING:
+            text = rule.pattern.sub(rule.by, text)
+    return _UNIT_IN_FORMULA.sub("", text)
+
+
+def characters(text: str) -> str:
+    r"""Write signs that have a LaTeX command, or ASCII characters, as these: "\u2264" as "\le".
+
+    Example:
+        >>> characters("x \u2264 \u221e, 2\u03c0, \u22125")
+        'x \\le  \\infty , 2\\pi , -5'
+    """
+    text = plain_characters(text)
+    return text if text.isascii() else text.translate(_TRANSLATED)
+
+
+_TRANSLATED = {ord(sign): command for sign, command in _SYMBOLS.items()}
+
+
+def split_label(answer: str) -> tuple[str | None, str]:
+    r"""Separate the letter of a choice from what it stands before.
+
+    Args:
+        answer: "C. 12", "(C) 12" or "\\textbf{(C)}\\ 12".
+
+    Returns:
+        The letter, or None, and the rest.
+
+    Example:
+        >>> split_label(r"\textbf{(B)}\ 7"), split_label("C. 12"), split_label("B+1")
+        (('B', '7'), ('C', '12'), (None, 'B+1'))
+    """
+    match = _LABEL.match(answer)
+    if match is None:
+        return None, answer
+    rest = answer[match.end() :]
+    return match["a"] or match["b"] or match["c"] or match["d"], rest.removesuffix("}") if match["b"] else rest
+
+
+def is_number(answer: str) -> bool:
+    """Whether an answer, in normal form, is one number.
+
+    Example:
+        >>> is_number("5 dollars"), is_number("x")
+        (True, False)
+    """
+    return read_number(normalise(answer)) is not None
+
+
+def is_formula(answer: str) -> bool:
+    r"""Whether an answer, in normal form, is free of words, so that all of it is meant.
+
+    Example:
+        >>> is_formula(r"\sqrt{2} cm"), is_formula("4, not 5")
+        (True, False)
+    """
+    normal = normalise(answer)
+    return bool(normal) and not re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", " ", normal))

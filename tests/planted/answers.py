@@ -1,0 +1,139 @@
+"""Mistakes in how answers are read and compared."""
+
+import re
+
+from planted import Replacement
+
+ANSWERS = "tests/test_answers.py::"
+REWARDS = "tests/test_rewards.py::"
+TASKS = "tests/test_tasks.py::"
+DOCTOR = "tests/test_doctor.py::"
+SAME = f"{ANSWERS}test_the_same_answer_written_otherwise_scores_1"
+DIFFERENT = f"{ANSWERS}test_another_answer_scores_0"
+STATED = f"{ANSWERS}test_the_answer_is_found_where_the_text_states_it"
+LAST = f"{ANSWERS}test_the_last_number_of_a_text"
+SHARED = f"{ANSWERS}test_the_shared_cases_have_their_right_scores"
+
+
+def first_number(text):
+    """Read the first number of a text, whatever comes behind."""
+    from drpo.rewards import number
+
+    match = next(number._numbers(text), None)
+    return number._value(match, number._is_sign(text, match)) if match else None
+
+
+REPLACEMENTS = (
+    Replacement(
+        "the sign of an answer is lost",
+        "drpo.rewards.number:_value",
+        lambda right: lambda match, negative: right(match, False),
+        (f"{REWARDS}test_exact_number_reads", LAST),
+    ),
+    Replacement(
+        "a difference is read as a negative number",
+        "drpo.rewards.number:_is_sign",
+        lambda right: lambda text, match: bool(match["minus"]),
+        (f"{REWARDS}test_exact_number_reads", LAST),
+    ),
+    Replacement(
+        "only a minus that touches the number is a sign",
+        "drpo.rewards.number:_is_sign",
+        lambda right: lambda text, match: not match["gap"] and right(text, match),
+        (LAST, SHARED),
+    ),
+    Replacement(
+        "numbers are compared as floats",
+        "drpo.rewards.number:read_number",
+        lambda right: lambda text: None if right(text) is None else float(right(text)),
+        (f"{REWARDS}test_exact_number_does_not_round",),
+    ),
+    Replacement(
+        "the first number counts",
+        "drpo.rewards.number:last_number",
+        lambda right: first_number,
+        (f"{REWARDS}test_exact_number_finds_the_last_number_however_it_is_written",),
+    ),
+    Replacement(
+        "an answer that is not a number is a wrong answer",
+        "drpo.rewards.number:read_number",
+        lambda right: lambda text: right(text) or 0,
+        (f"{REWARDS}test_exact_number_refuses_an_answer_that_is_not_a_number",),
+    ),
+    Replacement(
+        "a power is the number before its exponent",
+        "drpo.rewards.number:_power",
+        lambda right: lambda base, exponent: base,
+        (LAST, SHARED),
+    ),
+    Replacement(
+        "the box is not preferred",
+        "drpo.rewards.math:final_answer",
+        lambda right: lambda text: None,
+        (f"{REWARDS}test_math_verify_prefers_the_last_box_and_compares_by_value", STATED),
+    ),
+    Replacement(
+        "any two boxes are a set",
+        "drpo.rewards.extract:_joins",
+        lambda right: lambda between: True,
+        (STATED, SHARED),
+    ),
+    Replacement(
+        "words are products of letters", "drpo.rewards.math:comparison", lambda right: lambda gold: None, (DIFFERENT,)
+    ),
+    Replacement("answers are not brought into normal form", "drpo.rewards.math:normalise", lambda right: str, (SAME,)),
+    Replacement(
+        "numbers that differ by less than 1e-15 are equal",
+        "drpo.rewards.nearness:_near",
+        lambda right: lambda a, b: True,
+        (f"{DIFFERENT}[small numbers]",),
+    ),
+    Replacement(
+        "roots are compared where they are not real",
+        "drpo.rewards.nearness:equal_where_real",
+        lambda right: lambda a, b: False,
+        (f"{SAME}[roots of positive letters]",),
+    ),
+    Replacement(
+        "a formula and its absolute value are equal",
+        "drpo.rewards.nearness:equal_where_real",
+        lambda right: lambda a, b: True,
+        (f"{DIFFERENT}[roots]",),
+    ),
+    Replacement(
+        "a list with dots is any list",
+        "drpo.rewards.wording:_has_dots",
+        lambda right: lambda dressed: False,
+        (f"{DIFFERENT}[lists with dots]",),
+    ),
+    Replacement(
+        "the base of a numeral does not matter",
+        "drpo.rewards.wording:_same_in_base",
+        lambda right: lambda gold, answer: gold[1] == answer[1],
+        (f"{DIFFERENT}[bases]",),
+    ),
+    Replacement(
+        "letters behind a number are a unit",
+        "drpo.rewards.normalise:RULES",
+        lambda right: (*right, right[0]._replace(pattern=re.compile(r"(?<=[0-9}])\s*[a-z]+$"))),
+        (f"{DIFFERENT}[units]",),
+    ),
+    Replacement(
+        "numbers of a row keep their exponent",
+        "drpo.tasks.records:_digits",
+        lambda right: lambda value: str(float(value)),
+        (f"{TASKS}test_numbers_are_read_as_people_write_them",),
+    ),
+    Replacement(
+        "no answer is mutated",
+        "drpo.doctor.marking:mutate",
+        lambda right: lambda problems: [],
+        (f"{DOCTOR}test_every_fault_is_found_and_named[a reward that loses the sign]",),
+    ),
+    Replacement(
+        "a mutation may equal the answer",
+        "drpo.doctor.mutation:_same",
+        lambda right: lambda answer, other: False,
+        (f"{DOCTOR}test_no_mutation_of_an_answer_is_right",),
+    ),
+)
