@@ -225,7 +225,9 @@ def _examine(job: dict[str, Any], report: int) -> None:
     tools = {COUNT: _counter(count), GENUINE: _genuine(), RUN: _runner()}
     try:
         keep = _kept(job["imports"])
-        tests = [_furnished(compile(test, "test.py", "exec", optimize=0), tools) for test in job["tests"]]
+        different = dict.fromkeys(job["tests"])
+        codes = {test: _furnished(compile(test, "test.py", "exec", optimize=0), tools) for test in different}
+        tests = [codes[test] for test in job["tests"]]
     except BaseException as error:
         _say(report, {"broken": f"{type(error).__name__}: {error}"})
         os._exit(1)
