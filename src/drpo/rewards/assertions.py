@@ -101,7 +101,8 @@ def _require_callable(node: _Function, own: bool) -> None:
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][int(own) :]
     if _n_required(node) > int(own):
         raise UnusableError(
-            f"has a test {node.name}({', '.join(names)}), which takes arguments; fixtures and parameters are not supported"
+            f"has a test {node.name}({', '.join(names)}), which takes arguments; "
+            "fixtures and parameters are not supported"
         )
     if isinstance(node, ast.AsyncFunctionDef):
         raise UnusableError(f"has an asynchronous test {node.name}, which is not supported")

@@ -130,7 +130,7 @@ def _ends_a_program(lines: list[str]) -> bool:
 
 
 def _end(lines: list[str], start: int, fence: str) -> int:
-    """The line that closes a block: the first before which there is whole Python, else the first; else the text's end."""
+    """The line that closes a block: the first before which there is whole Python, else the first; else the end."""
     closing = [i for i in range(start, len(lines)) if _closes(lines[i].strip(), fence)]
     if not closing:
         return len(lines)

@@ -30,7 +30,7 @@ _MORE = 1 << 16  # bytes of a line beside what stands in it of tests
 class PythonTests:
     r"""Mark a program by whether it passes the problem's tests.
 
-    Which of the text's fenced blocks is the program says `drpo.rewards.fences.program`. It runs in a process of its own.
+    `drpo.rewards.fences.program` says which fenced block of the text is the program. It runs in a process of its own.
     Tests that assert then run one after the other among the names that it has left; of others its output, or what its
     function returns, is compared. What it runs in, and what that protects from, is written in docs/rewards.md.
 

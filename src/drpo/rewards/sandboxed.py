@@ -37,6 +37,16 @@ _SET_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 1, 38, 22, 2
 _CAPABILITIES_V3 = 0x20080522
 _LANDLOCK, _WRITE_FILE = 444, 2
 _THREADS = 1024
+_BARRED = (
+    "sys.settrace",
+    "sys.setprofile",
+    "sys.monitoring.register_callback",
+    "sys._current_frames",
+    "gc.get_objects",
+    "gc.get_referrers",
+    "gc.get_referents",
+)
+"""Audit events: calls by which an assertion could be skipped, or found."""
 _ANSWER = 63
 """The descriptor that a called function's answer is written to."""
 _CLONE_THREAD = 0x10000
@@ -304,10 +314,7 @@ def _genuine() -> Callable[[Any], Any]:
 
 def _no_tracing() -> Callable[[str, Any], None]:
     """A hook, which cannot be taken away, against what could skip an assertion or look for what counts them."""
-    barred = frozenset(
-        ("sys.settrace", "sys.setprofile", "sys.monitoring.register_callback", "sys._current_frames")
-        + ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
-    )
+    barred = frozenset(_BARRED)
     error = PermissionError
 
     def hook(event: str, arguments: Any) -> None:
