@@ -204,9 +204,8 @@ def test_answers_are_compared_as_benchmarks_do():
 TRACE = """
 import sys
 def jump(frame, event, argument):
-    if event == 'line' and frame.f_code.co_filename == 'test.py':
-        try: frame.f_lineno = 2
-        except ValueError: pass
+    if event == 'line' and frame.f_code.co_filename == 'test.py' and frame.f_lineno == 2:
+        frame.f_lineno = 3
     return jump
 """
 CHEATS = {
@@ -240,11 +239,9 @@ UNTRICKED = {
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_tests_are_not_skipped_or_satisfied_by_a_trick(cheat):
-    names = {"trace": ["asserts", "check"], "trace from inside": ["asserts", "check"], "no check": ["check"]}
-    special = {"assertions of unittest": ["unittest"], "SkipTest": ["unittest"], "isclose": ["isclose"]}
-    for name in {**names, **special}.get(cheat, ["asserts"]):
-        tests, data = UNTRICKED[name]
-        assert marked(tests, CHEATS[cheat], data) == 0.0, name
+    special = {"no check": "check", "assertions of unittest": "unittest", "SkipTest": "unittest", "isclose": "isclose"}
+    tests, data = UNTRICKED[special.get(cheat, "asserts")]
+    assert marked(tests, CHEATS[cheat], data) == 0.0
 
 
 def test_what_stands_for_nothing_inside_lists_is_found_and_honest_objects_pass():
