@@ -20,7 +20,6 @@ import pytest
 import drpo.rewards.python
 from drpo.errors import InputError
 from drpo.rewards import Marking, PythonTests, RewardPool, sandboxed
-from drpo.rewards.python import program
 from drpo.types import Problem
 
 ADD = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0", "assert add('a', 'b') == 'ab'"]
@@ -40,7 +39,7 @@ def run(code, *tests, **settings):
 def isolated(request):
     if request.param:
         try:
-            PythonTests()(asked("pass"), "")
+            PythonTests()(asked(*ADD), "")
         except InputError as refused:
             pytest.skip(str(refused))
     return request.param
@@ -72,7 +71,6 @@ def test_the_last_python_block_counts_cut_short_or_not():
     assert run(f"So:\n```python\n{wrong}```\nNo, better:\n```python\n{RIGHT}```\nDone.\n```\n1 + 1 = 2\n```") == 1.0
     assert run(f"```python\n{RIGHT}```\n```python\n{wrong}```") == 0.0
     assert run(f"```py\n{RIGHT}") == 1.0
-    assert program("```\nx\n```") == "```\nx\n```"
 
 
 def test_tests_may_be_one_program_or_the_answer():
@@ -87,9 +85,9 @@ def test_tests_may_be_one_program_or_the_answer():
     [
         (asked(), "problem '7': python_tests needs tests"),
         (asked(" "), "problem '7': python_tests needs tests"),
-        (asked("assert True", "assert add(1"), r"problem '7': tests\[1\] is not Python"),
-        (asked({"input": "1"}), r"problem '7': tests\[0\] is a dict, not a program's text"),
-        (Problem("7", "", "", data={"tests": None}), r"problem '7': tests\[0\] is a NoneType"),
+        (asked("assert True", "assert add(1"), r"problem '7': tests \[1\] is not Python"),
+        (asked({"input": "1"}), r"problem '7': tests has inputs and no outputs"),
+        (Problem("7", "", "", data={"tests": None}), r"problem '7': tests is a NoneType"),
     ],
 )
 def test_a_problem_without_tests_is_an_error_and_not_a_wrong_answer(problem, message):
@@ -138,7 +136,7 @@ def test_built_ins_are_the_systems_again_for_every_test():
     lie = "import builtins\ndef add(a, b):\n    builtins.all = lambda x: True\n    return 0\nbuiltins.all = any\n"
     honest = ["add(1, 2)\nassert all([1, 1])", "assert not all([1, 0])", "assert all(map(callable, (exec, compile)))"]
     assert run(lie, *honest, partial=True) == 1.0
-    assert run("__builtins__ = {'all': any}\n", "assert not all([1, 0])") == 1.0
+    assert run("__builtins__ = {'all': any}\nzero = 0\n", "assert not all([1, zero])") == 1.0
 
 
 DEAF = """
@@ -451,7 +449,7 @@ def test_the_environment_is_empty(monkeypatch, isolated):
 
 def test_nor_can_it_be_read_from_other_processes():
     try:
-        PythonTests()(asked("pass"), "")
+        PythonTests()(asked(*ADD), "")
     except InputError as refused:
         pytest.skip(str(refused))
     for file in ("environ", "cmdline"):
@@ -471,7 +469,7 @@ def test_huge_files_are_refused_and_nothing_is_left_behind(monkeypatch, tmp_path
 
 def test_files_elsewhere_can_be_read_and_not_written(tmp_path):
     try:
-        PythonTests()(asked("pass"), "")
+        PythonTests()(asked(*ADD), "")
     except InputError as refused:
         pytest.skip(str(refused))
     mine = tmp_path / "mine"
@@ -552,7 +550,7 @@ CALLER = """
 import sys
 from drpo.rewards import PythonTests
 from drpo.types import Problem
-PythonTests(seconds=1000, isolated=sys.argv[2] == "True")(Problem("7", "", "pass"), sys.argv[1])
+PythonTests(seconds=1000, isolated=sys.argv[2] == "True")(Problem("7", "", "assert f()"), sys.argv[1])
 """
 
 

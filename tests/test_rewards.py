@@ -21,6 +21,7 @@ from drpo.errors import InputError
 from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process, math_verify
 from drpo.rewards.characters import plain_characters
 from drpo.rewards.gym import GymScore, make_dataset
+from drpo.rewards.worker import new_seal, unpack_answer
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem
 
@@ -235,6 +236,9 @@ OUTCOMES = {
     "print": (2.0, None, None),
     "close everything": (None, "died", "the reward process closed its pipe"),
     "talk into the pipe": (None, "died", "the reward process sent what is no answer"),
+    "answer for itself": (None, "died", "the reward process sent what is no answer"),
+    "answer with a seal": (None, "died", "the reward process sent what is no answer"),
+    "answer with none": (None, "died", "the reward process sent what is no answer"),
     "none": (None, None, None),
     "nan": (None, "not_finite", "returned nan"),
     "inf": (None, "not_finite", "returned -inf"),
@@ -354,6 +358,30 @@ def test_a_process_that_dies_between_calls_is_replaced():
         assert outcomes(pool.score(asking(["die later"])))[0][0] is None  # float("die later") raises
         time.sleep(0.6)
         assert outcomes(pool.score(asking(["1", "2"]))) == scored(1.0, 2.0)
+
+
+def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
+    with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
+        assert outcomes(pool.score(asking(["answer late"]))) == scored(2.0)
+        time.sleep(0.3)
+        found = outcomes(pool.score(asking(["1", "3"])))
+        assert found in (scored(1.0, 3.0), [OUTCOMES["answer for itself"], *scored(3.0)])
+        assert outcomes(pool.score(asking(["5"]))) == scored(5.0)
+
+
+@given(st.sampled_from([b"{}", b"1.0", b"null", b'{"score": 1.0, "failure": null, "seconds": 0.0}']), st.booleans())
+def test_an_answer_without_its_items_seal_is_none(line, asked):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        unpack_answer(line, new_seal(1) if asked else None)
+
+
+def test_an_old_answer_and_anothers_are_none():
+    old, new = new_seal(1), new_seal(2)
+    line = json.dumps({"seal": old, "score": 1.0, "failure": None, "seconds": 0.0}).encode()
+    assert unpack_answer(line, old).score == 1.0
+    for other in (new, new_seal(1), None):
+        with pytest.raises(ValueError, match="not the answer"):
+            unpack_answer(line, other)
 
 
 def test_an_empty_list_has_no_marks(pool):

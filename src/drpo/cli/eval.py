@@ -17,7 +17,7 @@ from drpo.precision import resolve_precision
 from drpo.report.console import mean_score
 from drpo.report.payload import finite
 from drpo.rewards import Marking, RewardPool
-from drpo.rollout import TransformersEngine
+from drpo.rollout import PromptLimits, TransformersEngine, fitting
 from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
@@ -26,7 +26,7 @@ from drpo.train.config import SPELLED, Run
 from drpo.train.evaluate import evaluate
 from drpo.train.log import METRICS
 from drpo.train.session import MODEL
-from drpo.train.setup import default_device
+from drpo.train.setup import default_device, only_fitting
 from drpo.types import Sampling
 
 
@@ -41,6 +41,7 @@ class EvalOptions:
         reward: exact_number, math_verify, module:function; default: the task's own.
         problems: how many.
         sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
+        drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
         marking: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
@@ -53,6 +54,7 @@ class EvalOptions:
     reward: str | None = None
     problems: int = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
+    drop_long_prompts: bool = False
     marking: Marking = field(default_factory=Marking)
     precision: str = "auto"
     seed: int = 0
@@ -73,6 +75,7 @@ def eval(arguments: list[str]) -> int:
     if run is not None:
         sampling = replace(run.sampling, samples=run.eval_samples)
         default = replace(default, sampling=sampling, problems=run.eval_problems, marking=run.marking)
+        default = replace(default, drop_long_prompts=run.drop_long_prompts)
     options = parse(EvalOptions, rest, f"drpo eval {name}", default)
     if run is None:
         models.require_there(name)
@@ -85,6 +88,8 @@ def eval(arguments: list[str]) -> int:
     model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
     device = default_device()
     precision = resolve_precision(options.precision, device)
+    if options.drop_long_prompts:
+        held_out = only_fitting(held_out, fitting(tokenizer, PromptLimits.of(model), options.sampling))
     engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.marking) as pool, waiting:

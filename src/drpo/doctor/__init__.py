@@ -11,6 +11,7 @@ from drpo.models import stop_ids
 from drpo.objectives import region_radius
 from drpo.rollout import TransformersEngine
 from drpo.routing import RoutingMismatch, routing_mismatch
+from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.setup import Parts
 
@@ -47,7 +48,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
     """
     policy, engine = parts.policy, parts.engine
     stop = sorted(stop_ids(policy.model, parts.tokenizer))
-    problems = run.task.sample(max(size.prompts, size.answers), 0, run.seed)
+    problems = sample_unseen(run.task, (), max(size.prompts, size.answers), 0, run.seed, parts.fits)
     # Short completions are enough: how well they answer does not matter here.
     sampling = replace(
         run.sampling, samples=size.samples, max_new_tokens=min(size.new_tokens, run.sampling.max_new_tokens)

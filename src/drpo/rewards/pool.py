@@ -23,6 +23,7 @@ START_SECONDS = 120.0  # a process imports torch and the reward's module, on a b
 _LONGEST_ANSWER = 1 << 16
 _LONGEST_WAIT = 86400.0  # seconds; poll counts milliseconds in 31 bits, and who wakes too early waits again
 _REMEDY = "define it at the top level of a module, or declare it with drpo.rewards.in_process"
+_NO_ANSWER = "the reward process sent what is no answer"
 _SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
 
@@ -117,6 +118,9 @@ class RewardPool:
             except _LostError as lost:
                 self._replace(one, lost.failure)
                 mark = Mark(None, lost.failure, self.marking.seconds if lost.failure.kind == "timed_out" else 0.0)
+            else:
+                if one.says_more:  # than it was asked
+                    self._replace(one, Failure("died", _NO_ANSWER))
             if mark is not None and place is not None:
                 marks[place] = mark
 
@@ -158,6 +162,8 @@ class _Worker:
             os.set_blocking(ours.fileno(), False)
         self.ready = False
         self.place: int | None = None
+        self._seal: str | None = None  # of the item that it marks
+        self._given = 0
         self.unsent = memoryview(b"")
         self.deadline = time.perf_counter() + START_SECONDS
         self._received = b""
@@ -165,8 +171,15 @@ class _Worker:
 
     def give(self, place: int, item: bytes) -> None:
         """Have it mark an item; its time runs from here."""
-        self.place, self.unsent = place, memoryview(item)
+        self.place, self._given = place, self._given + 1
+        self._seal = worker.new_seal(self._given)
+        self.unsent = memoryview(worker.HEADER.pack(len(item), self._seal.encode()) + item)
         self.deadline = time.perf_counter() + self._seconds
+
+    @property
+    def says_more(self) -> bool:
+        """Whether something followed its last answer."""
+        return self.place is None and bool(self._received)
 
     def receive(self) -> Mark | None:
         """Exchange with it what can be exchanged now.
@@ -199,14 +212,12 @@ class _Worker:
     def _read(self, line: bytes) -> Mark | None:
         try:
             if self.ready:
-                mark = worker.unpack_answer(line)
-                if self.place is None:
-                    raise ValueError
-                self.place, self.deadline = None, math.inf
+                mark = worker.unpack_answer(line, self._seal)
+                self.place, self._seal, self.deadline = None, None, math.inf
                 return mark
             problem = json.loads(line)["problem"]
         except (ValueError, KeyError, TypeError):
-            raise _LostError(Failure("died", "the reward process sent what is no answer")) from None
+            raise _LostError(Failure("died", _NO_ANSWER)) from None
         if problem is not None:
             raise _LostError(Failure("raised", f"{problem}; {_REMEDY}"))
         self.ready, self.deadline = True, math.inf

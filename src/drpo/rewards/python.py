@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import select
 import signal
@@ -10,32 +9,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 from drpo.errors import InputError
 from drpo.rewards import sandboxed
+from drpo.rewards.fences import program
+from drpo.rewards.suites import Suite, longest, read_suite
 from drpo.types import Problem
 
-_BLOCK = re.compile(
-    r"^[ \t]*```(?:python3?|py)[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
-)
 _START_SECONDS = 60.0
-_LONGEST_LINE = 1 << 16
+_MORE = 1 << 16  # bytes of a line beside what stands in it of tests
 
 
 @dataclass(frozen=True)
 class PythonTests:
     r"""Mark a program by whether it passes the problem's tests.
 
-    The program is the text's last ```python block, or the whole text where there is none. It runs in a process of its
-    own, then the tests one after the other among the names that it has left: asserts, as a rule. What it runs in, and
-    what that protects from, is written in docs/rewards.md.
+    `drpo.rewards.fences.program` says which fenced block of the text is the program. It runs in a process of its own.
+    Tests that assert then run one after the other among the names that it has left; of others its output, or what its
+    function returns, is compared. What it runs in, and what that protects from, is written in docs/rewards.md.
 
-    The tests are `problem.data["tests"]`, a program or a sequence of them, else `problem.answer`.
+    The tests are `problem.data[field]`, else `problem.answer`, in any of the forms in docs/rewards.md: programs with
+    asserts, test functions or `unittest.TestCase`s, inputs and outputs, JSON of these.
 
     Args:
         seconds: of wall-clock time for program and tests together; less than `Marking.seconds`, or endless loops are
@@ -45,6 +45,7 @@ class PythonTests:
         partial: score the share of tests that pass; else 1 if all do, and 0.
         isolated: refuse to run where the system does not give it namespaces of its own: without them it can write to
             and delete the user's files and end the user's processes.
+        field: of the problem's data, that holds the tests.
 
     Raises:
         InputError: a value out of its range.
@@ -60,6 +61,7 @@ class PythonTests:
     file_mb: int = 64
     partial: bool = False
     isolated: bool = True
+    field: str = "tests"
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 3600:
@@ -82,58 +84,74 @@ class PythonTests:
             The score, in [0, 1]. A program that fails, hangs, dies or never ends scores 0.
 
         Raises:
-            InputError: the problem has no tests or they are no Python, or there is no sandbox to be had.
+            InputError: the problem has no tests or they test nothing, or there is no sandbox to be had.
             RuntimeError: the sandbox did not start.
         """
-        tests = _tests(problem)
-        passed = self._run(program(text), tests)
-        return sum(passed) / len(tests) if self.partial else float(sum(passed) == len(tests))
+        suite = read_suite(problem, self.field)
+        code = program(text, reads_input=suite.kind == "stdin")
+        passed = (
+            self._asserted(suite, code, problem) if suite.kind == "asserts" else self._compared(suite, code, problem)
+        )
+        if suite.kind == "asserts" and any(passed) and _passes_by_itself(self, suite):
+            raise InputError(f"problem {problem.id!r}: an empty program passes its tests, so they test nothing")
+        return sum(passed) / len(suite) if self.partial else float(sum(passed) == len(suite))
 
-    def _run(self, code: str, tests: Sequence[str]) -> Sequence[bool]:
+    def _asserted(self, suite: Suite, code: str, problem: Problem | None = None) -> list[bool]:
+        """Which tests pass; [] where the verdict does not come, or is not the sandbox's."""
         token = secrets.token_hex(16)
+        imports = sorted({name for p in suite.programs for name in p.imports} - {"solution"})
+        job = {"code": code, "tests": suite.jobs(), "token": token, "imports": imports}
+        with self._sandbox(suite, job, problem) as (lines, deadline):
+            last = lines.next(deadline)
+        passed = str(last.get("passed")) if last.get("token") == token else ""
+        if sandboxed.SILENT in passed:
+            which = passed.index(sandboxed.SILENT)
+            raise InputError(f"{_whose(problem)}: test {which} came to its end without executing an assertion")
+        return [found == sandboxed.PASSED for found in passed] if len(passed) == len(suite) else []
+
+    def _compared(self, suite: Suite, code: str, problem: Problem) -> list[bool]:
+        """Which tests have the right answer, up to the first that has not, where that decides."""
+        passed: list[bool] = []
+        job = {"code": code, "tests": suite.jobs(), "entry": suite.entry}
+        with self._sandbox(suite, job, problem) as (lines, deadline):
+            for pair in suite.pairs:
+                answer = lines.next(deadline).get("answer")
+                passed.append(isinstance(answer, str) and suite.accepts(answer, pair))
+                if not (self.partial or passed[-1]):
+                    break
+        return passed
+
+    @contextmanager
+    def _sandbox(self, suite: Suite, job: dict[str, Any], problem: Problem | None) -> Iterator[tuple["_Lines", float]]:
+        """Start a sandbox on a job; yield its lines, the first one over, and until when they may come."""
         with tempfile.TemporaryDirectory(prefix="drpo-sandbox-", ignore_cleanup_errors=True) as folder:
-            job = {"folder": folder, "code": code, "tests": tests, "token": token, "cpu_seconds": int(self.seconds) + 2}
+            job |= {"kind": suite.kind, "folder": folder, "cpu_seconds": int(self.seconds) + 2}
             job |= {"memory_mb": self.memory_mb, "file_mb": self.file_mb, "isolated": self.isolated}
             job |= {"parent": os.getpid()}  # with which it ends, however that ends
             with _started(job, folder) as output:
-                first = _line(output, time.monotonic() + _START_SECONDS)
+                lines = _Lines(output, most=_MORE + len(suite) + 6 * max(map(longest, suite.pairs), default=0))
+                first = lines.next(time.monotonic() + _START_SECONDS)
                 if "refused" in first:
                     raise InputError(
                         f"python_tests: no sandbox here ({first['refused']}); see docs/rewards.md, "
                         "python_tests(isolated=False) does with less"
                     )
+                if "broken" in first:
+                    raise InputError(f"{_whose(problem)}: its tests cannot be run: {first['broken']}")
                 if "begun" not in first:
                     raise RuntimeError("the sandbox did not start")
-                last = _line(output, time.monotonic() + self.seconds)
-        passed = last.get("passed")
-        proven = last.get("token") == token and isinstance(passed, list) and len(passed) == len(tests)
-        return [found is True for found in passed] if proven and passed else []
+                yield lines, time.monotonic() + self.seconds
 
 
-def program(text: str) -> str:
-    r"""Return the text's last ```python block, cut short or not, or the whole text where there is none.
-
-    Example:
-        >>> program("First:\n```python\nx = 1\n```\nNo:\n```python\nx = 2\n```\n")
-        'x = 2\n'
-    """
-    blocks = _BLOCK.findall(text)
-    return blocks[-1] if blocks else text
+@lru_cache(maxsize=4096)
+def _passes_by_itself(reward: PythonTests, suite: Suite) -> bool:
+    """Whether tests pass without any program."""
+    passed = reward._asserted(suite, "")
+    return len(passed) == len(suite) and all(passed)
 
 
-def _tests(problem: Problem) -> list[str]:
-    found = problem.data.get("tests", problem.answer)
-    tests = [found] if isinstance(found, str) else list(found) if isinstance(found, Sequence) else [found]
-    for i, test in enumerate(tests):
-        if not isinstance(test, str):
-            raise InputError(f"problem {problem.id!r}: tests[{i}] is a {type(test).__name__}, not a program's text")
-        try:
-            compile(test, "test.py", "exec")
-        except (SyntaxError, ValueError) as error:
-            raise InputError(f"problem {problem.id!r}: tests[{i}] is not Python: {error}") from None
-    if not any(test.strip() for test in tests):
-        raise InputError(f"problem {problem.id!r}: python_tests needs tests, in data['tests'] or as the answer")
-    return tests
+def _whose(problem: Problem | None) -> str:
+    return "python_tests" if problem is None else f"problem {problem.id!r}"
 
 
 @contextmanager
@@ -161,18 +179,29 @@ def _started(job: dict[str, Any], folder: str) -> Iterator[IO[bytes]]:
             process.wait()
 
 
-def _line(output: IO[bytes], deadline: float) -> dict[str, Any]:
-    """The next line's record; empty where none comes in time, or what comes is none."""
-    received = b""
-    poll = select.poll()
-    poll.register(output, select.POLLIN)
-    while not received.endswith(b"\n") and len(received) < _LONGEST_LINE:
-        left = max(0.0, deadline - time.monotonic())
-        piece = os.read(output.fileno(), 1) if poll.poll(1000 * left) else b""
-        if not piece:
-            return {}
-        received += piece
-    with suppress(ValueError):
-        record = json.loads(received)
-        return record if isinstance(record, dict) else {}
-    return {}
+class _Lines:
+    """The records that a sandbox writes, one a line.
+
+    Args:
+        output: to read from.
+        most: bytes in a line.
+    """
+
+    def __init__(self, output: IO[bytes], most: int) -> None:
+        self._output, self._most, self._received = output, most, b""
+        self._poll = select.poll()
+        self._poll.register(output, select.POLLIN)
+
+    def next(self, deadline: float) -> dict[str, Any]:
+        """The next line's record; empty where none comes in time, or what comes is none."""
+        while b"\n" not in self._received:
+            left = max(0.0, deadline - time.monotonic())
+            piece = os.read(self._output.fileno(), 1 << 20) if self._poll.poll(1000 * left) else b""
+            if not piece or len(self._received) > self._most:
+                return {}
+            self._received += piece
+        line, _, self._received = self._received.partition(b"\n")
+        with suppress(ValueError):
+            record = json.loads(line)
+            return record if isinstance(record, dict) else {}
+        return {}

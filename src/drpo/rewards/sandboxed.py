@@ -1,8 +1,10 @@
 """Run untrusted Python against tests, in a process that has first given up all that it could do harm with.
 
 A script for an interpreter of its own, which imports the standard library alone. It reads one JSON object on its
-standard input and writes lines of JSON to its standard output: {"refused": why}, or {"begun": true} before the code
-runs and {"token": ..., "passed": [...]} when the last test is over. Who does not see the token has seen no verdict.
+standard input and writes lines of JSON to its standard output: {"refused": why} or {"broken": why the tests cannot be
+run}, or {"begun": true} before the code runs, and then what came of it. For tests that assert that is one line,
+{"token": ..., "passed": ...}, when the last is over: who does not see the token has seen no verdict. For tests that
+compare answers it is a line {"answer": ...} for each, and the right answers are not in this process.
 
 Numbers that have no name in the standard library are those of linux/prctl.h, sched.h, seccomp.h, landlock.h, audit.h,
 fcntl.h and mount.h, and of the tables of system calls, all of which are stable.
@@ -11,6 +13,7 @@ fcntl.h and mount.h, and of the tables of system calls, all of which are stable.
 import builtins
 import ctypes
 import errno
+import importlib
 import json
 import os
 import platform
@@ -19,7 +22,13 @@ import signal
 import struct
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
+
+COUNT, GENUINE, RUN = "drpo: count", "drpo: genuine", "drpo: run"
+"""Constants that tests call, and that are replaced by functions here: no name leads to these."""
+PASSED, FAILED, SILENT = "1", "0", "-"
+"""Of a test: it came to its end and asserted something, or it did not, or it asserted nothing."""
 
 _NEW_USER, _NEW_MOUNTS, _NEW_PIDS, _NEW_NETWORK, _NEW_IPC = 0x10000000, 0x20000, 0x20000000, 0x40000000, 0x08000000
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
@@ -28,6 +37,18 @@ _SET_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 1, 38, 22, 2
 _CAPABILITIES_V3 = 0x20080522
 _LANDLOCK, _WRITE_FILE = 444, 2
 _THREADS = 1024
+_BARRED = (
+    "sys.settrace",
+    "sys.setprofile",
+    "sys.monitoring.register_callback",
+    "sys._current_frames",
+    "gc.get_objects",
+    "gc.get_referrers",
+    "gc.get_referents",
+)
+"""Audit events: calls by which an assertion could be skipped, or found."""
+_ANSWER = 63
+"""The descriptor that a called function's answer is written to."""
 _CLONE_THREAD = 0x10000
 
 # What the filter lets through: each call with its number on x86-64 and on 64-bit ARM. Everything else is refused, what
@@ -116,40 +137,218 @@ def main() -> None:
         _bar_writing(job["folder"])
         _check(_libc().capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), struct.pack("=6I", *[0] * 6)), "no capabilities")
         _limit(job)
-        _refuse_calls()
+        os.chdir(job["folder"])
+        (_refuse_calls if job["kind"] == "asserts" else _try_filter)()
     except (RefusedError, OSError) as error:
         _say(report, {"refused": str(error)})
         os._exit(1)
-    os.chdir(job["folder"])
+    if job["kind"] == "asserts":
+        _examine(job, report)
+    elif _questioned(job, report):  # in a process of its own, which ends as any program does
+        _answer(job)
+
+
+def _questioned(job: dict[str, Any], report: int) -> bool:
+    """Have one process after the other give an answer, and tell each; True in such a process."""
     _say(report, {"begun": True})
-    _examine(job, report)
+    for test in job["tests"]:
+        given, answer = _file(test["input"].encode(errors="surrogatepass")), _file(b"")
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            _libc().prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+            os.dup2(given, 0)
+            os.dup2(answer, 1 if job["kind"] == "stdin" else _ANSWER)
+            os.closerange(3, _ANSWER)
+            _refuse_calls()
+            return True
+        _, status = os.waitpid(child, 0)
+        text = os.pread(answer, test["longest"], 0).decode(errors="replace") if status == 0 else None
+        _say(report, {"answer": text})
+        os.close(given)
+        os.close(answer)
+    os._exit(0)
+
+
+def _try_filter() -> None:
+    """Refuse where the processes to come could not have their filter."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _refuse_calls()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise RefusedError("a filter of system calls")
+
+
+def _file(content: bytes) -> int:
+    """A file without a name that begins with `content`; other than pipes it takes and gives any amount."""
+    name = "answer"
+    number = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(name)
+    os.write(number, content)
+    os.lseek(number, 0, os.SEEK_SET)
+    return number
+
+
+def _answer(job: dict[str, Any]) -> None:
+    """Run the code as a program, which answers on standard output, or call its function and write what it returns."""
+    dumps, write = json.dumps, os.write
+    module = types.ModuleType("__main__" if job["kind"] == "stdin" else "solution")
+    sys.modules[module.__name__] = module
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    if job["kind"] == "call":
+        arguments = json.load(sys.stdin)
+    exec(compile(job["code"], "solution.py", "exec"), module.__dict__)
+    if job["kind"] == "call":
+        write(_ANSWER, dumps(_callable(module, job["entry"])(*arguments), default=_plain).encode())
+        os._exit(0)
+
+
+def _callable(module: types.ModuleType, entry: str) -> Callable[..., Any]:
+    """A function of the program, or a method of its class `Solution`, as some sites want it."""
+    names = module.__dict__
+    if entry not in names and "Solution" in names:
+        method: Callable[..., Any] = getattr(names["Solution"](), entry)
+        return method
+    function: Callable[..., Any] = eval(entry, names)
+    return function
+
+
+def _plain(value: Any) -> Any:
+    """What arrays and their numbers are as lists and numbers."""
+    return value.tolist()
 
 
 def _examine(job: dict[str, Any], report: int) -> None:
     """Run the code, then each test where the code left its names, and tell the verdict.
 
     The code may have put something of its own in the place of any name in any module, so what is used after it has been
-    taken before it, and built-ins are put back before each test.
+    taken before it; and built-ins, and what is in the modules that the tests import, are put back before each test.
     """
-    build, run, write, leave = compile, exec, os.write, os._exit
-    builtin, whole = vars(builtins), dict(vars(builtins))
-    verdict = f'{{"token": "{job["token"]}", "passed": ['.encode()
+    run, write, leave = exec, os.write, os._exit
+    count: list[None] = []
+    tools = {COUNT: _counter(count), GENUINE: _genuine(), RUN: _runner()}
+    try:
+        keep = _kept(job["imports"])
+        different = dict.fromkeys(job["tests"])
+        codes = {test: _furnished(compile(test, "test.py", "exec", optimize=0), tools) for test in different}
+        tests = [codes[test] for test in job["tests"]]
+    except BaseException as error:
+        _say(report, {"broken": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    verdict = f'{{"token": "{job["token"]}", "passed": "'.encode()
     module = types.ModuleType("solution")
     sys.modules["solution"], names = module, module.__dict__
+    _say(report, {"begun": True})
+    sys.addaudithook(_no_tracing())
     passed = []
-    for source, name in ((job["code"], "solution.py"), *((test, "test.py") for test in job["tests"])):
-        builtin.update(whole)
-        names["__builtins__"] = builtin
+    for test in (None, *tests):
+        keep()
+        names["__builtins__"] = builtins.__dict__
+        count.clear()
         try:
-            run(build(source, name, "exec"), names)
+            run(compile(job["code"], "solution.py", "exec") if test is None else test, names)
         except BaseException:  # sys.exit too: it has not come to its end
-            passed.append(b"false")
+            passed.append(b"0")
         else:
-            passed.append(b"true")
-        if passed[0] == b"false":
+            passed.append(b"1" if count or test is None else b"-")
+        if passed[0] == b"0":
             break
-    write(report, verdict + b", ".join(passed[1:]) + b"]}\n")
+    write(report, verdict + b"".join(passed[1:]) + b'"}\n')
     leave(0)  # not by way of the code's threads and exit handlers
+
+
+def _counter(count: list[None]) -> Callable[[], None]:
+    def passed() -> None:
+        count.append(None)
+
+    return passed
+
+
+def _runner() -> Callable[..., None]:
+    """What calls the functions of a test program, and runs its `unittest.TestCase`s."""
+
+    def run(functions: list[Any], cases: list[Any]) -> None:
+        found = [(case, [case(name) for name in dir(case) if name.startswith("test")]) for case in cases]
+        for function in functions:
+            function()
+        for case, tests in found:
+            case.setUpClass()
+            for test in tests:
+                test.debug()
+            case.tearDownClass()
+
+    return run
+
+
+def _genuine() -> Callable[[Any], Any]:
+    """What refuses an object that is equal to anything, alone or in lists, tuples, sets and dictionaries."""
+    nothing, kind, error = object(), type, AssertionError
+    plain = frozenset({int, float, complex, bool, str, bytes, type(None)})
+    inside = frozenset({list, tuple, set, frozenset})
+
+    def genuine(value: Any) -> Any:
+        of = kind(value)
+        if of in inside:
+            for part in value:
+                if kind(part) not in plain:
+                    genuine(part)
+        elif of is dict:
+            genuine([*value.values()])
+        elif of not in plain:
+            try:
+                any_equal = (value == nothing) is True
+            except Exception:
+                any_equal = False
+            if any_equal:
+                raise error("it is equal to anything")
+        return value
+
+    return genuine
+
+
+def _no_tracing() -> Callable[[str, Any], None]:
+    """A hook, which cannot be taken away, against what could skip an assertion or look for what counts them."""
+    barred = frozenset(_BARRED)
+    error = PermissionError
+
+    def hook(event: str, arguments: Any) -> None:
+        if event in barred:
+            raise error(f"no {event} here")
+
+    return hook
+
+
+def _kept(imports: list[str]) -> Callable[[], None]:
+    """Import what the tests do; return what puts its names, and the built-ins, back."""
+    modules = [importlib.import_module(name) for name in imports]
+    cases = [m.TestCase for m in modules if m.__name__ == "unittest"]
+    spaces = [(space, dict(space)) for space in map(vars, (builtins, *modules))]
+    classes = [(case, dict(vars(case))) for case in cases]
+
+    def keep() -> None:
+        for space, whole in spaces:
+            space.update(whole)
+        for case, whole in classes:
+            for name in whole.keys() - {"__dict__", "__weakref__"}:
+                if case.__dict__.get(name) is not whole[name]:
+                    setattr(case, name, whole[name])
+
+    return keep
+
+
+def _furnished(code: types.CodeType, tools: dict[str, Any]) -> types.CodeType:
+    """The code with tools in the place of the constants that name them."""
+    constants = tuple(
+        _furnished(c, tools) if isinstance(c, types.CodeType) else tools.get(c, c) if isinstance(c, str) else c
+        for c in code.co_consts
+    )
+    return code.replace(co_consts=constants)
 
 
 def _say(to: int, record: dict[str, Any]) -> None:

@@ -1,13 +1,15 @@
 """What runs in a reward's process: it reads an item, marks it, answers, until nobody asks any more.
 
 It trusts nothing that the reward may have left behind: what the reward printed went nowhere, what it forked is killed,
-and the answer is one line of JSON, so that the asker need not unpickle anything that comes from here.
+and the answer is one line of JSON, so that the asker need not unpickle anything that comes from here. The line carries
+the seal of its item, which the reward does not receive: what a reward writes into the pipe itself is no answer.
 """
 
 import json
 import os
 import pickle
 import resource
+import secrets
 import signal
 import struct
 import sys
@@ -24,23 +26,38 @@ from drpo.rewards.marking import Mark, call, one_line
 from drpo.spelling import SAFE_PATH
 from drpo.types import Failure, Problem
 
-LENGTH = struct.Struct("!Q")
-"""An item: the number of its bytes, then a pickled (problem, text)."""
+HEADER = struct.Struct("!Q32s")
+"""Of an item: the number of bytes of the pickled (problem, text) that follows, and its seal."""
 
 
 def pack(problem: Problem, text: str) -> bytes:
-    """Return an item as it is sent."""
-    body = pickle.dumps((problem, text))
-    return LENGTH.pack(len(body)) + body
+    """Return an item's body as it is sent, after a header."""
+    return pickle.dumps((problem, text))
 
 
-def unpack_answer(line: bytes) -> Mark:
+def new_seal(number: int) -> str:
+    """Return the seal of a process's item: its number, and 96 random bits that nobody can know before.
+
+    Example:
+        >>> len(new_seal(7)), new_seal(7)[:8]
+        (32, '00000007')
+    """
+    return f"{number % 10**8:08d}{secrets.token_hex(12)}"
+
+
+def unpack_answer(line: bytes, seal: str | None) -> Mark:
     """Return the mark that stands in an answer.
 
+    Args:
+        line: as it was received.
+        seal: of the item that it has to answer; None where nothing was asked.
+
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError, KeyError, TypeError: it is none, or the answer to something else.
     """
     record = json.loads(line)
+    if seal is None or record["seal"] != seal:
+        raise ValueError("not the answer to this item")
     failure = record["failure"]
     score = None if record["score"] is None else float(record["score"])
     return Mark(score, None if failure is None else Failure(**failure), float(record["seconds"]))
@@ -70,9 +87,10 @@ def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickle
 
 
 def _answer(items: BinaryIO, answers: int, mark: Callable[[bytes], Mark]) -> None:
-    while header := items.read(LENGTH.size):
-        body = items.read(LENGTH.unpack(header)[0])
-        _write(answers, asdict(mark(body)))
+    while header := items.read(HEADER.size):
+        length, seal = HEADER.unpack(header)
+        found = mark(items.read(length))
+        _write(answers, {"seal": seal.decode(), **asdict(found)})
 
 
 def _marker(reward: Reward, own: int, spared: frozenset[int]) -> Callable[[bytes], Mark]:

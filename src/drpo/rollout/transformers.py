@@ -12,7 +12,7 @@ from drpo.models import stop_ids
 from drpo.precision import FP32, Precision, lower, unrounded_inputs
 from drpo.rollout.cache import windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
-from drpo.rollout.engine import Seed, encode_prompt
+from drpo.rollout.engine import PromptLimits, Seed, encode_prompts
 from drpo.rollout.sample import uniforms
 from drpo.types import Completion, Problem, Sampling
 
@@ -52,6 +52,7 @@ class TransformersEngine:
         # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.tokenizer = tokenizer
+        self._limits = PromptLimits.of(model)
         self.version = 0
         self._stop = torch.tensor(sorted(stop_ids(model, tokenizer)), device=self.model.device)
         self._max_rows = max_rows
@@ -72,7 +73,7 @@ class TransformersEngine:
 
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
         """Return `sampling.samples` completions of every problem, problem by problem, in order."""
-        prompts = [encode_prompt(self.tokenizer, p) for p in problems]
+        prompts = encode_prompts(self.tokenizer, self._limits, problems, sampling)
         order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))  # turns of like lengths need little padding
         per_turn = max(1, self._max_rows // sampling.samples)
         groups: dict[int, list[Completion]] = {}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.models import stop_ids
-from drpo.rollout.engine import Seed, encode_prompt
+from drpo.rollout.engine import PromptLimits, Seed, encode_prompts
 from drpo.seeds import derive
 from drpo.types import Completion, Problem, Sampling, TopK
 
@@ -62,20 +62,20 @@ class Asker:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._stop = sorted(stop_ids(model, tokenizer))
+        self._stop, self._limits = sorted(stop_ids(model, tokenizer)), PromptLimits.of(model)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     def requests(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Request]:
         """Return a request for every completion, problem by problem, in order.
 
         Raises:
-            InputError: more likeliest tokens are asked for than there are.
+            InputError: more likeliest tokens are asked for than there are, or a prompt cannot be read.
         """
         if sampling.top_logprobs > self.vocabulary:
             raise InputError(
                 f"sampling.top_logprobs={sampling.top_logprobs}: the model has {self.vocabulary} tokens; ask for fewer"
             )
-        prompts = [encode_prompt(self.tokenizer, p) for p in problems]
+        prompts = encode_prompts(self.tokenizer, self._limits, problems, sampling)
         return [
             Request(p, i, ids, parameters(sampling, derive(*seed, p.id, i), self._stop))
             for p, ids in zip(problems, prompts, strict=True)

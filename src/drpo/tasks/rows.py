@@ -1,6 +1,7 @@
 """Rows of named fields from JSON Lines and parquet files, from folders of them, and from the Hugging Face hub."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from datasets import load_dataset
 from drpo.errors import InputError, nearest
 
 Row = Mapping[str, Any]
+_HALF = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -135,7 +137,13 @@ def _named(row: Any, where: str) -> Row:
 
 def _decode(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _HALF.search(text):  # of a pair, as a rule
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(f"{where}: {half!a} is half a character, which no text has; repair the data") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error}") from None
     except ValueError as error:  # an integer of more digits than Python reads

@@ -1,6 +1,6 @@
 """Training problems that no evaluation asks, whichever task the evaluation is of."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from drpo.errors import InputError
@@ -11,7 +11,14 @@ from drpo.types import Problem
 _TRIES = 64
 
 
-def sample_unseen(task: Task, held_out: Iterable[Problem], n: int, step: int, seed: int) -> list[Problem]:
+def sample_unseen(
+    task: Task,
+    held_out: Iterable[Problem],
+    n: int,
+    step: int,
+    seed: int,
+    fits: Callable[[Problem], bool] | None = None,
+) -> list[Problem]:
     """Draw training problems, drawing again whatever stands among `held_out`; neither white space nor case counts.
 
     Args:
@@ -20,12 +27,13 @@ def sample_unseen(task: Task, held_out: Iterable[Problem], n: int, step: int, se
         n: how many to draw.
         step: which rollout, as for `Task.sample`.
         seed: the run's.
+        fits: says whether a problem may be used; None for any.
 
     Returns:
         n problems with ids of their own, a pure function of the arguments.
 
     Raises:
-        InputError: nearly everything that the task has is held out.
+        InputError: nearly everything that the task has is held out, or does not fit.
 
     Example:
         >>> from drpo.tasks import Addition
@@ -37,11 +45,12 @@ def sample_unseen(task: Task, held_out: Iterable[Problem], n: int, step: int, se
     found: list[Problem] = []
     for again in range(_TRIES):
         drawn = task.sample(n, step, derive("unseen", seed, again) if again else seed)
-        fresh = [p for p in drawn if _key(p) not in known]
+        fresh = [p for p in drawn if _key(p) not in known and (fits is None or fits(p))]
         found += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh
         if len(found) >= n:
             return found[:n]
-    raise InputError(f"{task}: nearly all of its problems stand in the evaluation set; nothing is left to train on")
+    why = "stand in the evaluation set" + ("" if fits is None else " or are too long for the model")
+    raise InputError(f"{task}: nearly all of its problems {why}; nothing is left to train on")
 
 
 def _key(problem: Problem) -> str:

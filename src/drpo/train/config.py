@@ -51,6 +51,7 @@ class Run:
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
+        drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
         marking: how many processes run the reward, its limits of time and memory, and what a failure of it costs.
         steps: rollouts.
         prompts: problems per rollout.
@@ -97,6 +98,7 @@ class Run:
     critic: GAE | None = None
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sampling: Sampling = field(default_factory=Sampling)
+    drop_long_prompts: bool = False
     marking: Marking = field(default_factory=Marking)
     steps: int = 20
     prompts: int = 8

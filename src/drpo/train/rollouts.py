@@ -40,6 +40,7 @@ class Rollouts:
         held_out: problems that training never samples.
         ranks: who sample together, each its share of a rollout's problems.
         apart: is entered around a hand-over, which ranks do without one another; None for `ranks.failing_together`.
+        fits: says of a problem whether it may be used, and is asked of every one that is drawn; None for any.
     """
 
     def __init__(
@@ -49,9 +50,12 @@ class Rollouts:
         held_out: Sequence[Problem],
         ranks: Ranks = ALONE,
         apart: Callable[[], AbstractContextManager[None]] | None = None,
+        fits: Callable[[Problem], bool] | None = None,
     ) -> None:
         self._run, self._engine, self._held_out, self._ranks = run, engine, held_out, ranks
         self._apart = apart or ranks.failing_together
+        self._fits = fits
+        self._left_out = 0
         self._ahead: deque[Future[Rollout]] = deque()
         self._next = 0  # the first rollout that is not yet begun
         self._loaded: int | None = None  # version of the weights that the engine has
@@ -151,7 +155,18 @@ class Rollouts:
         return own, [c for c in completions if c.problem_id in ids]
 
     def _problems(self, step: int) -> list[Problem]:
-        return sample_unseen(self._run.task, self._held_out, self._run.prompts, step, self._run.seed)
+        fits = self._counted_fit if self._fits else None
+        return sample_unseen(self._run.task, self._held_out, self._run.prompts, step, self._run.seed, fits)
+
+    def _counted_fit(self, problem: Problem) -> bool:
+        fine = self._fits is None or self._fits(problem)
+        self._left_out += not fine
+        return fine
+
+    def left_out(self) -> int:
+        """Return how many problems did not fit since this was last asked."""
+        found, self._left_out = self._left_out, 0
+        return found
 
     def _begin(self, step: int) -> Future[Rollout]:
         return _done(self._draw(step)) if self._thread is None else self._thread.submit(self._draw, step)

@@ -66,7 +66,7 @@ class Session:
     def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher, keep_model: bool = True) -> None:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self.rewards = RewardPool(parts.reward, run.marking)
-        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks, self._apart)
+        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks, self._apart, parts.fits)
         self.summary: dict[str, Any] = {}
         self._ranks = parts.ranks
         self._log = RunLog(folder, writes=parts.ranks.first)
@@ -208,6 +208,8 @@ class Session:
         self._done, self._between_steps = done, True  # from here on a checkpoint may claim the step
         if self._ranks.first:
             self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
+        if left_out := self.rollouts.left_out():
+            self.watch.note(f"step {done.step}: {left_out} problems left out: their prompts are too long for the model")
         # Rollouts and weights together are what it takes to look into an update that was skipped.
         broken = not (all(s.taken for s in stats) and all(s.taken for s in lessons))
         if done.step < self.run.steps and (broken or _due(self.run.checkpoint_every, done.step)):

@@ -1,5 +1,7 @@
 """A run's configuration -> the objects that the loop works with."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,18 +10,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drpo import models
 from drpo.batch import Batching
 from drpo.critic import Critic
+from drpo.errors import InputError
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.precision import resolve_precision
 from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
-from drpo.rollout import Engine, NoEngine, ServerEngine, TransformersEngine, VLLMEngine
+from drpo.rollout import Engine, NoEngine, PromptLimits, ServerEngine, TransformersEngine, VLLMEngine, fitting
 from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.update import Terms, make_optimizer
 from drpo.train.value import ValueLearner
 from drpo.types import Problem
+
+log = logging.getLogger("drpo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,7 @@ class Parts:
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
         learner: the critic in training that gives advantages, or None where a prompt's samples are compared.
+        fits: says of a problem whether its prompt is short enough; None where one that is not is an error.
     """
 
     policy: Policy
@@ -49,6 +55,7 @@ class Parts:
     held_out: list[Problem]
     ranks: Ranks = ALONE
     learner: ValueLearner | None = None
+    fits: Callable[[Problem], bool] | None = None
 
 
 def default_device() -> torch.device:
@@ -72,12 +79,30 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     model.to(device)
     servers = run.engine.split(",") if run.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
+    fits = fitting(tokenizer, PromptLimits.of(model), run.sampling) if run.drop_long_prompts else None
+    held_out = only_fitting(held_out, fits)
     engine = _engine(run, model, tokenizer, ranks, servers)
     try:
-        return _around(engine, run, model, tokenizer, held_out, ranks)
+        return replace(_around(engine, run, model, tokenizer, held_out, ranks), fits=fits)
     except BaseException:
         engine.close()  # while the processes are still together
         raise
+
+
+def only_fitting(problems: list[Problem], fits: Callable[[Problem], bool] | None) -> list[Problem]:
+    """Return the problems to evaluate on whose prompts are short enough, and log how many are not.
+
+    Raises:
+        InputError: none of them is.
+    """
+    kept = problems if fits is None else [p for p in problems if fits(p)]
+    if len(kept) < len(problems):
+        log.info(
+            "%d of %d held-out problems left out: too long for the model", len(problems) - len(kept), len(problems)
+        )
+    if problems and not kept:
+        raise InputError(f"all {len(problems)} held-out problems are too long for the model")
+    return kept
 
 
 def _around(

@@ -1,0 +1,152 @@
+"""The program in a completion: which of its fenced blocks is meant."""
+
+import ast
+import builtins
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
+_PYTHON = re.compile(r"[{.\s]*(python|py)[\d.]*(?![\w+#-])", re.IGNORECASE)
+_THOUGHT = "</think>"
+
+
+def program(text: str, reads_input: bool = False) -> str:
+    r"""Return the program that a completion holds.
+
+    Blocks between fences count where they are Python: by their language, or without one where they define something.
+    The last block that defines a function or a class is meant (of programs that read their input: the last that does),
+    else the last; an example of its use after it, or output, is not. Blocks before it whose names it uses go with it. A
+    thought up to `</think>` does not count. A text without such a block is the program itself.
+
+    A fence inside a string of the program does not close its block: the first fence does, before which there is whole
+    Python. The last block may lack its fence.
+
+    Args:
+        text: of a completion.
+        reads_input: whether a whole program is asked for, which reads standard input.
+
+    Example:
+        >>> program("First:\n```python\ndef f(): pass\n```\nSo:\n```python\nf()\n```\n")
+        'def f(): pass\n'
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").rpartition(_THOUGHT)[2]
+    found = list(_blocks(text.split("\n")))
+    tagged = [b for b in found if b.python or (not b.language and b.definitions)]
+    blocks = tagged or [b for b in found if not b.language]
+    blocks = [b for b in blocks if b.tree is not None] or blocks[-1:]
+    if not blocks:
+        return text
+    meant = (reads_input and _last(blocks, "reads")) or _last(blocks, "definitions") or blocks[-1]
+    return "".join(b.code for b in _with_needed(blocks[: blocks.index(meant)], meant))
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What stands between two fences.
+
+    Args:
+        language: the rest of the opening fence's line.
+        code: the lines, without what they are all indented by.
+    """
+
+    language: str
+    code: str
+
+    @property
+    def python(self) -> bool:
+        return _PYTHON.match(self.language) is not None
+
+    @cached_property
+    def tree(self) -> ast.Module | None:
+        return _parsed(self.code)
+
+    @cached_property
+    def definitions(self) -> frozenset[str]:
+        """Of functions and classes, at the block's outer level."""
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        return frozenset(node.name for node in self._body if isinstance(node, kinds))
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Definitions, and what is assigned to or imported at the outer level."""
+        outer = [n for node in self._body if not isinstance(node, ast.ClassDef) for n in ast.walk(node)]
+        stored = {n.id for n in outer if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        imported = {(n.asname or n.name).split(".")[0] for n in outer if isinstance(n, ast.alias)}
+        return self.definitions | stored | imported
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Names that it reads and does not itself have."""
+        nodes = ast.walk(self.tree) if self.tree else ()
+        return frozenset(n.id for n in nodes if isinstance(n, ast.Name)) - self.names
+
+    @cached_property
+    def reads(self) -> bool:
+        """Whether it asks for its input."""
+        nodes = list(ast.walk(self.tree)) if self.tree else []
+        return "input" in self.used or any(isinstance(n, ast.Attribute) and n.attr == "stdin" for n in nodes)
+
+    @property
+    def _body(self) -> list[ast.stmt]:
+        return self.tree.body if self.tree else []
+
+
+def _last(blocks: list[_Block], what: str) -> _Block | None:
+    return next((b for b in reversed(blocks) if getattr(b, what)), None)
+
+
+def _with_needed(before: list[_Block], meant: _Block) -> list[_Block]:
+    """The block, after those of the ones before it that it cannot do without."""
+    chosen, needed = [meant], set(meant.used) - set(dir(builtins))
+    for block in reversed(before):
+        if block.names & needed:
+            chosen.insert(0, block)
+            needed = (needed - block.names) | (block.used - set(dir(builtins)))
+    return chosen
+
+
+def _blocks(lines: list[str]) -> Iterator[_Block]:
+    at = 0
+    while at < len(lines):
+        opening = _FENCE.fullmatch(lines[at])
+        if opening is None:
+            at += 1
+            continue
+        fence, language = opening[1], opening[2].strip()
+        if not language and _ends_a_program(lines[:at]):  # the prompt had the opening fence
+            yield _Block("python", _joined(lines[:at]))
+            at += 1
+            continue
+        end = _end(lines, at + 1, fence)
+        yield _Block(language, _joined(lines[at + 1 : end]))
+        at = end + 1
+
+
+def _ends_a_program(lines: list[str]) -> bool:
+    return not any(map(_FENCE.fullmatch, lines)) and bool(_Block("", _joined(lines)).definitions)
+
+
+def _end(lines: list[str], start: int, fence: str) -> int:
+    """The line that closes a block: the first before which there is whole Python, else the first; else the end."""
+    closing = [i for i in range(start, len(lines)) if _closes(lines[i].strip(), fence)]
+    if not closing:
+        return len(lines)
+    return next((i for i in closing if _parsed(_joined(lines[start:i])) is not None), closing[0])
+
+
+def _closes(line: str, fence: str) -> bool:
+    return len(line) >= len(fence) and set(line) == {fence[0]}
+
+
+def _joined(lines: list[str]) -> str:
+    return textwrap.dedent("".join(f"{line}\n" for line in lines))
+
+
+def _parsed(code: str) -> ast.Module | None:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
