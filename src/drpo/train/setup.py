@@ -1,6 +1,8 @@
 """A run's configuration -> the objects that the loop works with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,10 +12,13 @@ from drpo.batch import Batching
 from drpo.critic import Critic
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
+from drpo.positions import sequence_limit
 from drpo.precision import resolve_precision
 from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import Engine, NoEngine, ServerEngine, TransformersEngine, VLLMEngine
+from drpo.rollout.engine import encode_prompt
+from drpo.saving import require_savable
 from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
@@ -69,6 +74,8 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     held_out = _problems(run)
     device = default_device()
     model, tokenizer = models.load(run.model)
+    require_savable(model, tokenizer)
+    _require_room(run, model, tokenizer, held_out)
     model.to(device)
     servers = run.engine.split(",") if run.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
@@ -148,6 +155,19 @@ def _problems(run: Run) -> list[Problem]:
     held_out = (run.eval_task or run.task).held_out(run.eval_problems) if run.eval_problems else []
     sample_unseen(run.task, held_out, run.prompts, step=0, seed=run.seed)
     return held_out
+
+
+def _require_room(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: Sequence[Problem]
+) -> None:
+    """Refuse prompts that leave no room within the model's `sequence_limit`, of all steps, before the first."""
+    limit, new = sequence_limit(model), run.sampling.max_new_tokens
+    if limit.tokens is None:
+        return
+    limit.require(1 + new, "sampling.max_new_tokens: a sequence")
+    drawn = (p for step in range(run.steps) for p in sample_unseen(run.task, held_out, run.prompts, step, run.seed))
+    for problem in chain(held_out, drawn):
+        limit.require(len(encode_prompt(tokenizer, problem)) + new, f"problem {problem.id!r}: a sequence")
 
 
 def _terms(run: Run, model: PreTrainedModel) -> Terms | None:
