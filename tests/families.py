@@ -1,6 +1,7 @@
 """Every family of causal LMs in transformers, tiny: built from its configuration class, sampled, trained on, saved."""
 
 import copy
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,11 +39,48 @@ SIZES: Mapping[str, Any] = dict(
 """What is set wherever a family's configuration has it."""
 
 MLA = dict(num_key_value_heads=4, head_dim=8)
-LONG = [1.0 + i for i in range(4)]
+ROPE = dict(rope_theta=10000.0, original_max_position_embeddings=8)
+LONGROPE = ROPE | dict(
+    rope_type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[4.0, 5.0, 6.0, 7.0],
+    original_max_position_embeddings=24,
+)  # fmt: skip
+LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 OWN: Mapping[str, Mapping[str, Any]] = {
-    "deepseek_v2": MLA, "deepseek_v3": MLA,
-}  # fmt: skip
-"""What a family needs besides."""
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), MLA
+    ),
+    "lfm2": dict(layer_types=["conv", "full_attention"]),
+    "llama, dynamic": dict(
+        max_position_embeddings=24, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
+    ),
+    "llama, linear": dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0)),
+    "llama, llama3": dict(rope_parameters=LLAMA3),
+    "llama, yarn": dict(rope_parameters=ROPE | dict(rope_type="yarn", factor=4.0)),
+    "phi3, longrope": dict(original_max_position_embeddings=24, rope_parameters=LONGROPE),
+    "phimoe, longrope": dict(rope_parameters=LONGROPE | dict(short_mscale=1.1, long_mscale=1.3)),
+}
+"""What a family needs besides; borders of rotary embeddings stand within what is sampled."""
+
+FAMILIES = tuple(
+    """
+afmoe; apertus; arcee; aria_text; axk1; axk2; bamba; bart; bert; biogpt; bitnet; bloom; codegen; cohere; cohere2; cwm;
+deepseek_v2; deepseek_v3; deepseek_v32; diffllama; doge; dots1; ernie4_5; ernie4_5_moe; exaone4; exaone_moe; falcon;
+falcon_mamba; flex_olmo; fuyu; gemma; gemma2; gemma3_text; gemma4_text; glm; glm4; glm4_moe; glm4_moe_lite; glm_moe_dsa;
+gpt2; gpt_bigcode; gpt_neox; gpt_neox_japanese; gpt_oss; gptj; granite; granite_swa; granitemoe; granitemoe_swa;
+granitemoeshared; helium; hrm_text; hunyuan_v1_dense; hunyuan_v1_moe; hy_v3; hy_v4; hyperclovax; jais2; jamba; jetmoe;
+laguna; lfm2; llama; llama, dynamic; llama, linear; llama, llama3; llama, yarn; llama4_text; mamba; mellum;
+mimo_v2_flash; minicpm3; minimax; minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mixtral;
+modernbert-decoder; moshi; mpt; nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmoe; opt; persimmon; phi; phi3;
+phi3, longrope; phimoe; phimoe, longrope; qwen2; qwen2_moe; qwen3; qwen3_5_text; qwen3_moe; qwen3_next;
+recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm; youtu
+""".strip()
+    .replace("\n", " ")
+    .split("; ")
+)
+"""Those of the table: transformers' model type, and after a comma what is special."""
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+HEAD = "| family | class | trainer | sampler | LoRA |"
 
 PROBLEMS = (Problem("short", "7+5=", "12"), Problem("long", "What is 7 + 5?", "12"))
 SAMPLING = Sampling(samples=2, max_new_tokens=10)
@@ -70,9 +108,17 @@ class Result:
     gap: float = 0.0
 
     @property
-    def refused(self) -> bool:
-        """True where nothing is trained."""
-        return not self.sampler
+    def row(self) -> str:
+        """Of the table; figures of a refusal are left out, since they may differ by processor."""
+        said = re.sub(r"[\d.]+e-\d+", "...", self.trainer).replace("|", "/")
+        cells = (said, self.sampler, self.lora) if self.sampler else (f"refused: {said}", "", "")
+        return f"| {' | '.join((self.family, f'`{self.model}`', *cells))} |"
+
+
+def documented() -> dict[str, str]:
+    """The table's rows, by family."""
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
+    return {row.split(" | ")[0].removeprefix("| "): row for row in rows[rows.index(HEAD) + 2 :]}
 
 
 def build(family: str) -> PreTrainedModel:
@@ -106,7 +152,10 @@ def show(family: str) -> Result:
     except InputError as error:
         return Result(family, name, str(error))
     trainer = "packed" if policy.shares_prompts else "padded"
-    gap = widest(policy, engine, tokenizer)
+    try:
+        gap = widest(policy, engine, tokenizer)
+    except InputError as error:
+        return Result(family, name, str(error))
     sampler = "shared prompts" if engine._grouped else "plain"
     try:
         adapted = Policy(copy.deepcopy(model), precision=FP32, temperature=1.0, lora_rank=2)
@@ -143,3 +192,10 @@ def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedToke
     ]
     table = torch.stack(columns)
     return float((table.amax(0) - table.amin(0)).max())
+
+
+if __name__ == "__main__":
+    text, found = DOCUMENT.read_text(), [show(family) for family in FAMILIES]
+    assert all(result.gap < 1e-4 for result in found), [result for result in found if result.gap >= 1e-4]
+    table = "\n".join([HEAD, "|---|---|---|---|---|", *(result.row for result in found)])
+    DOCUMENT.write_text(f"{text[: text.index(HEAD)]}{table}\n")

@@ -97,7 +97,9 @@ def _other_eps(model: PreTrainedModel) -> None:
     model.config.rms_norm_eps = 1.0
 
 
-@pytest.mark.parametrize(("spoil", "said"), [(_zero_norm, r"1 of 20 tensors differ, 'model\.norm"), (_other_eps, "logits")])
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(_zero_norm, r"1 of 20 tensors differ, 'model\.norm"), (_other_eps, "logits")]
+)
 def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
     spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
