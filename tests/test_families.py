@@ -1,4 +1,4 @@
-"""The families of docs/models.md: one function in the trainer, in transformers, in the sampler and in the saved folder."""
+"""The families of docs/models.md: one function in the trainer, transformers, the sampler and the saved folder."""
 
 import pytest
 

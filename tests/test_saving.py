@@ -1,4 +1,4 @@
-"""What leaves the trainer is what was trained: state, checkpoint, folder, export; and what cannot be saved is refused."""
+"""What leaves the trainer is what was trained: state, checkpoint, folder, export; what cannot be saved is refused."""
 
 import os
 from pathlib import Path

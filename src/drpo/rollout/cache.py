@@ -161,8 +161,8 @@ def windows(model: PreTrainedModel) -> list[int | None]:
         layers = DynamicCache(config=model.config).layers
     except Exception as error:  # encoders with decoders, and configurations that do not say what a layer is
         raise InputError(
-            f"{type(model).__name__}: transformers has no key-value cache for it ({type(error).__name__}: {error}); the "
-            "rollout engine samples from decoders whose layers all keep keys and values"
+            f"{type(model).__name__}: transformers has no key-value cache for it ({type(error).__name__}: {error}); "
+            "the rollout engine samples from decoders whose layers all keep keys and values"
         ) from None
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
         raise InputError(
