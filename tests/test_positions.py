@@ -60,8 +60,8 @@ def test_the_trainer_refuses_what_is_longer(long: PreTrainedModel):
     policy, critic = (
         Policy(copy.deepcopy(long), precision=FP32, temperature=1.0), Critic(copy.deepcopy(long), dtype=torch.float32)
     )  # fmt: skip
-    short, fits, exceeds = (
-        completion(range(1, n), prompt_ids=range(1, 13), sample=i) for i, n in enumerate((4, 13, 14))
+    short, fits, exceeds = (  # the last token is predicted, not read
+        completion(range(1, n), prompt_ids=range(1, 13), sample=i) for i, n in enumerate((4, 13, 15))
     )
     beside_long = trainer_logp(policy, [short, fits])[0]
     torch.testing.assert_close(beside_long, own_logp(long, short, 1.0), rtol=0, atol=1e-5)

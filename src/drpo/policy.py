@@ -203,10 +203,19 @@ def _plain(name: str) -> str:
 
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model)
-    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, model)
+        model.eval()
+        with torch.no_grad():
+            model.get_decoder()(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
+    except Exception as error:  # a router that is a linear layer with two outputs, a layer that PEFT does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"lora_rank={rank}: adapters cannot be put on all linear layers of {type(model).__name__} ({reason}); set "
+            "lora_rank 0"
+        ) from None
 
 
 @torch.no_grad()

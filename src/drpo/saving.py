@@ -45,6 +45,9 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         >>> require_savable(*tiny())
     """
     kind: Any = type(model)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.is_serializable():
+        raise InputError(f"model {kind.__name__}: it is loaded quantized and cannot be saved; give plain weights")
     try:
         with TemporaryDirectory(prefix="drpo-model-") as folder:
             if model.can_generate():
@@ -113,15 +116,16 @@ def save_model(
     Raises:
         InputError: it cannot be written, or what is read back is not what was trained.
     """
+    folder = folder.parent.resolve() / folder.name if folder.name else folder.resolve()
     scratch = folder.with_name(f"{folder.name}.{UNSOUND}")
-    shutil.rmtree(scratch, ignore_errors=True)
+    _clear(scratch)
     try:
         scratch.mkdir(parents=True)
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         _level_modes(scratch)
     except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _clear(scratch)
         raise
     except Exception as error:
         raise InputError(f"{scratch}: the model cannot be written: {_line(error)}") from None
@@ -129,9 +133,8 @@ def save_model(
     del model
     if (problem := _unlike(scratch, reader, dtype, written, ids, logits, precision)) is not None:
         raise InputError(f"{scratch}: what is read back from it is not what was trained: {problem}; do not use it")
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    scratch.replace(folder)
+    _clear(folder)
+    scratch.rename(folder)
 
 
 def fingerprints(model: PreTrainedModel) -> dict[str, str]:
@@ -183,6 +186,14 @@ def _reader(model: PreTrainedModel) -> Any:
         return own
     known = mapping[type(model.config)]
     return own if isinstance(known, tuple) and own in known else known
+
+
+def _clear(path: Path) -> None:
+    """Remove what stands under a name; of a link, the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _level_modes(folder: Path) -> None:
