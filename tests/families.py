@@ -46,9 +46,7 @@ LONGROPE = ROPE | dict(
 )  # fmt: skip
 LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 OWN: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), MLA
-    ),
+    **dict.fromkeys("axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3".split(), MLA),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
     "llama, dynamic": dict(
         max_position_embeddings=24, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
@@ -72,7 +70,7 @@ laguna; lfm2; llama; llama, dynamic; llama, linear; llama, llama3; llama, yarn; 
 mimo_v2_flash; minicpm3; minimax; minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mixtral;
 modernbert-decoder; moshi; mpt; nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmoe; opt; persimmon; phi; phi3;
 phi3, longrope; phimoe; phimoe, longrope; qwen2; qwen2_moe; qwen3; qwen3_5_text; qwen3_moe; qwen3_next;
-recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm; youtu
+recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm
 """.strip()
     .replace("\n", " ")
     .split("; ")
