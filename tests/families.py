@@ -38,6 +38,9 @@ SIZES: Mapping[str, Any] = dict(
 )  # fmt: skip
 """What is set wherever a family's configuration has it."""
 
+LATENT = (
+    "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
+)  # fmt: skip
 MLA = dict(num_key_value_heads=4, head_dim=8)
 ROPE = dict(rope_theta=10000.0, original_max_position_embeddings=8)
 LONGROPE = ROPE | dict(
@@ -46,7 +49,7 @@ LONGROPE = ROPE | dict(
 )  # fmt: skip
 LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 OWN: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys("axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3".split(), MLA),
+    **dict.fromkeys(LATENT, MLA),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
     "llama, dynamic": dict(
         max_position_embeddings=24, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
