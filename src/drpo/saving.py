@@ -147,7 +147,7 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
 
 
 def _fingerprint(tensor: Tensor) -> str:
-    data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
 
