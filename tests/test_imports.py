@@ -29,6 +29,8 @@ RANK = {
     "ranks": 3,
     "models": 4,
     "precision": 4,
+    "positions": 4,
+    "saving": 5,
     "routing": 5,
     "rewards": 4,
     "tasks": 5,

@@ -6,6 +6,8 @@ from transformers import PreTrainedModel
 
 from drpo import packing
 from drpo.gae import value_loss
+from drpo.models import persistent_buffers
+from drpo.positions import sequence_limit
 from drpo.ranks import Ranks
 from drpo.types import MicroBatch
 
@@ -21,6 +23,7 @@ class Critic:
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
         self.model = model
         self.dtype = dtype
+        self.limit = sequence_limit(model)
         self.shares_prompts = packing.adopt(model)
         model.set_output_embeddings(None)
         width = model.get_input_embeddings().weight.shape[1]
@@ -41,7 +44,7 @@ class Critic:
 
     def __call__(self, micro: MicroBatch) -> Tensor:
         """Return V [T] of the contexts that a micro-batch's tokens were drawn in, float32, with gradients."""
-        states = packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts)
+        states = packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
         values: Tensor = self.head(states.to(self.head.weight.dtype))[:, 0]
         return values
 
@@ -60,6 +63,11 @@ class Critic:
         """The parameters that training changes, by name."""
         decoder = {f"decoder.{name}": p for name, p in self.model.get_decoder().named_parameters()}
         return decoder | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def checkpointed(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: what training changes, and the persistent buffers, by name."""
+        buffers = persistent_buffers(self.model.get_decoder())
+        return self.trainable() | {f"decoder.{name}": buffer for name, buffer in buffers.items()}
 
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Add up what the ranks have found; afterwards every parameter has a gradient, if only of zero."""

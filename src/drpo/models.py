@@ -17,6 +17,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -54,6 +55,12 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         InputError: no such model, or it cannot be read.
     """
+    model, tokenizer = _loaded(name)
+    _require_savable_generation(model, name)
+    return model, tokenizer
+
+
+def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if name == TINY:
         return tiny()
     if (maker := _own(name)) is not None:
@@ -71,6 +78,52 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except Exception as error:  # what a broken folder makes a library raise is anyone's guess
         raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
+
+
+def _require_savable_generation(model: PreTrainedModel, name: str) -> None:
+    """Replace generation defaults that transformers refuses to write by the ids of special tokens alone."""
+    generation: Any = model.generation_config
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        special = {key: value for key, value in generation.to_dict().items() if key.endswith("_token_id")}
+        dropped = sorted(generation.to_diff_dict().keys() - special.keys() - {"transformers_version"})
+        model.generation_config = GenerationConfig(**special)
+        log.warning(
+            "model=%r: transformers cannot save its generation_config.json; the trained model's will lack %s, which "
+            "training does not use",
+            name,
+            ", ".join(dropped) or "its defaults",
+        )
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a model's folder holds besides parameters, by name: a router's correction bias, a layer's scale.
+
+    Args:
+        model: any module.
+
+    Example:
+        >>> sorted(persistent_buffers(nn.BatchNorm1d(2)))
+        ['num_batches_tracked', 'running_mean', 'running_var']
+    """
+    passing = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    return {name: buffer for name, buffer in model.named_buffers() if name not in passing}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter, a tied one once, and every persistent buffer of a model, by name, detached.
+
+    Args:
+        model: any module.
+    """
+    return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]}
 
 
 def _source(name: str) -> str:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from drpo.positions import Limit, narrowed
 from drpo.types import Layout, MicroBatch
 
 log = logging.getLogger("drpo")
@@ -372,7 +373,7 @@ def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
     return hidden
 
 
-def predicting(model: PreTrainedModel, micro: MicroBatch, dtype: torch.dtype, *, shared: bool) -> Tensor:
+def predicting(model: PreTrainedModel, micro: MicroBatch, dtype: torch.dtype, *, shared: bool, limit: Limit) -> Tensor:
     """Return the last hidden states [T, H] that predict a micro-batch's tokens.
 
     Args:
@@ -380,9 +381,15 @@ def predicting(model: PreTrainedModel, micro: MicroBatch, dtype: torch.dtype, *,
         micro: on the model's device.
         dtype: of the products, and of the states.
         shared: `packed`, as `adopt` returned True for the model; else `padded`.
+        limit: of the model, as `sequence_limit` returned it.
+
+    Raises:
+        InputError: a sequence is longer than the limit.
     """
+    layout = micro.layout
+    limit.require(max(layout.prefix_length(s) + n for s, n in enumerate(layout.length)))
     with torch.autocast(micro.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = (packed if shared else padded)(model, micro.input_ids, micro.layout)
+        hidden = (packed if shared else padded)(model, micro.input_ids, layout)
     return hidden[micro.position].to(dtype)
 
 
@@ -390,8 +397,9 @@ def predicting(model: PreTrainedModel, micro: MicroBatch, dtype: torch.dtype, *,
 def adopt(model: PreTrainedModel) -> bool:
     """Give a model packed attention and return True; where that does not give what its own gives, leave it and False.
 
-    Two prompts of different lengths with several answers each go both ways. Models whose attention is not transformers'
-    own, or that mix places in other ways (recurrence, convolution), fail this and are run padded.
+    Two prompts of different lengths with several answers each go both ways, past a sliding window, which is shortened
+    for them. Models whose attention is not transformers' own, or that mix places in other ways (recurrence,
+    convolution), fail this and are run padded.
 
     Args:
         model: in its own attention.
@@ -399,16 +407,23 @@ def adopt(model: PreTrainedModel) -> bool:
     layout = Layout(length=(5, 4, 2, 1, 3, 3, 1, 6), prefix=(-1, 0, 0, 0, -1, 4, 4, -1))
     ids = 1 + 7 * torch.arange(layout.n_places) % (model.config.get_text_config().vocab_size - 1)
     ids = ids.to(model.device)
-    wanted = padded(model, ids, layout)
     own = model.config._attn_implementation
+    with narrowed(model):
+        wanted = padded(model, ids, layout)
+        if _agrees(model, ids, layout, wanted):
+            return True
+    model.set_attn_implementation(own)
+    return False
+
+
+def _agrees(model: PreTrainedModel, ids: Tensor, layout: Layout, wanted: Tensor) -> bool:
+    """Set packed attention, and compare what it gives with the states that are wanted."""
     try:
         if not set(getattr(model.config.get_text_config(), "layer_types", None) or ()) <= ORDINARY:
             return False
         model.set_attn_implementation(PACKED)
         found = packed(model, ids, layout)
-        if torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
-            return True
+        return torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
     except Exception as error:  # whatever a model does that this attention was not made for
         log.debug("%s cannot be packed: %s", type(model).__name__, error)
-    model.set_attn_implementation(own)
     return False

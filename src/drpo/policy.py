@@ -1,5 +1,6 @@
 """The model in training: float32 master weights, compute in the precision that suits the machine, one head operator."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -7,15 +8,17 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from drpo import packing
 from drpo.errors import InputError
+from drpo.models import named_tensors, persistent_buffers
 from drpo.objectives import Objective
 from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
+from drpo.positions import sequence_limit
 from drpo.precision import Precision, lower_through, stacked_experts
 from drpo.ranks import Ranks
-from drpo.types import MicroBatch, Tokens
+from drpo.types import Layout, MicroBatch, Tokens
 
 
 class Policy:
@@ -31,6 +34,8 @@ class Policy:
     Attributes:
         shares_prompts: whether a group's prompt goes through the model once; False for models whose own attention is
             needed, which run each completion in a padded row.
+        precision: as given.
+        limit: the longest sequence that it trains on.
         most_places: of a micro-batch that memory has room for, where that was found out; else None.
 
     Raises:
@@ -47,10 +52,13 @@ class Policy:
                 "grid of 8 bits; set lora_rank 0, or precision bf16 or fp32"
             )
         self.model = model
+        self.precision = precision
         self.dtype = precision.dtype
+        self.limit = sequence_limit(model)
         self.temperature = temperature
         self.most_places: int | None = None
         _require_linear_head(model)
+        self._own_attention = model.config._attn_implementation
         self.shares_prompts = packing.adopt(model)
         lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
         if lora_rank:
@@ -108,7 +116,7 @@ class Policy:
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """[T, H] the states that predict the trained tokens."""
-        return packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts)
+        return packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -118,22 +126,37 @@ class Policy:
         """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
         ranks.add_gradients(self.trainable().values())
 
+    def checkpointed(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: what training changes, and the persistent buffers, by name."""
+        return self.trainable() | persistent_buffers(self.model)
+
     def state(self) -> Mapping[str, Tensor]:
-        """The weights by the plain model's parameter names, float32, for an engine or a file.
+        """The parameters, float32, and persistent buffers by the plain model's names, for an engine or a file.
 
         With LoRA these are new tensors, base plus adapter; the base is never changed, so nothing can drift.
         """
         return dict(self._merged())
 
     def plain(self) -> PreTrainedModel:
-        """Return a model of its own with these weights, adapters merged, that knows nothing of drpo."""
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32)
-        parameters = dict(plain.named_parameters())
-        with torch.no_grad():
-            for name, value in self.state().items():
-                parameters[name].copy_(value)
+        """Return a model of its own with these weights, adapters merged, that knows nothing of drpo.
+
+        Raises:
+            InputError: a model built from the configuration holds other tensors than this one.
+        """
+        config = copy.deepcopy(self.model.config)
+        config._attn_implementation = self._own_attention
+        kind: Any = type(self.model)
+        plain: PreTrainedModel = kind._from_config(config, dtype=torch.float32).eval()
+        fill(plain, self.state())
         plain.generation_config = self.model.generation_config
         return plain
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Return the logits [N, V] of one text [N], float32, computed as in training but in float32; on the CPU."""
+        run = packing.packed if self.shares_prompts else packing.padded
+        hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
+        return (hidden @ self._head.T).cpu()
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
@@ -148,6 +171,29 @@ class Policy:
                 yield plain, parameter + adapted[plain].get_delta_weight("default")
             else:
                 yield plain, parameter.detach()
+        for name, buffer in persistent_buffers(self.model).items():
+            yield _plain(name), buffer
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Copy a whole state into a model.
+
+    Args:
+        model: its tensors are changed in place.
+        state: every parameter, a tied one once, and every persistent buffer, by name.
+
+    Raises:
+        InputError: the model's tensors are others, or of other shapes.
+    """
+    own = named_tensors(model)
+    if odd := sorted(own.keys() ^ state.keys()) or [n for n, t in own.items() if t.shape != state[n].shape]:
+        raise InputError(
+            f"model {type(model).__name__}: built from its configuration it has other tensors than the trained model "
+            f"({odd[0]!r} is missing on one side, or of another shape), so its folder could not be read back"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
 
 
 def _plain(name: str) -> str:
@@ -157,22 +203,39 @@ def _plain(name: str) -> str:
 
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model)
-    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, model)
+        model.eval()
+        with torch.no_grad():
+            model.get_decoder()(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
+    except Exception as error:  # a router that is a linear layer with two outputs, a layer that PEFT does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"lora_rank={rank}: adapters cannot be put on all linear layers of {type(model).__name__} ({reason}); set "
+            "lora_rank 0"
+        ) from None
 
 
 @torch.no_grad()
 def _require_linear_head(model: PreTrainedModel) -> None:
-    """Check on a few tokens that a weight is all there is to the head (no bias, cap or scale)."""
+    """Check on a few tokens that a weight is all there is to the head (no bias, cap or scale).
+
+    Raises:
+        InputError: there is more; or the model cannot read the tokens.
+    """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     capped = getattr(config, "final_logit_softcapping", None) is not None  # small logits would not show it
     probe = torch.arange(4, device=model.device)[None] % config.vocab_size
     if not capped and head is not None and getattr(head, "bias", None) is None:
-        logits = model(input_ids=probe, use_cache=False).logits
-        hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
+        try:
+            logits = model(input_ids=probe, use_cache=False).logits
+            hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
+        except Exception as error:  # a model that wants more than text, or that transformers itself cannot run here
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"model {type(model).__name__}: it cannot read a text by itself ({reason})") from None
         if torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
             return
     raise InputError(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from drpo.critic import Critic
 from drpo.errors import InputError
+from drpo.models import persistent_buffers
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.ranks import Ranks
@@ -83,13 +84,14 @@ class ShardedPolicy(Policy):
         _fill_gradients(self.trainable().values())
 
     def state(self) -> Mapping[str, Tensor]:
-        """The whole weights by the plain model's names, float32; all ranks must ask together."""
+        """The whole weights and the persistent buffers by the plain model's names; all ranks must ask together."""
         return dict(self._gathered())
 
     @torch.no_grad()
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter)
+        yield from persistent_buffers(self.model).items()
 
 
 class ShardedCritic(Critic):

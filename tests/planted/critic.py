@@ -140,8 +140,8 @@ BUGS = (
         20,
         "the parts of a divided critic are written over one another",
         VALUE,
-        "self.critic.trainable(), self.optimizer, self.ranks, prefix=PREFIX)",
-        "self.critic.trainable(), self.optimizer, prefix=PREFIX)",
+        "self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)",
+        "self.critic.checkpointed(), self.optimizer, prefix=PREFIX)",
         (REGROUPED,),
     ),
     Bug(
@@ -204,8 +204,8 @@ BUGS = (
         20,
         "a resumed critic begins with new moments",
         VALUE,
-        "checkpoint.restore(folder, self.critic.trainable(), self.optimizer, prefix=PREFIX)",
-        "checkpoint.restore(folder, self.critic.trainable(), None, prefix=PREFIX)",
+        "checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)",
+        "checkpoint.restore(folder, self.critic.checkpointed(), None, prefix=PREFIX)",
         (RESUMED,),
     ),
     Bug(

@@ -59,7 +59,7 @@ BUGS = (
         16,
         "an export of a run's end is the untrained model",
         "cli/export.py",
-        "    checkpoint.restore(chosen, policy.trainable(), None)\n",
+        "    checkpoint.restore(chosen, policy.checkpointed(), None)\n",
         "",
         (f"{T}test_the_last_checkpoint_exports_what_the_run_exported",),
     ),

@@ -14,6 +14,7 @@ from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import FP32
+from drpo.saving import cast, save_model
 from drpo.terminal import Terminal
 from drpo.train import checkpoint
 from drpo.train.config import Run
@@ -56,8 +57,7 @@ def export(arguments: list[str]) -> int:
         if any(folder.iterdir()):
             raise InputError(f"export: {target} exists and is not an empty folder; name another")
         model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
-        model.to(DTYPES[options.dtype]).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(cast(model, DTYPES[options.dtype]), tokenizer, folder)
     Terminal().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
     return 0
 
@@ -79,7 +79,7 @@ def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTra
     )
     chosen = _checkpoint(run, config, step)
     checkpoint.require_sound(chosen)
-    checkpoint.restore(chosen, policy.trainable(), None)
+    checkpoint.restore(chosen, policy.checkpointed(), None)
     return policy.plain(), tokenizer
 
 

@@ -155,9 +155,15 @@ def windows(model: PreTrainedModel) -> list[int | None]:
     """Return how far back each of the model's cached layers looks; None is all the way.
 
     Raises:
-        InputError: a layer keeps something else than keys and values.
+        InputError: a layer keeps something else than keys and values, or transformers has no cache for the model.
     """
-    layers = DynamicCache(config=model.config).layers
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except Exception as error:  # encoders with decoders, and configurations that do not say what a layer is
+        raise InputError(
+            f"{type(model).__name__}: transformers has no key-value cache for it ({type(error).__name__}: {error}); "
+            "the rollout engine samples from decoders whose layers all keep keys and values"
+        ) from None
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
         raise InputError(
             f"{type(model).__name__} keeps a recurrent state besides keys and values, or in place of them; "

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from drpo.errors import InputError
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, windows
 from drpo.rollout.sample import draw, likeliest
@@ -33,6 +34,10 @@ IDLE_STEPS = 0.5
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """How far the grouped attention's logits may be from the model's own, on average, in their standard deviations."""
+
+
+REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
+"""How far a cache may take logits from those without one; in 16 bits a mixture may send a token to another expert."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,16 +278,36 @@ def _room(tokens: Tensor, k: int) -> TopK:
 
 @torch.inference_mode()
 def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
-    """True where `GroupDecoder` gives what `PlainDecoder` gives, tried on the end of this prompt."""
+    """True where `GroupDecoder` gives what `PlainDecoder` gives, tried on the end of this prompt.
+
+    Raises:
+        InputError: `PlainDecoder` itself does not give what the model gives without a cache, text by text.
+    """
     prompts = [prompt[-1:], prompt[-8:]]
     try:
-        a, b = _trial(GroupDecoder(model, prompts, 2)), _trial(PlainDecoder(model, prompts, 2))
+        wanted = _uncached(model, prompts)
+        plain = _trial(PlainDecoder(model, prompts, 2))
+    except Exception as error:  # whatever a model wants besides tokens
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
+    if (gap := _gap(plain, wanted)) >= REFUSED[plain.dtype]:
+        raise InputError(
+            f"{type(model).__name__}: with a key-value cache and prompts padded on the left its logits differ from its "
+            f"own by {gap:.1e} of their spread, so what it samples would not be what is trained"
+        )
+    try:
+        grouped = _trial(GroupDecoder(model, prompts, 2))
     except Exception as error:  # whatever a model does that the grouped attention was not made for
         log.debug("%s keeps its own attention: %s", type(model).__name__, error)
         return False
-    gap = float((a - b).abs().mean() / b.std())
+    gap = _gap(grouped, plain)
     log.debug("%s: grouped attention differs from its own by %.1e", type(model).__name__, gap)
-    return gap < TOLERANCE[a.dtype]
+    return gap < TOLERANCE[grouped.dtype]
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Mean difference, in standard deviations of `b`."""
+    return float((a - b).abs().mean() / b.std())
 
 
 def _trial(decoder: Decoder) -> Tensor:
@@ -294,3 +319,13 @@ def _trial(decoder: Decoder) -> Tensor:
     decoder.keep(torch.tensor([0, 2, 3], device=seen[-1].device))
     seen.append(decoder.step(token[:3]))
     return torch.cat(seen)
+
+
+def _uncached(model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor:
+    """What `_trial` should return: the logits of the same texts, whole, padded where nothing before can see it."""
+    rows = [torch.cat([prompts[b // 2], torch.tensor([b, b, last])]) for b, last in enumerate((0, 0, 1, 2))]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    end = [len(row) - 4 for row in rows]  # the prompt's last token
+    kept = [*((b, t) for t in range(3) for b in range(4)), *((b, 3) for b in (0, 2, 3))]
+    return torch.stack([logits[b, end[b] + t] for b, t in kept])

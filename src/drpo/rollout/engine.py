@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
+from drpo.positions import sequence_limit
 from drpo.types import Completion, Problem, Sampling, TopK
 
 Seed = tuple[int | str, ...]
@@ -115,22 +116,32 @@ class PromptLimits:
         positions: tokens that it has positions for; None where any number does.
         fixed: whether there are no others, so that the answer has to fit too; else positions are computed, and an
             answer may run past those that the model was trained on.
+        why: there are no others, where that is not plain.
     """
 
     embeddings: int
     positions: int | None
     fixed: bool
+    why: str = ""
 
     @staticmethod
     def of(model: PreTrainedModel) -> "PromptLimits":
-        """Those of a model."""
+        """Those of a model; see `drpo.positions.sequence_limit` for the rotary embeddings that fix them.
+
+        Raises:
+            InputError: the model depends on the longest position of a batch in a way of its own.
+        """
+        embeddings = len(model.get_input_embeddings().weight)
+        rotary_limit = sequence_limit(model)
+        if rotary_limit.tokens is not None:
+            return PromptLimits(embeddings, rotary_limit.tokens, True, rotary_limit.why)
         config: Any = model.config.get_text_config()
         positions = getattr(config, "max_position_embeddings", None)
         rotary = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
         factors = [rope.get("factor") or 1 for rope in rotary if isinstance(rope, Mapping)]
         computed = any(hasattr(config, n) for n in ("rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base"))
         stretched = int(positions * max([1, *factors])) if positions and positions > 0 else None
-        return PromptLimits(len(model.get_input_embeddings().weight), stretched, not computed)
+        return PromptLimits(embeddings, stretched, not computed)
 
     def too_long(self, prompt_ids: Tensor, sampling: Sampling) -> bool:
         """Whether a prompt, and where it matters its answer, has more tokens than there are positions."""
@@ -153,7 +164,20 @@ class PromptLimits:
             answer = f" and sampling.max_new_tokens={sampling.max_new_tokens}" if self.fixed else ""
             raise InputError(
                 f"problem {problem.id!r}: its prompt has {len(prompt_ids)} tokens{answer}, and the model "
-                f"{self.positions} positions: {problem.prompt[:40]!r}...; --drop-long-prompts leaves such problems out"
+                f"{self.positions} positions{self.why}: {problem.prompt[:40]!r}...; --drop-long-prompts leaves such "
+                "problems out"
+            )
+
+    def require_any(self, sampling: Sampling) -> None:
+        """Refuse answers so long that not even a prompt of one token fits.
+
+        Raises:
+            InputError: they are.
+        """
+        if self.fixed and self.positions is not None and sampling.max_new_tokens >= self.positions:
+            raise InputError(
+                f"sampling.max_new_tokens={sampling.max_new_tokens}: the model has {self.positions} positions"
+                f"{self.why}, prompt included; set --sampling.max-new-tokens below that"
             )
 
 

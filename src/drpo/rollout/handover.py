@@ -7,31 +7,29 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from drpo.errors import InputError
+from drpo.models import named_tensors
 
 
 class Handover:
     """Turns a policy's state into the tensors of a checkpoint of the same model.
 
     Args:
-        model: tells the names, the buffers that a checkpoint holds, and how transformers rearranged its parameters
-            while it loaded them (the experts of a mixture of experts are stacked, for one).
+        model: tells the names, and how transformers rearranged its parameters while it loaded them (the experts of a
+            mixture of experts are stacked, for one).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._names = tuple(name for name, _ in model.named_parameters())
-        ours = {p.data_ptr() for p in model.parameters()}
-        saved = model.state_dict()
-        self._buffers = {n: b.clone() for n, b in model.named_buffers() if n in saved and b.data_ptr() not in ours}
+        self._names = tuple(named_tensors(model))
 
     def checkpoint(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors, by their names in a checkpoint; a tied head has none of its own.
 
         Args:
-            state: every parameter by its name in the transformers model.
+            state: every parameter and persistent buffer by its name in the transformers model.
 
         Raises:
-            InputError: a parameter is missing.
+            InputError: one is missing.
 
         Example:
             >>> from drpo.models import tiny
@@ -44,4 +42,4 @@ class Handover:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
         ours = {name: state[name].detach() for name in self._names}
-        return dict(revert_weight_conversion(self._model, {**self._buffers, **ours}))
+        return dict(revert_weight_conversion(self._model, ours))

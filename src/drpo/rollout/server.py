@@ -21,6 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.credentials import headers
 from drpo.errors import InputError
+from drpo.models import named_tensors
+from drpo.positions import sequence_limit
 from drpo.rollout.engine import Seed
 from drpo.rollout.handover import Handover
 from drpo.rollout.vllm_request import Answer, Asker, Request
@@ -95,6 +97,11 @@ class ServerEngine:
         patience: Patience | None = None,
         concurrency: int = 128,
     ) -> None:
+        if (limit := sequence_limit(model)).tokens is not None:
+            raise InputError(
+                f"engine={address}: how a server computes {limit.kind} rotary embeddings depends on how it was "
+                "started; set --engine transformers, or vllm"
+            )
         self.version = 0
         self._asker, self._handover = Asker(model, tokenizer), Handover(model)
         self._patience = patience or Patience()
@@ -108,7 +115,7 @@ class ServerEngine:
         except UnreachableError as problem:
             self.close()
             raise self._server.gone(f"cannot be reached ({problem})") from None
-        self._stage(dict(model.named_parameters()))
+        self._stage(named_tensors(model))
 
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
         """Return `sampling.samples` completions of every problem, problem by problem, in order.

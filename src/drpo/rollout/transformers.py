@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
-from drpo.models import stop_ids
+from drpo.models import persistent_buffers, stop_ids
+from drpo.positions import narrowed
 from drpo.precision import FP32, Precision, lower, unrounded_inputs
 from drpo.rollout.cache import windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
@@ -49,6 +50,7 @@ class TransformersEngine:
         windows(model)  # refuses models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
         self._takers = lower(self.model, precision)
+        self._takers |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
         # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.tokenizer = tokenizer
@@ -60,7 +62,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Copy new weights in, by parameter name, rounding to the engine's precision, and stamp the version."""
+        """Copy new parameters and persistent buffers in, by name, in the engine's precision, and stamp the version."""
         for name in self._takers:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
@@ -72,7 +74,11 @@ class TransformersEngine:
         """Nothing is held."""
 
     def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        """Return `sampling.samples` completions of every problem, problem by problem, in order."""
+        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+
+        Raises:
+            InputError: the model cannot read a prompt, or has no room for its completion.
+        """
         prompts = encode_prompts(self.tokenizer, self._limits, problems, sampling)
         order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))  # turns of like lengths need little padding
         per_turn = max(1, self._max_rows // sampling.samples)
@@ -111,6 +117,6 @@ class TransformersEngine:
     def _decoder(self, prompts: Sequence[Tensor], samples: int) -> Decoder:
         """Read the prompts."""
         if self._grouped is None:
-            with unrounded_inputs(self.model):
+            with unrounded_inputs(self.model), narrowed(self.model):
                 self._grouped = can_group(self.model, prompts[0])
         return (GroupDecoder if self._grouped else PlainDecoder)(self.model, prompts, samples)

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import EngineError, InputError
+from drpo.models import named_tensors
+from drpo.positions import Limit, sequence_limit
 from drpo.precision import has_fast_bf16
 from drpo.rollout.engine import Seed
 from drpo.rollout.handover import Handover
@@ -68,7 +70,7 @@ class VLLMEngine:
         self._sleeps = model.device.type == "cuda"
         self._asleep = False
         self._failed: EngineError | None = None
-        numerics = precision_options(precision, model.device)
+        numerics = {**precision_options(precision, model.device), **length_options(sequence_limit(model))}
         shared = {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True} if self._sleeps else {}
         several = {"distributed_executor_backend": "external_launcher"} if _world_size() > 1 else {}
         with (
@@ -80,7 +82,7 @@ class VLLMEngine:
             config.save_pretrained(folder)
             self._llm = _start(folder, {**numerics, **device_options(model.device), **shared, **several})
         try:
-            self.load(dict(model.named_parameters()), version=0)
+            self.load(named_tensors(model), version=0)
             self._try()
         except Exception as error:
             self.close()
@@ -188,6 +190,28 @@ def precision_options(precision: str, device: torch.device) -> dict[str, Any]:
     return {"dtype": "bfloat16", "quantization": "fp8"}
 
 
+def length_options(limit: Limit) -> dict[str, Any]:
+    """Return vLLM's options for a model whose rotary embedding has a limit.
+
+    vLLM chooses longrope's factors once, by the longest sequence that it makes room for, and scales `dynamic` always.
+
+    Raises:
+        InputError: vLLM computes the embedding otherwise at every length.
+
+    Example:
+        >>> length_options(Limit()), length_options(Limit(4096, "longrope"))
+        ({}, {'max_model_len': 4096})
+    """
+    if limit.tokens is None:
+        return {}
+    if limit.kind != "longrope":
+        raise InputError(
+            f"engine='vllm': it computes {limit.kind} rotary embeddings otherwise than the trainer; set --engine "
+            "transformers"
+        )
+    return {"max_model_len": limit.tokens}
+
+
 def device_options(device: torch.device) -> dict[str, Any]:
     """Return the options that vLLM needs on this kind of device.
 
@@ -214,11 +238,10 @@ def _start(folder: str, options: Mapping[str, Any]) -> Any:
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",
                 max_logprobs=-1,
-                max_model_len=-1,  # the model's own, or what the cache has room for
                 enable_prefix_caching=True,
                 worker_extension_cls=EXTENSION,
                 seed=0,
-                **options,
+                **{"max_model_len": -1, **options},  # -1: the model's own, or what the cache has room for
             )
         except Exception as error:  # whatever it is, it is this model or machine that vLLM cannot use
             raise _unfit("the model", error) from error

@@ -47,7 +47,7 @@ class Progress:
 def save(
     folder: Path,
     progress: Progress,
-    trainable: Mapping[str, nn.Parameter],
+    trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     also: Callable[[Path], Sequence[Path]] | None = None,
     ranks: Ranks = ALONE,
@@ -59,7 +59,7 @@ def save(
     Args:
         folder: of all checkpoints of the run, which all ranks see.
         progress: where the run stands.
-        trainable: parameters by name.
+        trainable: parameters and persistent buffers by name.
         optimizer: over these parameters.
         also: writes more files into the checkpoint's folder; called on every rank. What the first has not written it
             must return.
@@ -91,7 +91,7 @@ def save(
 def _fill(
     scratch: Path,
     progress: Progress,
-    trainable: Mapping[str, nn.Parameter],
+    trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     also: Callable[[Path], Sequence[Path]] | None,
     ranks: Ranks,
@@ -108,7 +108,7 @@ def _fill(
 
 def write(
     scratch: Path,
-    trainable: Mapping[str, nn.Parameter],
+    trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     ranks: Ranks = ALONE,
     prefix: str = "",
@@ -119,7 +119,7 @@ def write(
 
     Args:
         scratch: the folder that takes the files.
-        trainable: parameters by name.
+        trainable: parameters and persistent buffers by name.
         optimizer: over these parameters.
         ranks: who write together.
         prefix: the files' names begin so.
@@ -134,7 +134,8 @@ def write(
     part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
     written = []
     for kind, tensors in ((WEIGHTS, dict(trainable)), (OPTIMIZER, {**generator, **moments})):
-        rows = {name: _rows(tensor.detach()) for name, tensor in tensors.items()}
+        own = {name: t for name, t in tensors.items() if isinstance(t, DTensor) or ranks.first}
+        rows = {name: _rows(tensor.detach()) for name, tensor in own.items()}
         starts = {name: start for name, (_, start) in rows.items() if start}
         path = scratch / f"{prefix}{kind.replace('.', f'{part}.')}"
         whole = {name: local.contiguous() for name, (local, _) in rows.items()}
@@ -208,7 +209,7 @@ def require_sound(checkpoint: Path) -> None:
 
 def restore(
     checkpoint: Path,
-    trainable: Mapping[str, nn.Parameter],
+    trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer | None,
     prefix: str = "",
 ) -> Progress:
@@ -218,7 +219,8 @@ def restore(
 
     Args:
         checkpoint: a folder that `save` made.
-        trainable: parameters by name, of the same shapes; on this rank perhaps some rows of each.
+        trainable: parameters and persistent buffers by name, of the same shapes; on this rank perhaps some rows of
+            each. A buffer that an earlier version did not write stays as it is.
         optimizer: over these parameters, or None to load the weights alone.
         prefix: of the files' names, as they were written.
 
@@ -232,11 +234,12 @@ def restore(
         progress, *_ = _state(checkpoint)
         with ExitStack() as stack:
             weights = _Pieces(checkpoint, prefix + WEIGHTS, stack)
-            if weights.names != trainable.keys():
-                odd = sorted(weights.names ^ trainable.keys())[0]
+            there = {n: t for n, t in trainable.items() if n in weights.names or isinstance(t, nn.Parameter)}
+            if weights.names != there.keys():
+                odd = sorted(weights.names ^ there.keys())[0]
                 raise InputError(f"checkpoint {checkpoint} is of another model: parameter {odd!r} is only on one side")
             with torch.no_grad():
-                for name, parameter in trainable.items():
+                for name, parameter in there.items():
                     weights.copy(name, parameter)
             if optimizer is not None:
                 _restore_moments(optimizer, trainable, _Pieces(checkpoint, prefix + OPTIMIZER, stack))
@@ -283,7 +286,7 @@ class _Pieces:
             raise InputError(f"checkpoint: {missing} rows of {name!r} are in none of its files; it is of another model")
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], moments: _Pieces) -> None:
+def _restore_moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor], moments: _Pieces) -> None:
     torch.set_rng_state(moments.whole("rng:torch"))
     for key in sorted(moments.names - {"rng:torch"}):
         kind, _, name = key.partition(":")

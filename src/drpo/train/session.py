@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from drpo.errors import InputError, Interrupted
-from drpo.files import replacing_folder, require_own
+from drpo.files import require_own
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
+from drpo.saving import probe, save_model
 from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
@@ -101,7 +102,7 @@ class Session:
         torch.manual_seed(derive("global", self.run.seed))
         last = checkpoint.newest_sound(self.folder / CHECKPOINTS, self.watch.note)
         if last is not None:
-            self._done = checkpoint.restore(last, self.parts.policy.trainable(), self.parts.optimizer)
+            self._done = checkpoint.restore(last, self.parts.policy.checkpointed(), self.parts.optimizer)
             self.rollouts.restore(last, self._done.step)
             if self.parts.learner is not None:
                 self.parts.learner.restore(last)
@@ -134,12 +135,17 @@ class Session:
                 shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
             elif kind is None or (together and self._between_steps and self._done.step > 0):
                 self._save()
-            if done and self.keep_model:
-                self._export()
-            if self._ranks.first:
-                self.summary = summarise(self.folder, self.run, stopped_by=self._stopped_by)
-                write_json(self.folder / SUMMARY, self.summary)
-                self.watch.ended(self.summary)
+            try:
+                if done and self.keep_model:
+                    self._export()
+            finally:
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        if self._ranks.first:
+            self.summary = summarise(self.folder, self.run, stopped_by=self._stopped_by)
+            write_json(self.folder / SUMMARY, self.summary)
+            self.watch.ended(self.summary)
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
@@ -266,8 +272,8 @@ class Session:
         folder = self.folder / CHECKPOINTS
         with self._aside("checkpoint"):
             self._log.sync()
-            trainable, optimizer = self.parts.policy.trainable(), self.parts.optimizer
-            checkpoint.save(folder, self._done, trainable, optimizer, self._save_more, self._ranks)
+            tensors, optimizer = self.parts.policy.checkpointed(), self.parts.optimizer
+            checkpoint.save(folder, self._done, tensors, optimizer, self._save_more, self._ranks)
             if self._ranks.first:
                 scores = {e["step"]: e["accuracy"] for e in read_records(self.folder / EVALUATIONS)}
                 checkpoint.prune(folder, self.run.keep_checkpoints, scores)
@@ -277,12 +283,11 @@ class Session:
         return self.parts.learner.save(folder) if self.parts.learner else []
 
     def _export(self) -> None:
-        """Write the trained model as any transformers program reads it."""
-        trained = self.parts.policy.plain()
+        """Write the trained model as any transformers program reads it, and check what was written."""
+        policy = self.parts.policy
+        logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
         if self._ranks.first:
-            with replacing_folder(self.folder / MODEL) as scratch:
-                trained.save_pretrained(scratch)
-                self.parts.tokenizer.save_pretrained(scratch)
+            save_model(trained.pop(), self.parts.tokenizer, self.folder / MODEL, logits, policy.precision)
 
 
 def _due(every: int, step: int) -> bool:

@@ -1,8 +1,9 @@
 """A run's configuration -> the objects that the loop works with."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +17,17 @@ from drpo.policy import Policy
 from drpo.precision import resolve_precision
 from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
-from drpo.rollout import Engine, NoEngine, PromptLimits, ServerEngine, TransformersEngine, VLLMEngine, fitting
+from drpo.rollout import (
+    Engine,
+    NoEngine,
+    PromptLimits,
+    ServerEngine,
+    TransformersEngine,
+    VLLMEngine,
+    encode_prompts,
+    fitting,
+)
+from drpo.saving import require_savable
 from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
@@ -76,11 +87,14 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     held_out = _problems(run)
     device = default_device()
     model, tokenizer = models.load(run.model)
+    require_savable(model, tokenizer)
     model.to(device)
     servers = run.engine.split(",") if run.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
-    fits = fitting(tokenizer, PromptLimits.of(model), run.sampling) if run.drop_long_prompts else None
+    limits = PromptLimits.of(model)
+    fits = fitting(tokenizer, limits, run.sampling) if run.drop_long_prompts else None
     held_out = only_fitting(held_out, fits)
+    _require_room(run, limits, tokenizer, held_out)
     engine = _engine(run, model, tokenizer, ranks, servers)
     try:
         return replace(_around(engine, run, model, tokenizer, held_out, ranks), fits=fits)
@@ -173,6 +187,18 @@ def _problems(run: Run) -> list[Problem]:
     held_out = (run.eval_task or run.task).held_out(run.eval_problems) if run.eval_problems else []
     sample_unseen(run.task, held_out, run.prompts, step=0, seed=run.seed)
     return held_out
+
+
+def _require_room(
+    run: Run, limits: PromptLimits, tokenizer: PreTrainedTokenizerBase, held_out: Sequence[Problem]
+) -> None:
+    """Refuse prompts that leave no room for the answer, of all steps, before the first."""
+    limits.require_any(run.sampling)
+    if run.drop_long_prompts or not limits.fixed:
+        return
+    drawn = (sample_unseen(run.task, held_out, run.prompts, step, run.seed) for step in range(run.steps))
+    for problems in chain([held_out], drawn):
+        encode_prompts(tokenizer, limits, problems, run.sampling)
 
 
 def _terms(run: Run, model: PreTrainedModel) -> Terms | None:

@@ -64,7 +64,7 @@ class ValueLearner:
 
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's part of the critic's weights and optimiser state into a checkpoint; return the files."""
-        return checkpoint.write(folder, self.critic.trainable(), self.optimizer, self.ranks, prefix=PREFIX)
+        return checkpoint.write(folder, self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)
 
     def restore(self, folder: Path) -> None:
         """Go on as `save` left it, to the bit.
@@ -72,7 +72,7 @@ class ValueLearner:
         Raises:
             InputError: the checkpoint has no critic, or another one.
         """
-        checkpoint.restore(folder, self.critic.trainable(), self.optimizer, prefix=PREFIX)
+        checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)
 
     @torch.no_grad()
     def _values(self, micros: Sequence[MicroBatch]) -> list[Tensor]:

@@ -1,0 +1,143 @@
+"""How far a model's positions reach: rotary embeddings that depend on the longest sequence of a pass, and windows."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from drpo.errors import InputError
+
+CROSSED_WINDOW = 4
+"""The sliding window that `narrowed` sets: short enough that a check on about ten tokens crosses it."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The longest sequence for which a model is one function of a text, whatever else is in the same pass.
+
+    Args:
+        tokens: prompt and completion together; None where any length will do.
+        kind: transformers' name of the rotary embedding that sets the limit.
+    """
+
+    tokens: int | None = None
+    kind: str = ""
+
+    @property
+    def why(self) -> str:
+        """Why there is nothing beyond the limit, to follow on "N positions" in a message."""
+        return f" for which its {self.kind} rotary embedding does not depend on what else is in the batch"
+
+    def require(self, tokens: int, what: str = "a sequence") -> None:
+        """Check one length.
+
+        Args:
+            tokens: prompt and completion together.
+            what: has this length, for the message.
+
+        Raises:
+            InputError: it is longer than the limit.
+
+        Example:
+            >>> Limit(4096, "longrope").require(4096)
+            >>> Limit().require(10**9)
+        """
+        if self.tokens is not None and tokens > self.tokens:
+            raise InputError(
+                f"{what} of {tokens} tokens (prompt and completion): beyond {self.tokens} the model's {self.kind} "
+                "rotary embedding changes every log-probability of a batch with its longest sequence; shorten the "
+                f"prompts or set sampling.max_new_tokens so that both fit in {self.tokens}"
+            )
+
+
+@torch.no_grad()
+def sequence_limit(model: PreTrainedModel) -> Limit:
+    """Return the limit that a model's rotary embeddings set.
+
+    transformers computes `longrope` with other factors, and `dynamic` with another base, for all sequences of a pass as
+    soon as its longest is beyond the length of pre-training, and tokens that a cache holds keep what they had. Up to
+    that length both are ordinary.
+
+    Args:
+        model: any causal LM.
+
+    Raises:
+        InputError: the model depends on the longest position of a pass in a way of its own.
+
+    Example:
+        >>> from drpo.models import tiny
+        >>> sequence_limit(tiny()[0])
+        Limit(tokens=None, kind='')
+    """
+    limits = [limit for module in model.modules() for limit in _limits(module)]
+    if limits:
+        return min(limits, key=lambda limit: limit.tokens or 0)
+    if _depends_on_the_longest(model):
+        raise InputError(
+            f"model {type(model).__name__}: its states depend on the longest position of a batch in a way of its own, "
+            "so log-probabilities would depend on what else is in the batch, which drpo does not train"
+        )
+    return Limit()
+
+
+def _limits(module: nn.Module) -> Iterator[Limit]:
+    """Those of one rotary embedding; some models have several, by type of layer."""
+    kinds = getattr(module, "rope_type", None)
+    config: Any = getattr(module, "config", None)
+    parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    for layer_type, kind in (kinds if isinstance(kinds, Mapping) else {None: kinds}).items():
+        own = parameters if layer_type is None else parameters.get(layer_type) or {}
+        if kind == "longrope":
+            yield Limit(int(own["original_max_position_embeddings"]), kind)
+        elif isinstance(kind, str) and "dynamic" in kind:
+            yield Limit(int(config.max_position_embeddings), kind)
+
+
+def _depends_on_the_longest(model: PreTrainedModel) -> bool:
+    """Whether a row's states change with the positions of another row; False where positions cannot be given."""
+    last = _plain_value(model.config.get_text_config(), "max_position_embeddings")
+    if last is None or last <= 8:
+        return False
+    ids = torch.arange(1, 5, device=model.device).repeat(2, 1)
+    near = torch.arange(4, device=model.device).repeat(2, 1)
+    far = near + torch.tensor([[0], [last - 5]], device=model.device)
+    try:
+        a, b = (
+            model.get_decoder()(input_ids=ids, position_ids=p, use_cache=False).last_hidden_state[0]
+            for p in (near, far)
+        )
+    except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):
+        return False
+    return not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+
+
+@contextmanager
+def narrowed(model: PreTrainedModel, window: int = CROSSED_WINDOW) -> Iterator[None]:
+    """Shorten a model's sliding windows, so that a check on a few tokens looks past them; put them back afterwards.
+
+    Args:
+        model: its configuration and layers are changed meanwhile.
+        window: of the configuration; one that is as short already stays.
+    """
+    configs = [model.config, model.config.get_text_config()]
+    wide = _plain_value(configs[1], "sliding_window")
+    less = max(0, (wide or 0) - window)
+    holders: list[Any] = [*configs, *model.modules()] if less else []
+    before = [(holder, n) for holder in holders if (n := _plain_value(holder, "sliding_window")) and n > less]
+    try:
+        for holder, n in before:
+            holder.sliding_window = n - less  # a layer may count one more or less than the configuration
+        yield
+    finally:
+        for holder, n in before:
+            holder.sliding_window = n
+
+
+def _plain_value(holder: object, name: str) -> int | None:
+    """A whole number that an object holds itself; some configurations refuse to be asked what differs by layer."""
+    value = vars(holder).get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

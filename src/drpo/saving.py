@@ -1,0 +1,207 @@
+"""A model's folder: tried before training begins, written, and read back to see that it holds what was trained."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo.errors import InputError
+from drpo.models import named_tensors, persistent_buffers
+from drpo.precision import FP32, Precision, lower_through
+
+UNSOUND = "unsound"
+"""What is added to the name of a folder that does not hold what was trained."""
+
+
+def probe(model: PreTrainedModel) -> Tensor:
+    """Return a few token ids [8] on which two models can be compared.
+
+    Args:
+        model: any causal LM.
+    """
+    size = int(model.config.get_text_config().vocab_size)
+    return 1 + 7 * torch.arange(8) % (size - 1)
+
+
+def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write all but the weights into a temporary folder, and see that the same model can be built from it.
+
+    Args:
+        model: as loaded.
+        tokenizer: of the model.
+
+    Raises:
+        InputError: the model's folder could not be written after training, or not be read back.
+
+    Example:
+        >>> from drpo.models import tiny
+        >>> require_savable(*tiny())
+    """
+    kind: Any = type(model)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.is_serializable():
+        raise InputError(f"model {kind.__name__}: it is loaded quantized and cannot be saved; give plain weights")
+    try:
+        with TemporaryDirectory(prefix="drpo-model-") as folder:
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            model.config.save_pretrained(folder)
+            config = type(model.config).from_pretrained(folder)
+        with torch.device("meta"):
+            again = _reader(model)._from_config(config)
+    except OSError:
+        raise  # the disk, not the model
+    except Exception as error:  # transformers raises ValueError, TypeError and others
+        raise InputError(
+            f"model {kind.__name__}: its folder could not be written after training: {_line(error)}"
+        ) from None
+    shapes, found = ({n: t.shape for n, t in named_tensors(m).items()} for m in (model, again))
+    if type(again) is not kind:
+        raise InputError(
+            f"model {kind.__name__}: transformers would read its folder as {type(again).__name__}; give it a "
+            "configuration class with a model_type of its own, and register both"
+        )
+    if shapes != found:
+        odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        raise InputError(
+            f"model {kind.__name__}: built from its own configuration it has other tensors ({odd[0]!r} is missing on "
+            "one side, or of another shape), so its folder could not be read back after training"
+        )
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Round a model's parameters and persistent buffers, in place, but for what its family keeps in float32.
+
+    Args:
+        model: in float32.
+        dtype: of the rest.
+
+    Returns:
+        The same model.
+    """
+    kept = [re.compile(pattern) for pattern in model._get_dtype_plan(dtype)]
+    for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]:
+        if tensor.is_floating_point() and not any(pattern.search(name) for pattern in kept):
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    logits: Tensor | None = None,
+    precision: Precision = FP32,
+) -> None:
+    """Write a model's folder, read it back once, and compare every tensor, and the logits of a few tokens.
+
+    The folder appears under its name when it is sound; an unsound one is kept as `FOLDER.unsound`.
+
+    Args:
+        model: plain, on any device. Drop it meanwhile: it is needed no more once it is written, and the copy that is
+            read back takes its room.
+        tokenizer: of the model.
+        folder: to write; one that stands there is replaced.
+        logits: [8, V] of the trained model on `probe`, float32; None compares tensors alone.
+        precision: with which the trained model computed them, if on a grid.
+
+    Raises:
+        InputError: it cannot be written, or what is read back is not what was trained.
+    """
+    folder = folder.parent.resolve() / folder.name if folder.name else folder.resolve()
+    scratch = folder.with_name(f"{folder.name}.{UNSOUND}")
+    _clear(scratch)
+    try:
+        scratch.mkdir(parents=True)
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        _level_modes(scratch)
+    except OSError:
+        _clear(scratch)
+        raise
+    except Exception as error:
+        raise InputError(f"{scratch}: the model cannot be written: {_line(error)}") from None
+    written, ids, reader, dtype = fingerprints(model), probe(model), _reader(model), model.dtype
+    del model
+    if (problem := _unlike(scratch, reader, dtype, written, ids, logits, precision)) is not None:
+        raise InputError(f"{scratch}: what is read back from it is not what was trained: {problem}; do not use it")
+    _clear(folder)
+    scratch.rename(folder)
+
+
+def fingerprints(model: PreTrainedModel) -> dict[str, str]:
+    """Return the SHA-256 of every tensor of a model, by name, with its dtype and shape.
+
+    Args:
+        model: any.
+    """
+    return {name: _fingerprint(tensor) for name, tensor in named_tensors(model).items()}
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    data: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
+
+
+@torch.no_grad()
+def _unlike(
+    folder: Path,
+    reader: Any,
+    dtype: torch.dtype,
+    written: Mapping[str, str],
+    ids: Tensor,
+    logits: Tensor | None,
+    precision: Precision,
+) -> str | None:
+    """What is wrong with a folder that was written; None where nothing is."""
+    try:
+        model = reader.from_pretrained(folder, dtype=dtype).eval()
+    except Exception as error:  # whatever it is, nobody else can read it either
+        return f"transformers cannot read it ({_line(error)})"
+    found = fingerprints(model)
+    if odd := sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name)):
+        return f"{len(odd)} of {len(written)} tensors differ, {odd[0]!r} first"
+    if logits is None:
+        return None
+    lower_through(model, precision)
+    again = model(input_ids=ids[None], use_cache=False).logits[0]
+    # Of each token, since a mixture may send one that stands between two experts to the other.
+    gap = float((again - logits).abs().amax(1).median() / logits.abs().max())
+    return None if gap < 1e-3 else f"its logits differ by {gap:.1%} of the largest, with equal tensors"
+
+
+def _reader(model: PreTrainedModel) -> Any:
+    """The class through which a model's folder is read: transformers' for its configuration, else its own."""
+    own: Any = type(model)
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    if own.is_remote_code() or type(model.config) not in mapping:
+        return own
+    known = mapping[type(model.config)]
+    return own if isinstance(known, tuple) and own in known else known
+
+
+def _clear(path: Path) -> None:
+    """Remove what stands under a name; of a link, the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _level_modes(folder: Path) -> None:
+    """Give weights, which safetensors writes for their owner alone, the mode of the configuration beside them."""
+    mode = (folder / "config.json").stat().st_mode & 0o777
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

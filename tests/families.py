@@ -1,0 +1,202 @@
+"""Every family of causal LMs in transformers, tiny: built from its configuration class, sampled, trained on, saved."""
+
+import copy
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo import models
+from drpo.doctor.evidence import trainer_logp
+from drpo.errors import InputError
+from drpo.models import named_tensors
+from drpo.policy import Policy
+from drpo.precision import FP32
+from drpo.rollout import TransformersEngine
+from drpo.saving import probe, require_savable, save_model
+from drpo.types import Problem, Sampling
+from tiny_world import own_logp
+
+SIZES: Mapping[str, Any] = dict(
+    vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=256, moe_intermediate_size=16, num_experts=4,
+    n_routed_experts=4, num_local_experts=4, num_experts_per_tok=2, moe_num_experts=4, moe_k=2, moe_topk=2,
+    first_k_dense_replace=1, n_group=1, topk_group=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+    qk_nope_head_dim=8, v_head_dim=8, sliding_window=6, shared_expert_intermediate_size=16, n_shared_experts=1,
+    num_shared_experts=1, num_nextn_predict_layers=0, n_embd=32, n_layer=2, n_head=4, n_positions=256, d_model=32,
+    n_layers=2, n_heads=4, max_seq_len=256, ffn_dim=48, word_embed_proj_dim=32, decoder_layers=2,
+    decoder_attention_heads=4, decoder_ffn_dim=48, encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=48,
+    bos_token_id=0, eos_token_id=0, pad_token_id=0, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+    shared_intermediate_size=16, index_head_dim=16, index_n_heads=2, index_topk=128, attention_chunk_size=6,
+    initializer_range=0.2,
+)  # fmt: skip
+"""What is set wherever a family's configuration has it."""
+
+LATENT = (
+    "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
+)  # fmt: skip
+MLA = dict(num_key_value_heads=4, head_dim=8)
+ROPE = dict(rope_theta=10000.0, original_max_position_embeddings=8)
+LONGROPE = ROPE | dict(
+    rope_type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[4.0, 5.0, 6.0, 7.0],
+    original_max_position_embeddings=24,
+)  # fmt: skip
+LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+OWN: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(LATENT, MLA),
+    "lfm2": dict(layer_types=["conv", "full_attention"]),
+    "llama, dynamic": dict(
+        max_position_embeddings=24, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
+    ),
+    "llama, linear": dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0)),
+    "llama, llama3": dict(rope_parameters=LLAMA3),
+    "llama, yarn": dict(rope_parameters=ROPE | dict(rope_type="yarn", factor=4.0)),
+    "phi3, longrope": dict(original_max_position_embeddings=24, rope_parameters=LONGROPE),
+    "phimoe, longrope": dict(rope_parameters=LONGROPE | dict(short_mscale=1.1, long_mscale=1.3)),
+}
+"""What a family needs besides; borders of rotary embeddings stand within what is sampled."""
+
+FAMILIES = tuple(
+    """
+afmoe; apertus; arcee; aria_text; axk1; axk2; bamba; bart; bert; biogpt; bitnet; bloom; codegen; cohere; cohere2; cwm;
+deepseek_v2; deepseek_v3; deepseek_v32; diffllama; doge; dots1; ernie4_5; ernie4_5_moe; exaone4; exaone_moe; falcon;
+falcon_mamba; flex_olmo; fuyu; gemma; gemma2; gemma3_text; gemma4_text; glm; glm4; glm4_moe; glm4_moe_lite; glm_moe_dsa;
+gpt2; gpt_bigcode; gpt_neox; gpt_neox_japanese; gpt_oss; gptj; granite; granite_swa; granitemoe; granitemoe_swa;
+granitemoeshared; helium; hrm_text; hunyuan_v1_dense; hunyuan_v1_moe; hy_v3; hy_v4; hyperclovax; jais2; jamba; jetmoe;
+laguna; lfm2; llama; llama, dynamic; llama, linear; llama, llama3; llama, yarn; llama4_text; mamba; mellum;
+mimo_v2_flash; minicpm3; minimax; minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mixtral;
+modernbert-decoder; moshi; mpt; nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmoe; opt; persimmon; phi; phi3;
+phi3, longrope; phimoe; phimoe, longrope; qwen2; qwen2_moe; qwen3; qwen3_5_text; qwen3_moe; qwen3_next;
+recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm
+""".strip()
+    .replace("\n", " ")
+    .split("; ")
+)
+"""Those of the table: transformers' model type, and after a comma what is special."""
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+HEAD = "| family | class | trainer | sampler | LoRA |"
+
+PROBLEMS = (Problem("short", "7+5=", "12"), Problem("long", "What is 7 + 5?", "12"))
+SAMPLING = Sampling(samples=2, max_new_tokens=10)
+"""Prompts of 4 and 14 tokens, so that windows of 6 are crossed in the prompt, at its end and in the completion."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is shown of a family.
+
+    Args:
+        family: its name here: transformers' model type, and what is special.
+        model: the class.
+        trainer: "packed", "padded", or why it is refused.
+        sampler: "shared prompts", "plain", or "".
+        lora: "yes", or why not.
+        gap: largest difference, in nats, among the trainer, plain transformers, the sampler and the folder read back.
+    """
+
+    family: str
+    model: str
+    trainer: str
+    sampler: str = ""
+    lora: str = ""
+    gap: float = 0.0
+
+    @property
+    def row(self) -> str:
+        """Of the table; figures of a refusal are left out, since they may differ by processor."""
+        said = re.sub(r"[\d.]+e-\d+", "...", self.trainer).replace("|", "/")
+        cells = (said, self.sampler, self.lora) if self.sampler else (f"refused: {said}", "", "")
+        return f"| {' | '.join((self.family, f'`{self.model}`', *cells))} |"
+
+
+def documented() -> dict[str, str]:
+    """The table's rows, by family."""
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
+    return {row.split(" | ")[0].removeprefix("| "): row for row in rows[rows.index(HEAD) + 2 :]}
+
+
+def build(family: str) -> PreTrainedModel:
+    """A tiny model with random numbers in every parameter and persistent buffer, zeros nowhere; always the same."""
+    kind, _, _ = family.partition(",")
+    default = AutoConfig.for_model(kind)
+    sizes = {k: v for k, v in SIZES.items() if k in vars(default) and not (v == 6 and vars(default)[k] is None)}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**sizes, **OWN.get(family, {})})
+    return stirred(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0.1)
+
+
+@torch.no_grad()
+def stirred(model: PreTrainedModel, scale: float) -> PreTrainedModel:
+    """Move every parameter and persistent buffer that is a number; ids stay."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in named_tensors(model).values():
+        if tensor.is_floating_point():
+            tensor.add_(scale * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+def show(family: str) -> Result:
+    """Sample, train on, save and read back one family."""
+    model, (_, tokenizer) = build(family), models.tiny()
+    name = type(model).__name__
+    try:
+        require_savable(model, tokenizer)
+        engine = TransformersEngine(model, tokenizer)
+        policy = Policy(stirred(copy.deepcopy(model), 0.05), precision=FP32, temperature=1.0)
+    except InputError as error:
+        return Result(family, name, str(error))
+    trainer = "packed" if policy.shares_prompts else "padded"
+    try:
+        gap = widest(policy, engine, tokenizer)
+    except InputError as error:
+        return Result(family, name, str(error))
+    sampler = "shared prompts" if engine._grouped else "plain"
+    try:
+        adapted = Policy(copy.deepcopy(model), precision=FP32, temperature=1.0, lora_rank=2)
+    except InputError as error:
+        return Result(family, name, trainer, sampler, str(error), gap)
+    stir_adapters(adapted)
+    return Result(family, name, trainer, sampler, "yes", max(gap, widest(adapted, engine, tokenizer)))
+
+
+@torch.no_grad()
+def stir_adapters(policy: Policy) -> None:
+    """A new adapter's second factor is 0."""
+    for p in policy.trainable().values():
+        p.add_(0.1 * torch.randn(p.shape))
+
+
+@torch.no_grad()
+def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Hand the weights over, sample, save, read back; the largest difference of any two log-probabilities."""
+    engine.load(policy.state(), version=1)
+    completions = engine.generate(PROBLEMS, SAMPLING, (0,))
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "model"
+        save_model(policy.plain(), tokenizer, saved, policy.logits(probe(policy.model)), policy.precision)
+        read, _ = models.load(str(saved))
+    columns = [
+        torch.cat(column)
+        for column in (
+            trainer_logp(policy, completions),
+            [c.behavior_logp for c in completions],
+            [own_logp(read, c, 1.0) for c in completions],
+            [own_logp(policy.plain(), c, 1.0) for c in completions],
+        )
+    ]
+    table = torch.stack(columns)
+    return float((table.amax(0) - table.amin(0)).max())
+
+
+if __name__ == "__main__":
+    text, found = DOCUMENT.read_text(), [show(family) for family in FAMILIES]
+    assert all(result.gap < 1e-4 for result in found), [result for result in found if result.gap >= 1e-4]
+    table = "\n".join([HEAD, "|---|---|---|---|---|", *(result.row for result in found)])
+    DOCUMENT.write_text(f"{text[: text.index(HEAD)]}{table}\n")

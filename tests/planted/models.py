@@ -1,0 +1,105 @@
+"""Mistakes in what leaves the trainer, and in how far a model's positions reach."""
+
+from contextlib import nullcontext
+from typing import Any
+
+from planted import Replacement
+
+F, P, S = "tests/test_families.py::", "tests/test_positions.py::", "tests/test_saving.py::"
+
+
+def _load_without_buffers(right: Any) -> Any:
+    def load(self: Any, state: Any, version: int) -> None:
+        self._takers = {name: take for name, take in self._takers.items() if "e_score" not in name}
+        right(self, state, version)
+
+    return load
+
+
+REPLACEMENTS = (
+    Replacement(
+        "a saved model keeps the buffers that its configuration gives",
+        "drpo.policy:fill",
+        lambda right: (
+            lambda model, state: model.load_state_dict(
+                {n: t for n, t in state.items() if n in dict(model.named_parameters())}, strict=False
+            )
+        ),
+        (
+            f"{S}test_the_state_and_the_plain_model_hold_persistent_buffers",
+            f"{F}test_a_handful_are_as_documented[deepseek_v3]",
+        ),
+    ),
+    Replacement(
+        "the engine keeps the buffers that it began with",
+        "drpo.rollout.transformers:TransformersEngine.load",
+        _load_without_buffers,
+        (f"{S}test_engines_take_buffers_as_they_are_now",),
+    ),
+    Replacement(
+        "a checkpoint leaves buffers out",
+        "drpo.policy:Policy.checkpointed",
+        lambda right: lambda self: self.trainable(),
+        (f"{S}test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them",),
+    ),
+    Replacement(
+        "what was saved is not read back",
+        "drpo.saving:_unlike",
+        lambda right: lambda *arguments: None,
+        (f"{S}test_a_folder_that_is_not_the_trained_model_is_kept_aside",),
+    ),
+    Replacement(
+        "weights are readable by their owner alone",
+        "drpo.saving:_level_modes",
+        lambda right: lambda folder: None,
+        (f"{S}test_a_sound_folder_appears_with_ordinary_modes",),
+    ),
+    Replacement(
+        "16 bits for what a family keeps in float32",
+        "drpo.saving:cast",
+        lambda right: lambda model, dtype: model.to(dtype),
+        (f"{S}test_bfloat16_spares_what_the_family_keeps_in_float32",),
+    ),
+    Replacement(
+        "generation defaults that cannot be written stay",
+        "drpo.models:_require_savable_generation",
+        lambda right: lambda model, name: None,
+        (f"{S}test_generation_defaults_that_cannot_be_written_are_left_out",),
+    ),
+    Replacement(
+        "whether a model can be saved shows at the end",
+        "drpo.saving:require_savable",
+        lambda right: lambda model, tokenizer: None,
+        (f"{S}test_a_model_that_could_not_be_saved_is_refused_in_one_line",),
+    ),
+    Replacement(
+        "sequences may pass the limit of a rotary embedding",
+        "drpo.positions:Limit.require",
+        lambda right: lambda self, tokens, what="": None,
+        (f"{P}test_the_trainer_refuses_what_is_longer", f"{P}test_the_sampler_refuses_what_may_become_longer"),
+    ),
+    Replacement(
+        "prompts are not looked at before the first step",
+        "drpo.train.setup:_require_room",
+        lambda right: lambda *arguments: None,
+        (f"{P}test_a_run_is_refused_before_its_first_step",),
+    ),
+    Replacement(
+        "an unknown rotary embedding is taken for an ordinary one",
+        "drpo.positions:_depends_on_the_longest",
+        lambda right: lambda model: False,
+        (f"{P}test_an_unknown_dependence_is_refused",),
+    ),
+    Replacement(
+        "packing is checked within the window",
+        "drpo.packing:narrowed",
+        lambda right: lambda model: nullcontext(),
+        (f"{P}test_packing_is_checked_past_a_window_that_no_check_could_fill",),
+    ),
+    Replacement(
+        "a sampler's cache is trusted",
+        "drpo.rollout.decode:_gap",
+        lambda right: lambda a, b: 0.0,
+        (f"{P}test_a_cache_that_gives_other_logits_is_refused",),
+    ),
+)

@@ -1,0 +1,157 @@
+"""Models that are not one function of a text beyond some length, and checks that look past a window."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.models.llama import modeling_llama
+
+from architectures import settings
+from drpo import models, packing
+from drpo.critic import Critic
+from drpo.doctor.evidence import micro_batches, trainer_logp
+from drpo.errors import InputError
+from drpo.policy import Policy
+from drpo.positions import Limit, narrowed, sequence_limit
+from drpo.precision import FP32
+from drpo.rollout import ServerEngine, TransformersEngine, decode
+from drpo.rollout.decode import PlainDecoder, can_group
+from drpo.rollout.vllm import length_options
+from drpo.train.setup import assemble
+from drpo.types import Problem, Sampling
+from families import build
+from tiny_world import completion, own_logp
+from worlds import tiny_run
+
+BORDER = {"phi3, longrope": 24, "phimoe, longrope": 24, "llama, dynamic": 24, "llama, yarn": None, "llama": None}
+
+
+def mistral(window: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**settings(sliding_window=window))).eval()
+
+
+@pytest.fixture(scope="module")
+def long() -> PreTrainedModel:
+    return build("phi3, longrope")
+
+
+@pytest.mark.parametrize("family", BORDER)
+def test_the_limit_is_where_the_function_changes(family: str):
+    """One row's states, alone and beside another that ends at the limit, and one beyond it."""
+    model, limit = build(family), BORDER[family]
+    assert sequence_limit(model).tokens == limit
+
+    def states(last: int) -> Tensor:
+        position = torch.stack([torch.arange(4), torch.arange(last - 3, last + 1)])
+        decoder = copy.deepcopy(model).get_decoder()
+        with torch.no_grad():
+            return decoder(input_ids=torch.arange(1, 5).repeat(2, 1), position_ids=position).last_hidden_state[0]
+
+    border = limit or 200
+    torch.testing.assert_close(states(border - 1), states(3), rtol=0, atol=1e-5)
+    assert ((states(border) - states(3)).abs().max() > 1e-3) == (limit is not None)
+
+
+def test_the_trainer_refuses_what_is_longer(long: PreTrainedModel):
+    policy, critic = (
+        Policy(copy.deepcopy(long), precision=FP32, temperature=1.0), Critic(copy.deepcopy(long), dtype=torch.float32)
+    )  # fmt: skip
+    short, fits, exceeds = (  # the last token is predicted, not read
+        completion(range(1, n), prompt_ids=range(1, 13), sample=i) for i, n in enumerate((4, 13, 15))
+    )
+    beside_long = trainer_logp(policy, [short, fits])[0]
+    torch.testing.assert_close(beside_long, own_logp(long, short, 1.0), rtol=0, atol=1e-5)
+    (within,), (beyond,) = micro_batches(policy, [short, fits]), micro_batches(policy, [short, exceeds])
+    for taught in (policy, critic):
+        taught(within)
+        with pytest.raises(InputError, match=r"of 25 tokens.*beyond 24.*longrope"):
+            taught(beyond)
+
+
+def test_the_sampler_refuses_what_may_become_longer(long: PreTrainedModel):
+    engine = TransformersEngine(long, models.tiny()[1])
+    sampling = Sampling(samples=2, max_new_tokens=20)
+    engine.generate([Problem("fits", "7+5=", "")], sampling, (0,))
+    with pytest.raises(
+        InputError,
+        match=r"problem 'exceeds'.*has 5 tokens and sampling.max_new_tokens=20, and the model 24 positions.*longrope",
+    ):
+        engine.generate([Problem("fits", "7+5=", ""), Problem("exceeds", "17+5=", "")], sampling, (0,))
+
+
+def test_a_run_is_refused_before_its_first_step(long: PreTrainedModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "load", lambda name: (copy.deepcopy(long), models.tiny()[1]))
+    run = tiny_run()
+    with pytest.raises(InputError, match=r"sampling\.max_new_tokens=24: the model has 24 positions.*longrope"):
+        assemble(replace(run, sampling=replace(run.sampling, max_new_tokens=24)))
+    with pytest.raises(InputError, match=r"problem 'held-out-0': .*the model 24 positions"):  # two bytes of Greek
+        assemble(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=23)))
+    assemble(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=22))).engine.close()
+    dropping = replace(run, drop_long_prompts=True, sampling=replace(run.sampling, max_new_tokens=23), eval_problems=1)
+    with pytest.raises(InputError, match="all 1 held-out problems are too long"):
+        assemble(dropping)
+
+
+def test_vllm_is_given_the_limit_and_what_it_computes_otherwise_is_refused(long: PreTrainedModel):
+    assert length_options(Limit(24, "longrope")) == {"max_model_len": 24}
+    with pytest.raises(InputError, match="dynamic"):
+        length_options(Limit(24, "dynamic"))
+    with pytest.raises(InputError, match="longrope"):
+        ServerEngine("http://127.0.0.1:9", long, models.tiny()[1])
+
+
+class OwnRotary(modeling_llama.LlamaRotaryEmbedding):
+    """One that counts positions from the end, as somebody's own code may."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = position_ids.float() / (1 + position_ids.max() / 64)
+        return super().forward(x, scaled)
+
+
+def test_an_unknown_dependence_is_refused():
+    model = LlamaForCausalLM(LlamaConfig(**settings(max_position_embeddings=256))).eval()
+    model.model.rotary_emb = OwnRotary(model.config)
+    with pytest.raises(InputError, match="in a way of its own"):
+        Policy(model, precision=FP32, temperature=1.0)
+
+
+def test_packing_is_checked_past_a_window_that_no_check_could_fill(monkeypatch: pytest.MonkeyPatch):
+    assert packing.adopt(mistral(4096))
+    right = packing._packed_attention
+    monkeypatch.setattr(packing, "_packed_attention", lambda *a, sliding_window=None, **k: right(*a, **k))
+    assert not packing.adopt(mistral(4096))
+
+
+def test_shared_prompts_are_checked_past_it_too(monkeypatch: pytest.MonkeyPatch):
+    model, prompt = mistral(4096), torch.arange(1, 12)
+    with narrowed(model):
+        assert can_group(model, prompt)
+        monkeypatch.setattr(decode, "windows", lambda model: [3, 3])
+        monkeypatch.setattr("drpo.rollout.attention.HARMLESS", frozenset())
+        assert not can_group(model, prompt)
+
+
+def test_windows_are_put_back_as_they_were():
+    model = mistral(4096)
+    before = [vars(m).get("sliding_window") for m in model.modules()]
+    with narrowed(model):
+        assert model.config.sliding_window == 4
+    assert model.config.sliding_window == 4096
+    assert [vars(m).get("sliding_window") for m in model.modules()] == before
+
+
+def test_a_cache_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch):
+    right = PlainDecoder.step
+
+    def wrong(self: PlainDecoder, token: Tensor) -> Tensor:
+        self.mask[:, -1] = 0  # the newest token is forgotten
+        return right(self, token)
+
+    monkeypatch.setattr(PlainDecoder, "step", wrong)
+    engine = TransformersEngine(*models.tiny())
+    with pytest.raises(InputError, match="would not be what is trained"):
+        engine.generate([Problem("p", "7 + 5 = ?", "")], Sampling(samples=2, max_new_tokens=2), (0,))

@@ -1,0 +1,175 @@
+"""What leaves the trainer is what was trained: state, checkpoint, folder, export; what cannot be saved is refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+
+from drpo import models
+from drpo.errors import InputError
+from drpo.models import named_tensors, persistent_buffers
+from drpo.policy import Policy
+from drpo.precision import FP32, Precision
+from drpo.rollout import TransformersEngine
+from drpo.rollout.handover import Handover
+from drpo.saving import cast, probe, require_savable, save_model
+from drpo.train import checkpoint
+from drpo.train.update import make_optimizer
+from families import build, stirred
+
+BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
+
+
+@pytest.fixture(scope="module")
+def routed() -> PreTrainedModel:
+    """A tiny DeepSeek-V3, whose router has a bias that is no parameter."""
+    return build("deepseek_v3")
+
+
+def policy_of(model: PreTrainedModel, precision: Precision = FP32, **options: Any) -> Policy:
+    return Policy(model, precision=precision, temperature=1.0, **options)
+
+
+def copied(model: PreTrainedModel) -> PreTrainedModel:
+    own = type(model)(model.config).eval()
+    own.load_state_dict(model.state_dict())
+    return own
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_state_and_the_plain_model_hold_persistent_buffers(routed: PreTrainedModel, rank: int):
+    policy = policy_of(copied(routed), lora_rank=rank)
+    assert torch.equal(policy.state()[BIAS], routed.state_dict()[BIAS]) and routed.state_dict()[BIAS].abs().min() > 0
+    assert torch.equal(policy.plain().state_dict()[BIAS], routed.state_dict()[BIAS])
+
+
+def test_engines_take_buffers_as_they_are_now(routed: PreTrainedModel):
+    model = copied(routed)
+    engine, handover = TransformersEngine(model, models.tiny()[1]), Handover(model)
+    state = {name: tensor + 1 for name, tensor in named_tensors(model).items()}
+    engine.load(state, version=1)
+    assert torch.equal(persistent_buffers(engine.model)[BIAS], state[BIAS])
+    assert torch.equal(handover.checkpoint(state)[BIAS], state[BIAS])
+    with pytest.raises(InputError, match="e_score_correction_bias"):
+        engine.load({name: t for name, t in state.items() if name != BIAS}, version=2)
+
+
+def test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them(routed: PreTrainedModel, tmp_path: Path):
+    policy, other = policy_of(copied(routed), lora_rank=2), policy_of(stirred(copied(routed), 1.0), lora_rank=2)
+    optimizer = make_optimizer(policy, learning_rate=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    new = checkpoint.save(tmp_path, checkpoint.Progress(1), policy.checkpointed(), optimizer)
+    old = checkpoint.save(tmp_path, checkpoint.Progress(2), policy.trainable(), optimizer)
+    before = other.state()[BIAS].clone()
+    checkpoint.restore(old, other.checkpointed(), None)
+    assert torch.equal(other.state()[BIAS], before)
+    checkpoint.restore(new, other.checkpointed(), None)
+    assert torch.equal(other.state()[BIAS], policy.state()[BIAS])
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_a_sound_folder_appears_with_ordinary_modes(name: str, tmp_path: Path):
+    model, tokenizer = models.tiny()
+    precision = FP32 if name == "fp32" else Precision(torch.float32, "int8")
+    policy = policy_of(model, precision)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "stale").touch()
+    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)), precision)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    modes = {path.name: oct(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert len(set(modes.values())) == 1 and "stale" not in modes, modes
+    assert modes["model.safetensors"] == oct(0o100666 & ~_umask())
+
+
+def _umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def _zero_norm(model: PreTrainedModel) -> None:
+    model.model.norm.weight.data.zero_()
+
+
+def _other_eps(model: PreTrainedModel) -> None:
+    model.config.rms_norm_eps = 1.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(_zero_norm, r"1 of 20 tensors differ, 'model\.norm"), (_other_eps, "logits")]
+)
+def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
+    spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, tokenizer = models.tiny()
+    policy = policy_of(model)
+    right = PreTrainedModel.save_pretrained
+
+    def wrong(self: PreTrainedModel, folder: Path) -> None:
+        other = copied(self)
+        spoil(other)
+        right(other, folder)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", wrong)
+    with pytest.raises(InputError, match=f"model.unsound.*{said}"):
+        save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.unsound"]
+
+
+def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedModel, tmp_path: Path):
+    save_model(cast(copied(routed), torch.bfloat16), models.tiny()[1], tmp_path / "model")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    assert torch.equal(read.state_dict()[BIAS], routed.state_dict()[BIAS])
+    assert read.get_parameter("model.norm.weight").dtype == torch.bfloat16
+
+
+def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model, tokenizer = models.tiny()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": [0, 7]}')
+    loaded, tokenizer = models.load(str(tmp_path))
+    assert "temperature" in caplog.text and models.stop_ids(loaded, tokenizer) == {0, 7}
+    require_savable(loaded, tokenizer)
+    save_model(policy_of(loaded).plain(), tokenizer, tmp_path / "again")
+
+
+class Halved(LlamaForCausalLM):
+    """What a user may have made: Llama's tensors, another function."""
+
+
+def _of_another_class(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    return Halved(model.config)
+
+
+def _with_more(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    model.register_buffer("more", torch.ones(2))
+    return model
+
+
+def _unwritable(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    model.config.own = object()
+    return model
+
+
+def _misplaced(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    tokenizer.init_kwargs["own"] = object()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_of_another_class, "read its folder as LlamaForCausalLM"),
+        (_with_more, "'more' is missing"),
+        (_unwritable, "could not be written"),
+        (_misplaced, "could not be written"),
+    ],
+)
+def test_a_model_that_could_not_be_saved_is_refused_in_one_line(spoil: Any, said: str):
+    model, tokenizer = models.tiny()
+    with pytest.raises(InputError, match=said) as refused:
+        require_savable(spoil(model, tokenizer), tokenizer)
+    assert "\n" not in str(refused.value)
