@@ -21,10 +21,11 @@ from drpo.rollout import TransformersEngine
 from drpo.train import checkpoint, session, stop
 from drpo.train.checkpoint import require_sound
 from drpo.train.lock import LOCK
-from drpo.train.log import EVALUATIONS, METRICS, RunLog, read_records
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, RunLog, read_records
 from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
+from drpo.train.stored import fingerprint
 from test_train import StopsAfter, assert_same_run
 from worlds import Broken, tiny_run
 
@@ -85,8 +86,8 @@ def test_records_that_do_not_fit_leave_the_file_as_it_was(tmp_path: Path):
 
 
 def test_broken_text_is_recorded(tmp_path: Path):
-    RunLog(tmp_path).write(METRICS, {"step": 1, "text": "half a pair: \udcff"})
-    assert read_records(tmp_path / METRICS) == [{"step": 1, "text": "half a pair: ?"}]
+    RunLog(tmp_path).write(ROLLOUTS, {"step": 1, "text": "half a pair: \udcff"})
+    assert read_records(tmp_path / ROLLOUTS) == [{"step": 1, "text": "half a pair: ?"}]
 
 
 @given(
@@ -98,12 +99,12 @@ def test_a_file_is_rewound_to_a_step(
 ):
     folder = tmp_path_factory.mktemp("rewound")
     log, records = RunLog(folder), [{"step": n, "text": text} for n, text in sorted(rows)]
-    log.write(METRICS, *records)
-    with (folder / METRICS).open("a", encoding="utf-8") as out:
+    log.write(ROLLOUTS, *records)
+    with (folder / ROLLOUTS).open("a", encoding="utf-8") as out:
         out.write(cut)
     log.rewind(step)
-    assert read_records(folder / METRICS) == [r for r in records if int(str(r["step"])) <= step]
-    assert not (folder / METRICS).read_bytes() or (folder / METRICS).read_bytes().endswith(b"\n")
+    assert read_records(folder / ROLLOUTS) == [r for r in records if int(str(r["step"])) <= step]
+    assert not (folder / ROLLOUTS).read_bytes() or (folder / ROLLOUTS).read_bytes().endswith(b"\n")
 
 
 def test_updates_skipped_in_a_row_are_counted_across_a_stop(tmp_path: Path):
@@ -245,7 +246,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path):
     record = json.loads(path.read_text())
     del record["skipped"]
     old = {k: v for k, v in record.items() if k != checkpoint.SUMS} | {"score": 0.5}
-    sums = record[checkpoint.SUMS] | {checkpoint.STATE: checkpoint._fingerprint(old)}
+    sums = record[checkpoint.SUMS] | {checkpoint.STATE: fingerprint(old)}
     path.write_text(json.dumps(old | {checkpoint.SUMS: sums}))
     require_sound(path.parent)
     assert train(tiny_run(), tmp_path)["finished"]

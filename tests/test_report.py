@@ -158,6 +158,12 @@ def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
     assert len({float(w) for _, s in rollouts.trained() for w in s.weight}) > 1
 
 
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**63 - 1])
+def test_a_run_of_any_seed_can_be_drawn(tmp_path, seed):
+    rollouts = read_rollouts(tmp_path, write_run(tmp_path, seed=seed).objective, 10**6)
+    assert distribution.scatter_data(rollouts, seed)
+
+
 def test_of_a_run_that_is_too_large_whole_groups_are_read(tmp_path):
     records = [
         record("abcd", 0.5, step=s, problem=f"{s}-{p}", sample=i) for s in (1, 2) for p in range(40) for i in (0, 1)

@@ -61,7 +61,7 @@ looked = st.tuples(st.just("look"), st.just(0))
 @given(events=st.lists(st.one_of(appended, cut, rewound, looked), max_size=25), differs=st.booleans())
 def test_what_is_read_in_parts_is_what_is_there(tmp_path_factory, events, differs: bool):
     """Appended, cut in the midst of a line or of a letter, and rewound as a run that resumes does, in any order."""
-    path = tmp_path_factory.mktemp("lines") / METRICS
+    path = tmp_path_factory.mktemp("lines") / ROLLOUTS
     lines, pending, step, attempt = Lines(path), b"", 0, 0
     for event, n in [*events, ("look", 0)]:
         if event == "append":

@@ -55,6 +55,22 @@ def one_line(text: object) -> str:
     return printable(" ".join(str(text).split()))
 
 
+_MEMORY = re.compile(
+    r"out of memory|(can't|cannot) allocate memory|can't start new thread|failed to map segment|os error 12\b",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, address space or threads are used up, whichever library raised it.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("can't start new thread")), is_out_of_memory(RuntimeError("no"))
+        (True, False)
+    """
+    return isinstance(error, MemoryError) or bool(_MEMORY.search(str(error)))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` for the known name nearest to `word`, else the list of known names.
 

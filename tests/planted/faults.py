@@ -1,8 +1,12 @@
 """Mistakes about what is done, what is claimed and what is made up, when something comes between."""
 
-from planted import Bug
+from planted import Bug, Replacement
 
 F = "tests/test_faults.py::"
+S = "tests/test_states.py::test_"
+V = "tests/test_verify.py::test_"
+O = "tests/test_streams.py::test_"
+BAD_INPUT = "tests/test_cli.py::test_bad_input_is_one_line_that_names_it_and_status_2"
 L = "tests/test_launched.py::"
 W = "tests/test_watchdog.py::"
 CUT = f"{F}test_an_evaluation_that_was_cut_short_is_made_up"
@@ -128,8 +132,8 @@ BUGS = (
     Bug(
         19,
         "checkpoints are sorted as words",
-        "train/checkpoint.py",
-        'if re.fullmatch(r"step-\\d+", p.name)), key=_step)',
+        "train/stored.py",
+        'if re.fullmatch(r"step-\\d+", p.name)), key=step_of)',
         'if re.fullmatch(r"step-\\d+", p.name)))',
         (MILLION,),
     ),
@@ -172,5 +176,154 @@ BUGS = (
         'open(self._path, "a", encoding="utf-8"',
         'open(self._path, "w", encoding="utf-8"',
         (AGAIN,),
+    ),
+)
+
+
+def _raise(error):
+    raise error
+
+
+def _refusing_any(right):
+    def wrong(folder, run):
+        from drpo.errors import InputError
+
+        if (folder / "config.json").exists():
+            raise InputError("a run is there")
+
+    return wrong
+
+
+def _begun_anew(right):
+    def wrong(self, file, *records):
+        path = self.folder / file
+        self._written.pop(file, None)
+        return right(self, file, *records) if path.parent.exists() else None
+
+    return wrong
+
+
+def _looking_first(right):
+    def wrong(self, *about):
+        right(self, *about)
+        return self._path.parent.stat()
+
+    return wrong
+
+
+REPLACEMENTS = (
+    Replacement(
+        "a run that ended before its first checkpoint is taken for one that is done",
+        "drpo.cli.train:summarise",
+        lambda right: lambda *given: right(*given) | {"finished": True},
+        (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[a reward]",),
+    ),
+    Replacement(
+        "a configuration that is half written is taken for a run",
+        "drpo.cli.train:_require_free",
+        _refusing_any,
+        (f"{S}a_configuration_that_was_never_written_whole_is_written_again[half]",),
+    ),
+    Replacement(
+        "a run whose checkpoints are gone is begun anew over its records",
+        "drpo.train.session:Session._require_no_lost_checkpoint",
+        lambda right: lambda self: None,
+        (f"{S}a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_records",),
+    ),
+    Replacement(
+        "what a killed process left half written stays in the run's folder",
+        "drpo.train.session:_tidy",
+        lambda right: lambda folder: None,
+        (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[set-up]",),
+    ),
+    Replacement(
+        "a watcher that raises ends the run",
+        "drpo.train.watch:Together._tell",
+        lambda right: lambda self, tell: [tell(watcher) for watcher in self._watchers],
+        (f"{O}a_watcher_that_raises_costs_one_line",),
+    ),
+    Replacement(
+        "output that takes no more ends the training",
+        "drpo.cli.streams:Stream._try",
+        lambda right: lambda self, do: do(),
+        (f"{O}training_goes_on_without_its_output[full]", f"{O}an_error_that_cannot_be_told_keeps_its_status"),
+    ),
+    Replacement(
+        "a letter that the output does not have ends the training",
+        "drpo.cli.streams:_lenient",
+        lambda right: lambda stream: stream,
+        (f"{O}letters_that_an_output_does_not_have_are_replaced",),
+    ),
+    Replacement(
+        "a file gets the number of a stream that is closed",
+        "drpo.cli.streams:_open_missing",
+        lambda right: lambda: None,
+        (f"{O}no_file_gets_the_number_of_a_stream_that_is_closed[>&-]",),
+    ),
+    Replacement(
+        "curves that cannot be drawn end a run that is done",
+        "drpo.cli.train:attempt",
+        lambda right: lambda what, folder, write: write(),
+        (f"{O}pictures_that_cannot_be_drawn_cost_a_line_each",),
+    ),
+    Replacement(
+        "records are not compared with the checkpoint's sums",
+        "drpo.train.log:RunLog.require",
+        lambda right: lambda self, written: None,
+        (f"{V}a_run_does_not_go_on_with_records_that_are_not_its_own[middle]",),
+    ),
+    Replacement(
+        "records that vanish during a run are begun anew",
+        "drpo.train.log:RunLog.write",
+        _begun_anew,
+        (f"{V}records_that_vanish_during_the_run_end_it",),
+    ),
+    Replacement(
+        "drpo verify believes a checkpoint",
+        "drpo.train.verify:_checkpoint",
+        lambda right: lambda checkpoint: "fine",
+        (f"{V}whatever_is_damaged_is_named[checkpoints/step-000002/weights.safetensors]",),
+    ),
+    Replacement(
+        "text is taken for a number",
+        "drpo.train.records:_require_types",
+        lambda right: lambda *given: None,
+        (f"{V}a_field_of_the_wrong_type_is_named_in_one_line",),
+    ),
+    Replacement(
+        "a negative seed cannot be drawn",
+        "drpo.report.distribution:scatter_data",
+        lambda right: lambda rollouts, seed: right(rollouts, seed) if seed >= 0 else _raise(ValueError("seed")),
+        ("tests/test_report.py::test_a_run_of_any_seed_can_be_drawn",),
+    ),
+    Replacement(
+        "an address of an engine is not looked at",
+        "drpo.train.config:_require_engine",
+        lambda right: lambda engine: None,
+        (f"{BAD_INPUT}[train smoke --engine http://[::1]",),
+    ),
+    Replacement(
+        "adapters may have any rank",
+        "drpo.train.config:MOST_RANK",
+        lambda right: 2**62,
+        (f"{BAD_INPUT}[train smoke --lora-rank 1000000000]",),
+    ),
+    Replacement(
+        "memory that is used up is a traceback",
+        "drpo.cli:is_out_of_memory",
+        lambda right: lambda error: False,
+        (f"{O}what_the_machine_refuses_is_one_line",),
+    ),
+    Replacement(
+        "what the operating system refuses is a traceback",
+        "drpo.cli:_of_the_system",
+        lambda right: _raise,
+        (f"{O}what_the_machine_refuses_is_one_line",),
+    ),
+    Replacement(
+        "the watchdog's file hides why a run ended",
+        "drpo.train.watchdog:Watchdog.__exit__",
+        _looking_first,
+        (f"{O}a_folder_that_goes_away_is_one_line[removed]",),
     ),
 )

@@ -3,7 +3,7 @@
 from planted import Bug
 
 F, S, C = "tests/test_fuzz.py::", "tests/test_strangers.py::", "tests/test_cli.py::"
-CONFIG, LOG = "train/config.py", "train/log.py"
+CONFIG, RECORDS = "train/config.py", "train/records.py"
 CONFIGURATIONS = f"{F}test_configurations[1]"
 OUTPUTS = f"{F}test_unusable_outputs[1]"
 NOTHING_IMPORTED = f"{S}test_no_command_imports_what_a_folder_names"
@@ -38,7 +38,7 @@ BUGS = (
     Bug(
         20,
         "a file nested without end is a traceback",
-        LOG,
+        RECORDS,
         """    except RecursionError:
         raise ValueError("nested too deeply") from None""",
         "    finally:\n        pass",

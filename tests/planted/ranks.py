@@ -52,8 +52,8 @@ BUGS = (
     Bug(
         19,
         "a damaged checkpoint is resumed from",
-        "train/checkpoint.py",
-        "        if wanted != (fingerprint if name == STATE else _sum(path)):\n",
+        "train/stored.py",
+        "        if wanted != (own if name == STATE else sum_of(path)):\n",
         "        if wanted is None:\n",
         (D,),
     ),

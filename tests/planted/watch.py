@@ -50,15 +50,15 @@ BUGS = (
     Bug(
         20,
         "a crash in the midst of a letter makes the file unreadable",
-        "train/log.py",
+        "train/records.py",
         """    with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
         for number, line in enumerate(lines, 1):
             if line.endswith(b"\\n"):
-                yield _record(line, f\"{path} line {number}\")""",
+                text, record = read_line(line, f\"{path} line {number}\")""",
         """    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith("\\n"):
-                yield _record(line.encode(), f\"{path} line {number}\")""",
+                text, record = read_line(line.encode(), f\"{path} line {number}\")""",
         (PARTS,),
     ),
     Bug(

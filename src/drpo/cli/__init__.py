@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from rich.logging import RichHandler
 
 from drpo import __version__
+from drpo.cli.streams import OutputLostError, telling
 from drpo.credentials import keep_password
-from drpo.errors import EngineError, InputError, nearest, one_line
+from drpo.errors import EngineError, InputError, is_out_of_memory, nearest, one_line
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
 
@@ -21,6 +22,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo watch RUN                          a run that another process is at: progress, curves, the last sample
   drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
   drpo export RUN|MODEL FOLDER            its weights as a folder that any transformers program reads
+  drpo verify RUN                         is everything in its folder what was written? a line per part
   drpo report RUN|COMPARISON [--open]     one HTML file: curves, trust region, every token; or what a comparison says
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
@@ -45,6 +47,7 @@ COMMANDS: Mapping[str, str] = {
     "watch": "drpo.cli.watch",
     "eval": "drpo.cli.eval",
     "export": "drpo.cli.export",
+    "verify": "drpo.cli.verify",
     "report": "drpo.cli.report",
     "doctor": "drpo.cli.doctor",
     "compare": "drpo.cli.compare",
@@ -58,6 +61,10 @@ COMMANDS: Mapping[str, str] = {
 }
 """Command -> the module whose function of that name does it, given the arguments, and returns the exit status."""
 
+LASTING = ("train", "compare", "lab", "serve")
+"""Commands whose work goes on when nobody can read what they say."""
+LESS = "free some, lift `ulimit -v`, or make steps smaller: --micro-batch-tokens, --prompts, --sampling.max-new-tokens"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
@@ -67,23 +74,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
     # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    _show_log()
+    with telling(goes_on=bool(arguments) and arguments[0] in LASTING):
+        _show_log()
+        return _status(arguments)
+
+
+def _status(arguments: list[str]) -> int:
     try:
-        return _dispatch(keep_password(arguments))
+        status = _dispatch(keep_password(arguments))
+        sys.stdout.flush()  # while it can still be said that nobody reads it
+        return status
     except InputError as error:
         return _fail(str(error), 2)
     except FloatingPointError as error:
         return _fail(str(error), 1)
     except EngineError as error:
         return _fail(str(error), 75)  # EX_TEMPFAIL: try again
+    except OutputLostError as error:
+        return 141 if error.closed else _fail(f"standard output: {error}", 1)
     except BrokenPipeError:
         return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _fail(f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return _fail(f"out of memory ({error or 'no more is to be had'}); {LESS}", 1)
+        if not isinstance(error, OSError):
+            raise
+        return _fail(_of_the_system(error), 1)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, in a line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume"
+    return f"{error.filename}: {error.strerror}" if error.filename else f"{type(error).__name__}: {error}"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -150,9 +150,9 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
     comparison = read_comparison(folder)
     if any(c.over for c in comparison.cells):
         print_comparison(console, comparison)
-        draw_curves(comparison, folder / "curves.png")
-        draw_finals(comparison, folder / "finals.png")
-        path = attempt(folder, lambda: write_comparison_report(folder, comparison))
+        attempt("curves", folder, lambda: draw_curves(comparison, folder / "curves.png"))
+        attempt("finals", folder, lambda: draw_finals(comparison, folder / "finals.png"))
+        path = attempt("report", folder, lambda: write_comparison_report(folder, comparison))
         if path is not None:
             console.print(f"report       {path}", soft_wrap=True)
         console.print(f"everything   {folder}", soft_wrap=True)

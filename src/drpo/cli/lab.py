@@ -1,6 +1,7 @@
 """`drpo lab`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from drpo.cli.compare import require_jobs, run_cells
@@ -73,9 +74,10 @@ def lab(arguments: list[str]) -> int:
     print_comparison(console, comparison, best_only=True)
     for kind in KINDS:
         path = options.out / f"stability_{kind}.png"
-        draw_maps(comparison, SPELLED["task"][1](Tail(kind)), TITLES[kind], path)
-        console.print(f"map          {path}", soft_wrap=True)
-    page = attempt(folder, lambda: write_comparison_report(folder, comparison))
+        drawn = partial(draw_maps, comparison, SPELLED["task"][1](Tail(kind)), TITLES[kind], path)
+        if attempt("map", folder, drawn) is not None:
+            console.print(f"map          {path}", soft_wrap=True)
+    page = attempt("report", folder, lambda: write_comparison_report(folder, comparison))
     if page is not None:
         console.print(f"report       {page}", soft_wrap=True)
     return status

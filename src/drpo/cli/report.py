@@ -66,15 +66,16 @@ def _write(folder: Path, options: ReportOptions) -> Path:
     return write_report(folder, open_run(folder, options.own_code, needed=("objective",)), options.out)
 
 
-def attempt(folder: Path, write: Callable[[], Path]) -> Path | None:
-    """Write a report, or warn in one line: a page that cannot be written must not make fail what is done.
+def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
+    """Draw or write what shows a result, or warn in one line: it must not make fail what is done.
 
     Args:
-        folder: what the report is of.
+        what: it is, in a word.
+        folder: what it is of.
         write: writes it and returns its path.
     """
     try:
         return write()
     except Exception as error:
-        log.warning("no report (%s: %s); try: drpo report %s", type(error).__name__, error, folder)
+        log.warning("no %s (%s: %s); try: drpo report %s", what, type(error).__name__, error, folder)
         return None

@@ -31,11 +31,15 @@ from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.config import Run, to_json
 from drpo.train.log import read_json
-from drpo.train.session import CHECKPOINTS, CONFIG, MODEL, SUMMARY
+from drpo.train.records import FILES
+from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
 from drpo.train.watch import Together
 from drpo.train.watchdog import Watchdog
+
+LONGEST_STALL_S = 10**8
+"""Three years; timers know no more than some hundred."""
 
 USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]
 
@@ -91,10 +95,13 @@ class ResumeOptions(TrainOptions):
         restarts: how often the run may begin again, as `drpo train --help` says.
         own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
         engine: address of the server that the run samples with, where it does; it may have moved.
+        accept_records: go on though records were deleted, cut or changed since the checkpoint (`drpo verify RUN` says
+            which); what is missing stays missing.
     """
 
     own_code: bool = False
     engine: str | None = None
+    accept_records: bool = False
 
 
 def train(arguments: list[str]) -> int:
@@ -109,11 +116,11 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
         name, rest = leading(arguments[1:], "RUN", "train --resume: name the run's folder")
         folder = Path(name)
         resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
-        if (folder / SUMMARY).exists() and not (folder / CHECKPOINTS).exists():
-            raise InputError(f"{folder}: ended without a checkpoint, as a comparison's cells do; nothing to go on from")
         stored = at_server(open_run(folder, resumed.own_code), folder, resumed.engine)
         with reading(folder):
-            summarise(folder, stored, None)  # what is summed up at the end has to be readable before hours are spent
+            # What is summed up at the end has to be readable before hours are spent.
+            if summarise(folder, stored)["finished"] and not (folder / CHECKPOINTS).exists():
+                raise InputError(f"{folder}: done, without a checkpoint, as a comparison's cells are; nothing to do")
         with _made("--resume", folder, ranks):
             return _run(stored, folder, resumed, ranks)
     name, rest = leading(arguments, "RECIPE", f"train: name a recipe first; known: {', '.join(RECIPES)}")
@@ -127,10 +134,33 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
         wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())
     folder = ranks.gather([wanted])[0]
     with _made("--out", folder, ranks):
-        if (folder / CONFIG).exists() and not (supervised() and read_json(folder / CONFIG) == to_json(run)):
-            raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
+        _require_free(folder, run)
         ranks.meet()  # before the first writes to it
         return _run(run, folder, options, ranks)
+
+
+def _require_free(folder: Path, run: Run) -> None:
+    """A run begins where none is, or where one broke off before it had written down what it is.
+
+    Raises:
+        InputError: a run is there, or what is left of one.
+    """
+    try:
+        stored = read_json(folder / CONFIG)
+    except (FileNotFoundError, InputError):  # not there, or half written: power went off
+        left = [name for name in (CHECKPOINTS, *FILES) if (folder / name).exists() and _holds(folder / name)]
+        if left:
+            raise InputError(
+                f"--out {folder}: {left[0]} is there, of a run whose {CONFIG} is missing or cannot be read; put that "
+                "back and resume, or name another folder"
+            ) from None
+        return
+    if not (supervised() and stored == to_json(run)):
+        raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
+
+
+def _holds(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.stat().st_size > 0
 
 
 @contextmanager
@@ -144,6 +174,12 @@ def _made(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
+    if not 0 <= options.stall <= LONGEST_STALL_S:
+        raise InputError(
+            f"--stall {options.stall}: must be from 0, which waits for ever, to {LONGEST_STALL_S:,} seconds"
+        )
+    if options.restarts < 0:
+        raise InputError(f"--restarts {options.restarts}: must be 0 or more")
     unknown = next((name for name in options.track if name not in TRACKERS), None)
     if unknown is not None:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
@@ -167,15 +203,19 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, aga
         return 1
     if not ranks.first:
         with Watchdog(folder, options.stall, ranks.rank) as watchdog:
-            loop.train(run, folder, watchdog, parts)
+            loop.train(run, folder, watchdog, parts, accept_records=_accepts(options))
         return 0
     screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
     with screen, ExitStack() as stack:
         trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
-        summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
-    pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
+        together = Together(screen, *tracked, watchdog)
+        summary = loop.train(run, folder, together, parts, accept_records=_accepts(options))
+    pictures = {
+        "curves": attempt("curves", folder, lambda: draw_run(folder, run)),
+        "report": attempt("report", folder, lambda: write_report(folder, run)),
+    }
     _conclude(console, folder, summary, pictures, resume_flag(run))
     return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
 
@@ -229,7 +269,12 @@ def _resume_flags(run: Run, options: TrainOptions) -> list[str]:
     """What `drpo train --resume` needs to go on as this command would; what was found sound is not examined again."""
     trackers = ["--track", *options.track] if options.track else []
     plain = ["--plain"] if options.plain else []
-    return ["--no-doctor", "--stall", str(options.stall), *plain, *trackers, *resume_flag(run).split()]
+    accepts = ["--accept-records"] if _accepts(options) else []
+    return ["--no-doctor", "--stall", str(options.stall), *plain, *trackers, *accepts, *resume_flag(run).split()]
+
+
+def _accepts(options: TrainOptions) -> bool:
+    return isinstance(options, ResumeOptions) and options.accept_records
 
 
 def _new_folder(wanted: Path) -> Path:

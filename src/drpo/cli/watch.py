@@ -17,6 +17,9 @@ from drpo.report.watch import draw_view, draw_views
 from drpo.terminal import Terminal
 from drpo.train.session import CONFIG
 
+LONGEST_S = 86_400
+"""Between two looks."""
+
 
 @dataclass(frozen=True)
 class WatchOptions:
@@ -39,8 +42,8 @@ def watch(arguments: list[str]) -> int:
     """`drpo watch RUN`: a run, or a comparison's runs, that another process is at; until it ends, or Ctrl-C."""
     name, rest = leading(arguments, "RUN", "watch: name the run's folder first")
     options = parse(WatchOptions, rest, f"drpo watch {name}")
-    if not 0 < options.every < float("inf"):
-        raise InputError(f"--every {options.every}: must be above 0 seconds")
+    if not 0 < options.every <= LONGEST_S:
+        raise InputError(f"--every {options.every}: must be above 0 seconds, and at most {LONGEST_S:,}")
     folder = Path(name)
     _require_run(folder)
     look = _Look(folder)

@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 STYLES = ("-", "--", "-.", ":")
 
 
-def draw_curves(comparison: Comparison, path: Path) -> None:
+def draw_curves(comparison: Comparison, path: Path) -> Path:
     """Draw the training reward of every objective, one panel per regime: mean over seeds, each seed thin behind it.
 
     Each objective is shown at its best learning rate.
@@ -40,6 +40,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
     panels[0].set_ylabel("training reward")
     figure.suptitle(f"{comparison.name}: mean over seeds (thick), every seed (thin)")
     save_figure(figure, path)
+    return path
 
 
 def _curve(axes: Axes, curves: Sequence[Sequence[float]], name: str, index: int) -> None:
@@ -51,7 +52,7 @@ def _curve(axes: Axes, curves: Sequence[Sequence[float]], name: str, index: int)
     axes.plot(steps, mean, style, color=color, linewidth=1.9, label=name)
 
 
-def draw_finals(comparison: Comparison, path: Path) -> None:
+def draw_finals(comparison: Comparison, path: Path) -> Path:
     """Draw where each objective ends in every regime: the seeds, their mean, and Student's 95 % interval."""
     chosen = best(conditions(comparison))
     regimes = list(dict.fromkeys(c.regime for c in chosen))
@@ -70,6 +71,7 @@ def draw_finals(comparison: Comparison, path: Path) -> None:
         axes.grid(axis="x", alpha=0.25)
     figure.suptitle("where each ends: seeds (dots), mean, Student's 95 % interval")
     save_figure(figure, path)
+    return path
 
 
 def _named(c: Condition, chosen: Sequence[Condition]) -> str:

@@ -117,7 +117,7 @@ def scatter_data(rollouts: Rollouts, seed: int) -> dict[str, Any]:
     """
     columns = trained_columns(rollouts)
     n = len(columns["mu"])
-    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:N_SCATTERED])
+    chosen = np.sort(np.random.default_rng(seed % 2**63).permutation(n)[:N_SCATTERED])
     shown = {name: _rounded(columns[name][chosen]) for name in ("mu", "pi", "weight")}
     return {**shown, "sign": np.sign(columns["advantage"][chosen]).astype(int).tolist(), "n": n}
 

@@ -17,7 +17,7 @@ matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
 
 
-def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> None:
+def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> Path:
     """Draw a map per objective (columns) and sampler's precision (rows): colour and number are the mean end.
 
     Below the number stands how many of its seeds collapsed or diverged, where any did.
@@ -50,6 +50,7 @@ def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> None
         figure.colorbar(image, ax=panels, shrink=0.8, label="final reward, mean over seeds")
     figure.suptitle(title)
     save_figure(figure, path)
+    return path
 
 
 def _panel(axes: Axes, here: Sequence[Condition], found: Sequence[Condition], fields: Sequence[str]) -> Any:

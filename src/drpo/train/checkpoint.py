@@ -1,16 +1,12 @@
 """Checkpoints: written aside, synced, renamed; tensors as safetensors, the rest as JSON, nothing pickled."""
 
-import errno
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,26 +18,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from drpo.errors import InputError
 from drpo.files import SCRATCH, remove
 from drpo.ranks import ALONE, Ranks
-
-WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "sha256"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a checkpoint knows besides tensors.
-
-    Args:
-        step: rollouts trained on; also the cursor into the task's problems and every random stream's position.
-        updates: optimiser updates done.
-        tokens: sampled so far.
-        skipped, critic_skipped: updates in a row, up to the last, that were not made.
-    """
-
-    step: int = 0
-    updates: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    critic_skipped: int = 0
+from drpo.train.stored import OPTIMIZER as OPTIMIZER
+from drpo.train.stored import STATE as STATE
+from drpo.train.stored import SUMS as SUMS
+from drpo.train.stored import WEIGHTS as WEIGHTS
+from drpo.train.stored import Progress as Progress
+from drpo.train.stored import complete, fingerprint, named, read_state, step_of, sum_of
+from drpo.train.stored import latest as latest
+from drpo.train.stored import require_sound as require_sound
+from drpo.train.stored import steps as steps
 
 
 def save(
@@ -74,7 +59,8 @@ def save(
     scratch = _scratch(final)
     if ranks.first:
         remove(scratch)
-        scratch.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # in the run's, which must be there: alone it would be no run
+        scratch.mkdir()
     ranks.meet()
     try:
         _fill(scratch, progress, trainable, optimizer, also, ranks)
@@ -98,10 +84,10 @@ def _fill(
 ) -> None:
     """Write everything into the checkpoint's folder and on to the disk."""
     written = [*write(scratch, trainable, optimizer, ranks), *(also(scratch) if also else ())]
-    sums = dict(ranks.gather([(path.name, _sum(path)) for path in written]))
+    sums = dict(ranks.gather([(path.name, sum_of(path)) for path in written]))
     if ranks.first:
-        sums |= {path.name: _sum(path) for path in scratch.iterdir() if path.name not in sums}
-        (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: _fingerprint(vars(progress))}}))
+        sums |= {path.name: sum_of(path) for path in scratch.iterdir() if path.name not in sums}
+        (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: fingerprint(vars(progress))}}))
         for path in [*scratch.iterdir(), scratch]:
             _sync(path)
 
@@ -142,8 +128,8 @@ def write(
         try:
             save_file(whole, path, {"starts": json.dumps(starts)})
         except SafetensorError as error:
-            if f"os error {errno.ENOSPC}" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            if number := re.search(r"os error (\d+)", str(error)):  # a full disk, a quota, a disk that fails
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
             raise
         written.append(path)
     return written
@@ -158,17 +144,6 @@ def _rows(tensor: Tensor) -> tuple[Tensor, int]:
     return local, int(offset[0]) if len(local) else 0
 
 
-def latest(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a run's checkpoint folder, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
-
-
-def steps(folder: Path) -> dict[int, Path]:
-    """Return every complete checkpoint in a run's checkpoint folder, by its step, the oldest first."""
-    return {_step(path): path for path in _all(folder)}
-
-
 def newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
     """Return the newest checkpoint whose files are what was written, or None where the run has none at all.
 
@@ -179,7 +154,7 @@ def newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
     Raises:
         InputError: there are some, and all are damaged.
     """
-    found, why = _all(folder), ""
+    found, why = complete(folder), ""
     for checkpoint in reversed(found):
         try:
             require_sound(checkpoint)
@@ -188,23 +163,8 @@ def newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
             why = str(error)
             say(f"{why}; going on from the one before")
     if found:
-        raise InputError(f"{why}; no other checkpoint is left, so remove {folder} to start anew")
+        raise InputError(f"{why}; no other checkpoint is left; start anew in another folder")
     return None
-
-
-def require_sound(checkpoint: Path) -> None:
-    """Compare every file of a checkpoint with the checksum that was written with it.
-
-    Raises:
-        InputError: a file is missing, or is not what was written.
-    """
-    _, fingerprint, sums = _state(checkpoint)
-    for name, wanted in sums.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise InputError(f"checkpoint {path}: missing")
-        if wanted != (fingerprint if name == STATE else _sum(path)):
-            raise InputError(f"checkpoint {path}: damaged, its SHA-256 is not what was written with it")
 
 
 def restore(
@@ -231,7 +191,7 @@ def restore(
         InputError: the checkpoint is of another model, or cannot be read.
     """
     try:
-        progress, *_ = _state(checkpoint)
+        progress, *_ = read_state(checkpoint)
         with ExitStack() as stack:
             weights = _Pieces(checkpoint, prefix + WEIGHTS, stack)
             there = {n: t for n, t in trainable.items() if n in weights.names or isinstance(t, nn.Parameter)}
@@ -300,26 +260,6 @@ def _restore_moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, T
         optimizer.state[parameter][kind] = value
 
 
-def _state(checkpoint: Path) -> tuple[Progress, str, dict[str, str]]:
-    """Where the run stood, that record's fingerprint, and file -> checksum; an earlier version wrote none, or more."""
-    try:
-        record = json.loads((checkpoint / STATE).read_text())
-        sums = dict(record.pop(SUMS, {}))
-        known = {f.name: record[f.name] for f in fields(Progress) if f.name in record}
-        return Progress(**known), _fingerprint(record), sums
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"checkpoint {checkpoint / STATE} cannot be read: {error}") from None
-
-
-def _fingerprint(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
 def prune(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
     """Drop old checkpoints.
 
@@ -344,11 +284,17 @@ def tidy(folder: Path, sound: Path | None) -> None:
     """
     for path in folder.glob(f".step-*{SCRATCH}"):
         remove(path)
-    for path in _named(folder):
-        if not (path / STATE).is_file() or (sound is not None and _step(path) > _step(sound)):
+    for path in named(folder):
+        if not (path / STATE).is_file() or (sound is not None and step_of(path) > step_of(sound)):
             aside = path.with_name(f".{path.name}.damaged")
             remove(aside)
             path.rename(aside)
+
+
+def drop_all(folder: Path) -> None:
+    """Remove all checkpoints of a run at one stroke, as `_drop` does one."""
+    if folder.exists():
+        _drop(folder)
 
 
 def _drop(checkpoint: Path) -> None:
@@ -360,18 +306,6 @@ def _drop(checkpoint: Path) -> None:
 
 def _scratch(checkpoint: Path) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}{SCRATCH}")
-
-
-def _all(folder: Path) -> list[Path]:
-    return [path for path in _named(folder) if (path / STATE).is_file()]
-
-
-def _named(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)), key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from drpo import advantages, gae, models, objectives, reductions
 from drpo.advantages import Advantage
@@ -27,6 +28,8 @@ from drpo.types import Sampling
 ENGINES = ("transformers", "vllm", "http://HOST:PORT")
 MOST_COMPLETIONS = 2**20
 """Of a step, and of an evaluation: more is a slip of the keyboard, and would fill the memory before it is noticed."""
+MOST_RANK, MOST_PROCESSES = 2**14, 2**10
+"""Of adapters, and of processes that mark: likewise."""
 _LARGEST = 2**63 - 1
 _OWN = re.compile(r"drpo\.lab\.tail:\w+(\(.*\))?")
 """What the stability benchmark spells as module:name, though it is this package's."""
@@ -165,15 +168,41 @@ class Run:
         _require(self.lag > 0 or not self.overlap, "overlap", self.overlap, "needs a lag of at least 1; set --lag 1")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must be in [0, 1)")
         _one_of("schedule", self.schedule, SCHEDULES)
-        if not self.engine.startswith(("http://", "https://")):
-            _one_of("engine", self.engine, ENGINES)
         bare = without_password(self.engine)
         _require(bare == self.engine, "engine", bare, f"its password would be recorded; set {AUTH}=user:password")
+        _require_engine(self.engine)
+        for name, value, most in (
+            ("lora_rank", self.lora_rank, MOST_RANK),
+            ("sampling.max_new_tokens", self.sampling.max_new_tokens, MOST_COMPLETIONS),
+            ("sampling.top_logprobs", self.sampling.top_logprobs, MOST_COMPLETIONS),
+            ("marking.processes", self.marking.processes, MOST_PROCESSES),
+        ):
+            _require(value <= most, name, value, f"at most {most:,}")
         _one_of("shard", self.shard, ("none", "fsdp"))
         whole = self.shard == "none" or not self.lora_rank
         _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
         for name in ("precision", "rollout_precision"):
             _one_of(name, getattr(self, name), PRECISIONS)
+
+
+def _require_engine(engine: str) -> None:
+    """The name of an engine, or addresses with commas between.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not engine.startswith(("http://", "https://")):
+        _one_of("engine", engine, ENGINES)
+        return
+    for address in engine.split(","):
+        try:
+            parts = urlsplit(address)
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            why = "a host and a port are needed"
+        except ValueError as error:  # brackets that do not close, a port that is none
+            fine, why = False, str(error)
+        fine = fine and address.isprintable() and " " not in address
+        _require(fine, "engine", repr(address), f"no address ({why}); write it as http://127.0.0.1:8000")
 
 
 def _require(fine: bool, name: str, value: object, rule: str) -> None:

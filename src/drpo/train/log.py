@@ -19,10 +19,17 @@ from torch import Tensor
 from drpo.credentials import without_password
 from drpo.errors import InputError
 from drpo.files import opened_here, write_text
+from drpo.train.records import EVALUATIONS as EVALUATIONS
+from drpo.train.records import FILES, Sum, read_line, read_written
+from drpo.train.records import METRICS as METRICS
+from drpo.train.records import ROLLOUTS as ROLLOUTS
+from drpo.train.records import TIMING as TIMING
+from drpo.train.records import parse_json as parse_json
+from drpo.train.records import read_json as read_json
+from drpo.train.records import read_lines as read_lines
+from drpo.train.records import read_records as read_records
 from drpo.types import Batch, Completion, Failure, Group, Sampling, Stats, TopK
 
-METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
-FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 _LIBRARIES = (
     "drpo",
     "torch",
@@ -47,21 +54,55 @@ class RunLog:
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder = folder
         self._files = FILES if writes else ()
+        self._written: dict[str, Sum] = {}
 
     def write(self, file: str, *records: Mapping[str, Any]) -> None:
-        """Append records, one line each, all or none, and hand them to the operating system."""
+        """Append records, one line each, all or none, and hand them to the operating system.
+
+        Raises:
+            InputError: the file is no longer what was written to it.
+        """
         if file not in self._files:
             return
+        path, known = self.folder / file, self._sum(file)
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        left = memoryview(text.encode("utf-8", "replace"))  # half a surrogate pair, as broken output may have
-        with open(self.folder / file, "ab", buffering=0, opener=opened_here) as out:
+        data = text.encode("utf-8", "replace")  # half a surrogate pair, as broken output may have
+        left, both = memoryview(data), known.plus(data)
+        with open(path, "ab", buffering=0, opener=opened_here) as out:
             before = out.tell()
+            if before != known.bytes:
+                raise InputError(
+                    f"{path}: something else removed, cut or wrote it while the run was at it "
+                    f"({before:,} bytes, where {known.bytes:,} were written)"
+                )
             try:
                 while left:
                     left = left[out.write(left) :]
+                self._written[file] = both
             except BaseException:
                 out.truncate(before)
+                self._written[file] = known
                 raise
+
+    def _sum(self, file: str) -> Sum:
+        if file not in self._written:
+            path = self.folder / file
+            self._written[file] = Sum().read(path) if path.exists() else Sum()
+        return self._written[file]
+
+    def written(self) -> dict[str, dict[str, Any]]:
+        """Return each file's length and SHA-256, for a checkpoint."""
+        return {file: self._sum(file).record() for file in self._files}
+
+    def require(self, written: Mapping[str, Mapping[str, Any]]) -> None:
+        """Compare the files with what a checkpoint says was written before it.
+
+        Raises:
+            InputError: one is gone, was cut, or says something else.
+        """
+        for file in self._files:
+            if file in written:
+                self._written[file] = read_written(self.folder / file, written[file])
 
     def sync(self) -> None:
         """Force everything written to the disk; called before a checkpoint that counts on it."""
@@ -72,10 +113,14 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short."""
-        for path in (self.folder / file for file in self._files):
+        for file in self._files:
+            path = self.folder / file
             if os.path.lexists(path):
                 with open(path, "rb+", opener=opened_here) as out:
-                    out.truncate(_end_of(path, step) if path.stat().st_size else 0)
+                    end = _end_of(path, step) if path.stat().st_size else 0
+                    out.truncate(end)
+                known = self._written.pop(file, Sum())  # what `require` has read is not read again
+                self._written[file] = (known if known.bytes <= end else Sum()).read(path)
 
 
 def _end_of(path: Path, step: int) -> int:
@@ -84,7 +129,7 @@ def _end_of(path: Path, step: int) -> int:
         end = text.rfind(b"\n") + 1
         while end:
             start = text.rfind(b"\n", 0, end - 1) + 1
-            if _record(text[start:end], f"{path} at byte {start}")[1]["step"] <= step:
+            if read_line(text[start:end], f"{path} at byte {start}")[1]["step"] <= step:
                 break
             end = start
         return end
@@ -93,71 +138,6 @@ def _end_of(path: Path, step: int) -> int:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file so that a crash leaves the old one or the new one."""
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Return what JSON says; NaN and infinities are numbers here, as in metrics.
-
-    Raises:
-        ValueError: it is not text or not JSON, is nested too deeply, or has a whole number beyond 64 bits.
-    """
-    try:
-        return json.loads(text, parse_int=_whole)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _whole(digits: str) -> int:
-    """A whole number that a float and a tensor have room for."""
-    if len(digits) > 20 or abs(int(digits)) >= 2**63:
-        raise ValueError(f"{digits[:20]}... is too large a number")
-    return int(digits)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        record = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} holds a {type(record).__name__}, not an object with named fields")
-    return record
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out.
-
-    Raises:
-        InputError: a line is no record of a step.
-    """
-    with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
-        for number, line in enumerate(lines, 1):
-            if line.endswith(b"\n"):
-                yield _record(line, f"{path} line {number}")
-
-
-def _record(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
-    try:
-        text = line.decode("utf-8")
-        record = parse_json(text)
-    except ValueError as error:
-        raise InputError(f"{where} cannot be read: {error}") from None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        raise InputError(f"{where} is not a record with a step, a whole number")
-    return text, record
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file, none where it does not exist."""
-    return [record for _, record in read_lines(path)] if path.exists() else []
 
 
 Trained = Mapping[Completion, Mapping[str, Any]]

@@ -9,20 +9,27 @@ from drpo.train.score import score
 from drpo.train.session import Session
 from drpo.train.setup import Parts, assemble
 from drpo.train.update import update
-from drpo.train.watch import Silent, Watcher
+from drpo.train.watch import Silent, Together, Watcher
 
 
 def train(
-    run: Run, folder: Path, watch: Watcher | None = None, parts: Parts | None = None, *, keep_model: bool = True
+    run: Run,
+    folder: Path,
+    watch: Watcher | None = None,
+    parts: Parts | None = None,
+    *,
+    keep_model: bool = True,
+    accept_records: bool = False,
 ) -> dict[str, Any]:
     """Train from the last checkpoint in `folder`, or from the start, and return what summary.json says.
 
     Args:
         run: the whole configuration.
         folder: takes everything that the run leaves; made where it does not exist.
-        watch: is told what happens; None watches silently.
+        watch: is told what happens; None watches silently. What it raises costs a line, not the run.
         parts: in place of what the configuration asks for, for tests and special rollouts.
         keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
+        accept_records: go on with records that are not those that were written before the checkpoint; else refuse them.
 
     Raises:
         InputError: something that was given cannot be used. What was computed before is kept in the folder.
@@ -30,7 +37,7 @@ def train(
     """
     parts = parts or assemble(run)
     policy, optimizer, learner, ranks = parts.policy, parts.optimizer, parts.learner, parts.ranks
-    with Session(run, folder, parts, watch or Silent(), keep_model) as session:
+    with Session(run, folder, parts, Together(watch or Silent()), keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():
             with session.phase("sync"):

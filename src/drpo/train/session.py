@@ -1,6 +1,5 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from drpo.errors import InputError, Interrupted
-from drpo.files import require_own
+from drpo.files import SCRATCH, remove, require_own
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.saving import probe, save_model
@@ -36,16 +35,19 @@ from drpo.train.log import (
     write_json,
 )
 from drpo.train.metrics import step_metrics, value_metrics
+from drpo.train.records import CHECKPOINTS as CHECKPOINTS
+from drpo.train.records import CONFIG as CONFIG
+from drpo.train.records import ENVIRONMENT as ENVIRONMENT
+from drpo.train.records import MODEL as MODEL
+from drpo.train.records import SUMMARY as SUMMARY
 from drpo.train.rollouts import Rollouts
 from drpo.train.score import require_marked
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
+from drpo.train.stored import write_sums
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
 from drpo.types import Batch, Group, Lesson, Stats
-
-CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
-CHECKPOINTS, MODEL = "checkpoints", "model"
 
 APART = ("rollout", "reward")
 """The phases in which ranks do not talk to one another."""
@@ -62,10 +64,20 @@ class Session:
         parts: what it works with.
         watch: is told what happens.
         keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
+        accept_records: go on with records that are not those that were written before the checkpoint.
     """
 
-    def __init__(self, run: Run, folder: Path, parts: Parts, watch: Watcher, keep_model: bool = True) -> None:
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        parts: Parts,
+        watch: Watcher,
+        keep_model: bool = True,
+        accept_records: bool = False,
+    ) -> None:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
+        self._accept_records = accept_records
         self.rewards = RewardPool(parts.reward, run.marking)
         self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks, self._apart, parts.fits)
         self.summary: dict[str, Any] = {}
@@ -88,15 +100,26 @@ class Session:
         """Read the last checkpoint or begin, start the reward's processes, take over the signals.
 
         Raises:
-            InputError: another process is at this run, or none of its checkpoints can be read.
+            InputError: another process is at this run, none of its checkpoints can be read, or its records are not
+                those that were written before the checkpoint.
         """
+        try:
+            self._begin()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._ranks.failing_together():
             if self._ranks.first:
                 require_own(self.folder / CHECKPOINTS)
                 self._stack.enter_context(locked(self.folder))
         if self._ranks.first:
-            write_json(self.folder / CONFIG, to_json(self.run))
+            _tidy(self.folder)
+            if not _holds(self.folder / CONFIG, to_json(self.run)):  # what is right is not put at risk
+                write_json(self.folder / CONFIG, to_json(self.run))
             write_json(self.folder / ENVIRONMENT, environment())
         # Nothing of ours draws from the global generator; a user's objective may.
         torch.manual_seed(derive("global", self.run.seed))
@@ -106,7 +129,8 @@ class Session:
             self.rollouts.restore(last, self._done.step)
             if self.parts.learner is not None:
                 self.parts.learner.restore(last)
-        self._ranks.meet()  # all have read what is there
+        with self._ranks.failing_together():  # all have read what is there
+            self._require_records(last)
         if self._ranks.first:
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
@@ -122,24 +146,66 @@ class Session:
             self.watch.note(
                 "this model's attention cannot be packed: each completion is trained in a padded row with its prompt"
             )
-        return self
+
+    def _require_records(self, last: Path | None) -> None:
+        """Refuse records that are not what was written, before any is taken back.
+
+        Raises:
+            InputError: they are not; the message says how to go on.
+        """
+        if self._accept_records or not self._ranks.first:
+            return
+        if last is None:
+            self._require_no_lost_checkpoint()
+        elif not self._done.records:
+            self.watch.note(f"{last}: of an earlier version, without sums of the records; they are taken as they are")
+        try:
+            self._log.require(self._done.records)
+        except InputError as error:
+            raise InputError(
+                f"{error}; put back what was written, or go on with what is there: drpo train --resume {self.folder} "
+                "--accept-records"
+            ) from None
+
+    def _require_no_lost_checkpoint(self) -> None:
+        """A run that recorded more steps than lie before its first checkpoint had one: it is not begun anew over them.
+
+        Raises:
+            InputError: it has none now.
+        """
+        every = self.run.checkpoint_every
+        recorded = read_records(self.folder / METRICS) if self.keep_model and every else []
+        if recorded and recorded[-1]["step"] > every:
+            raise InputError(
+                f"{self.folder / CHECKPOINTS}: no checkpoint is there, though {recorded[-1]['step']} steps are "
+                "recorded; put them back, or start anew in another folder"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Save what is done, whatever ended the run, and sum it up."""
         with self._stack:
-            done = kind is None and self._done.step >= self.run.steps
-            together = self._ranks.size == 1 or self._failed_together  # else the others may be elsewhere
-            if done and not self.keep_model:
-                shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-            elif kind is None or (together and self._between_steps and self._done.step > 0):
-                self._save()
             try:
-                if done and self.keep_model:
-                    self._export()
-            finally:
-                self._sum_up()
+                self._end(error)
+            except Exception as problem:
+                if error is None:
+                    raise
+                self.watch.note(f"what was done could not be saved: {problem}")  # what ended the run is said behind it
+
+    def _end(self, error: BaseException | None) -> None:
+        done = error is None and self._done.step >= self.run.steps
+        together = self._ranks.size == 1 or self._failed_together  # else the others may be elsewhere
+        keeps = self.keep_model or not done
+        if keeps and (error is None or (together and self._between_steps and self._done.step > 0)):
+            self._save()
+        try:
+            if done and self.keep_model:
+                self._export()
+        finally:
+            self._sum_up()
+        if self._ranks.first and not keeps:
+            checkpoint.drop_all(self.folder / CHECKPOINTS)
 
     def _sum_up(self) -> None:
         if self._ranks.first:
@@ -273,7 +339,8 @@ class Session:
         with self._aside("checkpoint"):
             self._log.sync()
             tensors, optimizer = self.parts.policy.checkpointed(), self.parts.optimizer
-            checkpoint.save(folder, self._done, tensors, optimizer, self._save_more, self._ranks)
+            done = replace(self._done, records=self._log.written())
+            checkpoint.save(folder, done, tensors, optimizer, self._save_more, self._ranks)
             if self._ranks.first:
                 scores = {e["step"]: e["accuracy"] for e in read_records(self.folder / EVALUATIONS)}
                 checkpoint.prune(folder, self.run.keep_checkpoints, scores)
@@ -288,10 +355,24 @@ class Session:
         logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
         if self._ranks.first:
             save_model(trained.pop(), self.parts.tokenizer, self.folder / MODEL, logits, policy.precision)
+            write_sums(self.folder / MODEL)
 
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _tidy(folder: Path) -> None:
+    """Clear away what a process that was killed left half written."""
+    for path in folder.glob(f"*{SCRATCH}"):
+        remove(path)
+
+
+def _holds(path: Path, record: dict[str, Any]) -> bool:
+    try:
+        return read_json(path) == record
+    except (OSError, InputError):
+        return False
 
 
 def load_run(folder: Path, own_code: bool = True) -> Run:
@@ -307,7 +388,9 @@ def load_run(folder: Path, own_code: bool = True) -> Run:
     try:
         record = read_json(folder / CONFIG)
     except FileNotFoundError:
-        raise InputError(f"{folder}: no run there ({CONFIG} is missing)") from None
+        raise InputError(
+            f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {folder}` begins one"
+        ) from None
     try:
         return from_json(record, own_code)
     except InputError as error:

@@ -1,12 +1,15 @@
 """What a run tells whoever watches it; the trainer itself prints nothing."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from drpo.train.config import Run
 from drpo.train.evaluate import Evaluation
 from drpo.types import Group
+
+log = logging.getLogger("drpo")
 
 
 class Watcher(Protocol):
@@ -64,7 +67,7 @@ class Silent:
 
 
 class Together:
-    """Tells several watchers, in order.
+    """Tells several watchers, in order. Telling never ends a run: of what a watcher raises the first is logged.
 
     Args:
         watchers: to tell.
@@ -72,35 +75,41 @@ class Together:
 
     def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers
+        self._failed: set[int] = set()
+
+    def _tell(self, tell: Callable[[Watcher], None]) -> None:
+        """Ctrl-C and the like pass; they are no `Exception`."""
+        for i, watcher in enumerate(self._watchers):
+            try:
+                tell(watcher)
+            except Exception as error:
+                if i not in self._failed:
+                    self._failed.add(i)
+                    what = f"{type(error).__name__}: {error}"
+                    log.warning("%s could not be told (%s); the run goes on", type(watcher).__name__, what)
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """Tell each."""
-        for watcher in self._watchers:
-            watcher.started(run, folder, step)
+        self._tell(lambda watcher: watcher.started(run, folder, step))
 
     def phase(self, name: str) -> None:
         """Tell each."""
-        for watcher in self._watchers:
-            watcher.phase(name)
+        self._tell(lambda watcher: watcher.phase(name))
 
     def stepped(
         self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
     ) -> None:
         """Tell each."""
-        for watcher in self._watchers:
-            watcher.stepped(step, metrics, seconds, groups)
+        self._tell(lambda watcher: watcher.stepped(step, metrics, seconds, groups))
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Tell each."""
-        for watcher in self._watchers:
-            watcher.evaluated(evaluation)
+        self._tell(lambda watcher: watcher.evaluated(evaluation))
 
     def ended(self, summary: Mapping[str, Any]) -> None:
         """Tell each."""
-        for watcher in self._watchers:
-            watcher.ended(summary)
+        self._tell(lambda watcher: watcher.ended(summary))
 
     def note(self, text: str) -> None:
         """Tell each."""
-        for watcher in self._watchers:
-            watcher.note(text)
+        self._tell(lambda watcher: watcher.note(text))

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -72,8 +73,9 @@ class Watchdog(Silent):
             self._disarm()
             self._file.close()
             # A process that was refused leaves the file to the one that is at this run.
-            if self._began and not self._path.stat().st_size:
-                self._path.unlink()
+            with suppress(OSError):  # the folder may be gone; what ended the run is to be said, not that
+                if self._began and not self._path.stat().st_size:
+                    self._path.unlink()
 
     def _arm(self) -> None:
         if self._file is None:

@@ -1,0 +1,176 @@
+"""The records of a run, JSON lines: how they are read, what each may hold, and the sums that tell what was written."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from drpo.errors import InputError
+
+METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
+FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
+CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+_TEXTS = ("text", "prompt", "finish")
+"""Fields of a completion that are text."""
+_BLOCK = 2**20
+
+
+class Sum:
+    """The length and SHA-256 of what a file begins with; it goes on as the file grows, without reading it again.
+
+    Attributes:
+        bytes: how many have been counted in.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+
+    def plus(self, data: bytes) -> "Sum":
+        """Return the sum of the same and of what follows."""
+        new = Sum()
+        new.bytes, new._hash = self.bytes + len(data), self._hash.copy()
+        new._hash.update(data)
+        return new
+
+    def read(self, path: Path, upto: int | None = None) -> "Sum":
+        """Count in what a file holds behind the bytes counted so far, up to so many in all; return self."""
+        with path.open("rb") as file:
+            file.seek(self.bytes)
+            while block := file.read(_BLOCK if upto is None else min(_BLOCK, upto - self.bytes)):
+                self._hash.update(block)
+                self.bytes += len(block)
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """Return it as a checkpoint has it.
+
+        Example:
+            >>> Sum().plus(b"abc").record()["bytes"]
+            3
+        """
+        return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
+
+
+def read_written(path: Path, written: Mapping[str, Any]) -> Sum:
+    """Return the sum of what a checkpoint says was written to a file, which still stands there.
+
+    Args:
+        path: of the file.
+        written: from `Sum.record`.
+
+    Raises:
+        InputError: the file is gone, was cut, or says something else.
+    """
+    wanted = written["bytes"]
+    if not path.is_file() and wanted:
+        raise InputError(f"{path}: missing; {wanted:,} bytes of it were written before the last checkpoint")
+    found = Sum().read(path, wanted) if wanted else Sum()
+    if found.bytes < wanted:
+        raise InputError(
+            f"{path}: cut, it has {found.bytes:,} of the {wanted:,} bytes that were written before the last checkpoint"
+        )
+    if found.record() != dict(written):
+        raise InputError(f"{path}: changed, its first {wanted:,} bytes are not those that were written (SHA-256)")
+    return found
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says; NaN and infinities are numbers here, as in metrics.
+
+    Raises:
+        ValueError: it is not text or not JSON, is nested too deeply, or has a whole number beyond 64 bits.
+    """
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float and a tensor have room for."""
+    if len(digits) > 20 or abs(int(digits)) >= 2**63:
+        raise ValueError(f"{digits[:20]}... is too large a number")
+    return int(digits)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        record = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds a {type(record).__name__}, not an object with named fields")
+    return record
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out.
+
+    Raises:
+        InputError: a line is no record of a step, or has text where a number belongs.
+    """
+    with path.open("rb") as lines:  # as bytes, since the cut may go through a letter
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                text, record = read_line(line, f"{path} line {number}")
+                _require_types(path.name, record, f"{path} line {number}")
+                yield text, record
+
+
+def read_line(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
+    """Return a line of a JSON-lines file as text, and the record that it is.
+
+    Raises:
+        InputError: it is no record of a step; the message begins with `where`.
+    """
+    try:
+        text = line.decode("utf-8")
+        record = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read: {error}") from None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise InputError(f"{where} is not a record with a step, a whole number")
+    return text, record
+
+
+def _require_types(file: str, record: Mapping[str, Any], where: str) -> None:
+    """What a program computes with must be numbers: figures all of them, of a completion what it was given."""
+    if file in (METRICS, EVALUATIONS, TIMING):
+        wrong = next((name for name, value in record.items() if not _is_figure(name, value)), None)
+    elif file == ROLLOUTS:
+        wrong = next((name for name in _TEXTS if not isinstance(record.get(name, ""), str)), None)
+        wrong = wrong or ("reward" if not _is_number(record.get("reward")) else None)
+    else:
+        return
+    if wrong is not None:
+        shown = repr(record[wrong])
+        raise InputError(f"{where}: {wrong} is {shown if len(shown) < 60 else shown[:57] + '...'}, of the wrong type")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    match name, value:
+        case "pass_at", dict():
+            return all(map(_is_number, value.values()))
+        case "updates", list():
+            return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in value)
+    return name not in ("pass_at", "updates") and _is_number(value)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file, none where it does not exist."""
+    return [record for _, record in read_lines(path)] if path.exists() else []

@@ -1,0 +1,196 @@
+"""Whether everything in a run's folder is what was written, and fits together; read without torch."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from drpo.errors import InputError
+from drpo.train.records import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    FILES,
+    METRICS,
+    MODEL,
+    SUMMARY,
+    read_json,
+    read_lines,
+    read_records,
+    read_written,
+)
+from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state, require_sound, sum_of
+
+_CONFIG: Mapping[str, type | tuple[type, ...]] = {
+    "name": str,
+    "model": str,
+    "task": str,
+    "objective": str,
+    "learning_rate": (int, float),
+    "seed": int,
+    "steps": int,
+}
+"""Fields that every run's configuration has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was found of a part of a run.
+
+    Args:
+        name: the file or folder, as the run's folder calls it.
+        sound: False where something is wrong with it.
+        said: what was found, in a line.
+    """
+
+    name: str
+    sound: bool
+    said: str
+
+
+def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iterator[Part]:
+    """Yield what is found of each part of a run that is there, or should be.
+
+    Args:
+        folder: of the run.
+        say: is told what is read next, which may take long.
+    """
+    checks: list[tuple[str, Callable[[], str | None]]] = [
+        (CONFIG, partial(_config, folder)),
+        (ENVIRONMENT, partial(_environment, folder)),
+        *((file, partial(_records, folder, file)) for file in FILES),
+        *((f"{CHECKPOINTS}/{c.name}", partial(_checkpoint, c)) for c in named(folder / CHECKPOINTS)),
+        (MODEL, partial(_model, folder)),
+        (SUMMARY, partial(_summary, folder)),
+    ]
+    for name, check in checks:
+        say(name)
+        try:
+            said = check()
+        except FileNotFoundError:
+            yield Part(name, False, "missing")
+        except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            yield Part(name, False, str(error).removeprefix(f"{folder / name}").lstrip(": ") or type(error).__name__)
+        else:
+            if said is not None:
+                yield Part(name, True, said)
+
+
+def _config(folder: Path) -> str:
+    config = read_json(folder / CONFIG)
+    for name, kind in _CONFIG.items():
+        if not isinstance(config.get(name), kind) or isinstance(config[name], bool):
+            raise InputError(f"{name} is missing, or of the wrong type")
+    return f"{config['model']}, {config['objective']}, {config['steps']} steps"
+
+
+def _environment(folder: Path) -> str:
+    versions = read_json(folder / ENVIRONMENT).get("versions", {})
+    return ", ".join(f"{name} {versions[name]}" for name in ("drpo", "torch") if versions.get(name)) or "readable"
+
+
+def _last_state(folder: Path) -> tuple[str, Progress] | None:
+    """The newest checkpoint that can be read, by name, and what it knows."""
+    for checkpoint in reversed(complete(folder / CHECKPOINTS)):
+        try:
+            return checkpoint.name, read_state(checkpoint)[0]
+        except InputError:
+            continue
+    return None
+
+
+def _records(folder: Path, file: str) -> str | None:
+    path, last = folder / file, _last_state(folder)
+    written = last[1].records.get(file) if last else None
+    if written is not None:
+        read_written(path, written)
+    if not path.exists():
+        return None
+    steps = [record["step"] for _, record in read_lines(path)]
+    if steps != sorted(steps):
+        raise InputError("its steps do not rise")
+    if file == METRICS and steps != list(range(1, len(steps) + 1)):
+        missing = next(i for i, step in enumerate(steps, 1) if step != i)
+        raise InputError(f"step {missing} is missing, or there twice")
+    if file == EVALUATIONS:
+        _require_evaluations(folder, steps)
+    if last is None:
+        return f"{len(steps):,} lines; no checkpoint says what was written"
+    if written is None:
+        return f"{len(steps):,} lines; no sum, {last[0]} is of an earlier version"
+    return f"{len(steps):,} lines; those before {last[0]} are as they were written"
+
+
+def _require_evaluations(folder: Path, steps: list[int]) -> None:
+    config = read_json(folder / CONFIG)
+    if len(set(steps)) < len(steps):
+        raise InputError("a step is there twice")
+    if config.get("eval_problems", 1) and _is_finished(folder):
+        missing = {0, config["steps"]} - set(steps)
+        if missing:
+            raise InputError(f"the evaluation after {min(missing)} steps is missing")
+    for record in read_records(folder / EVALUATIONS):
+        low, mean, high = (record.get(name) for name in ("low", "accuracy", "high"))
+        if mean is None or low is None or high is None or not math.isfinite(low):
+            continue
+        if not low - 1e-9 <= mean <= high + 1e-9:
+            raise InputError(f"step {record['step']}: accuracy {mean} lies outside its interval")
+
+
+def _checkpoint(checkpoint: Path) -> str:
+    require_sound(checkpoint)
+    sums = read_state(checkpoint)[2]
+    return f"{len(sums)} files as they were written" if sums else "no sums, of an earlier version"
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / SUMMARY).get("finished"))
+    except (FileNotFoundError, InputError):  # a part of its own says so
+        return False
+
+
+def _model(folder: Path) -> str | None:
+    model = folder / MODEL
+    if not model.is_dir():
+        # A comparison's cells leave neither a model nor checkpoints.
+        if _is_finished(folder) and complete(folder / CHECKPOINTS):
+            raise InputError("missing, though the run is finished; drpo train --resume writes it again")
+        return None
+    sums = model / SHA256SUMS
+    if not sums.exists():
+        for path in sorted(model.glob("*.safetensors")):
+            _require_whole(path)
+        return "no sums, of an earlier version or half written; its tensors have the length that they should"
+    lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
+    for wanted, name in lines:
+        if sum_of(model / name) != wanted:
+            raise InputError(f"{name} is not what was written (SHA-256)")
+    return f"{len(lines)} files as they were written"
+
+
+def _require_whole(path: Path) -> None:
+    """A safetensors file has the length that its header says: 8 bytes, the header, the tensors one behind the other."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise InputError(f"{path.name} is no safetensors file, or cut")
+        header: dict[str, Any] = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    if path.stat().st_size != 8 + length + max(ends, default=0):
+        raise InputError(f"{path.name} is cut, or too long")
+
+
+def _summary(folder: Path) -> str | None:
+    if not (folder / SUMMARY).exists():
+        return None
+    summary, recorded = read_json(folder / SUMMARY), len(read_records(folder / METRICS))
+    if summary["steps"] > recorded:
+        raise InputError(f"says {summary['steps']} steps, {METRICS} has {recorded}")
+    if summary["finished"] and recorded < read_json(folder / CONFIG)["steps"]:
+        raise InputError(f"says that the run is finished, {METRICS} has {recorded} steps")
+    return f"{summary['steps']} steps, {'finished' if summary['finished'] else 'not finished'}"

@@ -1,0 +1,193 @@
+"""Telling must never end training: output that is closed, full, gone or of few letters, and watchers that raise."""
+
+import errno
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drpo import cli
+from drpo.cli.streams import telling
+from drpo.train.loop import train
+from drpo.train.watch import Silent, Together
+from hand_run import write_run
+from worlds import sampling, tiny_run
+
+
+class Refusing(io.StringIO):
+    """A stream that takes nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+GONE = BrokenPipeError(errno.EPIPE, "Broken pipe")
+LOST = OSError(errno.EIO, "Input/output error")
+CLOSED = ValueError("I/O operation on closed file")
+
+
+def ascii_stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+
+
+def smoke(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> int:
+    """Train a step; what the pictures of it would cost is not asked here."""
+    for name in ("draw_run", "write_report"):
+        monkeypatch.setattr(f"drpo.cli.train.{name}", lambda folder, run: None)
+    few = ("--steps", "1", "--prompts", "2", "--eval-problems", "1", "--no-doctor", "--out", str(folder))
+    return cli.main(["train", "smoke", *few, *options])
+
+
+@pytest.mark.parametrize("error", [FULL, GONE, CLOSED, LOST], ids=["full", "gone", "closed", "terminal lost"])
+def test_training_goes_on_without_its_output(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Refusing(error))
+    monkeypatch.setattr(sys, "stderr", err)
+    assert smoke(monkeypatch, tmp_path / "run") == 0
+    assert err.getvalue().count("standard output is lost") >= 1 and "Traceback" not in err.getvalue()
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_letters_that_an_output_does_not_have_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = ascii_stream()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", ascii_stream())
+    assert smoke(monkeypatch, tmp_path / "run", "--name", "π") == 0
+    out.flush()
+    assert b"|?-?|" in out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("error", "status"), [(FULL, 1), (GONE, 141), (LOST, 1)], ids=["full", "gone", "lost"])
+@pytest.mark.parametrize("command", [("recipes",), ("watch", "RUN"), ("verify", "RUN"), ("--help",)], ids=" ".join)
+def test_a_command_that_only_tells_ends_in_one_line(
+    error: Exception, status: int, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_run(tmp_path)
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Refusing(error))
+    monkeypatch.setattr(sys, "stderr", err)
+    assert cli.main([str(tmp_path) if word == "RUN" else word for word in command]) == status
+    assert err.getvalue().splitlines() == ([] if status == 141 else [f"drpo: standard output: {error.args[1]}"])
+
+
+def test_an_error_that_cannot_be_told_keeps_its_status(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stderr", Refusing(FULL))
+    assert cli.main(["trian"]) == 2
+    before = sys.stdout, sys.stderr
+    with telling(goes_on=True):
+        print("π", file=sys.stderr)
+    assert before == (sys.stdout, sys.stderr)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_stream_that_is_closed(closed: str, tmp_path: Path):
+    program = "import os; from drpo.cli.streams import telling\n"
+    program += "with telling(True): print(os.open('probe', os.O_CREAT | os.O_RDWR), file=open('said', 'w'))"
+    command = f'"{sys.executable}" -c "{program}" {closed}'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 0 and int((tmp_path / "said").read_text()) > 2
+
+
+class Raising(Silent):
+    """Whatever it is told, it raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        def fail(*_: object) -> None:
+            raise RuntimeError("no ears")
+
+        return (
+            fail
+            if name in ("started", "phase", "stepped", "evaluated", "ended", "note")
+            else super().__getattribute__(name)
+        )
+
+
+def test_a_watcher_that_raises_costs_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    heard: list[str] = []
+
+    class Hears(Silent):
+        def phase(self, name: str) -> None:
+            heard.append(name)
+
+    with caplog.at_level(logging.WARNING, "drpo"):
+        run = tiny_run(steps=1, prompts=2, updates=1, sampling=sampling(samples=2), eval_problems=1)
+        assert train(run, tmp_path, Together(Raising(), Hears()))["finished"]
+    assert {"rollout", "update", "evaluation"} <= set(heard)
+    assert [r.getMessage() for r in caplog.records if "could not be told" in r.getMessage()] == [
+        "Raising could not be told (RuntimeError: no ears); the run goes on"
+    ]
+
+
+def test_pictures_that_cannot_be_drawn_cost_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    def cannot(*_: object) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system", "curves.png")
+
+    monkeypatch.setattr(logging.getLogger("drpo"), "propagate", True)
+    folder = tmp_path / "run"
+    for name in ("draw_run", "write_report"):
+        monkeypatch.setattr(f"drpo.cli.train.{name}", cannot)
+    few = ("--steps", "1", "--prompts", "2", "--eval-problems", "1", "--no-doctor", "--out", str(folder))
+    assert cli.main(["train", "smoke", *few]) == 0
+    assert [r.getMessage().split(" (")[0] for r in caplog.records] == ["no curves", "no report"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, "Input/output error", "metrics.jsonl"), "metrics.jsonl: Input/output error"),
+        (OSError(errno.EROFS, "Read-only file system", "metrics.jsonl"), "metrics.jsonl: Read-only file system"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "metrics.jsonl"), "metrics.jsonl: no space left on the disk"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "metrics.jsonl"), "metrics.jsonl: No such file"),
+        (MemoryError(), "out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+        (RuntimeError("can't start new thread"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (ImportError("x.so: failed to map segment from shared object"), "out of memory"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuses(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("drpo.cli.train.recipes", refuses)
+    assert cli.main(["recipes"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"drpo: {said}")
+
+
+@pytest.mark.parametrize("removes", [True, False], ids=["removed", "read-only"])
+def test_a_folder_that_goes_away_is_one_line(
+    removes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    opened: Callable[..., Any] = Path.open
+
+    def refused(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if "b" in mode and "a" in mode and path.name == "rollouts.jsonl":
+            if removes:
+                os.rename(folder, tmp_path / "elsewhere")
+            raise OSError(errno.ENOENT if removes else errno.EROFS, "not here", str(path))
+        return opened(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert smoke(monkeypatch, folder, "--plain") == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and err.splitlines()[-1] == f"drpo: {folder / 'rollouts.jsonl'}: not here"
+    assert folder.exists() != removes  # no half of a run where it was

@@ -1,0 +1,192 @@
+"""Records that are not what was written: noticed when a run is resumed, and by `drpo verify`."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drpo import cli
+from drpo.errors import InputError
+from drpo.train.loop import train
+from drpo.train.records import CONFIG, EVALUATIONS, FILES, METRICS, MODEL, ROLLOUTS, SUMMARY, TIMING, Sum, read_records
+from drpo.train.verify import verify
+from drpo.train.watch import Silent
+from test_train import StopsAfter, assert_same_run
+from worlds import sampling, tiny_run
+
+RUN = tiny_run(steps=3, prompts=2, updates=1, sampling=sampling(samples=2), checkpoint_every=2, eval_every=1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(RUN, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    train(RUN, folder, StopsAfter(2))
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[Path], Path]:
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def without_first(path: Path) -> None:
+    path.write_bytes(path.read_bytes().partition(b"\n")[2])
+
+
+def without_last(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def spoilt(path: Path) -> None:
+    """A digit in the midst of it becomes another: still a record."""
+    data = bytearray(path.read_bytes())
+    at = next(i for i in range(len(data) // 2, len(data)) if chr(data[i]) in "12345678")
+    data[at] += 1
+    path.write_bytes(data)
+
+
+CHANGES = [(METRICS, Path.unlink, "missing"), (ROLLOUTS, without_first, "c"), (EVALUATIONS, spoilt, "changed"),
+           (METRICS, without_last, "cut"), (ROLLOUTS, lambda path: path.write_bytes(b""), "cut")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "change", "what"), CHANGES, ids=["deleted", "front", "middle", "end", "emptied"])
+def test_a_run_does_not_go_on_with_records_that_are_not_its_own(
+    stopped: Path, copy: Callable[[Path], Path], file: str, change: Callable[[Path], Any], what: str
+):
+    folder = copy(stopped)
+    change(folder / file)
+    before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
+    with pytest.raises(InputError, match=rf"{file}: {what}.*--accept-records"):
+        train(RUN, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.jsonl")} == before
+    assert next(part.name for part in verify(folder) if not part.sound) == file
+
+
+def test_it_goes_on_with_them_where_that_is_asked_for(stopped: Path, copy: Callable[[Path], Path]):
+    folder = copy(stopped)
+    (folder / ROLLOUTS).unlink()
+    assert train(RUN, folder, accept_records=True)["finished"]
+    assert {r["step"] for r in read_records(folder / ROLLOUTS)} == {3}
+    assert all(part.sound for part in verify(folder))  # the new checkpoint has the sums of what is there
+
+
+def test_what_was_written_behind_a_checkpoint_is_no_change(stopped: Path, whole: Path, copy: Callable[[Path], Path]):
+    folder = copy(stopped)
+    with (folder / METRICS).open("a") as out:
+        out.write('{"step": 3, "reward_mean": 0.5}\n{"step": 4, "re')
+    train(RUN, folder)
+    assert_same_run(whole, folder)
+
+
+def test_a_checkpoint_without_sums_is_gone_on_from_and_that_is_said(stopped: Path, copy: Callable[[Path], Path]):
+    folder = copy(stopped)
+    state = folder / "checkpoints" / "step-000002" / "state.json"
+    record = json.loads(state.read_text())
+    del record["records"], record["sha256"]
+    state.write_text(json.dumps(record))
+    assert {part.name: part.said for part in verify(folder)}[METRICS].endswith("is of an earlier version")
+    watch = StopsAfter(3)
+    train(RUN, folder, watch)
+    assert "without sums of the records" in watch.said
+
+
+def test_records_that_vanish_during_the_run_end_it(tmp_path: Path):
+    class Deletes(Silent):
+        def stepped(self, step: int, *_: object) -> None:
+            (tmp_path / "run" / METRICS).unlink()
+
+    with pytest.raises(InputError, match=rf"{METRICS}: something else removed, cut or wrote it"):
+        train(RUN, tmp_path / "run", Deletes())
+
+
+def test_a_sum_goes_on_without_reading_again(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"ab" * 2**20)
+    begun = Sum().read(tmp_path / "file", upto=3)
+    (tmp_path / "file").write_bytes(b"aba" + b"c" * 5)
+    assert begun.read(tmp_path / "file").record() == Sum().plus(b"aba").plus(b"c" * 5).record()
+
+
+# drpo verify
+
+
+def test_a_sound_run_is_sound(whole: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["verify", str(whole)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("ok ") for line in lines)
+    names = [line.split()[1] for line in lines]
+    assert {CONFIG, *FILES, "checkpoints/step-000003", MODEL, SUMMARY} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "damaged", [CONFIG, *FILES, "checkpoints/step-000002/weights.safetensors", "model/model.safetensors", SUMMARY]
+)
+def test_whatever_is_damaged_is_named(
+    whole: Path, copy: Callable[[Path], Path], capsys: pytest.CaptureFixture[str], damaged: str
+):
+    path = copy(whole) / damaged
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    if path.suffix == ".json":
+        path.write_bytes(data[: len(data) // 2])
+    assert cli.main(["verify", str(path.parents[len(Path(damaged).parts) - 1])]) == 1
+    wrong = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("WRONG")]
+    # A summary, and evaluations, are held against the others.
+    assert wrong and damaged.startswith(wrong[0]) and set(wrong[1:]) <= {EVALUATIONS, SUMMARY}
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_model_without_sums_has_at_least_the_right_length(whole: Path, copy: Callable[[Path], Path], cut: bool):
+    model = copy(whole) / MODEL
+    (model / "SHA256SUMS").unlink()
+    if cut:
+        tensors = model / "model.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+    assert [part.sound for part in verify(model.parent) if part.name == MODEL] == [not cut]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        (EVALUATIONS, '{"step": 3, "accuracy": "high"}'),
+        (EVALUATIONS, '{"step": 3, "accuracy": 0.5, "pass_at": [1]}'),
+        (METRICS, '{"step": 3, "sampled_tokens": "12"}'),
+        (METRICS, '{"step": 3, "updates": 2}'),
+        (TIMING, '{"step": 3, "update": [1.0]}'),
+        (ROLLOUTS, '{"step": 3, "text": 5}'),
+        (ROLLOUTS, '{"step": 3, "text": "", "reward": "1"}'),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "resume"])
+def test_a_field_of_the_wrong_type_is_named_in_one_line(
+    whole: Path, copy: Callable[[Path], Path], capsys: pytest.CaptureFixture[str], file: str, line: str, command: str
+):
+    folder = copy(whole)
+    with (folder / file).open("a") as out:
+        out.write(f"{line}\n")
+    if command == "resume" and file == ROLLOUTS:
+        pytest.skip("what behind the checkpoint is never read is taken back")
+    arguments = ["report", str(folder), "--own-code"] if command == "report" else ["train", "--resume", str(folder)]
+    if command == "resume":
+        arguments += ["--own-code", "--no-doctor"]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and f"{file} line" in said and "wrong type" in said
+
+
+def test_it_reads_without_torch(whole: Path):
+    program = "import sys; from drpo import cli; status = cli.main(['verify', sys.argv[1]]);"
+    program += "print(status, 'torch' in sys.modules or 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, whole], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
