@@ -11,7 +11,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
 
 # A room may import rooms of lower rank, and its own. Rooms of equal rank do not know of each other.
 RANK = {
-    "errors": 0,
+    "errors": -1,
+    "checks": 0,
     "files": 1,
     "credentials": 1,
     "terminal": 1,
@@ -58,6 +59,7 @@ MATHEMATICS = (
     "methods",
     "ops",
     "types",
+    "checks",
     "errors",
     "seeds",
     "spelling",

@@ -671,6 +671,7 @@ class OwnObjective:
 
     tokenwise = True
     needs: frozenset[str] = frozenset()
+    vanishes_at_zero_advantage = True
     floor = 0.0
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
@@ -688,6 +689,9 @@ def test_own_objective_needs_no_registration() -> None:
     assert vanishes_at_zero_advantage(OWN)
     restless = OwnObjective()
     restless.floor = 1e-3
+    with pytest.raises(InputError, match="promises vanishes_at_zero_advantage=True, but has a gradient at advantage 0"):
+        vanishes_at_zero_advantage(restless)
+    restless.vanishes_at_zero_advantage = False
     assert not vanishes_at_zero_advantage(restless)
 
 

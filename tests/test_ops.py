@@ -2,13 +2,14 @@
 
 In bfloat16 the budget is the error that the usual bfloat16 path (all logits, log_softmax, autograd) makes itself.
 
-Not covered: float16, GPUs, speed, and the gradient in `hidden` where a logit is -inf (0 * inf there, as in any matrix
+Not covered: GPUs, speed, and the gradient in `hidden` where a logit is -inf (0 * inf there, as in any matrix
 product with that weight).
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,35 @@ def test_weight_gradient_of_many_chunks_is_accumulated_in_float32() -> None:
     true = truth(hidden, weight, target, 1.0)["d both / d weight"]
     found = run(in_chunks(1), hidden, weight, target, 1.0)["d both / d weight"]
     assert error(found, true) <= 0.01 * float(true.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e5])
+def test_slopes_of_any_size_cost_nothing_in_16_bits(dtype: torch.dtype, size: float) -> None:
+    """Of the weight's gradient alone, which is held in float32: that of the states has their own 16 bits."""
+    hidden, weight, target = inputs(64, 515, dtype)
+    true = truth(hidden, weight, target, 1.0)
+
+    def scaled(h: Tensor, w: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        logp, entropy = linear_logprob(h * 1.0, w.float() * 1.0, y, temperature, chunk=5)
+        return tuple(_Scaled.apply(x, size) for x in (logp, entropy))
+
+    found = run(scaled, hidden, weight.float(), target, 1.0)
+    for name in (n for n in found if n.endswith("weight")):
+        assert error(found[name] / size, true[name]) <= 6 * torch.finfo(dtype).eps * float(true[name].norm()), name
+
+
+class _Scaled(torch.autograd.Function):
+    """The same value, with a slope as large as one likes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, size: float) -> Tensor:
+        ctx.size = size
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.size, None
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -241,3 +241,29 @@ def test_what_is_wrong_is_named() -> None:
         linear_policy_loss(hidden, weight, target, DRPO(0.2), **given, temperature=0.0)
     with pytest.raises(InputError, match="fit"):
         linear_policy_loss(hidden[:, 1:], weight, target, DRPO(0.2), **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("objective", [DRPO(0.2), GSPO()], ids=["drpo", "gspo"])
+def test_a_tiny_token_weight_costs_nothing_in_16_bits(objective: Objective, dtype: torch.dtype) -> None:
+    """As `horizon(8192)` with 500 completions gives it, the loss scaled up again by 2^16."""
+    hidden, weight, target = inputs(64, 515, dtype)
+    given = columns(64) | {"token_weight": torch.full((64,), 2.4e-7)}
+    given["behavior_logp"] -= 3
+    truth = run(plain, hidden.double(), weight.double(), target, objective, up=65536.0, **given)
+    found = run(linear_policy_loss, hidden, weight, target, objective, up=65536.0, chunk=5, **given)
+    for name in ("d hidden", "d weight"):
+        assert float(truth[name].norm()) > 0
+        assert error(found[name], truth[name]) <= 6 * torch.finfo(dtype).eps * float(truth[name].norm()), name
+
+
+def test_no_sum_over_a_chunk_overflows_in_float16() -> None:
+    """2,000 tokens of one word, with states of 60: the product's sum would be 1.2e5, beyond float16."""
+    hidden, weight = torch.full((2000, HEAD), 60.0, dtype=torch.float16), torch.zeros(V, HEAD, dtype=torch.float16)
+    one = torch.ones(2000)
+    given = {"behavior_logp": -one, "advantage": one, "keep": one.bool(), "sequence": one.long()}
+    given["token_weight"] = one / 2000
+    target = torch.zeros(2000, dtype=torch.int64)
+    truth = run(plain, hidden.double(), weight.double(), target, DRPO(0.2), **given)["d weight"]
+    found = run(linear_policy_loss, hidden, weight, target, DRPO(0.2), chunk=2000, **given)["d weight"]
+    assert error(found, truth) <= 0.01 * float(truth.norm())

@@ -487,6 +487,7 @@ def test_learning_rates():
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"precision": "bf15"}, "did you mean 'bf16'"),
+        ({"precision": "fp16"}, "precision=fp16: .*--precision bf16"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"sampling": sampling(top_p=0.9)}, "top_p=0.9"),
         ({"sampling": sampling(top_k=20)}, "top_k=20"),

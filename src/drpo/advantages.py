@@ -1,5 +1,8 @@
 """Rewards of one prompt's G samples -> advantages. Each exactly 0 where all rewards are equal.
 
+Rewards that differ by at most 1e-6 of the largest are equal: that is a few roundings of float32, and a division by
+their spread would make it as large as a signal.
+
 Every function takes `rewards`, [G] float, G >= 2, finite, and returns advantages [G] float32 in reward units (unitless
 for `zscore` and `maxrl`). They are computed in float64, where the mean of equal float32 numbers is exact.
 """
@@ -9,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from drpo.checks import all_equal
 from drpo.errors import InputError
 from drpo.spelling import format_call, parse_any
 
@@ -91,7 +95,7 @@ def maxrl(rewards: Tensor) -> Tensor:
         [G] float32.
 
     Raises:
-        InputError: G < 2, or a reward that is not finite.
+        InputError: G < 2, or a reward that is not finite, or negative: its mean is no rate of success.
 
     Example:
         >>> maxrl(torch.tensor([1.0, 0.0, 0.0, 0.0]))
@@ -100,7 +104,9 @@ def maxrl(rewards: Tensor) -> Tensor:
     Source: Maximum Likelihood Reinforcement Learning (MaxRL).
     """
     centered = _centered(rewards)
-    return _quotient(centered, rewards.double().mean().clamp(min=0)).float()
+    if (rewards < 0).any():
+        raise InputError(f"rewards={rewards.tolist()}: maxrl divides by their mean; none may be negative (use zscore)")
+    return _quotient(centered, rewards.double().mean()).float()
 
 
 def _centered(rewards: Tensor) -> Tensor:
@@ -112,7 +118,7 @@ def _centered(rewards: Tensor) -> Tensor:
     if not torch.isfinite(rewards).all():
         raise InputError(f"rewards={rewards.tolist()}: every reward must be a finite number")
     wide = rewards.double()
-    return torch.where((wide == wide[0]).all(), torch.zeros_like(wide), wide - wide.mean())
+    return torch.zeros_like(wide) if all_equal(wide) else wide - wide.mean()
 
 
 def _quotient(centered: Tensor, divisor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpo.checks import all_equal
 from drpo.errors import InputError
 from drpo.spelling import format_call, parse_any
 
@@ -99,6 +100,8 @@ def gae(reward: Tensor, value: Tensor, sequence: Tensor, gamma: float, lam: floa
 def whitened(advantage: Tensor) -> Tensor:
     """Return (A - mean(A)) / std(A), with the population's standard deviation; 0 where all are equal.
 
+    Equal means to 1e-6 of the largest: less is rounding.
+
     Args:
         advantage: [T] float.
 
@@ -110,7 +113,7 @@ def whitened(advantage: Tensor) -> Tensor:
         (tensor([-1.,  1.]), tensor([0., 0., 0.]))
     """
     wide = advantage.double()
-    if len(wide) == 0 or bool((wide == wide[0]).all()):
+    if all_equal(wide):
         return torch.zeros_like(advantage)
     return ((wide - wide.mean()) / wide.std(correction=0)).to(advantage.dtype)
 
@@ -145,7 +148,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float | 
 
 
 def explained_variance(value: Tensor, returns: Tensor) -> float | None:
-    """Return 1 - Var(R - V) / Var(R): 1 for perfect values, 0 for constant ones; None where all R are equal.
+    """Return 1 - Var(R - V) / Var(R): 1 for perfect values, 0 for constant ones; None where all R are equal (to 1e-6).
 
     Args:
         value: [T] float.
@@ -155,8 +158,9 @@ def explained_variance(value: Tensor, returns: Tensor) -> float | None:
         >>> explained_variance(torch.tensor([0.0, 0.5]), torch.tensor([0.0, 1.0]))
         0.75
     """
-    spread = float(returns.double().var(correction=0))
-    return 1 - float((returns.double() - value.double()).var(correction=0)) / spread if spread > 0 else None
+    if all_equal(returns):
+        return None
+    return 1 - float((returns.double() - value.double()).var(correction=0) / returns.double().var(correction=0))
 
 
 def _is_number(value: object) -> bool:

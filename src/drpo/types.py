@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from drpo.checks import require_columns
 from drpo.errors import BrokenLogpError, InputError
 
 
@@ -26,6 +27,10 @@ class Tokens:
         sequence: int64; which completion the token belongs to. Equal numbers mean the same completion.
         divergence: float32; the top-K divergence at this token that the objective's `needs` names, else None.
 
+    Raises:
+        InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
+            NaN or positive (-inf is fine), whose advantage is not finite, or whose divergence is negative.
+
     Example:
         >>> t = Tokens(torch.tensor([-1.0]), torch.tensor([-1.1]), torch.tensor([1.0]),
         ...            torch.tensor([True]), torch.tensor([0]))
@@ -39,6 +44,10 @@ class Tokens:
     keep: Tensor
     sequence: Tensor
     divergence: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        columns = {name: values for name, values in vars(self).items() if name != "divergence" or values is not None}
+        require_columns("tokens.", columns, ("logp", self.logp), self.keep)
 
     @staticmethod
     def cat(parts: "Sequence[Tokens]") -> "Tokens":

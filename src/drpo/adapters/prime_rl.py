@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from drpo.adapters.weighing import figures, objective_of, token_loss
+from drpo.errors import InputError
 
 FIELD = "trainer.loss.kwargs.objective"
 
@@ -82,6 +83,9 @@ def drpo_loss(inputs: LossInputs, *, objective: str | None = None) -> LossOutput
     columns = (inputs.trainer_logprobs, inputs.inference_logprobs, inputs.advantages, inputs.loss_mask)
     loss = token_loss(chosen, *columns)[inputs.loss_mask]
     if inputs.loss_weights is not None:
-        loss = loss * inputs.loss_weights[inputs.loss_mask]
+        weights = inputs.loss_weights[inputs.loss_mask]
+        if not weights.isfinite().all():
+            raise InputError("loss_weights: NaN or infinite at a trained token")
+        loss = loss * weights
     seen = figures(chosen, *columns)
     return LossOutputs(loss.sum(), {f"drpo/{name}": value for name, value in seen.items()})

@@ -181,7 +181,7 @@ def _unfit(cfg: Any) -> Iterator[str]:
     if not vanishes_at_zero_advantage(objective):
         yield (
             f"{FIELD}={algorithm.drpo_objective!r} is not weighted by the advantage, which SkyRL divides by numbers of "
-            "tokens before the loss sees it: use one that is, such as 'drpo(0.2)'"
+            "tokens before the loss sees it: use one that is (and says vanishes_at_zero_advantage), such as 'drpo(0.2)'"
         )
     if algorithm.policy_loss_type != NAME:
         yield f"trainer.algorithm.policy_loss_type={algorithm.policy_loss_type}: would ignore {FIELD}; set it to {NAME}"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from drpo.adapters.weighing import objective_of, token_loss
 from drpo.errors import InputError
-from drpo.objectives import Objective, Tokens, outside
+from drpo.objectives import Objective, outside
+from drpo.objectives.contract import unchecked
 
 MUST_BE = {
     "use_tis": (False, "leave out --use-tis, which multiplies the loss by another ratio"),
@@ -64,7 +65,8 @@ def loss(
     def per_token(ppo_kl: Tensor, advantages: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         logp = behavior_logp - ppo_kl
         value = token_loss(objective, logp, behavior_logp, advantages, keep, sequence)
-        left = outside(objective, Tokens(logp.detach(), behavior_logp, advantages, keep, sequence)).to(logp.dtype)
+        here = {"logp": logp.detach(), "behavior_logp": behavior_logp, "advantage": advantages, "keep": keep}
+        left = outside(objective, unchecked(**here, sequence=sequence, divergence=None)).to(logp.dtype)
         seen.append({"shift_mean": (logp.detach().exp() - behavior_logp.exp()).abs(), "outside": left})
         return value, left
 

@@ -70,8 +70,8 @@ def _columns(index: int, datum: Datum, logp: Tensor, needs_mask: bool) -> tuple[
         return logp, behavior_logp, advantage, _input(index, datum, "mask", logp.shape) != 0
     if needs_mask:
         raise InputError(
-            f"data[{index}].loss_fn_inputs has no 'mask': this objective trains tokens without an advantage too; mark "
-            "those that were sampled with 1, the others with 0"
+            f"data[{index}].loss_fn_inputs has no 'mask': this objective trains tokens without an advantage, or does "
+            "not say vanishes_at_zero_advantage = True; mark those that were sampled with 1, the others with 0"
         )
     return logp, behavior_logp, advantage, advantage != 0
 

@@ -8,12 +8,16 @@ from packaging.version import Version
 from torch import Tensor
 
 from drpo import objectives
-from drpo.errors import InputError
+from drpo.checks import slack
+from drpo.errors import BrokenLogpError, InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, outside
-from drpo.objectives.contract import masked_safe, shift
+from drpo.objectives.contract import ask, masked_safe, shift, unchecked
 
 MAX_EXPONENT = 80.0
 """Beyond e^80 float32 ends; no sampled token is there."""
+
+MOST_BROKEN = 1e-3
+"""Share of the kept tokens of a call beyond which broken log-probabilities stop the training; one token never does."""
 
 
 def reweight(
@@ -36,7 +40,8 @@ def reweight(
         objective: any that does not read a top-K divergence. One that is not token-wise (GSPO) is exact where the
             framework counts all tokens of a sequence alike.
         logp: [B, T] or [T], nats, at the sampling temperature; the policy now.
-        behavior_logp: the same shape, nats; the sampler's own. Where it is NaN or infinite the policy's is taken.
+        behavior_logp: the same shape, nats; the sampler's own. Where it is NaN, infinite or positive the policy's is
+            taken.
         advantage: the same shape, or [B] or [B, 1] for rows; reward units.
         keep: the same shape as `logp`, bool or 0 and 1; True where a token is trained. What stands elsewhere, NaN
             included, has no effect.
@@ -46,7 +51,9 @@ def reweight(
         The shape of `logp`, detached, float32 or wider; 0 where a token is not kept.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: shapes that do not fit, or an advantage that is not finite.
+        BrokenLogpError: log-probabilities that are NaN, infinite or positive, at more than a thousandth of the kept
+            tokens and at more than one.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -86,7 +93,9 @@ def token_loss(
         The shape of `logp`, float32 or wider, to be minimised; exactly 0, with gradient 0, where a token is not kept.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: shapes that do not fit, or an advantage that is not finite.
+        BrokenLogpError: log-probabilities that are NaN, infinite or positive, at more than a thousandth of the kept
+            tokens and at more than one.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -95,15 +104,15 @@ def token_loss(
         tensor([[-2., 0.]], grad_fn=<ViewBackward0>)
     """
     tokens = _tokens(objective, logp, behavior_logp, advantage, keep, sequence)
-    loss = objective(masked_safe(tokens)).loss
+    loss = ask(objective, tokens).loss
     return torch.where(tokens.keep, loss, torch.zeros_like(loss)).reshape(logp.shape)
 
 
 def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Tensor:
     """Return the sampler's log-probabilities, with the policy's own where there is none.
 
-    That is where a slot is not kept, and where the sampler could not score its token (NaN or infinite): the ratio there
-    is 1, so a framework that multiplies by its mask instead of selecting by it meets no NaN.
+    That is where a slot is not kept, and where the sampler could not score its token (NaN, infinite, or positive beyond
+    rounding): the ratio there is 1, so a framework that multiplies by its mask instead of selecting by it meets no NaN.
 
     Args:
         logp: [B, T] or [T], nats.
@@ -119,7 +128,8 @@ def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Ten
         >>> behavior_or_policy(policy, sampler, keep=torch.tensor([1, 1, 0]))
         tensor([-1.5000, -2.0000, -3.0000])
     """
-    return torch.where(keep.bool() & behavior_logp.isfinite(), behavior_logp, logp.detach().to(behavior_logp.dtype))
+    usable = keep.bool() & ~_broken(behavior_logp)
+    return torch.where(usable, behavior_logp, logp.detach().to(behavior_logp.dtype))
 
 
 def figures(
@@ -150,7 +160,7 @@ def figures(
     safe = masked_safe(tokens)
     moved = shift(safe).abs()
     n_kept = tokens.keep.sum().clamp(min=1)
-    unscored = keep.bool() & ~behavior_logp.isfinite()
+    unscored = keep.bool() & _broken(behavior_logp)
     return {
         "shift_mean": moved.sum() / n_kept,
         "shift_max": moved.max(),
@@ -226,11 +236,37 @@ def _tokens(
     if sequence is None:
         rows = torch.arange(len(logp), device=logp.device).unsqueeze(1) if logp.dim() == 2 else keep.new_zeros(())
         sequence = rows.expand(logp.shape)
+    spread = _spread(advantage.detach(), logp)
+    _require_numbers(logp, behavior_logp, spread, keep.bool())
     mu = behavior_or_policy(logp, behavior_logp.detach(), keep)
-    flat = [
-        values.reshape(-1) for values in (logp, mu, _spread(advantage.detach(), logp), keep.bool(), sequence.long())
-    ]
-    return Tokens(*flat)
+    columns = {"logp": logp, "behavior_logp": mu, "advantage": spread, "keep": keep.bool(), "sequence": sequence.long()}
+    return unchecked(**{name: values.reshape(-1) for name, values in columns.items()}, divergence=None)
+
+
+def _broken(logp: Tensor) -> Tensor:
+    """Where this is no log-probability: NaN, infinite, or positive beyond rounding."""
+    return ~(logp.isfinite() & (logp <= slack(logp.dtype)))
+
+
+def _require_numbers(logp: Tensor, behavior_logp: Tensor, advantage: Tensor, keep: Tensor) -> None:
+    """Raise where more than a thousandth of the kept tokens has no log-probability, or any has no advantage.
+
+    One wait for the device. A call may see a part of an update, so a single token is never too many.
+    """
+    if torch.compiler.is_compiling():
+        return
+    wrong = (keep, keep & _broken(logp), keep & _broken(behavior_logp), keep & ~advantage.isfinite())
+    n_kept, *counts, n_advantage = torch.stack([mask.sum() for mask in wrong]).tolist()
+    for name, n in zip(("logp (the policy's)", "behavior_logp (the sampler's)"), counts, strict=True):
+        if n > max(1, MOST_BROKEN * n_kept):
+            raise BrokenLogpError(
+                f"{name}: NaN, infinite or positive at {n} of {n_kept} kept tokens, more than a thousandth: they or "
+                "the framework's mask are broken; look at the log-probabilities that the framework hands over"
+            )
+    if n_advantage:
+        raise InputError(
+            f"advantage: NaN or infinite at {n_advantage} of {n_kept} kept tokens; is a reward not a number?"
+        )
 
 
 def _spread(advantage: Tensor, logp: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from drpo.objectives.contract import (
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.objectives.diagnosis import diagnose
 from drpo.objectives.divergence import DEFAULT_K, TOPK, needed_divergence, topk_kl, topk_tv
 from drpo.objectives.mask import DPPO, SymmetricMask
 from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
@@ -107,6 +108,7 @@ __all__ = [
     "TokenLoss",
     "Tokens",
     "caution",
+    "diagnose",
     "entropy_bonus",
     "gradient",
     "gradient_weight",

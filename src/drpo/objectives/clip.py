@@ -45,6 +45,7 @@ class PPOClip:
     high: float = 0.2
     dual: float | None = None
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -92,6 +93,7 @@ class GSPO:
     low: float = 3e-4
     high: float = 4e-4
     tokenwise: ClassVar[bool] = False
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

@@ -93,6 +93,7 @@ class DPPO:
     divergence: str = "tv"
     max_ratio: float = 20.0
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require("delta_low", self.delta_low, above=0)
@@ -158,6 +159,7 @@ class SymmetricMask:
     delta: float
     divergence: str = "tv"
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

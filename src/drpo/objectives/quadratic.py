@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import ratio, shift, token_loss, wide
+from drpo.objectives.contract import MAX_LOG_RATIO, ratio, shift, token_loss, wide
 from drpo.types import TokenLoss, Tokens
 
 
@@ -61,6 +61,11 @@ class DRPO:
         if not isinstance(self.advantage_weighted, bool):
             raise InputError(f"advantage_weighted={self.advantage_weighted!r} must be True or False")
 
+    @property
+    def vanishes_at_zero_advantage(self) -> bool:
+        """A penalty without |A| pulls tokens of A = 0 too."""
+        return self.advantage_weighted
+
     def __call__(self, tokens: Tokens) -> TokenLoss:
         penalised = None if self.outside is None else shift(tokens).abs() > self.outside
         return _quadratic(tokens, self.delta, self.power, self.advantage_weighted, penalised)
@@ -93,6 +98,7 @@ class SPO:
 
     epsilon: float
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -143,6 +149,7 @@ class DivergencePenalty:
     kind: str
     coefficient: float
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -152,7 +159,7 @@ class DivergencePenalty:
     def __call__(self, tokens: Tokens) -> TokenLoss:
         logp, behavior_logp, advantage = wide(tokens)
         r = ratio(tokens)
-        log_ratio = logp - behavior_logp
+        log_ratio = (logp - behavior_logp).clamp(max=MAX_LOG_RATIO)
         excess = shift(tokens, power=1.0)  # r - 1 without cancellation
         divergence, derivative = {
             "tv": (excess.abs() / 2, log_ratio.sign() * r / 2),

@@ -35,6 +35,7 @@ class ImportanceSampling:
 
     max_ratio: float | None = None
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -76,6 +77,7 @@ class CISPO:
     low: float = 0.2
     high: float = 0.28
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -116,6 +118,7 @@ class SAPO:
     tau_positive: float = 1.0
     tau_negative: float = 1.05
     tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ def reference_kl(logp: Tensor, reference_logp: Tensor, behavior_logp: Tensor, es
     """
     require_one_of("estimator", estimator, ("k2", "k3"))
     weight = (logp - behavior_logp).detach().clamp(max=MAX_LOG_RATIO).exp()
-    gap = reference_logp - logp
+    gap = torch.where(weight > 0, reference_logp - logp, 0)  # before it is squared: 0 * inf where pi = 0
     return weight * (gap.square() / 2 if estimator == "k2" else torch.expm1(gap) - gap)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from drpo.checks import require_columns, slack
 from drpo.errors import InputError
-from drpo.objectives.contract import Objective
+from drpo.objectives.contract import Objective, ask, require_objective
 from drpo.objectives.divergence import TOPK, needed_divergence
 from drpo.ops import chunked
 from drpo.types import Tokens, TopK
@@ -43,6 +44,7 @@ def linear_logprob(
         (tensor([0.2500]), tensor([4.]))
     """
     _require_head("linear_logprob", hidden, weight, target, temperature, chunk)
+    _require_ids("linear_logprob", len(weight), target)
     logp, entropy, _ = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk)
     return logp, entropy
 
@@ -82,6 +84,7 @@ def linear_divergence(
     """
     _require_head("linear_divergence", hidden, weight, target, temperature, chunk)
     _require_top("linear_divergence", target, top)
+    _require_ids("linear_divergence", len(weight), target, top)
     names = tuple(kinds)
     if not names:
         raise InputError(f"linear_divergence: kinds is empty; name at least one of {', '.join(TOPK)}")
@@ -148,19 +151,18 @@ def linear_policy_loss(
         >>> loss, logp.exp(), metrics["entropy"].exp()
         (tensor(-1.), tensor([0.2500]), tensor([4.]))
     """
+    require_objective(objective)
     _require_head("linear_policy_loss", hidden, weight, target, temperature, chunk)
     columns = dict(behavior_logp=behavior_logp, advantage=advantage, sequence=sequence, token_weight=token_weight)
-    for name, column in (*columns.items(), ("keep", keep)):
-        if column.shape != target.shape:
-            raise InputError(
-                f"linear_policy_loss: {name} {list(column.shape)} does not fit target {list(target.shape)}"
-            )
-    top = _needed_top(objective, target, top)
+    require_columns("linear_policy_loss: ", {"keep": keep, "token_weight": token_weight}, ("target", target), keep)
     trained = keep & (token_weight != 0)
+    require_columns("linear_policy_loss: ", columns, ("target", target), trained)
+    top = _needed_top(objective, target, top)
     everything = bool(trained.all())
     if not everything:
         hidden, target, top = hidden[trained], target[trained], None if top is None else top.at(trained)
         columns = {name: column[trained] for name, column in columns.items()}
+    _require_ids("linear_policy_loss", len(weight), target, top)
     aside = None if top is None else chunked.Aside.divergences(top, tuple(objective.needs))
     if objective.tokenwise:
         loss, found, metrics = chunked.linear_policy_loss(
@@ -186,7 +188,7 @@ def _loss_of_all(
     """The same from log-probabilities that are all there, with autograd going back through them."""
     divergence = None if made is None else made[:, 0]
     keep = torch.ones_like(sequence, dtype=torch.bool)
-    seen = objective(Tokens(logp, behavior_logp, advantage, keep, sequence, divergence))
+    seen = ask(objective, Tokens(logp, behavior_logp, advantage, keep, sequence, divergence))
     metrics = {**seen.metrics, "entropy": entropy.detach()} | ({} if divergence is None else {"divergence": divergence})
     return (token_weight * seen.loss).sum(), logp.detach(), metrics
 
@@ -212,6 +214,23 @@ def _require_top(who: str, target: Tensor, top: TopK) -> None:
             f"{who}: top.ids {list(shape)}, top.logp {list(top.logp.shape)}, target {list(target.shape)} "
             "do not fit [T, K], [T, K], [T]"
         )
+
+
+def _require_ids(who: str, size: int, target: Tensor, top: TopK | None = None) -> None:
+    """Raise for token ids that the vocabulary has not, and for a `top` out of order; values on the CPU alone."""
+    for name, ids in (("target", target), *(() if top is None else (("top.ids", top.ids),))):
+        if ids.dtype not in (torch.int64, torch.int32):
+            swapped = "; are ids and logp swapped?" if name == "top.ids" and ids.is_floating_point() else ""
+            raise InputError(f"{who}: {name} {ids.dtype}: must be int64, ids of tokens{swapped}")
+        if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            ignored = "; leave tokens with the label -100 out, or set their keep to False" if wrong == -100 else ""
+            raise InputError(f"{who}: {name} has {wrong}: must be in [0, {size}), the rows of weight{ignored}")
+    if top is not None and top.logp.device.type == "cpu":
+        if not top.logp.is_floating_point() or bool((~(top.logp <= slack(top.logp.dtype))).any()):
+            raise InputError(f"{who}: top.logp: must be log-probabilities, float and at most 0")
+        if bool((top.logp[:, 1:] > top.logp[:, :-1] + slack(top.logp.dtype)).any()):
+            raise InputError(f"{who}: top: must be sorted by falling probability in every row")
 
 
 def _require_head(

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from drpo.objectives.contract import Objective, value_and_gradient
+from drpo.objectives.contract import Objective, differentiated, unchecked, value_and_gradient
 from drpo.objectives.divergence import TOPK
 from drpo.ops import rows, triton
 from drpo.types import Tokens, TopK
@@ -159,35 +158,79 @@ class _Gradients:
     """d hidden [T, H] and d weight [V, H], whichever are wanted, filled chunk by chunk.
 
     The weight's is summed in float32 or wider: a sum over all tokens in bfloat16 would stop growing after 256 terms.
+    A 16-bit product never sees the tokens' factors as they are: a weight of 2.4e-7 would round to 0 in float16.
+    `hidden` is multiplied by them at the end; what goes into the weight's product is brought to a common size first.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, wanted: tuple[bool, ...]) -> None:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         self.hidden = torch.empty_like(hidden) if wanted[0] else None
         self.weight = torch.empty(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None
+        self._factor = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        self._dtype = weight.dtype
         self._empty = True
 
-    def add(self, head: _Head, part: slice, hidden: Tensor, slopes: Tensor, factor: Tensor | None) -> None:
-        """Add a chunk whose d logits are `factor` [C] (None: 1) times `slopes` [C, V]."""
+    def add(self, head: _Head, part: slice, hidden: Tensor, slopes: Tensor, factor: Tensor) -> None:
+        """Add a chunk whose d logits are `factor` [C] times `slopes` [C, V]."""
+        self._factor[part] = factor
         if self.hidden is not None:
-            out = torch.mm(slopes, head.weight, out=self.hidden[part])
-            if factor is not None:
-                out.mul_(factor[:, None])
+            torch.mm(slopes, head.weight, out=self.hidden[part])
         if self.weight is not None:
-            scaled = hidden if factor is None else (hidden * factor[:, None]).to(hidden.dtype)
             if slopes.dtype == self.weight.dtype:
+                scaled = (hidden * factor[:, None]).to(hidden.dtype)
                 torch.addmm(self.weight, slopes.T, scaled, beta=0 if self._empty else 1, out=self.weight)
             else:
-                for words in _blocks(head.weight):
-                    product = slopes[:, words].T @ scaled
-                    self.weight[words].copy_(product) if self._empty else self.weight[words].add_(product)
+                self._add_rounded(head, slopes, *_normalised(hidden, factor))
             self._empty = False
 
-    def results(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Both, the weight's in `dtype`."""
+    def _add_rounded(self, head: _Head, slopes: Tensor, scaled: Tensor, unit: Tensor) -> None:
+        """Add unit * slopes^T scaled, a product in 16 bits, to the weight's."""
+        assert self.weight is not None
+        for words in _blocks(head.weight):
+            product = slopes[:, words].T @ scaled
+            if self._empty:
+                torch.mul(product, unit, out=self.weight[words])
+            else:
+                self.weight[words].addcmul_(product, unit)
+
+    def results(self, slope: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Both, times `slope`, a scalar (None: 1), in the dtypes of `hidden` and `weight`; to be asked for once."""
+        if self.hidden is not None:
+            self.hidden.mul_((self._factor if slope is None else self._factor * slope)[:, None])
         if self.weight is None:
             return self.hidden, None
-        return self.hidden, self.weight.zero_().to(dtype) if self._empty else self.weight.to(dtype)
+        if self._empty:
+            self.weight.zero_()
+        if slope is not None:
+            self.weight.mul_(slope)
+        return self.hidden, self.weight.to(self._dtype)
+
+
+def _normalised(hidden: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `hidden` [C, H] times `factor` [C] over a unit, in 16 bits, and the unit [1], a power of 2, float32.
+
+    In that unit no sum of C terms reaches 2^15, so that float16 holds it, and the largest uses most of its range.
+    """
+    wide = (hidden * factor[:, None]).float()
+    size = wide.abs().amax() * len(wide)
+    unit = torch.exp2((torch.frexp(size).exponent - 15).clamp(-100, 100).float())[None]
+    return wide.div_(unit).to(hidden.dtype), unit
+
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def _once(backward: Backward) -> Backward:
+    """A backward pass whose results refuse a derivative of their own; `ctx.saved_tensors` begins with the inputs."""
+
+    def guarded(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors[:2] if torch.is_grad_enabled() else ()
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        marked = (g if g is None else differentiated(g, x) for g, x in zip(found, inputs, strict=False))
+        return *marked, *found[len(inputs) :]
+
+    return guarded
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -219,7 +262,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logp, entropy, made
 
     @staticmethod
-    @once_differentiable  # its inputs' slopes are taken as constants, so a second derivative would be wrong
+    @_once  # its inputs' slopes are taken as constants, so a second derivative would be wrong
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, target = ctx.saved_tensors
         grad_logp, grad_entropy, _ = grads
@@ -229,15 +272,17 @@ class _LinearLogprob(torch.autograd.Function):
         for part in head.chunks(len(hidden)):
             here = _Chunk(head, hidden, target, part, ctx.aside)
             given = (here.logits, target[part], head.scale)
-            up, factor = grad_logp[part] * head.scale, None
+            up = grad_logp[part] * head.scale
             if with_entropy:
                 down = grad_entropy[part] * head.scale
-                slopes = _rows(here.logits).slope(*given, up, down, hidden.dtype, **here.exact)
+                size = torch.maximum(up.abs(), down.abs())
+                factor = torch.where(size > 0, size, 1)  # slopes are rounded to 16 bits, so none may be tiny
+                slopes = _rows(here.logits).slope(*given, up / factor, down / factor, hidden.dtype, **here.exact)
             else:
                 slopes, _, _ = _rows(here.logits).residual(*given, hidden.dtype, **here.exact)
                 factor = -up
             found.add(head, part, hidden[part], slopes, factor)
-        return *found.results(weight.dtype), None, None, None, None
+        return *found.results(), None, None, None, None
 
 
 class _Given(NamedTuple):
@@ -255,7 +300,14 @@ class _Given(NamedTuple):
 
     def tokens(self, part: slice, logp: Tensor, divergence: Tensor | None) -> Tokens:
         keep = torch.ones_like(logp, dtype=torch.bool)
-        return Tokens(logp, self.behavior_logp[part], self.advantage[part], keep, self.sequence[part], divergence)
+        return unchecked(
+            logp=logp,
+            behavior_logp=self.behavior_logp[part],
+            advantage=self.advantage[part],
+            keep=keep,
+            sequence=self.sequence[part],
+            divergence=divergence,
+        )
 
 
 class _LinearPolicyLoss(torch.autograd.Function):
@@ -265,6 +317,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, given: _Given
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+        ctx.save_for_backward(hidden, weight)
         head = _Head.of(hidden, weight, given.temperature, given.chunk)
         found = _Gradients(hidden, weight, ctx.needs_input_grad)
         logp, entropy = _per_token(hidden)
@@ -284,21 +337,20 @@ class _LinearPolicyLoss(torch.autograd.Function):
             for name, values in seen.metrics.items():
                 metrics.setdefault(name, []).append(values)
             found.add(head, part, hidden[part], slopes, -head.scale * given.token_weight[part] * slope)
-        ctx.gradients = found.results(weight.dtype)
+        ctx.gradients = found
         ctx.mark_non_differentiable(*(x for x in (logp, entropy, divergence) if x is not None))
         return loss, logp, entropy, divergence, {name: torch.cat(values) for name, values in metrics.items()}
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope, *_) = grads
         if ctx.gradients is None:
             raise RuntimeError("linear_policy_loss: its gradient was handed over; a second backward pass has none")
         # Held by nobody else, the weight's gradient becomes its .grad without a copy.
         gradients, ctx.gradients = ctx.gradients, None
-        if float(slope) == 1:  # the usual case: a pass over the weight's gradient is saved
-            return *gradients, None
-        return *(None if g is None else g * slope for g in gradients), None
+        # A slope of 1 is the usual case: a pass over the weight's gradient is saved.
+        return *gradients.results(None if float(slope) == 1 else slope), None
 
 
 def linear_logprob(

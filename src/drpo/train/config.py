@@ -183,6 +183,8 @@ class Run:
         _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
         for name in ("precision", "rollout_precision"):
             _one_of(name, getattr(self, name), PRECISIONS)
+        rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
+        _require(self.precision != "fp16", "precision", self.precision, rule)
 
 
 def _require_engine(engine: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drpo.gae import explained_variance
 from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
+from drpo.objectives.contract import log_ratio
 from drpo.types import Batch, Completion, FailureKind, Group, Lesson, Stats, Tokens
 
 ROLLOUT_METRICS: Mapping[str, str] = {
@@ -125,7 +126,7 @@ def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict
     moved = shift(tokens).abs()
     r = ratio(tokens)
     w = gradient_weight(objective, tokens)
-    log_ratio = tokens.logp - tokens.behavior_logp
+    moved_by = log_ratio(tokens)
     own = objective(tokens).metrics
     return {
         "entropy": float(entropy.double().mean()),
@@ -139,8 +140,8 @@ def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict
         "ratio_mean": float(r.double().mean()),
         "ratio_max": float(r.max()),
         "scaled_weight_max": float((r * w).abs().max()),
-        "capped": int((log_ratio > MAX_LOG_RATIO).sum()),
-        "k3": float((shift(tokens, power=1.0) - log_ratio).double().mean()),
+        "capped": int((moved_by > MAX_LOG_RATIO).sum()),
+        "k3": float((shift(tokens, power=1.0) - moved_by).double().mean()),
         "trained_tokens": n,
         **({} if tokens.divergence is None else _divergence_metrics(tokens.divergence)),
     } | {name: float(values.double().mean()) for name, values in own.items()}

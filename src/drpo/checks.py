@@ -1,0 +1,126 @@
+"""Checks of tensors that a caller passes: each error names the argument, what came, and the likely cause.
+
+Shapes, dtypes and devices are checked everywhere. Values are checked on the CPU alone, of kept tokens alone: reading
+them would stall a GPU, and break a graph that `torch.compile` or `torch.func` traces.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drpo.errors import InputError
+
+SAME = 1e-6
+"""Numbers that differ by no more than this share of the largest are equal: a few roundings of float32."""
+
+
+def all_equal(values: Tensor) -> bool:
+    """Whether numbers are equal but for rounding: max - min <= 1e-6 max |values|; True where there are none.
+
+    Example:
+        >>> all_equal(torch.tensor([0.1, 0.1, 0.1, 0.10000001])), all_equal(torch.tensor([0.1, 0.1001]))
+        (True, False)
+    """
+    if values.numel() == 0:
+        return True
+    low, high = (float(x) for x in values.double().aminmax())
+    return high - low <= SAME * max(abs(low), abs(high))
+
+
+class _Kind(NamedTuple):
+    """What a column must hold: its dtype in words, and which values are wrong and why."""
+
+    dtype: str
+    shape_cause: str
+    wrong: Callable[[Tensor], Tensor] | None = None
+    rule: str = ""
+
+
+def _positive(values: Tensor) -> Tensor:
+    """Where a log-probability is NaN, or positive beyond rounding; -inf is a probability of 0."""
+    return ~(values <= slack(values.dtype))
+
+
+def slack(dtype: torch.dtype) -> float:
+    """How far above 0 rounding may leave a log-probability of this dtype."""
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
+
+
+_LOGP = _Kind("float", "", _positive, "a log-probability is at most 0; are these probabilities? then take .log()")
+_KINDS: Mapping[str, _Kind] = {
+    "logp": _LOGP,
+    "behavior_logp": _LOGP,
+    "advantage": _Kind(
+        "float", "one value per sequence? write advantage[sequence]", lambda v: ~v.isfinite(), "must be finite"
+    ),
+    "divergence": _Kind("float", "", lambda v: ~(v >= 0), "a divergence is at least 0"),
+    "weight": _Kind(
+        "float",
+        "drpo.reductions build one for each token",
+        lambda v: ~(v.isfinite() & (v >= 0)),
+        "must be finite and at least 0; the sign belongs to the advantage",
+    ),
+    "keep": _Kind("bool", ""),
+    "sequence": _Kind("int", "it numbers the completion of every token, not the completions"),
+}
+
+
+def require_columns(where: str, columns: Mapping[str, Tensor], like: tuple[str, Tensor], keep: Tensor | None) -> None:
+    """Raise unless every column fits `like`, and its kept values are possible ones.
+
+    Args:
+        where: what stands before a column's name in a message, such as "tokens.".
+        columns: name -> [T]; names as of `Tokens`, or "weight", with any prefix.
+        like: name and tensor [T] that gives the shape and the device.
+        keep: [T] bool, whose values are looked at; None looks at all.
+
+    Raises:
+        InputError: one line.
+    """
+    first, model = like
+    for name, values in columns.items():
+        kind = _KINDS[name.removeprefix("token_")]
+        if not isinstance(values, Tensor):
+            raise InputError(f"{where}{name}: must be a tensor, not {type(values).__name__}")
+        if model.ndim != 1:
+            raise InputError(
+                f"{where}{first} {list(model.shape)}: must be [T], one number for each token; flatten every column "
+                "with .reshape(-1), or select the tokens with a mask"
+            )
+        if values.shape != model.shape:
+            cause = f" ({kind.shape_cause})" if kind.shape_cause else ""
+            raise InputError(f"{where}{name} {list(values.shape)}: must be {list(model.shape)}, as {first}{cause}")
+        if _dtype(values) != kind.dtype:
+            fix = {"bool": ".bool()", "int": ".long()", "float": ".float()"}[kind.dtype]
+            raise InputError(f"{where}{name} {values.dtype}: must be {kind.dtype}; write {name}{fix}")
+        if values.device != model.device:
+            raise InputError(f"{where}{name} is on {values.device}, {first} on {model.device}: move it with .to(...)")
+    if all(map(_readable, columns.values())):
+        _require_values(where, columns, keep)
+
+
+def _dtype(values: Tensor) -> str:
+    if values.is_floating_point():
+        return "float"
+    return "bool" if values.dtype == torch.bool else "complex" if values.is_complex() else "int"
+
+
+def _readable(values: Tensor) -> bool:
+    """Whether numbers can be read without waiting for a device, or breaking what traces them."""
+    plain = values.device.type == "cpu" and type(values) in (Tensor, torch.nn.Parameter)
+    return plain and not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+
+
+@torch.no_grad()
+def _require_values(where: str, columns: Mapping[str, Tensor], keep: Tensor | None) -> None:
+    for name, values in columns.items():
+        kind = _KINDS[name.removeprefix("token_")]
+        if kind.wrong is None:
+            continue
+        wrong = kind.wrong(values) if keep is None else kind.wrong(values) & keep
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            n = f" ({int(wrong.sum())} of {len(values)} so)" if int(wrong.sum()) > 1 else ""
+            raise InputError(f"{where}{name}[{at}]={float(values[at]):.6g}{n}: {kind.rule}")

@@ -1,0 +1,86 @@
+"""Mistakes in numbers that are tiny, infinite, or not what they are taken for."""
+
+from typing import Any
+
+from planted import Replacement
+
+LOSS = "tests/test_policy_loss.py::"
+EDGES = "tests/test_edges.py::"
+
+
+def plain_product(right: Any) -> Any:
+    """A 16-bit product of the tokens' factors as they are."""
+    del right
+    import torch
+
+    return lambda hidden, factor: ((hidden * factor[:, None]).to(hidden.dtype), torch.ones(1))
+
+
+REPLACEMENTS = (
+    Replacement(
+        "a token's factor is rounded to 16 bits as it is",
+        "drpo.ops.chunked:_normalised",
+        plain_product,
+        (f"{LOSS}test_a_tiny_token_weight_costs_nothing_in_16_bits",),
+    ),
+    Replacement(
+        "the trainer takes fp16",
+        "drpo.train.config:_require",
+        lambda right: lambda fine, name, value, rule: right(fine or value == "fp16", name, value, rule),
+        ("tests/test_train.py::test_a_configuration_that_cannot_be_is_refused_by_name",),
+    ),
+    Replacement(
+        "a probability of 0 is taken as its logarithm",
+        "drpo.objectives.contract:LOWEST_LOGP",
+        lambda right: float("-inf"),
+        (f"{EDGES}test_probabilities_of_0_give_the_limit",),
+    ),
+    Replacement(
+        "a second derivative is 0",
+        "drpo.objectives.contract:_NoSecond.backward",
+        lambda right: lambda ctx, *grads: (None, None),
+        (f"{EDGES}test_a_second_derivative_is_refused",),
+    ),
+    Replacement(
+        "every objective is skippable",
+        "drpo.objectives.contract:vanishes_at_zero_advantage",
+        lambda right: lambda objective: True,
+        (f"{EDGES}test_what_moves_at_zero_advantage_is_never_skipped",),
+    ),
+    Replacement(
+        "rounding is a signal",
+        "drpo.checks:SAME",
+        lambda right: 0.0,
+        (f"{EDGES}test_rounding_is_no_signal",),
+    ),
+    Replacement(
+        "values of columns are not looked at",
+        "drpo.checks:_require_values",
+        lambda right: lambda where, columns, keep: None,
+        (f"{EDGES}test_a_column_that_cannot_be_is_refused",),
+    ),
+    Replacement(
+        "anything is an objective",
+        "drpo.objectives.contract:require_objective",
+        lambda right: lambda objective: None,
+        (f"{EDGES}test_what_is_no_objective_gets_one_sentence_everywhere",),
+    ),
+    Replacement(
+        "token ids are not looked at",
+        "drpo.ops:_require_ids",
+        lambda right: lambda *given: None,
+        (f"{EDGES}test_wrong_ids_and_swapped_likeliest_tokens_are_refused",),
+    ),
+    Replacement(
+        "a mean ratio off by half a standard error is an alarm",
+        "drpo.objectives.diagnosis:SIGMAS",
+        lambda right: 0.5,
+        (f"{EDGES}test_diagnose_finds_what_is_wrong_and_no_more",),
+    ),
+    Replacement(
+        "adapters train on any number of broken log-probabilities",
+        "drpo.adapters.weighing:MOST_BROKEN",
+        lambda right: 1.0,
+        (f"{EDGES}test_adapters_stop_at_a_thousandth_of_broken_log_probabilities",),
+    ),
+)
