@@ -23,7 +23,7 @@ from drpo.cli.report import attempt
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.recipes import RECIPES, find
-from drpo.report.console import LiveConsole, PlainConsole, mean_score
+from drpo.report.console import LiveConsole, PlainConsole, mean_score, paired_change
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
@@ -206,6 +206,9 @@ def _conclude(
         if found:
             mean, interval = mean_score(found["accuracy"], found["low"], found["high"])
             table.add_row(f"{'accuracy' if interval else 'mean score'} {when}", mean, interval)
+    if (change := summary["accuracy_difference"]) is not None:
+        shares = summary["accuracy_after"]["low"] is not None
+        table.add_row("difference", *paired_change(change["value"], change["low"], change["high"], shares))
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
     table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")

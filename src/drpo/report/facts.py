@@ -54,8 +54,9 @@ def accuracies(evaluations: Records) -> list[dict[str, Any]]:
     """Return the first evaluation and the last, each once."""
     known = [e for e in evaluations if e.get("accuracy") is not None]
     wanted = ("step", "accuracy", "low", "high", "n_problems", "n_samples")
+    later = ("difference", "difference_low", "difference_high")  # which records of earlier versions do not have
     ends = known if len(known) < 2 else [known[0], known[-1]]
-    return [{name: e[name] for name in wanted} for e in ends]
+    return [{name: e[name] for name in wanted} | {name: e.get(name) for name in later} for e in ends]
 
 
 def configuration(run: Run) -> dict[str, Any]:

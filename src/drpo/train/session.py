@@ -17,7 +17,7 @@ from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
 from drpo.train.config import Run, from_json, to_json
-from drpo.train.evaluate import mark_held_out, summed_up
+from drpo.train.evaluate import mark_held_out, means_before_training, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import (
     EVALUATIONS,
@@ -254,7 +254,8 @@ class Session:
             with self._apart(), self._stop.interrupting():
                 own = self._ranks.draws(self.parts.held_out)
                 marked = mark_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
-            result = summed_up(self.gather(marked), sampling.samples, step=step)
+            before = means_before_training(read_records(self.folder / EVALUATIONS))
+            result = summed_up(self.gather(marked), sampling.samples, step=step, before=before)
             self._log.write(EVALUATIONS, asdict(result))
             self.watch.evaluated(result)
 

@@ -36,6 +36,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str
         "accuracy_before": _accuracy([e for e in evaluations if e["step"] == 0]),
         "accuracy_after": _accuracy([e for e in evaluations if e["step"] == steps > 0]),
         "accuracy_best": _accuracy(sorted(evaluations, key=lambda e: (e["accuracy"], -e["step"]))),
+        "accuracy_difference": _difference([e for e in evaluations if e["step"] == steps > 0]),
         "steps": steps,
         "updates": sum(len(m.get("updates", [None])) for m in metrics if "loss" in m),
         "sampled_tokens": sum(m["sampled_tokens"] for m in metrics),
@@ -54,6 +55,14 @@ def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     wanted = ("step", "accuracy", "low", "high", "pass_at", "n_problems", "n_samples")
     found = {name: evaluations[-1][name] for name in wanted}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
+
+
+def _difference(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The last evaluation's paired difference from step 0; None where it is not known."""
+    if not evaluations or evaluations[-1].get("difference") is None:
+        return None
+    last = evaluations[-1]
+    return {"value": last["difference"], "low": last.get("difference_low"), "high": last.get("difference_high")}
 
 
 def _seconds(timing: Sequence[Mapping[str, Any]]) -> dict[str, float]:
