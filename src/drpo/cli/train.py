@@ -23,13 +23,14 @@ from drpo.cli.report import attempt
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.recipes import RECIPES, find
-from drpo.report.console import LiveConsole, PlainConsole, mean_score, paired_change
+from drpo.report.console import LiveConsole, PlainConsole, mean_score, no_gradient, paired_change
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
 from drpo.train import loop
 from drpo.train.config import Run, to_json
 from drpo.train.log import read_json
+from drpo.train.no_gradient import learnt_nothing
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL, SUMMARY
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
@@ -174,7 +175,9 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, aga
         summary = loop.train(run, folder, Together(screen, *tracked, watchdog), parts)
     pictures = {"curves": draw_run(folder, run), "report": attempt(folder, lambda: write_report(folder, run))}
     _conclude(console, folder, summary, pictures, resume_flag(run))
-    return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
+    if summary["stopped_by_signal"]:
+        return 128 + int(summary["stopped_by_signal"])
+    return 1 if learnt_nothing(summary) else 0
 
 
 def _sound(run: Run, parts: Parts, console: Console) -> bool:
@@ -211,7 +214,11 @@ def _conclude(
         table.add_row("difference", *paired_change(change["value"], change["low"], change["high"], shares))
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
-    table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")
+    share = summary["trained_tokens"] / max(1, summary["sampled_tokens"])
+    trained = f"sampled; {summary['trained_tokens']:,} trained on ({share:.0%})"
+    table.add_row("tokens", f"{summary['sampled_tokens']:,}", trained)
+    if summary["zero_grad_updates"] or summary["zero_grad_steps"]:
+        table.add_row("no gradient", *no_gradient(summary))
     table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB", "")
     if summary["reward_failed"]:
         kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary["reward_failures"].items() if n)

@@ -34,7 +34,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "outside": ("outside", "{:.2%}"),
     "w min": ("weight_min", "{:.2f}"),
     "max|r·w|": ("scaled_weight_max", "{:.2f}"),
-    "grad": ("grad_norm", "{:.2f}"),
+    "grad": ("grad_norm", "{:.3g}"),
 }
 """Heading -> the metric under it, and how it is written."""
 
@@ -103,6 +103,23 @@ def paired_change(difference: float, low: float | None, high: float | None, shar
     unit = " points" if shares else ""
     interval = "" if low is None or high is None else f"paired, 95 % interval {signed(low)} to {signed(high)}{unit}"
     return f"{signed(difference)}{unit}", interval
+
+
+def no_gradient(counts: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how much of a run trained on nothing, in words.
+
+    Args:
+        counts: of a summary.
+
+    Example:
+        >>> no_gradient({"zero_grad_steps": 9, "steps": 12, "zero_grad_updates": 18, "updates": 24,
+        ...              "frac_reward_zero_std": 0.75})
+        ('9 of 12 steps', '18 of 24 updates; rewards equal in 75% of groups')
+    """
+    equal = counts["frac_reward_zero_std"]
+    groups = "" if equal is None else f"; rewards equal in {equal:.0%} of groups"
+    steps = f"{counts['zero_grad_steps']} of {counts['steps']} steps"
+    return steps, f"{counts['zero_grad_updates']} of {counts['updates']} updates{groups}"
 
 
 def result(evaluation: Evaluation) -> str:
