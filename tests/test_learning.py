@@ -51,7 +51,7 @@ def test_a_run_of_equal_rewards_says_that_nothing_was_learnt(tmp_path: Path) -> 
 def test_a_run_that_learns_has_no_warning_and_its_difference_from_step_0(tmp_path: Path) -> None:
     notes = Notes()
     summary = train(tiny_run(steps=2, eval_samples=2), tmp_path, notes)
-    assert summary["zero_grad_updates"] == summary["zero_grad_steps"] == 0 and summary["warning"] is None
+    assert summary["zero_grad_steps"] == 0 and summary["warning"] is None
     assert notes.said == [] and not learnt_nothing(summary)
     first, last = read_records(tmp_path / EVALUATIONS)
     gains = [last["problem_means"][name] - mean for name, mean in first["problem_means"].items()]
