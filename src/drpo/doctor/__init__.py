@@ -36,10 +36,10 @@ class Size:
     new_tokens: int
     answers: int
     slow_too: bool
-    longest: int
+    longest: int = 2**20
 
 
-THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, slow_too=True, longest=2**20)
+THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, slow_too=True)
 QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False, longest=256)
 
 
