@@ -41,7 +41,9 @@ TAIL = """
 ## Elsewhere
 
 `evaluations.jsonl` has `accuracy` (avg@k) with `low` and `high`, its 95 % interval, `pass_at`, `mean_length`,
-`truncated` and `failed`; `timing.jsonl` has the seconds of `sync`, `rollout`, `reward` and `update` of each step,
+`truncated`, `failed`, `problem_means`, and `difference` from step 0 over the same problems, with `difference_low` and
+`difference_high` ([what these intervals are worth](statistics.md#intervals-of-one-evaluation));
+`timing.jsonl` has the seconds of `sync`, `rollout`, `reward` and `update` of each step,
 and those of `evaluation` and `checkpoint` in lines of their own. What to do where a figure looks wrong: the symptoms on
 [each objective's page](objectives/index.md), and the [doctor](doctor.md).
 """

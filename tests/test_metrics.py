@@ -14,15 +14,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor
 
 from drpo import models
 from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, GSPO, ImportanceSampling, Objective, PPOClip, parse, region_radius
+from drpo.report.console import result
 from drpo.rewards import Mark, Marking
 from drpo.rollout import ScriptedEngine
-from drpo.train.evaluate import evaluate, pass_at_k, wilson
+from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
 from drpo.train.metrics import (
     ROLLOUT_METRICS,
     TOKEN_METRICS,
@@ -331,6 +332,78 @@ def test_no_interval_outside_zero_to_one(mean: float) -> None:
     assert all(math.isnan(x) for x in wilson(mean, 10))
 
 
+def share_that_holds(interval: tuple[np.ndarray, np.ndarray], truth: float) -> tuple[float, float]:
+    """How often simulated intervals hold the truth, and four standard errors of that."""
+    low, high = interval
+    held = (low - 1e-12 <= truth) & (truth <= high + 1e-12)
+    return float(held.mean()), 4 * math.sqrt(0.95 * 0.05 / len(held))
+
+
+CHANCES = {  # of a problem to be answered right: how to draw them, and their mean
+    "half": (lambda generator, shape: np.full(shape, 0.5), 0.5),
+    "beta(2, 2)": (lambda generator, shape: generator.beta(2, 2, shape), 0.5),
+    "beta(.5, .5)": (lambda generator, shape: generator.beta(0.5, 0.5, shape), 0.5),
+    "beta(.2, 2)": (lambda generator, shape: generator.beta(0.2, 2, shape), 0.2 / 2.2),
+}
+
+
+@pytest.mark.parametrize("k", [4, 16])
+@pytest.mark.parametrize("law", CHANCES)
+def test_the_interval_of_several_samples_a_problem_holds_the_mean_in_95_of_100_cases(law: str, k: int) -> None:
+    """And it is not wider than it takes: Wilson's over the problems would hold it in 99 to 100 of 100."""
+    chances, mean = CHANCES[law]
+    generator = np.random.default_rng(0)
+    for n in (30, 60, 200):
+        means = generator.binomial(k, chances(generator, (4000, n))) / k
+        share, error = share_that_holds(mean_interval(means, most=n * k), mean)
+        assert 0.95 - 0.01 - error < share < 0.95 + 0.02 + error, n
+
+
+def test_with_one_sample_a_problem_the_interval_is_wilsons() -> None:
+    rights = np.random.default_rng(0).binomial(1, 0.3, (50, 40)).astype(float)
+    for row, low, high in zip(rights, *mean_interval(rights, most=40), strict=True):
+        assert (low, high) == pytest.approx(wilson(row.mean(), 40))
+
+
+@given(
+    means=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40),
+    flip=st.booleans(),
+)
+def test_the_interval_lies_within_wilsons_and_around_the_mean(means: list[float], flip: bool) -> None:
+    values = 1 - np.array(means) if flip else np.array(means)
+    low, high = mean_interval(values, most=4 * len(values))
+    outer_low, outer_high = wilson(float(values.mean()), len(values))
+    assert outer_low - 1e-12 <= low <= values.mean() + 1e-12 and values.mean() - 1e-12 <= high <= outer_high + 1e-12
+    assert high - low > 0
+
+
+@pytest.mark.parametrize("scores", [0.0, 1.0])
+def test_where_all_answers_are_alike_more_samples_of_a_problem_prove_no_more(scores: float) -> None:
+    low, high = mean_interval(np.full(10, scores), most=160)
+    assert (low, high) == pytest.approx(wilson(scores, 10))
+
+
+@pytest.mark.parametrize("k", [1, 4, 16])
+def test_the_interval_of_a_paired_difference_holds_it(k: int) -> None:
+    """With random numbers of their own; shared ones only make the two evaluations more alike."""
+    generator = np.random.default_rng(1)
+    for n in (30, 200):
+        before = generator.beta(0.5, 0.5, (4000, n))
+        after = before + 0.3 * (1 - before)
+        difference = generator.binomial(k, after) / k - generator.binomial(k, before) / k
+        share, error = share_that_holds(difference_interval(difference, k), 0.15)
+        assert 0.95 - 0.01 - error < share < 0.95 + 0.03 + error, n
+
+
+def test_no_change_in_a_few_problems_is_not_certain_and_one_without_bounds_has_no_interval() -> None:
+    low, high = difference_interval(np.zeros(10), n_samples=1)
+    assert low < -0.2 and high > 0.2
+    assert all(np.isnan(difference_interval(np.full(10, 3.5), n_samples=None)))
+    wanted = ttest_1samp([-3.0, 4.0, 1.0, 2.0, 6.5], 0).confidence_interval(0.95)
+    low, high = difference_interval(np.array([-3.0, 4.0, 1.0, 2.0, 6.5]), n_samples=None)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))  # values of light tails: n - 1 degrees of freedom
+
+
 # ---- an evaluation ----
 
 
@@ -345,13 +418,13 @@ class StubPool:
         return [Mark(self.scores[p.id, int(text)], None, 0.0) for p, text in items]
 
 
-def evaluated(table: dict[str, list[float | None]]):  # type: ignore[no-untyped-def]
+def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]
     _, tokenizer = models.tiny()
     engine = ScriptedEngine(tokenizer, script=lambda problem, sample: str(sample))
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
-    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3)  # type: ignore[arg-type]
+    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
 
 
 def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
@@ -367,7 +440,10 @@ def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
     means = [0.25, 1.999 / 4, 1.0, 1 / 3]
     assert found.accuracy == pytest.approx(sum(means) / 4)
     assert (found.n_problems, found.n_samples, found.failed, found.step) == (4, 4, 8, 3)
-    assert (found.low, found.high) == wilson(found.accuracy, 4)
+    assert found.problem_means == pytest.approx(dict(zip("abce", means, strict=True)))
+    low, high = mean_interval(np.array(means), most=16 / (1 / 4 + 1 / 4 + 1 + 1 / 3))
+    assert (found.low, found.high) == (pytest.approx(float(low)), pytest.approx(float(high)))
+    assert found.difference is found.difference_low is None
     assert found.pass_at.keys() == {1, 2, 4}
     assert found.pass_at[1] == pytest.approx((1 / 4 + 0 + 1 + 1 / 3) / 4)
     assert found.pass_at[2] == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)  # "c" has one mark and says nothing of two
@@ -380,6 +456,20 @@ def test_scores_that_leave_0_to_1_have_a_mean_and_no_interval(scores: tuple[floa
     found = evaluated({"a": [scores[0]], "b": [scores[1]]})
     assert found.accuracy == pytest.approx(sum(scores) / 2)
     assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_an_evaluation_is_compared_with_another_problem_by_problem() -> None:
+    table = {"a": [1.0, 1.0], "b": [1.0, 0.0], "c": [0.0, 0.0], "d": [None, None], "e": [1.0, 0.0]}
+    before = {"a": 0.5, "b": 0.5, "c": 0.0, "d": 1.0, "z": 1.0}  # "e" is new, "d" has no mark now, "z" is gone
+    found = evaluated(table, before)
+    assert found.difference == pytest.approx(0.5 / 3)
+    low, high = difference_interval(np.array([0.5, 0.0, 0.0]), n_samples=2)
+    assert (found.difference_low, found.difference_high) == (pytest.approx(float(low)), pytest.approx(float(high)))
+    assert "; +16.7 points from step 0 (paired, 95 % interval " in result(found)
+    assert evaluated(table, {"z": 1.0}).difference is None
+    negative = evaluated({"a": [-1.0, -1.0], "b": [-3.0, -1.0]}, {"a": -2.0, "b": -2.0})
+    assert (negative.difference, negative.difference_low) == (0.5, pytest.approx(0.5 - 0.5 * 12.7062, abs=1e-3))
+    assert math.isnan(negative.low) and "; +0.5 from step 0 (paired" in result(negative)
 
 
 def test_an_evaluation_needs_problems() -> None:

@@ -60,6 +60,32 @@ def test_k3_in_the_loss_descends_the_other_kl(sampler: Tensor) -> None:
     assert (got - forward_kl_slope()).abs().max() > 0.1
 
 
+def two_token_policies() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """200 policies and references over texts of two of 5 tokens: logits of the first, and of the second after each."""
+    generator = torch.Generator().manual_seed(0)
+    first, first_reference = torch.randn(2, 200, 5, dtype=torch.float64, generator=generator).unbind()
+    second, second_reference = torch.randn(2, 200, 5, 5, dtype=torch.float64, generator=generator).unbind()
+    return first.requires_grad_(), second.requires_grad_(), first_reference, second_reference
+
+
+def test_the_kl_is_of_tokens_in_their_contexts_and_not_of_texts() -> None:
+    """The documented figures: what the first token's gradient does not see of the second's KL, by enumeration."""
+    first, second, first_reference, second_reference = two_token_policies()
+    a, b = first.log_softmax(-1), second.log_softmax(-1)
+    ref_a, ref_b = first_reference.log_softmax(-1), second_reference.log_softmax(-1)
+    chance = (a[..., None] + b).exp()  # [200, 5, 5], of each text
+    text = torch.autograd.grad(
+        (chance * (a[..., None] + b - ref_a[..., None] - ref_b)).sum(), (first, second), retain_graph=True
+    )
+    terms = reference_kl(a, ref_a, a.detach())[..., None] + reference_kl(b, ref_b, b.detach())  # on-policy
+    found = torch.autograd.grad((chance.detach() * terms).sum(), (first, second))
+    assert torch.allclose(found[1], text[1], rtol=0, atol=1e-14)  # nothing follows the last token
+    exact, per_context = (torch.cat([x.flatten(1) for x in parts], 1) for parts in (text, found))
+    off = per_context - exact
+    assert float((off.norm(dim=1) / exact.norm(dim=1)).mean()) == pytest.approx(0.33, abs=0.02)
+    assert float((off[:, :5].norm(dim=1) / exact[:, :5].norm(dim=1)).mean()) == pytest.approx(0.46, abs=0.03)
+
+
 @each_sampler
 def test_k1_in_the_reward_descends_the_kl_to_the_reference(sampler: Tensor) -> None:
     """Added to the advantage of the plain surrogate, whose importance ratio makes it exact off-policy too."""

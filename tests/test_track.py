@@ -71,6 +71,7 @@ def promised(folder: Path) -> dict[tuple[int, str], float]:
         for record in read_records(folder / file):
             figures = flattened(record, prefix)
             del figures[f"{prefix}step"]
+            figures = {name: value for name, value in figures.items() if "/problem_means/" not in name}
             found |= {(record["step"], name): value for name, value in figures.items()}
     for record in read_records(folder / TIMING):
         if "update" in record:  # of a step

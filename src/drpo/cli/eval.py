@@ -14,7 +14,7 @@ from drpo.cli.folder import open_run
 from drpo.cli.options import leading, parse
 from drpo.errors import InputError
 from drpo.precision import resolve_precision
-from drpo.report.console import mean_score
+from drpo.report.console import mean_score, paired_change
 from drpo.report.payload import finite
 from drpo.rewards import Marking, RewardPool
 from drpo.rollout import PromptLimits, TransformersEngine, fitting
@@ -23,8 +23,8 @@ from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
 from drpo.train.config import SPELLED, Run
-from drpo.train.evaluate import evaluate
-from drpo.train.log import METRICS
+from drpo.train.evaluate import evaluate, means_before_training
+from drpo.train.log import EVALUATIONS, METRICS, read_records
 from drpo.train.session import MODEL
 from drpo.train.setup import default_device, only_fitting
 from drpo.types import Sampling
@@ -93,7 +93,8 @@ def eval(arguments: list[str]) -> int:
     engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.marking) as pool, waiting:
-        result = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0)
+        before = _before(Path(name), options) if run is not None and options.sampling == default.sampling else {}
+        result = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0, before=before)
     if options.json:
         print(json.dumps(finite(asdict(result))))
     else:
@@ -111,10 +112,20 @@ def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
     return task, (run.reward if run and run.reward and options.task is None else task.reward)
 
 
+def _before(folder: Path, options: EvalOptions) -> dict[str, float]:
+    """What a run scored on each problem before training, where the same is asked of it now; empty where not."""
+    own = options.task is None and options.reward is None
+    return means_before_training(read_records(folder / EVALUATIONS)) if own else {}
+
+
 def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     mean, interval = mean_score(result["accuracy"], result["low"], result["high"])
     table.add_row(f"avg@{result['n_samples']}", mean, interval)
+    if result["difference"] is not None:
+        low, high = result["difference_low"], result["difference_high"]
+        value, paired = paired_change(result["difference"], low, high, shares=bool(interval))
+        table.add_row("difference", value, f"from the run's step 0{paired and f'; {paired}'}")
     for k, value in result["pass_at"].items() if interval else ():
         table.add_row(f"pass@{k}", f"{value:.1%}")
     table.add_row("problems", str(result["n_problems"]))

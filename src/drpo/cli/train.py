@@ -23,7 +23,7 @@ from drpo.cli.report import attempt
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.recipes import RECIPES, find
-from drpo.report.console import LiveConsole, PlainConsole, mean_score
+from drpo.report.console import LiveConsole, PlainConsole, mean_score, no_gradient, paired_change
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.track import TRACKERS, Tracked
@@ -31,6 +31,7 @@ from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.config import Run, to_json
 from drpo.train.log import read_json
+from drpo.train.no_gradient import learnt_nothing
 from drpo.train.records import FILES
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
 from drpo.train.setup import Parts, assemble
@@ -217,7 +218,9 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, aga
         "report": attempt("report", folder, lambda: write_report(folder, run)),
     }
     _conclude(console, folder, summary, pictures, resume_flag(run))
-    return 128 + summary["stopped_by_signal"] if summary["stopped_by_signal"] else 0
+    if summary["stopped_by_signal"]:
+        return 128 + int(summary["stopped_by_signal"])
+    return 1 if learnt_nothing(summary) else 0
 
 
 def _sound(run: Run, parts: Parts, console: Console) -> bool:
@@ -248,9 +251,16 @@ def _conclude(
         if found:
             mean, interval = mean_score(found["accuracy"], found["low"], found["high"])
             table.add_row(f"{'accuracy' if interval else 'mean score'} {when}", mean, interval)
+    if (change := summary["accuracy_difference"]) is not None:
+        shares = summary["accuracy_after"]["low"] is not None
+        table.add_row("difference", *paired_change(change["value"], change["low"], change["high"], shares))
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
-    table.add_row("tokens", f"{summary['sampled_tokens']:,}", f"sampled; {summary['trained_tokens']:,} trained on")
+    share = summary["trained_tokens"] / max(1, summary["sampled_tokens"])
+    trained = f"sampled; {summary['trained_tokens']:,} trained on ({share:.0%})"
+    table.add_row("tokens", f"{summary['sampled_tokens']:,}", trained)
+    if summary["zero_grad_updates"] or summary["zero_grad_steps"]:
+        table.add_row("no gradient", *no_gradient(summary))
     table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB", "")
     if summary["reward_failed"]:
         kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary["reward_failures"].items() if n)

@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from drpo.doctor import law, machine, marking, sync, tokens
+from drpo.doctor import law, machine, marking, signal, sync, tokens
 from drpo.doctor.evidence import Evidence, at_temperature, gather
 from drpo.doctor.finding import Finding, Verdict
 from drpo.exact import exact_divergence
 from drpo.models import stop_ids
 from drpo.objectives import region_radius
+from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
 from drpo.routing import RoutingMismatch, routing_mismatch
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
+from drpo.train.score import score
 from drpo.train.setup import Parts
+from drpo.types import Group
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Size:
         answers: problems that the reward is tried on.
         slow_too: whether the slower checks are made too: another temperature, the exact divergence, a mixture's
             routing, gradients.
+        longest: `max_new_tokens` up to which it is looked at whether groups carry a signal: that takes completions as
+            long as training has them.
     """
 
     prompts: int
@@ -32,10 +37,11 @@ class Size:
     new_tokens: int
     answers: int
     slow_too: bool
+    longest: int = 2**20
 
 
 THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, slow_too=True)
-QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False)
+QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False, longest=256)
 
 
 def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
@@ -75,6 +81,8 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         yield replace(law.draws(other), check="draws at 0.6")
     yield tokens.stops(seen, stop, parts.tokenizer, sampling.max_new_tokens)
     yield tokens.round_trip(policy, seen, problems[: size.prompts], parts.tokenizer)
+    if run.critic is None and run.sampling.max_new_tokens <= size.longest:
+        yield signal.signal(_sampled_groups(run, parts), run.advantage)
     usual = float((seen.logp - seen.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, engine, problems, short, usual)
@@ -97,6 +105,18 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         critic=None if parts.learner is None else parts.learner.critic,
     )
     yield from marking.reward(parts.reward, problems[: size.answers], run.marking)
+
+
+def _sampled_groups(run: Run, parts: Parts) -> list[Group]:
+    """A few groups as training will have them, marked."""
+    law = replace(run.sampling, top_logprobs=0)
+
+    def draw(part: int) -> list[Group]:
+        problems = run.task.sample(signal.FIRST, part, run.seed)
+        return score(problems, parts.engine.generate(problems, law, seed=("doctor", "signal", run.seed)), pool)
+
+    with RewardPool(parts.reward, run.marking) as pool:
+        return list(signal.sampled(draw, run.advantage))
 
 
 def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:

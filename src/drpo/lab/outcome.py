@@ -48,7 +48,7 @@ class Cell:
         name: of its folder.
         config: of the run, as `config.json` has it.
         status: finished, diverged, failed, stopped, running or waiting.
-        reason: why it did not finish, or None.
+        reason: why it did not finish, or that it finished and learnt little or nothing; else None.
         series: name of `SERIES` -> its value at every step done, None where a step has none.
         evaluations: (steps done, held-out accuracy) of each.
     """

@@ -59,7 +59,7 @@ def _end_of(folder: Path) -> tuple[str, str | None]:
     except Exception as error:  # one cell must not end the others
         log.exception("%s failed", folder)
         return FAILED, f"{type(error).__name__}: {error}"
-    return (FINISHED, None) if summary["finished"] else (STOPPED, "interrupted")
+    return (FINISHED, summary["warning"]) if summary["finished"] else (STOPPED, "interrupted")
 
 
 @contextmanager

@@ -16,6 +16,12 @@ def reference_kl(logp: Tensor, reference_logp: Tensor, behavior_logp: Tensor, es
     k3's is not: it is the gradient of KL(reference || pi), and agrees only where pi is near the reference. Neither
     value is an unbiased estimate of the KL; they are here for their gradients.
 
+    That KL is of one token given its context, exact for each context that mu visits. It is not the KL of whole texts:
+    a token's gradient does not see the KL of the tokens after it, to which it leads. Of texts of two tokens the summed
+    gradient is off that of the texts' KL by a third of its L2 norm, that of the first token by 46 % (means over 200
+    pairs of policies, 5 tokens, unit-normal logits, on-policy: tests/test_terms.py). Exact for the text would be k1 of
+    each token in the reward, summed over the later tokens.
+
     Args:
         logp: [T] log pi, nats, carries the gradient.
         reference_logp: [T] log-probability under the reference model, nats.
@@ -51,7 +57,8 @@ def reference_kl_advantage(logp: Tensor, reference_logp: Tensor, coefficient: fl
         coefficient: >= 0.
 
     Returns:
-        [T], detached. With the surrogate -r A its expected gradient is exact, as k2's is in the loss.
+        [T], detached. With the surrogate -r A its expected gradient is exact for each context, as k2's is in the loss,
+        and as little for the whole text: see `reference_kl`.
 
     Raises:
         InputError: a negative coefficient.

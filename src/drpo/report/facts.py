@@ -5,8 +5,10 @@ from typing import Any
 
 from drpo.objectives import spell
 from drpo.recipes import RECIPES
+from drpo.report.console import no_gradient
 from drpo.train.config import Run, arithmetic, to_json
-from drpo.train.summary import PHASES
+from drpo.train.no_gradient import counted
+from drpo.train.summary import PHASES, n_updates
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -28,6 +30,7 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
         ("learning rate", f"{run.learning_rate:g}, {run.schedule}"),
         ("seed", str(run.seed)),
         ("tokens", _tokens(metrics)),
+        *_no_gradient(metrics),
     ]
     return facts + ([("machine", machine(environment))] if environment else [])
 
@@ -35,6 +38,15 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
 def _tokens(metrics: Records) -> str:
     sampled, trained = (sum(m.get(f"{name}_tokens", 0) for m in metrics) for name in ("sampled", "trained"))
     return f"{sampled:,} sampled, {trained:,} trained on"
+
+
+def _no_gradient(metrics: Records) -> list[tuple[str, str]]:
+    counts = counted(metrics)
+    if not counts["zero_grad_updates"] and not counts["zero_grad_steps"]:
+        return []
+    steps, updates = no_gradient(counts | {"steps": len(metrics), "updates": n_updates(metrics)})
+    warned = [] if counts["warning"] is None else [("warning", counts["warning"])]
+    return [("no gradient", f"{steps}; {updates}"), *warned]
 
 
 def machine(environment: Mapping[str, Any]) -> str:
@@ -54,8 +66,9 @@ def accuracies(evaluations: Records) -> list[dict[str, Any]]:
     """Return the first evaluation and the last, each once."""
     known = [e for e in evaluations if e.get("accuracy") is not None]
     wanted = ("step", "accuracy", "low", "high", "n_problems", "n_samples")
+    later = ("difference", "difference_low", "difference_high")  # which records of earlier versions do not have
     ends = known if len(known) < 2 else [known[0], known[-1]]
-    return [{name: e[name] for name in wanted} for e in ends]
+    return [{name: e[name] for name in wanted} | {name: e.get(name) for name in later} for e in ends]
 
 
 def configuration(run: Run) -> dict[str, Any]:

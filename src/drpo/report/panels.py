@@ -138,13 +138,21 @@ def run_panels(run: Run, metrics: Records, evaluations: Records) -> list[Panel]:
             "Completions that ended by themselves, and those that were cut.",
             line("length_terminated", "ended") + line("length_truncated", "cut", 1),
         ),
+        Panel(
+            "Groups without a signal",
+            "share of groups",
+            "Rewards that are all equal give no gradient: all wrong, all right, or alike in between.",
+            line("frac_reward_zero_std", "rewards equal")
+            + line("all_wrong", "all wrong", 1)
+            + line("all_right", "all right", 2),
+        ),
         Panel("Truncated", "share", "Completions cut at max_new_tokens.", line("truncated", "cut", 1)),
         Panel(
             "Gradient norm",
             "L2 norm",
             "Before clipping; the largest of the step's updates.",
             line("grad_norm", "norm"),
-            [Level("clipped at", run.max_grad_norm)],
+            [Level("clipped at", run.max_grad_norm)] if math.isfinite(run.max_grad_norm) else [],
         ),
     ]
     return [panel for panel in panels if panel.series]

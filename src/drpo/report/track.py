@@ -115,8 +115,9 @@ class Tracked:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Hand over what evaluations.jsonl says."""
-        figures = flattened(asdict(evaluation), "evaluation/")
-        del figures["evaluation/step"]
+        apart = ("step", "problem_means")  # single problems are no curves
+        record = {name: value for name, value in asdict(evaluation).items() if name not in apart}
+        figures = flattened(record, "evaluation/")
         self._hand_over((evaluation.step, figures))
 
     def ended(self, summary: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 from drpo.errors import one_line
 from drpo.report.console import cells, result, sample_panel, table
 from drpo.report.follow import View
+from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10
 _BARS = "▁▂▃▄▅▆▇█"
@@ -79,6 +80,10 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
     if view.metrics:
         parts.append(table(cells(m["step"], m, view.seconds(m["step"])) for m in view.metrics[-_ROWS:]))
         parts.append(_curves(view, width) if height >= _CURVES_FROM else _spark(view, width))
+    if idle := sum(map(without_gradient, view.metrics)):
+        parts.append(Text(f"no gradient in {idle} of {len(view.metrics)} steps", style="yellow"))
+        warning = in_all(view.metrics) if view.summary is not None else lately(view.metrics)
+        parts += [] if warning is None else [Text(warning, style="yellow")]
     if phases := view.phases():
         total = sum(phases.values()) or 1.0
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in sorted(phases.items(), key=lambda p: -p[1]))

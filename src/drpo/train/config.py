@@ -30,6 +30,8 @@ MOST_COMPLETIONS = 2**20
 """Of a step, and of an evaluation: more is a slip of the keyboard, and would fill the memory before it is noticed."""
 MOST_RANK, MOST_PROCESSES = 2**14, 2**10
 """Of adapters, and of processes that mark: likewise."""
+OFF = "inf"
+"""In place of an infinite max_grad_norm, which JSON has no number for."""
 _LARGEST = 2**63 - 1
 _OWN = re.compile(r"drpo\.lab\.tail:\w+(\(.*\))?")
 """What the stability benchmark spells as module:name, though it is this package's."""
@@ -64,9 +66,10 @@ class Run:
         warmup: steps over which the learning rate rises.
         betas: of AdamW.
         weight_decay: of AdamW, on matrices.
-        max_grad_norm: gradients are scaled down to this L2 norm.
+        max_grad_norm: gradients, a critic's too, are scaled down to this L2 norm, > 0; inf is off.
         max_skipped: updates in a row that may be skipped because their gradient is not finite, before the run ends.
-        reference_kl: coefficient of KL(policy || initial model), k2 in the loss; 0 is off.
+        reference_kl: coefficient of KL(policy || initial model), k2 in the loss, of each token given its context (not
+            of whole texts: a token's gradient does not see the KL of later ones); 0 is off.
         entropy_bonus: coefficient of the entropy bonus; 0 is off.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
@@ -147,10 +150,9 @@ class Run:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("warmup", "lora_rank", "lag", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
-        for name in ("reference_kl", "entropy_bonus", "weight_decay"):
+        for name in ("learning_rate", "reference_kl", "entropy_bonus", "weight_decay"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
-        for name in ("learning_rate", "max_grad_norm"):
-            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
+        _require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
         _require(
             self.prompts * self.sampling.samples <= MOST_COMPLETIONS,
             "prompts",
@@ -230,6 +232,25 @@ def learning_rate(run: Run, step: int, update: int) -> float:
     )
 
 
+def trains_little(run: Run) -> str | None:
+    """Say in a line that a run's learning rates leave the policy as it is, or never reach their peak; None if neither.
+
+    Example:
+        >>> trains_little(Run(learning_rate=0.0))
+        'learning_rate=0: the policy will not change; its critic and its gradients are as they would be'
+        >>> trains_little(Run(warmup=40))
+        'warmup=40 is longer than steps=20: the learning rate ends at 50% of learning_rate'
+    """
+    if run.learning_rate == 0:
+        return "learning_rate=0: the policy will not change; its critic and its gradients are as they would be"
+    if run.critic is not None and run.critic.warmup >= run.steps:
+        return f"critic warmup={run.critic.warmup} lasts for all steps={run.steps}: only the critic will learn"
+    if run.warmup > run.steps:
+        end = f"the learning rate ends at {run.steps / run.warmup:.0%} of learning_rate"
+        return f"warmup={run.warmup} is longer than steps={run.steps}: {end}"
+    return None
+
+
 def arithmetic(run: Run) -> str:
     """Say what a step consists of, in one line.
 
@@ -268,6 +289,8 @@ def to_json(run: Run) -> dict[str, Any]:
             value = SPELLED[f.name][1](value)
         elif f.name in NESTED:
             value = vars(value).copy()
+        elif value == math.inf:
+            value = OFF
         record[f.name] = value
     plain: dict[str, Any] = json.loads(json.dumps(record))
     return plain
@@ -300,6 +323,8 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
             values[name] = tuple(_plain(name, v, float) for v in value)
         elif name == "engine":
             values[name] = without_password(_plain(name, value, kinds[name]))  # an earlier version recorded it
+        elif name == "max_grad_norm" and value in (OFF, math.inf):
+            values[name] = math.inf
         else:
             values[name] = _plain(name, value, kinds[name])
     return replace(Run(), **values)

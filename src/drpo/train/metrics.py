@@ -19,6 +19,8 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_std": "standard deviation (population) of the rewards over marked completions",
     "all_right": "share of groups whose every reward is at least 1: nothing to learn",
     "all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
+    "frac_reward_zero_std": "share of groups whose rewards are all equal, which give no gradient; TRL's name for it",
+    "no_number": "share of completions without a digit, of problems whose answer has one; absent where none has",
     "length_terminated": "mean tokens of completions that ended with an EOS; absent where none did",
     "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
     "truncated": "share of completions cut at max_new_tokens",
@@ -61,6 +63,7 @@ UPDATE_METRICS: Mapping[str, str] = {
     "loss": "the batch's loss; near 0 is normal, since advantages sum to 0 in a group",
     "grad_norm": "L2 norm of the gradient before clipping",
     "learning_rate": "of the update",
+    "zero_grad_updates": "updates of the step whose gradient was exactly 0: every advantage 0, or no token kept",
     "skipped_updates": "updates of the step that were skipped, their gradient not being finite; absent where none",
 }
 
@@ -87,6 +90,7 @@ def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
         "reward_std": float(rewards.std(correction=0)),
         "all_right": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
         "all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
+        "frac_reward_zero_std": sum(bool((g.rewards == g.rewards[0]).all()) for g in marked) / len(marked),
         "truncated": sum(c.finish == "length" for c in completions) / len(completions),
         "sampled_tokens": sum(len(c.token_ids) for c in completions),
         "lag": sum(step - 1 - c.version for c in completions) / len(completions),
@@ -99,7 +103,19 @@ def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
         record
         | _mean_length("length_terminated", completions, "stop")
         | _mean_length("length_truncated", completions, "length")
+        | _no_number(groups)
     )
+
+
+def _no_number(groups: Sequence[Group]) -> dict[str, float]:
+    """Answers that cannot be right, whatever the reward reads."""
+    numeric = [g for g in groups if _has_digit(g.problem.answer)]
+    texts = [c.text for g in numeric for c in (*g.completions, *(u.completion for u in g.unmarked))]
+    return {"no_number": sum(not _has_digit(text) for text in texts) / len(texts)} if texts else {}
+
+
+def _has_digit(text: str) -> bool:
+    return any(character.isdigit() for character in text)
 
 
 def _mean_length(name: str, completions: Sequence[Completion], finish: str) -> dict[str, float]:
@@ -183,6 +199,7 @@ def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], obj
         entropy = torch.cat([s.entropy for s in stats])
         record |= token_metrics(objective, tokens, entropy) | _update_metrics(stats[-1])
         record["grad_norm"] = max(s.grad_norm for s in stats)
+        record["zero_grad_updates"] = sum(s.grad_norm == 0 for s in stats)
     if len(stats) > 1 or (stats and skipped):
         record["updates"] = [token_metrics(objective, s.tokens, s.entropy) | _update_metrics(s) for s in stats]
     return record

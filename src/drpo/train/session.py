@@ -1,6 +1,6 @@
 """Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from drpo.saving import probe, save_model
 from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
-from drpo.train.config import Run, from_json, to_json
-from drpo.train.evaluate import mark_held_out, summed_up
+from drpo.train.config import Run, from_json, to_json, trains_little
+from drpo.train.evaluate import mark_held_out, means_before_training, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import (
     EVALUATIONS,
@@ -35,6 +35,7 @@ from drpo.train.log import (
     write_json,
 )
 from drpo.train.metrics import step_metrics, value_metrics
+from drpo.train.no_gradient import due, lately, trailing
 from drpo.train.records import CHECKPOINTS as CHECKPOINTS
 from drpo.train.records import CONFIG as CONFIG
 from drpo.train.records import ENVIRONMENT as ENVIRONMENT
@@ -87,6 +88,7 @@ class Session:
         self._stop = StopRequest(watch.note)
         self._stopped_by: int | None = None  # the signal, as all ranks know it
         self._done = Progress()
+        self._idle: Sequence[Mapping[str, Any]] = ()  # metrics of the last steps, as far back as none had a gradient
         self._between_steps = True
         self._failed_together = False
         self._stack = ExitStack()
@@ -135,12 +137,15 @@ class Session:
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
         self._ranks.meet()
+        self._idle = trailing(read_records(self.folder / METRICS))
         self._stack.callback(self.parts.engine.close)
         self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
         self.watch.started(self.run, self.folder, self._done.step)
         if (warning := caution(self.run.objective)) is not None:
+            self.watch.note(warning)
+        if (warning := trains_little(self.run)) is not None:
             self.watch.note(warning)
         if not self.parts.policy.shares_prompts:
             self.watch.note(
@@ -211,6 +216,8 @@ class Session:
         if self._ranks.first:
             self.summary = summarise(self.folder, self.run, stopped_by=self._stopped_by)
             write_json(self.folder / SUMMARY, self.summary)
+            if self.summary["warning"] is not None:
+                self.watch.note(self.summary["warning"])
             self.watch.ended(self.summary)
 
     def steps(self) -> Iterator[int]:
@@ -280,6 +287,9 @@ class Session:
         self._done, self._between_steps = done, True  # from here on a checkpoint may claim the step
         if self._ranks.first:
             self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
+            self._idle = trailing([*self._idle, metrics])
+            if due(len(self._idle)) and (warning := lately(self._idle)) is not None:
+                self.watch.note(warning)
         if left_out := self.rollouts.left_out():
             self.watch.note(f"step {done.step}: {left_out} problems left out: their prompts are too long for the model")
         # Rollouts and weights together are what it takes to look into an update that was skipped.
@@ -330,7 +340,8 @@ class Session:
             with self._apart(), self._stop.interrupting():
                 own = self._ranks.draws(self.parts.held_out)
                 marked = mark_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
-            result = summed_up(self.gather(marked), sampling.samples, step=step)
+            before = means_before_training(read_records(self.folder / EVALUATIONS))
+            result = summed_up(self.gather(marked), sampling.samples, step=step, before=before)
             self._log.write(EVALUATIONS, asdict(result))
             self.watch.evaluated(result)
 

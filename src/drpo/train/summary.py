@@ -8,6 +8,7 @@ from typing import Any, get_args
 from drpo.objectives import spell
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, TIMING, peak_memory, read_records
+from drpo.train.no_gradient import counted
 from drpo.types import FailureKind
 
 PHASES = ("sync", "rollout", "reward", "update")
@@ -15,7 +16,7 @@ PHASES = ("sync", "rollout", "reward", "update")
 
 
 def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str, Any]:
-    """Return a run's summary from what it wrote: accuracy before and after, work done, seconds, memory.
+    """Return a run's summary from what it wrote: accuracy before and after, work done and in vain, seconds, memory.
 
     Args:
         folder: of the run.
@@ -36,8 +37,10 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str
         "accuracy_before": _accuracy([e for e in evaluations if e["step"] == 0]),
         "accuracy_after": _accuracy([e for e in evaluations if e["step"] == steps > 0]),
         "accuracy_best": _accuracy(sorted(evaluations, key=lambda e: (e["accuracy"], -e["step"]))),
+        "accuracy_difference": _difference([e for e in evaluations if e["step"] == steps > 0]),
         "steps": steps,
-        "updates": sum(len(m.get("updates", [None])) for m in metrics if "loss" in m),
+        "updates": n_updates(metrics),
+        **counted(metrics),
         "sampled_tokens": sum(m["sampled_tokens"] for m in metrics),
         "trained_tokens": sum(m.get("trained_tokens", 0) for m in metrics),
         "reward_failed": sum(m["reward_failed"] for m in metrics),
@@ -48,12 +51,29 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str
     }
 
 
+def n_updates(metrics: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many updates were made, those that were skipped left out.
+
+    Args:
+        metrics: of metrics.jsonl.
+    """
+    return sum(len(m.get("updates", [None])) for m in metrics if "loss" in m)
+
+
 def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not evaluations:
         return None
     wanted = ("step", "accuracy", "low", "high", "pass_at", "n_problems", "n_samples")
     found = {name: evaluations[-1][name] for name in wanted}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
+
+
+def _difference(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The last evaluation's paired difference from step 0; None where it is not known."""
+    if not evaluations or evaluations[-1].get("difference") is None:
+        return None
+    last = evaluations[-1]
+    return {"value": last["difference"], "low": last.get("difference_low"), "high": last.get("difference_high")}
 
 
 def _seconds(timing: Sequence[Mapping[str, Any]]) -> dict[str, float]:

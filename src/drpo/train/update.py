@@ -46,7 +46,7 @@ def update(
         batch: micro-batches with their weights.
         objective: loss per token.
         learning_rate: of this step.
-        max_grad_norm: the gradient is scaled down to this L2 norm.
+        max_grad_norm: the gradient is scaled down to this L2 norm, > 0; inf is off.
         terms: additive terms, or None.
         ranks: who share the micro-batches; all have the same batch.
 
@@ -54,7 +54,7 @@ def update(
         What was seen and done, by all ranks.
 
     Raises:
-        InputError: a single completion does not fit into memory.
+        InputError: a single completion does not fit into memory, or `max_grad_norm` is not above 0.
     """
     parameters = list(policy.trainable().values())
     optimizer.zero_grad(set_to_none=True)
@@ -80,7 +80,12 @@ def take_step(
     """Scale the parameters' gradient down to an L2 norm, let the optimiser step, and return the norm that it had.
 
     Where that is not finite no step is taken, and nothing is changed.
+
+    Raises:
+        InputError: `max_grad_norm` is not above 0: no gradient would be left.
     """
+    if not max_grad_norm > 0:
+        raise InputError(f"max_grad_norm={max_grad_norm}: must be above 0; inf turns clipping off")
     total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     total_norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
     norm = float(total_norm)

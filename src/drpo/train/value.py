@@ -27,7 +27,7 @@ class ValueLearner:
         critic: whose values they are.
         optimizer: over `critic.trainable()`.
         how: values become advantages, and are learnt.
-        max_grad_norm: the critic's gradient is scaled down to this L2 norm.
+        max_grad_norm: the critic's gradient is scaled down to this L2 norm, > 0; inf is off.
         ranks: who share the micro-batches; all have the same batches.
     """
 

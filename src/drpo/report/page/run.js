@@ -19,8 +19,18 @@ function meanScore({ accuracy, low }) {
   return low === null ? String(Number(accuracy.toPrecision(4))) : percent(accuracy);
 }
 
+/** The paired difference from step 0, where it is known: points of scores in [0, 1]. */
+function pairedChange({ low, difference, difference_low, difference_high }) {
+  if (typeof difference !== "number") return "";
+  const points = low !== null;
+  const signed = (x) => (x < 0 ? "" : "+") + (points ? (100 * x).toFixed(1) : String(Number(x.toPrecision(4))));
+  const known = typeof difference_low === "number" && typeof difference_high === "number";
+  const range = known ? ` (paired, 95 % interval ${signed(difference_low)} to ${signed(difference_high)})` : "";
+  return `; ${signed(difference)}${points ? " points" : ""} from step 0${range}`;
+}
+
 /** Accuracy on a scale from 0 to 1, with its interval. */
-function intervalBar({ step, accuracy, low, high, n_problems, n_samples }) {
+function intervalBar({ step, accuracy, low, high, n_problems, n_samples, ...paired }) {
   const known = low !== null;
   const when = step === 0 ? "before training" : `after step ${step}`;
   const range = known ? `, 95 % interval ${percent(low)} to ${percent(high)}` : "";
@@ -29,7 +39,8 @@ function intervalBar({ step, accuracy, low, high, n_problems, n_samples }) {
   if (known) part("range", { left: `${100 * low}%`, width: `${100 * (high - low)}%` });
   part("mean", { left: `${100 * Math.min(1, Math.max(0, accuracy))}%` });
   const mean = meanScore({ accuracy, low });
-  const text = `${when}: ${mean}${range} (${count(n_problems)} problems, avg@${n_samples})`;
+  const change = pairedChange({ low, ...paired });
+  const text = `${when}: ${mean}${range} (${count(n_problems)} problems, avg@${n_samples})${change}`;
   return el("div", { class: "interval" }, text, known ? track : "");
 }
 

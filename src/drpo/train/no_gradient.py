@@ -1,0 +1,124 @@
+"""Steps that train on nothing: how many there were, what the data says of why, and what may help."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Records = Sequence[Mapping[str, Any]]
+FIRST_WARNING = 3
+"""Steps in a row without a gradient before it is said; it is said again each time their number has doubled."""
+_MOSTLY = 0.5
+
+
+def without_gradient(record: Mapping[str, Any]) -> bool:
+    """Whether no update of a step had a gradient; one that was skipped had one, though it was not finite.
+
+    Args:
+        record: of metrics.jsonl.
+    """
+    return record.get("grad_norm", 0.0) == 0 and not record.get("skipped_updates")
+
+
+def zero_grad_updates(record: Mapping[str, Any]) -> int:
+    """Return how many of a step's updates had a gradient of exactly 0; from the norms, where it is not recorded."""
+    norms = [update.get("grad_norm") for update in record.get("updates", [record])]
+    return int(record.get("zero_grad_updates", sum(norm == 0 for norm in norms)))
+
+
+def trailing(metrics: Records) -> Records:
+    """Return the last steps, as far back as none of them had a gradient."""
+    last = max((i for i, record in enumerate(metrics) if not without_gradient(record)), default=-1)
+    return metrics[last + 1 :]
+
+
+def due(steps: int) -> bool:
+    """Whether so many steps in a row without a gradient are to be spoken of: 3, 6, 12, 24, ...
+
+    Example:
+        >>> [n for n in range(50) if due(n)]
+        [3, 6, 12, 24, 48]
+    """
+    rounds, left = divmod(steps, FIRST_WARNING)
+    return left == 0 and rounds > 0 and rounds & (rounds - 1) == 0
+
+
+def lately(metrics: Records) -> str | None:
+    """Return the warning of a run whose last steps trained on nothing; None where they are fewer than 3.
+
+    Args:
+        metrics: of metrics.jsonl, the steps in their order.
+    """
+    steps = trailing(metrics)
+    if len(steps) < FIRST_WARNING:
+        return None
+    return f"the last {len(steps)} steps trained on nothing: no update had a gradient; {explained(steps)}"
+
+
+def in_all(metrics: Records) -> str | None:
+    """Return what is to be said at the end of a run of which no update, or half the steps or more, had no gradient.
+
+    Args:
+        metrics: of metrics.jsonl, all steps.
+    """
+    steps = [record for record in metrics if without_gradient(record)]
+    if not steps or len(steps) < _MOSTLY * len(metrics):
+        return None
+    if len(steps) == len(metrics):
+        return f"nothing was learnt: no update of {len(metrics)} steps had a gradient; {explained(steps)}"
+    return f"little was learnt: {len(steps)} of {len(metrics)} steps had no gradient; {explained(steps)}"
+
+
+def explained(steps: Records) -> str:
+    """Return the likely causes, as far as the metrics of steps without a gradient show them, and the flags that help.
+
+    Example:
+        >>> explained([{"frac_reward_zero_std": 1.0, "all_wrong": 1.0, "truncated": 0.9}])
+        'all wrong in 100% of groups; 90% of completions cut at max_new_tokens; what may help: \
+an easier --task, --sampling.samples, --sampling.max-new-tokens'
+    """
+    equal, wrong, right, cut, silent, held = (
+        _mean(steps, name)
+        for name in ("frac_reward_zero_std", "all_wrong", "all_right", "truncated", "no_number", "held")
+    )
+    failed = sum(record.get("reward_failed", 0) for record in steps)
+    lines: list[tuple[bool, str, tuple[str, ...]]] = [
+        (wrong >= _MOSTLY, f"all wrong in {wrong:.0%} of groups", ("an easier --task",)),
+        (right >= _MOSTLY, f"all right in {right:.0%} of groups", ("a harder --task",)),
+        (equal - max(wrong, right) >= _MOSTLY, f"rewards equal in {equal:.0%} of groups", ("--sampling.temperature",)),
+        (cut >= _MOSTLY, f"{cut:.0%} of completions cut at max_new_tokens", ("--sampling.max-new-tokens",)),
+        (silent >= _MOSTLY, f"{silent:.0%} of completions hold no number", ("--reward",)),
+        (failed > 0, f"the reward failed on {failed} completions", ("--reward",)),
+        (held >= _MOSTLY, f"the objective holds {held:.0%} of tokens", ("--objective",)),
+    ]
+    causes = [cause for applies, cause, _ in lines if applies]
+    remedies = dict.fromkeys(flag for applies, _, flags in lines if applies for flag in (*flags, "--sampling.samples"))
+    helpful = f"; what may help: {', '.join(remedies)}" if remedies else ""
+    return f"{'; '.join(causes) or 'its metrics do not show why'}{helpful}"
+
+
+def counted(metrics: Records) -> dict[str, Any]:
+    """Return a run's counts for its summary: updates and steps without a gradient, and the share of equal rewards.
+
+    Args:
+        metrics: of metrics.jsonl, all steps.
+    """
+    return {
+        "zero_grad_updates": sum(map(zero_grad_updates, metrics)),
+        "zero_grad_steps": sum(map(without_gradient, metrics)),
+        "frac_reward_zero_std": _mean(metrics, "frac_reward_zero_std") if metrics else None,
+        "warning": in_all(metrics),
+    }
+
+
+def learnt_nothing(summary: Mapping[str, Any]) -> bool:
+    """Whether a finished run of 3 steps or more had not one update with a gradient: no success.
+
+    Args:
+        summary: of summary.json.
+    """
+    return bool(summary["finished"]) and FIRST_WARNING <= summary["steps"] == summary["zero_grad_steps"]
+
+
+def _mean(steps: Records, name: str) -> float:
+    """Over the steps that have it; 0 where none has."""
+    values = [record[name] for record in steps if name in record]
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,50 @@
+"""Runs that train on nothing and are called a success; intervals that promise too little or too much."""
+
+from planted import Replacement
+
+LEARNING, METRICS = "tests/test_learning.py::", "tests/test_metrics.py::"
+
+REPLACEMENTS = (
+    Replacement(
+        "steps without a gradient are not noticed",
+        "drpo.train.no_gradient:without_gradient",
+        lambda right: lambda record: False,
+        (f"{LEARNING}test_a_run_of_equal_rewards_says_that_nothing_was_learnt",),
+    ),
+    Replacement(
+        "a hopeless task is sound to the doctor",
+        "drpo.doctor.signal:too_few",
+        lambda right: lambda carrying, groups: False,
+        (f"{LEARNING}test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a_hopeless_task",),
+    ),
+    Replacement(
+        "a clip at 0 or NaN is accepted",
+        "drpo.train.config:_require",
+        lambda right: lambda fine, name, *rest: right(fine or name == "max_grad_norm", name, *rest),
+        (f"{LEARNING}test_a_clip_that_leaves_no_gradient_is_refused",),
+    ),
+    Replacement(
+        "the interval ignores that more samples of a problem say more",
+        "drpo.train.evaluate:mean_interval",
+        lambda right: lambda means, most, level=0.95: right(means, means.shape[-1], level),
+        (f"{METRICS}test_the_interval_of_several_samples_a_problem_holds_the_mean_in_95_of_100_cases",),
+    ),
+    Replacement(
+        "the interval takes all samples as independent",
+        "drpo.train.evaluate:_score_interval",
+        lambda right: lambda mean, n, quantile: right(mean, 4 * n, quantile),
+        (f"{METRICS}test_the_interval_of_several_samples_a_problem_holds_the_mean_in_95_of_100_cases",),
+    ),
+    Replacement(
+        "a change in no problem is certain",
+        "drpo.train.evaluate:difference_interval",
+        lambda right: lambda differences, n_samples, level=0.95: right(differences, None, level),
+        (f"{METRICS}test_no_change_in_a_few_problems_is_not_certain_and_one_without_bounds_has_no_interval",),
+    ),
+    Replacement(
+        "the KL in the loss is said to be that of texts",
+        "drpo.objectives.terms:reference_kl",
+        lambda right: lambda logp, reference, behavior, estimator="k2": 2 * right(logp, reference, behavior, estimator),
+        ("tests/test_terms.py::test_the_kl_is_of_tokens_in_their_contexts_and_not_of_texts",),
+    ),
+)

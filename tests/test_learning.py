@@ -1,0 +1,114 @@
+"""A run that trains on nothing says so, and what a run changed is measured problem by problem.
+
+Not covered: how the report's page draws it (test_report_browser.py).
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from drpo.advantages import mean
+from drpo.doctor import signal
+from drpo.errors import InputError
+from drpo.report.facts import accuracies, header_facts
+from drpo.train.config import Run, from_json, to_json, trains_little
+from drpo.train.log import EVALUATIONS, METRICS, read_records
+from drpo.train.loop import train
+from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing
+from drpo.train.session import load_run
+from drpo.train.update import take_step
+from drpo.train.watch import Silent
+from drpo.types import Group, Problem
+from tiny_world import completion
+from worlds import Letters, tiny_run
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_run_of_equal_rewards_says_that_nothing_was_learnt(tmp_path: Path) -> None:
+    notes = Notes()
+    summary = train(tiny_run(steps=4, task=Letters("never")), tmp_path, notes)
+    assert summary["zero_grad_steps"] == 4 and summary["zero_grad_updates"] == summary["updates"] == 8
+    assert summary["frac_reward_zero_std"] == 1 and summary["trained_tokens"] == 0 and learnt_nothing(summary)
+    lately_said, end = [line for line in notes.said if "trained on nothing" in line or "learnt" in line]
+    assert lately_said.startswith("the last 3 steps trained on nothing") and "all wrong in 100% of groups" in end
+    assert end == summary["warning"] and end.startswith("nothing was learnt: no update of 4 steps had a gradient")
+    assert "--sampling.max-new-tokens" in end and "--sampling.samples" in end
+    facts = dict(header_facts(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
+    assert facts["no gradient"].startswith("4 of 4 steps; 8 of 8 updates") and facts["warning"] == end
+
+
+def test_a_run_that_learns_has_no_warning_and_its_difference_from_step_0(tmp_path: Path) -> None:
+    notes = Notes()
+    summary = train(tiny_run(steps=2, eval_samples=2), tmp_path, notes)
+    assert summary["zero_grad_steps"] == 0 and summary["warning"] is None
+    assert notes.said == [] and not learnt_nothing(summary)
+    first, last = read_records(tmp_path / EVALUATIONS)
+    gains = [last["problem_means"][name] - mean for name, mean in first["problem_means"].items()]
+    change = summary["accuracy_difference"]
+    assert change["value"] == last["difference"] == pytest.approx(sum(gains) / len(gains)) and len(gains) == 8
+    assert change["low"] < change["value"] < change["high"] and first["difference"] is None
+    old = [{k: v for k, v in e.items() if "difference" not in k and k != "problem_means"} for e in (first, last)]
+    assert [a["difference"] for a in accuracies(old)] == [None, None]
+    (tmp_path / EVALUATIONS).write_text("".join(json.dumps(e) + "\n" for e in old[:1]))  # as an earlier version left it
+    (tmp_path / "config.json").write_text(json.dumps(to_json(replace(load_run(tmp_path), steps=3))))
+    assert train(load_run(tmp_path), tmp_path)["accuracy_difference"] is None
+
+
+def test_which_steps_are_spoken_of_and_when() -> None:
+    idle, busy, skipped = {"grad_norm": 0.0}, {"grad_norm": 1e-30}, {"skipped_updates": 1}
+    assert [len(trailing(steps)) for steps in ([], [idle], [idle, busy], [busy, idle, {}], [idle, skipped])] == [
+        0, 1, 0, 2, 0,
+    ]  # fmt: skip
+    assert lately([busy, idle, idle]) is None and "last 3 steps" in str(lately([busy, idle, idle, idle]))
+    assert in_all([idle, busy, busy]) is None and str(in_all([idle, busy])).startswith("little was learnt: 1 of 2")
+    assert sum(map(due, range(1000))) == 9
+    said = explained([{"frac_reward_zero_std": 1.0, "all_right": 1.0, "truncated": 0.0, "no_number": 0.0}])
+    assert said == "all right in 100% of groups; what may help: a harder --task, --sampling.samples"
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, math.nan])
+def test_a_clip_that_leaves_no_gradient_is_refused(norm: float) -> None:
+    with pytest.raises(InputError, match=r"max_grad_norm=.*above 0; inf turns clipping off"):
+        tiny_run(max_grad_norm=norm)
+    with pytest.raises(InputError, match="above 0"):
+        take_step(torch.optim.SGD([torch.zeros(1)]), [], 0.1, norm)
+
+
+def test_a_clip_that_is_off_is_written_and_read_back() -> None:
+    run = tiny_run(max_grad_norm=math.inf)
+    assert from_json(json.loads(json.dumps(to_json(run), allow_nan=False))) == run
+
+
+def test_a_learning_rate_that_trains_nothing_is_said() -> None:
+    assert "will not change" in str(trains_little(Run(learning_rate=0.0)))
+    assert "ends at 50%" in str(trains_little(Run(warmup=40, steps=20)))
+    assert trains_little(Run(warmup=20, steps=20)) is None
+
+
+def group(*rewards: float) -> Group:
+    completions = tuple(completion([1, 2], sample=i) for i in range(len(rewards)))
+    return Group(Problem("p", "", "1"), completions, torch.tensor(rewards))
+
+
+def test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a_hopeless_task() -> None:
+    hopeless = list(signal.sampled(lambda part: [group(0.0, 0.0)] * signal.FIRST, mean))
+    assert len(hopeless) == signal.MOST
+    found = signal.signal(hopeless, mean)
+    assert found.verdict == "note" and "--sampling.max-new-tokens" in found.advice and found.values["share"] == 0
+    sound = [group(0.0, 1.0), *[group(0.0, 0.0)] * 7]
+    assert list(signal.sampled(lambda part: sound, mean)) == sound and signal.signal(sound, mean).verdict == "ok"
+    assert signal.signal([group(0.0, 0.0)] * 8, mean).verdict == "ok"  # of so few nothing can be said
+    generator = torch.Generator().manual_seed(0)
+    carrying = torch.rand(2000, 32, generator=generator) < 0.25
+    assert sum(signal.too_few(int(n), 32) for n in carrying.sum(1)) / 2000 < 0.02
