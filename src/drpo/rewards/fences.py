@@ -11,6 +11,21 @@ from functools import cached_property
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
 _PYTHON = re.compile(r"[{.\s]*(python|py)[\d.]*(?![\w+#-])", re.IGNORECASE)
 _THOUGHT = "</think>"
+_DEFINES = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
+_CALL = """
+
+import ast, sys
+
+
+def _value(word):
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+print({name}(*map(_value, sys.stdin.read().split())))
+"""
 
 
 def program(text: str, reads_input: bool = False) -> str:
@@ -26,7 +41,8 @@ def program(text: str, reads_input: bool = False) -> str:
 
     Args:
         text: of a completion.
-        reads_input: whether a whole program is asked for, which reads standard input.
+        reads_input: whether a whole program is asked for, which reads standard input. One that does nothing but define
+            one function has it called with the words of the input, numbers as numbers, and prints what it returns.
 
     Example:
         >>> program("First:\n```python\ndef f(): pass\n```\nSo:\n```python\nf()\n```\n")
@@ -38,9 +54,10 @@ def program(text: str, reads_input: bool = False) -> str:
     blocks = tagged or [b for b in found if not b.language]
     blocks = [b for b in blocks if b.tree is not None] or blocks[-1:]
     if not blocks:
-        return text
+        blocks = [_Block("", text)]
     meant = (reads_input and _last(blocks, "reads")) or _last(blocks, "definitions") or blocks[-1]
-    return "".join(b.code for b in _with_needed(blocks[: blocks.index(meant)], meant))
+    code = "".join(b.code for b in _with_needed(blocks[: blocks.index(meant)], meant))
+    return code + (_call_of(meant) if reads_input else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +109,18 @@ class _Block:
     @property
     def _body(self) -> list[ast.stmt]:
         return self.tree.body if self.tree else []
+
+
+def _call_of(block: _Block) -> str:
+    """The call of its only function, where it defines and does nothing else."""
+    body = block.tree.body if block.tree else []
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    only_defines = all(isinstance(node, _DEFINES) or _is_docstring(node) for node in body)
+    return _CALL.format(name=names[0]) if len(names) == 1 and only_defines and not block.reads else ""
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _last(blocks: list[_Block], what: str) -> _Block | None:

@@ -139,7 +139,7 @@ def _decimal(match: re.Match[str]) -> Fraction | None:
         power = _power(Fraction(10), ten)
         return None if power is None else value * power
     if match["scale"]:
-        return value * 10 ** _SCALES[match["scale"].casefold()]
+        return value * Fraction(10) ** _SCALES[match["scale"].casefold()]
     return _over(value, match["over"]) if match["over"] else value
 
 

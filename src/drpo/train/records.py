@@ -164,11 +164,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_figure(name: str, value: Any) -> bool:
     match name, value:
-        case "pass_at", dict():
+        case "pass_at" | "problem_means", dict():
             return all(map(_is_number, value.values()))
         case "updates", list():
             return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in value)
-    return name not in ("pass_at", "updates") and _is_number(value)
+    return name not in ("pass_at", "problem_means", "updates") and _is_number(value)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
