@@ -271,7 +271,7 @@ def test_the_commands_own_processes_do_not_look_there_either(monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", ["drpo", "--version"])
     assert cli.main() == 0
     assert os.environ["PYTHONSAFEPATH"] == SAFE_PATH
-    monkeypatch.delenv("PYTHONSAFEPATH")
+    del os.environ["PYTHONSAFEPATH"]
 
 
 ADDRESS = "http://10.255.255.1:8000"
