@@ -85,15 +85,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def require_plain(path: str | Path) -> None:
+    """Refuse a file to be written to that is a link, or no file; one that is not there is as good as plain.
+
+    Raises:
+        InputError: it is.
+    """
+    with suppress(FileNotFoundError):
+        if not S_ISREG(os.lstat(path).st_mode):
+            raise InputError(f"{path} is a link or no plain file, and nothing is written through those; remove it")
+
+
 def opened_here(path: str, flags: int) -> int:
     """Open a file that is no link, for `open(..., opener=opened_here)`: one that grows, or is locked.
 
     Raises:
         InputError: it is a link, or no file.
     """
-    with suppress(FileNotFoundError):
-        if not S_ISREG(os.lstat(path).st_mode):
-            raise InputError(f"{path} is a link or no plain file, and nothing is written through those; remove it")
+    require_plain(path)
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # opening a pipe would wait for its reader
 
 
