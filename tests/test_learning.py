@@ -15,7 +15,6 @@ import torch
 from drpo.advantages import mean
 from drpo.doctor import signal
 from drpo.errors import InputError
-from drpo.gae import GAE
 from drpo.report.facts import accuracies, header_facts
 from drpo.train.config import Run, from_json, to_json, trains_little
 from drpo.train.log import EVALUATIONS, METRICS, read_records
@@ -95,7 +94,7 @@ def test_the_causes_that_are_named_fit_what_was_seen() -> None:
     assert mixed == "the objective holds 100% of tokens; what may help: --objective"
 
 
-@pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}, {"critic": GAE()}])
+@pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}])
 def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dict[str, Any]) -> None:
     notes = Notes()
     summary = train(tiny_run(steps=3, task=Letters("never"), eval_problems=0, **term), tmp_path, notes)
@@ -103,6 +102,13 @@ def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dic
     assert summary["warning"].startswith("nothing was learnt from rewards in 3 of 3 steps")
     facts = dict(header_facts(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
     assert facts["warning"] == summary["warning"] == notes.said[-1]
+
+
+def test_a_critic_learns_from_equal_rewards_unless_they_are_those_of_the_whole_run() -> None:
+    step = {"grad_norm": 1.0, "frac_reward_zero_std": 1.0, "reward_std": 0.0, "value_mean": 0.2}
+    same, other = step | {"reward_mean": 0.3}, step | {"reward_mean": 0.4}
+    assert in_all([same, same, other]) is None and lately([same, same, other]) is None
+    assert str(in_all([same] * 3)).startswith("nothing was learnt from rewards in 3 of 3 steps")
 
 
 def test_rewards_that_differ_by_rounding_are_equal_to_the_metric_as_to_the_advantage() -> None:
