@@ -233,6 +233,8 @@ def test_train_then_resume_then_eval(capsys, elsewhere):
     assert said(capsys, "train", "--resume", str(folder))[0] == 0
     status, out, _ = said(capsys, "eval", str(folder), "--problems", "4", "--json", "--sampling.top-k", "5")
     assert status == 0 and json.loads(out)["n_problems"] == 4
+    status, _, err = said(capsys, "eval", str(folder), "--problems", "-5")
+    assert status == 2 and "--problems -5: must be from 1" in err
     options = ("--task", "addition(1, 9)", "--problems", "4", "--sampling.samples", "2")
     status, out, _ = said(capsys, "eval", "tiny", *options)
     assert status == 0 and "pass@2" in out and "95 % interval" in out

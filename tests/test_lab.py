@@ -123,7 +123,7 @@ def test_a_cells_name_is_its_configurations():
     ("made", "named"),
     [
         (lambda: grid(), "objectives: name at least one"),
-        (lambda: grid("none", "none"), "one is there twice"),
+        (lambda: grid("none", "none"), "objectives: none is named twice"),
         (lambda: grid("none", seeds=()), "seeds: name at least one"),
         (lambda: grid("none", regimes={"steps": (1,)}), "not steps"),
         (lambda: parse_arm("drpo(0.2) @ fast"), "behind the @"),

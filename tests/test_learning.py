@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from drpo.report.facts import accuracies, header_facts
 from drpo.train.config import Run, from_json, to_json, trains_little
 from drpo.train.log import EVALUATIONS, METRICS, read_records
 from drpo.train.loop import train
+from drpo.train.metrics import rollout_metrics
 from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing
 from drpo.train.session import load_run
 from drpo.train.update import take_step
@@ -77,6 +79,43 @@ def test_which_steps_are_spoken_of_and_when() -> None:
     assert said == "all right in 100% of groups; what may help: a harder --task, --sampling.samples"
 
 
+def test_the_causes_that_are_named_fit_what_was_seen() -> None:
+    wrong, right, alike, mixed = (
+        explained([{"frac_reward_zero_std": equal, "truncated": 1.0} | more])
+        for equal, more in (
+            (1.0, {"all_wrong": 1.0}),
+            (1.0, {"all_right": 1.0}),
+            (1.0, {"reward_abstained": 3}),
+            (0.0, {"held": 1.0}),
+        )
+    )
+    assert "max-new-tokens" in wrong and "max-new-tokens" not in right  # a longer text is no better than a right one
+    assert "abstained on 3" in alike and "--reward" in alike and "--task" not in alike
+    assert mixed == "the objective holds 100% of tokens; what may help: --objective"
+
+
+@pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}])
+def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dict[str, Any]) -> None:
+    notes = Notes()
+    summary = train(tiny_run(steps=3, task=Letters("never"), eval_problems=0, **term), tmp_path, notes)
+    assert summary["zero_grad_steps"] < 3 == summary["no_signal_steps"] and learnt_nothing(summary)
+    assert summary["warning"].startswith("nothing was learnt from rewards in 3 of 3 steps")
+    facts = dict(header_facts(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
+    assert facts["warning"] == summary["warning"] == notes.said[-1]
+
+
+def test_a_critic_learns_from_equal_rewards_unless_they_are_those_of_the_whole_run() -> None:
+    step = {"grad_norm": 1.0, "frac_reward_zero_std": 1.0, "reward_std": 0.0, "value_mean": 0.2}
+    same, other = step | {"reward_mean": 0.3}, step | {"reward_mean": 0.4}
+    assert in_all([same, same, other]) is None and lately([same, same, other]) is None
+    assert str(in_all([same] * 3)).startswith("nothing was learnt from rewards in 3 of 3 steps")
+
+
+def test_rewards_that_differ_by_rounding_are_equal_to_the_metric_as_to_the_advantage() -> None:
+    record = rollout_metrics(1, [group(0.5, 0.5 + 2e-7), group(0.5, 0.6)])
+    assert record["frac_reward_zero_std"] == 0.5
+
+
 @pytest.mark.parametrize("norm", [0.0, -1.0, math.nan])
 def test_a_clip_that_leaves_no_gradient_is_refused(norm: float) -> None:
     with pytest.raises(InputError, match=r"max_grad_norm=.*above 0; inf turns clipping off"):
@@ -106,6 +145,10 @@ def test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a
     assert len(hopeless) == signal.MOST
     found = signal.signal(hopeless, mean)
     assert found.verdict == "note" and "--sampling.max-new-tokens" in found.advice and found.values["share"] == 0
+    right = signal.signal([group(1.0, 1.0)] * signal.MOST, mean).advice
+    alike = signal.signal([group(0.3, 0.3)] * signal.MOST, mean).advice
+    assert "a harder --task" in right and "max-new-tokens" not in right
+    assert "--reward" in alike and "--task" not in alike
     sound = [group(0.0, 1.0), *[group(0.0, 0.0)] * 7]
     assert list(signal.sampled(lambda part: sound, mean)) == sound and signal.signal(sound, mean).verdict == "ok"
     assert signal.signal([group(0.0, 0.0)] * 8, mean).verdict == "ok"  # of so few nothing can be said

@@ -82,6 +82,13 @@ def test_it_goes_on_with_them_where_that_is_asked_for(stopped: Path, copy: Calla
     assert all(part.sound for part in verify(folder))  # the new checkpoint has the sums of what is there
 
 
+def test_a_finished_run_stays_finished_without_its_last_records(whole: Path, copy: Callable[[Path], Path]):
+    folder = copy(whole)
+    without_last(folder / METRICS)
+    summary = train(RUN, folder, accept_records=True)
+    assert summary["finished"] and summary["steps"] == RUN.steps and summary["accuracy_after"] is not None
+
+
 def test_what_was_written_behind_a_checkpoint_is_no_change(stopped: Path, whole: Path, copy: Callable[[Path], Path]):
     folder = copy(stopped)
     with (folder / METRICS).open("a") as out:

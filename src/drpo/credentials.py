@@ -1,4 +1,4 @@
-"""What a rollout server wants to know of who calls it; it comes from the environment and is recorded nowhere."""
+"""The secret that a rollout server requires of its callers; it comes from the environment and is recorded nowhere."""
 
 import os
 import re

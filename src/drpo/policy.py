@@ -233,7 +233,7 @@ def _require_linear_head(model: PreTrainedModel) -> None:
         try:
             logits = model(input_ids=probe, use_cache=False).logits
             hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
-        except Exception as error:  # a model that wants more than text, or that transformers itself cannot run here
+        except Exception as error:  # a model that requires more than text, or that transformers itself cannot run here
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"model {type(model).__name__}: it cannot read a text by itself ({reason})") from None
         if torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):

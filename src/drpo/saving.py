@@ -109,7 +109,7 @@ def save_model(
         model: plain, on any device. Drop it meanwhile: it is needed no more once it is written, and the copy that is
             read back takes its room.
         tokenizer: of the model.
-        folder: to write; one that stands there is replaced.
+        folder: to write; an existing one is replaced.
         logits: [8, V] of the trained model on `probe`, float32; None compares tensors alone.
         precision: with which the trained model computed them, if on a grid.
 

@@ -116,7 +116,7 @@ def _make(maker: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 def import_named(module: str, name: str, kind: str) -> Any:
     """Import what `module:name` names; the working folder is looked through last, and only for what is not drpo's.
 
-    It comes last, and only now, so that a file there cannot stand in for a library: a `torch.py`, say.
+    It comes last, and only now, so that a file there cannot replace a library: a `torch.py`, say.
 
     Raises:
         InputError: the module cannot be imported or has no such name.

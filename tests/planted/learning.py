@@ -12,6 +12,12 @@ REPLACEMENTS = (
         (f"{LEARNING}test_a_run_of_equal_rewards_says_that_nothing_was_learnt",),
     ),
     Replacement(
+        "a gradient of additive terms alone is taken for learning",
+        "drpo.train.no_gradient:_without_signal",
+        lambda right: lambda metrics: [m for m in metrics if m.get("grad_norm", 0.0) == 0],
+        (f"{LEARNING}test_a_gradient_that_no_reward_made_is_no_learning",),
+    ),
+    Replacement(
         "a hopeless task is sound to the doctor",
         "drpo.doctor.signal:too_few",
         lambda right: lambda carrying, groups: False,

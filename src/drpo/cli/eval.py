@@ -22,7 +22,7 @@ from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
-from drpo.train.config import SPELLED, Run
+from drpo.train.config import MOST_COMPLETIONS, SPELLED, Run
 from drpo.train.evaluate import evaluate, means_before_training
 from drpo.train.log import EVALUATIONS, METRICS, read_records
 from drpo.train.session import MODEL
@@ -77,6 +77,8 @@ def eval(arguments: list[str]) -> int:
         default = replace(default, sampling=sampling, problems=run.eval_problems, marking=run.marking)
         default = replace(default, drop_long_prompts=run.drop_long_prompts)
     options = parse(EvalOptions, rest, f"drpo eval {name}", default)
+    if not 1 <= options.problems <= MOST_COMPLETIONS:
+        raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if run is None:
         models.require_there(name)
     else:

@@ -36,7 +36,7 @@ def open_run(folder: Path, own_code: bool, needed: Collection[str] = CODE) -> Ru
 
 
 def at_server(run: Run, folder: Path, engine: str | None) -> Run:
-    """Return the run of a folder with the server that the command names; one that only the folder names is not asked.
+    """Return the run of a folder with the server that the command names; none that only the folder names.
 
     Args:
         run: of the folder.

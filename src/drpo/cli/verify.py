@@ -14,7 +14,7 @@ See whether everything in a run's folder is what was written: configuration, rec
   drpo verify runs/demo
 
 A line for each part; status 0 where all is sound, 1 where something is not. Nothing is changed and no code of the
-folder is run. What a run recorded behind its last checkpoint has no sum yet.
+folder is run. Records after its last checkpoint have no sum yet.
 """
 
 

@@ -83,7 +83,7 @@ def _fault(
         return "it gives 1 to the answers of other problems"
     for p, m in zip((p for p in problems if p.answer), gold, strict=True):
         if not _right(m):
-            said = m.failure.text if m.failure else f"scores {m.score}"
+            said = f"makes it fail ({m.failure.text})" if m.failure else f"scores {m.score}"
             return f"the reference answer {p.answer!r} of problem {p.id!r} {said}: is it what the reward looks for?"
     return ""
 

@@ -11,6 +11,7 @@ FEWEST = 0.1
 """Share of groups below which a run spends most of its time on nothing."""
 _HEALTHY = 0.25
 _CHANCE = 0.01
+_MOSTLY = 0.5
 FIRST, MOST = 8, 32
 """Groups that are looked at to begin with, and where these show little, in all."""
 
@@ -71,7 +72,8 @@ def signal(groups: Sequence[Group], advantage: Advantage) -> Finding:
     right = sum(bool(len(g.rewards)) and bool((g.rewards >= 1).all()) for g in groups)
     completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
     cut = sum(c.finish == "length" for c in completions) / max(1, len(completions))
-    verdict, advice = judge(not too_few(carrying, n), _advice(wrong >= right, cut), otherwise="note")
+    unmarked = sum(len(g.unmarked) for g in groups) / max(1, len(completions))
+    verdict, advice = judge(not too_few(carrying, n), _advice(wrong / n, right / n, cut, unmarked), otherwise="note")
     return Finding(
         "signal",
         verdict,
@@ -82,7 +84,13 @@ def signal(groups: Sequence[Group], advantage: Advantage) -> Finding:
     )
 
 
-def _advice(wrong: bool, cut: float) -> str:
-    longer = ["--sampling.max-new-tokens"] if wrong and cut >= 0.5 else []
-    flags = [*longer, "--sampling.samples", "--sampling.temperature", f"{'an easier' if wrong else 'a harder'} --task"]
-    return f"most steps would train on nothing, since all rewards of a group are equal; try {', '.join(flags)}"
+def _advice(wrong: float, right: float, cut: float, unmarked: float) -> str:
+    """What may help, from shares of groups and of completions."""
+    if unmarked >= _MOSTLY:
+        return f"the reward failed or abstained on {unmarked:.0%} of completions; look at --reward"
+    more = ["--sampling.samples", "--sampling.temperature"]
+    flags = [*more, "a harder --task"] if right >= _MOSTLY else [*more, "an easier --task"]
+    if right < _MOSTLY and wrong < _MOSTLY:
+        flags = [*more, "--reward"]
+    longer = ["--sampling.max-new-tokens"] if right < _MOSTLY and cut >= _MOSTLY else []
+    return f"most steps would train on nothing, since all rewards of a group are equal; try {', '.join(longer + flags)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from drpo import objectives
 from drpo.errors import InputError
-from drpo.objectives import Objective
+from drpo.objectives import Objective, spell
 from drpo.train.config import SPELLED, Run, to_json
 
 REGIME = ("task", "updates", "refresh_every", "lag", "rollout_precision")
@@ -54,7 +54,9 @@ class Grid:
             if not values:
                 raise InputError(f"{name}: name at least one")
             if len(set(values)) < len(values):
-                raise InputError(f"{name}={tuple(map(str, values))}: one is there twice")
+                twice = next(value for i, value in enumerate(values) if value in values[:i])
+                shown = spell(twice.objective) if isinstance(twice, Arm) else twice
+                raise InputError(f"{name}: {shown} is named twice; leave one out")
         unknown = set(self.regimes) - set(REGIME)
         if unknown:
             raise InputError(f"a regime has {', '.join(REGIME)}; not {', '.join(sorted(unknown))}")

@@ -89,7 +89,7 @@ def _unfit(objective: object, what: str) -> InputError:
 
 
 def ask(objective: Objective, tokens: Tokens) -> TokenLoss:
-    """Return what the objective says of each token, whatever stands in slots that are not kept.
+    """Return what the objective says of each token, whatever the slots hold that are not kept.
 
     Raises:
         InputError: no objective, or one that returns no loss per token, or one without a gradient.

@@ -42,11 +42,10 @@ def _tokens(metrics: Records) -> str:
 
 def _no_gradient(metrics: Records) -> list[tuple[str, str]]:
     counts = counted(metrics)
-    if not counts["zero_grad_updates"] and not counts["zero_grad_steps"]:
-        return []
     steps, updates = no_gradient(counts | {"steps": len(metrics), "updates": n_updates(metrics)})
+    idle = counts["zero_grad_updates"] or counts["zero_grad_steps"]
     warned = [] if counts["warning"] is None else [("warning", counts["warning"])]
-    return [("no gradient", f"{steps}; {updates}"), *warned]
+    return ([("no gradient", f"{steps}; {updates}")] if idle else []) + warned
 
 
 def machine(environment: Mapping[str, Any]) -> str:

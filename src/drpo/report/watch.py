@@ -82,8 +82,8 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
         parts.append(_curves(view, width) if height >= _CURVES_FROM else _spark(view, width))
     if idle := sum(map(without_gradient, view.metrics)):
         parts.append(Text(f"no gradient in {idle} of {len(view.metrics)} steps", style="yellow"))
-        warning = in_all(view.metrics) if view.summary is not None else lately(view.metrics)
-        parts += [] if warning is None else [Text(warning, style="yellow")]
+    if (warning := in_all(view.metrics) if view.summary is not None else lately(view.metrics)) is not None:
+        parts.append(Text(warning, style="yellow"))
     if phases := view.phases():
         total = sum(phases.values()) or 1.0
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in sorted(phases.items(), key=lambda p: -p[1]))

@@ -21,7 +21,7 @@ _SYMBOLS = {
     "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
 }  # fmt: skip
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "dozen": 0}
-# Words behind a number that are no unit: they change its value, or join it to something.
+# Words after a number that are no unit: they change its value, or join it to something.
 _NO_UNIT = (
     "hundred|thousand|million|billion|trillion|dozen|half|halves|thirds?|quarters?|percent|plus|minus|times|over|and|or|to|"
     "by|pi|sqrt|root|squared|cubed|factorial|mod|modulo|base|sin|cos|tan|cot|sec|csc|log|exp|not|less|more|least|most|than|"
@@ -109,7 +109,7 @@ RULES = (
         r"(?:(?<=[=<>(\[{,+*/^&])|^)(\s*)[\u2010\u2011\u2013]\s*(?=[\w\\.$(])",
         r"\1-",
     ),
-    _rule("a space behind a sign", r"(?:(?<=[=<>(\[{,])|^)(\s*-)(?:\s|\\[,;:! ])+(?=[\w\\.])", r"\1"),
+    _rule("a space after a sign", r"(?:(?<=[=<>(\[{,])|^)(\s*-)(?:\s|\\[,;:! ])+(?=[\w\\.])", r"\1"),
     _rule(
         "currencies",
         r"[\u20ac\u00a3\u00a5\u20b9]|\\(?:pounds|euro|yen)(?![A-Za-z])|"
@@ -169,9 +169,9 @@ RULES = (
         _scaled,
     ),
     _rule("units", rf"^(\s*\\?\$?\s*{_VALUE}){_UNIT}\s*$", r"\1"),
-    _rule("units as text behind a formula", rf"(?<=[0-9A-Za-z)}}]){_TEXT_UNIT}\s*$", ""),
-    _rule("units behind a root or pi", rf"(?<=[}}i])\s+{_SHORT_UNIT}\s*$", ""),
-    _rule("dots behind a decimal", r"(?<=\.)([0-9]+)\s*(?:\.\.\.|\\l?dots|\\cdots)\s*$", r"\1"),
+    _rule("units as text after a formula", rf"(?<=[0-9A-Za-z)}}]){_TEXT_UNIT}\s*$", ""),
+    _rule("units after a root or pi", rf"(?<=[}}i])\s+{_SHORT_UNIT}\s*$", ""),
+    _rule("dots after a decimal", r"(?<=\.)([0-9]+)\s*(?:\.\.\.|\\l?dots|\\cdots)\s*$", r"\1"),
     _rule("punctuation at the end", r"(?:\s|\\[ ,;:!])*(?<!\.)[.,;:]?\s*$", ""),
 )
 

@@ -57,7 +57,7 @@ _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MAX_DIGITS = 20_000
 _MAX_BITS = 200_000  # of a power: 10^10^10 is not computed
 
-# What a minus with a space behind it may follow. After anything else it subtracts ("3 - 4") or is a dash.
+# What a minus with a space after it may follow. After anything else it subtracts ("3 - 4") or is a dash.
 _SIGN_FOLLOWS = re.compile(
     r"(?:[=<>\u2264\u2265\u2248:({\[,+*/^&$]|\\(?:approx|equiv|leq?|geq?|to|cdot|times)|"
     r"\b(?:is|are|was|be|by|of|or|and|to|equals?|gives?|get|becomes)(?:\s+\$)?)(?:\s|\\[,;:!\ ]|~|\*)*\Z",

@@ -210,7 +210,7 @@ def _answer(job: dict[str, Any]) -> None:
 
 
 def _callable(module: types.ModuleType, entry: str) -> Callable[..., Any]:
-    """A function of the program, or a method of its class `Solution`, as some sites want it."""
+    """A function of the program, or a method of its class `Solution`, as some sites require it."""
     names = module.__dict__
     if entry not in names and "Solution" in names:
         method: Callable[..., Any] = getattr(names["Solution"](), entry)

@@ -89,7 +89,7 @@ def comparison(gold: str) -> Comparison | None:
 
 
 def has_dots(answer: str) -> bool:
-    r"""Whether an answer leaves something out ("1, 2, \\ldots"); dots behind a decimal ("0.333...") do not count.
+    r"""Whether an answer leaves something out ("1, 2, \\ldots"); dots after a decimal ("0.333...") do not count.
 
     Example:
         >>> has_dots(r"1, 2, \\ldots, n"), has_dots("0.333...")

@@ -287,7 +287,7 @@ def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
     try:
         wanted = _uncached(model, prompts)
         plain = _trial(PlainDecoder(model, prompts, 2))
-    except Exception as error:  # whatever a model wants besides tokens
+    except Exception as error:  # whatever a model requires besides tokens
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
     if (gap := _gap(plain, wanted)) >= REFUSED[plain.dtype]:

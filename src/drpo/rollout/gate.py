@@ -32,7 +32,7 @@ class Gate:
     """The ASGI middleware.
 
     Args:
-        app: what is behind the door.
+        app: the application behind the gate.
 
     Raises:
         KeyError: the environment holds no token; then nobody may enter, and the server does not start.

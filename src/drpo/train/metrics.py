@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drpo.checks import all_equal
 from drpo.gae import explained_variance
 from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
 from drpo.objectives.contract import log_ratio
@@ -19,7 +20,8 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_std": "standard deviation (population) of the rewards over marked completions",
     "all_right": "share of groups whose every reward is at least 1: nothing to learn",
     "all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
-    "frac_reward_zero_std": "share of groups whose rewards are all equal, which give no gradient; TRL's name for it",
+    "frac_reward_zero_std": "share of groups whose rewards are all equal (to a millionth of the largest), which give "
+    "no gradient; TRL's name for it",
     "no_number": "share of completions without a digit, of problems whose answer has one; absent where none has",
     "length_terminated": "mean tokens of completions that ended with an EOS; absent where none did",
     "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
@@ -90,7 +92,7 @@ def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
         "reward_std": float(rewards.std(correction=0)),
         "all_right": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
         "all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
-        "frac_reward_zero_std": sum(bool((g.rewards == g.rewards[0]).all()) for g in marked) / len(marked),
+        "frac_reward_zero_std": sum(all_equal(g.rewards) for g in marked) / len(marked),
         "truncated": sum(c.finish == "length" for c in completions) / len(completions),
         "sampled_tokens": sum(len(c.token_ids) for c in completions),
         "lag": sum(step - 1 - c.version for c in completions) / len(completions),

@@ -7,6 +7,7 @@ Records = Sequence[Mapping[str, Any]]
 FIRST_WARNING = 3
 """Steps in a row without a gradient before it is said; it is said again each time their number has doubled."""
 _MOSTLY = 0.5
+_OTHER_TERMS = "the gradient is that of --entropy-bonus, --reference-kl, a critic or the objective's own terms alone"
 
 
 def without_gradient(record: Mapping[str, Any]) -> bool:
@@ -18,6 +19,24 @@ def without_gradient(record: Mapping[str, Any]) -> bool:
     return record.get("grad_norm", 0.0) == 0 and not record.get("skipped_updates")
 
 
+def without_signal(record: Mapping[str, Any]) -> bool:
+    """Whether a step had nothing to learn from its rewards: no gradient, or none that a difference of rewards made.
+
+    Where all rewards of each group are equal, a gradient is that of an additive term (`--entropy-bonus`,
+    `--reference-kl`). A critic learns from equal rewards too.
+
+    Args:
+        record: of metrics.jsonl.
+
+    Example:
+        >>> equal = {"grad_norm": 0.1, "frac_reward_zero_std": 1.0}
+        >>> without_signal(equal), without_signal(equal | {"value_mean": 0.2})
+        (True, False)
+    """
+    alike = record.get("frac_reward_zero_std") == 1 and "value_mean" not in record
+    return without_gradient(record) or alike
+
+
 def zero_grad_updates(record: Mapping[str, Any]) -> int:
     """Return how many of a step's updates had a gradient of exactly 0; from the norms, where it is not recorded."""
     norms = [update.get("grad_norm") for update in record.get("updates", [record])]
@@ -25,8 +44,8 @@ def zero_grad_updates(record: Mapping[str, Any]) -> int:
 
 
 def trailing(metrics: Records) -> Records:
-    """Return the last steps, as far back as none of them had a gradient."""
-    last = max((i for i, record in enumerate(metrics) if not without_gradient(record)), default=-1)
+    """Return the last steps, as far back as none of them had a signal."""
+    last = max((i for i, record in enumerate(metrics) if not without_signal(record)), default=-1)
     return metrics[last + 1 :]
 
 
@@ -50,21 +69,27 @@ def lately(metrics: Records) -> str | None:
     steps = trailing(metrics)
     if len(steps) < FIRST_WARNING:
         return None
+    if any(not without_gradient(record) for record in steps):
+        return f"the last {len(steps)} steps learnt nothing from rewards: {_OTHER_TERMS}; {explained(steps)}"
     return f"the last {len(steps)} steps trained on nothing: no update had a gradient; {explained(steps)}"
 
 
 def in_all(metrics: Records) -> str | None:
-    """Return what is to be said at the end of a run of which no update, or half the steps or more, had no gradient.
+    """Return what is to be said at the end of a run of which no update, or half the steps or more, had no signal.
 
     Args:
         metrics: of metrics.jsonl, all steps.
     """
-    steps = [record for record in metrics if without_gradient(record)]
+    steps = _without_signal(metrics)
     if not steps or len(steps) < _MOSTLY * len(metrics):
         return None
-    if len(steps) == len(metrics):
+    count, all_idle = f"{len(steps)} of {len(metrics)} steps", len(steps) == len(metrics)
+    if any(not without_gradient(record) for record in steps):
+        much = "nothing" if all_idle else "little"
+        return f"{much} was learnt from rewards in {count}: {_OTHER_TERMS}; {explained(steps)}"
+    if all_idle:
         return f"nothing was learnt: no update of {len(metrics)} steps had a gradient; {explained(steps)}"
-    return f"little was learnt: {len(steps)} of {len(metrics)} steps had no gradient; {explained(steps)}"
+    return f"little was learnt: {count} had no gradient; {explained(steps)}"
 
 
 def explained(steps: Records) -> str:
@@ -79,24 +104,27 @@ an easier --task, --sampling.samples, --sampling.max-new-tokens'
         _mean(steps, name)
         for name in ("frac_reward_zero_std", "all_wrong", "all_right", "truncated", "no_number", "held")
     )
-    failed = sum(record.get("reward_failed", 0) for record in steps)
+    alike = equal - max(wrong, right) >= _MOSTLY
+    failed, abstained = (sum(record.get(f"reward_{name}", 0) for record in steps) for name in ("failed", "abstained"))
+    more, longer = "--sampling.samples", "--sampling.max-new-tokens"
     lines: list[tuple[bool, str, tuple[str, ...]]] = [
-        (wrong >= _MOSTLY, f"all wrong in {wrong:.0%} of groups", ("an easier --task",)),
-        (right >= _MOSTLY, f"all right in {right:.0%} of groups", ("a harder --task",)),
-        (equal - max(wrong, right) >= _MOSTLY, f"rewards equal in {equal:.0%} of groups", ("--sampling.temperature",)),
-        (cut >= _MOSTLY, f"{cut:.0%} of completions cut at max_new_tokens", ("--sampling.max-new-tokens",)),
-        (silent >= _MOSTLY, f"{silent:.0%} of completions hold no number", ("--reward",)),
         (failed > 0, f"the reward failed on {failed} completions", ("--reward",)),
+        (abstained > 0, f"the reward abstained on {abstained} completions", ("--reward",)),
+        (wrong >= _MOSTLY, f"all wrong in {wrong:.0%} of groups", ("an easier --task", more)),
+        (right >= _MOSTLY, f"all right in {right:.0%} of groups", ("a harder --task", more)),
+        (alike, f"rewards equal in {equal:.0%} of groups", ("--sampling.temperature", more, "--reward")),
+        (cut >= _MOSTLY and (wrong >= _MOSTLY or alike), f"{cut:.0%} of completions cut at max_new_tokens", (longer,)),
+        (silent >= _MOSTLY and right < _MOSTLY, f"{silent:.0%} of completions hold no number", ("--reward",)),
         (held >= _MOSTLY, f"the objective holds {held:.0%} of tokens", ("--objective",)),
     ]
     causes = [cause for applies, cause, _ in lines if applies]
-    remedies = dict.fromkeys(flag for applies, _, flags in lines if applies for flag in (*flags, "--sampling.samples"))
+    remedies = dict.fromkeys(flag for applies, _, flags in lines if applies for flag in flags)
     helpful = f"; what may help: {', '.join(remedies)}" if remedies else ""
     return f"{'; '.join(causes) or 'its metrics do not show why'}{helpful}"
 
 
 def counted(metrics: Records) -> dict[str, Any]:
-    """Return a run's counts for its summary: updates and steps without a gradient, and the share of equal rewards.
+    """Return counts for a summary: updates and steps without a gradient, steps without a signal, the equal rewards.
 
     Args:
         metrics: of metrics.jsonl, all steps.
@@ -104,18 +132,27 @@ def counted(metrics: Records) -> dict[str, Any]:
     return {
         "zero_grad_updates": sum(map(zero_grad_updates, metrics)),
         "zero_grad_steps": sum(map(without_gradient, metrics)),
+        "no_signal_steps": len(_without_signal(metrics)),
         "frac_reward_zero_std": _mean(metrics, "frac_reward_zero_std") if metrics else None,
         "warning": in_all(metrics),
     }
 
 
 def learnt_nothing(summary: Mapping[str, Any]) -> bool:
-    """Whether a finished run of 3 steps or more had not one update with a gradient: no success.
+    """Whether not one step of a finished run of 3 steps or more had a signal: no success.
 
     Args:
         summary: of summary.json.
     """
-    return bool(summary["finished"]) and FIRST_WARNING <= summary["steps"] == summary["zero_grad_steps"]
+    return bool(summary["finished"]) and FIRST_WARNING <= summary["steps"] == summary["no_signal_steps"]
+
+
+def _without_signal(metrics: Records) -> Records:
+    """The steps without a signal: all, a critic's too, where every completion of a run had the same reward."""
+    constant = len(metrics) >= FIRST_WARNING and all(record.get("reward_std") == 0 for record in metrics)
+    if constant and len({record["reward_mean"] for record in metrics}) == 1:
+        return metrics
+    return [record for record in metrics if without_signal(record)]
 
 
 def _mean(steps: Records, name: str) -> float:

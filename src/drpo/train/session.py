@@ -217,7 +217,7 @@ class Session:
 
     def _sum_up(self) -> None:
         if self._ranks.first:
-            self.summary = summarise(self.folder, self.run, stopped_by=self._stopped_by)
+            self.summary = summarise(self.folder, self.run, self._stopped_by, self._done.step)
             write_json(self.folder / SUMMARY, self.summary)
             if self.summary["warning"] is not None:
                 self.watch.note(self.summary["warning"])

@@ -15,18 +15,19 @@ PHASES = ("sync", "rollout", "reward", "update")
 """What a step is made of."""
 
 
-def summarise(folder: Path, run: Run, stopped_by: int | None = None) -> dict[str, Any]:
+def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int = 0) -> dict[str, Any]:
     """Return a run's summary from what it wrote: accuracy before and after, work done and in vain, seconds, memory.
 
     Args:
         folder: of the run.
         run: its configuration.
         stopped_by: number of the signal that ended it early, or None.
+        done: steps of its last checkpoint; records may have fewer, where `--accept-records` went on without some.
     """
     evaluations = read_records(folder / EVALUATIONS)
     metrics = read_records(folder / METRICS)
     timing = read_records(folder / TIMING)
-    steps = len(metrics)
+    steps = max(done, metrics[-1]["step"] if metrics else 0)
     return {
         "name": run.name,
         "model": run.model,

@@ -174,7 +174,7 @@ def _model(folder: Path) -> str | None:
 
 
 def _require_whole(path: Path) -> None:
-    """A safetensors file has the length that its header says: 8 bytes, the header, the tensors one behind the other."""
+    """A safetensors file has the length that its header says: 8 bytes, the header, the tensors one after the other."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
