@@ -44,7 +44,7 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests

@@ -34,7 +34,7 @@ SIZES: Mapping[str, Any] = dict(
     bos_token_id=0, eos_token_id=0, pad_token_id=0, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
     shared_intermediate_size=16, index_head_dim=16, index_n_heads=2, index_topk=128, attention_chunk_size=6,
-    initializer_range=0.2,
+    vocab_size_per_layer_input=257, hidden_size_per_layer_input=8, initializer_range=0.2,
 )  # fmt: skip
 """What is set wherever a family's configuration has it."""
 

@@ -267,8 +267,11 @@ def test_weights_draws_on_the_screen_and_to_a_file(capsys, elsewhere):
     assert status == 0 and "drpo(0.2)" in out and (elsewhere / "w.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_ones_own_objective_and_reward_by_name(capsys, elsewhere):
-    (elsewhere / "mine.py").write_text(
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """The command with one's own objective and reward, and Ctrl-C after a step: the folder, status, what it said."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    (folder / "mine.py").write_text(
         "from drpo.objectives import TokenLoss\n"
         "class Loss:\n"
         "    tokenwise, needs = True, frozenset()\n"
@@ -278,22 +281,27 @@ def test_ones_own_objective_and_reward_by_name(capsys, elsewhere):
         "def reward(problem, text):\n"
         "    return float(len(text) % 2)\n"
     )
-    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "1", "--eval-problems", "0"]
-    own = ["--objective", "mine:loss", "--reward", "mine:reward"]
-    done = subprocess.run([*command, *own], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((elsewhere / "runs" / "smoke" / "config.json").read_text())
+    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "100000", "--out", "long", "--no-doctor"]
+    own = ["--objective", "mine:loss", "--reward", "mine:reward", "--eval-problems", "0"]
+    process = subprocess.Popen(
+        [*command, *own], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while process.poll() is None and not (folder / "long" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=240)  # hung, and not slow
+    return folder / "long", process.returncode, out
+
+
+def test_ones_own_objective_and_reward_by_name(interrupted):
+    folder, _, out = interrupted
+    assert (folder / "metrics.jsonl").exists(), out
+    record = json.loads((folder / "config.json").read_text())
     assert (record["objective"], record["reward"]) == ("mine:loss", "mine:reward")
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_status_130(elsewhere):
-    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "100000", "--out", "long"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics, deadline = elsewhere / "long" / "metrics.jsonl", time.monotonic() + 60
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+def test_ctrl_c_ends_with_a_checkpoint_and_status_130(interrupted):
+    folder, status, out = interrupted
+    assert status == 130, out
     assert "drpo train --resume long" in out and "Traceback" not in out
-    assert list((elsewhere / "long" / "checkpoints").glob("step-*"))
+    assert list((folder / "checkpoints").glob("step-*"))

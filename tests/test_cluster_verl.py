@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -109,11 +108,13 @@ def test_prepared_data_is_in_verls_columns(tmp_path: Path):
             assert message["role"] == "user" and message["content"].endswith("put the final answer in \\boxed{}.")
 
 
-def test_missing_data_is_named(tmp_path: Path):
-    command = [sys.executable, str(CLUSTER / "prepare_data.py"), "--source", str(tmp_path), "--out", str(tmp_path)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("prepare_data: ") and len(refused.stderr.splitlines()) == 1
+def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["prepare_data.py", "--source", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as refused:
+        prepare_data.main()
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("prepare_data: ") and len(said.splitlines()) == 1
 
 
 def test_the_shared_sets_are_prepared_and_their_answers_marked_right(tmp_path: Path):

@@ -14,6 +14,7 @@ RANK = {
     "errors": -1,
     "checks": 0,
     "files": 1,
+    "lazily": 1,
     "credentials": 1,
     "terminal": 1,
     "seeds": 1,

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from drpo.cli import main
 from drpo.errors import InputError
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed
-from drpo.lab.compare import compare
+from drpo.lab.compare import begun, compare
 from drpo.lab.crew import Crew, fitting
 from drpo.lab.grid import Grid, parse_arm, parse_regime, runs
 from drpo.lab.outcome import (
@@ -76,14 +78,13 @@ def trained_here(folder: Path, cells: list[Path], *_: object) -> tuple[Compariso
     return read_comparison(folder), None
 
 
-def comparing_elsewhere(folder: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """A process that trains the cells of a folder."""
-    script = (
-        "import sys; from pathlib import Path; from drpo.lab.compare import *; from drpo.lab.crew import Crew\n"
-        "folder = Path(sys.argv[1])\n"
-        f"compare(folder, begun(folder), Crew({jobs}, 1), lambda work: None, print)"
+def comparing_elsewhere(folder: Path, jobs: int) -> BaseProcess:
+    """A process that trains the cells of a folder; a fork, which imports nothing."""
+    process = get_context("fork").Process(
+        target=compare, args=(folder, begun(folder), Crew(jobs, 1), lambda work: None, print)
     )
-    return subprocess.Popen([sys.executable, "-c", script, str(folder)])
+    process.start()
+    return process
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
@@ -180,9 +181,9 @@ def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
     for child in psutil.Process(process.pid).children(recursive=True):
         child.send_signal(signal.SIGKILL)
     process.kill()
-    process.wait()
+    process.join()
     assert not all(read_cell(c).over for c in cells)
-    again = trained(tmp_path, cells)
+    again, _ = trained_here(tmp_path, cells)
     assert {c.status for c in again.cells} == {FINISHED}
     assert again.cells == tuple(c for c in read_comparison(whole).cells if c.seed == 0)
     assert not any((c / "checkpoints").exists() for c in cells)
@@ -196,7 +197,7 @@ def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path
     wait_for(lambda: bool(read_records(cells[0] / METRICS)))
     (child,) = psutil.Process(process.pid).children()
     process.kill()
-    process.wait()
+    process.join()
     _, alive = psutil.wait_procs([child], timeout=60)
     assert not alive
     assert (cells[0] / "checkpoints").exists()  # it finished its step and saved
@@ -220,8 +221,9 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
 
 def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(tmp_path: Path):
     base = tiny_run(steps=3, updates=1, refresh_every=3, learning_rate=1e-2, max_skipped=0)  # from step 2 on off-policy
-    cells = runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken", "worlds:EXITS", "none"))
-    found = {c.objective: c for c in trained(tmp_path, prepare(tmp_path, cells), jobs=1).cells}
+    trained_here(tmp_path, prepare(tmp_path, runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken"))))
+    trained(tmp_path, prepare(tmp_path, runs(base, grid("worlds:EXITS", "none"))), jobs=1)
+    found = {c.objective: c for c in read_comparison(tmp_path).cells}
     breaks = found["worlds:BREAKS_LATER"]
     assert (breaks.status, breaks.rewards[-1], len(breaks.rewards)) == (DIVERGED, 0.0, 3)
     assert "in step 2" in str(breaks.reason) and final(breaks) == 0.0 and has_collapsed(breaks)

@@ -511,7 +511,7 @@ def _script(text, made=[]):  # noqa: B006 (kept alive with the module)
 
 
 def test_in_the_pool_an_endless_program_is_a_wrong_answer_and_leaves_nothing():
-    texts = [RIGHT, "while True: pass", "import os\nos._exit(0)", "x"]
+    texts = [RIGHT, "import time\nwhile True: time.sleep(1)", "import os\nos._exit(0)", "x"]
     with RewardPool(PythonTests(seconds=6.0, isolated=False), Marking(processes=2, seconds=200)) as pool:
         marks = pool.score([(asked(*ADD), text) for text in texts])
     assert [(m.score, m.failure) for m in marks] == [(1.0, None), (0.0, None), (0.0, None), (0.0, None)]

@@ -290,7 +290,7 @@ def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
 def test_a_hang_is_over_at_its_deadline(pool, deed):
     start = time.perf_counter()
     assert outcomes(pool.score(asking([deed]))) == [OUTCOMES[deed]]
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60  # and not for ever, as it would: other processes may have the cores
 
 
 FORKS = ["fork", "fork and leave", "fork a daemon", "fork and hang", "fork and die"]

@@ -6,13 +6,14 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+import reasoning_gym.utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-import drpo.tasks.rows
 from drpo.errors import InputError
 from drpo.rewards import exact_number, math_verify
 from drpo.spelling import format_call, parse_any
@@ -148,6 +149,10 @@ def test_gym_problems_carry_the_system_message_and_what_the_scorer_needs():
     assert len(problem.data["metadata"]["numbers"]) == 4
     assert "<answer>" in ReasoningGym("countdown").sample(1, 0, 0)[0].system
     assert task.reward(problem, f"I say <answer>{problem.answer}</answer>") == 1.0
+
+
+def test_gym_asks_as_the_library_does():
+    assert ReasoningGym("countdown").system == reasoning_gym.utils.SYSTEM_PROMPTS["default"]
 
 
 def test_gym_seeds_are_different_streams():
@@ -489,7 +494,7 @@ def hub(monkeypatch):
             for i in range(10)
         ]
 
-    monkeypatch.setattr(drpo.tasks.rows, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", load)
     return asked
 
 
@@ -515,7 +520,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     def load(source, config, split, trust_remote_code):
         raise ConnectionError("no route\nto the hub")
 
-    monkeypatch.setattr(drpo.tasks.rows, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", load)
     with refused(
         "'data/gsm8k' is neither a file or folder here nor a hub dataset that can be loaded "
         "(config None, split 'train'): ConnectionError: no route"

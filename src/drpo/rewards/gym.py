@@ -5,17 +5,16 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS, create_dataset
-from reasoning_gym.utils import extract_answer
-
 from drpo.errors import InputError, nearest
+from drpo.lazily import lazily
 from drpo.types import Problem
+
+reasoning_gym = lazily("reasoning_gym")
 
 _OURS = ("seed", "size")
 
 
-def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) -> ProceduralDataset:
+def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) -> Any:
     """Make a reasoning-gym dataset.
 
     Args:
@@ -25,7 +24,7 @@ def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) 
         size: how many items it has.
 
     Returns:
-        The dataset.
+        The dataset: a `reasoning_gym.dataset.ProceduralDataset`.
 
     Raises:
         InputError: there is no such dataset or argument, or the dataset refuses a value.
@@ -34,16 +33,17 @@ def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) 
         >>> make_dataset("basic_arithmetic", {"min_terms": 2, "max_terms": 2}, seed=0, size=1)[0]["question"]
         'Calculate -1515 / 15.'
     """
-    if name not in DATASETS:
-        raise InputError(f"unknown reasoning-gym dataset {name!r}{nearest(name, sorted(DATASETS))}")
-    known = [f.name for f in fields(DATASETS[name][1]) if f.name not in _OURS]
+    datasets = reasoning_gym.factory.DATASETS
+    if name not in datasets:
+        raise InputError(f"unknown reasoning-gym dataset {name!r}{nearest(name, sorted(datasets))}")
+    known = [f.name for f in fields(datasets[name][1]) if f.name not in _OURS]
     for argument in arguments:
         if argument in _OURS:
             raise InputError(f"reasoning-gym dataset {name!r}: {argument!r} is set by the task, not by its arguments")
         if argument not in known:
             raise InputError(f"reasoning-gym dataset {name!r} has no argument {argument!r}{nearest(argument, known)}")
     try:
-        return create_dataset(name, **arguments, seed=seed, size=size)
+        return reasoning_gym.create_dataset(name, **arguments, seed=seed, size=size)
     except (AssertionError, ValueError, TypeError) as error:  # the library checks its configs with assert
         raise InputError(f"reasoning-gym dataset {name!r} with {dict(arguments)}: {error}") from None
 
@@ -67,7 +67,7 @@ class GymScore:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @cached_property
-    def _dataset(self) -> ProceduralDataset:
+    def _dataset(self) -> Any:
         return make_dataset(self.name, self.arguments, seed=0, size=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -87,7 +87,7 @@ class GymScore:
         Raises:
             Exception: the scorer fails on the reference answer too, so it is not the text's fault.
         """
-        answer = extract_answer(text)
+        answer = reasoning_gym.utils.extract_answer(text)
         try:
             return float(self._dataset.score_answer(text.strip() if answer is None else answer, problem.data))
         except Exception:

@@ -6,8 +6,6 @@ from functools import cached_property, lru_cache
 from itertools import count, islice
 from typing import Any
 
-from reasoning_gym.utils import SYSTEM_PROMPTS
-
 from drpo.errors import InputError
 from drpo.rewards import Reward
 from drpo.rewards.gym import GymScore, make_dataset
@@ -15,6 +13,15 @@ from drpo.seeds import derive
 from drpo.types import Problem
 
 Entry = Mapping[str, Any]
+
+SYSTEM = """\
+Given a problem, your task is to answer the question by thinking step-by-step in a clear and specific manner.
+Once you have thought about the reasoning process, provide the answer in the following format:
+<answer>answer here</answer>
+Do not explain your reasoning inside the answer tags, provide only the final answer. When an example is provided, you \
+should strictly follow the format of the output/answer in that example.
+"""
+"""The library's own, which importing it for would take a second."""
 
 _HELD_OUT_SHARE = 4  # one question in so many is held out
 _CHUNK = 64  # some datasets lay out all their items when they are made, so a stream is made of many small ones
@@ -49,7 +56,7 @@ class ReasoningGym:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     seed: int = 0
-    system: str | None = SYSTEM_PROMPTS["default"]
+    system: str | None = SYSTEM
 
     def __post_init__(self) -> None:
         make_dataset(self.name, self.arguments, seed=0, size=1)  # refuse what cannot work before the run begins

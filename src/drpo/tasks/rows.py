@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-from datasets import load_dataset
 
 from drpo.errors import InputError, nearest
+from drpo.lazily import lazily
 
+datasets = lazily("datasets")
 Row = Mapping[str, Any]
 _HALF = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -154,7 +155,7 @@ def _decode(text: str, where: str) -> Any:
 
 def _read_hub(source: str, split: str, config: str | None) -> list[Row]:
     try:
-        rows: list[Row] = list(load_dataset(source, config, split=split, trust_remote_code=False))
+        rows: list[Row] = list(datasets.load_dataset(source, config, split=split, trust_remote_code=False))
         return rows
     except Exception as error:  # the hub's client lets through whatever its transport raises
         raise InputError(
