@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Records = Sequence[Mapping[str, Any]]
+ENOUGH = 5
+"""Steps of a run of which at least one must have a signal, or the run is no success."""
 FIRST_WARNING = 3
 """Steps in a row without a gradient before it is said; it is said again each time their number has doubled."""
 _MOSTLY = 0.5
@@ -139,12 +141,12 @@ def counted(metrics: Records) -> dict[str, Any]:
 
 
 def learnt_nothing(summary: Mapping[str, Any]) -> bool:
-    """Whether not one step of a finished run of 3 steps or more had a signal: no success.
+    """Whether not one step of a finished run of 5 steps or more had a signal: no success. Fewer may lack luck alone.
 
     Args:
         summary: of summary.json.
     """
-    return bool(summary["finished"]) and FIRST_WARNING <= summary["steps"] == summary["no_signal_steps"]
+    return bool(summary["finished"]) and ENOUGH <= summary["steps"] == summary["no_signal_steps"]
 
 
 def _without_signal(metrics: Records) -> Records:
