@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from drpo import cli
 from drpo.errors import InputError
+from drpo.files import write_text
 from drpo.ranks import Ranks
 from drpo.rollout import TransformersEngine
 from drpo.train import checkpoint, session, stop
@@ -78,11 +79,14 @@ def test_records_that_do_not_fit_leave_the_file_as_it_was(tmp_path: Path):
     before = path.read_bytes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as caught:
             log.write(METRICS, {"step": 2}, {"step": 2, "text": "x" * 100})
+        with pytest.raises(OSError) as caught_too:
+            write_text(tmp_path / "summary.json", "x" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
+    assert [caught.value.filename, caught_too.value.filename] == [str(path), str(tmp_path / "summary.json")]
 
 
 def test_broken_text_is_recorded(tmp_path: Path):

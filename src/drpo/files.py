@@ -47,11 +47,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be written, what is there is no file; name another")
     scratch = _beside(path)
     try:
-        with open(scratch, "x+b", opener=opened_here) as file:
+        with naming(path), open(scratch, "x+b", opener=opened_here) as file:
             yield file
         scratch.replace(path)
     except BaseException:  # a full disk among others: what is half written takes the room that is lacking
         scratch.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system refuses inside say of which file or folder: of a write it does not, as on a full disk.
+
+    Args:
+        path: that is written.
+
+    Example:
+        >>> try:
+        ...     with naming(Path("a.txt")):
+        ...         raise OSError(28, "No space left on device")
+        ... except OSError as error:
+        ...     error.filename
+        'a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 

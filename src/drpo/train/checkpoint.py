@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from drpo.errors import InputError
-from drpo.files import SCRATCH, remove
+from drpo.files import SCRATCH, naming, remove
 from drpo.ranks import ALONE, Ranks
 from drpo.train.stored import OPTIMIZER as OPTIMIZER
 from drpo.train.stored import STATE as STATE
@@ -63,7 +63,8 @@ def save(
         scratch.mkdir()
     ranks.meet()
     try:
-        _fill(scratch, progress, trainable, optimizer, also, ranks)
+        with naming(final):
+            _fill(scratch, progress, trainable, optimizer, also, ranks)
     except BaseException:  # a full disk among others: what is half written takes the room that is lacking
         shutil.rmtree(scratch, ignore_errors=True)
         raise
