@@ -5,6 +5,7 @@ never followed. What a killed process leaves half written ends in `.writing`.
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -59,8 +60,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def naming(path: Path) -> Iterator[None]:
     """Let what the system refuses inside say of which file or folder: of a write it does not, as on a full disk.
 
+    Libraries written in Rust raise errors of their own, which have the system's number in their words alone.
+
     Args:
         path: that is written.
+
+    Raises:
+        OSError: in place of theirs too.
 
     Example:
         >>> try:
@@ -75,6 +81,11 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+    except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def is_stream(path: Path) -> bool:

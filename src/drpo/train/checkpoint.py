@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -126,12 +125,8 @@ def write(
         starts = {name: start for name, (_, start) in rows.items() if start}
         path = scratch / f"{prefix}{kind.replace('.', f'{part}.')}"
         whole = {name: local.contiguous() for name, (local, _) in rows.items()}
-        try:
+        with naming(path):
             save_file(whole, path, {"starts": json.dumps(starts)})
-        except SafetensorError as error:
-            if number := re.search(r"os error (\d+)", str(error)):  # a full disk, a quota, a disk that fails
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-            raise
         written.append(path)
     return written
 
