@@ -101,6 +101,17 @@ def test_a_lock_that_cannot_be_removed_does_not_hide_what_ended_the_run(
         raise InputError("what ended it")
 
 
+def test_no_file_is_rewound_where_one_cannot_be_read(tmp_path: Path):
+    log = RunLog(tmp_path)
+    for file in (METRICS, ROLLOUTS):
+        log.write(file, {"step": 1}, {"step": 2})
+    (tmp_path / ROLLOUTS).open("a").write("null\n")
+    before = (tmp_path / METRICS).read_bytes()
+    with pytest.raises(InputError, match="not a record"):
+        RunLog(tmp_path).rewind(1)
+    assert (tmp_path / METRICS).read_bytes() == before
+
+
 def test_broken_text_is_recorded(tmp_path: Path):
     RunLog(tmp_path).write(ROLLOUTS, {"step": 1, "text": "half a pair: \udcff"})
     assert read_records(tmp_path / ROLLOUTS) == [{"step": 1, "text": "half a pair: ?"}]

@@ -132,7 +132,7 @@ def opened_here(path: str, flags: int) -> int:
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file that is no link to `size` bytes."""
-    with open(path, "r+b", opener=opened_here) as file:
+    with naming(path), open(path, "r+b", opener=opened_here) as file:
         file.truncate(size)
 
 

@@ -228,7 +228,23 @@ def _leaving(right):
     return wrong
 
 
+def _file_by_file(right):
+    def wrong(self, step):
+        files = self._files
+        for self._files in ((file,) for file in files):
+            right(self, step)
+        self._files = files
+
+    return wrong
+
+
 REPLACEMENTS = (
+    Replacement(
+        "files are rewound before it is known that all can be read",
+        "drpo.train.log:RunLog.rewind",
+        _file_by_file,
+        (f"{F}test_no_file_is_rewound_where_one_cannot_be_read",),
+    ),
     Replacement(
         "a run that ended before it began leaves an empty file for stacks",
         "drpo.train.watchdog:Watchdog.__exit__",

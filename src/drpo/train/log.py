@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drpo.credentials import without_password
 from drpo.errors import InputError
-from drpo.files import naming, opened_here, write_text
+from drpo.files import naming, opened_here, truncate, write_text
 from drpo.train.records import EVALUATIONS as EVALUATIONS
 from drpo.train.records import FILES, Sum, read_line, read_written
 from drpo.train.records import METRICS as METRICS
@@ -112,15 +112,21 @@ class RunLog:
                     os.fsync(out.fileno())
 
     def rewind(self, step: int) -> None:
-        """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short."""
+        """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short.
+
+        Raises:
+            InputError: one of the files cannot be read; then none is changed.
+        """
+        ends = {}
         for file in self._files:
             path = self.folder / file
             if os.path.lexists(path):
-                with naming(path), open(path, "rb+", opener=opened_here) as out:
-                    end = _end_of(path, step) if path.stat().st_size else 0
-                    out.truncate(end)
-                known = self._written.pop(file, Sum())  # what `require` has read is not read again
-                self._written[file] = (known if known.bytes <= end else Sum()).read(path)
+                with naming(path), open(path, "rb+", opener=opened_here):
+                    ends[file] = _end_of(path, step) if path.stat().st_size else 0
+        for file, end in ends.items():
+            truncate(self.folder / file, end)
+            known = self._written.pop(file, Sum())  # what `require` has read is not read again
+            self._written[file] = (known if known.bytes <= end else Sum()).read(self.folder / file)
 
 
 def _end_of(path: Path, step: int) -> int:

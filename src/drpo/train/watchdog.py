@@ -51,7 +51,11 @@ class Watchdog(Silent):
             self._its_own = not self._path.exists()
             # behind the last time's, where it began again
             self._file = open(self._path, "a", encoding="utf-8", opener=opened_here)
-            self._arm()
+            try:
+                self._arm()
+            except BaseException:  # no thread is to be had
+                self._leave()
+                raise
         return self
 
     def started(self, run: Run, folder: Path, step: int) -> None:
@@ -70,6 +74,9 @@ class Watchdog(Silent):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         if self._file is not None:
             self._disarm()
             self._file.close()
