@@ -1,5 +1,6 @@
 """Nothing that is done is lost, and nothing that was not done is claimed, whatever comes between."""
 
+import errno
 import json
 import os
 import resource
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 
 from drpo import cli
 from drpo.errors import InputError
+from drpo.files import write_text
 from drpo.ranks import Ranks
 from drpo.rollout import TransformersEngine
 from drpo.train import checkpoint, session, stop
 from drpo.train.checkpoint import require_sound
-from drpo.train.lock import LOCK
+from drpo.train.lock import LOCK, locked
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, RunLog, read_records
 from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS
@@ -78,11 +80,36 @@ def test_records_that_do_not_fit_leave_the_file_as_it_was(tmp_path: Path):
     before = path.read_bytes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as caught:
             log.write(METRICS, {"step": 2}, {"step": 2, "text": "x" * 100})
+        with pytest.raises(OSError) as caught_too:
+            write_text(tmp_path / "summary.json", "x" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
+    assert [caught.value.filename, caught_too.value.filename] == [str(path), str(tmp_path / "summary.json")]
+
+
+def test_a_lock_that_cannot_be_removed_does_not_hide_what_ended_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(InputError, match="what ended it"), locked(tmp_path):
+        raise InputError("what ended it")
+
+
+def test_no_file_is_rewound_where_one_cannot_be_read(tmp_path: Path):
+    log = RunLog(tmp_path)
+    for file in (METRICS, ROLLOUTS):
+        log.write(file, {"step": 1}, {"step": 2})
+    (tmp_path / ROLLOUTS).open("a").write("null\n")
+    before = (tmp_path / METRICS).read_bytes()
+    with pytest.raises(InputError, match="not a record"):
+        RunLog(tmp_path).rewind(1)
+    assert (tmp_path / METRICS).read_bytes() == before
 
 
 def test_broken_text_is_recorded(tmp_path: Path):

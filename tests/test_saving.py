@@ -1,5 +1,6 @@
 """What leaves the trainer is what was trained: state, checkpoint, folder, export; what cannot be saved is refused."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,22 @@ def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
     with pytest.raises(InputError, match=f"model.unsound.*{said}"):
         save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
     assert [path.name for path in tmp_path.iterdir()] == ["model.unsound"]
+
+
+def test_a_disk_that_is_full_while_the_model_is_written_is_no_fault_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, tokenizer = models.tiny()
+
+    def full(folder: Path, **_: Any) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full)
+    for save in (lambda: save_model(model, tokenizer, tmp_path / "model"), lambda: require_savable(model, tokenizer)):
+        with pytest.raises(OSError) as caught:
+            save()
+        assert caught.value.errno == errno.ENOSPC and "model" in caught.value.filename
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedModel, tmp_path: Path):

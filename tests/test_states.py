@@ -71,8 +71,8 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"drpo.cli.train.{name}", lambda folder, run: None)
 
 
-def begin(folder: Path) -> int:
-    return cli.main([*BEGIN, "--out", str(folder)])
+def begin(folder: Path, *more: str) -> int:
+    return cli.main([*BEGIN, *more, "--out", str(folder)])
 
 
 def go_on(folder: Path) -> int:
@@ -153,6 +153,22 @@ def test_a_run_that_ends_before_its_first_checkpoint_is_gone_on_from(
         assert begin(tmp_path / "run") != 0
     (tmp_path / "run" / "old.writing").touch()  # as if it had been killed besides
     assert_goes_on(whole[0], tmp_path / "run")
+
+
+def test_a_run_that_is_killed_behind_its_last_step_and_before_its_first_checkpoint_is_gone_on_from(
+    whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def dies(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(session.Session, "_end", dies)
+        begin(tmp_path, "--checkpoint-every", "0")
+    assert not (tmp_path / "checkpoints").exists()
+    assert go_on(tmp_path) == 0
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
+        whole[0] / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("said", [None, "", '{"name": "smo'], ids=["missing", "empty", "half"])

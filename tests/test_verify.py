@@ -57,6 +57,21 @@ def spoilt(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize("said", ["[" * 10**5, '{"step": 2, "records": {"metrics.jsonl": 3}}'], ids=["deep", "records"])
+def test_a_checkpoint_whose_state_makes_no_sense_is_one_line(
+    stopped: Path, copy: Callable[[Path], Path], capsys: pytest.CaptureFixture[str], said: str
+):
+    folder = copy(stopped)
+    for state in folder.glob("checkpoints/*/state.json"):
+        state.write_text(said)
+    wrong = [part.name for part in verify(folder) if not part.sound]
+    assert wrong == [f"checkpoints/{path.name}" for path in sorted(folder.glob("checkpoints/*"))]
+    assert cli.main(["export", str(folder), str(folder / "exported")]) == 2
+    assert "state.json cannot be read" in capsys.readouterr().err
+    with pytest.raises(InputError, match="cannot be read"):
+        train(RUN, folder)
+
+
 CHANGES = [(METRICS, Path.unlink, "missing"), (ROLLOUTS, without_first, "c"), (EVALUATIONS, spoilt, "changed"),
            (METRICS, without_last, "cut"), (ROLLOUTS, lambda path: path.write_bytes(b""), "cut")]  # fmt: skip
 

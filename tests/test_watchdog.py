@@ -98,3 +98,22 @@ def test_a_run_that_goes_on_is_left_alone(seconds: float, tmp_path: Path):
     with Watchdog(tmp_path, seconds) as watchdog:
         summary = train(tiny_run(), tmp_path, watchdog)
     assert summary["finished"] and not (tmp_path / STALLED).exists()
+
+
+def test_where_no_thread_is_to_be_had_no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", fails)
+    with pytest.raises(RuntimeError, match="thread"), Watchdog(tmp_path, 60.0):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_run_that_ends_before_it_begins_leaves_the_file_only_where_it_found_it(tmp_path: Path, found: bool):
+    if found:
+        (tmp_path / STALLED).touch()  # of the process that is at this run
+    with pytest.raises(OSError, match="full"), Watchdog(tmp_path, 60.0):
+        raise OSError("full")
+    assert (tmp_path / STALLED).exists() == found

@@ -5,6 +5,7 @@ never followed. What a killed process leaves half written ends in `.writing`.
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -47,12 +48,44 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be written, what is there is no file; name another")
     scratch = _beside(path)
     try:
-        with open(scratch, "x+b", opener=opened_here) as file:
+        with naming(path), open(scratch, "x+b", opener=opened_here) as file:
             yield file
         scratch.replace(path)
     except BaseException:  # a full disk among others: what is half written takes the room that is lacking
         scratch.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system refuses inside say of which file or folder: of a write it does not, as on a full disk.
+
+    Libraries written in Rust raise errors of their own, which have the system's number in their words alone.
+
+    Args:
+        path: that is written.
+
+    Raises:
+        OSError: in place of theirs too.
+
+    Example:
+        >>> try:
+        ...     with naming(Path("a.txt")):
+        ...         raise OSError(28, "No space left on device")
+        ... except OSError as error:
+        ...     error.filename
+        'a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def is_stream(path: Path) -> bool:
@@ -108,7 +141,7 @@ def opened_here(path: str, flags: int) -> int:
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file that is no link to `size` bytes."""
-    with open(path, "r+b", opener=opened_here) as file:
+    with naming(path), open(path, "r+b", opener=opened_here) as file:
         file.truncate(size)
 
 

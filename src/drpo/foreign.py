@@ -75,7 +75,7 @@ def base_of(folder: Path) -> str | None:
         return None
     try:
         base = json.loads(file.read_text())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         base = None
     # A colon would name code, module:function, which a folder of weights has no business to run.
     if not isinstance(base, str) or not base or (":" in base and not Path(base).is_dir()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
+from drpo.files import naming
 from drpo.models import named_tensors, persistent_buffers
 from drpo.precision import FP32, Precision, lower_through
 
@@ -49,7 +50,7 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     if quantizer is not None and not quantizer.is_serializable():
         raise InputError(f"model {kind.__name__}: it is loaded quantized and cannot be saved; give plain weights")
     try:
-        with TemporaryDirectory(prefix="drpo-model-") as folder:
+        with TemporaryDirectory(prefix="drpo-model-") as folder, naming(Path(folder)):
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -120,12 +121,13 @@ def save_model(
     scratch = folder.with_name(f"{folder.name}.{UNSOUND}")
     _clear(scratch)
     try:
-        scratch.mkdir(parents=True)
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        _level_modes(scratch)
-    except OSError:
-        _clear(scratch)
+        with naming(scratch):
+            scratch.mkdir(parents=True)
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            _level_modes(scratch)
+    except OSError:  # a full disk among others: what is half written takes the room that is lacking
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
     except Exception as error:
         raise InputError(f"{scratch}: the model cannot be written: {_line(error)}") from None

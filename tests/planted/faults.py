@@ -1,5 +1,8 @@
 """Mistakes about what is done, what is claimed and what is made up, when something comes between."""
 
+import json
+from contextlib import nullcontext
+
 from planted import Bug, Replacement
 
 F = "tests/test_faults.py::"
@@ -211,12 +214,75 @@ def _looking_first(right):
     return wrong
 
 
+def _having_all_steps(right):
+    from drpo.train.log import read_json, read_records
+
+    return lambda folder: len(read_records(folder / "metrics.jsonl")) >= read_json(folder / "config.json")["steps"]
+
+
+def _leaving(right):
+    def wrong(self, *about):
+        right(self, *about)
+        self._path.touch()
+
+    return wrong
+
+
+def _file_by_file(right):
+    def wrong(self, step):
+        files = self._files
+        for self._files in ((file,) for file in files):
+            right(self, step)
+        self._files = files
+
+    return wrong
+
+
 REPLACEMENTS = (
     Replacement(
+        "files are rewound before it is known that all can be read",
+        "drpo.train.log:RunLog.rewind",
+        _file_by_file,
+        (f"{F}test_no_file_is_rewound_where_one_cannot_be_read",),
+    ),
+    Replacement(
+        "a run that ended before it began leaves an empty file for stacks",
+        "drpo.train.watchdog:Watchdog.__exit__",
+        _leaving,
+        (f"{W}test_a_run_that_ends_before_it_begins_leaves_the_file_only_where_it_found_it[False]",),
+    ),
+    Replacement(
+        "a write that the system refuses does not say of which file",
+        "drpo.files:naming",
+        lambda right: lambda path: nullcontext(),
+        (
+            f"{F}test_records_that_do_not_fit_leave_the_file_as_it_was",
+            "tests/test_saving.py::test_a_disk_that_is_full_while_the_model_is_written_is_no_fault_of_the_model",
+        ),
+    ),
+    Replacement(
+        "a lock that cannot be removed hides what ended the run",
+        "drpo.train.lock:suppress",
+        lambda right: lambda *kinds: nullcontext(),
+        (f"{F}test_a_lock_that_cannot_be_removed_does_not_hide_what_ended_the_run",),
+    ),
+    Replacement(
+        "a checkpoint's state is read without a thought for what it may hold",
+        "drpo.train.stored:parse_json",
+        lambda right: lambda text: json.loads(text),
+        (f"{V}a_checkpoint_whose_state_makes_no_sense_is_one_line[deep]",),
+    ),
+    Replacement(
         "a run that ended before its first checkpoint is taken for one that is done",
-        "drpo.cli.train:summarise",
-        lambda right: lambda *given: right(*given) | {"finished": True},
+        "drpo.cli.train:is_finished",
+        lambda right: lambda folder: True,
         (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[a reward]",),
+    ),
+    Replacement(
+        "a run whose steps are all recorded is taken for one that is done",
+        "drpo.cli.train:is_finished",
+        _having_all_steps,
+        (f"{S}a_run_that_is_killed_behind_its_last_step_and_before_its_first_checkpoint_is_gone_on_from",),
     ),
     Replacement(
         "a configuration that is half written is taken for a run",

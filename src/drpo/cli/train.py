@@ -36,6 +36,7 @@ from drpo.train.records import FILES
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
+from drpo.train.verify import is_finished
 from drpo.train.watch import Together
 from drpo.train.watchdog import Watchdog
 
@@ -119,8 +120,8 @@ def _train(arguments: list[str], ranks: Ranks) -> int:
         resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
         stored = at_server(open_run(folder, resumed.own_code), folder, resumed.engine)
         with reading(folder):
-            # What is summed up at the end has to be readable before hours are spent.
-            if summarise(folder, stored)["finished"] and not (folder / CHECKPOINTS).exists():
+            summarise(folder, stored)  # what is summed up at the end has to be readable before hours are spent
+            if is_finished(folder) and not (folder / CHECKPOINTS).exists():
                 raise InputError(f"{folder}: done, without a checkpoint, as a comparison's cells are; nothing to do")
         with _made("--resume", folder, ranks):
             return _run(stored, folder, resumed, ranks)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from drpo.errors import InputError
-from drpo.files import SCRATCH, remove
+from drpo.files import SCRATCH, naming, remove
 from drpo.ranks import ALONE, Ranks
 from drpo.train.stored import OPTIMIZER as OPTIMIZER
 from drpo.train.stored import STATE as STATE
@@ -63,7 +62,8 @@ def save(
         scratch.mkdir()
     ranks.meet()
     try:
-        _fill(scratch, progress, trainable, optimizer, also, ranks)
+        with naming(final):
+            _fill(scratch, progress, trainable, optimizer, also, ranks)
     except BaseException:  # a full disk among others: what is half written takes the room that is lacking
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -125,12 +125,8 @@ def write(
         starts = {name: start for name, (_, start) in rows.items() if start}
         path = scratch / f"{prefix}{kind.replace('.', f'{part}.')}"
         whole = {name: local.contiguous() for name, (local, _) in rows.items()}
-        try:
+        with naming(path):
             save_file(whole, path, {"starts": json.dumps(starts)})
-        except SafetensorError as error:
-            if number := re.search(r"os error (\d+)", str(error)):  # a full disk, a quota, a disk that fails
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-            raise
         written.append(path)
     return written
 

@@ -3,7 +3,7 @@
 import errno
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drpo.errors import InputError
@@ -30,4 +30,5 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that became read-only: what ended the run is to be said, not that
+                path.unlink()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drpo.credentials import without_password
 from drpo.errors import InputError
-from drpo.files import opened_here, write_text
+from drpo.files import naming, opened_here, truncate, write_text
 from drpo.train.records import EVALUATIONS as EVALUATIONS
 from drpo.train.records import FILES, Sum, read_line, read_written
 from drpo.train.records import METRICS as METRICS
@@ -68,7 +68,7 @@ class RunLog:
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         data = text.encode("utf-8", "replace")  # half a surrogate pair, as broken output may have
         left, both = memoryview(data), known.plus(data)
-        with open(path, "ab", buffering=0, opener=opened_here) as out:
+        with naming(path), open(path, "ab", buffering=0, opener=opened_here) as out:
             before = out.tell()
             if before != known.bytes:
                 raise InputError(
@@ -108,19 +108,25 @@ class RunLog:
         """Force everything written to the disk; called before a checkpoint that counts on it."""
         for path in (self.folder / file for file in self._files):
             if path.exists():
-                with open(path, "rb+", opener=opened_here) as out:
+                with naming(path), open(path, "rb+", opener=opened_here) as out:
                     os.fsync(out.fileno())
 
     def rewind(self, step: int) -> None:
-        """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short."""
+        """Forget what a run wrote past the checkpoint after `step` steps, including a line that a crash cut short.
+
+        Raises:
+            InputError: one of the files cannot be read; then none is changed.
+        """
+        ends = {}
         for file in self._files:
             path = self.folder / file
             if os.path.lexists(path):
-                with open(path, "rb+", opener=opened_here) as out:
-                    end = _end_of(path, step) if path.stat().st_size else 0
-                    out.truncate(end)
-                known = self._written.pop(file, Sum())  # what `require` has read is not read again
-                self._written[file] = (known if known.bytes <= end else Sum()).read(path)
+                with naming(path), open(path, "rb+", opener=opened_here):
+                    ends[file] = _end_of(path, step) if path.stat().st_size else 0
+        for file, end in ends.items():
+            truncate(self.folder / file, end)
+            known = self._written.pop(file, Sum())  # what `require` has read is not read again
+            self._written[file] = (known if known.bytes <= end else Sum()).read(self.folder / file)
 
 
 def _end_of(path: Path, step: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from drpo.errors import InputError
 from drpo.files import write_text
+from drpo.train.records import parse_json
 
 WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "sha256"
 
@@ -67,14 +68,16 @@ def require_sound(checkpoint: Path) -> None:
 def read_state(checkpoint: Path) -> tuple[Progress, str, dict[str, str]]:
     """Where the run stood, that record's fingerprint, and file -> checksum; an earlier version wrote none, or more."""
     try:
-        record = json.loads((checkpoint / STATE).read_text())
+        record = parse_json((checkpoint / STATE).read_bytes())
         sums = dict(record.pop(SUMS, {}))
         known = {f.name: record[f.name] for f in fields(Progress) if f.name in record}
         odd = [name for name, value in known.items() if name != "records" and type(value) is not int]
         if odd:
             raise ValueError(f"{odd[0]} is no whole number")
+        if not all(type(written["bytes"]) is int for written in known.get("records", {}).values()):
+            raise ValueError("records has lengths that are no whole numbers")
         return Progress(**known), fingerprint(record), sums
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {checkpoint / STATE} cannot be read: {error}") from None
 
 

@@ -1,6 +1,5 @@
 """Whether everything in a run's folder is what was written, and fits together; read without torch."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from drpo.train.records import (
     METRICS,
     MODEL,
     SUMMARY,
+    parse_json,
     read_json,
     read_lines,
     read_records,
@@ -80,6 +80,18 @@ def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iter
                 yield Part(name, True, said)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run says itself that it has come to its end; one that was killed behind its last step does not.
+
+    Args:
+        folder: of the run.
+    """
+    try:
+        return bool(read_json(folder / SUMMARY).get("finished"))
+    except (FileNotFoundError, InputError):  # `verify` says so of it by itself
+        return False
+
+
 def _config(folder: Path) -> str:
     config = read_json(folder / CONFIG)
     for name, kind in _CONFIG.items():
@@ -129,7 +141,7 @@ def _require_evaluations(folder: Path, steps: list[int]) -> None:
     config = read_json(folder / CONFIG)
     if len(set(steps)) < len(steps):
         raise InputError("a step is there twice")
-    if config.get("eval_problems", 1) and _is_finished(folder):
+    if config.get("eval_problems", 1) and is_finished(folder):
         missing = {0, config["steps"]} - set(steps)
         if missing:
             raise InputError(f"the evaluation after {min(missing)} steps is missing")
@@ -147,18 +159,11 @@ def _checkpoint(checkpoint: Path) -> str:
     return f"{len(sums)} files as they were written" if sums else "no sums, of an earlier version"
 
 
-def _is_finished(folder: Path) -> bool:
-    try:
-        return bool(read_json(folder / SUMMARY).get("finished"))
-    except (FileNotFoundError, InputError):  # a part of its own says so
-        return False
-
-
 def _model(folder: Path) -> str | None:
     model = folder / MODEL
     if not model.is_dir():
         # A comparison's cells leave neither a model nor checkpoints.
-        if _is_finished(folder) and complete(folder / CHECKPOINTS):
+        if is_finished(folder) and complete(folder / CHECKPOINTS):
             raise InputError("missing, though the run is finished; drpo train --resume writes it again")
         return None
     sums = model / SHA256SUMS
@@ -179,7 +184,7 @@ def _require_whole(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise InputError(f"{path.name} is no safetensors file, or cut")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, Any] = parse_json(file.read(length))
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     if path.stat().st_size != 8 + length + max(ends, default=0):
         raise InputError(f"{path.name} is cut, or too long")

@@ -41,21 +41,26 @@ class Watchdog(Silent):
         self._seconds = seconds
         self._then = then
         self._doing, self._step = "starting", 0
-        self._began = False
+        self._its_own = False  # whether the file is
         self._timer: threading.Timer | None = None
         self._file: TextIO | None = None
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._its_own = not self._path.exists()
             # behind the last time's, where it began again
             self._file = open(self._path, "a", encoding="utf-8", opener=opened_here)
-            self._arm()
+            try:
+                self._arm()
+            except BaseException:  # no thread is to be had
+                self._leave()
+                raise
         return self
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """Count from here."""
-        self._step, self._began = step, True
+        self._step, self._its_own = step, True
 
     def phase(self, name: str) -> None:
         """Something else begins, so what went before has ended."""
@@ -69,12 +74,15 @@ class Watchdog(Silent):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         if self._file is not None:
             self._disarm()
             self._file.close()
-            # A process that was refused leaves the file to the one that is at this run.
+            # A process that was refused leaves the file that it found to the one that is at this run.
             with suppress(OSError):  # the folder may be gone; what ended the run is to be said, not that
-                if self._began and not self._path.stat().st_size:
+                if self._its_own and not self._path.stat().st_size:
                     self._path.unlink()
 
     def _arm(self) -> None:
