@@ -77,6 +77,15 @@ def test_what_grows_is_not_opened_through_a_link(run: Path, victim: Path, what: 
     assert victim.read_text() == SECRET
 
 
+@pytest.mark.parametrize("what", WRITERS)
+def test_what_grows_is_not_written_where_it_has_another_name(run: Path, victim: Path, what: str):
+    for name in (METRICS, STALLED):
+        os.link(victim, run / name)
+    with pytest.raises(InputError, match="hard links"):
+        WRITERS[what](run / METRICS)
+    assert victim.read_text() == SECRET
+
+
 def test_a_report_replaces_a_link(run: Path, victim: Path):
     write_run(run)
     for name in ("report.html", "report.html.writing"):

@@ -89,11 +89,17 @@ def opened_here(path: str, flags: int) -> int:
     """Open a file that is no link, for `open(..., opener=opened_here)`: one that grows, or is locked.
 
     Raises:
-        InputError: it is a link, or no file.
+        InputError: it is a link, or no file, or one that has another name too: a hard link.
     """
     with suppress(FileNotFoundError):
-        if not S_ISREG(os.lstat(path).st_mode):
+        found = os.lstat(path)
+        if not S_ISREG(found.st_mode):
             raise InputError(f"{path} is a link or no plain file, and nothing is written through those; remove it")
+        if found.st_nlink > 1:
+            raise InputError(
+                f"{path} has {found.st_nlink} names (hard links), and nothing is written through those; "
+                "put a copy in its place"
+            )
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # opening a pipe would wait for its reader
 
 
