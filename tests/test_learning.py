@@ -62,7 +62,7 @@ def test_a_run_that_learns_has_no_warning_and_its_difference_from_step_0(tmp_pat
     assert [a["difference"] for a in accuracies(old)] == [None, None]
     (tmp_path / EVALUATIONS).write_text("".join(json.dumps(e) + "\n" for e in old[:1]))  # as an earlier version left it
     (tmp_path / "config.json").write_text(json.dumps(to_json(replace(load_run(tmp_path), steps=3))))
-    assert train(load_run(tmp_path), tmp_path)["accuracy_difference"] is None
+    assert train(load_run(tmp_path), tmp_path, accept_records=True)["accuracy_difference"] is None
 
 
 def test_which_steps_are_spoken_of_and_when() -> None:

@@ -176,7 +176,7 @@ def some_groups() -> list[Group]:
     failures = [[raised], [None, late, None], [None, raised], [raised, odd, raised, raised], []]
     return [
         Group(
-            Problem(f"p{i}", "", ""),
+            Problem(f"p{i}", "", "12" if i == 0 else ""),
             tuple(made[i][: len(rewards[i])]),
             torch.tensor(rewards[i]),
             tuple(Unmarked(c, f) for c, f in zip(made[i][len(rewards[i]) :], failures[i], strict=True)),
@@ -197,6 +197,8 @@ def test_rollout_figures_are_the_oracles() -> None:
         "reward_std": rewards.std(),
         "all_right": 2 / 4,  # p1 and p4, of the four groups with a mark
         "all_wrong": 1 / 4,  # p2
+        "frac_reward_zero_std": 1 / 4,  # p1
+        "no_number": 1.0,  # of p0's, whose texts are empty
         "length_terminated": lengths[stopped].mean(),
         "length_truncated": lengths[~stopped].mean(),
         "truncated": (~stopped).mean(),

@@ -20,7 +20,8 @@ def test_names_are_unique() -> None:
 
 def test_every_replacement_finds_its_target() -> None:
     code = "import planted; [r.plant() for r in planted._records('REPLACEMENTS')]"
-    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

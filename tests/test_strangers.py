@@ -279,7 +279,7 @@ def test_the_commands_own_processes_do_not_look_there_either(monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", ["drpo", "--version"])
     assert cli.main() == 0
     assert os.environ["PYTHONSAFEPATH"] == SAFE_PATH
-    monkeypatch.delenv("PYTHONSAFEPATH")
+    del os.environ["PYTHONSAFEPATH"]
 
 
 ADDRESS = "http://10.255.255.1:8000"
@@ -360,7 +360,12 @@ UNPICKLING |= {"cloudpickle.loads", "marshal.loads", "shelve.open", "numpy.load"
 EVALUATING = {"eval", "exec", "compile", "__import__", "runpy.run_path", "os.system", "os.popen"}
 OWN_PICKLES = {"rewards/pool.py", "rewards/worker.py"}
 """Between a process and its own children, of what it has pickled itself."""
-MEANT = {("rewards/sandboxed.py", "exec"), ("rewards/sandboxed.py", "compile"), ("rewards/python.py", "compile")}
+MEANT = {
+    ("rewards/sandboxed.py", "exec"),
+    ("rewards/sandboxed.py", "eval"),
+    ("rewards/sandboxed.py", "compile"),
+    ("rewards/python.py", "compile"),
+}
 """The one place that runs a model's code, inside its sandbox, and a look at whether a test is Python."""
 
 

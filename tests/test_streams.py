@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from drpo import cli
 from drpo.cli.streams import telling
+from drpo.train import log
 from drpo.train.loop import train
 from drpo.train.watch import Silent, Together
 from hand_run import write_run
@@ -177,16 +177,16 @@ def test_a_folder_that_goes_away_is_one_line(
     removes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "run"
-    opened: Callable[..., Any] = Path.open
+    opened = log.opened_here
 
-    def refused(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        if "b" in mode and "a" in mode and path.name == "rollouts.jsonl":
+    def refused(path: str, flags: int) -> int:
+        if flags & os.O_APPEND and Path(path).name == "rollouts.jsonl":
             if removes:
                 os.rename(folder, tmp_path / "elsewhere")
-            raise OSError(errno.ENOENT if removes else errno.EROFS, "not here", str(path))
-        return opened(path, mode, *rest, **named)
+            raise OSError(errno.ENOENT if removes else errno.EROFS, "not here", path)
+        return opened(path, flags)
 
-    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(log, "opened_here", refused)
     assert smoke(monkeypatch, folder, "--plain") == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and err.splitlines()[-1] == f"drpo: {folder / 'rollouts.jsonl'}: not here"

@@ -437,9 +437,13 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
     calls = itertools.count()
 
     def breaks(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, *rest: object) -> Stats:
-        if next(calls) == 2:
-            batch = replace(batch, micro_batches=[replace(m, weight=m.weight * math.nan) for m in batch.micro_batches])
-        return update(policy, optimizer, batch, *rest)
+        if next(calls) != 2:
+            return update(policy, optimizer, batch, *rest)
+        hook = next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * math.nan)
+        try:
+            return update(policy, optimizer, batch, *rest)
+        finally:
+            hook.remove()
 
     monkeypatch.setattr("drpo.train.loop.update", breaks)
     watch = StopsAfter(99)

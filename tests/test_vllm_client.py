@@ -30,6 +30,7 @@ from drpo import cli
 from drpo.cli.serve import ServeOptions, command
 from drpo.credentials import AUTH, TOKEN
 from drpo.errors import EngineError, InputError
+from drpo.models import named_tensors
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
 from drpo.rollout.handover import Handover
@@ -352,7 +353,9 @@ def test_buffers_that_a_checkpoint_holds_go_along():
     model, _ = tiny()
     model.model.register_buffer("scale", torch.tensor([3.0]))
     model.model.register_buffer("made_again", torch.tensor([3.0]), persistent=False)
-    tensors = Handover(model).checkpoint(dict(model.named_parameters()))
+    with pytest.raises(InputError, match=r"lack 'model\.scale'"):
+        Handover(model).checkpoint(dict(model.named_parameters()))
+    tensors = Handover(model).checkpoint(dict(named_tensors(model)))
     assert tensors["model.scale"].item() == 3.0 and "model.made_again" not in tensors
 
 

@@ -273,7 +273,7 @@ def test_it_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """From an empty folder on; the run is in another thread, and slow enough to be seen at work."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=110, height=60)
-    monkeypatch.setattr(command, "Console", lambda **_: console)
+    monkeypatch.setattr(command, "Terminal", lambda **_: console)
 
     class Slow:
         """Watches by taking its time."""

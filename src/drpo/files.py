@@ -85,11 +85,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def opened_here(path: str, flags: int) -> int:
-    """Open a file that is no link, for `open(..., opener=opened_here)`: one that grows, or is locked.
+def require_plain(path: str | Path) -> None:
+    """Refuse a file to be written to that is a link, hard ones too, or no file; one that is not there is plain.
 
     Raises:
-        InputError: it is a link, or no file, or one that has another name too: a hard link.
+        InputError: it is.
     """
     with suppress(FileNotFoundError):
         found = os.lstat(path)
@@ -100,6 +100,15 @@ def opened_here(path: str, flags: int) -> int:
                 f"{path} has {found.st_nlink} names (hard links), and nothing is written through those; "
                 "put a copy in its place"
             )
+
+
+def opened_here(path: str, flags: int) -> int:
+    """Open a file that is no link, for `open(..., opener=opened_here)`: one that grows, or is locked.
+
+    Raises:
+        InputError: it is a link, or no file.
+    """
+    require_plain(path)
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # opening a pipe would wait for its reader
 
 

@@ -54,7 +54,7 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
                 model.generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             model.config.save_pretrained(folder)
-            config = type(model.config).from_pretrained(folder)
+            config = type(model.config).from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             again = _reader(model)._from_config(config)
     except OSError:
@@ -163,7 +163,7 @@ def _unlike(
 ) -> str | None:
     """What is wrong with a folder that was written; None where nothing is."""
     try:
-        model = reader.from_pretrained(folder, dtype=dtype).eval()
+        model = reader.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     except Exception as error:  # whatever it is, nobody else can read it either
         return f"transformers cannot read it ({_line(error)})"
     found = fingerprints(model)

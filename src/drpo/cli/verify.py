@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from drpo.errors import InputError, printable
+from drpo.terminal import Terminal
 from drpo.train.records import CHECKPOINTS, CONFIG, FILES
 from drpo.train.verify import verify as parts_of
 
@@ -25,12 +24,13 @@ def verify(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if len(arguments) != 1:
-        raise InputError(f"verify: name the run's folder, and nothing else; got {' '.join(arguments) or 'nothing'}")
+        given = " ".join(map(repr, arguments)) or "nothing"
+        raise InputError(f"verify: name the run's folder, and nothing else; got {given}")
     folder = Path(arguments[0])
     if not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS, *FILES)):
         raise InputError(f"{folder}: no run there ({CONFIG} is missing)")
     sound = True
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with console.status("") as status:  # on a terminal alone, and gone with the last
         for part in parts_of(folder, lambda name: status.update(f"reading {printable(name)}")):
             sound = sound and part.sound

@@ -308,7 +308,7 @@ def _genuine() -> Callable[[Any], Any]:
                     if kind(part) not in plain:
                         genuine(part)
         try:  # not "is True": what an assert takes for it
-            any_equal = bool(value == nothing) or not value != nothing
+            any_equal = bool(value == nothing) or bool(value != nothing) is False
         except Exception:  # of an array: it is neither
             any_equal = False
         if any_equal:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from drpo.errors import InputError, Interrupted
-from drpo.files import SCRATCH, remove, require_own
+from drpo.files import SCRATCH, remove, require_own, require_plain
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.saving import probe, save_model
@@ -39,6 +39,7 @@ from drpo.train.no_gradient import due, lately, trailing
 from drpo.train.records import CHECKPOINTS as CHECKPOINTS
 from drpo.train.records import CONFIG as CONFIG
 from drpo.train.records import ENVIRONMENT as ENVIRONMENT
+from drpo.train.records import FILES
 from drpo.train.records import MODEL as MODEL
 from drpo.train.records import SUMMARY as SUMMARY
 from drpo.train.rollouts import Rollouts
@@ -117,6 +118,8 @@ class Session:
         with self._ranks.failing_together():
             if self._ranks.first:
                 require_own(self.folder / CHECKPOINTS)
+                for name in FILES:
+                    require_plain(self.folder / name)
                 self._stack.enter_context(locked(self.folder))
         if self._ranks.first:
             _tidy(self.folder)
