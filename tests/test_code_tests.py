@@ -221,6 +221,11 @@ CHEATS = {
     "at exit": "import atexit, os\natexit.register(os._exit, 0)\ndef add(a, b): return 0",
     "assertions of unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\ndef add(a, b): return 0",
     "isclose": "import math\nmath.isclose = lambda *a, **k: True\ndef add(a, b): return 0",
+    "as good as true": "class Any:\n    def __eq__(self, other): return 1\ndef add(a, b): return Any()",
+    "never different": "class Any:\n    def __ne__(self, other): return False\ndef add(a, b): return Any()",
+    "code of unittest": "import unittest\nunittest.TestCase.assertEqual.__code__ = (lambda self, first, second, msg=None: None).__code__\n"
+    "def add(a, b): return 0",
+    "contexts of unittest": "import unittest.case\nunittest.case._AssertRaisesContext.__exit__ = lambda *a: True\ndef add(a, b): return 0",
     "objects of the harness": "import gc\nfor o in gc.get_objects():\n    if callable(o) and getattr(o, '__name__', '') == 'genuine':\n"
     "        o.__code__ = (lambda value: 3).__code__\ndef add(a, b): return 0",
 }  # fmt: skip
@@ -232,19 +237,32 @@ UNTRICKED = {
         {},
     ),
     "isclose": ("import math\nassert math.isclose(add(1, 2), 3)", {}),
+    "different": ("assert not add(1, 2) != 3", {}),
+    "raises": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        with self.assertRaises(ValueError): add(1, 2)",
+        {},
+    ),
 }
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_tests_are_not_skipped_or_satisfied_by_a_trick(cheat):
     special = {"no check": "check", "assertions of unittest": "unittest", "SkipTest": "unittest", "isclose": "isclose"}
+    special |= {"never different": "different", "code of unittest": "unittest", "contexts of unittest": "raises"}
     tests, data = UNTRICKED[special.get(cheat, "asserts")]
     assert marked(tests, CHEATS[cheat], data) == 0.0
+
+
+HASHED = "class Any:\n    def __eq__(self, other): return True\n    def __hash__(self): return 3\n"
 
 
 def test_what_stands_for_nothing_inside_lists_is_found_and_honest_objects_pass():
     tests = "assert add([1], [2]) == [1, 2]"
     assert marked(tests, CHEATS["equal to anything"].replace("return Any()", "return [1, Any()]")) == 0.0
+    for made in ("L([1, Any()])", "D([1, Any()])"):
+        own = "from collections import deque as D\nclass L(list): pass\n" + CHEATS["equal to anything"]
+        assert marked("assert add([1], [2]) == make([1, 2])", f"{own.replace('Any()', made)}\nmake = {made[0]}") == 0.0
+    assert marked("assert add(1, 2) == {3: 1}", f"{HASHED}def add(a, b): return {{Any(): 1}}") == 0.0
     point = "class P:\n    def __init__(self, x): self.x = x\n    def __eq__(self, o): return isinstance(o, P) and self.x == o.x\n"
     assert marked("assert add(P(1), 2) == P(3)", point + "def add(a, b): return P(a.x + b)") == 1.0
 
@@ -257,6 +275,13 @@ def test_right_answers_are_not_where_the_program_runs():
     assert marked({"input": "x", "output": "nothing"}, peep) == 1.0
     job = read_suite(Problem("7", "", "", data={"tests": {"input": "x", "output": "secret"}})).jobs()
     assert "secret" not in json.dumps(job)
+
+
+def test_nothing_tells_a_program_how_long_the_right_answer_is():
+    for words in (["NO", "YES"], ["1", "1000"]):
+        suites = [{"inputs": ["a", "b"], "outputs": outputs} for outputs in (words, words[::-1], words[:1] * 2)]
+        jobs = [read_suite(Problem("7", "", "", data={"tests": tests})).jobs() for tests in suites]
+        assert jobs[0] == jobs[1] == jobs[2]
 
 
 # ---- which block is the program ----

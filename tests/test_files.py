@@ -13,7 +13,7 @@ from drpo.errors import InputError
 from drpo.lab.outcome import CELLS, prepare
 from drpo.report.track import RUN_ID, _known_name
 from drpo.train.lock import LOCK
-from drpo.train.log import FILES, METRICS, RunLog
+from drpo.train.log import FILES, METRICS, RunLog, read_json, write_json
 from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS, CONFIG, ENVIRONMENT, MODEL, SUMMARY
 from drpo.train.watchdog import STALLED, Watchdog
@@ -73,6 +73,15 @@ def test_what_grows_is_not_opened_through_a_link(run: Path, victim: Path, what: 
     for name in (METRICS, STALLED):
         (run / name).symlink_to(victim)
     with pytest.raises(InputError, match="is a link"):
+        WRITERS[what](run / METRICS)
+    assert victim.read_text() == SECRET
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_what_grows_is_not_written_where_it_has_another_name(run: Path, victim: Path, what: str):
+    for name in (METRICS, STALLED):
+        os.link(victim, run / name)
+    with pytest.raises(InputError, match="hard links"):
         WRITERS[what](run / METRICS)
     assert victim.read_text() == SECRET
 
@@ -151,3 +160,8 @@ def test_everything_is_written_by_one_module():
             writes = name != "open" or any(f"'{mode}" in given for mode in ("w", "a", "x", "r+", "rb+"))
             safe = str(path.relative_to(SOURCE)) in MAY_WRITE or "opener=opened_here" in given
             assert safe or not writes or given.startswith("write_text("), f"{path}: {given}"
+
+
+def test_half_a_surrogate_pair_is_written_and_read(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"name": "a\ud800 \u03c0"})
+    assert read_json(tmp_path / "a.json") == {"name": "a\ud800 \u03c0"}

@@ -62,6 +62,11 @@ def test_a_script_that_would_end_its_element_is_refused(bad):
         html.inline(f"x = {bad}")
 
 
+def test_no_name_that_plotly_draws_is_read_as_html():
+    for part in ("plots.js", "run_plots.js"):
+        assert not re.findall(r"(?:seconds|y|\"lines\"), name,", html.part(part))  # a record's, as it is
+
+
 def test_the_parts_of_the_page_are_packaged():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["drpo"]

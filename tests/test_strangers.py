@@ -17,7 +17,7 @@ import urllib3
 from drpo import cli, models
 from drpo.cli import folder as folders
 from drpo.credentials import AUTH, headers
-from drpo.errors import InputError
+from drpo.errors import InputError, printable
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
 from drpo.train.log import TIMING, environment
@@ -160,10 +160,18 @@ def test_no_command_asks_whether_a_models_code_may_run(here: Path, strange: str)
 STEERING = (
     "\x1b[2J\x1b]8;;http://evil\x07\x9b31m\u202e\u2066\u200f\u2028\u2029\x85\r\b\ufeff\U000e0041\ud800[red]:bomb:[/red]"
 )
+UNSEEN = "\u00ad\u034f\u115f\u17b4\u180b\u200b\u2060\u2064\u3164\ufe00\uffa0\U000e0100\U000e01ef"
+STEERING += UNSEEN
 
 
 def harmless(text: str) -> bool:
-    return all(c.isprintable() or c == "\n" for c in text)
+    return all((c.isprintable() and c not in UNSEEN) or c == "\n" for c in text)
+
+
+def test_what_scripts_and_emoji_need_is_shown():
+    assert printable("\u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f52c \u2764\ufe0f e\u0301\t\n") == (
+        "\u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f52c \u2764\ufe0f e\u0301\t\n"
+    )
 
 
 @pytest.fixture

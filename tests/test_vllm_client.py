@@ -10,8 +10,12 @@ import itertools
 import json
 import logging
 import os
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -595,6 +599,39 @@ def test_an_answer_that_cannot_be_is_refused_in_a_line(fake: FakeServer, engine:
     with pytest.raises(InputError, match=said) as caught:
         engine.generate(FEW, SAMPLING, (0,))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+DRIPS = {
+    "a head without end": (HEAD, b"X-More: 1\r\n"),
+    "a line without end": (HEAD + b"X-More: ", b"1"),
+    "announcements of an answer": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "lines behind the body": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"X-More: 1\r\n"),
+    "a body without end": (HEAD + b"Content-Length: 1000\r\n\r\n", b"1"),
+}
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_an_answer_that_drips_ends_in_time(drip: str):
+    first, more = DRIPS[drip]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            line, _ = listening.accept()
+            with line, suppress(OSError):  # until the other side has had enough
+                line.recv(2**16)
+                line.sendall(first)
+                for _ in range(150):
+                    time.sleep(0.02)
+                    line.sendall(more)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(server.UnreachableError, match="within the time limit"):
+            server.Server(f"http://127.0.0.1:{listening.getsockname()[1]}", 0.2, 1, "m").dtype()
+        assert time.monotonic() - began < 2.0
+        thread.join()
 
 
 def test_an_answer_nested_too_deeply_is_asked_for_again(fake: FakeServer, engine: ServerEngine):

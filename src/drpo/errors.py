@@ -8,7 +8,9 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # what steers a terminal
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # what turns the direction of the text around it
     "\u2028\u2029"  # what looks like a line break and is none, or the other way round
-    "\u180e\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what cannot be seen
+    # What cannot be seen, but for the joiners (200c, 200d) and selectors (fe0e, fe0f) that scripts and emoji need.
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u2065\u3164\ufe00-\ufe0d\ufeff\uffa0"
+    "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
     "\ud800-\udfff]"  # what cannot be encoded
 )
 

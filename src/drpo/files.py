@@ -119,14 +119,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def require_plain(path: str | Path) -> None:
-    """Refuse a file to be written to that is a link, or no file; one that is not there is as good as plain.
+    """Refuse a file to be written to that is a link, hard ones too, or no file; one that is not there is plain.
 
     Raises:
         InputError: it is.
     """
     with suppress(FileNotFoundError):
-        if not S_ISREG(os.lstat(path).st_mode):
+        found = os.lstat(path)
+        if not S_ISREG(found.st_mode):
             raise InputError(f"{path} is a link or no plain file, and nothing is written through those; remove it")
+        if found.st_nlink > 1:
+            raise InputError(
+                f"{path} has {found.st_nlink} names (hard links), and nothing is written through those; "
+                "put a copy in its place"
+            )
 
 
 def opened_here(path: str, flags: int) -> int:

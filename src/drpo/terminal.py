@@ -26,7 +26,7 @@ class Terminal(Console):
         """Yield what is drawn of something."""
         for segment in super().render(renderable, options):
             text = segment.text
-            plain = segment.control or text.isprintable() or text == "\n"
+            plain = segment.control or (text.isascii() and text.isprintable()) or text == "\n"
             yield segment if plain else Segment(printable(text), segment.style)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +43,16 @@ def _asking(right: Any) -> Any:
 def _open(right: Any) -> Any:
     async def wrong(self: Any, scope: Any, receive: Any, send: Any) -> None:
         await self._app(scope, receive, send)
+
+    return wrong
+
+
+def _but_hard_links(right: Any) -> Any:
+    def wrong(path: Any) -> None:
+        with suppress(OSError):
+            if os.lstat(path).st_nlink > 1:
+                return
+        right(path)
 
     return wrong
 
@@ -149,5 +159,23 @@ REPLACEMENTS = (
         "drpo.cli.folder:at_server",
         lambda right: lambda run, folder, engine: run,
         (f"{STRANGERS}test_the_server_that_a_folder_names_is_not_asked",),
+    ),
+    Replacement(
+        "a server's answer may drip for ever",
+        "drpo.rollout.server:_ended_at",
+        lambda right: lambda until, line: nullcontext(),
+        (f"{CLIENT}test_an_answer_that_drips_ends_in_time",),
+    ),
+    Replacement(
+        "the length of the right answer is sent along",
+        "drpo.rewards.suites:longest",
+        lambda right: lambda pair: len(pair.expected) + 4096,
+        ("tests/test_code_tests.py::test_nothing_tells_a_program_how_long_the_right_answer_is",),
+    ),
+    Replacement(
+        "what has another name is written to",
+        "drpo.files:require_plain",
+        _but_hard_links,
+        (f"{FILES}test_what_grows_is_not_written_where_it_has_another_name",),
     ),
 )

@@ -22,6 +22,7 @@ import signal
 import struct
 import sys
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,10 @@ _BARRED = (
     "gc.get_referents",
 )
 """Audit events: calls by which an assertion could be skipped, or found."""
+_CODE = ("__code__", "__defaults__", "__kwdefaults__")
+"""Of a function: it does something else with another one of these, under whatever name it was put back."""
+_CASES = ("unittest.case", "_pytest.raises")
+"""Modules whose classes hold the assertions of test programs."""
 _ANSWER = 63
 """The descriptor that a called function's answer is written to."""
 _CLONE_THREAD = 0x10000
@@ -288,25 +293,26 @@ def _runner() -> Callable[..., None]:
 
 def _genuine() -> Callable[[Any], Any]:
     """What refuses an object that is equal to anything, alone or in lists, tuples, sets and dictionaries."""
-    nothing, kind, error = object(), type, AssertionError
+    nothing, kind, error, inherits = object(), type, AssertionError, issubclass
     plain = frozenset({int, float, complex, bool, str, bytes, type(None)})
-    inside = frozenset({list, tuple, set, frozenset})
+    inside = [(base, base.__iter__) for base in (list, tuple, set, frozenset, deque, dict)]
+    values = dict.values
 
     def genuine(value: Any) -> Any:
         of = kind(value)
-        if of in inside:
-            for part in value:
-                if kind(part) not in plain:
-                    genuine(part)
-        elif of is dict:
-            genuine([*value.values()])
-        elif of not in plain:
-            try:
-                any_equal = (value == nothing) is True
-            except Exception:
-                any_equal = False
-            if any_equal:
-                raise error("it is equal to anything")
+        if of in plain:
+            return value
+        for base, parts in inside:
+            if inherits(of, base):
+                for part in [*parts(value), *(values(value) if base is dict else ())]:
+                    if kind(part) not in plain:
+                        genuine(part)
+        try:  # not "is True": what an assert takes for it
+            any_equal = bool(value == nothing) or bool(value != nothing) is False
+        except Exception:  # of an array: it is neither
+            any_equal = False
+        if any_equal:
+            raise error("it is equal to anything")
         return value
 
     return genuine
@@ -314,22 +320,24 @@ def _genuine() -> Callable[[Any], Any]:
 
 def _no_tracing() -> Callable[[str, Any], None]:
     """A hook, which cannot be taken away, against what could skip an assertion or look for what counts them."""
-    barred = frozenset(_BARRED)
+    barred, code = frozenset(_BARRED), frozenset(_CODE)
     error = PermissionError
 
     def hook(event: str, arguments: Any) -> None:
-        if event in barred:
+        if event in barred or (event == "object.__setattr__" and arguments[1] in code):
             raise error(f"no {event} here")
 
     return hook
 
 
 def _kept(imports: list[str]) -> Callable[[], None]:
-    """Import what the tests do; return what puts its names, and the built-ins, back."""
-    modules = [importlib.import_module(name) for name in imports]
-    cases = [m.TestCase for m in modules if m.__name__ == "unittest"]
+    """Import what the tests do; return what puts the names of these packages, and the built-ins, back."""
+    packages = {importlib.import_module(name).__name__.partition(".")[0] for name in imports}
+    packages |= {f"_{name}" for name in packages}  # where pytest, say, has what it is made of
+    modules = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] in packages]
     spaces = [(space, dict(space)) for space in map(vars, (builtins, *modules))]
-    classes = [(case, dict(vars(case))) for case in cases]
+    cases = [value for m in modules if m.__name__ in _CASES for value in vars(m).values() if isinstance(value, type)]
+    classes = [(c, dict(vars(c))) for c in cases if c.__module__ in _CASES]
 
     def keep() -> None:
         for space, whole in spaces:

@@ -6,10 +6,14 @@ import math
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
+from socket import SHUT_RDWR
+from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -215,6 +219,64 @@ class OtherWeightsError(UnreachableError):
     """The server answered with weights that are not the last that it was sent."""
 
 
+@contextmanager
+def _ended_at(until: float, line: Any) -> Iterator[None]:
+    """Shut a socket at some time: its own limit is for each piece that comes, and begins anew with the next.
+
+    So an answer that drips would never end: its lines, those that announce that more follow, and those behind its body.
+    """
+
+    def end() -> None:
+        with suppress(OSError, AttributeError):  # it has ended by itself, or there was none
+            line.shutdown(SHUT_RDWR)
+
+    timer = Timer(max(0.0, until - time.monotonic()), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, HTTPException, OSError):
+        if time.monotonic() < until:
+            raise
+        raise UnreachableError("no whole answer within the time limit") from None
+    finally:
+        timer.cancel()
+    if time.monotonic() > until:
+        raise UnreachableError("no whole answer within the time limit")
+
+
+class _Timely:
+    """Of a connection: the head of an answer comes within the limit, however it drips.
+
+    Attributes:
+        answering: the socket of the last answer.
+    """
+
+    answering: Any = None
+
+    def getresponse(self) -> Any:
+        here: Any = self
+        self.answering = here.sock
+        with _ended_at(time.monotonic() + here.timeout, here.sock):
+            return super().getresponse()  # type: ignore[misc]
+
+
+class _HTTP(_Timely, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _HTTPS(_Timely, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTP
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPS
+
+
 class Server:
     """The calls that are made to a vLLM server; safe to use from many threads.
 
@@ -232,6 +294,7 @@ class Server:
         self._limit_s = limit_s
         self._limit = urllib3.Timeout(connect=min(CONNECT_S, limit_s), read=limit_s)
         self._pool = urllib3.PoolManager(maxsize=connections, block=True)
+        self._pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def __str__(self) -> str:
         return f"vLLM server {self._address}"
@@ -281,13 +344,12 @@ class Server:
             UnreachableError: it is not there in time.
         """
         body = bytearray()
-        while piece := response.read1(_PIECE):
-            body += piece
-            if len(body) > most or time.monotonic() > until:
-                response.close()
+        with _ended_at(until, getattr(response.connection, "answering", None)):
+            while piece := response.read1(_PIECE):
+                body += piece
                 if len(body) > most:
+                    response.close()
                     raise self.gone(f"gave an answer of more than {most:,} bytes, more than was asked for")
-                raise UnreachableError("no whole answer within the time limit")
         response.release_conn()
         return bytes(body)
 

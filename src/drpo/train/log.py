@@ -143,7 +143,8 @@ def _end_of(path: Path, step: int) -> int:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file so that a crash leaves the old one or the new one."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a surrogate pair, as JSON escapes it
 
 
 Trained = Mapping[Completion, Mapping[str, Any]]

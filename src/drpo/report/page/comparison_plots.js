@@ -9,11 +9,6 @@ function lookOf(objective) {
   return { color, dash: DASHES[objective % DASHES.length], symbol: SYMBOLS[objective % 7] };
 }
 
-/** Plotly reads some HTML in its texts: none of it is meant. */
-function plotText(text) {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-}
-
 /** A learning rate as one writes it: 2e-5. */
 function rateText(rate) {
   return rate < 0.01 ? rate.toExponential() : String(rate);

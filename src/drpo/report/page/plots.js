@@ -40,6 +40,11 @@ function cssColor(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
+/** Plotly reads some HTML in its texts: none of it is meant. */
+function plotText(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+}
+
 /** The layout that all plots share; `axes` and the rest of `own` are merged into it. */
 function plotLayout({ xaxis = {}, yaxis = {}, ...own }) {
   const ink = cssColor("muted");
@@ -120,7 +125,7 @@ function panelTraces(panel) {
   const lines = panel.series.map((series, i) => seriesTrace(series, i));
   const span = [Math.min(...panel.series.map((s) => s.x[0])), Math.max(...panel.series.map((s) => s.x.at(-1)))];
   const levels = panel.levels.map(({ name, y }) => ({
-    x: span, y: [y, y], name: `${name}: ${brief(y)}`, mode: "lines", hoverinfo: "skip",
+    x: span, y: [y, y], name: plotText(`${name}: ${brief(y)}`), mode: "lines", hoverinfo: "skip",
     line: { color: cssColor("muted"), width: 1.2, dash: "dot" },
   }));
   return [...lines, ...levels];
@@ -133,7 +138,7 @@ function seriesTrace({ name, x, y, color, low, high }, i) {
     array: y.map((value, k) => high[k] - value), arrayminus: y.map((value, k) => value - low[k]),
   };
   return {
-    x, y, name, mode: low || x.length < 3 ? "lines+markers" : "lines", hovertemplate: "%{y:.4~g}",
+    x, y, name: plotText(name), mode: low || x.length < 3 ? "lines+markers" : "lines", hovertemplate: "%{y:.4~g}",
     line: { color: drawn, width: 2, dash: DASHES[i % DASHES.length] }, marker: { size: 7 },
     ...(interval ? { error_y: interval } : {}),
   };

@@ -58,7 +58,7 @@ function diagonal() {
 function boundaryTraces({ name, own, mu, low, high }, i) {
   const ofOthers = { color: seriesColor([2, 3, 4, 5][i % 4]), width: 1.8, dash: DASHES[1 + (i % 3)] };
   const line = own ? { color: cssColor("ink"), width: 2.6, dash: "solid" } : ofOthers;
-  const shared = { x: mu, mode: "lines", name, legendgroup: name, line, hoverinfo: "skip" };
+  const shared = { x: mu, mode: "lines", name: plotText(name), legendgroup: name, line, hoverinfo: "skip" };
   return [{ ...shared, y: high }, { ...shared, y: low, showlegend: false }];
 }
 
@@ -125,7 +125,7 @@ function showTimeline({ timeline: { step, phases } }) {
   const hatch = (i) => ({ shape: shapes[i % 7], fillmode: "overlay", fgcolor: cssColor("surface"), fgopacity: 0.45, size: 7, solidity: 0.2 });
   plot(host, () => ({
     data: Object.entries(phases).map(([name, seconds], i) => ({
-      type: "bar", x: step, y: seconds, name, hovertemplate: "%{y:.3~g} s",
+      type: "bar", x: step, y: seconds, name: plotText(name), hovertemplate: "%{y:.3~g} s",
       marker: { color: seriesColor([3, 0, 4, 2, 1, 5][i % 6]), pattern: hatch(i) },
     })),
     layout: {
