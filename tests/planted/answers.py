@@ -89,6 +89,30 @@ REPLACEMENTS = (
         (f"{DIFFERENT}[small numbers]",),
     ),
     Replacement(
+        "decimals are compared to the sixth place only",
+        "drpo.rewards.nearness:_decimals",
+        lambda right: lambda number: 0,
+        (f"{DIFFERENT}[small numbers]",),
+    ),
+    Replacement(
+        "the reason of an answer belongs to it",
+        "drpo.rewards.math:without_reason",
+        lambda right: lambda answer: answer,
+        (STATED,),
+    ),
+    Replacement(
+        "inequalities joined by or are left as they are",
+        "drpo.rewards.normalise:RULES",
+        lambda right: tuple(rule for rule in right if "joined by or" not in rule.reason),
+        (f"{SAME}[unions of inequalities]",),
+    ),
+    Replacement(
+        "the degrees of an angle do not count under a sine",
+        "drpo.rewards.normalise:RULES",
+        lambda right: tuple(rule for rule in right if "under a sine" not in rule.reason),
+        (f"{SAME}[degrees under a sine]",),
+    ),
+    Replacement(
         "roots are compared where they are not real",
         "drpo.rewards.nearness:equal_where_real",
         lambda right: lambda a, b: False,

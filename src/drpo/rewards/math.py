@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,7 @@ from math_verify.parser import NormalizationConfig
 
 from drpo.errors import InputError
 from drpo.rewards import nearness
-from drpo.rewards.extract import final_answer, says_answer, stated
+from drpo.rewards.extract import final_answer, says_answer, stated, without_reason
 from drpo.rewards.normalise import is_formula, is_number, normalise, normalise_text, split_label
 from drpo.rewards.wording import Comparison, comparison, has_dots
 from drpo.types import Problem
@@ -60,7 +61,7 @@ def math_verify(problem: Problem, text: str) -> float:
     label, answer = split_label(problem.answer)
     if label and (named := comparison(label)) and _same_text(named, text):
         return 1.0
-    gold = _read(answer, _GOLD)
+    gold = _read_gold(answer)
     if not gold:
         raise InputError(f"problem {problem.id!r}: math-verify cannot read the answer {problem.answer!r}")
     return float(any(_equal(*pair) for pair in product(gold, _prediction(text))))
@@ -69,7 +70,7 @@ def math_verify(problem: Problem, text: str) -> float:
 def _same_text(compare: Comparison, text: str) -> bool:
     marked = final_answer(text)
     said = stated(text if marked is None else marked)
-    return any(map(compare, [said, said.partition(". ")[0], *([] if marked is None else [marked])]))
+    return any(map(compare, [said, without_reason(said), *([] if marked is None else [marked])]))
 
 
 def _prediction(text: str) -> list[Any]:
@@ -78,9 +79,16 @@ def _prediction(text: str) -> list[Any]:
         return read
     text = text if marked is None else marked
     said = stated(text)
-    if is_number(said) or (says_answer(text) and is_formula(said)):
-        return _read(said, _PREDICTION)
+    said_so = says_answer(text)
+    for answer in (said, without_reason(said)) if said_so else (said,):
+        if is_number(answer) or (said_so and is_formula(answer)):
+            return _read(answer, _PREDICTION)
     return _parsed(normalise_text(text), _PREDICTION)
+
+
+@lru_cache(maxsize=1024)  # the completions of a group have one answer
+def _read_gold(answer: str) -> tuple[Any, ...]:
+    return tuple(_read(answer, _GOLD))
 
 
 def _read(answer: str, how: Sequence[Any]) -> list[Any]:
