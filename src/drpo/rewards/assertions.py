@@ -149,7 +149,7 @@ def _imports(body: Iterable[ast.stmt]) -> Iterable[str]:
 
 def _wanted(body: Iterable[ast.stmt]) -> Iterable[str]:
     nodes = [node for statement in body for node in ast.walk(statement)]
-    own = {n.name for n in nodes if isinstance(n, (*_Function.__args__, ast.ClassDef))}
+    own = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     own |= {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     yield from {n.id for n in nodes if isinstance(n, ast.Name)} - own
     for node in nodes:
