@@ -34,8 +34,8 @@ def mutate(problems: Sequence[Problem]) -> list[Mutation]:
     """Return wrong answers: one more, the other sign, two digits swapped, and the answer of another problem.
 
     What equals the right answer is left out, as is another's that is the same number ("15" and "15 cm", "50%" and
-    "0.5") or has the same characters, brackets aside ("1,2" and "(2,1)"). An answer that is no number (text, a formula, a
-    program) has only another's.
+    "0.5") or has the same characters, brackets aside ("1,2" and "(2,1)"). An answer that is no number (text, a formula,
+    a program) has only another's.
 
     Args:
         problems: of which the first `PROBLEMS` with a reference answer count.
