@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import drpo.rewards.math
 from drpo.rewards import exact_number, math_verify
 from drpo.rewards.extract import boxed, final_answer
 from drpo.rewards.normalise import RULES, normalise
@@ -302,6 +303,21 @@ def test_finding_the_answer_is_linear_in_a_hostile_text(text):
     start = time.process_time()
     final_answer(text)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("answer", ["1e31e-5" * 200, "{ " * 100 + "}" * 100, "e^{\\left(" * 100 + "\\right)}" * 100])
+def test_a_loop_of_the_model_is_a_wrong_answer_that_is_not_read(answer, monkeypatch):
+    read, parse = [], drpo.rewards.math.parse
+    monkeypatch.setattr(
+        drpo.rewards.math, "parse", lambda text, *a, **k: parse(text, *a, **k) if len(text) < 99 else read.append(text)
+    )
+    assert score("5", f"So \\boxed{{{answer}}}.") == 0.0
+    assert read == []
+
+
+def test_a_long_answer_to_a_long_one_is_read():
+    long = " + ".join(f"x^{{{i}}}" for i in range(200))
+    assert score(long, f"\\boxed{{{long}}}") == 1.0
 
 
 def test_boxes_are_whole_and_the_last_counts():

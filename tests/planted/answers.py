@@ -149,6 +149,12 @@ REPLACEMENTS = (
         (f"{TASKS}test_numbers_are_read_as_people_write_them",),
     ),
     Replacement(
+        "an answer may be of any length",
+        "drpo.rewards.math:_LONGEST",
+        lambda right: 10**9,
+        (f"{ANSWERS}test_a_loop_of_the_model_is_a_wrong_answer_that_is_not_read",),
+    ),
+    Replacement(
         "numbers of 32 bits have the digits of 64",
         "drpo.tasks.rows:_as_written",
         lambda right: lambda table: table,
