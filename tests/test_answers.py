@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import drpo.rewards.math
 from drpo.rewards import exact_number, math_verify
 from drpo.rewards.extract import boxed, final_answer
 from drpo.rewards.normalise import RULES, normalise
 from drpo.rewards.number import last_number, read_number
+from drpo.rewards.wording import choice, comparison
 from drpo.types import Problem
 
 CASES = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "cases"
@@ -46,6 +48,41 @@ SAME = {
         ("1000", "1{,}000"),
     ],
     "mixed numbers": [("2 1/2", "2.5"), ("-5/2", "-2 1/2"), ("7/2", "3½"), ("5/4", "1\\frac14")],
+    "units of several words and signs": [
+        ("9.8", "9.8 \\text{ m/s}^2"),
+        ("9.8", "9.8~\\mathrm{m/s^2}"),
+        ("10\\text{ m/s}", "10"),
+        ("6", "6\\text{ sq. in.}"),
+        ("6", "6 sq ft"),
+        ("12\\pi", "12\\pi cm^3"),
+        ("\\frac34", "\\frac34 of a mile"),
+        ("42", "\\text{42 ways}"),
+    ],
+    "per cent": [
+        ("12.5", "12.5\\%"),
+        ("12.5\\%", "0.125"),
+        ("33\\frac13", "33\\frac{1}{3}\\%"),
+        ("\\frac13", "33\\tfrac13\\%"),
+    ],
+    "unions of inequalities": [
+        ("(-\\infty,1)\\cup(3,\\infty)", "x<1 or x>3"),
+        ("(-\\infty,1]\\cup[3,\\infty)", "x \\ge 3 \\text{ or } x \\leq 1"),
+        ("[0,1)\\cup(3,4]", "0\\le x<1 or 3 < x ≤ 4"),
+        ("x<1 \\text{ or } x>3", "(-\\infty,1)\\cup(3,\\infty)"),
+    ],
+    "degrees under a sine": [
+        ("\\frac14", "\\frac{\\cos 60^\\circ}{2}"),
+        ("1", "2\\sin{30^{\\circ}}"),
+        ("1", "2(\\sin 30°)"),
+        ("\\frac34", "\\cos^2\\left(30^\\circ\\right)"),
+    ],
+    "logarithms to base ten": [("\\log_{10} 2", "\\lg 2")],
+    "colours": [("13", "\\color{red}13"), ("13", "\\textcolor{blue}{13}"), ("\\frac12", "\\color{red}{\\frac{1}{2}}")],
+    "decimals to what both have": [
+        ("0.1234567", "0.123457"),
+        ("0.333333", "0.3333333333"),
+        ("0.3", "0.30000000000000004"),
+    ],
     "labels of choices": [
         ("7", "\\textbf{(B) } 7"),
         ("7", "\\mathrm{(B)}~7"),
@@ -53,7 +90,13 @@ SAME = {
         ("\\textbf{(B)}\\ 7", "7"),
         ("\\textbf{(B)}\\ 7", "B"),
     ],
-    "choices": [("\\text{(C)}", "C. 12"), ("C", "\\textbf{(C)}\\ 12"), ("C", "Option C"), ("C", "C: 12")],
+    "choices": [
+        ("\\text{(C)}", "C. 12"),
+        ("C", "\\textbf{(C)}\\ 12"),
+        ("C", "\\text{Option C}"),
+        ("C", "C: 12"),
+        ("C", "c"),
+    ],
     "degrees and units": [
         ("45^\\circ", "45 degrees"),
         ("25", "25°C"),
@@ -107,7 +150,16 @@ DIFFERENT = {
         ("\\{2^{-99},2\\}", "\\{2^{-98},2\\}"),
         ("0.0000005", "0.0000004"),
         ("xe^{-50}", "xe^{-60}"),
+        ("0.1234567", "0.1234568"),
+        ("1.0000001", "1.0000002"),
     ],
+    "per cent": [("12.5", "1.25\\%"), ("0.125", "125\\%"), ("\\frac{1}{300}", "33\\frac13\\%")],
+    "unions of inequalities": [
+        ("(-\\infty,1)\\cup(3,\\infty)", "x \\le 1 or x>3"),
+        ("x<1 or x>3", "1<x<3"),
+        ("x<1 or x>3", "x<1"),
+    ],
+    "degrees under a sine": [("\\frac12", "\\sin 30"), ("2\\sin 18^\\circ", "2\\cos 18^\\circ")],
     "grouped digits": [("10", "10\\,000"), ("0", "10\\,000"), ("10 000", "10001")],
     "mixed numbers": [("1", "1 1/4"), ("1/4", "1 1/4")],
     "labels of choices": [("7", "\\textbf{(B)}\\ 8"), ("\\textbf{(B)}\\ 7", "\\textbf{(C)}\\ 8")],
@@ -119,6 +171,8 @@ DIFFERENT = {
         ("\\pi r^2 h", "\\pi r^2"),
         ("5", "5 million"),
         ("5", "5 or 6"),
+        ("5", "5/6 of a cake"),
+        ("42", "\\text{42 or 43}"),
     ],
     "signs": [("5", "\u20135"), ("5", "3\u20135"), ("-2", "3\u20135"), ("\\pm 3", "3")],
     "repeating decimals": [("0.3", "0.\\overline{3}"), ("\\frac13", "0.33")],
@@ -161,6 +215,19 @@ STATED = [
     ("C", "**Answer: C**", 1),
     ("C", "The correct option is\n\n**C**", 1),
     ("C", "The answer is C or D.", 0),
+    ("C", "The correct answer is **(C)**.", 1),
+    ("C", "A is wrong. So the correct choice is C.", 1),
+    ("C", "The answer is \\(C\\).", 1),
+    ("C", "The answer is C, since A is wrong.", 1),
+    ("C", "Thus, option (C) is correct.", 1),
+    ("A", "The answer is C, since A is wrong.", 0),
+    ("A", "The answer is a bit tricky.", 0),
+    ("2", "The answer is 2, as 2 + 2 = 4.", 1),
+    ("4", "The answer is 2, as 2 + 2 = 4.", 0),
+    ("\\frac12", "The answer is $\\frac{1}{2}$ (and not $\\frac{1}{3}$).", 1),
+    ("1,2", "The answer is 1 and 2.", 1),
+    ("10", "5 apples, so there are 10 apples", 1),
+    ("no", "No, because 3 < 4.", 1),
     ("east", "The answer is east.", 1),
     ("no", "The answer is on.", 0),
     ("1", "The answer is 1 1/4.", 0),
@@ -221,12 +288,36 @@ def test_what_is_no_plain_number_is_read_at_once_as_none(text):
 
 
 @pytest.mark.parametrize(
+    "text", ["\\text{" * 20_000, "x<1 or " * 10_000, "5" + " m/s" * 20_000, "E" * 50_000, "~" * 50_000]
+)
+def test_reading_an_answer_is_linear_in_a_hostile_one(text):
+    start = time.process_time()
+    choice(text), normalise(text), comparison("C")(text)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
     "text", ["\\boxed{" * 50_000, "{" * 200_000, "\\boxed{1}," * 20_000, "<answer>" * 50_000, "answer is " * 50_000]
 )
 def test_finding_the_answer_is_linear_in_a_hostile_text(text):
     start = time.process_time()
     final_answer(text)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("answer", ["1e31e-5" * 200, "{ " * 100 + "}" * 100, "e^{\\left(" * 100 + "\\right)}" * 100])
+def test_a_loop_of_the_model_is_a_wrong_answer_that_is_not_read(answer, monkeypatch):
+    read, parse = [], drpo.rewards.math.parse
+    monkeypatch.setattr(
+        drpo.rewards.math, "parse", lambda text, *a, **k: parse(text, *a, **k) if len(text) < 99 else read.append(text)
+    )
+    assert score("5", f"So \\boxed{{{answer}}}.") == 0.0
+    assert read == []
+
+
+def test_a_long_answer_to_a_long_one_is_read():
+    long = " + ".join(f"x^{{{i}}}" for i in range(200))
+    assert score(long, f"\\boxed{{{long}}}") == 1.0
 
 
 def test_boxes_are_whole_and_the_last_counts():

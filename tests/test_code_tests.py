@@ -326,6 +326,30 @@ FENCED = {
 }
 
 
+FENCED_BY_NAME = {
+    "another version": f"```python\n{ADD}```\nOr:\n```python\ndef add_all(*numbers):\n    return sum(numbers)\n```",
+    "unittest after": f"```python\n{ADD}```\n```python\nimport unittest\nclass T(unittest.TestCase):\n"
+    "    def test_one(self): self.assertEqual(add(1, 2), 3)\nunittest.main()\n```",
+    "imported by its tests": f"```python\n{ADD}```\n```python\nfrom solution import add\nassert add(1, 1) == 3\n"
+    "def test_one(): pass\n```",
+    "its last version": f"```python\n{WRONG}```\n```python\n{ADD}```",
+    "tags": f"<answer>```python\n{ADD}```</answer>",
+    "tags of turns": f"```python\n{ADD}``` </s>\n<|im_end|>",
+    "behind a line": f"So:```\n{ADD.rstrip()}```\n{USAGE}",
+}
+
+
+@pytest.mark.parametrize("name", FENCED_BY_NAME)
+def test_the_program_is_found_by_what_the_tests_use(name):
+    assert marked("assert add(1, 2) == 3", FENCED_BY_NAME[name]) == 1.0
+
+
+def test_all_that_the_tests_use_is_in_the_program():
+    text = "```python\nclass P:\n    x = 3\n```\n```python\ndef add(a, b):\n    return a + b\n```"
+    assert marked("from solution import add, P\ndef test_one():\n    assert add(1, 2) == P.x", text) == 1.0
+    assert marked({"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}, FENCED_BY_NAME["another version"]) == 1.0
+
+
 @pytest.mark.parametrize("name", FENCED)
 def test_the_program_is_found(name):
     names = {}
@@ -357,6 +381,9 @@ def test_a_text_of_fences_is_read_in_little_time():
         "`" * 30_000,
         "```python\nx = '''\n" + "```\n" * 300,
         "((((" * 3_000,
+        "<a" * 100_000,
+        "```python\n" + "<a> " * 50_000 + "x\n```",
+        " " * 100_000 + "x```",
     ):
         program(text)
 

@@ -66,6 +66,9 @@ def test_a_template_that_refuses_a_system_message_is_named():
         encode_prompt(tokenizer_that(refusing), replace(ASKED, system="Be brief."))
     with pytest.raises(InputError, match=r"problem '7': the model's chat template refuses it"):
         encode_prompt(tokenizer_that("{{ messages[5].content + 1 }}{% if %}"), ASKED)
+    for broken in ("{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"):
+        with pytest.raises(InputError, match=r"problem '7': the model's chat template refuses it"):
+            encode_prompt(tokenizer_that(broken), ASKED)
 
 
 @pytest.mark.parametrize("templated", [None, "{{ messages[-1].content }}A:"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import naughty_rewards
@@ -53,6 +53,7 @@ def test_exact_number_finds_the_last_number_however_it_is_written(number, commas
 
 
 @given(st.integers(10**17, 10**40))
+@example(10**20 + 1)
 def test_exact_number_does_not_round(number):
     assert exact_number(problem(str(number)), str(number + 1)) == 0.0
     assert exact_number(problem(str(number)), f"{number}.0") == 1.0

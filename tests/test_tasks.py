@@ -326,10 +326,11 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     assert all(math_verify(Problem("0", "", read[text]), f"\\boxed{{{read[text]}}}") == 1.0 for text in read)
 
 
-@pytest.mark.parametrize("kind", ["float", "decimal"])
+@pytest.mark.parametrize("kind", ["float", "float32", "decimal"])
 def test_numbers_of_a_table_are_read_likewise(tmp_path, kind):
-    values = [1e-05, 72.0, float("nan")] if kind == "float" else [Decimal("0.00001"), Decimal("72"), None]
-    table = pyarrow.table({"q": ["a", "b", "c"], "a": values})
+    values = [Decimal("0.00001"), Decimal("72"), None] if kind == "decimal" else [1e-05, 72.0, float("nan")]
+    typed = pyarrow.array(values, pyarrow.float32() if kind == "float32" else None)
+    table = pyarrow.table({"q": ["a", "b", "c"], "a": typed})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     task = records(str(tmp_path / "a.parquet"), holdout=0)
     assert sorted(p.answer for p in task.sample(2, 0, 0)) == ["0.00001", "72"]

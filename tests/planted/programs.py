@@ -78,6 +78,15 @@ REPLACEMENTS = (
         (f"{CODE}test_answers_are_compared_as_benchmarks_do",),
     ),
     Replacement("the first block that defines something counts", "drpo.rewards.fences:_last", _first_block, (FOUND,)),
+    Replacement(
+        "the last definition is the program, whatever is tested",
+        "drpo.rewards.suites:Suite.wanted",
+        lambda right: frozenset(),
+        (
+            f"{CODE}test_the_program_is_found_by_what_the_tests_use",
+            f"{CODE}test_all_that_the_tests_use_is_in_the_program",
+        ),
+    ),
     Replacement("a fence inside a docstring ends the block", "drpo.rewards.fences:_end", _first_fence, (FOUND,)),
     Replacement(
         "an answer without its item's seal counts",

@@ -1,5 +1,6 @@
 """Wrong answers made from right ones, which no reward may take for right."""
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -8,7 +9,9 @@ from typing import NamedTuple
 
 from drpo.doctor.finding import Finding, judge
 from drpo.rewards import Mark
+from drpo.rewards.normalise import normalise
 from drpo.rewards.number import read_number
+from drpo.rewards.wording import plain
 from drpo.types import Problem
 
 PROBLEMS = 8
@@ -30,8 +33,9 @@ class Mutation(NamedTuple):
 def mutate(problems: Sequence[Problem]) -> list[Mutation]:
     """Return wrong answers: one more, the other sign, two digits swapped, and the answer of another problem.
 
-    What equals the right answer is left out, as is another's that consists of the same characters ("1,2" and "2,1"). An
-    answer that is no number (text, a formula, a program) has only another's.
+    What equals the right answer is left out, as is another's that is the same number ("15" and "15 cm", "50%" and
+    "0.5") or has the same characters, brackets aside ("1,2" and "(2,1)"). An answer that is no number (text, a formula,
+    a program) has only another's.
 
     Args:
         problems: of which the first `PROBLEMS` with a reference answer count.
@@ -76,10 +80,18 @@ def _written(value: Fraction) -> str:
 
 
 def _same(answer: str, other: str) -> bool:
-    a, b = read_number(answer), read_number(other)
-    if a is not None and b is not None:
-        return a == b
-    return sorted("".join(answer.split()).casefold()) == sorted("".join(other.split()).casefold())
+    a, b = _values(answer), _values(other)
+    return bool(a & b) if a and b else _characters(answer) == _characters(other)
+
+
+def _values(answer: str) -> set[Fraction]:
+    """What number an answer stands for: "9%" for 9 and for 9/100; nothing where it is none."""
+    value = read_number(normalise(answer))
+    return set() if value is None else {value, value / 100} if "%" in answer else {value}
+
+
+def _characters(answer: str) -> list[str]:
+    return sorted(re.sub(r"[\s{}()\[\]]", "", plain(normalise(answer))))
 
 
 def mutated(tried: Sequence[Mutation], marks: Sequence[Mark]) -> Finding:

@@ -22,11 +22,13 @@ class Prepared:
         source: its text, with calls of what the sandbox puts in: see `drpo.rewards.sandboxed`.
         asserts: whether it has an assertion at all.
         imports: the modules that it cannot do without.
+        wanted: the names that it uses and does not itself have: of the program that is tested, and of built-ins.
     """
 
     source: str
     asserts: bool
     imports: tuple[str, ...]
+    wanted: frozenset[str]
 
 
 def prepare(source: str, entry: str | None = None) -> Prepared:
@@ -51,10 +53,11 @@ def prepare(source: str, entry: str | None = None) -> Prepared:
         tree = ast.parse(source)
         imports = tuple(_imports(tree.body))
         calls = _calls(tree, entry)
+        wanted = frozenset(_wanted([*tree.body, *calls]))
         counter = _Counter()
         counter.visit(tree)
         tree.body += calls
-        return Prepared(ast.unparse(ast.fix_missing_locations(tree)), counter.found, imports)
+        return Prepared(ast.unparse(ast.fix_missing_locations(tree)), counter.found, imports, wanted)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, UnusableError):
             raise
@@ -142,6 +145,16 @@ def _imports(body: Iterable[ast.stmt]) -> Iterable[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
+
+
+def _wanted(body: Iterable[ast.stmt]) -> Iterable[str]:
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    own = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    own |= {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    yield from {n.id for n in nodes if isinstance(n, ast.Name)} - own
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == "solution":
+            yield from (alias.name for alias in node.names)
 
 
 class _Counter(ast.NodeTransformer):

@@ -7,7 +7,14 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(?P<brace>\{)|(?P<bare>[^\s{}
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _JOINT = re.compile(r"(?:\s|\$|\\[()\[\] ,;:!]|~|\\quad|\\text\s*\{|[{}*,&]|\band\b|\bor\b)*")
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
-_STATED = re.compile(r"\banswers?\b\W{0,4}(?:is|are|to this [a-z]+ is|:|=)?[\s:]*(?P<answer>[^\n]*)", re.IGNORECASE)
+_STATED = re.compile(
+    r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b\W{0,4}(?:is|are|to this [a-z]+ is|:|=)?[\s:]*"
+    r"(?P<answer>[^\n]*)",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"[.;]\s|,\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|\s(?:because|since|as|which|where|so)\b|\s\((?!and\b|or\b|[A-J]\b)(?=[A-Za-z]{2}|[0-9])"
+)
 _MAX_BOXES = 1000
 
 
@@ -102,6 +109,16 @@ def stated(text: str) -> str:
     found = [m["answer"].strip() for m in _STATED.finditer(text)]
     lines = text.strip().splitlines()
     return next((answer for answer in reversed(found) if answer.strip("*_ ")), lines[-1].strip() if lines else "")
+
+
+def without_reason(answer: str) -> str:
+    """Return a stated answer up to the next sentence or the reason that is given for it.
+
+    Example:
+        >>> without_reason("2, as 2 + 2 = 4."), without_reason("C because it is"), without_reason("1, 2 and 3.")
+        ('2', 'C', '1, 2 and 3.')
+    """
+    return _REASON.split(answer, maxsplit=1)[0]
 
 
 def says_answer(text: str) -> bool:

@@ -4,11 +4,13 @@ import ast
 import builtins
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
+_FENCE = re.compile(r"(?:[ \t]*<[^<>\n]*>)*[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
+_CLOSING = re.compile(r"\s*(`{3,}|~{3,})\s*(?:<[^<>\n]*>\s*)*")
+_GLUED = re.compile(r"^([^`\n]*[^`\s])(`{3,}[ \t]*)$", re.MULTILINE)
 _PYTHON = re.compile(r"[{.\s]*(python|py)[\d.]*(?![\w+#-])", re.IGNORECASE)
 _THOUGHT = "</think>"
 _DEFINES = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
@@ -28,35 +30,39 @@ print({name}(*map(_value, sys.stdin.read().split())))
 """
 
 
-def program(text: str, reads_input: bool = False) -> str:
+def program(text: str, reads_input: bool = False, wanted: Collection[str] = ()) -> str:
     r"""Return the program that a completion holds.
 
     Blocks between fences count where they are Python: by their language, or without one where they define something.
-    The last block that defines a function or a class is meant (of programs that read their input: the last that does),
-    else the last; an example of its use after it, or output, is not. Blocks before it whose names it uses go with it. A
-    thought up to `</think>` does not count. A text without such a block is the program itself.
+    The last block that has a wanted name is meant (of programs that read their input: the last that does), else the
+    last that defines a function or a class, else the last; an example of its use after it, its tests, or output, is
+    not. Blocks before it whose names it uses, or that have other wanted names, go with it. A thought up to `</think>`
+    does not count. A text without such a block is the program itself.
 
     A fence inside a string of the program does not close its block: the first fence does, before which there is whole
-    Python. The last block may lack its fence.
+    Python. The last block may lack its fence. A fence may stand at the end of a line, and tags around it (`<answer>`).
 
     Args:
         text: of a completion.
         reads_input: whether a whole program is asked for, which reads standard input. One that does nothing but define
             one function has it called with the words of the input, numbers as numbers, and prints what it returns.
+        wanted: the names that the tests use.
 
     Example:
         >>> program("First:\n```python\ndef f(): pass\n```\nSo:\n```python\nf()\n```\n")
         'def f(): pass\n'
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").rpartition(_THOUGHT)[2]
+    text = _GLUED.sub(r"\1\n\2", text)
     found = list(_blocks(text.split("\n")))
     tagged = [b for b in found if b.python or (not b.language and b.definitions)]
     blocks = tagged or [b for b in found if not b.language]
     blocks = [b for b in blocks if b.tree is not None] or blocks[-1:]
     if not blocks:
         blocks = [_Block("", text)]
-    meant = (reads_input and _last(blocks, "reads")) or _last(blocks, "definitions") or blocks[-1]
-    code = "".join(b.code for b in _with_needed(blocks[: blocks.index(meant)], meant))
+    meant = next((b for b in reversed(blocks) if b.made & set(wanted)), None) or _last(blocks, "definitions")
+    meant = (reads_input and _last(blocks, "reads")) or meant or blocks[-1]
+    code = "".join(b.code for b in _with_needed(blocks[: blocks.index(meant)], meant, wanted))
     return code + (_call_of(meant) if reads_input else "")
 
 
@@ -87,12 +93,16 @@ class _Block:
         return frozenset(node.name for node in self._body if isinstance(node, kinds))
 
     @cached_property
+    def made(self) -> frozenset[str]:
+        """Definitions, and what is assigned to at the outer level."""
+        stored = {n.id for n in self._outer if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return self.definitions | stored
+
+    @cached_property
     def names(self) -> frozenset[str]:
-        """Definitions, and what is assigned to or imported at the outer level."""
-        outer = [n for node in self._body if not isinstance(node, ast.ClassDef) for n in ast.walk(node)]
-        stored = {n.id for n in outer if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        imported = {(n.asname or n.name).split(".")[0] for n in outer if isinstance(n, ast.alias)}
-        return self.definitions | stored | imported
+        """What is made, or imported at the outer level."""
+        imported = {(n.asname or n.name).split(".")[0] for n in self._outer if isinstance(n, ast.alias)}
+        return self.made | imported
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -105,6 +115,10 @@ class _Block:
         """Whether it asks for its input."""
         nodes = list(ast.walk(self.tree)) if self.tree else []
         return "input" in self.used or any(isinstance(n, ast.Attribute) and n.attr == "stdin" for n in nodes)
+
+    @property
+    def _outer(self) -> Iterator[ast.AST]:
+        return (n for node in self._body if not isinstance(node, ast.ClassDef) for n in ast.walk(node))
 
     @property
     def _body(self) -> list[ast.stmt]:
@@ -127,9 +141,9 @@ def _last(blocks: list[_Block], what: str) -> _Block | None:
     return next((b for b in reversed(blocks) if getattr(b, what)), None)
 
 
-def _with_needed(before: list[_Block], meant: _Block) -> list[_Block]:
-    """The block, after those of the ones before it that it cannot do without."""
-    chosen, needed = [meant], set(meant.used) - set(dir(builtins))
+def _with_needed(before: list[_Block], meant: _Block, wanted: Collection[str]) -> list[_Block]:
+    """The block, after those of the ones before it that it, or the tests, cannot do without."""
+    chosen, needed = [meant], {*meant.used, *wanted} - meant.names - set(dir(builtins))
     for block in reversed(before):
         if block.names & needed:
             chosen.insert(0, block)
@@ -160,14 +174,15 @@ def _ends_a_program(lines: list[str]) -> bool:
 
 def _end(lines: list[str], start: int, fence: str) -> int:
     """The line that closes a block: the first before which there is whole Python, else the first; else the end."""
-    closing = [i for i in range(start, len(lines)) if _closes(lines[i].strip(), fence)]
+    closing = [i for i in range(start, len(lines)) if _closes(lines[i], fence)]
     if not closing:
         return len(lines)
     return next((i for i in closing if _parsed(_joined(lines[start:i])) is not None), closing[0])
 
 
 def _closes(line: str, fence: str) -> bool:
-    return len(line) >= len(fence) and set(line) == {fence[0]}
+    closing = _CLOSING.fullmatch(line)
+    return closing is not None and closing[1].startswith(fence)
 
 
 def _joined(lines: list[str]) -> str:

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import product
+from functools import lru_cache
+from itertools import accumulate, product
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -10,7 +11,7 @@ from math_verify.parser import NormalizationConfig
 
 from drpo.errors import InputError
 from drpo.rewards import nearness
-from drpo.rewards.extract import final_answer, says_answer, stated
+from drpo.rewards.extract import final_answer, says_answer, stated, without_reason
 from drpo.rewards.normalise import is_formula, is_number, normalise, normalise_text, split_label
 from drpo.rewards.wording import Comparison, comparison, has_dots
 from drpo.types import Problem
@@ -19,6 +20,9 @@ from drpo.types import Problem
 _FORM = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
 _GOLD = (LatexExtractionConfig(normalization_config=_FORM), ExprExtractionConfig())
 _PREDICTION = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=_FORM), ExprExtractionConfig())
+
+# What is longer or deeper is no answer but a loop of the model's, at which the library would work for minutes.
+_LONGEST, _DEEPEST = 1000, 20
 
 # The library warns in every process that its own timeouts are off. They have to be: they are built on SIGALRM, which
 # works on the main thread only and cannot interrupt C code. The pool kills the process instead.
@@ -60,27 +64,42 @@ def math_verify(problem: Problem, text: str) -> float:
     label, answer = split_label(problem.answer)
     if label and (named := comparison(label)) and _same_text(named, text):
         return 1.0
-    gold = _read(answer, _GOLD)
+    gold = _read_gold(answer)
     if not gold:
         raise InputError(f"problem {problem.id!r}: math-verify cannot read the answer {problem.answer!r}")
-    return float(any(_equal(*pair) for pair in product(gold, _prediction(text))))
+    longest = max(_LONGEST, 2 * len(answer))
+    return float(any(_equal(*pair) for pair in product(gold, _prediction(text, longest))))
 
 
 def _same_text(compare: Comparison, text: str) -> bool:
     marked = final_answer(text)
     said = stated(text if marked is None else marked)
-    return any(map(compare, [said, said.partition(". ")[0], *([] if marked is None else [marked])]))
+    return any(map(compare, [said, without_reason(said), *([] if marked is None else [marked])]))
 
 
-def _prediction(text: str) -> list[Any]:
+def _prediction(text: str, longest: int) -> list[Any]:
     marked = final_answer(text)
+    if marked is not None and (len(marked) > longest or _depth(marked) > _DEEPEST):
+        return []
     if marked is not None and not says_answer(marked) and (read := _read(split_label(marked)[1], _PREDICTION)):
         return read
     text = text if marked is None else marked
     said = stated(text)
-    if is_number(said) or (says_answer(text) and is_formula(said)):
-        return _read(said, _PREDICTION)
+    said_so = says_answer(text)
+    for answer in (said, without_reason(said)) if said_so else (said,):
+        if is_number(answer) or (said_so and is_formula(answer)):
+            return _read(answer, _PREDICTION)
     return _parsed(normalise_text(text), _PREDICTION)
+
+
+def _depth(answer: str) -> int:
+    """How deeply its braces are nested."""
+    return max(accumulate((c == "{") - (c == "}") for c in answer), default=0)
+
+
+@lru_cache(maxsize=1024)  # the completions of a group have one answer
+def _read_gold(answer: str) -> tuple[Any, ...]:
+    return tuple(_read(answer, _GOLD))
 
 
 def _read(answer: str, how: Sequence[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ It takes roots for different that differ only where they are not real: \sqrt{1/n
 """
 
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import sympy
@@ -12,6 +13,7 @@ from math_verify import grader
 
 _DIGITS = 30
 _EXACT, _ROUNDED = 1e-12, 1e-5  # relative
+_COMPARED = 6  # decimals that the library looks at
 _POINTS = (0.37, 1.61, 2.83, -0.59, -1.43, 5.27)
 
 _library: Callable[..., bool] = grader.sympy_numeric_eq
@@ -26,7 +28,10 @@ def narrow() -> None:
 
 
 def _numerically_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
-    return _library(a, b, float_rounding, numeric_precision) and _near(a, b)
+    if _library(a, b, float_rounding, numeric_precision):
+        return _near(a, b)
+    x, y = grader.get_pct_val(a, a), grader.get_pct_val(b, b)  # which the library sets beside integers only
+    return (x is not a) != (y is not b) and _library(x, y, float_rounding, numeric_precision) and _near(x, y)
 
 
 def _near(a: Any, b: Any) -> bool:
@@ -47,10 +52,19 @@ def _readings(value: Any) -> Iterator[Any]:
 
 
 def _near_numbers(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, sympy.Float) and isinstance(b, sympy.Float):
+        places = min(_decimals(a), _decimals(b))
+        if places > _COMPARED and abs(a - b) > 0.9 * 10**-places:
+            return False
     x, y = a.doit().evalf(_DIGITS), b.doit().evalf(_DIGITS)
     if not (x.is_number and y.is_number):
         return True
     return bool(sympy.Abs(x - y) <= tolerance * max(sympy.Abs(x), sympy.Abs(y)))
+
+
+def _decimals(number: sympy.Float) -> int:
+    """Digits behind the point."""
+    return max(0, -int(Decimal(repr(float(number))).normalize().as_tuple().exponent))
 
 
 def equal_where_real(a: object, b: object) -> bool:

@@ -39,13 +39,12 @@ _VALUE = (
 _WORD = rf"(?!(?:{_NO_UNIT})(?![A-Za-z]))[A-Za-z]"
 # Without \text, letters are a unit only where they are no product: "5 dollars" and "5cm", but not "5 xy" or "2abc".
 _PLAIN_UNIT = (
-    rf"(?:\s*{_SHORT_UNIT}(?![A-Za-z])|{_SPACES}(?!(?:[a-d]+|[x-z]+)(?![a-z]))(?=[A-Za-z]*[aeiouAEIOU])"
+    rf"(?:\s*(?:(?:sq|cu)(?:\.\s*|\s+))?{_SHORT_UNIT}(?![A-Za-z])|{_SPACES}(?:of\s+(?:an?\s+|the\s+)?)?(?!(?:[a-d]+|[x-z]+)(?![a-z]))(?=[A-Za-z]*[aeiouAEIOU])"
     rf"{_WORD}[A-Za-z]{{2,}})"
 )
-_MORE = rf"(?:(?:\s+|\s*[/-]\s*){_WORD}[A-Za-z]+)*(?:\s*\^\s*\{{?[23]\}}?)?\.?"
-_TEXT_UNIT = (
-    rf"(?:{_SPACES})?\\(?:text|mathrm|mbox|textrm)\s*\{{\s*{_WORD}[A-Za-z]*{_MORE}\s*\}}(?:\s*\^\s*\{{?[23]\}}?)?"
-)
+_RAISED = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
+_MORE = rf"{_RAISED}(?:(?:\.?\s+|\s*-\s*){_WORD}[A-Za-z]+{_RAISED}|\s*/\s*{_WORD}[A-Za-z]*{_RAISED})*\.?"
+_TEXT_UNIT = rf"(?:{_SPACES})?\\(?:text|mathrm|mbox|textrm)\s*\{{\s*{_WORD}[A-Za-z]*{_MORE}\s*\}}{_RAISED}"
 _UNIT = rf"(?:{_TEXT_UNIT}|\s+[msghlL]|{_PLAIN_UNIT}{_MORE})"
 _WRAPPER = (
     r"\\(?:textbf|textit|textrm|textsf|texttt|mathbf|mathit|mathrm|mathsf|bm|boldsymbol|emph|underline|mbox|text)"
@@ -55,6 +54,14 @@ _LABEL = re.compile(
     rf"\s*(?:{_WRAPPER}\s*\{{\s*\(?(?P<a>[A-J])\)?[.:)]?\s*\}}{_SPACE}*|{_WRAPPER}\s*\{{\s*\((?P<b>[A-J])\)\s*(?=[^\s}}])"
     rf"|\((?P<c>[A-J])\){_SPACE}+|(?P<d>[A-J])[.:)]{_SPACE}*)(?=[^\s.}}])"
 )
+
+
+_LESS, _MORE_THAN = r"<=?|\\leq?(?:slant)?(?![a-z])", r">=?|\\geq?(?:slant)?(?![a-z])"
+_INEQUALITY = re.compile(
+    rf"[\s$]*(?:(?P<low>[^<>=A-Za-z]+?)\s*(?P<below>{_LESS})\s*)?(?P<letter>[a-z])\s*(?P<sign>{_LESS}|{_MORE_THAN})\s*"
+    r"(?P<bound>[^<>=]+?)[\s$.]*"
+)
+_OR = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![a-z])|\\vee(?![a-z])")
 
 
 class Rule(NamedTuple):
@@ -88,6 +95,27 @@ def _scaled(match: re.Match[str]) -> str:
     return f"{Decimal(_shifted(match['number'], str(_SCALES[scale]))) * (12 if scale == 'dozen' else 1):f} "
 
 
+def _degrees(name: str) -> str:
+    """The pattern of "60^\\circ"."""
+    return rf"(?P<{name}>[0-9]+(?:\.[0-9]+)?)\s*\^\s*(?:\{{\s*\\circ\s*\}}|\\circ)"
+
+
+def _union(match: re.Match[str]) -> str:
+    r"""x < 1 or x > 3 as (-\infty, 1) \cup (3, \infty); anything else as it is."""
+    found = [_INEQUALITY.fullmatch(part) for part in _OR.split(match[0])]
+    if len(found) < 2 or len({m and m["letter"] for m in found}) > 1 or found[0] is None:
+        return match[0]
+    return r" \cup ".join(_interval(m) for m in found if m)
+
+
+def _interval(match: re.Match[str]) -> str:
+    closed = match["sign"].startswith(("\\", "=")) or match["sign"].endswith("=")
+    if match["sign"].startswith((">", r"\g")):
+        return rf"{'[' if closed else '('}{match['bound']}, \infty)" if not match["low"] else match[0]
+    low = rf"{'(' if match['below'] == '<' else '['}{match['low']}" if match["low"] else r"(-\infty"
+    return f"{low}, {match['bound']}{']' if closed else ')'}"
+
+
 def _rule(reason: str, pattern: str, by: str | Callable[[re.Match[str]], str]) -> Rule:
     return Rule(reason, re.compile(pattern), by)
 
@@ -103,6 +131,9 @@ RULES = (
         r"\\(?:textbf|textit|mathbf|mathit|bm|boldsymbol|emph|underline)\s*\{([^{}]*)\}",
         r"\1",
     ),
+    _rule("colours", r"\\(?:text)?color\s*\{[A-Za-z]+\}\s*(?:\{([^{}]*)\}\s*$)?", r"\1"),
+    _rule("numbers as text", r"^\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*(-?\\?\$?[0-9][^{}]*)\}\s*[.,;]?\s*$", r"\1"),
+    _rule("inequalities joined by or", r"(?s)\A.*(?:(?<![A-Za-z\\])or(?![A-Za-z])|\\lor|\\vee).*\Z", _union),
     _rule("a leading = or + sign", r"^\s*[=+]\s*(?=\S)", ""),
     _rule(
         "dashes where only a sign can be",
@@ -159,7 +190,18 @@ RULES = (
         r"(?<![\\A-Za-z])(pi|infinity)(?![A-Za-z])",
         lambda m: {"pi": r"\pi ", "infinity": r"\infty "}[m[1]],
     ),
+    _rule("logarithms to base ten", r"\\lg(?![A-Za-z])", r"\\log_{10}"),
+    _rule(
+        "degrees under a sine and the like",
+        rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{{?[0-9]\}}?)?)\s*(?:{_degrees('a')}|(?:\\left)?\(\s*{_degrees('b')}\s*(?:\\right)?\)|\{{\s*{_degrees('c')}\s*\}})",
+        lambda m: rf"{m[1]}{{(\frac{{{m['a'] or m['b'] or m['c']}\pi}}{{180}})}}",
+    ),
     _rule("the empty set", r"\\varnothing(?![A-Za-z])|^\s*\\\{\s*\\\}\s*$", r"\\emptyset "),
+    _rule(
+        "mixed numbers before a per cent sign",
+        r"(?<![\w.}])([0-9]+)\s*\\[dtc]?frac\s*(?:\{([0-9]+)\}|([0-9]))\s*(?:\{([0-9]+)\}|([0-9]))(?=\s*\\%)",
+        lambda m: rf"\frac{{{int(m[1]) * int(m[4] or m[5]) + int(m[2] or m[3])}}}{{{m[4] or m[5]}}}",
+    ),
     _rule("per cent", r"(?<=[0-9])\s*(?:\\text\s*\{\s*)?(?:percent|per cent|pct)\.?\s*\}?(?![A-Za-z])", r"\\%"),
     _rule("temperatures", r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CF]\s*\}?\s*$", r"^\\circ"),
     _rule(
@@ -170,7 +212,7 @@ RULES = (
     ),
     _rule("units", rf"^(\s*\\?\$?\s*{_VALUE}){_UNIT}\s*$", r"\1"),
     _rule("units as text after a formula", rf"(?<=[0-9A-Za-z)}}]){_TEXT_UNIT}\s*$", ""),
-    _rule("units after a root or pi", rf"(?<=[}}i])\s+{_SHORT_UNIT}\s*$", ""),
+    _rule("units after a root or pi", rf"(?<=[}}i])\s+{_SHORT_UNIT}{_RAISED}\s*$", ""),
     _rule("dots after a decimal", r"(?<=\.)([0-9]+)\s*(?:\.\.\.|\\l?dots|\\cdots)\s*$", r"\1"),
     _rule("punctuation at the end", r"(?:\s|\\[ ,;:!])*(?<!\.)[.,;:]?\s*$", ""),
 )
@@ -189,10 +231,15 @@ def normalise(answer: str) -> str:
         >>> [normalise(a) for a in (r"10\,000", "1 1/4", "\u221a2", "1.2e3", "5 dollars", r"0.1\overline{6}")]
         ['10000', '1\\frac{1}{4}', '\\sqrt{2}', '1200', '5', '\\frac{1}{6}']
     """
-    answer = characters(answer)
+    answer = characters(answer).strip()
+    if _PLAIN.fullmatch(answer):  # no rule is about these, which are most answers
+        return answer
     for rule in RULES:
         answer = rule.pattern.sub(rule.by, answer)
     return answer.strip()
+
+
+_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
 
 _RUNNING = {
@@ -263,11 +310,11 @@ def is_number(answer: str) -> bool:
 
 
 def is_formula(answer: str) -> bool:
-    r"""Whether an answer, in normal form, is free of words, so that all of it is meant.
+    r"""Whether an answer, in normal form, is free of words but "and" and "or", so that all of it is meant.
 
     Example:
         >>> is_formula(r"\sqrt{2} cm"), is_formula("4, not 5")
         (True, False)
     """
-    normal = normalise(answer)
-    return bool(normal) and not re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", " ", normal))
+    normal = re.sub(r"\b(?:and|or)\b", " ", normalise(answer))
+    return bool(normal.strip()) and not re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", " ", normal))

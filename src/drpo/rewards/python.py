@@ -88,7 +88,7 @@ class PythonTests:
             RuntimeError: the sandbox did not start.
         """
         suite = read_suite(problem, self.field)
-        code = program(text, reads_input=suite.kind == "stdin")
+        code = program(text, reads_input=suite.kind == "stdin", wanted=suite.wanted)
         passed = (
             self._asserted(suite, code, problem) if suite.kind == "asserts" else self._compared(suite, code, problem)
         )

@@ -65,6 +65,11 @@ class Suite:
         return same_value(answer, pair.expected, self._wrapped)
 
     @property
+    def wanted(self) -> frozenset[str]:
+        """Names that the program has to have, among others."""
+        return frozenset().union(*(p.wanted for p in self.programs), {self.entry, "Solution"} if self.entry else ())
+
+    @property
     def _wrapped(self) -> bool:
         """Whether every expected value is in a list of its own."""
         return all(isinstance(p.expected, list) and len(p.expected) == 1 for p in self.pairs)

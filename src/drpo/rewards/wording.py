@@ -7,6 +7,7 @@ the base of a numeral nothing.
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 from math import gcd
 
 from drpo.rewards.characters import plain_characters
@@ -40,6 +41,7 @@ _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven
 _BASES |= {"ten": "10", "twelve": "12", "sixteen": "16"}
 _GROUPED = re.compile(r"[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,}|(?:\.[0-9]+){2,}|(?::[0-9]+){2,})")
 _TIME = re.compile(r"([0-9]{1,2}):([0-5][0-9])\s*([ap])?\.?\s*(?:m\.?)?")
+_QUOTES = re.compile(r"[\s*$\"'`\u201c\u201d\u2018\u2019]+(?=[.]?\Z)|\A[\s*$\"'`\u201c\u201d\u2018\u2019]+|\\[()\[\]]")
 _CHOICE = r"(?:\(\s*{letter}\s*\)|{letter}\s*[.:)]|{letter}(?=\s*$))"
 
 
@@ -61,6 +63,7 @@ def _dressed(answer: str) -> str:
     return _DASH.sub("-", _DOTS.sub("...", _SPACE.sub(" ", _WRAPPER.sub("", answer)))).strip()
 
 
+@lru_cache(maxsize=1024)
 def comparison(gold: str) -> Comparison | None:
     r"""Return how answers are compared with one that is text; None where it is mathematics.
 
@@ -160,21 +163,25 @@ def choice(answer: str) -> str | None:
     r"""Return the letter of the choice that an answer names; None where it names none, or more than one.
 
     Args:
-        answer: "C", "(C)", "C. 12", "Option C", "\\textbf{(C)}\\ 7".
+        answer: "C", "(c)", "C. 12", "Option C", "\\textbf{(C)}\\ 7".
 
     Example:
         >>> choice("C. 12"), choice(r"\textbf{(C)}\ 7"), choice("option (c)"), choice("B or C"), choice("C = 12")
         ('C', 'C', 'C', None, None)
     """
-    label, rest = split_label(answer.strip().strip("*$ "))
-    dressed = _dressed(answer).strip("*_ ")
+    answer = _QUOTES.sub("", answer)
+    label, rest = split_label(answer)
+    dressed = _dressed(answer).strip("_ ")
     if label:
         return (
             None if re.search(rf"{_CHOICE.format(letter='[A-J]')}|\b(?:or|and)\s+\(?[A-J]\b", _dressed(rest)) else label
         )
-    lead = r"(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)\s*(?:is\s*:?|:)?\s*)?"
+    lead = (
+        r"\{{0,3}(?:(?:thus|hence|so|therefore),?\s+)?"
+        r"(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice)\s*(?:is\s*:?|:)?\s*)?"
+    )
     match = re.fullmatch(
-        rf"(?i:{lead})\{{*\(?\{{?\s*(?:([A-J])|(?<=\()([a-j])(?=\)))\s*\}}?\)?\}}*[.:]?\s*(?i:is\s+(?:correct|right|the\s+answer)\.?)?",
+        rf"(?i:{lead})\{{{{0,3}}\(?\{{?\s*([A-Ja-j])\s*\}}?\)?\}}*\s*[.:]?\s*(?i:is\s+(?:correct|right|the\s+answer)\.?)?",
         dressed,
     )
-    return (match[1] or match[2]).upper() if match else None
+    return match[1].upper() if match else None

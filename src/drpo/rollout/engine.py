@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,7 +87,7 @@ def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     messages = [*system, {"role": "user", "content": problem.prompt}]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, ValueError, TypeError) as error:
+    except Exception as error:  # a template is a program, which may raise anything
         hint = "; without a system message it may do: leave out the task's system" if system else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"problem {problem.id!r}: the model's chat template refuses it: {reason}{hint}") from None
