@@ -18,7 +18,7 @@ from drpo.rollout.handover import Handover
 from drpo.saving import cast, probe, require_savable, save_model
 from drpo.train import checkpoint
 from drpo.train.update import make_optimizer
-from families import build, stirred
+from families import build, stir_adapters, stirred
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
@@ -69,14 +69,17 @@ def test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them(routed: PreTrai
     assert torch.equal(other.state()[BIAS], policy.state()[BIAS])
 
 
-@pytest.mark.parametrize("name", ["fp32", "int8"])
-def test_a_sound_folder_appears_with_ordinary_modes(name: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("precision", "rank"),
+    [(FP32, 0), (Precision(torch.float32, "int8"), 0), (Precision(torch.bfloat16, "e4m3", "e4m3"), 2)],
+)
+def test_a_sound_folder_appears_with_ordinary_modes(precision: Precision, rank: int, tmp_path: Path):
     model, tokenizer = models.tiny()
-    precision = FP32 if name == "fp32" else Precision(torch.float32, "int8")
-    policy = policy_of(model, precision)
+    policy = policy_of(model, precision, lora_rank=rank)
+    stir_adapters(policy)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "stale").touch()
-    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)), precision)
+    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     modes = {path.name: oct(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
     assert len(set(modes.values())) == 1 and "stale" not in modes, modes
@@ -116,6 +119,22 @@ def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
     with pytest.raises(InputError, match=f"model.unsound.*{said}"):
         save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
     assert [path.name for path in tmp_path.iterdir()] == ["model.unsound"]
+
+
+def test_a_folder_without_its_adapters_on_a_grid_is_kept_aside(tmp_path: Path):
+    model, tokenizer = models.tiny()
+    policy = policy_of(model, Precision(torch.float32, "int8"), lora_rank=2)
+    base = policy.plain()
+    stir_adapters(policy)
+    with pytest.raises(InputError, match="its logits differ"):
+        save_model(base, tokenizer, tmp_path / "model", policy.logits(probe(model)))
+
+
+def test_a_head_of_zeros_is_saved(tmp_path: Path):
+    model, tokenizer = models.tiny()
+    model.model.norm.weight.data.zero_()
+    policy = policy_of(model)
+    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
 
 
 def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedModel, tmp_path: Path):

@@ -16,7 +16,7 @@ from drpo.models import named_tensors, persistent_buffers
 from drpo.objectives import Objective
 from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
 from drpo.positions import sequence_limit
-from drpo.precision import Precision, lower_through, stacked_experts
+from drpo.precision import Precision, lower_through, stacked_experts, unrounded
 from drpo.ranks import Ranks
 from drpo.types import Layout, MicroBatch, Tokens
 
@@ -153,9 +153,10 @@ class Policy:
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
-        """Return the logits [N, V] of one text [N], float32, computed as in training but in float32; on the CPU."""
+        """Return the logits [N, V] of one text [N], computed as in training but in float32, on no grid; on the CPU."""
         run = packing.packed if self.shares_prompts else packing.padded
-        hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
+        with unrounded():
+            hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
         return (hidden @ self._head.T).cpu()
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from drpo.errors import InputError
 from drpo.models import named_tensors, persistent_buffers
-from drpo.precision import FP32, Precision, lower_through
 
 UNSOUND = "unsound"
 """What is added to the name of a folder that does not hold what was trained."""
@@ -99,7 +98,6 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     logits: Tensor | None = None,
-    precision: Precision = FP32,
 ) -> None:
     """Write a model's folder, read it back once, and compare every tensor, and the logits of a few tokens.
 
@@ -110,8 +108,7 @@ def save_model(
             read back takes its room.
         tokenizer: of the model.
         folder: to write; one that stands there is replaced.
-        logits: [8, V] of the trained model on `probe`, float32; None compares tensors alone.
-        precision: with which the trained model computed them, if on a grid.
+        logits: [8, V] of the trained model on `probe`, float32, on no grid; None compares tensors alone.
 
     Raises:
         InputError: it cannot be written, or what is read back is not what was trained.
@@ -131,7 +128,7 @@ def save_model(
         raise InputError(f"{scratch}: the model cannot be written: {_line(error)}") from None
     written, ids, reader, dtype = fingerprints(model), probe(model), _reader(model), model.dtype
     del model
-    if (problem := _unlike(scratch, reader, dtype, written, ids, logits, precision)) is not None:
+    if (problem := _unlike(scratch, reader, dtype, written, ids, logits)) is not None:
         raise InputError(f"{scratch}: what is read back from it is not what was trained: {problem}; do not use it")
     _clear(folder)
     scratch.rename(folder)
@@ -159,7 +156,6 @@ def _unlike(
     written: Mapping[str, str],
     ids: Tensor,
     logits: Tensor | None,
-    precision: Precision,
 ) -> str | None:
     """What is wrong with a folder that was written; None where nothing is."""
     try:
@@ -171,11 +167,10 @@ def _unlike(
         return f"{len(odd)} of {len(written)} tensors differ, {odd[0]!r} first"
     if logits is None:
         return None
-    lower_through(model, precision)
     again = model(input_ids=ids[None], use_cache=False).logits[0]
     # Of each token, since a mixture may send one that stands between two experts to the other.
-    gap = float((again - logits).abs().amax(1).median() / logits.abs().max())
-    return None if gap < 1e-3 else f"its logits differ by {gap:.1%} of the largest, with equal tensors"
+    gap, largest = float((again - logits).abs().amax(1).median()), float(logits.abs().max())
+    return None if gap <= 1e-3 * largest else f"its logits differ by {gap:.3g} (largest {largest:.3g}), tensors equal"
 
 
 def _reader(model: PreTrainedModel) -> Any:
