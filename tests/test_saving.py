@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from drpo import models
+from drpo import models, saving
 from drpo.errors import InputError
 from drpo.models import named_tensors, persistent_buffers
 from drpo.policy import Policy
@@ -144,6 +144,36 @@ def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedMode
     assert read.get_parameter("model.norm.weight").dtype == torch.bfloat16
 
 
+class Scaled(LlamaForCausalLM):
+    """A user's own, with buffers whose dtypes it names."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.register_buffer("steps", torch.zeros(2, dtype=torch.float16))
+        self.register_buffer("scale", torch.ones(2, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_keep_the_dtype_that_a_class_names(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "_reader", type)
+    model, tokenizer = models.tiny()
+    model = cast(Scaled(model.config), dtype)
+    assert (model.steps.dtype, model.scale.dtype, model.lm_head.weight.dtype) == (torch.float16, torch.float32, dtype)
+    save_model(model, tokenizer, tmp_path / "model")
+
+
+def test_a_folder_without_given_logits_is_compared_with_the_model_itself(tmp_path: Path):
+    model, tokenizer = models.tiny()
+    with pytest.raises(InputError, match="its logits differ"):
+        save_model(Doubled(model.config), tokenizer, tmp_path / "model")
+
+
+def test_adapters_of_a_weight_that_two_modules_share_are_refused():
+    model, tokenizer = models.tiny()
+    with pytest.raises(InputError, match=r"lora_rank=2.*up_proj shares its weight"):
+        policy_of(_sharing(model, tokenizer), lora_rank=2)
+
+
 def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     model, tokenizer = models.tiny()
     model.save_pretrained(tmp_path)
@@ -157,6 +187,15 @@ def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path,
 
 class Halved(LlamaForCausalLM):
     """What a user may have made: Llama's tensors, another function."""
+
+
+class Doubled(LlamaForCausalLM):
+    """Likewise, in a way that only its figures show."""
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        out = super().forward(*args, **options)
+        out.logits = 2 * out.logits
+        return out
 
 
 def _of_another_class(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
@@ -173,6 +212,12 @@ def _unwritable(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     return model
 
 
+def _sharing(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    first, second = model.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    return model
+
+
 def _misplaced(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     tokenizer.init_kwargs["own"] = object()
     return model
@@ -184,6 +229,7 @@ def _misplaced(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
         (_of_another_class, "read its folder as LlamaForCausalLM"),
         (_with_more, "'more' is missing"),
         (_unwritable, "could not be written"),
+        (_sharing, "shared tensors"),
         (_misplaced, "could not be written"),
     ],
 )
