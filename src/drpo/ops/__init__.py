@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -209,7 +210,7 @@ def _needed_top(objective: Objective, target: Tensor, top: TopK | None) -> TopK 
     return top
 
 
-def _require_top(who: str, target: Tensor, top: TopK) -> None:
+def _require_top(who: str, target: Tensor, top: Any) -> None:
     if not isinstance(top, TopK):
         raise InputError(f"{who}: top: must be a drpo.types.TopK, not {type(top).__name__}")
     shape = top.ids.shape
@@ -237,9 +238,7 @@ def _require_ids(who: str, size: int, target: Tensor, top: TopK | None = None) -
             raise InputError(f"{who}: top: must be sorted by falling probability in every row")
 
 
-def _require_head(
-    who: str, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int | None
-) -> None:
+def _require_head(who: str, hidden: Any, weight: Any, target: Any, temperature: Any, chunk: Any) -> None:
     for name, values in (("hidden", hidden), ("weight", weight), ("target", target)):
         if not isinstance(values, Tensor):
             raise InputError(f"{who}: {name}: must be a tensor, not {type(values).__name__}")
@@ -254,7 +253,7 @@ def _require_head(
         )
     one = isinstance(temperature, Real) or (isinstance(temperature, Tensor) and temperature.numel() == 1)
     if not (one and 0 < temperature < math.inf):
-        raise InputError(f"temperature={temperature!r}: must be a finite number > 0")
+        raise InputError(f"temperature={temperature!r}: must be > 0 and finite")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise InputError(f"chunk={chunk!r}: must be a whole number, at least 1")
 
