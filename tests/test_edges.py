@@ -215,7 +215,7 @@ def test_wrong_ids_and_swapped_likeliest_tokens_are_refused() -> None:
         ({"hidden": [1.0]}, "hidden: must be a tensor, not list"),
         ({"temperature": "1"}, "temperature='1': must be > 0"),
         ({"temperature": math.inf}, "temperature=inf"),
-        ({"chunk": 1.5}, "chunk=1.5: must be a whole number"),
+        ({"chunk": 1.5}, "chunk=1.5: must be at least 1"),
     ],
 )
 def test_what_the_operator_cannot_multiply_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:

@@ -255,7 +255,7 @@ def _require_head(who: str, hidden: Any, weight: Any, target: Any, temperature: 
     if not (one and 0 < temperature < math.inf):
         raise InputError(f"temperature={temperature!r}: must be > 0 and finite")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
-        raise InputError(f"chunk={chunk!r}: must be a whole number, at least 1")
+        raise InputError(f"chunk={chunk!r}: must be at least 1, a whole number")
 
 
 __all__ = ["linear_divergence", "linear_logprob", "linear_policy_loss"]
