@@ -180,7 +180,7 @@ def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedToke
     completions = engine.generate(PROBLEMS, SAMPLING, (0,))
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model"
-        save_model(policy.plain(), tokenizer, saved, policy.logits(probe(policy.model)), policy.precision)
+        save_model(policy.plain(), tokenizer, saved, policy.logits(probe(policy.model)))
         read, _ = models.load(str(saved))
     columns = [
         torch.cat(column)

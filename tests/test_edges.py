@@ -13,6 +13,7 @@ from drpo.adapters import figures, reweight, token_loss
 from drpo.errors import BrokenLogpError, InputError
 from drpo.objectives import (
     DRPO,
+    GSPO,
     Objective,
     TokenLoss,
     Tokens,
@@ -205,6 +206,33 @@ def test_wrong_ids_and_swapped_likeliest_tokens_are_refused() -> None:
     for top, message in ((TopK(logp, ids), "are ids and logp swapped"), (TopK(ids, logp.flip(1)), "falling")):
         with pytest.raises(InputError, match=message):
             linear_divergence(hidden, weight, target, top)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight": torch.ones(5, 3, dtype=torch.int64)}, "weight torch.int64: must be float"),
+        ({"hidden": [1.0]}, "hidden: must be a tensor, not list"),
+        ({"temperature": "1"}, "temperature='1': must be > 0"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"chunk": 1.5}, "chunk=1.5: must be at least 1"),
+    ],
+)
+def test_what_the_operator_cannot_multiply_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    hidden, weight, target = head()
+    with pytest.raises(InputError, match=message):
+        linear_logprob(**{"hidden": hidden, "weight": weight, "target": target} | wrong)
+
+
+def test_what_is_no_tokens_is_refused_and_short_integers_number_sequences() -> None:
+    for ask in (lambda t: total(GSPO(), t, torch.ones(4)), lambda t: gradient_weight(GSPO(), t), diagnose):
+        with pytest.raises(InputError, match=r"tokens: must be drpo\.objectives\.Tokens"):
+            ask({})
+    short, long = (
+        some(sequence=torch.tensor([0, 0, 1, 1], dtype=torch.uint8)),
+        some(sequence=torch.tensor([0, 0, 1, 1])),
+    )
+    assert torch.equal(gradient_weight(GSPO(), short), gradient_weight(GSPO(), long))
 
 
 class Lacking:

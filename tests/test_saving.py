@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from drpo import models
+from drpo import models, saving
 from drpo.errors import InputError
 from drpo.models import named_tensors, persistent_buffers
 from drpo.policy import Policy
@@ -19,7 +19,7 @@ from drpo.rollout.handover import Handover
 from drpo.saving import cast, probe, require_savable, save_model
 from drpo.train import checkpoint
 from drpo.train.update import make_optimizer
-from families import build, stirred
+from families import build, stir_adapters, stirred
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
@@ -70,14 +70,17 @@ def test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them(routed: PreTrai
     assert torch.equal(other.state()[BIAS], policy.state()[BIAS])
 
 
-@pytest.mark.parametrize("name", ["fp32", "int8"])
-def test_a_sound_folder_appears_with_ordinary_modes(name: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("precision", "rank"),
+    [(FP32, 0), (Precision(torch.float32, "int8"), 0), (Precision(torch.bfloat16, "e4m3", "e4m3"), 2)],
+)
+def test_a_sound_folder_appears_with_ordinary_modes(precision: Precision, rank: int, tmp_path: Path):
     model, tokenizer = models.tiny()
-    precision = FP32 if name == "fp32" else Precision(torch.float32, "int8")
-    policy = policy_of(model, precision)
+    policy = policy_of(model, precision, lora_rank=rank)
+    stir_adapters(policy)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "stale").touch()
-    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)), precision)
+    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     modes = {path.name: oct(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
     assert len(set(modes.values())) == 1 and "stale" not in modes, modes
@@ -135,11 +138,57 @@ def test_a_disk_that_is_full_while_the_model_is_written_is_no_fault_of_the_model
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_without_its_adapters_on_a_grid_is_kept_aside(tmp_path: Path):
+    model, tokenizer = models.tiny()
+    policy = policy_of(model, Precision(torch.float32, "int8"), lora_rank=2)
+    base = policy.plain()
+    stir_adapters(policy)
+    with pytest.raises(InputError, match="its logits differ"):
+        save_model(base, tokenizer, tmp_path / "model", policy.logits(probe(model)))
+
+
+def test_a_head_of_zeros_is_saved(tmp_path: Path):
+    model, tokenizer = models.tiny()
+    model.model.norm.weight.data.zero_()
+    policy = policy_of(model)
+    save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
+
+
 def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedModel, tmp_path: Path):
     save_model(cast(copied(routed), torch.bfloat16), models.tiny()[1], tmp_path / "model")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert torch.equal(read.state_dict()[BIAS], routed.state_dict()[BIAS])
     assert read.get_parameter("model.norm.weight").dtype == torch.bfloat16
+
+
+class Scaled(LlamaForCausalLM):
+    """A user's own, with buffers whose dtypes it names."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.register_buffer("steps", torch.zeros(2, dtype=torch.float16))
+        self.register_buffer("scale", torch.ones(2, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_keep_the_dtype_that_a_class_names(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "_reader", type)
+    model, tokenizer = models.tiny()
+    model = cast(Scaled(model.config), dtype)
+    assert (model.steps.dtype, model.scale.dtype, model.lm_head.weight.dtype) == (torch.float16, torch.float32, dtype)
+    save_model(model, tokenizer, tmp_path / "model")
+
+
+def test_a_folder_without_given_logits_is_compared_with_the_model_itself(tmp_path: Path):
+    model, tokenizer = models.tiny()
+    with pytest.raises(InputError, match="its logits differ"):
+        save_model(Doubled(model.config), tokenizer, tmp_path / "model")
+
+
+def test_adapters_of_a_weight_that_two_modules_share_are_refused():
+    model, tokenizer = models.tiny()
+    with pytest.raises(InputError, match=r"lora_rank=2.*up_proj shares its weight"):
+        policy_of(_sharing(model, tokenizer), lora_rank=2)
 
 
 def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -157,6 +206,15 @@ class Halved(LlamaForCausalLM):
     """What a user may have made: Llama's tensors, another function."""
 
 
+class Doubled(LlamaForCausalLM):
+    """Likewise, in a way that only its figures show."""
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        out = super().forward(*args, **options)
+        out.logits = 2 * out.logits
+        return out
+
+
 def _of_another_class(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     return Halved(model.config)
 
@@ -171,6 +229,12 @@ def _unwritable(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     return model
 
 
+def _sharing(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    first, second = model.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    return model
+
+
 def _misplaced(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     tokenizer.init_kwargs["own"] = object()
     return model
@@ -182,6 +246,7 @@ def _misplaced(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
         (_of_another_class, "read its folder as LlamaForCausalLM"),
         (_with_more, "'more' is missing"),
         (_unwritable, "could not be written"),
+        (_sharing, "shared tensors"),
         (_misplaced, "could not be written"),
     ],
 )

@@ -95,6 +95,8 @@ def require_columns(where: str, columns: Mapping[str, Tensor], like: tuple[str, 
         if _dtype(values) != kind.dtype:
             fix = {"bool": ".bool()", "int": ".long()", "float": ".float()"}[kind.dtype]
             raise InputError(f"{where}{name} {values.dtype}: must be {kind.dtype}; write {name}{fix}")
+        if values.layout != torch.strided:
+            raise InputError(f"{where}{name} {values.layout}: must be dense; write {name}.to_dense()")
         if values.device != model.device:
             raise InputError(f"{where}{name} is on {values.device}, {first} on {model.device}: move it with .to(...)")
     if all(map(_readable, columns.values())):

@@ -1,6 +1,7 @@
 """The model in training: float32 master weights, compute in the precision that suits the machine, one head operator."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from drpo.models import named_tensors, persistent_buffers
 from drpo.objectives import Objective
 from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
 from drpo.positions import sequence_limit
-from drpo.precision import Precision, lower_through, stacked_experts
+from drpo.precision import Precision, lower_through, stacked_experts, unrounded
 from drpo.ranks import Ranks
 from drpo.types import Layout, MicroBatch, Tokens
 
@@ -153,9 +154,10 @@ class Policy:
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
-        """Return the logits [N, V] of one text [N], float32, computed as in training but in float32; on the CPU."""
+        """Return the logits [N, V] of one text [N], computed as in training but in float32, on no grid; on the CPU."""
         run = packing.packed if self.shares_prompts else packing.padded
-        hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
+        with unrounded():
+            hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
         return (hidden @ self._head.T).cpu()
 
     @torch.no_grad()
@@ -210,12 +212,23 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
         model.eval()
         with torch.no_grad():
             model.get_decoder()(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
+        _require_weights_of_their_own(model)
     except Exception as error:  # a router that is a linear layer with two outputs, a layer that PEFT does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"lora_rank={rank}: adapters cannot be put on all linear layers of {type(model).__name__} ({reason}); set "
             "lora_rank 0"
         ) from None
+
+
+def _require_weights_of_their_own(model: PreTrainedModel) -> None:
+    """Raise where an adapted weight is another module's too: two adapters of it merge into no one weight."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            base: Any = layer.get_base_layer()
+            if holders[id(getattr(base, getattr(layer, "parameter_name", "weight")))] > 1:
+                raise InputError(f"{_plain(name)} shares its weight with another module")
 
 
 @torch.no_grad()

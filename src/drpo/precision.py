@@ -11,6 +11,7 @@ kernel multiplies them). The output head, embeddings, norms, biases and routers 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -239,6 +240,23 @@ def unrounded_inputs(model: nn.Module) -> Iterator[None]:
             layer.activations = grid
 
 
+_ROUNDED: ContextVar[bool] = ContextVar("rounded", default=True)
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Let every model in training multiply its weights and inputs as they are, on no grid.
+
+    An adapter beside a rounded weight is another function than the rounded sum of both, and rounded inputs differ as
+    said above; without a grid, a model in training and what is written of it are one function.
+    """
+    before = _ROUNDED.set(False)
+    try:
+        yield
+    finally:
+        _ROUNDED.reset(before)
+
+
 class StraightThroughLinear(nn.Linear):
     """A linear layer in training: the same product of its master weight, and a gradient as if Q were the identity.
 
@@ -261,6 +279,8 @@ class StraightThroughLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
+        if not _ROUNDED.get():
+            return super().forward(input)
         x = input.flatten(0, -2).to(_compute_dtype(input))
         operands = (x, self.weight, self.bias, self.weights, self.activations)
         y: Tensor = _StraightThrough.apply(*operands)  # type: ignore[no-untyped-call]
@@ -382,7 +402,7 @@ def lower_through(model: PreTrainedModel, precision: Precision) -> None:
 
 def _shadow(grid: Grid, fields: list[str], module: nn.Module, arguments: tuple[Any, ...]) -> None:
     """For one call the module's own attributes stand before its parameters, which keep their names and values."""
-    for name in fields:
+    for name in fields if _ROUNDED.get() else ():
         weight = getattr(module, name)
         dtype = _compute_dtype(weight)
         vars(module)[name] = _DenseStraightThrough.apply(weight, grid, _rows_of(module), dtype)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """A model's folder: tried before training begins, written, and read back to see that it holds what was trained."""
 
+import copy
 import hashlib
 import re
 import shutil
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drpo.errors import InputError
 from drpo.files import naming
 from drpo.models import named_tensors, persistent_buffers
-from drpo.precision import FP32, Precision, lower_through
 
 UNSOUND = "unsound"
 """What is added to the name of a folder that does not hold what was trained."""
@@ -56,6 +57,7 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             tokenizer.save_pretrained(folder)
             model.config.save_pretrained(folder)
             config = type(model.config).from_pretrained(folder, trust_remote_code=False)
+        remove_tied_weights_from_state_dict(model.state_dict(), model)  # raises where tensors share memory unsaid
         with torch.device("meta"):
             again = _reader(model)._from_config(config)
     except OSError:
@@ -79,7 +81,8 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Round a model's parameters and persistent buffers, in place, but for what its family keeps in float32.
+    """Round a model's parameters and persistent buffers, in place, but for what its family keeps in float32, and for
+    buffers whose dtype its class names.
 
     Args:
         model: in float32.
@@ -89,9 +92,12 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         The same model.
     """
     kept = [re.compile(pattern) for pattern in model._get_dtype_plan(dtype)]
+    kind: Any = type(model)
+    with torch.device("meta"):
+        own = persistent_buffers(kind._from_config(copy.deepcopy(model.config), dtype=dtype))
     for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]:
         if tensor.is_floating_point() and not any(pattern.search(name) for pattern in kept):
-            tensor.data = tensor.data.to(dtype)
+            tensor.data = tensor.data.to(own[name].dtype if name in own else dtype)
     return model
 
 
@@ -100,7 +106,6 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     logits: Tensor | None = None,
-    precision: Precision = FP32,
 ) -> None:
     """Write a model's folder, read it back once, and compare every tensor, and the logits of a few tokens.
 
@@ -111,8 +116,7 @@ def save_model(
             read back takes its room.
         tokenizer: of the model.
         folder: to write; an existing one is replaced.
-        logits: [8, V] of the trained model on `probe`, float32; None compares tensors alone.
-        precision: with which the trained model computed them, if on a grid.
+        logits: [8, V] of the trained model on `probe`, float32, on no grid; None takes those of `model` itself.
 
     Raises:
         InputError: it cannot be written, or what is read back is not what was trained.
@@ -132,8 +136,9 @@ def save_model(
     except Exception as error:
         raise InputError(f"{scratch}: the model cannot be written: {_line(error)}") from None
     written, ids, reader, dtype = fingerprints(model), probe(model), _reader(model), model.dtype
+    logits = _logits(model, ids) if logits is None else logits
     del model
-    if (problem := _unlike(scratch, reader, dtype, written, ids, logits, precision)) is not None:
+    if (problem := _unlike(scratch, reader, dtype, written, ids, logits)) is not None:
         raise InputError(f"{scratch}: what is read back from it is not what was trained: {problem}; do not use it")
     _clear(folder)
     scratch.rename(folder)
@@ -161,7 +166,6 @@ def _unlike(
     written: Mapping[str, str],
     ids: Tensor,
     logits: Tensor | None,
-    precision: Precision,
 ) -> str | None:
     """What is wrong with a folder that was written; None where nothing is."""
     try:
@@ -173,11 +177,23 @@ def _unlike(
         return f"{len(odd)} of {len(written)} tensors differ, {odd[0]!r} first"
     if logits is None:
         return None
-    lower_through(model, precision)
-    again = model(input_ids=ids[None], use_cache=False).logits[0]
+    if (again := _logits(model, ids)) is None:
+        return "it does not run"
+    if torch.equal(again.nan_to_num(), logits.nan_to_num()):  # also where 16 bits do not hold them
+        return None
     # Of each token, since a mixture may send one that stands between two experts to the other.
-    gap = float((again - logits).abs().amax(1).median() / logits.abs().max())
-    return None if gap < 1e-3 else f"its logits differ by {gap:.1%} of the largest, with equal tensors"
+    gap, largest = float((again - logits).abs().amax(1).median()), float(logits.abs().max())
+    return None if gap <= 1e-3 * largest else f"its logits differ by {gap:.3g} (largest {largest:.3g}), tensors equal"
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
+    """[N, V] float32, on the CPU, in the precision that the model is in; None where it does not run in that."""
+    try:
+        logits: Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
+    except RuntimeError:
+        return None
+    return logits.float().cpu()
 
 
 def _reader(model: PreTrainedModel) -> Any:

@@ -114,9 +114,9 @@ def _mean_over_sequence(values: Tensor, keep: Tensor, sequence: Tensor) -> Tenso
     # Numbered densely by sorting, so that a part of a batch may hold any sequence numbers and the device is not asked
     # how many there are.
     ordered, order = sequence.sort(stable=True)
-    rank = torch.zeros_like(sequence)
+    rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    dense = torch.empty_like(sequence).scatter_(0, order, rank)
+    dense = torch.empty_like(order).scatter_(0, order, rank)
     kept = keep.to(values.dtype)
     count = torch.zeros_like(values).scatter_add_(0, dense, kept)
     summed = torch.zeros_like(values).scatter_add_(0, dense, torch.where(keep, values, 0))

@@ -84,6 +84,12 @@ def require_objective(objective: object) -> None:
         raise _unfit(objective, f"has no `{missing[0]}`")
 
 
+def require_tokens(tokens: object) -> None:
+    """Raise InputError unless `tokens` are the record that every objective reads."""
+    if not isinstance(tokens, Tokens):
+        raise InputError(f"tokens: must be drpo.objectives.Tokens(...), not {type(tokens).__name__}")
+
+
 def _unfit(objective: object, what: str) -> InputError:
     return InputError(f"objective {type(objective).__name__} {what}; {CONTRACT}")
 
@@ -130,6 +136,7 @@ def total(objective: Objective, tokens: Tokens, weight: Tensor) -> Tensor:
         >>> total(DRPO(0.2), t, torch.ones(2))
         tensor(-1.)
     """
+    require_tokens(tokens)
     require_columns("", {"weight": weight}, ("tokens.logp", tokens.logp), tokens.keep)
     loss = ask(objective, tokens).loss
     return (weight * loss)[tokens.keep].sum()
@@ -174,6 +181,7 @@ def value_and_gradient(objective: Objective, tokens: Tokens) -> tuple[TokenLoss,
         >>> seen.loss, slope
         (tensor([-1.]), tensor([-1.]))
     """
+    require_tokens(tokens)
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is on, in which nothing has a gradient: use torch.no_grad() instead")
     columns = {name: v.clone() if v is not None and v.is_inference() else v for name, v in vars(tokens).items()}
@@ -207,6 +215,7 @@ def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:
 
     Source: DRPO, arXiv 2606.09821, Table 1.
     """
+    require_tokens(tokens)
     safe = masked_safe(tokens)
     plain = (-safe.advantage * ratio(safe)).detach()
     defined = tokens.keep & (plain != 0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drpo.checks import slack
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio
+from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio, require_tokens, unchecked
 from drpo.types import Tokens
 
 MOST_CAPPED = 1e-3
@@ -40,6 +40,7 @@ def diagnose(tokens: Tokens) -> list[str]:
         >>> diagnose(Tokens(logp - 0.5 - 0.1 * advantage.sin(), logp, 0 * advantage, *same))[0]
         'every advantage is 0: nothing is trained; are all rewards of a group equal?'
     """
+    require_tokens(tokens)
     kept = tokens.keep
     if not kept.any():
         return ["no token is kept: nothing is trained"]
@@ -48,7 +49,7 @@ def diagnose(tokens: Tokens) -> list[str]:
     lines = [*broken, *_of_advantage(columns["advantage"])]
     if any("NaN" in line or "positive" in line for line in broken):
         return lines  # ratios of such numbers would say nothing
-    own = Tokens(**columns)
+    own = unchecked(**columns)
     return [*lines, *_of_ratio(ratio(own).double(), log_ratio(own))]
 
 

@@ -1,6 +1,9 @@
 """The head operator: hidden states -> log-probabilities, without ever holding the logits of all tokens."""
 
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -207,7 +210,9 @@ def _needed_top(objective: Objective, target: Tensor, top: TopK | None) -> TopK 
     return top
 
 
-def _require_top(who: str, target: Tensor, top: TopK) -> None:
+def _require_top(who: str, target: Tensor, top: Any) -> None:
+    if not isinstance(top, TopK):
+        raise InputError(f"{who}: top: must be a drpo.types.TopK, not {type(top).__name__}")
     shape = top.ids.shape
     if len(shape) != 2 or shape[:1] != target.shape or shape[1] < 1 or top.logp.shape != shape:
         raise InputError(
@@ -235,18 +240,24 @@ def _require_ids(who: str, size: int, target: Tensor, top: TopK | None = None) -
             raise InputError(f"{who}: top: must be sorted by falling probability in every row")
 
 
-def _require_head(
-    who: str, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int | None
-) -> None:
+def _require_head(who: str, hidden: Any, weight: Any, target: Any, temperature: Any, chunk: Any) -> None:
+    for name, values in (("hidden", hidden), ("weight", weight), ("target", target)):
+        if not isinstance(values, Tensor):
+            raise InputError(f"{who}: {name}: must be a tensor, not {type(values).__name__}")
+        if values.device != hidden.device:
+            raise InputError(f"{who}: {name} is on {values.device}, hidden on {hidden.device}: move it with .to(...)")
+        if name != "target" and not values.is_floating_point():
+            raise InputError(f"{who}: {name} {values.dtype}: must be float; write {name}.float()")
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise InputError(
             f"{who}: hidden {list(hidden.shape)}, weight {list(weight.shape)}, target {list(target.shape)} "
             "do not fit [T, H], [V, H], [T]"
         )
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature}: must be > 0")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk={chunk}: must be at least 1")
+    one = isinstance(temperature, Real) or (isinstance(temperature, Tensor) and temperature.numel() == 1)
+    if not (one and 0 < temperature < math.inf):
+        raise InputError(f"temperature={temperature!r}: must be > 0 and finite")
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise InputError(f"chunk={chunk!r}: must be at least 1, a whole number")
 
 
 __all__ = ["linear_divergence", "linear_logprob", "linear_policy_loss"]

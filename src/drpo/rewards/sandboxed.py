@@ -13,6 +13,7 @@ fcntl.h and mount.h, and of the tables of system calls, all of which are stable.
 import builtins
 import ctypes
 import errno
+import gc
 import importlib
 import json
 import os
@@ -321,10 +322,13 @@ def _genuine() -> Callable[[Any], Any]:
 def _no_tracing() -> Callable[[str, Any], None]:
     """A hook, which cannot be taken away, against what could skip an assertion or look for what counts them."""
     barred, code = frozenset(_BARRED), frozenset(_CODE)
-    error = PermissionError
+    there = {id(f): f for f in gc.get_objects() if isinstance(f, types.FunctionType)}  # a program may change its own
+    error, name_of = PermissionError, id
 
     def hook(event: str, arguments: Any) -> None:
-        if event in barred or (event == "object.__setattr__" and arguments[1] in code):
+        if event in barred or (
+            event == "object.__setattr__" and arguments[1] in code and name_of(arguments[0]) in there
+        ):
             raise error(f"no {event} here")
 
     return hook

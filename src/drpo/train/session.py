@@ -368,7 +368,7 @@ class Session:
         policy = self.parts.policy
         logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
         if self._ranks.first:
-            save_model(trained.pop(), self.parts.tokenizer, self.folder / MODEL, logits, policy.precision)
+            save_model(trained.pop(), self.parts.tokenizer, self.folder / MODEL, logits)
             write_sums(self.folder / MODEL)
 
 
