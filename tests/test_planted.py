@@ -1,4 +1,4 @@
-"""The bugs that `make plant` plants still fit the program: those that replace a function find it."""
+"""The bugs that `make plant` plants still fit the program: each finds the function that it replaces, or its text."""
 
 import os
 import subprocess
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from planted import _records
+from plant_bugs import misfit
+from planted import _records, all_bugs
 
 TESTS = Path(__file__).parent
 
@@ -26,6 +27,10 @@ def test_every_replacement_finds_its_target(tmp_path: Path) -> None:
     planter.start()
     planter.join()
     assert planter.exitcode == 0, said.read_text()
+
+
+def test_every_patch_finds_its_text() -> None:
+    assert [(bug.name, wrong) for bug in all_bugs() if (wrong := misfit(bug))] == []
 
 
 def plant_every_one(said: Path) -> None:

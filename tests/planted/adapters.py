@@ -1,6 +1,8 @@
 """Mistakes in what the adapters of other frameworks share."""
 
-from planted import Bug
+from typing import Any
+
+from planted import Bug, Replacement
 
 T = "tests/adapters/test_weighing.py::"
 FILE = "adapters/weighing.py"
@@ -25,22 +27,6 @@ BUGS = (
         (PADDING, f"{T}test_figures_count_kept_tokens_alone"),
     ),
     Bug(
-        4,
-        "the loss is multiplied by the mask",
-        FILE,
-        "    loss = objective(masked_safe(tokens)).loss\n",
-        "    loss = objective(tokens).loss * tokens.keep\n",
-        (f"{PADDING}[nan-drpo(0.2)]",),
-    ),
-    Bug(
-        3,
-        "a token that the sampler could not score is trained with NaN",
-        FILE,
-        "torch.where(keep.bool() & behavior_logp.isfinite(), behavior_logp,",
-        "torch.where(keep.bool(), behavior_logp,",
-        (f"{T}test_a_token_that_the_sampler_could_not_score_is_taken_as_on_policy",),
-    ),
-    Bug(
         9,
         "all rows are one sequence",
         FILE,
@@ -55,5 +41,34 @@ BUGS = (
         "column = advantage.unsqueeze(1) if logp.dim() == 2 and advantage.dim() == 1 else advantage",
         "column = advantage",
         (f"{T}test_advantages_by_row_by_column_and_by_token_are_the_same",),
+    ),
+)
+
+
+def _multiplied(right: Any) -> Any:
+    def ask(objective: Any, tokens: Any) -> Any:
+        from drpo.types import TokenLoss
+
+        return TokenLoss(objective(tokens).loss * tokens.keep)
+
+    return ask
+
+
+def _unscored_as_it_is(right: Any) -> Any:
+    return lambda logp, behavior_logp, keep: behavior_logp.where(keep.bool(), logp.detach())
+
+
+REPLACEMENTS = (
+    Replacement(
+        "the loss is multiplied by the mask",
+        "drpo.adapters.weighing:ask",
+        _multiplied,
+        (f"{PADDING}[nan-drpo(0.2)]",),
+    ),
+    Replacement(
+        "a token that the sampler could not score is trained with NaN",
+        "drpo.adapters.weighing:behavior_or_policy",
+        _unscored_as_it_is,
+        (f"{T}test_a_token_that_the_sampler_could_not_score_is_taken_as_on_policy",),
     ),
 )

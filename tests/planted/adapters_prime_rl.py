@@ -28,8 +28,8 @@ BUGS = (
         4,
         "what stands outside the mask is multiplied, not left out",
         FILE,
-        "        loss = loss * inputs.loss_weights[inputs.loss_mask]\n",
-        "        loss = token_loss(chosen, *columns) * inputs.loss_weights\n",
+        "        weights = inputs.loss_weights[inputs.loss_mask]\n",
+        "        loss, weights = token_loss(chosen, *columns), inputs.loss_weights\n",
         (f"{OUTSIDE}[nan]", f"{OUTSIDE}[inf]"),
     ),
     Bug(

@@ -1,6 +1,6 @@
 """Mistakes of PPO with a critic: in its advantages, its loss, where its values are read, and what a run keeps of it."""
 
-from planted import Bug
+from planted import Bug, Replacement
 
 T = "tests/test_critic.py::"
 DEFINITION = f"{T}test_advantages_are_what_the_definition_says"
@@ -48,14 +48,6 @@ BUGS = (
     ),
     Bug(8, "the next value is not discounted", GAE, "gamma * following", "following", (ENDS,)),
     Bug(8, "errors are not discounted", GAE, "(gamma * lam) ** summed", "lam**summed", (DEFINITION, ENDS)),
-    Bug(
-        11,
-        "equal advantages are divided by a deviation of 0",
-        GAE,
-        "if len(wide) == 0 or bool((wide == wide[0]).all()):",
-        "if len(wide) == 0:",
-        (WHITENED,),
-    ),
     Bug(
         8,
         "the smaller of the two value losses counts",
@@ -215,5 +207,14 @@ BUGS = (
         "if (part != batch.advantages[n]).any():",
         "if False:",
         (RECORDED,),
+    ),
+)
+
+REPLACEMENTS = (
+    Replacement(
+        "equal advantages are divided by a deviation of 0",
+        "drpo.gae:all_equal",
+        lambda right: lambda values: values.numel() == 0,
+        (WHITENED,),
     ),
 )

@@ -133,7 +133,7 @@ BUGS = (
         19,
         "k3 is without its log",
         "train/metrics.py",
-        '"k3": float((shift(tokens, power=1.0) - log_ratio).double().mean()),',
+        '"k3": float((shift(tokens, power=1.0) - moved_by).double().mean()),',
         '"k3": float(shift(tokens, power=1.0).double().mean().abs()) + 0.01,',
         (FIGURES,),
     ),

@@ -1,6 +1,8 @@
 """Mistakes in the objectives, the advantages and the reductions."""
 
-from planted import Bug
+from typing import Any
+
+from planted import Bug, Replacement
 
 OBJECTIVES = "tests/test_objectives.py::"
 GROUPS = "tests/test_advantages_reductions.py::"
@@ -240,14 +242,6 @@ BUGS = (
         (f"{BINARY_KL}[float32-0.9999997-0.9999999]",),
     ),
     Bug(
-        10,
-        "the gradient flows through mu and the advantage too",
-        "objectives/contract.py",
-        "return TokenLoss(value.detach() + slope",
-        "return TokenLoss(value + slope",
-        (FLOW,),
-    ),
-    Bug(
         11,
         "equal rewards leave rounding noise, and zscore blows it up",
         "advantages.py",
@@ -270,5 +264,24 @@ BUGS = (
         "weight = advantage.abs() * self.coefficient",
         "weight = torch.full_like(r, self.coefficient)",
         (ZERO_ADVANTAGE,),
+    ),
+)
+
+
+def _flows_everywhere(right: Any) -> Any:
+    def token_loss(tokens: Any, value: Any, slope: Any) -> Any:
+        from drpo.types import TokenLoss
+
+        return TokenLoss(value + slope.detach() * (tokens.logp - tokens.logp.detach()))
+
+    return token_loss
+
+
+REPLACEMENTS = (
+    Replacement(
+        "the gradient flows through mu and the advantage too",
+        "drpo.objectives.contract:token_loss",
+        _flows_everywhere,
+        (FLOW,),
     ),
 )

@@ -131,8 +131,8 @@ BUGS = (
         20,
         "an object that is equal to anything passes",
         "rewards/sandboxed.py",
-        "            if any_equal:",
-        "            if False:",
+        "        if any_equal:",
+        "        if False:",
         (TRICKS,),
     ),
     Bug(
