@@ -94,7 +94,13 @@ REPLACEMENTS = (
         "sequences may pass the limit of a rotary embedding",
         "drpo.positions:Limit.require",
         lambda right: lambda self, tokens, what="": None,
-        (f"{P}test_the_trainer_refuses_what_is_longer", f"{P}test_the_sampler_refuses_what_may_become_longer"),
+        (f"{P}test_the_trainer_refuses_what_is_longer",),
+    ),
+    Replacement(
+        "the sampler's prompts may pass the limit of a rotary embedding",
+        "drpo.rollout.engine:PromptLimits.too_long",
+        lambda right: lambda self, prompt_ids, sampling: False,
+        (f"{P}test_the_sampler_refuses_what_may_become_longer",),
     ),
     Replacement(
         "prompts are not looked at before the first step",
