@@ -152,6 +152,7 @@ def test_a_head_of_zeros_is_saved(tmp_path: Path):
     model.model.norm.weight.data.zero_()
     policy = policy_of(model)
     save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedModel, tmp_path: Path):

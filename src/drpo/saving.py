@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drpo.errors import InputError
-from drpo.files import naming
+from drpo.files import naming, remove
 from drpo.models import named_tensors, persistent_buffers
 
 UNSOUND = "unsound"
@@ -123,7 +123,7 @@ def save_model(
     """
     folder = folder.parent.resolve() / folder.name if folder.name else folder.resolve()
     scratch = folder.with_name(f"{folder.name}.{UNSOUND}")
-    _clear(scratch)
+    remove(scratch)
     try:
         with naming(scratch):
             scratch.mkdir(parents=True)
@@ -140,7 +140,7 @@ def save_model(
     del model
     if (problem := _unlike(scratch, reader, dtype, written, ids, logits)) is not None:
         raise InputError(f"{scratch}: what is read back from it is not what was trained: {problem}; do not use it")
-    _clear(folder)
+    remove(folder)
     scratch.rename(folder)
 
 
@@ -204,14 +204,6 @@ def _reader(model: PreTrainedModel) -> Any:
         return own
     known = mapping[type(model.config)]
     return own if isinstance(known, tuple) and own in known else known
-
-
-def _clear(path: Path) -> None:
-    """Remove what stands under a name; of a link, the link."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
 
 
 def _level_modes(folder: Path) -> None:
