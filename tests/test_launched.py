@@ -46,7 +46,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("launcher", "where"),
     [
-        ([*TORCHRUN, "2", "--max-restarts", "1"], "6"),
+        pytest.param([*TORCHRUN, "2", "--max-restarts", "1"], "6", marks=pytest.mark.slow),
         pytest.param([*ACCELERATE, "2", "--max_restarts", "1"], "6", marks=pytest.mark.slow),
         pytest.param([*TORCHRUN, "3", "--max-restarts", "1"], "evaluation", marks=pytest.mark.slow),
         pytest.param([*TORCHRUN, "1", "--max-restarts", "1"], "6", marks=pytest.mark.slow),

@@ -72,7 +72,8 @@ def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_d
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.parametrize("how", ["hangs, again", pytest.param("dies, again", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hangs, again", "dies, again"])
 def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path):
     flags = ["--stall", "6", "--plain", "--no-doctor"]
     done = broken(BEGINS_AGAIN, how, str(tmp_path / "run"), *flags)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import try_to_load_from_cache
-from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -32,9 +31,11 @@ from transformers import (
 
 from drpo import foreign
 from drpo.errors import InputError
+from drpo.lazily import lazily
 from drpo.spelling import import_named
 
 log = logging.getLogger("drpo")
+peft = lazily("peft")
 
 SMOLLM2 = "smollm2-135m"
 TINY = "tiny"
@@ -162,7 +163,7 @@ def _to_be_fetched(source: str) -> bool:
 def _adapted(folder: str, base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base with an adapter that PEFT saved merged into it."""
     model, tokenizer = load(base)
-    adapted: Any = PeftModel.from_pretrained(model, folder)
+    adapted: Any = peft.PeftModel.from_pretrained(model, folder)
     return adapted.merge_and_unload().eval(), tokenizer
 
 

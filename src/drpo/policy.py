@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drpo import packing
 from drpo.errors import InputError
+from drpo.lazily import lazily
 from drpo.models import named_tensors, persistent_buffers
 from drpo.objectives import Objective
 from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
@@ -20,6 +19,8 @@ from drpo.positions import sequence_limit
 from drpo.precision import Precision, lower_through, stacked_experts, unrounded
 from drpo.ranks import Ranks
 from drpo.types import Layout, MicroBatch, Tokens
+
+peft = lazily("peft")
 
 
 class Policy:
@@ -162,7 +163,7 @@ class Policy:
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        layers = ((_plain(n), m) for n, m in self.model.named_modules() if isinstance(m, LoraLayer))
+        layers = ((_plain(n), m) for n, m in _adapted_layers(self.model))
         # A mixture's stacked experts and its router are adapted too, by wrappers that name the parameter they wrap.
         adapted: dict[str, Any] = {f"{n}.{getattr(m, 'parameter_name', 'weight')}": m for n, m in layers}
         for name, parameter in self.model.named_parameters():
@@ -204,11 +205,11 @@ def _plain(name: str) -> str:
 
 
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none")
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, model)
+            peft.inject_adapter_in_model(config, model)
         model.eval()
         with torch.no_grad():
             model.get_decoder()(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
@@ -221,14 +222,19 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
         ) from None
 
 
+def _adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """PEFT's layers, by name; the library loads only where there are some."""
+    if any(".lora_" in name for name, _ in model.named_parameters()):
+        layer = peft.tuners.lora.LoraLayer
+        yield from ((name, module) for name, module in model.named_modules() if isinstance(module, layer))
+
+
 def _require_weights_of_their_own(model: PreTrainedModel) -> None:
     """Raise where an adapted weight is another module's too: two adapters of it merge into no one weight."""
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            base: Any = layer.get_base_layer()
-            if holders[id(getattr(base, getattr(layer, "parameter_name", "weight")))] > 1:
-                raise InputError(f"{_plain(name)} shares its weight with another module")
+    for name, layer in _adapted_layers(model):
+        if holders[id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")))] > 1:
+            raise InputError(f"{_plain(name)} shares its weight with another module")
 
 
 @torch.no_grad()

@@ -243,7 +243,7 @@ BUGS = (
     Bug(
         20,
         "a report that cannot be written fails a run that is done",
-        "cli/report.py",
+        "cli/output.py",
         '    except Exception as error:\n        log.warning("no %s',
         '    except OSError as error:\n        log.warning("no %s',
         (WARNED,),

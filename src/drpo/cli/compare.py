@@ -5,8 +5,7 @@ from pathlib import Path
 
 from drpo.cli.folder import at_server, open_run, reading, resume_flag
 from drpo.cli.options import leading, overridden, parse
-from drpo.cli.output import writing_folder
-from drpo.cli.report import attempt
+from drpo.cli.output import attempt, writing_folder
 from drpo.errors import InputError, one_line
 from drpo.lab.compare import begun, models_of
 from drpo.lab.compare import compare as train_cells

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from drpo.cli.compare import require_jobs, run_cells
 from drpo.cli.options import parse
-from drpo.cli.output import writing_folder
-from drpo.cli.report import attempt
+from drpo.cli.output import attempt, writing_folder
 from drpo.lab.compare import release
 from drpo.lab.outcome import prepare, read_comparison
 from drpo.lab.stability import KINDS, LEARNING_RATES, OBJECTIVES, PRECISIONS, UPDATES, stability_runs

@@ -1,6 +1,7 @@
 """Where a command writes: tried before anything is computed, and what cannot be written refused in one line."""
 
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -8,6 +9,8 @@ from tempfile import TemporaryFile
 
 from drpo.errors import InputError
 from drpo.files import is_stream
+
+log = logging.getLogger("drpo")
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 """Endings of the pictures that a command can draw."""
@@ -85,3 +88,18 @@ def refusing(what: str, advice: str) -> Iterator[None]:
 def _try_in(folder: Path) -> None:
     with TemporaryFile(dir=folder):
         pass
+
+
+def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
+    """Draw or write what shows a result, or warn in one line: it must not make fail what is done.
+
+    Args:
+        what: it is, in a word.
+        folder: what it is of.
+        write: writes it and returns its path.
+    """
+    try:
+        return write()
+    except Exception as error:
+        log.warning("no %s (%s: %s); try: drpo report %s", what, type(error).__name__, error, folder)
+        return None

@@ -1,8 +1,6 @@
 """`drpo report`."""
 
-import logging
 import webbrowser
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from drpo.errors import InputError, printable
 from drpo.lab.outcome import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
-
-log = logging.getLogger("drpo")
 
 
 @dataclass(frozen=True)
@@ -64,18 +60,3 @@ def _write(folder: Path, options: ReportOptions) -> Path:
         return write_comparison_report(folder, read_comparison(folder), options.out)
     # The objective is asked about every token; the others need only be shown as they are spelled.
     return write_report(folder, open_run(folder, options.own_code, needed=("objective",)), options.out)
-
-
-def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
-    """Draw or write what shows a result, or warn in one line: it must not make fail what is done.
-
-    Args:
-        what: it is, in a word.
-        folder: what it is of.
-        write: writes it and returns its path.
-    """
-    try:
-        return write()
-    except Exception as error:
-        log.warning("no %s (%s: %s); try: drpo report %s", what, type(error).__name__, error, folder)
-        return None

@@ -18,8 +18,7 @@ from drpo.cli.again import begin_again
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import at_server, open_run, reading, resume_flag
 from drpo.cli.options import asks_for_help, leading, overridden, parse
-from drpo.cli.output import refusing, writing_folder
-from drpo.cli.report import attempt
+from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.recipes import RECIPES, find

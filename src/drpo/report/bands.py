@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 MOST_STEPS = 400
 """More points than a screen has columns for; of a longer curve every k-th step is shown."""
@@ -66,7 +66,7 @@ def student(values: Floats, level: float = 0.95) -> Band:
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.nansum(values, 0) / n
         variance = np.nansum((values - mean) ** 2, 0) / (n - 1)
-        half = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(variance / n)
+        half = stdtrit(n - 1, (1 + level) / 2) * np.sqrt(variance / n)
     half = np.where(n > 1, half, np.nan)
     return Band(mean, mean - half, mean + half)
 

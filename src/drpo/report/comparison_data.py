@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from drpo.errors import InputError
 from drpo.lab.analysis import Condition, best, conditions, difference, label
@@ -106,7 +106,7 @@ def seeds_sentence(n: int) -> str:
     """
     if n < 2:
         return "One seed does not say how much seeds vary: there is no interval, and nothing may be claimed."
-    reach = float(stats.t.ppf(0.975, n - 1)) / math.sqrt(n)
+    reach = float(stdtrit(n - 1, 0.975)) / math.sqrt(n)
     return (
         f"With {n} seeds Student's interval reaches {reach:.1f} standard deviations of the seeds to each side of a "
         f"mean, so two objectives whose seeds vary alike must end about {2 * reach:.1f} of them apart before anything "
