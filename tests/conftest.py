@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "default",
-    max_examples=16,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,

@@ -1,4 +1,4 @@
-"""Where a command writes: tried before anything is computed, and what cannot be written refused in one line."""
+"""Where a command writes: tried before anything is computed, refused in one line; a picture that fails is a warning."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator
@@ -85,11 +85,6 @@ def refusing(what: str, advice: str) -> Iterator[None]:
         raise InputError(f"{what}: cannot be written ({reason}); {advice}") from None
 
 
-def _try_in(folder: Path) -> None:
-    with TemporaryFile(dir=folder):
-        pass
-
-
 def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
     """Draw or write what shows a result, or warn in one line: it must not make fail what is done.
 
@@ -103,3 +98,8 @@ def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
     except Exception as error:
         log.warning("no %s (%s: %s); try: drpo report %s", what, type(error).__name__, error, folder)
         return None
+
+
+def _try_in(folder: Path) -> None:
+    with TemporaryFile(dir=folder):
+        pass
