@@ -23,6 +23,7 @@ from drpo.cli.train import TrainOptions
 from drpo.lab.stability import stability_runs
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
+from support.forks import fork
 
 
 @pytest.fixture(autouse=True)
@@ -281,16 +282,14 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, st
         "def reward(problem, text):\n"
         "    return float(len(text) % 2)\n"
     )
-    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "100000", "--out", "long", "--no-doctor"]
-    own = ["--objective", "mine:loss", "--reward", "mine:reward", "--eval-problems", "0"]
-    process = subprocess.Popen(
-        [*command, *own], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while process.poll() is None and not (folder / "long" / "metrics.jsonl").exists():
+    command = ("train", "smoke", "--steps", "100000", "--out", "long", "--no-doctor")
+    own = ("--objective", "mine:loss", "--reward", "mine:reward", "--eval-problems", "0")
+    command_in_fork = fork(folder / "out", cli.main, (*command, *own), folder=folder)
+    while command_in_fork.process.is_alive() and not (folder / "long" / "metrics.jsonl").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=240)  # hung, and not slow
-    return folder / "long", process.returncode, out
+    os.kill(command_in_fork.process.pid or 0, signal.SIGINT)
+    status, out = command_in_fork.end()
+    return folder / "long", status, out
 
 
 def test_ones_own_objective_and_reward_by_name(interrupted):

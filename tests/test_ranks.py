@@ -3,8 +3,7 @@
 import json
 import os
 import re
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,26 +22,33 @@ from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.update import share_out
+from rank import main as rank_main
 from rank import run_of
+from support.forks import fork
 from test_batch_policy import REWARDS, how
 from tiny_world import STOPS, grouped, sampled, tiny
 
 Alone = Callable[[str], Path]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -> str:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*torchrun, str(ROOT / "tests" / "rank.py"), str(folder), kind, shard, str(stop)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    """Train in several processes, which find each other as torchrun's would; return what they printed."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    forks = [
+        fork(
+            folder.parent / f"{folder.name}-{stop}-rank-{rank}",
+            rank_main,
+            *(str(folder), kind, shard, str(stop)),
+            environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)},
+        )
+        for rank in range(processes)
+    ]
+    ends = [process.end() for process in forks]
+    assert all(status == 0 for status, _ in ends), "\n".join(out[-2000:] for _, out in ends)
+    return "".join(out for _, out in ends)
 
 
 @pytest.fixture(scope="module")
