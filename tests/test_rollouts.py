@@ -1,10 +1,6 @@
 """Staleness: which weights sample which rollout, in turn or in the background, and after a crash."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import worlds
 from drpo.objectives import DPPO
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint
-from drpo.train.config import Run, to_json
+from drpo.train.config import Run
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
@@ -28,6 +23,7 @@ from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
 from drpo.types import Completion, Problem, Sampling
+from support.forks import KillItself, fork
 from test_train import assert_same_run
 from worlds import tiny_run
 
@@ -164,28 +160,13 @@ def test_the_next_rollout_is_sampled_while_this_one_is_trained_on(tmp_path: Path
     assert met and all(met)
 
 
-KILLED = """
-import json, os, pathlib, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(int(sys.argv[4]))
-from drpo.train.config import from_json
-from drpo.train.loop import train
-from drpo.train.watch import Silent
-class Kill(Silent):
-    steps = 0
-    def stepped(self, step, *_): self.steps = step
-    def phase(self, name):
-        if self.steps == 5 and name == "update": os.kill(os.getpid(), 9)
-train(from_json(json.loads(sys.argv[3])), pathlib.Path(sys.argv[2]), Kill())
-"""
-
-
 @pytest.mark.parametrize(
     ("lag", "refresh_every", "overlap"),
     [pytest.param(1, 1, True, marks=pytest.mark.slow), pytest.param(0, 3, False, marks=pytest.mark.slow), (2, 3, True)],
 )
-def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, refresh_every: int, overlap: bool) -> None:
+def test_killed_and_resumed_is_one_run_bit_for_bit(
+    one_thread: None, tmp_path: Path, lag: int, refresh_every: int, overlap: bool
+) -> None:
     """A checkpoint in mid-refresh, with rollouts in flight: they and the old weights come back."""
     objective = DPPO(0.05, divergence="topk_tv")  # reads more of a completion than others do
     run = tiny_run(
@@ -199,9 +180,8 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, ref
     )
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
-    script = [sys.executable, "-c", KILLED, str(Path(worlds.__file__).parent), str(folder), json.dumps(to_json(run))]
-    done = subprocess.run([*script, str(torch.get_num_threads())], check=False, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL
+    killed = fork(tmp_path / "out", train, run, folder, KillItself(5, "update"))
+    assert killed.end()[0] == -signal.SIGKILL
     last = checkpoint.latest(folder / CHECKPOINTS)
     assert last is not None and last.name == "step-000004"
     assert (last / IN_FLIGHT).exists() == (lag > 0)

@@ -9,8 +9,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,6 +46,7 @@ from drpo.train.setup import assemble
 from drpo.train.update import update
 from drpo.train.watch import Silent
 from drpo.types import Batch, Stats
+from support.forks import KillItself, fork
 from worlds import Letters, sampling, tiny_run
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
@@ -167,27 +166,12 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: int):
+def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, lora_rank: int):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
     run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule="cosine", warmup=1)
     train(run, tmp_path / "whole")
-    script = (
-        "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); import torch, worlds;"
-        f"torch.set_num_threads({torch.get_num_threads()});"
-        "from drpo.train.loop import train; from drpo.train.watch import Silent;"
-        "from drpo.train.config import from_json; import json;"
-        "run = from_json(json.loads(sys.argv[3]))\n"
-        "class Kill(Silent):\n"
-        "    steps = 0\n"
-        "    def stepped(self, step, *_): self.steps = step\n"
-        "    def phase(self, name):\n"
-        "        if self.steps == 2 and name == 'sync': os.kill(os.getpid(), 9)\n"
-        "train(run, pathlib.Path(sys.argv[2]), Kill())"
-    )
-    folder, configuration = tmp_path / "killed", json.dumps(to_json(run))
-    here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", script, here, str(folder), configuration], check=False)
-    assert done.returncode == -signal.SIGKILL
+    folder = tmp_path / "killed"
+    assert fork(tmp_path / "out", train, run, folder, KillItself(2, "sync")).end()[0] == -signal.SIGKILL
     assert checkpoint.latest(folder / CHECKPOINTS).name == "step-000002"
     summary = train(run, folder)
     assert summary["finished"]

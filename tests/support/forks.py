@@ -1,6 +1,7 @@
 """Processes forked from the tests' own, in which everything is imported already: a new python takes seconds."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from drpo.train.watch import Silent
 
 SECONDS = 240
 """After which a fork counts as hung; none is that slow."""
@@ -72,3 +75,24 @@ def _in_fork(
     os.chdir(folder)
     status = function(*arguments)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+class KillItself(Silent):
+    """Kills its process as a power cut would.
+
+    Args:
+        after: steps that are done before.
+        phase: of the next step, at whose beginning it happens.
+    """
+
+    def __init__(self, after: int, phase: str) -> None:
+        self.after, self.at, self.done = after, phase, 0
+
+    def stepped(self, step: int, *_: Any) -> None:
+        """Count the steps."""
+        self.done = step
+
+    def phase(self, name: str) -> None:
+        """Kill, if it is time."""
+        if (self.done, name) == (self.after, self.at):
+            os.kill(os.getpid(), signal.SIGKILL)
