@@ -119,7 +119,7 @@ def test_exact_number_refuses_an_answer_that_is_not_a_number(answer):
 
 
 def test_exact_number_is_linear_in_a_hostile_text():
-    for text in ("1" * 10**6, "1," * 500_000, "-$" * 500_000, "1,234" * 200_000 + ",1", "1e" * 500_000):
+    for text in ("1" * 200_000, "1," * 100_000, "-$" * 100_000, "1,234" * 40_000 + ",1", "1e" * 100_000):
         start = time.process_time()
         exact_number(problem("5"), text)
         assert time.process_time() - start < 3
