@@ -248,7 +248,7 @@ def _translated(values: Values, run: Run) -> Values:
 
 
 def _differences(before: Any, after: Any) -> Iterator[tuple[str, Any, Any, float]]:
-    """Yield ("[index]", before, after, size) wherever two values differ; numbers by |before - after| / max(1, |before|)."""
+    """Yield (index, before, after, size) wherever two values differ: |before - after| / max(1, |before|) of numbers."""
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for i, (x, y) in enumerate(zip(before, after, strict=True)):
             for inner, *rest in _differences(x, y):

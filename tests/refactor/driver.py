@@ -1,4 +1,4 @@
-"""Run some of the runs in this process (or as one of torchrun's) and write down what is compared; knows nothing of drpo.
+"""Run some of the runs in this process and write down what is compared; knows nothing of drpo.
 
 python old.py FOLDER RUN ...        one side's own module does what differs between the sides
 """
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-
 import world
 from runs import Run, all_runs
+from safetensors import safe_open
 
 LARGEST_SHOWN = 2**22
 """Bytes of a file of weights whose numbers are kept beside their sums, so that a difference has a size."""

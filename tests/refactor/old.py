@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import driver
 import torch
+import world
+from runs import Settings
 from transformers import GenerationConfig
 
-import driver
 import drpo.cli.train as command
-import world
 from drpo import models
 from drpo.cli import main
 from drpo.rewards import in_process
 from drpo.train.session import Session
-from runs import Settings
 
 ascii_share, flaky, stopping = (in_process(f) for f in (world.ascii_share, world.flaky, world.stopping))
 ROLLOUT_PLACE = ("step", "problem", "sample")
@@ -50,7 +50,7 @@ def resume(folder: Path) -> int:
 
 
 def weights(folder: Path) -> dict[str, Path]:
-    """The files of weights in a run's folder: of the final model, and what its checkpoints hold of policy and critic."""
+    """The files of weights in a run's folder: of the final model, and of policy and critic in its checkpoints."""
     names = {"model": folder / "model" / "model.safetensors"}
     for step in sorted((folder / "checkpoints").glob("step-*")):
         names[f"policy after {step.name}"] = step / "weights.safetensors"

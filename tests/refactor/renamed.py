@@ -14,7 +14,7 @@ from typing import Any
 from runs import Settings
 
 Convert = Callable[[Any, Settings], Any]
-Table = Mapping[str, str | None | tuple[str, Convert]]
+Table = Mapping[str, str | tuple[str, Convert] | None]
 
 METRICS: Table = {}
 """Of metrics.jsonl: "shift_mean": "prob_diff_mean"."""

@@ -1,6 +1,6 @@
 """The runs that are compared: plain data, in the words of the recorded commit's command line.
 
-A setting is a field of the recorded commit's `Run`, by its dotted name. `{side}` stands for the driver's module, `old` or
+A setting is a field of the recorded commit's `Run`, by its dotted name. `{side}` stands for the side's module, `old` or
 `new`, whose functions are the model and the rewards. `new.py` translates settings that have another name by now.
 """
 

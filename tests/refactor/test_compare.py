@@ -4,9 +4,8 @@ import copy
 import json
 import math
 
-import pytest
-
 import compare
+import pytest
 from driver import STATUS
 from runs import Run
 
