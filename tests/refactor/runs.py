@@ -142,7 +142,7 @@ def _tiny(name: str, group: str, settings: Settings, **more: Any) -> Run:
 def all_runs() -> list[Run]:
     """All of them, in the order in which they are run."""
     stopped = {"reward": "{side}:stopping", "steps": 4}
-    slow = {"learning_rate": 2e-4}  # AdamW makes whole steps of a gradient that is but rounding
+    slow = {"learning_rate": 5e-5}  # AdamW makes whole steps of a gradient that is but rounding
     divided = {"shard": "fsdp", "checkpoint_every": 1}
     return [
         *(_tiny(name, "tiny", {"objective": text}) for name, text in OBJECTIVES.items()),
