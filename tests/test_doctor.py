@@ -16,9 +16,9 @@ from torch import Tensor
 
 from drpo import doctor
 from drpo.cli import main
+from drpo.credit.gae import GAE
 from drpo.doctor import Finding, Size, machine, tokens
 from drpo.doctor.mutation import mutate
-from drpo.gae import GAE
 from drpo.objectives import DRPO
 from drpo.recipes import smoke
 from drpo.rewards import Reward, exact_number, in_process
@@ -298,8 +298,8 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
         needs[critic is not None] = found.values["need_bytes"]
         assert ("those of the critic" in found.figure) == (critic is not None)
     train(examined, tmp_path, parts=parts)
-    parameters = parts.learner.critic.trainable().values()
-    held = [p.grad for p in parameters] + [v for p in parameters for v in parts.learner.optimizer.state[p].values()]
+    parameters = parts.critic.critic.trainable().values()
+    held = [p.grad for p in parameters] + [v for p in parameters for v in parts.critic.optimizer.state[p].values()]
     assert needs[True] - needs[False] == sum(v.nbytes for v in held if v.ndim > 0) > 0
 
 

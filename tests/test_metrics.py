@@ -32,7 +32,7 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Failure, Group, Problem, Sampling, Stats, Tokens, Unmarked
+from drpo.types import Failure, Group, Problem, Sampling, StepStats, Tokens, Unmarked
 from tiny_world import completion
 
 # ---- tokens ----
@@ -156,11 +156,13 @@ def test_radius_is_the_objectives_own_only_where_it_is_a_shift_of_probability(te
 # ---- a step ----
 
 
-def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
+def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> StepStats:
     part = Tokens(**{k: v[at] for k, v in vars(tokens).items() if v is not None})
     if len(part.sequence):  # each update numbers its own completions from 0
         part = replace(part, sequence=part.sequence - part.sequence[0])
-    return Stats(part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
+    return StepStats(
+        part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1)
+    )
 
 
 def some_groups() -> list[Group]:

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from architectures import FAMILIES, GROUPED, mixture, settings
-from drpo import advantages, precision, reductions
-from drpo.batch import Batching, make_batches
+from drpo import precision, reductions
+from drpo.batch import BatchConfig
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import (
@@ -44,13 +44,12 @@ from drpo.precision import (
 from drpo.rollout import TransformersEngine
 from drpo.train.loop import train
 from drpo.types import Sampling
-from tiny_world import PROBLEMS, STOPS, grouped, law, perturb, tiny
+from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
 from worlds import sampling, tiny_run
 
 CPU = torch.device("cpu")
-HOW = Batching(
+HOW = BatchConfig(
     updates=1,
-    advantage=advantages.mean,
     reduction=reductions.Horizon(24),
     micro_batch_tokens=4096,
     skip_zero_advantage=False,
@@ -482,7 +481,7 @@ def test_a_policys_law_is_its_samplers(build: Callable[[], PreTrainedModel]) -> 
         gaps = []
         for kind in (precision, FP32):
             policy = Policy(build(), precision=kind, temperature=1.0)
-            (batch,) = make_batches(grouped(completions, [[1, 2, 3, 4.0]] * 4), HOW)
+            (batch,) = batched(grouped(completions, [[1, 2, 3, 4.0]] * 4), HOW)
             pairs = [(policy(m)[0], m.behavior_logp) for m in batch.micro_batches]
             gaps.append(float(torch.cat([(pi.exp() - mu.exp()).abs() for pi, mu in pairs]).mean().detach()))
         assert gaps[0] < share * gaps[1], (activations, gaps)

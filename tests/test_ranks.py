@@ -14,19 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from drpo.batch import make_batches
 from drpo.errors import InputError
 from drpo.ranks import ALONE, Ranks, see_one_device
 from drpo.train.checkpoint import STATE
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
-from drpo.train.update import share_out
+from drpo.train.update import balance_micro_batches
 from rank import main as rank_main
 from rank import run_of
 from support.forks import fork
 from test_batch_policy import REWARDS, how
-from tiny_world import STOPS, grouped, sampled, tiny
+from tiny_world import STOPS, batched, grouped, sampled, tiny
 
 Alone = Callable[[str], Path]
 
@@ -158,14 +157,14 @@ def test_shares_are_all_of_it_in_order(n: int, size: int, engines: int):
 
 def test_micro_batches_are_shared_out_evenly_and_all_of_them():
     groups = grouped(sampled(*tiny(STOPS)), REWARDS)
-    batch = make_batches(groups, how(ranks=3, micro_batch_tokens=10_000))[0]
+    batch = batched(groups, how(ranks=3, micro_batch_tokens=10_000))[0]
     places = [len(m.input_ids) for m in batch.micro_batches]
     assert len(places) >= 3 and max(places) < 0.6 * sum(places)
-    hands = [share_out(batch.micro_batches, Ranks(r, 3)) for r in range(3)]
+    hands = [balance_micro_batches(batch.micro_batches, Ranks(r, 3)) for r in range(3)]
     assert sorted(id(m) for own, _ in hands for m in own) == sorted(map(id, batch.micro_batches))
     assert len({len(own) + len(idle) for own, idle in hands}) == 1
     assert all(not m.weight.any() for _, idle in hands for m in idle)
-    assert share_out(batch.micro_batches, ALONE) == (list(batch.micro_batches), [])
+    assert balance_micro_batches(batch.micro_batches, ALONE) == (list(batch.micro_batches), [])
 
 
 def test_each_process_sees_its_own_device(monkeypatch: pytest.MonkeyPatch):

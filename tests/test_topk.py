@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import FAMILIES
-from drpo import advantages, models, objectives
-from drpo.batch import Batching, make_batches, untrained
+from drpo import models, objectives
+from drpo.batch import BatchConfig, pack
 from drpo.errors import InputError
 from drpo.exact import exact_divergence
 from drpo.objectives import DPPO, DRPO, GSPO, TOPK, Objective, gradient, needed_divergence, topk_kl, topk_tv, total
@@ -39,7 +39,7 @@ from drpo.train.setup import assemble
 from drpo.train.update import Terms, update
 from drpo.types import Completion, Sampling, TokenLoss, Tokens, TopK
 from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, inputs, logits_at_once
-from tiny_world import PROBLEMS, STOPS, completion, grouped, law, perturb, tiny
+from tiny_world import PROBLEMS, STOPS, batched, completion, grouped, law, perturb, tiny
 from worlds import sampling as smoke_sampling
 from worlds import tiny_run
 
@@ -623,8 +623,8 @@ def test_a_scripted_engine_reports_a_law() -> None:
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.5, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 0.0, 1.0, 1.0))
 
 
-def batching(budget: int = 200) -> Batching:
-    return Batching(1, advantages.mean, Horizon(20), budget, skip_zero_advantage=False)
+def batching(budget: int = 200) -> BatchConfig:
+    return BatchConfig(1, Horizon(20), budget, skip_zero_advantage=False)
 
 
 def policy(gap: float = 0.0, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> Policy:
@@ -645,7 +645,7 @@ def enumerated(moved: Policy, completions: Sequence[Completion], temperature: fl
 def stats_of(
     moved: Policy, completions: list[Completion], objective: Objective, budget: int, terms: Terms | None = None
 ):
-    (batch,) = make_batches(grouped(completions, REWARDS), batching(budget))
+    (batch,) = batched(grouped(completions, REWARDS), batching(budget))
     still = torch.optim.SGD(moved.trainable().values(), lr=0.0)
     stats = update(moved, still, batch, objective, 0.0, 1e30, terms)
     order = torch.argsort(torch.cat([m.sequence for m in batch.micro_batches]), stable=True)
@@ -689,14 +689,14 @@ def test_a_batch_without_every_report_says_so() -> None:
     with pytest.raises(InputError, match="top is missing"):
         stats_of(policy(), completions, DPPO(0.15, divergence="topk_tv"), 200)
     with pytest.raises(InputError, match="likeliest tokens are missing"):
-        policy().divergence(untrained(completions[3]), KINDS)
+        policy().divergence(pack([completions[3]], 1)[0], KINDS)
 
 
 def test_an_update_without_tokens_joins_the_others() -> None:
     """A step's figures are over all its updates, some of which may train nothing."""
     completions, objective = sampled(6), DPPO(0.15, divergence="topk_tv")
     alike = [[0.5] * 4] * 4
-    (batch,) = make_batches(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
+    (batch,) = batched(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
     moved = policy()
     empty = update(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
     full, divergence, _ = stats_of(moved, completions, objective, 200)

@@ -45,7 +45,7 @@ from drpo.train.session import CHECKPOINTS, MODEL, load_run
 from drpo.train.setup import assemble
 from drpo.train.update import update
 from drpo.train.watch import Silent
-from drpo.types import Batch, Stats
+from drpo.types import Batch, StepStats
 from support.forks import KillItself, fork
 from worlds import Letters, sampling, tiny_run
 
@@ -420,7 +420,7 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
     """The third update of eight has no finite gradient; the run ends well, as if that one had not been."""
     calls = itertools.count()
 
-    def breaks(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, *rest: object) -> Stats:
+    def breaks(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, *rest: object) -> StepStats:
         if next(calls) != 2:
             return update(policy, optimizer, batch, *rest)
         hook = next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * math.nan)

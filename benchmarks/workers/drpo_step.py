@@ -74,7 +74,7 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     with clock("reward"):
         groups = score(problems, completions, pool)
     with clock("update"):
-        batches = make_batches(groups, parts.batching)
+        batches = make_batches(groups, parts.credit(groups, None), parts.batch_config)
         for batch in batches:
             update(
                 parts.policy,

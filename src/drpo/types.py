@@ -1,4 +1,4 @@
-"""The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Batch -> Stats.
+"""The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Credit -> Batch.
 
 Letters in shapes: T tokens, G samples of one prompt, P prompt tokens, N completion tokens (of a micro-batch: places), S
 completions of one optimiser batch.
@@ -308,6 +308,34 @@ class Group:
         return tuple(u.failure for u in (*self.unmarked, *self.zeroed) if u.failure is not None)
 
 
+@dataclass(frozen=True, eq=False)
+class Credit:
+    """What the sampled tokens of one completion are credited with.
+
+    Args:
+        completion: whose they are.
+        advantage: [N] float32.
+        value: [N] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
+            None without a critic, as `returns`.
+        returns: [N] float32, reward units; what the values should have been.
+
+    Raises:
+        InputError: a column that has not one number for each token.
+    """
+
+    completion: Completion
+    advantage: Tensor
+    value: Tensor | None = None
+    returns: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.completion.token_ids.shape
+        for name in ("advantage", "value", "returns"):
+            column = getattr(self, name)
+            if column is not None and column.shape != shape:
+                raise InputError(f"credit.{name} {list(column.shape)}: must be {list(shape)}, one for each token")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which places of a packed row attend to which: segments laid end to end.
@@ -357,9 +385,8 @@ class MicroBatch:
         sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
         weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
         top: the sampler's likeliest tokens at each of the T, or None where it did not report them for all.
-        value: [T] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
-            None without a critic, as `returns`.
-        returns: [T] float32, reward units; what the values should have been.
+        value: [T] float32, as of `Credit`; None without a critic, as `returns`.
+        returns: [T] float32, as of `Credit`.
     """
 
     input_ids: Tensor
@@ -391,26 +418,24 @@ class Batch:
 
     Args:
         micro_batches: the completions that go through the model, split by token budget.
-        completions: the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
-        advantages: [S] float32; of each; the mean of its tokens' where a critic gives every token its own.
+        credits: of the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
         n_tokens: kept tokens in the update, skipped ones too.
-        n_skipped: completions whose advantage, and so whose gradient, is exactly 0.
+        n_skipped: completions whose every advantage, and so whose gradient, is exactly 0.
     """
 
     micro_batches: tuple[MicroBatch, ...]
-    completions: tuple[Completion, ...]
-    advantages: Tensor
+    credits: tuple[Credit, ...]
     n_tokens: int
     n_skipped: int
 
     @property
     def n_sequences(self) -> int:
         """S; the normaliser counts the skipped ones too."""
-        return len(self.completions)
+        return len(self.credits)
 
 
 @dataclass(frozen=True, eq=False)
-class Stats:
+class StepStats:
     """What one optimiser update saw and did; `drpo.train.metrics` turns it into figures.
 
     Args:
@@ -431,7 +456,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class CriticStats:
     """What one optimiser update of a critic saw and did.
 
     Args:

@@ -87,14 +87,6 @@ BUGS = (
         (RECORDS,),
     ),
     Bug(
-        12,
-        "a record says the advantage of another completion",
-        "train/log.py",
-        "zip(batch.completions, batch.advantages.numpy(), strict=True)",
-        "zip(batch.completions, batch.advantages.numpy()[::-1], strict=True)",
-        (RECORDS,),
-    ),
-    Bug(
         20,
         "a run resumed before its first checkpoint is evaluated once more",
         "train/session.py",

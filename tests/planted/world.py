@@ -59,22 +59,6 @@ BUGS = (
         (f"{MICRO_BATCHES}[float64-drpo-horizon]", WEIGHTS),
     ),
     Bug(
-        3,
-        "skipped completions do not count in the number of sequences",
-        "batch.py",
-        "completions=tuple(completions),",
-        "completions=tuple(r.completion for r in trained),",
-        (SKIPPING, SILENT),
-    ),
-    Bug(
-        3,
-        "the normaliser leaves out completions of zero advantage",
-        "batch.py",
-        "how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence)",
-        "how.reduction(advantages.repeat_interleave(lengths) != 0, sequence)",
-        (WEIGHTS, TRAINED_IDS),
-    ),
-    Bug(
         4,
         "the EOS that was drawn is left out",
         "rollout/decode.py",
@@ -227,14 +211,6 @@ BUGS = (
         "[c for c in ordered if c.problem_id == p.id]",
         "[c for c in ordered if c.problem_id.startswith(p.id)]",
         (PROMPT_ALONE, EACH_REWARD),
-    ),
-    Bug(
-        12,
-        "a completion is compared with the whole rollout",
-        "batch.py",
-        "torch.cat([g.rewards if how.advantage is None else how.advantage(g.rewards) for g in groups])",
-        "how.advantage(torch.cat([g.rewards for g in groups]))",
-        (PROMPT_ALONE,),
     ),
     Bug(
         13,

@@ -102,7 +102,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         micro_batch_tokens=run.micro_batch_tokens,
         rows=run.prompts * run.sampling.samples,
         row_tokens=longest + run.sampling.max_new_tokens,
-        critic=None if parts.learner is None else parts.learner.critic,
+        critic=None if parts.critic is None else parts.critic.critic,
     )
     yield from marking.reward(parts.reward, problems[: size.answers], run.marking)
 

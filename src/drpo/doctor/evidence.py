@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from drpo import advantages
-from drpo.batch import Batching, make_batches
+from drpo.batch import BatchConfig, make_batches
+from drpo.credit import advantages, group_credit
 from drpo.policy import Policy
 from drpo.reductions import token_mean
 from drpo.rollout import Engine
@@ -111,15 +111,15 @@ def micro_batches(
     ids = dict.fromkeys(c.problem_id for c in completions)
     by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
     groups = [Group(Problem(c[0].problem_id, "", ""), c, torch.arange(len(c)) % 2 * 1.0) for c in by_problem]
-    how = Batching(
+    config = BatchConfig(
         updates=1,
-        advantage=advantages.mean,
         reduction=token_mean,
         micro_batch_tokens=micro_batch_tokens,
         skip_zero_advantage=False,
         share_prompts=policy.shares_prompts,
     )
-    return [m.to(policy.device) for batch in make_batches(groups, how) for m in batch.micro_batches]
+    credits = group_credit(groups, advantage=advantages.mean)
+    return [m.to(policy.device) for batch in make_batches(groups, credits, config) for m in batch.micro_batches]
 
 
 def trainer_logp(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:

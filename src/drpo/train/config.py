@@ -9,11 +9,12 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from drpo import advantages, gae, models, objectives, reductions
-from drpo.advantages import Advantage
+from drpo import models, objectives, reductions
 from drpo.credentials import AUTH, without_password
+from drpo.credit import advantages, gae
+from drpo.credit.advantages import Advantage
+from drpo.credit.gae import GAE
 from drpo.errors import InputError, nearest
-from drpo.gae import GAE
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
-from drpo.batch import Batching
+from drpo.batch import BatchConfig
+from drpo.credit import CreditRule, credit_rule
 from drpo.critic import Critic
 from drpo.errors import InputError
 from drpo.objectives import vanishes_at_zero_advantage
@@ -31,8 +32,8 @@ from drpo.saving import require_savable
 from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
+from drpo.train.critic import CriticTrainer
 from drpo.train.update import Terms, make_optimizer
-from drpo.train.value import ValueLearner
 from drpo.types import Problem
 
 log = logging.getLogger("drpo")
@@ -47,12 +48,13 @@ class Parts:
         optimizer: over its trainable parameters.
         engine: draws completions with its own copy of the weights.
         tokenizer: of the model.
-        batching: how a rollout becomes batches.
+        credit: gives every sampled token its advantage.
+        batch_config: how a rollout becomes batches.
         terms: additive terms of the loss, or None.
         reward: marks completions.
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
-        learner: the critic in training that gives advantages, or None where a prompt's samples are compared.
+        critic: in training, whose values give advantages, or None where a prompt's samples are compared.
         fits: says of a problem whether its prompt is short enough; None where one that is not is an error.
     """
 
@@ -60,12 +62,13 @@ class Parts:
     optimizer: torch.optim.Optimizer
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
-    batching: Batching
+    credit: CreditRule
+    batch_config: BatchConfig
     terms: Terms | None
     reward: Reward
     held_out: list[Problem]
     ranks: Ranks = ALONE
-    learner: ValueLearner | None = None
+    critic: CriticTrainer | None = None
     fits: Callable[[Problem], bool] | None = None
 
 
@@ -131,9 +134,8 @@ def _around(
     terms = _terms(run, model)
     policy = _policy(run, model, ranks)
     optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
-    batching = Batching(
+    batch_config = BatchConfig(
         updates=run.updates,
-        advantage=run.advantage if run.critic is None else None,
         reduction=run.reduction,
         micro_batch_tokens=run.micro_batch_tokens,
         # Additive terms act on every token, and a critic learns from every one: then none is without a gradient.
@@ -143,7 +145,19 @@ def _around(
         ranks=ranks.size,
     )
     reward = run.reward or run.task.reward
-    return Parts(policy, optimizer, engine, tokenizer, batching, terms, reward, held_out, ranks, _learner(run, ranks))
+    return Parts(
+        policy=policy,
+        optimizer=optimizer,
+        engine=engine,
+        tokenizer=tokenizer,
+        credit=credit_rule(run.advantage, run.critic),
+        batch_config=batch_config,
+        terms=terms,
+        reward=reward,
+        held_out=held_out,
+        ranks=ranks,
+        critic=_critic(run, ranks),
+    )
 
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
@@ -158,7 +172,7 @@ def _divides(run: Run, ranks: Ranks) -> bool:
     return run.shard == "fsdp" and ranks.size > 1
 
 
-def _learner(run: Run, ranks: Ranks) -> ValueLearner | None:
+def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     """A critic that begins as a copy of the initial model, loaded once more: whole on every rank, or divided."""
     if run.critic is None:
         return None
@@ -168,7 +182,7 @@ def _learner(run: Run, ranks: Ranks) -> ValueLearner | None:
     critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
     rate = run.critic.learning_rate
     optimizer = make_optimizer(critic, learning_rate=rate, betas=run.betas, weight_decay=run.weight_decay)
-    return ValueLearner(critic, optimizer, run.critic, run.max_grad_norm, ranks)
+    return CriticTrainer(critic, optimizer, run.critic, run.max_grad_norm, run.micro_batch_tokens, ranks)
 
 
 def _engine(
