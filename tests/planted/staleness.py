@@ -55,10 +55,10 @@ BUGS = (
         """            self._loaded = None  # unknown, should the hand-over fail
             whole = state()  # which divided ranks gather together
             with self._apart():
-                self._engine.load(whole, version)
+                self._driver.engine.load_weights(whole, version)
             self._loaded = version""",
         """            self._loaded = version
-            self._engine.load(state(), version if version % 4 else 0)""",
+            self._driver.engine.load_weights(state(), version if version % 4 else 0)""",
         (VERSIONS,),
     ),
     Bug(
