@@ -31,17 +31,6 @@ BUGS = (
     ),
     Bug(
         14,
-        "an evaluation is of the weights that sample",
-        FILE,
-        """        self.settle()
-        self._load(state, version)
-        return self._engine""",
-        """        self.settle()
-        return self._engine""",
-        (EVALUATED,),
-    ),
-    Bug(
-        14,
         "the weights of an evaluation go on sampling",
         FILE,
         "self._load(lambda: old, age)",
