@@ -40,10 +40,10 @@ from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark, Marking
-from drpo.rollout import TransformersEngine
 from drpo.train.score import require_marked, score
 from drpo.train.update import make_optimizer, update
 from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, StepStats
+from support.rollouts import transformers_engine
 from tiny_world import (
     PROBLEMS,
     STOPS,
@@ -742,11 +742,11 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     for name, value in policy.state().items():
         assert torch.equal(loaded.get_parameter(name), value), name
-    engine = TransformersEngine(tiny(STOPS)[0], tokenizer)
-    engine.load(policy.state(), version=1)
+    engine = transformers_engine(tiny(STOPS)[0], tokenizer)
+    engine.load_weights(policy.state(), version=1)
     sampling = Sampling(samples=4, max_new_tokens=12)
     ours = engine.generate(PROBLEMS, sampling, (0,))
-    theirs = TransformersEngine(loaded, tokenizer).generate(PROBLEMS, sampling, (0,))
+    theirs = transformers_engine(loaded, tokenizer).generate(PROBLEMS, sampling, (0,))
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.token_ids, other.token_ids)
         assert torch.equal(one.behavior_logp, other.behavior_logp)
@@ -755,12 +755,12 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
 
 def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: list[Group]) -> None:
     model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer)
+    engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)
     optimizer = make_optimizer(policy, learning_rate=0.05, betas=(0.9, 0.999), weight_decay=0.0)
     for version in (1, 2, 3):
         update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
-        engine.load(policy.state(), version=version)
+        engine.load_weights(policy.state(), version=version)
     completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=12), (0,))
     assert {c.version for c in completions} == {3}
     (batch,) = batched(grouped(completions, REWARDS), how())
@@ -772,9 +772,9 @@ def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: lis
 def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -> None:
     for rank in (0, 4):
         model, tokenizer = tiny(STOPS)
-        engine = TransformersEngine(model, tokenizer)
+        engine = transformers_engine(model, tokenizer)
         policy = policy_of(model, lora_rank=rank)
-        engine.load(policy.state(), version=1)
+        engine.load_weights(policy.state(), version=1)
         trainers = {p.data_ptr() for p in policy.model.parameters()}
         assert not any(p.data_ptr() in trainers for p in engine.model.parameters())
 

@@ -33,6 +33,7 @@ from drpo.train.metrics import (
     token_metrics,
 )
 from drpo.types import Failure, Group, Problem, Sampling, StepStats, Tokens, Unmarked
+from support.rollouts import Prompted
 from tiny_world import completion
 
 # ---- tokens ----
@@ -424,11 +425,11 @@ class StubPool:
 
 def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]
     _, tokenizer = models.tiny()
-    engine = ScriptedEngine(tokenizer, script=lambda problem, sample: str(sample))
+    driver = Prompted(ScriptedEngine(tokenizer, script=lambda r: str(r.key[-1])), models.tiny()[0]).driver
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
-    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
+    return evaluate(driver, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
 
 
 def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
@@ -477,9 +478,9 @@ def test_an_evaluation_is_compared_with_another_problem_by_problem() -> None:
 
 
 def test_an_evaluation_needs_problems() -> None:
-    engine = ScriptedEngine(models.tiny()[1], lambda problem, sample: "")
+    driver = Prompted(ScriptedEngine(models.tiny()[1], lambda r: ""), models.tiny()[0]).driver
     with pytest.raises(InputError, match="no held-out problems"):
-        evaluate(engine, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
+        evaluate(driver, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_mark_is_refused() -> None:

@@ -47,6 +47,7 @@ from drpo.train.update import update
 from drpo.train.watch import Silent
 from drpo.types import Batch, StepStats
 from support.forks import KillItself, fork
+from support.rollouts import with_engine
 from worlds import Letters, sampling, tiny_run
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
@@ -363,8 +364,8 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
     script = ("", "1", "12", "x2")  # fails, abstains, and two that are marked
     run = tiny_run(task=Letters("flaky"), sampling=sampling(samples=4, max_new_tokens=6), eval_problems=0, steps=2)
     tokenizer = models.tiny()[1]
-    engine = ScriptedEngine(tokenizer, lambda problem, i: script[i], logp=-5.0)
-    summary = train(run, tmp_path, parts=replace(assemble(run), engine=engine))
+    engine = ScriptedEngine(tokenizer, lambda r: script[r.key[-1]], logp=-5.0)
+    summary = train(run, tmp_path, parts=with_engine(assemble(run), engine))
     per_step = read_records(tmp_path / METRICS)
     assert [m["reward_failed"] for m in per_step] == [4, 4] and [m["reward_abstained"] for m in per_step] == [4, 4]
     assert summary["reward_failed"] == 8
@@ -376,8 +377,8 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
 
 def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path: Path):
     run = tiny_run(eval_problems=0)
-    engine = ScriptedEngine(models.tiny()[1], lambda problem, i: str(i), logp=-1.0)
-    breaking = replace(assemble(run), engine=engine)
+    engine = ScriptedEngine(models.tiny()[1], lambda r: str(r.key[-1]), logp=-1.0)
+    breaking = with_engine(assemble(run), engine)
 
     class Break(Silent):
         def stepped(self, step, metrics, seconds, groups) -> None:

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from drpo import models
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
-from drpo.rollout import TransformersEngine
 from drpo.types import Batch, Completion, Group, Layout, MicroBatch, Problem, Sampling
+from support.rollouts import transformers_engine
 
 STOPS = frozenset(range(0, 257, 9))
 """About every ninth of the random model's 257 words ends a completion: lengths differ, and some reach the limit."""
@@ -67,7 +67,7 @@ def sampled(
     seed: int = 0,
 ) -> list[Completion]:
     sampling = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature)
-    return TransformersEngine(model, tokenizer).generate(problems, sampling, (seed,))
+    return transformers_engine(model, tokenizer).generate(problems, sampling, (seed,))
 
 
 def grouped(completions: Sequence[Completion], rewards: Sequence[Sequence[float]]) -> list[Group]:

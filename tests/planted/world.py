@@ -75,22 +75,6 @@ BUGS = (
         (TRAINED_IDS,),
     ),
     Bug(
-        4,
-        "only one of the words that end a completion ends it",
-        "rollout/decode.py",
-        "ends = torch.isin(tokens, stop.cpu())",
-        "ends = tokens == stop[0]",
-        (ENDS, STOPPING),
-    ),
-    Bug(
-        4,
-        "a completion that ends with its last token counts as cut",
-        "rollout/transformers.py",
-        'finish="stop" if drawn[row].stopped else "length"',
-        'finish="length" if len(drawn[row].token_ids) == sampling.max_new_tokens else "stop"',
-        (f"{ENDS}[1]",),
-    ),
-    Bug(
         5,
         "the sampler forgets the temperature",
         "rollout/sample.py",
@@ -137,15 +121,6 @@ BUGS = (
         "ordered / ordered.sum(-1, keepdim=True)",
         "ordered",
         (TRUNCATION, KEPT_MASS),
-    ),
-    Bug(
-        6,
-        "top-k comes from the model's generation config",
-        "rollout/transformers.py",
-        "draw_rows(self._decoder(prompts, sampling.samples), u, self._stop, sampling)",
-        'draw_rows(self._decoder(prompts, sampling.samples), u, self._stop, __import__("dataclasses").replace('
-        "sampling, top_k=self.model.generation_config.top_k or 0))",
-        (f"{ROLLOUT}test_the_models_generation_config_changes_nothing_but_the_stop_words",),
     ),
     Bug(
         7,
@@ -211,30 +186,6 @@ BUGS = (
         "[c for c in ordered if c.problem_id == p.id]",
         "[c for c in ordered if c.problem_id.startswith(p.id)]",
         (PROMPT_ALONE, EACH_REWARD),
-    ),
-    Bug(
-        13,
-        "the samples of a prompt share their random numbers",
-        "rollout/transformers.py",
-        "uniforms((*seed, p.id, i), ",
-        "uniforms((*seed, p.id), ",
-        (NAMES,),
-    ),
-    Bug(
-        13,
-        "problems share their random numbers",
-        "rollout/transformers.py",
-        "uniforms((*seed, p.id, i), ",
-        "uniforms((*seed, i), ",
-        (NAMES,),
-    ),
-    Bug(
-        13,
-        "the seed is ignored",
-        "rollout/transformers.py",
-        "uniforms((*seed, p.id, i), ",
-        "uniforms((p.id, i), ",
-        (NAMES,),
     ),
     Bug(
         13,
@@ -310,15 +261,6 @@ BUGS = (
     ),
     Bug(
         16,
-        "the text is encoded again",
-        "rollout/transformers.py",
-        "token_ids=drawn[row].token_ids",
-        'token_ids=torch.tensor((self.tokenizer(texts[row])["input_ids"] + drawn[row].token_ids.tolist())'
-        "[: len(drawn[row].token_ids)])",
-        (OWN_LAW, ENDS),
-    ),
-    Bug(
-        16,
         "tokens that were added to the vocabulary become another one",
         "batch.py",
         "target=torch.cat([r.completion.token_ids for r in rows]),",
@@ -328,7 +270,7 @@ BUGS = (
     Bug(
         16,
         "special tokens are put before what the chat template wrote",
-        "rollout/engine.py",
+        "rollout/prompts.py",
         'tokenizer(text, add_special_tokens=False)["input_ids"]  #',
         'tokenizer(text)["input_ids"]  #',
         (f"{ROLLOUT}test_the_templates_special_tokens_are_not_added_twice",),
@@ -468,14 +410,6 @@ BUGS = (
         "return torch.minimum(x, torch.nextafter(total, torch.zeros_like(total)))",
         "return x",
         (INVERTS,),
-    ),
-    Bug(
-        14,
-        "completions are given to other problems when prompts are sorted",
-        "rollout/transformers.py",
-        "for i in range(len(problems)) for completion in groups[i]",
-        "for group in groups.values() for completion in group",
-        (ANY_BATCH,),
     ),
     Bug(
         18,

@@ -13,7 +13,7 @@ from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
 from drpo.policy import Policy
 from drpo.reductions import token_mean
-from drpo.rollout import Engine
+from drpo.rollout import EpisodeDriver
 from drpo.seeds import derive
 from drpo.types import Completion, Group, MicroBatch, Problem, Sampling, Tokens
 
@@ -65,23 +65,22 @@ class Evidence:
 
 
 def gather(
-    policy: Policy, engine: Engine, problems: Sequence[Problem], sampling: Sampling, stop: Sequence[int], seed: int
+    policy: Policy, driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, seed: int
 ) -> Evidence:
     """Sample completions and look at them from both sides. The policy's weights are those the engine has.
 
     Args:
         policy: the model in training, at the sampling temperature.
-        engine: samples.
+        driver: has the problems answered.
         problems: to sample for.
         sampling: at least 2 samples of each.
-        stop: ids that end a completion.
         seed: of the sampling.
     """
-    completions = engine.generate(problems, sampling, seed=("doctor", seed))
+    completions = driver.run(problems, sampling, ("doctor", seed))
     with torch.no_grad():
         logp = trainer_logp(policy, completions)
         laws = [
-            _figures(c, logits, sampling.temperature, stop)
+            _figures(c, logits, sampling.temperature, sorted(driver.stop))
             for c, logits in zip(completions, plain_logits(policy, completions), strict=True)
         ]
     columns = {name: torch.cat([figures[name] for figures in laws]) for name in laws[0]}

@@ -81,7 +81,7 @@ class Session:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self._accept_records = accept_records
         self.rewards = RewardPool(parts.reward, run.marking)
-        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks, self._apart, parts.fits)
+        self.rollouts = Rollouts(run, parts.driver, parts.held_out, parts.ranks, self._apart, parts.fits)
         self.summary: dict[str, Any] = {}
         self._ranks = parts.ranks
         self._log = RunLog(folder, writes=parts.ranks.first)
@@ -141,7 +141,7 @@ class Session:
         self._log.rewind(self._done.step)
         self._ranks.meet()
         self._idle = trailing(read_records(self.folder / METRICS))
-        self._stack.callback(self.parts.engine.close)
+        self._stack.callback(self.parts.driver.engine.close)
         self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)

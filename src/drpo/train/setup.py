@@ -13,6 +13,7 @@ from drpo.batch import BatchConfig
 from drpo.credit import CreditRule, credit_rule
 from drpo.critic import Critic
 from drpo.errors import InputError
+from drpo.models import stop_ids
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.precision import resolve_precision
@@ -20,6 +21,7 @@ from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
     Engine,
+    EpisodeDriver,
     NoEngine,
     PromptLimits,
     ServerEngine,
@@ -46,7 +48,7 @@ class Parts:
     Args:
         policy: the model in training.
         optimizer: over its trainable parameters.
-        engine: draws completions with its own copy of the weights.
+        driver: has problems answered, by an engine with its own copy of the weights.
         tokenizer: of the model.
         credit: gives every sampled token its advantage.
         batch_config: how a rollout becomes batches.
@@ -60,7 +62,7 @@ class Parts:
 
     policy: Policy
     optimizer: torch.optim.Optimizer
-    engine: Engine
+    driver: EpisodeDriver
     tokenizer: PreTrainedTokenizerBase
     credit: CreditRule
     batch_config: BatchConfig
@@ -98,9 +100,10 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     fits = fitting(tokenizer, limits, run.sampling) if run.drop_long_prompts else None
     held_out = only_fitting(held_out, fits)
     _require_room(run, limits, tokenizer, held_out)
-    engine = _engine(run, model, tokenizer, ranks, servers)
+    engine = _engine(run, model, ranks, servers)
     try:
-        return replace(_around(engine, run, model, tokenizer, held_out, ranks), fits=fits)
+        driver = EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), limits)
+        return replace(_around(driver, run, model, tokenizer, held_out, ranks), fits=fits)
     except BaseException:
         engine.close()  # while the processes are still together
         raise
@@ -123,14 +126,14 @@ def only_fitting(problems: list[Problem], fits: Callable[[Problem], bool] | None
 
 
 def _around(
-    engine: Engine,
+    driver: EpisodeDriver,
     run: Run,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: list[Problem],
     ranks: Ranks,
 ) -> Parts:
-    """The engine, which has a copy of the model, and all that works on the model itself."""
+    """The driver, whose engine has a copy of the model, and all that works on the model itself."""
     terms = _terms(run, model)
     policy = _policy(run, model, ranks)
     optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
@@ -148,7 +151,7 @@ def _around(
     return Parts(
         policy=policy,
         optimizer=optimizer,
-        engine=engine,
+        driver=driver,
         tokenizer=tokenizer,
         credit=credit_rule(run.advantage, run.critic),
         batch_config=batch_config,
@@ -185,15 +188,13 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     return CriticTrainer(critic, optimizer, run.critic, run.max_grad_norm, run.micro_batch_tokens, ranks)
 
 
-def _engine(
-    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, servers: list[str]
-) -> Engine:
+def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
     """What samples, with weights of its own; a server is asked by one rank."""
     if run.engine == "vllm":
-        return VLLMEngine(model, tokenizer, precision=run.rollout_precision)
+        return VLLMEngine(model, precision=run.rollout_precision)
     if servers:
-        return ServerEngine(servers[ranks.rank], model, tokenizer) if ranks.rank < len(servers) else NoEngine()
-    return TransformersEngine(model, tokenizer, precision=resolve_precision(run.rollout_precision, model.device))
+        return ServerEngine(servers[ranks.rank], model) if ranks.rank < len(servers) else NoEngine()
+    return TransformersEngine(model, precision=resolve_precision(run.rollout_precision, model.device))
 
 
 def _problems(run: Run) -> list[Problem]:
