@@ -17,10 +17,8 @@ import pytest
 from drpo import cli
 from drpo.cli import COMMANDS
 from drpo.cli.compare import planned
-from drpo.cli.lab import LabOptions
 from drpo.cli.options import described, overridden
 from drpo.cli.train import TrainOptions
-from drpo.lab.stability import stability_runs
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
 from support.forks import fork
@@ -96,7 +94,7 @@ BAD = [
     (("weights", "drop(1)"), "did you mean 'drpo'"),
     (("weights", "drpo(1)", "--mu", "2"), "--mu 2"),
     (("recipes", "x"), "'x'"),
-    (("exact", "--out", "there.jsonl"), "there.jsonl"),
+    (("export", "tiny", "there.jsonl"), "there.jsonl"),
     (("replay",), "folder"),
     (("replay", "nowhere"), "nowhere"),
     (("replay", "nowhere", "--objectives", "drop(1)"), "did you mean 'drpo'"),
@@ -151,9 +149,6 @@ def test_the_help_of_train_leads_to_the_rest_of_it(capsys):
 def test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin(capsys, monkeypatch):
     _, out, _ = said(capsys, "compare", "--help")
     assert f"{len(planned('demo', [])[0])} trainings" in out
-    by = LabOptions()
-    in_all = stability_runs(by.objectives, by.seeds, by.updates, by.learning_rate, by.rollout_precision)
-    assert f"{len(in_all)} of them" in said(capsys, "lab", "--help")[1]
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Bugs of comparisons: what they vary, what survives, what is claimed; and of the benchmark's own world."""
+"""Bugs of comparisons: what they vary, what survives, what is claimed."""
 
 from planted import Bug
 
@@ -69,14 +69,6 @@ BUGS = (
         "len(rewards) // 4",
         "len(rewards) // 2",
         (f"{LAB}test_without_evaluations_the_last_quarter_of_training_counts",),
-    ),
-    Bug(
-        12,
-        "words count wherever they stand",
-        "lab/tail.py",
-        'counted = text.split()[0 if letter == "h" else 1 :: 2]',
-        "counted = text.split()",
-        (f"{LAB}test_words_count_at_their_places_alone",),
     ),
     Bug(
         12,

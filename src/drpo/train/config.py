@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
@@ -34,8 +33,6 @@ MOST_RANK, MOST_PROCESSES = 2**14, 2**10
 OFF = "inf"
 """In place of an infinite max_grad_norm, which JSON has no number for."""
 _LARGEST = 2**63 - 1
-_OWN = re.compile(r"drpo\.lab\.tail:\w+(\(.*\))?")
-"""What the stability benchmark spells as module:name, though it is this package's."""
 
 
 @dataclass(frozen=True)
@@ -331,21 +328,11 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
     return replace(Run(), **values)
 
 
-def is_foreign_code(text: str) -> bool:
-    """Whether a spelling, or a model's name, would run code that is not this package's.
-
-    Example:
-        >>> is_foreign_code("my_rewards:exact"), is_foreign_code("addition(1, 50)"), is_foreign_code("http://host:80")
-        (True, False, True)
-    """
-    return names_code(text) and not _OWN.fullmatch(text)
-
-
 def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
     if value is None and optional:
         return None
     _require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
-    if not own_code and is_foreign_code(value):
+    if not own_code and names_code(value):
         return Unimported(value)
     try:
         return SPELLED[name][0](value)
