@@ -183,7 +183,7 @@ BUGS = (
     Bug(
         18,
         "additive terms forget the divergence",
-        "train/update.py",
+        "train/auxiliary.py",
         "tokens = micro.tokens(logp, moved[kind])",
         "tokens = micro.tokens(logp, torch.zeros_like(moved[kind]))",
         (f"{TOPK}test_any_micro_batches_and_additive_terms_see_the_same",),
@@ -199,7 +199,7 @@ BUGS = (
     Bug(
         19,
         "an update without tokens has no divergence to join",
-        "train/update.py",
+        "train/step.py",
         "empty if objective.needs else None",
         "None",
         (f"{TOPK}test_an_update_without_tokens_joins_the_others",),

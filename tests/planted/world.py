@@ -133,7 +133,7 @@ BUGS = (
     Bug(
         7,
         "log-probabilities are computed once more before the update",
-        "train/update.py",
+        "train/step.py",
         "    share.backward()\n    return float(share.detach()), _on",
         "    policy(here)\n    share.backward()\n    return float(share.detach()), _on",
         (FORWARDS,),

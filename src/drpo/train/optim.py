@@ -4,13 +4,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from drpo.errors import InputError
-from drpo.spelling import format_call, parse_any
+from drpo.spelling import format_call, names_code, parse_any, split_call
 
 
 class Optimizer(Protocol):
@@ -20,9 +21,7 @@ class Optimizer(Protocol):
     def learning_rate(self) -> float:
         """The peak."""
 
-    def build(
-        self, parameters: Sequence[nn.Parameter], embeddings: Collection[nn.Parameter]
-    ) -> torch.optim.Optimizer:
+    def build(self, parameters: Sequence[nn.Parameter], embeddings: Collection[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters; every group has the step's learning rate as `lr`.
 
         Args:
@@ -220,8 +219,8 @@ class Cosine(Constant):
         warmup: steps over which it rises, >= 0.
 
     Example:
-        >>> rates(parse_schedule("cosine"), steps=2)
-        [1.0, 0.5]
+        >>> [round(rate, 3) for rate in rates(parse_schedule("cosine"), steps=3)]
+        [1.0, 0.75, 0.25]
     """
 
     def _share(self, left: float) -> float:
@@ -242,6 +241,26 @@ def parse_optimizer(text: str) -> Optimizer:
     """Return the optimiser that `text` spells: adamw(2e-5), muon(2e-5), or your own `module:name(...)`."""
     optimizer: Optimizer = parse_any(text, OPTIMIZERS, "optimizer")
     return optimizer
+
+
+@cache
+def stated_learning_rate(text: str) -> float:
+    """Return the learning rate in an optimiser's spec, without importing what the spec names.
+
+    Raises:
+        InputError: an optimiser of the user's own whose spec states none.
+
+    Example:
+        >>> stated_learning_rate("muon(2e-5)"), stated_learning_rate("adamw"), stated_learning_rate("my:sgd(0.1)")
+        (2e-05, 1e-06, 0.1)
+    """
+    if not names_code(text):
+        return parse_optimizer(text).learning_rate
+    _, args, named = split_call(text.partition(":")[2])
+    stated = named.get("learning_rate", args[0] if args else None)
+    if not _is_number(stated):
+        raise InputError(f"optimizer {text}: state its learning rate, as its first argument or as learning_rate=")
+    return float(stated)
 
 
 def spell_optimizer(optimizer: Optimizer) -> str:
