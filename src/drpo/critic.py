@@ -1,5 +1,7 @@
 """The value of a text so far: a transformer of its own with a scalar head, on the same packed places as the policy."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -70,8 +72,8 @@ class Critic:
 
     def embeddings(self) -> list[nn.Parameter]:
         """The weights of embeddings and of the head, which are no maps between hidden states."""
-        tables = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        return [*tables, self.head.weight]
+        tables: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return [m.weight for m in (*tables, self.head)]
 
     def checkpointed(self) -> dict[str, Tensor]:
         """What a checkpoint holds: what training changes, and the persistent buffers, by name."""

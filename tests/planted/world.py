@@ -132,14 +132,6 @@ BUGS = (
     ),
     Bug(
         7,
-        "log-probabilities are computed once more before the update",
-        "train/step.py",
-        "    share.backward()\n    return float(share.detach()), _on",
-        "    policy(here)\n    share.backward()\n    return float(share.detach()), _on",
-        (FORWARDS,),
-    ),
-    Bug(
-        7,
         "the anchor is rounded to bfloat16 on its way",
         "batch.py",
         "behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),",

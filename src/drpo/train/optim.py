@@ -258,7 +258,7 @@ def stated_learning_rate(text: str) -> float:
         return parse_optimizer(text).learning_rate
     _, args, named = split_call(text.partition(":")[2])
     stated = named.get("learning_rate", args[0] if args else None)
-    if not _is_number(stated):
+    if stated is None or not _is_number(stated):
         raise InputError(f"optimizer {text}: state its learning rate, as its first argument or as learning_rate=")
     return float(stated)
 
