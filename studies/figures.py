@@ -7,6 +7,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
@@ -23,6 +24,7 @@ RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
 DOCUMENTS = (ROOT / "docs" / "study.md", ROOT / "docs" / "stability.md")
 
 
+@cache
 def read(name: str) -> Comparison:
     """One of the comparisons whose results are committed."""
     return replace(load_results(RESULTS / f"{name}.json"), name=name)
