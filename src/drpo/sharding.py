@@ -89,6 +89,8 @@ class ShardedPolicy(Policy):
 
     @torch.no_grad()
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        # After a pass without a backward pass the embedding is whole, and so another parameter than a head tied to it.
+        self.model.get_decoder().reshard()
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter)
         yield from persistent_buffers(self.model).items()
