@@ -48,7 +48,8 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Failure, Group, Problem, Sampling, Stats, Tokens, TokenStats, Unmarked
+from drpo.types import Failure, Group, Problem, Sampling, StepStats, Tokens, TokenStats, Unmarked
+from support.rollouts import Prompted
 from support.token_stats import stats_of_tokens
 from tiny_world import completion
 
@@ -236,7 +237,7 @@ def test_an_objective_is_evaluated_once(tokenwise: bool) -> None:
     found = linear_policy_loss(hidden, Head(torch.randn(5, 4)), sampled, objective)
     found.loss.backward()
     tokens = Tokens(found.logp, -one, one, one.bool(), torch.arange(3))
-    stats = Stats(TokenStats(tokens, found.entropy, found.gradient, found.metrics), 0.0, 1.0, 1e-3)
+    stats = StepStats(TokenStats(tokens, found.entropy, found.gradient, found.metrics), 0.0, 1.0, 1e-3)
     record = step_metrics(3, some_groups(), [stats, stats], objective)
     assert objective.calls == 1
     assert record["mine"] == pytest.approx(math.exp(-1))
@@ -246,12 +247,12 @@ def test_an_objective_is_evaluated_once(tokenwise: bool) -> None:
 # ---- a step ----
 
 
-def stats_of(objective: Objective, tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
+def stats_of(objective: Objective, tokens: Tokens, entropy: Tensor, at: slice, i: int) -> StepStats:
     part = Tokens(**{k: v[at] for k, v in vars(tokens).items() if v is not None})
     if len(part.sequence):  # each update numbers its own completions from 0
         part = replace(part, sequence=part.sequence - part.sequence[0])
     seen = stats_of_tokens(objective, part, entropy[at])
-    return Stats(seen, loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
+    return StepStats(seen, loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
 
 
 def some_groups() -> list[Group]:
@@ -342,7 +343,7 @@ def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> No
     edges = CUTS[cut]
     stats = [stats_of(objective, tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
     record = step_metrics(3, some_groups(), stats, objective)
-    wanted = oracle(weight, radius, tokens, entropy)
+    wanted = oracle(weight, tokens, entropy)
     for figure, value in wanted.items():
         assert record[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
     assert {k: record[k] for k in ROLLOUT_METRICS} == rollout_metrics(3, some_groups())
@@ -513,11 +514,11 @@ class StubPool:
 
 def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]
     _, tokenizer = models.tiny()
-    engine = ScriptedEngine(tokenizer, script=lambda problem, sample: str(sample))
+    driver = Prompted(ScriptedEngine(tokenizer, script=lambda r: str(r.key[-1])), models.tiny()[0]).driver
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
-    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
+    return evaluate(driver, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
 
 
 def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
@@ -566,9 +567,9 @@ def test_an_evaluation_is_compared_with_another_problem_by_problem() -> None:
 
 
 def test_an_evaluation_needs_problems() -> None:
-    engine = ScriptedEngine(models.tiny()[1], lambda problem, sample: "")
+    driver = Prompted(ScriptedEngine(models.tiny()[1], lambda r: ""), models.tiny()[0]).driver
     with pytest.raises(InputError, match="no held-out problems"):
-        evaluate(engine, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
+        evaluate(driver, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_mark_is_refused() -> None:

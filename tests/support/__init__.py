@@ -1,1 +1,1 @@
-"""What several test files share."""
+"""What several test files use: no test imports from another test file."""

@@ -17,7 +17,7 @@ from drpo.objectives.contract import ask, gradient_of
 from drpo.ops import PolicyLoss
 from drpo.policy import Policy
 from drpo.ranks import ALONE, Ranks
-from drpo.types import Batch, MicroBatch, Stats, TokenStats
+from drpo.types import Batch, MicroBatch, StepStats, TokenStats
 
 log = logging.getLogger("drpo")
 
@@ -33,7 +33,7 @@ def update(
     max_grad_norm: float,
     terms: "Terms | None" = None,
     ranks: Ranks = ALONE,
-) -> Stats:
+) -> StepStats:
     """Take one optimiser step on a batch: sum(weight * loss) over its micro-batches, clip the gradient, step.
 
     Each rank computes some of the micro-batches. All weights are fixed over the whole batch, so the ranks' gradients
@@ -60,7 +60,7 @@ def update(
     """
     parameters = list(policy.trainable().values())
     optimizer.zero_grad(set_to_none=True)
-    own, idle = share_out(batch.micro_batches, ranks)
+    own, idle = balance_micro_batches(batch.micro_batches, ranks)
     found = _backward_all(policy, optimizer, own, batch, objective, terms)
     for micro in idle if policy.equal_passes else ():
         _backward(policy, micro, objective, terms)
@@ -69,7 +69,7 @@ def update(
     loss = sum(share for share, _ in found)
     norm = take_step(optimizer, parameters, learning_rate, max_grad_norm)
     token_stats = TokenStats.cat([seen for _, seen in found]) if found else TokenStats.none(bool(objective.needs))
-    return Stats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
+    return StepStats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
 
 
 def take_step(
@@ -144,7 +144,7 @@ def _fitting(micro: MicroBatch, batch: Batch, policy: Policy) -> list[MicroBatch
     """A micro-batch in parts that have fitted so far."""
     if policy.most_places is None or len(micro.input_ids) <= policy.most_places:
         return [micro]
-    return split_micro_batch(micro, batch.completions, policy.most_places, policy.shares_prompts)
+    return split_micro_batch(micro, batch.credits, policy.most_places, policy.shares_prompts)
 
 
 def _backward(
@@ -158,7 +158,9 @@ def _backward(
     return float(found.loss.detach()), TokenStats(tokens, found.entropy, found.gradient, found.metrics).cpu()
 
 
-def share_out(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> tuple[list[MicroBatch], list[MicroBatch]]:
+def balance_micro_batches(
+    micro_batches: Sequence[MicroBatch], ranks: Ranks
+) -> tuple[list[MicroBatch], list[MicroBatch]]:
     """Return the micro-batches that this rank computes: the largest first, each to the rank with the least to do.
 
     Args:
