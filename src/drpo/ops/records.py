@@ -30,6 +30,7 @@ class SampledTokens:
             is kept and weighs more than 0.
 
     Example:
+        >>> import torch
         >>> one = torch.ones(1)
         >>> SampledTokens(one.long(), -one, one, one.bool(), one.long(), one).trained
         tensor([True])
