@@ -30,6 +30,7 @@ RANK = {
     "foreign": 3,
     "ranks": 3,
     "models": 4,
+    "heads": 4,
     "precision": 4,
     "positions": 4,
     "saving": 5,
