@@ -454,10 +454,10 @@ def test_additive_terms_train_every_completion(tmp_path: Path, terms: dict[str, 
 def test_the_reference_stays_what_the_model_was():
     run = tiny_run(reference_kl=0.5, optimizer=AdamW(1e-2))
     parts = assemble(run)
-    before = [p.detach().clone() for p in parts.terms.reference.model.parameters()]
+    before = [p.detach().clone() for p in parts.auxiliary.reference.model.parameters()]
     for p in parts.policy.model.parameters():
         p.data.add_(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, parts.terms.reference.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, parts.auxiliary.reference.model.parameters(), strict=True))
 
 
 def test_learning_rates():

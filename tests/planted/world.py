@@ -102,8 +102,8 @@ BUGS = (
         5,
         "the policy's loss forgets the temperature",
         "policy.py",
-        "temperature=self.temperature,\n        )\n        return loss",
-        ")\n        return loss",
+        "tokens, objective, temperature=self.temperature)",
+        "tokens, objective)",
         (f"{PLAIN_LOGP}[0.6]", f"{ON_POLICY}[0.6]"),
     ),
     Bug(
@@ -129,6 +129,14 @@ BUGS = (
         "return Tokens(logp, self.behavior_logp,",
         "return Tokens(logp, logp.detach(),",
         (ANCHOR,),
+    ),
+    Bug(
+        7,
+        "log-probabilities are computed once more before the update",
+        "train/step.py",
+        "        losses.loss.backward()\n",
+        "        policy(micro)\n        losses.loss.backward()\n",
+        (FORWARDS,),
     ),
     Bug(
         7,
@@ -471,8 +479,8 @@ BUGS = (
         19,
         "masked tokens count in the figures",
         "train/metrics.py",
-        "tokens, entropy = _kept(tokens, entropy)",
-        "tokens, entropy = tokens, entropy",
+        "stats = _kept(stats)",
+        "stats = stats",
         (f"{METRICS}test_tokens_that_are_not_kept_count_nowhere", TOKEN_ORACLE),
     ),
     Bug(

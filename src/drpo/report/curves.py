@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from drpo.files import save_figure
-from drpo.objectives import caution, region_radius, spell
+from drpo.objectives import caution, radii, spell
 from drpo.report.palette import COLORS
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, read_records
@@ -80,11 +80,10 @@ def _reward(axes: Axes, records: Sequence[Mapping[str, Any]], evaluations: Seque
 def _region(axes: Axes, records: Sequence[Mapping[str, Any]], run: Run) -> None:
     _line(axes, records, "shift_p99", "99th percentile", COLORS[1])
     _line(axes, records, "shift_mean", "mean", COLORS[0])
-    radius = region_radius(run.objective)
-    if caution(run.objective) is None:
+    for radius in sorted({*(radii(run.objective) or ())}):
         axes.axhline(radius, color=COLORS[6], linestyle=":", label=f"the region's radius, {radius:g}")
-    else:
-        axes.plot([], [], " ", label=f"radius {radius:g}: no token can reach it")
+    if caution(run.objective) is not None:
+        axes.plot([], [], " ", label="no token can leave the region")
     axes.set_yscale("log")
     _finish(axes, "Distance from the sampler, |pi - mu|", "probability")
 

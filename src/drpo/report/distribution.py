@@ -1,14 +1,14 @@
 """Where a run's tokens lie: pi against mu with the boundaries of regions, and the gradient weights in bins."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import DPPO, DRPO, SPO, Objective, PPOClip, region_radius, spell
+from drpo.objectives import DPPO, DRPO, SPO, Objective, PPOClip, borders, caution, spell
 from drpo.report.seen import Rollouts
 
 N_SCATTERED = 3000
@@ -18,94 +18,66 @@ _TAIL = 5e-4
 """Share of weights at either end that the outermost bins take up, however far out they are."""
 
 
-@dataclass(frozen=True)
-class Region:
-    """A trust region of one token: mu - low mu^power <= pi <= mu + high mu^power.
-
-    Args:
-        name: as the objective is spelled.
-        low: radius for falling probabilities.
-        high: radius for rising ones.
-        power: 0 for a region in |pi - mu|, 1 for one in the ratio.
-        own: whether it is the run's.
-    """
-
-    name: str
-    low: float
-    high: float
-    power: float
-    own: bool = False
-
-    @property
-    def reachable(self) -> bool:
-        """Whether any token can leave it."""
-        return self.power > 0 or min(self.low, self.high) < 1
-
-
-def region_of(objective: Objective, own: bool = False) -> Region | None:
-    """Return the region of an objective in pi and mu; None where it has none.
-
-    Example:
-        >>> region_of(PPOClip(0.2, 0.28))
-        Region(name='ppo(0.2, 0.28)', low=0.2, high=0.28, power=1.0, own=False)
-    """
-    name = spell(objective)
-    match objective:
-        case PPOClip(low=low, high=high):
-            return Region(name, low, high, 1.0, own)
-        case SPO(epsilon=epsilon):
-            return Region(name, epsilon, epsilon, 1.0, own)
-        case DRPO(delta=delta, power=power):
-            return Region(name, delta, delta, power, own)
-        case DPPO(delta_low=low, delta_high=high, divergence="tv"):
-            return Region(name, low, low if high is None else high, 0.0, own)
-    if hasattr(objective, "delta") and not objective.needs and getattr(objective, "divergence", "tv") == "tv":
-        radius = region_radius(objective)
-        return Region(name, radius, radius, 0.0, own)
-    return None
-
-
-def regions(objective: Objective) -> list[Region]:
-    """Return the run's region, where it has one, and those of PPO, SPO, DPPO and DRPO, without that of its own kind."""
-    own = region_of(objective, own=True)
+def regions(objective: Objective) -> list[Objective]:
+    """Return those whose region is drawn: the run's, where it has one in mu and pi, PPO, SPO, DPPO and DRPO, without
+    that of its own kind."""
     known = (PPOClip(0.2, 0.28), SPO(0.2), DPPO(0.15), DRPO(0.2))
-    others = [region_of(o) for o in known if type(o) is not type(objective)]
-    return [region for region in (own, *others) if region is not None]
-
-
-def boundary(region: Region, mu: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the probabilities pi at which a token leaves a region, below and above; NaN where it cannot.
-
-    Args:
-        region: any.
-        mu: [N] in (0, 1].
-
-    Example:
-        >>> low, high = boundary(Region("", 0.2, 0.2, 0.0), np.array([0.1, 0.5, 0.9]))
-        >>> low.round(2).tolist(), high.round(2).tolist()
-        ([nan, 0.3, 0.7], [0.3, 0.7, nan])
-    """
-    low = mu - region.low * mu**region.power
-    high = mu + region.high * mu**region.power
-    return np.where(low > 0, low, np.nan), np.where(high < 1, high, np.nan)
+    others = [o for o in known if type(o) is not type(objective)]
+    return [o for o in (objective, *others) if borders(o, torch.ones(1, dtype=torch.float64)) is not None]
 
 
 def region_data(objective: Objective) -> list[dict[str, Any]]:
-    """Return the boundaries of `regions`, as JSON-like data."""
-    found = []
-    for region in regions(objective):
-        mu = drawn_at(region)
-        low, high = boundary(region, mu)
-        curves = {"mu": _rounded(mu), "low": _rounded(low), "high": _rounded(high)} if region.reachable else {}
-        found.append({"name": region.name, "own": region.own, "reachable": region.reachable, **curves})
-    return found
+    """Return the borders of `regions`, as JSON-like data."""
+    return [
+        {"name": spell(o), "own": o is objective, "reachable": caution(o) is None, **_curves(o)}
+        for o in regions(objective)
+    ]
 
 
-def drawn_at(region: Region) -> NDArray[np.float64]:
-    """Return the mu at which a boundary is drawn: close together where its pi nears 0, for logarithmic axes."""
-    vanishing = region.low ** (1 / (1 - region.power)) if region.power < 1 else 0.0
-    near = vanishing + np.geomspace(1e-7, 1, 121)
+def _curves(objective: Objective) -> dict[str, list[float]]:
+    """The pi at which a token leaves the region, over mu; nothing where none can."""
+    if caution(objective) is not None:
+        return {}
+    mu = drawn_at(objective)
+    low, high = boundary(objective, mu)
+    return {"mu": _rounded(mu), "low": _rounded(low), "high": _rounded(high)}
+
+
+def boundary(objective: Objective, mu: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `objectives.borders` as arrays; NaN everywhere where the objective has none.
+
+    Args:
+        objective: any.
+        mu: [N] in (0, 1].
+
+    Example:
+        >>> low, high = boundary(DRPO(0.2), np.array([0.1, 0.5, 0.9]))
+        >>> low.round(2).tolist(), high.round(2).tolist()
+        ([nan, 0.3, 0.7], [0.3, 0.7, nan])
+    """
+    found = borders(objective, torch.from_numpy(mu))
+    if found is None:
+        return np.full_like(mu, np.nan), np.full_like(mu, np.nan)
+    return found[0].numpy(), found[1].numpy()
+
+
+def drawn_at(objective: Objective) -> NDArray[np.float64]:
+    """Return the mu at which a border is drawn: close together where its pi nears 0, for logarithmic axes."""
+    near = _vanishing(objective) + np.geomspace(1e-7, 1, 121)
     return np.unique(np.concatenate([near[near <= 1], np.geomspace(1e-8, 1, 121), np.linspace(0, 1, 101)[1:]]))
+
+
+def _vanishing(objective: Objective) -> float:
+    """The mu below which a token cannot leave the region downwards, to 1e-8; 0 where it always can."""
+    low, high = 1e-8, 1.0
+    for _ in range(4):
+        mu = np.linspace(low, high, 200)
+        leaves = np.isfinite(boundary(objective, mu)[0])
+        first = int(leaves.argmax()) if leaves.any() else len(mu) - 1
+        if first == 0:
+            return 0.0 if low == 1e-8 else float(mu[0])
+        low, high = float(mu[first - 1]), float(mu[first])
+    return high
 
 
 def scatter_data(rollouts: Rollouts, seed: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from drpo.objectives import caution, region_radius
+from drpo.objectives import caution, radii
 from drpo.train.config import Run
 
 Records = Sequence[Mapping[str, Any]]
@@ -122,7 +122,10 @@ def run_panels(run: Run, metrics: Records, evaluations: Records) -> list[Panel]:
             "Out of the region, held",
             "share of tokens",
             "Outside: the policy has left the region. Held: w is 0 or less.",
-            line("outside", "outside", 1) + line("held", "held"),
+            line("outside", "outside", 1)
+            + line("outside_low", "outside, below μ", 2)
+            + line("outside_high", "outside, above μ", 3)
+            + line("held", "held"),
         ),
         Panel(
             "Entropy",
@@ -160,14 +163,15 @@ def run_panels(run: Run, metrics: Records, evaluations: Records) -> list[Panel]:
 
 def _shift(run: Run, lines: Sequence[Series]) -> Panel:
     reachable = caution(run.objective) is None
-    radius = region_radius(run.objective)
+    low, high = radii(run.objective) or (None, None)
+    sides = {"radius": low} if low == high else {"radius, falling": low, "radius, rising": high}
     return Panel(
         "Shift |π-μ|",
         "probability",
         "How far tokens have moved from the sampler."
-        + ("" if reachable else f" The radius, {radius:g}, is beyond what any token can reach."),
+        + ("" if reachable else " The region's border is beyond what any token can reach."),
         lines,
-        [Level("radius", radius)] if reachable else [],
+        [Level(name, radius) for name, radius in sides.items() if radius is not None],
         log=True,
     )
 

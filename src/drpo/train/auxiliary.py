@@ -1,13 +1,14 @@
 """Losses that a run adds to its objective's: KL to a frozen reference model (k2) and an entropy bonus."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
+from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl
+from drpo.objectives.contract import ask, gradient_of
+from drpo.ops import PolicyLoss
 from drpo.policy import Policy
-from drpo.types import MicroBatch, Tokens
+from drpo.types import MicroBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,19 +25,22 @@ class AuxiliaryLosses:
     kl: float
     entropy: float
 
-    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tokens, Tensor]:
+    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> PolicyLoss:
         """As `Policy.loss`, with these losses added to every token's."""
         kind = needed_divergence(objective.needs)
+        divergence = None
         if kind is None:
             logp, entropy = policy(micro)
-            tokens = micro.tokens(logp)
         else:
             logp, entropy, moved = policy.divergence(micro, (kind,))
-            tokens = micro.tokens(logp, moved[kind])
+            divergence = moved[kind]
+        tokens = micro.tokens(logp, divergence)
+        seen = ask(objective, tokens)
         extra = entropy_bonus(entropy, self.entropy)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logp, _ = self.reference(micro)
             extra = extra + self.kl * reference_kl(logp, reference_logp, micro.behavior_logp)
-        share = total(objective, tokens, micro.weight) + (micro.weight * extra).sum()
-        return share, replace(tokens, logp=logp.detach()), entropy.detach()
+        share = (micro.weight * seen.loss).sum() + (micro.weight * extra).sum()
+        gradient = gradient_of(objective, seen, tokens)
+        return PolicyLoss(share, logp.detach(), entropy.detach(), gradient, seen.metrics, divergence)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from drpo.batch import split_micro_batch
@@ -16,7 +16,7 @@ from drpo.objectives import Objective
 from drpo.policy import Policy
 from drpo.ranks import ALONE, Ranks
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.types import Batch, Credit, MicroBatch, StepStats, Tokens
+from drpo.types import Batch, Credit, MicroBatch, StepStats, TokenStats
 
 T = TypeVar("T")
 
@@ -120,19 +120,18 @@ def update_policy(
         What was seen and done, by all ranks.
     """
 
-    def backward(micro: MicroBatch) -> tuple[float, Tokens, Tensor]:
-        loss = policy.loss(micro, objective) if auxiliary is None else auxiliary.loss(policy, micro, objective)
-        share, tokens, entropy = loss
-        share.backward()
-        return float(share.detach()), _on_cpu(tokens), entropy.cpu()
+    def backward(micro: MicroBatch) -> tuple[float, TokenStats]:
+        losses = policy.loss(micro, objective) if auxiliary is None else auxiliary.loss(policy, micro, objective)
+        losses.loss.backward()
+        tokens = micro.tokens(losses.logp, losses.divergence)
+        return float(losses.loss.detach()), TokenStats(tokens, losses.entropy, losses.gradient, losses.metrics).cpu()
 
-    losses, norm = optimize(
+    results, norm = optimize(
         policy, optimizer, batch, backward, learning_rate=learning_rate, max_grad_norm=max_grad_norm, ranks=ranks
     )
-    tokens = Tokens.cat([t for _, t, _ in losses]) if losses else _no_tokens(objective)
-    entropy = torch.cat([e for _, _, e in losses]) if losses else tokens.logp
-    loss = sum(share for share, _, _ in losses)
-    return StepStats(tokens, entropy, loss, norm, learning_rate, taken=math.isfinite(norm))
+    token_stats = TokenStats.cat([seen for _, seen in results]) if results else TokenStats.none(bool(objective.needs))
+    loss = sum(share for share, _ in results)
+    return StepStats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
 
 
 def take_step(
@@ -249,13 +248,3 @@ def balance_micro_batches(
     smallest = min(micro_batches, key=lambda m: len(m.input_ids), default=None)
     idle = [replace(smallest, weight=torch.zeros_like(smallest.weight))] * missing if smallest else []
     return own, idle
-
-
-def _on_cpu(tokens: Tokens) -> Tokens:
-    values = {name: value.cpu() for name, value in vars(tokens).items() if value is not None}
-    return Tokens(**values)
-
-
-def _no_tokens(objective: Objective) -> Tokens:
-    empty = torch.empty(0)
-    return Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if objective.needs else None)
