@@ -297,6 +297,46 @@ def test_splitting_a_batch_changes_nothing(groups: list[Group]):
         close(found, wanted)
 
 
+class Cramped:
+    """A critic on a device that has room for so many places."""
+
+    def __init__(self, critic: Critic, room: int) -> None:
+        self._critic, self._room, self.tried = critic, room, []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._critic, name)
+
+    def _fit(self, micro: MicroBatch) -> None:
+        self.tried.append(len(micro.input_ids))
+        if len(micro.input_ids) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def __call__(self, micro: MicroBatch) -> Tensor:
+        self._fit(micro)
+        return self._critic(micro)
+
+    def loss(self, micro: MicroBatch, clip: float | None) -> tuple[Tensor, Tensor]:
+        self._fit(micro)
+        return self._critic.loss(micro, clip)
+
+
+def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_same(groups: list[Group]):
+    plenty = trainer_of(critic_of(), GAE(clip=0.05))
+    (batch,) = batched(plenty, groups, how(micro_batch_tokens=400), moved=0.1)
+    device = Cramped(critic_of(), room=130)
+    cramped = replace(plenty, critic=device, micro_batch_tokens=400)
+    for value, right in zip(cramped.values(groups), plenty.values(groups), strict=True):
+        torch.testing.assert_close(value, right, rtol=1e-5, atol=1e-5)
+    assert max(device.tried) > 130
+    for learnt_before in (False, True):  # begin again in the middle of an update, and begin with what fits
+        device.most_places = device.most_places if learnt_before else None
+        device.tried.clear()
+        close(gradients(cramped, batch), gradients(plenty, batch))
+        assert (max(device.tried) > 130) != learnt_before
+    with pytest.raises(InputError, match="out of memory with a single completion"):
+        replace(plenty, critic=Cramped(critic_of(), room=5)).train([batch])
+
+
 def test_a_token_without_weight_is_a_removed_token(groups: list[Group]):
     """A group of weight 0, and the same batch without it."""
     trainer = trainer_of(critic_of())
