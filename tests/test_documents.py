@@ -25,6 +25,7 @@ from drpo.cli.serve import ServeOptions
 from drpo.cli.train import TrainOptions
 from drpo.lab.outcome import RESULTS, save_results
 from drpo.recipes import demo, find
+from drpo.train.config import to_json
 from hand_comparison import large
 from stability import StabilityOptions
 from theory import TheoryOptions
@@ -322,7 +323,7 @@ def test_the_transcript_is_of_the_demo():
     run = demo()
     completions = run.prompts * run.sampling.samples
     assert (
-        f"demo: {run.model} learns with {objectives.spell(run.objective)}, learning rate {run.learning_rate:g}\n"
+        f"demo: {run.model} learns with {objectives.spell(run.objective)}, {to_json(run)['optimizer']}\n"
         f"{run.prompts} prompts x {run.sampling.samples} samples = {completions} completions a step, "
         f"{run.updates} updates of {completions // run.updates} completions each, {run.steps} steps\n"
     ) in block.text
