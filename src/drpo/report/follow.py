@@ -18,7 +18,7 @@ _SHOWN: Mapping[str, type | tuple[type, ...]] = {
     "name": str,
     "model": str,
     "objective": str,
-    "learning_rate": (int, float),
+    "optimizer": str,
     "seed": int,
     "steps": int,
 }

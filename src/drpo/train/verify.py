@@ -30,7 +30,7 @@ _CONFIG: Mapping[str, type | tuple[type, ...]] = {
     "model": str,
     "task": str,
     "objective": str,
-    "learning_rate": (int, float),
+    "optimizer": str,
     "seed": int,
     "steps": int,
 }
