@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
     # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    with telling(goes_on=bool(arguments) and arguments[0] in LASTING):
+    with telling(goes_on=bool(arguments) and arguments[0] in LASTING and not {"-h", "--help"} & set(arguments)):
         _show_log()
         return _status(arguments)
 
