@@ -41,8 +41,9 @@ from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark, Marking
+from drpo.train.optim import AdamW
 from drpo.train.score import require_marked, score
-from drpo.train.update import make_optimizer, update
+from drpo.train.step import update_policy
 from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, StepStats
 from support.rollouts import transformers_engine
 from tiny_world import (
@@ -92,7 +93,7 @@ def groups(rollout: list[Completion]) -> list[Group]:
 def gradients(policy: Policy, batch: Batch, objective: object = DRPO(0.2)) -> tuple[dict[str, Tensor], StepStats]:
     """The gradients that an update leaves behind; the step itself goes nowhere."""
     still = torch.optim.SGD(policy.trainable().values(), lr=0.0)
-    stats = update(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
+    stats = update_policy(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
     return {name: p.grad.clone() for name, p in policy.trainable().items()}, stats
 
 
@@ -416,11 +417,11 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Comple
     weights, steps = [], []
     for skip in (False, True):
         policy = policy_of(tiny(STOPS)[0])
-        optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+        optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
         for rewarded in [groups] * before + [silent]:
             (batch,) = batched(rewarded, how(skip_zero_advantage=skip, micro_batch_tokens=1))
             start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-            stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+            stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
         assert len(batch.micro_batches) == (0 if skip else 16)
         assert (batch.n_sequences, stats.grad_norm, stats.loss) == (16, 0.0, 0.0)
         assert len(stats.tokens.logp) == len(stats.entropy) == sum(len(m.target) for m in batch.micro_batches)
@@ -433,11 +434,11 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Comple
 
 def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[Group]) -> None:
     policy = policy_of(tiny(STOPS)[0])
-    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     (batch,) = batched(groups, how())
     next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * torch.nan)
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+    stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
     assert not stats.taken and stats.grad_norm != stats.grad_norm and not optimizer.state
     assert equal(start, {name: p.detach() for name, p in policy.trainable().items()})
 
@@ -491,14 +492,14 @@ def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: li
     """Four large updates on one rollout: mu never moves, pi is the model's own before each step, r their quotient."""
     model, _ = tiny(STOPS)
     policy = policy_of(model)
-    optimizer = make_optimizer(policy, learning_rate=0.03, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = AdamW(0.03, weight_decay=0.0).build(list(policy.trainable().values()), [])
     reported = [c.behavior_logp.clone() for c in rollout]
     batches = batched(grouped(rollout, [[0.0, 1.0, 0.0, 0.5]] * 4), how(updates=2))
     far = []
     for batch in [*batches, *batches]:
         at = 0 if batch is batches[0] else 8
         own = [own_logp(model, c, 1.0) for c in rollout[at : at + 8]]
-        stats = update(policy, optimizer, batch, DRPO(0.2), 0.03, 1.0)
+        stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.03, 1.0)
         mu = by_sequence(batch.micro_batches, stats.tokens.behavior_logp)
         pi = by_sequence(batch.micro_batches, stats.tokens.logp)
         r = by_sequence(batch.micro_batches, ratio(stats.tokens))
@@ -681,10 +682,10 @@ def test_lora_trains_the_adapters_of_all_linear_layers_but_the_head(groups: list
     layers = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     before = base_weights(policy)
-    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     adapters = {name: p.detach().clone() for name, p in policy.trainable().items()}
     for _ in range(2):  # after the first, both factors have a gradient
-        update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.01, 1.0)
+        update_policy(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.01, 1.0)
     assert equal(base_weights(policy), before)
     assert all(not torch.equal(p, adapters[name]) for name, p in policy.trainable().items())
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == sum(
@@ -758,9 +759,9 @@ def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: lis
     model, tokenizer = tiny(STOPS)
     engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)
-    optimizer = make_optimizer(policy, learning_rate=0.05, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = AdamW(0.05, weight_decay=0.0).build(list(policy.trainable().values()), [])
     for version in (1, 2, 3):
-        update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
+        update_policy(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
         engine.load_weights(policy.state(), version=version)
     completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=12), (0,))
     assert {c.version for c in completions} == {3}
@@ -786,12 +787,12 @@ def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -
 @pytest.mark.parametrize("rank", [0, 4])
 def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[Group], rank: int) -> None:
     policy = policy_of(tiny(STOPS)[0], dtype=torch.bfloat16, lora_rank=rank)
-    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     (batch,) = batched(groups, how())
     seen: set[torch.dtype] = set()
     layer = next(m for m in policy.model.modules() if isinstance(m, torch.nn.Linear))
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+    stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
     hook.remove()
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}

@@ -21,6 +21,7 @@ from drpo.cli.options import described, overridden
 from drpo.cli.train import TrainOptions
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
+from drpo.train.optim import AdamW
 from support.forks import fork
 
 
@@ -47,7 +48,7 @@ BAD = [
     (("train", "smoke", "--steps", "x"), "--steps"),
     (("train", "smoke", "--steps"), "--steps"),
     (("train", "smoke", "--steps", "0"), "steps=0"),
-    (("train", "smoke", "--betas", "1"), "--betas"),
+    (("train", "smoke", "--optimizer", "adamw(1e-5, betas=1)"), "betas=1"),
     (("train", "smoke", "--objective", "drop(3)"), "did you mean 'drpo'"),
     (("train", "smoke", "--objective", "drpo(-1)"), "delta=-1"),
     (("train", "smoke", "--objective", "drpo(delta_=1)"), "delta_"),
@@ -206,14 +207,18 @@ def test_every_recipe_is_built_recorded_and_listed(capsys, name):
 
 
 def test_overrides_reach_the_run():
-    options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6", "--betas", "0.8", "0.9"]
+    options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6"]
+    options += ["--optimizer", "adamw(1e-5, betas=(0.8, 0.9))"]
     run, _ = overridden(
-        RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo", TrainOptions
+        RECIPES["smoke"](),
+        [*options, "--task", "addition(2, 7)", "--out", "here", "--learning-rate", "2e-5"],
+        "drpo",
+        TrainOptions,
     )
     record = to_json(run)
     assert (record["objective"], record["seed"], record["task"]) == ("dppo(0.15, 0.15)", 3, "addition(2, 7)")
-    assert run.sampling.samples == 6 and run.betas == (0.8, 0.9)
-    changed = ("objective", "seed", "task", "sampling", "betas")
+    assert run.sampling.samples == 6 and run.optimizer == AdamW(2e-5, (0.8, 0.9))
+    changed = ("objective", "seed", "task", "sampling", "optimizer")
     assert to_json(RECIPES["smoke"]()) | {name: record[name] for name in changed} == record
 
 

@@ -33,7 +33,7 @@ SEED_REWARDS = st.dictionaries(st.integers(0, 4), REWARDS, min_size=1, max_size=
 @st.composite
 def comparisons(draw: st.DrawFn) -> Comparison:
     cells = [
-        cell(objective, seed, rewards, updates=updates, learning_rate=rate)
+        cell(objective, seed, rewards, updates=updates, optimizer=f"adamw({rate})")
         for objective in draw(st.lists(st.sampled_from(OBJECTIVES), min_size=1, max_size=3, unique=True))
         for updates in draw(st.lists(st.sampled_from([1, 8]), min_size=1, unique=True))
         for rate in draw(st.lists(st.sampled_from([1e-4, 1e-3]), min_size=1, unique=True))
@@ -139,7 +139,7 @@ def test_what_cannot_be_reached_is_said_once_for_all_it_is_true_of():
 
 def test_every_field_is_either_shared_or_a_cells_own():
     data = comparison_data(large(seeds=2, updates=2, steps=4))
-    assert data["fields"] == ["objective", "updates", "learning_rate", "seed"]
+    assert data["fields"] == ["objective", "updates", "optimizer", "seed"]
     assert {"model", "sampling.samples"} <= {name for name, _ in data["shared"]}
     assert not set(data["fields"]) & {name for name, _ in data["shared"]}
     assert data["cells"][7]["values"] == ["ppo(0.2, 0.28)", "1", "2e-05", "0"]

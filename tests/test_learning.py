@@ -21,8 +21,9 @@ from drpo.train.log import EVALUATIONS, METRICS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import rollout_metrics
 from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing
+from drpo.train.optim import AdamW, Constant
 from drpo.train.session import load_run
-from drpo.train.update import take_step
+from drpo.train.step import take_step
 from drpo.train.watch import Silent
 from drpo.types import Group, Problem
 from tiny_world import completion
@@ -131,9 +132,9 @@ def test_a_clip_that_is_off_is_written_and_read_back() -> None:
 
 
 def test_a_learning_rate_that_trains_nothing_is_said() -> None:
-    assert "will not change" in str(trains_little(Run(learning_rate=0.0)))
-    assert "ends at 50%" in str(trains_little(Run(warmup=40, steps=20)))
-    assert trains_little(Run(warmup=20, steps=20)) is None
+    assert "will not change" in str(trains_little(Run(optimizer=AdamW(0.0))))
+    assert "ends at 50%" in str(trains_little(Run(schedule=Constant(warmup=40), steps=20)))
+    assert trains_little(Run(schedule=Constant(warmup=20), steps=20)) is None
 
 
 def group(*rewards: float) -> Group:

@@ -20,7 +20,7 @@ from drpo.train.checkpoint import STATE
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
-from drpo.train.update import balance_micro_batches
+from drpo.train.step import balance_micro_batches
 from rank import main as rank_main
 from rank import run_of
 from support.forks import fork

@@ -22,6 +22,7 @@ from drpo.report.seen import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from hand_run import RECORDS, record, write_run
 from large_run import word_tokenizer
 from test_train import tokens_of
@@ -145,7 +146,7 @@ def test_every_state_of_a_completion():
 @pytest.mark.parametrize("objective", [GSPO(0.05, 0.05), OWN, DPPO(0.05, divergence="topk_tv")])
 def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
     """Also where a weight hangs on its whole sequence, where the objective is a user's, and where it reads more."""
-    train(tiny_run(objective=objective, steps=2, updates=2, learning_rate=1e-2), tmp_path)
+    train(tiny_run(objective=objective, steps=2, updates=2, optimizer=AdamW(1e-2)), tmp_path)
     rollouts = read_rollouts(tmp_path, objective, ALL)
     updates = {(c.record["step"], c.record["update"]) for c, _ in rollouts.trained()}
     assert len(updates) >= 2

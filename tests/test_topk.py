@@ -32,12 +32,14 @@ from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, likeliest
+from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run, from_json, to_json
 from drpo.train.log import METRICS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
+from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
-from drpo.train.update import Terms, update
+from drpo.train.step import update_policy
 from drpo.types import Completion, Request, Sampling, TokenLoss, Tokens, TopK
 from support.head import fused
 from support.rollouts import Prompted, transformers_engine, with_engine
@@ -647,11 +649,15 @@ def enumerated(moved: Policy, completions: Sequence[Completion], temperature: fl
 
 
 def stats_of(
-    moved: Policy, completions: list[Completion], objective: Objective, budget: int, terms: Terms | None = None
+    moved: Policy,
+    completions: list[Completion],
+    objective: Objective,
+    budget: int,
+    terms: AuxiliaryLosses | None = None,
 ):
     (batch,) = batched(grouped(completions, REWARDS), batching(budget))
     still = torch.optim.SGD(moved.trainable().values(), lr=0.0)
-    stats = update(moved, still, batch, objective, 0.0, 1e30, terms)
+    stats = update_policy(moved, still, batch, objective, 0.0, 1e30, terms)
     order = torch.argsort(torch.cat([m.sequence for m in batch.micro_batches]), stable=True)
     assert stats.tokens.divergence is not None
     return stats, stats.tokens.divergence[order], {n: p.grad.clone() for n, p in moved.trainable().items()}
@@ -679,7 +685,7 @@ def test_fresh_weights_have_not_moved_and_moved_ones_have_by_so_much(kind: str, 
 def test_any_micro_batches_and_additive_terms_see_the_same(kind: str) -> None:
     completions, objective = sampled(6), DPPO(0.05, divergence=kind)
     _, wanted, slopes = stats_of(policy(0.05), completions, objective, 10_000)
-    nothing = Terms(None, 0.0, 0.0)
+    nothing = AuxiliaryLosses(None, 0.0, 0.0)
     for budget, terms in ((60, None), (1, None), (200, nothing)):
         _, found, other = stats_of(policy(0.05), completions, objective, budget, terms)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-6)
@@ -693,7 +699,7 @@ def test_a_batch_without_every_report_says_so() -> None:
     with pytest.raises(InputError, match="top is missing"):
         stats_of(policy(), completions, DPPO(0.15, divergence="topk_tv"), 200)
     with pytest.raises(InputError, match="likeliest tokens are missing"):
-        policy().divergence(pack([completions[3]], 1)[0], KINDS)
+        policy().divergence(pack([completions[3]], 1).micro_batches[0], KINDS)
 
 
 def test_an_update_without_tokens_joins_the_others() -> None:
@@ -702,7 +708,7 @@ def test_an_update_without_tokens_joins_the_others() -> None:
     alike = [[0.5] * 4] * 4
     (batch,) = batched(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
     moved = policy()
-    empty = update(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
+    empty = update_policy(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
     full, divergence, _ = stats_of(moved, completions, objective, 200)
     for parts in ((empty, full), (full, empty)):
         joined = Tokens.cat([s.tokens for s in parts])
@@ -773,7 +779,7 @@ class Wanting(Whole):
 @pytest.mark.parametrize("terms", [{}, {"entropy_bonus": 0.01}], ids=["alone", "with a term"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_from_end_to_end(kind: str, terms: dict[str, float], tmp_path: Path) -> None:
-    run = tiny_run(objective=DPPO(0.15, divergence=kind), steps=2, prompts=8, learning_rate=1e-2, **terms)
+    run = tiny_run(objective=DPPO(0.15, divergence=kind), steps=2, prompts=8, optimizer=AdamW(1e-2), **terms)
     train(run, tmp_path)
     records = read_records(tmp_path / METRICS)
     trained = [[u for u in r["updates"] if u["trained_tokens"]] for r in records]

@@ -55,8 +55,8 @@ def make_batches(groups: Sequence[Group], credits: Sequence[Credit], config: Bat
 
 def pack(
     completions: Sequence[Completion], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
-) -> list[MicroBatch]:
-    """Return micro-batches of completions that count nothing, to ask a model about them: their weights are all 0.
+) -> Batch:
+    """Return a batch of completions that count nothing, to ask a model about them: their weights and credit are 0.
 
     Args:
         completions: `MicroBatch.sequence` numbers them.
@@ -64,9 +64,10 @@ def pack(
         share_prompts: let a prompt that several completions continue go through the model once.
         ranks: processes that the micro-batches are for.
     """
-    nothing = [torch.zeros(len(c.token_ids)) for c in completions]
-    rows = [_row(i, Credit(c, n), n, share_prompts) for i, (c, n) in enumerate(zip(completions, nothing, strict=True))]
-    return [_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks)]
+    credits = tuple(Credit(c, torch.zeros(len(c.token_ids))) for c in completions)
+    rows = [_row(i, credit, credit.advantage, share_prompts) for i, credit in enumerate(credits)]
+    micro_batches = tuple(_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks))
+    return Batch(micro_batches, credits, n_tokens=sum(len(c.token_ids) for c in completions), n_skipped=0)
 
 
 def split_micro_batch(

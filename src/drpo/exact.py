@@ -53,7 +53,7 @@ def exact_divergence(policy: Policy, completions: Sequence[Completion]) -> Exact
             raise InputError(f"{who}: sample with sampling.top_logprobs={words}, the number of words")
     columns = []
     for c in completions:
-        (micro,) = pack([c], micro_batch_tokens=1)
+        (micro,) = pack([c], micro_batch_tokens=1).micro_batches
         _, _, found = policy.divergence(micro.to(policy.device), ("topk_tv", "topk_kl"))
         columns.append(torch.stack([found["topk_tv"], found["topk_kl"]]).cpu().double())
     tv, kl = torch.cat(columns, 1)

@@ -122,6 +122,11 @@ class Policy:
         """The parameters that training changes, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def embeddings(self) -> list[nn.Parameter]:
+        """The weights of embeddings and of the head, which are no maps between hidden states."""
+        tables = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return [*tables, self.model.get_output_embeddings().weight]
+
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
         ranks.add_gradients(self.trainable().values())

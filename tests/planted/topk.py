@@ -183,7 +183,7 @@ BUGS = (
     Bug(
         18,
         "additive terms forget the divergence",
-        "train/update.py",
+        "train/auxiliary.py",
         "divergence = moved[kind]",
         "divergence = torch.zeros_like(moved[kind])",
         (f"{TOPK}test_any_micro_batches_and_additive_terms_see_the_same",),

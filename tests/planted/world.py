@@ -133,9 +133,9 @@ BUGS = (
     Bug(
         7,
         "log-probabilities are computed once more before the update",
-        "train/update.py",
-        "    found.loss.backward()\n",
-        "    policy(here)\n    found.loss.backward()\n",
+        "train/step.py",
+        "        losses.loss.backward()\n",
+        "        policy(micro)\n        losses.loss.backward()\n",
         (FORWARDS,),
     ),
     Bug(

@@ -36,13 +36,29 @@ def short() -> Any:
 def flags(settings: Settings) -> list[str]:
     """Settings as options of `drpo train`."""
     words = []
-    for name, value in settings.items():
+    for name, value in _specs(settings).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return words
+
+
+def _specs(settings: Settings) -> Settings:
+    """The learning rate, betas and weight decay as the optimiser's spec, schedule and warm-up as the schedule's."""
+    rest = dict(settings)
+    betas, decay = rest.pop("betas", (0.9, 0.999)), rest.pop("weight_decay", 0.01)
+    if settings.keys() & {"betas", "weight_decay"}:
+        rest["optimizer"] = f"adamw({rest.pop('learning_rate')}, {betas}, {decay})"
+    if "schedule" in rest:
+        rest["schedule"] = f"{rest['schedule']}(warmup={rest.pop('warmup', 0)})"
+    critic, rate = str(rest.get("critic", "")), "learning_rate="
+    if rate in critic:
+        stated = critic.partition(rate)[2].split(",")[0].rstrip(")")
+        rest["critic"] = critic.replace(f"{rate}{stated}, ", "").replace(f"{rate}{stated}", "")
+        rest["critic_optimizer"] = f"adamw({stated}, {betas}, {decay})"
+    return rest
 
 
 def train(recipe: str, settings: Settings, folder: Path) -> int:

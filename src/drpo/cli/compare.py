@@ -36,7 +36,7 @@ class CompareOptions:
         objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; behind an @ its own learning rates,
             as in 'drpo(0.2) @ 1e-5 2e-5', so that none wins by its neighbour's tuning.
         seeds: each fixes the data order, the random numbers and the held-out problems.
-        learning_rate: of the objectives that bring none of their own.
+        learning_rate: of the objectives that bring none of their own; without it that of --optimizer.
         task: where problems come from.
         updates: optimiser updates per rollout.
         refresh_every: steps between hand-overs of the weights to the sampler.

@@ -12,9 +12,12 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from drpo.errors import InputError
-from drpo.train.config import NESTED, SPELLED, Run, from_json, to_json
+from drpo.train.config import NESTED, SPELLED, Run, from_json, to_json, with_learning_rate
 
 Options = TypeVar("Options")
+
+RATE, RATE_HELP = "learning_rate", "the peak; replaces the learning rate of --optimizer"
+"""The number that is changed most often has an option of its own."""
 
 OF_THE_RECIPE = (
     "The other options are the fields of a run; those not given are the recipe's. Objects are written as they are "
@@ -97,12 +100,15 @@ def overridden(
         kind: Any = str if f.name in SPELLED and value is not None else str | None if f.name in SPELLED else f.type
         shown = value if f.name not in SPELLED else defaults[f.name]
         columns.append((f.name, Annotated[kind, tyro.conf.arg(help=helps[f.name])], field(default=shown)))
+    if RATE not in own:
+        columns.append((RATE, Annotated[float | None, tyro.conf.arg(help=RATE_HELP)], field(default=None)))
     flat = make_dataclass("Fields", columns, frozen=True)
     given: Any = parse(flat, arguments, prog, description=f"{_about(others)}\n\n{OF_THE_RECIPE}")
     record = defaults | {f.name: getattr(given, f.name) for f in overridable}
     record |= {name: vars(record[name]) for name, kind in NESTED.items() if isinstance(record[name], kind)}
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
-    return from_json(record), options
+    rate = None if RATE in own else getattr(given, RATE)
+    return from_json(record) if rate is None else with_learning_rate(from_json(record), rate), options
 
 
 def _about(kind: type) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from drpo import objectives
 from drpo.errors import InputError
 from drpo.objectives import Objective, spell
-from drpo.train.config import SPELLED, Run, to_json
+from drpo.train.config import SPELLED, Run, to_json, with_learning_rate
 
 REGIME = ("task", "updates", "refresh_every", "lag", "rollout_precision")
 """Fields of a run that a comparison may vary besides objective, learning rate and seed: together, the regime."""
@@ -104,8 +104,8 @@ def runs(base: Run, grid: Grid) -> list[Run]:
     for seed, values in itertools.product(grid.seeds, itertools.product(*(grid.regimes[name] for name in names))):
         regime = dict(zip(names, values, strict=True))
         for arm in grid.arms:
-            for rate in arm.learning_rates or grid.learning_rates or (base.learning_rate,):
-                run = replace(base, **regime, objective=arm.objective, seed=seed, learning_rate=rate)
+            for rate in arm.learning_rates or grid.learning_rates or (base.optimizer.learning_rate,):
+                run = with_learning_rate(replace(base, **regime, objective=arm.objective, seed=seed), rate)
                 cells.append(replace(run, name=_name(run)))
     return cells
 

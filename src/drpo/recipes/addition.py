@@ -5,6 +5,7 @@ from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import Addition
 from drpo.train.config import Run
+from drpo.train.optim import AdamW, Linear
 from drpo.types import Sampling
 
 
@@ -26,8 +27,8 @@ def demo() -> Run:
         steps=16,
         prompts=16,
         updates=4,
-        learning_rate=2e-5,
-        schedule="linear",
+        optimizer=AdamW(2e-5),
+        schedule=Linear(),
         micro_batch_tokens=2048,
         eval_problems=200,
     )
@@ -45,6 +46,6 @@ def smoke() -> Run:
         steps=4,
         prompts=4,
         updates=2,
-        learning_rate=1e-3,
+        optimizer=AdamW(1e-3),
         eval_problems=8,
     )

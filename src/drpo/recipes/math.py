@@ -4,6 +4,7 @@ from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import AIME, GSM8K, DapoMath
 from drpo.train.config import Run
+from drpo.train.optim import AdamW, Constant
 from drpo.types import Sampling
 
 
@@ -19,8 +20,8 @@ def gsm8k() -> Run:
         steps=200,
         prompts=32,
         updates=4,
-        learning_rate=1e-6,
-        warmup=5,
+        optimizer=AdamW(1e-6),
+        schedule=Constant(warmup=5),
         micro_batch_tokens=16384,
         eval_every=20,
         eval_problems=256,
@@ -41,9 +42,7 @@ def drpo_paper() -> Run:
         steps=500,
         prompts=64,
         updates=4,
-        learning_rate=1e-6,
-        betas=(0.9, 0.999),
-        weight_decay=0.01,
+        optimizer=AdamW(1e-6, betas=(0.9, 0.999), weight_decay=0.01),
         max_grad_norm=1.0,
         micro_batch_tokens=32768,
         eval_every=10,

@@ -193,7 +193,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("task", _all(values("task"))),
         ("objectives", _all(comparison.objectives)),
         ("seeds", _all(values("seed"))),
-        ("learning rate", _all([f"{float(rate):g}" for rate in values("learning_rate")])),
+        ("learning rate", _all(list(dict.fromkeys(f"{c.learning_rate:g}" for c in comparison.cells)))),
         *((name.replace("_", " "), _all(values(name))) for name in comparison.regime_fields if name != "task"),
         ("each run", f"{steps} steps of {prompts} prompts, {samples} samples each"),
     ]

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from drpo.errors import printable
 from drpo.objectives import spell
-from drpo.train.config import Run, arithmetic
+from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.evaluate import Evaluation
 from drpo.types import Group
 
@@ -144,7 +144,7 @@ def _from_step_0(evaluation: Evaluation, shares: bool) -> str:
 
 def _header(run: Run, folder: Path, step: int) -> list[str]:
     lines = [
-        f"{run.name}: {run.model} learns with {spell(run.objective)}, learning rate {run.learning_rate:g}",
+        f"{run.name}: {run.model} learns with {spell(run.objective)}, {to_json(run)['optimizer']}",
         arithmetic(run),
         f"everything goes to {folder}",
     ]

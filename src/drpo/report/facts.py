@@ -27,7 +27,7 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
         ("objective", spell(run.objective)),
         ("each step", arithmetic(run)),
         ("steps done", f"{len(metrics)} of {run.steps}"),
-        ("learning rate", f"{run.learning_rate:g}, {run.schedule}"),
+        ("optimizer", f"{to_json(run)['optimizer']}, {to_json(run)['schedule']}"),
         ("seed", str(run.seed)),
         ("tokens", _tokens(metrics)),
         *_no_gradient(metrics),

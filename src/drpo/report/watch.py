@@ -74,7 +74,7 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
     config = view.config
     parts: list[RenderableType] = [
         Text(one_line(f"{config['name']}: {config['model']} learns with {config['objective']}, ") + " ", style="bold")
-        + Text(f"learning rate {config['learning_rate']:g}, seed {config['seed']}", style="bold"),
+        + Text(f"{config['optimizer']}, seed {config['seed']}", style="bold"),
         _progress(view),
     ]
     if view.metrics:
