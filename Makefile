@@ -132,8 +132,8 @@ parity: setup
 	$(BIN)/python -m tests.adapters.parity
 
 lab: setup
-	$(BIN)/drpo exact --out runs/lab/exact
-	$(BIN)/drpo lab --out runs/lab
+	$(BIN)/python studies/theory.py --out runs/lab/exact
+	$(BIN)/python studies/stability.py --out runs/lab
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -13,11 +13,10 @@ from statistics import fmean, median
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
 from drpo.lab.outcome import Cell, Comparison, load_results
 from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
-from drpo.lab.tail import Tail
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import bounds
-from drpo.report.maps import draw_maps
-from drpo.train.config import SPELLED
+from stability_maps import draw_maps
+from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
@@ -255,9 +254,8 @@ def draw() -> None:
     for name in ("addition", "chain_sum", "ablations"):
         draw_curves(read(name), FIGURES / f"study_{name}_curves.png")
         draw_finals(read(name), FIGURES / f"study_{name}_ends.png")
-    for kind in ("noise", "meaning"):
-        task = SPELLED["task"][1](Tail(kind))
-        draw_maps(read("stability"), task, f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
+    for kind in KINDS:
+        draw_maps(read("stability"), task_of(kind), f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ drpo compare demo --objectives "${six[@]}" "${common[@]}" --updates 4 --rollout-
      --task "$chain" --reward exact_number --out "$out/chain_sum"
 drpo compare demo --objectives 'drpo(0.2,outside=0.15)' 'drpo(0.2,advantage_weighted=False)' "penalty('k3',0.08)" \
      "${common[@]}" "${stale[@]}" --out "$out/ablations"
-drpo lab --seeds 0 1 2 --out "$out/lab"
-drpo lab --seeds 0 1 2 --objectives 'drpo(0.02)' 'drpo(0.05)' 'drpo(0.6)' 'drpo(0.3,power=0.5)' 'spo(0.5)' \
+python studies/stability.py --seeds 0 1 2 --out "$out/lab"
+python studies/stability.py --seeds 0 1 2 --objectives 'drpo(0.02)' 'drpo(0.05)' 'drpo(0.6)' 'drpo(0.3,power=0.5)' 'spo(0.5)' \
      --updates 16 --rollout-precision fp32 --out "$out/radii"
 
 for name in addition chain_sum ablations; do

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -46,3 +47,12 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for PyTorch, as in a process that `support.forks` begins: equal to the bit, and free to fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

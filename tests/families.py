@@ -20,6 +20,7 @@ from drpo.precision import FP32
 from drpo.rollout import TransformersEngine
 from drpo.saving import probe, require_savable, save_model
 from drpo.types import Problem, Sampling
+from support.rollouts import transformers_engine
 from tiny_world import own_logp
 
 SIZES: Mapping[str, Any] = dict(
@@ -148,7 +149,7 @@ def show(family: str) -> Result:
     name = type(model).__name__
     try:
         require_savable(model, tokenizer)
-        engine = TransformersEngine(model, tokenizer)
+        engine = transformers_engine(model, tokenizer)
         policy = Policy(stirred(copy.deepcopy(model), 0.05), precision=FP32, temperature=1.0)
     except InputError as error:
         return Result(family, name, str(error))
@@ -176,7 +177,7 @@ def stir_adapters(policy: Policy) -> None:
 @torch.no_grad()
 def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase) -> float:
     """Hand the weights over, sample, save, read back; the largest difference of any two log-probabilities."""
-    engine.load(policy.state(), version=1)
+    engine.load_weights(policy.state(), version=1)
     completions = engine.generate(PROBLEMS, SAMPLING, (0,))
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model"

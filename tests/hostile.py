@@ -147,8 +147,6 @@ NAMES = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, 
 TO_FOLDERS = (
     ("train", "smoke", "--steps", "1", "--out"),
     ("compare", "smoke", "--steps", "1", "--out"),
-    ("lab", "--out"),
-    ("exact", "--out"),
     ("export", "tiny"),
 )
 TO_FILES = (

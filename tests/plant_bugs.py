@@ -24,7 +24,7 @@ from planted import Bug, Replacement, all_bugs, all_replacements
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300.0
-COPIED = ("src", "tests", "conftest.py", "pyproject.toml")
+COPIED = ("src", "studies", "tests", "conftest.py", "pyproject.toml")
 
 
 class Verdict(NamedTuple):
@@ -67,7 +67,8 @@ def sandbox(bug: Bug | None) -> Iterator[Path]:
 
 def run_python(root: Path, *arguments: str, planted: Replacement | None = None) -> subprocess.CompletedProcess[str]:
     """Run this interpreter inside a sandbox; only the sandbox's own `drpo` can be imported."""
-    paths = os.pathsep.join([str(root / "src"), str(root / "tests"), *([str(root / "tests/planting")] * bool(planted))])
+    folders = ["src", "studies", "tests", *(["tests/planting"] if planted else [])]
+    paths = os.pathsep.join(str(root / folder) for folder in folders)
     own = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     env = {"DRPO_SHARED": str(ROOT.parent / "shared"), **os.environ, **own}
     if planted:

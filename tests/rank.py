@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from drpo.gae import GAE
+from drpo.credit.gae import GAE
 from drpo.ranks import joined
 from drpo.train.config import Run
 from drpo.train.loop import train
@@ -67,11 +67,11 @@ class Stops(Silent):
 
 def holds(parts: Parts) -> str:
     """How much this rank has of the policy's weights, and of the critic's."""
-    policy, learner = parts.policy, parts.learner
+    policy, critic = parts.policy, parts.critic
     said = f"rank {parts.ranks.rank} holds {held(policy.model)} of {whole(policy.model)} weights"
-    if learner is None:
+    if critic is None:
         return said
-    own, all_ = ([f(learner.critic.model), f(learner.critic.head)] for f in (held, whole))
+    own, all_ = ([f(critic.critic.model), f(critic.critic.head)] for f in (held, whole))
     return f"{said}\nits critic has {sum(own)} of {sum(all_)} values"
 
 

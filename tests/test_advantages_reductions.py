@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drpo import advantages, reductions
+from drpo import reductions
+from drpo.credit import advantages
 from drpo.errors import InputError
 from drpo.reductions import Horizon, sequence_mean, token_mean
 

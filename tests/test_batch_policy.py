@@ -32,21 +32,22 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from drpo import advantages, reductions
-from drpo.batch import Batching, make_batches
+from drpo import reductions
+from drpo.batch import BatchConfig
 from drpo.errors import InputError
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark, Marking
-from drpo.rollout import TransformersEngine
 from drpo.train.score import require_marked, score
 from drpo.train.update import make_optimizer, update
-from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, Stats
+from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, StepStats
+from support.rollouts import transformers_engine
 from tiny_world import (
     PROBLEMS,
     STOPS,
+    batched,
     by_sequence,
     completion,
     doubled,
@@ -67,10 +68,8 @@ REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.
 REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
 
 
-def how(**changes: object) -> Batching:
-    plain = Batching(
-        updates=1, advantage=advantages.mean, reduction=Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False
-    )
+def how(**changes: object) -> BatchConfig:
+    plain = BatchConfig(updates=1, reduction=Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -89,7 +88,7 @@ def groups(rollout: list[Completion]) -> list[Group]:
     return grouped(rollout, REWARDS)
 
 
-def gradients(policy: Policy, batch: Batch, objective: object = DRPO(0.2)) -> tuple[dict[str, Tensor], Stats]:
+def gradients(policy: Policy, batch: Batch, objective: object = DRPO(0.2)) -> tuple[dict[str, Tensor], StepStats]:
     """The gradients that an update leaves behind; the step itself goes nowhere."""
     still = torch.optim.SGD(policy.trainable().values(), lr=0.0)
     stats = update(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
@@ -129,7 +128,7 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
     sizes = Counter(c.problem_id for c in completions)
     groups = grouped(completions, [[float(i) for i in range(sizes[f"p{g}"])] for g in range(n_groups)])
     budget = data.draw(st.integers(1, 60))
-    (batch,) = make_batches(groups, how(micro_batch_tokens=budget))
+    (batch,) = batched(groups, how(micro_batch_tokens=budget))
     micros = batch.micro_batches
     columns = {name: torch.cat([getattr(m, name) for m in micros]) for name in ("target", "behavior_logp", "weight")}
     parts = {name: by_sequence(micros, column) for name, column in columns.items()}
@@ -165,7 +164,7 @@ def test_nothing_is_encoded_again_after_generation(monkeypatch: pytest.MonkeyPat
     groups = score(PROBLEMS, completions, StubPool(lambda problem, text: float(len(text) % 2)))
     policy = policy_of(model)
     seen = []
-    for batch in make_batches(groups, how(updates=2)):
+    for batch in batched(groups, how(updates=2)):
         _, stats = gradients(policy, batch)
         seen.append(len(stats.tokens.logp))
     assert sum(seen) == sum(len(c.token_ids) for c in completions)
@@ -176,7 +175,7 @@ def test_logp_and_entropy_are_the_plain_models(rollout: list[Completion], temper
     """Each token's log-probability, aligned, at the sampling temperature; and its whole distribution's entropy."""
     model, _ = tiny(STOPS)
     policy = policy_of(model, temperature=temperature)
-    (batch,) = make_batches(grouped(rollout, REWARDS), how())
+    (batch,) = batched(grouped(rollout, REWARDS), how())
     _, stats = gradients(policy, batch)
     logp = by_sequence(batch.micro_batches, stats.tokens.logp)
     entropy = by_sequence(batch.micro_batches, stats.entropy)
@@ -190,7 +189,7 @@ def test_logp_and_entropy_are_the_plain_models(rollout: list[Completion], temper
 def test_on_policy_the_ratio_is_one(temperature: float) -> None:
     model, tokenizer = tiny(STOPS)
     completions = sampled(model, tokenizer, temperature=temperature)
-    (batch,) = make_batches(grouped(completions, REWARDS), how())
+    (batch,) = batched(grouped(completions, REWARDS), how())
     _, stats = gradients(policy_of(model, temperature=temperature), batch)
     assert (ratio(stats.tokens) - 1).abs().max() < 1e-5
 
@@ -198,7 +197,7 @@ def test_on_policy_the_ratio_is_one(temperature: float) -> None:
 def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Completion]) -> None:
     """What the fused loss reports, and what additive terms and reference models are made of."""
     policy = policy_of(tiny(STOPS)[0], temperature=0.6)
-    (batch,) = make_batches(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
+    (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
     (micro,) = batch.micro_batches
     wanted = policy(micro)
     _, tokens, entropy = policy.loss(micro, DRPO(0.2))
@@ -210,19 +209,19 @@ def test_a_policy_shares_prompts_where_it_can(rollout: list[Completion]) -> None
     """The places that go through the model: every prompt once, and each answer without its last token."""
     policy = policy_of(tiny(STOPS)[0])
     assert policy.shares_prompts
-    (batch,) = make_batches(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
+    (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
     prompts = sum(len(p) for p in {tuple(c.prompt_ids.tolist()) for c in rollout})
     assert batch.micro_batches[0].layout.n_places == prompts + sum(len(c.token_ids) - 1 for c in rollout)
 
 
 def test_prompts_that_are_not_shared_count_in_the_budget(rollout: list[Completion]) -> None:
     groups = grouped(rollout, REWARDS)
-    (batch,) = make_batches(groups, how(micro_batch_tokens=163, share_prompts=False))
+    (batch,) = batched(groups, how(micro_batch_tokens=163, share_prompts=False))
     for micro in batch.micro_batches:
         assert set(micro.layout.prefix) == {-1}
         assert sum(micro.layout.length) <= 163
     shared, alone = policy_of(tiny(STOPS)[0]), policy_of(tiny(STOPS)[0])
-    wanted, _ = gradients(shared, make_batches(groups, how())[0])
+    wanted, _ = gradients(shared, batched(groups, how())[0])
     close(gradients(alone, batch)[0], wanted, 2e-5)
 
 
@@ -241,7 +240,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 def test_other_architectures_train_their_own_law(family: str, groups: list[Group], rollout: list[Completion]) -> None:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    (batch,) = make_batches(groups, how())
+    (batch,) = batched(groups, how())
     _, stats = gradients(policy_of(model), batch)
     logp = by_sequence(batch.micro_batches, stats.tokens.logp)
     for i, c in enumerate(rollout):
@@ -252,7 +251,7 @@ def test_the_gradient_is_the_plain_models(groups: list[Group], rollout: list[Com
     """Prompts and padding add nothing to it: -sum A r / (S H) over the sampled tokens, by autograd, row by row."""
     model, _ = tiny(STOPS)
     model.double()
-    (batch,) = make_batches(groups, how())
+    (batch,) = batched(groups, how())
     policy = policy_of(copy.deepcopy(model), dtype=torch.float64)
     found, stats = gradients(policy, batch, ImportanceSampling())
     loss = torch.zeros((), dtype=torch.float64)
@@ -282,13 +281,13 @@ def test_any_micro_batches_give_the_same_update(
     model = perturb(model, 0.02)
     policy = policy_of(doubled(model) if dtype == torch.float64 else model, dtype=dtype)
     row_by_row = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
-    (alone,) = make_batches(groups, row_by_row)
+    (alone,) = batched(groups, row_by_row)
     assert all(len(m.sequence.unique()) == 1 for m in alone.micro_batches)
     wanted, stats = gradients(policy, alone, objective)
     logp = by_sequence(alone.micro_batches, stats.tokens.logp)
     shapes = set()
     for budget in (60, 100, 163, 10_000):
-        (batch,) = make_batches(groups, replace(row_by_row, micro_batch_tokens=budget))
+        (batch,) = batched(groups, replace(row_by_row, micro_batch_tokens=budget))
         shapes.add(tuple(m.layout for m in batch.micro_batches))
         found, other = gradients(policy, batch, objective)
         close(found, wanted, tolerance)
@@ -303,7 +302,7 @@ def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[Group]) -
     """The negative control of the test above: weights made anew in each micro-batch give another gradient."""
     model, _ = tiny(STOPS)
     policy = policy_of(perturb(model, 0.02))
-    (batch,) = make_batches(groups, how(micro_batch_tokens=163, reduction=reductions.token_mean))
+    (batch,) = batched(groups, how(micro_batch_tokens=163, reduction=reductions.token_mean))
     own = [
         replace(m, weight=reductions.token_mean(torch.ones_like(m.target, dtype=torch.bool), m.sequence))
         for m in batch.micro_batches
@@ -315,7 +314,7 @@ def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[Group]) -
 
 
 def mixed_micro_batch(groups: list[Group]) -> MicroBatch:
-    (batch,) = make_batches(groups, how(micro_batch_tokens=10_000))
+    (batch,) = batched(groups, how(micro_batch_tokens=10_000))
     (micro,) = batch.micro_batches
     assert len(micro.sequence.unique()) == 16
     assert max(micro.layout.prefix) > 0  # prompts are shared
@@ -351,7 +350,7 @@ def test_a_neighbours_tokens_change_nothing(groups: list[Group], s: int) -> None
 @pytest.mark.parametrize(("n_groups", "updates"), [(4, 1), (4, 2), (4, 4), (3, 2), (4, 3), (7, 4), (9, 4), (5, 5)])
 def test_each_group_is_in_one_update_and_each_update_has_its_share(n_groups: int, updates: int) -> None:
     completions = [completion([g + 1, i + 1], problem=f"p{g}", sample=i) for g in range(n_groups) for i in range(2)]
-    batches = make_batches(grouped(completions, [[0.0, 1.0]] * n_groups), how(updates=updates))
+    batches = batched(grouped(completions, [[0.0, 1.0]] * n_groups), how(updates=updates))
     assert len(batches) == updates
     firsts = [sorted({int(t) - 1 for m in b.micro_batches for t in m.target[0::2]}) for b in batches]
     assert [g for part in firsts for g in part] == list(range(n_groups))
@@ -359,26 +358,26 @@ def test_each_group_is_in_one_update_and_each_update_has_its_share(n_groups: int
 
 
 def test_no_groups_make_no_batches() -> None:
-    assert make_batches([], how(updates=2)) == []
+    assert batched([], how(updates=2)) == []
 
 
 def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: list[Group]) -> None:
-    lonely = replace(groups[0], completions=groups[0].completions[:1], rewards=groups[0].rewards[:1])
+    lonely = replace(groups[1], completions=groups[1].completions[:1], rewards=groups[1].rewards[:1])
     empty = replace(groups[0], completions=(), rewards=torch.empty(0))
-    (with_them,) = make_batches([lonely, groups[0], empty, groups[2]], how())
-    (without,) = make_batches([groups[0], groups[2]], how())
+    (with_them,) = batched([lonely, groups[0], empty, groups[2]], how())
+    (without,) = batched([groups[0], groups[2]], how())
     assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
     for one, other in zip(with_them.micro_batches, without.micro_batches, strict=True):
         assert one.layout == other.layout
         for name in ("input_ids", "position", "target", "behavior_logp", "advantage", "weight"):
             assert torch.equal(getattr(one, name), getattr(other, name))
-    assert len(make_batches([lonely, groups[0]], how(updates=2))) == 1
+    assert len(batched([lonely, groups[0]], how(updates=2))) == 1
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("budget", [1, 163, 10_000])
 def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, groups: list[Group]) -> None:
-    (batch,) = make_batches(groups, how(reduction=REDUCTIONS[reduction], micro_batch_tokens=budget))
+    (batch,) = batched(groups, how(reduction=REDUCTIONS[reduction], micro_batch_tokens=budget))
     weight = torch.cat([m.weight for m in batch.micro_batches]).double()
     expected = batch.n_tokens / (batch.n_sequences * 20) if reduction == "horizon" else 1.0
     assert float(weight.sum()) == pytest.approx(expected, rel=1e-6)
@@ -395,8 +394,8 @@ def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, gr
     """To the bit, one row at a time; the normaliser counts what is skipped."""
     policy = policy_of(perturb(tiny(STOPS)[0], 0.02))
     plain = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
-    (all_rows,) = make_batches(groups, plain)
-    (fewer,) = make_batches(groups, replace(plain, skip_zero_advantage=True))
+    (all_rows,) = batched(groups, plain)
+    (fewer,) = batched(groups, replace(plain, skip_zero_advantage=True))
     assert (fewer.n_sequences, fewer.n_tokens) == (all_rows.n_sequences, all_rows.n_tokens) == (16, all_rows.n_tokens)
     assert (all_rows.n_skipped, fewer.n_skipped) == (0, 10)
     assert (len(all_rows.micro_batches), len(fewer.micro_batches)) == (16, 6)
@@ -418,7 +417,7 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Comple
         policy = policy_of(tiny(STOPS)[0])
         optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
         for rewarded in [groups] * before + [silent]:
-            (batch,) = make_batches(rewarded, how(skip_zero_advantage=skip, micro_batch_tokens=1))
+            (batch,) = batched(rewarded, how(skip_zero_advantage=skip, micro_batch_tokens=1))
             start = {name: p.detach().clone() for name, p in policy.trainable().items()}
             stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
         assert len(batch.micro_batches) == (0 if skip else 16)
@@ -434,7 +433,7 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Comple
 def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[Group]) -> None:
     policy = policy_of(tiny(STOPS)[0])
     optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
-    (batch,) = make_batches(groups, how())
+    (batch,) = batched(groups, how())
     next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * torch.nan)
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
     stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
@@ -462,8 +461,8 @@ def test_what_does_not_fit_is_halved_and_the_update_is_the_same(
 ) -> None:
     plenty, cramped = (policy_of(tiny(STOPS)[0]) for _ in range(2))
     cramped.shares_prompts = share
-    batch = make_batches(groups, how(micro_batch_tokens=400))[0]
-    small = make_batches(groups, how(micro_batch_tokens=400, share_prompts=share))[0]
+    batch = batched(groups, how(micro_batch_tokens=400))[0]
+    small = batched(groups, how(micro_batch_tokens=400, share_prompts=share))[0]
     wanted, _ = gradients(plenty, batch)
     device = Cramped(cramped, room=130)
     with caplog.at_level("WARNING", logger="drpo"):
@@ -481,7 +480,7 @@ def test_a_completion_that_does_not_fit_alone_is_named(groups: list[Group]) -> N
     policy = policy_of(tiny(STOPS)[0])
     Cramped(policy, room=5)
     with pytest.raises(InputError, match=r"out of memory with a single completion of \d+ tokens: lower"):
-        gradients(policy, make_batches(groups, how())[0])
+        gradients(policy, batched(groups, how())[0])
 
 
 # ---- the anchor ----
@@ -493,7 +492,7 @@ def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: li
     policy = policy_of(model)
     optimizer = make_optimizer(policy, learning_rate=0.03, betas=(0.9, 0.999), weight_decay=0.0)
     reported = [c.behavior_logp.clone() for c in rollout]
-    batches = make_batches(grouped(rollout, [[0.0, 1.0, 0.0, 0.5]] * 4), how(updates=2))
+    batches = batched(grouped(rollout, [[0.0, 1.0, 0.0, 0.5]] * 4), how(updates=2))
     far = []
     for batch in [*batches, *batches]:
         at = 0 if batch is batches[0] else 8
@@ -530,7 +529,7 @@ def counted(policy: Policy) -> Iterator[Counter]:
 def test_one_forward_pass_for_each_micro_batch(groups: list[Group], budget: int) -> None:
     """No pass for old log-probabilities, and none through the head that would hold all logits."""
     policy = policy_of(tiny(STOPS)[0])
-    (batch,) = make_batches(groups, how(micro_batch_tokens=budget, skip_zero_advantage=True))
+    (batch,) = batched(groups, how(micro_batch_tokens=budget, skip_zero_advantage=True))
     with counted(policy) as calls:
         gradients(policy, batch)
     assert calls == {"decoder": len(batch.micro_batches)}
@@ -587,9 +586,9 @@ def test_a_reward_of_the_prompt_alone_teaches_nothing(dropped: set, order: rando
         mine = [c for c in completions if c.problem_id == group.problem.id]
         assert list(group.completions) == sorted(mine, key=lambda c: c.sample)
         assert len(group.rewards) == len(mine)
-    for batch in make_batches(groups, how(updates=updates)):
+    for batch in batched(groups, how(updates=updates)):
         assert all((m.advantage == 0).all() for m in batch.micro_batches)
-    for batch in make_batches(groups, how(updates=updates, skip_zero_advantage=True)):
+    for batch in batched(groups, how(updates=updates, skip_zero_advantage=True)):
         assert batch.micro_batches == ()
 
 
@@ -610,7 +609,7 @@ def test_each_reward_stays_with_its_completion(order: random.Random, unmarked: s
         assert group.rewards.tolist() == [float(c.sample) ** 2 for c in group.completions]
         assert sorted(u.completion.sample for u in group.unmarked) == sorted(unmarked)
         assert all(u.failure is None for u in group.unmarked)
-    (batch,) = make_batches(groups, how())
+    (batch,) = batched(groups, how())
     marked = [n**2 for n in range(4) if n not in unmarked]
     for m in batch.micro_batches:
         sample = m.target[1::2] - 1
@@ -684,7 +683,7 @@ def test_lora_trains_the_adapters_of_all_linear_layers_but_the_head(groups: list
     optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
     adapters = {name: p.detach().clone() for name, p in policy.trainable().items()}
     for _ in range(2):  # after the first, both factors have a gradient
-        update(policy, optimizer, make_batches(groups, how())[0], DRPO(0.2), 0.01, 1.0)
+        update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.01, 1.0)
     assert equal(base_weights(policy), before)
     assert all(not torch.equal(p, adapters[name]) for name, p in policy.trainable().items())
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == sum(
@@ -743,11 +742,11 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     for name, value in policy.state().items():
         assert torch.equal(loaded.get_parameter(name), value), name
-    engine = TransformersEngine(tiny(STOPS)[0], tokenizer)
-    engine.load(policy.state(), version=1)
+    engine = transformers_engine(tiny(STOPS)[0], tokenizer)
+    engine.load_weights(policy.state(), version=1)
     sampling = Sampling(samples=4, max_new_tokens=12)
     ours = engine.generate(PROBLEMS, sampling, (0,))
-    theirs = TransformersEngine(loaded, tokenizer).generate(PROBLEMS, sampling, (0,))
+    theirs = transformers_engine(loaded, tokenizer).generate(PROBLEMS, sampling, (0,))
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.token_ids, other.token_ids)
         assert torch.equal(one.behavior_logp, other.behavior_logp)
@@ -756,15 +755,15 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
 
 def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: list[Group]) -> None:
     model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer)
+    engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)
     optimizer = make_optimizer(policy, learning_rate=0.05, betas=(0.9, 0.999), weight_decay=0.0)
     for version in (1, 2, 3):
-        update(policy, optimizer, make_batches(groups, how())[0], DRPO(0.2), 0.05, 1.0)
-        engine.load(policy.state(), version=version)
+        update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
+        engine.load_weights(policy.state(), version=version)
     completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=12), (0,))
     assert {c.version for c in completions} == {3}
-    (batch,) = make_batches(grouped(completions, REWARDS), how())
+    (batch,) = batched(grouped(completions, REWARDS), how())
     _, stats = gradients(policy, batch)
     assert (ratio(stats.tokens) - 1).abs().max() < 2e-5
     assert max(float((own_logp(tiny(STOPS)[0], c, 1.0) - c.behavior_logp).abs().max()) for c in completions) > 0.3
@@ -773,9 +772,9 @@ def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: lis
 def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -> None:
     for rank in (0, 4):
         model, tokenizer = tiny(STOPS)
-        engine = TransformersEngine(model, tokenizer)
+        engine = transformers_engine(model, tokenizer)
         policy = policy_of(model, lora_rank=rank)
-        engine.load(policy.state(), version=1)
+        engine.load_weights(policy.state(), version=1)
         trainers = {p.data_ptr() for p in policy.model.parameters()}
         assert not any(p.data_ptr() in trainers for p in engine.model.parameters())
 
@@ -787,7 +786,7 @@ def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -
 def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[Group], rank: int) -> None:
     policy = policy_of(tiny(STOPS)[0], dtype=torch.bfloat16, lora_rank=rank)
     optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
-    (batch,) = make_batches(groups, how())
+    (batch,) = batched(groups, how())
     seen: set[torch.dtype] = set()
     layer = next(m for m in policy.model.modules() if isinstance(m, torch.nn.Linear))
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
@@ -803,7 +802,7 @@ def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[Gr
 
 
 def test_bfloat16_compute_is_near_float32(groups: list[Group]) -> None:
-    (batch,) = make_batches(groups, how())
+    (batch,) = batched(groups, how())
     exact, stats = gradients(policy_of(tiny(STOPS)[0]), batch)
     rough, rough_stats = gradients(policy_of(tiny(STOPS)[0], dtype=torch.bfloat16), batch)
     gap = (rough_stats.tokens.logp - stats.tokens.logp).abs()

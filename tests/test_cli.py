@@ -17,12 +17,11 @@ import pytest
 from drpo import cli
 from drpo.cli import COMMANDS
 from drpo.cli.compare import planned
-from drpo.cli.lab import LabOptions
 from drpo.cli.options import described, overridden
 from drpo.cli.train import TrainOptions
-from drpo.lab.stability import stability_runs
 from drpo.recipes import RECIPES
 from drpo.train.config import Run, from_json, to_json
+from support.forks import fork
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +94,7 @@ BAD = [
     (("weights", "drop(1)"), "did you mean 'drpo'"),
     (("weights", "drpo(1)", "--mu", "2"), "--mu 2"),
     (("recipes", "x"), "'x'"),
-    (("exact", "--out", "there.jsonl"), "there.jsonl"),
+    (("export", "tiny", "there.jsonl"), "there.jsonl"),
     (("replay",), "folder"),
     (("replay", "nowhere"), "nowhere"),
     (("replay", "nowhere", "--objectives", "drop(1)"), "did you mean 'drpo'"),
@@ -150,9 +149,6 @@ def test_the_help_of_train_leads_to_the_rest_of_it(capsys):
 def test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin(capsys, monkeypatch):
     _, out, _ = said(capsys, "compare", "--help")
     assert f"{len(planned('demo', [])[0])} trainings" in out
-    by = LabOptions()
-    in_all = stability_runs(by.objectives, by.seeds, by.updates, by.learning_rate, by.rollout_precision)
-    assert f"{len(in_all)} of them" in said(capsys, "lab", "--help")[1]
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -281,16 +277,14 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, st
         "def reward(problem, text):\n"
         "    return float(len(text) % 2)\n"
     )
-    command = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "100000", "--out", "long", "--no-doctor"]
-    own = ["--objective", "mine:loss", "--reward", "mine:reward", "--eval-problems", "0"]
-    process = subprocess.Popen(
-        [*command, *own], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while process.poll() is None and not (folder / "long" / "metrics.jsonl").exists():
+    command = ("train", "smoke", "--steps", "100000", "--out", "long", "--no-doctor")
+    own = ("--objective", "mine:loss", "--reward", "mine:reward", "--eval-problems", "0")
+    command_in_fork = fork(folder / "out", cli.main, (*command, *own), folder=folder)
+    while command_in_fork.process.is_alive() and not (folder / "long" / "metrics.jsonl").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=240)  # hung, and not slow
-    return folder / "long", process.returncode, out
+    os.kill(command_in_fork.process.pid or 0, signal.SIGINT)
+    status, out = command_in_fork.end()
+    return folder / "long", status, out
 
 
 def test_ones_own_objective_and_reward_by_name(interrupted):

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from drpo import cli
-from drpo.batch import Batching, make_batches
+from drpo.batch import BatchConfig, make_batches
+from drpo.credit import gae_credit
+from drpo.credit.gae import GAE, explained_variance, gae, parse, spell, value_loss, whitened
 from drpo.critic import Critic
 from drpo.errors import InputError
-from drpo.gae import GAE, explained_variance, gae, parse, spell, value_loss, whitened
 from drpo.lab.replay import recorded
 from drpo.objectives import DRPO, PPOClip, gradient_weight
 from drpo.reductions import Horizon
@@ -29,14 +30,14 @@ from drpo.report.run_page import write_report
 from drpo.report.seen import read_rollouts, tokens_of
 from drpo.train import checkpoint
 from drpo.train.config import Run, from_json, learning_rate, to_json
+from drpo.train.critic import PREFIX, CriticTrainer
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import VALUE_METRICS, value_metrics
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.train.update import make_optimizer
-from drpo.train.value import PREFIX, ValueLearner
-from drpo.types import Batch, Completion, Group, Lesson, MicroBatch, Sampling
+from drpo.types import Batch, Completion, Credit, CriticStats, Group, MicroBatch, Sampling
 from test_train import StopsAfter, assert_same_run
 from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
 from worlds import sampling, tiny_run
@@ -169,8 +170,8 @@ def groups() -> list[Group]:
     return grouped(sampled(*tiny(STOPS)), REWARDS)
 
 
-def how(**changes: object) -> Batching:
-    plain = Batching(1, None, Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False)
+def how(**changes: object) -> BatchConfig:
+    plain = BatchConfig(1, Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -184,11 +185,11 @@ def critic_of(seed: int = 0, *, wide: bool = False) -> Critic:
     return critic
 
 
-def learner_of(critic: Critic, settings: GAE = GAE(), *, still: bool = True) -> ValueLearner:  # noqa: B008 (frozen)
+def trainer_of(critic: Critic, settings: GAE = GAE(), *, still: bool = True) -> CriticTrainer:  # noqa: B008 (frozen)
     """Its step goes nowhere, and so leaves the gradients to look at, unless it is not `still`."""
     adam = make_optimizer(critic, learning_rate=settings.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
     optimizer = torch.optim.SGD(critic.trainable().values(), lr=0.0) if still else adam
-    return ValueLearner(critic, optimizer, replace(settings, learning_rate=0.0) if still else settings, 1e30)
+    return CriticTrainer(critic, optimizer, replace(settings, learning_rate=0.0) if still else settings, 1e30, 200)
 
 
 def values_of(critic: Critic, c: Completion) -> Tensor:
@@ -202,13 +203,23 @@ def column(micros: Sequence[MicroBatch], name: str) -> dict[int, Tensor]:
     return by_sequence(micros, torch.cat([getattr(m, name) for m in micros]))
 
 
-def learnt(learner: ValueLearner, batches: Sequence[Batch]) -> dict[str, float]:
-    return value_metrics(batches, learner.learn(batches))
+def credited(trainer: CriticTrainer, groups: Sequence[Group], *, moved: float = 0.0) -> list[Credit]:
+    """As the critic credits a rollout; `moved`: as if it had learnt since, so that some of its values left the clip."""
+    credits = gae_credit(groups, trainer.values(groups), critic=trainer.config)
+    return [replace(c, value=c.value + moved * torch.sin(c.completion.token_ids.float())) for c in credits]
 
 
-def gradients(learner: ValueLearner, batch: Batch) -> dict[str, Tensor]:
-    learner.learn([batch])
-    return {name: p.grad.clone() for name, p in learner.critic.trainable().items()}  # type: ignore[union-attr]
+def batched(trainer: CriticTrainer, groups: Sequence[Group], config: BatchConfig, *, moved: float = 0.0) -> list[Batch]:
+    return make_batches(groups, credited(trainer, groups, moved=moved), config)
+
+
+def learnt(trainer: CriticTrainer, batches: Sequence[Batch]) -> dict[str, float]:
+    return value_metrics(batches, trainer.train(batches))
+
+
+def gradients(trainer: CriticTrainer, batch: Batch) -> dict[str, Tensor]:
+    trainer.train([batch])
+    return {name: p.grad.clone() for name, p in trainer.critic.trainable().items()}  # type: ignore[union-attr]
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-5) -> None:
@@ -224,24 +235,20 @@ def test_values_are_those_of_the_text_before_each_token(budget: int, shared: boo
     critic = critic_of(wide=True)
     wanted = [values_of(critic, c).detach() for g in groups for c in g.completions]
     critic.shares_prompts = shared
-    (batch,) = make_batches(groups, how(micro_batch_tokens=budget, share_prompts=shared))
-    with torch.no_grad():
-        found = by_sequence(batch.micro_batches, torch.cat([critic(m) for m in batch.micro_batches]))
-    for i, value in enumerate(wanted):
-        torch.testing.assert_close(found[i], value, rtol=1e-9, atol=1e-9)
+    for value, right in zip(replace(trainer_of(critic), micro_batch_tokens=budget).values(groups), wanted, strict=True):
+        torch.testing.assert_close(value, right, rtol=1e-9, atol=1e-9)
 
 
 def test_a_new_critic_expects_nothing(groups: list[Group]):
-    critic = Critic(tiny(STOPS)[0], dtype=torch.float32)
-    (batch,) = make_batches(groups, how(micro_batch_tokens=10_000))
-    assert not critic(batch.micro_batches[0]).any()
+    trainer = trainer_of(Critic(tiny(STOPS)[0], dtype=torch.float32))
+    assert not torch.cat(trainer.values(groups)).any()
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-def test_appraisal_gives_each_token_its_advantage(whiten: bool, groups: list[Group]):
+def test_a_critic_credits_each_token_with_its_advantage(whiten: bool, groups: list[Group]):
     """The reward comes with the last token, each completion is an episode, and whitening is over the whole rollout."""
     critic, settings = critic_of(), GAE(gamma=0.99, lam=0.9, whiten=whiten)
-    batches = learner_of(critic, settings).appraise(make_batches(groups, how(updates=2)))
+    batches = batched(trainer_of(critic, settings), groups, how(updates=2))
     rewards = [r for g in groups for r in g.rewards.tolist()]
     texts = [c for g in groups for c in g.completions]
     values = [values_of(critic, c).detach() for c in texts]
@@ -254,35 +261,29 @@ def test_appraisal_gives_each_token_its_advantage(whiten: bool, groups: list[Gro
     first = 0
     for batch in batches:
         found = {name: column(batch.micro_batches, name) for name in ("advantage", "value", "returns")}
-        for i, c in enumerate(batch.completions):
+        for i, credit in enumerate(batch.credits):
             wanted, value = plain[first + i], values[first + i]
-            assert c is texts[first + i]
+            assert credit.completion is texts[first + i]
+            assert all(torch.equal(found[name][i], getattr(credit, name)) for name in found)
             torch.testing.assert_close(found["value"][i], value, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(found["returns"][i], wanted + value, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(found["advantage"][i], (wanted - shift) / scale, rtol=1e-4, atol=1e-4)
-            assert float(batch.advantages[i]) == pytest.approx(float(found["advantage"][i].mean()), abs=1e-6)
-        first += len(batch.completions)
+        first += len(batch.credits)
     assert first == len(texts)
 
 
-def moved(batch: Batch) -> Batch:
-    """As if the critic had learnt since it appraised the batch: some of its values have left the clip."""
-    micros = [replace(m, value=m.value + 0.1 * torch.sin(m.target.float())) for m in batch.micro_batches]
-    return replace(batch, micro_batches=tuple(micros))
-
-
 def test_its_gradient_is_that_of_the_plain_formula(groups: list[Group]):
-    learner = learner_of(critic_of(), GAE(clip=0.05))
-    batch = moved(learner.appraise(make_batches(groups, how()))[0])
-    found = gradients(learner, batch)
+    trainer = trainer_of(critic_of(), GAE(clip=0.05))
+    (batch,) = batched(trainer, groups, how(), moved=0.1)
+    found = gradients(trainer, batch)
     old, earned, weight = (column(batch.micro_batches, name) for name in ("value", "returns", "weight"))
     loss = torch.tensor(0.0)
-    for i, c in enumerate(batch.completions):
-        value = values_of(learner.critic, c)
+    for i, credit in enumerate(batch.credits):
+        value = values_of(trainer.critic, credit.completion)
         near = torch.minimum(torch.maximum(value, old[i] - 0.05), old[i] + 0.05)
         worse = torch.where((near - earned[i]).abs() > (value - earned[i]).abs(), near, value)
         loss = loss + (weight[i] * (worse - earned[i]) ** 2 / 2).sum()
-    parameters = learner.critic.trainable()
+    parameters = trainer.critic.trainable()
     wanted = torch.autograd.grad(loss, list(parameters.values()))
     close(found, dict(zip(parameters, wanted, strict=True)), 1e-4)
 
@@ -290,33 +291,32 @@ def test_its_gradient_is_that_of_the_plain_formula(groups: list[Group]):
 def test_splitting_a_batch_changes_nothing(groups: list[Group]):
     wanted = None
     for budget in (10_000, 163, 1):
-        learner = learner_of(critic_of(), GAE(clip=0.05))
-        batch = learner.appraise(make_batches(groups, how(micro_batch_tokens=budget)))[0]
-        found = gradients(learner, moved(batch))
+        trainer = trainer_of(critic_of(), GAE(clip=0.05))
+        (batch,) = batched(trainer, groups, how(micro_batch_tokens=budget), moved=0.1)
+        found = gradients(trainer, batch)
         wanted = wanted or found
         close(found, wanted)
 
 
 def test_a_token_without_weight_is_a_removed_token(groups: list[Group]):
     """A group of weight 0, and the same batch without it."""
-    learner = learner_of(critic_of())
-    (batch,) = learner.appraise(make_batches(groups, how(micro_batch_tokens=10_000)))
+    trainer = trainer_of(critic_of())
+    credits = credited(trainer, groups)
+    (batch,) = make_batches(groups, credits, how(micro_batch_tokens=10_000))
     (micro,) = batch.micro_batches
     masked = replace(batch, micro_batches=(replace(micro, weight=torch.where(micro.sequence < 4, 0.0, micro.weight)),))
-    (other,) = make_batches(groups[1:], how(micro_batch_tokens=10_000))
+    (other,) = make_batches(groups[1:], credits, how(micro_batch_tokens=10_000))
     (rest,) = other.micro_batches
-    old, earned, weight = (column(batch.micro_batches, name) for name in ("value", "returns", "weight"))
-    order = [int(s) + 4 for s in rest.sequence.unique_consecutive()]
-    kept = {n: torch.cat([c[s] for s in order]) for n, c in (("value", old), ("returns", earned), ("weight", weight))}
-    close(gradients(learner, masked), gradients(learner, replace(other, micro_batches=(replace(rest, **kept),))))
+    rest = replace(rest, weight=rest.weight * 12 / 16)  # a horizon's weights: 1 / (S H)
+    close(gradients(trainer, masked), gradients(trainer, replace(other, micro_batches=(rest,))))
 
 
 def test_the_critic_learns_the_rewards(groups: list[Group]):
     """On one rollout again and again, with lambda 1, its values become what was earned."""
-    learner = learner_of(critic_of(), GAE(lam=1.0, learning_rate=3e-3, clip=None, updates=60), still=False)
-    batches = learner.appraise(make_batches(groups, how()))
-    first = learnt(learner, batches)
-    after = learnt(learner, learner.appraise(make_batches(groups, how())))
+    trainer = trainer_of(critic_of(), GAE(lam=1.0, learning_rate=3e-3, clip=None, updates=60), still=False)
+    batches = batched(trainer, groups, how())
+    first = learnt(trainer, batches)
+    after = learnt(trainer, batched(trainer, groups, how()))
     assert first.keys() == VALUE_METRICS.keys() - {"value_skipped"}
     assert after["explained_variance"] > 0.5 > first["explained_variance"]
     assert after["value_loss"] < 0.2 * float(
@@ -325,23 +325,21 @@ def test_the_critic_learns_the_rewards(groups: list[Group]):
 
 
 def test_the_figures_of_a_step(groups: list[Group]):
-    learner = learner_of(critic_of(), GAE(clip=0.1, updates=3))
-    (batch,) = learner.appraise(make_batches(groups, how()))
-    every = torch.cat([m.value for m in batch.micro_batches])
-    shifted = [replace(m, value=m.value + 0.3 * (m.target % 2 == 0)) for m in batch.micro_batches]
-    found = learnt(learner, [replace(batch, micro_batches=tuple(shifted))])
-    even = torch.cat([m.target % 2 == 0 for m in batch.micro_batches]).double().mean()
+    trainer = trainer_of(critic_of(), GAE(clip=0.1, updates=3))
+    credits = credited(trainer, groups)
+    every = torch.cat([c.value for c in credits])
+    shifted = [replace(c, value=c.value + 0.3 * (c.completion.token_ids % 2 == 0)) for c in credits]
+    found = learnt(trainer, make_batches(groups, shifted, how()))
+    even = torch.cat([c.completion.token_ids % 2 == 0 for c in credits]).double().mean()
     assert found["value_clipped"] == pytest.approx(float(even)) and 0 < float(even) < 1
     assert found["value_mean"] == pytest.approx(float(every.mean() + 0.3 * even), rel=1e-5)
-    assert learnt(learner, []) == {} and learner.appraise([]) == []
+    assert learnt(trainer, []) == {} and trainer.values([]) == [] == credited(trainer, [])
 
 
 def test_groups_of_one_train_where_a_critic_gives_advantages():
     single = grouped([completion([5, 6], problem="a"), completion([7], problem="b")], [[1.0], [0.0]])
-    (batch,) = make_batches(single, how())
-    assert batch.n_sequences == 2
-    (appraised,) = learner_of(critic_of()).appraise([batch])
-    assert appraised.n_sequences == 2 and appraised.advantages.any()
+    (batch,) = batched(trainer_of(critic_of()), single, how())
+    assert batch.n_sequences == 2 and all(m.advantage.all() for m in batch.micro_batches)
 
 
 # ---- runs ----
@@ -368,9 +366,9 @@ def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path):
 
 def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Cut off when the policy of step 4 is trained and the critic is not."""
-    learn, calls = ValueLearner.learn, []
+    learn, calls = CriticTrainer.train, []
 
-    def learn_or_stop(self: ValueLearner, batches: Sequence[Batch]) -> list[Lesson]:
+    def learn_or_stop(self: CriticTrainer, batches: Sequence[Batch]) -> list[CriticStats]:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -378,7 +376,7 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
 
     run = tiny_run(steps=5, checkpoint_every=2, **CRITIC_RUN)
     train(run, tmp_path / "whole")
-    monkeypatch.setattr(ValueLearner, "learn", learn_or_stop)
+    monkeypatch.setattr(CriticTrainer, "train", learn_or_stop)
     with pytest.raises(KeyboardInterrupt):
         train(run, tmp_path / "cut")
     assert checkpoint.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
@@ -389,16 +387,16 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
             load_file(checkpoint.latest(tmp_path / f / CHECKPOINTS) / (PREFIX + name)) for f in ("whole", "cut")
         )
         assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[n]) for n, value in ours.items())
-    initial = assemble(run).learner.critic.trainable()
+    initial = assemble(run).critic.critic.trainable()
     trained = load_file(checkpoint.latest(tmp_path / "whole" / CHECKPOINTS) / (PREFIX + checkpoint.WEIGHTS))
     assert trained.keys() == initial.keys() and not any(torch.equal(trained[n], initial[n]) for n in initial)
 
 
 def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_path: Path):
     train(tiny_run(steps=1), tmp_path / "plain")
-    learner = assemble(tiny_run(**CRITIC_RUN)).learner
+    trainer = assemble(tiny_run(**CRITIC_RUN)).critic
     with pytest.raises(InputError, match=r"cannot be read: no critic_weights\.safetensors"):
-        learner.restore(checkpoint.latest(tmp_path / "plain" / CHECKPOINTS))
+        trainer.restore(checkpoint.latest(tmp_path / "plain" / CHECKPOINTS))
     train(tiny_run(steps=1, **CRITIC_RUN), tmp_path / "run")
     last = checkpoint.latest(tmp_path / "run" / CHECKPOINTS)
     checkpoint.require_sound(last)
@@ -410,17 +408,17 @@ def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_p
 
 def break_updates(monkeypatch: pytest.MonkeyPatch, broken: Container[int]) -> list[bool]:
     """Let some of the critic's updates, counted from 0, have no finite gradient; whether each changed its weights."""
-    update, changed = ValueLearner._update, []
+    update, changed = CriticTrainer._update, []
 
-    def breaks(self: ValueLearner, batch: Batch) -> Lesson:
+    def breaks(self: CriticTrainer, batch: Batch) -> CriticStats:
         if len(changed) in broken:
             batch = replace(batch, micro_batches=[replace(m, weight=m.weight * math.nan) for m in batch.micro_batches])
         before = self.critic.head.weight.detach().clone()
-        lesson = update(self, batch)
+        stats = update(self, batch)
         changed.append(not torch.equal(before, self.critic.head.weight))
-        return lesson
+        return stats
 
-    monkeypatch.setattr(ValueLearner, "_update", breaks)
+    monkeypatch.setattr(CriticTrainer, "_update", breaks)
     return changed
 
 
@@ -451,10 +449,10 @@ def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
     assert [learning_rate(replace(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
     parts = assemble(run)
     before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
-    critic = {name: p.detach().clone() for name, p in parts.learner.critic.trainable().items()}
+    critic = {name: p.detach().clone() for name, p in parts.critic.critic.trainable().items()}
     train(run, tmp_path, parts=parts)
     assert all(torch.equal(p, before[name]) for name, p in parts.policy.trainable().items())
-    assert not any(torch.equal(p, critic[name]) for name, p in parts.learner.critic.trainable().items())
+    assert not any(torch.equal(p, critic[name]) for name, p in parts.critic.critic.trainable().items())
 
 
 def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):

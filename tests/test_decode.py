@@ -13,11 +13,12 @@ from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, MambaCon
 from architectures import FAMILIES, GROUPED, PLAIN
 from drpo.errors import InputError
 from drpo.models import stop_ids
-from drpo.rollout import TransformersEngine, cache, decode, sample
+from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, can_group, draw_rows
 from drpo.rollout.sample import BLOCK, draw, uniforms
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Completion, Problem, Request, Sampling
+from support.rollouts import transformers_engine
 from tiny_world import PROBLEMS, STOPS, law, tiny
 
 SAMPLING = Sampling(samples=2, max_new_tokens=12)
@@ -63,7 +64,7 @@ def check(model: PreTrainedModel, completions: Sequence[Completion], stops: froz
 def test_completions_are_those_of_one_row_alone_without_a_cache(family: str) -> None:
     model = made({**GROUPED, **PLAIN}[family])
     _, tokenizer = tiny()
-    completions = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+    completions = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
     assert len({len(c.token_ids) for c in completions}) > 3
     check(model, completions, stop_ids(model, tokenizer))
 
@@ -80,7 +81,7 @@ def test_any_shape_of_batch(problems: Sequence[Problem], samples: int, max_rows:
     """One row; turns of other prompts than those asked for side by side; long enough for the cache to grow."""
     model, tokenizer = tiny()
     sampling = Sampling(samples=samples, max_new_tokens=2 * cache.BLOCK + 3)
-    completions = TransformersEngine(model, tokenizer, max_rows=max_rows).generate(problems, sampling, (7,))
+    completions = transformers_engine(model, max_rows=max_rows).generate(problems, sampling, (7,))
     assert [(c.problem_id, c.sample) for c in completions] == [(p.id, i) for p in problems for i in range(samples)]
     assert max(len(c.token_ids) for c in completions) > 2 * cache.BLOCK
     check(model, completions, stop_ids(model, tokenizer))
@@ -118,11 +119,11 @@ def test_prompts_are_shared_where_attention_is_ordinary(family: str) -> None:
 
 
 def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny(STOPS)
-    before = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+    model, _ = tiny(STOPS)
+    before = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
     monkeypatch.setattr(cache.GroupCache, "bias", lambda self, layer: torch.zeros(()))
     assert not can_group(model, prompts(9)[0])
-    after = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+    after = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
     assert [c.token_ids.tolist() for c in after] == [c.token_ids.tolist() for c in before]
 
 
@@ -147,8 +148,8 @@ def test_a_request_that_is_not_served_is_refused(request_: dict[str, object]) ->
 
 
 def test_the_models_own_attention_is_put_back() -> None:
-    model, tokenizer = tiny()
-    engine = TransformersEngine(model, tokenizer)
+    model, _ = tiny()
+    engine = transformers_engine(model)
     engine.generate(PROBLEMS, SAMPLING, (7,))
     assert engine.model.config._attn_implementation == model.config._attn_implementation
 
@@ -166,7 +167,7 @@ def test_the_models_own_attention_is_put_back() -> None:
 )  # fmt: skip
 def test_a_recurrent_state_is_refused_in_words(build: Callable[[], PreTrainedModel]) -> None:
     with pytest.raises(InputError, match="ForCausalLM keeps a recurrent state"):
-        TransformersEngine(build(), tiny()[1])
+        transformers_engine(build())
 
 
 # ---- prompts of other lengths ----
@@ -212,25 +213,30 @@ class Scripted:
         self.names, self.ends = self.names[rows], self.ends[rows]
 
 
+def rows_of(most: int, stop: frozenset[int]) -> list[Request]:
+    """A hundred of them; the random numbers do not matter where one token is certain."""
+    return [Request(torch.tensor([1]), Sampling(max_new_tokens=most), stop, (b,)) for b in range(100)]
+
+
 @pytest.mark.parametrize("every", [1, 8])
 @pytest.mark.parametrize("idle", [0.0, decode.IDLE_STEPS, 1e9])
 def test_dropping_ended_rows_changes_no_row(idle: float, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "IDLE_STEPS", idle)
     monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
     ends = [int(n) for n in torch.randint(0, 60, (100,), generator=torch.Generator().manual_seed(0))]
-    drawn = draw_rows(Scripted(ends), torch.full((100, 40), 0.5), torch.tensor([0, 199]), Sampling())
+    drawn = draw_rows(Scripted(ends), rows_of(40, frozenset({0, 199})), version=0)
     for b, (end, row) in enumerate(zip(ends, drawn, strict=True)):
         ended = 0 < end <= 40
-        assert row.stopped == ended
+        assert (row.finish_reason == "stop") == ended
         assert row.token_ids.tolist() == ([b + 1] * (end - 1) + [0] if ended else [b + 1] * 40)
-        assert row.logp.tolist() == [0.0] * len(row.token_ids)
+        assert row.behavior_logp.tolist() == [0.0] * len(row.token_ids)
 
 
 def test_ended_rows_do_not_go_on_for_long() -> None:
     """One in a hundred that ends soon stays for a while; half of them do not; and nothing is done for none."""
     few, half, all_ = Scripted([1] + [0] * 99), Scripted([1] * 50 + [0] * 50), Scripted([2] * 100)
     for decoder in (few, half, all_):
-        draw_rows(decoder, torch.full((100, 300), 0.5), torch.tensor([0]), Sampling())
+        draw_rows(decoder, rows_of(300, frozenset({0})), version=0)
     assert 20 < few.rows.count(100) < 100
     assert half.rows.count(100) <= 1
     assert all_.rows == [100]
@@ -239,12 +245,11 @@ def test_ended_rows_do_not_go_on_for_long() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropping_rows_changes_no_completion(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(FAMILIES[family])
-    _, tokenizer = tiny()
     found = []
     for idle, every in ((0.0, 1), (1e9, 1), (0.1, 8)):
         monkeypatch.setattr(decode, "IDLE_STEPS", idle)
         monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
-        completions = TransformersEngine(model, tokenizer).generate(PROBLEMS, SAMPLING, (7,))
+        completions = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
         found.append([(c.token_ids.tolist(), c.finish) for c in completions])
     assert found[0] == found[1] == found[2]
 

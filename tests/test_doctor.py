@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,19 @@ from torch import Tensor
 
 from drpo import doctor
 from drpo.cli import main
+from drpo.credit.gae import GAE
 from drpo.doctor import Finding, Size, machine, tokens
 from drpo.doctor.mutation import mutate
-from drpo.gae import GAE
 from drpo.objectives import DRPO
 from drpo.recipes import smoke
 from drpo.rewards import Reward, exact_number, in_process
-from drpo.rollout import TransformersEngine, decode
-from drpo.rollout.transformers import Seed
+from drpo.rollout import EpisodeDriver, TransformersEngine, decode
 from drpo.tasks import Addition
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Generation, Problem, Request
+from support.rollouts import with_engine
 from test_train import assert_same_run
 from tiny_world import STOPS, completion, own_logp
 from worlds import sampling
@@ -48,11 +49,11 @@ class Wrapped:
     def __init__(self, engine: TransformersEngine) -> None:
         self.engine = engine
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        return self.engine.generate(problems, sampling, seed)
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        return self.engine.generate(requests)
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
-        self.engine.load(state, version)
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        self.engine.load_weights(state, version)
 
     def close(self) -> None:
         self.engine.close()
@@ -65,18 +66,23 @@ class Otherwise(Wrapped):
         super().__init__(engine)
         self.law, self.reported = law, reported
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        drawn = self.engine.generate(problems, replace(sampling, **self.law), seed)
-        if self.reported is not None:
-            drawn = [replace(c, behavior_logp=own_logp(self.engine.model, c, self.reported)) for c in drawn]
-        return [replace(c, sampling=sampling) for c in drawn]
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        drawn = self.engine.generate([replace(r, sampling=replace(r.sampling, **self.law)) for r in requests])
+        if self.reported is None:
+            return drawn
+        return [replace(g, behavior_logp=self._logp(r, g)) for r, g in zip(requests, drawn, strict=True)]
+
+    def _logp(self, r: Request, g: Generation) -> Tensor:
+        return own_logp(
+            self.engine.model, replace(completion(g.token_ids.tolist()), prompt_ids=r.prompt_ids), self.reported
+        )
 
 
 class Shifted(Wrapped):
     """Log-probabilities stand one token further on."""
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        drawn = self.engine.generate(problems, sampling, seed)
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        drawn = self.engine.generate(requests)
         return [replace(c, behavior_logp=c.behavior_logp.roll(1)) for c in drawn]
 
 
@@ -87,9 +93,9 @@ class Deaf(Wrapped):
         super().__init__(engine)
         self.kept = kept
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         own = {name: p.clone() for name, p in self.engine.model.named_parameters()}
-        self.engine.load({n: own[n] if self.kept(n) else value for n, value in state.items()}, version)
+        self.engine.load_weights({n: own[n] if self.kept(n) else value for n, value in state.items()}, version)
 
 
 class StaleHead(Wrapped):
@@ -99,8 +105,8 @@ class StaleHead(Wrapped):
         super().__init__(engine)
         engine.model.lm_head.weight = torch.nn.Parameter(engine.model.lm_head.weight.clone(), requires_grad=False)
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
-        self.engine.load({**state, "lm_head.weight": self.engine.model.lm_head.weight.clone()}, version)
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        self.engine.load_weights({**state, "lm_head.weight": self.engine.model.lm_head.weight.clone()}, version)
 
 
 class WarmCache(Wrapped):
@@ -108,15 +114,15 @@ class WarmCache(Wrapped):
 
     def __init__(self, engine: TransformersEngine) -> None:
         super().__init__(engine)
-        self.seen: dict[str, torch.nn.Module] = {}
+        self.seen: dict[tuple[int, ...], torch.nn.Module] = {}
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        drawn: list[Completion] = []
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        drawn: list[Generation] = []
         new = self.engine.model
-        for p in problems:
-            old = self.seen.setdefault(p.id, copy.deepcopy(new))
+        for prompt, same in groupby(requests, key=lambda r: tuple(r.prompt_ids.tolist())):
+            old = self.seen.setdefault(prompt, copy.deepcopy(new))
             self.engine._decoder = lambda prompts, samples, old=old: half_old(old, new, prompts, samples)
-            drawn += self.engine.generate([p], sampling, seed)
+            drawn += self.engine.generate(list(same))
         return drawn
 
 
@@ -130,9 +136,11 @@ def half_old(
     return decoder
 
 
-def wrong_eos(engine: TransformersEngine) -> TransformersEngine:
-    engine._stop = torch.tensor([77])
-    return engine
+class WrongEOS(Wrapped):
+    """Ends where another token is drawn."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        return self.engine.generate([replace(r, stop=frozenset({77})) for r in requests])
 
 
 @in_process
@@ -161,7 +169,8 @@ def parts_of(run: Run) -> Parts:
     """With EOS tokens that a random model draws often enough."""
     parts = assemble(run)
     parts.policy.model.generation_config.eos_token_id = sorted({0, *STOPS})
-    return replace(parts, engine=TransformersEngine(parts.policy.model, parts.tokenizer))
+    engine = TransformersEngine(parts.policy.model)
+    return replace(parts, driver=EpisodeDriver.of(engine, parts.policy.model, parts.tokenizer))
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,7 @@ class Fault:
 
 
 def engine_of(make: Callable[[TransformersEngine], object]) -> Callable[[Parts], Parts]:
-    return lambda parts: replace(parts, engine=make(parts.engine))
+    return lambda parts: with_engine(parts, make(parts.driver.engine))
 
 
 def otherwise(reported: float | None = None, **law: float) -> Callable[[Parts], Parts]:
@@ -215,7 +224,7 @@ FAULTS = {
     "a stale head": Fault(engine_of(StaleHead), "sync", PART),
     "a stale layer": Fault(deaf("layers.0"), "sync", PART),
     "a warm prefix cache": Fault(engine_of(WarmCache), "sync", "reset its prefix cache"),
-    "a wrong EOS": Fault(engine_of(wrong_eos), "stops", "EOS"),
+    "a wrong EOS": Fault(engine_of(WrongEOS), "stops", "EOS"),
     "log-probabilities shifted by one token": Fault(engine_of(Shifted), "alignment", "shifted by one token"),
     "a reward of 1 for what cannot be read": Fault(marked_by(credulous), "reward", "holds no answer"),
     "a reward of 1 for any number": Fault(marked_by(generous), "reward", "answers of other problems"),
@@ -270,7 +279,7 @@ def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs that it is counted on, and that nobody goes back through, go with it."""
     run = a_run()
     parts = parts_of(run)
-    completions = parts.engine.generate(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
+    completions = parts.driver.run(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
     hooks, kept = torch.autograd.graph.saved_tensors_hooks, []
 
     def watched(pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> object:
@@ -298,8 +307,8 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
         needs[critic is not None] = found.values["need_bytes"]
         assert ("those of the critic" in found.figure) == (critic is not None)
     train(examined, tmp_path, parts=parts)
-    parameters = parts.learner.critic.trainable().values()
-    held = [p.grad for p in parameters] + [v for p in parameters for v in parts.learner.optimizer.state[p].values()]
+    parameters = parts.critic.critic.trainable().values()
+    held = [p.grad for p in parameters] + [v for p in parameters for v in parts.critic.optimizer.state[p].values()]
     assert needs[True] - needs[False] == sum(v.nbytes for v in held if v.ndim > 0) > 0
 
 

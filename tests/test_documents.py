@@ -13,20 +13,21 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import tyro
 import yaml
 from packaging.requirements import Requirement
 
 from drpo import cli, objectives
 from drpo.cli.compare import planned
 from drpo.cli.doctor import DoctorOptions
-from drpo.cli.exact import ExactOptions
-from drpo.cli.lab import LabOptions
 from drpo.cli.options import overridden, parse
 from drpo.cli.serve import ServeOptions
 from drpo.cli.train import TrainOptions
 from drpo.lab.outcome import RESULTS, save_results
 from drpo.recipes import demo, find
 from hand_comparison import large
+from stability import StabilityOptions
+from theory import TheoryOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/*/README.md")])
@@ -214,12 +215,6 @@ def test_drpo_commands(
     if asked == "compare" and rest[0] != "--resume":
         assert len({run.name for run in planned(rest[0], rest[1:])[0]}) > 2
         return
-    if asked == "lab":
-        assert parse(LabOptions, rest, "drpo lab").objectives
-        return
-    if asked == "exact":  # computed in test_lab_exact.py
-        assert parse(ExactOptions, rest, "drpo exact").out
-        return
     if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port
         return
@@ -237,6 +232,9 @@ def test_make_commands_exist(asked: Command):
 
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+OPTIONS = {"studies/theory.py": TheoryOptions, "studies/stability.py": StabilityOptions}
 
 
 def install_fault(words: Sequence[str]) -> str | None:
@@ -266,6 +264,8 @@ def test_what_is_installed_can_be():
 def test_python_commands_name_what_there_is(asked: Command):
     first, *rest = asked.rest
     assert find_spec(rest[0]) is not None if first == "-m" else (ROOT / first).is_file()
+    if first in OPTIONS:
+        tyro.cli(OPTIONS[first], args=rest)
 
 
 @pytest.mark.parametrize("asked", [c for c in COMMANDS if c.program.startswith("cluster/")], ids=str)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from drpo import advantages, gae
 from drpo.adapters import figures, reweight, token_loss
+from drpo.credit import advantages, gae
 from drpo.errors import BrokenLogpError, InputError
 from drpo.objectives import (
     DRPO,

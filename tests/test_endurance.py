@@ -1,36 +1,26 @@
 """Runs that are killed again and again, and one that goes on for a long time."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+import killer
 from drpo.train.loop import train
 from drpo.train.watch import Silent
 from killer import RUN
+from support.forks import fork
 from test_train import assert_same_run
 from worlds import tiny_run
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def killed_again_and_again(folder: Path, kills: int, seed: int) -> None:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "killer.py"), str(folder), str(kills), str(seed)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout)
+    status, out = fork(folder / "killer", killer.main, folder, kills, seed).end()
+    assert status == 0, out[-2000:]
+    said = json.loads(out.splitlines()[-1])
     assert said["killed"] == kills
     train(RUN, folder / "whole")
     for i in range(said["runs"]):
@@ -38,12 +28,12 @@ def killed_again_and_again(folder: Path, kills: int, seed: int) -> None:
         assert not list((folder / f"run-{i}" / "checkpoints").glob(".*"))
 
 
-def test_killed_eight_times_it_is_one_run(tmp_path: Path):
-    killed_again_and_again(tmp_path, 8, seed=1)
+def test_killed_five_times_it_is_one_run(one_thread: None, tmp_path: Path):
+    killed_again_and_again(tmp_path, 5, seed=1)
 
 
 @pytest.mark.slow
-def test_killed_sixty_times_it_is_one_run(tmp_path: Path):
+def test_killed_sixty_times_it_is_one_run(one_thread: None, tmp_path: Path):
     killed_again_and_again(tmp_path, 60, seed=2)
 
 

@@ -282,14 +282,14 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path):
 def test_an_engine_that_cannot_be_given_weights_for_an_evaluation_leaves_the_step_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    load = TransformersEngine.load
+    load = TransformersEngine.load_weights
 
     def fail(engine: TransformersEngine, state: Any, version: int) -> None:
         if version == 4:
             raise RuntimeError("cannot")
         load(engine, state, version)
 
-    monkeypatch.setattr(TransformersEngine, "load", fail)
+    monkeypatch.setattr(TransformersEngine, "load_weights", fail)
     with pytest.raises(RuntimeError, match="cannot"):
         train(tiny_run(), tmp_path)
     assert checkpoints(tmp_path) == ["step-000004"]

@@ -21,15 +21,14 @@ from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
 from hostile import CONTAINERS, INJECTED, NESTED, TEXT, bad_configurations, read_or_refused, refused, unusable_outputs
 
 EXAMPLES = {
-    "configuration": 150,
-    "command": 130,
-    "data": 90,
-    "records": 40,
-    "checkpoint": 40,
-    "model": 30,
-    "output": 60,
+    "configuration": 120,
+    "command": 100,
+    "data": 60,
+    "records": 24,
+    "checkpoint": 24,
+    "model": 12,
+    "output": 30,
 }
-"""540 in all."""
 
 
 @pytest.fixture(scope="module")

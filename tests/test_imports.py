@@ -21,9 +21,8 @@ RANK = {
     "spelling": 1,
     "types": 1,
     "objectives": 2,
-    "advantages": 2,
     "reductions": 2,
-    "gae": 2,
+    "credit": 2,
     "ops": 3,
     "methods": 3,
     "adapters": 3,
@@ -54,9 +53,8 @@ RANK = {
 }
 MATHEMATICS = (
     "objectives",
-    "advantages",
     "reductions",
-    "gae",
+    "credit",
     "methods",
     "ops",
     "types",

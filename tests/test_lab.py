@@ -1,4 +1,7 @@
-"""Comparisons: what they vary, that they survive whatever ends a process, and that they claim no more than they may."""
+"""Comparisons: what they vary, that they survive whatever ends a process, and that they claim no more than they may.
+
+The cells' processes are forks here (`forked`), which import nothing; the slow test has those of `drpo compare`.
+"""
 
 import json
 import math
@@ -39,15 +42,13 @@ from drpo.lab.outcome import (
     read_comparison,
     save_results,
 )
-from drpo.lab.stability import stability_runs
 from drpo.lab.statistics import disjoint
-from drpo.lab.tail import Tail, class_share, speaker
 from drpo.lab.worker import train_cell
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import claim_lines
-from drpo.report.maps import draw_maps
 from drpo.train.config import to_json
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
+from support.forked_worker import ForkingSubprocess
 from worlds import tiny_run
 
 TESTS = str(Path(__file__).parent)
@@ -59,9 +60,10 @@ def importable_worlds(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
-def trained(folder: Path, cells: list[Path], jobs: int = 2) -> Comparison:
-    comparison, _ = compare(folder, cells, Crew(jobs, 1), lambda work: None, print)
-    return comparison
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch):
+    """The cells' processes are forks of this one, one at a time."""
+    monkeypatch.setattr("drpo.lab.crew.subprocess", ForkingSubprocess)
 
 
 def trained_here(folder: Path, cells: list[Path], *_: object) -> tuple[Comparison, None]:
@@ -78,10 +80,10 @@ def trained_here(folder: Path, cells: list[Path], *_: object) -> tuple[Compariso
     return read_comparison(folder), None
 
 
-def comparing_elsewhere(folder: Path, jobs: int) -> BaseProcess:
+def comparing_elsewhere(folder: Path) -> BaseProcess:
     """A process that trains the cells of a folder; a fork, which imports nothing."""
     process = get_context("fork").Process(
-        target=compare, args=(folder, begun(folder), Crew(jobs, 1), lambda work: None, print)
+        target=compare, args=(folder, begun(folder), Crew(1, 1), lambda work: None, print)
     )
     process.start()
     return process
@@ -130,7 +132,6 @@ def test_a_cells_name_is_its_configurations():
         (lambda: parse_arm("drpo(0.2) @ fast"), "behind the @"),
         (lambda: parse_arm("dropo(0.2)"), "did you mean 'drpo'"),
         (lambda: parse_regime("updates", ["many"]), "whole numbers"),
-        (lambda: Tail("nose"), "must be 'noise' or 'meaning'"),
     ],
 )
 def test_what_cannot_be_varied_is_refused_by_name(made, named: str):
@@ -152,7 +153,7 @@ def test_as_many_jobs_as_fit():
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison trained in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    base = tiny_run(steps=6, prompts=8, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
+    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
     cells = runs(base, grid("none", "drpo(0.2)", seeds=(0, 1)))
     trained_here(folder, prepare(folder, cells))
     return folder
@@ -173,10 +174,10 @@ def test_cells_of_a_seed_see_the_same_data_and_begin_at_the_same_score(whole: Pa
     assert len({tuple(c.rewards) for c in cells}) == 4
 
 
-def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
-    base = tiny_run(steps=6, prompts=8, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
+def test_killed_and_resumed_gives_the_same_numbers(forked, whole: Path, tmp_path: Path):
+    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
     cells = prepare(tmp_path, runs(base, grid("none", "drpo(0.2)", seeds=(0,))))
-    process = comparing_elsewhere(tmp_path, jobs=2)
+    process = comparing_elsewhere(tmp_path)
     wait_for(lambda: any(len(read_records(c / METRICS)) >= 3 for c in cells))
     for child in psutil.Process(process.pid).children(recursive=True):
         child.send_signal(signal.SIGKILL)
@@ -191,9 +192,9 @@ def test_killed_and_resumed_gives_the_same_numbers(whole: Path, tmp_path: Path):
     assert read_cell(cells[0]) == again.cells[0]
 
 
-def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(tmp_path: Path):
+def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(forked, tmp_path: Path):
     cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none")))
-    process = comparing_elsewhere(tmp_path, jobs=1)
+    process = comparing_elsewhere(tmp_path)
     wait_for(lambda: bool(read_records(cells[0] / METRICS)))
     (child,) = psutil.Process(process.pid).children()
     process.kill()
@@ -219,10 +220,10 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
     assert all((c / "checkpoints").exists() and read_cell(c).status == "stopped" for c in cells)
 
 
-def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(tmp_path: Path):
+def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(forked, tmp_path: Path):
     base = tiny_run(steps=3, updates=1, refresh_every=3, learning_rate=1e-2, max_skipped=0)  # from step 2 on off-policy
     trained_here(tmp_path, prepare(tmp_path, runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken"))))
-    trained(tmp_path, prepare(tmp_path, runs(base, grid("worlds:EXITS", "none"))), jobs=1)
+    compare(tmp_path, prepare(tmp_path, runs(base, grid("worlds:EXITS", "none"))), Crew(1, 1), lambda work: None, print)
     found = {c.objective: c for c in read_comparison(tmp_path).cells}
     breaks = found["worlds:BREAKS_LATER"]
     assert (breaks.status, breaks.rewards[-1], len(breaks.rewards)) == (DIVERGED, 0.0, 3)
@@ -331,68 +332,7 @@ def test_figures_are_drawn_of_whatever_has_a_result(whole: Path, tmp_path: Path)
     comparison = read_comparison(whole)
     draw_curves(comparison, tmp_path / "curves.png")
     draw_finals(comparison, tmp_path / "finals.png")
-    draw_maps(comparison, "worlds:Letters", "letters", tmp_path / "maps.png")
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("curves", "finals", "maps"))
-
-
-# The benchmark's own world.
-
-
-def test_the_speaker_speaks_the_language():
-    model, tokenizer = speaker()
-    drawn = model.generate(
-        **tokenizer(["q3"] * 256, return_tensors="pt"), do_sample=True, max_new_tokens=8, min_new_tokens=8, top_k=0
-    )
-    texts = [tokenizer.decode(row[1:]).split() for row in drawn]
-    kinds = ["".join(w[0] for w in text) for text in texts]
-    assert kinds.count("htht" * 2) > 200
-    heeded = sum(int(w[1:]) % 8 == 3 for text in texts for w in text) / (256 * 8)
-    assert 0.2 < heeded < 0.5  # an eighth would be chance
-    with_probability = model(drawn).logits[:, :-1].softmax(-1).gather(-1, drawn[:, 1:, None])[..., 0]
-    assert 0.45 < float((with_probability < 0.01).float().mean()) < 0.55
-
-
-def test_words_count_at_their_places_alone():
-    (problem,) = Tail("noise").sample(1, step=0, seed=0)
-    cue = problem.data["cue"]
-    right, rare, wrong = f"h{cue + 8}", f"t{cue}", f"h{(cue + 1) % 8}"
-    assert class_share(problem, " ".join([right, rare] * 4)) == 1.0
-    assert class_share(problem, " ".join([rare, right] * 4)) == 0.0
-    assert class_share(problem, " ".join([right] * 2 + [wrong] * 6)) == 0.25
-    assert class_share(replace(problem, data={"letter": "t", "cue": cue}), " ".join([wrong, rare] * 4)) == 1.0
-    with pytest.raises(InputError, match="eval_problems"):
-        Tail("noise").held_out(1)
-
-
-def test_the_benchmark_varies_what_it_says():
-    assert {r.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
-    cells = stability_runs(["none"], seeds=[0])
-    assert {(r.task, r.updates, r.learning_rate, r.rollout_precision) for r in cells} == {
-        (Tail(kind), u, lr, p)
-        for kind in ("noise", "meaning")
-        for u in (4, 16)
-        for lr in (1e-3, 2e-3, 4e-3)
-        for p in ("fp32", "fp8")
-    }
-
-
-def test_drpo_lab_stopped_before_its_first_result_just_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("drpo.cli.lab.run_cells", lambda *_: 130)
-    assert main(["lab", "--objectives", "none", "--seeds", "0", "--out", str(tmp_path)]) == 130
-
-
-def test_drpo_lab_draws_its_maps_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("drpo.cli.lab.stability_runs", lambda *by: [replace(r, steps=2) for r in stability_runs(*by)])
-    monkeypatch.setattr("drpo.cli.compare.train_cells", trained_here)
-    command = ["lab", "--objectives", "none", "--seeds", "0", "--updates", "2", "--learning-rate", "1e-3"]
-    command += ["--rollout-precision", "fp32", "--out", str(tmp_path), "--plain"]
-    assert main(command) == 0
-    made = ("stability_noise.png", "stability_meaning.png", "stability/report.html")
-    assert all((tmp_path / name).exists() for name in made)
-    first = (tmp_path / "stability" / RESULTS).read_text()
-    assert not list(tmp_path.glob("stability/cells/*/rollouts.jsonl"))
-    assert main(command) == 0
-    assert (tmp_path / "stability" / RESULTS).read_text() == first
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("curves", "finals"))
 
 
 @pytest.mark.parametrize(
@@ -407,9 +347,7 @@ def test_drpo_lab_draws_its_maps_and_does_nothing_twice(tmp_path: Path, monkeypa
         (["compare", "smoke", "--updates", "99"], "updates=99"),
         (["compare", "smoke", "--objective", "none"], "unknown option '--objective'"),
         (["compare", "smoke", "--rollout-precision", "fp3"], "rollout_precision='fp3'"),
-        (["lab", "--objectives", "nope"], "unknown objective"),
-        (["lab", "--objectives"], "name at least one"),
-        (["lab", "--updates", "17"], "updates=17"),
+        (["compare", "smoke", "--objectives"], "name at least one"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from drpo.advantages import mean
+from drpo.credit.advantages import mean
 from drpo.doctor import signal
 from drpo.errors import InputError
 from drpo.report.facts import accuracies, header_facts

@@ -32,7 +32,8 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Failure, Group, Problem, Sampling, Stats, Tokens, Unmarked
+from drpo.types import Failure, Group, Problem, Sampling, StepStats, Tokens, Unmarked
+from support.rollouts import Prompted
 from tiny_world import completion
 
 # ---- tokens ----
@@ -156,11 +157,13 @@ def test_radius_is_the_objectives_own_only_where_it_is_a_shift_of_probability(te
 # ---- a step ----
 
 
-def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> Stats:
+def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> StepStats:
     part = Tokens(**{k: v[at] for k, v in vars(tokens).items() if v is not None})
     if len(part.sequence):  # each update numbers its own completions from 0
         part = replace(part, sequence=part.sequence - part.sequence[0])
-    return Stats(part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
+    return StepStats(
+        part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1)
+    )
 
 
 def some_groups() -> list[Group]:
@@ -422,11 +425,11 @@ class StubPool:
 
 def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]
     _, tokenizer = models.tiny()
-    engine = ScriptedEngine(tokenizer, script=lambda problem, sample: str(sample))
+    driver = Prompted(ScriptedEngine(tokenizer, script=lambda r: str(r.key[-1])), models.tiny()[0]).driver
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
-    return evaluate(engine, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
+    return evaluate(driver, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
 
 
 def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
@@ -475,9 +478,9 @@ def test_an_evaluation_is_compared_with_another_problem_by_problem() -> None:
 
 
 def test_an_evaluation_needs_problems() -> None:
-    engine = ScriptedEngine(models.tiny()[1], lambda problem, sample: "")
+    driver = Prompted(ScriptedEngine(models.tiny()[1], lambda r: ""), models.tiny()[0]).driver
     with pytest.raises(InputError, match="no held-out problems"):
-        evaluate(engine, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
+        evaluate(driver, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_mark_is_refused() -> None:

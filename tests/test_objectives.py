@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -103,6 +103,8 @@ MOVES_AT_ZERO_ADVANTAGE = DRPO(0.2, advantage_weighted=False)
 each_case = pytest.mark.parametrize("case", CASES, ids=[c.spelling for c in CASES])
 each_objective = pytest.mark.parametrize("objective", [c.objective for c in CASES], ids=[c.spelling for c in CASES])
 each_precision = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+half_as_often = settings(max_examples=settings.default.max_examples // 2)
+"""For tests of every objective whose truth has 50 digits: each draws a batch of many tokens, so few draws see much."""
 
 
 # ------------------------------------------------------------------------------------------------------------ tokens
@@ -232,6 +234,7 @@ def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
 
 @each_case
 @each_precision
+@half_as_often
 @given(tokens=batches())
 def test_gradient_and_weight_are_the_printed_formula(case: Case, dtype: torch.dtype, tokens: Tokens) -> None:
     tokens = cast(tokens, dtype)
@@ -243,6 +246,7 @@ def test_gradient_and_weight_are_the_printed_formula(case: Case, dtype: torch.dt
 
 
 @each_case
+@half_as_often
 @given(tokens=batches())
 def test_loss_is_the_printed_formula(case: Case, tokens: Tokens) -> None:
     tokens = take(tokens, tokens.keep.nonzero()[:, 0])

@@ -17,12 +17,13 @@ from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.positions import Limit, narrowed, sequence_limit
 from drpo.precision import FP32
-from drpo.rollout import ServerEngine, TransformersEngine, decode
+from drpo.rollout import ServerEngine, decode
 from drpo.rollout.decode import PlainDecoder, can_group
 from drpo.rollout.vllm import length_options
 from drpo.train.setup import assemble
 from drpo.types import Problem, Sampling
 from families import build
+from support.rollouts import transformers_engine
 from tiny_world import completion, own_logp
 from worlds import tiny_run
 
@@ -73,7 +74,7 @@ def test_the_trainer_refuses_what_is_longer(long: PreTrainedModel):
 
 
 def test_the_sampler_refuses_what_may_become_longer(long: PreTrainedModel):
-    engine = TransformersEngine(long, models.tiny()[1])
+    engine = transformers_engine(long)
     sampling = Sampling(samples=2, max_new_tokens=20)
     engine.generate([Problem("fits", "7+5=", "")], sampling, (0,))
     with pytest.raises(
@@ -90,7 +91,7 @@ def test_a_run_is_refused_before_its_first_step(long: PreTrainedModel, monkeypat
         assemble(replace(run, sampling=replace(run.sampling, max_new_tokens=24)))
     with pytest.raises(InputError, match=r"problem 'held-out-0': .*the model 24 positions"):  # two bytes of Greek
         assemble(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=23)))
-    assemble(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=22))).engine.close()
+    assemble(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=22))).driver.engine.close()
     dropping = replace(run, drop_long_prompts=True, sampling=replace(run.sampling, max_new_tokens=23), eval_problems=1)
     with pytest.raises(InputError, match="all 1 held-out problems are too long"):
         assemble(dropping)
@@ -101,7 +102,7 @@ def test_vllm_is_given_the_limit_and_what_it_computes_otherwise_is_refused(long:
     with pytest.raises(InputError, match="dynamic"):
         length_options(Limit(24, "dynamic"))
     with pytest.raises(InputError, match="longrope"):
-        ServerEngine("http://127.0.0.1:9", long, models.tiny()[1])
+        ServerEngine("http://127.0.0.1:9", long)
 
 
 class OwnRotary(modeling_llama.LlamaRotaryEmbedding):
@@ -152,6 +153,6 @@ def test_a_cache_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPa
         return right(self, token)
 
     monkeypatch.setattr(PlainDecoder, "step", wrong)
-    engine = TransformersEngine(*models.tiny())
+    engine = transformers_engine(*models.tiny())
     with pytest.raises(InputError, match="would not be what is trained"):
         engine.generate([Problem("p", "7 + 5 = ?", "")], Sampling(samples=2, max_new_tokens=2), (0,))

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from architectures import FAMILIES, GROUPED, mixture, settings
-from drpo import advantages, precision, reductions
-from drpo.batch import Batching, make_batches
+from drpo import precision, reductions
+from drpo.batch import BatchConfig
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import (
@@ -41,16 +41,15 @@ from drpo.precision import (
     to_grid,
     unrounded_inputs,
 )
-from drpo.rollout import TransformersEngine
 from drpo.train.loop import train
 from drpo.types import Sampling
-from tiny_world import PROBLEMS, STOPS, grouped, law, perturb, tiny
+from support.rollouts import transformers_engine
+from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
 from worlds import sampling, tiny_run
 
 CPU = torch.device("cpu")
-HOW = Batching(
+HOW = BatchConfig(
     updates=1,
-    advantage=advantages.mean,
     reduction=reductions.Horizon(24),
     micro_batch_tokens=4096,
     skip_zero_advantage=False,
@@ -329,8 +328,8 @@ def seeded(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
 def test_the_engines_law_is_that_of_the_rounded_weights(grid: Grid, build: Callable[[], PreTrainedModel]) -> None:
     """Before and after new weights come; in float32, so that nothing else is rounded."""
-    model, tokenizer = build(), tiny()[1]
-    engine = TransformersEngine(model, tokenizer, precision=Precision(F32, grid))
+    model, _tokenizer = build(), tiny()[1]
+    engine = transformers_engine(model, precision=Precision(F32, grid))
     for seed in (0, 1):
         completions = engine.generate(PROBLEMS, Sampling(samples=3, max_new_tokens=12), (seed,))
         twin = build()
@@ -342,14 +341,14 @@ def test_the_engines_law_is_that_of_the_rounded_weights(grid: Grid, build: Calla
             gaps.append((wanted - law(model, c, 1.0).gather(-1, c.token_ids[:, None])[:, 0]).abs().max())
         assert max(gaps) > 1e-3  # the plain model's law is another
         perturb(model, 0.05, seed=3)
-        engine.load(dict(model.named_parameters()), version=1)
+        engine.load_weights(dict(model.named_parameters()), version=1)
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8_weights", "fp8"])
 def test_decoding_with_rounded_layers_shares_prompts_and_gives_the_forward_passs_law(name: str) -> None:
-    model, tokenizer = tiny(STOPS)
+    model, _ = tiny(STOPS)
     kind = resolve_precision(name, CPU)
-    engine = TransformersEngine(model, tokenizer, precision=Precision(F32, kind.weights, kind.activations))
+    engine = transformers_engine(model, precision=Precision(F32, kind.weights, kind.activations))
     completions = engine.generate(PROBLEMS, Sampling(samples=3, max_new_tokens=12), (0,))
     assert engine._grouped
     for c in completions:
@@ -477,12 +476,12 @@ def test_a_policys_law_is_its_samplers(build: Callable[[], PreTrainedModel]) -> 
     """With the sampler's precision the trainer is nearer to it than with full precision: by far with exact inputs."""
     for activations, share in ((None, 0.01), ("e4m3", 0.5)):
         precision = Precision(F32, "e4m3", activations)
-        engine = TransformersEngine(build(), tiny()[1], precision=precision)
+        engine = transformers_engine(build(), precision=precision)
         completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=24), (0,))
         gaps = []
         for kind in (precision, FP32):
             policy = Policy(build(), precision=kind, temperature=1.0)
-            (batch,) = make_batches(grouped(completions, [[1, 2, 3, 4.0]] * 4), HOW)
+            (batch,) = batched(grouped(completions, [[1, 2, 3, 4.0]] * 4), HOW)
             pairs = [(policy(m)[0], m.behavior_logp) for m in batch.micro_batches]
             gaps.append(float(torch.cat([(pi.exp() - mu.exp()).abs() for pi, mu in pairs]).mean().detach()))
         assert gaps[0] < share * gaps[1], (activations, gaps)

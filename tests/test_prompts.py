@@ -11,14 +11,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from drpo import models
 from drpo.errors import InputError
 from drpo.recipes import smoke
-from drpo.rollout import PromptLimits, TransformersEngine, encode_prompt, fitting
-from drpo.rollout.vllm_request import Asker
+from drpo.rollout import PromptLimits, encode_prompt, fitting
 from drpo.tasks import Records, sample_unseen
 from drpo.train import loop
 from drpo.train.rollouts import Rollouts
 from drpo.train.setup import only_fitting
 from drpo.types import Problem, Sampling
 from hostile import refused
+from support.rollouts import transformers_engine
 
 ASKED = Problem("7", "1 + 1?", "2")
 ENDS = {"eos": "$A <eos>", "both": "<eos> $A <eos>", "two": "$A <eos> <eos>", "another": "$A !"}
@@ -105,15 +105,12 @@ def test_limits_of_models():
     assert PromptLimits.of(absolute()) == PromptLimits(257, 16, True)
 
 
-@pytest.mark.parametrize("engine", [TransformersEngine, Asker])
-def test_a_prompt_that_the_model_cannot_read_is_refused_by_its_problem(engine):
+def test_a_prompt_that_the_model_cannot_read_is_refused_by_its_problem():
     tokenizer = tokenizer_that()
 
     def ask(model, prompt, new=4):
-        made, sampling = engine(model, tokenizer), Sampling(samples=1, max_new_tokens=new)
-        (made.generate if engine is TransformersEngine else made.requests)(
-            [replace(ASKED, prompt=prompt)], sampling, (0,)
-        )
+        sampling = Sampling(samples=1, max_new_tokens=new)
+        transformers_engine(model, tokenizer).generate([replace(ASKED, prompt=prompt)], sampling, (0,))
 
     ask(absolute(), "x" * 12)
     with pytest.raises(

@@ -3,8 +3,7 @@
 import json
 import os
 import re
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,34 +14,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from drpo.batch import make_batches
 from drpo.errors import InputError
 from drpo.ranks import ALONE, Ranks, see_one_device
 from drpo.train.checkpoint import STATE
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
-from drpo.train.update import share_out
+from drpo.train.update import balance_micro_batches
+from rank import main as rank_main
 from rank import run_of
+from support.forks import fork
 from test_batch_policy import REWARDS, how
-from tiny_world import STOPS, grouped, sampled, tiny
+from tiny_world import STOPS, batched, grouped, sampled, tiny
 
 Alone = Callable[[str], Path]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -> str:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*torchrun, str(ROOT / "tests" / "rank.py"), str(folder), kind, shard, str(stop)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    """Train in several processes, which find each other as torchrun's would; return what they printed."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    forks = [
+        fork(
+            folder.parent / f"{folder.name}-{stop}-rank-{rank}",
+            rank_main,
+            *(str(folder), kind, shard, str(stop)),
+            environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)},
+        )
+        for rank in range(processes)
+    ]
+    ends = [process.end() for process in forks]
+    assert all(status == 0 for status, _ in ends), "\n".join(out[-2000:] for _, out in ends)
+    return "".join(out for _, out in ends)
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +157,14 @@ def test_shares_are_all_of_it_in_order(n: int, size: int, engines: int):
 
 def test_micro_batches_are_shared_out_evenly_and_all_of_them():
     groups = grouped(sampled(*tiny(STOPS)), REWARDS)
-    batch = make_batches(groups, how(ranks=3, micro_batch_tokens=10_000))[0]
+    batch = batched(groups, how(ranks=3, micro_batch_tokens=10_000))[0]
     places = [len(m.input_ids) for m in batch.micro_batches]
     assert len(places) >= 3 and max(places) < 0.6 * sum(places)
-    hands = [share_out(batch.micro_batches, Ranks(r, 3)) for r in range(3)]
+    hands = [balance_micro_batches(batch.micro_batches, Ranks(r, 3)) for r in range(3)]
     assert sorted(id(m) for own, _ in hands for m in own) == sorted(map(id, batch.micro_batches))
     assert len({len(own) + len(idle) for own, idle in hands}) == 1
     assert all(not m.weight.any() for _, idle in hands for m in idle)
-    assert share_out(batch.micro_batches, ALONE) == (list(batch.micro_batches), [])
+    assert balance_micro_batches(batch.micro_batches, ALONE) == (list(batch.micro_batches), [])
 
 
 def test_each_process_sees_its_own_device(monkeypatch: pytest.MonkeyPatch):

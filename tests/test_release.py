@@ -61,7 +61,13 @@ def test_the_source_distribution_holds_tests_and_documents(built: Path):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = ("tests/test_release.py", "tests/golden/objectives.json", "docs/index.md", "docs/figures/weights.png")
+    wanted = (
+        "tests/test_release.py",
+        "studies/theory.py",
+        "tests/golden/objectives.json",
+        "docs/index.md",
+        "docs/figures/weights.png",
+    )
     assert names >= {*wanted, "mkdocs.yml", "Makefile", "constraints.txt", "CHANGELOG.md", "LICENSE", "README.md"}
     assert not any("__pycache__" in name or name.startswith(("runs/", ".")) for name in names)
 
@@ -71,7 +77,7 @@ def test_the_wheel_works_in_an_environment_that_has_not_this_checkout(built: Pat
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     pages = {f"drpo/report/page/{p.name}" for p in (ROOT / "src" / "drpo" / "report" / "page").iterdir()}
-    assert names >= {"drpo/py.typed", *pages} and not any(name.startswith("tests") for name in names)
+    assert names >= {"drpo/py.typed", *pages} and not any(name.startswith(("tests", "studies")) for name in names)
     python = environment(tmp_path / "venv", wheel)
     run = tmp_path / "elsewhere"
     run.mkdir()

@@ -2,8 +2,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +22,7 @@ from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.worker import new_seal, unpack_answer
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem
+from support.forks import fork
 
 DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 QUESTION = Problem("7", "question", "0")
@@ -120,7 +119,7 @@ def test_exact_number_refuses_an_answer_that_is_not_a_number(answer):
 
 
 def test_exact_number_is_linear_in_a_hostile_text():
-    for text in ("1" * 10**6, "1," * 500_000, "-$" * 500_000, "1,234" * 200_000 + ",1", "1e" * 500_000):
+    for text in ("1" * 200_000, "1," * 100_000, "-$" * 100_000, "1,234" * 40_000 + ",1", "1e" * 100_000):
         start = time.process_time()
         exact_number(problem("5"), text)
         assert time.process_time() - start < 3
@@ -318,17 +317,17 @@ def gone(pid):
 
 def test_nothing_outlives_a_killed_trainer(tmp_path):
     trace = tmp_path / "forked"
-    script = (
-        "from drpo.rewards import Marking, RewardPool; from drpo.types import Problem; import naughty_rewards\n"
-        "with RewardPool(naughty_rewards.obey, Marking(processes=2, seconds=100)) as pool:\n"
-        f"    pool.score([(Problem('', '', ''), 'tell and hang > {trace}')] * 2)"
-    )
-    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)])
-    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}) as trainer:
-        while not trace.exists() or trace.read_text().count("\n") < 2:
-            assert trainer.poll() is None
-            time.sleep(0.05)
-        trainer.kill()
+
+    def train_for_ever() -> None:
+        with RewardPool(naughty_rewards.obey, Marking(processes=2, seconds=100)) as pool:
+            pool.score([(Problem("", "", ""), f"tell and hang > {trace}")] * 2)
+
+    trainer = fork(tmp_path / "out", train_for_ever).process
+    while not trace.exists() or trace.read_text().count("\n") < 2:
+        assert trainer.is_alive()
+        time.sleep(0.05)
+    trainer.kill()
+    trainer.join()
     assert all(gone(int(pid)) for pid in trace.read_text().split())
 
 

@@ -20,11 +20,13 @@ from architectures import FAMILIES
 from drpo.errors import InputError
 from drpo.models import stop_ids
 from drpo.precision import Precision
-from drpo.rollout import ScriptedEngine, TransformersEngine, encode_prompt
+from drpo.rollout import ScriptedEngine, encode_prompt
+from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms
 from drpo.train.config import Run
-from drpo.types import Completion, Problem, Sampling
-from tiny_world import PROBLEMS, STOPS, completion, own_logp, perturb, tiny, with_logp
+from drpo.types import Completion, Generation, Problem, Request, Sampling
+from support.rollouts import Prompted, transformers_engine
+from tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
 
 TEMPERATURES = (0.6, 1.0, 1.5)
 SAMPLING = Sampling(samples=4, max_new_tokens=12)
@@ -33,8 +35,7 @@ SAMPLING = Sampling(samples=4, max_new_tokens=12)
 def generated(
     model: PreTrainedModel, problems: Sequence[Problem] = PROBLEMS, sampling: Sampling = SAMPLING, **options: object
 ) -> list[Completion]:
-    _, tokenizer = tiny()
-    return TransformersEngine(model, tokenizer, **options).generate(problems, sampling, (0, 0))  # type: ignore[arg-type]
+    return transformers_engine(model, **options).generate(problems, sampling, (0, 0))  # type: ignore[arg-type]
 
 
 def key(c: Completion) -> tuple[str, int]:
@@ -70,8 +71,8 @@ def test_behavior_logp_is_the_models_own(temperature: float) -> None:
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_behavior_logp_in_bfloat16_is_the_bfloat16_models_own(temperature: float) -> None:
     """Within 0.1 nats: logits of about 6 rounded to 8 bits, by another route (cached keys, other shapes)."""
-    model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer, precision=Precision(torch.bfloat16))
+    model, _ = tiny(STOPS)
+    engine = transformers_engine(model, precision=Precision(torch.bfloat16))
     completions = engine.generate(PROBLEMS, replace(SAMPLING, temperature=temperature), (0,))
     gaps = torch.cat([c.behavior_logp - own_logp(engine.model, c, temperature) for c in completions])
     assert gaps.abs().max() < 0.1 / temperature
@@ -128,8 +129,8 @@ def test_a_shorter_limit_gives_the_beginning() -> None:
 
 def test_every_part_of_the_name_of_a_draw_matters() -> None:
     """Seed, step, problem and sample number each change the completion of one and the same prompt."""
-    model, tokenizer = tiny()
-    engine = TransformersEngine(model, tokenizer)
+    model, _ = tiny()
+    engine = transformers_engine(model)
     problems = [Problem(name, "7 + 5 = ", "12") for name in ("a", "b", "11")]
     drawn = [
         tuple(c.token_ids.tolist())
@@ -404,12 +405,12 @@ def test_the_models_generation_config_changes_nothing_but_the_stop_words() -> No
 
 
 def test_the_engine_has_its_own_weights_until_load() -> None:
-    model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer)
+    model, _ = tiny(STOPS)
+    engine = transformers_engine(model)
     before = engine.generate(PROBLEMS, SAMPLING, (0,))
     perturb(model, 0.1)
     same(before, engine.generate(PROBLEMS, SAMPLING, (0,)))
-    engine.load(dict(model.named_parameters()), version=3)
+    engine.load_weights(dict(model.named_parameters()), version=3)
     after = engine.generate(PROBLEMS, SAMPLING, (0,))
     assert [c.version for c in before + after] == [0] * 16 + [3] * 16
     assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(after, before, strict=True))
@@ -420,13 +421,13 @@ def test_the_engine_has_its_own_weights_until_load() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_sync_canary(dtype: torch.dtype) -> None:
     """After a large change and a load, every parameter arrived: the engine samples with the trainer's weights."""
-    model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer, precision=Precision(dtype))
+    model, _ = tiny(STOPS)
+    engine = transformers_engine(model, precision=Precision(dtype))
     stale = engine.generate(PROBLEMS, SAMPLING, (0,))
     perturb(model, 0.3)
     moved = torch.cat([own_logp(model, c, 1.0) - c.behavior_logp for c in stale])
     assert moved.abs().mean() > 0.5  # far more than the tolerances below
-    engine.load(dict(model.named_parameters()), version=1)
+    engine.load_weights(dict(model.named_parameters()), version=1)
     for name, parameter in engine.model.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).to(dtype)), name
     fresh = engine.generate(PROBLEMS, SAMPLING, (0,))
@@ -435,23 +436,23 @@ def test_sync_canary(dtype: torch.dtype) -> None:
 
 
 def test_a_load_that_lacks_a_weight_is_refused_whole() -> None:
-    model, tokenizer = tiny(STOPS)
-    engine = TransformersEngine(model, tokenizer)
+    model, _ = tiny(STOPS)
+    engine = transformers_engine(model)
     before = engine.generate(PROBLEMS, SAMPLING, (0,))
     last = list(dict(model.named_parameters()))[-1]
     perturb(model, 0.3)
     state = {name: p for name, p in model.named_parameters() if name != last}
     with pytest.raises(InputError, match=last):
-        engine.load(state, version=5)
+        engine.load_weights(state, version=5)
     after = engine.generate(PROBLEMS, SAMPLING, (0,))
     assert {c.version for c in after} == {0}
     same(before, after)
 
 
 def test_a_bfloat16_engine_rounds_its_parameters_and_nothing_else() -> None:
-    model, tokenizer = tiny()
+    model, _ = tiny()
     copies = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = TransformersEngine(model, tokenizer, precision=Precision(torch.bfloat16))
+    engine = transformers_engine(model, precision=Precision(torch.bfloat16))
     engine.generate(PROBLEMS[:1], SAMPLING, (0,))
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in engine.model.parameters())
     rotary = dict(engine.model.named_buffers())
@@ -493,7 +494,7 @@ def test_prompt_goes_through_the_chat_template_where_there_is_one(
     ids = encode_prompt(tokenizer, problem)
     assert ids.dtype == torch.int64
     assert tokenizer.decode(ids) == expected
-    engine = TransformersEngine(model, tokenizer)
+    engine = transformers_engine(model, tokenizer)
     for c in engine.generate([problem, PROBLEMS[3]], SAMPLING, (0,))[:4]:
         assert torch.equal(c.prompt_ids, ids)
         torch.testing.assert_close(c.behavior_logp, own_logp(model, c, 1.0), rtol=0, atol=1e-5)
@@ -516,12 +517,18 @@ def test_the_templates_special_tokens_are_not_added_twice() -> None:
 
 def test_an_empty_prompt_is_refused_by_name() -> None:
     """A base model without a template has nothing to go on: an error in words, not one about shapes."""
-    model, tokenizer = tiny()
+    model, _ = tiny()
     with pytest.raises(InputError, match="problem 'nothing'"):
-        TransformersEngine(model, tokenizer).generate([Problem("nothing", "", "")], SAMPLING, (0,))
+        transformers_engine(model).generate([Problem("nothing", "", "")], SAMPLING, (0,))
 
 
 # ---- what a completion refuses ----
+
+
+def answered(token_ids: list[int], logp: Tensor | None) -> Generation:
+    """What an engine answers for completion 3 of problem 'q7'."""
+    request = Request(torch.tensor([1]), SAMPLING, frozenset(), (0, "q7", 3), "completion 3 of problem 'q7'")
+    return generation(request, torch.tensor(token_ids, dtype=torch.int64), logp, "length", 0)  # type: ignore[arg-type]
 
 
 FINE = -0.5
@@ -537,31 +544,26 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_log_probabilities_are_named(case: str) -> None:
     values, said, token = BROKEN[case]
-    fine = completion([41, 42, 43], problem="q7", sample=3)
     with pytest.raises(InputError) as caught:
-        with_logp(fine, torch.tensor(values))
+        answered([41, 42, 43], torch.tensor(values))
     for text in ("completion 3 of problem 'q7'", said, f"token id {token}"):
         assert text in str(caught.value)
 
 
 def test_zero_is_a_log_probability() -> None:
-    assert with_logp(completion([41, 42]), torch.tensor([0.0, -0.0])).behavior_logp.tolist() == [0.0, 0.0]
+    assert answered([41, 42], torch.tensor([0.0, -0.0])).behavior_logp.tolist() == [0.0, 0.0]
 
 
 def test_missing_log_probabilities_are_named() -> None:
     with pytest.raises(InputError, match=r"completion 3 of problem 'q7': behavior_logp is missing"):
-        with_logp(completion([41, 42], problem="q7", sample=3), None)  # type: ignore[arg-type]
+        answered([41, 42], None)
 
 
 @pytest.mark.parametrize(("n_tokens", "n_logp"), [(3, 2), (3, 4), (1, 0), (0, 0), (0, 1)])
 def test_one_log_probability_for_each_token(n_tokens: int, n_logp: int) -> None:
     said = f"completion 3 of problem 'q7': {n_tokens} token_ids but {n_logp} behavior_logp"
     with pytest.raises(InputError, match=said):
-        replace(
-            completion([1], problem="q7", sample=3),
-            token_ids=torch.ones(n_tokens, dtype=torch.int64),
-            behavior_logp=torch.full((n_logp,), FINE),
-        )
+        answered([1] * n_tokens, torch.full((n_logp,), FINE))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -578,8 +580,8 @@ def test_a_model_with_broken_weights_says_so(bad: float) -> None:
 
 
 def test_scripted_engine_keeps_the_protocol() -> None:
-    _, tokenizer = tiny()
-    engine = ScriptedEngine(tokenizer, script=lambda problem, sample: f"{problem.id}:" + "x" * sample)
+    model, tokenizer = tiny()
+    engine = Prompted(ScriptedEngine(tokenizer, script=lambda r: f"{r.key[-2]}:" + "x" * r.key[-1]), model)
     completions = engine.generate(PROBLEMS[:2], Sampling(samples=3, max_new_tokens=5), ())
     assert [key(c) for c in completions] == [(p.id, i) for p in PROBLEMS[:2] for i in range(3)]
     for c in completions:
@@ -587,5 +589,5 @@ def test_scripted_engine_keeps_the_protocol() -> None:
         assert (ids[-1] == 0) == (c.finish == "stop")
         assert 0 not in ids[:-1]
         assert len(ids) <= 5
-    engine.load({}, version=4)
+    engine.load_weights({}, version=4)
     assert (engine.version, engine.loaded) == (4, [4])

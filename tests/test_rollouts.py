@@ -1,10 +1,6 @@
 """Staleness: which weights sample which rollout, in turn or in the background, and after a crash."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,18 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import worlds
 from drpo.objectives import DPPO
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint
-from drpo.train.config import Run, to_json
+from drpo.train.config import Run
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Generation, Request
+from support.forks import KillItself, fork
+from support.rollouts import with_engine
 from test_train import assert_same_run
 from worlds import tiny_run
 
@@ -43,7 +40,12 @@ def version_of(step: int, lag: int, refresh_every: int) -> int:
 
 def scripted(run: Run, **changes: object) -> Parts:
     parts = assemble(run)
-    return replace(parts, engine=ScriptedEngine(parts.tokenizer, lambda p, i: f"{p.prompt}{i}" * (i + 1)), **changes)
+
+    def script(request: Request) -> str:
+        sample = int(request.key[-1])
+        return f"{parts.tokenizer.decode(request.prompt_ids)}{sample}" * (sample + 1)
+
+    return replace(with_engine(parts, ScriptedEngine(parts.tokenizer, script)), **changes)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -60,30 +62,28 @@ def test_every_rollout_is_sampled_with_the_weights_it_should_be(
     metrics = read_records(tmp_path / METRICS)
     assert [m["lag"] for m in metrics] == [m["lag_max"] for m in metrics] == [s - v for s, v in wanted.items()]
     assert max(m["lag_max"] for m in metrics) <= lag + refresh_every - 1
-    assert parts.engine.loaded == sorted({0, *range(0, 7, refresh_every)})
+    assert parts.driver.engine.loaded == sorted({0, *range(0, 7, refresh_every)})
 
 
 class Spy:
     """Notes how the weights that the engine samples with differ from those of its version."""
 
     def __init__(self, parts: Parts) -> None:
-        self.engine, self.policy = parts.engine, parts.policy
+        self.engine, self.policy = parts.driver.engine, parts.policy
         self.weights: dict[int, dict[str, Tensor]] = {}
         self.used: list[tuple[int, bool]] = []
 
-    def generate(
-        self, problems: Sequence[Problem], sampling: Sampling, seed: tuple[int | str, ...]
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
         truth = self.weights[self.engine.version]
         own = dict(self.engine.model.named_parameters())
         self.used.append((self.engine.version, all(torch.equal(truth[n], own[n]) for n in truth)))
-        return self.engine.generate(problems, sampling, seed)
+        return self.engine.generate(requests)
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         kept = {name: value.clone() for name, value in state.items()}
         before = self.weights.setdefault(version, kept)
         assert all(torch.equal(before[n], kept[n]) for n in kept), f"other weights under version {version}"
-        self.engine.load(state, version)
+        self.engine.load_weights(state, version)
 
     def close(self) -> None:
         self.engine.close()
@@ -95,7 +95,7 @@ def test_an_evaluation_sees_the_newest_weights_and_leaves_the_old_ones(
 ) -> None:
     run = tiny_run(steps=5, lag=lag, refresh_every=refresh_every, eval_every=1, learning_rate=1e-2)
     spied = Spy(parts := assemble(run))
-    train(run, tmp_path, parts=replace(parts, engine=spied))
+    train(run, tmp_path, parts=with_engine(parts, spied))
     assert all(right for _, right in spied.used)
     seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
     assert seen == {step: version_of(step, lag, refresh_every) for step in range(5)}
@@ -109,14 +109,12 @@ class Slow:
     def __init__(self, engine: ScriptedEngine) -> None:
         self.engine = engine
 
-    def generate(
-        self, problems: Sequence[Problem], sampling: Sampling, seed: tuple[int | str, ...]
-    ) -> list[Completion]:
-        time.sleep(0.02 * (int(seed[-1]) % 3))
-        return self.engine.generate(problems, sampling, seed)
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        time.sleep(0.02 * (int(requests[0].key[-3]) % 3))
+        return self.engine.generate(requests)
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
-        self.engine.load(state, version)
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        self.engine.load_weights(state, version)
 
     def close(self) -> None:
         self.engine.close()
@@ -132,7 +130,7 @@ def test_in_the_background_is_the_same_run_bit_for_bit(
         parts = assemble(run)
         if engine == "scripted":
             parts = scripted(run)
-            parts = replace(parts, engine=Slow(parts.engine))
+            parts = with_engine(parts, Slow(parts.driver.engine))
         train(run, tmp_path / str(overlap), parts=parts)
     assert_same_run(tmp_path / "True", tmp_path / "False")
 
@@ -154,38 +152,23 @@ def test_the_next_rollout_is_sampled_while_this_one_is_trained_on(tmp_path: Path
     run = tiny_run(steps=3, lag=1, overlap=True, eval_problems=0)
     parts = scripted(run)
 
-    def script(problem: Problem, sample: int) -> str:
-        if problem.id.startswith("1-"):
+    def script(request: Request) -> str:
+        if str(request.key[-2]).startswith("1-"):
             met.append(watch.door.wait(20))
         return "1"
 
-    parts.engine.script = script
+    parts.driver.engine.script = script
     train(run, tmp_path, watch, parts)
     assert met and all(met)
-
-
-KILLED = """
-import json, os, pathlib, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(int(sys.argv[4]))
-from drpo.train.config import from_json
-from drpo.train.loop import train
-from drpo.train.watch import Silent
-class Kill(Silent):
-    steps = 0
-    def stepped(self, step, *_): self.steps = step
-    def phase(self, name):
-        if self.steps == 5 and name == "update": os.kill(os.getpid(), 9)
-train(from_json(json.loads(sys.argv[3])), pathlib.Path(sys.argv[2]), Kill())
-"""
 
 
 @pytest.mark.parametrize(
     ("lag", "refresh_every", "overlap"),
     [pytest.param(1, 1, True, marks=pytest.mark.slow), pytest.param(0, 3, False, marks=pytest.mark.slow), (2, 3, True)],
 )
-def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, refresh_every: int, overlap: bool) -> None:
+def test_killed_and_resumed_is_one_run_bit_for_bit(
+    one_thread: None, tmp_path: Path, lag: int, refresh_every: int, overlap: bool
+) -> None:
     """A checkpoint in mid-refresh, with rollouts in flight: they and the old weights come back."""
     objective = DPPO(0.05, divergence="topk_tv")  # reads more of a completion than others do
     run = tiny_run(
@@ -199,9 +182,8 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lag: int, ref
     )
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
-    script = [sys.executable, "-c", KILLED, str(Path(worlds.__file__).parent), str(folder), json.dumps(to_json(run))]
-    done = subprocess.run([*script, str(torch.get_num_threads())], check=False, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL
+    killed = fork(tmp_path / "out", train, run, folder, KillItself(5, "update"))
+    assert killed.end()[0] == -signal.SIGKILL
     last = checkpoint.latest(folder / CHECKPOINTS)
     assert last is not None and last.name == "step-000004"
     assert (last / IN_FLIGHT).exists() == (lag > 0)
@@ -216,17 +198,15 @@ class Dying:
     def __init__(self, engine: ScriptedEngine, step: int, where: str) -> None:
         self.engine, self.step, self.where = engine, step, where
 
-    def generate(
-        self, problems: Sequence[Problem], sampling: Sampling, seed: tuple[int | str, ...]
-    ) -> list[Completion]:
-        if self.where == "generate" and seed[-1] == self.step and seed[0] != "evaluation":
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        if self.where == "generate" and requests[0].key[:-2] == (0, self.step):
             raise ConnectionError("the sampler is gone")
-        return self.engine.generate(problems, sampling, seed)
+        return self.engine.generate(requests)
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         if self.where == "load" and version == self.step:
             raise ConnectionError("the sampler is gone")
-        self.engine.load(state, version)
+        self.engine.load_weights(state, version)
 
     def close(self) -> None:
         self.engine.close()
@@ -239,7 +219,7 @@ def test_a_sampler_that_dies_costs_no_finished_step(tmp_path: Path, where: str, 
     train(run, tmp_path / "whole", parts=scripted(run))
     parts = scripted(run)
     with pytest.raises(ConnectionError, match="the sampler is gone"):
-        train(run, tmp_path / "died", parts=replace(parts, engine=Dying(parts.engine, 3, where)))
+        train(run, tmp_path / "died", parts=with_engine(parts, Dying(parts.driver.engine, 3, where)))
     last = checkpoint.latest(tmp_path / "died" / CHECKPOINTS)
     finished = len(read_records(tmp_path / "died" / METRICS))
     assert last is not None and last.name == f"step-{finished:06d}"

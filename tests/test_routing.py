@@ -27,11 +27,11 @@ from drpo.errors import InputError
 from drpo.objectives import DRPO
 from drpo.policy import Policy
 from drpo.precision import FP32, Precision, lower
-from drpo.rollout import TransformersEngine
 from drpo.routing import routing_mismatch
 from drpo.train.loop import train
 from drpo.train.setup import assemble
 from drpo.types import Sampling
+from support.rollouts import transformers_engine
 from tiny_world import PROBLEMS, completion, own_logp, perturb, tiny
 from worlds import sampling, tiny_run
 
@@ -144,8 +144,8 @@ def test_the_order_of_the_chosen_does_not_count() -> None:
 
 def test_an_eight_bit_copy_and_the_trainers_autocast_are_seen() -> None:
     """The sampler's own engine model and a policy's, as they are handed over in a run."""
-    model, tokenizer = perturb(mixture(), 0.1), tiny()[1]
-    engine = TransformersEngine(model, tokenizer, precision=Precision(torch.float32, "e4m3", "e4m3"))
+    model, _tokenizer = perturb(mixture(), 0.1), tiny()[1]
+    engine = transformers_engine(model, precision=Precision(torch.float32, "e4m3", "e4m3"))
     policy = Policy(model, precision=FP32, temperature=1.0)
     completions = engine.generate(PROBLEMS, Sampling(samples=8, max_new_tokens=24), (0,))
     assert routing_mismatch(engine.model, policy.model, completions).share > 0
@@ -185,7 +185,7 @@ def test_a_mixture_trains(folder: str, tmp_path, precision: str, rollout_precisi
     parts = assemble(run)
     before = {n: p.detach().clone() for n, p in parts.policy.state().items()}
     summary = train(run, tmp_path / "run", parts=parts)
-    assert summary["finished"] and parts.policy.shares_prompts and parts.engine._grouped
+    assert summary["finished"] and parts.policy.shares_prompts and parts.driver.engine._grouped
     after = parts.policy.state()
     assert {n for n in before if not torch.equal(before[n], after[n])} >= {
         f"model.layers.0.{n}" for n in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj.weight")

@@ -14,12 +14,12 @@ from drpo.errors import InputError
 from drpo.models import named_tensors, persistent_buffers
 from drpo.policy import Policy
 from drpo.precision import FP32, Precision
-from drpo.rollout import TransformersEngine
-from drpo.rollout.handover import Handover
+from drpo.rollout.weight_sync import WeightSync
 from drpo.saving import cast, probe, require_savable, save_model
 from drpo.train import checkpoint
 from drpo.train.update import make_optimizer
 from families import build, stir_adapters, stirred
+from support.rollouts import transformers_engine
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
@@ -49,13 +49,13 @@ def test_the_state_and_the_plain_model_hold_persistent_buffers(routed: PreTraine
 
 def test_engines_take_buffers_as_they_are_now(routed: PreTrainedModel):
     model = copied(routed)
-    engine, handover = TransformersEngine(model, models.tiny()[1]), Handover(model)
+    engine, handover = transformers_engine(model), WeightSync(model)
     state = {name: tensor + 1 for name, tensor in named_tensors(model).items()}
-    engine.load(state, version=1)
+    engine.load_weights(state, version=1)
     assert torch.equal(persistent_buffers(engine.model)[BIAS], state[BIAS])
     assert torch.equal(handover.checkpoint(state)[BIAS], state[BIAS])
     with pytest.raises(InputError, match="e_score_correction_bias"):
-        engine.load({name: t for name, t in state.items() if name != BIAS}, version=2)
+        engine.load_weights({name: t for name, t in state.items() if name != BIAS}, version=2)
 
 
 def test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them(routed: PreTrainedModel, tmp_path: Path):

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from drpo.errors import InputError
-from drpo.lab.coverage import INTERVALS, LAWS, coverage
 from drpo.lab.statistics import (
     Interval,
     area_under_curve,
@@ -30,6 +29,7 @@ from drpo.lab.statistics import (
     stratified_interval,
     t_interval,
 )
+from interval_coverage import INTERVALS, LAWS, coverage
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "statistics.md"
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))

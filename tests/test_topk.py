@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import FAMILIES
-from drpo import advantages, models, objectives
-from drpo.batch import Batching, make_batches, untrained
+from drpo import models, objectives
+from drpo.batch import BatchConfig, pack
 from drpo.errors import InputError
 from drpo.exact import exact_divergence
 from drpo.objectives import DPPO, DRPO, GSPO, TOPK, Objective, gradient, needed_divergence, topk_kl, topk_tv, total
@@ -29,7 +29,8 @@ from drpo.ops import chunked, linear_divergence, linear_logprob, linear_policy_l
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
-from drpo.rollout import ScriptedEngine, TransformersEngine
+from drpo.rollout import ScriptedEngine
+from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, likeliest
 from drpo.train.config import Run, from_json, to_json
 from drpo.train.log import METRICS, read_records
@@ -37,9 +38,10 @@ from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
 from drpo.train.setup import assemble
 from drpo.train.update import Terms, update
-from drpo.types import Completion, Sampling, TokenLoss, Tokens, TopK
+from drpo.types import Completion, Request, Sampling, TokenLoss, Tokens, TopK
+from support.rollouts import Prompted, transformers_engine, with_engine
 from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, inputs, logits_at_once
-from tiny_world import PROBLEMS, STOPS, completion, grouped, law, perturb, tiny
+from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
 from worlds import sampling as smoke_sampling
 from worlds import tiny_run
 
@@ -544,7 +546,7 @@ def sampled(
     k: int, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32, **options: int
 ) -> list[Completion]:
     asked = Sampling(samples=4, max_new_tokens=12, temperature=temperature, top_logprobs=k)
-    return TransformersEngine(*tiny(STOPS), precision=Precision(dtype), **options).generate(PROBLEMS, asked, (0,))
+    return transformers_engine(*tiny(STOPS), precision=Precision(dtype), **options).generate(PROBLEMS, asked, (0,))
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
@@ -594,26 +596,29 @@ FOUND = TopK(torch.tensor([[41, 7], [42, 8], [7, 43]]), torch.tensor([[-0.5, -1.
     ],
 )
 def test_a_completion_refuses_a_broken_report(top: TopK, said: str) -> None:
-    asked = replace(completion([41, 42, 43], problem="q7", sample=3), sampling=Sampling(top_logprobs=2))
-    assert replace(asked, top=FOUND).top is FOUND
+    asked = Sampling(top_logprobs=2)
+    request = Request(torch.tensor([1]), asked, frozenset(), (0, "q7", 3), "completion 3 of problem 'q7'")
+    token_ids, logp = torch.tensor([41, 42, 43]), torch.full((3,), -0.5)
+    assert generation(request, token_ids, logp, "length", 0, FOUND).top_logprobs is FOUND
     with pytest.raises(InputError, match=r"completion 3 of problem 'q7': top.*" + said) as caught:
-        replace(asked, top=top)
+        generation(request, token_ids, logp, "length", 0, top)
     assert "\n" not in str(caught.value)
 
 
 def test_a_scripted_engine_reports_a_law() -> None:
-    _, tokenizer = tiny()
-    engine = ScriptedEngine(tokenizer, lambda problem, sample: "12")
+    model, tokenizer = tiny()
+    engine = ScriptedEngine(tokenizer, lambda r: "12")
     words = len(tokenizer)
     for k in (1, 3, words):
-        (c,) = engine.generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=k), ())
+        (c,) = Prompted(engine, model).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=k), ())
         assert c.top is not None
         assert c.top.ids[:, 0].tolist() == c.token_ids.tolist()
         assert torch.equal(c.top.logp[:, 0], c.behavior_logp)
         assert all(len(set(row)) == k for row in c.top.ids.tolist())
         assert (c.top.logp.diff() <= 0).all()
     torch.testing.assert_close(c.top.logp.exp().sum(1), torch.ones(3))
-    (sure,) = replace(engine, logp=0.0).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=2), ())
+    engine.logp = 0.0
+    (sure,) = Prompted(engine, model).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=2), ())
     assert sure.top is not None
     assert sure.top.logp.tolist() == [[0.0, -math.inf]] * 3
 
@@ -623,8 +628,8 @@ def test_a_scripted_engine_reports_a_law() -> None:
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.5, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 0.0, 1.0, 1.0))
 
 
-def batching(budget: int = 200) -> Batching:
-    return Batching(1, advantages.mean, Horizon(20), budget, skip_zero_advantage=False)
+def batching(budget: int = 200) -> BatchConfig:
+    return BatchConfig(1, Horizon(20), budget, skip_zero_advantage=False)
 
 
 def policy(gap: float = 0.0, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> Policy:
@@ -645,7 +650,7 @@ def enumerated(moved: Policy, completions: Sequence[Completion], temperature: fl
 def stats_of(
     moved: Policy, completions: list[Completion], objective: Objective, budget: int, terms: Terms | None = None
 ):
-    (batch,) = make_batches(grouped(completions, REWARDS), batching(budget))
+    (batch,) = batched(grouped(completions, REWARDS), batching(budget))
     still = torch.optim.SGD(moved.trainable().values(), lr=0.0)
     stats = update(moved, still, batch, objective, 0.0, 1e30, terms)
     order = torch.argsort(torch.cat([m.sequence for m in batch.micro_batches]), stable=True)
@@ -689,14 +694,14 @@ def test_a_batch_without_every_report_says_so() -> None:
     with pytest.raises(InputError, match="top is missing"):
         stats_of(policy(), completions, DPPO(0.15, divergence="topk_tv"), 200)
     with pytest.raises(InputError, match="likeliest tokens are missing"):
-        policy().divergence(untrained(completions[3]), KINDS)
+        policy().divergence(pack([completions[3]], 1)[0], KINDS)
 
 
 def test_an_update_without_tokens_joins_the_others() -> None:
     """A step's figures are over all its updates, some of which may train nothing."""
     completions, objective = sampled(6), DPPO(0.15, divergence="topk_tv")
     alike = [[0.5] * 4] * 4
-    (batch,) = make_batches(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
+    (batch,) = batched(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
     moved = policy()
     empty = update(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
     full, divergence, _ = stats_of(moved, completions, objective, 200)
@@ -780,13 +785,13 @@ def test_a_run_from_end_to_end(kind: str, terms: dict[str, float], tmp_path: Pat
 
 def test_evaluation_asks_for_no_more_than_it_reads(tmp_path: Path) -> None:
     class Listening(ScriptedEngine):
-        def generate(self, problems, sampling, seed):
-            self.asked = [*getattr(self, "asked", []), (seed[0], sampling.top_logprobs)]
-            return super().generate(problems, sampling, seed)
+        def generate(self, requests):
+            self.asked = [*getattr(self, "asked", []), *((r.key[0], r.sampling.top_logprobs) for r in requests)]
+            return super().generate(requests)
 
     run = tiny_run(objective=DPPO(0.15, divergence="topk_tv"), steps=1)
-    engine = Listening(models.tiny()[1], lambda problem, sample: "1" * sample + "x")
-    train(run, tmp_path, parts=replace(assemble(run), engine=engine))
+    engine = Listening(models.tiny()[1], lambda r: "1" * r.key[-1] + "x")
+    train(run, tmp_path, parts=with_engine(assemble(run), engine))
     assert {k for who, k in engine.asked if who == "evaluation"} == {0}
     assert {k for who, k in engine.asked if who != "evaluation"} == {20}
 
@@ -794,8 +799,7 @@ def test_evaluation_asks_for_no_more_than_it_reads(tmp_path: Path) -> None:
 def test_families_with_other_attention_report_their_law() -> None:
     """Rows that do not share their prompts go another way through the decoder."""
     model = FAMILIES[sorted(FAMILIES)[0]]().eval()
-    _, tokenizer = tiny()
     asked = Sampling(samples=2, max_new_tokens=5, top_logprobs=4)
-    for c in TransformersEngine(model, tokenizer).generate(PROBLEMS[:2], asked, (0,)):
+    for c in transformers_engine(model).generate(PROBLEMS[:2], asked, (0,)):
         assert c.top is not None
         torch.testing.assert_close(c.top.logp, law(model, c, 1.0).topk(4).values, rtol=0, atol=1e-4)

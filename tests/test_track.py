@@ -8,7 +8,6 @@ import json
 import os
 import sqlite3
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, read_records
 from drpo.train.loop import train
 from drpo.train.session import SUMMARY
 from drpo.train.watch import Silent, Together
+from support.forks import fork
 from worlds import tiny_run
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
@@ -249,14 +249,14 @@ def test_a_missing_package_costs_a_line(name: str, tmp_path: Path, monkeypatch: 
 
 
 def test_a_hanging_tracker_does_not_keep_the_process_from_ending(tmp_path: Path):
-    script = (
-        "import threading; from pathlib import Path; from drpo.report.track import Tracked;"
-        "from drpo.train.config import Run;"
-        "t = Tracked('x', lambda *_: threading.Event().wait(), print, 0.1); t.__enter__();"
-        "t.started(Run(), Path('.'), 0); t.__exit__(None, None, None)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, check=True)
-    assert done.stdout.strip() == "tracker x: still busy after 0.1 s; the run goes on without it"
+    def never(*_: object) -> None:
+        threading.Event().wait()
+
+    def hang() -> None:
+        with Tracked("x", never, print, 0.1) as tracked:
+            tracked.started(Run(), Path(), 0)
+
+    assert fork(tmp_path / "out", hang).end() == (0, "tracker x: still busy after 0.1 s; the run goes on without it\n")
 
 
 # ---- the real ones ----

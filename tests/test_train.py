@@ -9,8 +9,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,7 +45,9 @@ from drpo.train.session import CHECKPOINTS, MODEL, load_run
 from drpo.train.setup import assemble
 from drpo.train.update import update
 from drpo.train.watch import Silent
-from drpo.types import Batch, Stats
+from drpo.types import Batch, StepStats
+from support.forks import KillItself, fork
+from support.rollouts import with_engine
 from worlds import Letters, sampling, tiny_run
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
@@ -167,27 +167,12 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_killed_and_resumed_is_one_run_bit_for_bit(tmp_path: Path, lora_rank: int):
+def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, lora_rank: int):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
     run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule="cosine", warmup=1)
     train(run, tmp_path / "whole")
-    script = (
-        "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); import torch, worlds;"
-        f"torch.set_num_threads({torch.get_num_threads()});"
-        "from drpo.train.loop import train; from drpo.train.watch import Silent;"
-        "from drpo.train.config import from_json; import json;"
-        "run = from_json(json.loads(sys.argv[3]))\n"
-        "class Kill(Silent):\n"
-        "    steps = 0\n"
-        "    def stepped(self, step, *_): self.steps = step\n"
-        "    def phase(self, name):\n"
-        "        if self.steps == 2 and name == 'sync': os.kill(os.getpid(), 9)\n"
-        "train(run, pathlib.Path(sys.argv[2]), Kill())"
-    )
-    folder, configuration = tmp_path / "killed", json.dumps(to_json(run))
-    here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", script, here, str(folder), configuration], check=False)
-    assert done.returncode == -signal.SIGKILL
+    folder = tmp_path / "killed"
+    assert fork(tmp_path / "out", train, run, folder, KillItself(2, "sync")).end()[0] == -signal.SIGKILL
     assert checkpoint.latest(folder / CHECKPOINTS).name == "step-000002"
     summary = train(run, folder)
     assert summary["finished"]
@@ -379,8 +364,8 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
     script = ("", "1", "12", "x2")  # fails, abstains, and two that are marked
     run = tiny_run(task=Letters("flaky"), sampling=sampling(samples=4, max_new_tokens=6), eval_problems=0, steps=2)
     tokenizer = models.tiny()[1]
-    engine = ScriptedEngine(tokenizer, lambda problem, i: script[i], logp=-5.0)
-    summary = train(run, tmp_path, parts=replace(assemble(run), engine=engine))
+    engine = ScriptedEngine(tokenizer, lambda r: script[r.key[-1]], logp=-5.0)
+    summary = train(run, tmp_path, parts=with_engine(assemble(run), engine))
     per_step = read_records(tmp_path / METRICS)
     assert [m["reward_failed"] for m in per_step] == [4, 4] and [m["reward_abstained"] for m in per_step] == [4, 4]
     assert summary["reward_failed"] == 8
@@ -392,8 +377,8 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
 
 def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path: Path):
     run = tiny_run(eval_problems=0)
-    engine = ScriptedEngine(models.tiny()[1], lambda problem, i: str(i), logp=-1.0)
-    breaking = replace(assemble(run), engine=engine)
+    engine = ScriptedEngine(models.tiny()[1], lambda r: str(r.key[-1]), logp=-1.0)
+    breaking = with_engine(assemble(run), engine)
 
     class Break(Silent):
         def stepped(self, step, metrics, seconds, groups) -> None:
@@ -436,7 +421,7 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
     """The third update of eight has no finite gradient; the run ends well, as if that one had not been."""
     calls = itertools.count()
 
-    def breaks(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, *rest: object) -> Stats:
+    def breaks(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, *rest: object) -> StepStats:
         if next(calls) != 2:
             return update(policy, optimizer, batch, *rest)
         hook = next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * math.nan)

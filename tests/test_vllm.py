@@ -24,8 +24,7 @@ from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.precision import FP32
 from drpo.recipes import smoke
-from drpo.rollout import ServerEngine, VLLMEngine
-from drpo.rollout.engine import Seed
+from drpo.rollout import EpisodeDriver, ServerEngine, VLLMEngine, encode_prompt
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters
 from drpo.tasks import Addition
@@ -33,8 +32,9 @@ from drpo.train.config import Run
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Completion, Generation, Problem, Request, Sampling
 from rank import run_of
+from support.rollouts import Prompted
 from test_ranks import assert_same_run, launch
 from tiny_world import STOPS, law, own_logp, perturb, small
 
@@ -54,7 +54,7 @@ def distance(completions: Sequence[Completion], model: PreTrainedModel, temperat
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def either_head(request: pytest.FixtureRequest) -> Iterator[tuple[VLLMEngine, bool]]:
-    engine = VLLMEngine(*small(request.param), precision="fp32")
+    engine = Prompted(VLLMEngine(small(request.param)[0], precision="fp32"), *small(request.param))
     yield engine, request.param
     engine.close()
 
@@ -63,7 +63,7 @@ def either_head(request: pytest.FixtureRequest) -> Iterator[tuple[VLLMEngine, bo
 def engine(either_head: tuple[VLLMEngine, bool]) -> VLLMEngine:
     """With the weights that it had at first."""
     engine, tied = either_head
-    engine.load(dict(small(tied)[0].named_parameters()), version=0)
+    engine.load_weights(dict(small(tied)[0].named_parameters()), version=0)
     return engine
 
 
@@ -90,7 +90,7 @@ def test_all_that_decides_what_is_drawn_is_sent():
         "thinking_token_budget", "repetition_detection", "routed_experts_prompt_start", "trace_decode_token_ids",
     }  # fmt: skip
     known = {name for name in vllm.SamplingParams.__annotations__ if not name.startswith("_")}
-    assert known - harmless == set(parameters(SAMPLING, 0, [0]))
+    assert known - harmless == set(parameters(Request(torch.tensor([1]), SAMPLING, frozenset({0}), (0,))))
 
 
 def test_the_first_stop_token_ends_and_is_kept(engine: VLLMEngine):
@@ -143,7 +143,7 @@ def test_sync_canary(engine: VLLMEngine, model: PreTrainedModel):
     for version, seed in ((1, 3), (2, 4)):
         engine.generate(LONG, SAMPLING, (0,))
         old = {n: p.clone() for n, p in model.named_parameters()}
-        engine.load(dict(perturb(model, 0.2, seed).named_parameters()), version)
+        engine.load_weights(dict(perturb(model, 0.2, seed).named_parameters()), version)
         completions = engine.generate(LONG, SAMPLING, (version,))
         assert distance(completions, model).max() < 2e-4
         assert {c.version for c in completions} == {version}
@@ -159,7 +159,7 @@ def test_sync_canary(engine: VLLMEngine, model: PreTrainedModel):
 def test_the_cache_is_warm_where_the_canary_sings(engine: VLLMEngine):
     """What the canary rests on: without a new load the prompts come from the cache."""
     engine.generate(LONG, SAMPLING, (0,))
-    prompt = engine._asker.requests(LONG[:1], SAMPLING, (0,))[0].prompt_ids.tolist()
+    prompt = encode_prompt(small()[1], LONG[0]).tolist()
     how = vllm.SamplingParams(max_tokens=1)
     (output,) = engine._llm.generate([{"prompt_token_ids": prompt}], how, use_tqdm=False)
     assert output.num_cached_tokens >= 128
@@ -168,8 +168,8 @@ def test_the_cache_is_warm_where_the_canary_sings(engine: VLLMEngine):
 class SkipsPacking(VLLMEngine):
     """Weights are loaded, and what vLLM leaves stale stays stale."""
 
-    def load(self, state: Mapping[str, torch.Tensor], version: int) -> None:
-        weights = list(self._handover.checkpoint(state).items())
+    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        weights = list(self._weight_sync.checkpoint(state).items())
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         self._llm.reset_prefix_cache()
         self.version = version
@@ -178,25 +178,25 @@ class SkipsPacking(VLLMEngine):
 class KeepsCache(VLLMEngine):
     """The prefix cache is not reset."""
 
-    def load(self, state: Mapping[str, torch.Tensor], version: int) -> None:
-        self._llm.collective_rpc("drpo_load", args=(list(self._handover.checkpoint(state).items()),))
+    def load_weights(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        self._llm.collective_rpc("drpo_load", args=(list(self._weight_sync.checkpoint(state).items()),))
         self.version = version
 
 
 class Inherits(VLLMEngine):
     """What is not said is taken from the model's generation config, which says top-k 20."""
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        drawn = super().generate(problems, replace(sampling, top_k=sampling.top_k or 20), seed)
-        return [replace(c, sampling=sampling) for c in drawn]
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        return super().generate(
+            [replace(r, sampling=replace(r.sampling, top_k=r.sampling.top_k or 20)) for r in requests]
+        )
 
 
 class Nucleus(VLLMEngine):
     """Top-p 0.9."""
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        drawn = super().generate(problems, replace(sampling, top_p=0.9), seed)
-        return [replace(c, sampling=sampling) for c in drawn]
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        return super().generate([replace(r, sampling=replace(r.sampling, top_p=0.9)) for r in requests])
 
 
 FAULTS = {
@@ -215,8 +215,9 @@ def examined() -> Iterator[tuple[Run, Parts, VLLMEngine]]:
     model, tokenizer = small()
     parts = assemble(run)
     policy = Policy(model, precision=FP32, temperature=1.0)
-    engine = VLLMEngine(model, tokenizer, precision="fp32")
-    yield run, replace(parts, policy=policy, tokenizer=tokenizer), engine
+    engine = VLLMEngine(model, precision="fp32")
+    driver = EpisodeDriver.of(engine, model, tokenizer)
+    yield run, replace(parts, policy=policy, tokenizer=tokenizer, driver=driver), engine
     engine.close()
 
 
@@ -225,7 +226,7 @@ def test_the_doctor_finds_what_vllm_can_do_wrong(kind: type[VLLMEngine], examine
     run, parts, engine = examined
     engine.__class__ = kind
     many = replace(doctor.QUICK, samples=16)  # most end early
-    found = doctor.examine(run, replace(parts, engine=engine), many)
+    found = doctor.examine(run, parts, many)
     broken = {f.check: f.advice for f in found if f.verdict == "broken"}
     check, said = FAULTS[kind]
     if check is None:
@@ -236,13 +237,13 @@ def test_the_doctor_finds_what_vllm_can_do_wrong(kind: type[VLLMEngine], examine
 
 def test_a_model_that_vllm_cannot_run_is_refused_in_one_line():
     with pytest.raises(InputError, match=r"engine='vllm': vLLM cannot run LlamaForCausalLM here \(.*head_dim=8"):
-        VLLMEngine(*models.tiny())
+        VLLMEngine(models.tiny()[0])
 
 
 @pytest.fixture(scope="module")
 def smollm() -> Iterator[tuple[VLLMEngine, PreTrainedModel]]:
     model, tokenizer = models.load(models.SMOLLM2)
-    engine = VLLMEngine(model, tokenizer)
+    engine = Prompted(VLLMEngine(model), model, tokenizer)
     yield engine, model
     engine.close()
 
@@ -254,7 +255,7 @@ def test_smollm2_in_its_own_precision_stays_near_the_plain_model(smollm: tuple[V
     problems = Addition(1, 50).sample(8, step=0, seed=0)
     for version in (0, 1):
         if version:
-            engine.load(dict(perturb(model, 0.01).named_parameters()), version)
+            engine.load_weights(dict(perturb(model, 0.01).named_parameters()), version)
         completions = engine.generate(problems, Sampling(samples=8, max_new_tokens=32), (0, version))
         mu = torch.cat([c.behavior_logp for c in completions])
         pi = torch.cat([own_logp(model, c, 1.0) for c in completions])
@@ -339,7 +340,7 @@ def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
     """Law, seeds, likeliest tokens, new weights; then it is killed and comes back with its first weights."""
     address, process = server
     model, tokenizer = small()
-    engine = ServerEngine(address, model, tokenizer, patience=Patience(60, 3, 0.1))
+    engine = Prompted(ServerEngine(address, model, patience=Patience(60, 3, 0.1)), model, tokenizer)
     completions = engine.generate(LONG, SAMPLING, (0, 1))
     assert distance(completions, model).max() < 2e-4
     again = engine.generate(LONG, SAMPLING, (0, 1))
@@ -348,7 +349,7 @@ def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
         for c in engine.generate(LONG[:1], Sampling(samples=2, max_new_tokens=6, top_logprobs=k), (0,)):
             assert c.top is not None and torch.allclose(c.top.logp, law(model, c, 1.0).topk(k).values, atol=2e-4)
     old, _ = small()
-    engine.load(dict(perturb(model, 0.2).named_parameters()), version=1)
+    engine.load_weights(dict(perturb(model, 0.2).named_parameters()), version=1)
     for seed in range(2):
         completions = engine.generate(LONG, SAMPLING, (0, seed))
         assert distance(completions, model).max() < 2e-4 and distance(completions, old).mean() > 0.1

@@ -33,19 +33,20 @@ from drpo.errors import EngineError, InputError
 from drpo.models import named_tensors
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
-from drpo.rollout.handover import Handover
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm import precision_options, warn_untested
 from drpo.rollout.vllm_request import parameters
 from drpo.rollout.vllm_worker import refresh_packed
+from drpo.rollout.weight_sync import WeightSync
 from drpo.seeds import derive
 from drpo.train import setup
 from drpo.train.checkpoint import latest
 from drpo.train.loop import train
 from drpo.train.watch import Silent
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Completion, Problem, Request, Sampling
 from fake_vllm import FakeServer, Sampler, fake_module
 from hostile import refused
+from support.rollouts import Prompted
 from tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
 from worlds import sampling as tiny_sampling
 from worlds import tiny_run
@@ -64,7 +65,8 @@ def fake() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def engine(fake: FakeServer) -> Iterator[ServerEngine]:
-    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK, concurrency=4)
+    model, tokenizer = tiny(STOPS)
+    engine = Prompted(ServerEngine(fake.address, model, patience=QUICK, concurrency=4), model, tokenizer)
     yield engine
     engine.close()
 
@@ -95,6 +97,11 @@ def destroyed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return groups
 
 
+def vllm_engine(stops: frozenset[int] = frozenset()) -> Prompted:
+    model, tokenizer = tiny(stops)
+    return Prompted(VLLMEngine(model), model, tokenizer)
+
+
 def close_to_law(completions: list[Completion], model: Any, temperature: float = 1.0) -> None:
     for c in completions:
         assert torch.allclose(c.behavior_logp, own_logp(model, c, temperature), atol=1e-5), c.sample
@@ -104,8 +111,10 @@ def close_to_law(completions: list[Completion], model: Any, temperature: float =
 
 
 def test_what_is_sent_is_the_law_and_nothing_is_left_to_a_generation_config():
-    sent = parameters(Sampling(temperature=0.6, top_p=0.9, top_k=7, max_new_tokens=3, top_logprobs=2), 11, [0, 9])
-    law = {"temperature": 0.6, "top_p": 0.9, "top_k": 7, "max_tokens": 3, "logprobs": 2, "seed": 11, "n": 1}
+    asked = Sampling(temperature=0.6, top_p=0.9, top_k=7, max_new_tokens=3, top_logprobs=2)
+    sent = parameters(Request(torch.tensor([1]), asked, frozenset({9, 0}), (5, "a", 1)))
+    law = {"temperature": 0.6, "top_p": 0.9, "top_k": 7, "max_tokens": 3, "logprobs": 2, "seed": derive(5, "a", 1)}
+    law |= {"n": 1}
     none = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
     assert {**law, **none, "stop_token_ids": [0, 9], "ignore_eos": True}.items() <= sent.items()
     assert [sent[n] for n in ("logit_bias", "allowed_token_ids", "bad_words", "stop", "structured_outputs")] == [
@@ -116,7 +125,7 @@ def test_what_is_sent_is_the_law_and_nothing_is_left_to_a_generation_config():
 def test_a_models_generation_config_changes_nothing_but_the_stop_words(started: list[dict[str, Any]]):
     model, tokenizer = tiny()
     model.generation_config = GenerationConfig(eos_token_id=[0, 9], top_k=20, temperature=0.1, repetition_penalty=1.5)
-    VLLMEngine(model, tokenizer).generate(FEW, SAMPLING, (0,))
+    Prompted(VLLMEngine(model), model, tokenizer).generate(FEW, SAMPLING, (0,))
     (options,) = started
     assert options["generation_config"] == "vllm" and options["logprobs_mode"] == "processed_logprobs"
     for sent in options["engine"].asked:
@@ -139,7 +148,7 @@ def either(request: pytest.FixtureRequest) -> Any:
     if request.param == "server":
         return request.getfixturevalue("engine")
     request.getfixturevalue("started")
-    return VLLMEngine(*tiny(STOPS))
+    return vllm_engine(STOPS)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
@@ -183,7 +192,7 @@ def test_sync_canary(either: Any):
     """A large change, while the prompts are cached: the new weights sample, and say so."""
     old, new = tiny(STOPS)[0], perturb(tiny(STOPS)[0], 0.2)
     either.generate(PROBLEMS, SAMPLING, (0,))
-    either.load(dict(new.named_parameters()), version=4)
+    either.load_weights(dict(new.named_parameters()), version=4)
     completions = either.generate(PROBLEMS, SAMPLING, (0,))
     close_to_law(completions, new)
     far = torch.cat([(c.behavior_logp - own_logp(old, c, 1.0)).abs() for c in completions])
@@ -193,7 +202,7 @@ def test_sync_canary(either: Any):
 
 def test_a_state_that_lacks_a_weight_is_refused(either: Any):
     with pytest.raises(InputError, match=r"lack 'model\.norm\.weight'"):
-        either.load({n: p for n, p in tiny()[0].named_parameters() if n != "model.norm.weight"}, version=1)
+        either.load_weights({n: p for n, p in tiny()[0].named_parameters() if n != "model.norm.weight"}, version=1)
     assert either.version == 0
 
 
@@ -204,13 +213,13 @@ def test_vllm_missing_is_said_with_a_way_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     vllm._vllm.cache_clear()
     with pytest.raises(InputError, match=r"engine='vllm'.*install.*--engine transformers"):
-        VLLMEngine(*tiny())
+        VLLMEngine(tiny()[0])
 
 
 def test_an_engine_works_in_this_process_quietly_and_leaves_the_threads(started: list[dict[str, Any]]):
     threads, function = torch.get_num_threads(), torch.set_num_threads
     os.environ["VLLM_LOGGING_LEVEL"] = "DEBUG"  # the user's own word counts
-    engine = VLLMEngine(*tiny(), precision="fp32")
+    engine = VLLMEngine(tiny()[0], precision="fp32")
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1" and os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert torch.get_num_threads() == threads and torch.set_num_threads is function
@@ -223,16 +232,16 @@ def test_an_engine_works_in_this_process_quietly_and_leaves_the_threads(started:
 
 def test_a_prompt_that_leaves_no_room_is_named(started: list[dict[str, Any]]):
     with pytest.raises(InputError, match=r"problem 'long'.*128"):
-        VLLMEngine(*tiny()).generate([Problem("long", "x" * 128, "")], SAMPLING, (0,))
+        vllm_engine().generate([Problem("long", "x" * 128, "")], SAMPLING, (0,))
 
 
 def test_it_sleeps_between_rollouts_where_the_trainer_shares_the_device(started: list[dict[str, Any]]):
-    engine = VLLMEngine(*tiny(STOPS))
-    engine._sleeps = True  # as on a GPU; the stand-in refuses whatever is asked of it asleep
+    engine = vllm_engine(STOPS)
+    engine.engine._sleeps = True  # as on a GPU; the stand-in refuses whatever is asked of it asleep
     for _ in range(2):
         engine.generate(FEW, SAMPLING, (0,))
         assert started[0]["asleep"]
-    engine.load(dict(tiny(STOPS)[0].named_parameters()), 1)
+    engine.load_weights(dict(tiny(STOPS)[0].named_parameters()), 1)
     engine.generate(FEW, SAMPLING, (0,))
 
 
@@ -241,7 +250,7 @@ def test_of_several_processes_each_has_an_engine_on_the_one_device_that_it_sees(
 ):
     monkeypatch.setenv("LOCAL_RANK", "5")
     monkeypatch.delenv("RANK", raising=False)
-    VLLMEngine(*tiny())
+    VLLMEngine(tiny()[0])
     assert started[0]["distributed_executor_backend"] == "external_launcher"
     assert started[0]["place"] == ("1", "0")
     assert os.environ["LOCAL_RANK"] == "5" and "RANK" not in os.environ
@@ -249,7 +258,7 @@ def test_of_several_processes_each_has_an_engine_on_the_one_device_that_it_sees(
 
 def test_alone_vllm_is_told_nothing_of_processes(started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "5")
-    VLLMEngine(*tiny())
+    VLLMEngine(tiny()[0])
     assert "distributed_executor_backend" not in started[0] and started[0]["place"][1] == "5"
 
 
@@ -259,7 +268,7 @@ def test_the_trainers_world_outlives_the_engine(
     how: str, size: int, started: list[dict[str, Any]], destroyed: list[Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(dist, "get_world_size", lambda: size)
-    engine = VLLMEngine(*tiny())
+    engine = VLLMEngine(tiny()[0])
     if how == "closed":
         engine.close()
     else:
@@ -301,13 +310,13 @@ def test_new_weights_for_an_engine_that_failed_say_why_it_failed(started: list[d
     def fails(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("the kernel gave up")
 
-    engine = VLLMEngine(*tiny())
+    engine = vllm_engine()
     started[0]["engine"].generate = fails
     for _ in range(2):
         with pytest.raises(EngineError, match="the kernel gave up"):
             engine.generate(FEW, SAMPLING, (0,))
         with pytest.raises(EngineError, match="the kernel gave up"):
-            engine.load(dict(tiny()[0].named_parameters()), 1)
+            engine.load_weights(dict(tiny()[0].named_parameters()), 1)
 
 
 def test_an_engine_is_closed_where_what_it_was_made_for_is_refused(
@@ -343,7 +352,7 @@ def test_a_checkpoint_has_the_names_that_are_on_disk():
         moe_intermediate_size=8, intermediate_size=8, num_experts=3, num_experts_per_tok=2, tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen3MoeForCausalLM(config)
-    tensors = Handover(model).checkpoint(dict(model.named_parameters()))
+    tensors = WeightSync(model).checkpoint(dict(model.named_parameters()))
     up = [tensors[f"model.layers.0.mlp.experts.{i}.up_proj.weight"] for i in range(3)]
     assert torch.equal(torch.stack(up), model.model.layers[0].mlp.experts.gate_up_proj[:, 8:])
     assert "lm_head.weight" not in tensors
@@ -354,8 +363,8 @@ def test_buffers_that_a_checkpoint_holds_go_along():
     model.model.register_buffer("scale", torch.tensor([3.0]))
     model.model.register_buffer("made_again", torch.tensor([3.0]), persistent=False)
     with pytest.raises(InputError, match=r"lack 'model\.scale'"):
-        Handover(model).checkpoint(dict(model.named_parameters()))
-    tensors = Handover(model).checkpoint(dict(named_tensors(model)))
+        WeightSync(model).checkpoint(dict(model.named_parameters()))
+    tensors = WeightSync(model).checkpoint(dict(named_tensors(model)))
     assert tensors["model.scale"].item() == 3.0 and "model.made_again" not in tensors
 
 
@@ -446,12 +455,12 @@ def test_there_is_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path, 
 def test_another_program_at_the_address(fake: FakeServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fake, "reply", lambda path, body: (404, b"nothing here"))
     with pytest.raises(InputError, match="status 404: nothing here; start one with `drpo serve"):
-        ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+        ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK)
 
 
 def test_a_server_restarted_between_two_rollouts_gets_the_weights_again(engine: ServerEngine, fake: FakeServer):
     new = perturb(tiny(STOPS)[0], 0.2)
-    engine.load(dict(new.named_parameters()), version=2)
+    engine.load_weights(dict(new.named_parameters()), version=2)
     engine.generate(FEW, SAMPLING, (0,))
     loads = fake.loads
     fake.restart()
@@ -462,7 +471,7 @@ def test_a_server_restarted_between_two_rollouts_gets_the_weights_again(engine: 
 def test_answers_drawn_with_other_weights_are_never_used(engine: ServerEngine, fake: FakeServer):
     """Also when only some of a rollout are: the server was restarted in the middle of it."""
     new = perturb(tiny(STOPS)[0], 0.2)
-    engine.load(dict(new.named_parameters()), version=2)
+    engine.load_weights(dict(new.named_parameters()), version=2)
     loads = fake.loads
     fake.faults.extend(["", "", "other weights"])
     close_to_law(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
@@ -475,7 +484,7 @@ def test_answers_drawn_with_other_weights_are_never_used(engine: ServerEngine, f
 def test_weights_that_could_not_be_sent_are_sent_before_the_next_rollout(engine: ServerEngine, fake: FakeServer):
     new, port = perturb(tiny(STOPS)[0], 0.2), int(fake.address.rsplit(":", 1)[1])
     fake.stop()
-    engine.load(dict(new.named_parameters()), version=2)
+    engine.load_weights(dict(new.named_parameters()), version=2)
     fake.start(port)
     completions = engine.generate(FEW, SAMPLING, (0,))
     close_to_law(completions, new)
@@ -483,7 +492,7 @@ def test_weights_that_could_not_be_sent_are_sent_before_the_next_rollout(engine:
 
 
 def test_close_removes_the_weights(fake: FakeServer, tmp_path: Path):
-    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK, folder=tmp_path)
+    engine = ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK, folder=tmp_path)
     assert list(tmp_path.rglob("*.safetensors"))
     engine.close()
     assert not list(tmp_path.iterdir())
@@ -644,15 +653,15 @@ def test_a_server_is_sent_the_token_and_the_password_of_the_environment(
 ):
     fake.token = "secret"
     with pytest.raises(InputError, match=r"401.*DRPO_SERVER_TOKEN"):
-        ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+        ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK)
     monkeypatch.setenv(TOKEN, "secret")
     monkeypatch.setenv(AUTH, "me:pa ss")
-    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+    engine = ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK)
     engine.close()
     assert fake.headers[-1]["authorization"] == "Basic bWU6cGEgc3M="
     monkeypatch.setenv(TOKEN, "two\nlines")
     with pytest.raises(InputError, match=TOKEN):
-        ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+        ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK)
 
 
 def asked(path: str, token: str | None, body: Any = None, kind: str = "http") -> tuple[int, list[str]]:
@@ -716,7 +725,7 @@ def test_everything_that_the_client_calls_is_let_through(fake: FakeServer, monke
     called: list[tuple[str, Any]] = []
     reply = fake.reply
     monkeypatch.setattr(fake, "reply", lambda path, body: called.append((path, body)) or reply(path, body))
-    engine = ServerEngine(fake.address, *tiny(STOPS), patience=QUICK)
+    engine = Prompted(ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK), *tiny(STOPS))
     engine.generate(FEW, SAMPLING, (0,))
     engine.close()
     assert {path.partition("?")[0] for path, _ in called} == CALLS

@@ -28,14 +28,14 @@ from worlds import tiny_run
 
 how, folder, draw = sys.argv[1], Path(sys.argv[2]), TransformersEngine.generate
 
-def generate(engine, problems, sampling, seed):
-    if seed[1] == 2:
+def generate(engine, requests):
+    if requests[0].key[1] == 2:
         if "again" in how:
             subprocess.Popen(["sleep", "1000"])  # of the engine; whoever reads our output would wait for it
         if "dies" in how:
             raise EngineError("engine: it is dead")
         time.sleep(1000)
-    return draw(engine, problems, sampling, seed)
+    return draw(engine, requests)
 
 TransformersEngine.generate = generate
 """

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
-from drpo.rollout import TransformersEngine
-from drpo.types import Completion, Group, Layout, MicroBatch, Problem, Sampling
+from drpo.batch import BatchConfig, make_batches
+from drpo.credit import advantages, group_credit
+from drpo.types import Batch, Completion, Group, Layout, MicroBatch, Problem, Sampling
+from support.rollouts import transformers_engine
 
 STOPS = frozenset(range(0, 257, 9))
 """About every ninth of the random model's 257 words ends a completion: lengths differ, and some reach the limit."""
@@ -65,7 +67,7 @@ def sampled(
     seed: int = 0,
 ) -> list[Completion]:
     sampling = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature)
-    return TransformersEngine(model, tokenizer).generate(problems, sampling, (seed,))
+    return transformers_engine(model, tokenizer).generate(problems, sampling, (seed,))
 
 
 def grouped(completions: Sequence[Completion], rewards: Sequence[Sequence[float]]) -> list[Group]:
@@ -75,6 +77,11 @@ def grouped(completions: Sequence[Completion], rewards: Sequence[Sequence[float]
         Group(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), torch.tensor(r))
         for i, r in zip(ids, rewards, strict=True)
     ]
+
+
+def batched(groups: Sequence[Group], config: BatchConfig) -> list[Batch]:
+    """The batches of a rollout whose completions are credited with their reward less the group's mean."""
+    return make_batches(groups, group_credit(groups, advantage=advantages.mean), config)
 
 
 def completion(

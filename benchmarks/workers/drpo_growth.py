@@ -53,7 +53,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     def repetition(request: Mapping[str, Any]) -> Record:
         groups = made_up(request, vocabulary)
         meter.start()
-        for batch in make_batches(groups, parts.batching):
+        for batch in make_batches(groups, parts.credit(groups, None), parts.batch_config):
             # Nothing is to be learnt from random tokens; a rate of 0 costs AdamW the same arithmetic.
             update(parts.policy, parts.optimizer, batch, run.objective, 0.0, run.max_grad_norm, parts.terms)
         record = meter.stop()

@@ -59,12 +59,12 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     def repetition(request: Mapping[str, Any]) -> Record:
         problems = sample_unseen(run.task, parts.held_out, run.prompts, request["round"], run.seed)
         meter.start()
-        completions = parts.engine.generate(problems, run.sampling, seed=(run.seed, request["round"]))
+        completions = parts.driver.run(problems, run.sampling, (run.seed, request["round"]))
         record = meter.stop()
         tokens = sum(len(c.token_ids) for c in completions)
         return {**record, "tokens": tokens, **figures(*both(parts, completions))}
 
-    return {"settings": f"{type(parts.engine).__name__}, learning rate 0"}, repetition
+    return {"settings": f"{type(parts.driver.engine).__name__}, learning rate 0"}, repetition
 
 
 if __name__ == "__main__":

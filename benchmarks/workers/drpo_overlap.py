@@ -11,10 +11,9 @@ from benchmarks.workers.drpo_step import configuration
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.rollout import ScriptedEngine
-from drpo.rollout.engine import Seed
 from drpo.train.loop import train
 from drpo.train.setup import assemble
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Generation, Request
 
 WORDS = " and so on" * 8
 
@@ -24,10 +23,10 @@ class Elsewhere(ScriptedEngine):
 
     seconds = 0.0
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Wait, and return what the script says."""
         time.sleep(self.seconds)
-        return super().generate(problems, sampling, seed)
+        return super().generate(requests)
 
 
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
@@ -39,9 +38,9 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
         mine = replace(run, overlap=request["overlap"])
         parts = assemble(mine)
         if setup["away_s"] is not None:
-            engine = Elsewhere(parts.tokenizer, lambda problem, sample: f"{problem.id} {sample}{WORDS}")
+            engine = Elsewhere(parts.tokenizer, lambda request: f"{request.key[-2]} {request.key[-1]}{WORDS}")
             engine.seconds = setup["away_s"]
-            parts = replace(parts, engine=engine)
+            parts = replace(parts, driver=replace(parts.driver, engine=engine))
         with tempfile.TemporaryDirectory() as folder:
             meter.start()
             summary = train(mine, Path(folder), parts=parts)

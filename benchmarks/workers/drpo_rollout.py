@@ -9,7 +9,7 @@ from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo import models
 from drpo.precision import resolve_precision
-from drpo.rollout import TransformersEngine
+from drpo.rollout import EpisodeDriver, TransformersEngine
 from drpo.train.setup import default_device
 from drpo.types import Problem, Sampling
 
@@ -18,7 +18,8 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Load the engine; a request has "prompts", "samples", "new_tokens", "round"."""
     device = default_device()
     model, tokenizer = models.load(setup["model"])
-    engine = TransformersEngine(model.to(device), tokenizer, precision=resolve_precision(setup["precision"], device))
+    engine = TransformersEngine(model.to(device), precision=resolve_precision(setup["precision"], device))
+    driver = EpisodeDriver.of(engine, model, tokenizer)
     del model  # the engine has its own copy
     meter = Meter()
 
@@ -26,7 +27,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
         problems = [Problem(str(i), prompt, "") for i, prompt in enumerate(request["prompts"])]
         sampling = Sampling(samples=request["samples"], max_new_tokens=request["new_tokens"])
         meter.start()
-        completions = engine.generate(problems, sampling, seed=(0, request["round"]))
+        completions = driver.run(problems, sampling, (0, request["round"]))
         return {**meter.stop(), "tokens": sum(len(c.token_ids) for c in completions)}
 
     return {"settings": f"torch {torch.__version__.split('+')[0]}; log-probabilities of all tokens"}, repetition

@@ -70,11 +70,11 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     clock = Clock()
     with clock("rollout"):
         problems = sample_unseen(run.task, parts.held_out, run.prompts, number, run.seed)
-        completions = parts.engine.generate(problems, run.sampling, seed=(run.seed, number))
+        completions = parts.driver.run(problems, run.sampling, (run.seed, number))
     with clock("reward"):
         groups = score(problems, completions, pool)
     with clock("update"):
-        batches = make_batches(groups, parts.batching)
+        batches = make_batches(groups, parts.credit(groups, None), parts.batch_config)
         for batch in batches:
             update(
                 parts.policy,
@@ -87,7 +87,7 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
             )
         synchronize()
     with clock("sync"):
-        parts.engine.load(parts.policy.state(), version=number + 1)
+        parts.driver.engine.load_weights(parts.policy.state(), version=number + 1)
         synchronize()
     return {
         "phases": clock.seconds,
@@ -119,7 +119,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     run = configuration(setup)
     parts = assemble(run)
     pool = RewardPool(parts.reward)
-    parts.engine.load(parts.policy.state(), version=0)
+    parts.driver.engine.load_weights(parts.policy.state(), version=0)
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:

@@ -1,35 +1,31 @@
-"""Groups of marked completions -> what each optimiser update trains on."""
+"""Scored groups and the credit of their tokens -> what each optimiser update trains on."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
-from drpo.advantages import Advantage
 from drpo.reductions import Reduction
-from drpo.types import Batch, Completion, Group, Layout, MicroBatch, TopK
+from drpo.types import Batch, Completion, Credit, Group, Layout, MicroBatch, TopK
 
 
 @dataclass(frozen=True)
-class Batching:
+class BatchConfig:
     """How a rollout becomes batches.
 
     Args:
         updates: optimiser updates per rollout; each takes its share of the groups.
-        advantage: rewards of a group -> advantages; None where a critic makes them of the rewards, which stand in their
-            place until then, and where a group of one completion is as good as any.
         reduction: weight per token.
         micro_batch_tokens: most places that go through the model at once; one completion always may.
-        skip_zero_advantage: leave out completions whose gradient is exactly 0; the normaliser still counts them.
+        skip_zero_advantage: leave out completions whose advantages are all 0; the normaliser still counts them.
         share_prompts: let a prompt that several completions continue go through the model once.
         ranks: processes that the micro-batches are for; there is work for each, where there are completions enough.
     """
 
     updates: int
-    advantage: Advantage | None
     reduction: Reduction
     micro_batch_tokens: int
     skip_zero_advantage: bool
@@ -37,68 +33,71 @@ class Batching:
     ranks: int = 1
 
 
-def make_batches(groups: Sequence[Group], how: Batching) -> list[Batch]:
+def make_batches(groups: Sequence[Group], credits: Sequence[Credit], config: BatchConfig) -> list[Batch]:
     """Split a rollout's groups, in order, into the batches of its optimiser updates.
 
-    A group left with fewer than two marked completions has nothing to compare and is dropped, unless a critic makes the
-    advantages. All weights are fixed here, over each whole batch.
+    A completion without credit is not trained and counts nowhere. All weights are fixed here, over each whole batch.
 
     Args:
         groups: of one rollout.
-        how: see `Batching`.
+        credits: of their completions, as a credit rule returns them.
+        config: see `BatchConfig`.
 
     Returns:
-        Up to `how.updates` batches; an update none of whose groups is usable is left out.
+        Up to `config.updates` batches; an update none of whose completions has credit is left out.
     """
-    edges = [len(groups) * i // how.updates for i in range(how.updates + 1)]
+    of = {credit.completion: credit for credit in credits}
+    edges = [len(groups) * i // config.updates for i in range(config.updates + 1)]
     parts = [groups[start:end] for start, end in pairwise(edges)]
-    least = 1 if how.advantage is None else 2
-    usable = [[g for g in part if len(g.completions) >= least] for part in parts]
-    return [_batch(part, how) for part in usable if part]
+    credited = [[of[c] for g in part for c in g.completions if c in of] for part in parts]
+    return [_batch(part, config) for part in credited if part]
 
 
-def untrained(completion: Completion) -> MicroBatch:
-    """Return a micro-batch of one completion that counts nothing, for looking at what the policy says of it."""
-    nothing = torch.zeros(len(completion.token_ids))
-    return _micro_batch([_Row(completion, tuple(completion.prompt_ids.tolist()), 0, 0.0, 0, nothing)])
+def pack(
+    completions: Sequence[Completion], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
+) -> list[MicroBatch]:
+    """Return micro-batches of completions that count nothing, to ask a model about them: their weights are all 0.
+
+    Args:
+        completions: `MicroBatch.sequence` numbers them.
+        micro_batch_tokens: as of `BatchConfig`, like the rest.
+        share_prompts: let a prompt that several completions continue go through the model once.
+        ranks: processes that the micro-batches are for.
+    """
+    nothing = [torch.zeros(len(c.token_ids)) for c in completions]
+    rows = [_row(i, Credit(c, n), n, share_prompts) for i, (c, n) in enumerate(zip(completions, nothing, strict=True))]
+    return [_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks)]
 
 
 def split_micro_batch(
-    micro: MicroBatch, completions: Sequence[Completion], budget: int, share_prompts: bool
+    micro: MicroBatch, credits: Sequence[Credit], budget: int, share_prompts: bool
 ) -> list[MicroBatch]:
-    """Return the same completions, with the same weights, in micro-batches of at most `budget` places.
+    """Return the same tokens, with the same credit and weights, in micro-batches of at most `budget` places.
 
     Args:
         micro: to be split.
-        completions: of its batch, as `MicroBatch.sequence` numbers them.
+        credits: of its batch, as `MicroBatch.sequence` numbers them.
         budget: places; one completion always may take more.
-        share_prompts: as of `Batching`.
+        share_prompts: as of `BatchConfig`.
     """
-    rows = []
-    for i in micro.sequence.unique().tolist():
-        of_one = micro.sequence == i
-        prompt = tuple(completions[i].prompt_ids.tolist())
-        rows.append(_Row(completions[i], prompt, 0 if share_prompts else i, 0.0, i, micro.weight[of_one]))
-    return [_as_before(_micro_batch(part), micro) for part in _within_budget(rows, budget)]
-
-
-def _as_before(part: MicroBatch, micro: MicroBatch) -> MicroBatch:
-    """What the tokens of a part had in the micro-batch that it is of."""
-    own = torch.cat([(micro.sequence == i).nonzero()[:, 0] for i in part.sequence.unique_consecutive()])
-    value, returns = (None if x is None else x[own] for x in (micro.value, micro.returns))
-    return replace(part, advantage=micro.advantage[own], value=value, returns=returns)
+    numbers = micro.sequence.unique().tolist()
+    rows = [_row(i, credits[i], micro.weight[micro.sequence == i], share_prompts) for i in numbers]
+    return [_micro_batch(part) for part in _within_budget(rows, budget)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
     """One completion on its way into a batch; those of equal `prompt` and `alone` share what stands before them."""
 
-    completion: Completion
+    credit: Credit
     prompt: tuple[int, ...]
     alone: int
-    advantage: float
     sequence: int
     weight: Tensor
+
+    @property
+    def completion(self) -> Completion:
+        return self.credit.completion
 
     @property
     def own(self) -> Tensor:
@@ -111,21 +110,20 @@ class _Row:
         return self.prompt, self.alone
 
 
-def _batch(groups: Sequence[Group], how: Batching) -> Batch:
-    completions = [c for g in groups for c in g.completions]
-    advantages = torch.cat([g.rewards if how.advantage is None else how.advantage(g.rewards) for g in groups])
-    lengths = torch.tensor([len(c.token_ids) for c in completions])
-    sequence = torch.arange(len(completions)).repeat_interleave(lengths)
-    weights = how.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())
-    rows = [
-        _Row(c, tuple(c.prompt_ids.tolist()), 0 if how.share_prompts else i, a, i, w)
-        for i, (c, a, w) in enumerate(zip(completions, advantages.tolist(), weights, strict=True))
-    ]
-    trained = [row for row in rows if row.advantage != 0 or not how.skip_zero_advantage]
+def _row(sequence: int, credit: Credit, weight: Tensor, share_prompts: bool) -> _Row:
+    prompt = tuple(credit.completion.prompt_ids.tolist())
+    return _Row(credit, prompt, 0 if share_prompts else sequence, sequence, weight)
+
+
+def _batch(credits: Sequence[Credit], config: BatchConfig) -> Batch:
+    lengths = torch.tensor([len(c.advantage) for c in credits])
+    sequence = torch.arange(len(credits)).repeat_interleave(lengths)
+    weights = config.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())
+    rows = [_row(i, c, w, config.share_prompts) for i, (c, w) in enumerate(zip(credits, weights, strict=True))]
+    trained = [row for row in rows if row.credit.advantage.any() or not config.skip_zero_advantage]
     return Batch(
-        micro_batches=tuple(_micro_batch(part) for part in _split(trained, how.micro_batch_tokens, how.ranks)),
-        completions=tuple(completions),
-        advantages=advantages,
+        micro_batches=tuple(_micro_batch(part) for part in _split(trained, config.micro_batch_tokens, config.ranks)),
+        credits=tuple(credits),
         n_tokens=int(lengths.sum()),
         n_skipped=len(rows) - len(trained),
     )
@@ -193,11 +191,19 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         position=torch.cat(position),
         target=torch.cat([r.completion.token_ids for r in rows]),
         behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),
-        advantage=torch.tensor([r.advantage for r in rows]).repeat_interleave(counts),
+        advantage=torch.cat([r.credit.advantage for r in rows]),
         sequence=torch.tensor([r.sequence for r in rows]).repeat_interleave(counts),
         weight=torch.cat([r.weight for r in rows]),
         top=_top([r.completion for r in rows]),
+        value=_joined([r.credit.value for r in rows]),
+        returns=_joined([r.credit.returns for r in rows]),
     )
+
+
+def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
+    """A critic's figures of all rows, where it has them."""
+    present = [column for column in columns if column is not None]
+    return torch.cat(present) if present else None
 
 
 def _top(completions: Sequence[Completion]) -> TopK | None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drpo import packing
-from drpo.gae import value_loss
+from drpo.credit.gae import value_loss
 from drpo.models import persistent_buffers
 from drpo.positions import sequence_limit
 from drpo.ranks import Ranks

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from drpo.batch import untrained
+from drpo.batch import pack
 from drpo.errors import InputError
 from drpo.policy import Policy
 from drpo.types import Completion
@@ -53,7 +53,8 @@ def exact_divergence(policy: Policy, completions: Sequence[Completion]) -> Exact
             raise InputError(f"{who}: sample with sampling.top_logprobs={words}, the number of words")
     columns = []
     for c in completions:
-        _, _, found = policy.divergence(untrained(c).to(policy.device), ("topk_tv", "topk_kl"))
+        (micro,) = pack([c], micro_batch_tokens=1)
+        _, _, found = policy.divergence(micro.to(policy.device), ("topk_tv", "topk_kl"))
         columns.append(torch.stack([found["topk_tv"], found["topk_kl"]]).cpu().double())
     tv, kl = torch.cat(columns, 1)
     return ExactDivergence(

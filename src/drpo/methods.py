@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from drpo import advantages, reductions
-from drpo.advantages import Advantage
+from drpo import reductions
+from drpo.credit import advantages
+from drpo.credit.advantages import Advantage
 from drpo.objectives import DPPO, DRPO, GSPO, SPO, Objective, PPOClip
 from drpo.reductions import Horizon, Reduction
 

@@ -1,4 +1,4 @@
-"""The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Batch -> Stats.
+"""The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Credit -> Batch.
 
 Letters in shapes: T tokens, G samples of one prompt, P prompt tokens, N completion tokens (of a micro-batch: places), S
 completions of one optimiser batch.
@@ -180,10 +180,101 @@ class TopK:
         """The same on another device."""
         return TopK(self.ids.to(device), self.logp.to(device))
 
+    def require(self, n: int, k: int) -> None:
+        """Check that these are log-probabilities of k tokens at each of n positions.
+
+        Raises:
+            BrokenLogpError: another shape, or a log-probability that is NaN or positive.
+        """
+        for name, column in vars(self).items():
+            if column.shape != (n, k):
+                raise BrokenLogpError(
+                    f"top_logprobs.{name} {list(column.shape)}: must be {[n, k]}, a row for each token and a column "
+                    "for each of sampling.top_logprobs"
+                )
+        wrong = ~(self.logp <= 0)  # a NaN is not <= 0
+        if wrong.any():
+            row, rank = wrong.nonzero()[0].tolist()
+            raise BrokenLogpError(f"top_logprobs.logp[{row}, {rank}]={self.logp[row, rank].item()}; it must be <= 0")
+
     @staticmethod
     def cat(parts: "Sequence[TopK]") -> "TopK":
         """The places of all parts, in order; at least one part, all of the same K."""
         return TopK(torch.cat([p.ids for p in parts]), torch.cat([p.logp for p in parts]))
+
+
+Key: TypeAlias = tuple[int | str, ...]
+"""Names a stream of random numbers; see `drpo.seeds.derive`."""
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+"""Why a generation ended: a stop token, or `Sampling.max_new_tokens`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One row for an engine to sample.
+
+    Args:
+        prompt_ids: [P] int64, P >= 1.
+        sampling: the distribution to sample from; `samples` is not read, since a request is one row.
+        stop: ids of the tokens that end it.
+        key: of its random numbers, which depend on nothing else.
+        name: what error messages call it.
+    """
+
+    prompt_ids: Tensor
+    sampling: Sampling
+    stop: frozenset[int]
+    key: Key
+    name: str = "request"
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What an engine sampled for one request.
+
+    Args:
+        token_ids: [N] int64, N >= 1; ending with the stop token where there is one, never padding.
+        behavior_logp: [N] float32, nats, <= 0; the sampler's log-probability of each of `token_ids`.
+        finish_reason: "stop" or "length".
+        version: of the weights that sampled it, as `Engine.load_weights` received it.
+        top_logprobs: the sampler's most probable tokens at each of the N positions; None where none were asked for.
+
+    Raises:
+        BrokenLogpError: log-probabilities that are missing, NaN, infinite or positive, or not one per token; a
+            `top_logprobs` that has not N rows of as many columns, or whose log-probabilities are NaN or positive.
+
+    Example:
+        >>> Generation(torch.tensor([7, 0]), torch.tensor([-0.5, 0.25]), "stop", version=0)
+        Traceback (most recent call last):
+        ...
+        drpo.errors.BrokenLogpError: behavior_logp[1]=0.25 (token id 0); it must be finite and <= 0, so the sampler's \
+logits are broken or were not reported
+    """
+
+    token_ids: Tensor
+    behavior_logp: Tensor
+    finish_reason: FinishReason
+    version: int
+    top_logprobs: TopK | None = None
+
+    def __post_init__(self) -> None:
+        if self.behavior_logp is None:
+            raise BrokenLogpError("behavior_logp is missing; the engine must report log mu of every sampled token")
+        if self.token_ids.numel() == 0 or self.behavior_logp.shape != self.token_ids.shape:
+            raise BrokenLogpError(
+                f"{self.token_ids.numel()} token_ids but {self.behavior_logp.numel()} behavior_logp; "
+                "there must be one of each for every token, and at least one token"
+            )
+        wrong = ~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise BrokenLogpError(
+                f"behavior_logp[{at}]={self.behavior_logp[at].item()} (token id {int(self.token_ids[at])}); "
+                "it must be finite and <= 0, so the sampler's logits are broken or were not reported"
+            )
+        if self.top_logprobs is not None:
+            self.top_logprobs.require(len(self.token_ids), self.top_logprobs.ids.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,17 +285,13 @@ class Completion:
         problem_id: `Problem.id` of the question.
         sample: which of the group's samples, 0 .. G-1.
         prompt_ids: [P] int64; the prompt as the model read it.
-        token_ids: [N] int64, N >= 1; as sampled, ending with the EOS where there is one, never padding.
+        token_ids: [N] int64, N >= 1; as sampled.
         behavior_logp: [N] float32, nats, <= 0; the sampler's log-probability of each of `token_ids`.
         text: `token_ids` decoded without special tokens, for rewards and people; never encoded again.
         finish: "stop" where an EOS ended it, "length" where `max_new_tokens` did.
         sampling: the law it was drawn from.
         version: of the weights that drew it: the number of rollouts trained on before it.
         top: the sampler's likeliest tokens at each of the N places, where `sampling.top_logprobs` asks for them.
-
-    Raises:
-        BrokenLogpError: log-probabilities that are missing, NaN, infinite or positive, or not one per token; a `top`
-            that has not N rows of `sampling.top_logprobs`, or whose log-probabilities are NaN or positive.
     """
 
     problem_id: str
@@ -213,44 +300,10 @@ class Completion:
     token_ids: Tensor
     behavior_logp: Tensor
     text: str
-    finish: Literal["stop", "length"]
+    finish: FinishReason
     sampling: Sampling
     version: int
     top: TopK | None = None
-
-    def __post_init__(self) -> None:
-        who = f"completion {self.sample} of problem {self.problem_id!r}"
-        if self.behavior_logp is None:
-            raise BrokenLogpError(
-                f"{who}: behavior_logp is missing; the engine must report log mu of every sampled token"
-            )
-        if self.token_ids.numel() == 0 or self.behavior_logp.shape != self.token_ids.shape:
-            raise BrokenLogpError(
-                f"{who}: {self.token_ids.numel()} token_ids but {self.behavior_logp.numel()} behavior_logp; "
-                "there must be one of each for every token, and at least one token"
-            )
-        wrong = ~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)
-        if wrong.any():
-            at = int(wrong.nonzero()[0])
-            raise BrokenLogpError(
-                f"{who}: behavior_logp[{at}]={self.behavior_logp[at].item()} (token id {int(self.token_ids[at])}); "
-                "it must be finite and <= 0, so the sampler's logits are broken or were not reported"
-            )
-        if self.top is not None:
-            self._require_top(who, self.top)
-
-    def _require_top(self, who: str, top: TopK) -> None:
-        wanted = (len(self.token_ids), self.sampling.top_logprobs)
-        for name, column in vars(top).items():
-            if column.shape != wanted:
-                raise BrokenLogpError(
-                    f"{who}: top.{name} {list(column.shape)}: must be {list(wanted)}, a row for each token and a "
-                    "column for each of sampling.top_logprobs"
-                )
-        wrong = ~(top.logp <= 0)  # a NaN is not <= 0
-        if wrong.any():
-            row, rank = wrong.nonzero()[0].tolist()
-            raise BrokenLogpError(f"{who}: top.logp[{row}, {rank}]={top.logp[row, rank].item()}; it must be <= 0")
 
 
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
@@ -308,6 +361,34 @@ class Group:
         return tuple(u.failure for u in (*self.unmarked, *self.zeroed) if u.failure is not None)
 
 
+@dataclass(frozen=True, eq=False)
+class Credit:
+    """What the sampled tokens of one completion are credited with.
+
+    Args:
+        completion: whose they are.
+        advantage: [N] float32.
+        value: [N] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
+            None without a critic, as `returns`.
+        returns: [N] float32, reward units; what the values should have been.
+
+    Raises:
+        InputError: a column that has not one number for each token.
+    """
+
+    completion: Completion
+    advantage: Tensor
+    value: Tensor | None = None
+    returns: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.completion.token_ids.shape
+        for name in ("advantage", "value", "returns"):
+            column = getattr(self, name)
+            if column is not None and column.shape != shape:
+                raise InputError(f"credit.{name} {list(column.shape)}: must be {list(shape)}, one for each token")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which places of a packed row attend to which: segments laid end to end.
@@ -357,9 +438,8 @@ class MicroBatch:
         sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
         weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
         top: the sampler's likeliest tokens at each of the T, or None where it did not report them for all.
-        value: [T] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
-            None without a critic, as `returns`.
-        returns: [T] float32, reward units; what the values should have been.
+        value: [T] float32, as of `Credit`; None without a critic, as `returns`.
+        returns: [T] float32, as of `Credit`.
     """
 
     input_ids: Tensor
@@ -391,26 +471,24 @@ class Batch:
 
     Args:
         micro_batches: the completions that go through the model, split by token budget.
-        completions: the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
-        advantages: [S] float32; of each; the mean of its tokens' where a critic gives every token its own.
+        credits: of the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
         n_tokens: kept tokens in the update, skipped ones too.
-        n_skipped: completions whose advantage, and so whose gradient, is exactly 0.
+        n_skipped: completions whose every advantage, and so whose gradient, is exactly 0.
     """
 
     micro_batches: tuple[MicroBatch, ...]
-    completions: tuple[Completion, ...]
-    advantages: Tensor
+    credits: tuple[Credit, ...]
     n_tokens: int
     n_skipped: int
 
     @property
     def n_sequences(self) -> int:
         """S; the normaliser counts the skipped ones too."""
-        return len(self.completions)
+        return len(self.credits)
 
 
 @dataclass(frozen=True, eq=False)
-class Stats:
+class StepStats:
     """What one optimiser update saw and did; `drpo.train.metrics` turns it into figures.
 
     Args:
@@ -431,7 +509,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class CriticStats:
     """What one optimiser update of a critic saw and did.
 
     Args:

@@ -1,5 +1,8 @@
 """Mistakes of PPO with a critic: in its advantages, its loss, where its values are read, and what a run keeps of it."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from planted import Bug, Replacement
 
 T = "tests/test_critic.py::"
@@ -10,7 +13,7 @@ WHITENED = f"{T}test_whitened_advantages_have_mean_0_and_deviation_1"
 LOSS = f"{T}test_the_value_loss_and_its_gradient"
 GRADIENT = f"{T}test_its_gradient_is_that_of_the_plain_formula"
 PLACES = f"{T}test_values_are_those_of_the_text_before_each_token"
-APPRAISED = f"{T}test_appraisal_gives_each_token_its_advantage"
+CREDITED = f"{T}test_a_critic_credits_each_token_with_its_advantage"
 FIGURES = f"{T}test_the_figures_of_a_step"
 RESUMED = f"{T}test_cut_off_and_resumed_it_is_one_run_bit_for_bit"
 RECORDED = f"{T}test_rollouts_record_what_each_token_was_worth"
@@ -19,7 +22,15 @@ DIVIDED = "tests/test_ranks.py::test_more_processes_are_one_run[3-critic-fsdp]"
 REGROUPED = "tests/test_ranks.py::test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one"
 SKIPPED = f"{T}test_a_broken_update_of_the_critic_is_skipped_and_counted"
 ENDED = f"{T}test_a_critic_that_stays_broken_ends_the_run"
-GAE, VALUE = "gae.py", "train/value.py"
+GAE, CRITIC = "credit/gae.py", "train/critic.py"
+
+
+def _counts_the_policys(right: Callable[..., int]) -> Callable[..., int]:
+    def wrong(session: Any, whose: str, skipped: int, updates: Sequence[Any]) -> int:
+        return right(session, whose, skipped, updates if whose == "policy" else ())
+
+    return wrong
+
 
 BUGS = (
     Bug(
@@ -73,43 +84,11 @@ BUGS = (
         (PLACES,),
     ),
     Bug(
-        8,
-        "the whole reward comes with every token",
-        VALUE,
-        "torch.where(last, micro.advantage, 0)",
-        "micro.advantage",
-        (APPRAISED,),
-    ),
-    Bug(
-        2,
-        "advantages are whitened in each micro-batch",
-        VALUE,
-        "(whitened(advantage) if self.how.whiten else advantage).split([len(v) for v in values])",
-        "[whitened(a) if self.how.whiten else a for a, _ in found]",
-        (f"{APPRAISED}[True]",),
-    ),
-    Bug(
-        19,
-        "what left the clip is counted over several updates and divided by the tokens of one",
-        "train/metrics.py",
-        "n = sum(lesson.n_tokens for lesson in taken)",
-        "n = taken[-1].n_tokens",
-        (FIGURES,),
-    ),
-    Bug(
         2,
         "each process keeps its own gradient",
-        VALUE,
+        CRITIC,
         "self.critic.reduce_gradients(self.ranks)",
         "self.critic.reduce_gradients(ALONE)",
-        (TWO,),
-    ),
-    Bug(
-        12,
-        "values of other processes are taken in the order in which they come",
-        VALUE,
-        "sorted(found, key=lambda pair: pair[0])",
-        "found",
         (TWO,),
     ),
     Bug(
@@ -131,42 +110,10 @@ BUGS = (
     Bug(
         20,
         "the parts of a divided critic are written over one another",
-        VALUE,
+        CRITIC,
         "self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)",
         "self.critic.checkpointed(), self.optimizer, prefix=PREFIX)",
         (REGROUPED,),
-    ),
-    Bug(
-        19,
-        "nobody counts the critic's skipped updates",
-        "train/session.py",
-        'self._count_skipped("critic", self._done.critic_skipped, lessons)',
-        "0",
-        (SKIPPED, ENDED),
-    ),
-    Bug(
-        19,
-        "the weights behind a skipped update of the critic are not kept",
-        "train/session.py",
-        " and all(s.taken for s in lessons))",
-        ")",
-        (SKIPPED,),
-    ),
-    Bug(
-        19,
-        "figures of skipped updates of the critic are recorded",
-        "train/metrics.py",
-        "taken = [lesson for lesson in lessons if lesson.taken]",
-        "taken = list(lessons)",
-        (SKIPPED,),
-    ),
-    Bug(
-        11,
-        "a prompt's only completion is dropped though a critic values it",
-        "batch.py",
-        "least = 1 if how.advantage is None else 2",
-        "least = 2",
-        (f"{T}test_groups_of_one_train_where_a_critic_gives_advantages",),
     ),
     Bug(
         11,
@@ -186,35 +133,43 @@ BUGS = (
     ),
     Bug(
         20,
-        "a resumed run begins with a new critic",
-        "train/session.py",
-        "                self.parts.learner.restore(last)",
-        "                pass",
-        (RESUMED,),
-    ),
-    Bug(
-        20,
         "a resumed critic begins with new moments",
-        VALUE,
+        CRITIC,
         "checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)",
         "checkpoint.restore(folder, self.critic.checkpointed(), None, prefix=PREFIX)",
         (RESUMED,),
-    ),
-    Bug(
-        19,
-        "a record says the mean of a completion's advantages alone",
-        "train/log.py",
-        "if (part != batch.advantages[n]).any():",
-        "if False:",
-        (RECORDED,),
     ),
 )
 
 REPLACEMENTS = (
     Replacement(
         "equal advantages are divided by a deviation of 0",
-        "drpo.gae:all_equal",
+        "drpo.credit.gae:all_equal",
         lambda right: lambda values: values.numel() == 0,
         (WHITENED,),
+    ),
+    Replacement(
+        "advantages of a critic are not whitened",
+        "drpo.credit.rules:whitened",
+        lambda right: lambda advantage: advantage,
+        (f"{CREDITED}[True]", RECORDED),
+    ),
+    Replacement(
+        "nobody counts the critic's skipped updates",
+        "drpo.train.session:Session._count_skipped",
+        _counts_the_policys,
+        (SKIPPED, ENDED),
+    ),
+    Replacement(
+        "a record says the mean of a completion's advantages alone",
+        "drpo.train.log:_advantage_record",
+        lambda right: lambda advantage: {"advantage": right(advantage)["advantage"]},
+        (RECORDED,),
+    ),
+    Replacement(
+        "a resumed run begins with a new critic",
+        "drpo.train.critic:CriticTrainer.restore",
+        lambda right: lambda self, folder: None,
+        (RESUMED,),
     ),
 )

@@ -67,14 +67,6 @@ BUGS = (
     ),
     Bug(
         14,
-        "the canary's prompt is never warm",
-        SYNC,
-        '    engine.generate([warm], sampling, seed=("canary", 0))\n    with changed',
-        "    with changed",
-        (f"{FAULT}[a warm prefix cache]",),
-    ),
-    Bug(
-        14,
         "the canary leaves its changes behind",
         SYNC,
         "                p.copy_(before[name])",

@@ -32,7 +32,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the engine keeps the buffers that it began with",
-        "drpo.rollout.transformers:TransformersEngine.load",
+        "drpo.rollout.transformers:TransformersEngine.load_weights",
         _load_without_buffers,
         (f"{S}test_engines_take_buffers_as_they_are_now",),
     ),
@@ -98,7 +98,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the sampler's prompts may pass the limit of a rotary embedding",
-        "drpo.rollout.engine:PromptLimits.too_long",
+        "drpo.rollout.prompts:PromptLimits.too_long",
         lambda right: lambda self, prompt_ids, sampling: False,
         (f"{P}test_the_sampler_refuses_what_may_become_longer",),
     ),

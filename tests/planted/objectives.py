@@ -244,7 +244,7 @@ BUGS = (
     Bug(
         11,
         "equal rewards leave rounding noise, and zscore blows it up",
-        "advantages.py",
+        "credit/advantages.py",
         "    wide = rewards.double()\n",
         "    return rewards - rewards.mean()\n    wide = rewards.double()\n",
         (f"{GROUPS}test_constant_group_has_exactly_zero_advantage[zscore]",),
@@ -252,7 +252,7 @@ BUGS = (
     Bug(
         11,
         "a group of one sample is accepted",
-        "advantages.py",
+        "credit/advantages.py",
         "len(rewards) < 2",
         "len(rewards) < 1",
         (f"{GROUPS}test_a_group_of_one_is_refused_with_what_to_change",),

@@ -96,16 +96,16 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a tokenizer's EOS ends the prompt",
-        "drpo.rollout.engine:_unended",
+        "drpo.rollout.prompts:_unended",
         _with_ending,
         (f"{PROMPTS}test_what_a_tokenizer_appends_is_not_part_of_the_prompt",),
     ),
     Replacement(
         "a prompt may be longer than the model's positions",
-        "drpo.rollout.engine:PromptLimits.too_long",
+        "drpo.rollout.prompts:PromptLimits.too_long",
         _no_limit,
         (
-            f"{PROMPTS}test_a_prompt_that_the_model_cannot_read_is_refused_by_its_problem[Asker]",
+            f"{PROMPTS}test_a_prompt_that_the_model_cannot_read_is_refused_by_its_problem",
             f"{PROMPTS}test_long_prompts_are_dropped_counted_and_replaced",
         ),
     ),

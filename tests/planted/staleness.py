@@ -31,17 +31,6 @@ BUGS = (
     ),
     Bug(
         14,
-        "an evaluation is of the weights that sample",
-        FILE,
-        """        self.settle()
-        self._load(state, version)
-        return self._engine""",
-        """        self.settle()
-        return self._engine""",
-        (EVALUATED,),
-    ),
-    Bug(
-        14,
         "the weights of an evaluation go on sampling",
         FILE,
         "self._load(lambda: old, age)",
@@ -55,10 +44,10 @@ BUGS = (
         """            self._loaded = None  # unknown, should the hand-over fail
             whole = state()  # which divided ranks gather together
             with self._apart():
-                self._engine.load(whole, version)
+                self._driver.engine.load_weights(whole, version)
             self._loaded = version""",
         """            self._loaded = version
-            self._engine.load(state(), version if version % 4 else 0)""",
+            self._driver.engine.load_weights(state(), version if version % 4 else 0)""",
         (VERSIONS,),
     ),
     Bug(

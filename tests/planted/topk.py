@@ -181,14 +181,6 @@ BUGS = (
         (ENGINE,),
     ),
     Bug(
-        9,
-        "a broken report is taken",
-        "types.py",
-        "        if self.top is not None:\n            self._require_top(who, self.top)\n",
-        "",
-        (f"{TOPK}test_a_completion_refuses_a_broken_report",),
-    ),
-    Bug(
         18,
         "additive terms forget the divergence",
         "train/update.py",

@@ -27,11 +27,9 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
   drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
   drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
   drpo compare RECIPE --objectives ...    one training with several objectives, over seeds and regimes
-  drpo lab                                which trust region holds, on a tiny transformer: maps, in minutes
   drpo recipes                            what there is to train
   drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
   drpo replay RUN [--objectives ...]      ask other objectives what they would have done with a run's batch
-  drpo exact                              check the theory on problems computed exactly, in seconds
   drpo env                                versions, hardware and settings, for a report of a bug
 
 Try:
@@ -51,17 +49,15 @@ COMMANDS: Mapping[str, str] = {
     "report": "drpo.cli.report",
     "doctor": "drpo.cli.doctor",
     "compare": "drpo.cli.compare",
-    "lab": "drpo.cli.lab",
     "serve": "drpo.cli.serve",
     "recipes": "drpo.cli.train",
     "weights": "drpo.cli.weights",
     "replay": "drpo.cli.replay",
-    "exact": "drpo.cli.exact",
     "env": "drpo.cli.env",
 }
 """Command -> the module whose function of that name does it, given the arguments, and returns the exit status."""
 
-LASTING = ("train", "compare", "lab", "serve")
+LASTING = ("train", "compare", "serve")
 """Commands whose work goes on when nobody can read what they say."""
 LESS = "free some, lift `ulimit -v`, or make steps smaller: --micro-batch-tokens, --prompts, --sampling.max-new-tokens"
 

@@ -51,7 +51,7 @@ def doctor(arguments: list[str]) -> int:
                 if not options.json:
                     print_finding(console, finding)
         finally:
-            parts.engine.close()
+            parts.driver.engine.close()
     broken = [f.check for f in findings if f.verdict == "broken"]
     if options.json:
         print(json.dumps({"sound": not broken, "findings": [asdict(f) for f in findings]}, indent=2))

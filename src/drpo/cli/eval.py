@@ -17,7 +17,7 @@ from drpo.precision import resolve_precision
 from drpo.report.console import mean_score, paired_change
 from drpo.report.payload import finite
 from drpo.rewards import Marking, RewardPool
-from drpo.rollout import PromptLimits, TransformersEngine, fitting
+from drpo.rollout import EpisodeDriver, TransformersEngine, fitting
 from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
@@ -90,13 +90,13 @@ def eval(arguments: list[str]) -> int:
     model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
     device = default_device()
     precision = resolve_precision(options.precision, device)
+    driver = EpisodeDriver.of(TransformersEngine(model, precision=precision, device=device), model, tokenizer)
     if options.drop_long_prompts:
-        held_out = only_fitting(held_out, fitting(tokenizer, PromptLimits.of(model), options.sampling))
-    engine = TransformersEngine(model, tokenizer, precision=precision, device=device)
+        held_out = only_fitting(held_out, fitting(tokenizer, driver.limits, options.sampling))
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.marking) as pool, waiting:
         before = _before(Path(name), options) if run is not None and options.sampling == default.sampling else {}
-        result = evaluate(engine, held_out, options.sampling, pool, seed=options.seed, step=0, before=before)
+        result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=0, before=before)
     if options.json:
         print(json.dumps(finite(asdict(result))))
     else:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from drpo.errors import InputError
-from drpo.train.config import SPELLED, Run, is_foreign_code, to_json
+from drpo.spelling import names_code
+from drpo.train.config import SPELLED, Run, to_json
 from drpo.train.session import CONFIG, load_run
 
 CODE = (*SPELLED, "model")
@@ -79,12 +80,12 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def foreign_code(run: Run) -> dict[str, str]:
-    """Return the fields of a run that are code which is not this package's: name -> spelling."""
+    """Return the fields of a run that name code to import: name -> spelling."""
     spelled = {name: text for name, text in to_json(run).items() if name in CODE and text is not None}
-    found = {name: text for name, text in spelled.items() if is_foreign_code(text)}
+    found = {name: text for name, text in spelled.items() if names_code(text)}
     for name in ("task", "eval_task"):
         reward = getattr(getattr(run, name), "reward_name", "")
-        if is_foreign_code(reward):
+        if names_code(reward):
             found[name] = reward
     return found
 

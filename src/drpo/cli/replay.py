@@ -10,15 +10,15 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from drpo import objectives as known
-from drpo.cli.exact import print_sheet
 from drpo.cli.options import parse
 from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
 from drpo.files import write_text
 from drpo.lab.replay import recorded
 from drpo.lab.replay import replay as replayed
+from drpo.report.payload import finite
 from drpo.report.replay import Decode, draw_replay, replay_sheets
-from drpo.report.theory import plain
+from drpo.report.sheet import print_sheet
 from drpo.terminal import Terminal
 from drpo.train.session import MODEL
 
@@ -69,7 +69,7 @@ def replay(arguments: list[str]) -> int:
     draw_replay(found, batch, asked, options.out)
     console.print(f"drawn to {options.out}")
     if options.json is not None:
-        write_text(options.json, json.dumps(plain(asdict(found)), indent=1) + "\n")
+        write_text(options.json, json.dumps(finite(asdict(found)), indent=1) + "\n")
         console.print(f"written to {options.json}")
     return 0
 

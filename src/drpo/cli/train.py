@@ -187,7 +187,7 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
     transformers_logging.disable_progress_bar()
     parts = assemble(run, ranks)
     again = partial(begin_again, folder, options.restarts, _resume_flags(run, options))
-    with closing(parts.engine):
+    with closing(parts.driver.engine):
         try:
             return _train_with(parts, run, folder, options, again)
         except EngineError as error:

@@ -7,7 +7,6 @@ from drpo.doctor import law, machine, marking, signal, sync, tokens
 from drpo.doctor.evidence import Evidence, at_temperature, gather
 from drpo.doctor.finding import Finding, Verdict
 from drpo.exact import exact_divergence
-from drpo.models import stop_ids
 from drpo.objectives import region_radius
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
@@ -52,18 +51,18 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         parts: made from it, untrained.
         size: how much to look at.
     """
-    policy, engine = parts.policy, parts.engine
-    stop = sorted(stop_ids(policy.model, parts.tokenizer))
+    policy, driver = parts.policy, parts.driver
+    stop = sorted(driver.stop)
     problems = sample_unseen(run.task, (), max(size.prompts, size.answers), 0, run.seed, parts.fits)
     # Short completions are enough: how well they answer does not matter here.
     sampling = replace(
         run.sampling, samples=size.samples, max_new_tokens=min(size.new_tokens, run.sampling.max_new_tokens)
     )
-    engine.load(policy.state(), version=0)
+    driver.engine.load_weights(policy.state(), version=0)
 
     def look(temperature: float, prompts: int) -> Evidence:
         how = replace(sampling, temperature=temperature)
-        return gather(policy, engine, problems[:prompts], how, stop, run.seed)
+        return gather(policy, driver, problems[:prompts], how, run.seed)
 
     seen = look(run.sampling.temperature, size.prompts)
     group = [c for c in seen.completions if c.problem_id == seen.completions[0].problem_id]
@@ -85,10 +84,10 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         yield signal.signal(_sampled_groups(run, parts), run.advantage)
     usual = float((seen.logp - seen.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
-    yield sync.canary(policy, engine, problems, short, usual)
+    yield sync.canary(policy, driver, problems, short, usual)
     if size.slow_too:
         words = len(policy.model.get_output_embeddings().weight)
-        whole = engine.generate(problems[:2], replace(short, top_logprobs=words), seed=("doctor", run.seed))
+        whole = driver.run(problems[:2], replace(short, top_logprobs=words), ("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
             yield law.divergence(exact_divergence(policy, whole))
         if (found := _routing(parts, seen)) is not None:
@@ -102,7 +101,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         micro_batch_tokens=run.micro_batch_tokens,
         rows=run.prompts * run.sampling.samples,
         row_tokens=longest + run.sampling.max_new_tokens,
-        critic=None if parts.learner is None else parts.learner.critic,
+        critic=None if parts.critic is None else parts.critic.critic,
     )
     yield from marking.reward(parts.reward, problems[: size.answers], run.marking)
 
@@ -113,7 +112,7 @@ def _sampled_groups(run: Run, parts: Parts) -> list[Group]:
 
     def draw(part: int) -> list[Group]:
         problems = run.task.sample(signal.FIRST, part, run.seed)
-        return score(problems, parts.engine.generate(problems, law, seed=("doctor", "signal", run.seed)), pool)
+        return score(problems, parts.driver.run(problems, law, ("doctor", "signal", run.seed)), pool)
 
     with RewardPool(parts.reward, run.marking) as pool:
         return list(signal.sampled(draw, run.advantage))
@@ -121,11 +120,11 @@ def _sampled_groups(run: Run, parts: Parts) -> list[Group]:
 
 def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:
     """Compared where the sampler is a model in this process, and a mixture of experts."""
-    if not isinstance(parts.engine, TransformersEngine):
+    if not isinstance(parts.driver.engine, TransformersEngine):
         return None
     lengths = [len(c.token_ids) for c in seen.completions]
     return routing_mismatch(
-        parts.engine.model,
+        parts.driver.engine.model,
         parts.policy.model,
         seen.completions,
         trainer_dtype=parts.policy.dtype,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from drpo import advantages
-from drpo.batch import Batching, make_batches
+from drpo.batch import BatchConfig, make_batches
+from drpo.credit import advantages, group_credit
 from drpo.policy import Policy
 from drpo.reductions import token_mean
-from drpo.rollout import Engine
+from drpo.rollout import EpisodeDriver
 from drpo.seeds import derive
 from drpo.types import Completion, Group, MicroBatch, Problem, Sampling, Tokens
 
@@ -65,23 +65,22 @@ class Evidence:
 
 
 def gather(
-    policy: Policy, engine: Engine, problems: Sequence[Problem], sampling: Sampling, stop: Sequence[int], seed: int
+    policy: Policy, driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, seed: int
 ) -> Evidence:
     """Sample completions and look at them from both sides. The policy's weights are those the engine has.
 
     Args:
         policy: the model in training, at the sampling temperature.
-        engine: samples.
+        driver: has the problems answered.
         problems: to sample for.
         sampling: at least 2 samples of each.
-        stop: ids that end a completion.
         seed: of the sampling.
     """
-    completions = engine.generate(problems, sampling, seed=("doctor", seed))
+    completions = driver.run(problems, sampling, ("doctor", seed))
     with torch.no_grad():
         logp = trainer_logp(policy, completions)
         laws = [
-            _figures(c, logits, sampling.temperature, stop)
+            _figures(c, logits, sampling.temperature, sorted(driver.stop))
             for c, logits in zip(completions, plain_logits(policy, completions), strict=True)
         ]
     columns = {name: torch.cat([figures[name] for figures in laws]) for name in laws[0]}
@@ -111,15 +110,15 @@ def micro_batches(
     ids = dict.fromkeys(c.problem_id for c in completions)
     by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
     groups = [Group(Problem(c[0].problem_id, "", ""), c, torch.arange(len(c)) % 2 * 1.0) for c in by_problem]
-    how = Batching(
+    config = BatchConfig(
         updates=1,
-        advantage=advantages.mean,
         reduction=token_mean,
         micro_batch_tokens=micro_batch_tokens,
         skip_zero_advantage=False,
         share_prompts=policy.shares_prompts,
     )
-    return [m.to(policy.device) for batch in make_batches(groups, how) for m in batch.micro_batches]
+    credits = group_credit(groups, advantage=advantages.mean)
+    return [m.to(policy.device) for batch in make_batches(groups, credits, config) for m in batch.micro_batches]
 
 
 def trainer_logp(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:

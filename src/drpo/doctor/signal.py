@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from math import comb
 
-from drpo.advantages import Advantage
+from drpo.credit.advantages import Advantage
 from drpo.doctor.finding import Finding, judge
 from drpo.types import Group
 

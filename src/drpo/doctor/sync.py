@@ -9,7 +9,7 @@ from torch import Tensor
 from drpo.doctor.evidence import trainer_logp
 from drpo.doctor.finding import Finding, judge
 from drpo.policy import Policy
-from drpo.rollout import Engine
+from drpo.rollout import EpisodeDriver
 from drpo.types import Completion, Problem, Sampling
 
 PROMPT_CHARACTERS = 800
@@ -20,7 +20,7 @@ CHANGE, HEAD_CHANGE = 0.1, 0.5
 
 
 def canary(
-    policy: Policy, engine: Engine, problems: Sequence[Problem], sampling: Sampling, usual_gap: float
+    policy: Policy, driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, usual_gap: float
 ) -> Finding:
     """Change all weights much, hand them over, and compare log-probabilities, on a prompt seen before and on a new one.
 
@@ -28,20 +28,20 @@ def canary(
 
     Args:
         policy: the model in training.
-        engine: with the policy's weights.
+        driver: its engine has the policy's weights.
         problems: to make prompts of.
         sampling: few tokens.
         usual_gap: mean |log mu - log pi| at equal weights.
     """
     warm, cold = _prompts(problems)
-    engine.generate([warm], sampling, seed=("canary", 0))
+    driver.run([warm], sampling, ("canary", 0))
     with changed(policy):
-        engine.load(policy.state(), version=1)
-        after = engine.generate([warm, cold], sampling, seed=("canary", 1))
+        driver.engine.load_weights(policy.state(), version=1)
+        after = driver.run([warm, cold], sampling, ("canary", 1))
         new = _by_problem(after, _gaps(policy, after))
     old = _by_problem(after, _gaps(policy, after))
-    engine.load(policy.state(), version=0)
-    again = engine.generate([warm], sampling, seed=("canary", 0))
+    driver.engine.load_weights(policy.state(), version=0)
+    again = driver.run([warm], sampling, ("canary", 0))
     back = _by_problem(again, _gaps(policy, again))[warm.id]
     limit = 3 * usual_gap + 0.1
     stamped = all(c.version == 1 for c in after) and all(c.version == 0 for c in again)

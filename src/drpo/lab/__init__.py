@@ -1,1 +1,1 @@
-"""The lab: which trust region holds, where. Comparisons of runs, problems small enough to solve exactly, statistics."""
+"""Comparisons of runs: their grid, the processes that train them, statistics over seeds; and recorded batches again."""

@@ -7,7 +7,6 @@ from drpo.errors import InputError
 from drpo.files import require_own
 from drpo.lab.crew import LOG, Crew, Work
 from drpo.lab.outcome import CELLS, RESULTS, Comparison, cells_of, read_cell, read_comparison, save_results
-from drpo.train.log import ROLLOUTS
 from drpo.train.session import load_run
 from drpo.train.stop import StopRequest
 
@@ -69,13 +68,6 @@ def compare(
     comparison = read_comparison(folder)
     save_results(comparison, folder / RESULTS)
     return comparison, stop.signal
-
-
-def release(folder: Path) -> None:
-    """Delete the rollouts of the cells that are over; what results.json holds does not need them."""
-    for cell in cells_of(folder):
-        if read_cell(cell).over:
-            (cell / ROLLOUTS).unlink(missing_ok=True)
 
 
 def models_of(cells: Sequence[Path]) -> set[str]:

@@ -12,7 +12,7 @@ from drpo.files import save_figure
 from drpo.lab.replay import Bucket, Dispute, Recorded, Replay, context
 from drpo.objectives import Objective, gradient_weight, shift, spell
 from drpo.report.palette import COLORS
-from drpo.report.theory import Sheet
+from drpo.report.sheet import Sheet
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")

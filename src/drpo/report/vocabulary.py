@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from drpo import models
 from drpo.errors import InputError
-from drpo.train.config import Run, is_foreign_code
+from drpo.spelling import names_code
+from drpo.train.config import Run
 from drpo.train.session import MODEL
 
 _WORD_START = "\u2581"
@@ -34,7 +35,7 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
     A model that the run names as module:function is not imported for it.
     """
     exported = folder / MODEL
-    if not exported.exists() and is_foreign_code(run.model):
+    if not exported.exists() and names_code(run.model):
         return None
     try:
         return models.load_tokenizer(str(exported) if exported.exists() else run.model)

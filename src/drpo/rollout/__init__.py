@@ -1,12 +1,15 @@
-"""Rollout engines: they draw completions and report the log-probability of every token under the law they drew from."""
+"""Rollouts: engines sample token ids and report their log-probabilities; the episode driver stands before them."""
 
-from drpo.rollout.engine import Engine, NoEngine, PromptLimits, ScriptedEngine, encode_prompt, encode_prompts, fitting
+from drpo.rollout.engine import Engine, NoEngine, ScriptedEngine
+from drpo.rollout.episodes import EpisodeDriver
+from drpo.rollout.prompts import PromptLimits, encode_prompt, encode_prompts, fitting
 from drpo.rollout.server import ServerEngine
 from drpo.rollout.transformers import TransformersEngine
 from drpo.rollout.vllm import VLLMEngine
 
 __all__ = [
     "Engine",
+    "EpisodeDriver",
     "NoEngine",
     "PromptLimits",
     "ScriptedEngine",

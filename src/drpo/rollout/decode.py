@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,8 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 from drpo.errors import InputError
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, windows
-from drpo.rollout.sample import draw, likeliest
-from drpo.types import Sampling, TopK
+from drpo.rollout.engine import generation
+from drpo.rollout.sample import draw, likeliest, uniforms
+from drpo.types import Generation, Request, Sampling, TopK
 
 log = logging.getLogger("drpo")
 
@@ -38,19 +38,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 """How far a cache may take logits from those without one; in 16 bits a mixture may send a token to another expert."""
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """One row's tokens [N], their log-probabilities [N], and whether a stop word ended it.
-
-    `top` has the likeliest tokens at each, [N, K], or is None where `sampling.top_logprobs` is 0.
-    """
-
-    token_ids: Tensor
-    logp: Tensor
-    stopped: bool
-    top: TopK | None = None
 
 
 class Decoder(Protocol):
@@ -213,17 +200,31 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = own
 
 
-def draw_rows(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> list[Drawn]:
-    """Draw every row to its end, row b with the random numbers u[b] [N]; `stop` holds the words that end one."""
-    tokens, logps, top = _draw_on(decoder, u, stop, sampling)
-    ends = torch.isin(tokens, stop.cpu())
+def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> list[Generation]:
+    """Draw every row to its end.
+
+    Args:
+        decoder: has read the prompts; its row b is that of request b.
+        requests: of one `sampling` and one `stop`.
+        version: of the decoder's weights.
+
+    Raises:
+        BrokenLogpError: a row's logits are not finite.
+    """
+    sampling = requests[0].sampling
+    u = torch.stack([uniforms(r.key, sampling.max_new_tokens) for r in requests])
+    stop = torch.tensor(sorted(requests[0].stop), dtype=torch.int64)
+    tokens, logps, top = _draw_on(decoder, u, stop.to(decoder.logits.device), sampling)
+    ends = torch.isin(tokens, stop)
     lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1]).tolist()
-    # Copies: ordinary tensors, not inference ones, and not views of the whole turn's.
+    # Copies: ordinary tensors, not inference ones, and not views of the whole batch's.
     return [
-        Drawn(
+        generation(
+            requests[b],
             tokens[b, :n].clone(),
             logps[b, :n].clone(),
-            bool(ends[b, n - 1]),
+            "stop" if ends[b, n - 1] else "length",
+            version,
             None if top is None else TopK(top.ids[b, :n].clone(), top.logp[b, :n].clone()),
         )
         for b, n in enumerate(lengths)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from socket import SHUT_RDWR
@@ -21,16 +21,15 @@ import torch
 import urllib3
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from drpo.credentials import headers
 from drpo.errors import InputError
 from drpo.models import named_tensors
 from drpo.positions import sequence_limit
-from drpo.rollout.engine import Seed
-from drpo.rollout.handover import Handover
-from drpo.rollout.vllm_request import Answer, Asker, Request
-from drpo.types import Completion, Problem, Sampling
+from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
+from drpo.rollout.weight_sync import WeightSync
+from drpo.types import Generation, Request
 
 log = logging.getLogger("drpo")
 
@@ -69,7 +68,7 @@ class Patience:
 class ServerEngine:
     """Samples with a vLLM server that `drpo serve` started, on this machine or one that shares a folder with it.
 
-    Every completion is a request of its own, many at a time. The weights go into a file in `folder`, which the server
+    Many requests are under way at a time. The weights go into a file in `folder`, which the server
     is told to load; then it is told to forget its cached keys and values, and to label what it draws from now on. Each
     answer carries that label, so one that was drawn with other weights (the server was restarted, another run sent its
     own) is noticed, never trained on, and the weights are sent again.
@@ -79,7 +78,6 @@ class ServerEngine:
     Args:
         address: http://host:port.
         model: the transformers model that is served.
-        tokenizer: its tokenizer.
         folder: where the weights are put, at the same path on both sides; None makes a temporary one on this machine.
         patience: how long to wait.
         concurrency: most requests under way at once.
@@ -95,7 +93,6 @@ class ServerEngine:
         self,
         address: str,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
         *,
         folder: Path | None = None,
         patience: Patience | None = None,
@@ -107,7 +104,7 @@ class ServerEngine:
                 "started; set --engine transformers, or vllm"
             )
         self.version = 0
-        self._asker, self._handover = Asker(model, tokenizer), Handover(model)
+        self._weight_sync, self._vocabulary = WeightSync(model), int(model.config.get_text_config().vocab_size)
         self._patience = patience or Patience()
         self._server = Server(address, self._patience.request_s, concurrency, model.name_or_path)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="drpo-rollout")
@@ -121,26 +118,23 @@ class ServerEngine:
             raise self._server.gone(f"cannot be reached ({problem})") from None
         self._stage(named_tensors(model))
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Return what was sampled for each request, in order.
 
         Raises:
             InputError: the server stayed away for as long as `Patience` says, or its answers cannot be used.
         """
-        # The server's list of the likeliest holds the sampled token first, and then as many as make up the number.
-        some = 0 < sampling.top_logprobs < self._asker.vocabulary
-        asked = replace(sampling, top_logprobs=sampling.top_logprobs + 1) if some else sampling
-        requests = self._asker.requests(problems, asked, seed)
-        done: dict[int, Completion] = {}
+        require_vocabulary(requests, self._vocabulary)
+        done: dict[int, Generation] = {}
         for attempt in range(self._patience.attempts):
-            failure = self._attempt(requests, sampling, done)
+            failure = self._attempt(requests, done)
             if failure is None:
                 return [done[i] for i in range(len(requests))]
             if attempt + 1 < self._patience.attempts:
                 self._wait(attempt, f"{len(requests) - len(done)} of {len(requests)} requests failed ({failure})")
         raise self._server.gone(f"gave no usable answer in {self._patience.attempts} attempts ({failure})")
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """Take new weights and send them; where the server is away, the next `generate` sends them and waits for it.
 
         So a server that dies between two rollouts ends the run, if it must, in a rollout, before which all is saved.
@@ -169,7 +163,7 @@ class ServerEngine:
 
     def _stage(self, state: Mapping[str, Tensor]) -> None:
         """Write the weights, rounded as the server would."""
-        tensors = self._handover.checkpoint(state)
+        tensors = self._weight_sync.checkpoint(state)
         save_file({n: t.to(self._dtype).cpu().contiguous() for n, t in tensors.items()}, self._file)
         self._loads += 1  # not the version: other weights may come under the same
         self._sent = None
@@ -178,7 +172,7 @@ class ServerEngine:
         self._server.load(self._file, self._label)
         self._sent = self._label
 
-    def _attempt(self, requests: Sequence[Request], sampling: Sampling, done: dict[int, Completion]) -> str | None:
+    def _attempt(self, requests: Sequence[Request], done: dict[int, Generation]) -> str | None:
         """Ask for what is not done; return None where all is, else what went wrong with one of them."""
         try:
             if self._sent is None:
@@ -188,17 +182,21 @@ class ServerEngine:
         missing = [i for i in range(len(requests)) if i not in done]
         answers = list(self._threads.map(lambda i: self._ask(requests[i]), missing))
         for i, answer in zip(missing, answers, strict=True):
-            if isinstance(answer, Answer):
-                done[i] = self._asker.completion(requests[i], answer, sampling, self.version)
+            if isinstance(answer, Generation):
+                done[i] = answer
         failures = [answer for answer in answers if isinstance(answer, UnreachableError)]
         if any(isinstance(failure, OtherWeightsError) for failure in failures):
             self._sent = None
         return str(failures[0]) if failures else None
 
-    def _ask(self, request: Request) -> "Answer | UnreachableError":
+    def _ask(self, request: Request) -> "Generation | UnreachableError":
         """One answer; a failure that may pass is returned, not raised, so that it does not hide the other answers."""
+        # The server's list of the most probable holds the sampled token first, and then as many as make up the number.
+        k = request.sampling.top_logprobs
+        more = {"logprobs": k + 1} if 0 < k < self._vocabulary else {}
         try:
-            return self._server.draw(request, self._label)
+            columns = self._server.draw(request.prompt_ids.tolist(), parameters(request) | more, self._label)
+            return read_generation(request, **columns, vocabulary=self._vocabulary, version=self.version)
         except UnreachableError as problem:
             return problem
 
@@ -314,8 +312,8 @@ class Server:
             raise UnreachableError("it kept its prefix cache, whose keys are those of the old weights")
         self._post("/update_weight_version", {"new_version": label})
 
-    def draw(self, request: Request, label: str) -> Answer:
-        """Have one completion drawn.
+    def draw(self, prompt_ids: list[int], sampling: Mapping[str, Any], label: str) -> dict[str, Any]:
+        """Have one row sampled, by vLLM's parameters; return what `read_generation` reads.
 
         Raises:
             OtherWeightsError: it was drawn with others than those labelled so.
@@ -324,15 +322,15 @@ class Server:
         """
         answer = self._post(
             "/inference/v1/generate",
-            {"token_ids": request.prompt_ids.tolist(), "sampling_params": request.parameters},
-            most=MOST_BYTES + _PER_TOKEN * request.parameters["max_tokens"] * (2 + request.parameters["logprobs"]),
+            {"token_ids": prompt_ids, "sampling_params": sampling},
+            most=MOST_BYTES + _PER_TOKEN * sampling["max_tokens"] * (2 + sampling["logprobs"]),
         )
         try:
             (choice,) = answer["choices"]
             labels = {span["version"] for span in choice["weight_versions"]}
             if labels != {label}:
                 raise OtherWeightsError("it has other weights: it was restarted, or another run sent its own")
-            return _answer(choice)
+            return _columns(choice)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.gone(f"gave an answer that is not vLLM's ({type(error).__name__}: {error})") from None
 
@@ -394,15 +392,15 @@ class Server:
         return answer if isinstance(answer, dict) else {}
 
 
-def _answer(choice: Mapping[str, Any]) -> Answer:
-    """A choice of the server's response as an answer."""
-    token_ids, reported = choice["token_ids"], choice.get("logprobs")
-    if reported is None:
-        return Answer(token_ids, None, choice["finish_reason"])
+def _columns(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice of the server's response, by the arguments of `read_generation`."""
+    sent = {"token_ids": choice["token_ids"], "finish_reason": choice["finish_reason"]}
+    if (reported := choice.get("logprobs")) is None:
+        return {**sent, "logp": None}
     places = reported["content"]
     logp = [float(place["logprob"]) if place["logprob"] > FLOOR else math.nan for place in places]
     top = [[(pair["token_id"], float(pair["logprob"])) for pair in place["top_logprobs"]] for place in places]
-    return Answer(token_ids, logp, choice["finish_reason"], top)
+    return {**sent, "logp": logp, "top": top}
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

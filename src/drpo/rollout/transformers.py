@@ -1,38 +1,36 @@
 """Rollouts in process with transformers: any causal LM, on any device, no server."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.models import persistent_buffers, stop_ids
+from drpo.models import persistent_buffers
 from drpo.positions import narrowed
 from drpo.precision import FP32, Precision, lower, unrounded_inputs
 from drpo.rollout.cache import windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
-from drpo.rollout.engine import PromptLimits, Seed, encode_prompts
-from drpo.rollout.sample import uniforms
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Generation, Request
 
 
 class TransformersEngine:
     """Samples with its own copy of a model's weights, in its own precision: any causal LM with a key-value cache.
 
-    A prompt goes through the model once and its keys and values are shared by its samples; rows that have ended leave
-    the batch. The same seed draws the same completion whatever else is in the batch *as long as the logits are the
-    same*: the random numbers depend on nothing else, but a matrix product may round differently with another number of
-    rows, and a draw that falls within that rounding of a boundary (about 1e-6 in float32, 1e-2 in bf16) gives another
-    token.
+    A prompt goes through the model once and its keys and values are shared by the requests side by side that have it;
+    rows that have ended leave the batch. The same key draws the same tokens whatever else is in the batch *as long as
+    the logits are the same*: the random numbers depend on nothing else, but a matrix product may round differently with
+    another number of rows, and a draw that falls within that rounding of a boundary (about 1e-6 in float32, 1e-2 in
+    bf16) gives another token.
 
     Args:
         model: the model to copy; left as it is.
-        tokenizer: its tokenizer.
         precision: of the copy.
         device: of the copy.
-        max_rows: completions decoded together; more are done in turns.
+        max_rows: most rows decoded together; more are done in turns.
 
     Raises:
         InputError: a model that keeps something else than keys and values, or has nothing that the precision means.
@@ -41,7 +39,6 @@ class TransformersEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
         *,
         precision: Precision = FP32,
         device: torch.device | None = None,
@@ -53,15 +50,12 @@ class TransformersEngine:
         self._takers |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
         # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
-        self.tokenizer = tokenizer
-        self._limits = PromptLimits.of(model)
         self.version = 0
-        self._stop = torch.tensor(sorted(stop_ids(model, tokenizer)), device=self.model.device)
         self._max_rows = max_rows
         self._grouped: bool | None = None  # whether samples can share their prompt's keys, once that was tried
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """Copy new parameters and persistent buffers in, by name, in the engine's precision, and stamp the version."""
         for name in self._takers:
             if name not in state:
@@ -73,45 +67,21 @@ class TransformersEngine:
     def close(self) -> None:
         """Nothing is held."""
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Return what was sampled for each request, in order.
 
         Raises:
-            InputError: the model cannot read a prompt, or has no room for its completion.
+            BrokenLogpError: the model's logits are not finite.
         """
-        prompts = encode_prompts(self.tokenizer, self._limits, problems, sampling)
-        order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))  # turns of like lengths need little padding
-        per_turn = max(1, self._max_rows // sampling.samples)
-        groups: dict[int, list[Completion]] = {}
-        for start in range(0, len(order), per_turn):
-            turn = order[start : start + per_turn]
-            drawn = self._turn([problems[i] for i in turn], [prompts[i] for i in turn], sampling, seed)
-            for at, i in enumerate(turn):
-                groups[i] = drawn[at * sampling.samples : (at + 1) * sampling.samples]
-        return [completion for i in range(len(problems)) for completion in groups[i]]
-
-    def _turn(
-        self, problems: Sequence[Problem], prompts: Sequence[Tensor], sampling: Sampling, seed: Seed
-    ) -> list[Completion]:
-        rows = [(p, i) for p in problems for i in range(sampling.samples)]
-        u = torch.stack([uniforms((*seed, p.id, i), sampling.max_new_tokens) for p, i in rows])
-        drawn = draw_rows(self._decoder(prompts, sampling.samples), u, self._stop, sampling)
-        texts = self.tokenizer.batch_decode([d.token_ids for d in drawn], skip_special_tokens=True)
-        return [
-            Completion(
-                problem_id=problem.id,
-                sample=sample,
-                prompt_ids=prompts[row // sampling.samples],
-                token_ids=drawn[row].token_ids,
-                behavior_logp=drawn[row].logp,
-                text=texts[row],
-                finish="stop" if drawn[row].stopped else "length",
-                sampling=sampling,
-                version=self.version,
-                top=drawn[row].top,
-            )
-            for row, (problem, sample) in enumerate(rows)
-        ]
+        generations: dict[int, Generation] = {}
+        for law in dict.fromkeys((r.sampling, r.stop) for r in requests):
+            rows = [i for i, r in enumerate(requests) if (r.sampling, r.stop) == law]
+            for batch, per_prompt in batches([requests[i].prompt_ids for i in rows], self._max_rows):
+                members = [rows[at] for at in batch]
+                asked = [requests[i] for i in members]
+                decoder = self._decoder([r.prompt_ids for r in asked[::per_prompt]], per_prompt)
+                generations |= zip(members, draw_rows(decoder, asked, self.version), strict=True)
+        return [generations[i] for i in range(len(requests))]
 
     @torch.inference_mode()
     def _decoder(self, prompts: Sequence[Tensor], samples: int) -> Decoder:
@@ -120,3 +90,33 @@ class TransformersEngine:
             with unrounded_inputs(self.model), narrowed(self.model):
                 self._grouped = can_group(self.model, prompts[0])
         return (GroupDecoder if self._grouped else PlainDecoder)(self.model, prompts, samples)
+
+
+def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int], int]]:
+    """Split rows into batches that need little padding, and in which as many rows continue each prompt.
+
+    Args:
+        prompts: of the rows, each [P] int64; equal ones that stand side by side are read once.
+        max_rows: most rows of a batch.
+
+    Yields:
+        The rows of a batch, prompt by prompt, and how many of them continue each prompt.
+
+    Example:
+        >>> a, b = torch.tensor([1, 2]), torch.tensor([3])
+        >>> list(batches([a, a, b, b], max_rows=4)), list(batches([a, a, b, b], max_rows=3))
+        ([([2, 3, 0, 1], 2)], [([2, 3], 2), ([0, 1], 2)])
+    """
+    runs: list[list[int]] = []
+    for i, prompt in enumerate(prompts):
+        if i and (prompt is prompts[i - 1] or torch.equal(prompt, prompts[i - 1])):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    common = math.gcd(*map(len, runs))
+    size = next(n for n in range(min(common, max_rows), 0, -1) if common % n == 0)
+    parts = [run[start : start + size] for run in runs for start in range(0, len(run), size)]
+    parts.sort(key=lambda part: len(prompts[part[0]]))
+    per_batch = max_rows // size
+    for start in range(0, len(parts), per_batch):
+        yield [i for part in parts[start : start + per_batch] for i in part], size

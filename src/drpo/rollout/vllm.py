@@ -13,17 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from drpo.errors import EngineError, InputError
 from drpo.models import named_tensors
 from drpo.positions import Limit, sequence_limit
 from drpo.precision import has_fast_bf16
-from drpo.rollout.engine import Seed
-from drpo.rollout.handover import Handover
-from drpo.rollout.vllm_request import Answer, Asker
+from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
 from drpo.rollout.vllm_worker import EXTENSION
-from drpo.types import Completion, Problem, Sampling
+from drpo.rollout.weight_sync import WeightSync
+from drpo.types import Generation, Request, Sampling
 
 log = logging.getLogger("drpo")
 
@@ -42,9 +41,9 @@ GPU_MEMORY_SHARE = 0.4
 class VLLMEngine:
     """Samples with vLLM's own copy of a model, in the trainer's process.
 
-    Prompts go in and completions come out as token ids; nothing is encoded again. Log-probabilities are those of the
-    law that vLLM drew from, temperature and truncation included. Every completion is a request with a seed of its own,
-    so that the same seed draws the same completion as long as the logits are the same (see `TransformersEngine`).
+    Log-probabilities are those of the distribution that vLLM sampled from, temperature and truncation included. Every
+    request has a seed of its own, so that the same key draws the same tokens as long as the logits are the same (see
+    `TransformersEngine`).
 
     Where the process has joined others (torch.distributed), all of them must make their engines together; afterwards
     each asks its own whenever it likes.
@@ -54,7 +53,6 @@ class VLLMEngine:
 
     Args:
         model: the model to copy; left as it is. Its device says whether vLLM should be one for CPUs or for GPUs.
-        tokenizer: its tokenizer.
         precision: of the copy: auto, bf16, fp16, fp32, and on a GPU of compute capability 8.9 or newer fp8 (vLLM's own:
             weights and activations, scales made when weights arrive).
 
@@ -65,8 +63,9 @@ class VLLMEngine:
         InputError: vLLM is missing, or cannot run the model at this precision on this machine.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, precision: str = "auto") -> None:
-        self._asker, self._handover = Asker(model, tokenizer), Handover(model)
+    def __init__(self, model: PreTrainedModel, *, precision: str = "auto") -> None:
+        self._weight_sync, self._vocabulary = WeightSync(model), int(model.config.get_text_config().vocab_size)
+        self.version = 0
         self._sleeps = model.device.type == "cuda"
         self._asleep = False
         self._failed: EngineError | None = None
@@ -82,38 +81,35 @@ class VLLMEngine:
             config.save_pretrained(folder)
             self._llm = _start(folder, {**numerics, **device_options(model.device), **shared, **several})
         try:
-            self.load(named_tensors(model), version=0)
+            self.load_weights(named_tensors(model), version=0)
             self._try()
         except Exception as error:
             self.close()
             raise _unfit(type(model).__name__, error) from error
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, seed: Seed) -> list[Completion]:
-        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Return what was sampled for each request, in order.
 
         Raises:
-            InputError: a prompt leaves no room for an answer.
+            InputError: a prompt leaves no room for an answer, or vLLM's output cannot be used.
             EngineError: vLLM failed.
         """
-        requests = self._asker.requests(problems, sampling, seed)
+        require_vocabulary(requests, self._vocabulary)
         longest = int(self._llm.llm_engine.model_config.max_model_len)
         for request in requests:
             if len(request.prompt_ids) >= longest:
                 raise InputError(
-                    f"problem {request.problem.id!r}: its prompt has {len(request.prompt_ids)} tokens, which leaves no "
-                    f"room for an answer in the {longest} that vLLM has room for"
+                    f"{request.name}: its prompt has {len(request.prompt_ids)} tokens, which leaves no room for an "
+                    f"answer in the {longest} that vLLM has room for"
                 )
         try:
-            outputs = self._ask([r.prompt_ids.tolist() for r in requests], [r.parameters for r in requests])
+            outputs = self._ask(requests)
         except Exception as error:  # whatever it is, it came from within vLLM, which is of no use afterwards
             self._failed = _broken("sampled", error)
             raise self._failed from error
-        return [
-            self._asker.completion(request, _answer(output), sampling, self.version)
-            for request, output in zip(requests, outputs, strict=True)
-        ]
+        return [self._read(request, output) for request, output in zip(requests, outputs, strict=True)]
 
-    def load(self, state: Mapping[str, Tensor], version: int) -> None:
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """Put new weights into the live model, forget all cached keys and values, and stamp the version.
 
         Raises:
@@ -121,7 +117,7 @@ class VLLMEngine:
         """
         if self._failed is not None:  # its unfinished requests would be found by another check, with another word
             raise self._failed
-        weights = self._handover.checkpoint(state)
+        weights = self._weight_sync.checkpoint(state)
         try:
             self._wake()
             self._llm.collective_rpc("drpo_load", args=(list(weights.items()),))
@@ -139,18 +135,35 @@ class VLLMEngine:
             self._llm = None
             _vllm().distributed.cleanup_dist_env_and_memory()
 
-    def _ask(self, prompts: Sequence[list[int]], parameters: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """vLLM's output of each prompt, in order."""
+    def _ask(self, requests: Sequence[Request]) -> list[Any]:
+        """vLLM's output for each request, in order."""
         self._wake()
-        how = [_vllm().SamplingParams(**p, flat_logprobs=True) for p in parameters]
-        outputs = self._llm.generate([{"prompt_token_ids": p} for p in prompts], how, use_tqdm=False)
+        how = [_vllm().SamplingParams(**parameters(r), flat_logprobs=True) for r in requests]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": r.prompt_ids.tolist()} for r in requests], how, use_tqdm=False
+        )
         self._sleep()
         return [output.outputs[0] for output in outputs]
 
+    def _read(self, request: Request, output: Any) -> Generation:
+        """Log-probabilities stand in one row a position: the sampled token's, then the top ones."""
+        columns: dict[str, Any] = {"logp": None}
+        if (reported := output.logprobs) is not None:
+            rows = zip(reported.start_indices, reported.end_indices, strict=True)
+            pairs = [[*zip(reported.token_ids[a:b], reported.logprobs[a:b], strict=True)] for a, b in rows]
+            columns = {"logp": [row[0][1] for row in pairs], "top": [row[1:] for row in pairs]}
+        return read_generation(
+            request,
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            vocabulary=self._vocabulary,
+            version=self.version,
+            **columns,
+        )
+
     def _try(self) -> None:
         """Draw one token: some models are refused by their attention kernel only then."""
-        (request,) = self._asker.requests([Problem("trial", "1", "")], Sampling(samples=1, max_new_tokens=1), (0,))
-        self._ask([request.prompt_ids.tolist()], [request.parameters])
+        self._ask([Request(torch.tensor([0]), Sampling(max_new_tokens=1), frozenset(), key=(0, "trial"))])
 
     def _sleep(self) -> None:
         if self._sleeps:
@@ -345,13 +358,3 @@ def _broken(doing: str, error: Exception) -> EngineError:
         f"engine='vllm': vLLM failed while it {doing} ({type(error).__name__}: {reason}); VLLM_LOGGING_LEVEL=INFO "
         "shows where"
     )
-
-
-def _answer(output: Any) -> Answer:
-    """vLLM's output as an answer. Its log-probabilities stand in one row a place: the sampled token, then the top."""
-    found = output.logprobs
-    if found is None:
-        return Answer(output.token_ids, None, output.finish_reason)
-    rows = list(zip(found.start_indices, found.end_indices, strict=True))
-    pairs = [[*zip(found.token_ids[a:b], found.logprobs[a:b], strict=True)] for a, b in rows]
-    return Answer(output.token_ids, [row[0][1] for row in pairs], output.finish_reason, [row[1:] for row in pairs])

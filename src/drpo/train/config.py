@@ -2,18 +2,18 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from drpo import advantages, gae, models, objectives, reductions
-from drpo.advantages import Advantage
+from drpo import models, objectives, reductions
 from drpo.credentials import AUTH, without_password
+from drpo.credit import advantages, gae
+from drpo.credit.advantages import Advantage
+from drpo.credit.gae import GAE
 from drpo.errors import InputError, nearest
-from drpo.gae import GAE
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
@@ -33,8 +33,6 @@ MOST_RANK, MOST_PROCESSES = 2**14, 2**10
 OFF = "inf"
 """In place of an infinite max_grad_norm, which JSON has no number for."""
 _LARGEST = 2**63 - 1
-_OWN = re.compile(r"drpo\.lab\.tail:\w+(\(.*\))?")
-"""What the stability benchmark spells as module:name, though it is this package's."""
 
 
 @dataclass(frozen=True)
@@ -330,21 +328,11 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
     return replace(Run(), **values)
 
 
-def is_foreign_code(text: str) -> bool:
-    """Whether a spelling, or a model's name, would run code that is not this package's.
-
-    Example:
-        >>> is_foreign_code("my_rewards:exact"), is_foreign_code("addition(1, 50)"), is_foreign_code("http://host:80")
-        (True, False, True)
-    """
-    return names_code(text) and not _OWN.fullmatch(text)
-
-
 def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
     if value is None and optional:
         return None
     _require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
-    if not own_code and is_foreign_code(value):
+    if not own_code and names_code(value):
         return Unimported(value)
     try:
         return SPELLED[name][0](value)

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from drpo.errors import InputError
 from drpo.rewards import RewardPool
-from drpo.rollout import Engine
+from drpo.rollout import EpisodeDriver
 from drpo.train.score import require_marked, score
 from drpo.types import Group, Problem, Sampling
 
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine,
+    driver: EpisodeDriver,
     problems: Sequence[Problem],
     sampling: Sampling,
     pool: RewardPool,
@@ -72,7 +72,7 @@ def evaluate(
     """Draw `sampling.samples` completions of every problem, mark them, and sum up: `mark_held_out`, then `summed_up`.
 
     Args:
-        engine: holds the weights to evaluate.
+        driver: its engine holds the weights to evaluate.
         problems: held out, at least one.
         sampling: may be greedy or truncated.
         pool: runs the reward.
@@ -85,27 +85,27 @@ def evaluate(
     """
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
-    groups = mark_held_out(engine, problems, sampling, pool, seed=seed)
+    groups = mark_held_out(driver, problems, sampling, pool, seed=seed)
     require_marked(groups, pool.marking)
     return summed_up(groups, sampling.samples, step=step, before=before)
 
 
 def mark_held_out(
-    engine: Engine, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int
+    driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int
 ) -> list[Group]:
     """Return a marked group for every held-out problem.
 
     The random numbers depend on the seed and the problem alone, so evaluations of one run share them.
 
     Args:
-        engine: holds the weights to evaluate.
+        driver: its engine holds the weights to evaluate.
         problems: perhaps some of them, or none.
         sampling: may be greedy or truncated.
         pool: runs the reward.
         seed: of the random numbers.
     """
     plain = replace(sampling, top_logprobs=0)  # which only training reads
-    return score(problems, engine.generate(problems, plain, seed=("evaluation", seed)) if problems else [], pool)
+    return score(problems, driver.run(problems, plain, ("evaluation", seed)), pool)
 
 
 def summed_up(

@@ -28,7 +28,7 @@ from drpo.train.records import parse_json as parse_json
 from drpo.train.records import read_json as read_json
 from drpo.train.records import read_lines as read_lines
 from drpo.train.records import read_records as read_records
-from drpo.types import Batch, Completion, Failure, Group, Sampling, Stats, TopK
+from drpo.types import Batch, Completion, Failure, Group, Sampling, StepStats, TopK
 
 _LIBRARIES = (
     "drpo",
@@ -151,12 +151,12 @@ Trained = Mapping[Completion, Mapping[str, Any]]
 """What an optimiser update saw of each of its completions, as `trained_records` writes it."""
 
 
-def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained:
+def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Trained:
     """Return, for each completion that took part in an update, what it takes to ask any objective about it.
 
-    "update" counts a step's updates from 0; "advantage", and "advantages" where a critic gave its tokens different
-    ones, of which the former is the mean; "logp", the policy's before that update, and "divergence", where the
-    objective reads one: a number for each token. One that was skipped, because its gradient is 0, has none of these.
+    "update" counts a step's updates from 0; "advantage", and "advantages" where its tokens have different ones, of
+    which the former is the mean; "logp", the policy's before that update, and "divergence", where the objective reads
+    one: a number for each token. One that was skipped, because its gradient is 0, has no "logp" and no "divergence".
 
     Args:
         batches: of a step's updates, in order.
@@ -164,8 +164,8 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained
     """
     records: dict[Completion, dict[str, Any]] = {}
     for i, (batch, seen) in enumerate(zip(batches, stats, strict=True)):
-        for completion, advantage in zip(batch.completions, batch.advantages.numpy(), strict=True):
-            records[completion] = {"update": i, "advantage": float(str(advantage))}
+        for credit in batch.credits:
+            records[credit.completion] = {"update": i, **_advantage_record(credit.advantage)}
         if not seen.taken:  # nothing was trained, and what the policy said is no number
             continue
         order = seen.tokens.sequence.argsort(stable=True)
@@ -175,11 +175,14 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[Stats]) -> Trained
             if column is not None:
                 parts = column[order].split(counts.tolist())
                 for n, part in zip(trained.tolist(), parts, strict=True):
-                    records[batch.completions[n]][name] = _decimals(part)
-        for n, part in zip(trained.tolist(), seen.tokens.advantage[order].split(counts.tolist()), strict=True):
-            if (part != batch.advantages[n]).any():
-                records[batch.completions[n]]["advantages"] = _decimals(part)
+                    records[batch.credits[n].completion][name] = _decimals(part)
     return records
+
+
+def _advantage_record(advantage: Tensor) -> dict[str, Any]:
+    """The mean of a completion's advantages [N], and all of them where they differ."""
+    mean = _decimals(advantage.double().mean().float().reshape(1))[0]
+    return {"advantage": mean} | ({"advantages": _decimals(advantage)} if (advantage != advantage[0]).any() else {})
 
 
 def token_advantages(record: Mapping[str, Any]) -> list[float]:

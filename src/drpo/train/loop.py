@@ -36,7 +36,7 @@ def train(
         FloatingPointError: more gradients in a row were not finite than `run.max_skipped`.
     """
     parts = parts or assemble(run)
-    policy, optimizer, learner, ranks = parts.policy, parts.optimizer, parts.learner, parts.ranks
+    policy, optimizer, critic, ranks = parts.policy, parts.optimizer, parts.critic, parts.ranks
     with Session(run, folder, parts, Together(watch or Silent()), keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():
@@ -48,14 +48,14 @@ def train(
                 marked = score(problems, completions, session.rewards)
             groups = session.gather(marked)  # of all ranks
             with session.phase("update"):
-                batches = make_batches(groups, parts.batching)  # one per optimiser update; weights fixed here
-                if learner:  # a critic's advantage for every token, in place of one from the group for a completion
-                    batches = learner.appraise(batches)
+                values = critic.values(groups) if critic else None
+                credits = parts.credit(groups, values)  # an advantage for every sampled token
+                batches = make_batches(groups, credits, parts.batch_config)  # one per update; weights fixed here
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
                     update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms, ranks)
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
-                lessons = learner.learn(batches) if learner else []
-            session.finish_step(groups, batches, stats, lessons)
+                critic_stats = critic.train(batches) if critic else []
+            session.finish_step(groups, batches, stats, critic_stats)
     return session.summary

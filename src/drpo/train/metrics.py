@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from drpo.checks import all_equal
-from drpo.gae import explained_variance
+from drpo.credit.gae import explained_variance
 from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
 from drpo.objectives.contract import log_ratio
-from drpo.types import Batch, Completion, FailureKind, Group, Lesson, Stats, Tokens
+from drpo.types import Batch, Completion, CriticStats, FailureKind, Group, StepStats, Tokens
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
@@ -179,7 +179,9 @@ def _kept(tokens: Tokens, entropy: Tensor) -> tuple[Tokens, Tensor]:
     return replace(tokens, **columns), entropy[tokens.keep]
 
 
-def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], objective: Objective) -> dict[str, object]:
+def step_metrics(
+    step: int, groups: Sequence[Group], stats: Sequence[StepStats], objective: Objective
+) -> dict[str, object]:
     """Return one step's record: the rollout's figures, its tokens' over all updates, and each update's under "updates".
 
     Args:
@@ -207,31 +209,31 @@ def step_metrics(step: int, groups: Sequence[Group], stats: Sequence[Stats], obj
     return record
 
 
-def _update_metrics(stats: Stats) -> dict[str, float]:
+def _update_metrics(stats: StepStats) -> dict[str, float]:
     return {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}
 
 
-def value_metrics(batches: Sequence[Batch], lessons: Sequence[Lesson]) -> dict[str, float]:
+def value_metrics(batches: Sequence[Batch], stats: Sequence[CriticStats]) -> dict[str, float]:
     """Return the figures of `VALUE_METRICS`; none where the critic had nothing to learn from.
 
     Args:
-        batches: of a step, appraised by the critic before it learnt.
-        lessons: of the critic's updates on them, in order.
+        batches: of a step.
+        stats: of the critic's updates on them, in order.
     """
-    if not lessons:
+    if not stats:
         return {}
-    micros = [m for batch in batches for m in batch.micro_batches]
-    old = torch.cat([m.value for m in micros if m.value is not None])
-    record = {"value_mean": float(old.double().mean())}
-    explained = explained_variance(old, torch.cat([m.returns for m in micros if m.returns is not None]))
+    credits = [credit for batch in batches for credit in batch.credits]
+    value = torch.cat([c.value for c in credits if c.value is not None])
+    record = {"value_mean": float(value.double().mean())}
+    explained = explained_variance(value, torch.cat([c.returns for c in credits if c.returns is not None]))
     if explained is not None:
         record["explained_variance"] = explained
-    taken = [lesson for lesson in lessons if lesson.taken]
+    taken = [s for s in stats if s.taken]
     if taken:
         record["value_loss"] = taken[-1].loss
-        record["value_grad_norm"] = max(lesson.grad_norm for lesson in taken)
-        n = sum(lesson.n_tokens for lesson in taken)
-        record["value_clipped"] = sum(lesson.clipped for lesson in taken) / max(1, n)
-    if len(taken) < len(lessons):
-        record["value_skipped"] = len(lessons) - len(taken)
+        record["value_grad_norm"] = max(s.grad_norm for s in taken)
+        n = sum(s.n_tokens for s in taken)
+        record["value_clipped"] = sum(s.clipped for s in taken) / max(1, n)
+    if len(taken) < len(stats):
+        record["value_skipped"] = len(stats) - len(taken)
     return record

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.ranks import ALONE, Ranks
-from drpo.rollout import Engine
+from drpo.rollout import EpisodeDriver
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.log import completion_of, in_flight_record, read_records
@@ -36,7 +36,7 @@ class Rollouts:
 
     Args:
         run: says how stale completions may be, and whether they are sampled in the background.
-        engine: samples; nobody else may call it meanwhile.
+        driver: has problems answered; nobody else may call its engine meanwhile.
         held_out: problems that training never samples.
         ranks: who sample together, each its share of a rollout's problems.
         apart: is entered around a hand-over, which ranks do without one another; None for `ranks.failing_together`.
@@ -46,13 +46,13 @@ class Rollouts:
     def __init__(
         self,
         run: Run,
-        engine: Engine,
+        driver: EpisodeDriver,
         held_out: Sequence[Problem],
         ranks: Ranks = ALONE,
         apart: Callable[[], AbstractContextManager[None]] | None = None,
         fits: Callable[[Problem], bool] | None = None,
     ) -> None:
-        self._run, self._engine, self._held_out, self._ranks = run, engine, held_out, ranks
+        self._run, self._driver, self._held_out, self._ranks = run, driver, held_out, ranks
         self._apart = apart or ranks.failing_together
         self._fits = fits
         self._left_out = 0
@@ -103,11 +103,11 @@ class Rollouts:
         """Wait for what is being sampled: it must end with the weights that it began with."""
         wait(self._ahead)
 
-    def current(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> Engine:
-        """Return the engine with the policy's present weights, for an evaluation."""
+    def current(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> EpisodeDriver:
+        """Return the driver, its engine with the policy's present weights, for an evaluation."""
         self.settle()
         self._load(state, version)
-        return self._engine
+        return self._driver
 
     def save(self, folder: Path, step: int) -> None:
         """Write what only weights of the past could draw again: rollouts sampled ahead, and those weights.
@@ -173,14 +173,14 @@ class Rollouts:
 
     def _draw(self, step: int) -> Rollout:
         own = self._ranks.draws(self._problems(step))
-        return own, self._engine.generate(own, self._run.sampling, seed=(self._run.seed, step)) if own else []
+        return own, self._driver.run(own, self._run.sampling, (self._run.seed, step)) if own else []
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:
             self._loaded = None  # unknown, should the hand-over fail
             whole = state()  # which divided ranks gather together
             with self._apart():
-                self._engine.load(whole, version)
+                self._driver.engine.load_weights(whole, version)
             self._loaded = version
 
 

@@ -49,7 +49,7 @@ from drpo.train.stop import StopRequest
 from drpo.train.stored import write_sums
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
-from drpo.types import Batch, Group, Lesson, Stats
+from drpo.types import Batch, CriticStats, Group, StepStats
 
 APART = ("rollout", "reward")
 """The phases in which ranks do not talk to one another."""
@@ -81,7 +81,7 @@ class Session:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self._accept_records = accept_records
         self.rewards = RewardPool(parts.reward, run.marking)
-        self.rollouts = Rollouts(run, parts.engine, parts.held_out, parts.ranks, self._apart, parts.fits)
+        self.rollouts = Rollouts(run, parts.driver, parts.held_out, parts.ranks, self._apart, parts.fits)
         self.summary: dict[str, Any] = {}
         self._ranks = parts.ranks
         self._log = RunLog(folder, writes=parts.ranks.first)
@@ -132,8 +132,8 @@ class Session:
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.checkpointed(), self.parts.optimizer)
             self.rollouts.restore(last, self._done.step)
-            if self.parts.learner is not None:
-                self.parts.learner.restore(last)
+            if self.parts.critic is not None:
+                self.parts.critic.restore(last)
         with self._ranks.failing_together():  # all have read what is there
             self._require_records(last)
         if self._ranks.first:
@@ -141,7 +141,7 @@ class Session:
         self._log.rewind(self._done.step)
         self._ranks.meet()
         self._idle = trailing(read_records(self.folder / METRICS))
-        self._stack.callback(self.parts.engine.close)
+        self._stack.callback(self.parts.driver.engine.close)
         self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
@@ -266,9 +266,13 @@ class Session:
         return groups
 
     def finish_step(
-        self, groups: Sequence[Group], batches: Sequence[Batch], stats: Sequence[Stats], lessons: Sequence[Lesson]
+        self,
+        groups: Sequence[Group],
+        batches: Sequence[Batch],
+        stats: Sequence[StepStats],
+        critic_stats: Sequence[CriticStats],
     ) -> None:
-        """Record the step that the loop has just done, a critic's lessons too; evaluate and save where it is time.
+        """Record the step that the loop has just done, a critic's updates too; evaluate and save where it is time.
 
         Raises:
             FloatingPointError: too many updates in a row had a gradient that is not finite.
@@ -279,10 +283,10 @@ class Session:
             updates=self._done.updates + len(stats),
             tokens=self._done.tokens + sum(len(c.token_ids) for g in groups for c in g.completions),
             skipped=self._count_skipped("policy", self._done.skipped, stats),
-            critic_skipped=self._count_skipped("critic", self._done.critic_skipped, lessons),
+            critic_skipped=self._count_skipped("critic", self._done.critic_skipped, critic_stats),
         )
         if self._ranks.first:
-            figures = step_metrics(done.step, groups, stats, self.run.objective) | value_metrics(batches, lessons)
+            figures = step_metrics(done.step, groups, stats, self.run.objective) | value_metrics(batches, critic_stats)
             metrics = {"step": done.step, **figures}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
@@ -296,12 +300,12 @@ class Session:
         if left_out := self.rollouts.left_out():
             self.watch.note(f"step {done.step}: {left_out} problems left out: their prompts are too long for the model")
         # Rollouts and weights together are what it takes to look into an update that was skipped.
-        broken = not (all(s.taken for s in stats) and all(s.taken for s in lessons))
+        broken = not (all(s.taken for s in stats) and all(s.taken for s in critic_stats))
         if done.step < self.run.steps and (broken or _due(self.run.checkpoint_every, done.step)):
             self._save()
         self.evaluate_if_due()
 
-    def _count_skipped(self, whose: str, skipped: int, updates: Sequence[Stats | Lesson]) -> int:
+    def _count_skipped(self, whose: str, skipped: int, updates: Sequence[StepStats | CriticStats]) -> int:
         """The updates in a row, up to the last of these, that were not made.
 
         Raises:
@@ -361,7 +365,7 @@ class Session:
 
     def _save_more(self, folder: Path) -> list[Path]:
         self.rollouts.save(folder, step=self._done.step)
-        return self.parts.learner.save(folder) if self.parts.learner else []
+        return self.parts.critic.save(folder) if self.parts.critic else []
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it, and check what was written."""

@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo import models
-from drpo.batch import Batching
+from drpo.batch import BatchConfig
+from drpo.credit import CreditRule, credit_rule
 from drpo.critic import Critic
 from drpo.errors import InputError
+from drpo.models import stop_ids
 from drpo.objectives import vanishes_at_zero_advantage
 from drpo.policy import Policy
 from drpo.precision import resolve_precision
@@ -19,6 +21,7 @@ from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
     Engine,
+    EpisodeDriver,
     NoEngine,
     PromptLimits,
     ServerEngine,
@@ -31,8 +34,8 @@ from drpo.saving import require_savable
 from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
+from drpo.train.critic import CriticTrainer
 from drpo.train.update import Terms, make_optimizer
-from drpo.train.value import ValueLearner
 from drpo.types import Problem
 
 log = logging.getLogger("drpo")
@@ -45,27 +48,29 @@ class Parts:
     Args:
         policy: the model in training.
         optimizer: over its trainable parameters.
-        engine: draws completions with its own copy of the weights.
+        driver: has problems answered, by an engine with its own copy of the weights.
         tokenizer: of the model.
-        batching: how a rollout becomes batches.
+        credit: gives every sampled token its advantage.
+        batch_config: how a rollout becomes batches.
         terms: additive terms of the loss, or None.
         reward: marks completions.
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
-        learner: the critic in training that gives advantages, or None where a prompt's samples are compared.
+        critic: in training, whose values give advantages, or None where a prompt's samples are compared.
         fits: says of a problem whether its prompt is short enough; None where one that is not is an error.
     """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
-    engine: Engine
+    driver: EpisodeDriver
     tokenizer: PreTrainedTokenizerBase
-    batching: Batching
+    credit: CreditRule
+    batch_config: BatchConfig
     terms: Terms | None
     reward: Reward
     held_out: list[Problem]
     ranks: Ranks = ALONE
-    learner: ValueLearner | None = None
+    critic: CriticTrainer | None = None
     fits: Callable[[Problem], bool] | None = None
 
 
@@ -95,9 +100,10 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     fits = fitting(tokenizer, limits, run.sampling) if run.drop_long_prompts else None
     held_out = only_fitting(held_out, fits)
     _require_room(run, limits, tokenizer, held_out)
-    engine = _engine(run, model, tokenizer, ranks, servers)
+    engine = _engine(run, model, ranks, servers)
     try:
-        return replace(_around(engine, run, model, tokenizer, held_out, ranks), fits=fits)
+        driver = EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), limits)
+        return replace(_around(driver, run, model, tokenizer, held_out, ranks), fits=fits)
     except BaseException:
         engine.close()  # while the processes are still together
         raise
@@ -120,20 +126,19 @@ def only_fitting(problems: list[Problem], fits: Callable[[Problem], bool] | None
 
 
 def _around(
-    engine: Engine,
+    driver: EpisodeDriver,
     run: Run,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: list[Problem],
     ranks: Ranks,
 ) -> Parts:
-    """The engine, which has a copy of the model, and all that works on the model itself."""
+    """The driver, whose engine has a copy of the model, and all that works on the model itself."""
     terms = _terms(run, model)
     policy = _policy(run, model, ranks)
     optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
-    batching = Batching(
+    batch_config = BatchConfig(
         updates=run.updates,
-        advantage=run.advantage if run.critic is None else None,
         reduction=run.reduction,
         micro_batch_tokens=run.micro_batch_tokens,
         # Additive terms act on every token, and a critic learns from every one: then none is without a gradient.
@@ -143,7 +148,19 @@ def _around(
         ranks=ranks.size,
     )
     reward = run.reward or run.task.reward
-    return Parts(policy, optimizer, engine, tokenizer, batching, terms, reward, held_out, ranks, _learner(run, ranks))
+    return Parts(
+        policy=policy,
+        optimizer=optimizer,
+        driver=driver,
+        tokenizer=tokenizer,
+        credit=credit_rule(run.advantage, run.critic),
+        batch_config=batch_config,
+        terms=terms,
+        reward=reward,
+        held_out=held_out,
+        ranks=ranks,
+        critic=_critic(run, ranks),
+    )
 
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
@@ -158,7 +175,7 @@ def _divides(run: Run, ranks: Ranks) -> bool:
     return run.shard == "fsdp" and ranks.size > 1
 
 
-def _learner(run: Run, ranks: Ranks) -> ValueLearner | None:
+def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     """A critic that begins as a copy of the initial model, loaded once more: whole on every rank, or divided."""
     if run.critic is None:
         return None
@@ -168,18 +185,16 @@ def _learner(run: Run, ranks: Ranks) -> ValueLearner | None:
     critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
     rate = run.critic.learning_rate
     optimizer = make_optimizer(critic, learning_rate=rate, betas=run.betas, weight_decay=run.weight_decay)
-    return ValueLearner(critic, optimizer, run.critic, run.max_grad_norm, ranks)
+    return CriticTrainer(critic, optimizer, run.critic, run.max_grad_norm, run.micro_batch_tokens, ranks)
 
 
-def _engine(
-    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, servers: list[str]
-) -> Engine:
+def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
     """What samples, with weights of its own; a server is asked by one rank."""
     if run.engine == "vllm":
-        return VLLMEngine(model, tokenizer, precision=run.rollout_precision)
+        return VLLMEngine(model, precision=run.rollout_precision)
     if servers:
-        return ServerEngine(servers[ranks.rank], model, tokenizer) if ranks.rank < len(servers) else NoEngine()
-    return TransformersEngine(model, tokenizer, precision=resolve_precision(run.rollout_precision, model.device))
+        return ServerEngine(servers[ranks.rank], model) if ranks.rank < len(servers) else NoEngine()
+    return TransformersEngine(model, precision=resolve_precision(run.rollout_precision, model.device))
 
 
 def _problems(run: Run) -> list[Problem]:

@@ -15,7 +15,7 @@ from drpo.errors import InputError
 from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
 from drpo.policy import Policy
 from drpo.ranks import ALONE, Ranks
-from drpo.types import Batch, MicroBatch, Stats, Tokens
+from drpo.types import Batch, MicroBatch, StepStats, Tokens
 
 log = logging.getLogger("drpo")
 
@@ -31,7 +31,7 @@ def update(
     max_grad_norm: float,
     terms: "Terms | None" = None,
     ranks: Ranks = ALONE,
-) -> Stats:
+) -> StepStats:
     """Take one optimiser step on a batch: sum(weight * loss) over its micro-batches, clip the gradient, step.
 
     Each rank computes some of the micro-batches. All weights are fixed over the whole batch, so the ranks' gradients
@@ -58,7 +58,7 @@ def update(
     """
     parameters = list(policy.trainable().values())
     optimizer.zero_grad(set_to_none=True)
-    own, idle = share_out(batch.micro_batches, ranks)
+    own, idle = balance_micro_batches(batch.micro_batches, ranks)
     found = _backward_all(policy, optimizer, own, batch, objective, terms)
     for micro in idle if policy.equal_passes else ():
         _backward(policy, micro, objective, terms)
@@ -68,7 +68,7 @@ def update(
     norm = take_step(optimizer, parameters, learning_rate, max_grad_norm)
     tokens = Tokens.cat([t for _, t, _ in found]) if found else _no_tokens(objective)
     entropy = torch.cat([e for _, _, e in found]) if found else tokens.logp
-    return Stats(tokens, entropy, loss, norm, learning_rate, taken=math.isfinite(norm))
+    return StepStats(tokens, entropy, loss, norm, learning_rate, taken=math.isfinite(norm))
 
 
 def take_step(
@@ -143,7 +143,7 @@ def _fitting(micro: MicroBatch, batch: Batch, policy: Policy) -> list[MicroBatch
     """A micro-batch in parts that have fitted so far."""
     if policy.most_places is None or len(micro.input_ids) <= policy.most_places:
         return [micro]
-    return split_micro_batch(micro, batch.completions, policy.most_places, policy.shares_prompts)
+    return split_micro_batch(micro, batch.credits, policy.most_places, policy.shares_prompts)
 
 
 def _backward(
@@ -156,7 +156,9 @@ def _backward(
     return float(share.detach()), _on_cpu(tokens), entropy.cpu()
 
 
-def share_out(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> tuple[list[MicroBatch], list[MicroBatch]]:
+def balance_micro_batches(
+    micro_batches: Sequence[MicroBatch], ranks: Ranks
+) -> tuple[list[MicroBatch], list[MicroBatch]]:
     """Return the micro-batches that this rank computes: the largest first, each to the rank with the least to do.
 
     Args:

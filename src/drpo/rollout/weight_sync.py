@@ -10,7 +10,7 @@ from drpo.errors import InputError
 from drpo.models import named_tensors
 
 
-class Handover:
+class WeightSync:
     """Turns a policy's state into the tensors of a checkpoint of the same model.
 
     Args:
@@ -34,7 +34,7 @@ class Handover:
         Example:
             >>> from drpo.models import tiny
             >>> model, _ = tiny()
-            >>> tensors = Handover(model).checkpoint(dict(model.named_parameters()))
+            >>> tensors = WeightSync(model).checkpoint(dict(model.named_parameters()))
             >>> "model.embed_tokens.weight" in tensors, "lm_head.weight" in tensors
             (True, False)
         """

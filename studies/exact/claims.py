@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.lab.bandit import bandit, descend, distance, surrogate
 from drpo.objectives import DPPO, DRPO, SPO, ImportanceSampling, Objective, Tokens, gradient, gradient_weight, spell
+from exact.bandit import bandit, descend, distance, surrogate
 
 _ROUNDS = 150
 """Enough to cross the whole range in steps of 1, and then to halve the step some fifty times."""

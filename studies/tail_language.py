@@ -34,6 +34,7 @@ from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.rewards import Reward, in_process
 from drpo.seeds import derive
+from drpo.spelling import format_call
 from drpo.train.config import Run
 from drpo.types import Problem, Sampling
 
@@ -42,11 +43,12 @@ PLACES = 8
 """Words of a text; it ends by length."""
 HEED = 0.25
 """How often the model heeds the cue before it is trained to."""
-MODEL = "drpo.lab.tail:speaker"
+MODEL = "tail_language:speaker"
 _EOS, _CUES, _HEAD, _TAIL = 0, 1, 1 + N_CLASSES, 1 + N_CLASSES + N_HEAD
 _VOCABULARY = _TAIL + N_TAIL
 
 Kind = Literal["noise", "meaning"]
+KINDS: tuple[Kind, ...] = ("noise", "meaning")
 
 
 def word(token: int) -> str:
@@ -93,7 +95,7 @@ class Tail:
     kind: Kind
 
     def __post_init__(self) -> None:
-        if self.kind not in ("noise", "meaning"):
+        if self.kind not in KINDS:
             raise InputError(f"tail: kind={self.kind!r} must be 'noise' or 'meaning'")
 
     @property
@@ -201,6 +203,16 @@ def _tokenizer() -> PreTrainedTokenizerBase:
     backend = Tokenizer(models.WordLevel({word(i): i for i in range(_VOCABULARY)}, unk_token="<eos>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+
+
+def task_of(kind: Kind) -> str:
+    """Return a task as configurations have it.
+
+    Example:
+        >>> task_of("noise")
+        "tail_language:Tail('noise')"
+    """
+    return format_call(Tail(kind), {}, "task")
 
 
 def base(kind: Kind) -> Run:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.lab.bandit import Bandit, Estimate, bandit, estimate, seen, surrogate, zipf
 from drpo.objectives import CISPO, ImportanceSampling, Objective, Tokens, gradient, spell
+from exact.bandit import Bandit, Estimate, bandit, estimate, seen, surrogate, zipf
 
 
 def by_autograd(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.lab.bandit import Bandit, bandit, bias, distance, zipf
 from drpo.objectives import Objective, spell
+from exact.bandit import Bandit, bandit, bias, distance, zipf
 
 DRIFTS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 """Total variations between mu and pi at which the bias is taken."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.lab.bandit import bandit, estimate
 from drpo.objectives import Objective, spell
+from exact.bandit import bandit, estimate
 
 MUS = tuple(float(x) for x in torch.logspace(-8, -2, 13, dtype=torch.float64))
 """1e-8 to 1e-2; ratios stay below the cap of e^20 = 4.9e8."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.lab.bandit import Bandit, bandit, distance, estimate, value, value_gradient
-from drpo.lab.drift import tilted
 from drpo.objectives import Objective, spell
+from exact.bandit import Bandit, bandit, distance, estimate, value, value_gradient
+from exact.drift import tilted
 
 HEAD, TAIL = 8, 500
 """Frequent words, of mu = 1/16 each, and rare ones, of mu = 1/1000 each."""

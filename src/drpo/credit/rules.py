@@ -1,0 +1,118 @@
+"""Credit rules: how the rewards of a rollout become an advantage for every sampled token.
+
+Shapes: G completions of a group, T steps of an episode (an episode's turns; one of a single turn has one), N tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import starmap
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from drpo.credit.advantages import Advantage
+from drpo.credit.gae import GAE, gae, whitened
+from drpo.types import Credit, Group
+
+CreditRule: TypeAlias = Callable[[Sequence[Group], Sequence[Tensor] | None], list[Credit]]
+"""The groups of all ranks and a critic's values, [N] for each completion in order (None without a critic) -> the credit
+of each completion, in order. Pure. Completions that the rule leaves out have no credit and are not trained."""
+
+
+def credit_rule(advantage: Advantage, critic: GAE | None = None) -> CreditRule:
+    """Return the rule of a run: its critic's where it has one, else the comparison of each group.
+
+    Args:
+        advantage: rewards of a group -> advantages; unused with a critic.
+        critic: how its values become advantages, or None.
+    """
+    if critic is None:
+        return partial(group_credit, advantage=advantage)
+    return partial(gae_credit, critic=critic)
+
+
+def group_credit(
+    groups: Sequence[Group], values: Sequence[Tensor] | None = None, *, advantage: Advantage, discount: float = 1.0
+) -> list[Credit]:
+    """Compare the completions of each group: every token of a step has the advantage of the step's return.
+
+    A group of fewer than two completions has nothing to compare and is left out.
+
+    Args:
+        groups: of a rollout.
+        values: unused.
+        advantage: rewards of a group -> advantages.
+        discount: of a reward for each step that it lies ahead, (0, 1].
+
+    Example:
+        >>> from drpo.credit.advantages import mean
+        >>> group_credit([], advantage=mean)
+        []
+    """
+    return [c for group in groups if len(group.completions) >= 2 for c in _compared(group, advantage, discount)]
+
+
+def _compared(group: Group, advantage: Advantage, discount: float) -> list[Credit]:
+    advantages = step_advantages([reward.reshape(1) for reward in group.rewards], advantage, discount)
+    lengths = [torch.tensor([len(c.token_ids)]) for c in group.completions]
+    tokens = [a.repeat_interleave(n) for a, n in zip(advantages, lengths, strict=True)]
+    return list(starmap(Credit, zip(group.completions, tokens, strict=True)))
+
+
+def step_advantages(rewards: Sequence[Tensor], advantage: Advantage, discount: float = 1.0) -> list[Tensor]:
+    """Return the advantage of every step of the episodes of one group.
+
+        R_t = sum_{u >= t} discount^(u - t) r_u,    A_{i,t} = advantage(R_{1, min(t, T_1 - 1)}, ..)_i
+
+    An episode that is over stays in the comparison with the return of its last step. With one reward, at the end, and
+    discount 1 every step has the outcome's advantage, bit for bit.
+
+    Args:
+        rewards: [T_i] float32 for each of the G episodes, T_i >= 1; what came with each step, reward units.
+        advantage: rewards of a group -> advantages.
+        discount: (0, 1].
+
+    Returns:
+        [T_i] float32 for each episode.
+
+    Example:
+        >>> from drpo.credit.advantages import mean
+        >>> step_advantages([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]), torch.tensor([2.0])], mean)
+        [tensor([-1., -2.]), tensor([ 1.,  1.]), tensor([0.])]
+    """
+    returns = [_returns(r, discount) for r in rewards]
+    steps = max(map(len, returns))
+    rows = [advantage(torch.stack([r[min(t, len(r) - 1)] for r in returns])) for t in range(steps)]
+    return [torch.stack(rows)[: len(r), i] for i, r in enumerate(returns)]
+
+
+def _returns(reward: Tensor, discount: float) -> Tensor:
+    """[T] the discounted sums of what is still to come: without values and with lambda 1 they are the advantages."""
+    one_episode = torch.zeros(len(reward), dtype=torch.int64)
+    return gae(reward, torch.zeros_like(reward), one_episode, discount, 1.0)[0]
+
+
+def gae_credit(groups: Sequence[Group], values: Sequence[Tensor] | None, *, critic: GAE) -> list[Credit]:
+    """Estimate every token's advantage from the critic's values; the reward comes with a completion's last token.
+
+    The advantages of the whole rollout are whitened together where `critic.whiten` says so.
+
+    Args:
+        groups: of a rollout; a group of one completion is as good as any.
+        values: [N] of each completion, in order: of the context that each token was drawn in, reward units.
+        critic: discount, lambda and whitening.
+    """
+    completions = [c for group in groups for c in group.completions]
+    if not completions:
+        return []
+    assert values is not None
+    value, lengths = torch.cat(list(values)), [len(c.token_ids) for c in completions]
+    ends = torch.tensor(lengths).cumsum(0)
+    reward = torch.zeros_like(value)
+    reward[ends - 1] = torch.cat([group.rewards for group in groups])
+    sequence = torch.arange(len(completions)).repeat_interleave(torch.tensor(lengths))
+    advantage, returns = gae(reward, value, sequence, critic.gamma, critic.lam)
+    advantage = whitened(advantage) if critic.whiten else advantage
+    columns = [column.split(lengths) for column in (advantage, value, returns)]
+    return list(starmap(Credit, zip(completions, *columns, strict=True)))

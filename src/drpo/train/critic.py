@@ -1,0 +1,103 @@
+"""A critic in training: its values of a rollout before anything is batched, and its updates on the batches."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drpo.batch import pack
+from drpo.credit.gae import GAE
+from drpo.critic import Critic
+from drpo.ranks import ALONE, Ranks
+from drpo.train import checkpoint
+from drpo.train.update import balance_micro_batches, take_step
+from drpo.types import Batch, CriticStats, Group, MicroBatch
+
+PREFIX = "critic_"
+"""Of its files in a checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class CriticTrainer:
+    """A critic with what it takes to train it.
+
+    Args:
+        critic: whose values they are.
+        optimizer: over `critic.trainable()`.
+        config: how the values are learnt.
+        max_grad_norm: the critic's gradient is scaled down to this L2 norm, > 0; inf is off.
+        micro_batch_tokens: most places that go through the model at once for the values; one completion always may.
+        ranks: who share the micro-batches; all have the same groups and batches.
+    """
+
+    critic: Critic
+    optimizer: torch.optim.Optimizer
+    config: GAE
+    max_grad_norm: float
+    micro_batch_tokens: int
+    ranks: Ranks = ALONE
+
+    @torch.no_grad()
+    def values(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Return V [N] of each completion of the groups, in order, on the CPU; each rank computes some."""
+        completions = [c for group in groups for c in group.completions]
+        micros = pack(completions, self.micro_batch_tokens, self.critic.shares_prompts, self.ranks.size)
+        own, idle = self._balanced(micros)
+        computed = [(int(s), v) for m in own for s, v in self._values(m)]
+        for micro in idle:
+            self._values(micro)
+        return [value for _, value in sorted(self.ranks.gather(computed), key=lambda pair: pair[0])]
+
+    def train(self, batches: Sequence[Batch]) -> list[CriticStats]:
+        """Train the critic on a step's batches and return what each update saw; none where there is no token."""
+        if not any(batch.micro_batches for batch in batches):
+            return []
+        return [self._update(batch) for batch in batches for _ in range(self.config.updates)]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write this rank's part of the critic's weights and optimiser state into a checkpoint; return the files."""
+        return checkpoint.write(folder, self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)
+
+    def restore(self, folder: Path) -> None:
+        """Go on as `save` left it, to the bit.
+
+        Raises:
+            InputError: the checkpoint has no critic, or another one.
+        """
+        checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)
+
+    def _values(self, micro: MicroBatch) -> list[tuple[Tensor, Tensor]]:
+        """The number and the values of each completion of a micro-batch."""
+        value = self.critic(micro.to(self.critic.device)).cpu()
+        return [(s, value[micro.sequence == s]) for s in micro.sequence.unique()]
+
+    def _update(self, batch: Batch) -> CriticStats:
+        """Take one optimiser step, unless the gradient is not finite."""
+        parameters = list(self.critic.trainable().values())
+        self.optimizer.zero_grad(set_to_none=True)
+        own, idle = self._balanced(batch.micro_batches)
+        losses = [self._backward(micro) for micro in own]
+        for micro in idle:
+            self._backward(micro)
+        self.critic.reduce_gradients(self.ranks)
+        losses = self.ranks.gather(losses)
+        norm = take_step(self.optimizer, parameters, self.config.learning_rate, self.max_grad_norm)
+        n_tokens = sum(len(micro.target) for micro in batch.micro_batches)
+        loss, clipped = sum(share for share, _ in losses), sum(n for _, n in losses)
+        return CriticStats(loss, norm, clipped, n_tokens, taken=math.isfinite(norm))
+
+    def _balanced(self, micros: Sequence[MicroBatch]) -> tuple[list[MicroBatch], list[MicroBatch]]:
+        """This rank's own, and those that count nothing, which it must do for the others' sake."""
+        own, idle = balance_micro_batches(micros, self.ranks)
+        return own, idle if self.critic.equal_passes else []
+
+    def _backward(self, micro: MicroBatch) -> tuple[float, int]:
+        here = micro.to(self.critic.device)
+        share, value = self.critic.loss(here, self.config.clip)
+        share.backward()
+        assert here.value is not None
+        left = 0 if self.config.clip is None else int(((value - here.value).abs() > self.config.clip).sum())
+        return float(share.detach()), left

@@ -1,0 +1,1 @@
+"""Problems small enough to be computed exactly, and what the papers claim held against them."""

@@ -1,0 +1,77 @@
+"""Check the theory on problems small enough to be computed exactly: `python studies/theory.py --help`."""
+
+import json
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from rich.progress import Progress
+
+from command import run
+from drpo.cli.output import writing_folder
+from drpo.files import write_text
+from drpo.report.payload import finite
+from drpo.report.sheet import Sheet, print_sheet
+from drpo.terminal import Terminal
+from exact.checks import Theory, checks, examine
+from exact.figures import FIGURES
+from exact.tables import markdown, sheets
+from exact.variance import MUS
+
+
+@dataclass(frozen=True)
+class TheoryOptions:
+    """Check the theory on problems small enough to be computed exactly. Nothing is trained; about twenty seconds.
+
+      python studies/theory.py --out exact
+
+    A policy over a long-tailed vocabulary, every expectation a sum over all tokens: where each objective's gradient
+    leads a token, how its variance grows as a token becomes rare, how far off-policy it is still unbiased, and which
+    objectives learn from a tail that is noise or holds the best token. docs/theory_checked.md explains the results.
+    The exit status is 1 where a check fails.
+
+    Args:
+        out: the folder for exact.json, exact.md (the tables) and the figures.
+    """
+
+    out: Path = Path("exact")
+
+
+def theory(arguments: Sequence[str]) -> int:
+    """Compute, write and print everything; return 1 where a check fails."""
+    options = tyro.cli(TheoryOptions, prog="python studies/theory.py", args=arguments)
+    with writing_folder("--out", options.out):
+        found = examine(_progress)
+        tables = write_report(options.out, found)
+    console = Terminal()
+    for sheet in tables:
+        print_sheet(console, sheet)
+    console.print(f"figures, exact.json and exact.md: {options.out}")
+    return 0 if all(check.agrees for check in checks(found)) else 1
+
+
+def write_report(folder: Path, found: Theory) -> tuple[Sheet, ...]:
+    """Write `exact.json`, `exact.md` and the figures into a folder; return the tables."""
+    record = finite({"checks": [asdict(c) for c in checks(found)], **asdict(found), "variance_mu": MUS})
+    write_text(folder / "exact.json", json.dumps(record, indent=1) + "\n")
+    tables = sheets(found)
+    write_text(folder / "exact.md", "\n\n".join(f"**{s.title}**\n\n{markdown(s)}" for s in tables) + "\n")
+    for name, draw in FIGURES.items():
+        draw(found, folder / name)
+    return tables
+
+
+def _progress(parts: Collection[str]) -> Iterable[str]:
+    """Yield the parts, with a bar that names the one under way."""
+    with Progress(console=Terminal(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(parts))
+        for part in parts:
+            progress.update(task, description=part.replace("_", " "))
+            yield part
+            progress.advance(task)
+
+
+if __name__ == "__main__":
+    sys.exit(run(theory))

@@ -1,0 +1,57 @@
+"""Mistakes between rewards and advantages: what is compared with what, and which tokens are credited with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from planted import Replacement
+
+T, BATCH = "tests/test_credit.py::", "tests/test_batch_policy.py::"
+STEPS = f"{T}test_rewards_of_steps_are_compared_as_the_definition_says"
+PROMPT_ALONE = f"{BATCH}test_a_reward_of_the_prompt_alone_teaches_nothing"
+SKIPPING = f"{BATCH}test_skipping_zero_advantages_is_exact"
+WEIGHTS = f"{BATCH}test_weights_sum_to_what_the_reduction_says"
+
+
+def _compares_the_rollout(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(groups: Sequence[Any], values: Any = None, **settings: Any) -> Any:
+        import torch
+
+        whole = tuple(c for g in groups for c in g.completions)
+        everything = [replace(groups[0], completions=whole, rewards=torch.cat([g.rewards for g in groups]))]
+        return right(everything if groups else groups, values, **settings)
+
+    return wrong
+
+
+def _first_reward(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(rewards: Sequence[Any], *settings: Any) -> Any:
+        return right([r.flip(0) for r in rewards], *settings)
+
+    return wrong
+
+
+def _without_zeros(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda credits, config: right([c for c in credits if c.advantage.any()] or credits, config)
+
+
+REPLACEMENTS = (
+    Replacement(
+        "a completion is compared with the whole rollout",
+        "drpo.credit.rules:group_credit",
+        _compares_the_rollout,
+        (PROMPT_ALONE,),
+    ),
+    Replacement(
+        "rewards of an episode's steps come in the wrong order",
+        "drpo.credit.rules:step_advantages",
+        _first_reward,
+        (STEPS,),
+    ),
+    Replacement(
+        "the normaliser leaves out completions of zero advantage",
+        "drpo.batch:_batch",
+        _without_zeros,
+        (SKIPPING, WEIGHTS),
+    ),
+)

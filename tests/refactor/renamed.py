@@ -1,0 +1,40 @@
+"""What has another name since the recorded commit: entries are added in the commit that renames.
+
+Each table is for the keys at any depth of one kind of record: old name -> new name. In place of a new name
+
+    None                    the key is gone, or changed its meaning on purpose; the comment behind it says which and why
+    ("name", convert)       the new key's value is convert(old value, the run's settings)
+
+`ADDED` lists keys of the new side alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runs import Settings
+
+Convert = Callable[[Any, Settings], Any]
+Table = Mapping[str, str | tuple[str, Convert] | None]
+
+METRICS: Table = {}
+"""Of metrics.jsonl: "shift_mean": "prob_diff_mean"."""
+
+EVALUATIONS: Table = {}
+"""Of evaluations.jsonl."""
+
+ROLLOUTS: Table = {}
+"""Of rollouts.jsonl: "finish": "finish_reason"."""
+
+WEIGHTS: Table = {}
+"""Names of tensors in files of weights."""
+
+TABLES: Mapping[str, Table] = {
+    "metrics": METRICS, "evaluations": EVALUATIONS, "rollouts": ROLLOUTS, "weights": WEIGHTS,
+}  # fmt: skip
+
+ADDED: Mapping[str, frozenset[str]] = {
+    "metrics": frozenset(),
+    "evaluations": frozenset(),
+    "rollouts": frozenset(),
+    "weights": frozenset(),
+}

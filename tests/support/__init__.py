@@ -1,0 +1,1 @@
+"""What several test files use: no test imports from another test file."""

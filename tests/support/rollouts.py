@@ -1,0 +1,38 @@
+"""Engines as tests ask them: problems in, completions out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from drpo import models
+from drpo.rollout import Engine, EpisodeDriver, TransformersEngine
+from drpo.train.setup import Parts
+from drpo.types import Completion, Key, Problem, Sampling
+
+
+class Prompted:
+    """An engine with a driver before it; everything else is the engine's own."""
+
+    def __init__(
+        self, engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.engine = engine
+        self.driver = EpisodeDriver.of(engine, model, tokenizer or models.load_tokenizer("tiny"))
+
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[Completion]:
+        return self.driver.run(problems, sampling, key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def transformers_engine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+) -> Prompted:
+    return Prompted(TransformersEngine(model, **options), model, tokenizer)
+
+
+def with_engine(parts: Parts, engine: Engine) -> Parts:
+    return replace(parts, driver=replace(parts.driver, engine=engine))

@@ -1,0 +1,75 @@
+"""Credit before batching: what each token of a rollout is credited with, from the definition of its rule.
+
+Not covered: a critic's values (test_critic.py) and the functions of a group's rewards (test_advantages_reductions.py).
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from drpo.credit import advantages, credit_rule, gae_credit, group_credit
+from drpo.credit.gae import GAE
+from drpo.credit.rules import step_advantages
+from drpo.errors import InputError
+from drpo.types import Credit
+from tiny_world import completion, grouped
+
+RULES = (advantages.mean, advantages.zscore, advantages.rloo)
+REWARDS = st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=6)
+
+
+@given(rewards=REWARDS, lengths=st.lists(st.integers(1, 5), min_size=6, max_size=6), rule=st.sampled_from(RULES))
+def test_a_final_reward_credits_every_token_with_the_outcome(
+    rewards: list[float], lengths: list[int], rule: Callable[[Tensor], Tensor]
+):
+    """Bit for bit, also where the episode has several steps."""
+    rollout = [completion(range(1, n + 1), sample=i) for i, n in enumerate(lengths[: len(rewards)])]
+    (group,) = grouped(rollout, [rewards])
+    outcome = rule(torch.tensor(rewards))
+    steps = [torch.zeros(n) for n in lengths[: len(rewards)]]
+    for step, reward in zip(steps, rewards, strict=True):
+        step[-1] = reward
+    for credit, in_steps, c, a in zip(
+        credit_rule(rule)([group], None), step_advantages(steps, rule), rollout, outcome, strict=True
+    ):
+        assert credit.completion is c and credit.value is None and credit.returns is None
+        assert torch.equal(credit.advantage, a.expand(len(c.token_ids))) and torch.equal(in_steps, credit.advantage)
+
+
+@given(
+    rewards=st.lists(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=5), min_size=2, max_size=5),
+    discount=st.floats(0.1, 1),
+)
+def test_rewards_of_steps_are_compared_as_the_definition_says(rewards: list[list[float]], discount: float):
+    """R_t = sum_{u >= t} discount^(u-t) r_u, less the group's mean of R_{j, min(t, T_j - 1)}."""
+
+    def to_go(episode: list[float], t: int) -> float:
+        t = min(t, len(episode) - 1)
+        return sum(discount ** (u - t) * episode[u] for u in range(t, len(episode)))
+
+    found = step_advantages([torch.tensor(r) for r in rewards], advantages.mean, discount)
+    for episode, advantage in zip(rewards, found, strict=True):
+        wanted = [to_go(episode, t) - sum(to_go(e, t) for e in rewards) / len(rewards) for t in range(len(episode))]
+        torch.testing.assert_close(advantage, torch.tensor(wanted), rtol=1e-5, atol=1e-4)
+
+
+def test_groups_with_nothing_to_compare_have_no_credit_unless_there_is_a_critic():
+    rollout = [completion([1, 2], problem="alone"), *(completion([3], problem="two", sample=i) for i in range(2))]
+    groups = grouped(rollout, [[1.0], [0.0, 1.0]])
+    assert [c.completion for c in group_credit(groups, advantage=advantages.mean)] == rollout[1:]
+    values = [torch.zeros(2), torch.zeros(1), torch.zeros(1)]
+    with_critic = gae_credit(groups, values, critic=GAE(lam=1.0, whiten=False))
+    assert [c.completion for c in with_critic] == rollout
+    assert [c.advantage.tolist() for c in with_critic] == [[1.0, 1.0], [0.0], [1.0]]
+    assert group_credit([], advantage=advantages.mean) == gae_credit([], [], critic=GAE()) == []
+
+
+def test_credit_has_one_number_for_each_token():
+    with pytest.raises(InputError, match=r"credit\.advantage \[2\]: must be \[3\], one for each token"):
+        Credit(completion([1, 2, 3]), torch.zeros(2))
+    with pytest.raises(InputError, match=r"credit\.returns \[1\]: must be \[3\]"):
+        Credit(completion([1, 2, 3]), torch.zeros(3), torch.zeros(3), torch.zeros(1))
