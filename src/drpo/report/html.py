@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,11 @@ def render(page: Page) -> str:
         >>> "<title>a &lt; b</title>" in text, text.count("<script>")
         (True, 0)
     """
-    library = plotly.offline.get_plotlyjs()
+    library, packed_library = plotly_js()
     names = (SCRIPTS[0], *page.scripts, *SCRIPTS[1:])
     script = "\n".join(part(name) for name in names)
     figures = {plot.id: plain(plot.figure.to_plotly_json()) for plot in page.plots}
-    payloads = {**page.payloads, "figures": json_bytes(figures), "plotly": library.encode()}
+    payloads = {**page.payloads, "figures": json_bytes(figures)}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("drpo.report", "page"),
         autoescape=True,
@@ -69,8 +70,15 @@ def render(page: Page) -> str:
         policy=policy([script, library]),
         style=Markup(part("style.css")),
         script=Markup(inline(script)),
-        payloads={name: packed(data) for name, data in payloads.items()},
+        payloads={**{name: packed(data) for name, data in payloads.items()}, "plotly": packed_library},
     )
+
+
+@cache
+def plotly_js() -> tuple[str, str]:
+    """Return plotly's library, and the same packed."""
+    library: str = plotly.offline.get_plotlyjs()
+    return library, packed(library.encode())
 
 
 def write(page: Page, path: Path) -> Path:
