@@ -22,7 +22,8 @@ from worlds import sampling, tiny_run
 # Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
 KINDS: dict[str, dict[str, Any]] = {
     "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
-    # AdamW makes whole steps of gradients that are but rounding, so this one takes small ones.
+    # AdamW makes whole steps of gradients that are but rounding, so these take small ones.
+    "tied": {"model": "tiny", "learning_rate": 2e-4},  # its head is its embedding
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "learning_rate": 2e-4},
     "terms": {
         "prompts": 3,

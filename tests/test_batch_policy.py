@@ -35,6 +35,7 @@ from transformers import (
 from drpo import reductions
 from drpo.batch import BatchConfig
 from drpo.errors import InputError
+from drpo.heads import HeadShape
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
 from drpo.precision import Precision
@@ -200,9 +201,9 @@ def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Completi
     (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
     (micro,) = batch.micro_batches
     wanted = policy(micro)
-    _, tokens, entropy = policy.loss(micro, DRPO(0.2))
-    torch.testing.assert_close(tokens.logp, wanted[0].detach())
-    torch.testing.assert_close(entropy, wanted[1].detach())
+    found = policy.loss(micro, DRPO(0.2))
+    torch.testing.assert_close(found.logp, wanted[0].detach())
+    torch.testing.assert_close(found.entropy, wanted[1].detach())
 
 
 def test_a_policy_shares_prompts_where_it_can(rollout: list[Completion]) -> None:
@@ -826,19 +827,52 @@ def _tiny_config(kind: type, **more: object) -> object:
     )
 
 
-REFUSED: dict[str, Callable[[], PreTrainedModel]] = {
-    "bias": lambda: PhiForCausalLM(_tiny_config(PhiConfig)),
-    "scale": lambda: GraniteForCausalLM(_tiny_config(GraniteConfig, logits_scaling=8.0)),
-    "soft cap": lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=0.5)),
-    "soft cap far above the logits": lambda: Gemma2ForCausalLM(
-        _tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=30.0)
+HEADS: dict[str, tuple[Callable[[], PreTrainedModel], HeadShape, bool]] = {
+    "bias": (lambda: PhiForCausalLM(_tiny_config(PhiConfig)), HeadShape(1.0, None), True),
+    "scale": (
+        lambda: GraniteForCausalLM(_tiny_config(GraniteConfig, logits_scaling=8.0)),
+        HeadShape(0.125, None),
+        False,
     ),
-    "no head": lambda: Qwen2ForCausalLM(_tiny_config(Qwen2Config)).model,
+    "soft cap": (
+        lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=0.5)),
+        HeadShape(1.0, 0.5),
+        False,
+    ),
+    "soft cap far above the logits": (
+        lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=30.0)),
+        HeadShape(1.0, 30.0),
+        False,
+    ),
 }
 
 
-@pytest.mark.parametrize("head", REFUSED)
-def test_heads_that_are_not_plainly_linear_are_refused(head: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_a_heads_bias_scale_and_soft_cap_are_found(head: str) -> None:
+    build, shape, biased = HEADS[head]
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="head is not a plain linear layer"):
-        policy_of(REFUSED[head]().eval())
+    policy = policy_of(build().eval())
+    assert policy._head_shape == shape
+    assert (policy.head.bias is not None) == biased
+    ids = torch.arange(5)
+    torch.testing.assert_close(policy.logits(ids), policy.model(ids[None]).logits[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_of_anything_else_are_refused() -> None:
+    model = Qwen2ForCausalLM(_tiny_config(Qwen2Config)).eval()
+    for broken in (model.model, squared(model)):
+        with pytest.raises(InputError, match="its logits are not those of one linear layer"):
+            policy_of(broken)
+
+
+def squared(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose logits are squared."""
+    forward = model.forward
+
+    def square(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.logits = out.logits.square()
+        return out
+
+    model.forward = square  # type: ignore[method-assign]
+    return model

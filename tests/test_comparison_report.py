@@ -184,7 +184,7 @@ def test_without_a_result_there_is_a_page_still(tmp_path):
 
 def test_what_cannot_be_reached_is_said_once_for_all_it_is_true_of():
     (caution,) = cautions(OBJECTIVES)
-    assert caution.startswith("drpo(12.5): delta = 12.5")
+    assert caution.startswith("drpo(12.5): no token can leave the region")
 
 
 def test_every_field_is_either_shared_or_a_cells_own():

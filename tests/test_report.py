@@ -260,9 +260,7 @@ INSIDE = 1e-3
 @pytest.mark.parametrize("mu", [0.02, 0.3, 0.7])
 def test_boundaries_are_where_the_weights_say_that_regions_end(objective, mu):
     """Pushed outwards, a token has a weight inside, and none (or a negative one) outside."""
-    region = distribution.region_of(objective)
-    assert region is not None and region.reachable
-    low, high = (float(x[0]) for x in distribution.boundary(region, np.array([mu])))
+    low, high = (float(x[0]) for x in distribution.boundary(objective, np.array([mu])))
     for edge, advantage, way in ((low, -1.0, -1), (high, 1.0, 1)):
         if not math.isnan(edge):
             before, after = (weight_at(objective, mu, edge + way * x * edge, advantage) for x in (-INSIDE, INSIDE))
@@ -283,9 +281,11 @@ def test_a_boundary_that_no_token_reaches_is_said_not_drawn(tmp_path):
         assert len(traces(log, f"{spell(objective)}, this run's")) == own
         assert ("No token can reach the boundary of drpo(12.5)" in log.text) == (own == 0)
         assert len(traces(linear, "ppo(0.2, 0.28)")) == 2
-    assert distribution.regions(GSPO())[0].own is False
-    assert distribution.regions(SymmetricMask(0.1))[0] == distribution.Region("mask(0.1)", 0.1, 0.1, 0.0, own=True)
-    assert distribution.region_of(DPPO(0.05, divergence="kl")) is None
+    assert GSPO() not in distribution.regions(GSPO())
+    assert distribution.regions(SymmetricMask(0.1))[0] == SymmetricMask(0.1)
+    mu = distribution.drawn_at(DRPO(0.2))
+    first = mu[np.isfinite(distribution.boundary(DRPO(0.2), mu)[0])][0]
+    assert first == pytest.approx(0.2, abs=1e-6)
 
 
 # Figures

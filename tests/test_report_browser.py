@@ -126,7 +126,7 @@ def test_it_prints_on_a_sheet_in_ink(found: RunVisit):
 def test_a_radius_out_of_reach_is_said(visit: Opener, tmp_path: Path):
     run = write_run(tmp_path, objective=DRPO(12.5))
     page = visit(write_report(tmp_path, run)).page
-    assert "no token can shift by 1 or more" in page.inner_text("#caution")
+    assert "no token can leave the region" in page.inner_text("#caution")
     assert "No token can reach the boundary of drpo(12.5)" in page.inner_text("#region")
 
 

@@ -19,9 +19,9 @@ def _averaged(right: Function) -> Function:
         import torch
 
         evenly = replace(micro, weight=torch.full_like(micro.weight, 1 / len(micro.weight)))
-        share, tokens, entropy = policy.loss(micro, objective)
-        extra = right(terms, policy, evenly, objective)[0] - policy.loss(evenly, objective)[0]
-        return share + extra, tokens, entropy
+        found = policy.loss(micro, objective)
+        extra = right(terms, policy, evenly, objective).loss - policy.loss(evenly, objective).loss
+        return replace(found, loss=found.loss + extra)
 
     return loss
 

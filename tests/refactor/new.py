@@ -76,8 +76,9 @@ def watch(saw: Callable[[int, list[driver.Update]], None]) -> None:
 def _update(batch: Any, stats: Any) -> driver.Update:
     figures = {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}
     counts = {"taken": stats.taken, "n_tokens": batch.n_tokens, "n_skipped": batch.n_skipped}
-    completions = [(c.problem_id, c.sample) for c in batch.completions]
-    advantages = {driver.who(*c): a for c, a in zip(completions, batch.advantages.tolist(), strict=True)}
+    completions = [(c.completion.problem_id, c.completion.sample) for c in batch.credits]
+    means = [float(c.advantage.double().mean().float()) for c in batch.credits]
+    advantages = {driver.who(*c): mean for c, mean in zip(completions, means, strict=True)}
     tokens = {driver.who(*completions[i]): columns for i, columns in _tokens(batch, stats)}
     return driver.Update({**figures, **counts}, advantages, tokens)
 

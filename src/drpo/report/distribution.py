@@ -1,13 +1,13 @@
 """Where a run's tokens lie: pi against mu with the boundaries of regions, and the gradient weights in bins."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import DPPO, DRPO, SPO, Objective, PPOClip, region_radius, spell
+from drpo.objectives import DPPO, DRPO, SPO, Objective, PPOClip, borders, caution, spell
 from drpo.report.figures import DASHES, GREY, WIDE, Plot, brief, make_figure
 from drpo.report.palette import COLORS
 from drpo.report.seen import Rollouts
@@ -19,83 +19,49 @@ _TAIL = 5e-4
 """Share of weights at either end that the outermost bins take up, however far out they are."""
 
 
-@dataclass(frozen=True)
-class Region:
-    """A trust region of one token: mu - low mu^power <= pi <= mu + high mu^power.
-
-    Args:
-        name: as the objective is spelled.
-        low: radius for falling probabilities.
-        high: radius for rising ones.
-        power: 0 for a region in |pi - mu|, 1 for one in the ratio.
-        own: whether it is the run's.
-    """
-
-    name: str
-    low: float
-    high: float
-    power: float
-    own: bool = False
-
-    @property
-    def reachable(self) -> bool:
-        """Whether any token can leave it."""
-        return self.power > 0 or min(self.low, self.high) < 1
-
-
-def region_of(objective: Objective, own: bool = False) -> Region | None:
-    """Return the region of an objective in pi and mu; None where it has none.
-
-    Example:
-        >>> region_of(PPOClip(0.2, 0.28))
-        Region(name='ppo(0.2, 0.28)', low=0.2, high=0.28, power=1.0, own=False)
-    """
-    name = spell(objective)
-    match objective:
-        case PPOClip(low=low, high=high):
-            return Region(name, low, high, 1.0, own)
-        case SPO(epsilon=epsilon):
-            return Region(name, epsilon, epsilon, 1.0, own)
-        case DRPO(delta=delta, power=power):
-            return Region(name, delta, delta, power, own)
-        case DPPO(delta_low=low, delta_high=high, divergence="tv"):
-            return Region(name, low, low if high is None else high, 0.0, own)
-    if hasattr(objective, "delta") and not objective.needs and getattr(objective, "divergence", "tv") == "tv":
-        radius = region_radius(objective)
-        return Region(name, radius, radius, 0.0, own)
-    return None
-
-
-def regions(objective: Objective) -> list[Region]:
-    """Return the run's region, where it has one, and those of PPO, SPO, DPPO and DRPO, without that of its own kind."""
-    own = region_of(objective, own=True)
+def regions(objective: Objective) -> list[Objective]:
+    """Return those whose region is drawn: the run's, where it has one in mu and pi, PPO, SPO, DPPO and DRPO, without
+    that of its own kind."""
     known = (PPOClip(0.2, 0.28), SPO(0.2), DPPO(0.15), DRPO(0.2))
-    others = [region_of(o) for o in known if type(o) is not type(objective)]
-    return [region for region in (own, *others) if region is not None]
+    others = [o for o in known if type(o) is not type(objective)]
+    return [o for o in (objective, *others) if borders(o, torch.ones(1, dtype=torch.float64)) is not None]
 
 
-def boundary(region: Region, mu: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the probabilities pi at which a token leaves a region, below and above; NaN where it cannot.
+def boundary(objective: Objective, mu: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `objectives.borders` as arrays; NaN everywhere where the objective has none.
 
     Args:
-        region: any.
+        objective: any.
         mu: [N] in (0, 1].
 
     Example:
-        >>> low, high = boundary(Region("", 0.2, 0.2, 0.0), np.array([0.1, 0.5, 0.9]))
+        >>> low, high = boundary(DRPO(0.2), np.array([0.1, 0.5, 0.9]))
         >>> low.round(2).tolist(), high.round(2).tolist()
         ([nan, 0.3, 0.7], [0.3, 0.7, nan])
     """
-    low = mu - region.low * mu**region.power
-    high = mu + region.high * mu**region.power
-    return np.where(low > 0, low, np.nan), np.where(high < 1, high, np.nan)
+    found = borders(objective, torch.from_numpy(mu))
+    if found is None:
+        return np.full_like(mu, np.nan), np.full_like(mu, np.nan)
+    return found[0].numpy(), found[1].numpy()
 
 
-def drawn_at(region: Region) -> NDArray[np.float64]:
-    """Return the mu at which a boundary is drawn: close together where its pi nears 0, for logarithmic axes."""
-    vanishing = region.low ** (1 / (1 - region.power)) if region.power < 1 else 0.0
-    near = vanishing + np.geomspace(1e-7, 1, 121)
+def drawn_at(objective: Objective) -> NDArray[np.float64]:
+    """Return the mu at which a border is drawn: close together where its pi nears 0, for logarithmic axes."""
+    near = _vanishing(objective) + np.geomspace(1e-7, 1, 121)
     return np.unique(np.concatenate([near[near <= 1], np.geomspace(1e-8, 1, 121), np.linspace(0, 1, 101)[1:]]))
+
+
+def _vanishing(objective: Objective) -> float:
+    """The mu below which a token cannot leave the region downwards, to 1e-8; 0 where it always can."""
+    low, high = 1e-8, 1.0
+    for _ in range(4):
+        mu = np.linspace(low, high, 200)
+        leaves = np.isfinite(boundary(objective, mu)[0])
+        first = int(leaves.argmax()) if leaves.any() else len(mu) - 1
+        if first == 0:
+            return 0.0 if low == 1e-8 else float(mu[0])
+        low, high = float(mu[first - 1]), float(mu[first])
+    return high
 
 
 def scatter_plots(rollouts: Rollouts, objective: Objective, seed: int) -> list[Plot]:
@@ -135,11 +101,11 @@ def scatter_plots(rollouts: Rollouts, objective: Objective, seed: int) -> list[P
     ]
 
 
-def scatter_text(advantage: NDArray[np.float64], n: int, known: Sequence[Region]) -> str:
+def scatter_text(advantage: NDArray[np.float64], n: int, known: Sequence[Objective]) -> str:
     """Say which tokens of n are drawn, and which regions have no boundary to draw."""
     some = f"{len(advantage):,} of the {n:,} trained tokens, drawn at random with the run's seed"
     which = some if len(advantage) < n else f"All {n:,} trained tokens"
-    out_of_reach = "".join(f" No token can reach the boundary of {r.name}." for r in known if not r.reachable)
+    out_of_reach = "".join(f" No token can reach the boundary of {spell(o)}." for o in known if caution(o) is not None)
     return (
         f"{which}: {(advantage > 0).sum():,} with A > 0 (circles), {(advantage < 0).sum():,} with A < 0 "
         f"(diamonds).{out_of_reach}"
@@ -169,18 +135,17 @@ def boundary_traces(objective: Objective) -> Iterator[dict[str, Any]]:
     """Yield the diagonal, and the boundaries of the regions that a token can leave; the run's own is the solid line."""
     diagonal = {"line": {"color": GREY, "width": 1}, "mode": "lines", "hoverinfo": "skip"}
     yield {"x": [1e-8, 1], "y": [1e-8, 1], "name": "π = μ", **diagonal}
-    for i, region in enumerate(r for r in regions(objective) if r.reachable):
-        mu = drawn_at(region)
-        other = {"color": COLORS[2 + i % 3], "width": 1.8, "dash": DASHES[1 + i % 3]}
-        line = {"color": GREY, "width": 3.5} if region.own else other
-        for pi, first in zip(boundary(region, mu), (True, False), strict=True):
+    for i, other in enumerate(o for o in regions(objective) if caution(o) is None):
+        mu, own = drawn_at(other), other is objective
+        form = {"color": COLORS[2 + i % 3], "width": 1.8, "dash": DASHES[1 + i % 3]}
+        for pi, first in zip(boundary(other, mu), (True, False), strict=True):
             yield {
                 "x": mu.tolist(),
                 "y": pi.tolist(),
-                "name": f"{region.name}, this run's" if region.own else region.name,
-                "legendgroup": region.name,
+                "name": f"{spell(other)}, this run's" if own else spell(other),
+                "legendgroup": spell(other),
                 "showlegend": first,
-                "line": line,
+                "line": {"color": GREY, "width": 3.5} if own else form,
                 "mode": "lines",
                 "hoverinfo": "skip",
             }

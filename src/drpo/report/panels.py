@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drpo.objectives import caution, region_radius
+from drpo.objectives import caution, radii
 from drpo.report.figures import SMALL, Plot, brief, level, look, make_figure
 from drpo.train.config import Run
 
@@ -146,7 +146,7 @@ def levels(panel: Panel, run: Run) -> Levels:
     if panel.title == WEIGHT:
         return [("held", 0.0)]
     if panel.title == SHIFT and caution(run.objective) is None:
-        return [("radius", region_radius(run.objective))]
+        return [("radius", radius) for radius in sorted({*(radii(run.objective) or ())})]
     if panel.title == NORM and math.isfinite(run.max_grad_norm):
         return [("clipped at", run.max_grad_norm)]
     return []

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import Objective, gradient_weight, outside, ratio, shift
+from drpo.objectives import Objective, gradient_weight, out_of_region, ratio, shift
 from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records, token_advantages
 from drpo.types import Tokens
 
@@ -143,7 +143,9 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Se
     lengths = [len(r["token_ids"]) for r in records]
     tokens = tokens_of(records)
     weight = gradient_weight(objective, tokens)
-    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside(objective, tokens))
+    left = out_of_region(objective, tokens)
+    outside = torch.zeros_like(tokens.keep) if left is None else left
+    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside)
     parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
     return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
 

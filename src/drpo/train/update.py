@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from drpo.batch import split_micro_batch
 from drpo.critic import Critic
 from drpo.errors import InputError
-from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl, total
+from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl
+from drpo.objectives.contract import ask, gradient_of
+from drpo.ops import PolicyLoss
 from drpo.policy import Policy
 from drpo.ranks import ALONE, Ranks
-from drpo.types import Batch, MicroBatch, StepStats, Tokens
+from drpo.types import Batch, MicroBatch, StepStats, TokenStats
 
 log = logging.getLogger("drpo")
 
@@ -64,11 +66,10 @@ def update(
         _backward(policy, micro, objective, terms)
     policy.reduce_gradients(ranks)
     found = ranks.gather(found)
-    loss = sum(share for share, _, _ in found)
+    loss = sum(share for share, _ in found)
     norm = take_step(optimizer, parameters, learning_rate, max_grad_norm)
-    tokens = Tokens.cat([t for _, t, _ in found]) if found else _no_tokens(objective)
-    entropy = torch.cat([e for _, _, e in found]) if found else tokens.logp
-    return StepStats(tokens, entropy, loss, norm, learning_rate, taken=math.isfinite(norm))
+    token_stats = TokenStats.cat([seen for _, seen in found]) if found else TokenStats.none(bool(objective.needs))
+    return StepStats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
 
 
 def take_step(
@@ -105,7 +106,7 @@ def _backward_all(
     batch: Batch,
     objective: Objective,
     terms: "Terms | None",
-) -> list[tuple[float, Tokens, Tensor]]:
+) -> list[tuple[float, TokenStats]]:
     """Add the gradients of all micro-batches; where one does not fit into memory, begin again with it in halves.
 
     What it left of its gradient cannot be told from the others', so these are computed again too. The policy remembers
@@ -113,7 +114,7 @@ def _backward_all(
     """
     todo = [part for micro in micro_batches for part in _fitting(micro, batch, policy)]
     while True:
-        found: list[tuple[float, Tokens, Tensor]] = []
+        found: list[tuple[float, TokenStats]] = []
         try:
             for micro in todo:
                 found.append(_backward(policy, micro, objective, terms))
@@ -148,12 +149,13 @@ def _fitting(micro: MicroBatch, batch: Batch, policy: Policy) -> list[MicroBatch
 
 def _backward(
     policy: Policy, micro: MicroBatch, objective: Objective, terms: "Terms | None"
-) -> tuple[float, Tokens, Tensor]:
-    """Add a micro-batch's gradient; return its share of the loss, its tokens and their entropy, on the CPU."""
+) -> tuple[float, TokenStats]:
+    """Add a micro-batch's gradient; return its share of the loss, and its tokens' statistics on the CPU."""
     here = micro.to(policy.device)
-    share, tokens, entropy = policy.loss(here, objective) if terms is None else terms.loss(policy, here, objective)
-    share.backward()
-    return float(share.detach()), _on_cpu(tokens), entropy.cpu()
+    found = policy.loss(here, objective) if terms is None else terms.loss(policy, here, objective)
+    found.loss.backward()
+    tokens = here.tokens(found.logp, found.divergence)
+    return float(found.loss.detach()), TokenStats(tokens, found.entropy, found.gradient, found.metrics).cpu()
 
 
 def balance_micro_batches(
@@ -191,22 +193,25 @@ class Terms:
     def __init__(self, reference: Policy | None, kl: float, entropy: float) -> None:
         self.reference, self.kl, self.entropy = reference, kl, entropy
 
-    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tokens, Tensor]:
+    def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> PolicyLoss:
         """As `Policy.loss`, with the terms added to every token's loss."""
         kind = needed_divergence(objective.needs)
+        divergence = None
         if kind is None:
             logp, entropy = policy(micro)
-            tokens = micro.tokens(logp)
         else:
             logp, entropy, moved = policy.divergence(micro, (kind,))
-            tokens = micro.tokens(logp, moved[kind])
+            divergence = moved[kind]
+        tokens = micro.tokens(logp, divergence)
+        seen = ask(objective, tokens)
         extra = entropy_bonus(entropy, self.entropy)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logp, _ = self.reference(micro)
             extra = extra + self.kl * reference_kl(logp, reference_logp, micro.behavior_logp)
-        share = total(objective, tokens, micro.weight) + (micro.weight * extra).sum()
-        return share, replace(tokens, logp=logp.detach()), entropy.detach()
+        share = (micro.weight * seen.loss).sum() + (micro.weight * extra).sum()
+        gradient = gradient_of(objective, seen, tokens)
+        return PolicyLoss(share, logp.detach(), entropy.detach(), gradient, seen.metrics, divergence)
 
 
 def scheduled(peak: float, schedule: str, *, index: int, warmup: int, total: int) -> float:
@@ -244,13 +249,3 @@ def make_optimizer(
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
-
-
-def _on_cpu(tokens: Tokens) -> Tokens:
-    values = {name: value.cpu() for name, value in vars(tokens).items() if value is not None}
-    return Tokens(**values)
-
-
-def _no_tokens(objective: Objective) -> Tokens:
-    empty = torch.empty(0)
-    return Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if objective.needs else None)
