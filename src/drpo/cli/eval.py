@@ -13,6 +13,7 @@ from drpo import models
 from drpo.cli.folder import open_run
 from drpo.cli.options import leading, parse
 from drpo.errors import InputError
+from drpo.model_names import require_there
 from drpo.precision import resolve_precision
 from drpo.report.console import mean_score, paired_change
 from drpo.report.payload import finite
@@ -80,7 +81,7 @@ def eval(arguments: list[str]) -> int:
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if run is None:
-        models.require_there(name)
+        require_there(name)
     else:
         own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
         run = open_run(Path(name), options.own_code, needed=() if options.task else own)

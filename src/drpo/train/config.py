@@ -8,12 +8,13 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from drpo import models, objectives, reductions
+from drpo import objectives, reductions
 from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages, gae
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
 from drpo.errors import InputError, nearest
+from drpo.model_names import SMOLLM2
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
@@ -93,7 +94,7 @@ class Run:
     """
 
     name: str = "run"
-    model: str = models.SMOLLM2
+    model: str = SMOLLM2
     task: Task = field(default_factory=Addition)
     reward: Reward | None = None
     eval_task: Task | None = None
