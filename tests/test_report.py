@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from drpo import models
 from drpo.model_names import SMOLLM2
 from drpo.objectives import DPPO, DRPO, GSPO, SPO, PPOClip, SymmetricMask, TokenLoss, Tokens, gradient_weight, ratio
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.report import browser, decimals, distribution, facts
 from drpo.report.panels import Panel, Series, run_panels
 from drpo.report.payload import columns_bytes, finite, json_bytes, packed, read_columns

@@ -14,7 +14,7 @@ import pytest
 from drpo import cli
 from drpo.cli import train as train_command
 from drpo.report import comparison_page, html, run_page
-from drpo.train.session import load_run
+from drpo.train.config import load_run
 from hand_run import NASTY, RECORDS, record, write_lines, write_run
 from test_report import unpacked
 

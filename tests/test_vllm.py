@@ -24,7 +24,7 @@ from drpo.errors import InputError
 from drpo.model_names import SMOLLM2
 from drpo.policy import Policy
 from drpo.precision import FP32
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.rollout import EpisodeDriver, ServerEngine, VLLMEngine, encode_prompt
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters

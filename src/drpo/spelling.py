@@ -87,8 +87,7 @@ def parse_any(text: str, table: Table, kind: str) -> Any:
         name, args, kwargs = split_call(text)
         if name not in table:
             raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
-        entry = table[name]
-        entry = import_named(*entry.split(":"), kind) if isinstance(entry, str) else entry
+        entry = _imported(table[name], kind)
     else:
         name, args, kwargs = split_call(call)
         entry = import_named(module.strip(), name, kind)
@@ -153,6 +152,13 @@ def format_call(value: Any, table: Table, kind: str) -> str:
         if _is(type(value), entry) and dataclasses.is_dataclass(value):
             return name + _arguments(value)
     return _import_path(value, kind)
+
+
+def _imported(entry: Callable[..., Any] | str, kind: str) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return import_named(module, name, kind)
 
 
 def _is(value: Any, entry: Callable[..., Any] | str) -> bool:

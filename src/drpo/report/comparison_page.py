@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from drpo.lab.outcome import CELLS, Cell, Comparison
+from drpo.lab.outcome import Cell, Comparison
 from drpo.report.comparison_data import comparison_data
 from drpo.report.html import REPORT, Page, write
 from drpo.report.payload import json_bytes
+from drpo.train.records import CELLS
 
 STYLES = ("comparison.css",)
 SCRIPTS = ("sortable.js", "comparison_plots.js", "comparison.js")

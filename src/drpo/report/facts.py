@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drpo.objectives import spell
-from drpo.recipes import RECIPES
-from drpo.report.console import no_gradient
+from drpo.recipes import RECIPES, find
+from drpo.report.step_table import no_gradient
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
@@ -77,7 +77,7 @@ def configuration(run: Run) -> dict[str, Any]:
         "recipe", its name or None, and "rows": [field, value, recipe's value or None, default], each as text.
     """
     recipe = run.name if run.name in RECIPES else None
-    columns = [flat(to_json(r)) for r in (run, RECIPES[recipe]() if recipe else Run(), Run())]
+    columns = [flat(to_json(r)) for r in (run, find(recipe) if recipe else Run(), Run())]
     rows = [[name, value, columns[1][name] if recipe else None, columns[2][name]] for name, value in columns[0].items()]
     return {"recipe": recipe, "rows": rows}
 

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from drpo.errors import InputError, one_line
-from drpo.train.evaluate import Evaluation
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, parse_json, read_json
-from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
+from drpo.train.records import (
+    CELLS,
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    METRICS,
+    ROLLOUTS,
+    SUMMARY,
+    TIMING,
+    Evaluation,
+    parse_json,
+    read_json,
+)
 
-CELLS = "cells"
-"""Folder of a comparison's runs."""
 _SHOWN: Mapping[str, type | tuple[type, ...]] = {
     "name": str,
     "model": str,

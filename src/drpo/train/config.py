@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
 from drpo.train import optim
 from drpo.train.optim import AdamW, Constant, Muon, Optimizer, Schedule
+from drpo.train.records import CONFIG, read_config
 from drpo.types import Sampling
 
 ENGINES = ("transformers", "vllm", "http://HOST:PORT")
@@ -340,6 +342,23 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
         else:
             values[name] = _plain(name, value, kinds[name])
     return replace(Run(), **values)
+
+
+def load_run(folder: Path, own_code: bool = True) -> Run:
+    """Return the configuration of the run in `folder`.
+
+    Args:
+        folder: of the run.
+        own_code: import what it spells as `module:name`; see `from_json`.
+
+    Raises:
+        InputError: there is no run, or its configuration cannot be read.
+    """
+    record = read_config(folder)
+    try:
+        return from_json(record, own_code)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
 def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,48 @@ METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "eva
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+CELLS, RESULTS = "cells", "results.json"
+"""Of a comparison: the folder of its runs, and what is kept of them."""
 _TEXTS = ("text", "prompt", "finish")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well the policy does on held-out problems.
+
+    Args:
+        step: rollouts trained on before it.
+        accuracy: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
+        low, high: 95 % interval of the accuracy, `mean_interval`; nan where a score leaves [0, 1].
+        pass_at: k -> unbiased pass@k for k = 1, 2, 4, ... up to the samples.
+        n_problems: problems with at least one marked completion.
+        n_samples: completions drawn per problem.
+        mean_length: tokens.
+        truncated: share of completions cut at max_new_tokens.
+        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where `Marking.on_failure` is
+            zero and the reward failed.
+        problem_means: problem id -> mean score of its samples, of the `n_problems`.
+        difference: mean over problems of the score now minus that at step 0, of the problems that both have; None at
+            step 0, and where that evaluation is not known.
+        difference_low, difference_high: its 95 % interval, `difference_interval`; None where it has none.
+    """
+
+    step: int
+    accuracy: float
+    low: float
+    high: float
+    pass_at: dict[int, float]
+    n_problems: int
+    n_samples: int
+    mean_length: float
+    truncated: float
+    failed: int
+    problem_means: Mapping[str, float] = field(default_factory=dict)
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
 
 
 class Sum:
@@ -112,6 +152,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{path} holds a {type(record).__name__}, not an object with named fields")
     return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what config.json of a run says.
+
+    Raises:
+        InputError: there is no run, or it cannot be read.
+    """
+    try:
+        return read_json(folder / CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {folder}` begins one"
+        ) from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
