@@ -212,7 +212,7 @@ BUGS = (
         19,
         "the recipe's column shows the library's defaults",
         "report/facts.py",
-        "RECIPES[recipe]() if recipe else Run()",
+        "find(recipe) if recipe else Run()",
         "Run()",
         (DIFFERS,),
     ),

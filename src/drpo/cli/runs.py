@@ -15,7 +15,7 @@ def require_run(folder: Path) -> None:
         InputError: there is no such folder, or it holds something else.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a run makes its own as it begins")
+        raise InputError(f"{folder}: no run there, no such folder; a run makes its own as it begins")
     begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
     if not begun and any(folder.iterdir()):
         raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")
