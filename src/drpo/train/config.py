@@ -9,6 +9,8 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
+import msgspec
+
 from drpo import objectives, reductions
 from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages, gae
@@ -336,11 +338,11 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
         elif name in NESTED:
             values[name] = _nested(name, value, NESTED[name])
         elif name == "engine":
-            values[name] = without_password(_plain(name, value, kinds[name]))  # an earlier version recorded it
+            values[name] = without_password(_typed(name, value, kinds[name]))  # an earlier version recorded it
         elif name == "max_grad_norm" and value in (OFF, math.inf):
             values[name] = math.inf
         else:
-            values[name] = _plain(name, value, kinds[name])
+            values[name] = _typed(name, value, kinds[name])
     return replace(Run(), **values)
 
 
@@ -379,26 +381,20 @@ def _nested(name: str, value: Any, kind: Any) -> Any:
     for inner in value:
         if inner not in kinds:
             raise InputError(f"unknown field '{name}.{inner}' in the configuration{nearest(inner, kinds)}")
-    return kind(**{inner: _plain(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
+    return kind(**{inner: _typed(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
 
 
-def _plain(name: str, value: Any, kind: Any) -> Any:
-    """The value of a field that is text, a switch or a number, or None where the field may be."""
-    if NoneType in get_args(kind):
-        if value is None:
-            return None
-        kind = next(k for k in get_args(kind) if k is not NoneType)
-    if get_origin(kind) is Literal:
-        _one_of(name, str(value), get_args(kind))
-        return value
-    if kind in (str, bool):
-        rule = "must be text" if kind is str else "must be true or false"
-        _require(isinstance(value, kind), name, _shown(value), rule)
-        return value
-    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    _require(number, name, _shown(value), "must be a whole number" if kind is int else "must be a number")
-    _require(abs(value) <= _LARGEST and math.isfinite(value), name, _shown(value), "is too large, or no number")
-    return value
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value of a field as its annotation has it; numbers are finite, and fit 64 bits."""
+    try:
+        typed = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        known = f"; known: {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+        raise InputError(f"{name}={_shown(value)}: {error}{known}".replace("`", "")) from None
+    for number in typed if isinstance(typed, tuple) else (typed,):
+        fine = not isinstance(number, int | float) or (abs(number) <= _LARGEST and math.isfinite(number))
+        _require(fine, name, _shown(value), "is too large, or no number")
+    return typed
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import msgspec
 
 from drpo.errors import InputError
 
@@ -57,6 +59,25 @@ class Evaluation:
     difference_high: float | None = None
 
 
+class Written(TypedDict):
+    """How much of a file was written, and its SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+class RunFacts(TypedDict):
+    """What every run's config.json says, as far as it is read without building the run."""
+
+    name: str
+    model: str
+    task: str
+    objective: str
+    learning_rate: float
+    seed: int
+    steps: int
+
+
 class Sum:
     """The length and SHA-256 of what a file begins with; it goes on as the file grows, without reading it again.
 
@@ -84,7 +105,7 @@ class Sum:
                 self.bytes += len(block)
         return self
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Written:
         """Return it as a checkpoint has it.
 
         Example:
@@ -94,7 +115,7 @@ class Sum:
         return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
 
-def read_written(path: Path, written: Mapping[str, Any]) -> Sum:
+def read_written(path: Path, written: Written) -> Sum:
     """Return the sum of what a checkpoint says was written to a file, which still stands there.
 
     Args:
@@ -112,7 +133,7 @@ def read_written(path: Path, written: Mapping[str, Any]) -> Sum:
         raise InputError(
             f"{path}: cut, it has {found.bytes:,} of the {wanted:,} bytes that were written before the last checkpoint"
         )
-    if found.record() != dict(written):
+    if found.record() != written:
         raise InputError(f"{path}: changed, its first {wanted:,} bytes are not those that were written (SHA-256)")
     return found
 
@@ -152,6 +173,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{path} holds a {type(record).__name__}, not an object with named fields")
     return record
+
+
+def require_facts(config: Mapping[str, Any]) -> None:
+    """Raise unless a configuration has the fields of `RunFacts`, of their types.
+
+    Raises:
+        InputError: one is missing or of another type; the message names it.
+    """
+    try:
+        msgspec.convert(config, RunFacts)
+    except msgspec.ValidationError as error:
+        raise InputError(str(error).replace("`", "")) from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
