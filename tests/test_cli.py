@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.overrides import helps, overridden
 from drpo.recipes import RECIPES, find
-from drpo.train.config import Run, from_json, to_json
+from drpo.train.config import NESTED, Run, from_json, to_json
 from drpo.train.optim import AdamW
+from drpo.train.sections import SECTIONS
 from support.forks import fork
 
 
@@ -199,19 +201,29 @@ def test_every_option_says_what_it_is():
     assert set(helps(Run)) == set(Run.__dataclass_fields__)
 
 
+def test_every_field_of_a_run_is_in_one_section_of_the_help():
+    nested = ["learning_rate"] + [
+        f"{name}.{inner}" for name, kind in NESTED.items() for inner in kind.__dataclass_fields__
+    ]
+    fields = [name for name in Run.__dataclass_fields__ if name not in NESTED] + nested
+    assert sorted(fields) == sorted(name for names in SECTIONS.values() for name in names)
+    assert len(SECTIONS["most_used"]) == 12
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_is_built_recorded_and_listed(capsys, name):
     run = find(name)
     assert from_json(json.loads(json.dumps(to_json(run)))) == run
     _, out, _ = said(capsys, "recipes")
-    assert name in out
+    function = getattr(import_module(RECIPES[name].module), name)
+    assert f"{name:<10}  {function.__doc__.splitlines()[0]}\n" in out
 
 
 def test_overrides_reach_the_run():
     options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6"]
     options += ["--optimizer", "adamw(1e-5, betas=(0.8, 0.9))"]
     run, _ = overridden(
-        RECIPES["smoke"](),
+        find("smoke"),
         [*options, "--task", "addition(2, 7)", "--out", "here", "--learning-rate", "2e-5"],
         "drpo",
         TrainOptions,
@@ -220,7 +232,7 @@ def test_overrides_reach_the_run():
     assert (record["objective"], record["seed"], record["task"]) == ("dppo(0.15, 0.15)", 3, "addition(2, 7)")
     assert run.sampling.samples == 6 and run.optimizer == AdamW(2e-5, (0.8, 0.9))
     changed = ("objective", "seed", "task", "sampling", "optimizer")
-    assert to_json(RECIPES["smoke"]()) | {name: record[name] for name in changed} == record
+    assert to_json(find("smoke")) | {name: record[name] for name in changed} == record
 
 
 def test_train_then_resume_then_eval(capsys, elsewhere):

@@ -24,7 +24,9 @@ class Recipe(NamedTuple):
 
 RECIPES: Mapping[str, Recipe] = {
     "demo": Recipe("drpo.recipes.addition", "SmolLM2-135M learns to add with DRPO, on a laptop's CPU, in minutes."),
-    "smoke": Recipe("drpo.recipes.addition", "A random two-layer model goes through the whole loop in seconds."),
+    "smoke": Recipe(
+        "drpo.recipes.addition", "A random two-layer model goes through the whole loop in seconds; it learns nothing."
+    ),
     "gsm8k": Recipe("drpo.recipes.math", "A 0.5B model learns grade-school word problems; requires a GPU."),
     "drpo_paper": Recipe(
         "drpo.recipes.math",

@@ -35,7 +35,7 @@ def demo() -> Run:
 
 
 def smoke() -> Run:
-    """A random two-layer model goes through the whole loop in seconds; it learns nothing worth knowing."""
+    """A random two-layer model goes through the whole loop in seconds; it learns nothing."""
     return Run(
         name="smoke",
         model=TINY,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from drpo.objectives import spell
 from drpo.report.step_table import COLUMNS, cells, result, sample_panel, table
-from drpo.train.config import Run, arithmetic
+from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.records import Evaluation
 from drpo.types import Group
 
