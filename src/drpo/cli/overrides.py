@@ -57,7 +57,7 @@ def overridden(
             record_name, _, inner = name.rpartition(".")
             (record[record_name] if record_name else record)[inner] = getattr(getattr(given, title), _identifier(name))
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
-    rate = record.pop(RATE, None)
+    rate: Any = record.pop(RATE, None)
     return from_json(record) if rate is None else with_learning_rate(from_json(record), rate), options
 
 

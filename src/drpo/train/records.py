@@ -73,7 +73,7 @@ class RunFacts(TypedDict):
     model: str
     task: str
     objective: str
-    learning_rate: float
+    optimizer: str
     seed: int
     steps: int
 
