@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import drpo.rewards.math
-from drpo.rewards import exact_number, math_verify
+from drpo.rewards import exact_number
 from drpo.rewards.extract import boxed, final_answer
+from drpo.rewards.math import math_verify
 from drpo.rewards.normalise import RULES, normalise
 from drpo.rewards.number import last_number, read_number
 from drpo.rewards.wording import choice, comparison

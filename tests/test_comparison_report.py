@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from drpo import cli
 from drpo.cli import compare as compare_command
 from drpo.lab.analysis import best, conditions
-from drpo.lab.outcome import CELLS, DIVERGED, FAILED, WAITING, Comparison, save_results
+from drpo.lab.outcome import DIVERGED, FAILED, WAITING, Comparison, save_results
 from drpo.lab.statistics import paired_difference, t_interval
 from drpo.report.bands import over_seeds, spread, student
 from drpo.report.comparison_data import (
@@ -34,6 +34,7 @@ from drpo.report.comparison_data import (
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_plots import differences_plot, ends_plot, reward_plot, sweep_plot, view_of
 from drpo.report.html import REPORT
+from drpo.train.records import CELLS
 from hand_comparison import OBJECTIVES, cell, comparison, large
 from hand_run import NASTY
 from support.pages import figures

@@ -14,6 +14,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from drpo import models
+from drpo.model_names import SMOLLM2
 from drpo.objectives import (
     DPPO,
     DRPO,
@@ -27,7 +28,7 @@ from drpo.objectives import (
     ratio,
     spell,
 )
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.report import browser, decimals, distribution, facts
 from drpo.report.bands import shown_steps
 from drpo.report.figures import plain
@@ -246,7 +247,7 @@ def test_pieces_join_to_the_text_with_the_spaces_of_either_kind_of_tokenizer():
 def test_a_tokenizer_comes_from_this_machine_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("DRPO_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "smollm2", lambda: pytest.fail("would be fetched"))
-    assert find_tokenizer(tmp_path, tiny_run(model=models.SMOLLM2)) is None
+    assert find_tokenizer(tmp_path, tiny_run(model=SMOLLM2)) is None
     assert find_tokenizer(tmp_path, tiny_run(model="nobody/has-this")) is None
     word_tokenizer().save_pretrained(tmp_path / "model")
     assert len(find_tokenizer(tmp_path, tiny_run(model="nobody/has-this"))) > 20_000

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from browsing import MARKS, WINDOW, Visit, launched, open_report
 from drpo.objectives import DRPO
 from drpo.report.run_page import write_report
-from drpo.train.session import MODEL, load_run
+from drpo.train.config import load_run
+from drpo.train.session import MODEL
 from hand_run import NASTY, RECORDS, record, write_run
 from large_run import write_large_run
 

@@ -16,7 +16,7 @@ from drpo import cli
 from drpo.cli import train as train_command
 from drpo.report import html, run_page
 from drpo.report.panels import MOST_POINTS, PANELS
-from drpo.train.session import load_run
+from drpo.train.config import load_run
 from hand_run import NASTY, RECORDS, record, write_lines, write_run
 from support.pages import figures, payload
 

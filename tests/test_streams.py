@@ -170,7 +170,7 @@ def test_what_the_machine_refuses_is_one_line(
     def refuses(arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr("drpo.cli.train.recipes", refuses)
+    monkeypatch.setattr("drpo.cli.commands.train.recipes", refuses)
     assert cli.main(["recipes"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"drpo: {said}")

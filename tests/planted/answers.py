@@ -162,7 +162,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "numbers of 32 bits have the digits of 64",
-        "drpo.tasks.rows:_as_written",
+        "drpo.tasks.parquet:_as_written",
         lambda right: lambda table: table,
         (f"{TASKS}test_numbers_of_a_table_are_read_likewise[float32]",),
     ),

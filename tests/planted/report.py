@@ -197,7 +197,7 @@ BUGS = (
         19,
         "the recipe's column shows the library's defaults",
         "report/facts.py",
-        '{f"recipe {recipe}": RECIPES[recipe]()}',
+        '{f"recipe {recipe}": find(recipe)}',
         '{f"recipe {recipe}": Run()}',
         (DIFFERS,),
     ),

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from drpo.lab.outcome import CELLS, Cell, Comparison
+from drpo.lab.outcome import Cell, Comparison
 from drpo.report.comparison_data import (
     cautions,
     cells_table,
@@ -17,6 +17,7 @@ from drpo.report.comparison_data import (
 from drpo.report.comparison_plots import comparison_plots, view_of
 from drpo.report.comparison_table import claim_lines
 from drpo.report.html import REPORT, Page, write
+from drpo.train.records import CELLS
 
 
 def write_comparison_report(folder: Path, comparison: Comparison, out: Path | None = None) -> Path:

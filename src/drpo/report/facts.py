@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drpo.objectives import spell
-from drpo.recipes import RECIPES
-from drpo.report.console import mean_score, no_gradient, paired_change
+from drpo.recipes import RECIPES, find
 from drpo.report.figures import Plot, brief, make_figure
 from drpo.report.palette import COLORS
+from drpo.report.step_table import mean_score, no_gradient, paired_change
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
@@ -89,7 +89,7 @@ def configuration(run: Run) -> dict[str, Any]:
         "base": what the run is compared with; "head": of the columns; "rows": (whether it differs, its texts) each.
     """
     recipe = run.name if run.name in RECIPES else None
-    bases = {f"recipe {recipe}": RECIPES[recipe]()} if recipe else {}
+    bases = {f"recipe {recipe}": find(recipe)} if recipe else {}
     columns = {name: flat(to_json(r)) for name, r in {"this run": run, **bases, "default": Run()}.items()}
     base = list(columns)[1]
     rows = [
