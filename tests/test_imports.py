@@ -18,6 +18,7 @@ RANK = {
     "lazily": 1,
     "credentials": 1,
     "terminal": 1,
+    "model_names": 1,
     "seeds": 1,
     "spelling": 1,
     "types": 1,

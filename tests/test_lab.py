@@ -32,7 +32,6 @@ from drpo.lab.outcome import (
     DIVERGED,
     FAILED,
     FINISHED,
-    RESULTS,
     SERIES,
     Cell,
     Comparison,
@@ -49,6 +48,7 @@ from drpo.report.comparison_table import claim_lines
 from drpo.train.config import to_json
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.optim import AdamW
+from drpo.train.records import RESULTS
 from support.forked_worker import ForkingSubprocess
 from worlds import tiny_run
 

@@ -35,7 +35,7 @@ from drpo.objectives import (
     radii,
 )
 from drpo.ops import Head, SampledTokens, linear_policy_loss
-from drpo.report.console import result
+from drpo.report.step_table import result
 from drpo.rewards import Mark, Marking
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson

@@ -38,11 +38,11 @@ from drpo.objectives import (
 from drpo.policy import Policy
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint
-from drpo.train.config import from_json, learning_rate, to_json
+from drpo.train.config import from_json, learning_rate, load_run, to_json
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, read_records
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, Cosine, Linear, Muon
-from drpo.train.session import CHECKPOINTS, MODEL, load_run
+from drpo.train.session import CHECKPOINTS, MODEL
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
 from drpo.train.watch import Silent

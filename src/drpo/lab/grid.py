@@ -94,7 +94,7 @@ def runs(base: Run, grid: Grid) -> list[Run]:
         InputError: a value that a field of the run refuses.
 
     Example:
-        >>> from drpo.recipes import smoke
+        >>> from drpo.recipes.addition import smoke
         >>> grid = Grid((parse_arm("none"), parse_arm("drpo(0.2) @ 1e-3")), seeds=(0, 1), learning_rates=(1e-4, 2e-4))
         >>> [r.name.rsplit("-", 1)[0] for r in runs(smoke(), grid)][:4]
         ['none-0', 'none-0', 'drpo_0.2-0', 'none-1']

@@ -1,6 +1,6 @@
 """Recipes on "What is a + b?": the demo, and a smoke test of the whole loop."""
 
-from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import Addition
@@ -19,7 +19,7 @@ def demo() -> Run:
     # as below gave 85.5 %, no more than 16.
     return Run(
         name="demo",
-        model=models.SMOLLM2,
+        model=SMOLLM2,
         task=Addition(1, 20),
         objective=DRPO(0.2),
         reduction=Horizon(32),
@@ -35,10 +35,10 @@ def demo() -> Run:
 
 
 def smoke() -> Run:
-    """A random two-layer model goes through the whole loop in seconds; it learns nothing worth knowing."""
+    """A random two-layer model goes through the whole loop in seconds; it learns nothing."""
     return Run(
         name="smoke",
-        model=models.TINY,
+        model=TINY,
         task=Addition(0, 9),
         objective=DRPO(0.2),
         reduction=Horizon(8),

@@ -9,7 +9,7 @@ from drpo.types import Sampling
 
 
 def gsm8k() -> Run:
-    """A 0.5B model learns grade-school word problems; wants a GPU."""
+    """A 0.5B model learns grade-school word problems; requires a GPU."""
     return Run(
         name="gsm8k",
         model="Qwen/Qwen2.5-0.5B-Instruct",
@@ -30,7 +30,7 @@ def gsm8k() -> Run:
 
 
 def drpo_paper() -> Run:
-    """The setting of the DRPO paper (arXiv 2606.09821): Qwen3-4B-Base on DAPO-Math, 8,192 tokens; wants large GPUs."""
+    """The setting of the DRPO paper (arXiv 2606.09821): Qwen3-4B-Base on DAPO-Math; requires large GPUs."""
     return Run(
         name="drpo_paper",
         model="Qwen/Qwen3-4B-Base",

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from drpo.errors import one_line
-from drpo.report.console import cells, result, sample_panel, table
 from drpo.report.follow import View
+from drpo.report.step_table import cells, result, sample_panel, table
 from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10

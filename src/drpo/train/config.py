@@ -4,16 +4,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from drpo import models, objectives, reductions
+import msgspec
+
+from drpo import objectives, reductions
 from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages, gae
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
 from drpo.errors import InputError, nearest
+from drpo.model_names import SMOLLM2
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
@@ -24,6 +28,7 @@ from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
 from drpo.train import optim
 from drpo.train.optim import AdamW, Constant, Muon, Optimizer, Schedule
+from drpo.train.records import CONFIG, read_config
 from drpo.types import Sampling
 
 ENGINES = ("transformers", "vllm", "http://HOST:PORT")
@@ -93,7 +98,7 @@ class Run:
     """
 
     name: str = "run"
-    model: str = models.SMOLLM2
+    model: str = SMOLLM2
     task: Task = field(default_factory=Addition)
     reward: Reward | None = None
     eval_task: Task | None = None
@@ -333,12 +338,29 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
         elif name in NESTED:
             values[name] = _nested(name, value, NESTED[name])
         elif name == "engine":
-            values[name] = without_password(_plain(name, value, kinds[name]))  # an earlier version recorded it
+            values[name] = without_password(_typed(name, value, kinds[name]))  # an earlier version recorded it
         elif name == "max_grad_norm" and value in (OFF, math.inf):
             values[name] = math.inf
         else:
-            values[name] = _plain(name, value, kinds[name])
+            values[name] = _typed(name, value, kinds[name])
     return replace(Run(), **values)
+
+
+def load_run(folder: Path, own_code: bool = True) -> Run:
+    """Return the configuration of the run in `folder`.
+
+    Args:
+        folder: of the run.
+        own_code: import what it spells as `module:name`; see `from_json`.
+
+    Raises:
+        InputError: there is no run, or its configuration cannot be read.
+    """
+    record = read_config(folder)
+    try:
+        return from_json(record, own_code)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
 def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
@@ -359,26 +381,20 @@ def _nested(name: str, value: Any, kind: Any) -> Any:
     for inner in value:
         if inner not in kinds:
             raise InputError(f"unknown field '{name}.{inner}' in the configuration{nearest(inner, kinds)}")
-    return kind(**{inner: _plain(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
+    return kind(**{inner: _typed(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
 
 
-def _plain(name: str, value: Any, kind: Any) -> Any:
-    """The value of a field that is text, a switch or a number, or None where the field may be."""
-    if NoneType in get_args(kind):
-        if value is None:
-            return None
-        kind = next(k for k in get_args(kind) if k is not NoneType)
-    if get_origin(kind) is Literal:
-        _one_of(name, str(value), get_args(kind))
-        return value
-    if kind in (str, bool):
-        rule = "must be text" if kind is str else "must be true or false"
-        _require(isinstance(value, kind), name, _shown(value), rule)
-        return value
-    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    _require(number, name, _shown(value), "must be a whole number" if kind is int else "must be a number")
-    _require(abs(value) <= _LARGEST and math.isfinite(value), name, _shown(value), "is too large, or no number")
-    return value
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value of a field as its annotation has it; numbers are finite, and fit 64 bits."""
+    try:
+        typed = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        known = f"; known: {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+        raise InputError(f"{name}={_shown(value)}: {error}{known}".replace("`", "")) from None
+    for number in typed if isinstance(typed, tuple) else (typed,):
+        fine = not isinstance(number, int | float) or (abs(number) <= _LARGEST and math.isfinite(number))
+        _require(fine, name, _shown(value), "is too large, or no number")
+    return typed
 
 
 def _shown(value: Any) -> str:
