@@ -19,7 +19,7 @@ from drpo.errors import printable
 from drpo.objectives import spell
 from drpo.train.config import Run, arithmetic
 from drpo.train.evaluate import Evaluation
-from drpo.types import Group
+from drpo.types import ScoredGroup
 
 SAMPLE_EVERY = 4
 """Steps between sample completions."""
@@ -151,10 +151,10 @@ def _header(run: Run, folder: Path, step: int) -> list[str]:
     return [*lines, f"resumed after step {step}"] if step else lines
 
 
-def _sample(groups: Sequence[Group]) -> tuple[str, str, float] | None:
+def _sample(groups: Sequence[ScoredGroup]) -> tuple[str, str, float] | None:
     """The first prompt of the rollout, its first marked completion and the reward; None where nothing is marked."""
-    marked = next((g for g in groups if g.completions), None)
-    return None if marked is None else (marked.problem.prompt, marked.completions[0].text, float(marked.rewards[0]))
+    marked = next((g for g in groups if g.episodes), None)
+    return None if marked is None else (marked.episodes[0].prompt, marked.episodes[0].text, float(marked.rewards[0]))
 
 
 class PlainConsole:
@@ -186,7 +186,7 @@ class PlainConsole:
         """Too much for a log."""
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """One line a step, a sample now and then."""
         self._line(
@@ -262,7 +262,7 @@ class LiveConsole:
         self._progress.update(self._task, phase=name)
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """Add a row, and a new sample now and then."""
         self._rows.append(cells(step, metrics, seconds))
