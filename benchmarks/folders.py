@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from benchmarks.environments import HOME
 from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 
 NEVER = "<|never|>"
 
@@ -15,16 +16,16 @@ def folder(name: str, *, endless: bool = False) -> Path:
     """Return the folder of a model, made where it does not exist.
 
     Args:
-        name: `models.SMOLLM2` or `models.TINY`.
+        name: `SMOLLM2` or `TINY`.
         endless: ask for the twin, whose tokenizer and generation configuration name as end of text a token that the
             model has no logit for: no competitor can draw it, so every completion has all its tokens.
     """
-    plain = models.smollm2() if name == models.SMOLLM2 else _tiny()
+    plain = models.smollm2() if name == SMOLLM2 else _tiny()
     return _endless(plain, HOME / "models" / f"{name}-endless") if endless else plain
 
 
 def _tiny() -> Path:
-    done = HOME / "models" / models.TINY
+    done = HOME / "models" / TINY
     if not done.exists():
         model, tokenizer = models.tiny()
         model.save_pretrained(done)

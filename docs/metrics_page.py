@@ -6,7 +6,14 @@ python docs/metrics_page.py
 from collections.abc import Mapping
 from pathlib import Path
 
-from drpo.train.metrics import DIVERGENCE_METRICS, ROLLOUT_METRICS, TOKEN_METRICS, UPDATE_METRICS, VALUE_METRICS
+from drpo.train.metrics import (
+    DIVERGENCE_METRICS,
+    REGION_METRICS,
+    ROLLOUT_METRICS,
+    TOKEN_METRICS,
+    UPDATE_METRICS,
+    VALUE_METRICS,
+)
 
 PAGE = Path(__file__).with_name("metrics.md")
 
@@ -25,6 +32,11 @@ PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
         "Over the tokens that were trained on, in all updates of the step. An objective's own per-token metrics stand\n"
         "beside them, as means. Where every completion of a step is skipped, only `trained_tokens` of these is there.",
         TOKEN_METRICS,
+    ),
+    (
+        "Of the region",
+        "Where the objective has a method `out_of_region`; a region that is not symmetric shows in the two sides.",
+        REGION_METRICS,
     ),
     ("Of a top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
     (

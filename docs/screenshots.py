@@ -16,7 +16,6 @@ from playwright.sync_api import sync_playwright
 
 WINDOW = {"width": 1280, "height": 940}
 MOST_BYTES = 300_000
-SECTIONS = ("curves", "region", "weights", "rollouts", "time", "configuration")
 
 
 def at_the_top(page: Any) -> None:
@@ -60,13 +59,6 @@ def go_to(page: Any, section: str | None) -> None:
     page.evaluate(there)
 
 
-def draw_everything(page: Any) -> None:
-    """Pass by every plot until it is drawn."""
-    for plot in page.locator(".plot").all():
-        plot.scroll_into_view_if_needed()
-        plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached")
-
-
 def main() -> None:
     """Write a picture of each view in each colour scheme."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -81,9 +73,7 @@ def main() -> None:
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport=WINDOW, color_scheme=scheme)
             page.goto(options.report.resolve().as_uri())
-            page.wait_for_selector("html[data-ready]", state="attached")
-            page.locator("#panels .plot").first.wait_for()
-            draw_everything(page)
+            page.wait_for_selector("html[data-drawn]", state="attached")
             compared = page.locator("#differences").count() > 0
             if compared and scheme == "dark":
                 continue

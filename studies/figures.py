@@ -7,6 +7,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
@@ -23,6 +24,7 @@ RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
 DOCUMENTS = (ROOT / "docs" / "study.md", ROOT / "docs" / "stability.md")
 
 
+@cache
 def read(name: str) -> Comparison:
     """One of the comparisons whose results are committed."""
     return replace(load_results(RESULTS / f"{name}.json"), name=name)
@@ -151,8 +153,10 @@ def _mean_end(found: Sequence[Condition]) -> str:
     )
 
 
-def _pooled_ends(comparison: Comparison) -> dict[tuple[int, float], dict[str, Interval]]:
+@cache
+def _pooled_ends(name: str) -> dict[tuple[int, float], dict[str, Interval]]:
     """(updates, learning rate) -> objective -> its mean end over both tasks and all samplers, which are the strata."""
+    comparison = read(name)
     fields = comparison.regime_fields
     parts: dict[tuple[int, float], dict[str, list[list[float]]]] = {}
     for c in conditions(comparison):
@@ -161,20 +165,20 @@ def _pooled_ends(comparison: Comparison) -> dict[tuple[int, float], dict[str, In
     return {where: {o: t_interval(strata) for o, strata in of.items()} for where, of in sorted(parts.items())}
 
 
-def stability_pooled(comparison: Comparison) -> str:
+def stability_pooled(name: str) -> str:
     """Where each objective ends as updates grow staler and steps larger, both tasks and all samplers together."""
-    found = _pooled_ends(comparison)
+    found = _pooled_ends(name)
     rows = [
         [f"`{o}`", *(f"{of[o].value:.2f} ({of[o].low:.2f} to {of[o].high:.2f})" for of in found.values())]
-        for o in comparison.objectives
+        for o in read(name).objectives
     ]
     return markdown(["objective", *(f"{updates} updates, {lr:g}" for updates, lr in found)], rows)
 
 
-def stability_claims(comparison: Comparison) -> str:
+def stability_claims(name: str) -> str:
     """What may be claimed of all strata together."""
     lines = []
-    for (updates, learning_rate), of in _pooled_ends(comparison).items():
+    for (updates, learning_rate), of in _pooled_ends(name).items():
         worse = {a: [b for b in of if disjoint(of[a], of[b]) and of[a].value > of[b].value] for a in of}
         said = [f"`{a}` ends above {', '.join(f'`{b}`' for b in below)}" for a, below in worse.items() if below]
         lines.append(f"- {updates} updates, {learning_rate:g}: {'; '.join(said) or 'nothing'}.")
@@ -235,8 +239,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "region": lambda: region(read("addition")),
     "pooled": lambda: pooled({name: read(name) for name in ("addition", "chain_sum")}),
     "stability": lambda: stability_table(read("stability")),
-    "stability pooled": lambda: stability_pooled(read("stability")),
-    "stability claims": lambda: stability_claims(read("stability")),
+    "stability pooled": lambda: stability_pooled("stability"),
+    "stability claims": lambda: stability_claims("stability"),
     "radii": lambda: radii(read("stability"), read("radii")),
     "stability movement": lambda: stability_movement(read("stability")),
 }

@@ -10,7 +10,8 @@ from pathlib import Path
 import tyro
 
 from command import run
-from drpo.cli.compare import require_jobs, run_cells
+from drpo.cli.commands.compare import require_jobs
+from drpo.cli.compare import run_cells
 from drpo.cli.output import attempt, writing_folder
 from drpo.lab.grid import Grid, parse_arm, runs
 from drpo.lab.outcome import cells_of, prepare, read_cell, read_comparison

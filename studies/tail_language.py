@@ -36,6 +36,7 @@ from drpo.rewards import Reward, in_process
 from drpo.seeds import derive
 from drpo.spelling import format_call
 from drpo.train.config import Run
+from drpo.train.optim import AdamW
 from drpo.types import Problem, Sampling
 
 N_CLASSES, N_HEAD, N_TAIL = 8, 32, 1984
@@ -227,7 +228,7 @@ def base(kind: Kind) -> Run:
         steps=20,
         prompts=16,
         updates=4,
-        learning_rate=1e-3,
+        optimizer=AdamW(1e-3),
         precision="fp32",
         rollout_precision="fp32",
         eval_problems=0,

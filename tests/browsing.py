@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,13 +41,23 @@ class Visit:
         assert self.errors == []
         assert [r for r in self.requests if not r.startswith(("data:", "blob:"))] == [self.page.url]
 
-    def draw_all(self, sections: Sequence[str]) -> None:
-        """Pass by sections, until all their plots are drawn."""
-        for section in sections:
-            self.page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
-            for plot in self.page.locator(f"#{section} .plot").all():
-                plot.scroll_into_view_if_needed()
-                plot.locator("xpath=self::*[@data-drawn]").wait_for(state="attached", timeout=PATIENCE_MS)
+    def draw_all(self) -> None:
+        """Wait until all figures are drawn, without scrolling to them."""
+        self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=PATIENCE_MS)
+
+    def charts(self) -> list[tuple[str, float, float]]:
+        """Of each figure its id, and how far its picture reaches beyond its element, to the right and below."""
+        return self.page.evaluate(
+            """[...document.querySelectorAll(".chart")].map((chart) => {
+              const [outer, inner] = [chart, chart.querySelector(".main-svg")].map((e) => e.getBoundingClientRect());
+              return [chart.id, inner.right - outer.right, inner.bottom - outer.bottom];
+            })"""
+        )
+
+    def on_paper(self) -> None:
+        """Show the page as it is printed on A4."""
+        self.page.emulate_media(media="print", color_scheme="dark")
+        self.page.set_viewport_size({"width": 703, "height": 1000})
 
 
 V = TypeVar("V", bound=Visit)
@@ -69,5 +79,5 @@ def open_report(chromium: Any, report: Path, kind: Callable[[Any], V]) -> V:
     context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
     found = kind(context.new_page())
     found.page.goto(report.as_uri())
-    found.page.wait_for_selector("html[data-ready]", state="attached")
+    found.page.wait_for_selector("html[data-ready], html[data-drawn]", state="attached")
     return found

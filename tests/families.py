@@ -51,6 +51,8 @@ LONGROPE = ROPE | dict(
 LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 OWN: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(LATENT, MLA),
+    "codegen": dict(rotary_dim=8),
+    "gptj": dict(rotary_dim=8),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
     "llama, dynamic": dict(
         max_position_embeddings=24, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drpo.rewards import Marking, RewardPool, math_verify
+from drpo.rewards import Marking, RewardPool
+from drpo.rewards.math import math_verify
 from drpo.tasks.rows import reach, read_rows
 from drpo.types import Problem
 

@@ -41,7 +41,7 @@ def large(seeds: int = 5, updates: int = 5, rates: int = 2, steps: int = 64) -> 
     for seed, u, r, objective in product(range(seeds), range(updates), range(rates), OBJECTIVES):
         end = 0.3 + 0.1 * OBJECTIVES.index(objective) - 0.03 * u + 0.05 * r
         rewards = [min(1.0, max(0.0, end * i / steps + draw.gauss(0, 0.05))) for i in range(steps)]
-        made = cell(objective, seed, rewards, updates=2**u, learning_rate=1e-5 * 2**r)
+        made = cell(objective, seed, rewards, updates=2**u, optimizer=f"adamw({1e-5 * 2**r})")
         noisy = {k: tuple(abs(draw.gauss(0.3, 0.1)) for _ in rewards) for k in SERIES if k != "reward_mean"}
         cells.append(replace(made, series={**made.series, **noisy}, evaluations=((0, 0.1), (steps, rewards[-1]))))
     return comparison(cells)

@@ -107,8 +107,6 @@ def wrong(name: str, kind: Any) -> st.SearchStrategy[Any]:
     if name == "sampling":
         inner = st.tuples(st.sampled_from(["samples", "temperature", "top_p", "stop"]), CONTAINERS | NO_NUMBER | TEXT)
         return st.none() | st.booleans() | TEXT | st.lists(WHOLE, min_size=1) | inner.map(lambda p: dict([p]))
-    if name == "betas":
-        return st.none() | TEXT | NO_NUMBER | st.lists(st.floats(2, 9), max_size=4) | st.just([0.9, "x"])
     if kind is str:
         return st.none() | st.booleans() | WHOLE | NO_NUMBER | CONTAINERS
     if kind is bool:

@@ -14,6 +14,7 @@ from drpo.credit.gae import GAE
 from drpo.ranks import joined
 from drpo.train.config import Run
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
 from tiny_world import STOPS, small, tiny
@@ -22,8 +23,9 @@ from worlds import sampling, tiny_run
 # Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
 KINDS: dict[str, dict[str, Any]] = {
     "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
-    # AdamW makes whole steps of gradients that are but rounding, so this one takes small ones.
-    "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "learning_rate": 2e-4},
+    # AdamW makes whole steps of gradients that are but rounding, so these take small ones.
+    "tied": {"model": "tiny", "optimizer": AdamW(2e-4)},  # its head is its embedding
+    "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "optimizer": AdamW(2e-4)},
     "terms": {
         "prompts": 3,
         "updates": 1,
@@ -31,11 +33,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "entropy_bonus": 0.01,
         "lag": 1,
         "refresh_every": 2,
-        "learning_rate": 2e-4,
+        "optimizer": AdamW(2e-4),
     },
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
     "vllm": {"model": "rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
-    "critic": {"prompts": 3, "sampling": sampling(samples=1), "critic": GAE(learning_rate=1e-3, updates=2)},
+    "critic": {
+        "prompts": 3,
+        "sampling": sampling(samples=1),
+        "critic": GAE(updates=2),
+        "critic_optimizer": AdamW(1e-3),
+    },
 }
 
 
@@ -50,7 +57,7 @@ def short() -> Any:
 
 
 def run_of(kind: str, shard: str = "none") -> Run:
-    plain = {"model": "rank:short", "steps": 10, "eval_problems": 5, "checkpoint_every": 1, "learning_rate": 3e-3}
+    plain = {"model": "rank:short", "steps": 10, "eval_problems": 5, "checkpoint_every": 1, "optimizer": AdamW(3e-3)}
     return tiny_run(**(plain | KINDS[kind]), shard=shard)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import drpo.rewards.math
-from drpo.rewards import exact_number, math_verify
+from drpo.rewards import exact_number
 from drpo.rewards.extract import boxed, final_answer
+from drpo.rewards.math import math_verify
 from drpo.rewards.normalise import RULES, normalise
 from drpo.rewards.number import last_number, read_number
 from drpo.rewards.wording import choice, comparison
@@ -314,6 +315,17 @@ def test_a_loop_of_the_model_is_a_wrong_answer_that_is_not_read(answer, monkeypa
     )
     assert score("5", f"So \\boxed{{{answer}}}.") == 0.0
     assert read == []
+
+
+@pytest.mark.parametrize("text", ["\\boxed{%s}", "so $%s$", "The answer is %s"])
+def test_integrals_without_end_are_not_read(text, monkeypatch):
+    """The library's grammar takes 16 s for twenty."""
+    read, parse = [], drpo.rewards.math.parse
+    monkeypatch.setattr(drpo.rewards.math, "parse", lambda text, *a, **k: read.append(text) or parse("", *a, **k))
+    assert score("5", text % ("\\int2" * 20)) == 0.0
+    assert not any("int" in text for text in read[1:])  # the first is the problem's answer
+    monkeypatch.undo()
+    assert score("5", "$" + "\\int x dx+" * 6 + "1$, so $5$") == 1.0
 
 
 def test_a_long_answer_to_a_long_one_is_read():

@@ -35,13 +35,15 @@ from transformers import (
 from drpo import reductions
 from drpo.batch import BatchConfig
 from drpo.errors import InputError
+from drpo.heads import HeadShape
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark, Marking
+from drpo.train.optim import AdamW
 from drpo.train.score import require_marked, score
-from drpo.train.update import make_optimizer, update
+from drpo.train.step import update_policy
 from drpo.types import Batch, Episode, Failure, MicroBatch, Problem, Sampling, ScoredGroup, StepStats
 from support.rollouts import transformers_engine
 from tiny_world import (
@@ -91,7 +93,7 @@ def groups(rollout: list[Episode]) -> list[ScoredGroup]:
 def gradients(policy: Policy, batch: Batch, objective: object = DRPO(0.2)) -> tuple[dict[str, Tensor], StepStats]:
     """The gradients that an update leaves behind; the step itself goes nowhere."""
     still = torch.optim.SGD(policy.trainable().values(), lr=0.0)
-    stats = update(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
+    stats = update_policy(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
     return {name: p.grad.clone() for name, p in policy.trainable().items()}, stats
 
 
@@ -202,9 +204,9 @@ def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Episode]
     (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
     (micro,) = batch.micro_batches
     wanted = policy(micro)
-    _, tokens, entropy = policy.loss(micro, DRPO(0.2))
-    torch.testing.assert_close(tokens.logp, wanted[0].detach())
-    torch.testing.assert_close(entropy, wanted[1].detach())
+    found = policy.loss(micro, DRPO(0.2))
+    torch.testing.assert_close(found.logp, wanted[0].detach())
+    torch.testing.assert_close(found.entropy, wanted[1].detach())
 
 
 def test_a_policy_shares_prompts_where_it_can(rollout: list[Episode]) -> None:
@@ -419,11 +421,11 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Episod
     weights, steps = [], []
     for skip in (False, True):
         policy = policy_of(tiny(STOPS)[0])
-        optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+        optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
         for rewarded in [groups] * before + [silent]:
             (batch,) = batched(rewarded, how(skip_zero_advantage=skip, micro_batch_tokens=1))
             start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-            stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+            stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
         assert len(batch.micro_batches) == (0 if skip else 16)
         assert (batch.n_sequences, stats.grad_norm, stats.loss) == (16, 0.0, 0.0)
         assert len(stats.tokens.logp) == len(stats.entropy) == sum(len(m.target) for m in batch.micro_batches)
@@ -436,11 +438,11 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Episod
 
 def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[ScoredGroup]) -> None:
     policy = policy_of(tiny(STOPS)[0])
-    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     (batch,) = batched(groups, how())
     next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * torch.nan)
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+    stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
     assert not stats.taken and stats.grad_norm != stats.grad_norm and not optimizer.state
     assert equal(start, {name: p.detach() for name, p in policy.trainable().items()})
 
@@ -494,14 +496,14 @@ def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: li
     """Four large updates on one rollout: mu never moves, pi is the model's own before each step, r their quotient."""
     model, _ = tiny(STOPS)
     policy = policy_of(model)
-    optimizer = make_optimizer(policy, learning_rate=0.03, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = AdamW(0.03, weight_decay=0.0).build(list(policy.trainable().values()), [])
     reported = [c.sequence.behavior_logp.clone() for c in rollout]
     batches = batched(grouped(rollout, [[0.0, 1.0, 0.0, 0.5]] * 4), how(updates=2))
     far = []
     for batch in [*batches, *batches]:
         at = 0 if batch is batches[0] else 8
         own = [own_logp(model, c, 1.0) for c in rollout[at : at + 8]]
-        stats = update(policy, optimizer, batch, DRPO(0.2), 0.03, 1.0)
+        stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.03, 1.0)
         mu = by_sequence(batch.micro_batches, stats.tokens.behavior_logp)
         pi = by_sequence(batch.micro_batches, stats.tokens.logp)
         r = by_sequence(batch.micro_batches, ratio(stats.tokens))
@@ -686,10 +688,10 @@ def test_lora_trains_the_adapters_of_all_linear_layers_but_the_head(groups: list
     layers = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     before = base_weights(policy)
-    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     adapters = {name: p.detach().clone() for name, p in policy.trainable().items()}
     for _ in range(2):  # after the first, both factors have a gradient
-        update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.01, 1.0)
+        update_policy(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.01, 1.0)
     assert equal(base_weights(policy), before)
     assert all(not torch.equal(p, adapters[name]) for name, p in policy.trainable().items())
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == sum(
@@ -763,9 +765,9 @@ def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: lis
     model, tokenizer = tiny(STOPS)
     engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)
-    optimizer = make_optimizer(policy, learning_rate=0.05, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = AdamW(0.05, weight_decay=0.0).build(list(policy.trainable().values()), [])
     for version in (1, 2, 3):
-        update(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
+        update_policy(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
         engine.load_weights(policy.state(), version=version)
     completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=12), (0,))
     assert {c.version for c in completions} == {3}
@@ -792,12 +794,12 @@ def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[ScoredGro
 @pytest.mark.parametrize("rank", [0, 4])
 def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[ScoredGroup], rank: int) -> None:
     policy = policy_of(tiny(STOPS)[0], dtype=torch.bfloat16, lora_rank=rank)
-    optimizer = make_optimizer(policy, learning_rate=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     (batch,) = batched(groups, how())
     seen: set[torch.dtype] = set()
     layer = next(m for m in policy.model.modules() if isinstance(m, torch.nn.Linear))
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    stats = update(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
+    stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
     hook.remove()
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
@@ -833,19 +835,52 @@ def _tiny_config(kind: type, **more: object) -> object:
     )
 
 
-REFUSED: dict[str, Callable[[], PreTrainedModel]] = {
-    "bias": lambda: PhiForCausalLM(_tiny_config(PhiConfig)),
-    "scale": lambda: GraniteForCausalLM(_tiny_config(GraniteConfig, logits_scaling=8.0)),
-    "soft cap": lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=0.5)),
-    "soft cap far above the logits": lambda: Gemma2ForCausalLM(
-        _tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=30.0)
+HEADS: dict[str, tuple[Callable[[], PreTrainedModel], HeadShape, bool]] = {
+    "bias": (lambda: PhiForCausalLM(_tiny_config(PhiConfig)), HeadShape(1.0, None), True),
+    "scale": (
+        lambda: GraniteForCausalLM(_tiny_config(GraniteConfig, logits_scaling=8.0)),
+        HeadShape(0.125, None),
+        False,
     ),
-    "no head": lambda: Qwen2ForCausalLM(_tiny_config(Qwen2Config)).model,
+    "soft cap": (
+        lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=0.5)),
+        HeadShape(1.0, 0.5),
+        False,
+    ),
+    "soft cap far above the logits": (
+        lambda: Gemma2ForCausalLM(_tiny_config(Gemma2Config, head_dim=8, final_logit_softcapping=30.0)),
+        HeadShape(1.0, 30.0),
+        False,
+    ),
 }
 
 
-@pytest.mark.parametrize("head", REFUSED)
-def test_heads_that_are_not_plainly_linear_are_refused(head: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_a_heads_bias_scale_and_soft_cap_are_found(head: str) -> None:
+    build, shape, biased = HEADS[head]
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="head is not a plain linear layer"):
-        policy_of(REFUSED[head]().eval())
+    policy = policy_of(build().eval())
+    assert policy._head_shape == shape
+    assert (policy.head.bias is not None) == biased
+    ids = torch.arange(5)
+    torch.testing.assert_close(policy.logits(ids), policy.model(ids[None]).logits[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_of_anything_else_are_refused() -> None:
+    model = Qwen2ForCausalLM(_tiny_config(Qwen2Config)).eval()
+    for broken in (model.model, squared(model)):
+        with pytest.raises(InputError, match="its logits are not those of one linear layer"):
+            policy_of(broken)
+
+
+def squared(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose logits are squared."""
+    forward = model.forward
+
+    def square(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.logits = out.logits.square()
+        return out
+
+    model.forward = square  # type: ignore[method-assign]
+    return model

@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from drpo import cli
 from drpo.cli import COMMANDS
+from drpo.cli.commands.compare import CompareOptions
+from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
-from drpo.cli.options import described, overridden
-from drpo.cli.train import TrainOptions
-from drpo.recipes import RECIPES
-from drpo.train.config import Run, from_json, to_json
+from drpo.cli.overrides import helps, overridden
+from drpo.recipes import RECIPES, find
+from drpo.train.config import NESTED, Run, from_json, to_json
+from drpo.train.optim import AdamW
+from drpo.train.sections import SECTIONS
 from support.forks import fork
 
 
@@ -47,7 +51,7 @@ BAD = [
     (("train", "smoke", "--steps", "x"), "--steps"),
     (("train", "smoke", "--steps"), "--steps"),
     (("train", "smoke", "--steps", "0"), "steps=0"),
-    (("train", "smoke", "--betas", "1"), "--betas"),
+    (("train", "smoke", "--optimizer", "adamw(1e-5, betas=1)"), "betas=1"),
     (("train", "smoke", "--objective", "drop(3)"), "did you mean 'drpo'"),
     (("train", "smoke", "--objective", "drpo(-1)"), "delta=-1"),
     (("train", "smoke", "--objective", "drpo(delta_=1)"), "delta_"),
@@ -97,7 +101,7 @@ BAD = [
     (("export", "tiny", "there.jsonl"), "there.jsonl"),
     (("replay",), "folder"),
     (("replay", "nowhere"), "nowhere"),
-    (("replay", "nowhere", "--objectives", "drop(1)"), "did you mean 'drpo'"),
+    (("replay", "begun", "--objectives", "drop(1)"), "did you mean 'drpo'"),
     (("replay", "nowhere", "--json", "no/where.json"), "--json no/where.json"),
     (("train", "smoke", "--out", "there.jsonl"), "--out there.jsonl"),
     (("train", "smoke", "--name", "x" * 300), "--out runs/xxx"),
@@ -109,6 +113,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "named"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arguments, named):
     (elsewhere / "there.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n' * 3)
+    (elsewhere / "begun").mkdir()
     (elsewhere / "broken.jsonl").write_bytes(b'{"question": "1 + 1?", "answer": "2"}\n{"quest')
     status, out, err = said(capsys, *arguments)
     assert status == 2
@@ -148,7 +153,7 @@ def test_the_help_of_train_leads_to_the_rest_of_it(capsys):
 
 def test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin(capsys, monkeypatch):
     _, out, _ = said(capsys, "compare", "--help")
-    assert f"{len(planned('demo', [])[0])} trainings" in out
+    assert f"{len(planned(find('demo'), CompareOptions()))} trainings" in out
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -186,35 +191,48 @@ def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
     status, out, _ = said(capsys, "train", "demo", "--help")
     assert status == 0
     flat = " ".join(out.replace("│", " ").split())
-    for name, text in described(Run).items():
+    for name, text in helps(Run).items():
         assert name.replace("_", "-") in flat
         assert len(text) > 5
     assert "'drpo(0.2)'" in flat and "--sampling.temperature" in flat
 
 
 def test_every_option_says_what_it_is():
-    helps = described(Run)
-    assert set(helps) == set(Run.__dataclass_fields__)
+    assert set(helps(Run)) == set(Run.__dataclass_fields__)
+
+
+def test_every_field_of_a_run_is_in_one_section_of_the_help():
+    nested = ["learning_rate"] + [
+        f"{name}.{inner}" for name, kind in NESTED.items() for inner in kind.__dataclass_fields__
+    ]
+    fields = [name for name in Run.__dataclass_fields__ if name not in NESTED] + nested
+    assert sorted(fields) == sorted(name for names in SECTIONS.values() for name in names)
+    assert len(SECTIONS["most_used"]) == 12
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_is_built_recorded_and_listed(capsys, name):
-    run = RECIPES[name]()
+    run = find(name)
     assert from_json(json.loads(json.dumps(to_json(run)))) == run
     _, out, _ = said(capsys, "recipes")
-    assert name in out
+    function = getattr(import_module(RECIPES[name].module), name)
+    assert f"{name:<10}  {function.__doc__.splitlines()[0]}\n" in out
 
 
 def test_overrides_reach_the_run():
-    options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6", "--betas", "0.8", "0.9"]
+    options = ["--objective", "dppo(0.15)", "--seed", "3", "--sampling.samples", "6"]
+    options += ["--optimizer", "adamw(1e-5, betas=(0.8, 0.9))"]
     run, _ = overridden(
-        RECIPES["smoke"](), [*options, "--task", "addition(2, 7)", "--out", "here"], "drpo", TrainOptions
+        find("smoke"),
+        [*options, "--task", "addition(2, 7)", "--out", "here", "--learning-rate", "2e-5"],
+        "drpo",
+        TrainOptions,
     )
     record = to_json(run)
     assert (record["objective"], record["seed"], record["task"]) == ("dppo(0.15, 0.15)", 3, "addition(2, 7)")
-    assert run.sampling.samples == 6 and run.betas == (0.8, 0.9)
-    changed = ("objective", "seed", "task", "sampling", "betas")
-    assert to_json(RECIPES["smoke"]()) | {name: record[name] for name in changed} == record
+    assert run.sampling.samples == 6 and run.optimizer == AdamW(2e-5, (0.8, 0.9))
+    changed = ("objective", "seed", "task", "sampling", "optimizer")
+    assert to_json(find("smoke")) | {name: record[name] for name in changed} == record
 
 
 def test_train_then_resume_then_eval(capsys, elsewhere):

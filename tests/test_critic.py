@@ -34,9 +34,9 @@ from drpo.train.critic import PREFIX, CriticTrainer
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import VALUE_METRICS, value_metrics
+from drpo.train.optim import AdamW
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
-from drpo.train.update import make_optimizer
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
 from test_train import StopsAfter, assert_same_run
 from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
@@ -45,7 +45,7 @@ from worlds import sampling, tiny_run
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0))
-CRITIC_RUN = {"critic": GAE(learning_rate=1e-3, updates=2), "objective": PPOClip(0.2, 0.2)}
+CRITIC_RUN = {"critic": GAE(updates=2), "critic_optimizer": AdamW(1e-3), "objective": PPOClip(0.2, 0.2)}
 
 
 # ---- advantages and returns, from their definition ----
@@ -185,11 +185,10 @@ def critic_of(seed: int = 0, *, wide: bool = False) -> Critic:
     return critic
 
 
-def trainer_of(critic: Critic, settings: GAE = GAE(), *, still: bool = True) -> CriticTrainer:  # noqa: B008 (frozen)
-    """Its step goes nowhere, and so leaves the gradients to look at, unless it is not `still`."""
-    adam = make_optimizer(critic, learning_rate=settings.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
-    optimizer = torch.optim.SGD(critic.trainable().values(), lr=0.0) if still else adam
-    return CriticTrainer(critic, optimizer, replace(settings, learning_rate=0.0) if still else settings, 1e30, 200)
+def trainer_of(critic: Critic, settings: GAE = GAE(), *, rate: float = 0.0) -> CriticTrainer:  # noqa: B008 (frozen)
+    """At a rate of 0 its step goes nowhere, and so leaves the gradients to look at."""
+    optimizer = AdamW(rate, weight_decay=0.0).build(list(critic.trainable().values()), critic.embeddings())
+    return CriticTrainer(critic, optimizer, settings, rate, max_grad_norm=1e30, micro_batch_tokens=200)
 
 
 def values_of(critic: Critic, s: TokenSequence) -> Tensor:
@@ -300,6 +299,46 @@ def test_splitting_a_batch_changes_nothing(groups: list[ScoredGroup]):
         close(found, wanted)
 
 
+class Cramped:
+    """A critic on a device that has room for so many places."""
+
+    def __init__(self, critic: Critic, room: int) -> None:
+        self._critic, self._room, self.tried = critic, room, []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._critic, name)
+
+    def _fit(self, micro: MicroBatch) -> None:
+        self.tried.append(len(micro.input_ids))
+        if len(micro.input_ids) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def __call__(self, micro: MicroBatch) -> Tensor:
+        self._fit(micro)
+        return self._critic(micro)
+
+    def loss(self, micro: MicroBatch, clip: float | None) -> tuple[Tensor, Tensor]:
+        self._fit(micro)
+        return self._critic.loss(micro, clip)
+
+
+def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_same(groups: list[ScoredGroup]):
+    plenty = trainer_of(critic_of(), GAE(clip=0.05))
+    (batch,) = batched(plenty, groups, how(micro_batch_tokens=400), moved=0.1)
+    device = Cramped(critic_of(), room=130)
+    cramped = replace(plenty, critic=device, micro_batch_tokens=400)
+    for value, right in zip(cramped.values(groups), plenty.values(groups), strict=True):
+        torch.testing.assert_close(value, right, rtol=1e-5, atol=1e-5)
+    assert max(device.tried) > 130
+    for learnt_before in (False, True):  # begin again in the middle of an update, and begin with what fits
+        device.most_places = device.most_places if learnt_before else None
+        device.tried.clear()
+        close(gradients(cramped, batch), gradients(plenty, batch))
+        assert (max(device.tried) > 130) != learnt_before
+    with pytest.raises(InputError, match="out of memory with a single completion"):
+        replace(plenty, critic=Cramped(critic_of(), room=5)).train([batch])
+
+
 def test_a_token_without_weight_is_a_removed_token(groups: list[ScoredGroup]):
     """A group of weight 0, and the same batch without it."""
     trainer = trainer_of(critic_of())
@@ -315,7 +354,7 @@ def test_a_token_without_weight_is_a_removed_token(groups: list[ScoredGroup]):
 
 def test_the_critic_learns_the_rewards(groups: list[ScoredGroup]):
     """On one rollout again and again, with lambda 1, its values become what was earned."""
-    trainer = trainer_of(critic_of(), GAE(lam=1.0, learning_rate=3e-3, clip=None, updates=60), still=False)
+    trainer = trainer_of(critic_of(), GAE(lam=1.0, clip=None, updates=60), rate=3e-3)
     batches = batched(trainer, groups, how())
     first = learnt(trainer, batches)
     after = learnt(trainer, batched(trainer, groups, how()))
@@ -349,8 +388,9 @@ def test_groups_of_one_train_where_a_critic_gives_advantages():
 
 def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
     """A prompt's only sample has no group to be compared with."""
-    settings = {"prompts": 64, "sampling": sampling(samples=1), "learning_rate": 1e-2, "eval_problems": 32}
-    run = tiny_run(steps=22, **(CRITIC_RUN | settings | {"critic": GAE(learning_rate=1e-2)}))
+    settings = {"prompts": 64, "sampling": sampling(samples=1), "eval_problems": 32, "critic": GAE()}
+    both = {"optimizer": AdamW(1e-2), "critic_optimizer": AdamW(1e-2)}
+    run = tiny_run(steps=22, **(CRITIC_RUN | settings | both))
     summary = train(run, tmp_path)
     before, after = summary["accuracy_before"], summary["accuracy_after"]
     assert after["low"] > before["high"], (before, after)
@@ -447,7 +487,7 @@ def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: py
 
 
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
-    run = tiny_run(steps=2, learning_rate=1e-2, **CRITIC_RUN | {"critic": GAE(learning_rate=1e-2, warmup=2)})
+    run = tiny_run(steps=2, optimizer=AdamW(1e-2), **CRITIC_RUN | {"critic": GAE(warmup=2)})
     assert [learning_rate(replace(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
     parts = assemble(run)
     before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
@@ -488,7 +528,7 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
 
 
 def test_a_critic_is_spelled_and_read_back():
-    for critic in (GAE(), GAE(lam=0.9, clip=None), GAE(0.99, 1.0, 3e-5, 0.1, 2, 4, False)):
+    for critic in (GAE(), GAE(lam=0.9, clip=None), GAE(0.99, 1.0, 0.1, 2, 4, False)):
         assert parse(spell(critic)) == critic
         assert from_json(json.loads(json.dumps(to_json(Run(critic=critic))))) == Run(critic=critic)
     assert from_json(to_json(Run())).critic is None
@@ -501,7 +541,6 @@ def test_a_critic_is_spelled_and_read_back():
         ("gae(1.0, -0.1)", "lam=-0.1"),
         ("gae('x')", "gamma='x'"),
         ("gae(lam=nan)", "not of the form"),
-        ("gae(learning_rate=-1)", "learning_rate=-1"),
         ("gae(clip=0)", "clip=0"),
         ("gae(updates=0)", "updates=0"),
         ("gae(updates=1.5)", "updates=1.5"),
@@ -525,7 +564,7 @@ def test_what_a_critic_changes_in_what_a_run_may_be():
 
 @pytest.mark.slow
 def test_ppo_with_a_critic_learns_the_demo(tmp_path: Path):
-    given_ = ["--objective", "ppo(0.2, 0.2)", "--critic", "gae(1.0, 0.95, learning_rate=5e-5)"]
+    given_ = ["--objective", "ppo(0.2, 0.2)", "--critic", "gae(1.0, 0.95)", "--critic-optimizer", "adamw(5e-5)"]
     assert cli.main(["train", "demo", *given_, "--out", str(tmp_path / "demo")]) == 0
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["accuracy_after"]["low"] > summary["accuracy_before"]["high"]

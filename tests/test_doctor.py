@@ -21,7 +21,7 @@ from drpo.credit.gae import GAE
 from drpo.doctor import Finding, Size, machine, tokens
 from drpo.doctor.mutation import mutate
 from drpo.objectives import DRPO
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.rewards import Reward, exact_number, in_process
 from drpo.rollout import EpisodeDriver, TransformersEngine, decode
 from drpo.tasks import Addition

@@ -25,9 +25,11 @@ from drpo.objectives import (
     total,
     vanishes_at_zero_advantage,
 )
-from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
+from drpo.ops import Head, linear_divergence, linear_logprob
 from drpo.train.metrics import token_metrics
 from drpo.types import TopK
+from support.head import fused
+from support.token_stats import stats_of_tokens
 
 NEVER = -math.inf
 CAP = math.exp(20)
@@ -63,7 +65,10 @@ def test_probabilities_of_0_give_the_limit(spelling: str, logp: float, mu: float
         assert torch.equal(leaf.grad, gradient(objective, tokens))
         torch.testing.assert_close(leaf.grad, gradient(objective, near), rtol=1e-5, atol=1e-30)
         assert gradient_weight(objective, tokens).isfinite().all()
-        assert all(math.isfinite(v) for v in token_metrics(objective, tokens, torch.zeros(1)).values())
+        assert all(
+            math.isfinite(v)
+            for v in token_metrics(objective, stats_of_tokens(objective, tokens, torch.zeros(1))).values()
+        )
 
 
 def test_reference_kl_at_a_probability_of_0() -> None:
@@ -98,9 +103,9 @@ def given(n: int = 4, **columns: Any) -> dict[str, Any]:
 def test_a_second_derivative_is_refused(kind: str) -> None:
     hidden, weight, target = head()
     if kind == "fused":
-        leaf, loss = hidden, linear_policy_loss(hidden, weight, target, DRPO(0.2), **given())[0]
+        leaf, loss = hidden, fused(hidden, weight, target, DRPO(0.2), **given()).loss
     elif kind in ("logp", "entropy"):
-        leaf, loss = hidden, linear_logprob(hidden, weight, target)[kind == "entropy"].sum()
+        leaf, loss = hidden, linear_logprob(hidden, Head(weight), target)[kind == "entropy"].sum()
     else:
         leaf = -torch.ones(4).requires_grad_()
         objective = parse("gspo" if kind == "gspo" else "drpo(0.2)")
@@ -199,19 +204,19 @@ def test_weights_that_cannot_be_are_refused_and_masked_slots_may_hold_anything()
 def test_wrong_ids_and_swapped_likeliest_tokens_are_refused() -> None:
     hidden, weight, target = head()
     with pytest.raises(InputError, match=r"target has -100: must be in \[0, 5\).*set their keep to False"):
-        linear_policy_loss(hidden, weight, target - 100, DRPO(0.2), **given())
+        fused(hidden, weight, target - 100, DRPO(0.2), **given())
     with pytest.raises(InputError, match="target has 5"):
-        linear_logprob(hidden, weight, target + 5)
+        linear_logprob(hidden, Head(weight), target + 5)
     ids, logp = torch.tensor([[0, 1]] * 4), torch.tensor([[-0.5, -2.0]] * 4)
     for top, message in ((TopK(logp, ids), "are ids and logp swapped"), (TopK(ids, logp.flip(1)), "falling")):
         with pytest.raises(InputError, match=message):
-            linear_divergence(hidden, weight, target, top)
+            linear_divergence(hidden, Head(weight), target, top)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"weight": torch.ones(5, 3, dtype=torch.int64)}, "weight torch.int64: must be float"),
+        ({"head": torch.ones(5, 3)}, r"head: must be a drpo.ops.Head\(weight\), not Tensor"),
         ({"hidden": [1.0]}, "hidden: must be a tensor, not list"),
         ({"temperature": "1"}, "temperature='1': must be > 0"),
         ({"temperature": math.inf}, "temperature=inf"),
@@ -221,7 +226,7 @@ def test_wrong_ids_and_swapped_likeliest_tokens_are_refused() -> None:
 def test_what_the_operator_cannot_multiply_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
     hidden, weight, target = head()
     with pytest.raises(InputError, match=message):
-        linear_logprob(**{"hidden": hidden, "weight": weight, "target": target} | wrong)
+        linear_logprob(**{"hidden": hidden, "head": Head(weight), "target": target} | wrong)
 
 
 def test_what_is_no_tokens_is_refused_and_short_integers_number_sequences() -> None:
@@ -269,7 +274,7 @@ def test_what_is_no_objective_gets_one_sentence_everywhere(objective: Objective,
         lambda: total(objective, tokens, one),
         lambda: gradient(objective, tokens),
         lambda: gradient_weight(objective, tokens),
-        lambda: linear_policy_loss(*head(), objective, **given()),
+        lambda: fused(*head(), objective, **given()),
     )
     for way in ways:
         with pytest.raises(InputError, match=message):

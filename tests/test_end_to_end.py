@@ -20,10 +20,12 @@ from drpo import models
 from drpo.objectives import DRPO, GSPO, PPOClip
 from drpo.reductions import horizon, sequence_mean, token_mean
 from drpo.rewards import in_process
+from drpo.train import optim
 from drpo.train.checkpoint import OPTIMIZER, WEIGHTS, latest
 from drpo.train.config import Run
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
+from drpo.train.optim import Constant, Cosine, Linear
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.train.watch import Silent
@@ -96,19 +98,19 @@ class Case:
 
 CASES = {
     "drpo": Case(
-        {"objective": DRPO(0.1), "reduction": horizon(HORIZON), "schedule": "linear"},
+        {"objective": DRPO(0.1), "reduction": horizon(HORIZON), "schedule": Linear(warmup=1)},
         0.7, 3.0, drpo, lambda tokens, rows, length: 1 / (rows * HORIZON), lambda x: 1 - x,
     ),
     "ppo": Case(
-        {"objective": PPOClip(0.1, 0.15), "reduction": token_mean, "schedule": "cosine"},
+        {"objective": PPOClip(0.1, 0.15), "reduction": token_mean, "schedule": Cosine(warmup=1)},
         1.0, 1.6, ppo, lambda tokens, rows, length: 1 / tokens, lambda x: (1 + math.cos(math.pi * x)) / 2,
     ),
     "gspo": Case(
-        {"objective": GSPO(0.03, 0.03), "reduction": sequence_mean, "schedule": "linear"},
+        {"objective": GSPO(0.03, 0.03), "reduction": sequence_mean, "schedule": Linear(warmup=1)},
         1.3, 1.3, gspo, lambda tokens, rows, length: 1 / (rows * length), lambda x: 1 - x,
     ),
     "drpo without terms": Case(
-        {"objective": DRPO(0.1), "reduction": token_mean, "schedule": "constant"},
+        {"objective": DRPO(0.1), "reduction": token_mean, "schedule": Constant(warmup=1)},
         1.0, 2.0, drpo, lambda tokens, rows, length: 1 / tokens, lambda x: 1, kl=0, entropy=0,
     ),
 }  # fmt: skip
@@ -196,9 +198,9 @@ def by_hand(case: Case, records: list[dict[str, Any]]) -> tuple[dict[str, Tensor
 
 def settings(case: Case) -> Run:
     return tiny_run(
-        model="test_end_to_end:uneven", steps=STEPS, updates=UPDATES, prompts=UPDATES * PROMPTS_PER_UPDATE, warmup=1,
+        model="test_end_to_end:uneven", steps=STEPS, updates=UPDATES, prompts=UPDATES * PROMPTS_PER_UPDATE,
         sampling=sampling(samples=3, max_new_tokens=HORIZON, temperature=case.temperature), micro_batch_tokens=24,
-        learning_rate=PEAK, betas=BETAS, weight_decay=DECAY, max_grad_norm=case.max_norm, reference_kl=case.kl,
+        optimizer=optim.AdamW(PEAK, BETAS, DECAY), max_grad_norm=case.max_norm, reference_kl=case.kl,
         entropy_bonus=case.entropy, reward=parity, eval_problems=0, **case.changes,
     )  # fmt: skip
 
@@ -250,7 +252,7 @@ class CopiesAt(Silent):
 
 
 def test_a_resumed_run_draws_the_random_numbers_that_it_would_have_drawn(tmp_path: Path) -> None:
-    run = tiny_run(objective=DropsTokens(), steps=3, checkpoint_every=1, eval_problems=0, learning_rate=1e-2)
+    run = tiny_run(objective=DropsTokens(), steps=3, checkpoint_every=1, eval_problems=0, optimizer=optim.AdamW(1e-2))
     train(run, tmp_path / "whole", CopiesAt(2, tmp_path / "whole", tmp_path / "killed"))
     assert latest(tmp_path / "killed" / CHECKPOINTS).name == "step-000001"
     torch.manual_seed(0)

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from drpo import files
 from drpo.errors import InputError
-from drpo.lab.outcome import CELLS, prepare
+from drpo.lab.outcome import prepare
 from drpo.report.track import RUN_ID, _known_name
 from drpo.train.lock import LOCK
 from drpo.train.log import FILES, METRICS, RunLog, read_json, write_json
 from drpo.train.loop import train
+from drpo.train.records import CELLS
 from drpo.train.session import CHECKPOINTS, CONFIG, ENVIRONMENT, MODEL, SUMMARY
 from drpo.train.watchdog import STALLED, Watchdog
 from hand_run import write_run

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpo.cli import COMMANDS
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.train import loop
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
 from hostile import CONTAINERS, INJECTED, NESTED, TEXT, bad_configurations, read_or_refused, refused, unusable_outputs

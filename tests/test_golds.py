@@ -6,7 +6,8 @@ import pytest
 
 import drpo.rewards.math
 import golds
-from drpo.rewards import Marking, RewardPool, math_verify
+from drpo.rewards import Marking, RewardPool
+from drpo.rewards.math import math_verify
 from drpo.types import Problem
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "rewards.md"

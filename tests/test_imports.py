@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
+STUDIES = {path.stem for path in (SOURCE.parents[1] / "studies").iterdir()}
 
 # A room may import rooms of lower rank, and its own. Rooms of equal rank do not know of each other.
 RANK = {
@@ -17,6 +18,7 @@ RANK = {
     "lazily": 1,
     "credentials": 1,
     "terminal": 1,
+    "model_names": 1,
     "seeds": 1,
     "spelling": 1,
     "types": 1,
@@ -29,6 +31,7 @@ RANK = {
     "foreign": 3,
     "ranks": 3,
     "models": 4,
+    "heads": 4,
     "precision": 4,
     "positions": 4,
     "saving": 5,
@@ -107,6 +110,7 @@ def test_imports_point_one_way(path: Path):
     here = room(path)
     for name in imported(path):
         parts = name.split(".")
+        assert parts[0] not in STUDIES, f"{here} imports the study {parts[0]}"
         if parts[0] != "drpo" or len(parts) < 2 or parts[1] not in RANK:
             continue
         there = parts[1]

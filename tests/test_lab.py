@@ -32,7 +32,6 @@ from drpo.lab.outcome import (
     DIVERGED,
     FAILED,
     FINISHED,
-    RESULTS,
     SERIES,
     Cell,
     Comparison,
@@ -48,6 +47,8 @@ from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import claim_lines
 from drpo.train.config import to_json
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
+from drpo.train.optim import AdamW
+from drpo.train.records import RESULTS
 from support.forked_worker import ForkingSubprocess
 from worlds import tiny_run
 
@@ -108,7 +109,7 @@ def test_every_combination_is_a_cell_with_a_name_of_its_own():
         grid("none", "drpo(0.2) @ 1e-3", seeds=(0, 1), learning_rates=(1e-4, 2e-4), regimes={"updates": (1, 2)}),
     )
     assert len(all_of) == len({r.name for r in all_of}) == 2 * 2 * (2 + 1)
-    assert {r.learning_rate for r in all_of if r.objective == parse_arm("drpo(0.2)").objective} == {1e-3}
+    assert {r.optimizer.learning_rate for r in all_of if r.objective == parse_arm("drpo(0.2)").objective} == {1e-3}
     assert {(r.seed, r.updates) for r in all_of} == {(s, u) for s in (0, 1) for u in (1, 2)}
     shared = {
         json.dumps(to_json(replace(r, **{f: getattr(tiny_run(), f) for f in ("name", "objective", "seed")})))
@@ -153,7 +154,7 @@ def test_as_many_jobs_as_fit():
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison trained in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
+    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, optimizer=AdamW(1e-2))
     cells = runs(base, grid("none", "drpo(0.2)", seeds=(0, 1)))
     trained_here(folder, prepare(folder, cells))
     return folder
@@ -175,7 +176,7 @@ def test_cells_of_a_seed_see_the_same_data_and_begin_at_the_same_score(whole: Pa
 
 
 def test_killed_and_resumed_gives_the_same_numbers(forked, whole: Path, tmp_path: Path):
-    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, learning_rate=1e-2)
+    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, optimizer=AdamW(1e-2))
     cells = prepare(tmp_path, runs(base, grid("none", "drpo(0.2)", seeds=(0,))))
     process = comparing_elsewhere(tmp_path)
     wait_for(lambda: any(len(read_records(c / METRICS)) >= 3 for c in cells))
@@ -221,7 +222,7 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
 
 
 def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(forked, tmp_path: Path):
-    base = tiny_run(steps=3, updates=1, refresh_every=3, learning_rate=1e-2, max_skipped=0)  # from step 2 on off-policy
+    base = tiny_run(steps=3, updates=1, refresh_every=3, optimizer=AdamW(1e-2), max_skipped=0)
     trained_here(tmp_path, prepare(tmp_path, runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken"))))
     compare(tmp_path, prepare(tmp_path, runs(base, grid("worlds:EXITS", "none"))), Crew(1, 1), lambda work: None, print)
     found = {c.objective: c for c in read_comparison(tmp_path).cells}
@@ -255,11 +256,9 @@ def test_more_cells_join_those_that_are_there(tmp_path: Path):
 # What is said of it.
 
 
-def a_cell(objective: str, seed: int, end: float, learning_rate: float = 1e-3, updates: int = 1, **changes) -> Cell:
+def a_cell(objective: str, seed: int, end: float, rate: float = 1e-3, updates: int = 1, **changes) -> Cell:
     config = to_json(
-        tiny_run(
-            objective=parse_arm(objective).objective, seed=seed, learning_rate=learning_rate, updates=updates, steps=8
-        )
+        tiny_run(objective=parse_arm(objective).objective, seed=seed, optimizer=AdamW(rate), updates=updates, steps=8)
     )
     series = {name: (0.1,) * 8 for name in SERIES} | {"reward_mean": tuple(end * i / 7 for i in range(8))}
     made = Cell(f"{objective}{seed}", config, FINISHED, None, series, ((0, 0.1), (8, end)))

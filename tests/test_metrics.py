@@ -6,8 +6,9 @@ the oracle knows (test_objectives.py has them all).
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,12 +20,27 @@ from torch import Tensor
 
 from drpo import models
 from drpo.errors import InputError
-from drpo.objectives import DPPO, DRPO, GSPO, ImportanceSampling, Objective, PPOClip, parse, region_radius
-from drpo.report.console import result
+from drpo.objectives import (
+    DPPO,
+    DRPO,
+    GSPO,
+    ImportanceSampling,
+    Objective,
+    PPOClip,
+    TokenLoss,
+    borders,
+    caution,
+    out_of_region,
+    parse,
+    radii,
+)
+from drpo.ops import Head, SampledTokens, linear_policy_loss
+from drpo.report.step_table import result
 from drpo.rewards import Mark, Marking
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
 from drpo.train.metrics import (
+    REGION_METRICS,
     ROLLOUT_METRICS,
     TOKEN_METRICS,
     UPDATE_METRICS,
@@ -32,8 +48,9 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Failure, Problem, Sampling, ScoredGroup, StepStats, Tokens, Unscored
+from drpo.types import Failure, Problem, Sampling, ScoredGroup, StepStats, Tokens, TokenStats, Unscored
 from support.rollouts import Prompted
+from support.token_stats import stats_of_tokens
 from tiny_world import completion, with_sequence
 
 # ---- tokens ----
@@ -52,10 +69,10 @@ def plain_weight(a: np.ndarray, pi: np.ndarray, mu: np.ndarray) -> np.ndarray:
     return np.ones_like(a)
 
 
-OBJECTIVES: dict[str, tuple[Objective, Callable[..., np.ndarray], float]] = {
-    "drpo": (DRPO(0.2), drpo_weight, 0.2),
-    "ppo": (PPOClip(0.2, 0.28), ppo_weight, 0.15),
-    "none": (ImportanceSampling(), plain_weight, 0.15),
+OBJECTIVES: dict[str, tuple[Objective, Callable[..., np.ndarray]]] = {
+    "drpo": (DRPO(0.2), drpo_weight),
+    "ppo": (PPOClip(0.2, 0.28), ppo_weight),
+    "none": (ImportanceSampling(), plain_weight),
 }
 
 
@@ -73,7 +90,7 @@ def random_tokens(n: int, seed: int) -> tuple[Tokens, Tensor]:
     return Tokens(logp, behavior_logp, advantage, keep, torch.arange(n) // 7), entropy
 
 
-def oracle(weight: Callable[..., np.ndarray], radius: float, tokens: Tokens, entropy: Tensor) -> dict[str, float]:
+def oracle(weight: Callable[..., np.ndarray], tokens: Tokens, entropy: Tensor) -> dict[str, float]:
     keep = tokens.keep.numpy()
     logp, behavior_logp, a, h = (
         x.double().numpy()[keep] for x in (tokens.logp, tokens.behavior_logp, tokens.advantage, entropy)
@@ -85,7 +102,6 @@ def oracle(weight: Callable[..., np.ndarray], radius: float, tokens: Tokens, ent
         "entropy": h.mean(),
         "shift_mean": moved.mean(),
         "shift_p99": np.quantile(moved, 0.99),
-        "outside": (moved > radius).mean(),
         "held": (w <= 0).mean(),
         "weight_min": w.min(),
         "weight_mean": w.mean(),
@@ -103,18 +119,17 @@ def oracle(weight: Callable[..., np.ndarray], radius: float, tokens: Tokens, ent
 @pytest.mark.parametrize("n", [1, 6, 1000])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_token_figures_are_the_oracles(name: str, n: int, seed: int) -> None:
-    objective, weight, radius = OBJECTIVES[name]
+    objective, weight = OBJECTIVES[name]
     tokens, entropy = random_tokens(n, seed)
     if not tokens.keep.any():
-        assert token_metrics(objective, tokens, entropy) == {"trained_tokens": 0}
+        assert token_metrics(objective, stats_of_tokens(objective, tokens, entropy)) == {"trained_tokens": 0}
         return
-    found = token_metrics(objective, tokens, entropy)
-    wanted = oracle(weight, radius, tokens, entropy)
-    assert found.keys() == wanted.keys() == TOKEN_METRICS.keys()
+    found = token_metrics(objective, stats_of_tokens(objective, tokens, entropy))
+    wanted = oracle(weight, tokens, entropy)
+    assert found.keys() - REGION_METRICS.keys() == wanted.keys() == TOKEN_METRICS.keys()
     for figure, value in wanted.items():
         assert found[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
     if n == 1000:  # the tokens are such that no figure is 0 or 1 by accident
-        assert 0.02 < found["outside"] < 0.98
         assert (0.02 < found["held"] < 0.98) == (name != "none")
 
 
@@ -122,7 +137,7 @@ def test_ratios_beyond_the_cap_are_counted() -> None:
     logp = torch.tensor([-1.0, -1.0, -1.0, -30.0])
     behavior_logp = torch.tensor([-20.5, -21.5, -40.0, -1.0])
     tokens = Tokens(logp, behavior_logp, torch.ones(4), torch.ones(4, dtype=torch.bool), torch.zeros(4).long())
-    found = token_metrics(ImportanceSampling(), tokens, torch.zeros(4))
+    found = token_metrics(ImportanceSampling(), stats_of_tokens(ImportanceSampling(), tokens, torch.zeros(4)))
     assert found["capped"] == 2
     assert found["ratio_max"] == pytest.approx(math.exp(20))
     assert all(math.isfinite(value) for value in found.values())
@@ -130,40 +145,114 @@ def test_ratios_beyond_the_cap_are_counted() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_tokens_that_are_not_kept_count_nowhere(name: str) -> None:
-    objective, _, _ = OBJECTIVES[name]
+    objective, _ = OBJECTIVES[name]
     tokens, entropy = random_tokens(500, 0)
     shorter = Tokens(**{k: v[tokens.keep] for k, v in vars(tokens).items() if v is not None})
-    assert token_metrics(objective, tokens, entropy) == token_metrics(objective, shorter, entropy[tokens.keep])
+    assert token_metrics(objective, stats_of_tokens(objective, tokens, entropy)) == token_metrics(
+        objective, stats_of_tokens(objective, shorter, entropy[tokens.keep])
+    )
+
+
+SIDES = {
+    "drpo(0.2)": lambda mu, pi: (pi - mu < -0.2, pi - mu > 0.2),
+    "drpo(0.2, power=0.5)": lambda mu, pi: ((pi - mu) < -0.2 * mu**0.5, (pi - mu) > 0.2 * mu**0.5),
+    "dppo(0.1, 0.3)": lambda mu, pi: (pi - mu < -0.1, pi - mu > 0.3),
+    "mask(0.15)": lambda mu, pi: (pi - mu < -0.15, pi - mu > 0.15),
+    "ppo(0.2, 0.28)": lambda mu, pi: (pi / mu < 0.8, pi / mu > 1.28),
+    "cispo(0.2, 0.28)": lambda mu, pi: (pi / mu < 0.8, pi / mu > 1.28),
+    "spo(0.3)": lambda mu, pi: (pi / mu < 0.7, pi / mu > 1.3),
+}
+
+
+@pytest.mark.parametrize("text", SIDES)
+def test_both_sides_of_a_region_are_counted_and_are_where_its_borders_are(text: str) -> None:
+    objective = parse(text)
+    tokens, entropy = random_tokens(1000, 0)
+    found = token_metrics(objective, stats_of_tokens(objective, tokens, entropy))
+    pi, mu = (x.double().exp()[tokens.keep].numpy() for x in (tokens.logp, tokens.behavior_logp))
+    low, high = SIDES[text](mu, pi)
+    assert 0.01 < low.mean() < 0.99 and 0.01 < high.mean() < 0.99
+    for name, side in (("outside", low | high), ("outside_low", low), ("outside_high", high)):
+        assert found[name] == pytest.approx(side.mean(), abs=2e-3)
+    at = borders(objective, torch.from_numpy(mu))
+    assert at is not None
+    assert (np.nan_to_num(at[0].numpy(), nan=-1) > pi).mean() == pytest.approx(low.mean(), abs=2e-3)
+    assert (np.nan_to_num(at[1].numpy(), nan=2) < pi).mean() == pytest.approx(high.mean(), abs=2e-3)
+
+
+def test_what_says_nothing_of_a_region_has_no_such_figures() -> None:
+    tokens, entropy = random_tokens(50, 0)
+    for text in ("none", "sapo", "penalty('k3', 0.1)"):
+        objective = parse(text)
+        assert not REGION_METRICS.keys() & token_metrics(objective, stats_of_tokens(objective, tokens, entropy)).keys()
+        assert out_of_region(objective, tokens) is borders(objective, torch.ones(1)) is radii(objective) is None
+        assert caution(objective) is None
+
+
+def test_a_sequence_leaves_its_region_as_a_whole_and_a_divergence_by_its_own_measure() -> None:
+    logp = torch.tensor([-1.0, -1.0, -1.0, -1.0])
+    tokens = Tokens(
+        logp, logp - torch.tensor([1.0, 0.0, 0.1, 0.0]), torch.ones(4), torch.ones(4).bool(), torch.tensor([0, 0, 1, 1])
+    )
+    assert GSPO(0.2, 0.28).out_of_region(tokens).tolist() == [True, True, False, False]
+    moved = replace(tokens, divergence=torch.tensor([0.1, 0.2, 0.1, 0.3]))
+    assert DPPO(0.15, 0.25, "topk_tv").out_of_region(moved).tolist() == [False, True, False, True]
+    assert (caution(DPPO(1.0, divergence="topk_tv")) is None, caution(DPPO(9.0, divergence="topk_kl"))) == (False, None)
 
 
 @pytest.mark.parametrize(
-    ("text", "radius"),
+    ("text", "sides"),
     [
-        ("drpo(0.2)", 0.2),
-        ("drpo(12.5)", 12.5),
-        ("dppo(0.3)", 0.3),
-        ("dppo(0.05, divergence='kl')", 0.15),
-        ("ppo(0.2, 0.28)", 0.15),
-        ("spo(0.2)", 0.15),
-        ("none", 0.15),
-        ("drpo(0.2, power=1.0)", 0.15),
-        ("drpo(0.2, power=0.5)", 0.15),
+        ("drpo(0.2)", (0.2, 0.2)),
+        ("dppo(0.1, 0.3)", (0.1, 0.3)),
+        ("drpo(12.5)", None),
+        ("dppo(0.05, divergence='kl')", None),
+        ("ppo(0.2, 0.28)", None),
+        ("drpo(0.2, power=0.5)", None),
+        ("gspo", None),
     ],
 )
-def test_radius_is_the_objectives_own_only_where_it_is_a_shift_of_probability(text: str, radius: float) -> None:
-    assert region_radius(parse(text)) == radius
+def test_radii_are_there_where_they_are_shifts_of_probability(text: str, sides: tuple[float, float] | None) -> None:
+    assert radii(parse(text)) == sides
+
+
+@dataclass
+class Counted:
+    """An objective with a metric that counts how often it is evaluated."""
+
+    tokenwise: bool
+    calls: int = 0
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        self.calls += 1
+        return TokenLoss(-tokens.advantage * tokens.logp, {"mine": tokens.behavior_logp.exp()})
+
+
+@pytest.mark.parametrize("tokenwise", [True, False])
+def test_an_objective_is_evaluated_once(tokenwise: bool) -> None:
+    objective, one = Counted(tokenwise), torch.ones(3)
+    sampled = SampledTokens(torch.arange(3), -one, one, one.bool(), torch.arange(3), one)
+    hidden = torch.randn(3, 4).requires_grad_()
+    found = linear_policy_loss(hidden, Head(torch.randn(5, 4)), sampled, objective)
+    found.loss.backward()
+    tokens = Tokens(found.logp, -one, one, one.bool(), torch.arange(3))
+    stats = StepStats(TokenStats(tokens, found.entropy, found.gradient, found.metrics), 0.0, 1.0, 1e-3)
+    record = step_metrics(3, some_groups(), [stats, stats], objective)
+    assert objective.calls == 1
+    assert record["mine"] == pytest.approx(math.exp(-1))
+    assert record["weight_mean"] == pytest.approx(float((-found.gradient / (found.logp + 1).exp() / -1).mean().abs()))
 
 
 # ---- a step ----
 
 
-def stats_of(tokens: Tokens, entropy: Tensor, at: slice, i: int) -> StepStats:
+def stats_of(objective: Objective, tokens: Tokens, entropy: Tensor, at: slice, i: int) -> StepStats:
     part = Tokens(**{k: v[at] for k, v in vars(tokens).items() if v is not None})
     if len(part.sequence):  # each update numbers its own completions from 0
         part = replace(part, sequence=part.sequence - part.sequence[0])
-    return StepStats(
-        part, entropy[at], loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1)
-    )
+    seen = stats_of_tokens(objective, part, entropy[at])
+    return StepStats(seen, loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
 
 
 def some_groups() -> list[ScoredGroup]:
@@ -251,14 +340,14 @@ CUTS = {"one": (0, 700), "uneven": (0, 500, 690, 700), "a part without kept toke
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> None:
     """Each over all tokens of all updates at once, though the updates differ in size; and each update's own besides."""
-    objective, weight, radius = OBJECTIVES[name]
+    objective, weight = OBJECTIVES[name]
     tokens, entropy = random_tokens(700, 1)
     wide = torch.arange(700) > 500
     tokens = replace(tokens, logp=torch.where(wide & tokens.keep, tokens.logp - 1, tokens.logp))  # parts differ in kind
     edges = CUTS[cut]
-    stats = [stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
+    stats = [stats_of(objective, tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
     record = step_metrics(3, some_groups(), stats, objective)
-    wanted = oracle(weight, radius, tokens, entropy)
+    wanted = oracle(weight, tokens, entropy)
     for figure, value in wanted.items():
         assert record[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
     assert {k: record[k] for k in ROLLOUT_METRICS} == rollout_metrics(3, some_groups())
@@ -268,7 +357,7 @@ def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> No
     updates = record.get("updates", [])
     assert len(updates) == (len(stats) if len(stats) > 1 else 0)
     for one, s in zip(updates, stats, strict=False):
-        own = token_metrics(objective, s.tokens, s.entropy)
+        own = token_metrics(objective, s.token_stats)
         assert one == own | {"loss": s.loss, "grad_norm": s.grad_norm, "learning_rate": s.learning_rate}
     if cut == "uneven":
         means = [one["shift_mean"] for one in updates]
@@ -281,7 +370,7 @@ def test_a_steps_figures_are_its_updates_put_together(objective: Objective) -> N
     tokens, entropy = random_tokens(700, 1)
     tokens = replace(tokens, advantage=(tokens.sequence % 3 - 1).float())
     edges = (0, 70, 560, 700)
-    stats = [stats_of(tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
+    stats = [stats_of(objective, tokens, entropy, slice(a, b), i) for i, (a, b) in enumerate(pairwise(edges))]
     record = step_metrics(3, some_groups(), stats, objective)
     updates = record["updates"]
     share = np.array([u["trained_tokens"] for u in updates]) / record["trained_tokens"]
@@ -299,10 +388,10 @@ def test_a_step_without_updates_has_the_rollouts_figures_alone() -> None:
 
 def test_every_figure_is_described() -> None:
     tokens, entropy = random_tokens(100, 2)
-    record = step_metrics(3, some_groups(), [stats_of(tokens, entropy, slice(0, 100), 0)], DPPO(0.15))
-    described = ROLLOUT_METRICS.keys() | TOKEN_METRICS.keys() | UPDATE_METRICS.keys()
+    record = step_metrics(3, some_groups(), [stats_of(DPPO(0.15), tokens, entropy, slice(0, 100), 0)], DPPO(0.15))
+    described = ROLLOUT_METRICS.keys() | TOKEN_METRICS.keys() | REGION_METRICS.keys() | UPDATE_METRICS.keys()
     assert record.keys() == described - {"skipped_updates"}
-    skipped = replace(stats_of(tokens, entropy, slice(0, 100), 0), taken=False)
+    skipped = replace(stats_of(DPPO(0.15), tokens, entropy, slice(0, 100), 0), taken=False)
     assert step_metrics(3, some_groups(), [skipped], DPPO(0.15)).keys() == ROLLOUT_METRICS.keys() | {"skipped_updates"}
 
 

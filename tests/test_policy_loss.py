@@ -5,7 +5,7 @@ Not covered: GPUs, speed, and objectives' own formulas (test_objectives.py).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from drpo import objectives, reductions
 from drpo.errors import InputError
 from drpo.objectives import DRPO, GSPO, Objective, PPOClip, total
-from drpo.ops import chunked, linear_policy_loss
+from drpo.ops import PolicyLoss, chunked
 from drpo.reductions import Horizon
 from drpo.types import TokenLoss, Tokens
+from support.head import fused
 from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, error, inputs, logits_at_once
 
 REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
@@ -59,15 +60,20 @@ def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict
     }
 
 
+class Plain(NamedTuple):
+    loss: Tensor
+    logp: Tensor
+
+
 def plain(
     hidden: Tensor, weight: Tensor, target: Tensor, objective: Objective, *, temperature: float = 1.0, **given: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Plain:
     logp, _ = logits_at_once(hidden, weight, target, temperature)
     tokens = Tokens(logp, given["behavior_logp"], given["advantage"], given["keep"], given["sequence"])
-    return total(objective, tokens, given["token_weight"]), logp.detach()
+    return Plain(total(objective, tokens, given["token_weight"]), logp.detach())
 
 
-Loss = Callable[..., tuple[Tensor, ...]]
+Loss = Callable[..., Plain | PolicyLoss]
 
 
 def run(
@@ -80,11 +86,11 @@ def run(
     **given: object,
 ) -> dict[str, Tensor]:
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss, logp = operator(h, w, target, objective, **given)[:2]
-    (up * loss).backward()
+    found = operator(h, w, target, objective, **given)
+    (up * found.loss).backward()
     assert h.grad is not None
     assert w.grad is not None
-    return {"loss": loss.detach(), "logp": logp, "d hidden": h.grad, "d weight": w.grad}
+    return {"loss": found.loss.detach(), "logp": found.logp, "d hidden": h.grad, "d weight": w.grad}
 
 
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], keep: Tensor) -> None:
@@ -102,9 +108,7 @@ def test_it_is_the_plain_loss(name: str, reduction: str, temperature: float) -> 
     wanted = run(plain, hidden, weight, target, OBJECTIVES[name], temperature=temperature, **given)
     assert wanted["d hidden"].any()
     for chunk in CHUNKS:
-        found = run(
-            linear_policy_loss, hidden, weight, target, OBJECTIVES[name], temperature=temperature, chunk=chunk, **given
-        )
+        found = run(fused, hidden, weight, target, OBJECTIVES[name], temperature=temperature, chunk=chunk, **given)
         assert_equal(found, wanted, given["keep"])
 
 
@@ -116,11 +120,11 @@ def test_a_tied_head_gets_both_gradients(objective: Objective, chunk: int | None
 
     def gradient(operator: Loss, **options: object) -> Tensor:
         embedding = table.clone().requires_grad_()
-        loss = operator(torch.tanh(embedding[ids]), embedding, target, objective, **columns(), **options)[0]
+        loss = operator(torch.tanh(embedding[ids]), embedding, target, objective, **columns(), **options).loss
         (slope,) = torch.autograd.grad(loss, embedding)
         return slope
 
-    found = gradient(linear_policy_loss, chunk=chunk)
+    found = gradient(fused, chunk=chunk)
     torch.testing.assert_close(found, gradient(plain), rtol=1e-10, atol=1e-12)
 
 
@@ -131,15 +135,15 @@ def test_what_is_left_out_is_as_good_as_gone(objective: Objective) -> None:
     given = {name: c.float() if c.dtype == torch.float64 else c for name, c in columns().items()}
     given["token_weight"][given["keep"].nonzero()[3:6]] = 0
     trained = given["keep"] & (given["token_weight"] != 0)
-    found = run(linear_policy_loss, hidden, weight, target, objective, **given)
+    found = run(fused, hidden, weight, target, objective, **given)
     removed = {name: column[trained] for name, column in given.items()}
-    wanted = run(linear_policy_loss, hidden[trained], weight, target[trained], objective, **removed)
+    wanted = run(fused, hidden[trained], weight, target[trained], objective, **removed)
     assert torch.equal(found["loss"], wanted["loss"])
     assert torch.equal(found["d weight"], wanted["d weight"])
     assert torch.equal(found["d hidden"][trained], wanted["d hidden"])
     assert not found["d hidden"][~trained].any()
     hidden[~trained], given["behavior_logp"][~trained], given["advantage"][~trained] = torch.nan, -200.0, torch.inf
-    poisoned = run(linear_policy_loss, hidden, weight, target, objective, **given)
+    poisoned = run(fused, hidden, weight, target, objective, **given)
     assert all(torch.equal(poisoned[name], value) for name, value in found.items())
 
 
@@ -147,20 +151,20 @@ def test_what_is_left_out_is_as_good_as_gone(objective: Objective) -> None:
 def test_nothing_kept(objective: Objective) -> None:
     hidden, weight, target = inputs(T, V, torch.float64)
     given = columns() | {"keep": torch.zeros(T, dtype=torch.bool)}
-    found = run(linear_policy_loss, hidden, weight, target, objective, **given)
+    found = run(fused, hidden, weight, target, objective, **given)
     assert not any(value.any() for value in found.values())
 
 
 def test_the_loss_may_be_scaled_before_its_backward_pass() -> None:
     hidden, weight, target = inputs(T, V, torch.float64)
-    found = run(linear_policy_loss, hidden, weight, target, DRPO(0.2), up=-2.5, **columns())
+    found = run(fused, hidden, weight, target, DRPO(0.2), up=-2.5, **columns())
     wanted = run(plain, hidden, weight, target, DRPO(0.2), up=-2.5, **columns())
     assert_equal(found, wanted, columns()["keep"])
 
 
 def test_the_gradient_is_handed_over_once() -> None:
     hidden, weight, target = inputs(T, V, torch.float64)
-    loss, _, _ = linear_policy_loss(hidden.requires_grad_(), weight, target, DRPO(0.2), **columns())
+    loss = fused(hidden.requires_grad_(), weight, target, DRPO(0.2), **columns()).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="handed over"):
         loss.backward()
@@ -172,7 +176,7 @@ def products(objective: Objective, trained: tuple[str, ...], rows: int) -> float
     hidden.requires_grad_("hidden" in trained)
     weight.requires_grad_("weight" in trained)
     with FlopCounterMode(display=False) as counter:
-        loss, _, _ = linear_policy_loss(hidden, weight, target, objective, chunk=5, **columns())
+        loss = fused(hidden, weight, target, objective, chunk=5, **columns()).loss
         if trained:
             loss.backward()
     return counter.get_total_flops() / (2 * rows * HEAD * V)
@@ -193,7 +197,7 @@ def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, target = inputs(t, v, torch.float32)
     monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 8 * v * 4})
     with Largest() as seen:
-        run(linear_policy_loss, hidden, weight, target, DRPO(0.2), **columns(t))
+        run(fused, hidden, weight, target, DRPO(0.2), **columns(t))
     assert seen.numel <= max(v * HEAD, t * HEAD, 8 * v) < t * v / 10
     with Largest() as seen:
         run(plain, hidden, weight, target, DRPO(0.2), **columns(t))
@@ -209,9 +213,7 @@ def test_bfloat16_is_no_worse_than_the_usual_way(v: int, temperature: float) -> 
     usual = run(plain, hidden, weight, target, DRPO(0.2), temperature=temperature, **given)
     keep = given["keep"]
     for chunk in CHUNKS:
-        found = run(
-            linear_policy_loss, hidden, weight, target, DRPO(0.2), temperature=temperature, chunk=chunk, **given
-        )
+        found = run(fused, hidden, weight, target, DRPO(0.2), temperature=temperature, chunk=chunk, **given)
         for name in ("loss", "d hidden", "d weight"):
             floor = 2e-3 * (1e-3 + float(truth[name].norm()))
             assert error(found[name], truth[name]) <= 1.5 * error(usual[name], truth[name]) + floor, (name, chunk)
@@ -224,23 +226,23 @@ def test_metrics_are_the_objectives_and_the_entropy() -> None:
     keep = given["keep"]
     _, entropy = logits_at_once(hidden, weight, target, 1.0)
     for chunk in CHUNKS:
-        _, _, metrics = linear_policy_loss(hidden, weight, target, Own(), chunk=chunk, **given)
-        assert set(metrics) == {"mu", "entropy"}
-        torch.testing.assert_close(metrics["mu"], given["behavior_logp"][keep].exp())
-        torch.testing.assert_close(metrics["entropy"], entropy[keep])
+        found = fused(hidden, weight, target, Own(), chunk=chunk, **given)
+        assert set(found.metrics) == {"mu"}
+        torch.testing.assert_close(found.metrics["mu"], torch.where(keep, given["behavior_logp"].exp(), 0))
+        torch.testing.assert_close(found.entropy, torch.where(keep, entropy, 0))
 
 
 def test_what_is_wrong_is_named() -> None:
     hidden, weight, target = inputs(T, V, torch.float32)
     given = columns()
     with pytest.raises(InputError, match="advantage"):
-        linear_policy_loss(hidden, weight, target, DRPO(0.2), **given | {"advantage": given["advantage"][:-1]})
+        fused(hidden, weight, target, DRPO(0.2), **given | {"advantage": given["advantage"][:-1]})
     with pytest.raises(InputError, match="chunk=0"):
-        linear_policy_loss(hidden, weight, target, DRPO(0.2), **given, chunk=0)
+        fused(hidden, weight, target, DRPO(0.2), **given, chunk=0)
     with pytest.raises(InputError, match="temperature"):
-        linear_policy_loss(hidden, weight, target, DRPO(0.2), **given, temperature=0.0)
+        fused(hidden, weight, target, DRPO(0.2), **given, temperature=0.0)
     with pytest.raises(InputError, match="fit"):
-        linear_policy_loss(hidden[:, 1:], weight, target, DRPO(0.2), **given)
+        fused(hidden[:, 1:], weight, target, DRPO(0.2), **given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -251,7 +253,7 @@ def test_a_tiny_token_weight_costs_nothing_in_16_bits(objective: Objective, dtyp
     given = columns(64) | {"token_weight": torch.full((64,), 2.4e-7)}
     given["behavior_logp"] -= 3
     truth = run(plain, hidden.double(), weight.double(), target, objective, up=65536.0, **given)
-    found = run(linear_policy_loss, hidden, weight, target, objective, up=65536.0, chunk=5, **given)
+    found = run(fused, hidden, weight, target, objective, up=65536.0, chunk=5, **given)
     for name in ("d hidden", "d weight"):
         assert float(truth[name].norm()) > 0
         assert error(found[name], truth[name]) <= 6 * torch.finfo(dtype).eps * float(truth[name].norm()), name
@@ -265,5 +267,5 @@ def test_no_sum_over_a_chunk_overflows_in_float16() -> None:
     given["token_weight"] = one / 2000
     target = torch.zeros(2000, dtype=torch.int64)
     truth = run(plain, hidden.double(), weight.double(), target, DRPO(0.2), **given)["d weight"]
-    found = run(linear_policy_loss, hidden, weight, target, DRPO(0.2), chunk=2000, **given)["d weight"]
+    found = run(fused, hidden, weight, target, DRPO(0.2), chunk=2000, **given)["d weight"]
     assert error(found, truth) <= 0.01 * float(truth.norm())

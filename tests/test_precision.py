@@ -42,6 +42,7 @@ from drpo.precision import (
     unrounded_inputs,
 )
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from drpo.types import Sampling
 from support.rollouts import transformers_engine
 from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
@@ -498,7 +499,7 @@ def test_it_learns(tmp_path, rank: int) -> None:
         steps=25,
         prompts=8,
         sampling=sampling(samples=8),
-        learning_rate=1e-2,
+        optimizer=AdamW(1e-2),
         eval_problems=32,
     )
     summary = train(run, tmp_path)

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from drpo import models
 from drpo.errors import InputError
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.rollout import PromptLimits, encode_prompt, fitting
 from drpo.tasks import Records, sample_unseen
 from drpo.train import loop

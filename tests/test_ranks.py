@@ -20,7 +20,7 @@ from drpo.train.checkpoint import STATE
 from drpo.train.config import Run
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
-from drpo.train.update import balance_micro_batches
+from drpo.train.step import balance_micro_batches
 from rank import main as rank_main
 from rank import run_of
 from support.forks import fork
@@ -91,20 +91,25 @@ def test_two_processes_are_one_run(alone: Alone, tmp_path: Path):
     assert_same_run(alone("many"), tmp_path / "run")
 
 
-@pytest.mark.slow
+MORE = (
+    (4, "many", "none"),
+    (4, "many", "fsdp"),
+    (2, "many", "fsdp"),
+    (4, "few", "none"),
+    (4, "few", "fsdp"),
+    (2, "few", "fsdp"),
+    (2, "terms", "none"),
+    (3, "terms", "fsdp"),
+    (2, "critic", "none"),
+    (3, "critic", "fsdp"),
+)
+
+
 @pytest.mark.parametrize(
     ("processes", "kind", "shard"),
     [
-        (4, "many", "none"),
-        (4, "many", "fsdp"),
-        (2, "many", "fsdp"),
-        (4, "few", "none"),
-        (4, "few", "fsdp"),
-        (2, "few", "fsdp"),
-        (2, "terms", "none"),
-        (3, "terms", "fsdp"),
-        (2, "critic", "none"),
-        (3, "critic", "fsdp"),
+        (2, "tied", "fsdp"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
 )
 def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: Alone, tmp_path: Path):

@@ -16,6 +16,7 @@ from drpo.lab.replay import BUCKETS, SHOWN, context, reading, recorded, replay
 from drpo.objectives import Tokens, gradient_weight, parse, total
 from drpo.train.log import ROLLOUTS, read_records
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from worlds import tiny_run
 
 OBJECTIVES = ("drpo(0.2)", "ppo(0.2, 0.28)", "dppo(0.15)", "spo(0.2)", "none", "gspo(0.2, 0.3)", "mask(0.1)")
@@ -200,7 +201,7 @@ def test_a_broken_file_names_itself(tmp_path):
 def run(tmp_path_factory) -> Path:
     """A real run that is far off-policy: two updates on each rollout, at a great learning rate."""
     folder = tmp_path_factory.mktemp("replayed") / "run"
-    train(tiny_run(steps=2, updates=2, prompts=8, learning_rate=0.02), folder)
+    train(tiny_run(steps=2, updates=2, prompts=8, optimizer=AdamW(0.02)), folder)
     return folder
 
 

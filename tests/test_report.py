@@ -1,29 +1,48 @@
 """The numbers behind a run's page, and how they are packed."""
 
-import base64
-import gzip
+import html
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from drpo import models
-from drpo.objectives import DPPO, DRPO, GSPO, SPO, PPOClip, SymmetricMask, TokenLoss, Tokens, gradient_weight, ratio
-from drpo.recipes import smoke
+from drpo.model_names import SMOLLM2
+from drpo.objectives import (
+    DPPO,
+    DRPO,
+    GSPO,
+    SPO,
+    PPOClip,
+    SymmetricMask,
+    TokenLoss,
+    Tokens,
+    gradient_weight,
+    ratio,
+    spell,
+)
+from drpo.recipes.addition import smoke
 from drpo.report import browser, decimals, distribution, facts
-from drpo.report.panels import Panel, Series, run_panels
-from drpo.report.payload import columns_bytes, finite, json_bytes, packed, read_columns
+from drpo.report.bands import shown_steps
+from drpo.report.figures import plain
+from drpo.report.palette import COLORS
+from drpo.report.panels import MOST_POINTS, PANELS, Line, drawn_lines, line_trace, numbers, panel_plot, thinned
+from drpo.report.payload import columns_bytes, finite, json_bytes, packed
 from drpo.report.seen import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from hand_run import RECORDS, record, write_run
 from large_run import word_tokenizer
+from support.pages import read_columns, traces, unpacked
 from test_train import tokens_of
 from worlds import sampling, tiny_run
 
@@ -104,10 +123,6 @@ def test_columns_come_back_as_they_were(columns):
         assert back[name].dtype == column.dtype and np.array_equal(back[name], column)
 
 
-def unpacked(text: str) -> bytes:
-    return gzip.decompress(base64.b64decode(text))
-
-
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=8))
 @example([math.nan, math.inf, [-math.inf]])
 def test_json_of_a_page_is_strict_and_ascii(value):
@@ -136,16 +151,14 @@ def test_what_an_update_saw_by_hand():
 
 
 def test_every_state_of_a_completion():
-    old = {k: v for k, v in RECORDS[0].items() if k not in ("logp", "update", "advantage")}
-    assert [c.state for c in of_one_step([*RECORDS[:5], old], DRPO(0.2))] == [
-        *("trained", "trained", "skipped", "skipped", "unmarked", "unrecorded")
-    ]
+    states = [c.state for c in of_one_step(RECORDS[:5], DRPO(0.2))]
+    assert states == ["trained", "trained", "skipped", "skipped", "unmarked"]
 
 
 @pytest.mark.parametrize("objective", [GSPO(0.05, 0.05), OWN, DPPO(0.05, divergence="topk_tv")])
 def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
     """Also where a weight hangs on its whole sequence, where the objective is a user's, and where it reads more."""
-    train(tiny_run(objective=objective, steps=2, updates=2, learning_rate=1e-2), tmp_path)
+    train(tiny_run(objective=objective, steps=2, updates=2, optimizer=AdamW(1e-2)), tmp_path)
     rollouts = read_rollouts(tmp_path, objective, ALL)
     updates = {(c.record["step"], c.record["update"]) for c, _ in rollouts.trained()}
     assert len(updates) >= 2
@@ -161,7 +174,7 @@ def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**63 - 1])
 def test_a_run_of_any_seed_can_be_drawn(tmp_path, seed):
     rollouts = read_rollouts(tmp_path, write_run(tmp_path, seed=seed).objective, 10**6)
-    assert distribution.scatter_data(rollouts, seed)
+    assert distribution.scatter_plots(rollouts, DRPO(0.2), seed)
 
 
 def test_of_a_run_that_is_too_large_whole_groups_are_read(tmp_path):
@@ -234,7 +247,7 @@ def test_pieces_join_to_the_text_with_the_spaces_of_either_kind_of_tokenizer():
 def test_a_tokenizer_comes_from_this_machine_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("DRPO_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "smollm2", lambda: pytest.fail("would be fetched"))
-    assert find_tokenizer(tmp_path, tiny_run(model=models.SMOLLM2)) is None
+    assert find_tokenizer(tmp_path, tiny_run(model=SMOLLM2)) is None
     assert find_tokenizer(tmp_path, tiny_run(model="nobody/has-this")) is None
     word_tokenizer().save_pretrained(tmp_path / "model")
     assert len(find_tokenizer(tmp_path, tiny_run(model="nobody/has-this"))) > 20_000
@@ -249,9 +262,7 @@ INSIDE = 1e-3
 @pytest.mark.parametrize("mu", [0.02, 0.3, 0.7])
 def test_boundaries_are_where_the_weights_say_that_regions_end(objective, mu):
     """Pushed outwards, a token has a weight inside, and none (or a negative one) outside."""
-    region = distribution.region_of(objective)
-    assert region is not None and region.reachable
-    low, high = (float(x[0]) for x in distribution.boundary(region, np.array([mu])))
+    low, high = (float(x[0]) for x in distribution.boundary(objective, np.array([mu])))
     for edge, advantage, way in ((low, -1.0, -1), (high, 1.0, 1)):
         if not math.isnan(edge):
             before, after = (weight_at(objective, mu, edge + way * x * edge, advantage) for x in (-INSIDE, INSIDE))
@@ -265,46 +276,56 @@ def weight_at(objective, mu: float, pi: float, advantage: float) -> float:
     return float(gradient_weight(objective, tokens))
 
 
-def test_a_boundary_that_no_token_reaches_is_said_not_drawn():
-    own, *others = distribution.region_data(DRPO(12.5))
-    assert own == {"name": "drpo(12.5)", "own": True, "reachable": False}
-    assert [r["name"] for r in others] == ["ppo(0.2, 0.28)", "spo(0.2)", "dppo(0.15, 0.15)"]
-    assert all(r["reachable"] and len(r["mu"]) == len(r["low"]) == len(r["high"]) for r in others)
-    assert distribution.regions(GSPO())[0].own is False
-    assert distribution.regions(SymmetricMask(0.1))[0] == distribution.Region("mask(0.1)", 0.1, 0.1, 0.0, own=True)
-    assert distribution.region_of(DPPO(0.05, divergence="kl")) is None
+def test_a_boundary_that_no_token_reaches_is_said_not_drawn(tmp_path):
+    rollouts = read_rollouts(tmp_path, write_run(tmp_path).objective, ALL)
+    for objective, own in ((DRPO(12.5), 0), (DRPO(0.2), 2)):
+        log, linear = distribution.scatter_plots(rollouts, objective, 0)
+        assert len(traces(log, f"{spell(objective)}, this run's")) == own
+        assert ("No token can reach the boundary of drpo(12.5)" in log.text) == (own == 0)
+        assert len(traces(linear, "ppo(0.2, 0.28)")) == 2
+    assert GSPO() not in distribution.regions(GSPO())
+    assert distribution.regions(SymmetricMask(0.1))[0] == SymmetricMask(0.1)
+    mu = distribution.drawn_at(DRPO(0.2))
+    first = mu[np.isfinite(distribution.boundary(DRPO(0.2), mu)[0])][0]
+    assert first == pytest.approx(0.2, abs=1e-6)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1))
-def test_step_ranges_cover_every_step_once(steps):
-    ranges = distribution.step_ranges(steps)
-    covered = [s for first, last in ranges for s in range(first, last + 1)]
-    assert covered == list(range(min(steps), max(steps) + 1)) and len(ranges) <= distribution.MOST_RANGES
+# Figures
 
 
-def test_the_histogram_counts_every_token_under_its_sign_and_step(tmp_path):
+def test_the_scatter_is_a_fixed_choice_of_trained_tokens(tmp_path, monkeypatch):
     run = write_run(tmp_path)
-    data = distribution.histogram_data(read_rollouts(tmp_path, run.objective, ALL))
-    assert data is not None
-    whole, *parts = data["counts"]
-    assert whole["steps"] == (1, 3) and [p["steps"] for p in parts] == [(1, 1), (2, 2), (3, 3)]
-    assert [sum(c["positive"]) for c in data["counts"]] == [5, 4, 0, 1]
-    assert [sum(c["negative"]) for c in data["counts"]] == [3, 3, 0, 0]
-    assert (data["least"], data["greatest"]) == (pytest.approx(-1.0), pytest.approx(3.5))
+    rollouts = read_rollouts(tmp_path, run.objective, ALL)
 
-    def bin_of(weight: float) -> int:
-        return int(np.searchsorted(data["edges"], weight)) - 1
+    def drawn(seed: int) -> dict[str, list[tuple[float, float, float]]]:
+        log, linear = distribution.scatter_plots(rollouts, run.objective, seed)
+        assert [t.x for t in log.figure.data] == [t.x for t in linear.figure.data]
+        assert (log.figure.layout.xaxis.type, linear.figure.layout.xaxis.type) == ("log", None)
+        points = {name: traces(log, name) for name in ("A > 0", "A < 0")}
+        return {n: sorted(p for t in of for p in zip(t.x, t.y, t.customdata, strict=True)) for n, of in points.items()}
 
-    assert whole["positive"][bin_of(0.5)] == 1 and whole["negative"][bin_of(0.5)] == 1
-    assert whole["positive"][bin_of(-1.0)] == 1 and whole["negative"][bin_of(3.5)] == 1
+    rising = [(0.1, 0.5, -1.0), (0.125, 0.125, 1.0), (0.4, 0.5, 0.5), (0.5, 0.45, 1.25), (0.9, 0.9, 1.0)]
+    assert drawn(0) == {"A > 0": rising, "A < 0": [(0.25, 0.75, 3.5), (0.4, 0.3, 0.5), (0.5, 0.49, 0.95)]}
+    monkeypatch.setattr(distribution, "N_SCATTERED", 3)
+    some = [drawn(seed) for seed in (0, 0, 1, 2, 3)]
+    assert some[0] == some[1] and any(s != some[0] for s in some[2:])
+    assert all(sum(map(len, s.values())) == 3 for s in some)
 
 
-def test_the_outermost_bins_count_what_lies_beyond(tmp_path, monkeypatch):
-    monkeypatch.setattr(distribution, "_TAIL", 0.2)
+@pytest.mark.parametrize("tail", [5e-4, 0.2])
+def test_the_histogram_counts_every_token_under_its_sign(tmp_path, monkeypatch, tail):
+    """Also those beyond the outermost bins."""
+    monkeypatch.setattr(distribution, "_TAIL", tail)
     run = write_run(tmp_path)
-    data = distribution.histogram_data(read_rollouts(tmp_path, run.objective, ALL))
-    assert data is not None and data["edges"][0] > -1.0 and data["edges"][-1] < 3.5
-    assert data["counts"][0]["positive"][0] == data["counts"][0]["negative"][-1] == 1
+    plot = distribution.histogram_plot(read_rollouts(tmp_path, run.objective, ALL))
+    assert plot is not None and "8 trained tokens" in plot.text and "from -1 to 3.5" in plot.text
+    positive, negative = (np.array(traces(plot, name)[0].y) for name in ("A > 0", "A < 0"))
+    left, width = np.array(plot.figure.data[0].x), plot.figure.data[0].width
+    edges = np.append(left, left[-1] + width)
+    for counts, weights in ((positive, [-1.0, 0.5, 1.25, 1.0, 1.0]), (negative, [0.5, 3.5, 0.95])):
+        assert counts.tolist() == np.histogram(np.clip(weights, edges[0], edges[-1]), edges)[0].tolist()
+        assert counts.sum() == len(weights)
+    assert (edges[0] > -1) == (edges[-1] < 3.5) == (tail == 0.2)
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1))
@@ -314,52 +335,128 @@ def test_bins_hold_0_and_1_and_rise(weights):
     assert edges[0] < 0 and edges[-1] > 1
 
 
-def test_the_scatter_is_a_fixed_choice_of_trained_tokens(tmp_path, monkeypatch):
-    run = write_run(tmp_path)
-    rollouts = read_rollouts(tmp_path, run.objective, ALL)
-    all_of_them = distribution.scatter_data(rollouts, 0)
-    assert all_of_them["n"] == 8 and all_of_them["mu"] == [0.4, 0.1, 0.5, 0.9, 0.4, 0.25, 0.5, 0.125]
-    assert all_of_them["sign"] == [1, 1, 1, 1, -1, -1, -1, 1] and all_of_them["weight"][5] == 3.5
-    monkeypatch.setattr(distribution, "N_SCATTERED", 3)
-    some = [distribution.scatter_data(rollouts, seed) for seed in (0, 0, 1, 2, 3)]
-    assert some[0] == some[1] and any(s != some[0] for s in some[2:])
-    assert all(len(s["mu"]) == len(s["sign"]) == 3 and s["n"] == 8 for s in some)
-
-
 def test_seconds_are_summed_by_phase_and_step():
     steps = [{"step": 0, "evaluation": 2.0}, {"step": 1, "update": 1.0, "rollout": 3.0}]
     after = [{"step": 1, "evaluation": 0.5}, {"step": 1, "evaluation": 0.25}]
-    assert facts.timeline([*steps, *after]) == {
-        "step": [0, 1],
-        "phases": {"rollout": [0.0, 3.0], "update": [0.0, 1.0], "evaluation": [2.0, 0.75]},
-    }
-    assert facts.timeline([]) == {"step": [], "phases": {}}
+    at, phases = facts.timeline([*steps, *after])
+    assert at == [0, 1] and phases == {"rollout": [0.0, 3.0], "update": [0.0, 1.0], "evaluation": [2.0, 0.75]}
+    plot = facts.timeline_plot(at, phases)
+    assert plot is not None and {t.name: list(t.y) for t in plot.figure.data} == phases
+    assert facts.shares(phases)[2] == ["evaluation", "2.75", "40.7%"]
+    assert facts.timeline([]) == ([], {}) and facts.timeline_plot([], {}) is None
+    many = facts.timeline_plot(list(range(1000)), {"update": [2.0] * 999 + [4.0]})
+    assert many is not None and "mean of 5 steps" in many.caption
+    (bars,) = many.figure.data
+    assert len(bars.x) == facts.MOST_BARS and bars.y[0] == 2.0 and bars.y[-1] == pytest.approx(2.4)
 
 
 def test_the_configuration_says_what_differs_and_from_what():
     told = facts.configuration(replace(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number))
-    rows = {row[0]: row[1:] for row in told["rows"]}
-    assert told["recipe"] == "smoke"
-    assert rows["seed"] == ["3", "0", "0"] and rows["sampling.samples"] == ["6", "4", "8"]
-    assert rows["objective"] == ["drpo(0.2)", "drpo(0.2)", "drpo(12.5)"]
-    assert rows["reward"] == ["exact_number", "-", "-"]
-    assert facts.configuration(tiny_run(name="mine"))["recipe"] is None
+    rows = {row[0]: (differs, row[1:]) for differs, row in told["rows"]}
+    assert told["base"] == "the recipe smoke" and told["head"] == ["field", "this run", "recipe smoke", "default"]
+    assert rows["seed"] == (True, ["3", "0", "0"]) and rows["sampling.samples"] == (True, ["6", "4", "8"])
+    assert rows["objective"] == (False, ["drpo(0.2)", "drpo(0.2)", "drpo(12.5)"])
+    assert rows["reward"] == (True, ["exact_number", "-", "-"])
+    assert facts.configuration(tiny_run(name="mine"))["base"] == "the defaults"
 
 
 def test_accuracy_before_and_after():
+    change = {"difference": 0.25, "difference_low": -0.1, "difference_high": 0.6}
     rows = [{"step": s, "accuracy": s / 4, "low": 0.0, "high": 1.0, "n_problems": 9, "n_samples": 1} for s in (0, 1, 2)]
-    assert [a["step"] for a in facts.accuracies(rows)] == [0, 2]
-    assert [a["step"] for a in facts.accuracies(rows[:1])] == [0] and facts.accuracies([]) == []
+    before, after = facts.held_out([*rows[:2], rows[2] | change])
+    assert before == ("0.0%", "before training: 0.0% (95 % interval 0.0% to 100.0%, 9 problems, avg@1)")
+    assert after[0] == "50.0%" and "+25.0 points from step 0 (paired, 95 % interval -10.0 to +60.0 points)" in after[1]
+    assert facts.held_out(rows[:1]) == [before] and facts.held_out([]) == []
+    unbounded = rows[0] | {"accuracy": -3.0, "low": math.nan, "high": math.nan}
+    assert facts.held_out([unbounded]) == [("-3", "before training: -3 (9 problems, avg@1)")]
 
 
-def test_panels_show_what_there_is_and_say_it_in_words():
+def panels_of(metrics, evaluations=(), **changes):
+    """Title -> panel, lines, horizontal lines and figure."""
+    drawn = drawn_lines(tiny_run(**changes), metrics, evaluations)
+    return {panel.title: (lines, levels, panel_plot(0, panel, lines, levels)) for panel, lines, levels in drawn}
+
+
+def test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number():
+    broken = [1.5, None, math.nan, math.inf, -math.inf, 0.5]
+    keys = [key for panel in PANELS for key in panel.lines]
     metrics = [
-        {"step": 1, "reward_mean": 0.25, "shift_mean": 0.01},
-        {"step": 2, "reward_mean": 0.5, "shift_mean": 0.03},
+        {"step": s, **{key: y + i for i, key in enumerate(keys) if y is not None}} for s, y in enumerate(broken, 1)
     ]
-    panels = {p.title: p for p in run_panels(tiny_run(), metrics, [])}
-    assert list(panels) == ["Training reward", "Shift |π-μ|"]
-    assert [v.y for v in panels["Shift |π-μ|"].levels] == [0.2]
-    far = {p.title: p for p in run_panels(tiny_run(objective=DRPO(12.5)), metrics, [])}["Shift |π-μ|"]
-    assert far.levels == [] and "12.5" in far.caption
-    assert isinstance(far, Panel) and far.series == [Series("mean", [1, 2], [0.01, 0.03])]
+    drawn = panels_of(metrics)
+    assert list(drawn) == [panel.title for panel in PANELS]
+    at = iter(range(len(keys)))
+    for panel in PANELS:
+        lines, levels, plot = drawn[panel.title]
+        for trace, name in zip(plot.figure.data, panel.lines.values(), strict=False):
+            i = next(at)
+            assert trace.name == name and list(trace.x) == [1, 2, 3, 4, 5, 6]
+            assert list(trace.y) == [1.5 + i, None, None, None, None, 0.5 + i] and not trace.connectgaps
+            assert f"{name}: {1.5 + i:.3g} at step 1, {0.5 + i:.3g} at step 6" in plot.text
+        layout = plot.figure.layout
+        assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("step", panel.unit)
+        assert layout.yaxis.type == ("log" if panel.log else "linear")
+        assert numbers(panel, lines)[0][-1] == "2 of 6" and len(plot.figure.data) == len(lines) + len(levels)
+
+
+def test_a_run_of_one_step_and_one_of_none_have_figures():
+    lines, levels, plot = panels_of([{"step": 1, "reward_mean": 0.25}])["Training reward"]
+    assert list(plot.figure.data[0].y) == [0.25] and "markers" in plot.figure.data[0].mode and levels == []
+    assert panels_of([]) == {} and panels_of([{"step": 1, "reward_mean": None}]) == {}
+    assert lines[0].known == [(1, 0.25)]
+
+
+def test_accuracy_has_its_intervals():
+    nothing = {"low": None, "high": math.nan}
+    rows = [{"step": 0, "accuracy": 0.25, "low": 0.1, "high": 0.5}, {"step": 4, "accuracy": 0.5, **nothing}]
+    _, _, plot = panels_of([], rows)["Held-out accuracy"]
+    (trace,) = plot.figure.data
+    assert list(trace.x) == [0, 4] and list(trace.y) == [0.25, 0.5] and "95 % intervals" in plot.caption
+    assert list(trace.error_y.array) == [0.25, None] and list(trace.error_y.arrayminus) == [pytest.approx(0.15), None]
+    assert "95 %" not in panels_of([], rows[1:])["Held-out accuracy"][2].caption
+
+
+def test_a_radius_is_drawn_where_a_token_can_reach_it():
+    metrics = [{"step": 1, "shift_mean": 0.01}]
+    assert panels_of(metrics)["Shift |π-μ|"][1] == [("radius", 0.2)]
+    assert panels_of(metrics, objective=DRPO(12.5))["Shift |π-μ|"][1] == []
+
+
+@given(st.lists(st.none() | st.floats(-9, 9), min_size=MOST_POINTS + 1, max_size=3 * MOST_POINTS))
+@settings(max_examples=10)
+def test_a_long_curve_keeps_its_extremes_and_its_gaps(y):
+    assume(any(value is not None for value in y))
+    kept = thinned(y)
+    assert len(kept) <= 1.5 * MOST_POINTS + 2 and kept == sorted(set(kept)) and kept[-1] == len(y) - 1
+    known = [value for value in y if value is not None]
+    shown = [y[i] for i in kept]
+    assert min(known) in shown and max(known) in shown and (None in shown) == (None in y)
+    trace = line_trace(Line("x", range(len(y)), y), 0)
+    assert trace["x"] == kept and trace["y"] == shown
+    assert shown_steps(10_000)[-1] == 9_999 and len(shown_steps(10_000)) <= 401
+
+
+@given(st.text(alphabet=st.sampled_from('<>&;/="ab')))
+def test_no_text_of_a_figure_is_markup(text):
+    """Plotly reads <b>, <a href>, <br> and entities in every text; %{y} only in a template, which is ours."""
+    figure = plain({"data": [{"name": text, "hovertemplate": "<b>%{y}</b>"}], "layout": {"title": {"text": [text]}}})
+    (trace,) = figure["data"]
+    assert trace["hovertemplate"] == "<b>%{y}</b>" and figure["layout"]["title"]["text"] == [trace["name"]]
+    assert "<" not in trace["name"] and html.unescape(trace["name"]) == text
+
+
+def test_colours_are_plain_to_see_on_both_grounds():
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    for color in COLORS:
+        for ground in ("#ffffff", "#171c23"):  # --surface of style.css
+            low, high = sorted([luminance(color), luminance(ground)])
+            assert (high + 0.05) / (low + 0.05) >= 3, (color, ground)
+
+
+def test_plotly_is_loaded_only_where_a_report_is_written():
+    script = "import sys, drpo.report.run_page, drpo.report.comparison_page; print('plotly.graph_objs' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"

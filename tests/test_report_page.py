@@ -7,16 +7,18 @@ import json
 import logging
 import re
 import tomllib
+from html import unescape
 from pathlib import Path
 
 import pytest
 
 from drpo import cli
 from drpo.cli import train as train_command
-from drpo.report import comparison_page, html, run_page
-from drpo.train.session import load_run
+from drpo.report import html, run_page
+from drpo.report.panels import MOST_POINTS, PANELS
+from drpo.train.config import load_run
 from hand_run import NASTY, RECORDS, record, write_lines, write_run
-from test_report import unpacked
+from support.pages import figures, payload
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,33 +27,31 @@ def page_of(folder: Path) -> str:
     return run_page.write_report(folder, load_run(folder)).read_text(encoding="utf-8")
 
 
-def payload(page: str, name: str) -> bytes:
-    found = re.search(rf'<script type="application/gzip" id="payload-{name}">([^<]*)</script>', page)
-    assert found
-    return unpacked(found[1])
-
-
-def test_nothing_of_a_completion_stands_in_the_page_as_it_is(tmp_path):
+def test_no_text_of_a_record_stands_in_the_page_as_it_is(tmp_path):
     write_run(tmp_path, [record(NASTY, 0.5, prompt=NASTY, answer=NASTY, reward=None, failure=NASTY)])
+    write_lines(tmp_path / "timing.jsonl", [{"step": 1, NASTY: 2.0}])
+    (tmp_path / "environment.json").write_text(json.dumps({"processor": NASTY, "versions": {"torch": NASTY}}))
     page = page_of(tmp_path)
-    assert "caught" not in page and "onerror" not in page
+    assert NASTY not in page and "<img" not in page and "<script>" not in page
     assert json.loads(payload(page, "rollouts"))["questions"] == [[NASTY, NASTY]]
+    (bar,) = figures(page)["timeline"]["data"]
+    assert "<" not in bar["name"] and unescape(bar["name"]) == NASTY
 
 
 def test_the_title_is_escaped():
-    page = html.render(html.Page("<b>&", "run.html", (), (), {}))
+    page = html.render(html.Page("frame.html", {"title": "<b>&"}))
     assert "<title>&lt;b&gt;&amp;</title>" in page
 
 
 def test_the_page_lets_run_its_own_scripts_and_asks_for_nothing(tmp_path):
     write_run(tmp_path)
     page = page_of(tmp_path)
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
-    assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe-eval" not in policy[1] and "script-src 'unsafe" not in policy[1] and "http" not in policy[1]
+    (policy,) = map(unescape, re.findall(r'Content-Security-Policy" content="([^"]*)"', page))
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy and "script-src 'unsafe" not in policy and "http" not in policy
     (script,) = re.findall(r'<script type="module">(.*?)</script>', page, flags=re.S)
     for text in (script.encode(), payload(page, "plotly")):
-        assert f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" in policy[1]
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" in policy
     head = page[: page.index('<script type="application/gzip"')]
     assert re.findall(r'(?:src|href)="(?!#|data:,)([^"]*)"', head) == [] and "url(" not in head
 
@@ -62,33 +62,51 @@ def test_a_script_that_would_end_its_element_is_refused(bad):
         html.inline(f"x = {bad}")
 
 
-def test_no_name_that_plotly_draws_is_read_as_html():
-    for part in ("plots.js", "run_plots.js"):
-        assert not re.findall(r"(?:seconds|y|\"lines\"), name,", html.part(part))  # a record's, as it is
-
-
 def test_the_parts_of_the_page_are_packaged():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["drpo"]
-    parts = [*html.FRAME_STYLES, *html.FRAME_SCRIPTS, *run_page.STYLES, *run_page.SCRIPTS, "frame.html", "run.html"]
-    parts += [*comparison_page.STYLES, *comparison_page.SCRIPTS, "comparison.html"]
+    scripts = {*html.SCRIPTS, *run_page.SCRIPTS}
     there = {p.name for p in (ROOT / "src/drpo/report/page").iterdir()}
-    assert there == set(parts)
-    assert all(any(fnmatch.fnmatch(f"report/page/{name}", pattern) for pattern in patterns) for name in parts)
+    assert there == {*scripts, "frame.html", "parts.html", "run.html", "comparison.html", "style.css"}
+    assert all(any(fnmatch.fnmatch(f"report/page/{name}", pattern) for pattern in patterns) for name in there)
 
 
 @pytest.mark.parametrize("missing", ["environment.json", "evaluations.jsonl", "timing.jsonl", "rollouts.jsonl"])
 def test_a_run_that_lacks_something_has_a_page_still(tmp_path, missing):
     write_run(tmp_path)
     (tmp_path / missing).unlink()
-    assert json.loads(payload(page_of(tmp_path), "run"))["name"] == "by-hand"
+    page = page_of(tmp_path)
+    assert "<h1>by-hand: drpo(0.2), seed 0</h1>" in page
+    drawn = set(figures(page))
+    assert ("timeline" in drawn) == (missing != "timing.jsonl") and ("histogram" in drawn) == (
+        missing != "rollouts.jsonl"
+    )
 
 
-def test_an_older_run_says_that_it_lacks_what_updates_saw(tmp_path):
-    old = [{k: v for k, v in r.items() if k not in ("logp", "update", "advantage")} for r in RECORDS]
-    write_run(tmp_path, old)
-    run = json.loads(payload(page_of(tmp_path), "run"))
-    assert run["recorded"] is False and run["histogram"] is None and run["scatter"]["n"] == 0
+def test_figures_and_tables_are_the_runs(tmp_path):
+    write_run(tmp_path)
+    page = page_of(tmp_path)
+    drawn = figures(page)
+    reward = drawn["panel-0"]["data"][0]
+    assert (reward["x"], reward["y"]) == ([1, 2, 3], [0.25, 0.5, 0.75])
+    assert {"scatter-log", "scatter-linear", "histogram", "timeline"} < set(drawn)
+    assert set(re.findall(r'class="chart" id="([^"]*)" role="img" aria-label="[^"]{20,}"', page)) == set(drawn)
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "Training reward: mean score 0.25 0.75 0.25 0.75 3 of 3" in text
+    assert "25.0% → 75.0%" in text and "an abacus" in text
+
+
+def test_a_run_of_ten_thousand_steps_has_a_page_of_bounded_size(tmp_path):
+    run = write_run(tmp_path, RECORDS[:2])
+    keys = [key for panel in PANELS[:4] for key in panel.lines]
+    rows = [{"step": s, "sampled_tokens": 9, **{k: (s * 7919 % 1000) / 999 for k in keys}} for s in range(1, 10_001)]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    write_lines(tmp_path / "timing.jsonl", [{"step": s, "update": 1.0, "rollout": 2.0} for s in range(1, 10_001)])
+    path = run_page.write_report(tmp_path, run)
+    assert path.stat().st_size < 3_000_000
+    drawn = figures(path.read_text())
+    assert all(len(t["x"]) <= 2 * MOST_POINTS for figure in drawn.values() for t in figure["data"])
+    assert max(drawn["panel-0"]["data"][0]["y"]) == 1.0 and min(drawn["panel-0"]["data"][0]["y"]) == 0.0
 
 
 # The command line

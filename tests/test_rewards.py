@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import naughty_rewards
 import unimportable_reward
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process, math_verify
+from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process
 from drpo.rewards.characters import plain_characters
 from drpo.rewards.gym import GymScore, make_dataset
+from drpo.rewards.math import math_verify
 from drpo.rewards.worker import new_seal, unpack_answer
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem

@@ -18,6 +18,7 @@ from drpo.train import checkpoint
 from drpo.train.config import Run
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import Parts, assemble
@@ -93,7 +94,7 @@ class Spy:
 def test_an_evaluation_sees_the_newest_weights_and_leaves_the_old_ones(
     tmp_path: Path, lag: int, refresh_every: int
 ) -> None:
-    run = tiny_run(steps=5, lag=lag, refresh_every=refresh_every, eval_every=1, learning_rate=1e-2)
+    run = tiny_run(steps=5, lag=lag, refresh_every=refresh_every, eval_every=1, optimizer=AdamW(1e-2))
     spied = Spy(parts := assemble(run))
     train(run, tmp_path, parts=with_engine(parts, spied))
     assert all(right for _, right in spied.used)

@@ -29,6 +29,7 @@ from drpo.policy import Policy
 from drpo.precision import FP32, Precision, lower
 from drpo.routing import routing_mismatch
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
 from drpo.types import Sampling
 from support.rollouts import transformers_engine
@@ -182,7 +183,7 @@ def test_a_mixture_trains(folder: str, tmp_path, precision: str, rollout_precisi
         steps=2,
         prompts=4,
         sampling=sampling(samples=4),
-        learning_rate=1e-3,
+        optimizer=AdamW(1e-3),
         objective=DRPO(0.2),
     )
     parts = assemble(run)
@@ -197,7 +198,7 @@ def test_a_mixture_trains(folder: str, tmp_path, precision: str, rollout_precisi
 
 def test_a_mixture_learns(folder: str, tmp_path) -> None:
     run = tiny_run(
-        model=folder, steps=20, prompts=8, sampling=sampling(samples=8), learning_rate=1e-2, eval_problems=32
+        model=folder, steps=20, prompts=8, sampling=sampling(samples=8), optimizer=AdamW(1e-2), eval_problems=32
     )
     summary = train(run, tmp_path / "run")
     before, after = summary["accuracy_before"], summary["accuracy_after"]

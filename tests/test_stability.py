@@ -44,9 +44,9 @@ def test_words_count_at_their_places_alone():
 
 
 def test_the_benchmark_varies_what_it_says():
-    assert {r.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
+    assert {r.optimizer.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
     cells = stability_runs(["none"], seeds=[0])
-    assert {(r.task, r.updates, r.learning_rate, r.rollout_precision) for r in cells} == {
+    assert {(r.task, r.updates, r.optimizer.learning_rate, r.rollout_precision) for r in cells} == {
         (Tail(kind), u, lr, p)
         for kind in ("noise", "meaning")
         for u in (4, 16)

@@ -15,17 +15,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from drpo.errors import InputError
+from drpo.lab.curves import area_under_curve, collapsed, smoothed, steps_to
 from drpo.lab.statistics import (
     Interval,
-    area_under_curve,
-    collapsed,
     disjoint,
     iqm,
     paired_difference,
     probability_of_improvement,
     rate,
-    smoothed,
-    steps_to,
     stratified_interval,
     t_interval,
 )

@@ -16,7 +16,7 @@ import urllib3
 
 from drpo import cli, models
 from drpo.cli import folder as folders
-from drpo.credentials import AUTH, headers
+from drpo.credentials import AUTH, headers, keep_password, without_password
 from drpo.errors import InputError, printable
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
@@ -327,6 +327,24 @@ def test_a_password_is_recorded_nowhere_and_sent(
     assert "p@ss" not in line + caplog.text and "p%40ss" not in line + caplog.text
     assert "ss@" not in " ".join(environment()["command"])
     assert headers()["authorization"] == "Basic bWU6cEBzcw=="
+
+
+ODD_PASSWORDS = {
+    "http://me:se,cr et@h:9": ("http://h:9", "me:se,cr et"),
+    "http://me:se/cr@et#@h:9,http://me:se/cr@et#@g:9": ("http://h:9,http://g:9", "me:se/cr@et#"),
+    "http://me:se\ncret@h:9": ("http://h:9", "me:se\ncret"),
+    "htp://me:secret@h:9": ("h:9", ""),  # refused as no address: who meant http:// has not said the password
+}
+
+
+@pytest.mark.parametrize("address", ODD_PASSWORDS)
+def test_a_password_may_hold_anything(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(AUTH, "")
+    bare, auth = ODD_PASSWORDS[address]
+    assert keep_password(["train", "--engine", address]) == ["train", "--engine", bare]
+    assert keep_password([f"--engine={address}", "a@b"]) == [f"--engine={bare}", "a@b"]
+    assert os.environ[AUTH] == auth
+    assert not auth or without_password(f"--engine={address}") == f"--engine={bare}"
 
 
 def test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once():

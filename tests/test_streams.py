@@ -72,7 +72,11 @@ def test_letters_that_an_output_does_not_have_are_replaced(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("error", "status"), [(FULL, 1), (GONE, 141), (LOST, 1)], ids=["full", "gone", "lost"])
-@pytest.mark.parametrize("command", [("recipes",), ("watch", "RUN"), ("verify", "RUN"), ("--help",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [("recipes",), ("watch", "RUN"), ("verify", "RUN"), ("--help",), ("train", "-h"), ("train", "smoke", "--help")],
+    ids=" ".join,
+)
 def test_a_command_that_only_tells_ends_in_one_line(
     error: Exception, status: int, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -166,7 +170,7 @@ def test_what_the_machine_refuses_is_one_line(
     def refuses(arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr("drpo.cli.train.recipes", refuses)
+    monkeypatch.setattr("drpo.cli.commands.train.recipes", refuses)
     assert cli.main(["recipes"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"drpo: {said}")

@@ -191,14 +191,14 @@ def test_where_no_fixed_point_is_inside_the_token_goes_to_the_end():
 
 
 def test_switches_stop_and_never_return():
-    found = stops([(parse("ppo(0.2, 0.28)"), 0.64), (parse("dppo(0.15)"), 0.65), (parse("drpo(0.15)"), 0.65)])
-    for stop in found[:2]:
+    for stop in stops([(parse("ppo(0.2, 0.28)"), 0.64), (parse("dppo(0.15)"), 0.65)]):
         assert 0 <= stop.inside - stop.boundary < 1e-3 and stop.outside == pytest.approx(0.95)
-    assert found[2].outside == pytest.approx(0.65)  # DRPO does come back
+    one = torch.ones(1, dtype=torch.float64)
+    assert float(settle(DRPO(0.15), 0.5 * one, one, 0.95 * one)) == pytest.approx(0.65)  # DRPO does come back
 
 
 def test_a_whole_law_ends_where_the_quadratic_is_least():
-    found = joint_fixed_point()
+    found = joint_fixed_point(updates=300)
     assert found.error < 1e-9 and found.away > 0.01
     assert sum(found.predicted[:5]) == pytest.approx(1) and min(found.predicted) > 0
 

@@ -25,20 +25,23 @@ from drpo.batch import BatchConfig, pack
 from drpo.errors import InputError
 from drpo.exact import exact_divergence
 from drpo.objectives import DPPO, DRPO, GSPO, TOPK, Objective, gradient, needed_divergence, topk_kl, topk_tv, total
-from drpo.ops import chunked, linear_divergence, linear_logprob, linear_policy_loss
+from drpo.ops import Head, chunked, linear_divergence, linear_logprob
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, likeliest
+from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run, from_json, to_json
 from drpo.train.log import METRICS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
+from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
-from drpo.train.update import Terms, update
+from drpo.train.step import update_policy
 from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK
+from support.head import fused
 from support.rollouts import Prompted, transformers_engine, with_engine
 from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, inputs, logits_at_once
 from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny, with_sequence
@@ -301,7 +304,7 @@ def test_log_probabilities_at_the_ids_are_the_laws(dtype: torch.dtype, k: int, t
     wanted = whole_law(hidden, weight, temperature).gather(1, ids)
     for chunk in CHUNKS:
         aside = chunked.Aside(ids, k, lambda _, logp: logp)
-        logp, _, at = chunked.linear_logprob(hidden, weight, target, temperature, chunk=chunk, aside=aside)
+        logp, _, at = chunked.linear_logprob(hidden, Head(weight), target, temperature, chunk=chunk, aside=aside)
         assert at is not None
         assert at.dtype == torch.promote_types(dtype, torch.float32)
         assert (at <= 0).all()
@@ -323,9 +326,9 @@ def test_divergences_of_the_operator_are_the_enumerations(dtype: torch.dtype, k:
     top = top_of(behavior_logp, k)
     true_logp = whole_law(hidden, weight, temperature)
     truth = merged(true_logp, behavior_logp, top.ids)
-    plain = linear_logprob(hidden, weight, target, temperature)
+    plain = linear_logprob(hidden, Head(weight), target, temperature)
     for chunk in CHUNKS:
-        *both, found = linear_divergence(hidden, weight, target, top, KINDS, temperature, chunk=chunk)
+        *both, found = linear_divergence(hidden, Head(weight), target, top, KINDS, temperature, chunk=chunk)
         for one, alone in zip(both, plain, strict=True):
             torch.testing.assert_close(one, alone, rtol=1e-6, atol=1e-6)
         assert set(found) == set(KINDS)
@@ -348,7 +351,7 @@ def test_rounded_logits_make_no_divergence_of_their_own() -> None:
     weight = (5 * torch.randn(515, HEAD, generator=generator)).to(torch.bfloat16)
     target = torch.randint(515, (200,), generator=generator)
     top = top_of(whole_law(hidden, weight, 1.0), 20)
-    _, _, found = linear_divergence(hidden, weight, target, top)
+    _, _, found = linear_divergence(hidden, Head(weight), target, top)
     rounded = top_of((hidden @ weight.T).float().log_softmax(-1), 515)
     naive = topk_kl(torch.zeros(200, 515).scatter(1, rounded.ids, rounded.logp).gather(1, top.ids), top.logp)
     assert naive.max() > 1e-3
@@ -392,13 +395,13 @@ def test_the_loss_is_the_plain_one(name: str, temperature: float, k: int, tied: 
             loss = plain_loss(hidden, w, target, objective, behavior, k, temperature)
         else:
             given = columns() | {"top": top_of(behavior, k)}
-            loss, _, metrics = linear_policy_loss(
-                hidden, w, target, objective, **given, temperature=temperature, chunk=chunk
-            )
+            result = fused(hidden, w, target, objective, **given, temperature=temperature, chunk=chunk)
+            loss, divergence = result.loss, result.divergence
+            assert divergence is not None
             truth = merged(whole_law(hidden, w, temperature).detach(), behavior, top_of(behavior, k).ids)
-            assert not metrics["divergence"].requires_grad
-            kept = truth[min(objective.needs)][given["keep"]]
-            torch.testing.assert_close(metrics["divergence"], kept, rtol=1e-9, atol=1e-12)
+            assert not divergence.requires_grad
+            kept = torch.where(given["keep"], truth[min(objective.needs)], 0)
+            torch.testing.assert_close(divergence, kept, rtol=1e-9, atol=1e-12)
         loss.backward()
         results.append((loss.detach(), h.grad, w.grad))
     assert results[0][1].any()
@@ -415,27 +418,25 @@ def test_what_is_left_out_is_as_good_as_gone(name: str) -> None:
     given, top = columns(), sampler_of(hidden, weight, 4)
     given = {n: c.float() if c.is_floating_point() else c for n, c in given.items()}
     keep = given["keep"]
-    loss, logp, metrics = linear_policy_loss(hidden, weight, target, READERS[name], **given, top=top)
+    found = fused(hidden, weight, target, READERS[name], **given, top=top)
     removed = {n: c[keep] for n, c in given.items()}
-    alone, alone_logp, alone_metrics = linear_policy_loss(
-        hidden[keep], weight, target[keep], READERS[name], **removed, top=top.at(keep)
-    )
-    assert torch.equal(loss, alone)
-    assert torch.equal(logp[keep], alone_logp)
-    assert torch.equal(metrics["divergence"], alone_metrics["divergence"])
+    alone = fused(hidden[keep], weight, target[keep], READERS[name], **removed, top=top.at(keep))
+    assert found.divergence is not None
+    assert alone.divergence is not None
+    assert torch.equal(found.loss, alone.loss)
+    assert torch.equal(found.logp[keep], alone.logp)
+    assert torch.equal(found.divergence[keep], alone.divergence)
     poisoned = TopK(top.ids, torch.where(keep[:, None], top.logp, torch.nan))
-    again, *_ = linear_policy_loss(hidden, weight, target, READERS[name], **given, top=poisoned)
-    assert torch.equal(again, loss)
+    again = fused(hidden, weight, target, READERS[name], **given, top=poisoned)
+    assert torch.equal(again.loss, found.loss)
 
 
 def products(objective: Objective, top: TopK | None) -> float:
     hidden, weight, target = inputs(T, V, torch.float32)
     given = columns() | {"keep": torch.ones(T, dtype=torch.bool)}
     with FlopCounterMode(display=False) as counter:
-        loss, *_ = linear_policy_loss(
-            hidden.requires_grad_(), weight.requires_grad_(), target, objective, **given, top=top, chunk=5
-        )
-        loss.backward()
+        leaves = hidden.requires_grad_(), weight.requires_grad_()
+        fused(*leaves, target, objective, **given, top=top, chunk=5).loss.backward()
     return counter.get_total_flops() / (2 * T * HEAD * V)
 
 
@@ -476,7 +477,7 @@ def test_never_holds_the_logits_even_where_all_words_are_asked_for(
         assert allowed < t * v / 10
         given = columns(t) | {"keep": torch.ones(t, dtype=torch.bool)}
         with LargestMade(top) as seen:
-            linear_policy_loss(hidden.requires_grad_(), weight, target, READERS[name], **given, top=top)
+            fused(hidden.requires_grad_(), weight, target, READERS[name], **given, top=top)
         assert seen.numel <= allowed, k
 
 
@@ -484,24 +485,24 @@ def test_never_holds_the_logits_even_where_all_words_are_asked_for(
 def test_shapes_of_top_are_checked(shape: tuple[int, ...]) -> None:
     hidden, weight, target = inputs(T, V, torch.float32)
     top = TopK(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape))
-    with pytest.raises(InputError, match=r"linear_policy_loss: top\.ids .* do not fit \[T, K\]") as caught:
-        linear_policy_loss(hidden, weight, target, READERS["topk_tv"], **columns(), top=top)
+    with pytest.raises(InputError, match=r"tokens\.top\.ids .* do not fit \[T, K\]") as caught:
+        fused(hidden, weight, target, READERS["topk_tv"], **columns(), top=top)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="linear_divergence: top"):
-        linear_divergence(hidden, weight, target, top)
+        linear_divergence(hidden, Head(weight), target, top)
     fine = TopK(torch.zeros(T, 4, dtype=torch.int64), torch.zeros(T, 5))
     with pytest.raises(InputError, match="do not fit"):
-        linear_divergence(hidden, weight, target, fine)
+        linear_divergence(hidden, Head(weight), target, fine)
 
 
 def test_what_is_missing_or_unknown_is_named() -> None:
     hidden, weight, target = inputs(T, V, torch.float32)
-    with pytest.raises(InputError, match="needs 'topk_tv', but top is missing"):
-        linear_policy_loss(hidden, weight, target, READERS["topk_tv"], **columns())
+    with pytest.raises(InputError, match=r"needs 'topk_tv', but tokens\.top is missing"):
+        fused(hidden, weight, target, READERS["topk_tv"], **columns())
     with pytest.raises(InputError, match="did you mean 'topk_kl'"):
-        linear_divergence(hidden, weight, target, sampler_of(hidden, weight, 2), ["topk_k"])
+        linear_divergence(hidden, Head(weight), target, sampler_of(hidden, weight, 2), ["topk_k"])
     with pytest.raises(InputError, match="kinds is empty"):
-        linear_divergence(hidden, weight, target, sampler_of(hidden, weight, 2), [])
+        linear_divergence(hidden, Head(weight), target, sampler_of(hidden, weight, 2), [])
 
 
 # ---- what the sampler reports ----
@@ -649,10 +650,16 @@ def enumerated(moved: Policy, completions: Sequence[Episode], temperature: float
     return {kind: torch.cat([f[kind] for f in found]) for kind in KINDS}
 
 
-def stats_of(moved: Policy, completions: list[Episode], objective: Objective, budget: int, terms: Terms | None = None):
+def stats_of(
+    moved: Policy,
+    completions: list[Episode],
+    objective: Objective,
+    budget: int,
+    terms: AuxiliaryLosses | None = None,
+):
     (batch,) = batched(grouped(completions, REWARDS), batching(budget))
     still = torch.optim.SGD(moved.trainable().values(), lr=0.0)
-    stats = update(moved, still, batch, objective, 0.0, 1e30, terms)
+    stats = update_policy(moved, still, batch, objective, 0.0, 1e30, terms)
     order = torch.argsort(torch.cat([m.sequence for m in batch.micro_batches]), stable=True)
     assert stats.tokens.divergence is not None
     return stats, stats.tokens.divergence[order], {n: p.grad.clone() for n, p in moved.trainable().items()}
@@ -670,7 +677,7 @@ def test_fresh_weights_have_not_moved_and_moved_ones_have_by_so_much(kind: str, 
     wanted = enumerated(moved, completions, temperature)[kind]
     assert wanted.mean() > 0.01
     torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-3, atol=1e-5)
-    figures = token_metrics(objective, stats.tokens, stats.entropy)
+    figures = token_metrics(objective, stats.token_stats)
     assert figures["divergence_mean"] == pytest.approx(float(wanted.mean()), rel=1e-3)
     assert figures["divergence_p99"] == pytest.approx(float(wanted.double().quantile(0.99)), rel=1e-3)
     assert figures["outside"] == pytest.approx(float((wanted > 0.15).double().mean()), abs=0.02)
@@ -680,7 +687,7 @@ def test_fresh_weights_have_not_moved_and_moved_ones_have_by_so_much(kind: str, 
 def test_any_micro_batches_and_additive_terms_see_the_same(kind: str) -> None:
     completions, objective = sampled(6), DPPO(0.05, divergence=kind)
     _, wanted, slopes = stats_of(policy(0.05), completions, objective, 10_000)
-    nothing = Terms(None, 0.0, 0.0)
+    nothing = AuxiliaryLosses(None, 0.0, 0.0)
     for budget, terms in ((60, None), (1, None), (200, nothing)):
         _, found, other = stats_of(policy(0.05), completions, objective, budget, terms)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-6)
@@ -694,7 +701,7 @@ def test_a_batch_without_every_report_says_so() -> None:
     with pytest.raises(InputError, match="top is missing"):
         stats_of(policy(), completions, DPPO(0.15, divergence="topk_tv"), 200)
     with pytest.raises(InputError, match="likeliest tokens are missing"):
-        policy().divergence(pack([completions[3].sequence], 1)[0], KINDS)
+        policy().divergence(pack([completions[3].sequence], 1).micro_batches[0], KINDS)
 
 
 def test_an_update_without_tokens_joins_the_others() -> None:
@@ -703,7 +710,7 @@ def test_an_update_without_tokens_joins_the_others() -> None:
     alike = [[0.5] * 4] * 4
     (batch,) = batched(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
     moved = policy()
-    empty = update(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
+    empty = update_policy(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
     full, divergence, _ = stats_of(moved, completions, objective, 200)
     for parts in ((empty, full), (full, empty)):
         joined = Tokens.cat([s.tokens for s in parts])
@@ -774,7 +781,7 @@ class Wanting(Whole):
 @pytest.mark.parametrize("terms", [{}, {"entropy_bonus": 0.01}], ids=["alone", "with a term"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_from_end_to_end(kind: str, terms: dict[str, float], tmp_path: Path) -> None:
-    run = tiny_run(objective=DPPO(0.15, divergence=kind), steps=2, prompts=8, learning_rate=1e-2, **terms)
+    run = tiny_run(objective=DPPO(0.15, divergence=kind), steps=2, prompts=8, optimizer=AdamW(1e-2), **terms)
     train(run, tmp_path)
     records = read_records(tmp_path / METRICS)
     trained = [[u for u in r["updates"] if u["trained_tokens"]] for r in records]

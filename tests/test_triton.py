@@ -27,9 +27,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, GSPO
-from drpo.ops import chunked, linear_logprob, linear_policy_loss, rows
+from drpo.ops import Head, chunked, linear_logprob, rows
 from drpo.ops import triton as kernels
 from drpo.types import TopK
+from support.head import fused
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not INSTALLED, reason="needs triton")
@@ -357,7 +358,7 @@ def run_operator(operator: str, device: str, t: int, v: int, dtype: torch.dtype)
     target = torch.randint(v, (t,), generator=generator).to(device)
     slope = torch.linspace(-1.3, 0.9, t, device=device)
     if operator.startswith("logprob"):
-        logp, entropy = linear_logprob(hidden, weight, target, 0.6, chunk=3)
+        logp, entropy = linear_logprob(hidden, Head(weight), target, 0.6, chunk=3)
         loss = (slope * logp).sum() + (0.3 * entropy.sum() if "entropy" in operator else 0)
         found = {"logp": logp, "entropy": entropy}
     else:
@@ -374,10 +375,9 @@ def run_operator(operator: str, device: str, t: int, v: int, dtype: torch.dtype)
             objective = DPPO(0.3, divergence="topk_kl")
             top_logp, ids = torch.randn(t, v, generator=generator).log_softmax(-1).topk(5)
             top = TopK(ids, top_logp).to(torch.device(device))
-        loss, logp, metrics = linear_policy_loss(
-            hidden, weight, target, objective, **columns, top=top, temperature=0.6, chunk=3
-        )
-        found = {"logp": logp, **metrics}
+        result = fused(hidden, weight, target, objective, **columns, top=top, temperature=0.6, chunk=3)
+        loss = result.loss
+        found = {name: v for name, v in vars(result).items() if isinstance(v, Tensor)}
     loss.backward()
     found |= {"loss": loss, "d hidden": hidden.grad, "d weight": weight.grad}
     return {name: value.detach() for name, value in found.items()}
@@ -478,10 +478,11 @@ def test_without_a_gpu() -> None:
 
 def test_without_triton() -> None:
     script = (
-        "import sys; sys.modules['triton'] = None; import torch; from drpo.ops import chunked, linear_logprob, triton\n"
+        "import sys; sys.modules['triton'] = None; import torch\n"
+        "from drpo.ops import Head, chunked, linear_logprob, triton\n"
         "assert not triton.supported('cpu') and not triton.supported('cuda')\n"
         "assert chunked._rows(torch.zeros(1, 2)).__name__ == 'drpo.ops.rows'\n"
-        "linear_logprob(torch.zeros(1, 3), torch.ones(4, 3), torch.tensor([2]))\n"
+        "linear_logprob(torch.zeros(1, 3), Head(torch.ones(4, 3)), torch.tensor([2]))\n"
         "triton.statistics(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 
 from drpo import doctor, models
 from drpo.errors import InputError
+from drpo.model_names import SMOLLM2
 from drpo.policy import Policy
 from drpo.precision import FP32
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.rollout import EpisodeDriver, ServerEngine, VLLMEngine, encode_prompt
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters
@@ -245,7 +246,7 @@ def test_a_model_that_vllm_cannot_run_is_refused_in_one_line():
 
 @pytest.fixture(scope="module")
 def smollm() -> Iterator[tuple[VLLMEngine, PreTrainedModel]]:
-    model, tokenizer = models.load(models.SMOLLM2)
+    model, tokenizer = models.load(SMOLLM2)
     engine = Prompted(VLLMEngine(model), model, tokenizer)
     yield engine, model
     engine.close()

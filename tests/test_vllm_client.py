@@ -27,7 +27,8 @@ from torch import nn
 from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from drpo import cli
-from drpo.cli.serve import ServeOptions, command
+from drpo.cli.commands.serve import ServeOptions
+from drpo.cli.serve import command
 from drpo.credentials import AUTH, TOKEN
 from drpo.errors import EngineError, InputError
 from drpo.models import named_tensors

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from drpo import cli
-from drpo.cli import watch as command
+from drpo.cli.commands import watch as command
 from drpo.errors import InputError
 from drpo.report import follow
-from drpo.report.console import sample_panel
-from drpo.report.follow import CELLS, Follower, Lines, View, find_cells, last_record
+from drpo.report.follow import Follower, Lines, View, find_cells, last_record
+from drpo.report.step_table import sample_panel
 from drpo.report.watch import draw_view, draw_views, duration, sparkline
 from drpo.train.log import EVALUATIONS, FILES, METRICS, ROLLOUTS, TIMING, RunLog, read_records
 from drpo.train.loop import train
+from drpo.train.records import CELLS
 from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
 from worlds import tiny_run
 

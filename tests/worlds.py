@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from drpo.recipes import smoke
+from drpo.recipes.addition import smoke
 from drpo.rewards import Reward, in_process
 from drpo.train.config import Run
 from drpo.types import Problem, Sampling, TokenLoss, Tokens

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 
 UPDATE = {"prompts": 2, "samples": 8, "prompt_tokens": 48, "new_tokens": 32}
 QUICK_UPDATE = {"prompts": 2, "samples": 4, "prompt_tokens": 4, "new_tokens": 4}
@@ -31,7 +31,7 @@ def cases(scale: Scale) -> list[Case]:
     steps = 2 if scale.quick else 5
     precision = scale.precisions[0]
     setup = {
-        "model": str(folder(models.TINY if scale.quick else models.SMOLLM2)),
+        "model": str(folder(TINY if scale.quick else SMOLLM2)),
         "precision": precision,
         "reward": "hash",
         "low": 1,

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 
 ROLLOUTS = ("bf16", "int8", "fp8_weights", "fp8")
 VLLM = "vLLM bf16"
@@ -18,7 +18,7 @@ def cases(scale: Scale) -> list[Case]:
     Args:
         scale: of the machine.
     """
-    name = models.TINY if scale.quick else models.SMOLLM2
+    name = TINY if scale.quick else SMOLLM2
     base = {
         "model": str(folder(name)),
         "reward": "hash",

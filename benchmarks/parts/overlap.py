@@ -3,7 +3,7 @@
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 
 IN_TURN, OVERLAPPED = "in turn", "overlapped"
 
@@ -15,7 +15,7 @@ def cases(scale: Scale) -> list[Case]:
         scale: of the machine.
     """
     setup = {
-        "model": str(folder(models.TINY if scale.quick else models.SMOLLM2)),
+        "model": str(folder(TINY if scale.quick else SMOLLM2)),
         "precision": scale.precisions[0],
         "reward": "hash",
         "low": 1,

@@ -3,7 +3,7 @@
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo import models
+from drpo.model_names import SMOLLM2
 from drpo.tasks import Addition
 
 GROUP = 8
@@ -28,7 +28,7 @@ def _case(scale: Scale, rows: int, new_tokens: int) -> Case:
     warm = {"new_tokens": min(8, new_tokens)}
 
     def entrant(name: str, environment: str, module: str, *, endless: bool = False) -> Entrant:
-        model = str(folder(models.SMOLLM2, endless=endless))
+        model = str(folder(SMOLLM2, endless=endless))
         setup = {"model": model, "precision": precision, "max_length": 512, "max_rows": 256}
         return Entrant(name, Worker(environment, module, setup), request, warm)
 

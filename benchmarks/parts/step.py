@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 from drpo.tasks import Addition
 
 # (regime, reward): in "full" no completion ends early, so both train on exactly as many tokens; a hash of the text as
@@ -35,12 +35,12 @@ def _case(scale: Scale, precision: str, regime: str, reward: str) -> Case:
     trl = _trl(f"TRL, {rows // 4} x 4", setup, rows // 4, scale.repeats)
     rates = Entrant("matrix products", Worker(OURS, "rates", {}), {"size": _square(scale)})
     shape = {name: setup[name] for name in ("prompts", "samples", "new_tokens", "precision", "reward")}
-    facts = {**shape, "model": models.TINY if scale.quick else models.SMOLLM2, "regime": regime}
+    facts = {**shape, "model": TINY if scale.quick else SMOLLM2, "regime": regime}
     return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, trl, rates), facts)
 
 
 def _setup(scale: Scale, precision: str, regime: str, reward: str) -> dict[str, Any]:
-    name = models.TINY if scale.quick else models.SMOLLM2
+    name = TINY if scale.quick else SMOLLM2
     return {
         "model": str(folder(name, endless=regime == "full")),
         "precision": precision,

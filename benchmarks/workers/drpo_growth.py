@@ -10,7 +10,7 @@ from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.batch import make_batches
 from drpo.train.setup import assemble
-from drpo.train.update import update
+from drpo.train.step import update_policy
 from drpo.types import Episode, Generation, Problem, Sampling, ScoredGroup, TokenSequence
 
 
@@ -56,7 +56,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
         meter.start()
         for batch in make_batches(groups, parts.credit(groups, None), parts.batch_config):
             # Nothing is to be learnt from random tokens; a rate of 0 costs AdamW the same arithmetic.
-            update(parts.policy, parts.optimizer, batch, run.objective, 0.0, run.max_grad_norm, parts.terms)
+            update_policy(parts.policy, parts.optimizer, batch, run.objective, 0.0, run.max_grad_norm, parts.auxiliary)
         record = meter.stop()
         return {**record, "tokens": sum(e.n_sampled for g in groups for e in g.episodes)}
 

@@ -14,9 +14,10 @@ from drpo.rewards import Reward, RewardPool, exact_number, in_process
 from drpo.tasks import Addition, sample_unseen
 from drpo.train.config import Run
 from drpo.train.log import Clock
+from drpo.train.optim import AdamW
 from drpo.train.score import score
 from drpo.train.setup import Parts, assemble
-from drpo.train.update import update
+from drpo.train.step import update_policy
 from drpo.types import Problem, Sampling
 
 
@@ -48,7 +49,7 @@ def configuration(setup: Mapping[str, Any]) -> Run:
         sampling=Sampling(samples=setup["samples"], max_new_tokens=setup["new_tokens"]),
         prompts=setup["prompts"],
         updates=1,
-        learning_rate=setup["learning_rate"],
+        optimizer=AdamW(setup["learning_rate"]),
         precision=setup["precision"],
         rollout_precision=setup["precision"],
         eval_problems=0,
@@ -76,14 +77,14 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     with clock("update"):
         batches = make_batches(groups, parts.credit(groups, None), parts.batch_config)
         for batch in batches:
-            update(
+            update_policy(
                 parts.policy,
                 parts.optimizer,
                 batch,
                 run.objective,
-                run.learning_rate,
+                run.optimizer.learning_rate,
                 run.max_grad_norm,
-                parts.terms,
+                parts.auxiliary,
             )
         synchronize()
     with clock("sync"):

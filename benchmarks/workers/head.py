@@ -16,24 +16,21 @@ LOGITS_AT_ONCE = 2**31
 
 def linear_logprob(x: Inputs) -> None:
     """`drpo.ops.linear_logprob`, then the gradient of a policy-gradient loss."""
-    logp = ops.linear_logprob(x.hidden, x.weight, x.target)[0]
+    logp = ops.linear_logprob(x.hidden, ops.Head(x.weight), x.target)[0]
     (-(logp - x.behavior_logp).exp() * x.advantage).mean().backward()
 
 
 def linear_policy_loss(x: Inputs) -> None:
     """`drpo.ops.linear_policy_loss` with drpo(0.2)."""
-    loss, *_ = ops.linear_policy_loss(
-        x.hidden,
-        x.weight,
-        x.target,
-        DRPO(0.2),
+    tokens = ops.SampledTokens(
+        target=x.target,
         behavior_logp=x.behavior_logp,
         advantage=x.advantage,
         keep=torch.ones_like(x.target, dtype=torch.bool),
         sequence=x.sequence,
-        token_weight=torch.full_like(x.advantage, 1 / len(x.target)),
+        weight=torch.full_like(x.advantage, 1 / len(x.target)),
     )
-    loss.backward()
+    ops.linear_policy_loss(x.hidden, ops.Head(x.weight), tokens, DRPO(0.2)).loss.backward()
 
 
 def log_softmax(x: Inputs) -> None:

@@ -22,6 +22,7 @@ from trl import TrlParser
 from drpo import models
 from drpo.adapters.trl import DRPOConfig, DRPOTrainer
 from drpo.errors import InputError
+from drpo.model_names import SMOLLM2
 from drpo.precision import resolve_precision
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
@@ -134,7 +135,7 @@ def given(script: Script, args: DRPOConfig) -> tuple[Any, PreTrainedTokenizerBas
     if script.sampler == "engine":
         model, tokenizer = models.load(script.model)
         return model, tokenizer, EngineSampler(model, tokenizer, args)
-    return str(models.smollm2()) if script.model == models.SMOLLM2 else script.model, None, None
+    return str(models.smollm2()) if script.model == SMOLLM2 else script.model, None, None
 
 
 def run(script: Script, args: DRPOConfig) -> None:

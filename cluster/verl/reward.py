@@ -8,7 +8,8 @@ import threading
 from functools import cache
 from typing import Any
 
-from drpo.rewards import Marking, RewardPool, math_verify
+from drpo.rewards import Marking, RewardPool
+from drpo.rewards.math import math_verify
 from drpo.types import Problem
 
 SECONDS = 10.0

@@ -55,8 +55,8 @@ def make_batches(groups: Sequence[ScoredGroup], credits: Sequence[Credit], confi
 
 def pack(
     sequences: Sequence[TokenSequence], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
-) -> list[MicroBatch]:
-    """Return micro-batches of sequences that count nothing, to ask a model about them: their weights are all 0.
+) -> Batch:
+    """Return a batch of sequences that count nothing, to ask a model about them: their weights and credit are 0.
 
     Args:
         sequences: `MicroBatch.sequence` numbers them.
@@ -64,9 +64,10 @@ def pack(
         share_prompts: let a prompt that several completions continue go through the model once.
         ranks: processes that the micro-batches are for.
     """
-    nothing = [torch.zeros(s.n_sampled) for s in sequences]
-    rows = [_row(i, Credit(s, n), n, share_prompts) for i, (s, n) in enumerate(zip(sequences, nothing, strict=True))]
-    return [_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks)]
+    credits = tuple(Credit(s, torch.zeros(s.n_sampled)) for s in sequences)
+    rows = [_row(i, credit, credit.advantage, share_prompts) for i, credit in enumerate(credits)]
+    micro_batches = tuple(_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks))
+    return Batch(micro_batches, credits, n_tokens=sum(s.n_sampled for s in sequences), n_skipped=0)
 
 
 def split_micro_batch(

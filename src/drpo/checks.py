@@ -72,7 +72,7 @@ def require_columns(where: str, columns: Mapping[str, Tensor], like: tuple[str, 
 
     Args:
         where: what stands before a column's name in a message, such as "tokens.".
-        columns: name -> [T]; names as of `Tokens`, or "weight", with any prefix.
+        columns: name -> [T]; names as of `Tokens`, or "weight".
         like: name and tensor [T] that gives the shape and the device.
         keep: [T] bool, whose values are looked at; None looks at all.
 
@@ -81,7 +81,7 @@ def require_columns(where: str, columns: Mapping[str, Tensor], like: tuple[str, 
     """
     first, model = like
     for name, values in columns.items():
-        kind = _KINDS[name.removeprefix("token_")]
+        kind = _KINDS[name]
         if not isinstance(values, Tensor):
             raise InputError(f"{where}{name}: must be a tensor, not {type(values).__name__}")
         if model.ndim != 1:
@@ -118,7 +118,7 @@ def _readable(values: Tensor) -> bool:
 @torch.no_grad()
 def _require_values(where: str, columns: Mapping[str, Tensor], keep: Tensor | None) -> None:
     for name, values in columns.items():
-        kind = _KINDS[name.removeprefix("token_")]
+        kind = _KINDS[name]
         if kind.wrong is None:
             continue
         wrong = kind.wrong(values) if keep is None else kind.wrong(values) & keep

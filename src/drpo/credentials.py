@@ -15,7 +15,10 @@ AUTH = "DRPO_SERVER_AUTH"
 HEADER = "drpo-token"
 """The token's; `Authorization` stays free for the proxy."""
 
-_USER = re.compile(r"(https?://)([^/\s,]*)@", re.IGNORECASE)
+_USER = re.compile(r"(https?://)((?:(?!,https?://).)*)@", re.IGNORECASE | re.DOTALL)
+"""A password may hold what should have been quoted: commas, spaces, slashes, other @."""
+_MISSPELT = re.compile(r"^(--engine=)?.*@", re.DOTALL)
+"""What stands before the host of an address without http://, which is refused, and said."""
 
 
 def without_password(text: str) -> str:
@@ -48,7 +51,7 @@ def keep_password(arguments: Sequence[str]) -> list[str]:
         raise InputError("--engine: servers with different passwords; give all of them the same")
     if found:
         os.environ[AUTH] = unquote(found.pop())
-    return [without_password(a) if i in engines else a for i, a in enumerate(arguments)]
+    return [_MISSPELT.sub(r"\1", without_password(a)) if i in engines else a for i, a in enumerate(arguments)]
 
 
 def headers() -> Mapping[str, str]:

@@ -1,5 +1,7 @@
 """The value of a text so far: a transformer of its own with a scalar head, on the same packed places as the policy."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,12 +20,16 @@ class Critic:
     Args:
         model: in float32, of the critic alone; its decoder is trained in place, and its own head is dropped.
         dtype: of matrix products and activations; the weights, the head and the values are float32.
+
+    Attributes:
+        shares_prompts, limit, most_places: as of `Policy`.
     """
 
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
         self.model = model
         self.dtype = dtype
         self.limit = sequence_limit(model)
+        self.most_places: int | None = None
         self.shares_prompts = packing.adopt(model)
         model.set_output_embeddings(None)
         width = model.get_input_embeddings().weight.shape[1]
@@ -63,6 +69,11 @@ class Critic:
         """The parameters that training changes, by name."""
         decoder = {f"decoder.{name}": p for name, p in self.model.get_decoder().named_parameters()}
         return decoder | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """The weights of embeddings and of the head, which are no maps between hidden states."""
+        tables: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return [m.weight for m in (*tables, self.head)]
 
     def checkpointed(self) -> dict[str, Tensor]:
         """What a checkpoint holds: what training changes, and the persistent buffers, by name."""

@@ -53,7 +53,7 @@ def exact_divergence(policy: Policy, episodes: Sequence[Episode]) -> ExactDiverg
             raise InputError(f"{who}: sample with sampling.top_logprobs={words}, the number of words")
     columns = []
     for sequence in (s for e in episodes for s in e.sequences):
-        (micro,) = pack([sequence], micro_batch_tokens=1)
+        (micro,) = pack([sequence], micro_batch_tokens=1).micro_batches
         _, _, found = policy.divergence(micro.to(policy.device), ("topk_tv", "topk_kl"))
         columns.append(torch.stack([found["topk_tv"], found["topk_kl"]]).cpu().double())
     tv, kl = torch.cat(columns, 1)

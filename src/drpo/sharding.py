@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from drpo.critic import Critic
 from drpo.errors import InputError
 from drpo.models import persistent_buffers
+from drpo.ops import Head
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.ranks import Ranks
@@ -43,6 +44,8 @@ class ShardedPolicy(Policy):
             raise InputError("shard=fsdp: weights that are divided cannot be on a grid of 8 bits; set --precision bf16")
         self._whole_head: Tensor | None = None
         super().__init__(model, precision=precision, temperature=temperature)
+        if self.head.bias is not None:
+            raise InputError(f"shard=fsdp: the head of {type(model).__name__} has a bias; set --shard none")
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         mesh = init_device_mesh(device.type, (ranks.size,))
         _divide(model.get_decoder(), mesh)
@@ -63,10 +66,11 @@ class ShardedPolicy(Policy):
         return True
 
     @property
-    def _head(self) -> Tensor:
+    def head(self) -> Head:
+        """The whole output layer, gathered from all ranks."""
         if self._whole_head is None:
             self._whole_head = _whole(self._divided_head).detach().requires_grad_(self._divided_head.requires_grad)
-        return self._whole_head
+        return self._head_shape.of(self._whole_head, None)
 
     @property
     def _divided_head(self) -> nn.Parameter:
@@ -89,6 +93,8 @@ class ShardedPolicy(Policy):
 
     @torch.no_grad()
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        # After a pass without a backward pass the embedding is whole, and so another parameter than a head tied to it.
+        self.model.get_decoder().reshard()
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter)
         yield from persistent_buffers(self.model).items()

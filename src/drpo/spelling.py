@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from drpo.errors import InputError, nearest
 
-Table = Mapping[str, Callable[..., Any]]
+Table = Mapping[str, Callable[..., Any] | str]
+"""Name -> builder of the object, the object itself, or the `module:name` of one that is imported when asked for."""
 
 SAFE_PATH = "drpo"
 """PYTHONSAFEPATH in the command's children: Python processes that do not look for modules in the working folder."""
@@ -71,7 +72,7 @@ def parse_any(text: str, table: Table, kind: str) -> Any:
 
     Args:
         text: `name` or `name(arguments)` with a name of the table, or `module:name`, `module:name(arguments)`.
-        table: name -> maker of the object (a class or a partial), or the object itself (a function).
+        table: name -> maker of the object (a class or a partial), the object itself (a function), or `module:name`.
         kind: what the object is, for messages: "objective".
 
     Raises:
@@ -86,7 +87,7 @@ def parse_any(text: str, table: Table, kind: str) -> Any:
         name, args, kwargs = split_call(text)
         if name not in table:
             raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
-        entry = table[name]
+        entry = _imported(table[name], kind)
     else:
         name, args, kwargs = split_call(call)
         entry = import_named(module.strip(), name, kind)
@@ -146,11 +147,24 @@ def format_call(value: Any, table: Table, kind: str) -> str:
     if isinstance(value, Unimported):
         return value.text
     for name, entry in table.items():
-        if value is entry:
+        if _is(value, entry):
             return name
-        if type(value) is entry and dataclasses.is_dataclass(value):
+        if _is(type(value), entry) and dataclasses.is_dataclass(value):
             return name + _arguments(value)
     return _import_path(value, kind)
+
+
+def _imported(entry: Callable[..., Any] | str, kind: str) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return import_named(module, name, kind)
+
+
+def _is(value: Any, entry: Callable[..., Any] | str) -> bool:
+    if isinstance(entry, str):
+        return entry == f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
+    return value is entry
 
 
 def _arguments(value: Any) -> str:

@@ -554,24 +554,73 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenStats:
+    """What a pass over T trained tokens saw of each; all detached.
+
+    Args:
+        tokens: with `logp` as it was before the step.
+        entropy: [T] nats, of the policy at each of them.
+        gradient: [T], d (the objective's loss) / d logp, before the token's weight.
+        metrics: name -> [T], the objective's own.
+    """
+
+    tokens: Tokens
+    entropy: Tensor
+    gradient: Tensor
+    metrics: Mapping[str, Tensor]
+
+    def cpu(self) -> "TokenStats":
+        """The same on the CPU."""
+        columns = {name: v.cpu() for name, v in vars(self.tokens).items() if v is not None}
+        metrics = {name: v.cpu() for name, v in self.metrics.items()}
+        return TokenStats(Tokens(**columns), self.entropy.cpu(), self.gradient.cpu(), metrics)
+
+    @staticmethod
+    def cat(parts: "Sequence[TokenStats]") -> "TokenStats":
+        """The tokens of all parts, in order; at least one part."""
+        named = [p for p in parts if p.metrics]  # of no tokens nothing is known
+        return TokenStats(
+            Tokens.cat([p.tokens for p in parts]),
+            torch.cat([p.entropy for p in parts]),
+            torch.cat([p.gradient for p in parts]),
+            {name: torch.cat([p.metrics[name] for p in named]) for name in (named[0].metrics if named else ())},
+        )
+
+    @staticmethod
+    def none(with_divergence: bool) -> "TokenStats":
+        """Those of no tokens."""
+        empty = torch.empty(0)
+        tokens = Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if with_divergence else None)
+        return TokenStats(tokens, empty, empty, {})
+
+
+@dataclass(frozen=True, eq=False)
 class StepStats:
     """What one optimiser update saw and did; `drpo.train.metrics` turns it into figures.
 
     Args:
-        tokens: the T trained tokens of the whole update, detached, on the CPU, with `logp` as it was before the step.
-        entropy: [T] nats, of the policy at each of them.
+        token_stats: of the T trained tokens of the whole update, on the CPU.
         loss: the batch's loss, reward units.
         grad_norm: L2 norm of the whole gradient before clipping.
         learning_rate: of this step.
         taken: False where the gradient was not finite, so that no step was taken.
     """
 
-    tokens: Tokens
-    entropy: Tensor
+    token_stats: TokenStats
     loss: float
     grad_norm: float
     learning_rate: float
     taken: bool = True
+
+    @property
+    def tokens(self) -> Tokens:
+        """The T trained tokens."""
+        return self.token_stats.tokens
+
+    @property
+    def entropy(self) -> Tensor:
+        """[T] nats, of the policy at each of them."""
+        return self.token_stats.entropy
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Compared(DRPOTrainer):
         advantage = batch["advantages"].unsqueeze(1).expand(logp.shape)
         tokens = Tokens(*(x.reshape(-1) for x in (logp, mu, advantage, keep, sequence)))
         objective = objectives.parse(self.args.objective)
-        self.left += int(objectives.outside(objective, tokens)[tokens.keep].sum())
+        self.left += int(objectives.out_of_region(objective, tokens)[tokens.keep].sum())
         return total(objective, tokens, self.weights(keep, batch).reshape(-1))
 
     def weights(self, keep: Tensor, batch: Any) -> Tensor:

@@ -155,8 +155,14 @@ REPLACEMENTS = (
         (f"{ANSWERS}test_a_loop_of_the_model_is_a_wrong_answer_that_is_not_read",),
     ),
     Replacement(
+        "an answer may have any number of integrals",
+        "drpo.rewards.math:_INTEGRALS",
+        lambda right: 10**9,
+        (f"{ANSWERS}test_integrals_without_end_are_not_read",),
+    ),
+    Replacement(
         "numbers of 32 bits have the digits of 64",
-        "drpo.tasks.rows:_as_written",
+        "drpo.tasks.parquet:_as_written",
         lambda right: lambda table: table,
         (f"{TASKS}test_numbers_of_a_table_are_read_likewise[float32]",),
     ),

@@ -85,14 +85,6 @@ BUGS = (
     ),
     Bug(
         2,
-        "each process keeps its own gradient",
-        CRITIC,
-        "self.critic.reduce_gradients(self.ranks)",
-        "self.critic.reduce_gradients(ALONE)",
-        (TWO,),
-    ),
-    Bug(
-        2,
         "a divided critic's embedding stays whole behind a pass without gradients",
         "sharding.py",
         "outermost.set_reshard_after_forward(True, recurse=False)",
@@ -114,14 +106,6 @@ BUGS = (
         "self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)",
         "self.critic.checkpointed(), self.optimizer, prefix=PREFIX)",
         (REGROUPED,),
-    ),
-    Bug(
-        11,
-        "completions of reward 0 are skipped as if they had no gradient",
-        "train/setup.py",
-        "terms is None and run.critic is None and",
-        "terms is None and",
-        (RECORDED,),
     ),
     Bug(
         7,
@@ -171,5 +155,11 @@ REPLACEMENTS = (
         "drpo.train.critic:CriticTrainer.restore",
         lambda right: lambda self, folder: None,
         (RESUMED,),
+    ),
+    Replacement(
+        "each process keeps its own gradient of the critic",
+        "drpo.critic:Critic.reduce_gradients",
+        lambda right: lambda self, ranks: right(self, type(ranks)()),
+        (TWO,),
     ),
 )

@@ -19,9 +19,9 @@ def _averaged(right: Function) -> Function:
         import torch
 
         evenly = replace(micro, weight=torch.full_like(micro.weight, 1 / len(micro.weight)))
-        share, tokens, entropy = policy.loss(micro, objective)
-        extra = right(terms, policy, evenly, objective)[0] - policy.loss(evenly, objective)[0]
-        return share + extra, tokens, entropy
+        found = policy.loss(micro, objective)
+        extra = right(terms, policy, evenly, objective).loss - policy.loss(evenly, objective).loss
+        return replace(found, loss=found.loss + extra)
 
     return loss
 
@@ -36,10 +36,10 @@ def _at_temperature_1(right: Function) -> Function:
 
 
 def _decays_all(right: Function) -> Function:
-    def make(model: Any, *, weight_decay: float, **settings: Any) -> Any:
-        optimizer = right(model, weight_decay=weight_decay, **settings)
+    def make(spec: Any, *parameters: Any) -> Any:
+        optimizer = right(spec, *parameters)
         for group in optimizer.param_groups:
-            group["weight_decay"] = weight_decay
+            group["weight_decay"] = spec.weight_decay
         return optimizer
 
     return make
@@ -78,25 +78,25 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the additive terms are averaged over the micro-batch",
-        "drpo.train.update:Terms.loss",
+        "drpo.train.auxiliary:AuxiliaryLosses.loss",
         _averaged,
         BY_HAND,
     ),
     Replacement(
         "the reference is asked at temperature 1",
-        "drpo.train.update:Terms.__init__",
+        "drpo.train.auxiliary:AuxiliaryLosses.__init__",
         _at_temperature_1,
         BY_HAND,
     ),
     Replacement(
         "Adam's betas are swapped",
-        "drpo.train.update:make_optimizer",
-        lambda right: lambda model, *, betas, **settings: right(model, betas=betas[::-1], **settings),
+        "drpo.train.optim:AdamW.build",
+        lambda right: lambda spec, *rest: right(replace(spec, betas=spec.betas[::-1]), *rest),
         BY_HAND,
     ),
     Replacement(
         "weight decay reaches norms",
-        "drpo.train.update:make_optimizer",
+        "drpo.train.optim:AdamW.build",
         _decays_all,
         BY_HAND,
     ),

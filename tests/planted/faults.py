@@ -358,8 +358,8 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a negative seed cannot be drawn",
-        "drpo.report.distribution:scatter_data",
-        lambda right: lambda rollouts, seed: right(rollouts, seed) if seed >= 0 else _raise(ValueError("seed")),
+        "drpo.report.distribution:scatter_plots",
+        lambda right: lambda runs, own, seed: right(runs, own, seed) if seed >= 0 else _raise(ValueError("seed")),
         ("tests/test_report.py::test_a_run_of_any_seed_can_be_drawn",),
     ),
     Replacement(

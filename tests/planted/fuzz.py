@@ -1,6 +1,6 @@
 """Bad input that is let through, and folders of strangers that are trusted."""
 
-from planted import Bug
+from planted import Bug, Replacement
 
 F, S, C = "tests/test_fuzz.py::", "tests/test_strangers.py::", "tests/test_cli.py::"
 CONFIG, RECORDS = "train/config.py", "train/records.py"
@@ -9,23 +9,6 @@ OUTPUTS = f"{F}test_unusable_outputs[1]"
 NOTHING_IMPORTED = f"{S}test_no_command_imports_what_a_folder_names"
 
 BUGS = (
-    Bug(
-        20,
-        "a configuration's whole numbers may be anything that compares",
-        CONFIG,
-        """    _require(number, name, _shown(value), "must be a whole number" if kind is int else "must be a number")
-""",
-        "",
-        (CONFIGURATIONS,),
-    ),
-    Bug(
-        20,
-        "a switch may be any value",
-        CONFIG,
-        "        _require(isinstance(value, kind), name, _shown(value), rule)\n",
-        "",
-        (CONFIGURATIONS,),
-    ),
     Bug(
         20,
         "an object's spelling may be no text",
@@ -47,7 +30,7 @@ BUGS = (
     Bug(
         20,
         "records of the wrong shape are a traceback",
-        "cli/folder.py",
+        "cli/runs.py",
         "    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:",
         "    except OSError as error:",
         (f"{F}test_records_of_a_run[1]",),
@@ -151,7 +134,7 @@ BUGS = (
     Bug(
         20,
         "a mistyped run is asked of the hub",
-        "models.py",
+        "model_names.py",
         "    if (written_so or Path(name).is_file()) and not Path(name).is_dir():",
         "    if False:",
         (f"{C}test_a_path_that_is_not_there_is_not_asked_of_the_hub",),
@@ -175,7 +158,7 @@ BUGS = (
     Bug(
         20,
         "a mean that is no share is printed as percent",
-        "report/console.py",
+        "report/step_table.py",
         "    if low is None or high is None or math.isnan(low):",
         "    if low is None or high is None:",
         (f"{C}test_a_mean_of_scores_that_leave_0_to_1_is_no_share",),
@@ -184,16 +167,16 @@ BUGS = (
         20,
         "a switch misspelt is taken for its contrary",
         "cli/options.py",
-        'flags += [f"--{name}", f"--no-{name}"] if isinstance(nested, bool) else [f"--{name}"]',
-        'flags.append(f"--{name}")',
+        'found += [flag(f.name), flag(f"no_{f.name}")] if isinstance(default, bool) else [flag(f.name)]',
+        "found.append(flag(f.name))",
         (f"{C}test_a_switch_that_turns_off_is_suggested_as_one",),
     ),
     Bug(
         20,
         "the help of a command tells of a run's fields in place of the command",
-        "cli/options.py",
-        'description=f"{_about(others)}\\n\\n{OF_THE_RECIPE}"',
-        "description=_about(Run)",
+        "cli/overrides.py",
+        "    kind.__doc__ = others.__doc__",
+        "    kind.__doc__ = Run.__doc__",
         (f"{C}test_help_says_what_a_command_does_and_gives_an_example",),
     ),
     Bug(
@@ -203,5 +186,14 @@ BUGS = (
         "    todo = [cell for cell in map(read_cell, cells) if not cell.over]",
         "    todo = [cell for cell in map(read_cell, cells) if cell.over]",
         (f"{C}test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin",),
+    ),
+)
+
+REPLACEMENTS = (
+    Replacement(
+        "a value of a configuration may be of any type",
+        "drpo.train.config:_typed",
+        lambda right: lambda name, value, kind: value,
+        (CONFIGURATIONS,),
     ),
 )

@@ -58,8 +58,8 @@ BUGS = (
         13,
         "all cells have the recipe's seed",
         "lab/grid.py",
-        "objective=arm.objective, seed=seed, learning_rate=rate)",
-        "objective=arm.objective, learning_rate=rate)",
+        "objective=arm.objective, seed=seed), rate)",
+        "objective=arm.objective), rate)",
         (f"{LAB}test_every_combination_is_a_cell_with_a_name_of_its_own",),
     ),
     Bug(

@@ -5,7 +5,7 @@ from planted import Bug
 T = "tests/test_statistics.py::"
 WITHIN = f"{T}test_strata_are_resampled_within"
 EVERY = f"{T}test_bounds_are_those_of_all_resamples"
-FILE = "lab/statistics.py"
+FILE, CURVES = "lab/statistics.py", "lab/curves.py"
 
 BUGS = (
     Bug(
@@ -93,7 +93,7 @@ BUGS = (
     Bug(
         19,
         "the area under a curve takes its points as equally far apart",
-        FILE,
+        CURVES,
         "float(trapezoid(values, steps)) / (steps[-1] - steps[0])",
         "float(trapezoid(values)) / (len(steps) - 1)",
         (f"{T}test_area_is_a_mean_whatever_the_unit_of_steps",),
@@ -101,7 +101,7 @@ BUGS = (
     Bug(
         19,
         "a collapse is measured from 0 where rewards are negative",
-        FILE,
+        CURVES,
         "curve[-1] - low, max(curve) - low",
         "curve[-1], max(curve)",
         (f"{T}test_collapse",),
@@ -109,7 +109,7 @@ BUGS = (
     Bug(
         19,
         "one bad step is a collapse",
-        FILE,
+        CURVES,
         "smoothed(rewards, max(3, len(rewards) // 8))",
         "smoothed(rewards, 1)",
         (f"{T}test_collapse", f"{T}test_a_long_curve_is_smoothed_over_an_eighth"),

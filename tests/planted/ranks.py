@@ -36,7 +36,7 @@ BUGS = (
     Bug(
         2,
         "what an idle process repeats counts",
-        "train/update.py",
+        "train/step.py",
         "idle = [replace(smallest, weight=torch.zeros_like(smallest.weight))] * missing if smallest else []",
         "idle = [smallest] * missing if smallest else []",
         (f"{MORE}[4-few-fsdp]",),

@@ -18,9 +18,10 @@ TEXTS = f"{REPORT}test_texts_are_stored_only_where_the_tokens_do_not_say_them"
 PIECES = f"{REPORT}test_pieces_join_to_the_text_with_the_spaces_of_either_kind_of_tokenizer"
 BOUNDARIES = f"{REPORT}test_boundaries_are_where_the_weights_say_that_regions_end"
 UNREACHED = f"{REPORT}test_a_boundary_that_no_token_reaches_is_said_not_drawn"
-HISTOGRAM = f"{REPORT}test_the_histogram_counts_every_token_under_its_sign_and_step"
-BEYOND = f"{REPORT}test_the_outermost_bins_count_what_lies_beyond"
-RANGES = f"{REPORT}test_step_ranges_cover_every_step_once"
+BEYOND = f"{REPORT}test_the_histogram_counts_every_token_under_its_sign[0.2]"
+CURVES = f"{REPORT}test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number"
+EXTREMES = f"{REPORT}test_a_long_curve_keeps_its_extremes_and_its_gaps"
+MARKUP = f"{REPORT}test_no_text_of_a_figure_is_markup"
 SCATTER = f"{REPORT}test_the_scatter_is_a_fixed_choice_of_trained_tokens"
 SECONDS = f"{REPORT}test_seconds_are_summed_by_phase_and_step"
 DIFFERS = f"{REPORT}test_the_configuration_says_what_differs_and_from_what"
@@ -51,17 +52,9 @@ BUGS = (
         19,
         "the ratio is shown in place of the weight",
         "report/seen.py",
-        "columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside(objective, tokens))",
-        "columns = (ratio(tokens), shift(tokens), ratio(tokens), tokens.advantage, outside(objective, tokens))",
+        "columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside)",
+        "columns = (ratio(tokens), shift(tokens), ratio(tokens), tokens.advantage, outside)",
         (BY_HAND,),
-    ),
-    Bug(
-        19,
-        "an older run's completions count as skipped",
-        "report/seen.py",
-        'return "skipped" if "update" in record else "unrecorded"',
-        'return "skipped"',
-        (STATES,),
     ),
     Bug(
         12,
@@ -155,25 +148,25 @@ BUGS = (
     Bug(
         4,
         "PPO's two radii are swapped",
-        "report/distribution.py",
-        "return Region(name, low, high, 1.0, own)",
-        "return Region(name, high, low, 1.0, own)",
+        "objectives/clip.py",
+        "return _outside(ratio(tokens), self.low, self.high)",
+        "return _outside(ratio(tokens), self.high, self.low)",
         (f"{BOUNDARIES}[0.3-objective0]",),
     ),
     Bug(
         4,
         "a region in the ratio is drawn as one in the shift",
-        "report/distribution.py",
-        "return Region(name, epsilon, epsilon, 1.0, own)",
-        "return Region(name, epsilon, epsilon, 0.0, own)",
+        "objectives/quadratic.py",
+        "return shift(tokens, power=1.0).abs() > self.epsilon",
+        "return shift(tokens).abs() > self.epsilon",
         (BOUNDARIES,),
     ),
     Bug(
         4,
         "a radius of 12.5 is drawn as if it could be reached",
         "report/distribution.py",
-        "return self.power > 0 or min(self.low, self.high) < 1",
-        "return True",
+        "enumerate(o for o in regions(objective) if caution(o) is None)",
+        "enumerate(regions(objective))",
         (UNREACHED,),
     ),
     Bug(
@@ -183,14 +176,6 @@ BUGS = (
         "inside = np.clip(weight, edges[0], edges[-1])",
         "inside = weight",
         (BEYOND,),
-    ),
-    Bug(
-        19,
-        "the first step of every range is counted in the one before too",
-        "report/distribution.py",
-        "[(a + 1, b) for a, b in pairwise(edges) if b > a]",
-        "[(max(a, min(steps)), b) for a, b in pairwise(edges) if b > a]",
-        (RANGES, HISTOGRAM),
     ),
     Bug(
         13,
@@ -212,17 +197,41 @@ BUGS = (
         19,
         "the recipe's column shows the library's defaults",
         "report/facts.py",
-        "RECIPES[recipe]() if recipe else Run()",
-        "Run()",
+        '{f"recipe {recipe}": find(recipe)}',
+        '{f"recipe {recipe}": Run()}',
         (DIFFERS,),
     ),
     Bug(
         20,
         "the title goes into the page as it is",
         "report/html.py",
-        "title=html.escape(page.title)",
-        "title=page.title",
+        "autoescape=True",
+        "autoescape=False",
         (TITLE,),
+    ),
+    Bug(
+        20,
+        "plotly reads a name as HTML",
+        "report/figures.py",
+        'return value.replace("&", "&amp;").replace("<", "&lt;")',
+        "return value",
+        (MARKUP,),
+    ),
+    Bug(
+        19,
+        "a line is drawn across the steps that have no number",
+        "report/panels.py",
+        "[number(m.get(key)) for m in metrics]",
+        "[number(m.get(key)) or 0.0 for m in metrics]",
+        (CURVES,),
+    ),
+    Bug(
+        19,
+        "a spike between the points of a long curve is lost",
+        "report/panels.py",
+        "*([min(known)[1], max(known)[1]] if known else [])",
+        "*([known[0][1], known[-1][1]] if known else [])",
+        (EXTREMES,),
     ),
     Bug(
         20,

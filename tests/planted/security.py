@@ -1,6 +1,7 @@
 """Mistakes that let somebody in."""
 
 import os
+import re
 import sys
 from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
@@ -123,6 +124,12 @@ REPLACEMENTS = (
             f"{STRANGERS}test_a_password_is_recorded_nowhere_and_sent",
             f"{STRANGERS}test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once",
         ),
+    ),
+    Replacement(
+        "a password ends at a comma, a space or a slash",
+        "drpo.credentials:_USER",
+        lambda right: re.compile(r"(https?://)([^/\s,]*)@", re.IGNORECASE),
+        (f"{STRANGERS}test_a_password_may_hold_anything",),
     ),
     Replacement(
         "whoever reaches a server may call it",

@@ -92,7 +92,7 @@ BUGS = (
         5,
         "candidates are compared at temperature 1",
         "ops/chunked.py",
-        "self._above = (z[:, 1:] - z[:, :1]).mul_(head.scale)",
+        "self._above = (z[:, 1:] - z[:, :1]).mul_(head.steepness)",
         "self._above = z[:, 1:] - z[:, :1]",
         (OPERATOR, ENUMERATED, f"{FRESH}[topk_tv-0.6]"),
     ),
@@ -133,7 +133,7 @@ BUGS = (
         10,
         "candidates have the rounded logits",
         "ops/chunked.py",
-        'return out, {"exact": (words, self._in_full(hidden.float(), words))}',
+        'return out, {"exact": (words, full if self.bias is None else full + self.bias.float()[words])}',
         'return out, {"exact": (words, out.gather(1, words).float())}',
         (ROUNDED,),
     ),
@@ -142,18 +142,18 @@ BUGS = (
         "candidates are had in full, but not in the normaliser",
         "ops/chunked.py",
         "            logp[part], entropy[part] = _rows(here.logits).statistics(\n"
-        "                here.logits, target[part], head.scale, **here.exact\n            )",
+        "                here.logits, target[part], head.steepness, **here.exact\n            )",
         "            short = {name: (w[:, :1], z[:, :1]) for name, (w, z) in here.exact.items()}\n"
         "            logp[part], entropy[part] = _rows(here.logits).statistics(\n"
-        "                here.logits, target[part], head.scale, **short\n            )",
+        "                here.logits, target[part], head.steepness, **short\n            )",
         (ROUNDED,),
     ),
     Bug(
         3,
         "the sampler's report keeps the places that are left out",
-        "ops/__init__.py",
-        "None if top is None else top.at(trained)",
-        "None if top is None else top.at(slice(0, int(trained.sum())))",
+        "ops/records.py",
+        "None if self.top is None else self.top.at(chosen)",
+        "None if self.top is None else self.top.at(slice(0, int(chosen.sum())))",
         (LEFT_OUT,),
     ),
     Bug(
@@ -183,9 +183,9 @@ BUGS = (
     Bug(
         18,
         "additive terms forget the divergence",
-        "train/update.py",
-        "tokens = micro.tokens(logp, moved[kind])",
-        "tokens = micro.tokens(logp, torch.zeros_like(moved[kind]))",
+        "train/auxiliary.py",
+        "divergence = moved[kind]",
+        "divergence = torch.zeros_like(moved[kind])",
         (f"{TOPK}test_any_micro_batches_and_additive_terms_see_the_same",),
     ),
     Bug(
@@ -199,17 +199,17 @@ BUGS = (
     Bug(
         19,
         "an update without tokens has no divergence to join",
-        "train/update.py",
-        "empty if objective.needs else None",
+        "types.py",
+        "empty if with_divergence else None",
         "None",
         (f"{TOPK}test_an_update_without_tokens_joins_the_others",),
     ),
     Bug(
         19,
         "what is outside is judged by the sampled token",
-        "objectives/region.py",
-        "    if objective.needs and tokens.divergence is not None:",
-        "    if objective.needs and tokens.divergence is None:",
+        "objectives/mask.py",
+        "        moved = self._moved(tokens)\n        return torch.where(logp > behavior_logp",
+        "        moved = shift(tokens).abs()\n        return torch.where(logp > behavior_logp",
         (f"{FRESH}[topk_kl-1.0]",),
     ),
 )

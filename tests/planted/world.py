@@ -102,8 +102,8 @@ BUGS = (
         5,
         "the policy's loss forgets the temperature",
         "policy.py",
-        "temperature=self.temperature,\n        )\n        return loss",
-        ")\n        return loss",
+        "tokens, objective, temperature=self.temperature)",
+        "tokens, objective)",
         (f"{PLAIN_LOGP}[0.6]", f"{ON_POLICY}[0.6]"),
     ),
     Bug(
@@ -133,9 +133,9 @@ BUGS = (
     Bug(
         7,
         "log-probabilities are computed once more before the update",
-        "train/update.py",
-        "    share.backward()\n    return float(share.detach()), _on",
-        "    policy(here)\n    share.backward()\n    return float(share.detach()), _on",
+        "train/step.py",
+        "        losses.loss.backward()\n",
+        "        policy(micro)\n        losses.loss.backward()\n",
         (FORWARDS,),
     ),
     Bug(
@@ -446,8 +446,8 @@ BUGS = (
         19,
         "masked tokens count in the figures",
         "train/metrics.py",
-        "tokens, entropy = _kept(tokens, entropy)",
-        "tokens, entropy = tokens, entropy",
+        "stats = _kept(stats)",
+        "stats = stats",
         (f"{METRICS}test_tokens_that_are_not_kept_count_nowhere", TOKEN_ORACLE),
     ),
     Bug(

@@ -42,6 +42,8 @@ RECORDED = "6ad2188"
 CACHE = Path(tempfile.gettempdir()) / f"drpo-refactor-{os.getuid()}"
 PROCESSES = {"tiny": 1, "ranks": 2, "smollm2": 1}
 ABSENT = "absent"
+LINES = 20
+"""Of the table of one run, unless --all asks for every value."""
 NOT_NUMBERS = math.inf
 """The size of a difference between values that are not both numbers."""
 
@@ -204,7 +206,7 @@ def compare(run: Run, old: dict[str, Any], new: dict[str, Any]) -> tuple[list[Mo
     for at in [*before, *added]:
         if run.unfinished and at[0] == STATUS:
             continue
-        if run.tolerance and at[2][-1] == "sha256" and (*at[:2], (*at[2][:-1], "numbers")) in before:
+        if at[2][-1] == "sha256" and (*at[:2], (*at[2][:-1], "numbers")) in before:
             continue
         found = list(_differences(before.get(at, ABSENT), after.get(at, ABSENT)))
         largest = max([largest, *(size for _, _, _, size in found if size != NOT_NUMBERS)])
@@ -293,7 +295,8 @@ def _table(name: str, moved: Sequence[Moved], every: bool) -> Iterator[str]:
     first: dict[tuple[str, str], list[Moved]] = {}
     for m in moved:
         first.setdefault((m.kind, m.key if every else m.key.split("[")[0]), []).append(m)
-    for (kind, key), same in first.items():
+    shown = list(first.items()) if every else list(first.items())[:LINES]
+    for (kind, key), same in shown:
         for m in same if every else same[:1]:
             size = max(x.size for x in ([m] if every else same))
             places = "" if every or len(same) == 1 else f"  and {len(same) - 1} more"
@@ -303,6 +306,9 @@ def _table(name: str, moved: Sequence[Moved], every: bool) -> Iterator[str]:
                 + ("" if size == NOT_NUMBERS else f"  largest {size:.3g}")
                 + places
             )
+
+    if len(shown) < len(first):
+        yield f"  ... and {len(first) - len(shown)} keys more; --all shows every value"
 
 
 def _shown(value: Any) -> str:

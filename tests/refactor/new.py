@@ -36,13 +36,29 @@ def short() -> Any:
 def flags(settings: Settings) -> list[str]:
     """Settings as options of `drpo train`."""
     words = []
-    for name, value in settings.items():
+    for name, value in _specs(settings).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return words
+
+
+def _specs(settings: Settings) -> Settings:
+    """The learning rate, betas and weight decay as the optimiser's spec, schedule and warm-up as the schedule's."""
+    rest = dict(settings)
+    betas, decay = rest.pop("betas", (0.9, 0.999)), rest.pop("weight_decay", 0.01)
+    if settings.keys() & {"betas", "weight_decay"}:
+        rest["optimizer"] = f"adamw({rest.pop('learning_rate')}, {betas}, {decay})"
+    if "schedule" in rest:
+        rest["schedule"] = f"{rest['schedule']}(warmup={rest.pop('warmup', 0)})"
+    critic, rate = str(rest.get("critic", "")), "learning_rate="
+    if rate in critic:
+        stated = critic.partition(rate)[2].split(",")[0].rstrip(")")
+        rest["critic"] = critic.replace(f"{rate}{stated}, ", "").replace(f"{rate}{stated}", "")
+        rest["critic_optimizer"] = f"adamw({stated}, {betas}, {decay})"
+    return rest
 
 
 def train(recipe: str, settings: Settings, folder: Path) -> int:
@@ -62,11 +78,17 @@ def weights(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in names.items() if path.exists()}
 
 
+_place: dict[Any, tuple[str, int]] = {}
+"""Which completion a sequence is of."""
+
+
 def watch(saw: Callable[[int, list[driver.Update]], None]) -> None:
     """Have `saw` called at the end of every step with what its updates trained on."""
     finish_step = Session.finish_step
 
     def watched(session: Session, groups: Any, batches: Any, stats: Any, lessons: Any) -> None:
+        _place.clear()
+        _place.update({s: (e.problem_id, e.sample) for g in groups for e in g.episodes for s in e.sequences})
         saw(session.step + 1, [_update(b, s) for b, s in zip(batches, stats, strict=True)])
         finish_step(session, groups, batches, stats, lessons)
 
@@ -76,8 +98,9 @@ def watch(saw: Callable[[int, list[driver.Update]], None]) -> None:
 def _update(batch: Any, stats: Any) -> driver.Update:
     figures = {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}
     counts = {"taken": stats.taken, "n_tokens": batch.n_tokens, "n_skipped": batch.n_skipped}
-    completions = [(c.problem_id, c.sample) for c in batch.completions]
-    advantages = {driver.who(*c): a for c, a in zip(completions, batch.advantages.tolist(), strict=True)}
+    completions = [_place[c.sequence] for c in batch.credits]
+    means = [float(c.advantage.double().mean().float()) for c in batch.credits]
+    advantages = {driver.who(*c): mean for c, mean in zip(completions, means, strict=True)}
     tokens = {driver.who(*completions[i]): columns for i, columns in _tokens(batch, stats)}
     return driver.Update({**figures, **counts}, advantages, tokens)
 

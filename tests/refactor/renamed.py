@@ -16,13 +16,15 @@ from runs import Settings
 Convert = Callable[[Any, Settings], Any]
 Table = Mapping[str, str | tuple[str, Convert] | None]
 
-METRICS: Table = {}
+METRICS: Table = {
+    "outside": None,  # was |pi - mu| > 0.15 for every objective without a radius of its own; now its own region
+}
 """Of metrics.jsonl: "shift_mean": "prob_diff_mean"."""
 
 EVALUATIONS: Table = {}
 """Of evaluations.jsonl."""
 
-ROLLOUTS: Table = {}
+ROLLOUTS: Table = {"prompt": None}  # as the model read it, template included
 """Of rollouts.jsonl: "finish": "finish_reason"."""
 
 WEIGHTS: Table = {}
@@ -33,7 +35,7 @@ TABLES: Mapping[str, Table] = {
 }  # fmt: skip
 
 ADDED: Mapping[str, frozenset[str]] = {
-    "metrics": frozenset(),
+    "metrics": frozenset({"outside", "outside_low", "outside_high"}),
     "evaluations": frozenset(),
     "rollouts": frozenset(),
     "weights": frozenset(),

@@ -16,7 +16,7 @@ RESULT = {
     "metrics": {"step 1": {"grad_norm": 0.5, "updates": [{"loss": 0.0}, {"loss": 1.0}]}},
     "rollouts": {"step 1, problem a, sample 0": {"token_ids": [7, 0], "text": "x", "reward": None}},
     "token": {AT: {"logp": [-0.5, -1.5], "weight": [0.25, 0.25]}},
-    "weights": {"model": {"a.weight": {"sha256": "12", "numbers": [1.0, 2.0]}}},
+    "weights": {"model": {"a.weight": {"sha256": "12", "numbers": [1.0, 2.0]}, "b.weight": {"sha256": "12"}}},
 }
 
 
@@ -45,7 +45,7 @@ def test_equal_results_are_equal():
         (("rollouts", "step 1, problem a, sample 0", "reward"), 0.0),
         (("token", AT, "logp"), [-0.5, math.nextafter(-1.5, 0)]),
         (("token", AT, "weight"), [0.25]),
-        (("weights", "model", "a.weight", "sha256"), "13"),
+        (("weights", "model", "b.weight", "sha256"), "13"),
     ],
 )
 def test_one_value_that_moved_is_reported(path, value):

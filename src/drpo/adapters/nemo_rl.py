@@ -83,7 +83,7 @@ class ReweightedLoss:
         }
         loss, metrics = self._framework(next_token_logprobs, reweighted_data, global_valid_seqs, global_valid_toks)
         found, share = figures(*seen), keep.sum() / global_valid_toks
-        return loss, metrics | {f"drpo/{name}": (found[name] * share).item() for name in ADDITIVE}
+        return loss, metrics | {f"drpo/{name}": (found[name] * share).item() for name in ADDITIVE if name in found}
 
 
 def reweighted(framework: Any, objective: str | None) -> ReweightedLoss:

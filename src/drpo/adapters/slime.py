@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drpo.adapters.weighing import objective_of, token_loss
 from drpo.errors import InputError
-from drpo.objectives import Objective, outside
+from drpo.objectives import Objective, out_of_region
 from drpo.objectives.contract import unchecked
 
 MUST_BE = {
@@ -66,9 +66,10 @@ def loss(
         logp = behavior_logp - ppo_kl
         value = token_loss(objective, logp, behavior_logp, advantages, keep, sequence)
         here = {"logp": logp.detach(), "behavior_logp": behavior_logp, "advantage": advantages, "keep": keep}
-        left = outside(objective, unchecked(**here, sequence=sequence, divergence=None)).to(logp.dtype)
-        seen.append({"shift_mean": (logp.detach().exp() - behavior_logp.exp()).abs(), "outside": left})
-        return value, left
+        left = out_of_region(objective, unchecked(**here, sequence=sequence, divergence=None))
+        columns = {"shift_mean": (logp.detach().exp() - behavior_logp.exp()).abs()}
+        seen.append(columns if left is None else {**columns, "outside": left.to(logp.dtype)})
+        return value, torch.zeros_like(value) if left is None else left.to(logp.dtype)
 
     original = framework.compute_policy_loss
     framework.compute_policy_loss = per_token

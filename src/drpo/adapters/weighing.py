@@ -10,7 +10,7 @@ from torch import Tensor
 from drpo import objectives
 from drpo.checks import slack
 from drpo.errors import BrokenLogpError, InputError
-from drpo.objectives import Objective, Tokens, gradient, gradient_weight, outside
+from drpo.objectives import Objective, Tokens, gradient, gradient_weight, out_of_region
 from drpo.objectives.contract import ask, masked_safe, shift, unchecked
 
 MAX_EXPONENT = 80.0
@@ -146,8 +146,8 @@ def figures(
 
     Returns:
         Scalars, detached: `shift_mean` and `shift_max` of |pi - mu|; `outside`, the share of tokens that have left the
-        region; `weight_min`, the least gradient weight; `unscored`, the share whose mu the sampler did not report.
-        Where no token is kept: 0, and 1 for `weight_min`.
+        region, where the objective has one; `weight_min`, the least gradient weight; `unscored`, the share whose mu the
+        sampler did not report. Where no token is kept: 0, and 1 for `weight_min`.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -161,10 +161,11 @@ def figures(
     moved = shift(safe).abs()
     n_kept = tokens.keep.sum().clamp(min=1)
     unscored = keep.bool() & _broken(behavior_logp)
+    left = out_of_region(objective, safe)
     return {
         "shift_mean": moved.sum() / n_kept,
         "shift_max": moved.max(),
-        "outside": (outside(objective, safe) & tokens.keep).sum() / n_kept,
+        **({} if left is None else {"outside": (left & tokens.keep).sum() / n_kept}),
         "weight_min": torch.where(tokens.keep, gradient_weight(objective, tokens), torch.inf)
         .min()
         .nan_to_num(posinf=1),

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from rich.logging import RichHandler
 
@@ -15,22 +16,79 @@ from drpo.errors import EngineError, InputError, is_out_of_memory, nearest, one_
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
 
+
+class Command(NamedTuple):
+    """A command that is not yet imported.
+
+    Args:
+        module: whose function of the command's name does it, given the arguments, and returns the exit status.
+        usage: form -> what it does, a line each, as `drpo --help` shows them.
+    """
+
+    module: str
+    usage: Mapping[str, str]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(
+        "drpo.cli.commands.train",
+        {
+            "train RECIPE [--FIELD VALUE ...]": "train; drpo train RECIPE --help shows every field with its default",
+            "train --resume RUN": "go on with a run from its last checkpoint",
+        },
+    ),
+    "watch": Command(
+        "drpo.cli.commands.watch",
+        {"watch RUN": "a run that another process is at: progress, curves, the last sample"},
+    ),
+    "eval": Command(
+        "drpo.cli.commands.eval",
+        {"eval MODEL|RUN [--task TASK ...]": "accuracy on held-out problems, with a 95 % interval"},
+    ),
+    "export": Command(
+        "drpo.cli.commands.export",
+        {"export RUN|MODEL FOLDER": "its weights as a folder that any transformers program reads"},
+    ),
+    "verify": Command(
+        "drpo.cli.commands.verify",
+        {"verify RUN": "is everything in its folder what was written? a line per part"},
+    ),
+    "report": Command(
+        "drpo.cli.commands.report",
+        {
+            "report RUN|COMPARISON [--open]": "one HTML file: curves, trust region, every token; or what a comparison "
+            "says"
+        },
+    ),
+    "doctor": Command(
+        "drpo.cli.commands.doctor",
+        {"doctor [RECIPE]": "is what this machine would train on sound? a line per check, in a minute"},
+    ),
+    "serve": Command(
+        "drpo.cli.commands.serve",
+        {"serve MODEL": "a vLLM server for drpo train ... --engine http://127.0.0.1:8000"},
+    ),
+    "compare": Command(
+        "drpo.cli.commands.compare",
+        {"compare RECIPE --objectives ...": "one training with several objectives, over seeds and regimes"},
+    ),
+    "recipes": Command("drpo.cli.commands.train", {"recipes": "what there is to train"}),
+    "weights": Command(
+        "drpo.cli.commands.weights",
+        {"weights OBJECTIVE ...": "draw the gradient weight of objectives, on the screen and to a PNG"},
+    ),
+    "replay": Command(
+        "drpo.cli.commands.replay",
+        {"replay RUN [--objectives ...]": "ask other objectives what they would have done with a run's batch"},
+    ),
+    "env": Command("drpo.cli.commands.env", {"env": "versions, hardware and settings, for a report of a bug"}),
+}
+
+_FORMS = {form: about for command in COMMANDS.values() for form, about in command.usage.items()}
+_LINES = "\n".join(f"  drpo {form:<34} {about}" for form, about in _FORMS.items())
 USAGE = f"""drpo {__version__}: trust-region policy optimisation for language models
 
-  drpo train RECIPE [--FIELD VALUE ...]   train; drpo train RECIPE --help shows every field with its default
-  drpo train --resume RUN                 go on with a run from its last checkpoint
-  drpo watch RUN                          a run that another process is at: progress, curves, the last sample
-  drpo eval MODEL|RUN [--task TASK ...]   accuracy on held-out problems, with a 95 % interval
-  drpo export RUN|MODEL FOLDER            its weights as a folder that any transformers program reads
-  drpo verify RUN                         is everything in its folder what was written? a line per part
-  drpo report RUN|COMPARISON [--open]     one HTML file: curves, trust region, every token; or what a comparison says
-  drpo doctor [RECIPE]                    is what this machine would train on sound? a line per check, in a minute
-  drpo serve MODEL                        a vLLM server for drpo train ... --engine http://127.0.0.1:8000
-  drpo compare RECIPE --objectives ...    one training with several objectives, over seeds and regimes
-  drpo recipes                            what there is to train
-  drpo weights OBJECTIVE ...              draw the gradient weight of objectives, on the screen and to a PNG
-  drpo replay RUN [--objectives ...]      ask other objectives what they would have done with a run's batch
-  drpo env                                versions, hardware and settings, for a report of a bug
+{_LINES}
 
 Try:
   drpo train demo                         SmolLM2-135M learns to add on a CPU, in minutes
@@ -39,23 +97,6 @@ Try:
 
 Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').
 Your own are module:name. `drpo COMMAND --help` says more."""
-
-COMMANDS: Mapping[str, str] = {
-    "train": "drpo.cli.train",
-    "watch": "drpo.cli.watch",
-    "eval": "drpo.cli.eval",
-    "export": "drpo.cli.export",
-    "verify": "drpo.cli.verify",
-    "report": "drpo.cli.report",
-    "doctor": "drpo.cli.doctor",
-    "compare": "drpo.cli.compare",
-    "serve": "drpo.cli.serve",
-    "recipes": "drpo.cli.train",
-    "weights": "drpo.cli.weights",
-    "replay": "drpo.cli.replay",
-    "env": "drpo.cli.env",
-}
-"""Command -> the module whose function of that name does it, given the arguments, and returns the exit status."""
 
 LASTING = ("train", "compare", "serve")
 """Commands whose work goes on when nobody can read what they say."""
@@ -70,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
     # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    with telling(goes_on=bool(arguments) and arguments[0] in LASTING):
+    with telling(goes_on=bool(arguments) and arguments[0] in LASTING and not {"-h", "--help"} & set(arguments)):
         _show_log()
         return _status(arguments)
 
@@ -117,7 +158,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
-    status: int = import_named(COMMANDS[name], name, "command")(rest)
+    status: int = import_named(COMMANDS[name].module, name, "command")(rest)
     return status
 
 

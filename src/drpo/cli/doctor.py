@@ -1,44 +1,24 @@
-"""`drpo doctor`."""
+"""Checks of what would be trained on: the work of `drpo doctor`."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from drpo.cli.options import overridden
+from drpo.cli.commands.doctor import DoctorOptions
 from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine
-from drpo.recipes import find
 from drpo.terminal import Terminal
+from drpo.train.config import Run
 from drpo.train.setup import assemble
 
 STYLES: Mapping[Verdict, str] = {"ok": "green", "note": "yellow", "broken": "bold red"}
 
 
-@dataclass(frozen=True)
-class DoctorOptions:
-    """Check whether what this machine would train on is sound: a line per check, in a minute. Nothing is trained.
-
-      drpo doctor demo --precision bf16
-
-    The status is 1 where something is broken.
-
-    Args:
-        quick: the shorter form, which every training run begins with.
-        json: print the findings as JSON.
-    """
-
-    quick: bool = False
-    json: bool = False
-
-
-def doctor(arguments: list[str]) -> int:
-    """`drpo doctor [RECIPE] [overrides]`; 1 where something is broken."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
-    run, options = overridden(find(recipe), rest, f"drpo doctor {recipe}", DoctorOptions)
+def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
+    """Check whether what this machine would train on is sound; return 1 where something is broken."""
     transformers_logging.disable_progress_bar()
     console = Terminal(stderr=options.json)
     findings: list[Finding] = []

@@ -1,11 +1,10 @@
-"""`drpo env`: what a report of a bug needs, to be copied."""
+"""The work of `drpo env`: what a report of a bug needs, to be copied."""
 
 import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import psutil
 import torch
 
 from drpo import __version__
-from drpo.cli.options import parse
+from drpo.cli.commands.env import EnvOptions
 from drpo.models import cache_folder
 from drpo.precision import FP32, resolve_precision
 from drpo.train.log import environment
@@ -34,22 +33,8 @@ PREFIXES = ("DRPO_", "HF_", "WANDB_", "TRACKIO_", "CUDA_", "NCCL_", "VLLM_", "TO
 """Variables of which it is shown that they are set."""
 
 
-@dataclass(frozen=True)
-class EnvOptions:
-    """Print what a report of a bug needs: versions, hardware, settings. No secret is printed.
-
-      drpo env --json
-
-    Args:
-        json: print it as JSON.
-    """
-
-    json: bool = False
-
-
-def env(arguments: list[str]) -> int:
-    """`drpo env [--json]`."""
-    options = parse(EnvOptions, arguments, "drpo env")
+def env(options: EnvOptions) -> int:
+    """Print what a report of a bug needs."""
     found = collect()
     if options.json:
         print(json.dumps(found, indent=2))

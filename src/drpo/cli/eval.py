@@ -1,8 +1,8 @@
-"""`drpo eval`."""
+"""Accuracy measured: the work of `drpo eval`."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,80 +10,33 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo import models
-from drpo.cli.folder import open_run
-from drpo.cli.options import leading, parse
+from drpo.cli.eval_options import EvalOptions
 from drpo.errors import InputError
 from drpo.precision import resolve_precision
-from drpo.report.console import mean_score, paired_change
 from drpo.report.payload import finite
-from drpo.rewards import Marking, RewardPool
+from drpo.report.step_table import mean_score, paired_change
+from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver, TransformersEngine, fitting
 from drpo.spelling import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
-from drpo.train.config import MOST_COMPLETIONS, SPELLED, Run
+from drpo.train.config import SPELLED, Run
 from drpo.train.evaluate import evaluate, means_before_training
-from drpo.train.log import EVALUATIONS, METRICS, read_records
+from drpo.train.log import EVALUATIONS, read_records
 from drpo.train.session import MODEL
 from drpo.train.setup import default_device, only_fitting
-from drpo.types import Sampling
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """Measure the accuracy of a model, or of a finished run, on held-out problems, with a 95 % interval.
-
-      drpo eval smollm2-135m --task 'addition(1, 50)' --problems 100
+def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> int:
+    """Measure the accuracy of a model, or of a finished run, and print it.
 
     Args:
-        task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
-        reward: exact_number, math_verify, module:function; default: the task's own.
-        problems: how many.
-        sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
-        drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
-        marking: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
-        precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
-        seed: of the sampling.
-        json: print the result as JSON.
-        own_code: import the task and reward that a run's configuration names as module:name; only for folders that
-            you trust.
+        name: of the model, or the run's folder.
+        run: of the folder; None for a model.
+        options: what is asked.
+        as_trained: whether completions are drawn as in the run's own evaluations.
     """
-
-    task: str | None = None
-    reward: str | None = None
-    problems: int = 200
-    sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
-    drop_long_prompts: bool = False
-    marking: Marking = field(default_factory=Marking)
-    precision: str = "auto"
-    seed: int = 0
-    json: bool = False
-    own_code: bool = False
-
-
-def eval(arguments: list[str]) -> int:
-    """`drpo eval MODEL|RUN [options]`."""
-    name, rest = leading(arguments, "MODEL|RUN", "eval: name a model or a run's folder first")
-    run = open_run(Path(name), own_code=False, needed=()) if (Path(name) / METRICS).exists() else None
-    if run is not None and not (Path(name) / MODEL).exists():
-        raise InputError(
-            f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
-            "a model of its last checkpoint"
-        )
-    default = EvalOptions()
-    if run is not None:
-        sampling = replace(run.sampling, samples=run.eval_samples)
-        default = replace(default, sampling=sampling, problems=run.eval_problems, marking=run.marking)
-        default = replace(default, drop_long_prompts=run.drop_long_prompts)
-    options = parse(EvalOptions, rest, f"drpo eval {name}", default)
-    if not 1 <= options.problems <= MOST_COMPLETIONS:
-        raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
-    if run is None:
-        models.require_there(name)
-    else:
-        own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
-        run = open_run(Path(name), options.own_code, needed=() if options.task else own)
     task, reward = _examination(run, options)
     held_out = task.held_out(options.problems)
     transformers_logging.disable_progress_bar()
@@ -95,7 +48,7 @@ def eval(arguments: list[str]) -> int:
         held_out = only_fitting(held_out, fitting(tokenizer, driver.limits, options.sampling))
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.marking) as pool, waiting:
-        before = _before(Path(name), options) if run is not None and options.sampling == default.sampling else {}
+        before = _before(Path(name), options) if run is not None and as_trained else {}
         result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=0, before=before)
     if options.json:
         print(json.dumps(finite(asdict(result))))

@@ -1,6 +1,5 @@
-"""`drpo export`."""
+"""Weights written as a folder of their own: the work of `drpo export`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from drpo import models
+from drpo.cli.commands.export import ExportOptions
 from drpo.cli.folder import open_run
-from drpo.cli.options import asks_for_help, parse
 from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.policy import Policy
@@ -24,33 +23,8 @@ from drpo.train.session import CHECKPOINTS, MODEL
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Write the weights of a run, or of a model, as a folder that any transformers program reads.
-
-      drpo export runs/demo exported --dtype bf16
-
-    Args:
-        step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
-        dtype: fp32, as they were trained, or bf16, fp16.
-        own_code: import the model that the run's configuration names as module:name; only for folders that you trust.
-    """
-
-    step: int = 0
-    dtype: str = "fp32"
-    own_code: bool = False
-
-
-def export(arguments: list[str]) -> int:
-    """`drpo export RUN|MODEL FOLDER [--step N] [--dtype D]`: a folder that any transformers program reads."""
-    if asks_for_help(arguments):
-        arguments = ["RUN|MODEL", "FOLDER", *arguments]
-    if len(arguments) < 2 or any(a.startswith("-") for a in arguments[:2]):
-        raise InputError("export: name a run or a model first, then the folder to write, then options")
-    name, target, *rest = arguments
-    options = parse(ExportOptions, rest, f"drpo export {name} {target}")
-    if options.dtype not in DTYPES:
-        raise InputError(f"export: --dtype {options.dtype!r}: must be one of {', '.join(DTYPES)}")
+def export(name: str, target: str, options: ExportOptions) -> int:
+    """Write the weights of a run, or of a model, as a folder that any transformers program reads."""
     folder = Path(target)
     transformers_logging.disable_progress_bar()
     with writing_folder("export:", folder):

@@ -1,14 +1,13 @@
 """Folders that someone else may have made: what they hold is read without running it, and what is wrong named."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from drpo.errors import InputError
 from drpo.spelling import names_code
-from drpo.train.config import SPELLED, Run, to_json
-from drpo.train.session import CONFIG, load_run
+from drpo.train.config import SPELLED, Run, load_run, to_json
+from drpo.train.records import CONFIG
 
 CODE = (*SPELLED, "model")
 """The fields that may name code."""
@@ -59,24 +58,6 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
     if not engine.startswith("http"):
         raise InputError(f"--engine {engine}: this run samples with a server; give its address, http://host:port")
     return replace(run, engine=engine)
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Turn what records of the wrong shape make the reader raise into one line.
-
-    Args:
-        folder: that is read, for the message.
-
-    Raises:
-        InputError: in place of the reader's own error.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise InputError(f"{folder}: its records cannot be read ({type(error).__name__}: {error})") from None
 
 
 def foreign_code(run: Run) -> dict[str, str]:

@@ -1,26 +1,21 @@
 """Options from dataclasses, by tyro; whatever is wrong with them becomes one line."""
 
 import difflib
-import io
-import re
-from collections.abc import Collection, Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, field, fields, make_dataclass
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from inspect import cleandoc
-from typing import Annotated, Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from drpo.errors import InputError
-from drpo.train.config import NESTED, SPELLED, Run, from_json, to_json
+# tyro's only account of a refusal but for a box on the terminal. It is private: pyproject.toml bounds the version.
+from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingArgs, ParseErrorEvent, on_parse_error
+
+from drpo.errors import InputError, nearest
+from drpo.train.sections import SECTIONS
 
 Options = TypeVar("Options")
-
-OF_THE_RECIPE = (
-    "The other options are the fields of a run; those not given are the recipe's. Objects are written as they are "
-    "spelled: drpo(0.2), mean. One step is one rollout: `prompts` problems, `sampling.samples` completions of each, "
-    "`updates` optimiser updates."
-)
 
 
 def asks_for_help(arguments: Collection[str]) -> bool:
@@ -29,7 +24,7 @@ def asks_for_help(arguments: Collection[str]) -> bool:
 
 
 def leading(arguments: list[str], placeholder: str, missing: str) -> tuple[str, list[str]]:
-    """Return what a command is about, which is its first argument, and the options behind it.
+    """Return what a command is about, which is its first argument, and the options after it.
 
     Args:
         arguments: of the command.
@@ -46,63 +41,77 @@ def leading(arguments: list[str], placeholder: str, missing: str) -> tuple[str, 
     raise InputError(missing)
 
 
-def described(kind: type) -> dict[str, str]:
-    """The Args section of a docstring: name -> text."""
-    section = (kind.__doc__ or "").split("Args:")[1].split("Raises:")[0]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
 def parse(
-    kind: type[Options], arguments: list[str], prog: str, default: Options | None = None, description: str | None = None
+    kind: type[Options],
+    arguments: list[str],
+    prog: str,
+    default: Options | None = None,
+    more: str = "",
+    config: Sequence[Any] = (),
 ) -> Options:
-    """Parse with tyro; what it would print in a box over many lines becomes one line of an InputError."""
+    """Parse options with tyro, or print their help and exit.
+
+    Args:
+        kind: dataclass of the options; the Args of its docstring are their help.
+        arguments: of the command line.
+        prog: what to call the command.
+        default: values of options that are not given; None for the dataclass's own.
+        more: a paragraph of the help, after what the docstring says.
+        config: tyro's markers.
+
+    Raises:
+        InputError: an option is unknown or has a wrong value; one line.
+    """
+    given: dict[str, Any] = {"prog": prog, "config": config} | ({} if default is None else {"default": default})
     if asks_for_help(arguments):
-        tyro.cli(kind, prog=prog, args=["--help"], description=description or _about(kind), **_default(default))
-    said = io.StringIO()
+        described = "\n\n".join(filter(None, (_about(kind), more)))
+        tyro.cli(kind, args=["--help"], description=described, **given)
     parsed: Options
-    try:
-        with redirect_stderr(said), redirect_stdout(said):
-            parsed, unknown = tyro.cli(kind, prog=prog, args=arguments, return_unknown_args=True, **_default(default))
-    except SystemExit:
-        raise InputError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
+    with on_parse_error(_refuse):
+        parsed, unknown = tyro.cli(kind, args=arguments, return_unknown_args=True, **given)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], _flags(kind), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"see {prog} --help"
-        raise InputError(f"unknown option {unknown[0]!r}; {hint}")
+        _refuse_unknown(unknown[0], flags(kind), prog)
     return parsed
 
 
-def overridden(
-    run: Run, arguments: list[str], prog: str, others: type[Options], without: Collection[str] = ()
-) -> tuple[Run, Options]:
-    """Apply `--field value` overrides to a recipe's run, and read the options of a dataclass besides.
+def require_options(arguments: Collection[str], kind: type, prog: str) -> None:
+    """Refuse an option that is neither of the dataclass nor of a run, before torch is imported to read the others.
 
     Args:
-        run: the recipe's.
         arguments: of the command line.
-        prog: what to call the command in messages.
-        others: the options besides; where one has the name of a field of the run, it stands in its place.
-        without: fields of the run that cannot be overridden here.
+        kind: dataclass of the options besides those of a run.
+        prog: what to call the command.
+
+    Raises:
+        InputError: one is unknown; the nearest one is named.
     """
-    own = {f.name for f in fields(others)} | set(without)  # type: ignore[arg-type]
-    overridable = [f for f in fields(Run) if f.name not in own]
-    defaults = to_json(run)
-    helps = described(Run)
-    columns: list[Any] = []
-    for f in fields(others):  # type: ignore[arg-type]
-        columns.append((f.name, Annotated[f.type, _explained(others, f, defaults)], _field(f)))
-    for f in overridable:
-        value = getattr(run, f.name)
-        kind: Any = str if f.name in SPELLED and value is not None else str | None if f.name in SPELLED else f.type
-        shown = value if f.name not in SPELLED else defaults[f.name]
-        columns.append((f.name, Annotated[kind, tyro.conf.arg(help=helps[f.name])], field(default=shown)))
-    flat = make_dataclass("Fields", columns, frozen=True)
-    given: Any = parse(flat, arguments, prog, description=f"{_about(others)}\n\n{OF_THE_RECIPE}")
-    record = defaults | {f.name: getattr(given, f.name) for f in overridable}
-    record |= {name: vars(record[name]) for name, kind in NESTED.items() if isinstance(record[name], kind)}
-    options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
-    return from_json(record), options
+    known = [*flags(kind), "--help", *(flag(name) for names in SECTIONS.values() for name in names)]
+    for argument in arguments:
+        name = argument.split("=")[0].replace("_", "-")
+        if argument.startswith("--") and name not in known and name.replace("--no-", "--", 1) not in known:
+            _refuse_unknown(argument, known, prog)
+
+
+def flag(name: str) -> str:
+    """Return the option of a field.
+
+    Example:
+        >>> flag("sampling.top_k")
+        '--sampling.top-k'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def flags(kind: Any) -> list[str]:
+    """Return the options of a dataclass; those of a record within it as `--record.field`."""
+    found: list[str] = []
+    for f in fields(kind):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if is_dataclass(default):
+            found += [flag(f"{f.name}.{inner.name}") for inner in fields(default)]
+        else:
+            found += [flag(f.name), flag(f"no_{f.name}")] if isinstance(default, bool) else [flag(f.name)]
+    return found
 
 
 def _about(kind: type) -> str:
@@ -110,38 +119,29 @@ def _about(kind: type) -> str:
     return cleandoc((kind.__doc__ or "").split("Args:")[0])
 
 
-def _explained(others: type, f: Any, recipe: Mapping[str, Any]) -> Any:
-    """What the help says of a field of other options; nothing given means the recipe's value where it has one."""
-    shown = f"(default: the recipe's, {recipe[f.name]})" if f.name in recipe else "(default: none)"
-    return tyro.conf.arg(help=described(others)[f.name], help_behavior_hint=shown if f.default == () else None)
+def _refuse_unknown(argument: str, known: Collection[str], prog: str) -> NoReturn:
+    close = difflib.get_close_matches(argument.split("=")[0], known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"see {prog} --help"
+    raise InputError(f"unknown option {argument!r}; {hint}")
 
 
-def _field(f: Any) -> Any:
-    """A field of another dataclass with the same default."""
-    return field(default=f.default) if f.default_factory is MISSING else field(default_factory=f.default_factory)
+def _refuse(event: ParseErrorEvent) -> NoReturn:
+    """Say in one line what tyro refuses, in place of its box."""
+    match event:
+        case BadValue(argument=argument):
+            wrong = f"{_name(argument)}: a value is missing; it takes {argument.lowered.metavar}"
+        case InvalidChoice(argument=argument, value=value, choices=choices):
+            wrong = f"{_name(argument)} {value!r}{nearest(value, choices)}"
+        case InstantiationFailure(argument=argument, message=message):
+            wrong = message if argument is None else f"{_name(argument)}: {message}"
+        case MissingArgs(missing_arguments=missing):
+            wrong = f"{_name(missing[0].arg)} is missing"
+        case _:
+            wrong = f"the options cannot be read ({type(event).__name__})"
+    raise InputError(f"{' '.join(wrong.split())}; see {event.prog} --help") from sys.exception()
 
 
-def _one_line(box: str) -> str:
-    """The sentence inside one of tyro's boxes."""
-    text = " ".join(re.sub(r"[│╭╮╰╯─+|]|-{3,}", " ", box).split())
-    text = re.split(r"Argument helptext|For full helptext", text)[0]
-    return re.sub(r"^(Parsing|Value) error ", "", text).strip()
-
-
-def _default(default: object | None) -> dict[str, Any]:
-    return {} if default is None else {"default": default}
-
-
-def _flags(kind: Any) -> list[str]:
-    """The long options that tyro makes of a dataclass."""
-    flags: list[str] = []
-    for f in fields(kind):
-        name = f.name.replace("_", "-")
-        nested: Any = (
-            f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
-        )
-        if type(nested) in NESTED.values():
-            flags += [f"--{name}.{inner.name.replace('_', '-')}" for inner in fields(nested)]
-        else:
-            flags += [f"--{name}", f"--no-{name}"] if isinstance(nested, bool) else [f"--{name}"]
-    return flags
+def _name(argument: Any) -> str:
+    """An option as it is written, or what stands for an argument without a name."""
+    names = argument.lowered.name_or_flags
+    return str(names[0] if names[0].startswith("-") else argument.lowered.metavar or names[0])

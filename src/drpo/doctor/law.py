@@ -8,10 +8,11 @@ from torch import Tensor
 from drpo.doctor.evidence import RANKS, Evidence
 from drpo.doctor.finding import Finding, judge
 from drpo.exact import ExactDivergence
-from drpo.objectives import DRPO
+from drpo.objectives import ImportanceSampling, Objective, gradient, out_of_region
 from drpo.objectives import ratio as ratios
 from drpo.routing import RoutingMismatch
 from drpo.train.metrics import token_metrics
+from drpo.types import TokenStats
 
 K3_NOTE, K3_BROKEN = 0.02, 0.1
 """Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
@@ -29,17 +30,20 @@ SIGMAS = 6.0
 """How far from its expectation a mean may be by chance."""
 
 
-def ratio(e: Evidence, radius: float) -> Finding:
+def ratio(e: Evidence, objective: Objective) -> Finding:
     """The lr = 0 test: the same weights on both sides, so pi / mu is 1 but for rounding."""
-    # The figures of a run's metrics; of the objective only the radius is asked, which is what DRPO's delta is.
-    found = token_metrics(DRPO(radius), e.tokens, e.entropy)
-    values = {name: found[name] for name in ("ratio_mean", "k3", "shift_mean", "shift_p99", "outside")}
+    plain = ImportanceSampling()
+    found = token_metrics(plain, TokenStats(e.tokens, e.entropy, gradient(plain, e.tokens), {}))
+    values = {name: found[name] for name in ("ratio_mean", "k3", "shift_mean", "shift_p99")}
+    left = None if objective.needs else out_of_region(objective, e.tokens)  # no top-K divergence was asked for
+    outside = 0.0 if left is None else float(left.double().mean())
+    values |= {} if left is None else {"outside": outside}
     values["tokens"] = len(e)
     error = SIGMAS * float(ratios(e.tokens).double().std()) / math.sqrt(len(e))
     right = abs(values["ratio_mean"] - 1) <= 0.02 + error and values["k3"] <= K3_BROKEN
-    right = right and values["outside"] <= OUTSIDE_BROKEN
+    right = right and outside <= OUTSIDE_BROKEN
     verdict, advice = judge(right, "the sampler's log-probabilities are not the trainer's; the lines below say why")
-    if right and (values["k3"] > K3_NOTE or values["outside"] > OUTSIDE_NOTE):
+    if right and (values["k3"] > K3_NOTE or outside > OUTSIDE_NOTE):
         verdict, advice = (
             "note",
             "the region is partly spent on numerics: a finer --rollout-precision, or a larger delta",
@@ -47,8 +51,8 @@ def ratio(e: Evidence, radius: float) -> Finding:
     return Finding(
         "ratio",
         verdict,
-        f"mean pi/mu {values['ratio_mean']:.4f}, k3 {values['k3']:.4f}, |pi-mu| p99 {values['shift_p99']:.3f}, "
-        f"{values['outside']:.2%} outside {radius:g}",
+        f"mean pi/mu {values['ratio_mean']:.4f}, k3 {values['k3']:.4f}, |pi-mu| p99 {values['shift_p99']:.3f}"
+        + (f", {outside:.2%} outside the region" if left is not None else ""),
         f"1 +- 0.02, {K3_BROKEN:g}, {OUTSIDE_BROKEN:.0%} outside, with the weights the same on both sides",
         advice,
         values,

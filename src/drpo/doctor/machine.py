@@ -13,7 +13,7 @@ from torch import Tensor
 from drpo.critic import Critic
 from drpo.doctor.evidence import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.doctor.finding import Finding, judge
-from drpo.objectives import DRPO, Objective, caution, region_radius
+from drpo.objectives import DRPO, Objective, caution, radii
 from drpo.ops.chunked import CHUNK_BYTES
 from drpo.policy import Policy
 from drpo.types import Episode
@@ -66,7 +66,7 @@ def _gradient_gap(policy: Policy, completions: Sequence[Episode]) -> float:
     parameters = list(policy.trainable().values())
     objective = DRPO(0.2)
     micros = micro_batches(policy, completions)
-    shares = torch.stack([policy.loss(m, objective)[0] for m in micros])
+    shares = torch.stack([policy.loss(m, objective).loss for m in micros])
     fused = torch.autograd.grad(shares.sum(), parameters, allow_unused=True)
     logp = [_plain_logp(policy, c, z) for c, z in _rows(policy, completions)]
     loss = torch.zeros(())
@@ -93,16 +93,19 @@ def region(objective: Objective, shift_p99: float) -> Finding:
         objective: whose region it is.
         shift_p99: 99th percentile of |pi - mu| at equal weights.
     """
-    radius = region_radius(objective)
+    sides = radii(objective)
     said = caution(objective)
+    known = {} if sides is None else {"radius_low": sides[0], "radius_high": sides[1]}
+    border = "no token leaves it" if said else "radius " + " and ".join(f"{r:g}" for r in known.values())
     verdict, advice = judge(said is None, said or "", otherwise="note")
     return Finding(
         "region",
         verdict,
-        f"radius {radius:g}; rounding alone moves one token in a hundred by {shift_p99:.3f}",
+        f"{border if said or known else 'no radius in probability'}; rounding alone moves one token in a hundred by "
+        f"{shift_p99:.3f}",
         "a radius below 1, well above what rounding does",
         advice,
-        {"radius": radius, "shift_p99": shift_p99},
+        {**known, "shift_p99": shift_p99},
     )
 
 
@@ -185,7 +188,7 @@ def _kept(policy: Policy, completions: Sequence[Episode]) -> tuple[int, int]:
         return tensor.detach()  # a node that kept its own output would keep itself, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss, _, _ = policy.loss(micro, DRPO(0.2))
+        loss = policy.loss(micro, DRPO(0.2)).loss
     del loss
     return micro.layout.n_places, sum(seen.values())
 

@@ -6,18 +6,9 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from drpo.lab.curves import area_under_curve, collapsed, smoothed, steps_to
 from drpo.lab.outcome import Cell, Comparison
-from drpo.lab.statistics import (
-    Interval,
-    area_under_curve,
-    collapsed,
-    disjoint,
-    rate,
-    smoothed,
-    steps_to,
-    stratified_interval,
-    t_interval,
-)
+from drpo.lab.statistics import Interval, disjoint, rate, stratified_interval, t_interval
 
 WIDTH = 3
 """Steps over which a training curve is smoothed before it is asked when it reached something."""

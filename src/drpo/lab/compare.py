@@ -6,8 +6,9 @@ from pathlib import Path
 from drpo.errors import InputError
 from drpo.files import require_own
 from drpo.lab.crew import LOG, Crew, Work
-from drpo.lab.outcome import CELLS, RESULTS, Comparison, cells_of, read_cell, read_comparison, save_results
-from drpo.train.session import load_run
+from drpo.lab.outcome import Comparison, cells_of, read_cell, read_comparison, save_results
+from drpo.train.config import load_run
+from drpo.train.records import CELLS, RESULTS
 from drpo.train.stop import StopRequest
 
 TICK = 1.0

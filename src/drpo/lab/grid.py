@@ -11,7 +11,7 @@ from typing import Any
 from drpo import objectives
 from drpo.errors import InputError
 from drpo.objectives import Objective, spell
-from drpo.train.config import SPELLED, Run, to_json
+from drpo.train.config import SPELLED, Run, to_json, with_learning_rate
 
 REGIME = ("task", "updates", "refresh_every", "lag", "rollout_precision")
 """Fields of a run that a comparison may vary besides objective, learning rate and seed: together, the regime."""
@@ -94,7 +94,7 @@ def runs(base: Run, grid: Grid) -> list[Run]:
         InputError: a value that a field of the run refuses.
 
     Example:
-        >>> from drpo.recipes import smoke
+        >>> from drpo.recipes.addition import smoke
         >>> grid = Grid((parse_arm("none"), parse_arm("drpo(0.2) @ 1e-3")), seeds=(0, 1), learning_rates=(1e-4, 2e-4))
         >>> [r.name.rsplit("-", 1)[0] for r in runs(smoke(), grid)][:4]
         ['none-0', 'none-0', 'drpo_0.2-0', 'none-1']
@@ -104,8 +104,8 @@ def runs(base: Run, grid: Grid) -> list[Run]:
     for seed, values in itertools.product(grid.seeds, itertools.product(*(grid.regimes[name] for name in names))):
         regime = dict(zip(names, values, strict=True))
         for arm in grid.arms:
-            for rate in arm.learning_rates or grid.learning_rates or (base.learning_rate,):
-                run = replace(base, **regime, objective=arm.objective, seed=seed, learning_rate=rate)
+            for rate in arm.learning_rates or grid.learning_rates or (base.optimizer.learning_rate,):
+                run = with_learning_rate(replace(base, **regime, objective=arm.objective, seed=seed), rate)
                 cells.append(replace(run, name=_name(run)))
     return cells
 

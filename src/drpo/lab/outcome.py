@@ -9,11 +9,12 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.files import require_own, write_text
 from drpo.lab.grid import REGIME, differing
-from drpo.train.config import Run, to_json
+from drpo.train.config import Run, load_run, to_json
 from drpo.train.log import EVALUATIONS, METRICS, read_json, read_records, write_json
-from drpo.train.session import CONFIG, load_run
+from drpo.train.optim import stated_learning_rate
+from drpo.train.records import CELLS, CONFIG, RESULTS
 
-CELLS, ORDER, OUTCOME, RESULTS = "cells", "cells.json", "outcome.json", "results.json"
+ORDER, OUTCOME = "cells.json", "outcome.json"
 FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, WAITING = (
     "finished",
     "diverged",
@@ -68,7 +69,7 @@ class Cell:
     @property
     def learning_rate(self) -> float:
         """The peak."""
-        return float(self.config["learning_rate"])
+        return stated_learning_rate(self.config["optimizer"])
 
     @property
     def seed(self) -> int:

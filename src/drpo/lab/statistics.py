@@ -9,13 +9,11 @@ Precipice, arXiv 2108.13264, and its package rliable.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.integrate import trapezoid
 
 from drpo.errors import InputError
 from drpo.train.evaluate import wilson
@@ -230,96 +228,6 @@ def probability_of_improvement(
     return _bootstrap([np.array(part) for pair in pairs for part in pair], _improvement, level, resamples, seed)
 
 
-def area_under_curve(steps: Sequence[float], values: Sequence[float]) -> float:
-    """Return the area under a curve (trapezoids) divided by its span: its mean over the steps, in the value's unit.
-
-    Args:
-        steps: strictly increasing, at least one.
-        values: at each.
-
-    Raises:
-        InputError: they are not a curve.
-
-    Example:
-        >>> area_under_curve([0, 1, 3], [0.0, 1.0, 1.0])
-        0.8333333333333334
-    """
-    _require_curve(steps, values)
-    return float(trapezoid(values, steps)) / (steps[-1] - steps[0]) if len(steps) > 1 else float(values[0])
-
-
-def steps_to(steps: Sequence[float], values: Sequence[float], threshold: float) -> float | None:
-    """Return where a curve first reaches a threshold, on the straight line between two of its points.
-
-    That it stays there is not asked: whether it does depends on how long one looks. A noisy curve therefore reaches a
-    threshold too early; smooth it first (`smoothed`).
-
-    Args:
-        steps: strictly increasing, at least one.
-        values: at each.
-        threshold: to reach from below.
-
-    Returns:
-        The step; the first one where the curve begins at or above the threshold; None where it never gets there.
-
-    Raises:
-        InputError: they are not a curve.
-
-    Example:
-        >>> steps_to([0, 10, 20], [0.0, 0.4, 0.8], 0.5), steps_to([0, 10, 20], [0.0, 0.4, 0.8], 0.9)
-        (12.5, None)
-    """
-    _require_curve(steps, values)
-    first = next((i for i, value in enumerate(values) if value >= threshold), None)
-    if first is None:
-        return None
-    if first == 0:
-        return float(steps[0])
-    share = (threshold - values[first - 1]) / (values[first] - values[first - 1])
-    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
-
-
-def smoothed(values: Sequence[float], width: int) -> list[float]:
-    """Return the means of every `width` neighbours, so width - 1 fewer than there are values.
-
-    Example:
-        >>> smoothed([0.0, 1.0, 2.0, 6.0], 3)
-        [1.0, 3.0]
-    """
-    if width < 1:
-        raise InputError(f"width={width}: must be at least 1")
-    windows = [values[i : i + width] for i in range(len(values) - width + 1)]
-    return [math.fsum(window) / width for window in windows]
-
-
-def collapsed(rewards: Sequence[float], bounds: tuple[float, float] = (0.0, 1.0)) -> bool:
-    """Return whether a training curve ended far below its own best.
-
-    The curve is smoothed over max(3, n // 8) steps. It has collapsed where its end is at most half as high above the
-    lower bound as its peak, and lower than the peak by at least a tenth of the bounds' range.
-
-    Args:
-        rewards: of every step; fewer than 4 steps cannot have collapsed.
-        bounds: the lowest and the highest reward there can be.
-
-    Raises:
-        InputError: a reward that is not finite, or bounds that are not in order.
-
-    Example:
-        >>> collapsed([0.2, 0.5, 0.8, 0.8, 0.8, 0.3, 0.1, 0.0, 0.0]), collapsed([0.2, 0.5, 0.8, 0.7, 0.6, 0.8])
-        (True, False)
-    """
-    low, high = bounds
-    if not low < high:
-        raise InputError(f"bounds={bounds}: the lowest reward first, then the highest")
-    _finite(rewards)
-    curve = smoothed(rewards, max(3, len(rewards) // 8))
-    if not curve:
-        return False
-    end, peak = curve[-1] - low, max(curve) - low
-    return end <= peak / 2 and peak - end >= 0.1 * (high - low)
-
-
 def rate(flags: Sequence[bool], level: float = 0.95) -> Interval:
     """Return the share of flags that are set, with Wilson's interval.
 
@@ -376,20 +284,17 @@ def _bootstrap(
 
 def _finite(values: Sequence[float]) -> list[float]:
     """In ascending order, so that nothing depends on the order of the seeds."""
+    require_finite(values)
+    return sorted(float(value) for value in values)
+
+
+def require_finite(values: Sequence[float]) -> None:
+    """Raise an `InputError` that names the first value that is not finite."""
     wrong = next((value for value in values if not math.isfinite(value)), None)
     if wrong is not None:
         raise InputError(f"value {wrong}: must be finite; say first what a run that diverged is to count as")
-    return sorted(float(value) for value in values)
 
 
 def _require_level(level: float) -> None:
     if not 0 < level < 1:
         raise InputError(f"level={level}: must be in (0, 1), such as 0.95")
-
-
-def _require_curve(steps: Sequence[float], values: Sequence[float]) -> None:
-    if not steps or len(steps) != len(values) or any(a >= b for a, b in pairwise(steps)):
-        raise InputError(
-            f"a curve of {len(steps)} steps and {len(values)} values: steps must increase, a value at each"
-        )
-    _finite(values)

@@ -19,9 +19,9 @@ from transformers.utils import logging as transformers_logging
 from drpo.errors import BrokenLogpError, InputError
 from drpo.files import opened_here
 from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, OUTCOME, STOPPED, write_outcome
+from drpo.train.config import load_run
 from drpo.train.log import METRICS, read_records
 from drpo.train.loop import train
-from drpo.train.session import load_run
 
 log = logging.getLogger("drpo")
 

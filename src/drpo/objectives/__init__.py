@@ -14,6 +14,7 @@ from typing import Any
 from drpo.objectives.clip import GSPO, PPOClip
 from drpo.objectives.contract import (
     MAX_LOG_RATIO,
+    HasRegion,
     Objective,
     gradient,
     gradient_weight,
@@ -26,7 +27,7 @@ from drpo.objectives.diagnosis import diagnose
 from drpo.objectives.divergence import DEFAULT_K, TOPK, needed_divergence, topk_kl, topk_tv
 from drpo.objectives.mask import DPPO, SymmetricMask
 from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
-from drpo.objectives.region import DEFAULT_RADIUS, caution, outside, region_radius
+from drpo.objectives.region import borders, caution, out_of_region, radii
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
 from drpo.spelling import format_call, parse_any
@@ -91,7 +92,6 @@ def spell(objective: Objective) -> str:
 __all__ = [
     "CISPO",
     "DEFAULT_K",
-    "DEFAULT_RADIUS",
     "DPPO",
     "DRPO",
     "GSPO",
@@ -101,24 +101,26 @@ __all__ = [
     "TABLE",
     "TOPK",
     "DivergencePenalty",
+    "HasRegion",
     "ImportanceSampling",
     "Objective",
     "PPOClip",
     "SymmetricMask",
     "TokenLoss",
     "Tokens",
+    "borders",
     "caution",
     "diagnose",
     "entropy_bonus",
     "gradient",
     "gradient_weight",
     "needed_divergence",
-    "outside",
+    "out_of_region",
     "parse",
+    "radii",
     "ratio",
     "reference_kl",
     "reference_kl_advantage",
-    "region_radius",
     "shift",
     "spell",
     "topk_kl",

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from drpo.objectives._check import require
-from drpo.objectives.contract import MAX_LOG_RATIO, ratio, token_loss, wide
+from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio, token_loss, wide
 from drpo.types import TokenLoss, Tokens
 
 
 def _inside(r: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """True where the pessimistic clip does not bind: the ratio has not left the way the advantage pushes it."""
     return torch.where(advantage > 0, r <= 1 + high, r >= 1 - low)
+
+
+def _outside(r: Tensor, low: float, high: float) -> Tensor:
+    return (r < 1 - low) | (r > 1 + high)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class PPOClip:
             weight = torch.where((advantage < 0) & (r > self.dual), 0, weight)
         return token_loss(tokens, value, slope=-advantage * r * weight)
 
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: r < 1 - low or r > 1 + high."""
+        return _outside(ratio(tokens), self.low, self.high)
+
 
 @dataclass(frozen=True)
 class GSPO:
@@ -101,12 +109,21 @@ class GSPO:
         require("high", self.high, above=0, closed=True)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        logp, behavior_logp, advantage = wide(tokens)
-        mean = _mean_over_sequence(logp - behavior_logp, tokens.keep, tokens.sequence)
-        s = mean.clamp(max=MAX_LOG_RATIO).exp()
+        _, _, advantage = wide(tokens)
+        s = _sequence_ratio(tokens)
         value = -torch.minimum(s * advantage, s.clamp(1 - self.low, 1 + self.high) * advantage)
         inside = _inside(s, advantage, self.low, self.high).to(s.dtype)
         return token_loss(tokens, value, slope=-advantage * s * inside)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: s < 1 - low or s > 1 + high, for every token of a sequence."""
+        return _outside(_sequence_ratio(tokens), self.low, self.high)
+
+
+def _sequence_ratio(tokens: Tokens) -> Tensor:
+    """[T] the geometric mean s of the ratios of each token's sequence."""
+    mean = _mean_over_sequence(log_ratio(tokens), tokens.keep, tokens.sequence)
+    return mean.clamp(max=MAX_LOG_RATIO).exp()
 
 
 def _mean_over_sequence(values: Tensor, keep: Tensor, sequence: Tensor) -> Tensor:

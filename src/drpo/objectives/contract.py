@@ -35,6 +35,7 @@ class Objective(Protocol):
         tokenwise: False where a token's loss depends on the rest of its sequence (GSPO).
         needs: the name, from `divergence.TOPK`, of what `Tokens.divergence` must hold; empty where it is not read.
         vanishes_at_zero_advantage: optional bool; True promises that a token with A = 0 has no gradient.
+        out_of_region: optional method; see `HasRegion`.
     """
 
     @property
@@ -44,6 +45,16 @@ class Objective(Protocol):
     def needs(self) -> frozenset[str]: ...
 
     def __call__(self, tokens: Tokens) -> TokenLoss: ...
+
+
+@runtime_checkable
+class HasRegion(Objective, Protocol):
+    """An objective that says which tokens have left its trust region. The method is optional; without it there are no
+    such metrics."""
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: True where the policy is beyond the region's border, whatever the advantage."""
+        ...
 
 
 def masked_safe(tokens: Tokens) -> Tokens:
@@ -189,10 +200,24 @@ def value_and_gradient(objective: Objective, tokens: Tokens) -> tuple[TokenLoss,
         logp = columns["logp"].detach().requires_grad_()
         here = unchecked(**columns | {"logp": logp})
         seen = ask(objective, here)
-        (slope,) = torch.autograd.grad(seen.loss[here.keep].sum(), logp, allow_unused=True)
+        return TokenLoss(seen.loss.detach(), seen.metrics), gradient_of(objective, seen, here)
+
+
+def gradient_of(objective: Objective, seen: TokenLoss, tokens: Tokens) -> Tensor:
+    """Return d(sum of the kept tokens' losses) / d logp, [T], of a loss `seen` that the objective gave for `tokens`.
+
+    The graph of the loss is kept, so that it can still be differentiated itself.
+
+    Raises:
+        InputError: the loss has no gradient.
+    """
+    if not tokens.logp.requires_grad:  # nothing upstream is trained
+        return gradient(objective, tokens)
+    kept = seen.loss[tokens.keep].sum()
+    (slope,) = torch.autograd.grad(kept, tokens.logp, retain_graph=True, allow_unused=True)
     if slope is None:
         raise _unfit(objective, "returned a loss without a gradient (detached, or not made of tokens.logp)")
-    return TokenLoss(seen.loss.detach(), seen.metrics), slope
+    return slope
 
 
 def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:
@@ -216,10 +241,15 @@ def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:
     Source: DRPO, arXiv 2606.09821, Table 1.
     """
     require_tokens(tokens)
+    return weight_of_gradient(tokens, gradient(objective, tokens))
+
+
+def weight_of_gradient(tokens: Tokens, gradient: Tensor) -> Tensor:
+    """Return `gradient_weight` of an objective whose `gradient` [T] at these tokens is known already."""
     safe = masked_safe(tokens)
     plain = (-safe.advantage * ratio(safe)).detach()
     defined = tokens.keep & (plain != 0)
-    return torch.where(defined, gradient(objective, tokens) / torch.where(defined, plain, 1), 1)
+    return torch.where(defined, gradient / torch.where(defined, plain, 1), 1)
 
 
 def vanishes_at_zero_advantage(objective: Objective) -> bool:

@@ -121,6 +121,12 @@ class DPPO:
         scale = ratio(tokens).clamp(max=self.max_ratio) * keep
         return token_loss(tokens, value=-advantage * scale * logp, slope=-advantage * scale)
 
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: d > delta_high where pi > mu, d > delta_low elsewhere."""
+        logp, behavior_logp, _ = wide(tokens)
+        moved = self._moved(tokens)
+        return torch.where(logp > behavior_logp, moved > self._high, moved > self.delta_low)
+
     def _moved(self, tokens: Tokens) -> Tensor:
         """[T], >= 0: how far pi is from mu."""
         if self.divergence in BINARY:
@@ -170,3 +176,7 @@ class SymmetricMask:
         _, _, advantage = wide(tokens)
         kept = -advantage * ratio(tokens) * (_binary(self.divergence, tokens) <= self.delta)
         return token_loss(tokens, value=kept, slope=kept)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: the divergence > delta."""
+        return _binary(self.divergence, tokens) > self.delta

@@ -70,6 +70,10 @@ class DRPO:
         penalised = None if self.outside is None else shift(tokens).abs() > self.outside
         return _quadratic(tokens, self.delta, self.power, self.advantage_weighted, penalised)
 
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: |pi - mu| > delta mu^power, where the weight turns round."""
+        return shift(tokens, self.power).abs() > self.delta
+
 
 @dataclass(frozen=True)
 class SPO:
@@ -106,6 +110,10 @@ class SPO:
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         return _quadratic(tokens, self.epsilon, power=1.0, advantage_weighted=True, penalised=None)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: |r - 1| > epsilon, where the weight turns round."""
+        return shift(tokens, power=1.0).abs() > self.epsilon
 
 
 def _quadratic(

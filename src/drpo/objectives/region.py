@@ -1,72 +1,120 @@
-"""The radius of an objective's region in units of probability, and whether any token can ever reach it."""
+"""The region of an objective: which tokens have left it, where its borders are, and whether a token can reach them."""
 
+import math
+
+import torch
 from torch import Tensor
 
-from drpo.objectives.contract import Objective, shift
+from drpo.objectives.contract import HasRegion, Objective
+from drpo.objectives.divergence import needed_divergence
 from drpo.types import Tokens
 
-DEFAULT_RADIUS = 0.15
-"""DPPO's Binary-TV threshold: the yardstick for objectives that have no radius in units of probability."""
+BISECTIONS = 60
+"""Halvings of an interval of probabilities; more would not change a float64."""
+
+FAR = {"topk_tv": 1.0, "topk_kl": math.inf}
+"""The largest value that each divergence can have."""
 
 
-def region_radius(objective: Objective) -> float:
-    """Return the radius of an objective's region as a shift of probability, or 0.15 where it has none.
-
-    Args:
-        objective: any.
-
-    Returns:
-        A shift |pi - mu|; above 1 for a region that no token can leave.
-
-    Example:
-        >>> from drpo.objectives import DPPO, DRPO, PPOClip
-        >>> [region_radius(o) for o in (DRPO(0.2), DPPO(0.3), DPPO(0.05, divergence="kl"), PPOClip())]
-        [0.2, 0.3, 0.15, 0.15]
-    """
-    if getattr(objective, "divergence", "tv") not in ("tv", "topk_tv") or getattr(objective, "power", 0.0) != 0:
-        return DEFAULT_RADIUS
-    return _delta(objective)
-
-
-def _delta(objective: Objective) -> float:
-    """The radius in the objective's own unit."""
-    return float(getattr(objective, "delta", getattr(objective, "delta_low", DEFAULT_RADIUS)))
-
-
-def outside(objective: Objective, tokens: Tokens) -> Tensor:
-    """Return, [T] bool, where the policy has left the objective's region.
-
-    Judged by the divergence that the objective reads, where it reads one, else by |pi - mu| and `region_radius`.
+def out_of_region(objective: Objective, tokens: Tokens) -> Tensor | None:
+    """Return, [T] bool, where the policy has left the objective's region; None where the objective has none.
 
     Args:
-        objective: any.
+        objective: any; its optional method `out_of_region(tokens)` is asked.
         tokens: T tokens.
 
     Example:
-        >>> import torch
-        >>> from drpo.objectives import DRPO
+        >>> from drpo.objectives import DRPO, ImportanceSampling
         >>> pi, one = torch.tensor([0.5, 0.7]), torch.ones(2)
-        >>> outside(DRPO(0.2), Tokens(pi.log(), (0.4 * one).log(), one, one.bool(), one.long()))
-        tensor([False,  True])
+        >>> tokens = Tokens(pi.log(), (0.4 * one).log(), one, one.bool(), one.long())
+        >>> out_of_region(DRPO(0.2), tokens), out_of_region(ImportanceSampling(), tokens)
+        (tensor([False,  True]), None)
     """
-    if objective.needs and tokens.divergence is not None:
-        return tokens.divergence > _delta(objective)
-    return shift(tokens).abs() > region_radius(objective)
+    return objective.out_of_region(tokens) if isinstance(objective, HasRegion) else None
+
+
+def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the probabilities pi at which a token leaves the region, below and above mu.
+
+    They are found by bisection, so any objective has them that says what is out of its region, if a token that is out
+    stays out when it moves further.
+
+    Args:
+        objective: any.
+        mu: [N] float64 in (0, 1].
+
+    Returns:
+        Two tensors [N], NaN where a token cannot leave the region that way; None where the objective has no region, or
+        one that does not depend on a token's pi and mu alone (top-K divergences, sequences).
+
+    Example:
+        >>> from drpo.objectives import DRPO, PPOClip
+        >>> mu = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        >>> [side.round(decimals=2).tolist() for side in borders(DRPO(0.2), mu)]
+        [[nan, 0.3, 0.7], [0.3, 0.7, nan]]
+        >>> [side.round(decimals=2).tolist() for side in borders(PPOClip(0.2, 0.28), mu)]
+        [[0.08, 0.4, 0.72], [0.13, 0.64, nan]]
+    """
+    if not isinstance(objective, HasRegion) or objective.needs or not objective.tokenwise:
+        return None
+    return _border(objective, mu, torch.zeros_like(mu)), _border(objective, mu, torch.ones_like(mu))
+
+
+def _border(objective: HasRegion, mu: Tensor, end: Tensor) -> Tensor:
+    """[N]: where between mu and `end` a token leaves the region; NaN where it is inside at `end` too."""
+    inside, outside = mu, end
+    reachable = objective.out_of_region(_tokens(mu, end))
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        out = objective.out_of_region(_tokens(mu, middle))
+        inside, outside = torch.where(out, inside, middle), torch.where(out, middle, outside)
+    return torch.where(reachable, outside, torch.nan)
+
+
+def _tokens(mu: Tensor, pi: Tensor, divergence: Tensor | None = None) -> Tokens:
+    """Tokens of these probabilities, each a sequence of its own."""
+    n = torch.arange(len(mu))
+    return Tokens(pi.log(), mu.log(), torch.ones_like(mu), torch.ones_like(n, dtype=torch.bool), n, divergence)
+
+
+def radii(objective: Objective) -> tuple[float, float] | None:
+    """Return how far below and above mu the region ends in units of probability, if that is the same for every mu.
+
+    Example:
+        >>> from drpo.objectives import DPPO, DRPO, PPOClip
+        >>> [radii(o) for o in (DRPO(0.2), DPPO(0.1, 0.3), PPOClip(), DRPO(12.5))]
+        [(0.2, 0.2), (0.1, 0.3), None, None]
+    """
+    mu = torch.logspace(-4, -0.001, 50, dtype=torch.float64)
+    found = borders(objective, torch.cat([mu, 1 - mu]))
+    if found is None:
+        return None
+    sides = [(side - torch.cat([mu, 1 - mu])).abs() for side in found]
+    known = [side[side.isfinite()] for side in sides]
+    if any(len(side) < 2 or float(side.max() - side.min()) > 1e-6 for side in known):
+        return None
+    low, high = (round(float(side.median()), 6) for side in known)
+    return low, high
 
 
 def caution(objective: Objective) -> str | None:
-    """Return one line where an objective's radius is 1 or more, so that its trust region does nothing; else None.
+    """Return one line where an objective has a region that no token can leave, so that it does nothing; else None.
 
     Example:
         >>> from drpo.objectives import DRPO
         >>> caution(DRPO(0.2)), caution(DRPO(12.5))
-        (None, 'delta = 12.5 is a shift of probability, and no token can shift by 1 or more: none reaches the \
-boundary, and nothing is ever held or pulled back (a radius that can be reached: 0.1 to 0.6)')
+        (None, 'no token can leave the region, since no token can shift by 1 or more in probability: nothing is ever \
+held or pulled back (a delta that can be reached: 0.1 to 0.6)')
     """
-    radius = region_radius(objective)
-    if radius < 1:
+    if not isinstance(objective, HasRegion):
+        return None
+    mu = torch.logspace(-6, 0, 60, dtype=torch.float64)[:-1]
+    kind = needed_divergence(objective.needs)
+    far = None if kind is None else torch.full_like(mu, FAR[kind])
+    ends = (torch.zeros_like(mu), torch.ones_like(mu))
+    if any(bool(objective.out_of_region(_tokens(mu, end, far)).any()) for end in ends):
         return None
     return (
-        f"delta = {radius:g} is a shift of probability, and no token can shift by 1 or more: none reaches the "
-        "boundary, and nothing is ever held or pulled back (a radius that can be reached: 0.1 to 0.6)"
+        "no token can leave the region, since no token can shift by 1 or more in probability: nothing is ever held or "
+        "pulled back (a delta that can be reached: 0.1 to 0.6)"
     )

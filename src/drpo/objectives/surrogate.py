@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from drpo.objectives._check import require
 from drpo.objectives.contract import ratio, token_loss, wide
@@ -88,6 +89,11 @@ class CISPO:
         logp, _, advantage = wide(tokens)
         clipped = ratio(tokens).clamp(1 - self.low, 1 + self.high)
         return token_loss(tokens, value=-advantage * clipped * logp, slope=-advantage * clipped)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: r < 1 - low or r > 1 + high, where the weight is clipped."""
+        r = ratio(tokens)
+        return (r < 1 - self.low) | (r > 1 + self.high)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Recipes on "What is a + b?": the demo, and a smoke test of the whole loop."""
 
-from drpo import models
+from drpo.model_names import SMOLLM2, TINY
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import Addition
 from drpo.train.config import Run
+from drpo.train.optim import AdamW, Linear
 from drpo.types import Sampling
 
 
@@ -18,7 +19,7 @@ def demo() -> Run:
     # as below gave 85.5 %, no more than 16.
     return Run(
         name="demo",
-        model=models.SMOLLM2,
+        model=SMOLLM2,
         task=Addition(1, 20),
         objective=DRPO(0.2),
         reduction=Horizon(32),
@@ -26,18 +27,18 @@ def demo() -> Run:
         steps=16,
         prompts=16,
         updates=4,
-        learning_rate=2e-5,
-        schedule="linear",
+        optimizer=AdamW(2e-5),
+        schedule=Linear(),
         micro_batch_tokens=2048,
         eval_problems=200,
     )
 
 
 def smoke() -> Run:
-    """A random two-layer model goes through the whole loop in seconds; it learns nothing worth knowing."""
+    """A random two-layer model goes through the whole loop in seconds; it learns nothing."""
     return Run(
         name="smoke",
-        model=models.TINY,
+        model=TINY,
         task=Addition(0, 9),
         objective=DRPO(0.2),
         reduction=Horizon(8),
@@ -45,6 +46,6 @@ def smoke() -> Run:
         steps=4,
         prompts=4,
         updates=2,
-        learning_rate=1e-3,
+        optimizer=AdamW(1e-3),
         eval_problems=8,
     )

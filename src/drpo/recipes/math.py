@@ -4,11 +4,12 @@ from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import AIME, GSM8K, DapoMath
 from drpo.train.config import Run
+from drpo.train.optim import AdamW, Constant
 from drpo.types import Sampling
 
 
 def gsm8k() -> Run:
-    """A 0.5B model learns grade-school word problems; wants a GPU."""
+    """A 0.5B model learns grade-school word problems; requires a GPU."""
     return Run(
         name="gsm8k",
         model="Qwen/Qwen2.5-0.5B-Instruct",
@@ -19,8 +20,8 @@ def gsm8k() -> Run:
         steps=200,
         prompts=32,
         updates=4,
-        learning_rate=1e-6,
-        warmup=5,
+        optimizer=AdamW(1e-6),
+        schedule=Constant(warmup=5),
         micro_batch_tokens=16384,
         eval_every=20,
         eval_problems=256,
@@ -29,7 +30,7 @@ def gsm8k() -> Run:
 
 
 def drpo_paper() -> Run:
-    """The setting of the DRPO paper (arXiv 2606.09821): Qwen3-4B-Base on DAPO-Math, 8,192 tokens; wants large GPUs."""
+    """The setting of the DRPO paper (arXiv 2606.09821): Qwen3-4B-Base on DAPO-Math; requires large GPUs."""
     return Run(
         name="drpo_paper",
         model="Qwen/Qwen3-4B-Base",
@@ -41,9 +42,7 @@ def drpo_paper() -> Run:
         steps=500,
         prompts=64,
         updates=4,
-        learning_rate=1e-6,
-        betas=(0.9, 0.999),
-        weight_decay=0.01,
+        optimizer=AdamW(1e-6, betas=(0.9, 0.999), weight_decay=0.01),
         max_grad_norm=1.0,
         micro_batch_tokens=32768,
         eval_every=10,

@@ -1,7 +1,6 @@
 """Curves of several seeds as one: their mean at every step, and a band around it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,25 +9,8 @@ from scipy.special import stdtrit
 MOST_STEPS = 400
 """More points than a screen has columns for; of a longer curve every k-th step is shown."""
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Band:
-    """A curve with bounds.
-
-    Args:
-        mean: [T], nan at steps that no seed has a number for.
-        low, high: [T] bounds, nan where there are none.
-    """
-
-    mean: Floats
-    low: Floats
-    high: Floats
-
-    def at(self, steps: Sequence[int]) -> dict[str, list[float]]:
-        """Return the columns at some steps, to five digits."""
-        columns = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {name: rounded(column[list(steps)]) for name, column in columns.items()}
+Band = tuple[Floats, Floats, Floats]
+"""Mean, lower and upper bound at each step, [T] each; nan where there is none."""
 
 
 def rounded(values: Floats) -> list[float]:
@@ -59,8 +41,8 @@ def student(values: Floats, level: float = 0.95) -> Band:
         level: of confidence.
 
     Example:
-        >>> student(np.array([[1.0], [2.0], [3.0]])).at([0])
-        {'mean': [2.0], 'low': [-0.48414], 'high': [4.4841]}
+        >>> [column.round(2).tolist() for column in student(np.array([[1.0], [2.0], [3.0]]))]
+        [[2.0], [-0.48], [4.48]]
     """
     n = np.isfinite(values).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -68,15 +50,15 @@ def student(values: Floats, level: float = 0.95) -> Band:
         variance = np.nansum((values - mean) ** 2, 0) / (n - 1)
         half = stdtrit(n - 1, (1 + level) / 2) * np.sqrt(variance / n)
     half = np.where(n > 1, half, np.nan)
-    return Band(mean, mean - half, mean + half)
+    return mean, mean - half, mean + half
 
 
 def spread(values: Floats) -> Band:
     """Return the mean over seeds with the lowest and the highest of them, step by step.
 
     Example:
-        >>> spread(np.array([[1.0, np.nan], [2.0, 3.0]])).at([0, 1])
-        {'mean': [1.5, 3.0], 'low': [1.0, 3.0], 'high': [2.0, 3.0]}
+        >>> [column.tolist() for column in spread(np.array([[1.0, np.nan], [2.0, 3.0]]))]
+        [[1.5, 3.0], [1.0, 3.0], [2.0, 3.0]]
     """
     seen = np.isfinite(values)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -84,7 +66,7 @@ def spread(values: Floats) -> Band:
     some = seen.any(0)
     low = np.where(some, np.where(seen, values, np.inf).min(0, initial=np.inf), np.nan)
     high = np.where(some, np.where(seen, values, -np.inf).max(0, initial=-np.inf), np.nan)
-    return Band(mean, low, high)
+    return mean, low, high
 
 
 def shown_steps(n: int, most: int = MOST_STEPS) -> list[int]:

@@ -2,16 +2,22 @@
 
 import os
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from drpo.lab.outcome import CELLS, Cell, Comparison
-from drpo.report.comparison_data import comparison_data
+from drpo.lab.outcome import Cell, Comparison
+from drpo.report.comparison_data import (
+    cautions,
+    cells_table,
+    counts,
+    differences_table,
+    ends_table,
+    facts,
+    seeds_sentence,
+)
+from drpo.report.comparison_plots import comparison_plots, view_of
+from drpo.report.comparison_table import claim_lines
 from drpo.report.html import REPORT, Page, write
-from drpo.report.payload import json_bytes
-
-STYLES = ("comparison.css",)
-SCRIPTS = ("sortable.js", "comparison_plots.js", "comparison.js")
+from drpo.train.records import CELLS
 
 
 def write_comparison_report(folder: Path, comparison: Comparison, out: Path | None = None) -> Path:
@@ -23,29 +29,49 @@ def write_comparison_report(folder: Path, comparison: Comparison, out: Path | No
         out: the file; None for report.html in the folder.
     """
     path = out or folder / REPORT
-    pages = {cell.name: cell_page(folder, cell, path.parent) for cell in comparison.cells}
-    page = Page(
-        title=f"{comparison.name}: {len(comparison.objectives)} objectives compared",
-        body="comparison.html",
-        styles=STYLES,
-        scripts=SCRIPTS,
-        payloads={"comparison": json_bytes({**comparison_data(comparison), "pages": pages})},
-    )
-    return write(page, path)
+    return write(comparison_page(folder, comparison, path.parent), path)
 
 
-def cell_page(folder: Path, cell: Cell, start: Path) -> dict[str, Any]:
-    """Return where a cell's own report is: "link", from `start`, where it is there, and else the "command" to make it.
+def comparison_page(folder: Path, comparison: Comparison, start: Path) -> Page:
+    """Return the page of a comparison.
+
+    Args:
+        folder: of the comparison, finished or not.
+        comparison: what was read from it.
+        start: folder that the page will be in.
+    """
+    view = view_of(comparison)
+    plots = comparison_plots(view)
+    of_regime = {
+        name: [[c for c in found if c.regime == regime] for found in (view.found, view.chosen)]
+        for regime, name in view.regimes.items()
+    }
+    values = {
+        "title": f"{comparison.name}: {len(comparison.objectives)} objectives compared",
+        "caution": " ".join(cautions(comparison.objectives)),
+        "facts": facts(comparison),
+        "counts": counts(comparison),
+        "claims": list(claim_lines(view.found, comparison.regime_fields)),
+        "seeds": seeds_sentence(min((c.mean.n for c in view.chosen), default=0)),
+        "rates": sorted({c.learning_rate for c in view.found}),
+        "ends_tables": {name: ends_table(*found) for name, found in of_regime.items()},
+        "differences_tables": {name: differences_table(chosen) for name, (_, chosen) in of_regime.items()},
+        "cells": cells_table(comparison),
+        "links": [cell_page(folder, cell, start) for cell in comparison.cells],
+        **plots,
+    }
+    return Page("comparison.html", values, [plot for of_section in plots.values() for plot in of_section])
+
+
+def cell_page(folder: Path, cell: Cell, start: Path) -> tuple[str, str]:
+    """Return where a cell's own report is, from `start`; where there is none, "" and the command that writes it.
 
     Args:
         folder: of the comparison; the command is one to give in it.
-        cell: one of its cells. Where its folder is gone both are None.
+        cell: one of its cells. Where its folder is gone both are "".
         start: folder of the page that links to it.
     """
     own = folder / CELLS / cell.name
-    link, command = None, None
     if (own / REPORT).is_file():
-        link = quote(Path(os.path.relpath(own / REPORT, start)).as_posix())
-    elif own.is_dir():
-        command = f"drpo report {CELLS}/{cell.name}"
-    return {"link": link, "command": command}
+        return quote(Path(os.path.relpath(own / REPORT, start)).as_posix()), ""
+    return "", f"drpo report {CELLS}/{cell.name}" if own.is_dir() else ""

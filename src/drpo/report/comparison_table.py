@@ -32,24 +32,33 @@ def print_comparison(console: Console, comparison: Comparison, threshold: float 
 
 def _table(found: Sequence[Condition], title: str, threshold: float) -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("objective")
-    for name in ("learning rate", "seeds", "end", "95 % (t)", "iqm", "area", f"reached {threshold:g}", "collapsed"):
-        table.add_column(name, justify="right")
+    for name in head(threshold):
+        table.add_column(name, justify="left" if name == "objective" else "right")
     chosen = best(found)
     for c in found:
-        cells = (
-            c.objective,
-            f"{c.learning_rate:g}",
-            str(c.mean.n),
-            f"{c.mean.value:.3f}",
-            bounds(c.mean),
-            f"{c.iqm.value:.3f}",
-            f"{c.area.value:.3f}",
-            reached(c),
-            collapse(c),
-        )
-        table.add_row(*cells, style="bold" if c in chosen and len(chosen) < len(found) else None)
+        table.add_row(*row(c), style="bold" if c in chosen and len(chosen) < len(found) else None)
     return table
+
+
+def head(threshold: float) -> tuple[str, ...]:
+    """Return what stands above the columns of `row`."""
+    return (
+        "objective",
+        "learning rate",
+        "seeds",
+        "end",
+        "95 % (t)",
+        "iqm",
+        "area",
+        f"reached {threshold:g}",
+        "collapsed",
+    )
+
+
+def row(c: Condition) -> tuple[str, ...]:
+    """Write what came of a condition."""
+    means = (f"{c.mean.value:.3f}", bounds(c.mean), f"{c.iqm.value:.3f}", f"{c.area.value:.3f}")
+    return (c.objective, f"{c.learning_rate:g}", str(c.mean.n), *means, reached(c), collapse(c))
 
 
 def bounds(interval: Interval) -> str:

@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drpo.objectives import spell
-from drpo.recipes import RECIPES
-from drpo.report.console import no_gradient
+from drpo.recipes import RECIPES, find
+from drpo.report.figures import Plot, brief, make_figure
+from drpo.report.palette import COLORS
+from drpo.report.step_table import mean_score, no_gradient, paired_change
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
 
 Records = Sequence[Mapping[str, Any]]
+MOST_BARS = 200
+_HATCHES = ("", "/", "x", "-", "\\", ".", "+")
 
 
 def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> list[tuple[str, str]]:
@@ -27,7 +31,7 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
         ("objective", spell(run.objective)),
         ("each step", arithmetic(run)),
         ("steps done", f"{len(metrics)} of {run.steps}"),
-        ("learning rate", f"{run.learning_rate:g}, {run.schedule}"),
+        ("optimizer", f"{to_json(run)['optimizer']}, {to_json(run)['schedule']}"),
         ("seed", str(run.seed)),
         ("tokens", _tokens(metrics)),
         *_no_gradient(metrics),
@@ -61,25 +65,38 @@ def machine(environment: Mapping[str, Any]) -> str:
     return "; ".join(text for text in (", ".join(str(p) for p in parts if p), shown) if text)
 
 
-def accuracies(evaluations: Records) -> list[dict[str, Any]]:
-    """Return the first evaluation and the last, each once."""
+def held_out(evaluations: Records) -> list[tuple[str, str]]:
+    """Return the held-out mean of the first evaluation and of the last, each once, with what is to be said of it."""
     known = [e for e in evaluations if e.get("accuracy") is not None]
-    wanted = ("step", "accuracy", "low", "high", "n_problems", "n_samples")
-    later = ("difference", "difference_low", "difference_high")  # which records of earlier versions do not have
-    ends = known if len(known) < 2 else [known[0], known[-1]]
-    return [{name: e[name] for name in wanted} | {name: e.get(name) for name in later} for e in ends]
+    return [_held_out(e) for e in (known if len(known) < 2 else [known[0], known[-1]])]
+
+
+def _held_out(e: Mapping[str, Any]) -> tuple[str, str]:
+    mean, interval = mean_score(e["accuracy"], e["low"], e["high"])
+    when = "before training" if e["step"] == 0 else f"after step {e['step']}"
+    problems = f"{e['n_problems']:,} problems, avg@{e['n_samples']}"
+    text = f"{when}: {mean} ({', '.join(filter(None, (interval, problems)))})"
+    if e.get("difference") is None:
+        return mean, text
+    change, sure = paired_change(e["difference"], e["difference_low"], e["difference_high"], bool(interval))
+    return mean, f"{text}; {change} from step 0{sure and f' ({sure})'}"
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """Return every field with its value, `Run`'s default, and that of the recipe that the run is named after.
+    """Return every field with its value, that of the recipe that the run is named after, and `Run`'s default.
 
     Returns:
-        "recipe", its name or None, and "rows": [field, value, recipe's value or None, default], each as text.
+        "base": what the run is compared with; "head": of the columns; "rows": (whether it differs, its texts) each.
     """
     recipe = run.name if run.name in RECIPES else None
-    columns = [flat(to_json(r)) for r in (run, RECIPES[recipe]() if recipe else Run(), Run())]
-    rows = [[name, value, columns[1][name] if recipe else None, columns[2][name]] for name, value in columns[0].items()]
-    return {"recipe": recipe, "rows": rows}
+    bases = {f"recipe {recipe}": find(recipe)} if recipe else {}
+    columns = {name: flat(to_json(r)) for name, r in {"this run": run, **bases, "default": Run()}.items()}
+    base = list(columns)[1]
+    rows = [
+        (value != columns[base][field], [field, *(column[field] for column in columns.values())])
+        for field, value in columns["this run"].items()
+    ]
+    return {"base": f"the {base}{'' if recipe else 's'}", "head": ["field", *columns], "rows": rows}
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, str]:
@@ -91,8 +108,8 @@ def flat(record: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def timeline(timing: Records) -> dict[str, Any]:
-    """Return the seconds of each phase at each step: {"step": [S], "phases": {name: [S]}}.
+def timeline(timing: Records) -> tuple[list[int], dict[str, list[float]]]:
+    """Return the steps, and the seconds of each phase at each of them.
 
     Evaluations and checkpoints count to the step that they follow; step 0 is before training.
     """
@@ -104,4 +121,42 @@ def timeline(timing: Records) -> dict[str, Any]:
         for name, seconds in record.items():
             if name != "step":
                 phases[name][at[record["step"]]] += seconds
-    return {"step": steps, "phases": {name: values for name, values in phases.items() if any(values)}}
+    return steps, {name: values for name, values in phases.items() if any(values)}
+
+
+def timeline_plot(steps: Sequence[int], phases: Mapping[str, Sequence[float]]) -> Plot | None:
+    """Return the seconds of each phase over the run, a bar for each step, or for several where there are many.
+
+    Args:
+        steps: of the run.
+        phases: name -> seconds at each step.
+    """
+    if not steps:
+        return None
+    size = -(-len(steps) // MOST_BARS)
+    starts = range(0, len(steps), size)
+    traces = [
+        {
+            "type": "bar",
+            "x": [steps[i] for i in starts],
+            "y": [sum(seconds[i : i + size]) / len(seconds[i : i + size]) for i in starts],
+            "name": name,
+            "hovertemplate": "%{y:.3~g} s",
+            "marker": {
+                "color": COLORS[i % len(COLORS)],
+                "pattern": {"shape": _HATCHES[i % len(_HATCHES)], "size": 7, "solidity": 0.2},
+            },
+        }
+        for i, (name, seconds) in enumerate(phases.items())
+    ]
+    axes = {"xaxis": {"title": {"text": "step"}, "tickformat": "d"}, "yaxis": {"title": {"text": "seconds"}}}
+    figure = make_figure(traces, 340, barmode="stack", hovermode="x unified", legend={"traceorder": "normal"}, **axes)
+    totals = ", ".join(f"{name} {brief(sum(seconds))} s" for name, seconds in phases.items())
+    caption = f"A bar is the mean of {size} steps." if size > 1 else ""
+    return Plot("timeline", "Seconds of each phase", figure, f"In all: {totals}.", caption, wide=True)
+
+
+def shares(phases: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Return a row for each phase: its name, its seconds in all, and its share of them."""
+    totals = {name: sum(seconds) for name, seconds in phases.items()}
+    return [[name, brief(total), f"{total / sum(totals.values()):.1%}"] for name, total in totals.items()]

@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError, one_line
-from drpo.train.evaluate import Evaluation
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, parse_json, read_json
-from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
+import msgspec
 
-CELLS = "cells"
-"""Folder of a comparison's runs."""
-_SHOWN: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "model": str,
-    "objective": str,
-    "learning_rate": (int, float),
-    "seed": int,
-    "steps": int,
-}
+from drpo.errors import InputError, one_line
+from drpo.train.records import (
+    CELLS,
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    METRICS,
+    ROLLOUTS,
+    SUMMARY,
+    TIMING,
+    Evaluation,
+    parse_json,
+    read_json,
+    require_facts,
+)
+
 _LAST_BYTES = 2**16
 _MOST_BYTES = 2**24
 
@@ -189,7 +192,7 @@ class Follower:
             lines.refresh()
         return View(
             folder=self.folder,
-            config=_json(self.folder / CONFIG, _SHOWN),
+            config=_config(self.folder / CONFIG),
             metrics=tuple(self._metrics.records),
             timing=tuple(self._timing.records),
             evaluations=[e for e in map(_evaluation, self._evaluations.records) if e is not None],
@@ -200,7 +203,7 @@ class Follower:
 
     def _summary(self) -> Record | None:
         """The summary, unless it is that of a session before the one that goes on."""
-        summary = _json(self.folder / SUMMARY, {})
+        summary = _json(self.folder / SUMMARY)
         # Every session writes its environment first and its summary last.
         old = _written(self.folder / SUMMARY) < _written(self.folder / ENVIRONMENT)
         return None if summary is None or (old and not summary.get("finished")) else summary
@@ -213,24 +216,28 @@ def _written(path: Path) -> float:
         return 0.0
 
 
-def _json(path: Path, needed: Mapping[str, type | tuple[type, ...]]) -> Record | None:
-    """A whole file, which its writer replaces at once, with fields of these types; None where there is none."""
+def _json(path: Path) -> Record | None:
+    """A whole file, which its writer replaces at once; None where there is none."""
     try:
-        record = read_json(path)
+        return read_json(path)
     except FileNotFoundError:
         return None
-    for name, kind in needed.items():
-        if name not in record:
-            raise InputError(f"{path} is not of a run: {name!r} is missing")
-        if not isinstance(record[name], kind) or isinstance(record[name], bool):
-            raise InputError(f"{path} is not of a run: {name} is a {type(record[name]).__name__}")
-    return record
+
+
+def _config(path: Path) -> Record | None:
+    config = _json(path)
+    if config is not None:
+        try:
+            require_facts(config)
+        except InputError as error:
+            raise InputError(f"{path} is not of a run: {error}") from None
+    return config
 
 
 def _evaluation(record: Record) -> Evaluation | None:
     try:
-        return Evaluation(**{**record, "pass_at": {int(k): value for k, value in record["pass_at"].items()}})
-    except (TypeError, ValueError, KeyError, AttributeError):  # of another version
+        return msgspec.convert(record, Evaluation, str_keys=True)
+    except msgspec.ValidationError:  # of another version
         return None
 
 

@@ -1,73 +1,84 @@
-"""One self-contained HTML file: parts from `page/`, data and plotly inside it, and nothing that could reach a network.
+"""One self-contained HTML file: a template of `page/`, its figures and data, plotly.js; nothing reaches a network.
 
-Parts are files, in the order given: styles and scripts each become one block, so scripts share their names. Data goes
-in as `payload.packed` text. The page's own policy (CSP) lets run these scripts and no other, and refuses every request.
+Jinja escapes every text. Data goes in as `payload.packed` text. The page's own policy (CSP) lets these scripts run and
+no other, and refuses every request.
 """
 
 import base64
 import hashlib
-import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Any
 
-from plotly.offline import get_plotlyjs
+import jinja2
+from markupsafe import Markup
 
 from drpo.files import write_text
-from drpo.report.palette import COLORS
+from drpo.report.figures import Plot, plain, plotly
 from drpo.report.payload import json_bytes, packed
 
-FRAME_STYLES = ("frame.css",)
-FRAME_SCRIPTS = ("frame.js", "plots.js")
-PLOTLY = "plotly"
 REPORT = "report.html"
 """Its name in the folder that it is of."""
+SCRIPTS = ("payload.js", "figures.js")
 
 
 @dataclass(frozen=True)
 class Page:
-    """What one kind of page is made of, besides the frame.
+    """What a page is made of.
 
     Args:
-        title: of the document; any text.
-        body: file of its sections.
-        styles: files that follow the frame's.
-        scripts: files that follow the frame's; the last one starts the page.
+        template: file of `page/`.
+        values: name -> value, for the template; "title" must be there.
+        plots: all that the template draws.
+        scripts: files that run before the figures are drawn.
         payloads: name -> bytes, for `payload(name)` in a script.
     """
 
-    title: str
-    body: str
-    styles: Sequence[str]
-    scripts: Sequence[str]
-    payloads: Mapping[str, bytes]
+    template: str
+    values: Mapping[str, Any]
+    plots: Sequence[Plot] = ()
+    scripts: Sequence[str] = ()
+    payloads: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def render(page: Page) -> str:
     """Return the page as HTML.
 
     Example:
-        >>> text = render(Page("a < b", "run.html", (), (), {"data": b"<script>"}))
+        >>> text = render(Page("frame.html", {"title": "a < b"}, payloads={"data": b"<script>"}))
         >>> "<title>a &lt; b</title>" in text, text.count("<script>")
         (True, 0)
     """
-    plotly = get_plotlyjs()
-    script = "\n".join(part(name) for name in (*FRAME_SCRIPTS, *page.scripts))
-    payloads = {**page.payloads, "palette": json_bytes(COLORS), PLOTLY: plotly.encode("utf-8")}
-    return Template(part("frame.html")).substitute(
-        title=html.escape(page.title),
-        policy=policy([script, plotly]),
-        style="\n".join(part(name) for name in (*FRAME_STYLES, *page.styles)),
-        body=part(page.body),
-        payloads="\n".join(
-            f'<script type="application/gzip" id="payload-{name}">{packed(data)}</script>'
-            for name, data in payloads.items()
-        ),
-        script=inline(script),
+    library, packed_library = plotly_js()
+    names = (SCRIPTS[0], *page.scripts, *SCRIPTS[1:])
+    script = "\n".join(part(name) for name in names)
+    figures = {plot.id: plain(plot.figure.to_plotly_json()) for plot in page.plots}
+    payloads = {**page.payloads, "figures": json_bytes(figures)}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("drpo.report", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    return environment.get_template(page.template).render(
+        **page.values,
+        policy=policy([script, library]),
+        style=Markup(part("style.css")),
+        script=Markup(inline(script)),
+        payloads={**{name: packed(data) for name, data in payloads.items()}, "plotly": packed_library},
+    )
+
+
+@cache
+def plotly_js() -> tuple[str, str]:
+    """Return plotly's library, and the same packed."""
+    library: str = plotly.offline.get_plotlyjs()
+    return library, packed(library.encode())
 
 
 def write(page: Page, path: Path) -> Path:

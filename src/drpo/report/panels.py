@@ -1,186 +1,242 @@
-"""A run's curves as plain data: what a page's plots are drawn from, with the text that says the same."""
+"""Curves over steps: which metrics are drawn, how they are named, and the figure of each panel."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from drpo.objectives import caution, region_radius
+from drpo.objectives import caution, radii
+from drpo.report.figures import SMALL, Plot, brief, level, look, make_figure
 from drpo.train.config import Run
 
 Records = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel.
-
-    Args:
-        name: in the legend.
-        x: steps.
-        y: a number for each.
-        color: index into `palette.COLORS`.
-        low: lower end of an interval for each, or None.
-        high: upper end.
-    """
-
-    name: str
-    x: Sequence[int]
-    y: Sequence[float]
-    color: int = 0
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
-class Level:
-    """A horizontal line.
-
-    Args:
-        name: in the legend.
-        y: where.
-    """
-
-    name: str
-    y: float
+Levels = Sequence[tuple[str, float]]
+"""Name and height of horizontal lines."""
+MOST_POINTS = 600
+"""Of a longer line the least and the greatest of every few steps are drawn, so that no spike is lost."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot over steps.
+    """Metrics of a step that are drawn together.
 
     Args:
-        title: what it shows.
+        title: what they show.
         unit: of the vertical axis.
         caption: how to read it.
-        series: at least one, each with at least one number.
-        levels: horizontal lines.
+        lines: name of a metric, as records have it -> name of its line.
         log: whether the vertical axis is logarithmic.
     """
 
     title: str
     unit: str
     caption: str
-    series: Sequence[Series]
-    levels: Sequence[Level] = ()
+    lines: Mapping[str, str]
     log: bool = False
 
 
-def described(panel: Panel) -> str:
-    """Say in words what a panel shows: each line's first and last number.
+REWARD = "reward_mean"
+SHIFT, WEIGHT, NORM = "Shift |π-μ|", "Gradient weight w", "Gradient norm"
+PANELS = (
+    Panel("Training reward", "score", "Mean reward of the step's completions.", {REWARD: "mean"}),
+    Panel(
+        SHIFT,
+        "probability",
+        "How far tokens have moved from the sampler.",
+        {"shift_p99": "99th percentile", "shift_mean": "mean"},
+        log=True,
+    ),
+    Panel(
+        WEIGHT,
+        "w",
+        "1 is the plain policy gradient, 0 holds a token where it is, below 0 pulls it back.",
+        {"weight_max": "largest", "weight_mean": "mean", "weight_min": "smallest"},
+    ),
+    Panel(
+        "Out of the region",
+        "share of tokens",
+        "Outside: beyond the radius, or 0.15 where there is none. Held: w is 0 or less.",
+        {"outside": "outside", "held": "held"},
+    ),
+    Panel(
+        "Ratio π/μ",
+        "π/μ",
+        "The mean is 1, whatever the policy does, where μ is right.",
+        {"ratio_max": "largest", "ratio_mean": "mean"},
+        log=True,
+    ),
+    Panel("KL(μ || π)", "nats", "How far the policy is from the sampler.", {"k3": "k3 estimate"}, log=True),
+    Panel(
+        "Entropy",
+        "nats",
+        "Mean over trained tokens; low where there is little left to explore.",
+        {"entropy": "mean"},
+    ),
+    Panel(
+        "Length",
+        "tokens",
+        "Completions that ended by themselves, and those that were cut.",
+        {"length_terminated": "ended", "length_truncated": "cut"},
+    ),
+    Panel("Truncated", "share of completions", "Cut at max_new_tokens.", {"truncated": "cut"}),
+    Panel(
+        "Groups without a signal",
+        "share of groups",
+        "Rewards that are all equal give no gradient: all wrong, all right, or alike in between.",
+        {"frac_reward_zero_std": "rewards equal", "all_wrong": "all wrong", "all_right": "all right"},
+    ),
+    Panel(NORM, "L2 norm", "Before clipping; the largest of the step's updates.", {"grad_norm": "norm"}),
+)
+"""The curves of a run, in order."""
 
-    Example:
-        >>> described(Panel("Entropy", "nats", "", [Series("mean", [1, 2, 3], [1.5, 1.0, 0.25])]))
-        'Entropy (nats). mean: 1.5 at step 1, 0.25 at step 3, between 0.25 and 1.5.'
-    """
-    lines = [
-        f"{s.name}: {s.y[0]:.3g} at step {s.x[0]}, {s.y[-1]:.3g} at step {s.x[-1]}, "
-        f"between {min(s.y):.3g} and {max(s.y):.3g}."
-        for s in panel.series
-    ]
-    return f"{panel.title} ({panel.unit}). {' '.join([*lines, *(f'{v.name}: {v.y:g}.' for v in panel.levels)])}"
 
-
-def plain(panel: Panel) -> dict[str, Any]:
-    """Return a panel as JSON-like data, with its text."""
-    return {**asdict(panel), "text": described(panel)}
-
-
-def series(records: Records, key: str, name: str, color: int = 0) -> list[Series]:
-    """Return the line of a metric over steps; none where no step has it."""
-    found = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-    return [Series(name, [x for x, _ in found], [y for _, y in found], color)] if found else []
-
-
-def run_panels(run: Run, metrics: Records, evaluations: Records) -> list[Panel]:
-    """Return the curves of one run.
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel.
 
     Args:
-        run: the configuration.
-        metrics: of metrics.jsonl.
-        evaluations: of evaluations.jsonl.
-
-    Returns:
-        The panels that have something to show.
+        name: in the legend.
+        x: steps.
+        y: a finite number for each, None where there is none: the line has a gap there.
+        low, high: ends of an interval for each, or None.
     """
 
-    def line(key: str, name: str, color: int = 0) -> list[Series]:
-        return series(metrics, key, name, color)
+    name: str
+    x: Sequence[int]
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
 
-    panels = [
-        Panel("Training reward", "score", "Mean reward of the step's completions.", line("reward_mean", "mean")),
-        _accuracy(evaluations),
-        _shift(run, line("shift_p99", "99th percentile", 1) + line("shift_mean", "mean")),
-        Panel(
-            "Gradient weight w",
-            "w",
-            "1 is the plain policy gradient, 0 holds a token where it is, below 0 pulls it back.",
-            line("weight_max", "largest", 1) + line("weight_mean", "mean") + line("weight_min", "smallest", 2),
-            [Level("held", 0.0)],
-        ),
-        Panel(
-            "Out of the region, held",
-            "share of tokens",
-            "Outside: the policy has left the region. Held: w is 0 or less.",
-            line("outside", "outside", 1) + line("held", "held"),
-        ),
-        Panel(
-            "Entropy",
-            "nats",
-            "Mean over trained tokens; low where there is little left to explore.",
-            line("entropy", "mean"),
-        ),
-        Panel("Ratio", "π/μ", "1 on average, whatever the policy does, where μ is right.", line("ratio_mean", "mean")),
-        Panel("KL(μ || π), k3", "nats", "How far the policy is from the sampler.", line("k3", "k3"), log=True),
-        Panel(
-            "Length",
-            "tokens",
-            "Completions that ended by themselves, and those that were cut.",
-            line("length_terminated", "ended") + line("length_truncated", "cut", 1),
-        ),
-        Panel(
-            "Groups without a signal",
-            "share of groups",
-            "Rewards that are all equal give no gradient: all wrong, all right, or alike in between.",
-            line("frac_reward_zero_std", "rewards equal")
-            + line("all_wrong", "all wrong", 1)
-            + line("all_right", "all right", 2),
-        ),
-        Panel("Truncated", "share", "Completions cut at max_new_tokens.", line("truncated", "cut", 1)),
-        Panel(
-            "Gradient norm",
-            "L2 norm",
-            "Before clipping; the largest of the step's updates.",
-            line("grad_norm", "norm"),
-            [Level("clipped at", run.max_grad_norm)] if math.isfinite(run.max_grad_norm) else [],
-        ),
-    ]
-    return [panel for panel in panels if panel.series]
+    @property
+    def known(self) -> list[tuple[int, float]]:
+        """The steps that have a number, with it."""
+        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
 
 
-def _shift(run: Run, lines: Sequence[Series]) -> Panel:
-    reachable = caution(run.objective) is None
-    radius = region_radius(run.objective)
-    return Panel(
-        "Shift |π-μ|",
-        "probability",
-        "How far tokens have moved from the sampler."
-        + ("" if reachable else f" The radius, {radius:g}, is beyond what any token can reach."),
-        lines,
-        [Level("radius", radius)] if reachable else [],
-        log=True,
+def number(value: Any) -> float | None:
+    """Return a finite number of a record, or None."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def lines_of(panel: Panel, metrics: Records) -> list[Line]:
+    """Return the lines of a panel for which some step has a number."""
+    steps = [m["step"] for m in metrics]
+    lines = [Line(name, steps, [number(m.get(key)) for m in metrics]) for key, name in panel.lines.items()]
+    return [line for line in lines if line.known]
+
+
+def accuracy_line(evaluations: Records) -> Line:
+    """Return held-out accuracy over steps, with its intervals."""
+    columns = {key: [number(e.get(key)) for e in evaluations] for key in ("accuracy", "low", "high")}
+    return Line("accuracy", [e["step"] for e in evaluations], columns["accuracy"], columns["low"], columns["high"])
+
+
+def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[Panel, list[Line], Levels]]:
+    """Return the panels of a run that have something to show: each with its lines and its horizontal lines."""
+    held_out = accuracy_line(evaluations)
+    interval = ", with 95 % intervals" if any(x is not None for x in held_out.low or ()) else ""
+    caption = f"On problems that training never samples{interval}."
+    found = [(panel, lines_of(panel, metrics)) for panel in PANELS]
+    found.insert(1, (Panel("Held-out accuracy", "score", caption, {}), [held_out] if held_out.known else []))
+    return [(panel, lines, levels(panel, run)) for panel, lines in found if lines]
+
+
+def levels(panel: Panel, run: Run) -> Levels:
+    """Return the name and the height of a panel's horizontal lines."""
+    if panel.title == WEIGHT:
+        return [("held", 0.0)]
+    if panel.title == SHIFT and caution(run.objective) is None:
+        return [("radius", radius) for radius in sorted({*(radii(run.objective) or ())})]
+    if panel.title == NORM and math.isfinite(run.max_grad_norm):
+        return [("clipped at", run.max_grad_norm)]
+    return []
+
+
+def thinned(y: Sequence[float | None], most: int = MOST_POINTS) -> list[int]:
+    """Return which points of a line are drawn: all, or the least and the greatest of every k steps, and a gap's first.
+
+    Example:
+        >>> thinned([0.0, 9.0, 1.0, 2.0, None, None, -5.0, 3.0], most=4)
+        [0, 1, 4, 6, 7]
+    """
+    if len(y) <= most:
+        return list(range(len(y)))
+    size = 2 * -(-len(y) // most)
+    kept: set[int] = set()
+    for start in range(0, len(y), size):
+        known = [(value, i) for i, value in enumerate(y[start : start + size], start) if value is not None]
+        gap = [i for i, value in enumerate(y[start : start + size], start) if value is None]
+        kept |= {*gap[:1], *([min(known)[1], max(known)[1]] if known else [])}
+    return sorted({*kept, len(y) - 1})
+
+
+def panel_plot(i: int, panel: Panel, lines: Sequence[Line], flat: Levels) -> Plot:
+    """Return the figure of a panel.
+
+    Args:
+        i: its number on the page.
+        panel: what it is.
+        lines: at least one.
+        flat: name and height of horizontal lines.
+    """
+    traces = [line_trace(line, k) for k, line in enumerate(lines)]
+    traces += [level(lines[0].x, y, f"{name} {brief(y)}") for name, y in flat]
+    figure = make_figure(
+        traces,
+        SMALL,
+        hovermode="x unified",
+        showlegend=len(traces) > 1,
+        xaxis={"title": {"text": "step"}, "tickformat": "d", "nticks": 6},
+        yaxis={"title": {"text": panel.unit}, "type": "log" if panel.log else "linear", "nticks": 6},
     )
+    return Plot(f"panel-{i}", panel.title, figure, described(panel, lines, flat), panel.caption)
 
 
-def _accuracy(evaluations: Records) -> Panel:
-    known = [e for e in evaluations if e.get("accuracy") is not None]
-    line = Series(
-        "accuracy",
-        [e["step"] for e in known],
-        [e["accuracy"] for e in known],
-        low=[e["low"] for e in known],
-        high=[e["high"] for e in known],
-    )
-    shares = any(e["low"] is not None and math.isfinite(e["low"]) for e in known)  # else the scores have no interval
-    caption = f"On problems that training never samples{', with 95 % intervals' if shares else ''}."
-    return Panel("Held-out accuracy", "score", caption, [line] if known else [])
+def line_trace(line: Line, i: int) -> dict[str, Any]:
+    """Return a line as plotly draws it; its points are small, so that one without neighbours is seen."""
+    shown = thinned(line.y)
+    form = look(i)
+    few = len(line.known) <= 30
+    trace = {
+        "x": [line.x[k] for k in shown],
+        "y": [line.y[k] for k in shown],
+        "name": line.name,
+        "mode": "lines+markers",
+        "hovertemplate": "%{y:.4~g}",
+        "line": form["line"],
+        "marker": form["marker"] | {"size": 6 if few else 2.5},
+    }
+    if line.low is None or line.high is None:
+        return trace
+    up, down = ([_distance(line.y[k], end[k]) for k in shown] for end in (line.high, line.low))
+    return trace | {"error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "width": 4}}
+
+
+def _distance(y: float | None, end: float | None) -> float | None:
+    return None if y is None or end is None else abs(end - y)
+
+
+def described(panel: Panel, lines: Sequence[Line], flat: Levels) -> str:
+    """Say in words what a panel shows: each line's first and last number, and between which all of them are.
+
+    Example:
+        >>> described(Panel("Entropy", "nats", "", {}), [Line("mean", [1, 2, 3], [1.5, None, 0.25])], [])
+        'Entropy (nats). mean: 1.5 at step 1, 0.25 at step 3, between 0.25 and 1.5.'
+    """
+    said = [f"{panel.title} ({panel.unit})."]
+    for line in lines:
+        (x, y), (end_x, end_y) = line.known[0], line.known[-1]
+        least, greatest = min(y for _, y in line.known), max(y for _, y in line.known)
+        said.append(f"{line.name}: {y:.3g} at step {x}, {end_y:.3g} at step {end_x}, ")
+        said[-1] += f"between {least:.3g} and {greatest:.3g}."
+    return " ".join([*said, *(f"{name}: {y:g}." for name, y in flat)])
+
+
+def numbers(panel: Panel, lines: Sequence[Line]) -> list[list[str]]:
+    """Return a row for each line of a panel: name, unit, first, last, least, greatest, and steps with a number."""
+    rows = []
+    for line in lines:
+        values = [y for _, y in line.known]
+        shown = (values[0], values[-1], min(values), max(values))
+        rows.append([f"{panel.title}: {line.name}", panel.unit, *map(brief, shown), f"{len(values)} of {len(line.x)}"])
+    return rows

@@ -70,21 +70,3 @@ def columns_bytes(columns: Mapping[str, NDArray[Any]]) -> bytes:
 def _planes(column: NDArray[Any]) -> bytes:
     little = np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<"))
     return little.view(np.uint8).reshape(len(little), little.itemsize).T.tobytes()
-
-
-def read_columns(block: bytes) -> dict[str, NDArray[Any]]:
-    """Return what `columns_bytes` packed.
-
-    Example:
-        >>> read_columns(columns_bytes({"n": np.array([1, 258], dtype=np.int16)}))
-        {'n': array([  1, 258], dtype=int16)}
-    """
-    start = 4 + int.from_bytes(block[:4], "little")
-    columns: dict[str, NDArray[Any]] = {}
-    for name, kind, length in json.loads(block[4:start]):
-        dtype = np.dtype(kind)
-        end = start + length * dtype.itemsize
-        planes = np.frombuffer(block[start:end], dtype=np.uint8).reshape(dtype.itemsize, length)
-        columns[name] = np.ascontiguousarray(planes.T).view(dtype.newbyteorder("<")).reshape(length).astype(dtype)
-        start = end
-    return columns

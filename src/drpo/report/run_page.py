@@ -6,10 +6,10 @@ from typing import Any
 
 from drpo.objectives import caution, spell
 from drpo.report.browser import columns, table, vocabulary
-from drpo.report.distribution import histogram_data, region_data, scatter_data
-from drpo.report.facts import accuracies, configuration, header_facts, timeline
+from drpo.report.distribution import histogram_plot, scatter_plots
+from drpo.report.facts import configuration, header_facts, held_out, shares, timeline, timeline_plot
 from drpo.report.html import REPORT, Page, write
-from drpo.report.panels import plain, run_panels
+from drpo.report.panels import drawn_lines, numbers, panel_plot
 from drpo.report.payload import columns_bytes, json_bytes
 from drpo.report.seen import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
@@ -19,8 +19,7 @@ from drpo.train.session import ENVIRONMENT
 
 MOST_TOKENS = 1_500_000
 """More would make a page that is slow to open; of a larger run a share of the groups is shown."""
-STYLES = ("run.css",)
-SCRIPTS = ("run_plots.js", "rollouts.js", "rollout_list.js", "rollout_view.js", "run.js")
+SCRIPTS = ("rollouts.js", "rollout_list.js", "rollout_view.js", "keys.js")
 
 
 def write_report(folder: Path, run: Run, out: Path | None = None) -> Path:
@@ -31,45 +30,48 @@ def write_report(folder: Path, run: Run, out: Path | None = None) -> Path:
         run: its configuration.
         out: the file; None for report.html in the folder.
     """
+    return write(run_page(folder, run), out or folder / REPORT)
+
+
+def run_page(folder: Path, run: Run) -> Page:
+    """Return the page of a run.
+
+    Args:
+        folder: of the run, finished or not.
+        run: its configuration.
+    """
     rollouts = read_rollouts(folder, run.objective, MOST_TOKENS)
+    metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
+    lines = drawn_lines(run, metrics, evaluations)
+    steps, phases = timeline(read_records(folder / TIMING))
+    plots = {
+        "panels": [panel_plot(i, *drawn) for i, drawn in enumerate(lines)],
+        "scatter": scatter_plots(rollouts, run.objective, run.seed),
+        "histogram": [plot for plot in [histogram_plot(rollouts)] if plot is not None],
+        "timeline": [plot for plot in [timeline_plot(steps, phases)] if plot is not None],
+    }
+    values = {
+        "title": f"{run.name}: {spell(run.objective)}, seed {run.seed}",
+        "caution": caution(run.objective),
+        "facts": header_facts(run, _environment(folder), metrics),
+        "held_out": held_out(evaluations),
+        "numbers": [row for panel, of_panel, _ in lines for row in numbers(panel, of_panel)],
+        "shares": shares(phases),
+        "configuration": configuration(run),
+        **plots,
+    }
+    drawn = [plot for of_section in plots.values() for plot in of_section]
+    return Page("run.html", values, drawn, SCRIPTS, browser_payloads(folder, run, rollouts))
+
+
+def browser_payloads(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, bytes]:
+    """Return the completions of a run, as the page's browser of them reads them."""
     tokenizer = find_tokenizer(folder, run)
     ids = vocabulary(rollouts)
     known = None if tokenizer is None else pieces(tokenizer, ids.tolist())
-    page = Page(
-        title=f"{run.name}: {spell(run.objective)}, seed {run.seed}",
-        body="run.html",
-        styles=STYLES,
-        scripts=SCRIPTS,
-        payloads={
-            "run": json_bytes(run_data(folder, run, rollouts)),
-            "rollouts": json_bytes(table(rollouts, ids, known)),
-            "tokens": columns_bytes(columns(rollouts, ids)),
-        },
-    )
-    return write(page, out or folder / REPORT)
-
-
-def run_data(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, Any]:
-    """Return what the page says of a run, but for its completions.
-
-    Args:
-        folder: of the run.
-        run: its configuration.
-        rollouts: its completions.
-    """
-    metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
     return {
-        "name": run.name,
-        "facts": header_facts(run, _environment(folder), metrics),
-        "accuracy": accuracies(evaluations),
-        "caution": caution(run.objective),
-        "panels": [plain(panel) for panel in run_panels(run, metrics, evaluations)],
-        "recorded": rollouts.recorded,
-        "scatter": scatter_data(rollouts, run.seed),
-        "regions": region_data(run.objective),
-        "histogram": histogram_data(rollouts),
-        "timeline": timeline(read_records(folder / TIMING)),
-        "configuration": configuration(run),
+        "rollouts": json_bytes(table(rollouts, ids, known)),
+        "tokens": columns_bytes(columns(rollouts, ids)),
     }
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import Objective, gradient_weight, outside, ratio, shift
+from drpo.objectives import Objective, gradient_weight, out_of_region, ratio, shift
 from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records, token_advantages
 from drpo.types import Tokens
 
-State = Literal["trained", "skipped", "unmarked", "unrecorded"]
+State = Literal["trained", "skipped", "unmarked"]
 PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence", "advantages")
 
 
@@ -49,7 +49,7 @@ class Sampled:
         token_ids: [N] int64.
         mu: [N] float64; the sampler's probability of each token.
         state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
-            "unmarked" where it has no reward; "unrecorded" where an older version wrote the record.
+            "unmarked" where it has no reward.
         seen: what the update saw, where it is "trained".
     """
 
@@ -71,11 +71,6 @@ class Rollouts:
 
     completions: tuple[Sampled, ...]
     n_all: int
-
-    @property
-    def recorded(self) -> bool:
-        """Whether what the updates saw is there to be shown."""
-        return all(c.state != "unrecorded" for c in self.completions)
 
     def trained(self) -> Iterator[tuple[Sampled, Seen]]:
         """The completions that an update saw, and what it saw."""
@@ -135,9 +130,7 @@ def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective) -> l
 def _state(record: Mapping[str, Any]) -> State:
     if "logp" in record:
         return "trained"
-    if record.get("reward") is None:
-        return "unmarked"
-    return "skipped" if "update" in record else "unrecorded"
+    return "unmarked" if record.get("reward") is None else "skipped"
 
 
 def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Seen]:
@@ -150,7 +143,9 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Se
     lengths = [len(r["token_ids"]) for r in records]
     tokens = tokens_of(records)
     weight = gradient_weight(objective, tokens)
-    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside(objective, tokens))
+    left = out_of_region(objective, tokens)
+    outside = torch.zeros_like(tokens.keep) if left is None else left
+    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside)
     parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
     return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
 

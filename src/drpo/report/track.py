@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from drpo.files import require_own, write_text
 from drpo.train.config import Run, to_json
-from drpo.train.evaluate import Evaluation
+from drpo.train.records import Evaluation
 from drpo.types import ScoredGroup
 
 PROJECT = "drpo"

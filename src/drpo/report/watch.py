@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from drpo.errors import one_line
-from drpo.report.console import cells, result, sample_panel, table
 from drpo.report.follow import View
+from drpo.report.step_table import cells, result, sample_panel, table
 from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10
@@ -74,7 +74,7 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
     config = view.config
     parts: list[RenderableType] = [
         Text(one_line(f"{config['name']}: {config['model']} learns with {config['objective']}, ") + " ", style="bold")
-        + Text(f"learning rate {config['learning_rate']:g}, seed {config['seed']}", style="bold"),
+        + Text(f"{config['optimizer']}, seed {config['seed']}", style="bold"),
         _progress(view),
     ]
     if view.metrics:

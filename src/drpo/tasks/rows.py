@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from drpo.errors import InputError, nearest
 from drpo.lazily import lazily
+from drpo.spelling import import_named
 
 datasets = lazily("datasets")
 Row = Mapping[str, Any]
@@ -112,22 +110,13 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 def _read_file(path: Path) -> list[Row]:
     try:
         if path.suffix == ".parquet":
-            rows: list[Row] = _as_written(pyarrow.parquet.read_table(path)).to_pylist()
+            rows: list[Row] = import_named("drpo.tasks.parquet", "read_parquet", "reader")(path)
             return rows
         return list(_parse_json(path, path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_near(path)}") from None
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {_first_line(error)}") from None
-
-
-def _as_written(table: pyarrow.Table) -> pyarrow.Table:
-    """The table with columns of 32-bit numbers in 64 bits, by their shortest decimals: 0.1, not 0.10000000149011612."""
-    for i, field in enumerate(table.schema):
-        if pyarrow.types.is_float32(field.type):
-            decimals = table[i].cast(pyarrow.string()).cast(pyarrow.float64())
-            table = table.set_column(i, field.name, decimals)
-    return table
 
 
 def _parse_json(path: Path, text: str) -> Iterator[Row]:

@@ -4,16 +4,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from drpo import models, objectives, reductions
+import msgspec
+
+from drpo import objectives, reductions
 from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages, gae
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
 from drpo.errors import InputError, nearest
+from drpo.model_names import SMOLLM2
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
@@ -22,7 +26,9 @@ from drpo.rewards import Marking, Reward
 from drpo.spelling import Unimported, format_call, names_code, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
-from drpo.train.update import SCHEDULES, scheduled
+from drpo.train import optim
+from drpo.train.optim import AdamW, Constant, Muon, Optimizer, Schedule
+from drpo.train.records import CONFIG, read_config
 from drpo.types import Sampling
 
 ENGINES = ("transformers", "vllm", "http://HOST:PORT")
@@ -51,6 +57,7 @@ class Run:
         advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
         critic: gae(1.0, 0.95): a value model, trained beside the policy, gives every token its advantage (PPO with a
             critic), also to a prompt's only sample; None compares a prompt's samples.
+        critic_optimizer: of the critic, as `optimizer`; its learning rate is constant.
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
@@ -59,11 +66,9 @@ class Run:
         steps: rollouts.
         prompts: problems per rollout.
         updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
-        learning_rate: peak, of AdamW.
-        schedule: constant, linear or cosine.
-        warmup: steps over which the learning rate rises.
-        betas: of AdamW.
-        weight_decay: of AdamW, on matrices.
+        optimizer: adamw(1e-6, betas=(0.9, 0.999), weight_decay=0.01), muon(1e-6), or your own module:name(...); the
+            first argument is the peak learning rate.
+        schedule: of the learning rate: constant, linear, cosine, each with warmup=STEPS.
         max_grad_norm: gradients, a critic's too, are scaled down to this L2 norm, > 0; inf is off.
         max_skipped: updates in a row that may be skipped because their gradient is not finite, before the run ends.
         reference_kl: coefficient of KL(policy || initial model), k2 in the loss, of each token given its context (not
@@ -93,13 +98,14 @@ class Run:
     """
 
     name: str = "run"
-    model: str = models.SMOLLM2
+    model: str = SMOLLM2
     task: Task = field(default_factory=Addition)
     reward: Reward | None = None
     eval_task: Task | None = None
     objective: Objective = field(default_factory=DRPO)
     advantage: Advantage = advantages.mean
     critic: GAE | None = None
+    critic_optimizer: Optimizer = field(default_factory=lambda: AdamW(1e-5))
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sampling: Sampling = field(default_factory=Sampling)
     drop_long_prompts: bool = False
@@ -107,11 +113,8 @@ class Run:
     steps: int = 20
     prompts: int = 8
     updates: int = 1
-    learning_rate: float = 1e-6
-    schedule: str = "constant"
-    warmup: int = 0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
+    optimizer: Optimizer = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Constant)
     max_grad_norm: float = 1.0
     max_skipped: int = 2
     reference_kl: float = 0.0
@@ -146,9 +149,9 @@ class Run:
             "keep_checkpoints",
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("warmup", "lora_rank", "lag", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
+        for name in ("lora_rank", "lag", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
-        for name in ("learning_rate", "reference_kl", "entropy_bonus", "weight_decay"):
+        for name in ("reference_kl", "entropy_bonus"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
         _require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
         _require(
@@ -166,8 +169,6 @@ class Run:
         _require(self.lag <= MOST_COMPLETIONS, "lag", self.lag, f"at most {MOST_COMPLETIONS:,}")
         _require(self.updates <= self.prompts, "updates", self.updates, f"at most prompts={self.prompts}")
         _require(self.lag > 0 or not self.overlap, "overlap", self.overlap, "needs a lag of at least 1; set --lag 1")
-        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must be in [0, 1)")
-        _one_of("schedule", self.schedule, SCHEDULES)
         bare = without_password(self.engine)
         _require(bare == self.engine, "engine", bare, f"its password would be recorded; set {AUTH}=user:password")
         _require_engine(self.engine)
@@ -181,6 +182,9 @@ class Run:
         _one_of("shard", self.shard, ("none", "fsdp"))
         whole = self.shard == "none" or not self.lora_rank
         _require(whole, "lora_rank", self.lora_rank, "adapters are trained with the model whole; set --shard none")
+        for name in ("optimizer", "critic_optimizer"):
+            matrices_whole = self.shard == "none" or not isinstance(getattr(self, name), Muon)
+            _require(matrices_whole, name, "muon", "it orthogonalises whole matrices; set --shard none, or use adamw")
         for name in ("precision", "rollout_precision"):
             _one_of(name, getattr(self, name), PRECISIONS)
         rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
@@ -221,31 +225,45 @@ def learning_rate(run: Run, step: int, update: int) -> float:
     """Return the learning rate of a step's update, both counted from 0; 0 while only the critic learns."""
     if run.critic is not None and step < run.critic.warmup:
         return 0.0
-    return scheduled(
-        run.learning_rate,
-        run.schedule,
-        index=step * run.updates + update,
-        warmup=run.warmup * run.updates,
-        total=run.steps * run.updates,
-    )
+    at, total = step * run.updates + update, run.steps * run.updates
+    return run.schedule(run.optimizer.learning_rate, update=at, total=total, per_step=run.updates)
+
+
+def with_learning_rate(run: Run, learning_rate: float) -> Run:
+    """Return the run with another peak learning rate, and its optimiser as it is for the rest.
+
+    Raises:
+        InputError: a rate that the optimiser refuses, or an optimiser without a field of this name.
+
+    Example:
+        >>> with_learning_rate(Run(optimizer=Muon(1e-5, momentum=0.9)), 2e-5).optimizer
+        Muon(learning_rate=2e-05, momentum=0.9, weight_decay=0.01, betas=(0.9, 0.999))
+    """
+    optimizer: Any = run.optimizer
+    try:
+        return replace(run, optimizer=replace(optimizer, learning_rate=learning_rate))
+    except TypeError:
+        spec = optim.spell_optimizer(optimizer)
+        raise InputError(f"learning_rate={learning_rate}: optimizer {spec} has no field of this name") from None
 
 
 def trains_little(run: Run) -> str | None:
     """Say in a line that a run's learning rates leave the policy as it is, or never reach their peak; None if neither.
 
     Example:
-        >>> trains_little(Run(learning_rate=0.0))
+        >>> trains_little(Run(optimizer=AdamW(0.0)))
         'learning_rate=0: the policy will not change; its critic and its gradients are as they would be'
-        >>> trains_little(Run(warmup=40))
-        'warmup=40 is longer than steps=20: the learning rate ends at 50% of learning_rate'
+        >>> trains_little(Run(schedule=Constant(warmup=40)))
+        'warmup=40 is longer than steps=20: the learning rate ends at 50% of its peak'
     """
-    if run.learning_rate == 0:
+    if run.optimizer.learning_rate == 0:
         return "learning_rate=0: the policy will not change; its critic and its gradients are as they would be"
     if run.critic is not None and run.critic.warmup >= run.steps:
         return f"critic warmup={run.critic.warmup} lasts for all steps={run.steps}: only the critic will learn"
-    if run.warmup > run.steps:
-        end = f"the learning rate ends at {run.steps / run.warmup:.0%} of learning_rate"
-        return f"warmup={run.warmup} is longer than steps={run.steps}: {end}"
+    warmup = run.schedule.warmup
+    if warmup > run.steps:
+        end = f"the learning rate ends at {run.steps / warmup:.0%} of its peak"
+        return f"warmup={warmup} is longer than steps={run.steps}: {end}"
     return None
 
 
@@ -272,6 +290,9 @@ SPELLED: Mapping[str, tuple[Any, Any]] = {
     "advantage": (advantages.parse, advantages.spell),
     "critic": (gae.parse, gae.spell),
     "reduction": (reductions.parse, reductions.spell),
+    "optimizer": (optim.parse_optimizer, optim.spell_optimizer),
+    "critic_optimizer": (optim.parse_optimizer, optim.spell_optimizer),
+    "schedule": (optim.parse_schedule, optim.spell_schedule),
 }
 
 # Fields that are records of their own, with plain values.
@@ -316,16 +337,30 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
             values[name] = _spelled(name, value, NoneType in get_args(kinds[name]), own_code)
         elif name in NESTED:
             values[name] = _nested(name, value, NESTED[name])
-        elif name == "betas":
-            _require(isinstance(value, list | tuple) and len(value) == 2, name, _shown(value), "must be two numbers")
-            values[name] = tuple(_plain(name, v, float) for v in value)
         elif name == "engine":
-            values[name] = without_password(_plain(name, value, kinds[name]))  # an earlier version recorded it
+            values[name] = without_password(_typed(name, value, kinds[name]))  # an earlier version recorded it
         elif name == "max_grad_norm" and value in (OFF, math.inf):
             values[name] = math.inf
         else:
-            values[name] = _plain(name, value, kinds[name])
+            values[name] = _typed(name, value, kinds[name])
     return replace(Run(), **values)
+
+
+def load_run(folder: Path, own_code: bool = True) -> Run:
+    """Return the configuration of the run in `folder`.
+
+    Args:
+        folder: of the run.
+        own_code: import what it spells as `module:name`; see `from_json`.
+
+    Raises:
+        InputError: there is no run, or its configuration cannot be read.
+    """
+    record = read_config(folder)
+    try:
+        return from_json(record, own_code)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
 def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
@@ -346,26 +381,20 @@ def _nested(name: str, value: Any, kind: Any) -> Any:
     for inner in value:
         if inner not in kinds:
             raise InputError(f"unknown field '{name}.{inner}' in the configuration{nearest(inner, kinds)}")
-    return kind(**{inner: _plain(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
+    return kind(**{inner: _typed(f"{name}.{inner}", v, kinds[inner]) for inner, v in value.items()})
 
 
-def _plain(name: str, value: Any, kind: Any) -> Any:
-    """The value of a field that is text, a switch or a number, or None where the field may be."""
-    if NoneType in get_args(kind):
-        if value is None:
-            return None
-        kind = next(k for k in get_args(kind) if k is not NoneType)
-    if get_origin(kind) is Literal:
-        _one_of(name, str(value), get_args(kind))
-        return value
-    if kind in (str, bool):
-        rule = "must be text" if kind is str else "must be true or false"
-        _require(isinstance(value, kind), name, _shown(value), rule)
-        return value
-    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    _require(number, name, _shown(value), "must be a whole number" if kind is int else "must be a number")
-    _require(abs(value) <= _LARGEST and math.isfinite(value), name, _shown(value), "is too large, or no number")
-    return value
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value of a field as its annotation has it; numbers are finite, and fit 64 bits."""
+    try:
+        typed = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        known = f"; known: {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+        raise InputError(f"{name}={_shown(value)}: {error}{known}".replace("`", "")) from None
+    for number in typed if isinstance(typed, tuple) else (typed,):
+        fine = not isinstance(number, int | float) or (abs(number) <= _LARGEST and math.isfinite(number))
+        _require(fine, name, _shown(value), "is too large, or no number")
+    return typed
 
 
 def _shown(value: Any) -> str:

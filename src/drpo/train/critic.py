@@ -13,7 +13,7 @@ from drpo.credit.gae import GAE
 from drpo.critic import Critic
 from drpo.ranks import ALONE, Ranks
 from drpo.train import checkpoint
-from drpo.train.update import balance_micro_batches, take_step
+from drpo.train.step import balance_micro_batches, optimize, within_memory
 from drpo.types import Batch, CriticStats, MicroBatch, ScoredGroup
 
 PREFIX = "critic_"
@@ -28,6 +28,7 @@ class CriticTrainer:
         critic: whose values they are.
         optimizer: over `critic.trainable()`.
         config: how the values are learnt.
+        learning_rate: constant, >= 0.
         max_grad_norm: the critic's gradient is scaled down to this L2 norm, > 0; inf is off.
         micro_batch_tokens: most places that go through the model at once for the values; one completion always may.
         ranks: who share the micro-batches; all have the same groups and batches.
@@ -36,6 +37,7 @@ class CriticTrainer:
     critic: Critic
     optimizer: torch.optim.Optimizer
     config: GAE
+    learning_rate: float
     max_grad_norm: float
     micro_batch_tokens: int
     ranks: Ranks = ALONE
@@ -44,12 +46,13 @@ class CriticTrainer:
     def values(self, groups: Sequence[ScoredGroup]) -> list[Tensor]:
         """Return V [M] of each sequence of the groups, in order, on the CPU; each rank computes some."""
         sequences = [s for group in groups for s in group.sequences]
-        micros = pack(sequences, self.micro_batch_tokens, self.critic.shares_prompts, self.ranks.size)
-        own, idle = self._balanced(micros)
-        computed = [(int(s), v) for m in own for s, v in self._values(m)]
-        for micro in idle:
-            self._values(micro)
-        return [value for _, value in sorted(self.ranks.gather(computed), key=lambda pair: pair[0])]
+        batch = pack(sequences, self.micro_batch_tokens, self.critic.shares_prompts, self.ranks.size)
+        local, idle = balance_micro_batches(batch.micro_batches, self.ranks)
+        computed = within_memory(self.critic, local, batch.credits, self._values)
+        for micro in idle if self.critic.equal_passes else ():
+            self._values(micro.to(self.critic.device))
+        numbered = self.ranks.gather([pair for of_one in computed for pair in of_one])
+        return [value for _, value in sorted(numbered, key=lambda pair: pair[0])]
 
     def train(self, batches: Sequence[Batch]) -> list[CriticStats]:
         """Train the critic on a step's batches and return what each update saw; none where there is no token."""
@@ -69,35 +72,30 @@ class CriticTrainer:
         """
         checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)
 
-    def _values(self, micro: MicroBatch) -> list[tuple[Tensor, Tensor]]:
+    def _values(self, micro: MicroBatch) -> list[tuple[int, Tensor]]:
         """The number and the values of each completion of a micro-batch."""
-        value = self.critic(micro.to(self.critic.device)).cpu()
-        return [(s, value[micro.sequence == s]) for s in micro.sequence.unique()]
+        value, sequence = self.critic(micro).cpu(), micro.sequence.cpu()
+        return [(s, value[sequence == s]) for s in sequence.unique().tolist()]
 
     def _update(self, batch: Batch) -> CriticStats:
         """Take one optimiser step, unless the gradient is not finite."""
-        parameters = list(self.critic.trainable().values())
-        self.optimizer.zero_grad(set_to_none=True)
-        own, idle = self._balanced(batch.micro_batches)
-        losses = [self._backward(micro) for micro in own]
-        for micro in idle:
-            self._backward(micro)
-        self.critic.reduce_gradients(self.ranks)
-        losses = self.ranks.gather(losses)
-        norm = take_step(self.optimizer, parameters, self.config.learning_rate, self.max_grad_norm)
+        losses, norm = optimize(
+            self.critic,
+            self.optimizer,
+            batch,
+            self._backward,
+            learning_rate=self.learning_rate,
+            max_grad_norm=self.max_grad_norm,
+            ranks=self.ranks,
+        )
         n_tokens = sum(len(micro.target) for micro in batch.micro_batches)
         loss, clipped = sum(share for share, _ in losses), sum(n for _, n in losses)
         return CriticStats(loss, norm, clipped, n_tokens, taken=math.isfinite(norm))
 
-    def _balanced(self, micros: Sequence[MicroBatch]) -> tuple[list[MicroBatch], list[MicroBatch]]:
-        """This rank's own, and those that count nothing, which it must do for the others' sake."""
-        own, idle = balance_micro_batches(micros, self.ranks)
-        return own, idle if self.critic.equal_passes else []
-
     def _backward(self, micro: MicroBatch) -> tuple[float, int]:
-        here = micro.to(self.critic.device)
-        share, value = self.critic.loss(here, self.config.clip)
+        """Add a micro-batch's gradient; return its share of the loss, and how many values had left the clip."""
+        share, value = self.critic.loss(micro, self.config.clip)
         share.backward()
-        assert here.value is not None
-        left = 0 if self.config.clip is None else int(((value - here.value).abs() > self.config.clip).sum())
+        assert micro.value is not None
+        left = 0 if self.config.clip is None else int(((value - micro.value).abs() > self.config.clip).sum())
         return float(share.detach()), left

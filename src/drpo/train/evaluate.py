@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from drpo.errors import InputError
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver
+from drpo.train.records import Evaluation
 from drpo.train.score import require_marked, score
 from drpo.types import Problem, Sampling, ScoredGroup
 
@@ -20,43 +21,6 @@ RIGHT = 1.0
 """A score from here on counts as right in pass@k."""
 _FEWEST = 3
 """Problems off 0, and off 1, that it takes for their spread to say something."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well the policy does on held-out problems.
-
-    Args:
-        step: rollouts trained on before it.
-        accuracy: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
-        low, high: 95 % interval of the accuracy, `mean_interval`; nan where a score leaves [0, 1].
-        pass_at: k -> unbiased pass@k for k = 1, 2, 4, ... up to the samples.
-        n_problems: problems with at least one marked completion.
-        n_samples: completions drawn per problem.
-        mean_length: tokens.
-        truncated: share of completions cut at max_new_tokens.
-        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where `Marking.on_failure` is
-            zero and the reward failed.
-        problem_means: problem id -> mean score of its samples, of the `n_problems`.
-        difference: mean over problems of the score now minus that at step 0, of the problems that both have; None at
-            step 0, and where that evaluation is not known.
-        difference_low, difference_high: its 95 % interval, `difference_interval`; None where it has none.
-    """
-
-    step: int
-    accuracy: float
-    low: float
-    high: float
-    pass_at: dict[int, float]
-    n_problems: int
-    n_samples: int
-    mean_length: float
-    truncated: float
-    failed: int
-    problem_means: Mapping[str, float] = field(default_factory=dict)
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
 
 
 def evaluate(

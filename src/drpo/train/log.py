@@ -20,7 +20,7 @@ from drpo.credentials import without_password
 from drpo.errors import InputError
 from drpo.files import naming, opened_here, truncate, write_text
 from drpo.train.records import EVALUATIONS as EVALUATIONS
-from drpo.train.records import FILES, Sum, read_line, read_written
+from drpo.train.records import FILES, Sum, Written, read_line, read_written
 from drpo.train.records import METRICS as METRICS
 from drpo.train.records import ROLLOUTS as ROLLOUTS
 from drpo.train.records import TIMING as TIMING
@@ -99,11 +99,11 @@ class RunLog:
             self._written[file] = Sum().read(path) if path.exists() else Sum()
         return self._written[file]
 
-    def written(self) -> dict[str, dict[str, Any]]:
+    def written(self) -> dict[str, Written]:
         """Return each file's length and SHA-256, for a checkpoint."""
         return {file: self._sum(file).record() for file in self._files}
 
-    def require(self, written: Mapping[str, Mapping[str, Any]]) -> None:
+    def require(self, written: Mapping[str, Written]) -> None:
         """Compare the files with what a checkpoint says was written before it.
 
         Raises:

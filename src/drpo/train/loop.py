@@ -8,7 +8,7 @@ from drpo.train.config import Run, learning_rate
 from drpo.train.score import score
 from drpo.train.session import Session
 from drpo.train.setup import Parts, assemble
-from drpo.train.update import update
+from drpo.train.step import update_policy
 from drpo.train.watch import Silent, Together, Watcher
 
 
@@ -53,7 +53,9 @@ def train(
                 batches = make_batches(groups, credits, parts.batch_config)  # one per update; weights fixed here
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
-                    update(policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.terms, ranks)
+                    update_policy(
+                        policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.auxiliary, ranks
+                    )
                     for batch, rate in zip(batches, rates, strict=True)
                 ]
                 critic_stats = critic.train(batches) if critic else []

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
-from drpo.objectives import MAX_LOG_RATIO, Objective, gradient_weight, outside, ratio, shift
-from drpo.objectives.contract import log_ratio
-from drpo.types import Batch, CriticStats, Episode, FailureKind, ScoredGroup, StepStats, Tokens
+from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, ratio, shift
+from drpo.objectives.contract import log_ratio, weight_of_gradient
+from drpo.types import Batch, CriticStats, Episode, FailureKind, ScoredGroup, StepStats, Tokens, TokenStats
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
@@ -42,8 +42,6 @@ TOKEN_METRICS: Mapping[str, str] = {
     "entropy": "mean entropy of the policy, nats",
     "shift_mean": "mean |pi - mu|",
     "shift_p99": "99th percentile of |pi - mu|",
-    "outside": "share of tokens beyond the region's radius (the objective's own delta, else 0.15): |pi - mu|, or the "
-    "divergence where the objective reads one",
     "held": "share of tokens with gradient weight <= 0: the objective holds them or pulls them back",
     "weight_min": "smallest gradient weight w (1 is the plain policy gradient)",
     "weight_mean": "mean gradient weight",
@@ -54,6 +52,12 @@ TOKEN_METRICS: Mapping[str, str] = {
     "capped": "tokens whose ratio was capped at e^20",
     "k3": "estimate of KL(mu || pi), nats: mean of r - 1 - log r",
     "trained_tokens": "tokens whose log-probability was computed; completions with zero advantage are skipped",
+}
+
+REGION_METRICS: Mapping[str, str] = {
+    "outside": "share of tokens that have left the objective's region; the three are there where it has one",
+    "outside_low": "share of tokens that have left it with pi below mu",
+    "outside_high": "share of tokens that have left it with pi above mu",
 }
 
 DIVERGENCE_METRICS: Mapping[str, str] = {
@@ -125,32 +129,31 @@ def _mean_length(name: str, episodes: Sequence[Episode], finish_reason: str) -> 
     return {name: sum(lengths) / len(lengths)} if lengths else {}
 
 
-def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict[str, float]:
-    """Return the figures of `TOKEN_METRICS`, those of `DIVERGENCE_METRICS` where the tokens carry a divergence, and the
-    mean of each of the objective's own per-token metrics.
+def token_metrics(objective: Objective, stats: TokenStats) -> dict[str, float]:
+    """Return the figures of `TOKEN_METRICS`, those of `REGION_METRICS` where the objective has a region, those of
+    `DIVERGENCE_METRICS` where the tokens carry a divergence, and the mean of each of the objective's own metrics.
+
+    The objective's gradient and metrics are those of the training pass: it is not evaluated again.
 
     Args:
         objective: what they are trained with.
-        tokens: T tokens, detached; those not kept count nowhere.
-        entropy: [T] nats.
+        stats: of T tokens; those not kept count nowhere.
 
     Returns:
         name -> figure; only the count where there are no tokens.
     """
-    tokens, entropy = _kept(tokens, entropy)
-    n = len(entropy)
+    stats = _kept(stats)
+    tokens, n = stats.tokens, len(stats.entropy)
     if n == 0:
         return {"trained_tokens": 0}
     moved = shift(tokens).abs()
     r = ratio(tokens)
-    w = gradient_weight(objective, tokens)
+    w = weight_of_gradient(tokens, stats.gradient)
     moved_by = log_ratio(tokens)
-    own = objective(tokens).metrics
     return {
-        "entropy": float(entropy.double().mean()),
+        "entropy": float(stats.entropy.double().mean()),
         "shift_mean": float(moved.double().mean()),
         "shift_p99": _p99(moved),
-        "outside": float(outside(objective, tokens).double().mean()),
         "held": float((w <= 0).double().mean()),
         "weight_min": float(w.min()),
         "weight_mean": float(w.double().mean()),
@@ -161,8 +164,17 @@ def token_metrics(objective: Objective, tokens: Tokens, entropy: Tensor) -> dict
         "capped": int((moved_by > MAX_LOG_RATIO).sum()),
         "k3": float((shift(tokens, power=1.0) - moved_by).double().mean()),
         "trained_tokens": n,
+        **_region_metrics(objective, tokens),
         **({} if tokens.divergence is None else _divergence_metrics(tokens.divergence)),
-    } | {name: float(values.double().mean()) for name, values in own.items()}
+    } | {name: float(values.double().mean()) for name, values in stats.metrics.items()}
+
+
+def _region_metrics(objective: Objective, tokens: Tokens) -> dict[str, float]:
+    left = out_of_region(objective, tokens)
+    if left is None:
+        return {}
+    sides = {"outside": left, "outside_low": left & (shift(tokens) < 0), "outside_high": left & (shift(tokens) > 0)}
+    return {name: float(side.double().mean()) for name, side in sides.items()}
 
 
 def _divergence_metrics(divergence: Tensor) -> dict[str, float]:
@@ -174,9 +186,11 @@ def _p99(values: Tensor) -> float:
     return float(np.quantile(values.double().numpy(), 0.99))
 
 
-def _kept(tokens: Tokens, entropy: Tensor) -> tuple[Tokens, Tensor]:
-    columns: dict[str, Any] = {name: None if v is None else v[tokens.keep] for name, v in vars(tokens).items()}
-    return replace(tokens, **columns), entropy[tokens.keep]
+def _kept(stats: TokenStats) -> TokenStats:
+    keep = stats.tokens.keep
+    columns: dict[str, Any] = {name: None if v is None else v[keep] for name, v in vars(stats.tokens).items()}
+    metrics = {name: v[keep] for name, v in stats.metrics.items()}
+    return TokenStats(Tokens(**columns), stats.entropy[keep], stats.gradient[keep], metrics)
 
 
 def step_metrics(
@@ -198,14 +212,15 @@ def step_metrics(
     if stats:
         starts = accumulate((int(s.tokens.sequence.max()) + 1 if len(s.entropy) else 0 for s in stats), initial=0)
         # Every update numbers its completions from 0.
-        parts = [replace(s.tokens, sequence=s.tokens.sequence + n) for s, n in zip(stats, starts, strict=False)]
-        tokens = Tokens.cat(parts)
-        entropy = torch.cat([s.entropy for s in stats])
-        record |= token_metrics(objective, tokens, entropy) | _update_metrics(stats[-1])
+        parts = [
+            replace(s.token_stats, tokens=replace(s.tokens, sequence=s.tokens.sequence + n))
+            for s, n in zip(stats, starts, strict=False)
+        ]
+        record |= token_metrics(objective, TokenStats.cat(parts)) | _update_metrics(stats[-1])
         record["grad_norm"] = max(s.grad_norm for s in stats)
         record["zero_grad_updates"] = sum(s.grad_norm == 0 for s in stats)
     if len(stats) > 1 or (stats and skipped):
-        record["updates"] = [token_metrics(objective, s.tokens, s.entropy) | _update_metrics(s) for s in stats]
+        record["updates"] = [token_metrics(objective, s.token_stats) | _update_metrics(s) for s in stats]
     return record
 
 

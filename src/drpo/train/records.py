@@ -3,8 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import msgspec
 
 from drpo.errors import InputError
 
@@ -12,9 +15,67 @@ METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "eva
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+CELLS, RESULTS = "cells", "results.json"
+"""Of a comparison: the folder of its runs, and what is kept of them."""
 _TEXTS = ("text", "prompt", "finish")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well the policy does on held-out problems.
+
+    Args:
+        step: rollouts trained on before it.
+        accuracy: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
+        low, high: 95 % interval of the accuracy, `mean_interval`; nan where a score leaves [0, 1].
+        pass_at: k -> unbiased pass@k for k = 1, 2, 4, ... up to the samples.
+        n_problems: problems with at least one marked completion.
+        n_samples: completions drawn per problem.
+        mean_length: tokens.
+        truncated: share of completions cut at max_new_tokens.
+        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where `Marking.on_failure` is
+            zero and the reward failed.
+        problem_means: problem id -> mean score of its samples, of the `n_problems`.
+        difference: mean over problems of the score now minus that at step 0, of the problems that both have; None at
+            step 0, and where that evaluation is not known.
+        difference_low, difference_high: its 95 % interval, `difference_interval`; None where it has none.
+    """
+
+    step: int
+    accuracy: float
+    low: float
+    high: float
+    pass_at: dict[int, float]
+    n_problems: int
+    n_samples: int
+    mean_length: float
+    truncated: float
+    failed: int
+    problem_means: Mapping[str, float] = field(default_factory=dict)
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+
+
+class Written(TypedDict):
+    """How much of a file was written, and its SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+class RunFacts(TypedDict):
+    """What every run's config.json says, as far as it is read without building the run."""
+
+    name: str
+    model: str
+    task: str
+    objective: str
+    optimizer: str
+    seed: int
+    steps: int
 
 
 class Sum:
@@ -44,7 +105,7 @@ class Sum:
                 self.bytes += len(block)
         return self
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Written:
         """Return it as a checkpoint has it.
 
         Example:
@@ -54,7 +115,7 @@ class Sum:
         return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
 
-def read_written(path: Path, written: Mapping[str, Any]) -> Sum:
+def read_written(path: Path, written: Written) -> Sum:
     """Return the sum of what a checkpoint says was written to a file, which still stands there.
 
     Args:
@@ -72,7 +133,7 @@ def read_written(path: Path, written: Mapping[str, Any]) -> Sum:
         raise InputError(
             f"{path}: cut, it has {found.bytes:,} of the {wanted:,} bytes that were written before the last checkpoint"
         )
-    if found.record() != dict(written):
+    if found.record() != written:
         raise InputError(f"{path}: changed, its first {wanted:,} bytes are not those that were written (SHA-256)")
     return found
 
@@ -112,6 +173,32 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{path} holds a {type(record).__name__}, not an object with named fields")
     return record
+
+
+def require_facts(config: Mapping[str, Any]) -> None:
+    """Raise unless a configuration has the fields of `RunFacts`, of their types.
+
+    Raises:
+        InputError: one is missing or of another type; the message names it.
+    """
+    try:
+        msgspec.convert(config, RunFacts)
+    except msgspec.ValidationError as error:
+        raise InputError(str(error).replace("`", "")) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what config.json of a run says.
+
+    Raises:
+        InputError: there is no run, or it cannot be read.
+    """
+    try:
+        return read_json(folder / CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {folder}` begins one"
+        ) from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

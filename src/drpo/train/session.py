@@ -17,7 +17,7 @@ from drpo.saving import probe, save_model
 from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.checkpoint import Progress
-from drpo.train.config import Run, from_json, to_json, trains_little
+from drpo.train.config import Run, to_json, trains_little
 from drpo.train.evaluate import mark_held_out, means_before_training, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import (
@@ -391,25 +391,3 @@ def _holds(path: Path, record: dict[str, Any]) -> bool:
         return read_json(path) == record
     except (OSError, InputError):
         return False
-
-
-def load_run(folder: Path, own_code: bool = True) -> Run:
-    """Return the configuration of the run in `folder`.
-
-    Args:
-        folder: of the run.
-        own_code: import what it spells as `module:name`; see `from_json`.
-
-    Raises:
-        InputError: there is no run, or its configuration cannot be read.
-    """
-    try:
-        record = read_json(folder / CONFIG)
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {folder}` begins one"
-        ) from None
-    try:
-        return from_json(record, own_code)
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None

@@ -33,9 +33,9 @@ from drpo.rollout import (
 from drpo.saving import require_savable
 from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
+from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run
 from drpo.train.critic import CriticTrainer
-from drpo.train.update import Terms, make_optimizer
 from drpo.types import Problem
 
 log = logging.getLogger("drpo")
@@ -52,7 +52,7 @@ class Parts:
         tokenizer: of the model.
         credit: gives every sampled token its advantage.
         batch_config: how a rollout becomes batches.
-        terms: additive terms of the loss, or None.
+        auxiliary: losses beside the objective's, or None.
         reward: marks completions.
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
@@ -66,7 +66,7 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     credit: CreditRule
     batch_config: BatchConfig
-    terms: Terms | None
+    auxiliary: AuxiliaryLosses | None
     reward: Reward
     held_out: list[Problem]
     ranks: Ranks = ALONE
@@ -134,15 +134,15 @@ def _around(
     ranks: Ranks,
 ) -> Parts:
     """The driver, whose engine has a copy of the model, and all that works on the model itself."""
-    terms = _terms(run, model)
+    auxiliary = _auxiliary(run, model)
     policy = _policy(run, model, ranks)
-    optimizer = make_optimizer(policy, learning_rate=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay)
+    optimizer = run.optimizer.build(list(policy.trainable().values()), policy.embeddings())
     batch_config = BatchConfig(
         updates=run.updates,
         reduction=run.reduction,
         micro_batch_tokens=run.micro_batch_tokens,
-        # Additive terms act on every token, and a critic learns from every one: then none is without a gradient.
-        skip_zero_advantage=terms is None and run.critic is None and vanishes_at_zero_advantage(run.objective),
+        # Auxiliary losses act on every token, and a critic learns from every one: then none is without a gradient.
+        skip_zero_advantage=auxiliary is None and run.critic is None and vanishes_at_zero_advantage(run.objective),
         # A model that must repeat them in padded rows should be given no more rows than its budget holds.
         share_prompts=policy.shares_prompts,
         ranks=ranks.size,
@@ -155,7 +155,7 @@ def _around(
         tokenizer=tokenizer,
         credit=credit_rule(run.advantage, run.critic),
         batch_config=batch_config,
-        terms=terms,
+        auxiliary=auxiliary,
         reward=reward,
         held_out=held_out,
         ranks=ranks,
@@ -183,9 +183,16 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     model.to(default_device())
     dtype = resolve_precision(run.precision, model.device).dtype
     critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
-    rate = run.critic.learning_rate
-    optimizer = make_optimizer(critic, learning_rate=rate, betas=run.betas, weight_decay=run.weight_decay)
-    return CriticTrainer(critic, optimizer, run.critic, run.max_grad_norm, run.micro_batch_tokens, ranks)
+    optimizer = run.critic_optimizer.build(list(critic.trainable().values()), critic.embeddings())
+    return CriticTrainer(
+        critic,
+        optimizer,
+        run.critic,
+        learning_rate=run.critic_optimizer.learning_rate,
+        max_grad_norm=run.max_grad_norm,
+        micro_batch_tokens=run.micro_batch_tokens,
+        ranks=ranks,
+    )
 
 
 def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
@@ -216,7 +223,7 @@ def _require_room(
         encode_prompts(tokenizer, limits, problems, run.sampling)
 
 
-def _terms(run: Run, model: PreTrainedModel) -> Terms | None:
+def _auxiliary(run: Run, model: PreTrainedModel) -> AuxiliaryLosses | None:
     if not run.reference_kl and not run.entropy_bonus:
         return None
     reference = None
@@ -227,4 +234,4 @@ def _terms(run: Run, model: PreTrainedModel) -> Terms | None:
             precision=resolve_precision(run.precision, model.device),
             temperature=run.sampling.temperature,
         )
-    return Terms(reference, run.reference_kl, run.entropy_bonus)
+    return AuxiliaryLosses(reference, run.reference_kl, run.entropy_bonus)

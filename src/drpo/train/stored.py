@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from drpo.errors import InputError
 from drpo.files import write_text
-from drpo.train.records import parse_json
+from drpo.train.records import Written, parse_json
 
 WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "sha256"
 
@@ -36,7 +38,7 @@ class Progress:
     tokens: int = 0
     skipped: int = 0
     critic_skipped: int = 0
-    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    records: dict[str, Written] = field(default_factory=dict)
 
 
 def latest(folder: Path) -> Path | None:
@@ -69,15 +71,9 @@ def read_state(checkpoint: Path) -> tuple[Progress, str, dict[str, str]]:
     """Where the run stood, that record's fingerprint, and file -> checksum; an earlier version wrote none, or more."""
     try:
         record = parse_json((checkpoint / STATE).read_bytes())
-        sums = dict(record.pop(SUMS, {}))
-        known = {f.name: record[f.name] for f in fields(Progress) if f.name in record}
-        odd = [name for name, value in known.items() if name != "records" and type(value) is not int]
-        if odd:
-            raise ValueError(f"{odd[0]} is no whole number")
-        if not all(type(written["bytes"]) is int for written in known.get("records", {}).values()):
-            raise ValueError("records has lengths that are no whole numbers")
-        return Progress(**known), fingerprint(record), sums
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        sums = msgspec.convert(record.pop(SUMS, {}), dict[str, str])
+        return msgspec.convert(record, Progress), fingerprint(record), sums
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: it is no object
         raise InputError(f"checkpoint {checkpoint / STATE} cannot be read: {error}") from None
 
 

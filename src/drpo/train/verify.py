@@ -1,7 +1,7 @@
 """Whether everything in a run's folder is what was written, and fits together; read without torch."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,9 @@ from drpo.train.records import (
     read_lines,
     read_records,
     read_written,
+    require_facts,
 )
 from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state, require_sound, sum_of
-
-_CONFIG: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "model": str,
-    "task": str,
-    "objective": str,
-    "learning_rate": (int, float),
-    "seed": int,
-    "steps": int,
-}
-"""Fields that every run's configuration has."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +84,7 @@ def is_finished(folder: Path) -> bool:
 
 def _config(folder: Path) -> str:
     config = read_json(folder / CONFIG)
-    for name, kind in _CONFIG.items():
-        if not isinstance(config.get(name), kind) or isinstance(config[name], bool):
-            raise InputError(f"{name} is missing, or of the wrong type")
+    require_facts(config)
     return f"{config['model']}, {config['objective']}, {config['steps']} steps"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from drpo.train.config import Run
-from drpo.train.evaluate import Evaluation
+from drpo.train.records import Evaluation
 from drpo.types import ScoredGroup
 
 log = logging.getLogger("drpo")

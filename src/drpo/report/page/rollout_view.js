@@ -16,7 +16,6 @@ const SHADES = [
 const STATES = {
   skipped: "Not trained on: its advantage is 0, and so is every token's gradient. It did not go through the model: there is no \u03c0.",
   unmarked: "Not trained on: it has no reward, so it took no part in the update.",
-  unrecorded: "What the update saw of it was not recorded: an older version wrote this run.",
 };
 
 const TOKENS_ROLE = { class: "tokens", role: "group", "aria-label": "Tokens; left and right arrows move from one to the next" };
@@ -32,21 +31,19 @@ function visible(text) {
   return text.replace(/[\u0000-\u0009\u000b-\u001f]/g, picture).replace(/\u007f/g, "\u2421");
 }
 
-function showLegend(rollouts) {
-  const { weight, outside } = rollouts.columns;
-  const ofCode = new Uint32Array(65536);
-  for (let at = 0; at < weight.length; at++) ofCode[weight[at] + 32768]++;
+function showLegend({ columns: { weight, outside } }) {
   const counts = new Map(SHADES.map((shade) => [shade, 0]));
-  ofCode.forEach((n, i) => {
-    if (n) counts.set(shadeOf(CODE_VALUES[i]), counts.get(shadeOf(CODE_VALUES[i])) + n);
-  });
-  const share = (n) => el("span", { class: "share" }, percent(n / weight.length, 2));
+  for (const code of weight) {
+    const shade = shadeOf(valueOf(code));
+    counts.set(shade, counts.get(shade) + 1);
+  }
+  const share = (n) => el("span", { class: "share" }, `${((100 * n) / weight.length).toFixed(2)} %`);
   const item = (style, label, ...rest) => el("li", {}, el("span", { class: `swatch ${style}` }, label), ...rest);
   const items = SHADES.map((shade) => item(shade.style, shade.label, share(counts.get(shade))));
   const left = outside.reduce((a, b) => a + b, 0);
   items.push(item("outside", "outline", " left the region", share(left)), item("", "plain", " no gradient"));
   const shadesOf = `Shade: gradient weight w, and the share of the run's ${count(weight.length)} trained tokens`;
-  byId("legend").append(el("strong", {}, shadesOf), el("ul", {}, items));
+  byId("legend").replaceChildren(el("strong", {}, shadesOf), el("ul", {}, items));
 }
 
 class RolloutView {
@@ -90,7 +87,7 @@ class RolloutView {
     if (t.update[i] !== null) chips.push(`update ${t.update[i] + 1}`);
     chips.push(rewardText(t.reward[i]));
     if (t.advantage[i] !== null) chips.push(`A = ${brief(t.advantage[i])}`);
-    chips.push(`${this.rollouts.length(i)} tokens`, t.finish[i] === "length" ? "cut at the limit" : "ended by itself");
+    chips.push(`${this.rollouts.columns.length[i]} tokens`, t.finish[i] === "length" ? "cut at the limit" : "ended by itself");
     const age = t.step[i] - 1 - t.version[i];
     if (age > 0) chips.push(`weights ${age} ${age === 1 ? "step" : "steps"} old`);
     return chips;

@@ -6,6 +6,22 @@ const MISSING = -32768;
 const PER_DECADE = 900;
 const SMALLEST = -20;
 const TOO_LARGE = 2 + 36 * PER_DECADE;
+const COLUMN_TYPES = { uint8: Uint8Array, int16: Int16Array, uint32: Uint32Array };
+
+/** Reads what `payload.columns_bytes` packed: name -> typed array. */
+function readColumns(block) {
+  let start = 4 + new DataView(block.buffer).getUint32(0, true);
+  const columns = {};
+  for (const [name, kind, length] of JSON.parse(new TextDecoder().decode(block.subarray(4, start)))) {
+    const values = new COLUMN_TYPES[kind](length);
+    // The low bytes of all numbers stand first, then the next ones; a typed array's store cuts off what does not fit.
+    for (let byte = 0; byte < values.BYTES_PER_ELEMENT; byte++, start += length) {
+      for (let i = 0; i < length; i++) values[i] |= block[start + i] << (8 * byte);
+    }
+    columns[name] = values;
+  }
+  return columns;
+}
 
 /** The decimal that a code stands for, as it is shown. */
 function shown(code) {
@@ -15,22 +31,16 @@ function shown(code) {
   const sign = code < 0 ? "\u2212" : "";
   if (size === 1) return `${sign}<1e-20`;
   if (size >= TOO_LARGE) return `${sign}\u22651e+16`;
-  return sign + magnitude(size).toPrecision(3);
+  return sign + Math.abs(valueOf(code)).toPrecision(3);
 }
 
-/** From 2 on; the double nearest to the decimal. */
-function magnitude(size) {
-  const digits = 100 + ((size - 2) % PER_DECADE);
-  const exponent = Math.floor((size - 2) / PER_DECADE) + SMALLEST;
-  return Number(`${digits}e${exponent - 2}`);
-}
-
-/** Every code's number, so that many can be read fast: `values[code + 32768]`. */
+/** Every code's number, the double nearest to the decimal, so that many can be read fast. */
 const CODE_VALUES = (() => {
   const values = new Float64Array(65536);
   for (let size = 2; size <= TOO_LARGE; size++) {
-    values[32768 + size] = magnitude(size);
-    values[32768 - size] = -values[32768 + size];
+    const digits = 100 + ((size - 2) % PER_DECADE);
+    const value = Number(`${digits}e${Math.floor((size - 2) / PER_DECADE) + SMALLEST - 2}`);
+    [values[32768 + size], values[32768 - size]] = [value, -value];
   }
   values[0] = NaN;
   return values;
@@ -49,16 +59,11 @@ class Rollouts {
     this.trainedStart = startsOf(columns.length.map((length, i) => (this.isTrained(i) ? length : 0)));
     this.special = new Set(table.special);
     this.texts = new Array(this.n).fill(null);
-    this.lowered = new Array(this.n).fill(null);
-    this.weights = this.weightRanges();
+    this.weights = Array.from({ length: this.n }, (_, i) => (this.isTrained(i) ? this.weightsOf(i) : null));
   }
 
   isTrained(i) {
     return this.table.state[i] === "trained";
-  }
-
-  length(i) {
-    return this.columns.length[i];
   }
 
   /** What a token is called: its text, or its id where the tokenizer is not known. */
@@ -67,17 +72,10 @@ class Rollouts {
   }
 
   text(i) {
-    this.texts[i] ??= this.table.text[i] ?? this.joined(i);
+    const places = () => this.columns.token.subarray(this.start[i], this.start[i + 1]);
+    const joined = () => Array.from(places(), (p) => (this.special.has(p) ? "" : this.table.pieces[p])).join("");
+    this.texts[i] ??= this.table.text[i] ?? joined();
     return this.texts[i];
-  }
-
-  joined(i) {
-    let text = "";
-    for (let at = this.start[i]; at < this.start[i + 1]; at++) {
-      const place = this.columns.token[at];
-      if (!this.special.has(place)) text += this.table.pieces[place];
-    }
-    return text;
   }
 
   question(i) {
@@ -85,36 +83,22 @@ class Rollouts {
     return { prompt, answer };
   }
 
-  /** What a search looks through: prompt and completion, in lower case. */
-  searched(i) {
-    this.lowered[i] ??= `${this.question(i).prompt}\n${this.text(i)}`.toLowerCase();
-    return this.lowered[i];
-  }
-
-  /** Least and greatest weight of each trained completion, how far the farthest is from 1, and tokens outside. */
-  weightRanges() {
-    const numbers = () => new Float64Array(this.n).fill(NaN);
-    const ranges = { least: numbers(), greatest: numbers(), extreme: numbers(), outside: new Uint32Array(this.n) };
-    for (let i = 0; i < this.n; i++) {
-      if (!this.isTrained(i)) continue;
-      let [least, greatest] = [Infinity, -Infinity];
-      for (let at = this.trainedStart[i]; at < this.trainedStart[i + 1]; at++) {
-        const w = valueOf(this.columns.weight[at]);
-        if (w < least) least = w;
-        if (w > greatest) greatest = w;
-        ranges.outside[i] += this.columns.outside[at];
-      }
-      ranges.least[i] = least;
-      ranges.greatest[i] = greatest;
-      ranges.extreme[i] = Math.max(1 - least, greatest - 1);
+  /** Least and greatest weight of a trained completion, how far the farthest is from 1, and its tokens outside. */
+  weightsOf(i) {
+    let [least, greatest, outside] = [Infinity, -Infinity, 0];
+    for (let t = this.trainedStart[i]; t < this.trainedStart[i + 1]; t++) {
+      const w = valueOf(this.columns.weight[t]);
+      if (w < least) least = w;
+      if (w > greatest) greatest = w;
+      outside += this.columns.outside[t];
     }
-    return ranges;
+    return { least, greatest, outside, extreme: Math.max(1 - least, greatest - 1) };
   }
 
   /** The tokens of a completion; the numbers as they are shown, but for `w`, which is one to compare with. */
   tokens(i) {
     const { token, mu, pi_above_mu, ratio, shift, weight, outside } = this.columns;
-    return Array.from({ length: this.length(i) }, (_, k) => {
+    return Array.from({ length: this.columns.length[i] }, (_, k) => {
       const [at, t] = [this.start[i] + k, this.trainedStart[i] + k];
       const place = token[at];
       const drawn = { id: this.table.ids[place], text: this.piece(place), special: this.special.has(place), mu: shown(mu[at]) };

@@ -9,13 +9,13 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from drpo.cli.folder import reading
 from drpo.cli.options import leading, parse
+from drpo.cli.runs import reading, require_run
 from drpo.errors import InputError
-from drpo.report.follow import CELLS, Follower, find_cells
+from drpo.report.follow import Follower, find_cells
 from drpo.report.watch import draw_view, draw_views
 from drpo.terminal import Terminal
-from drpo.train.session import CONFIG
+from drpo.train.records import CELLS
 
 LONGEST_S = 86_400
 """Between two looks."""
@@ -45,7 +45,7 @@ def watch(arguments: list[str]) -> int:
     if not 0 < options.every <= LONGEST_S:
         raise InputError(f"--every {options.every}: must be above 0 seconds, and at most {LONGEST_S:,}")
     folder = Path(name)
-    _require_run(folder)
+    require_run(folder)
     look = _Look(folder)
     console = Terminal()
     if options.once or not console.is_terminal:
@@ -60,14 +60,6 @@ def watch(arguments: list[str]) -> int:
     except KeyboardInterrupt:  # the way to end it
         return 0
     return 0
-
-
-def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a run makes its own as it begins")
-    begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
-    if not begun and any(folder.iterdir()):
-        raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")
 
 
 class _Look:

@@ -1,0 +1,102 @@
+"""`drpo compare`: its options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from drpo.cli.options import leading, parse, require_options
+from drpo.cli.runs import require_run
+from drpo.errors import InputError
+from drpo.recipes import RECIPES, find, require_recipe
+from drpo.spelling import import_named
+
+OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
+BY_CELL = ("name", "objective", "seed")
+"""Fields of a run that each cell has of its own, and that are no options."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Train a recipe with several objectives, over seeds and regimes, and say what may be claimed of their differences.
+
+      drpo compare demo --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --seeds 0 1 2 --updates 4 16
+
+    Every combination of the values given is a cell, a training of its own: without options 6 objectives x 3 seeds,
+    which are 18 trainings, in runs/compare-RECIPE. How many there are to do is said before the first begins. Ctrl-C
+    stops them, and `drpo compare --resume COMPARISON` goes on.
+
+    Args:
+        objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; behind an @ its own learning rates,
+            as in 'drpo(0.2) @ 1e-5 2e-5', so that none wins by its neighbour's tuning.
+        seeds: each fixes the data order, the random numbers and the held-out problems.
+        learning_rate: of the objectives that bring none of their own; without it that of --optimizer.
+        task: where problems come from.
+        updates: optimiser updates per rollout.
+        refresh_every: steps between hand-overs of the weights to the sampler.
+        lag: steps that rollouts are sampled ahead of training.
+        rollout_precision: of the sampler: fp32, bf16, int8, fp8_weights, fp8.
+        out: folder of the comparison; default runs/compare-RECIPE. One that is there is added to.
+        jobs: cells trained at once; default: as many as memory and cores allow.
+        plain: plain lines in place of the live table.
+    """
+
+    objectives: tuple[str, ...] = ("none", "ppo(0.2,0.28)", "spo(12.5)", "dppo(0.15)", "drpo(12.5)", "drpo(0.2)")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rate: Annotated[tuple[float, ...], OF_THE_RECIPE] = ()
+    task: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
+    updates: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
+    refresh_every: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
+    lag: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
+    rollout_precision: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
+    out: Path | None = None
+    jobs: int | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a comparison that was interrupted: its cells that have no result yet are trained.
+
+      drpo compare --resume runs/compare-demo
+
+    Args:
+        jobs: cells trained at once; default: as many as memory and cores allow.
+        plain: plain lines in place of the live table.
+        own_code: import the code that the cells' configurations name as module:name; only for folders that you trust.
+        engine: address of the server that the cells sample with, where they do, as their configurations have it.
+    """
+
+    jobs: int | None = None
+    plain: bool = False
+    own_code: bool = False
+    engine: str | None = None
+
+
+def compare(arguments: list[str]) -> int:
+    """`drpo compare RECIPE [options]` or `drpo compare --resume COMPARISON`."""
+    if arguments and arguments[0] == "--resume":
+        given, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
+        resumed = parse(ResumeOptions, rest, f"drpo compare --resume {given}")
+        require_jobs(resumed.jobs)
+        require_run(Path(given))
+        return int(import_named("drpo.cli.compare", "resume", "command")(Path(given), resumed))
+    name, rest = leading(arguments, "RECIPE", f"compare: name a recipe first; known: {', '.join(RECIPES)}")
+    if arguments[0].startswith("-"):  # --help alone
+        more = "`drpo compare RECIPE --help` shows the fields of a run besides."
+        parse(CompareOptions, rest, "drpo compare RECIPE", more=more)
+    require_recipe(name)
+    prog = f"drpo compare {name}"
+    require_options(rest, CompareOptions, prog)
+    base, options = import_named("drpo.cli.overrides", "overridden", "command")(
+        find(name), rest, prog, CompareOptions, without=BY_CELL
+    )
+    require_jobs(options.jobs)
+    return int(import_named("drpo.cli.compare", "begin", "command")(name, base, options))
+
+
+def require_jobs(jobs: int | None) -> None:
+    """Refuse a number of jobs that cannot be."""
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: must be at least 1")

@@ -1,0 +1,39 @@
+"""`drpo doctor`: its options."""
+
+from dataclasses import dataclass
+
+from drpo.cli.options import asks_for_help, parse, require_options
+from drpo.recipes import find, require_recipe
+from drpo.spelling import import_named
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Check whether what this machine would train on is sound: a line per check, in a minute. Nothing is trained.
+
+      drpo doctor demo --precision bf16
+
+    The status is 1 where something is broken.
+
+    Args:
+        quick: the shorter form, which every training run begins with.
+        json: print the findings as JSON.
+    """
+
+    quick: bool = False
+    json: bool = False
+
+
+def doctor(arguments: list[str]) -> int:
+    """`drpo doctor [RECIPE] [overrides]`; 1 where something is broken."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not named and asks_for_help(arguments):
+        parse(
+            DoctorOptions, arguments, "drpo doctor [RECIPE]", more="`drpo doctor RECIPE --help` shows those of a run."
+        )
+    recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
+    require_recipe(recipe)
+    prog = f"drpo doctor {recipe}"
+    require_options(rest, DoctorOptions, prog)
+    run, options = import_named("drpo.cli.overrides", "overridden", "command")(find(recipe), rest, prog, DoctorOptions)
+    return int(import_named("drpo.cli.doctor", "doctor", "command")(recipe, run, options))

@@ -1,0 +1,17 @@
+"""`drpo eval`: its first check; its options are in `drpo.cli.eval_options`, since they hold a run's records."""
+
+from pathlib import Path
+
+from drpo.cli.options import leading
+from drpo.model_names import require_there
+from drpo.spelling import import_named
+from drpo.train.records import METRICS
+
+
+def eval(arguments: list[str]) -> int:
+    """`drpo eval MODEL|RUN [options]`."""
+    name, rest = leading(arguments, "MODEL|RUN", "eval: name a model or a run's folder first")
+    if not (Path(name) / METRICS).exists():
+        require_there(name)
+    asked = import_named("drpo.cli.eval_options", "read_options", "command")(name, rest)
+    return int(import_named("drpo.cli.eval", "eval", "command")(name, *asked))

@@ -1,0 +1,45 @@
+"""`drpo report`: its options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from drpo.cli.options import leading, parse
+from drpo.cli.output import require_file
+from drpo.cli.runs import require_run
+from drpo.spelling import import_named
+from drpo.train.records import RESULTS
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a run or a comparison as one HTML file.
+
+      drpo report runs/demo --open
+
+    Of a run: curves, trust region, gradient weights, and every token of every completion. Of a comparison: curves and
+    ends of every objective with intervals, differences seed by seed, what may be claimed, and every cell.
+
+    The file opens from disk and asks the network for nothing. `drpo train` and `drpo compare` write one at their end;
+    RUN may also be a folder that is worked on or was stopped.
+
+    Args:
+        out: the file; default report.html in the folder.
+        open: show it in the browser.
+        own_code: import the objective that the run's configuration names as module:name; only for folders that you
+            trust.
+    """
+
+    out: Path | None = None
+    open: bool = False
+    own_code: bool = False
+
+
+def report(arguments: list[str]) -> int:
+    """`drpo report RUN|COMPARISON [--out FILE] [--open]`."""
+    name, rest = leading(arguments, "RUN|COMPARISON", "report: name a run's folder first, or a comparison's")
+    options = parse(ReportOptions, rest, f"drpo report {name}")
+    if options.out is not None:
+        require_file("--out", options.out)
+    if not (Path(name) / RESULTS).exists():  # what is kept of a comparison's runs
+        require_run(Path(name))
+    return int(import_named("drpo.cli.report", "report", "command")(Path(name), options))

@@ -1,0 +1,38 @@
+"""`drpo serve`: its options."""
+
+from dataclasses import dataclass
+
+from drpo.cli.options import leading, parse
+from drpo.model_names import require_there
+from drpo.spelling import import_named
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Start a vLLM server that `drpo train ... --engine http://127.0.0.1:8000` samples from and sends weights to.
+
+      drpo serve smollm2-135m --port 8001 -- --max-num-seqs 64
+
+    It answers drpo's own calls, of whoever sends the token that it prints or that DRPO_SERVER_TOKEN holds.
+
+    What stands behind -- are options of `vllm serve`, passed on as they are; they win over what drpo sets.
+
+    Args:
+        host: the address to listen on, of this machine alone. From another machine come through a tunnel:
+            ssh -N -L 8000:127.0.0.1:8000 HOST.
+        port: the port to listen on.
+        precision: of the weights and the compute: auto (bf16 where the processor has it), bf16, fp16, fp32, fp8.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    precision: str = "auto"
+
+
+def serve(arguments: list[str]) -> int:
+    """`drpo serve MODEL [--port N] [--host ADDRESS] [--precision P] [-- options of vllm serve]`; does not return."""
+    model, rest = leading(arguments, "MODEL", "serve: name a model first: smollm2-135m, a folder or a hub id")
+    own, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
+    options = parse(ServeOptions, own, f"drpo serve {model}")
+    require_there(model)
+    return int(import_named("drpo.cli.serve", "serve", "command")(model, options, further))

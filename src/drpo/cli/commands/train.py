@@ -1,0 +1,105 @@
+"""`drpo train` and `drpo recipes`: their options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from drpo.cli.options import asks_for_help, leading, parse, require_options
+from drpo.errors import InputError
+from drpo.recipes import RECIPES, find, require_recipe
+from drpo.spelling import import_named
+from drpo.train.records import read_config
+
+USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]
+
+Train a model as a recipe says, but for the fields that are given; or go on with a run from its last checkpoint.
+
+  drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
+
+`drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` how a run goes on: with
+--own-code where its configuration names code of your own, module:name.
+"""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a model as a recipe says, but for the fields that are given.
+
+      drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
+
+    `drpo train --resume RUN` goes on with a run from its last checkpoint.
+
+    Args:
+        out: folder of the run; default runs/NAME, with a number behind it where that is taken.
+        plain: plain lines in place of the live table.
+        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
+        track: send the figures to trackers besides: trackio, tensorboard, wandb (offline unless WANDB_MODE or
+            WANDB_API_KEY is set); one that fails costs a line, not the run.
+        stall: seconds that a phase of a step may take before the stacks are left in stalled.txt and the process ends
+            with status 75, or the run begins again. 0 waits for ever.
+        restarts: how often the run may begin again from its last checkpoint, in a new process in the place of this
+            one, after a phase that stalled or an engine that died; torchrun has --max-restarts for that.
+    """
+
+    out: Path | None = None
+    plain: bool = False
+    doctor: bool = True
+    track: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    stall: float = 7200.0
+    restarts: int = 3
+
+
+@dataclass(frozen=True)
+class ResumeOptions(TrainOptions):
+    """Go on with a run that was interrupted, from its last checkpoint and with its own configuration.
+
+      drpo train --resume runs/demo
+
+    Args:
+        out: not used: the run stays where it is.
+        plain: plain lines in place of the live table.
+        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
+        track: send the figures to trackers besides, as `drpo train --help` says.
+        stall: seconds that a phase may take, as `drpo train --help` says.
+        restarts: how often the run may begin again, as `drpo train --help` says.
+        own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
+        engine: address of the server that the run samples with, where it does; it may have moved.
+        accept_records: go on though records were deleted, cut or changed since the checkpoint (`drpo verify RUN` says
+            which); what is missing stays missing.
+    """
+
+    own_code: bool = False
+    engine: str | None = None
+    accept_records: bool = False
+
+
+def train(arguments: list[str]) -> int:
+    """`drpo train RECIPE [overrides]` or `drpo train --resume RUN`."""
+    if arguments and arguments[0] == "--resume":
+        name, rest = leading(arguments[1:], "RUN", "train --resume: name the run's folder")
+        resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
+        read_config(Path(name))
+        return int(import_named("drpo.cli.train", "resume", "command")(Path(name), resumed))
+    name, rest = leading(arguments, "RECIPE", f"train: name a recipe first; known: {', '.join(RECIPES)}")
+    if arguments[0].startswith("-"):  # --help alone
+        print(f"{USAGE}\nRecipes:")
+        return recipes([])
+    require_recipe(name)
+    prog = f"drpo train {name}"
+    require_options(rest, TrainOptions, prog)
+    run, options = import_named("drpo.cli.overrides", "overridden", "command")(find(name), rest, prog, TrainOptions)
+    return int(import_named("drpo.cli.train", "begin", "command")(run, options))
+
+
+def recipes(arguments: list[str]) -> int:
+    """`drpo recipes`."""
+    if arguments and not asks_for_help(arguments):
+        raise InputError(f"recipes takes no arguments, not {arguments[0]!r}; try `drpo train RECIPE --help`")
+    if arguments:
+        print("usage: drpo recipes\n\nList what `drpo train RECIPE` can train.\n\n  drpo train smoke\n\nRecipes:")
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        print(f"  {name:<{width}}  {recipe.about}")
+    return 0

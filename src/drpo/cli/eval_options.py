@@ -1,0 +1,82 @@
+"""The options of `drpo eval`, whose defaults are those of the run that is evaluated."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from drpo.cli.folder import open_run
+from drpo.cli.options import parse
+from drpo.errors import InputError
+from drpo.rewards import Marking
+from drpo.train.config import MOST_COMPLETIONS, Run
+from drpo.train.records import METRICS, MODEL
+from drpo.types import Sampling
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Measure the accuracy of a model, or of a finished run, on held-out problems, with a 95 % interval.
+
+      drpo eval smollm2-135m --task 'addition(1, 50)' --problems 100
+
+    Args:
+        task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
+        reward: exact_number, math_verify, module:function; default: the task's own.
+        problems: how many.
+        sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
+        drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
+        marking: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
+        precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
+        seed: of the sampling.
+        json: print the result as JSON.
+        own_code: import the task and reward that a run's configuration names as module:name; only for folders that
+            you trust.
+    """
+
+    task: str | None = None
+    reward: str | None = None
+    problems: int = 200
+    sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
+    drop_long_prompts: bool = False
+    marking: Marking = field(default_factory=Marking)
+    precision: str = "auto"
+    seed: int = 0
+    json: bool = False
+    own_code: bool = False
+
+
+def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptions, bool]:
+    """Return what is evaluated and how.
+
+    Args:
+        name: of a model, or a run's folder.
+        arguments: the options.
+
+    Returns:
+        The folder's run, or None for a model; the options; whether completions are drawn as in the run's evaluations.
+
+    Raises:
+        InputError: the run has not finished, an option is wrong, or the folder's configuration names code.
+    """
+    run = open_run(Path(name), own_code=False, needed=()) if (Path(name) / METRICS).exists() else None
+    if run is not None and not (Path(name) / MODEL).exists():
+        raise InputError(
+            f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
+            "a model of its last checkpoint"
+        )
+    default = EvalOptions() if run is None else _of_the_run(run)
+    options = parse(EvalOptions, arguments, f"drpo eval {name}", default)
+    if not 1 <= options.problems <= MOST_COMPLETIONS:
+        raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
+    if run is not None:
+        own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
+        run = open_run(Path(name), options.own_code, needed=() if options.task else own)
+    return run, options, options.sampling == default.sampling
+
+
+def _of_the_run(run: Run) -> EvalOptions:
+    return EvalOptions(
+        sampling=replace(run.sampling, samples=run.eval_samples),
+        problems=run.eval_problems,
+        marking=run.marking,
+        drop_long_prompts=run.drop_long_prompts,
+    )

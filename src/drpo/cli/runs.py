@@ -1,0 +1,39 @@
+"""Folders of runs that a command names: whether a run is there, and what is wrong with its records in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drpo.errors import InputError
+from drpo.train.records import CELLS, CONFIG
+
+
+def require_run(folder: Path) -> None:
+    """Raise unless a folder holds a run or a comparison's runs, or nothing yet.
+
+    Raises:
+        InputError: there is no such folder, or it holds something else.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no run there, no such folder; a run makes its own as it begins")
+    begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
+    if not begun and any(folder.iterdir()):
+        raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn what records of the wrong shape make the reader raise into one line.
+
+    Args:
+        folder: that is read, for the message.
+
+    Raises:
+        InputError: in place of the reader's own error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{folder}: its records cannot be read ({type(error).__name__}: {error})") from None

@@ -1,0 +1,176 @@
+"""Figures of the reports: one template for all of them, and JSON in which no text is markup.
+
+A figure has no colour of its own for text and ground: the page's style sheet gives both, in light, dark and print.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drpo.lazily import lazily
+from drpo.report.palette import COLORS
+
+plotly = lazily("plotly")
+
+Figure = Any
+"""`plotly.graph_objects.Figure`, which is imported where the first one is made."""
+
+SMALL, WIDE = 240, 400
+"""Heights in pixels."""
+GREY = "#77818C"
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+_CLEAR, _FAINT = "rgba(0,0,0,0)", "rgba(127,127,127,0.22)"
+_AXIS = {
+    "gridcolor": _FAINT,
+    "zerolinecolor": _FAINT,
+    "automargin": True,
+    "exponentformat": "power",
+    "title": {"standoff": 6},
+}
+TEMPLATE = {
+    "layout": {
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
+        "font": {"family": "system-ui, Segoe UI, Roboto, Helvetica Neue, Arial, sans-serif", "size": 12},
+        "margin": {"l": 48, "r": 10, "t": 24, "b": 38},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 11}, "entrywidth": 0},
+        "hovermode": "closest",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with what the page says of it.
+
+    Args:
+        id: of its element.
+        title: what it shows.
+        figure: to draw.
+        text: the same in words, for those who do not see it.
+        caption: how to read it.
+        wide: whether it takes up two columns of the page.
+    """
+
+    id: str
+    title: str
+    figure: Figure
+    text: str
+    caption: str = ""
+    wide: bool = False
+
+
+def make_figure(traces: Iterable[Mapping[str, Any]], height: int, **layout: Any) -> Figure:
+    """Return a figure in the reports' template.
+
+    Args:
+        traces: each with its "type"; a line or points without.
+        height: in pixels; the width is that of its element.
+        layout: plotly's, by name.
+    """
+    figure = plotly.graph_objects.Figure(data=[{"type": "scatter", **trace} for trace in traces])
+    return figure.update_layout(template=TEMPLATE, height=height, **layout)
+
+
+def make_facets(titles: Sequence[str], columns: int, height: int, **options: Any) -> Figure:
+    """Return an empty figure of several plots, row by row.
+
+    Args:
+        titles: of the plots; may be empty texts.
+        columns: most plots in a row.
+        height: of a row, in pixels.
+        options: of plotly's `make_subplots`.
+    """
+    columns = min(columns, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    total = rows * height + 60
+    figure = plotly.graph_objects.Figure().set_subplots(
+        rows, columns, subplot_titles=list(titles), vertical_spacing=min(0.3, 76 / total), **options
+    )
+    figure.update_annotations(font_size=12)
+    return figure.update_layout(template=TEMPLATE, height=total, margin_t=44, legend_y=1 + 22 / total)
+
+
+def add_placed(figure: Figure, placed: Iterable[tuple[Mapping[str, Any], int]], columns: int) -> None:
+    """Add traces to the facets of a figure, all at once.
+
+    Args:
+        figure: of `make_facets`.
+        placed: each trace with the number of its facet.
+        columns: of the facets.
+    """
+    listed = list(placed)
+    figure.add_traces(
+        [{"type": "scatter", **trace} for trace, _ in listed],
+        rows=[i // columns + 1 for _, i in listed],
+        cols=[i % columns + 1 for _, i in listed],
+    )
+
+
+def look(i: int) -> dict[str, Any]:
+    """Return how the i-th of several is drawn: no two of 28 have both the colour and the dash of another."""
+    color, n = COLORS[i % len(COLORS)], len(COLORS)
+    return {
+        "line": {"color": color, "dash": DASHES[i % len(DASHES)], "width": 2},
+        "marker": {"color": color, "symbol": SYMBOLS[i % n]},
+    }
+
+
+def band(x: Sequence[int], low: Sequence[float], high: Sequence[float], color: str, **trace: Any) -> dict[str, Any]:
+    """Return the ground between two curves; steps that have no bounds are left out.
+
+    Args:
+        x: steps.
+        low, high: a bound for each, nan where there is none.
+        color: of the ground.
+        trace: anything else of the trace.
+    """
+    there = [(t, a, b) for t, a, b in zip(x, low, high, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    steps = [t for t, _, _ in there]
+    return {
+        "x": steps + steps[::-1],
+        "y": [b for _, _, b in there] + [a for _, a, _ in there][::-1],
+        "fill": "toself",
+        "mode": "lines",
+        "line": {"width": 0},
+        "fillcolor": f"{color}26",
+        "hoverinfo": "skip",
+        "showlegend": False,
+        **trace,
+    }
+
+
+def level(x: Sequence[float], y: float, name: str) -> dict[str, Any]:
+    """Return a horizontal line."""
+    line = {"color": GREY, "width": 1.2, "dash": "dot"}
+    return {"x": [x[0], x[-1]], "y": [y, y], "name": name, "mode": "lines", "line": line, "hoverinfo": "skip"}
+
+
+def brief(value: float | None) -> str:
+    """Write a number to three digits; a dash for one that is not there.
+
+    Example:
+        >>> brief(0.123456), brief(-2.0), ascii(brief(None))
+        ('0.123', '-2', "'\\\\u2013'")
+    """
+    return "\u2013" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def plain(value: Any) -> Any:
+    """Return a figure's JSON with every text as text: plotly reads a little HTML in names, titles and labels.
+
+    Only hover templates, which no record writes, keep their markup.
+
+    Example:
+        >>> plain({"name": "<b>x</b> & y", "hovertemplate": "%{y}<extra></extra>"})
+        {'name': '&lt;b>x&lt;/b> &amp; y', 'hovertemplate': '%{y}<extra></extra>'}
+    """
+    if isinstance(value, str):
+        return value.replace("&", "&amp;").replace("<", "&lt;")
+    if isinstance(value, Mapping):
+        return {k: v if k == "hovertemplate" else plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, Sequence) else value

@@ -1,0 +1,295 @@
+"""Optimisers and learning rate schedules, by spec: adamw(2e-5), muon(2e-5), linear(warmup=5)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from drpo.errors import InputError
+from drpo.spelling import format_call, names_code, parse_any, split_call
+
+
+class Optimizer(Protocol):
+    """How a model's weights take their steps."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak."""
+
+    def build(self, parameters: Sequence[nn.Parameter], embeddings: Collection[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters; every group has the step's learning rate as `lr`.
+
+        Args:
+            parameters: that training changes.
+            embeddings: the weights of embeddings and of the head, which are no maps between hidden states.
+        """
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay: on matrices only, not on norms and biases.
+
+    Args:
+        learning_rate: peak, >= 0.
+        betas: decay of the two moments, [0, 1).
+        weight_decay: >= 0.
+
+    Raises:
+        InputError: a value out of its range; the message names it.
+
+    Example:
+        >>> parse_optimizer("adamw(2e-5, weight_decay=0.1)")
+        AdamW(learning_rate=2e-05, betas=(0.9, 0.999), weight_decay=0.1)
+        >>> spell_optimizer(AdamW(2e-5))
+        'adamw(2e-05)'
+
+    Source: arXiv 1711.05101.
+    """
+
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_rates("adamw", self.learning_rate, self.betas, self.weight_decay)
+
+    def build(self, parameters: Sequence[nn.Parameter], embeddings: Collection[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return AdamW over the parameters; see `Optimizer.build`."""
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        lr, betas = self.learning_rate, self.betas
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Momentum whose matrices are orthogonalised (torch.optim.Muon); embeddings, head, norms and biases get AdamW.
+
+    Updates are scaled to the size of AdamW's (`match_rms_adamw`), so one learning rate and weight decay serve both.
+
+    Args:
+        learning_rate: peak, >= 0; of both.
+        momentum: [0, 1).
+        weight_decay: >= 0; on matrices and embeddings.
+        betas: of AdamW, [0, 1).
+
+    Raises:
+        InputError: a value out of its range; the message names it.
+
+    Example:
+        >>> parse_optimizer("muon(2e-5)")
+        Muon(learning_rate=2e-05, momentum=0.95, weight_decay=0.01, betas=(0.9, 0.999))
+
+    Source: Muon is Scalable for LLM Training, arXiv 2502.16982.
+    """
+
+    learning_rate: float = 1e-6
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        _require_rates("muon", self.learning_rate, self.betas, self.weight_decay)
+        if not _in_unit(self.momentum):
+            raise InputError(f"muon momentum={self.momentum!r}: must be in [0, 1)")
+
+    def build(self, parameters: Sequence[nn.Parameter], embeddings: Collection[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return Muon over the hidden matrices and AdamW over the rest; see `Optimizer.build`.
+
+        Raises:
+            InputError: this torch has no Muon, or no parameter is a matrix between hidden states.
+        """
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(f"optimizer muon: torch {torch.__version__} has none; install torch 2.9 or later")
+        not_hidden = {id(p) for p in embeddings}
+        hidden = [p for p in parameters if p.ndim == 2 and id(p) not in not_hidden]
+        if not hidden:
+            raise InputError("optimizer muon: the model has no matrices between hidden states; use adamw")
+        matrices = {id(p) for p in hidden}
+        rest = [p for p in parameters if id(p) not in matrices]
+        muon = torch.optim.Muon(
+            hidden,
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        adamw = AdamW(self.learning_rate, self.betas, self.weight_decay)
+        return Combined([muon, adamw.build(rest, embeddings)] if rest else [muon])
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimisers, each of its own parameters, as one: they share the state and step together.
+
+    Args:
+        optimizers: at least one.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        super().__init__([p for group in groups for p in group["params"]], {})
+        self.optimizers = optimizers
+        self.param_groups = groups
+        self.state: defaultdict[Any, Any] = defaultdict(dict)
+        for optimizer in optimizers:
+            optimizer.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Let each take its step."""
+        for optimizer in self.optimizers:
+            optimizer.step(closure)
+
+
+class Schedule(Protocol):
+    """The learning rate of every update of a run."""
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the rate rises."""
+
+    def __call__(self, peak: float, *, update: int, total: int, per_step: int) -> float:
+        """Return the learning rate of an update.
+
+        Args:
+            peak: highest learning rate.
+            update: in [0, total).
+            total: updates of the whole run.
+            per_step: updates of a step.
+        """
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The learning rate rises linearly over the first steps, then stays.
+
+    Args:
+        warmup: steps over which it rises, >= 0.
+
+    Example:
+        >>> rates(parse_schedule("constant(warmup=2)"), steps=4)
+        [0.5, 1.0, 1.0, 1.0]
+    """
+
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.warmup) is not int or self.warmup < 0:
+            raise InputError(f"schedule warmup={self.warmup!r}: must be a whole number, 0 or more")
+
+    def __call__(self, peak: float, *, update: int, total: int, per_step: int) -> float:
+        """Return the learning rate of an update; see `Schedule`."""
+        warmup = self.warmup * per_step
+        if update < warmup:
+            return peak * (update + 1) / warmup
+        return peak * self._share(1 - (update - warmup) / max(1, total - warmup))
+
+    def _share(self, left: float) -> float:
+        """Of the peak, where this share of the run is left."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Linear(Constant):
+    """After the warm-up the learning rate falls along a line, to 0 one update after the last.
+
+    Args:
+        warmup: steps over which it rises, >= 0.
+
+    Example:
+        >>> rates(parse_schedule("linear(warmup=2)"), steps=6)
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+
+    def _share(self, left: float) -> float:
+        return left
+
+
+@dataclass(frozen=True)
+class Cosine(Constant):
+    """After the warm-up the learning rate falls along half a cosine, to 0 one update after the last.
+
+    Args:
+        warmup: steps over which it rises, >= 0.
+
+    Example:
+        >>> [round(rate, 3) for rate in rates(parse_schedule("cosine"), steps=3)]
+        [1.0, 0.75, 0.25]
+    """
+
+    def _share(self, left: float) -> float:
+        return (1 - math.cos(math.pi * left)) / 2
+
+
+def rates(schedule: Schedule, steps: int, updates: int = 1, peak: float = 1.0) -> list[float]:
+    """Return the learning rate of every update of a run."""
+    total = steps * updates
+    return [schedule(peak, update=i, total=total, per_step=updates) for i in range(total)]
+
+
+OPTIMIZERS: Mapping[str, Callable[..., Any]] = {"adamw": AdamW, "muon": Muon}
+SCHEDULES: Mapping[str, Callable[..., Any]] = {"constant": Constant, "linear": Linear, "cosine": Cosine}
+
+
+def parse_optimizer(text: str) -> Optimizer:
+    """Return the optimiser that `text` spells: adamw(2e-5), muon(2e-5), or your own `module:name(...)`."""
+    optimizer: Optimizer = parse_any(text, OPTIMIZERS, "optimizer")
+    return optimizer
+
+
+@cache
+def stated_learning_rate(text: str) -> float:
+    """Return the learning rate in an optimiser's spec, without importing what the spec names.
+
+    Raises:
+        InputError: an optimiser of the user's own whose spec states none.
+
+    Example:
+        >>> stated_learning_rate("muon(2e-5)"), stated_learning_rate("adamw"), stated_learning_rate("my:sgd(0.1)")
+        (2e-05, 1e-06, 0.1)
+    """
+    if not names_code(text):
+        return parse_optimizer(text).learning_rate
+    _, args, named = split_call(text.partition(":")[2])
+    stated = named.get("learning_rate", args[0] if args else None)
+    if stated is None or not _is_number(stated):
+        raise InputError(f"optimizer {text}: state its learning rate, as its first argument or as learning_rate=")
+    return float(stated)
+
+
+def spell_optimizer(optimizer: Optimizer) -> str:
+    """Write an optimiser as `parse_optimizer` reads it."""
+    return format_call(optimizer, OPTIMIZERS, "optimizer")
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Return the schedule that `text` spells: constant, linear(warmup=5), cosine, or your own `module:name(...)`."""
+    schedule: Schedule = parse_any(text, SCHEDULES, "schedule")
+    return schedule
+
+
+def spell_schedule(schedule: Schedule) -> str:
+    """Write a schedule as `parse_schedule` reads it."""
+    return format_call(schedule, SCHEDULES, "schedule")
+
+
+def _require_rates(name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> None:
+    for field, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise InputError(f"{name} {field}={value!r}: must be a finite number >= 0")
+    if not isinstance(betas, tuple) or len(betas) != 2 or not all(map(_in_unit, betas)):
+        raise InputError(f"{name} betas={betas!r}: must be two numbers in [0, 1), as (0.9, 0.999)")
+
+
+def _in_unit(value: object) -> bool:
+    return _is_number(value) and 0 <= value < 1  # type: ignore[operator]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,51 @@
+"""What tests read of a report: its payloads, its figures, and its columns of tokens."""
+
+import base64
+import gzip
+import json
+import re
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects
+from numpy.typing import NDArray
+
+from drpo.report.figures import Plot
+
+
+def unpacked(text: str) -> bytes:
+    """What `payload.packed` packed."""
+    return gzip.decompress(base64.b64decode(text))
+
+
+def payload(page: str, name: str) -> bytes:
+    """One of a page's payloads."""
+    found = re.search(rf'<script type="application/gzip" id="payload-{name}">([^<]*)</script>', page)
+    assert found
+    return unpacked(found[1])
+
+
+def figures(page: str) -> dict[str, Any]:
+    """The figures of a page by name; plotly refuses one that has a field it does not know."""
+    found = json.loads(payload(page, "figures"))
+    for figure in found.values():
+        plotly.graph_objects.Figure(figure)
+    return found
+
+
+def traces(plot: Plot, name: str) -> list[Any]:
+    """The traces of a figure that have a name."""
+    return [trace for trace in plot.figure.data if trace.name == name]
+
+
+def read_columns(block: bytes) -> dict[str, NDArray[Any]]:
+    """What `payload.columns_bytes` packed."""
+    start = 4 + int.from_bytes(block[:4], "little")
+    columns: dict[str, NDArray[Any]] = {}
+    for name, kind, length in json.loads(block[4:start]):
+        dtype = np.dtype(kind)
+        end = start + length * dtype.itemsize
+        planes = np.frombuffer(block[start:end], dtype=np.uint8).reshape(dtype.itemsize, length)
+        columns[name] = np.ascontiguousarray(planes.T).view(dtype.newbyteorder("<")).reshape(length).astype(dtype)
+        start = end
+    return columns
