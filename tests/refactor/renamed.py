@@ -37,6 +37,6 @@ TABLES: Mapping[str, Table] = {
 ADDED: Mapping[str, frozenset[str]] = {
     "metrics": frozenset({"outside", "outside_low", "outside_high"}),
     "evaluations": frozenset(),
-    "rollouts": frozenset(),
+    "rollouts": frozenset({"prompt"}),
     "weights": frozenset(),
 }
