@@ -189,7 +189,7 @@ def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedToke
         torch.cat(column)
         for column in (
             trainer_logp(policy, completions),
-            [c.behavior_logp for c in completions],
+            [c.sequence.behavior_logp for c in completions],
             [own_logp(read, c, 1.0) for c in completions],
             [own_logp(policy.plain(), c, 1.0) for c in completions],
         )

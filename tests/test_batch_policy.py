@@ -44,7 +44,7 @@ from drpo.rewards import Mark, Marking
 from drpo.train.optim import AdamW
 from drpo.train.score import require_marked, score
 from drpo.train.step import update_policy
-from drpo.types import Batch, Completion, Failure, Group, MicroBatch, Problem, Sampling, StepStats
+from drpo.types import Batch, Episode, Failure, MicroBatch, Problem, Sampling, ScoredGroup, StepStats
 from support.rollouts import transformers_engine
 from tiny_world import (
     PROBLEMS,
@@ -81,12 +81,12 @@ def policy_of(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32, **o
 
 
 @pytest.fixture(scope="module")
-def rollout() -> list[Completion]:
+def rollout() -> list[Episode]:
     return sampled(*tiny(STOPS))
 
 
 @pytest.fixture
-def groups(rollout: list[Completion]) -> list[Group]:
+def groups(rollout: list[Episode]) -> list[ScoredGroup]:
     return grouped(rollout, REWARDS)
 
 
@@ -136,18 +136,20 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
     parts = {name: by_sequence(micros, column) for name, column in columns.items()}
     assert sorted(parts["target"]) == list(range(len(completions)))
     for i, c in enumerate(completions):
-        assert torch.equal(parts["target"][i], c.token_ids)
-        assert torch.equal(parts["behavior_logp"][i], c.behavior_logp)
+        assert torch.equal(parts["target"][i], c.sequence.token_ids)
+        assert torch.equal(parts["behavior_logp"][i], c.sequence.behavior_logp)
         assert (parts["weight"][i] > 0).all()
     assert batch.n_sequences == len(completions)
-    assert batch.n_tokens == sum(len(c.token_ids) for c in completions)
+    assert batch.n_tokens == sum(len(c.sequence.token_ids) for c in completions)
     for m in micros:
         assert m.layout.n_places == len(m.input_ids)
         assert m.layout.n_places <= budget or len(m.sequence.unique()) == 1
         for s in m.sequence.unique():
-            whole = torch.cat([completions[s].prompt_ids, completions[s].token_ids])
+            whole = torch.cat([completions[s].sequence.prompt_ids, completions[s].sequence.token_ids])
             # Each token is predicted from the one before, which saw all that stands before it, at its place.
-            for i, place in enumerate(m.position[m.sequence == s].tolist(), start=len(completions[s].prompt_ids)):
+            for i, place in enumerate(
+                m.position[m.sequence == s].tolist(), start=len(completions[s].sequence.prompt_ids)
+            ):
                 seen = sees(m.layout, place)
                 assert torch.equal(m.input_ids[seen], whole[:i])
                 assert m.layout.positions()[seen].tolist() == list(range(i))
@@ -156,24 +158,24 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
 def test_nothing_is_encoded_again_after_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny(STOPS)
     completions = sampled(model, tokenizer)
-    assert any(tokenizer(c.text)["input_ids"] != c.token_ids.tolist() for c in completions)  # it would show
+    assert any(tokenizer(c.text)["input_ids"] != c.sequence.token_ids.tolist() for c in completions)  # it would show
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("text was encoded again")
 
     for name in ("__call__", "encode", "encode_plus", "_encode_plus", "tokenize", "convert_tokens_to_ids"):
         monkeypatch.setattr(type(tokenizer), name, refuse, raising=False)
-    groups = score(PROBLEMS, completions, StubPool(lambda problem, text: float(len(text) % 2)))
+    groups = score(PROBLEMS, in_groups(PROBLEMS, completions), StubPool(lambda problem, text: float(len(text) % 2)))
     policy = policy_of(model)
     seen = []
     for batch in batched(groups, how(updates=2)):
         _, stats = gradients(policy, batch)
         seen.append(len(stats.tokens.logp))
-    assert sum(seen) == sum(len(c.token_ids) for c in completions)
+    assert sum(seen) == sum(len(c.sequence.token_ids) for c in completions)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
-def test_logp_and_entropy_are_the_plain_models(rollout: list[Completion], temperature: float) -> None:
+def test_logp_and_entropy_are_the_plain_models(rollout: list[Episode], temperature: float) -> None:
     """Each token's log-probability, aligned, at the sampling temperature; and its whole distribution's entropy."""
     model, _ = tiny(STOPS)
     policy = policy_of(model, temperature=temperature)
@@ -196,7 +198,7 @@ def test_on_policy_the_ratio_is_one(temperature: float) -> None:
     assert (ratio(stats.tokens) - 1).abs().max() < 1e-5
 
 
-def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Completion]) -> None:
+def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Episode]) -> None:
     """What the fused loss reports, and what additive terms and reference models are made of."""
     policy = policy_of(tiny(STOPS)[0], temperature=0.6)
     (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
@@ -207,16 +209,16 @@ def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Completi
     torch.testing.assert_close(found.entropy, wanted[1].detach())
 
 
-def test_a_policy_shares_prompts_where_it_can(rollout: list[Completion]) -> None:
+def test_a_policy_shares_prompts_where_it_can(rollout: list[Episode]) -> None:
     """The places that go through the model: every prompt once, and each answer without its last token."""
     policy = policy_of(tiny(STOPS)[0])
     assert policy.shares_prompts
     (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
-    prompts = sum(len(p) for p in {tuple(c.prompt_ids.tolist()) for c in rollout})
-    assert batch.micro_batches[0].layout.n_places == prompts + sum(len(c.token_ids) - 1 for c in rollout)
+    prompts = sum(len(p) for p in {tuple(c.sequence.prompt_ids.tolist()) for c in rollout})
+    assert batch.micro_batches[0].layout.n_places == prompts + sum(len(c.sequence.token_ids) - 1 for c in rollout)
 
 
-def test_prompts_that_are_not_shared_count_in_the_budget(rollout: list[Completion]) -> None:
+def test_prompts_that_are_not_shared_count_in_the_budget(rollout: list[Episode]) -> None:
     groups = grouped(rollout, REWARDS)
     (batch,) = batched(groups, how(micro_batch_tokens=163, share_prompts=False))
     for micro in batch.micro_batches:
@@ -239,7 +241,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_architectures_train_their_own_law(family: str, groups: list[Group], rollout: list[Completion]) -> None:
+def test_other_architectures_train_their_own_law(
+    family: str, groups: list[ScoredGroup], rollout: list[Episode]
+) -> None:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     (batch,) = batched(groups, how())
@@ -249,7 +253,7 @@ def test_other_architectures_train_their_own_law(family: str, groups: list[Group
         torch.testing.assert_close(logp[i], own_logp(model, c, 1.0), rtol=0, atol=1e-5)
 
 
-def test_the_gradient_is_the_plain_models(groups: list[Group], rollout: list[Completion]) -> None:
+def test_the_gradient_is_the_plain_models(groups: list[ScoredGroup], rollout: list[Episode]) -> None:
     """Prompts and padding add nothing to it: -sum A r / (S H) over the sampled tokens, by autograd, row by row."""
     model, _ = tiny(STOPS)
     model.double()
@@ -259,10 +263,10 @@ def test_the_gradient_is_the_plain_models(groups: list[Group], rollout: list[Com
     loss = torch.zeros((), dtype=torch.float64)
     advantage = [r - sum(rs) / 4 for rs in REWARDS for r in rs]
     for c, a in zip(rollout, advantage, strict=True):
-        ids = torch.cat([c.prompt_ids, c.token_ids])
-        logp = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)[len(c.prompt_ids) - 1 : -1]
-        chosen = logp.gather(-1, c.token_ids[:, None])[:, 0]
-        loss = loss - (a * torch.exp(chosen - c.behavior_logp)).sum() / (16 * 20)
+        ids = torch.cat([c.sequence.prompt_ids, c.sequence.token_ids])
+        logp = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)[len(c.sequence.prompt_ids) - 1 : -1]
+        chosen = logp.gather(-1, c.sequence.token_ids[:, None])[:, 0]
+        loss = loss - (a * torch.exp(chosen - c.sequence.behavior_logp)).sum() / (16 * 20)
     loss.backward()
     close(found, {name: p.grad for name, p in model.named_parameters()}, 1e-6)  # advantages and weights are float32
     assert stats.loss == pytest.approx(loss.item(), rel=1e-6)
@@ -277,7 +281,7 @@ def test_the_gradient_is_the_plain_models(groups: list[Group], rollout: list[Com
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)], ids=["float64", "float32"]
 )
 def test_any_micro_batches_give_the_same_update(
-    dtype: torch.dtype, tolerance: float, objective: object, reduction: str, groups: list[Group]
+    dtype: torch.dtype, tolerance: float, objective: object, reduction: str, groups: list[ScoredGroup]
 ) -> None:
     model, _ = tiny(STOPS)
     model = perturb(model, 0.02)
@@ -300,7 +304,7 @@ def test_any_micro_batches_give_the_same_update(
     assert len(shapes) == 4
 
 
-def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[Group]) -> None:
+def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[ScoredGroup]) -> None:
     """The negative control of the test above: weights made anew in each micro-batch give another gradient."""
     model, _ = tiny(STOPS)
     policy = policy_of(perturb(model, 0.02))
@@ -315,7 +319,7 @@ def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[Group]) -
         close(found, wanted, 0.01)
 
 
-def mixed_micro_batch(groups: list[Group]) -> MicroBatch:
+def mixed_micro_batch(groups: list[ScoredGroup]) -> MicroBatch:
     (batch,) = batched(groups, how(micro_batch_tokens=10_000))
     (micro,) = batch.micro_batches
     assert len(micro.sequence.unique()) == 16
@@ -332,7 +336,7 @@ def logp_and_gradient(policy: Policy, micro: MicroBatch, s: int) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("s", [0, 7, 15])
-def test_a_neighbours_tokens_change_nothing(groups: list[Group], s: int) -> None:
+def test_a_neighbours_tokens_change_nothing(groups: list[ScoredGroup], s: int) -> None:
     policy = policy_of(tiny(STOPS)[0])
     micro = mixed_micro_batch(groups)
     wanted = logp_and_gradient(policy, micro, s)
@@ -363,9 +367,9 @@ def test_no_groups_make_no_batches() -> None:
     assert batched([], how(updates=2)) == []
 
 
-def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: list[Group]) -> None:
-    lonely = replace(groups[1], completions=groups[1].completions[:1], rewards=groups[1].rewards[:1])
-    empty = replace(groups[0], completions=(), rewards=torch.empty(0))
+def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: list[ScoredGroup]) -> None:
+    lonely = replace(groups[1], episodes=groups[1].episodes[:1], rewards=groups[1].rewards[:1])
+    empty = replace(groups[0], episodes=(), rewards=torch.empty(0))
     (with_them,) = batched([lonely, groups[0], empty, groups[2]], how())
     (without,) = batched([groups[0], groups[2]], how())
     assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
@@ -378,13 +382,13 @@ def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: li
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("budget", [1, 163, 10_000])
-def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, groups: list[Group]) -> None:
+def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, groups: list[ScoredGroup]) -> None:
     (batch,) = batched(groups, how(reduction=REDUCTIONS[reduction], micro_batch_tokens=budget))
     weight = torch.cat([m.weight for m in batch.micro_batches]).double()
     expected = batch.n_tokens / (batch.n_sequences * 20) if reduction == "horizon" else 1.0
     assert float(weight.sum()) == pytest.approx(expected, rel=1e-6)
     shares = {i: float(w.double().sum()) for i, w in by_sequence(batch.micro_batches, weight).items()}
-    lengths = [len(c.token_ids) for g in groups for c in g.completions]
+    lengths = [len(c.sequence.token_ids) for g in groups for c in g.episodes]
     for i, n in enumerate(lengths):
         share = {"token_mean": n / sum(lengths), "sequence_mean": 1 / 16, "horizon": n / (16 * 20)}[reduction]
         assert shares[i] == pytest.approx(share, rel=1e-6)
@@ -392,7 +396,7 @@ def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, gro
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("objective", [DRPO(0.2), PPOClip()], ids=["drpo", "ppo"])
-def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, groups: list[Group]) -> None:
+def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, groups: list[ScoredGroup]) -> None:
     """To the bit, one row at a time; the normaliser counts what is skipped."""
     policy = policy_of(perturb(tiny(STOPS)[0], 0.02))
     plain = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
@@ -411,7 +415,7 @@ def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, gr
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["first update", "with momentum"])
-def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Completion], groups: list[Group]) -> None:
+def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Episode], groups: list[ScoredGroup]) -> None:
     """Weight decay and momentum act on it exactly as if its completions had gone through the model."""
     silent = grouped(rollout, [[0.7] * 4] * 4)
     weights, steps = [], []
@@ -432,7 +436,7 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Comple
     assert steps == [{before + 1.0}] * 2
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[Group]) -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[ScoredGroup]) -> None:
     policy = policy_of(tiny(STOPS)[0])
     optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     (batch,) = batched(groups, how())
@@ -459,7 +463,7 @@ class Cramped:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_what_does_not_fit_is_halved_and_the_update_is_the_same(
-    groups: list[Group], share: bool, caplog: pytest.LogCaptureFixture
+    groups: list[ScoredGroup], share: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     plenty, cramped = (policy_of(tiny(STOPS)[0]) for _ in range(2))
     cramped.shares_prompts = share
@@ -478,7 +482,7 @@ def test_what_does_not_fit_is_halved_and_the_update_is_the_same(
     assert max(device.tried) <= 130  # it has learnt what fits
 
 
-def test_a_completion_that_does_not_fit_alone_is_named(groups: list[Group]) -> None:
+def test_a_completion_that_does_not_fit_alone_is_named(groups: list[ScoredGroup]) -> None:
     policy = policy_of(tiny(STOPS)[0])
     Cramped(policy, room=5)
     with pytest.raises(InputError, match=r"out of memory with a single completion of \d+ tokens: lower"):
@@ -488,12 +492,12 @@ def test_a_completion_that_does_not_fit_alone_is_named(groups: list[Group]) -> N
 # ---- the anchor ----
 
 
-def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: list[Completion]) -> None:
+def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: list[Episode]) -> None:
     """Four large updates on one rollout: mu never moves, pi is the model's own before each step, r their quotient."""
     model, _ = tiny(STOPS)
     policy = policy_of(model)
     optimizer = AdamW(0.03, weight_decay=0.0).build(list(policy.trainable().values()), [])
-    reported = [c.behavior_logp.clone() for c in rollout]
+    reported = [c.sequence.behavior_logp.clone() for c in rollout]
     batches = batched(grouped(rollout, [[0.0, 1.0, 0.0, 0.5]] * 4), how(updates=2))
     far = []
     for batch in [*batches, *batches]:
@@ -509,7 +513,7 @@ def test_the_anchor_is_what_the_sampler_reported_through_all_updates(rollout: li
             torch.testing.assert_close(pi[i], own[i], rtol=0, atol=2e-5)
             torch.testing.assert_close(r[i], torch.exp(own[i] - reported[at + i]), rtol=1e-4, atol=0)
         far.append(float((ratio(stats.tokens) - 1).abs().max()))
-    assert all(torch.equal(c.behavior_logp, mu) for c, mu in zip(rollout, reported, strict=True))
+    assert all(torch.equal(c.sequence.behavior_logp, mu) for c, mu in zip(rollout, reported, strict=True))
     assert far[0] < 1e-4
     assert min(far[1:]) > 0.3
 
@@ -528,7 +532,7 @@ def counted(policy: Policy) -> Iterator[Counter]:
 
 
 @pytest.mark.parametrize("budget", [1, 163, 10_000])
-def test_one_forward_pass_for_each_micro_batch(groups: list[Group], budget: int) -> None:
+def test_one_forward_pass_for_each_micro_batch(groups: list[ScoredGroup], budget: int) -> None:
     """No pass for old log-probabilities, and none through the head that would hold all logits."""
     policy = policy_of(tiny(STOPS)[0])
     (batch,) = batched(groups, how(micro_batch_tokens=budget, skip_zero_advantage=True))
@@ -559,7 +563,11 @@ RAISED = Failure("raised", "it raised")
 IDS = ("p10", "p2", "p1", "", "p")
 
 
-def fake_rollout(dropped: set[tuple[str, int]]) -> tuple[list[Problem], list[Completion]]:
+def in_groups(problems: Sequence[Problem], episodes: Sequence[Episode]) -> list[list[Episode]]:
+    return [[e for e in episodes if e.problem_id == p.id] for p in problems]
+
+
+def fake_rollout(dropped: set[tuple[str, int]]) -> tuple[list[Problem], list[Episode]]:
     problems = [Problem(name, f"question {i}", "") for i, name in enumerate(IDS)]
     completions = [
         replace(completion([i + 1, n + 1], problem=p.id, sample=n), text=f"{p.id}/{n}")
@@ -576,17 +584,16 @@ def fake_rollout(dropped: set[tuple[str, int]]) -> tuple[list[Problem], list[Com
     updates=st.integers(1, 5),
 )
 def test_a_reward_of_the_prompt_alone_teaches_nothing(dropped: set, order: random.Random, updates: int) -> None:
-    """However the completions are shuffled and whichever are missing, each is compared with its own group."""
+    """Whichever completions are missing, each is compared with its own group."""
     problems, completions = fake_rollout(dropped)
-    order.shuffle(completions)
     order.shuffle(problems)
     pool = StubPool(lambda problem, text: {name: 0.1 + i for i, name in enumerate(IDS)}[problem.id])
-    groups = score(problems, completions, pool)
+    groups = score(problems, in_groups(problems, completions), pool)
     assert [g.problem for g in groups] == problems
     assert sorted(pool.asked) == sorted((c.problem_id, c.text) for c in completions)
     for group in groups:
         mine = [c for c in completions if c.problem_id == group.problem.id]
-        assert list(group.completions) == sorted(mine, key=lambda c: c.sample)
+        assert list(group.episodes) == sorted(mine, key=lambda c: c.sample)
         assert len(group.rewards) == len(mine)
     for batch in batched(groups, how(updates=updates)):
         assert all((m.advantage == 0).all() for m in batch.micro_batches)
@@ -594,23 +601,22 @@ def test_a_reward_of_the_prompt_alone_teaches_nothing(dropped: set, order: rando
         assert batch.micro_batches == ()
 
 
-@given(order=st.randoms(use_true_random=False), unmarked=st.sets(st.integers(0, 3), max_size=2))
-def test_each_reward_stays_with_its_completion(order: random.Random, unmarked: set[int]) -> None:
-    """The negative control: a reward of the sample gives that sample's advantage, whatever the order."""
+@given(unmarked=st.sets(st.integers(0, 3), max_size=2))
+def test_each_reward_stays_with_its_completion(unmarked: set[int]) -> None:
+    """The negative control: a reward of the sample gives that sample's advantage."""
     problems, completions = fake_rollout(set())
-    order.shuffle(completions)
 
     def reward(problem: Problem, text: str) -> float | None:
         name, _, sample = text.rpartition("/")
         assert name == problem.id
         return None if int(sample) in unmarked else float(sample) ** 2
 
-    groups = score(problems, completions, StubPool(reward))
+    groups = score(problems, in_groups(problems, completions), StubPool(reward))
     for group in groups:
-        assert [c.sample for c in group.completions] == [n for n in range(4) if n not in unmarked]
-        assert group.rewards.tolist() == [float(c.sample) ** 2 for c in group.completions]
-        assert sorted(u.completion.sample for u in group.unmarked) == sorted(unmarked)
-        assert all(u.failure is None for u in group.unmarked)
+        assert [c.sample for c in group.episodes] == [n for n in range(4) if n not in unmarked]
+        assert group.rewards.tolist() == [float(c.sample) ** 2 for c in group.episodes]
+        assert sorted(u.episode.sample for u in group.unscored) == sorted(unmarked)
+        assert all(u.failure is None for u in group.unscored)
     (batch,) = batched(groups, how())
     marked = [n**2 for n in range(4) if n not in unmarked]
     for m in batch.micro_batches:
@@ -622,17 +628,17 @@ def test_each_reward_stays_with_its_completion(order: random.Random, unmarked: s
 def test_failures_are_kept_with_their_reason() -> None:
     problems, completions = fake_rollout(set())
     pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, failure=RAISED)
-    for group in score(problems, completions, pool):
-        assert [(u.completion.sample, u.failure) for u in group.unmarked] == [(2, RAISED)]
+    for group in score(problems, in_groups(problems, completions), pool):
+        assert [(u.episode.sample, u.failure) for u in group.unscored] == [(2, RAISED)]
 
 
 def test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer() -> None:
     problems, completions = fake_rollout(set())
     pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, RAISED, Marking(on_failure="zero"))
-    for group in score(problems, completions, pool):
+    for group in score(problems, in_groups(problems, completions), pool):
         assert group.rewards.tolist() == [1.0, 1.0, 0.0, 1.0]
-        assert [c.sample for c in group.completions] == [0, 1, 2, 3] and group.unmarked == ()
-        assert [(u.completion.sample, u.failure) for u in group.zeroed] == [(2, RAISED)]
+        assert [c.sample for c in group.episodes] == [0, 1, 2, 3] and group.unscored == ()
+        assert [(u.episode.sample, u.failure) for u in group.scored_zero] == [(2, RAISED)]
         assert group.failures == (RAISED,)
 
 
@@ -640,22 +646,22 @@ def test_abstaining_is_no_failure_under_any_policy() -> None:
     problems, completions = fake_rollout(set())
     for policy in ("drop", "zero", "error"):
         pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, None, Marking(on_failure=policy))
-        for group in score(problems, completions, pool):
-            assert [u.completion.sample for u in group.unmarked] == [2] and group.zeroed == group.failures == ()
+        for group in score(problems, in_groups(problems, completions), pool):
+            assert [u.episode.sample for u in group.unscored] == [2] and group.scored_zero == group.failures == ()
 
 
 def test_a_failure_may_end_the_run_in_one_line() -> None:
     problems, completions = fake_rollout(set())
     pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, Marking(on_failure="error"))
     with pytest.raises(InputError, match=r"failed on 1 of 20 completions, first on one of problem 'p1': it raised; "):
-        require_marked(score(problems, completions, pool), pool.marking)
+        require_marked(score(problems, in_groups(problems, completions), pool), pool.marking)
 
 
 @pytest.mark.parametrize("failure", [RAISED, None], ids=["failed", "abstained"])
 def test_a_rollout_without_a_single_mark_is_refused(failure: Failure | None) -> None:
     """Nothing could be averaged over it, let alone trained."""
     problems, completions = fake_rollout(set())
-    groups = score(problems, completions, StubPool(lambda problem, text: None, failure))
+    groups = score(problems, in_groups(problems, completions), StubPool(lambda problem, text: None, failure))
     with pytest.raises(InputError, match="it raised" if failure else "abstained"):
         require_marked(groups, Marking())
     assert score([], [], StubPool(lambda problem, text: None)) == []
@@ -675,7 +681,7 @@ def base_weights(policy: Policy) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in policy.model.named_parameters() if ".lora_" not in name}
 
 
-def test_lora_trains_the_adapters_of_all_linear_layers_but_the_head(groups: list[Group]) -> None:
+def test_lora_trains_the_adapters_of_all_linear_layers_but_the_head(groups: list[ScoredGroup]) -> None:
     policy = policy_of(tiny(STOPS)[0], lora_rank=4)
     names = list(policy.trainable())
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
@@ -750,12 +756,12 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
     ours = engine.generate(PROBLEMS, sampling, (0,))
     theirs = transformers_engine(loaded, tokenizer).generate(PROBLEMS, sampling, (0,))
     for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.token_ids, other.token_ids)
-        assert torch.equal(one.behavior_logp, other.behavior_logp)
-        torch.testing.assert_close(one.behavior_logp, own_logp(policy.model, one, 1.0), rtol=0, atol=2e-5)
+        assert torch.equal(one.sequence.token_ids, other.sequence.token_ids)
+        assert torch.equal(one.sequence.behavior_logp, other.sequence.behavior_logp)
+        torch.testing.assert_close(one.sequence.behavior_logp, own_logp(policy.model, one, 1.0), rtol=0, atol=2e-5)
 
 
-def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: list[Group]) -> None:
+def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: list[ScoredGroup]) -> None:
     model, tokenizer = tiny(STOPS)
     engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)
@@ -768,10 +774,11 @@ def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: lis
     (batch,) = batched(grouped(completions, REWARDS), how())
     _, stats = gradients(policy, batch)
     assert (ratio(stats.tokens) - 1).abs().max() < 2e-5
-    assert max(float((own_logp(tiny(STOPS)[0], c, 1.0) - c.behavior_logp).abs().max()) for c in completions) > 0.3
+    gaps = [own_logp(tiny(STOPS)[0], c, 1.0) - c.sequence.behavior_logp for c in completions]
+    assert max(float(gap.abs().max()) for gap in gaps) > 0.3
 
 
-def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -> None:
+def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[ScoredGroup]) -> None:
     for rank in (0, 4):
         model, tokenizer = tiny(STOPS)
         engine = transformers_engine(model, tokenizer)
@@ -785,7 +792,7 @@ def test_an_engine_does_not_hold_the_trainers_own_tensors(groups: list[Group]) -
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[Group], rank: int) -> None:
+def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[ScoredGroup], rank: int) -> None:
     policy = policy_of(tiny(STOPS)[0], dtype=torch.bfloat16, lora_rank=rank)
     optimizer = AdamW(0.01, weight_decay=0.1).build(list(policy.trainable().values()), [])
     (batch,) = batched(groups, how())
@@ -803,7 +810,7 @@ def test_bfloat16_compute_keeps_weights_and_gradients_in_float32(groups: list[Gr
     assert {stats.tokens.logp.dtype, stats.entropy.dtype} == {torch.float32}
 
 
-def test_bfloat16_compute_is_near_float32(groups: list[Group]) -> None:
+def test_bfloat16_compute_is_near_float32(groups: list[ScoredGroup]) -> None:
     (batch,) = batched(groups, how())
     exact, stats = gradients(policy_of(tiny(STOPS)[0]), batch)
     rough, rough_stats = gradients(policy_of(tiny(STOPS)[0], dtype=torch.bfloat16), batch)

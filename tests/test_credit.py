@@ -36,8 +36,10 @@ def test_a_final_reward_credits_every_token_with_the_outcome(
     for credit, in_steps, c, a in zip(
         credit_rule(rule)([group], None), step_advantages(steps, rule), rollout, outcome, strict=True
     ):
-        assert credit.completion is c and credit.value is None and credit.returns is None
-        assert torch.equal(credit.advantage, a.expand(len(c.token_ids))) and torch.equal(in_steps, credit.advantage)
+        assert credit.sequence is c.sequence and credit.value is None and credit.returns is None
+        assert torch.equal(credit.advantage, a.expand(len(c.sequence.token_ids))) and torch.equal(
+            in_steps, credit.advantage
+        )
 
 
 @given(
@@ -60,16 +62,16 @@ def test_rewards_of_steps_are_compared_as_the_definition_says(rewards: list[list
 def test_groups_with_nothing_to_compare_have_no_credit_unless_there_is_a_critic():
     rollout = [completion([1, 2], problem="alone"), *(completion([3], problem="two", sample=i) for i in range(2))]
     groups = grouped(rollout, [[1.0], [0.0, 1.0]])
-    assert [c.completion for c in group_credit(groups, advantage=advantages.mean)] == rollout[1:]
+    assert [c.sequence for c in group_credit(groups, advantage=advantages.mean)] == [e.sequence for e in rollout[1:]]
     values = [torch.zeros(2), torch.zeros(1), torch.zeros(1)]
     with_critic = gae_credit(groups, values, critic=GAE(lam=1.0, whiten=False))
-    assert [c.completion for c in with_critic] == rollout
+    assert [c.sequence for c in with_critic] == [e.sequence for e in rollout]
     assert [c.advantage.tolist() for c in with_critic] == [[1.0, 1.0], [0.0], [1.0]]
     assert group_credit([], advantage=advantages.mean) == gae_credit([], [], critic=GAE()) == []
 
 
 def test_credit_has_one_number_for_each_token():
     with pytest.raises(InputError, match=r"credit\.advantage \[2\]: must be \[3\], one for each token"):
-        Credit(completion([1, 2, 3]), torch.zeros(2))
+        Credit(completion([1, 2, 3]).sequence, torch.zeros(2))
     with pytest.raises(InputError, match=r"credit\.returns \[1\]: must be \[3\]"):
-        Credit(completion([1, 2, 3]), torch.zeros(3), torch.zeros(3), torch.zeros(1))
+        Credit(completion([1, 2, 3]).sequence, torch.zeros(3), torch.zeros(3), torch.zeros(1))

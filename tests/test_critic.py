@@ -37,7 +37,7 @@ from drpo.train.metrics import VALUE_METRICS, value_metrics
 from drpo.train.optim import AdamW
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
-from drpo.types import Batch, Completion, Credit, CriticStats, Group, MicroBatch, Sampling
+from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
 from test_train import StopsAfter, assert_same_run
 from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
 from worlds import sampling, tiny_run
@@ -166,7 +166,7 @@ def test_explained_variance():
 
 
 @pytest.fixture(scope="module")
-def groups() -> list[Group]:
+def groups() -> list[ScoredGroup]:
     return grouped(sampled(*tiny(STOPS)), REWARDS)
 
 
@@ -191,24 +191,26 @@ def trainer_of(critic: Critic, settings: GAE = GAE(), *, rate: float = 0.0) -> C
     return CriticTrainer(critic, optimizer, settings, rate, max_grad_norm=1e30, micro_batch_tokens=200)
 
 
-def values_of(critic: Critic, c: Completion) -> Tensor:
+def values_of(critic: Critic, s: TokenSequence) -> Tensor:
     """[N] from one plain pass: the value of what stands before each token."""
-    ids = torch.cat([c.prompt_ids, c.token_ids])
+    ids = torch.cat([s.prompt_ids, s.token_ids])
     states = critic.model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-    return critic.head(states)[len(c.prompt_ids) - 1 : -1, 0]
+    return critic.head(states)[len(s.prompt_ids) - 1 : -1, 0]
 
 
 def column(micros: Sequence[MicroBatch], name: str) -> dict[int, Tensor]:
     return by_sequence(micros, torch.cat([getattr(m, name) for m in micros]))
 
 
-def credited(trainer: CriticTrainer, groups: Sequence[Group], *, moved: float = 0.0) -> list[Credit]:
+def credited(trainer: CriticTrainer, groups: Sequence[ScoredGroup], *, moved: float = 0.0) -> list[Credit]:
     """As the critic credits a rollout; `moved`: as if it had learnt since, so that some of its values left the clip."""
     credits = gae_credit(groups, trainer.values(groups), critic=trainer.config)
-    return [replace(c, value=c.value + moved * torch.sin(c.completion.token_ids.float())) for c in credits]
+    return [replace(c, value=c.value + moved * torch.sin(c.sequence.token_ids.float())) for c in credits]
 
 
-def batched(trainer: CriticTrainer, groups: Sequence[Group], config: BatchConfig, *, moved: float = 0.0) -> list[Batch]:
+def batched(
+    trainer: CriticTrainer, groups: Sequence[ScoredGroup], config: BatchConfig, *, moved: float = 0.0
+) -> list[Batch]:
     return make_batches(groups, credited(trainer, groups, moved=moved), config)
 
 
@@ -230,27 +232,27 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1
 
 @pytest.mark.parametrize("shared", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("budget", [1, 163, 10_000])
-def test_values_are_those_of_the_text_before_each_token(budget: int, shared: bool, groups: list[Group]):
+def test_values_are_those_of_the_text_before_each_token(budget: int, shared: bool, groups: list[ScoredGroup]):
     critic = critic_of(wide=True)
-    wanted = [values_of(critic, c).detach() for g in groups for c in g.completions]
+    wanted = [values_of(critic, c.sequence).detach() for g in groups for c in g.episodes]
     critic.shares_prompts = shared
     for value, right in zip(replace(trainer_of(critic), micro_batch_tokens=budget).values(groups), wanted, strict=True):
         torch.testing.assert_close(value, right, rtol=1e-9, atol=1e-9)
 
 
-def test_a_new_critic_expects_nothing(groups: list[Group]):
+def test_a_new_critic_expects_nothing(groups: list[ScoredGroup]):
     trainer = trainer_of(Critic(tiny(STOPS)[0], dtype=torch.float32))
     assert not torch.cat(trainer.values(groups)).any()
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-def test_a_critic_credits_each_token_with_its_advantage(whiten: bool, groups: list[Group]):
+def test_a_critic_credits_each_token_with_its_advantage(whiten: bool, groups: list[ScoredGroup]):
     """The reward comes with the last token, each completion is an episode, and whitening is over the whole rollout."""
     critic, settings = critic_of(), GAE(gamma=0.99, lam=0.9, whiten=whiten)
     batches = batched(trainer_of(critic, settings), groups, how(updates=2))
     rewards = [r for g in groups for r in g.rewards.tolist()]
-    texts = [c for g in groups for c in g.completions]
-    values = [values_of(critic, c).detach() for c in texts]
+    texts = [c for g in groups for c in g.episodes]
+    values = [values_of(critic, c.sequence).detach() for c in texts]
     plain = [
         torch.tensor(by_definition([0.0] * (len(v) - 1) + [r], v.tolist(), 0.99, 0.9))
         for v, r in zip(values, rewards, strict=True)
@@ -262,7 +264,7 @@ def test_a_critic_credits_each_token_with_its_advantage(whiten: bool, groups: li
         found = {name: column(batch.micro_batches, name) for name in ("advantage", "value", "returns")}
         for i, credit in enumerate(batch.credits):
             wanted, value = plain[first + i], values[first + i]
-            assert credit.completion is texts[first + i]
+            assert credit.sequence is texts[first + i].sequence
             assert all(torch.equal(found[name][i], getattr(credit, name)) for name in found)
             torch.testing.assert_close(found["value"][i], value, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(found["returns"][i], wanted + value, rtol=1e-4, atol=1e-4)
@@ -271,14 +273,14 @@ def test_a_critic_credits_each_token_with_its_advantage(whiten: bool, groups: li
     assert first == len(texts)
 
 
-def test_its_gradient_is_that_of_the_plain_formula(groups: list[Group]):
+def test_its_gradient_is_that_of_the_plain_formula(groups: list[ScoredGroup]):
     trainer = trainer_of(critic_of(), GAE(clip=0.05))
     (batch,) = batched(trainer, groups, how(), moved=0.1)
     found = gradients(trainer, batch)
     old, earned, weight = (column(batch.micro_batches, name) for name in ("value", "returns", "weight"))
     loss = torch.tensor(0.0)
     for i, credit in enumerate(batch.credits):
-        value = values_of(trainer.critic, credit.completion)
+        value = values_of(trainer.critic, credit.sequence)
         near = torch.minimum(torch.maximum(value, old[i] - 0.05), old[i] + 0.05)
         worse = torch.where((near - earned[i]).abs() > (value - earned[i]).abs(), near, value)
         loss = loss + (weight[i] * (worse - earned[i]) ** 2 / 2).sum()
@@ -287,7 +289,7 @@ def test_its_gradient_is_that_of_the_plain_formula(groups: list[Group]):
     close(found, dict(zip(parameters, wanted, strict=True)), 1e-4)
 
 
-def test_splitting_a_batch_changes_nothing(groups: list[Group]):
+def test_splitting_a_batch_changes_nothing(groups: list[ScoredGroup]):
     wanted = None
     for budget in (10_000, 163, 1):
         trainer = trainer_of(critic_of(), GAE(clip=0.05))
@@ -320,7 +322,7 @@ class Cramped:
         return self._critic.loss(micro, clip)
 
 
-def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_same(groups: list[Group]):
+def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_same(groups: list[ScoredGroup]):
     plenty = trainer_of(critic_of(), GAE(clip=0.05))
     (batch,) = batched(plenty, groups, how(micro_batch_tokens=400), moved=0.1)
     device = Cramped(critic_of(), room=130)
@@ -337,7 +339,7 @@ def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_s
         replace(plenty, critic=Cramped(critic_of(), room=5)).train([batch])
 
 
-def test_a_token_without_weight_is_a_removed_token(groups: list[Group]):
+def test_a_token_without_weight_is_a_removed_token(groups: list[ScoredGroup]):
     """A group of weight 0, and the same batch without it."""
     trainer = trainer_of(critic_of())
     credits = credited(trainer, groups)
@@ -350,7 +352,7 @@ def test_a_token_without_weight_is_a_removed_token(groups: list[Group]):
     close(gradients(trainer, masked), gradients(trainer, replace(other, micro_batches=(rest,))))
 
 
-def test_the_critic_learns_the_rewards(groups: list[Group]):
+def test_the_critic_learns_the_rewards(groups: list[ScoredGroup]):
     """On one rollout again and again, with lambda 1, its values become what was earned."""
     trainer = trainer_of(critic_of(), GAE(lam=1.0, clip=None, updates=60), rate=3e-3)
     batches = batched(trainer, groups, how())
@@ -363,13 +365,13 @@ def test_the_critic_learns_the_rewards(groups: list[Group]):
     )
 
 
-def test_the_figures_of_a_step(groups: list[Group]):
+def test_the_figures_of_a_step(groups: list[ScoredGroup]):
     trainer = trainer_of(critic_of(), GAE(clip=0.1, updates=3))
     credits = credited(trainer, groups)
     every = torch.cat([c.value for c in credits])
-    shifted = [replace(c, value=c.value + 0.3 * (c.completion.token_ids % 2 == 0)) for c in credits]
+    shifted = [replace(c, value=c.value + 0.3 * (c.sequence.token_ids % 2 == 0)) for c in credits]
     found = learnt(trainer, make_batches(groups, shifted, how()))
-    even = torch.cat([c.completion.token_ids % 2 == 0 for c in credits]).double().mean()
+    even = torch.cat([c.sequence.token_ids % 2 == 0 for c in credits]).double().mean()
     assert found["value_clipped"] == pytest.approx(float(even)) and 0 < float(even) < 1
     assert found["value_mean"] == pytest.approx(float(every.mean() + 0.3 * even), rel=1e-5)
     assert learnt(trainer, []) == {} and trainer.values([]) == [] == credited(trainer, [])

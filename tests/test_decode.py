@@ -17,7 +17,7 @@ from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, can_group, draw_rows
 from drpo.rollout.sample import BLOCK, draw, uniforms
-from drpo.types import Completion, Problem, Request, Sampling
+from drpo.types import Episode, Problem, Request, Sampling
 from support.rollouts import transformers_engine
 from tiny_world import PROBLEMS, STOPS, law, tiny
 
@@ -52,12 +52,12 @@ def alone(model: PreTrainedModel, prompt: Tensor, u: Tensor, stops: frozenset[in
     return ids[len(prompt) :]
 
 
-def check(model: PreTrainedModel, completions: Sequence[Completion], stops: frozenset[int]) -> None:
+def check(model: PreTrainedModel, completions: Sequence[Episode], stops: frozenset[int]) -> None:
     for c in completions:
         u = uniforms((7, c.problem_id, c.sample), c.sampling.max_new_tokens)
-        assert c.token_ids.tolist() == alone(model, c.prompt_ids, u, stops), (c.problem_id, c.sample)
-        logp = law(model, c, 1.0).gather(-1, c.token_ids[:, None])[:, 0]
-        torch.testing.assert_close(c.behavior_logp, logp, rtol=0, atol=2e-5)
+        assert c.sequence.token_ids.tolist() == alone(model, c.sequence.prompt_ids, u, stops), (c.problem_id, c.sample)
+        logp = law(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
+        torch.testing.assert_close(c.sequence.behavior_logp, logp, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", [*GROUPED, *PLAIN])
@@ -65,7 +65,7 @@ def test_completions_are_those_of_one_row_alone_without_a_cache(family: str) -> 
     model = made({**GROUPED, **PLAIN}[family])
     _, tokenizer = tiny()
     completions = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
-    assert len({len(c.token_ids) for c in completions}) > 3
+    assert len({len(c.sequence.token_ids) for c in completions}) > 3
     check(model, completions, stop_ids(model, tokenizer))
 
 
@@ -83,7 +83,7 @@ def test_any_shape_of_batch(problems: Sequence[Problem], samples: int, max_rows:
     sampling = Sampling(samples=samples, max_new_tokens=2 * cache.BLOCK + 3)
     completions = transformers_engine(model, max_rows=max_rows).generate(problems, sampling, (7,))
     assert [(c.problem_id, c.sample) for c in completions] == [(p.id, i) for p in problems for i in range(samples)]
-    assert max(len(c.token_ids) for c in completions) > 2 * cache.BLOCK
+    assert max(len(c.sequence.token_ids) for c in completions) > 2 * cache.BLOCK
     check(model, completions, stop_ids(model, tokenizer))
 
 
@@ -124,7 +124,7 @@ def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cache.GroupCache, "bias", lambda self, layer: torch.zeros(()))
     assert not can_group(model, prompts(9)[0])
     after = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
-    assert [c.token_ids.tolist() for c in after] == [c.token_ids.tolist() for c in before]
+    assert [c.sequence.token_ids.tolist() for c in after] == [c.sequence.token_ids.tolist() for c in before]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_dropping_rows_changes_no_completion(family: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(decode, "IDLE_STEPS", idle)
         monkeypatch.setitem(decode.LOOK_EVERY, "cpu", every)
         completions = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
-        found.append([(c.token_ids.tolist(), c.finish) for c in completions])
+        found.append([(c.sequence.token_ids.tolist(), c.finish_reason) for c in completions])
     assert found[0] == found[1] == found[2]
 
 

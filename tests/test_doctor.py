@@ -279,7 +279,7 @@ def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs that it is counted on, and that nobody goes back through, go with it."""
     run = a_run()
     parts = parts_of(run)
-    completions = parts.driver.run(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
+    (completions,) = parts.driver.run(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
     hooks, kept = torch.autograd.graph.saved_tensors_hooks, []
 
     def watched(pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> object:
@@ -364,7 +364,7 @@ def test_a_broken_set_up_is_not_trained_on(
     ],
 )
 def test_ends_that_are_wrong(token_ids: list[int], finish: str, said: str | None) -> None:
-    found = tokens._wrong_end(replace(completion(token_ids), finish=finish), frozenset({9}), max_new_tokens=4)
+    found = tokens._wrong_end(replace(completion(token_ids), finish_reason=finish), frozenset({9}), max_new_tokens=4)
     assert (found is None) == (said is None) and (said or "") in (found or "")
 
 

@@ -48,10 +48,10 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Failure, Group, Problem, Sampling, StepStats, Tokens, TokenStats, Unmarked
+from drpo.types import Failure, Problem, Sampling, ScoredGroup, StepStats, Tokens, TokenStats, Unscored
 from support.rollouts import Prompted
 from support.token_stats import stats_of_tokens
-from tiny_world import completion
+from tiny_world import completion, with_sequence
 
 # ---- tokens ----
 
@@ -255,23 +255,27 @@ def stats_of(objective: Objective, tokens: Tokens, entropy: Tensor, at: slice, i
     return StepStats(seen, loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
 
 
-def some_groups() -> list[Group]:
+def some_groups() -> list[ScoredGroup]:
     """Of 3, 1, 2, 0 and 4 marked completions; lengths from 1 to 10; failures and abstentions."""
     made = [[completion([1] * (i + n + 1), problem=f"p{i}", sample=n) for n in range(4)] for i in range(5)]
-    made = [[replace(c, version=(4 * i + n) % 3 % 2) for n, c in enumerate(row)] for i, row in enumerate(made)]
+    made = [
+        [with_sequence(c, version=torch.full((i + n + 1,), (4 * i + n) % 3 % 2)) for n, c in enumerate(row)]
+        for i, row in enumerate(made)
+    ]
     stopped = {(0, 0), (0, 2), (2, 3), (3, 1), (4, 0), (4, 1), (4, 2)}
     made = [
-        [replace(c, finish="stop") if (i, n) in stopped else c for n, c in enumerate(row)] for i, row in enumerate(made)
+        [replace(c, finish_reason="stop") if (i, n) in stopped else c for n, c in enumerate(row)]
+        for i, row in enumerate(made)
     ]
     rewards = [[1.0, 0.0, 0.5], [1.0], [-0.5, 0.0], [], [1.0, 1.5, 1.0, 2.0]]
     raised, late, odd = Failure("raised", "no"), Failure("timed_out", "late"), Failure("not_a_number", "[1]")
     failures = [[raised], [None, late, None], [None, raised], [raised, odd, raised, raised], []]
     return [
-        Group(
+        ScoredGroup(
             Problem(f"p{i}", "", "12" if i == 0 else ""),
             tuple(made[i][: len(rewards[i])]),
             torch.tensor(rewards[i]),
-            tuple(Unmarked(c, f) for c, f in zip(made[i][len(rewards[i]) :], failures[i], strict=True)),
+            tuple(Unscored(c, f) for c, f in zip(made[i][len(rewards[i]) :], failures[i], strict=True)),
         )
         for i in range(5)
     ]
@@ -314,8 +318,8 @@ def test_rollout_figures_are_the_oracles() -> None:
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
 def test_a_length_of_none_is_absent(finish: str) -> None:
-    groups = [replace(g, unmarked=()) for g in some_groups()]
-    groups = [replace(g, completions=tuple(replace(c, finish=finish) for c in g.completions)) for g in groups]
+    groups = [replace(g, unscored=()) for g in some_groups()]
+    groups = [replace(g, episodes=tuple(replace(e, finish_reason=finish) for e in g.episodes)) for g in groups]
     found = rollout_metrics(3, groups)
     assert ("length_terminated" in found) == (finish == "stop")
     assert ("length_truncated" in found) == (finish == "length")

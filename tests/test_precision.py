@@ -337,9 +337,9 @@ def test_the_engines_law_is_that_of_the_rounded_weights(grid: Grid, build: Calla
         twin.load_state_dict(model.state_dict())
         reference, gaps = rounded(twin, grid), []
         for c in completions:
-            wanted = law(reference, c, 1.0).gather(-1, c.token_ids[:, None])[:, 0]
-            torch.testing.assert_close(c.behavior_logp, wanted, rtol=0, atol=5e-5)
-            gaps.append((wanted - law(model, c, 1.0).gather(-1, c.token_ids[:, None])[:, 0]).abs().max())
+            wanted = law(reference, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
+            torch.testing.assert_close(c.sequence.behavior_logp, wanted, rtol=0, atol=5e-5)
+            gaps.append((wanted - law(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]).abs().max())
         assert max(gaps) > 1e-3  # the plain model's law is another
         perturb(model, 0.05, seed=3)
         engine.load_weights(dict(model.named_parameters()), version=1)
@@ -353,9 +353,11 @@ def test_decoding_with_rounded_layers_shares_prompts_and_gives_the_forward_passs
     completions = engine.generate(PROBLEMS, Sampling(samples=3, max_new_tokens=12), (0,))
     assert engine._grouped
     for c in completions:
-        wanted = law(engine.model, c, 1.0).gather(-1, c.token_ids[:, None])[:, 0]
+        wanted = law(engine.model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
         # Of inputs that differ in the last bit a few round to the next value of e4m3, a sixteenth away.
-        torch.testing.assert_close(c.behavior_logp, wanted, rtol=0, atol=5e-5 if kind.activations is None else 0.3)
+        torch.testing.assert_close(
+            c.sequence.behavior_logp, wanted, rtol=0, atol=5e-5 if kind.activations is None else 0.3
+        )
 
 
 def test_inputs_are_left_alone_for_comparisons_and_rounded_again() -> None:

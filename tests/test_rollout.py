@@ -24,7 +24,7 @@ from drpo.rollout import ScriptedEngine, encode_prompt
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms
 from drpo.train.config import Run
-from drpo.types import Completion, Generation, Problem, Request, Sampling
+from drpo.types import Episode, Generation, Problem, Request, Sampling
 from support.rollouts import Prompted, transformers_engine
 from tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
 
@@ -34,23 +34,23 @@ SAMPLING = Sampling(samples=4, max_new_tokens=12)
 
 def generated(
     model: PreTrainedModel, problems: Sequence[Problem] = PROBLEMS, sampling: Sampling = SAMPLING, **options: object
-) -> list[Completion]:
+) -> list[Episode]:
     return transformers_engine(model, **options).generate(problems, sampling, (0, 0))  # type: ignore[arg-type]
 
 
-def key(c: Completion) -> tuple[str, int]:
+def key(c: Episode) -> tuple[str, int]:
     return c.problem_id, c.sample
 
 
-def same(a: Sequence[Completion], b: Sequence[Completion]) -> None:
+def same(a: Sequence[Episode], b: Sequence[Episode]) -> None:
     """The same completions in the same order; log-probabilities but for rounding."""
     assert [key(c) for c in a] == [key(c) for c in b]
     for one, other in zip(a, b, strict=True):
-        assert one.token_ids.tolist() == other.token_ids.tolist(), key(one)
-        assert one.finish == other.finish
+        assert one.sequence.token_ids.tolist() == other.sequence.token_ids.tolist(), key(one)
+        assert one.finish_reason == other.finish_reason
         assert one.text == other.text
-        assert one.prompt_ids.tolist() == other.prompt_ids.tolist()
-        torch.testing.assert_close(one.behavior_logp, other.behavior_logp, rtol=0, atol=1e-5)
+        assert one.sequence.prompt_ids.tolist() == other.sequence.prompt_ids.tolist()
+        torch.testing.assert_close(one.sequence.behavior_logp, other.sequence.behavior_logp, rtol=0, atol=1e-5)
 
 
 # ---- the reported law ----
@@ -62,10 +62,10 @@ def test_behavior_logp_is_the_models_own(temperature: float) -> None:
     completions = generated(model, sampling=replace(SAMPLING, temperature=temperature))
     assert len(completions) == 16
     for c in completions:
-        torch.testing.assert_close(c.behavior_logp, own_logp(model, c, temperature), rtol=0, atol=1e-5)
+        torch.testing.assert_close(c.sequence.behavior_logp, own_logp(model, c, temperature), rtol=0, atol=1e-5)
     others = [t for t in TEMPERATURES if t != temperature]
     for c in completions[-4:]:  # the tolerance tells temperatures apart
-        assert all((c.behavior_logp - own_logp(model, c, t)).abs().max() > 0.01 for t in others)
+        assert all((c.sequence.behavior_logp - own_logp(model, c, t)).abs().max() > 0.01 for t in others)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -74,10 +74,10 @@ def test_behavior_logp_in_bfloat16_is_the_bfloat16_models_own(temperature: float
     model, _ = tiny(STOPS)
     engine = transformers_engine(model, precision=Precision(torch.bfloat16))
     completions = engine.generate(PROBLEMS, replace(SAMPLING, temperature=temperature), (0,))
-    gaps = torch.cat([c.behavior_logp - own_logp(engine.model, c, temperature) for c in completions])
+    gaps = torch.cat([c.sequence.behavior_logp - own_logp(engine.model, c, temperature) for c in completions])
     assert gaps.abs().max() < 0.1 / temperature
     assert gaps.mean().abs() < 0.01 / temperature
-    assert all(c.behavior_logp.dtype == torch.float32 for c in completions)
+    assert all(c.sequence.behavior_logp.dtype == torch.float32 for c in completions)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,14 +87,14 @@ def test_other_architectures_report_their_own_law_and_do_not_see_padding(family:
     model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS))
     together = generated(model)
     for c in together:
-        torch.testing.assert_close(c.behavior_logp, own_logp(model, c, 1.0), rtol=0, atol=2e-5)
+        torch.testing.assert_close(c.sequence.behavior_logp, own_logp(model, c, 1.0), rtol=0, atol=2e-5)
     same(together, [c for p in PROBLEMS for c in generated(model, [p])])
 
 
 # ---- what decides the draw ----
 
 
-BATCHES: dict[str, Callable[[PreTrainedModel], list[Completion]]] = {
+BATCHES: dict[str, Callable[[PreTrainedModel], list[Episode]]] = {
     "each alone": lambda m: [c for p in PROBLEMS for c in generated(m, [p])],
     "reversed": lambda m: generated(m, PROBLEMS[::-1]),
     "with another between": lambda m: generated(m, [PROBLEMS[0], Problem("other", "x" * 90, ""), *PROBLEMS[1:]]),
@@ -108,8 +108,8 @@ def test_neighbours_do_not_matter(batch: str) -> None:
     """Nor does the left padding that unequal prompts need, nor the rows that end and leave."""
     model, _ = tiny(STOPS)
     together = generated(model)
-    assert len({len(c.prompt_ids) for c in together}) == len(PROBLEMS)
-    assert len({len(c.token_ids) for c in together}) > 3
+    assert len({len(c.sequence.prompt_ids) for c in together}) == len(PROBLEMS)
+    assert len({len(c.sequence.token_ids) for c in together}) > 3
     found = {key(c): c for c in BATCHES[batch](model)}
     same(together, [found[key(c)] for c in together])
 
@@ -124,7 +124,7 @@ def test_a_shorter_limit_gives_the_beginning() -> None:
     model, _ = tiny(STOPS)
     shorter = generated(model, sampling=replace(SAMPLING, max_new_tokens=5))
     for long, short in zip(generated(model), shorter, strict=True):
-        assert short.token_ids.tolist() == long.token_ids.tolist()[:5]
+        assert short.sequence.token_ids.tolist() == long.sequence.token_ids.tolist()[:5]
 
 
 def test_every_part_of_the_name_of_a_draw_matters() -> None:
@@ -133,7 +133,7 @@ def test_every_part_of_the_name_of_a_draw_matters() -> None:
     engine = transformers_engine(model)
     problems = [Problem(name, "7 + 5 = ", "12") for name in ("a", "b", "11")]
     drawn = [
-        tuple(c.token_ids.tolist())
+        tuple(c.sequence.token_ids.tolist())
         for seed in ((0, 0), (1, 0), (0, 1), (1, 1), ("evaluation", 0))
         for c in engine.generate(problems, SAMPLING, seed)
     ]
@@ -177,13 +177,13 @@ def test_the_first_eos_ends_and_is_included(max_new_tokens: int) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
     sampling = Sampling(samples=16, max_new_tokens=max_new_tokens)
     completions = generated(model, sampling=sampling)
-    assert {c.finish for c in completions} == {"stop", "length"}
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
     for c in completions:
-        ids = c.token_ids.tolist()
-        assert len(ids) == len(c.behavior_logp) <= max_new_tokens
+        ids = c.sequence.token_ids.tolist()
+        assert len(ids) == len(c.sequence.behavior_logp) <= max_new_tokens
         assert not stops.intersection(ids[:-1])
-        assert (ids[-1] in stops) == (c.finish == "stop")
-        assert c.finish == "stop" or len(ids) == max_new_tokens
+        assert (ids[-1] in stops) == (c.finish_reason == "stop")
+        assert c.finish_reason == "stop" or len(ids) == max_new_tokens
 
 
 def test_stopping_cuts_what_would_have_been_drawn() -> None:
@@ -191,9 +191,12 @@ def test_stopping_cuts_what_would_have_been_drawn() -> None:
     endless = generated(tiny()[0], sampling=Sampling(samples=16, max_new_tokens=12))
     ending = generated(tiny(STOPS)[0], sampling=Sampling(samples=16, max_new_tokens=12))
     for long, short in zip(endless, ending, strict=True):
-        n = next((i + 1 for i, token in enumerate(long.token_ids.tolist()) if token in STOPS), len(long.token_ids))
-        assert short.token_ids.tolist() == long.token_ids.tolist()[:n]
-        torch.testing.assert_close(short.behavior_logp, long.behavior_logp[:n], rtol=0, atol=1e-5)
+        n = next(
+            (i + 1 for i, token in enumerate(long.sequence.token_ids.tolist()) if token in STOPS),
+            len(long.sequence.token_ids),
+        )
+        assert short.sequence.token_ids.tolist() == long.sequence.token_ids.tolist()[:n]
+        torch.testing.assert_close(short.sequence.behavior_logp, long.sequence.behavior_logp[:n], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("configured", "expected"), [(None, {0}), (5, {0, 5}), ([5, 7], {0, 5, 7}), ([0, 7], {0, 7})])
@@ -211,8 +214,8 @@ def test_completions_come_in_order_and_say_where_they_come_from() -> None:
     assert [key(c) for c in completions] == [(p.id, i) for p in PROBLEMS for i in range(4)]
     for c in completions:
         problem = next(p for p in PROBLEMS if p.id == c.problem_id)
-        assert c.prompt_ids.tolist() == tokenizer(problem.prompt)["input_ids"]
-        assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)
+        assert c.sequence.prompt_ids.tolist() == tokenizer(problem.prompt)["input_ids"]
+        assert c.text == tokenizer.decode(c.sequence.token_ids, skip_special_tokens=True)
         assert "<eos>" not in c.text
         assert (c.sampling, c.version) == (SAMPLING, 0)
 
@@ -221,10 +224,10 @@ def test_completions_can_take_part_in_a_gradient() -> None:
     """They are ordinary tensors, not inference ones."""
     model, _ = tiny()
     c = generated(model, PROBLEMS[:1])[0]
-    weight = torch.ones(len(c.token_ids), requires_grad=True)
-    (weight * c.behavior_logp).sum().backward()
-    assert torch.equal(weight.grad, c.behavior_logp)
-    model.get_input_embeddings()(c.prompt_ids).sum().backward()
+    weight = torch.ones(len(c.sequence.token_ids), requires_grad=True)
+    (weight * c.sequence.behavior_logp).sum().backward()
+    assert torch.equal(weight.grad, c.sequence.behavior_logp)
+    model.get_input_embeddings()(c.sequence.prompt_ids).sum().backward()
 
 
 # ---- one draw ----
@@ -398,7 +401,7 @@ def test_the_models_generation_config_changes_nothing_but_the_stop_words() -> No
     )
     same(generated(plain), generated(model))
     for c in generated(model):
-        torch.testing.assert_close(c.behavior_logp, own_logp(plain, c, 1.0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(c.sequence.behavior_logp, own_logp(plain, c, 1.0), rtol=0, atol=1e-5)
 
 
 # ---- the engine's copy of the weights ----
@@ -425,13 +428,13 @@ def test_sync_canary(dtype: torch.dtype) -> None:
     engine = transformers_engine(model, precision=Precision(dtype))
     stale = engine.generate(PROBLEMS, SAMPLING, (0,))
     perturb(model, 0.3)
-    moved = torch.cat([own_logp(model, c, 1.0) - c.behavior_logp for c in stale])
+    moved = torch.cat([own_logp(model, c, 1.0) - c.sequence.behavior_logp for c in stale])
     assert moved.abs().mean() > 0.5  # far more than the tolerances below
     engine.load_weights(dict(model.named_parameters()), version=1)
     for name, parameter in engine.model.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).to(dtype)), name
     fresh = engine.generate(PROBLEMS, SAMPLING, (0,))
-    gaps = torch.cat([own_logp(model, c, 1.0) - c.behavior_logp for c in fresh])
+    gaps = torch.cat([own_logp(model, c, 1.0) - c.sequence.behavior_logp for c in fresh])
     assert gaps.abs().mean() < (1e-5 if dtype == torch.float32 else 0.1)
 
 
@@ -496,8 +499,8 @@ def test_prompt_goes_through_the_chat_template_where_there_is_one(
     assert tokenizer.decode(ids) == expected
     engine = transformers_engine(model, tokenizer)
     for c in engine.generate([problem, PROBLEMS[3]], SAMPLING, (0,))[:4]:
-        assert torch.equal(c.prompt_ids, ids)
-        torch.testing.assert_close(c.behavior_logp, own_logp(model, c, 1.0), rtol=0, atol=1e-5)
+        assert torch.equal(c.sequence.prompt_ids, ids)
+        torch.testing.assert_close(c.sequence.behavior_logp, own_logp(model, c, 1.0), rtol=0, atol=1e-5)
 
 
 def test_the_templates_special_tokens_are_not_added_twice() -> None:
@@ -585,8 +588,8 @@ def test_scripted_engine_keeps_the_protocol() -> None:
     completions = engine.generate(PROBLEMS[:2], Sampling(samples=3, max_new_tokens=5), ())
     assert [key(c) for c in completions] == [(p.id, i) for p in PROBLEMS[:2] for i in range(3)]
     for c in completions:
-        ids = c.token_ids.tolist()
-        assert (ids[-1] == 0) == (c.finish == "stop")
+        ids = c.sequence.token_ids.tolist()
+        assert (ids[-1] == 0) == (c.finish_reason == "stop")
         assert 0 not in ids[:-1]
         assert len(ids) <= 5
     engine.load_weights({}, version=4)

@@ -36,7 +36,9 @@ from support.rollouts import transformers_engine
 from tiny_world import PROBLEMS, completion, own_logp, perturb, tiny
 from worlds import sampling, tiny_run
 
-COMPLETIONS = [completion([5, 6, 7, 8, 9]), completion([200, 3], prompt_ids=(9, 8, 7, 6), problem="q")]
+SEQUENCES = [
+    e.sequence for e in [completion([5, 6, 7, 8, 9]), completion([200, 3], prompt_ids=(9, 8, 7, 6), problem="q")]
+]
 
 
 def _of(kind: type, config: type, **more: object) -> PreTrainedModel:
@@ -70,27 +72,27 @@ def router(model: PreTrainedModel, layer: int) -> Tensor:
 @pytest.mark.parametrize("name", MIXTURES)
 def test_equal_models_choose_alike_and_perturbed_routers_do_not(name: str) -> None:
     one, other = fresh(name), fresh(name)
-    same = routing_mismatch(one, other, COMPLETIONS)
+    same = routing_mismatch(one, other, SEQUENCES)
     n_layers = 1 if "dense layer" in name else 2
     assert same is not None and (same.share, same.share_of_tokens, same.n_tokens, same.n_layers) == (0, 0, 7, n_layers)
     with torch.no_grad():
         for n, p in other.named_parameters():
             if ".gate.weight" in n or "router" in n:
                 p += torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-    moved = routing_mismatch(one, other, COMPLETIONS)
+    moved = routing_mismatch(one, other, SEQUENCES)
     assert 0 < moved.share <= moved.share_of_tokens <= 1 and len(moved.by_layer) == n_layers
     assert moved.share == pytest.approx(sum(moved.by_layer) / n_layers)
 
 
 def test_a_dense_model_has_nothing_to_choose() -> None:
-    assert routing_mismatch(tiny()[0], tiny()[0], COMPLETIONS) is None
+    assert routing_mismatch(tiny()[0], tiny()[0], SEQUENCES) is None
 
 
 def test_experts_that_are_told_in_another_way_are_refused() -> None:
     torch.manual_seed(0)
     model = JetMoeForCausalLM(JetMoeConfig(**settings(num_local_experts=4, num_experts_per_tok=2, kv_channels=8)))
     with pytest.raises(InputError, match="JetMoeForCausalLM: its experts are not handed") as error:
-        routing_mismatch(model, model, COMPLETIONS)
+        routing_mismatch(model, model, SEQUENCES)
     assert "\n" not in str(error.value)
 
 
@@ -102,12 +104,12 @@ def test_by_hand() -> None:
     gate = sampler.model.layers[1].mlp.gate
     chosen: list[list[set[int]]] = []
     for c in completions:
-        ids = torch.cat([c.prompt_ids, c.token_ids])
+        ids = torch.cat([c.sequence.prompt_ids, c.sequence.token_ids])
         seen = []
         hook = gate.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out[2]))
         sampler(input_ids=ids[None])
         hook.remove()
-        chosen.append([set(row) for row in seen[0].tolist()[len(c.prompt_ids) - 1 : -1]])
+        chosen.append([set(row) for row in seen[0].tolist()[len(c.sequence.prompt_ids) - 1 : -1]])
     flat = [s for row in chosen for s in row]
     expert = max(range(8), key=lambda e: (0 < sum(e in s for s in flat) < len(flat), sum(e in s for s in flat)))
     hit = [expert in s for s in flat]
@@ -121,10 +123,10 @@ def test_by_hand() -> None:
 
     trainer.model.layers[1].mlp.gate.forward = without
     logp = [own_logp(sampler, c, 1.0) for c in completions]
-    found = routing_mismatch(sampler, trainer, completions, logp=logp)
+    found = routing_mismatch(sampler, trainer, [c.sequence for c in completions], logp=logp)
     assert found.by_layer == pytest.approx((0, sum(hit) / 35)) and found.share == pytest.approx(sum(hit) / 70)
     assert found.share_of_tokens == pytest.approx(sum(hit) / 35)
-    gap = torch.cat([(p.exp() - c.behavior_logp.exp()).abs() for p, c in zip(logp, completions, strict=True)])
+    gap = torch.cat([(p.exp() - c.sequence.behavior_logp.exp()).abs() for p, c in zip(logp, completions, strict=True)])
     assert found.gap_differing == pytest.approx(float(gap[torch.tensor(hit)].mean()))
     assert found.gap_same == pytest.approx(float(gap[~torch.tensor(hit)].mean()))
 
@@ -140,7 +142,7 @@ def test_the_order_of_the_chosen_does_not_count() -> None:
             return logits, values.flip(-1), chosen.flip(-1)
 
         layer.mlp.gate.forward = turned
-    assert routing_mismatch(one, other, COMPLETIONS).share == 0
+    assert routing_mismatch(one, other, SEQUENCES).share == 0
 
 
 def test_an_eight_bit_copy_and_the_trainers_autocast_are_seen() -> None:
@@ -148,7 +150,8 @@ def test_an_eight_bit_copy_and_the_trainers_autocast_are_seen() -> None:
     model, _tokenizer = perturb(mixture(), 0.1), tiny()[1]
     engine = transformers_engine(model, precision=Precision(torch.float32, "e4m3", "e4m3"))
     policy = Policy(model, precision=FP32, temperature=1.0)
-    completions = engine.generate(PROBLEMS, Sampling(samples=8, max_new_tokens=24), (0,))
+    sampled = engine.generate(PROBLEMS, Sampling(samples=8, max_new_tokens=24), (0,))
+    completions = [e.sequence for e in sampled]
     assert routing_mismatch(engine.model, policy.model, completions).share > 0
     assert routing_mismatch(policy.model, policy.model, completions, trainer_dtype=torch.bfloat16).share > 0
     assert routing_mismatch(policy.model, policy.model, completions).share == 0

@@ -40,11 +40,11 @@ from drpo.train.metrics import token_metrics
 from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
-from drpo.types import Completion, Request, Sampling, TokenLoss, Tokens, TopK
+from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK
 from support.head import fused
 from support.rollouts import Prompted, transformers_engine, with_engine
 from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, inputs, logits_at_once
-from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
+from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny, with_sequence
 from worlds import sampling as smoke_sampling
 from worlds import tiny_run
 
@@ -543,9 +543,7 @@ def test_truncation_rules_words_out(top_k: int, top_p: float, left: int) -> None
     assert top.logp[0, left:].tolist() == [-math.inf] * (4 - left)
 
 
-def sampled(
-    k: int, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32, **options: int
-) -> list[Completion]:
+def sampled(k: int, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32, **options: int) -> list[Episode]:
     asked = Sampling(samples=4, max_new_tokens=12, temperature=temperature, top_logprobs=k)
     return transformers_engine(*tiny(STOPS), precision=Precision(dtype), **options).generate(PROBLEMS, asked, (0,))
 
@@ -555,26 +553,30 @@ def test_an_engine_reports_the_law_it_draws_from(temperature: float) -> None:
     model, _ = tiny(STOPS)
     for c in sampled(6, temperature=temperature):
         whole = law(model, c, temperature)
-        assert c.top is not None
-        assert c.top.ids.shape == (len(c.token_ids), 6)
-        torch.testing.assert_close(c.top.logp, whole.topk(6).values, rtol=0, atol=2e-5)
-        torch.testing.assert_close(c.top.logp, whole.gather(1, c.top.ids), rtol=0, atol=2e-5)
-        hit = c.top.ids == c.token_ids[:, None]
-        torch.testing.assert_close(c.top.logp[hit], c.behavior_logp[hit.any(1)], rtol=1e-6, atol=1e-6)
+        assert c.sequence.top_logprobs is not None
+        assert c.sequence.top_logprobs.ids.shape == (len(c.sequence.token_ids), 6)
+        torch.testing.assert_close(c.sequence.top_logprobs.logp, whole.topk(6).values, rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            c.sequence.top_logprobs.logp, whole.gather(1, c.sequence.top_logprobs.ids), rtol=0, atol=2e-5
+        )
+        hit = c.sequence.top_logprobs.ids == c.sequence.token_ids[:, None]
+        torch.testing.assert_close(
+            c.sequence.top_logprobs.logp[hit], c.sequence.behavior_logp[hit.any(1)], rtol=1e-6, atol=1e-6
+        )
 
 
 def test_reporting_changes_nothing_that_is_drawn() -> None:
     for without, with_ in zip(sampled(0), sampled(3), strict=True):
-        assert torch.equal(without.token_ids, with_.token_ids)
-        assert torch.equal(without.behavior_logp, with_.behavior_logp)
-        assert without.top is None
+        assert torch.equal(without.sequence.token_ids, with_.sequence.token_ids)
+        assert torch.equal(without.sequence.behavior_logp, with_.sequence.behavior_logp)
+        assert without.sequence.top_logprobs is None
 
 
 def test_neighbours_do_not_matter() -> None:
     for one, other in zip(sampled(5), sampled(5, max_rows=4), strict=True):
-        assert one.top is not None
-        assert other.top is not None
-        torch.testing.assert_close(one.top.logp, other.top.logp, rtol=0, atol=1e-5)
+        assert one.sequence.top_logprobs is not None
+        assert other.sequence.top_logprobs is not None
+        torch.testing.assert_close(one.sequence.top_logprobs.logp, other.sequence.top_logprobs.logp, rtol=0, atol=1e-5)
 
 
 def test_more_words_than_there_are() -> None:
@@ -612,16 +614,16 @@ def test_a_scripted_engine_reports_a_law() -> None:
     words = len(tokenizer)
     for k in (1, 3, words):
         (c,) = Prompted(engine, model).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=k), ())
-        assert c.top is not None
-        assert c.top.ids[:, 0].tolist() == c.token_ids.tolist()
-        assert torch.equal(c.top.logp[:, 0], c.behavior_logp)
-        assert all(len(set(row)) == k for row in c.top.ids.tolist())
-        assert (c.top.logp.diff() <= 0).all()
-    torch.testing.assert_close(c.top.logp.exp().sum(1), torch.ones(3))
+        assert c.sequence.top_logprobs is not None
+        assert c.sequence.top_logprobs.ids[:, 0].tolist() == c.sequence.token_ids.tolist()
+        assert torch.equal(c.sequence.top_logprobs.logp[:, 0], c.sequence.behavior_logp)
+        assert all(len(set(row)) == k for row in c.sequence.top_logprobs.ids.tolist())
+        assert (c.sequence.top_logprobs.logp.diff() <= 0).all()
+    torch.testing.assert_close(c.sequence.top_logprobs.logp.exp().sum(1), torch.ones(3))
     engine.logp = 0.0
     (sure,) = Prompted(engine, model).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=2), ())
-    assert sure.top is not None
-    assert sure.top.logp.tolist() == [[0.0, -math.inf]] * 3
+    assert sure.sequence.top_logprobs is not None
+    assert sure.sequence.top_logprobs.logp.tolist() == [[0.0, -math.inf]] * 3
 
 
 # ---- from the sampler to the policy ----
@@ -638,11 +640,11 @@ def policy(gap: float = 0.0, temperature: float = 1.0, dtype: torch.dtype = torc
     return Policy(perturb(model, gap) if gap else model, precision=Precision(dtype), temperature=temperature)
 
 
-def enumerated(moved: Policy, completions: Sequence[Completion], temperature: float) -> dict[str, Tensor]:
+def enumerated(moved: Policy, completions: Sequence[Episode], temperature: float) -> dict[str, Tensor]:
     """[tokens] of each kind, by two whole laws at every token."""
     fresh = tiny(STOPS)[0]
     found = [
-        merged(law(moved.model, c, temperature), law(fresh, c, temperature), c.top.ids)  # type: ignore[union-attr]
+        merged(law(moved.model, c, temperature), law(fresh, c, temperature), c.sequence.top_logprobs.ids)  # type: ignore[union-attr]
         for c in completions
     ]
     return {kind: torch.cat([f[kind] for f in found]) for kind in KINDS}
@@ -650,7 +652,7 @@ def enumerated(moved: Policy, completions: Sequence[Completion], temperature: fl
 
 def stats_of(
     moved: Policy,
-    completions: list[Completion],
+    completions: list[Episode],
     objective: Objective,
     budget: int,
     terms: AuxiliaryLosses | None = None,
@@ -695,11 +697,11 @@ def test_any_micro_batches_and_additive_terms_see_the_same(kind: str) -> None:
 
 def test_a_batch_without_every_report_says_so() -> None:
     completions = sampled(6)
-    completions[3] = replace(completions[3], top=None)
+    completions[3] = with_sequence(completions[3], top_logprobs=None)
     with pytest.raises(InputError, match="top is missing"):
         stats_of(policy(), completions, DPPO(0.15, divergence="topk_tv"), 200)
     with pytest.raises(InputError, match="likeliest tokens are missing"):
-        policy().divergence(pack([completions[3]], 1).micro_batches[0], KINDS)
+        policy().divergence(pack([completions[3].sequence], 1).micro_batches[0], KINDS)
 
 
 def test_an_update_without_tokens_joins_the_others() -> None:
@@ -727,7 +729,7 @@ def test_exact_divergence_is_the_enumeration(temperature: float) -> None:
     assert max(near.tv_p99, near.kl_p99) < 1e-5
     moved = policy(0.05, temperature)
     found, truth = exact_divergence(moved, completions), enumerated(moved, completions, temperature)
-    assert found.tokens == sum(len(c.token_ids) for c in completions)
+    assert found.tokens == sum(len(c.sequence.token_ids) for c in completions)
     for kind, mean, p99 in (("topk_tv", found.tv_mean, found.tv_p99), ("topk_kl", found.kl_mean, found.kl_p99)):
         assert mean == pytest.approx(float(truth[kind].mean()), rel=1e-4)
         assert p99 == pytest.approx(float(truth[kind].double().quantile(0.99)), rel=1e-4)
@@ -806,5 +808,5 @@ def test_families_with_other_attention_report_their_law() -> None:
     model = FAMILIES[sorted(FAMILIES)[0]]().eval()
     asked = Sampling(samples=2, max_new_tokens=5, top_logprobs=4)
     for c in transformers_engine(model).generate(PROBLEMS[:2], asked, (0,)):
-        assert c.top is not None
-        torch.testing.assert_close(c.top.logp, law(model, c, 1.0).topk(4).values, rtol=0, atol=1e-4)
+        assert c.sequence.top_logprobs is not None
+        torch.testing.assert_close(c.sequence.top_logprobs.logp, law(model, c, 1.0).topk(4).values, rtol=0, atol=1e-4)

@@ -33,7 +33,7 @@ from drpo.train.config import Run
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
-from drpo.types import Completion, Generation, Problem, Request, Sampling
+from drpo.types import Episode, Generation, Problem, Request, Sampling
 from rank import run_of
 from support.rollouts import Prompted
 from test_ranks import assert_same_run, launch
@@ -48,9 +48,9 @@ LONG = tuple(Problem(f"p{i}", "What is 7 + 5? " * 10 + "1" * i, "") for i in ran
 SERVER_UP_S = 300
 
 
-def distance(completions: Sequence[Completion], model: PreTrainedModel, temperature: float = 1.0) -> torch.Tensor:
+def distance(completions: Sequence[Episode], model: PreTrainedModel, temperature: float = 1.0) -> torch.Tensor:
     """|log mu - log pi| of every token, pi by a plain forward pass in float32."""
-    return torch.cat([(c.behavior_logp - own_logp(model, c, temperature)).abs() for c in completions])
+    return torch.cat([(c.sequence.behavior_logp - own_logp(model, c, temperature)).abs() for c in completions])
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -78,7 +78,7 @@ def test_log_probabilities_are_those_of_the_law(engine: VLLMEngine, model: PreTr
     """All tokens may be drawn, whatever the generation config says, and a plain forward pass gives the same."""
     completions = engine.generate(LONG, Sampling(samples=8, max_new_tokens=24, temperature=temperature), (0, 1))
     assert distance(completions, model, temperature).max() < 2e-4
-    ranks = torch.cat([(law(model, c, temperature) > c.behavior_logp[:, None]).sum(-1) for c in completions])
+    ranks = torch.cat([(law(model, c, temperature) > c.sequence.behavior_logp[:, None]).sum(-1) for c in completions])
     assert temperature < 1 or ranks.max() > 20
 
 
@@ -97,39 +97,42 @@ def test_all_that_decides_what_is_drawn_is_sent():
 def test_the_first_stop_token_ends_and_is_kept(engine: VLLMEngine):
     completions = engine.generate(LONG, Sampling(samples=16, max_new_tokens=12), (0,))
     for c in completions:
-        ended = [int(t) in STOPS for t in c.token_ids]
-        assert not any(ended[:-1]) and c.finish == ("stop" if ended[-1] else "length")
-        assert ended[-1] or len(c.token_ids) == 12
-    assert {c.finish for c in completions} == {"stop", "length"}
+        ended = [int(t) in STOPS for t in c.sequence.token_ids]
+        assert not any(ended[:-1]) and c.finish_reason == ("stop" if ended[-1] else "length")
+        assert ended[-1] or len(c.sequence.token_ids) == 12
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
 
 
 def test_the_same_seed_draws_the_same(engine: VLLMEngine):
     first, again, other = (engine.generate(LONG, SAMPLING, seed) for seed in [(0, 1), (0, 1), (0, 2)])
-    assert [c.token_ids.tolist() for c in first] == [c.token_ids.tolist() for c in again]
-    assert [c.token_ids.tolist() for c in first] != [c.token_ids.tolist() for c in other]
-    assert len({tuple(c.token_ids.tolist()) for c in first}) == len(first)
+    assert [c.sequence.token_ids.tolist() for c in first] == [c.sequence.token_ids.tolist() for c in again]
+    assert [c.sequence.token_ids.tolist() for c in first] != [c.sequence.token_ids.tolist() for c in other]
+    assert len({tuple(c.sequence.token_ids.tolist()) for c in first}) == len(first)
 
 
 @pytest.mark.parametrize("k", [1, 5, 257])
 def test_the_likeliest_tokens_are_those_of_the_law(engine: VLLMEngine, model: PreTrainedModel, k: int):
     for c in engine.generate(LONG, Sampling(samples=2, max_new_tokens=6, temperature=1.5, top_logprobs=k), (0,)):
         full = law(model, c, 1.5)
-        assert c.top is not None and c.top.ids.shape == (len(c.token_ids), k)
-        assert torch.allclose(c.top.logp, full.gather(-1, c.top.ids), atol=2e-4)
-        assert torch.allclose(c.top.logp, full.topk(k).values, atol=2e-4)
+        assert c.sequence.top_logprobs is not None and c.sequence.top_logprobs.ids.shape == (
+            len(c.sequence.token_ids),
+            k,
+        )
+        assert torch.allclose(c.sequence.top_logprobs.logp, full.gather(-1, c.sequence.top_logprobs.ids), atol=2e-4)
+        assert torch.allclose(c.sequence.top_logprobs.logp, full.topk(k).values, atol=2e-4)
 
 
 def test_greedy_takes_the_likeliest(engine: VLLMEngine, model: PreTrainedModel):
     for c in engine.generate(LONG, Sampling(samples=1, max_new_tokens=8, temperature=0), (0,)):
-        assert torch.equal(law(model, c, 1.0).argmax(-1), c.token_ids)
+        assert torch.equal(law(model, c, 1.0).argmax(-1), c.sequence.token_ids)
 
 
 def test_a_truncated_law_is_renormalised(engine: VLLMEngine, model: PreTrainedModel):
     completions = engine.generate(LONG, Sampling(samples=4, max_new_tokens=8, top_k=5), (0,))
     for c in completions:
         kept = law(model, c, 1.0).topk(5)
-        assert (kept.indices == c.token_ids[:, None]).any(-1).all()
-        assert torch.allclose(c.behavior_logp, own_logp(model, c, 1.0) - kept.values.logsumexp(-1), atol=2e-4)
+        assert (kept.indices == c.sequence.token_ids[:, None]).any(-1).all()
+        assert torch.allclose(c.sequence.behavior_logp, own_logp(model, c, 1.0) - kept.values.logsumexp(-1), atol=2e-4)
 
 
 def test_many_long_prompts_at_once(engine: VLLMEngine, model: PreTrainedModel):
@@ -258,7 +261,7 @@ def test_smollm2_in_its_own_precision_stays_near_the_plain_model(smollm: tuple[V
         if version:
             engine.load_weights(dict(perturb(model, 0.01).named_parameters()), version)
         completions = engine.generate(problems, Sampling(samples=8, max_new_tokens=32), (0, version))
-        mu = torch.cat([c.behavior_logp for c in completions])
+        mu = torch.cat([c.sequence.behavior_logp for c in completions])
         pi = torch.cat([own_logp(model, c, 1.0) for c in completions])
         ratio = (pi - mu).exp()
         assert abs(ratio.mean() - 1) < 0.01
@@ -345,10 +348,12 @@ def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
     completions = engine.generate(LONG, SAMPLING, (0, 1))
     assert distance(completions, model).max() < 2e-4
     again = engine.generate(LONG, SAMPLING, (0, 1))
-    assert [c.token_ids.tolist() for c in completions] == [c.token_ids.tolist() for c in again]
+    assert [c.sequence.token_ids.tolist() for c in completions] == [c.sequence.token_ids.tolist() for c in again]
     for k in (3, 257):
         for c in engine.generate(LONG[:1], Sampling(samples=2, max_new_tokens=6, top_logprobs=k), (0,)):
-            assert c.top is not None and torch.allclose(c.top.logp, law(model, c, 1.0).topk(k).values, atol=2e-4)
+            assert c.sequence.top_logprobs is not None and torch.allclose(
+                c.sequence.top_logprobs.logp, law(model, c, 1.0).topk(k).values, atol=2e-4
+            )
     old, _ = small()
     engine.load_weights(dict(perturb(model, 0.2).named_parameters()), version=1)
     for seed in range(2):

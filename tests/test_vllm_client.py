@@ -44,7 +44,7 @@ from drpo.train import setup
 from drpo.train.checkpoint import latest
 from drpo.train.loop import train
 from drpo.train.watch import Silent
-from drpo.types import Completion, Problem, Request, Sampling
+from drpo.types import Episode, Problem, Request, Sampling
 from fake_vllm import FakeServer, Sampler, fake_module
 from hostile import refused
 from support.rollouts import Prompted
@@ -103,9 +103,9 @@ def vllm_engine(stops: frozenset[int] = frozenset()) -> Prompted:
     return Prompted(VLLMEngine(model), model, tokenizer)
 
 
-def close_to_law(completions: list[Completion], model: Any, temperature: float = 1.0) -> None:
+def close_to_law(completions: list[Episode], model: Any, temperature: float = 1.0) -> None:
     for c in completions:
-        assert torch.allclose(c.behavior_logp, own_logp(model, c, temperature), atol=1e-5), c.sample
+        assert torch.allclose(c.sequence.behavior_logp, own_logp(model, c, temperature), atol=1e-5), c.sample
 
 
 # Requests
@@ -162,21 +162,26 @@ def test_log_probabilities_are_those_of_the_law(either: Any, temperature: float)
 def test_the_first_stop_token_ends_and_is_kept(either: Any):
     completions = either.generate(PROBLEMS, replace(SAMPLING, samples=8, max_new_tokens=12), (0,))
     for c in completions:
-        ended = [int(t) in STOPS for t in c.token_ids]
+        ended = [int(t) in STOPS for t in c.sequence.token_ids]
         assert not any(ended[:-1])
-        assert c.finish == ("stop" if ended[-1] else "length")
-        assert ended[-1] or len(c.token_ids) == 12
-    assert {c.finish for c in completions} == {"stop", "length"}
+        assert c.finish_reason == ("stop" if ended[-1] else "length")
+        assert ended[-1] or len(c.sequence.token_ids) == 12
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
 
 
 @pytest.mark.parametrize("k", [1, 3, 256, 257])
 def test_the_likeliest_tokens_are_those_of_the_law(either: Any, k: int):
     for c in either.generate(FEW, replace(SAMPLING, temperature=1.5, top_logprobs=k), (0,)):
-        assert c.top is not None and c.top.ids.shape == c.top.logp.shape == (len(c.token_ids), k)
+        assert (
+            c.sequence.top_logprobs is not None
+            and c.sequence.top_logprobs.ids.shape
+            == c.sequence.top_logprobs.logp.shape
+            == (len(c.sequence.token_ids), k)
+        )
         full = law(tiny(STOPS)[0], c, 1.5)
-        assert torch.allclose(c.top.logp, full.topk(k).values, atol=1e-5)
-        assert torch.allclose(c.top.logp, full.gather(-1, c.top.ids), atol=1e-5)
-        assert all(len(set(row.tolist())) == k for row in c.top.ids)
+        assert torch.allclose(c.sequence.top_logprobs.logp, full.topk(k).values, atol=1e-5)
+        assert torch.allclose(c.sequence.top_logprobs.logp, full.gather(-1, c.sequence.top_logprobs.ids), atol=1e-5)
+        assert all(len(set(row.tolist())) == k for row in c.sequence.top_logprobs.ids)
         close_to_law([c], tiny(STOPS)[0], 1.5)
 
 
@@ -186,7 +191,7 @@ def test_more_likeliest_tokens_than_there_are_is_refused(either: Any):
 
 
 def test_none_are_reported_unasked(either: Any):
-    assert all(c.top is None for c in either.generate(FEW, SAMPLING, (0,)))
+    assert all(c.sequence.top_logprobs is None for c in either.generate(FEW, SAMPLING, (0,)))
 
 
 def test_sync_canary(either: Any):
@@ -196,7 +201,7 @@ def test_sync_canary(either: Any):
     either.load_weights(dict(new.named_parameters()), version=4)
     completions = either.generate(PROBLEMS, SAMPLING, (0,))
     close_to_law(completions, new)
-    far = torch.cat([(c.behavior_logp - own_logp(old, c, 1.0)).abs() for c in completions])
+    far = torch.cat([(c.sequence.behavior_logp - own_logp(old, c, 1.0)).abs() for c in completions])
     assert far.mean() > 0.1
     assert {c.version for c in completions} == {4}
 
@@ -414,7 +419,7 @@ def test_what_passes_is_tried_again(engine: ServerEngine, fake: FakeServer, faul
     fake.faults.extend([fault, "", fault])
     with caplog.at_level(logging.WARNING):
         again = engine.generate(FEW, SAMPLING, (0,))
-    assert [c.token_ids.tolist() for c in again] == [c.token_ids.tolist() for c in expected]
+    assert [c.sequence.token_ids.tolist() for c in again] == [c.sequence.token_ids.tolist() for c in expected]
     assert len(fake.asked) == asked + len(expected) + 2  # only what had failed
     assert "2 of 6 requests failed" in caplog.text and "attempt 2 of 3" in caplog.text
 

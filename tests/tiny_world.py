@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from drpo import models
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
-from drpo.types import Batch, Completion, Group, Layout, MicroBatch, Problem, Sampling
+from drpo.types import Batch, Episode, Generation, Layout, MicroBatch, Problem, Sampling, ScoredGroup, TokenSequence
 from support.rollouts import transformers_engine
 
 STOPS = frozenset(range(0, 257, 9))
@@ -65,55 +66,47 @@ def sampled(
     samples: int = 4,
     max_new_tokens: int = 12,
     seed: int = 0,
-) -> list[Completion]:
+) -> list[Episode]:
     sampling = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature)
     return transformers_engine(model, tokenizer).generate(problems, sampling, (seed,))
 
 
-def grouped(completions: Sequence[Completion], rewards: Sequence[Sequence[float]]) -> list[Group]:
-    """Group i: the completions of the i-th problem, in order, with the i-th rewards."""
+def grouped(completions: Sequence[Episode], rewards: Sequence[Sequence[float]]) -> list[ScoredGroup]:
+    """ScoredGroup i: the completions of the i-th problem, in order, with the i-th rewards."""
     ids = list(dict.fromkeys(c.problem_id for c in completions))
     return [
-        Group(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), torch.tensor(r))
+        ScoredGroup(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), torch.tensor(r))
         for i, r in zip(ids, rewards, strict=True)
     ]
 
 
-def batched(groups: Sequence[Group], config: BatchConfig) -> list[Batch]:
+def batched(groups: Sequence[ScoredGroup], config: BatchConfig) -> list[Batch]:
     """The batches of a rollout whose completions are credited with their reward less the group's mean."""
     return make_batches(groups, group_credit(groups, advantage=advantages.mean), config)
 
 
 def completion(
     token_ids: Sequence[int], *, prompt_ids: Sequence[int] = (1, 2), problem: str = "p", sample: int = 0
-) -> Completion:
+) -> Episode:
     """A completion made by hand, with log-probabilities that are all different."""
     tokens = torch.tensor(token_ids)
-    return Completion(
-        problem_id=problem,
-        sample=sample,
-        prompt_ids=torch.tensor(prompt_ids),
-        token_ids=tokens,
-        behavior_logp=-0.25 - 0.01 * torch.arange(len(tokens)) - 0.1 * sample,
-        text="",
-        finish="length",
-        sampling=Sampling(),
-        version=0,
-    )
+    logp = -0.25 - 0.01 * torch.arange(len(tokens)) - 0.1 * sample
+    sequence = TokenSequence.of(torch.tensor(prompt_ids), Generation(tokens, logp, "length", version=0))
+    return Episode(problem, sample, (), "", "", "length", Sampling(), (len(tokens),), (sequence,))
 
 
 @torch.no_grad()
-def law(model: PreTrainedModel, c: Completion, temperature: float) -> Tensor:
+def law(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
     """[N, V] log-probabilities at each of a completion's tokens: one row, no padding, no cache, every logit."""
-    ids = torch.cat([c.prompt_ids, c.token_ids])
+    ids = torch.cat([c.sequence.prompt_ids, c.sequence.token_ids])
     logits = model(input_ids=ids[None], use_cache=False).logits[0]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.log_softmax(wide / temperature, dim=-1)[len(c.prompt_ids) - 1 : -1]
+    return torch.log_softmax(wide / temperature, dim=-1)[len(c.sequence.prompt_ids) - 1 : -1]
 
 
-def own_logp(model: PreTrainedModel, c: Completion, temperature: float) -> Tensor:
+def own_logp(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
     """[N] log-probabilities of a completion's tokens."""
-    return law(model, c, temperature).gather(-1, c.token_ids[:, None])[:, 0]
+    return law(model, c, temperature).gather(-1, c.sequence.token_ids[:, None])[:, 0]
 
 
 def sees(layout: Layout, place: int) -> list[int]:
@@ -141,5 +134,9 @@ def perturb(model: PreTrainedModel, scale: float, seed: int = 0) -> PreTrainedMo
     return model
 
 
-def with_logp(c: Completion, behavior_logp: Tensor) -> Completion:
-    return replace(c, behavior_logp=behavior_logp)
+def with_logp(c: Episode, behavior_logp: Tensor) -> Episode:
+    return with_sequence(c, behavior_logp=behavior_logp)
+
+
+def with_sequence(e: Episode, **changes: Any) -> Episode:
+    return replace(e, sequences=(replace(e.sequence, **changes),))

@@ -11,10 +11,10 @@ from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.batch import make_batches
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
-from drpo.types import Completion, Group, Problem, Sampling
+from drpo.types import Episode, Generation, Problem, Sampling, ScoredGroup, TokenSequence
 
 
-def made_up(request: Mapping[str, Any], vocabulary: int) -> list[Group]:
+def made_up(request: Mapping[str, Any], vocabulary: int) -> list[ScoredGroup]:
     """Return groups of random tokens, no two rewards alike, the same for equal requests.
 
     Args:
@@ -28,18 +28,19 @@ def made_up(request: Mapping[str, Any], vocabulary: int) -> list[Group]:
     n = request["new_tokens"]
     sampling = Sampling(samples=request["samples"], max_new_tokens=n)
 
-    def completion(problem: str, prompt: torch.Tensor, sample: int) -> Completion:
+    def completion(problem: str, prompt: torch.Tensor, sample: int) -> Episode:
         tokens = torch.randint(0, vocabulary, (n,), generator=generator)
         # About what a trained model gives random tokens, so that no ratio is out of hand.
         logp = torch.full((n,), -15.0)
-        return Completion(problem, sample, prompt, tokens, logp, "", "length", sampling, 0)
+        sequence = TokenSequence.of(prompt, Generation(tokens, logp, "length", 0))
+        return Episode(problem, sample, (), "", "", "length", sampling, (len(tokens),), (sequence,))
 
     groups = []
     for i in range(request["prompts"]):
         prompt = torch.randint(0, vocabulary, (request["prompt_tokens"],), generator=generator)
         completions = tuple(completion(str(i), prompt, s) for s in range(sampling.samples))
         rewards = torch.linspace(0, 1, sampling.samples)
-        groups.append(Group(Problem(str(i), "", ""), completions, rewards))
+        groups.append(ScoredGroup(Problem(str(i), "", ""), completions, rewards))
     return groups
 
 
@@ -57,7 +58,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
             # Nothing is to be learnt from random tokens; a rate of 0 costs AdamW the same arithmetic.
             update_policy(parts.policy, parts.optimizer, batch, run.objective, 0.0, run.max_grad_norm, parts.auxiliary)
         record = meter.stop()
-        return {**record, "tokens": sum(len(c.token_ids) for g in groups for c in g.completions)}
+        return {**record, "tokens": sum(e.n_sampled for g in groups for e in g.episodes)}
 
     return {"settings": f"precision {setup['precision']}, micro_batch_tokens {run.micro_batch_tokens}"}, repetition
 

@@ -13,21 +13,22 @@ from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.doctor.evidence import trainer_logp
 from drpo.tasks import sample_unseen
 from drpo.train.setup import Parts, assemble
-from drpo.types import Completion
+from drpo.types import Episode
 
 FAR = 0.15
 """A gap of probabilities that counts as far: the objectives' usual threshold."""
 
 
 @torch.no_grad()
-def both(parts: Parts, completions: list[Completion]) -> tuple[Tensor, Tensor]:
+def both(parts: Parts, completions: list[Episode]) -> tuple[Tensor, Tensor]:
     """Return log pi and log mu [T] of every sampled token, pi by the forward pass of training.
 
     Args:
         parts: of a run.
         completions: what its engine drew.
     """
-    return torch.cat(trainer_logp(parts.policy, completions)), torch.cat([c.behavior_logp for c in completions])
+    behavior_logp = torch.cat([c.sequence.behavior_logp for c in completions])
+    return torch.cat(trainer_logp(parts.policy, completions)), behavior_logp
 
 
 def figures(logp: Tensor, behavior_logp: Tensor) -> Record:
@@ -59,9 +60,10 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     def repetition(request: Mapping[str, Any]) -> Record:
         problems = sample_unseen(run.task, parts.held_out, run.prompts, request["round"], run.seed)
         meter.start()
-        completions = parts.driver.run(problems, run.sampling, (run.seed, request["round"]))
+        groups = parts.driver.run(problems, run.sampling, (run.seed, request["round"]))
         record = meter.stop()
-        tokens = sum(len(c.token_ids) for c in completions)
+        completions = [e for group in groups for e in group]
+        tokens = sum(c.n_sampled for c in completions)
         return {**record, "tokens": tokens, **figures(*both(parts, completions))}
 
     return {"settings": f"{type(parts.driver.engine).__name__}, learning rate 0"}, repetition

@@ -27,8 +27,8 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
         problems = [Problem(str(i), prompt, "") for i, prompt in enumerate(request["prompts"])]
         sampling = Sampling(samples=request["samples"], max_new_tokens=request["new_tokens"])
         meter.start()
-        completions = driver.run(problems, sampling, (0, request["round"]))
-        return {**meter.stop(), "tokens": sum(len(c.token_ids) for c in completions)}
+        groups = driver.run(problems, sampling, (0, request["round"]))
+        return {**meter.stop(), "tokens": sum(e.n_sampled for group in groups for e in group)}
 
     return {"settings": f"torch {torch.__version__.split('+')[0]}; log-probabilities of all tokens"}, repetition
 

@@ -71,9 +71,9 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     clock = Clock()
     with clock("rollout"):
         problems = sample_unseen(run.task, parts.held_out, run.prompts, number, run.seed)
-        completions = parts.driver.run(problems, run.sampling, (run.seed, number))
+        rollout = parts.driver.run(problems, run.sampling, (run.seed, number))
     with clock("reward"):
-        groups = score(problems, completions, pool)
+        groups = score(problems, rollout, pool)
     with clock("update"):
         batches = make_batches(groups, parts.credit(groups, None), parts.batch_config)
         for batch in batches:
@@ -90,11 +90,12 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     with clock("sync"):
         parts.driver.engine.load_weights(parts.policy.state(), version=number + 1)
         synchronize()
+    episodes = [e for group in rollout for e in group]
     return {
         "phases": clock.seconds,
-        "tokens": sum(len(c.token_ids) for c in completions),
-        "prompt_tokens": sum(len(c.prompt_ids) for c in completions),
-        "rows": len(completions),
+        "tokens": sum(e.n_sampled for e in episodes),
+        "prompt_tokens": sum(len(e.sequence.prompt_ids) for e in episodes),
+        "rows": len(episodes),
         "skipped": sum(b.n_skipped for b in batches),
     }
 

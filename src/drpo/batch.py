@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drpo.reductions import Reduction
-from drpo.types import Batch, Completion, Credit, Group, Layout, MicroBatch, TopK
+from drpo.types import Batch, Credit, Layout, MicroBatch, ScoredGroup, TokenSequence, TopK
 
 
 @dataclass(frozen=True)
@@ -33,41 +33,41 @@ class BatchConfig:
     ranks: int = 1
 
 
-def make_batches(groups: Sequence[Group], credits: Sequence[Credit], config: BatchConfig) -> list[Batch]:
+def make_batches(groups: Sequence[ScoredGroup], credits: Sequence[Credit], config: BatchConfig) -> list[Batch]:
     """Split a rollout's groups, in order, into the batches of its optimiser updates.
 
-    A completion without credit is not trained and counts nowhere. All weights are fixed here, over each whole batch.
+    A sequence without credit is not trained and counts nowhere. All weights are fixed here, over each whole batch.
 
     Args:
         groups: of one rollout.
-        credits: of their completions, as a credit rule returns them.
+        credits: of their sequences, as a credit rule returns them.
         config: see `BatchConfig`.
 
     Returns:
-        Up to `config.updates` batches; an update none of whose completions has credit is left out.
+        Up to `config.updates` batches; an update none of whose sequences has credit is left out.
     """
-    of = {credit.completion: credit for credit in credits}
+    of = {credit.sequence: credit for credit in credits}
     edges = [len(groups) * i // config.updates for i in range(config.updates + 1)]
     parts = [groups[start:end] for start, end in pairwise(edges)]
-    credited = [[of[c] for g in part for c in g.completions if c in of] for part in parts]
+    credited = [[of[s] for g in part for s in g.sequences if s in of] for part in parts]
     return [_batch(part, config) for part in credited if part]
 
 
 def pack(
-    completions: Sequence[Completion], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
+    sequences: Sequence[TokenSequence], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
 ) -> Batch:
-    """Return a batch of completions that count nothing, to ask a model about them: their weights and credit are 0.
+    """Return a batch of sequences that count nothing, to ask a model about them: their weights and credit are 0.
 
     Args:
-        completions: `MicroBatch.sequence` numbers them.
+        sequences: `MicroBatch.sequence` numbers them.
         micro_batch_tokens: as of `BatchConfig`, like the rest.
         share_prompts: let a prompt that several completions continue go through the model once.
         ranks: processes that the micro-batches are for.
     """
-    credits = tuple(Credit(c, torch.zeros(len(c.token_ids))) for c in completions)
+    credits = tuple(Credit(s, torch.zeros(s.n_sampled)) for s in sequences)
     rows = [_row(i, credit, credit.advantage, share_prompts) for i, credit in enumerate(credits)]
     micro_batches = tuple(_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks))
-    return Batch(micro_batches, credits, n_tokens=sum(len(c.token_ids) for c in completions), n_skipped=0)
+    return Batch(micro_batches, credits, n_tokens=sum(s.n_sampled for s in sequences), n_skipped=0)
 
 
 def split_micro_batch(
@@ -88,22 +88,22 @@ def split_micro_batch(
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One completion on its way into a batch; those of equal `prompt` and `alone` share what stands before them."""
+    """One sequence on its way into a batch; those of equal `prompt` and `alone` share what stands before them."""
 
     credit: Credit
     prompt: tuple[int, ...]
     alone: int
-    sequence: int
+    number: int
     weight: Tensor
 
     @property
-    def completion(self) -> Completion:
-        return self.credit.completion
+    def sequence(self) -> TokenSequence:
+        return self.credit.sequence
 
     @property
     def own(self) -> Tensor:
         """What goes through the model after the prompt: the last token predicts nothing."""
-        return self.completion.token_ids[:-1]
+        return self.sequence.token_ids[:-1]
 
     @property
     def before(self) -> tuple[tuple[int, ...], int]:
@@ -111,9 +111,9 @@ class _Row:
         return self.prompt, self.alone
 
 
-def _row(sequence: int, credit: Credit, weight: Tensor, share_prompts: bool) -> _Row:
-    prompt = tuple(credit.completion.prompt_ids.tolist())
-    return _Row(credit, prompt, 0 if share_prompts else sequence, sequence, weight)
+def _row(number: int, credit: Credit, weight: Tensor, share_prompts: bool) -> _Row:
+    prompt = tuple(credit.sequence.prompt_ids.tolist())
+    return _Row(credit, prompt, 0 if share_prompts else number, number, weight)
 
 
 def _batch(credits: Sequence[Credit], config: BatchConfig) -> Batch:
@@ -185,17 +185,18 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
     position: list[Tensor] = []
     for (prompt, _), members in groupby(rows, key=lambda r: r.before):
         position += _place(segments, torch.tensor(prompt), [row.own for row in members])
-    counts = torch.tensor([len(r.completion.token_ids) for r in rows])
+    sequences = [r.sequence for r in rows]
+    counts = torch.tensor([s.n_sampled for s in sequences])
     return MicroBatch(
         input_ids=torch.cat(segments.ids),
         layout=segments.layout(),
-        position=torch.cat(position),
-        target=torch.cat([r.completion.token_ids for r in rows]),
-        behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),
+        position=torch.cat([p[s.sampled] for p, s in zip(position, sequences, strict=True)]),
+        target=torch.cat([s.token_ids[s.sampled] for s in sequences]),
+        behavior_logp=torch.cat([s.behavior_logp for s in sequences]),
         advantage=torch.cat([r.credit.advantage for r in rows]),
-        sequence=torch.tensor([r.sequence for r in rows]).repeat_interleave(counts),
+        sequence=torch.tensor([r.number for r in rows]).repeat_interleave(counts),
         weight=torch.cat([r.weight for r in rows]),
-        top=_top([r.completion for r in rows]),
+        top=_top(sequences),
         value=_joined([r.credit.value for r in rows]),
         returns=_joined([r.credit.returns for r in rows]),
     )
@@ -207,10 +208,10 @@ def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-def _top(completions: Sequence[Completion]) -> TopK | None:
+def _top(sequences: Sequence[TokenSequence]) -> TopK | None:
     """What the sampler reported of its likeliest tokens, where it did so for all, and for as many at each."""
-    tops = [c.top for c in completions if c.top is not None]
-    same = len(tops) == len(completions) and len({top.ids.shape[1] for top in tops}) == 1
+    tops = [s.top_logprobs for s in sequences if s.top_logprobs is not None]
+    same = len(tops) == len(sequences) and len({top.ids.shape[1] for top in tops}) == 1
     return TopK.cat(tops) if same else None
 
 

@@ -8,7 +8,7 @@ import torch
 from drpo.batch import pack
 from drpo.errors import InputError
 from drpo.policy import Policy
-from drpo.types import Completion
+from drpo.types import Episode
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,31 @@ class ExactDivergence:
 
 
 @torch.no_grad()
-def exact_divergence(policy: Policy, completions: Sequence[Completion]) -> ExactDivergence:
+def exact_divergence(policy: Policy, episodes: Sequence[Episode]) -> ExactDivergence:
     """Return how far the policy is from the sampler at every token of the completions.
 
-    Each completion goes through the model by itself, so that nothing depends on how others are packed.
+    Each episode goes through the model by itself, so that nothing depends on how others are packed.
 
     Args:
-        policy: at the temperature of the completions.
-        completions: sampled with `sampling.top_logprobs` = V, the rows of the policy's head. V log-probabilities a
+        policy: at the temperature of the episodes.
+        episodes: sampled with `sampling.top_logprobs` = V, the rows of the policy's head. V log-probabilities a
             token: a few hundred tokens are plenty.
 
     Raises:
-        InputError: no completions, or one that does not carry the whole law, or of another temperature.
+        InputError: no episodes, or one that does not carry the whole law, or of another temperature.
     """
-    if not completions:
+    if not episodes:
         raise InputError("exact_divergence: no completions; at least one is needed")
     words = policy.model.get_output_embeddings().weight.shape[0]
-    for c in completions:
-        who = f"exact_divergence: completion {c.sample} of problem {c.problem_id!r}"
-        if c.sampling.temperature != policy.temperature:
-            raise InputError(f"{who}: sampled at temperature {c.sampling.temperature}, policy at {policy.temperature}")
-        if c.top is None or c.top.ids.shape[1] != words:
+    for e in episodes:
+        who = f"exact_divergence: completion {e.sample} of problem {e.problem_id!r}"
+        if e.sampling.temperature != policy.temperature:
+            raise InputError(f"{who}: sampled at temperature {e.sampling.temperature}, policy at {policy.temperature}")
+        if any(s.top_logprobs is None or s.top_logprobs.ids.shape[1] != words for s in e.sequences):
             raise InputError(f"{who}: sample with sampling.top_logprobs={words}, the number of words")
     columns = []
-    for c in completions:
-        (micro,) = pack([c], micro_batch_tokens=1).micro_batches
+    for sequence in (s for e in episodes for s in e.sequences):
+        (micro,) = pack([sequence], micro_batch_tokens=1).micro_batches
         _, _, found = policy.divergence(micro.to(policy.device), ("topk_tv", "topk_kl"))
         columns.append(torch.stack([found["topk_tv"], found["topk_kl"]]).cpu().double())
     tv, kl = torch.cat(columns, 1)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.precision import stacked_experts
-from drpo.types import Completion
+from drpo.types import TokenSequence
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class RoutingMismatch:
 def routing_mismatch(
     sampler: PreTrainedModel,
     trainer: PreTrainedModel,
-    completions: Sequence[Completion],
+    sequences: Sequence[TokenSequence],
     *,
     trainer_dtype: torch.dtype = torch.float32,
     logp: Sequence[Tensor] | None = None,
 ) -> RoutingMismatch | None:
-    """Run both models over the same completions and compare which experts each token's prediction goes through.
+    """Run both models over the same sequences and compare which experts each token's prediction goes through.
 
-    Both go through a plain forward pass, one completion at a time: what is found is the models' difference, not that of
+    Both go through a plain forward pass, one sequence at a time: what is found is the models' difference, not that of
     a cache or of packing.
 
     Args:
         sampler: an engine's copy.
         trainer: a policy's model; its adapters are as they are.
-        completions: at least one; a token is compared at the place that predicts it.
+        sequences: at least one; a sampled token is compared at the position that predicts it.
         trainer_dtype: what the trainer computes in, by autocast (`Policy.dtype`).
-        logp: of each completion, [N] float32, the policy's log-probabilities of its tokens, nats.
+        logp: of each sequence, [M] float32, the policy's log-probabilities of its tokens, nats.
 
     Returns:
         What differs, or None for models without experts.
@@ -68,13 +68,13 @@ def routing_mismatch(
     if not _experts(trainer):
         return None
     differ = torch.cat(
-        [(_chosen(sampler, c, torch.float32) != _chosen(trainer, c, trainer_dtype)).any(-1) for c in completions], dim=1
+        [(_chosen(sampler, c, torch.float32) != _chosen(trainer, c, trainer_dtype)).any(-1) for c in sequences], dim=1
     )
     anywhere = differ.any(0)
     by_layer = differ.float().mean(1).tolist()
     gaps: tuple[float | None, float | None] = (None, None)
     if logp is not None:
-        mu = torch.cat([c.behavior_logp for c in completions]).exp()
+        mu = torch.cat([s.behavior_logp for s in sequences]).exp()
         gap = (torch.cat([x.cpu() for x in logp]).exp() - mu).abs()
         gaps = (_mean(gap[anywhere]), _mean(gap[~anywhere]))
     return RoutingMismatch(
@@ -91,8 +91,8 @@ def _experts(model: PreTrainedModel) -> list[nn.Module]:
     return list(dict.fromkeys(module for _, module, _ in stacked_experts(model)))
 
 
-def _chosen(model: PreTrainedModel, c: Completion, dtype: torch.dtype) -> Tensor:
-    """[L, N, k] int64 on the CPU: the experts of each layer for each of a completion's tokens, ascending.
+def _chosen(model: PreTrainedModel, c: TokenSequence, dtype: torch.dtype) -> Tensor:
+    """[L, M, k] int64 on the CPU: the experts of each layer for each of a sequence's sampled tokens, ascending.
 
     transformers hands every mixture's experts the numbers that its router chose, [places, k], and that is where they
     are read: after biases, groups and whatever else a router of that family considers.
@@ -117,4 +117,4 @@ def _chosen(model: PreTrainedModel, c: Completion, dtype: torch.dtype) -> Tensor
             f"model {type(model).__name__}: its experts are not handed their tokens in transformers' usual way, "
             "so what its router chose cannot be compared"
         )
-    return torch.stack(seen)[:, len(c.prompt_ids) - 1 : -1].sort(-1).values.cpu()
+    return torch.stack(seen)[:, len(c.prompt_ids) - 1 : -1][:, c.sampled].sort(-1).values.cpu()

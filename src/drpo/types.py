@@ -1,4 +1,4 @@
-"""The records that flow through drpo, each complete when made: Problem -> Completion -> Group -> Credit -> Batch.
+"""The records that flow through drpo, each complete when made: Problem -> Episode -> ScoredGroup -> Credit -> Batch.
 
 Letters in shapes: T tokens, G samples of one prompt, P prompt tokens, N completion tokens (of a micro-batch: places), S
 completions of one optimiser batch.
@@ -277,33 +277,89 @@ logits are broken or were not reported
             self.top_logprobs.require(len(self.token_ids), self.top_logprobs.ids.shape[-1])
 
 
+Message: TypeAlias = Mapping[str, Any]
+"""What one side said: `role`, `content`."""
+
+
 @dataclass(frozen=True, eq=False)
-class Completion:
-    """One sampled answer, with the provenance that off-policy training needs.
+class TokenSequence:
+    """Token ids as the model read and sampled them: a prompt, and what followed it.
+
+    Of the N tokens behind the prompt M were sampled; the others came from outside, between two turns.
+
+    Args:
+        prompt_ids: [P] int64; the prompt as the model read it.
+        token_ids: [N] int64; the last of them is sampled.
+        sampled: [N] bool; True for the M tokens that the model sampled, M >= 1.
+        behavior_logp: [M] float32, nats, <= 0; the sampler's log-probability of each.
+        version: [M] int64; of the weights that sampled each: the number of rollouts trained on before.
+        top_logprobs: the sampler's most probable tokens at each of the M, where `sampling.top_logprobs` asks for them.
+    """
+
+    prompt_ids: Tensor
+    token_ids: Tensor
+    sampled: Tensor
+    behavior_logp: Tensor
+    version: Tensor
+    top_logprobs: TopK | None = None
+
+    @staticmethod
+    def of(prompt_ids: Tensor, generation: Generation) -> "TokenSequence":
+        """One turn: all that follows the prompt was sampled."""
+        ids = generation.token_ids
+        version = torch.full_like(ids, generation.version)
+        return TokenSequence(
+            prompt_ids, ids, torch.ones_like(ids, dtype=torch.bool), generation.behavior_logp, version,
+            generation.top_logprobs,
+        )  # fmt: skip
+
+    @property
+    def n_sampled(self) -> int:
+        """M."""
+        return len(self.behavior_logp)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One attempt at a problem, from its prompt to its end.
 
     Args:
         problem_id: `Problem.id` of the question.
         sample: which of the group's samples, 0 .. G-1.
-        prompt_ids: [P] int64; the prompt as the model read it.
-        token_ids: [N] int64, N >= 1; as sampled.
-        behavior_logp: [N] float32, nats, <= 0; the sampler's log-probability of each of `token_ids`.
-        text: `token_ids` decoded without special tokens, for rewards and people; never encoded again.
-        finish: "stop" where an EOS ended it, "length" where `max_new_tokens` did.
-        sampling: the law it was drawn from.
-        version: of the weights that drew it: the number of rollouts trained on before it.
-        top: the sampler's likeliest tokens at each of the N places, where `sampling.top_logprobs` asks for them.
+        messages: those exchanged, from the first to the model's last.
+        prompt: the first turn's prompt as the model read it, decoded with its special tokens; for people.
+        text: the last turn's tokens decoded without special tokens, for rewards and people; never encoded again.
+        finish_reason: of the last turn: "stop" where a stop token ended it, "length" where the limit of tokens did.
+        sampling: the distribution it was sampled from.
+        turns: sampled tokens of each turn, in order.
+        sequences: of token ids; more than one only where a turn's prompt did not go on where the turn before ended.
     """
 
     problem_id: str
     sample: int
-    prompt_ids: Tensor
-    token_ids: Tensor
-    behavior_logp: Tensor
+    messages: tuple[Message, ...]
+    prompt: str
     text: str
-    finish: FinishReason
+    finish_reason: FinishReason
     sampling: Sampling
-    version: int
-    top: TopK | None = None
+    turns: tuple[int, ...]
+    sequences: tuple[TokenSequence, ...]
+
+    @property
+    def n_sampled(self) -> int:
+        """Sampled tokens of all turns."""
+        return sum(self.turns)
+
+    @property
+    def version(self) -> int:
+        """Of the oldest weights that sampled a token of it."""
+        return min(int(s.version.min()) for s in self.sequences)
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """The token ids of an episode that never branched."""
+        (sequence,) = self.sequences
+        return sequence
 
 
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
@@ -325,64 +381,74 @@ class Failure:
 
 
 @dataclass(frozen=True, eq=False)
-class Unmarked:
-    """A completion that its reward did not mark.
+class Unscored:
+    """An episode that its reward did not score.
 
     Args:
-        completion: it.
+        episode: it.
         failure: why its reward failed; None where the reward abstained (returned None).
     """
 
-    completion: Completion
+    episode: Episode
     failure: Failure | None
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """The marked completions of one problem.
+class ScoredGroup:
+    """The scored episodes of one problem.
 
     Args:
         problem: the question.
-        completions: the n <= G that have a reward.
+        episodes: the n <= G that have a reward.
         rewards: [n] float32, finite.
-        unmarked: the other G - n, which take no part in the advantages or the loss.
-        zeroed: of the n, those that the reward failed to mark, and that therefore score 0.
+        unscored: the other G - n, which take no part in the advantages or the loss.
+        scored_zero: of the n, those on which the reward failed, and that therefore score 0.
     """
 
     problem: Problem
-    completions: tuple[Completion, ...]
+    episodes: tuple[Episode, ...]
     rewards: Tensor
-    unmarked: tuple[Unmarked, ...] = ()
-    zeroed: tuple[Unmarked, ...] = ()
+    unscored: tuple[Unscored, ...] = ()
+    scored_zero: tuple[Unscored, ...] = ()
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """Of the reward, whatever became of the completions."""
-        return tuple(u.failure for u in (*self.unmarked, *self.zeroed) if u.failure is not None)
+        """Of the reward, whatever became of the episodes."""
+        return tuple(u.failure for u in (*self.unscored, *self.scored_zero) if u.failure is not None)
+
+    @property
+    def all_episodes(self) -> tuple[Episode, ...]:
+        """All G, scored or not."""
+        return (*self.episodes, *(u.episode for u in self.unscored))
+
+    @property
+    def sequences(self) -> tuple[TokenSequence, ...]:
+        """Of the scored episodes, in order."""
+        return tuple(s for e in self.episodes for s in e.sequences)
 
 
 @dataclass(frozen=True, eq=False)
 class Credit:
-    """What the sampled tokens of one completion are credited with.
+    """What the M sampled tokens of one sequence are credited with.
 
     Args:
-        completion: whose they are.
-        advantage: [N] float32.
-        value: [N] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
+        sequence: whose they are.
+        advantage: [M] float32.
+        value: [M] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
             None without a critic, as `returns`.
-        returns: [N] float32, reward units; what the values should have been.
+        returns: [M] float32, reward units; what the values should have been.
 
     Raises:
-        InputError: a column that has not one number for each token.
+        InputError: a column that has not one number for each sampled token.
     """
 
-    completion: Completion
+    sequence: TokenSequence
     advantage: Tensor
     value: Tensor | None = None
     returns: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shape = self.completion.token_ids.shape
+        shape = self.sequence.behavior_logp.shape
         for name in ("advantage", "value", "returns"):
             column = getattr(self, name)
             if column is not None and column.shape != shape:

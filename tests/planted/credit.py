@@ -17,8 +17,8 @@ def _compares_the_rollout(right: Callable[..., Any]) -> Callable[..., Any]:
     def wrong(groups: Sequence[Any], values: Any = None, **settings: Any) -> Any:
         import torch
 
-        whole = tuple(c for g in groups for c in g.completions)
-        everything = [replace(groups[0], completions=whole, rewards=torch.cat([g.rewards for g in groups]))]
+        whole = tuple(e for g in groups for e in g.episodes)
+        everything = [replace(groups[0], episodes=whole, rewards=torch.cat([g.rewards for g in groups]))]
         return right(everything if groups else groups, values, **settings)
 
     return wrong

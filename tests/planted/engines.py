@@ -1,4 +1,4 @@
-"""Mistakes between an engine and the driver of episodes: keys, stop tokens, order, distribution."""
+"""Mistakes between an engine, the driver of episodes and their scores: keys, stop tokens, order, distribution."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,27 @@ def _without_sample(right: Any) -> Any:
     return lambda ids, sampling, stop, key, name: right(ids, sampling, stop, key[:-1], name)
 
 
+def _scores_reversed(right: Any) -> Any:
+    def group(problem: Any, marked: Any, zero: bool) -> Any:
+        scores = [mark for _, mark in reversed(marked)]
+        return right(problem, list(zip((e for e, _ in marked), scores, strict=True)), zero)
+
+    return group
+
+
 REPLACEMENTS = (
+    Replacement(
+        "scores are laid beside episodes in another order",
+        "drpo.train.score:_group",
+        _scores_reversed,
+        ("tests/test_batch_policy.py::test_each_reward_stays_with_its_completion",),
+    ),
+    Replacement(
+        "lengths leave out episodes without a reward",
+        "drpo.types:ScoredGroup.all_episodes",
+        lambda right: lambda self: self.episodes,
+        ("tests/test_metrics.py::test_rollout_figures_are_the_oracles",),
+    ),
     Replacement(
         "the samples of a prompt share their random numbers",
         "drpo.rollout.episodes:Request",

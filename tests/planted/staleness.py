@@ -62,8 +62,8 @@ BUGS = (
         7,
         "the age of completions is counted from the next step",
         "train/metrics.py",
-        '"lag_max": max(step - 1 - c.version for c in completions)',
-        '"lag_max": max(step - c.version for c in completions)',
+        '"lag_max": max(step - 1 - e.version for e in episodes)',
+        '"lag_max": max(step - e.version for e in episodes)',
         (VERSIONS,),
     ),
     Bug(

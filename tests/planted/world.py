@@ -142,8 +142,8 @@ BUGS = (
         7,
         "the anchor is rounded to bfloat16 on its way",
         "batch.py",
-        "behavior_logp=torch.cat([r.completion.behavior_logp for r in rows]),",
-        "behavior_logp=torch.cat([r.completion.behavior_logp.bfloat16().float() for r in rows]),",
+        "behavior_logp=torch.cat([s.behavior_logp for s in sequences]),",
+        "behavior_logp=torch.cat([s.behavior_logp.bfloat16().float() for s in sequences]),",
         (ANCHOR, TRAINED_IDS, ON_POLICY),
     ),
     Bug(
@@ -161,31 +161,6 @@ BUGS = (
         "~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)",
         "self.behavior_logp.isinf() | (self.behavior_logp > 0)",
         (f"{BROKEN}[NaN]",),
-    ),
-    Bug(
-        12,
-        "groups are equal shares of what came back",
-        "train/score.py",
-        "return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id], zero) for p in problems]",
-        "n = max(1, -(-len(marked) // max(1, len(problems))))\n"
-        "    return [_group(p, marked[i * n : i * n + n], zero) for i, p in enumerate(problems)]",
-        (PROMPT_ALONE,),
-    ),
-    Bug(
-        12,
-        "marks are laid beside completions in another order",
-        "train/score.py",
-        "zip((c for _, c in items), marks, strict=True)",
-        "zip(ordered, marks, strict=True)",
-        (PROMPT_ALONE, EACH_REWARD),
-    ),
-    Bug(
-        12,
-        "problem p is also asked about the completions of p1",
-        "train/score.py",
-        "[c for c in ordered if c.problem_id == p.id]",
-        "[c for c in ordered if c.problem_id.startswith(p.id)]",
-        (PROMPT_ALONE, EACH_REWARD),
     ),
     Bug(
         13,
@@ -263,8 +238,8 @@ BUGS = (
         16,
         "tokens that were added to the vocabulary become another one",
         "batch.py",
-        "target=torch.cat([r.completion.token_ids for r in rows]),",
-        "target=torch.cat([r.completion.token_ids for r in rows]).clamp(max=256),",
+        "target=torch.cat([s.token_ids[s.sampled] for s in sequences]),",
+        "target=torch.cat([s.token_ids[s.sampled] for s in sequences]).clamp(max=256),",
         (TRAINED_IDS,),
     ),
     Bug(
@@ -457,14 +432,6 @@ BUGS = (
         "train/metrics.py",
         "float(rewards.mean())",
         "float(torch.stack([g.rewards.mean() for g in marked]).mean())",
-        (ROLLOUT_ORACLE,),
-    ),
-    Bug(
-        19,
-        "lengths leave out completions without a reward",
-        "train/metrics.py",
-        " + [u.completion for u in unmarked]",
-        "",
         (ROLLOUT_ORACLE,),
     ),
     Bug(

@@ -78,11 +78,17 @@ def weights(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in names.items() if path.exists()}
 
 
+_place: dict[Any, tuple[str, int]] = {}
+"""Which completion a sequence is of."""
+
+
 def watch(saw: Callable[[int, list[driver.Update]], None]) -> None:
     """Have `saw` called at the end of every step with what its updates trained on."""
     finish_step = Session.finish_step
 
     def watched(session: Session, groups: Any, batches: Any, stats: Any, lessons: Any) -> None:
+        _place.clear()
+        _place.update({s: (e.problem_id, e.sample) for g in groups for e in g.episodes for s in e.sequences})
         saw(session.step + 1, [_update(b, s) for b, s in zip(batches, stats, strict=True)])
         finish_step(session, groups, batches, stats, lessons)
 
@@ -92,7 +98,7 @@ def watch(saw: Callable[[int, list[driver.Update]], None]) -> None:
 def _update(batch: Any, stats: Any) -> driver.Update:
     figures = {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}
     counts = {"taken": stats.taken, "n_tokens": batch.n_tokens, "n_skipped": batch.n_skipped}
-    completions = [(c.completion.problem_id, c.completion.sample) for c in batch.credits]
+    completions = [_place[c.sequence] for c in batch.credits]
     means = [float(c.advantage.double().mean().float()) for c in batch.credits]
     advantages = {driver.who(*c): mean for c, mean in zip(completions, means, strict=True)}
     tokens = {driver.who(*completions[i]): columns for i, columns in _tokens(batch, stats)}

@@ -24,7 +24,7 @@ METRICS: Table = {
 EVALUATIONS: Table = {}
 """Of evaluations.jsonl."""
 
-ROLLOUTS: Table = {}
+ROLLOUTS: Table = {"prompt": None}  # as the model read it, template included
 """Of rollouts.jsonl: "finish": "finish_reason"."""
 
 WEIGHTS: Table = {}
@@ -37,6 +37,6 @@ TABLES: Mapping[str, Table] = {
 ADDED: Mapping[str, frozenset[str]] = {
     "metrics": frozenset({"outside", "outside_low", "outside_high"}),
     "evaluations": frozenset(),
-    "rollouts": frozenset(),
+    "rollouts": frozenset({"prompt"}),
     "weights": frozenset(),
 }

@@ -1,4 +1,4 @@
-"""Engines as tests ask them: problems in, completions out."""
+"""Engines as tests ask them: problems in, episodes out, in one list."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drpo import models
 from drpo.rollout import Engine, EpisodeDriver, TransformersEngine
 from drpo.train.setup import Parts
-from drpo.types import Completion, Key, Problem, Sampling
+from drpo.types import Episode, Key, Problem, Sampling
 
 
 class Prompted:
@@ -21,8 +21,8 @@ class Prompted:
         self.engine = engine
         self.driver = EpisodeDriver.of(engine, model, tokenizer or models.load_tokenizer("tiny"))
 
-    def generate(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[Completion]:
-        return self.driver.run(problems, sampling, key)
+    def generate(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[Episode]:
+        return [episode for group in self.driver.run(problems, sampling, key) for episode in group]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)

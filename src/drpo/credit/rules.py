@@ -1,6 +1,7 @@
 """Credit rules: how the rewards of a rollout become an advantage for every sampled token.
 
-Shapes: G completions of a group, T steps of an episode (an episode's turns; one of a single turn has one), N tokens.
+Shapes: G episodes of a group, T steps of an episode (its turns; one of a single turn has one), M sampled tokens of a
+sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE, gae, whitened
-from drpo.types import Credit, Group
+from drpo.types import Credit, ScoredGroup
 
-CreditRule: TypeAlias = Callable[[Sequence[Group], Sequence[Tensor] | None], list[Credit]]
-"""The groups of all ranks and a critic's values, [N] for each completion in order (None without a critic) -> the credit
-of each completion, in order. Pure. Completions that the rule leaves out have no credit and are not trained."""
+CreditRule: TypeAlias = Callable[[Sequence[ScoredGroup], Sequence[Tensor] | None], list[Credit]]
+"""The groups of all ranks and a critic's values, [M] for each sequence in order (None without a critic) -> the credit
+of each sequence, in order. Pure. Sequences that the rule leaves out have no credit and are not trained."""
 
 
 def credit_rule(advantage: Advantage, critic: GAE | None = None) -> CreditRule:
@@ -33,11 +34,15 @@ def credit_rule(advantage: Advantage, critic: GAE | None = None) -> CreditRule:
 
 
 def group_credit(
-    groups: Sequence[Group], values: Sequence[Tensor] | None = None, *, advantage: Advantage, discount: float = 1.0
+    groups: Sequence[ScoredGroup],
+    values: Sequence[Tensor] | None = None,
+    *,
+    advantage: Advantage,
+    discount: float = 1.0,
 ) -> list[Credit]:
-    """Compare the completions of each group: every token of a step has the advantage of the step's return.
+    """Compare the episodes of each group: every token of a step has the advantage of the step's return.
 
-    A group of fewer than two completions has nothing to compare and is left out.
+    A group of fewer than two episodes has nothing to compare and is left out.
 
     Args:
         groups: of a rollout.
@@ -50,14 +55,16 @@ def group_credit(
         >>> group_credit([], advantage=mean)
         []
     """
-    return [c for group in groups if len(group.completions) >= 2 for c in _compared(group, advantage, discount)]
+    return [c for group in groups if len(group.episodes) >= 2 for c in _compared(group, advantage, discount)]
 
 
-def _compared(group: Group, advantage: Advantage, discount: float) -> list[Credit]:
+def _compared(group: ScoredGroup, advantage: Advantage, discount: float) -> list[Credit]:
     advantages = step_advantages([reward.reshape(1) for reward in group.rewards], advantage, discount)
-    lengths = [torch.tensor([len(c.token_ids)]) for c in group.completions]
-    tokens = [a.repeat_interleave(n) for a, n in zip(advantages, lengths, strict=True)]
-    return list(starmap(Credit, zip(group.completions, tokens, strict=True)))
+    return [
+        Credit(s, a.repeat_interleave(s.n_sampled))
+        for e, a in zip(group.episodes, advantages, strict=True)
+        for s in e.sequences
+    ]
 
 
 def step_advantages(rewards: Sequence[Tensor], advantage: Advantage, discount: float = 1.0) -> list[Tensor]:
@@ -93,26 +100,27 @@ def _returns(reward: Tensor, discount: float) -> Tensor:
     return gae(reward, torch.zeros_like(reward), one_episode, discount, 1.0)[0]
 
 
-def gae_credit(groups: Sequence[Group], values: Sequence[Tensor] | None, *, critic: GAE) -> list[Credit]:
-    """Estimate every token's advantage from the critic's values; the reward comes with a completion's last token.
+def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *, critic: GAE) -> list[Credit]:
+    """Estimate every token's advantage from the critic's values; the reward comes with an episode's last token.
 
     The advantages of the whole rollout are whitened together where `critic.whiten` says so.
 
     Args:
-        groups: of a rollout; a group of one completion is as good as any.
-        values: [N] of each completion, in order: of the context that each token was drawn in, reward units.
+        groups: of a rollout; a group of one episode is as good as any.
+        values: [M] of each sequence, in order: of the context that each token was drawn in, reward units.
         critic: discount, lambda and whitening.
     """
-    completions = [c for group in groups for c in group.completions]
-    if not completions:
+    episodes = [e for group in groups for e in group.episodes]
+    sequences = [s for e in episodes for s in e.sequences]
+    if not sequences:
         return []
     assert values is not None
-    value, lengths = torch.cat(list(values)), [len(c.token_ids) for c in completions]
-    ends = torch.tensor(lengths).cumsum(0)
+    value, counts = torch.cat(list(values)), torch.tensor([e.n_sampled for e in episodes])
+    ends = counts.cumsum(0)
     reward = torch.zeros_like(value)
     reward[ends - 1] = torch.cat([group.rewards for group in groups])
-    sequence = torch.arange(len(completions)).repeat_interleave(torch.tensor(lengths))
-    advantage, returns = gae(reward, value, sequence, critic.gamma, critic.lam)
+    episode = torch.arange(len(episodes)).repeat_interleave(counts)
+    advantage, returns = gae(reward, value, episode, critic.gamma, critic.lam)
     advantage = whitened(advantage) if critic.whiten else advantage
-    columns = [column.split(lengths) for column in (advantage, value, returns)]
-    return list(starmap(Credit, zip(completions, *columns, strict=True)))
+    columns = [column.split([s.n_sampled for s in sequences]) for column in (advantage, value, returns)]
+    return list(starmap(Credit, zip(sequences, *columns, strict=True)))

@@ -14,7 +14,7 @@ from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.score import score
 from drpo.train.setup import Parts
-from drpo.types import Group
+from drpo.types import ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         words = len(policy.model.get_output_embeddings().weight)
         whole = driver.run(problems[:2], replace(short, top_logprobs=words), ("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
-            yield law.divergence(exact_divergence(policy, whole))
+            yield law.divergence(exact_divergence(policy, [e for group in whole for e in group]))
         if (found := _routing(parts, seen)) is not None:
             yield law.routing(found)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
     yield machine.region(run.objective, first.values["shift_p99"])
-    longest = max(len(c.prompt_ids) for c in seen.completions)
+    longest = max(len(c.sequence.prompt_ids) for c in seen.completions)
     yield machine.memory(
         policy,
         group,
@@ -105,11 +105,11 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
     yield from marking.reward(parts.reward, problems[: size.answers], run.marking)
 
 
-def _sampled_groups(run: Run, parts: Parts) -> list[Group]:
+def _sampled_groups(run: Run, parts: Parts) -> list[ScoredGroup]:
     """A few groups as training will have them, marked."""
     law = replace(run.sampling, top_logprobs=0)
 
-    def draw(part: int) -> list[Group]:
+    def draw(part: int) -> list[ScoredGroup]:
         problems = run.task.sample(signal.FIRST, part, run.seed)
         return score(problems, parts.driver.run(problems, law, ("doctor", "signal", run.seed)), pool)
 
@@ -121,11 +121,11 @@ def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:
     """Compared where the sampler is a model in this process, and a mixture of experts."""
     if not isinstance(parts.driver.engine, TransformersEngine):
         return None
-    lengths = [len(c.token_ids) for c in seen.completions]
+    lengths = [len(c.sequence.token_ids) for c in seen.completions]
     return routing_mismatch(
         parts.driver.engine.model,
         parts.policy.model,
-        seen.completions,
+        [e.sequence for e in seen.completions],
         trainer_dtype=parts.policy.dtype,
         logp=seen.logp.split(lengths),
     )

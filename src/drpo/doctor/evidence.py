@@ -15,7 +15,7 @@ from drpo.policy import Policy
 from drpo.reductions import token_mean
 from drpo.rollout import EpisodeDriver
 from drpo.seeds import derive
-from drpo.types import Completion, Group, MicroBatch, Problem, Sampling, Tokens
+from drpo.types import Episode, MicroBatch, Problem, Sampling, ScoredGroup, Tokens
 
 RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20, 40, 50, 100}))  # to 953
 """Ranks k at which the mass beyond the k likeliest tokens is noted."""
@@ -41,7 +41,7 @@ class Evidence:
         stops: [T] chance that this token ends the completion.
     """
 
-    completions: tuple[Completion, ...]
+    completions: tuple[Episode, ...]
     temperature: float
     behavior_logp: Tensor
     logp: Tensor
@@ -76,7 +76,7 @@ def gather(
         sampling: at least 2 samples of each.
         seed: of the sampling.
     """
-    completions = driver.run(problems, sampling, ("doctor", seed))
+    completions = [e for group in driver.run(problems, sampling, ("doctor", seed)) for e in group]
     with torch.no_grad():
         logp = trainer_logp(policy, completions)
         laws = [
@@ -87,7 +87,7 @@ def gather(
     return Evidence(
         completions=tuple(completions),
         temperature=sampling.temperature,
-        behavior_logp=torch.cat([c.behavior_logp for c in completions]),
+        behavior_logp=torch.cat([c.sequence.behavior_logp for c in completions]),
         logp=torch.cat(logp),
         **columns,
     )
@@ -103,13 +103,11 @@ def at_temperature(policy: Policy, temperature: float) -> Iterator[None]:
         policy.temperature = own
 
 
-def micro_batches(
-    policy: Policy, completions: Sequence[Completion], micro_batch_tokens: int = 4096
-) -> list[MicroBatch]:
+def micro_batches(policy: Policy, completions: Sequence[Episode], micro_batch_tokens: int = 4096) -> list[MicroBatch]:
     """Return completions as the trainer would see them; of every problem there must be at least two."""
     ids = dict.fromkeys(c.problem_id for c in completions)
     by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
-    groups = [Group(Problem(c[0].problem_id, "", ""), c, torch.arange(len(c)) % 2 * 1.0) for c in by_problem]
+    groups = [ScoredGroup(Problem(c[0].problem_id, "", ""), c, torch.arange(len(c)) % 2 * 1.0) for c in by_problem]
     config = BatchConfig(
         updates=1,
         reduction=token_mean,
@@ -121,7 +119,7 @@ def micro_batches(
     return [m.to(policy.device) for batch in make_batches(groups, credits, config) for m in batch.micro_batches]
 
 
-def trainer_logp(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:
+def trainer_logp(policy: Policy, completions: Sequence[Episode]) -> list[Tensor]:
     """Return each completion's log-probabilities [N] by the trainer's own way, on the CPU."""
     micros = micro_batches(policy, completions)
     return by_completion(micros, [policy(m)[0].float() for m in micros])
@@ -133,19 +131,19 @@ def by_completion(micros: Sequence[MicroBatch], columns: Sequence[Tensor]) -> li
     return [column[sequence == i] for i in range(int(sequence.max()) + 1)]
 
 
-def plain_logits(policy: Policy, completions: Sequence[Completion]) -> Iterator[Tensor]:
+def plain_logits(policy: Policy, completions: Sequence[Episode]) -> Iterator[Tensor]:
     """Yield the logits [N, V], float32, of each completion's tokens: a row for each, nothing shared or left out."""
     head = policy.head
     rounded = replace(head, weight=head.weight.to(policy.dtype).float())
     for _, same in groupby(completions, key=lambda c: c.problem_id):
-        rows = list(same)
+        rows = [c.sequence for c in same]
         # Padding stands on the right, where causal attention never looks.
-        ids = pad_sequence([torch.cat([c.prompt_ids, c.token_ids]) for c in rows], batch_first=True).to(policy.device)
+        ids = pad_sequence([torch.cat([s.prompt_ids, s.token_ids]) for s in rows], batch_first=True).to(policy.device)
         with torch.autocast(policy.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
             hidden = policy.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        for c, row in zip(rows, hidden, strict=True):
-            start = len(c.prompt_ids) - 1
-            yield rounded.logits(row[start : start + len(c.token_ids)].to(policy.dtype).float()).cpu()
+        for s, row in zip(rows, hidden, strict=True):
+            start = len(s.prompt_ids) - 1
+            yield rounded.logits(row[start : start + len(s.token_ids)].to(policy.dtype).float()).cpu()
 
 
 def chosen_logp(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
@@ -153,17 +151,17 @@ def chosen_logp(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor
     return torch.log_softmax(logits / temperature, dim=-1).gather(-1, token_ids[:, None])[:, 0]
 
 
-def _figures(c: Completion, logits: Tensor, temperature: float, stop: Sequence[int]) -> dict[str, Tensor]:
+def _figures(c: Episode, logits: Tensor, temperature: float, stop: Sequence[int]) -> dict[str, Tensor]:
     log_p = torch.log_softmax(logits / temperature, dim=-1)
     p = log_p.exp()
-    own = p.gather(-1, c.token_ids[:, None])
+    own = p.gather(-1, c.sequence.token_ids[:, None])
     entropy = -(p * log_p.clamp(min=-1e3)).sum(-1)
     u = torch.rand(len(p), generator=torch.Generator().manual_seed(derive("tail", c.problem_id, c.sample)))
     likeliest = p.topk(min(RANKS[-1], p.shape[-1]), dim=-1).values.cumsum(-1)
     beyond = [1 - likeliest[:, k - 1] if k < p.shape[-1] else torch.zeros(len(p)) for k in RANKS]
     return {
-        "plain": log_p.gather(-1, c.token_ids[:, None])[:, 0],
-        "raw": chosen_logp(logits, c.token_ids, 1.0),
+        "plain": log_p.gather(-1, c.sequence.token_ids[:, None])[:, 0],
+        "raw": chosen_logp(logits, c.sequence.token_ids, 1.0),
         "entropy": entropy,
         "spread": (p * log_p.clamp(min=-1e3) ** 2).sum(-1) - entropy**2,
         "tail": (p * (p < own)).sum(-1) + u * (p * (p == own)).sum(-1),

@@ -118,7 +118,7 @@ def alignment(e: Evidence) -> Finding:
 
 def _gap(e: Evidence, shift: int) -> float:
     """Mean |log mu - log p| with the engine's column moved by `shift` tokens within each completion."""
-    lengths = [len(c.token_ids) for c in e.completions]
+    lengths = [c.n_sampled for c in e.completions]
     gaps = []
     for mu, p in zip(e.behavior_logp.split(lengths), e.plain.split(lengths), strict=True):
         a, b = (mu[shift:], p[: len(p) - shift]) if shift >= 0 else (mu[:shift], p[-shift:])

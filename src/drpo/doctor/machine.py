@@ -16,13 +16,13 @@ from drpo.doctor.finding import Finding, judge
 from drpo.objectives import DRPO, Objective, caution, radii
 from drpo.ops.chunked import CHUNK_BYTES
 from drpo.policy import Policy
-from drpo.types import Completion
+from drpo.types import Episode
 
 SAME = 1e-3
 """Largest difference of a log-probability, or of a gradient relative to its size, in float32."""
 
 
-def paths(policy: Policy, completions: Sequence[Completion], with_gradient: bool) -> Finding:
+def paths(policy: Policy, completions: Sequence[Episode], with_gradient: bool) -> Finding:
     """Shared prompts, packing and the fused head against one plain row per completion, in float32, at temperature 0.8.
 
     Args:
@@ -53,15 +53,15 @@ def paths(policy: Policy, completions: Sequence[Completion], with_gradient: bool
     )
 
 
-def _rows(policy: Policy, completions: Sequence[Completion]) -> Any:
+def _rows(policy: Policy, completions: Sequence[Episode]) -> Any:
     return zip(completions, plain_logits(policy, completions), strict=True)
 
 
-def _plain_logp(policy: Policy, c: Completion, logits: Tensor) -> Tensor:
-    return chosen_logp(logits, c.token_ids, policy.temperature)
+def _plain_logp(policy: Policy, c: Episode, logits: Tensor) -> Tensor:
+    return chosen_logp(logits, c.sequence.token_ids, policy.temperature)
 
 
-def _gradient_gap(policy: Policy, completions: Sequence[Completion]) -> float:
+def _gradient_gap(policy: Policy, completions: Sequence[Episode]) -> float:
     """Largest distance between the gradients of any weight by the two ways, relative to the size of the larger."""
     parameters = list(policy.trainable().values())
     objective = DRPO(0.2)
@@ -126,7 +126,7 @@ class _Need:
 
 def memory(
     policy: Policy,
-    completions: Sequence[Completion],
+    completions: Sequence[Episode],
     *,
     micro_batch_tokens: int,
     rows: int,
@@ -175,7 +175,7 @@ def memory(
     )
 
 
-def _kept(policy: Policy, completions: Sequence[Completion]) -> tuple[int, int]:
+def _kept(policy: Policy, completions: Sequence[Episode]) -> tuple[int, int]:
     """Places of these completions as one micro-batch, and the bytes that autograd keeps for them, weights apart."""
     (micro,) = micro_batches(policy, completions, micro_batch_tokens=2**30)
     weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}

@@ -5,7 +5,7 @@ from math import comb
 
 from drpo.credit.advantages import Advantage
 from drpo.doctor.finding import Finding, judge
-from drpo.types import Group
+from drpo.types import ScoredGroup
 
 FEWEST = 0.1
 """Share of groups below which a run spends most of its time on nothing."""
@@ -16,7 +16,7 @@ FIRST, MOST = 8, 32
 """Groups that are looked at to begin with, and where these show little, in all."""
 
 
-def carries_signal(group: Group, advantage: Advantage) -> bool:
+def carries_signal(group: ScoredGroup, advantage: Advantage) -> bool:
     """Whether any completion of a group has an advantage other than 0.
 
     Args:
@@ -44,7 +44,7 @@ def too_few(carrying: int, groups: int) -> bool:
     return carrying < FEWEST * groups and chance < _CHANCE
 
 
-def sampled(draw: Callable[[int], Sequence[Group]], advantage: Advantage) -> Iterator[Group]:
+def sampled(draw: Callable[[int], Sequence[ScoredGroup]], advantage: Advantage) -> Iterator[ScoredGroup]:
     """Yield groups, a few at a time: as soon as a tenth of them carry a signal, no more; at most `MOST`.
 
     Args:
@@ -60,7 +60,7 @@ def sampled(draw: Callable[[int], Sequence[Group]], advantage: Advantage) -> Ite
             return
 
 
-def signal(groups: Sequence[Group], advantage: Advantage) -> Finding:
+def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
     """Say what share of groups, sampled as in training, will have a gradient.
 
     Args:
@@ -70,10 +70,10 @@ def signal(groups: Sequence[Group], advantage: Advantage) -> Finding:
     n, carrying = len(groups), sum(carries_signal(g, advantage) for g in groups)
     wrong = sum(bool(len(g.rewards)) and bool((g.rewards <= 0).all()) for g in groups)
     right = sum(bool(len(g.rewards)) and bool((g.rewards >= 1).all()) for g in groups)
-    completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
-    cut = sum(c.finish == "length" for c in completions) / max(1, len(completions))
-    unmarked = sum(len(g.unmarked) for g in groups) / max(1, len(completions))
-    verdict, advice = judge(not too_few(carrying, n), _advice(wrong / n, right / n, cut, unmarked), otherwise="note")
+    episodes = [e for g in groups for e in g.all_episodes]
+    cut = sum(e.finish_reason == "length" for e in episodes) / max(1, len(episodes))
+    unscored = sum(len(g.unscored) for g in groups) / max(1, len(episodes))
+    verdict, advice = judge(not too_few(carrying, n), _advice(wrong / n, right / n, cut, unscored), otherwise="note")
     return Finding(
         "signal",
         verdict,
@@ -84,10 +84,10 @@ def signal(groups: Sequence[Group], advantage: Advantage) -> Finding:
     )
 
 
-def _advice(wrong: float, right: float, cut: float, unmarked: float) -> str:
+def _advice(wrong: float, right: float, cut: float, unscored: float) -> str:
     """What may help, from shares of groups and of completions."""
-    if unmarked >= _MOSTLY:
-        return f"the reward failed or abstained on {unmarked:.0%} of completions; look at --reward"
+    if unscored >= _MOSTLY:
+        return f"the reward failed or abstained on {unscored:.0%} of completions; look at --reward"
     more = ["--sampling.samples", "--sampling.temperature"]
     flags = [*more, "a harder --task"] if right >= _MOSTLY else [*more, "an easier --task"]
     if right < _MOSTLY and wrong < _MOSTLY:

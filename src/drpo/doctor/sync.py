@@ -10,7 +10,7 @@ from drpo.doctor.evidence import trainer_logp
 from drpo.doctor.finding import Finding, judge
 from drpo.policy import Policy
 from drpo.rollout import EpisodeDriver
-from drpo.types import Completion, Problem, Sampling
+from drpo.types import Episode, Problem, Sampling
 
 PROMPT_CHARACTERS = 800
 """Long enough that an engine that caches prompts by blocks of up to 128 tokens has whole blocks of them."""
@@ -37,11 +37,11 @@ def canary(
     driver.run([warm], sampling, ("canary", 0))
     with changed(policy):
         driver.engine.load_weights(policy.state(), version=1)
-        after = driver.run([warm, cold], sampling, ("canary", 1))
+        after = [e for group in driver.run([warm, cold], sampling, ("canary", 1)) for e in group]
         new = _by_problem(after, _gaps(policy, after))
     old = _by_problem(after, _gaps(policy, after))
     driver.engine.load_weights(policy.state(), version=0)
-    again = driver.run([warm], sampling, ("canary", 0))
+    (again,) = driver.run([warm], sampling, ("canary", 0))
     back = _by_problem(again, _gaps(policy, again))[warm.id]
     limit = 3 * usual_gap + 0.1
     stamped = all(c.version == 1 for c in after) and all(c.version == 0 for c in again)
@@ -92,12 +92,12 @@ def changed(policy: Policy) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _gaps(policy: Policy, completions: Sequence[Completion]) -> list[Tensor]:
+def _gaps(policy: Policy, completions: Sequence[Episode]) -> list[Tensor]:
     logp = trainer_logp(policy, completions)
-    return [(a - c.behavior_logp).abs() for a, c in zip(logp, completions, strict=True)]
+    return [(a - c.sequence.behavior_logp).abs() for a, c in zip(logp, completions, strict=True)]
 
 
-def _by_problem(completions: Sequence[Completion], gaps: Sequence[Tensor]) -> dict[str, float]:
+def _by_problem(completions: Sequence[Episode], gaps: Sequence[Tensor]) -> dict[str, float]:
     ids = dict.fromkeys(c.problem_id for c in completions)
     return {
         i: float(torch.cat([g for c, g in zip(completions, gaps, strict=True) if c.problem_id == i]).mean())

@@ -9,7 +9,7 @@ from drpo.doctor.evidence import Evidence, by_completion, micro_batches
 from drpo.doctor.finding import Finding, judge
 from drpo.policy import Policy
 from drpo.rollout import encode_prompt
-from drpo.types import Completion, Problem
+from drpo.types import Episode, Problem
 
 EXPECTED = 20.0
 """Ends that must have been expected before their absence says something: e^-20 by chance."""
@@ -17,7 +17,7 @@ EXPECTED = 20.0
 
 def stops(e: Evidence, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
     """Whether completions end where the model ends them, and nowhere else."""
-    ended = [c for c in e.completions if c.finish == "stop"]
+    ended = [c for c in e.completions if c.finish_reason == "stop"]
     wrong = [w for w in (_wrong_end(c, frozenset(stop), max_new_tokens) for c in e.completions) if w]
     expected = float(e.stops.double().sum())
     turn = end_of_turn(tokenizer)
@@ -44,15 +44,15 @@ def stops(e: Evidence, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, 
     )
 
 
-def _wrong_end(c: Completion, stop: frozenset[int], max_new_tokens: int) -> str | None:
-    *inner, last = c.token_ids.tolist()
+def _wrong_end(c: Episode, stop: frozenset[int], max_new_tokens: int) -> str | None:
+    *inner, last = c.sequence.token_ids.tolist()
     who = f"completion {c.sample} of problem {c.problem_id!r}"
     if any(t in stop for t in inner):
         return f"{who} goes on behind an EOS"
-    if c.finish == "stop" and last not in stop:
+    if c.finish_reason == "stop" and last not in stop:
         return f"{who} is said to have stopped, but its last token {last} is no EOS"
-    if c.finish == "length" and (last in stop or len(c.token_ids) != max_new_tokens):
-        return f"{who} is said to be cut, but has {len(c.token_ids)} of {max_new_tokens} tokens and ends with {last}"
+    if c.finish_reason == "length" and (last in stop or c.n_sampled != max_new_tokens):
+        return f"{who} is said to be cut, but has {c.n_sampled} of {max_new_tokens} tokens and ends with {last}"
     return None
 
 
@@ -74,15 +74,15 @@ def round_trip(policy: Policy, e: Evidence, problems: Sequence[Problem], tokeniz
     prompts = {p.id: encode_prompt(tokenizer, p) for p in problems}
     micros = micro_batches(policy, e.completions)
     trained = by_completion(micros, [m.target for m in micros])
-    sampled = torch.cat([c.token_ids for c in e.completions])
+    sampled = torch.cat([c.sequence.token_ids for c in e.completions])
     words = policy.model.config.get_text_config().vocab_size
     sound = {
         "the engine read other prompts than were sent": all(
-            torch.equal(c.prompt_ids, prompts[c.problem_id]) for c in e.completions
+            torch.equal(c.sequence.prompt_ids, prompts[c.problem_id]) for c in e.completions
         ),
         "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < words)).all()),
         "the ids that are trained are not those that were sampled": all(
-            torch.equal(ids, c.token_ids) for ids, c in zip(trained, e.completions, strict=True)
+            torch.equal(ids, c.sequence.token_ids) for ids, c in zip(trained, e.completions, strict=True)
         ),
         "completions' text is not that of their ids": all(_text(tokenizer, c) == c.text for c in e.completions),
     }
@@ -100,8 +100,8 @@ def round_trip(policy: Policy, e: Evidence, problems: Sequence[Problem], tokeniz
     )
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, c: Completion) -> str:
-    text: str = tokenizer.decode(c.token_ids, skip_special_tokens=True)
+def _text(tokenizer: PreTrainedTokenizerBase, c: Episode) -> str:
+    text: str = tokenizer.decode(c.sequence.token_ids, skip_special_tokens=True)
     return text
 
 
@@ -110,6 +110,6 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def _without_special(tokenizer: PreTrainedTokenizerBase, c: Completion) -> list[int]:
+def _without_special(tokenizer: PreTrainedTokenizerBase, c: Episode) -> list[int]:
     special = set(tokenizer.all_special_ids)
-    return [i for i in c.token_ids.tolist() if i not in special]
+    return [i for i in c.sequence.token_ids.tolist() if i not in special]

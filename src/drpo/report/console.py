@@ -16,7 +16,7 @@ from drpo.objectives import spell
 from drpo.report.step_table import COLUMNS, cells, result, sample_panel, table
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.records import Evaluation
-from drpo.types import Group
+from drpo.types import ScoredGroup
 
 SAMPLE_EVERY = 4
 """Steps between sample completions."""
@@ -32,10 +32,10 @@ def _header(run: Run, folder: Path, step: int) -> list[str]:
     return [*lines, f"resumed after step {step}"] if step else lines
 
 
-def _sample(groups: Sequence[Group]) -> tuple[str, str, float] | None:
+def _sample(groups: Sequence[ScoredGroup]) -> tuple[str, str, float] | None:
     """The first prompt of the rollout, its first marked completion and the reward; None where nothing is marked."""
-    marked = next((g for g in groups if g.completions), None)
-    return None if marked is None else (marked.problem.prompt, marked.completions[0].text, float(marked.rewards[0]))
+    marked = next((g for g in groups if g.episodes), None)
+    return None if marked is None else (marked.episodes[0].prompt, marked.episodes[0].text, float(marked.rewards[0]))
 
 
 class PlainConsole:
@@ -67,7 +67,7 @@ class PlainConsole:
         """Too much for a log."""
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """One line a step, a sample now and then."""
         self._line(
@@ -143,7 +143,7 @@ class LiveConsole:
         self._progress.update(self._task, phase=name)
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """Add a row, and a new sample now and then."""
         self._rows.append(cells(step, metrics, seconds))

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from drpo.files import require_own, write_text
 from drpo.train.config import Run, to_json
 from drpo.train.records import Evaluation
-from drpo.types import Group
+from drpo.types import ScoredGroup
 
 PROJECT = "drpo"
 RUN_ID = "tracking-id"
@@ -107,7 +107,7 @@ class Tracked:
         """Nothing."""
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """Hand over what metrics.jsonl and timing.jsonl say of the step."""
         figures = {name: value for name, value in metrics.items() if name != "step"}

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.models import stop_ids
 from drpo.rollout.engine import Engine
-from drpo.rollout.prompts import PromptLimits, encode_prompts
-from drpo.types import Completion, Key, Problem, Request, Sampling
+from drpo.rollout.prompts import PromptLimits, encode_prompts, messages_of
+from drpo.types import Episode, Generation, Key, Problem, Request, Sampling, TokenSequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +38,13 @@ class EpisodeDriver:
         """
         return EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), PromptLimits.of(model))
 
-    def run(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[Completion]:
-        """Return `sampling.samples` completions of every problem, problem by problem, in order.
+    def run(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[tuple[Episode, ...]]:
+        """Return the episodes of every problem: `sampling.samples` of each, in order.
 
         Args:
             problems: with unique ids.
             sampling: the distribution to sample from.
-            key: of the random numbers; those of a completion depend on it, the problem's id and the sample's number.
+            key: of the random numbers; those of an episode depend on it, the problem's id and the sample's number.
 
         Raises:
             InputError: the model cannot read a prompt, or the engine's answer cannot be used.
@@ -55,18 +57,27 @@ class EpisodeDriver:
         ]
         generations = self.engine.generate(requests)
         texts = self.tokenizer.batch_decode([g.token_ids for g in generations], skip_special_tokens=True)
-        return [
-            Completion(
-                problem_id=problem.id,
-                sample=sample,
-                prompt_ids=prompt_ids,
-                token_ids=g.token_ids,
-                behavior_logp=g.behavior_logp,
-                text=text,
-                finish=g.finish_reason,
-                sampling=sampling,
-                version=g.version,
-                top=g.top_logprobs,
+        shown = self.tokenizer.batch_decode(prompts)
+        episodes = (
+            _one_turn(problem, sample, shown[n // sampling.samples], prompt_ids, sampling, generation, text)
+            for n, ((problem, sample, prompt_ids), generation, text) in enumerate(
+                zip(rows, generations, texts, strict=True)
             )
-            for (problem, sample, prompt_ids), g, text in zip(rows, generations, texts, strict=True)
-        ]
+        )
+        return [tuple(islice(episodes, sampling.samples)) for _ in problems]
+
+
+def _one_turn(
+    problem: Problem, sample: int, prompt: str, prompt_ids: Tensor, sampling: Sampling, g: Generation, text: str
+) -> Episode:
+    return Episode(
+        problem_id=problem.id,
+        sample=sample,
+        messages=(*messages_of(problem), {"role": "assistant", "content": text}),
+        prompt=prompt,
+        text=text,
+        finish_reason=g.finish_reason,
+        sampling=sampling,
+        turns=(len(g.token_ids),),
+        sequences=(TokenSequence.of(prompt_ids, g),),
+    )

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.positions import sequence_limit
-from drpo.types import Problem, Sampling
+from drpo.types import Message, Problem, Sampling
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
@@ -44,15 +44,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def messages_of(problem: Problem) -> list[Message]:
+    """A problem's prompt as messages: the system's, where there is one, and the user's."""
+    system = [] if problem.system is None else [{"role": "system", "content": problem.system}]
+    return [*system, {"role": "user", "content": problem.prompt}]
+
+
 def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     if not tokenizer.chat_template:
         return problem.prompt if problem.system is None else f"{problem.system}\n\n{problem.prompt}"
-    system = [] if problem.system is None else [{"role": "system", "content": problem.system}]
-    messages = [*system, {"role": "user", "content": problem.prompt}]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages_of(problem), tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program, which may raise anything
-        hint = "; without a system message it may do: leave out the task's system" if system else ""
+        hint = "; without a system message it may do: leave out the task's system" if problem.system is not None else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"problem {problem.id!r}: the model's chat template refuses it: {reason}{hint}") from None
 

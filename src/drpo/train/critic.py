@@ -14,7 +14,7 @@ from drpo.critic import Critic
 from drpo.ranks import ALONE, Ranks
 from drpo.train import checkpoint
 from drpo.train.step import balance_micro_batches, optimize, within_memory
-from drpo.types import Batch, CriticStats, Group, MicroBatch
+from drpo.types import Batch, CriticStats, MicroBatch, ScoredGroup
 
 PREFIX = "critic_"
 """Of its files in a checkpoint."""
@@ -43,10 +43,10 @@ class CriticTrainer:
     ranks: Ranks = ALONE
 
     @torch.no_grad()
-    def values(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Return V [N] of each completion of the groups, in order, on the CPU; each rank computes some."""
-        completions = [c for group in groups for c in group.completions]
-        batch = pack(completions, self.micro_batch_tokens, self.critic.shares_prompts, self.ranks.size)
+    def values(self, groups: Sequence[ScoredGroup]) -> list[Tensor]:
+        """Return V [M] of each sequence of the groups, in order, on the CPU; each rank computes some."""
+        sequences = [s for group in groups for s in group.sequences]
+        batch = pack(sequences, self.micro_batch_tokens, self.critic.shares_prompts, self.ranks.size)
         local, idle = balance_micro_batches(batch.micro_batches, self.ranks)
         computed = within_memory(self.critic, local, batch.credits, self._values)
         for micro in idle if self.critic.equal_passes else ():

@@ -15,7 +15,7 @@ from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver
 from drpo.train.records import Evaluation
 from drpo.train.score import require_marked, score
-from drpo.types import Group, Problem, Sampling
+from drpo.types import Problem, Sampling, ScoredGroup
 
 RIGHT = 1.0
 """A score from here on counts as right in pass@k."""
@@ -56,7 +56,7 @@ def evaluate(
 
 def mark_held_out(
     driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int
-) -> list[Group]:
+) -> list[ScoredGroup]:
     """Return a marked group for every held-out problem.
 
     The random numbers depend on the seed and the problem alone, so evaluations of one run share them.
@@ -73,7 +73,7 @@ def mark_held_out(
 
 
 def summed_up(
-    groups: Sequence[Group], n_samples: int, *, step: int, before: Mapping[str, float] | None = None
+    groups: Sequence[ScoredGroup], n_samples: int, *, step: int, before: Mapping[str, float] | None = None
 ) -> Evaluation:
     """Return what the marked groups of all held-out problems say.
 
@@ -83,7 +83,7 @@ def summed_up(
         step: for the record.
         before: `problem_means` of the evaluation to compare with, or None.
     """
-    completions = [c for g in groups for c in (*g.completions, *(u.completion for u in g.unmarked))]
+    episodes = [e for g in groups for e in g.all_episodes]
     marked = [g for g in groups if len(g.rewards)]
     means = {g.problem.id: float(g.rewards.double().mean()) for g in marked}
     accuracy = sum(means.values()) / len(means)
@@ -99,9 +99,9 @@ def summed_up(
         pass_at={k: _mean_pass_at(marked, k) for k in ks},
         n_problems=len(marked),
         n_samples=n_samples,
-        mean_length=sum(len(c.token_ids) for c in completions) / len(completions),
-        truncated=sum(c.finish == "length" for c in completions) / len(completions),
-        failed=sum(len(g.unmarked) + len(g.zeroed) for g in groups),
+        mean_length=sum(e.n_sampled for e in episodes) / len(episodes),
+        truncated=sum(e.finish_reason == "length" for e in episodes) / len(episodes),
+        failed=sum(len(g.unscored) + len(g.scored_zero) for g in groups),
         problem_means=means,
         **_compared(means, before or {}, n_samples if bounded else None),
     )
@@ -277,7 +277,7 @@ def pass_at_k(n: int, n_right: int, k: int) -> float:
     return 1 - math.comb(n - n_right, k) / math.comb(n, k)
 
 
-def _mean_pass_at(groups: Sequence[Group], k: int) -> float:
+def _mean_pass_at(groups: Sequence[ScoredGroup], k: int) -> float:
     """Over the groups with at least k marked completions; nan where there is none."""
     values = [pass_at_k(len(g.rewards), int((g.rewards >= RIGHT).sum()), k) for g in groups if len(g.rewards) >= k]
     return sum(values) / len(values) if values else math.nan

@@ -28,7 +28,16 @@ from drpo.train.records import parse_json as parse_json
 from drpo.train.records import read_json as read_json
 from drpo.train.records import read_lines as read_lines
 from drpo.train.records import read_records as read_records
-from drpo.types import Batch, Completion, Failure, Group, Sampling, StepStats, TopK
+from drpo.types import (
+    Batch,
+    Episode,
+    Generation,
+    Sampling,
+    ScoredGroup,
+    StepStats,
+    TokenSequence,
+    TopK,
+)
 
 _LIBRARIES = (
     "drpo",
@@ -147,12 +156,12 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a surrogate pair, as JSON escapes it
 
 
-Trained = Mapping[Completion, Mapping[str, Any]]
-"""What an optimiser update saw of each of its completions, as `trained_records` writes it."""
+Trained = Mapping[TokenSequence, Mapping[str, Any]]
+"""What an optimiser update saw of each of its sequences, as `trained_records` writes it."""
 
 
 def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Trained:
-    """Return, for each completion that took part in an update, what it takes to ask any objective about it.
+    """Return, for each sequence that took part in an update, what it takes to ask any objective about it.
 
     "update" counts a step's updates from 0; "advantage", and "advantages" where its tokens have different ones, of
     which the former is the mean; "logp", the policy's before that update, and "divergence", where the objective reads
@@ -162,10 +171,10 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
         batches: of a step's updates, in order.
         stats: of each.
     """
-    records: dict[Completion, dict[str, Any]] = {}
+    records: dict[TokenSequence, dict[str, Any]] = {}
     for i, (batch, seen) in enumerate(zip(batches, stats, strict=True)):
         for credit in batch.credits:
-            records[credit.completion] = {"update": i, **_advantage_record(credit.advantage)}
+            records[credit.sequence] = {"update": i, **_advantage_record(credit.advantage)}
         if not seen.taken:  # nothing was trained, and what the policy said is no number
             continue
         order = seen.tokens.sequence.argsort(stable=True)
@@ -175,7 +184,7 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
             if column is not None:
                 parts = column[order].split(counts.tolist())
                 for n, part in zip(trained.tolist(), parts, strict=True):
-                    records[batch.credits[n].completion][name] = _decimals(part)
+                    records[batch.credits[n].sequence][name] = _decimals(part)
     return records
 
 
@@ -201,8 +210,8 @@ def _decimals(values: Tensor) -> list[float]:
     return [float(str(x)) for x in values.numpy()]
 
 
-def rollout_records(step: int, groups: Sequence[Group], trained: Trained) -> Iterator[dict[str, Any]]:
-    """Yield one record per completion of a rollout: all that it takes to read it, or to train on it again.
+def rollout_records(step: int, groups: Sequence[ScoredGroup], trained: Trained) -> Iterator[dict[str, Any]]:
+    """Yield one record per episode of a rollout: all that it takes to read it, or to train on it again.
 
     Args:
         step: counted from 1.
@@ -210,39 +219,48 @@ def rollout_records(step: int, groups: Sequence[Group], trained: Trained) -> Ite
         trained: from `trained_records`.
     """
     for group in groups:
-        zeroed = {u.completion: u.failure for u in group.zeroed}
-        marked = zip(group.completions, group.rewards.tolist(), strict=True)
-        rows: list[tuple[Completion, float | None, Failure | None]] = [(c, r, zeroed.get(c)) for c, r in marked]
-        rows += [(u.completion, None, u.failure) for u in group.unmarked]
-        for completion, reward, failure in sorted(rows, key=lambda row: row[0].sample):
-            about = {"prompt": group.problem.prompt, "answer": group.problem.answer}
+        failures = {u.episode: u.failure for u in (*group.unscored, *group.scored_zero)}
+        rewards: dict[Episode, float] = dict(zip(group.episodes, group.rewards.tolist(), strict=True))
+        for episode in sorted(group.all_episodes, key=lambda e: e.sample):
+            failure = failures.get(episode)
             said = None if failure is None else failure.text
-            record = {"step": step, **about, "reward": reward, "failure": said, **_completion_record(completion)}
-            yield {**record, **trained.get(completion, {})}
+            yield {
+                "step": step,
+                "prompt": episode.prompt,
+                "answer": group.problem.answer,
+                "reward": rewards.get(episode),
+                "failure": said,
+                **_episode_record(episode),
+                **trained.get(episode.sequence, {}),
+            }
 
 
-def _completion_record(completion: Completion) -> dict[str, Any]:
+def _episode_record(episode: Episode) -> dict[str, Any]:
+    sequence = episode.sequence
     return {
-        "problem": completion.problem_id,
-        "sample": completion.sample,
-        "text": completion.text,
-        "finish": completion.finish,
-        "version": completion.version,
-        "prompt_ids": completion.prompt_ids.tolist(),
-        "token_ids": completion.token_ids.tolist(),
-        "behavior_logp": _decimals(completion.behavior_logp),
+        "problem": episode.problem_id,
+        "sample": episode.sample,
+        "text": episode.text,
+        "finish": episode.finish_reason,
+        "version": episode.version,
+        "prompt_ids": sequence.prompt_ids.tolist(),
+        "token_ids": sequence.token_ids.tolist(),
+        "behavior_logp": _decimals(sequence.behavior_logp),
     }
 
 
-def in_flight_record(completion: Completion) -> dict[str, Any]:
-    """Return all of a completion that `completion_of` needs, as plain JSON values."""
-    top = completion.top
-    likeliest = {} if top is None else {"top_ids": top.ids.tolist(), "top_logp": top.logp.tolist()}
-    return _completion_record(completion) | likeliest
+def in_flight_record(episode: Episode) -> dict[str, Any]:
+    """Return all of an episode that `episode_of` needs, as plain JSON values."""
+    top = episode.sequence.top_logprobs
+    return (
+        _episode_record(episode)
+        | {"prompt": episode.prompt, "messages": [dict(m) for m in episode.messages]}
+        | ({} if top is None else {"top_ids": top.ids.tolist(), "top_logp": top.logp.tolist()})
+    )
 
 
-def completion_of(record: Mapping[str, Any], sampling: Sampling) -> Completion:
-    """Return the completion of an `in_flight_record`, to the bit.
+def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
+    """Return the episode of an `in_flight_record`, to the bit.
 
     Raises:
         KeyError, ValueError, TypeError, InputError: it is not such a record.
@@ -250,17 +268,23 @@ def completion_of(record: Mapping[str, Any], sampling: Sampling) -> Completion:
     top = None
     if "top_ids" in record:
         top = TopK(torch.tensor(record["top_ids"]), torch.tensor(record["top_logp"], dtype=torch.float32))
-    return Completion(
-        problem_id=record["problem"],
-        sample=record["sample"],
-        prompt_ids=torch.tensor(record["prompt_ids"]),
+    generation = Generation(
         token_ids=torch.tensor(record["token_ids"]),
         behavior_logp=torch.tensor(record["behavior_logp"], dtype=torch.float32),
-        text=record["text"],
-        finish=record["finish"],
-        sampling=sampling,
+        finish_reason=record["finish"],
         version=record["version"],
-        top=top,
+        top_logprobs=top,
+    )
+    return Episode(
+        problem_id=record["problem"],
+        sample=record["sample"],
+        messages=tuple(record["messages"]),
+        prompt=record["prompt"],
+        text=record["text"],
+        finish_reason=generation.finish_reason,
+        sampling=sampling,
+        turns=(len(generation.token_ids),),
+        sequences=(TokenSequence.of(torch.tensor(record["prompt_ids"]), generation),),
     )
 
 

@@ -43,10 +43,10 @@ def train(
             with session.phase("sync"):
                 session.rollouts.refresh(policy.state, version=step)
             with session.phase("rollout"):
-                problems, completions = session.rollouts.take(step)  # this rank's; alone: all
+                problems, rollout = session.rollouts.take(step)  # this rank's; alone: all
             with session.phase("reward"):
-                marked = score(problems, completions, session.rewards)
-            groups = session.gather(marked)  # of all ranks
+                scored = score(problems, rollout, session.rewards)
+            groups = session.gather(scored)  # of all ranks
             with session.phase("update"):
                 values = critic.values(groups) if critic else None
                 credits = parts.credit(groups, values)  # an advantage for every sampled token

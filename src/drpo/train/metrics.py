@@ -13,7 +13,7 @@ from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, ratio, shift
 from drpo.objectives.contract import log_ratio, weight_of_gradient
-from drpo.types import Batch, Completion, CriticStats, FailureKind, Group, StepStats, Tokens, TokenStats
+from drpo.types import Batch, CriticStats, Episode, FailureKind, ScoredGroup, StepStats, Tokens, TokenStats
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
@@ -84,39 +84,39 @@ VALUE_METRICS: Mapping[str, str] = {
 }
 
 
-def rollout_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Return the figures of `ROLLOUT_METRICS` for the rollout of a step, counted from 1."""
     rewards = torch.cat([g.rewards for g in groups]).double()
     marked = [g for g in groups if len(g.rewards)]
-    unmarked = [u for g in groups for u in g.unmarked]
+    unscored = [u for g in groups for u in g.unscored]
     failures = [f for g in groups for f in g.failures]
-    completions = [c for g in groups for c in g.completions] + [u.completion for u in unmarked]
+    episodes = [e for g in groups for e in g.all_episodes]
     record = {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
         "all_right": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
         "all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
         "frac_reward_zero_std": sum(all_equal(g.rewards) for g in marked) / len(marked),
-        "truncated": sum(c.finish == "length" for c in completions) / len(completions),
-        "sampled_tokens": sum(len(c.token_ids) for c in completions),
-        "lag": sum(step - 1 - c.version for c in completions) / len(completions),
-        "lag_max": max(step - 1 - c.version for c in completions),
+        "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
+        "sampled_tokens": sum(e.n_sampled for e in episodes),
+        "lag": sum(step - 1 - e.version for e in episodes) / len(episodes),
+        "lag_max": max(step - 1 - e.version for e in episodes),
         "reward_failed": len(failures),
         **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
-        "reward_abstained": sum(u.failure is None for u in unmarked),
+        "reward_abstained": sum(u.failure is None for u in unscored),
     }
     return (
         record
-        | _mean_length("length_terminated", completions, "stop")
-        | _mean_length("length_truncated", completions, "length")
+        | _mean_length("length_terminated", episodes, "stop")
+        | _mean_length("length_truncated", episodes, "length")
         | _no_number(groups)
     )
 
 
-def _no_number(groups: Sequence[Group]) -> dict[str, float]:
+def _no_number(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Answers that cannot be right, whatever the reward reads."""
     numeric = [g for g in groups if _has_digit(g.problem.answer)]
-    texts = [c.text for g in numeric for c in (*g.completions, *(u.completion for u in g.unmarked))]
+    texts = [e.text for g in numeric for e in g.all_episodes]
     return {"no_number": sum(not _has_digit(text) for text in texts) / len(texts)} if texts else {}
 
 
@@ -124,8 +124,8 @@ def _has_digit(text: str) -> bool:
     return any(character.isdigit() for character in text)
 
 
-def _mean_length(name: str, completions: Sequence[Completion], finish: str) -> dict[str, float]:
-    lengths = [len(c.token_ids) for c in completions if c.finish == finish]
+def _mean_length(name: str, episodes: Sequence[Episode], finish_reason: str) -> dict[str, float]:
+    lengths = [e.n_sampled for e in episodes if e.finish_reason == finish_reason]
     return {name: sum(lengths) / len(lengths)} if lengths else {}
 
 
@@ -194,7 +194,7 @@ def _kept(stats: TokenStats) -> TokenStats:
 
 
 def step_metrics(
-    step: int, groups: Sequence[Group], stats: Sequence[StepStats], objective: Objective
+    step: int, groups: Sequence[ScoredGroup], stats: Sequence[StepStats], objective: Objective
 ) -> dict[str, object]:
     """Return one step's record: the rollout's figures, its tokens' over all updates, and each update's under "updates".
 

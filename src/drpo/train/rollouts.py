@@ -23,16 +23,17 @@ from drpo.ranks import ALONE, Ranks
 from drpo.rollout import EpisodeDriver
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
-from drpo.train.log import completion_of, in_flight_record, read_records
-from drpo.types import Completion, Problem
+from drpo.train.log import episode_of, in_flight_record, read_records
+from drpo.types import Episode, Problem
 
 IN_FLIGHT, OLD_WEIGHTS = "in_flight.jsonl", "old_weights.safetensors"
 
-Rollout = tuple[list[Problem], list[Completion]]
+Rollout = tuple[list[Problem], list[tuple[Episode, ...]]]
+"""Problems, and the episodes of each."""
 
 
 class Rollouts:
-    """Hands a step its completions, and the engine its weights.
+    """Hands a step its episodes, and the engine its weights.
 
     Args:
         run: says how stale completions may be, and whether they are sampled in the background.
@@ -88,7 +89,7 @@ class Rollouts:
         self._load(lambda: old, age)
 
     def take(self, step: int) -> Rollout:
-        """Return this rank's problems and completions of a step, after beginning the rollout `lag` steps ahead.
+        """Return this rank's problems of a step and their episodes, after beginning the rollout `lag` steps ahead.
 
         Raises:
             Whatever the engine raised while it sampled them.
@@ -117,7 +118,12 @@ class Rollouts:
         self.settle()
         done = list(takewhile(lambda rollout: rollout.exception() is None, self._ahead))
         done = done[: -self._ranks.most(-len(done))]
-        own = [{"step": step + i, **in_flight_record(c)} for i, r in enumerate(done) for c in r.result()[1]]
+        own = [
+            {"step": step + i, **in_flight_record(e)}
+            for i, r in enumerate(done)
+            for group in r.result()[1]
+            for e in group
+        ]
         records = sorted(self._ranks.gather(own), key=lambda r: int(r["step"]))
         if not self._ranks.first:
             return
@@ -136,7 +142,7 @@ class Rollouts:
         try:
             records = read_records(folder / IN_FLIGHT)
             ahead = [
-                self._own(self._problems(number), [completion_of(r, self._run.sampling) for r in of_one])
+                self._own(self._problems(number), [episode_of(r, self._run.sampling) for r in of_one])
                 for number, of_one in groupby(records, key=lambda r: int(r["step"]))
             ]
             if (folder / OLD_WEIGHTS).exists():
@@ -148,11 +154,13 @@ class Rollouts:
         self._ahead = deque(map(_done, ahead))
         self._next = step + len(ahead)
 
-    def _own(self, problems: list[Problem], completions: Sequence[Completion]) -> Rollout:
-        """What of a whole rollout this rank drew, or would have drawn."""
+    def _own(self, problems: list[Problem], episodes: Sequence[Episode]) -> Rollout:
+        """This rank's shard of a whole rollout."""
         own = self._ranks.draws(problems)
-        ids = {problem.id for problem in own}
-        return own, [c for c in completions if c.problem_id in ids]
+        of: dict[str, list[Episode]] = {problem.id: [] for problem in problems}
+        for episode in sorted(episodes, key=lambda e: e.sample):
+            of[episode.problem_id].append(episode)
+        return own, [tuple(of[problem.id]) for problem in own]
 
     def _problems(self, step: int) -> list[Problem]:
         fits = self._counted_fit if self._fits else None

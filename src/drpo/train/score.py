@@ -1,4 +1,4 @@
-"""Completions -> marked groups."""
+"""Episodes -> scored groups."""
 
 from collections.abc import Sequence
 
@@ -6,34 +6,31 @@ import torch
 
 from drpo.errors import InputError
 from drpo.rewards import Mark, Marking, RewardPool
-from drpo.types import Completion, Group, Problem, Unmarked
+from drpo.types import Episode, Problem, ScoredGroup, Unscored
 
 
-def score(problems: Sequence[Problem], completions: Sequence[Completion], pool: RewardPool) -> list[Group]:
-    """Mark every completion and put those of each problem together.
+def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], pool: RewardPool) -> list[ScoredGroup]:
+    """Score every episode.
 
-    A reward that returns None abstains, which leaves its completion out of the group. One that raises, times out, dies
+    A reward that returns None abstains, which leaves its episode out of the group. One that raises, times out, dies
     or returns something that is not a finite number has failed: then `pool.marking.on_failure` says whether the
-    completion is left out too or scores 0; either way the group says why.
+    episode is left out too or scores 0; either way the group says why.
 
     Args:
-        problems: of the rollout, with unique ids.
-        completions: of these problems, in any order.
+        problems: of the rollout.
+        rollout: the episodes of each problem.
         pool: runs the reward, and says what becomes of failures.
 
     Returns:
-        One group per problem, in the order of `problems`, samples in order.
+        One group per problem, in the order of `problems`, its episodes in order.
     """
-    ordered = sorted(completions, key=lambda c: c.sample)
-    by_problem = {p.id: [c for c in ordered if c.problem_id == p.id] for p in problems}
-    items = [(p, c) for p in problems for c in by_problem[p.id]]
-    marks = pool.score([(p, c.text) for p, c in items])
+    groups = list(zip(problems, rollout, strict=True))
+    marks = iter(pool.score([(problem, e.text) for problem, episodes in groups for e in episodes]))
     zero = pool.marking.on_failure == "zero"
-    marked = list(zip((c for _, c in items), marks, strict=True))
-    return [_group(p, [(c, m) for c, m in marked if c.problem_id == p.id], zero) for p in problems]
+    return [_group(problem, [(e, next(marks)) for e in episodes], zero) for problem, episodes in groups]
 
 
-def require_marked(groups: Sequence[Group], marking: Marking) -> None:
+def require_marked(groups: Sequence[ScoredGroup], marking: Marking) -> None:
     """Refuse a rollout of which nothing has a score, and a failed reward where failures are to be errors.
 
     Args:
@@ -44,26 +41,26 @@ def require_marked(groups: Sequence[Group], marking: Marking) -> None:
         InputError: no completion got a score, or the reward failed and `on_failure` is error.
     """
     failed = [(g.problem.id, failure) for g in groups for failure in g.failures]
-    total = sum(len(g.completions) + len(g.unmarked) for g in groups)
+    total = sum(len(g.episodes) + len(g.unscored) for g in groups)
     if failed and marking.on_failure == "error":
         where, first = failed[0]
         raise InputError(
             f"the reward failed on {len(failed)} of {total} completions, first on one of problem {where!r}: "
             f"{first.text}; --marking.on-failure drop or zero goes on without"
         )
-    if total and not any(g.completions for g in groups):
+    if total and not any(g.episodes for g in groups):
         what = f"failed on {len(failed)}; the first: {failed[0][1].text}" if failed else "abstained every time"
         raise InputError(f"the reward marked none of the {total} completions of a rollout: it {what}")
 
 
-def _group(problem: Problem, marked: Sequence[tuple[Completion, Mark]], zero: bool) -> Group:
-    """Put a problem's completions together; `zero` scores 0 where the reward failed."""
-    marks = [(c, 0.0 if zero and m.failure else m.score, m.failure) for c, m in marked]
-    scored = [(c, s) for c, s, _ in marks if s is not None]
-    return Group(
+def _group(problem: Problem, marked: Sequence[tuple[Episode, Mark]], zero: bool) -> ScoredGroup:
+    """Put a problem's episodes together; `zero` scores 0 where the reward failed."""
+    scores = [(e, 0.0 if zero and m.failure else m.score, m.failure) for e, m in marked]
+    scored = [(e, s) for e, s, _ in scores if s is not None]
+    return ScoredGroup(
         problem=problem,
-        completions=tuple(c for c, _ in scored),
+        episodes=tuple(e for e, _ in scored),
         rewards=torch.tensor([s for _, s in scored], dtype=torch.float32),
-        unmarked=tuple(Unmarked(c, f) for c, s, f in marks if s is None),
-        zeroed=tuple(Unmarked(c, f) for c, s, f in marks if s is not None and f is not None),
+        unscored=tuple(Unscored(e, f) for e, s, f in scores if s is None),
+        scored_zero=tuple(Unscored(e, f) for e, s, f in scores if s is not None and f is not None),
     )

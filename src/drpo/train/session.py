@@ -49,7 +49,7 @@ from drpo.train.stop import StopRequest
 from drpo.train.stored import write_sums
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
-from drpo.types import Batch, CriticStats, Group, StepStats
+from drpo.types import Batch, CriticStats, ScoredGroup, StepStats
 
 APART = ("rollout", "reward")
 """The phases in which ranks do not talk to one another."""
@@ -254,7 +254,7 @@ class Session:
             self._failed_together = True
             raise
 
-    def gather(self, marked: Sequence[Group]) -> list[Group]:
+    def gather(self, marked: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups that all ranks have marked.
 
         Raises:
@@ -267,7 +267,7 @@ class Session:
 
     def finish_step(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[ScoredGroup],
         batches: Sequence[Batch],
         stats: Sequence[StepStats],
         critic_stats: Sequence[CriticStats],
@@ -281,7 +281,7 @@ class Session:
             self._done,
             step=self._done.step + 1,
             updates=self._done.updates + len(stats),
-            tokens=self._done.tokens + sum(len(c.token_ids) for g in groups for c in g.completions),
+            tokens=self._done.tokens + sum(e.n_sampled for g in groups for e in g.episodes),
             skipped=self._count_skipped("policy", self._done.skipped, stats),
             critic_skipped=self._count_skipped("critic", self._done.critic_skipped, critic_stats),
         )

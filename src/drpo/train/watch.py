@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from drpo.train.config import Run
 from drpo.train.records import Evaluation
-from drpo.types import Group
+from drpo.types import ScoredGroup
 
 log = logging.getLogger("drpo")
 
@@ -24,7 +24,7 @@ class Watcher(Protocol):
         ...
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """Step number `step` (from 1) is done."""
         ...
@@ -52,7 +52,7 @@ class Silent:
         """Nothing."""
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """Nothing."""
 
@@ -97,7 +97,7 @@ class Together:
         self._tell(lambda watcher: watcher.phase(name))
 
     def stepped(
-        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[Group]
+        self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
         """Tell each."""
         self._tell(lambda watcher: watcher.stepped(step, metrics, seconds, groups))
