@@ -73,9 +73,8 @@ class Otherwise(Wrapped):
         return [replace(g, behavior_logp=self._logp(r, g)) for r, g in zip(requests, drawn, strict=True)]
 
     def _logp(self, r: Request, g: Generation) -> Tensor:
-        return own_logp(
-            self.engine.model, replace(completion(g.token_ids.tolist()), prompt_ids=r.prompt_ids), self.reported
-        )
+        told = completion(g.token_ids.tolist(), prompt_ids=r.prompt_ids.tolist())
+        return own_logp(self.engine.model, told, self.reported)
 
 
 class Shifted(Wrapped):
