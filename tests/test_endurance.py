@@ -7,13 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-import killer
 from drpo.train.loop import train
 from drpo.train.watch import Silent
-from killer import RUN
+from support import killer
 from support.forks import fork
-from test_train import assert_same_run
-from worlds import tiny_run
+from support.killer import RUN
+from support.runs import assert_same_run
+from support.worlds import tiny_run
 
 
 def killed_again_and_again(folder: Path, kills: int, seed: int) -> None:

@@ -19,7 +19,7 @@ from drpo import models, objectives  # noqa: E402
 from drpo.adapters.trl import AGGREGATIONS, DRPOConfig, DRPOTrainer  # noqa: E402
 from drpo.errors import InputError  # noqa: E402
 from drpo.objectives import Tokens, total  # noqa: E402
-from tiny_world import doubled  # noqa: E402
+from support.tiny_world import doubled  # noqa: E402
 
 SPELLINGS = ("drpo(0.2)", "drpo(12.5)", "dppo(0.15)", "spo(0.5)", "ppo(0.2, 0.28)", "gspo(0.1, 0.1)")
 GROUP, ACCUMULATED, LONGEST = 4, 2, 9
