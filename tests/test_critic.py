@@ -38,9 +38,9 @@ from drpo.train.optim import AdamW
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
-from test_train import StopsAfter, assert_same_run
-from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
-from worlds import sampling, tiny_run
+from support.runs import StopsAfter, assert_same_run
+from support.tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
+from support.worlds import sampling, tiny_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 

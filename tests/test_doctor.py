@@ -30,9 +30,9 @@ from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
 from drpo.types import Generation, Problem, Request
 from support.rollouts import with_engine
-from test_train import assert_same_run
-from tiny_world import STOPS, completion, own_logp
-from worlds import sampling
+from support.runs import assert_same_run
+from support.tiny_world import STOPS, completion, own_logp
+from support.worlds import sampling
 
 SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, slow_too=True)
 

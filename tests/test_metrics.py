@@ -50,8 +50,8 @@ from drpo.train.metrics import (
 )
 from drpo.types import Failure, Problem, Sampling, ScoredGroup, StepStats, Tokens, TokenStats, Unscored
 from support.rollouts import Prompted
+from support.tiny_world import completion, with_sequence
 from support.token_stats import stats_of_tokens
-from tiny_world import completion, with_sequence
 
 # ---- tokens ----
 

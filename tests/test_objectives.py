@@ -19,7 +19,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reference
 from drpo import reductions
 from drpo.errors import InputError
 from drpo.objectives import (
@@ -42,7 +41,8 @@ from drpo.objectives import (
     vanishes_at_zero_advantage,
 )
 from drpo.types import TokenLoss, Tokens
-from reference import Rule, Truth, truths
+from support import reference
+from support.reference import Rule, Truth, truths
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 EDGE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -14,8 +14,8 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW, Constant, Linear, Muon, parse_optimizer, parse_schedule, spell_optimizer
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
-from test_train import StopsAfter, assert_same_run
-from worlds import tiny_run
+from support.runs import StopsAfter, assert_same_run
+from support.worlds import tiny_run
 
 
 class Net(nn.Module):

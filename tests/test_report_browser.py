@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from browsing import MARKS, WINDOW, Visit, launched, open_report
 from drpo.objectives import DRPO
 from drpo.report.run_page import write_report
 from drpo.train.config import load_run
 from drpo.train.session import MODEL
-from hand_run import NASTY, RECORDS, record, write_run
-from large_run import write_large_run
+from support.browsing import MARKS, WINDOW, Visit, launched, open_report
+from support.hand_run import NASTY, RECORDS, record, write_run
+from support.large_run import write_large_run
 
 pytestmark = MARKS
 

@@ -16,7 +16,6 @@ from tokenizers import processors
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from architectures import FAMILIES
 from drpo.errors import InputError
 from drpo.models import stop_ids
 from drpo.precision import Precision
@@ -25,8 +24,9 @@ from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms
 from drpo.train.config import Run
 from drpo.types import Episode, Generation, Problem, Request, Sampling
+from support.architectures import FAMILIES
 from support.rollouts import Prompted, transformers_engine
-from tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
+from support.tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
 
 TEMPERATURES = (0.6, 1.0, 1.5)
 SAMPLING = Sampling(samples=4, max_new_tokens=12)
