@@ -184,7 +184,7 @@ BUGS = (
     Bug(
         17,
         "answers count their positions from 0",
-        "types.py",
+        "types/training.py",
         "torch.cat([self.prefix_length(s) + torch.arange(n)",
         "torch.cat([torch.arange(n)",
         (TRAINED_IDS, SAME),

@@ -199,7 +199,7 @@ BUGS = (
     Bug(
         19,
         "an update without tokens has no divergence to join",
-        "types.py",
+        "types/training.py",
         "empty if with_divergence else None",
         "None",
         (f"{TOPK}test_an_update_without_tokens_joins_the_others",),

@@ -125,7 +125,7 @@ BUGS = (
     Bug(
         7,
         "the policy itself is the anchor",
-        "types.py",
+        "types/training.py",
         "return Tokens(logp, self.behavior_logp,",
         "return Tokens(logp, logp.detach(),",
         (ANCHOR,),
@@ -149,7 +149,7 @@ BUGS = (
     Bug(
         9,
         "positive log-probabilities pass",
-        "types.py",
+        "types/rollout.py",
         "~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)",
         "~torch.isfinite(self.behavior_logp)",
         (f"{BROKEN}[positive]",),
@@ -157,7 +157,7 @@ BUGS = (
     Bug(
         9,
         "NaN log-probabilities pass",
-        "types.py",
+        "types/rollout.py",
         "~torch.isfinite(self.behavior_logp) | (self.behavior_logp > 0)",
         "self.behavior_logp.isinf() | (self.behavior_logp > 0)",
         (f"{BROKEN}[NaN]",),
