@@ -141,3 +141,8 @@ def test_importing_the_objectives_loads_torch_and_nothing_else():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_configuration_and_a_reward_read_needs_no_torch():
+    script = "import sys; from drpo.types import Problem, Sampling; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

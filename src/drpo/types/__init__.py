@@ -1,0 +1,49 @@
+"""The records that flow through drpo, each complete when made: Problem -> Episode -> ScoredGroup -> Credit -> Batch.
+
+A file for each stage. A name is imported from its file when it is first asked for: `sampling` and `problem`, which
+configurations and rewards need, import no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drpo.types.problem import Failure, FailureKind, FinishReason, Message, Problem
+    from drpo.types.rollout import Episode, Generation, Key, Request, ScoredGroup, TokenSequence, Unscored
+    from drpo.types.sampling import Sampling
+    from drpo.types.tokens import TokenLoss, Tokens, TopK
+    from drpo.types.training import Batch, Credit, CriticStats, Layout, MicroBatch, StepStats, TokenStats
+
+__all__ = [
+    "Batch",
+    "Credit",
+    "CriticStats",
+    "Episode",
+    "Failure",
+    "FailureKind",
+    "FinishReason",
+    "Generation",
+    "Key",
+    "Layout",
+    "Message",
+    "MicroBatch",
+    "Problem",
+    "Request",
+    "Sampling",
+    "ScoredGroup",
+    "StepStats",
+    "TokenLoss",
+    "TokenSequence",
+    "TokenStats",
+    "Tokens",
+    "TopK",
+    "Unscored",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for file in ("sampling", "problem", "tokens", "rollout", "training") if name in __all__ else ():
+        names = vars(import_module(f"{__name__}.{file}"))
+        if name in names:
+            return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""How completions are drawn; no torch, for what only reads a configuration."""
+
+from dataclasses import dataclass
+
+from drpo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn; the temperature here is the only one there is, and scales both mu and pi.
+
+    Args:
+        samples: completions per prompt (the group size G), >= 1.
+        max_new_tokens: longest completion, in tokens, >= 1.
+        temperature: the logits are divided by it; > 0 in training, 0 means greedy and is for evaluation.
+        top_p: keep the smallest set of tokens with at least this probability, (0, 1]; 1 in training.
+        top_k: keep the k likeliest tokens; 0 means off; 0 in training.
+        top_logprobs: report this many of the likeliest tokens beside each sampled one; what is drawn does not change.
+
+    Raises:
+        InputError: a value out of its range.
+
+    Example:
+        >>> Sampling(samples=4, top_p=0.9).require_trainable()
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: sampling.top_p=0.9: training needs top_p=1, because the sampler's log-probabilities \
+would not be those of the law that was sampled; set --sampling.top-p 1
+    """
+
+    samples: int = 8
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"sampling.samples={self.samples}: must be at least 1")
+        if self.max_new_tokens < 1:
+            raise InputError(f"sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"sampling.temperature={self.temperature}: must be finite and >= 0")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
+        if self.top_k < 0:
+            raise InputError(f"sampling.top_k={self.top_k}: must be 0 (off) or positive")
+        if self.top_logprobs < 0:
+            raise InputError(f"sampling.top_logprobs={self.top_logprobs}: must be 0 (none) or positive")
+
+    def require_trainable(self, least: int = 2) -> None:
+        """Refuse a law that training cannot correct for: truncated support or temperature 0; or too few samples.
+
+        Args:
+            least: samples of a prompt; 1 where they are not compared with each other, but a critic gives advantages.
+        """
+        truncated = "because the sampler's log-probabilities would not be those of the law that was sampled"
+        if self.top_p != 1:
+            raise InputError(
+                f"sampling.top_p={self.top_p}: training needs top_p=1, {truncated}; set --sampling.top-p 1"
+            )
+        if self.top_k != 0:
+            raise InputError(
+                f"sampling.top_k={self.top_k}: training needs top_k off, {truncated}; set --sampling.top-k 0"
+            )
+        if self.temperature == 0:
+            raise InputError("sampling.temperature=0: training needs a temperature above 0; greedy is for evaluation")
+        if self.samples < least:
+            raise InputError(
+                f"sampling.samples={self.samples}: an advantage compares the samples of one prompt; "
+                "training needs at least 2, or a critic"
+            )

@@ -1,0 +1,112 @@
+"""The records of the mathematics: T tokens, what an objective returns for them, the most probable tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drpo.checks import require_columns
+from drpo.errors import BrokenLogpError
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The T tokens of a batch, or of any part of one; every tensor has shape [T].
+
+    Args:
+        logp: log pi(token | context), nats, float32, at the sampling temperature; the only input with a gradient.
+        behavior_logp: log mu(token | context), nats, <= 0, float32, as the sampler that drew the token reported it.
+        advantage: how much better than its group the completion was; float32, reward units.
+        keep: bool; True where the policy chose this token and it is trained.
+        sequence: int64; which completion the token belongs to. Equal numbers mean the same completion.
+        divergence: float32; the top-K divergence at this token that the objective's `needs` names, else None.
+
+    Raises:
+        InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
+            NaN or positive (-inf is fine), whose advantage is not finite, or whose divergence is negative.
+
+    Example:
+        >>> t = Tokens(torch.tensor([-1.0]), torch.tensor([-1.1]), torch.tensor([1.0]),
+        ...            torch.tensor([True]), torch.tensor([0]))
+        >>> t.logp.shape
+        torch.Size([1])
+    """
+
+    logp: Tensor
+    behavior_logp: Tensor
+    advantage: Tensor
+    keep: Tensor
+    sequence: Tensor
+    divergence: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        columns = {name: values for name, values in vars(self).items() if name != "divergence" or values is not None}
+        require_columns("tokens.", columns, ("logp", self.logp), self.keep)
+
+    @staticmethod
+    def cat(parts: "Sequence[Tokens]") -> "Tokens":
+        """The tokens of all parts, in order; at least one part."""
+        columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
+        joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
+        return Tokens(**joined)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLoss:
+    """What an objective returns.
+
+    Args:
+        loss: [T], to be minimised, differentiable in `Tokens.logp`; not reduced, not weighted.
+        metrics: name -> [T] detached; per-token figures that the trainer averages over kept tokens.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """The likeliest tokens at each of n places, as the sampler saw them.
+
+    The token that was sampled is among them only where it is one of the likeliest.
+
+    Args:
+        ids: [n, K] int64, by falling probability; all different within a place.
+        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the law it draws from. -inf only
+            where top-k or top-p rules the token out.
+    """
+
+    ids: Tensor
+    logp: Tensor
+
+    def at(self, places: "Tensor | slice") -> "TopK":
+        """Those of some places: [m, K]."""
+        return TopK(self.ids[places], self.logp[places])
+
+    def to(self, device: torch.device) -> "TopK":
+        """The same on another device."""
+        return TopK(self.ids.to(device), self.logp.to(device))
+
+    def require(self, n: int, k: int) -> None:
+        """Check that these are log-probabilities of k tokens at each of n positions.
+
+        Raises:
+            BrokenLogpError: another shape, or a log-probability that is NaN or positive.
+        """
+        for name, column in vars(self).items():
+            if column.shape != (n, k):
+                raise BrokenLogpError(
+                    f"top_logprobs.{name} {list(column.shape)}: must be {[n, k]}, a row for each token and a column "
+                    "for each of sampling.top_logprobs"
+                )
+        wrong = ~(self.logp <= 0)  # a NaN is not <= 0
+        if wrong.any():
+            row, rank = wrong.nonzero()[0].tolist()
+            raise BrokenLogpError(f"top_logprobs.logp[{row}, {rank}]={self.logp[row, rank].item()}; it must be <= 0")
+
+    @staticmethod
+    def cat(parts: "Sequence[TopK]") -> "TopK":
+        """The places of all parts, in order; at least one part, all of the same K."""
+        return TopK(torch.cat([p.ids for p in parts]), torch.cat([p.logp for p in parts]))
