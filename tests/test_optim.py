@@ -93,7 +93,7 @@ def test_muon_is_refused_where_matrices_are_divided(name: str):
         ("adamw(weight_decay=-1)", "adamw weight_decay=-1"),
         ("muon(momentum=1)", "muon momentum=1"),
         ("adam(1e-5)", "did you mean 'adamw'"),
-        ("adamw(rate=1)", "the arguments are"),
+        ("adamw(rate=1)", r"the arguments are \(.*\)$"),
     ],
 )
 def test_an_optimizer_that_cannot_be_is_refused_by_name(text: str, said: str):

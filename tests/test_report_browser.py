@@ -91,7 +91,7 @@ def page_by_hand(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def found(page_by_hand: RunVisit) -> Iterator[RunVisit]:
     """The report of the run written by hand, open and as it was when it was opened."""
     page_by_hand.page.set_viewport_size(WINDOW)
-    page_by_hand.page.emulate_media(color_scheme="light")
+    page_by_hand.page.emulate_media(media="screen", color_scheme="light")
     page_by_hand.page.mouse.move(2, 2)
     page_by_hand.clear()
     yield page_by_hand
