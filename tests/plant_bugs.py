@@ -9,7 +9,6 @@ imported already and `drpo` is not.
 
 import argparse
 import importlib
-import multiprocessing
 import os
 import re
 import signal
@@ -18,8 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -61,27 +58,32 @@ class Trial:
         return self.bug.name if self.bug else f"no bug, {self.tests[0].partition('::')[0]}"
 
 
-@dataclass(frozen=True, eq=False)
 class Running:
-    """A trial under way: its process, the file that takes what it prints, and when it began."""
+    """A trial under way, in a fork of this process."""
 
-    trial: Trial
-    process: BaseProcess
-    out: Path
-    start: float
+    def __init__(self, trial: Trial, out: Path) -> None:
+        self.trial, self.out, self.start = trial, out, time.perf_counter()
+        self.seconds, self.status = 0.0, 0
+        self.pid = os.fork()  # not of multiprocessing, whose children know that they are some
+        if self.pid == 0:
+            run_tests(trial, out)
+
+    def over(self) -> bool:
+        """Whether it has ended; a test that never ends is killed, which is no pass."""
+        self.seconds = time.perf_counter() - self.start
+        if self.seconds > LIMIT_S:
+            os.killpg(self.pid, signal.SIGKILL)
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        self.status = os.waitstatus_to_exitcode(status)
+        return pid != 0
 
     def verdict(self) -> str:
         """What became of it: "caught", "sound", why it could not be judged, or what is wrong."""
-        return judged(self.trial, self.process.exitcode, self.out.read_text(errors="replace"))
-
-    def end(self) -> None:
-        """Kill it, and all that it started; a test that never ends does not pass."""
-        os.killpg(self.process.pid or 0, signal.SIGKILL)
-        self.process.join()
+        return judged(self.trial, self.status, self.out.read_text(errors="replace"))
 
 
 def run_tests(trial: Trial, out: Path) -> None:
-    """Be the process of a trial."""
+    """Be the process of a trial, to its end."""
     os.setpgid(0, 0)
     with out.open("wb") as file:
         os.dup2(file.fileno(), 1)
@@ -93,16 +95,19 @@ def run_tests(trial: Trial, out: Path) -> None:
     if trial.bug:
         os.environ["DRPO_PLANTED"] = trial.bug.name
         plant_when_imported(trial.bug.name)
-    options = ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "default"]
+    options = ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts=", "--disable-warnings"]
     first = ["-x"] if len(trial.tests) == 1 else []
-    status = pytest.main([*options, *first, "--hypothesis-profile=no_shrinking", *trial.tests])
-    sys.stdout.flush()
-    os._exit(status)
+    status = 2
+    try:
+        status = pytest.main([*options, *first, "--hypothesis-profile=no_shrinking", *trial.tests])
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
 
 
-def judged(trial: Trial, status: int | None, said: str) -> str:
+def judged(trial: Trial, status: int, said: str) -> str:
     """What the end of a trial's process says of it; a negative status is the signal that ended it."""
-    if status is not None and status < 0 and trial.bug:
+    if status < 0 and trial.bug:
         return "caught"
     if status not in (0, 1):  # neither passed nor failed: nothing was collected, or it could not be imported
         return f"pytest could not run (status {status}):\n{said[-1500:]}"
@@ -131,25 +136,18 @@ def trials(bugs: Iterable[Replacement]) -> list[Trial]:
 
 def run_all(todo: Iterable[Trial], workers: int, folder: Path) -> Iterator[Running]:
     """Run trials, so many at a time, and yield each when it has ended."""
-    fork = multiprocessing.get_context("fork")
     running: list[Running] = []
     left = enumerate(todo)
     while True:
         while len(running) < workers and (item := next(left, None)):
             number, trial = item
-            out = folder / f"{number}.txt"
-            process = fork.Process(target=run_tests, args=(trial, out))
-            process.start()
-            running.append(Running(trial, process, out, time.perf_counter()))
+            running.append(Running(trial, folder / f"{number}.txt"))
         if not running:
             return
-        wait([one.process.sentinel for one in running], timeout=1)
-        for one in list(running):
-            if one.process.is_alive() and time.perf_counter() - one.start > LIMIT_S:
-                one.end()
-            if not one.process.is_alive():
-                running.remove(one)
-                yield one
+        ended = [one for one in running if one.over()]
+        running = [one for one in running if one not in ended]
+        yield from ended
+        time.sleep(0 if ended else 0.05)
 
 
 def main() -> int:
@@ -168,7 +166,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         for one in run_all(trials(bugs), options.workers, Path(folder)):
             verdict = one.verdict()
-            print(f"{time.perf_counter() - one.start:5.1f} s  {one.trial.name}: {verdict}", flush=True)
+            print(f"{one.seconds:5.1f} s  {one.trial.name}: {verdict}", flush=True)
             good &= verdict in ("caught", "sound") or verdict.startswith("not judged")
     print(f"{len(bugs)} bugs planted; {'none survived' if good else 'see above'}")
     return 0 if good else 1

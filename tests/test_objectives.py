@@ -750,8 +750,12 @@ def test_parse_refuses(text: str, message: str) -> None:
 def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple[object, ...]) -> None:
     needed = {SPO: {"epsilon": 0.2}, SymmetricMask: {"delta": 0.2}, DivergencePenalty: {"kind": "k3", "coefficient": 1}}
     for value in wrong:
-        with pytest.raises(ValueError, match=field):
+        with pytest.raises(ValueError, match=f"^{field}="):
             make(**{**needed.get(make, {}), field: value})
+
+
+def test_a_penalty_may_count_nothing() -> None:
+    assert DivergencePenalty("k3", 0).coefficient == 0
 
 
 @each_objective

@@ -1,5 +1,6 @@
 """Mistakes in what is said: metrics, statistics, the figures of reports, records, and what several processes add up."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from planted import Replacement
@@ -160,8 +161,8 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the doctor's canary changes nothing",
-        "drpo.doctor.sync:CHANGE",
-        lambda right: 0.0,
+        "drpo.doctor.sync:changed",
+        lambda right: lambda policy: nullcontext(),
         ("tests/test_doctor.py::test_every_fault_is_found_and_named[stale weights]",),
     ),
 )

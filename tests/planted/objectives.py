@@ -105,7 +105,7 @@ REPLACEMENTS = (
         "PPO's two radii are swapped",
         "drpo.objectives.clip:PPOClip.__call__",
         _swapped("low", "high"),
-        (f"{FORMULA}[float64-ppo(0.2,0.28)]", FINITE_DIFFERENCE),
+        (f"{FORMULA}[float64-ppo(0.2,0.28)]",),
     ),
     Replacement(
         "DPPO's two radii are swapped",

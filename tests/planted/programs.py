@@ -78,7 +78,7 @@ REPLACEMENTS = (
         "programs run without namespaces",
         "drpo.rewards.python:_started",
         _told(isolated=False),
-        (f"{PROGRAMS}test_there_is_no_network", f"{PROGRAMS}test_files_elsewhere_can_be_read_and_not_written"),
+        (f"{PROGRAMS}test_files_elsewhere_can_be_read_and_not_written",),
     ),
     Replacement(
         "programs may take any memory",
