@@ -110,12 +110,6 @@ REPLACEMENTS = (
         lambda right: lambda memory: None,
         (f"{REWARDS}test_every_misdeed_costs_its_own_mark_only_and_order_is_kept",),
     ),
-    Replacement(
-        "a killed process leaves what it started",
-        "drpo.rewards.processes:_descendants",
-        lambda right: lambda process: [],
-        (f"{REWARDS}test_what_a_call_forks_ends_with_it",),
-    ),
     Replacement("JSON of tests is taken for a program", "drpo.rewards.suites:_decoded", _whole_text, (FORMS,)),
     Replacement("tests that are only defined are not called", "drpo.rewards.assertions:_calls", _no_calls, (FORMS,)),
     Replacement(
