@@ -74,7 +74,7 @@ BAD = [
     (("train", "smoke", "--engine", "http://"), "engine='http://'"),
     (("train", "smoke", "--engine", "http://h:1,http://h:99999"), "engine='http://h:99999'"),
     (("train", "smoke", "--engine", "http://h:port"), "engine='http://h:port'"),
-    (("train", "smoke", "--lora-rank", "1000000000"), "lora_rank=1000000000"),
+    (("train", "smoke", "--lora-rank", "1000000000"), "at most 16,384"),
     (("train", "smoke", "--sampling.max-new-tokens", "1000000000"), "max_new_tokens=1000000000"),
     (("train", "smoke", "--marking.processes", "100000000"), "processes=100000000"),
     (("train", "smoke", "--stall", "1e300"), "--stall 1e+300"),
