@@ -44,7 +44,18 @@ from drpo.rewards import Mark, Marking
 from drpo.train.optim import AdamW
 from drpo.train.score import require_marked, score
 from drpo.train.step import update_policy
-from drpo.types import Batch, Episode, Failure, MicroBatch, Problem, Sampling, ScoredGroup, StepStats
+from drpo.types import (
+    Batch,
+    Episode,
+    Failure,
+    MicroBatch,
+    Problem,
+    RewardResult,
+    Sampling,
+    ScoredGroup,
+    StepStats,
+    Transcript,
+)
 from support.rollouts import transformers_engine
 from tiny_world import (
     PROBLEMS,
@@ -368,8 +379,8 @@ def test_no_groups_make_no_batches() -> None:
 
 
 def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: list[ScoredGroup]) -> None:
-    lonely = replace(groups[1], episodes=groups[1].episodes[:1], rewards=groups[1].rewards[:1])
-    empty = replace(groups[0], episodes=(), rewards=torch.empty(0))
+    lonely = replace(groups[1], episodes=groups[1].episodes[:1], results=groups[1].results[:1])
+    empty = replace(groups[0], episodes=(), results=())
     (with_them,) = batched([lonely, groups[0], empty, groups[2]], how())
     (without,) = batched([groups[0], groups[2]], how())
     assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
@@ -553,10 +564,10 @@ class StubPool:
     marking: Marking = field(default_factory=Marking)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
-        self.asked += [(p.id, text) for p, text in items]
-        values = [self.reward(p, text) for p, text in items]
-        return [Mark(v, self.failure if v is None else None, 0.0) for v in values]
+    def score(self, items: Sequence[tuple[Problem, Transcript]]) -> list[Mark]:
+        self.asked += [(p.id, transcript.text) for p, transcript in items]
+        values = [self.reward(p, transcript.text) for p, transcript in items]
+        return [Mark(None, self.failure, 0.0) if v is None else Mark(RewardResult(v), None, 0.0) for v in values]
 
 
 RAISED = Failure("raised", "it raised")

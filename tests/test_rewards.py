@@ -5,6 +5,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import unimportable_reward
 from drpo.errors import InputError
 from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process
 from drpo.rewards.characters import plain_characters
+from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.math import math_verify
 from drpo.rewards.worker import new_seal, unpack_answer
 from drpo.spelling import format_call, parse_any
-from drpo.types import Problem
+from drpo.types import Problem, RewardResult, Transcript
 from support.forks import fork
 
 DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -215,7 +217,7 @@ def test_gym_score_travels_without_its_dataset():
 
 # ---- the pool ----
 
-ODD = "; a reward returns one number, or None"
+ODD = "; a reward returns one number, a RewardResult, or None"
 OUTCOMES = {
     "raise": (None, "raised", "ValueError: bad news"),
     "unspeakable": (None, "raised", "Unspeakable"),
@@ -274,6 +276,21 @@ def asking(texts):
 def pool(request):
     with RewardPool(naughty_rewards.obey, Marking(processes=request.param, seconds=1, memory_gb=2)) as pool:
         yield pool
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_reward_that_reads_the_transcript_returns_parts_and_rewards_of_turns(declared):
+    """Across the process's pipe as in this process; one that reads the text alone receives nothing else."""
+    messages = ({"role": "user", "content": "2?"}, {"role": "assistant", "content": "it is 5"})
+    transcript = Transcript("q", messages, "it is 5", "length", (3, 4))
+    class_of = in_process(naughty_rewards.Reader()) if declared else naughty_rewards.Reader()
+    with RewardPool(class_of, Marking()) as pool:
+        (whole, short) = pool.score([(QUESTION, transcript), (QUESTION, replace(transcript, turns=(2,)))])
+    assert whole.result == RewardResult(7.0, {"length": 7.0, "cut": 1.0, "said": 7.0}, (0.0, 0.5))
+    assert short.result is None and short.failure.kind == "not_a_number" and "2 turns, but" in short.failure.text
+    assert reads_transcript(class_of) and not reads_transcript(naughty_rewards.obey)
+    with RewardPool(exact_number) as pool:
+        assert outcomes(pool.score([(Problem("q", "", "5"), transcript)])) == scored(1.0)
 
 
 def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
@@ -370,7 +387,10 @@ def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
         assert outcomes(pool.score(asking(["5"]))) == scored(5.0)
 
 
-@given(st.sampled_from([b"{}", b"1.0", b"null", b'{"score": 1.0, "failure": null, "seconds": 0.0}']), st.booleans())
+ANSWER = '{"result": {"total": 1.0, "parts": {}, "turns": []}, "failure": null, "seconds": 0.0}'
+
+
+@given(st.sampled_from([b"{}", b"1.0", b"null", ANSWER.encode()]), st.booleans())
 def test_an_answer_without_its_items_seal_is_none(line, asked):
     with pytest.raises((ValueError, KeyError, TypeError)):
         unpack_answer(line, new_seal(1) if asked else None)
@@ -378,7 +398,7 @@ def test_an_answer_without_its_items_seal_is_none(line, asked):
 
 def test_an_old_answer_and_anothers_are_none():
     old, new = new_seal(1), new_seal(2)
-    line = json.dumps({"seal": old, "score": 1.0, "failure": None, "seconds": 0.0}).encode()
+    line = json.dumps({"seal": old, **json.loads(ANSWER)}).encode()
     assert unpack_answer(line, old).score == 1.0
     for other in (new, new_seal(1), None):
         with pytest.raises(ValueError, match="not the answer"):

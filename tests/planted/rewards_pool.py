@@ -15,7 +15,7 @@ ZERO = f"{SCORE}test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer"
 FIGURES = "tests/test_metrics.py::test_rollout_figures_are_the_oracles"
 
 BUGS = (
-    Bug(20, "NaN is a score", "rewards/marking.py", "if math.isfinite(number) else", "if True else", (HERE,)),
+    Bug(20, "NaN is a score", "rewards/marking.py", "if not math.isfinite(float(number)):", "if False:", (HERE,)),
     Bug(
         20,
         "only exceptions of one kind are caught",
@@ -28,8 +28,8 @@ BUGS = (
         20,
         "an array of one is a number",
         "rewards/marking.py",
-        "if not isinstance(value, numbers.Real | np.bool_):",
-        "if not hasattr(value, '__float__'):",
+        "if not isinstance(number, numbers.Real | np.bool_):",
+        "if not hasattr(number, '__float__'):",
         (HERE,),
     ),
     Bug(
@@ -134,16 +134,16 @@ BUGS = (
         20,
         "dropped where it should be scored 0",
         "train/score.py",
-        "0.0 if zero and m.failure else m.score",
-        "m.score",
+        "RewardResult(0.0) if zero and m.failure else m.result",
+        "m.result",
         (ZERO,),
     ),
     Bug(
         20,
         "abstaining scores 0",
         "train/score.py",
-        "0.0 if zero and m.failure else m.score",
-        "0.0 if zero and m.score is None else m.score",
+        "if zero and m.failure else m.result",
+        "if zero and m.result is None else m.result",
         (f"{SCORE}test_abstaining_is_no_failure_under_any_policy",),
     ),
     Bug(

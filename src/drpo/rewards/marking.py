@@ -3,17 +3,19 @@
 import math
 import numbers
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from drpo.errors import InputError, nearest
 from drpo.rewards.contract import Reward
-from drpo.types import Failure, Problem
+from drpo.types import Failure, Problem, RewardResult, Transcript
 
 OnFailure: TypeAlias = Literal["drop", "zero", "error"]
 _LONGEST = 200  # letters of a failure's text
+_EXPECTED = "one number, a RewardResult, or None"
 
 
 @dataclass(frozen=True)
@@ -57,36 +59,42 @@ class Mark:
     """What a reward made of one completion.
 
     Args:
-        score: finite; None where the reward abstained or failed.
+        result: its numbers are finite; None where the reward abstained or failed.
         failure: what went wrong; None where nothing did.
         seconds: wall-clock time of the call; the deadline where it timed out, 0 where its process died.
     """
 
-    score: float | None
+    result: RewardResult | None
     failure: Failure | None
     seconds: float
 
+    @property
+    def score(self) -> float | None:
+        """The result's total."""
+        return None if self.result is None else self.result.total
 
-def call(reward: Reward, problem: Problem, text: str) -> Mark:
+
+def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Mark:
     """Mark one completion, whatever the reward does short of ending this process.
 
     Args:
         reward: as `drpo.rewards.contract` says.
         problem: the question.
-        text: the completion's.
+        answer: the text or the transcript, whichever the reward reads.
 
     Raises:
         KeyboardInterrupt: while the reward ran.
     """
     start = time.perf_counter()
-    score: float | None = None
+    result: RewardResult | None = None
+    anything: Any = reward
     try:
-        score, failure = _read(reward(problem, text))
+        result, failure = _read(anything(problem, answer), len(answer.turns) if isinstance(answer, Transcript) else 0)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit too: whatever the reward does, it is the reward's failure
         failure = Failure("raised", one_line(error))
-    return Mark(score, failure, time.perf_counter() - start)
+    return Mark(result, failure, time.perf_counter() - start)
 
 
 def one_line(error: BaseException) -> str:
@@ -99,13 +107,23 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _read(value: object) -> tuple[float | None, Failure | None]:
+def _read(value: Any, n_turns: int) -> tuple[RewardResult | None, Failure | None]:
+    """What a reward returned, as a result of plain finite floats; `n_turns` is 0 where it read the text alone."""
     if value is None:
         return None, None
-    if not isinstance(value, numbers.Real | np.bool_):
-        return None, Failure("not_a_number", f"returned {_shown(value)}; a reward returns one number, or None")
-    number = float(value)
-    return (number, None) if math.isfinite(number) else (None, Failure("not_finite", f"returned {number}"))
+    result: Any = value if isinstance(value, RewardResult) else RewardResult(value)
+    if not (isinstance(result.parts, Mapping) and isinstance(result.turns, tuple)):
+        return None, Failure("not_a_number", f"returned {_shown(value)}; parts must be a mapping, turns a tuple")
+    for number in (result.total, *result.parts.values(), *result.turns):
+        if not isinstance(number, numbers.Real | np.bool_):
+            return None, Failure("not_a_number", f"returned {_shown(number)}; a reward returns {_EXPECTED}")
+        if not math.isfinite(float(number)):
+            return None, Failure("not_finite", f"returned {float(number)}")
+    if result.turns and len(result.turns) != n_turns:
+        there = f"the episode has {n_turns}" if n_turns else "it reads the text alone, not the transcript"
+        return None, Failure("not_a_number", f"returned rewards of {len(result.turns)} turns, but {there}")
+    parts = {str(name): float(part) for name, part in result.parts.items()}
+    return RewardResult(float(result.total), parts, tuple(map(float, result.turns))), None
 
 
 def _shown(value: object) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 from drpo.errors import InputError
 from drpo.rewards import processes, worker
-from drpo.rewards.contract import Reward
+from drpo.rewards.contract import Reward, reads_transcript
 from drpo.rewards.marking import Mark, Marking, call, one_line
-from drpo.types import Failure, Problem
+from drpo.types import Failure, Problem, Transcript
 
 START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
 _LONGEST_ANSWER = 1 << 16
@@ -36,7 +36,8 @@ class RewardPool:
     `if __name__ == "__main__":`.
 
     Args:
-        reward: called as `reward(problem, text)`; returns a finite number, or None to abstain.
+        reward: called as `reward(problem, transcript)` or `reward(problem, text)`: see `reads_transcript`; returns a
+            finite number, a `RewardResult`, or None to abstain.
         marking: processes, bounds, and what is to become of failures; None is `Marking()`.
 
     Raises:
@@ -53,6 +54,7 @@ class RewardPool:
         self.marking = marking or Marking()
         self._reward = reward
         self._in_process = bool(getattr(reward, "in_process", False))
+        self._reads_transcript = reads_transcript(reward)
         self._pickled = b"" if self._in_process else _pickle(reward)
         self._workers: list[_Worker] = []
         # Where nobody closed the pool, the interpreter would wait for its processes when it ends.
@@ -70,11 +72,11 @@ class RewardPool:
         """Kill the processes."""
         _end(self._workers)
 
-    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
+    def score(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Mark]:
         """Mark completions.
 
         Args:
-            items: problems with the text of one completion each.
+            items: problems with one transcript each, or with a text that no model sampled.
 
         Returns:
             One mark for each item, in order. A reward that raises, times out, dies or returns something else than a
@@ -84,8 +86,8 @@ class RewardPool:
             InputError: a process died and could not be started again.
         """
         if self._in_process:
-            return [call(self._reward, problem, text) for problem, text in items]
-        waiting = deque((place, _pack(problem, text)) for place, (problem, text) in enumerate(items))
+            return [call(self._reward, problem, self._read(problem, answer)) for problem, answer in items]
+        waiting = deque((place, _pack(p, self._read(p, answer))) for place, (p, answer) in enumerate(items))
         marks: dict[int, Mark] = {}
         try:
             self._start()
@@ -96,6 +98,12 @@ class RewardPool:
             _end(self._workers)
             raise
         return [marks[place] for place in range(len(items))]
+
+    def _read(self, problem: Problem, answer: str | Transcript) -> str | Transcript:
+        """What the reward reads of an answer; nothing else travels to its process."""
+        if not self._reads_transcript:
+            return answer.text if isinstance(answer, Transcript) else answer
+        return answer if isinstance(answer, Transcript) else Transcript.of_text(problem, answer)
 
     def _start(self) -> None:
         """Bring the processes up to their number."""
@@ -275,9 +283,9 @@ def _pickle(reward: Reward) -> bytes:
         ) from None
 
 
-def _pack(problem: Problem, text: str) -> bytes:
+def _pack(problem: Problem, answer: str | Transcript) -> bytes:
     try:
-        return worker.pack(problem, text)
+        return worker.pack(problem, answer)
     except Exception as error:
         raise InputError(f"problem {problem.id!r} cannot be sent to the reward's process: {one_line(error)}") from None
 

@@ -55,6 +55,7 @@ class Run:
         eval_task: problems to evaluate on; None holds some of the task's own back.
         objective: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
         advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
+        discount: of a reward for each turn that it lies ahead, (0, 1]; a critic has its own, per token (gamma).
         critic: gae(1.0, 0.95): a value model, trained beside the policy, gives every token its advantage (PPO with a
             critic), also to a prompt's only sample; None compares a prompt's samples.
         critic_optimizer: of the critic, as `optimizer`; its learning rate is constant.
@@ -104,6 +105,7 @@ class Run:
     eval_task: Task | None = None
     objective: Objective = field(default_factory=DRPO)
     advantage: Advantage = advantages.mean
+    discount: float = 1.0
     critic: GAE | None = None
     critic_optimizer: Optimizer = field(default_factory=lambda: AdamW(1e-5))
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
@@ -153,6 +155,9 @@ class Run:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name in ("reference_kl", "entropy_bonus"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
+        _require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
+        own = self.critic is None or self.discount == 1
+        _require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
         _require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
         _require(
             self.prompts * self.sampling.samples <= MOST_COMPLETIONS,

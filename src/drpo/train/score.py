@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from drpo.errors import InputError
 from drpo.rewards import Mark, Marking, RewardPool
-from drpo.types import Episode, Problem, ScoredGroup, Unscored
+from drpo.types import Episode, Problem, RewardResult, ScoredGroup, Unscored
 
 
 def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], pool: RewardPool) -> list[ScoredGroup]:
@@ -25,7 +23,7 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
         One group per problem, in the order of `problems`, its episodes in order.
     """
     groups = list(zip(problems, rollout, strict=True))
-    marks = iter(pool.score([(problem, e.text) for problem, episodes in groups for e in episodes]))
+    marks = iter(pool.score([(problem, e.transcript) for problem, episodes in groups for e in episodes]))
     zero = pool.marking.on_failure == "zero"
     return [_group(problem, [(e, next(marks)) for e in episodes], zero) for problem, episodes in groups]
 
@@ -55,12 +53,12 @@ def require_marked(groups: Sequence[ScoredGroup], marking: Marking) -> None:
 
 def _group(problem: Problem, marked: Sequence[tuple[Episode, Mark]], zero: bool) -> ScoredGroup:
     """Put a problem's episodes together; `zero` scores 0 where the reward failed."""
-    scores = [(e, 0.0 if zero and m.failure else m.score, m.failure) for e, m in marked]
-    scored = [(e, s) for e, s, _ in scores if s is not None]
+    scores = [(e, RewardResult(0.0) if zero and m.failure else m.result, m.failure) for e, m in marked]
+    scored = [(e, result) for e, result, _ in scores if result is not None]
     return ScoredGroup(
         problem=problem,
         episodes=tuple(e for e, _ in scored),
-        rewards=torch.tensor([s for _, s in scored], dtype=torch.float32),
+        results=tuple(result for _, result in scored),
         unscored=tuple(Unscored(e, f) for e, s, f in scores if s is None),
         scored_zero=tuple(Unscored(e, f) for e, s, f in scores if s is not None and f is not None),
     )

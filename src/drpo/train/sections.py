@@ -30,7 +30,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "overlap",
     ),
     "rewards": ("marking.processes", "marking.seconds", "marking.memory_gb"),
-    "objective": ("advantage", "critic", "critic_optimizer", "reduction", "reference_kl", "entropy_bonus"),
+    "objective": ("advantage", "discount", "critic", "critic_optimizer", "reduction", "reference_kl", "entropy_bonus"),
     "optimiser": ("optimizer", "schedule", "max_grad_norm"),
     "trainer": ("name", "micro_batch_tokens", "shard"),
     "evaluation": ("eval_task", "eval_every", "eval_problems", "eval_samples"),
