@@ -40,7 +40,7 @@ from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
-from drpo.rewards import Mark, Marking
+from drpo.rewards import Mark, RewardConfig
 from drpo.train.optim import AdamW
 from drpo.train.score import require_marked, score
 from drpo.train.step import update_policy
@@ -561,7 +561,7 @@ class StubPool:
 
     reward: Callable[[Problem, str], float | None]
     failure: Failure | None = None
-    marking: Marking = field(default_factory=Marking)
+    config: RewardConfig = field(default_factory=RewardConfig)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def score(self, items: Sequence[tuple[Problem, Transcript]]) -> list[Mark]:
@@ -645,7 +645,7 @@ def test_failures_are_kept_with_their_reason() -> None:
 
 def test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer() -> None:
     problems, completions = fake_rollout(set())
-    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, RAISED, Marking(on_failure="zero"))
+    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, RAISED, RewardConfig(on_failure="zero"))
     for group in score(problems, in_groups(problems, completions), pool):
         assert group.rewards.tolist() == [1.0, 1.0, 0.0, 1.0]
         assert [c.sample for c in group.episodes] == [0, 1, 2, 3] and group.unscored == ()
@@ -656,16 +656,18 @@ def test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer() -> None:
 def test_abstaining_is_no_failure_under_any_policy() -> None:
     problems, completions = fake_rollout(set())
     for policy in ("drop", "zero", "error"):
-        pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, None, Marking(on_failure=policy))
+        pool = StubPool(
+            lambda problem, text: None if text.endswith("/2") else 1.0, None, RewardConfig(on_failure=policy)
+        )
         for group in score(problems, in_groups(problems, completions), pool):
             assert [u.episode.sample for u in group.unscored] == [2] and group.scored_zero == group.failures == ()
 
 
 def test_a_failure_may_end_the_run_in_one_line() -> None:
     problems, completions = fake_rollout(set())
-    pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, Marking(on_failure="error"))
+    pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, RewardConfig(on_failure="error"))
     with pytest.raises(InputError, match=r"failed on 1 of 20 completions, first on one of problem 'p1': it raised; "):
-        require_marked(score(problems, in_groups(problems, completions), pool), pool.marking)
+        require_marked(score(problems, in_groups(problems, completions), pool), pool.config)
 
 
 @pytest.mark.parametrize("failure", [RAISED, None], ids=["failed", "abstained"])
@@ -674,7 +676,7 @@ def test_a_rollout_without_a_single_mark_is_refused(failure: Failure | None) -> 
     problems, completions = fake_rollout(set())
     groups = score(problems, in_groups(problems, completions), StubPool(lambda problem, text: None, failure))
     with pytest.raises(InputError, match="it raised" if failure else "abstained"):
-        require_marked(groups, Marking())
+        require_marked(groups, RewardConfig())
     assert score([], [], StubPool(lambda problem, text: None)) == []
 
 

@@ -37,7 +37,7 @@ from drpo.objectives import (
 from drpo.ops import Head, SampledTokens, linear_policy_loss
 from drpo.report.panels import drawn_lines
 from drpo.report.step_table import result
-from drpo.rewards import Mark, Marking
+from drpo.rewards import Mark, RewardConfig
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
 from drpo.train.log import rollout_records
@@ -537,7 +537,7 @@ class StubPool:
 
     def __init__(self, scores: dict[tuple[str, int], float | None]) -> None:
         self.scores = scores
-        self.marking = Marking()
+        self.config = RewardConfig()
 
     def score(self, items: list[tuple[Problem, Transcript]]) -> list[Mark]:
         scores = [self.scores[p.id, int(transcript.text)] for p, transcript in items]

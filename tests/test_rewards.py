@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import naughty_rewards
 import unimportable_reward
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process
+from drpo.rewards import TABLE, Mark, PythonTests, RewardConfig, RewardPool, exact_number, in_process
 from drpo.rewards.characters import plain_characters
 from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
@@ -274,7 +274,7 @@ def asking(texts):
 
 @pytest.fixture(scope="module", params=[1, 2])
 def pool(request):
-    with RewardPool(naughty_rewards.obey, Marking(processes=request.param, seconds=1, memory_gb=2)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(processes=request.param, seconds=1, memory_gb=2)) as pool:
         yield pool
 
 
@@ -284,7 +284,7 @@ def test_a_reward_that_reads_the_transcript_returns_parts_and_rewards_of_turns(d
     messages = ({"role": "user", "content": "2?"}, {"role": "assistant", "content": "it is 5"})
     transcript = Transcript("q", messages, "it is 5", "length", (3, 4))
     class_of = in_process(naughty_rewards.Reader()) if declared else naughty_rewards.Reader()
-    with RewardPool(class_of, Marking()) as pool:
+    with RewardPool(class_of, RewardConfig()) as pool:
         (whole, short) = pool.score([(QUESTION, transcript), (QUESTION, replace(transcript, turns=(2,)))])
     assert whole.result == RewardResult(7.0, {"length": 7.0, "cut": 1.0, "said": 7.0}, (0.0, 0.5))
     assert short.result is None and short.failure.kind == "not_a_number" and "2 turns, but" in short.failure.text
@@ -337,7 +337,7 @@ def test_nothing_outlives_a_killed_trainer(tmp_path):
     trace = tmp_path / "forked"
 
     def train_for_ever() -> None:
-        with RewardPool(naughty_rewards.obey, Marking(processes=2, seconds=100)) as pool:
+        with RewardPool(naughty_rewards.obey, RewardConfig(processes=2, seconds=100)) as pool:
             pool.score([(Problem("", "", ""), f"tell and hang > {trace}")] * 2)
 
     trainer = fork(tmp_path / "out", train_for_ever).process
@@ -362,24 +362,24 @@ def test_a_large_item_and_many_small_ones_arrive(pool):
 
 
 def test_calls_run_side_by_side(tmp_path):
-    with RewardPool(naughty_rewards.obey, Marking(processes=4, seconds=20)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(processes=4, seconds=20)) as pool:
         assert outcomes(pool.score(asking([f"meet > {tmp_path / 'here'}"] * 4))) == scored(*[2.0] * 4)
 
 
 def test_a_deadline_may_be_as_far_away_as_one_likes():
-    with RewardPool(naughty_rewards.obey, Marking(seconds=1e300)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(seconds=1e300)) as pool:
         assert outcomes(pool.score(asking(["1"]))) == scored(1.0)
 
 
 def test_a_process_that_dies_between_calls_is_replaced():
-    with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(seconds=1)) as pool:
         assert outcomes(pool.score(asking(["die later"])))[0][0] is None  # float("die later") raises
         time.sleep(0.6)
         assert outcomes(pool.score(asking(["1", "2"]))) == scored(1.0, 2.0)
 
 
 def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
-    with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(seconds=1)) as pool:
         assert outcomes(pool.score(asking(["answer late"]))) == scored(2.0)
         time.sleep(0.3)
         found = outcomes(pool.score(asking(["1", "3"])))
@@ -455,17 +455,17 @@ def test_a_long_failure_is_one_short_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"processes": 0}, "marking.processes=0: must be at least 1"),
-        ({"seconds": 0}, "marking.seconds=0: must be finite and above 0"),
-        ({"seconds": float("nan")}, "marking.seconds=nan: must be finite and above 0"),
-        ({"seconds": float("inf")}, "marking.seconds=inf: must be finite and above 0"),
-        ({"memory_gb": -1}, "marking.memory_gb=-1: must be finite and 0 (no limit) or more"),
-        ({"on_failure": "zeero"}, "marking.on_failure='zeero'; did you mean 'zero'?"),
+        ({"processes": 0}, "reward_pool.processes=0: must be at least 1"),
+        ({"seconds": 0}, "reward_pool.seconds=0: must be finite and above 0"),
+        ({"seconds": float("nan")}, "reward_pool.seconds=nan: must be finite and above 0"),
+        ({"seconds": float("inf")}, "reward_pool.seconds=inf: must be finite and above 0"),
+        ({"memory_gb": -1}, "reward_pool.memory_gb=-1: must be finite and 0 (no limit) or more"),
+        ({"on_failure": "zeero"}, "reward_pool.on_failure='zeero'; did you mean 'zero'?"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        Marking(**arguments)
+        RewardConfig(**arguments)
 
 
 def test_a_reward_without_a_name_is_refused():

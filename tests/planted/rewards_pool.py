@@ -84,7 +84,7 @@ BUGS = (
         20,
         "one process whatever the setting",
         "rewards/pool.py",
-        "while len(self._workers) < self.marking.processes:",
+        "while len(self._workers) < self.config.processes:",
         "while len(self._workers) < 1:",
         (f"{REWARDS}test_calls_run_side_by_side",),
     ),

@@ -19,12 +19,12 @@ _EXPECTED = "one number, a RewardResult, or None"
 
 
 @dataclass(frozen=True)
-class Marking:
-    """How a run has its completions marked: by how many processes, within what bounds, and what a failure costs.
+class RewardConfig:
+    """How a run has its episodes scored: by how many processes, within what bounds, and what a failure costs.
 
     Args:
         processes: that run the reward, at least 1.
-        seconds: wall-clock time that marking one completion may take, above 0.
+        seconds: wall-clock time that scoring one episode may take, above 0.
         memory_gb: GiB of address space that a reward's process may take beyond what it has when it has imported the
             reward; 0 is no limit. Without effect outside Linux.
         on_failure: what becomes of a completion whose reward failed: drop leaves it out of its group, zero gives it a
@@ -34,7 +34,7 @@ class Marking:
         InputError: a value out of its range.
 
     Example:
-        >>> Marking(on_failure="zero").seconds
+        >>> RewardConfig(on_failure="zero").seconds
         10.0
     """
 
@@ -45,13 +45,15 @@ class Marking:
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise InputError(f"marking.processes={self.processes}: must be at least 1")
+            raise InputError(f"reward_pool.processes={self.processes}: must be at least 1")
         if not 0 < self.seconds < math.inf:
-            raise InputError(f"marking.seconds={self.seconds}: must be finite and above 0")
+            raise InputError(f"reward_pool.seconds={self.seconds}: must be finite and above 0")
         if not 0 <= self.memory_gb < math.inf:
-            raise InputError(f"marking.memory_gb={self.memory_gb}: must be finite and 0 (no limit) or more")
+            raise InputError(f"reward_pool.memory_gb={self.memory_gb}: must be finite and 0 (no limit) or more")
         if self.on_failure not in get_args(OnFailure):
-            raise InputError(f"marking.on_failure={self.on_failure!r}{nearest(self.on_failure, get_args(OnFailure))}")
+            raise InputError(
+                f"reward_pool.on_failure={self.on_failure!r}{nearest(self.on_failure, get_args(OnFailure))}"
+            )
 
 
 @dataclass(frozen=True)

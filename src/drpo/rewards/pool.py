@@ -16,7 +16,7 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.rewards import processes, worker
 from drpo.rewards.contract import Reward, reads_transcript
-from drpo.rewards.marking import Mark, Marking, call, one_line
+from drpo.rewards.marking import Mark, RewardConfig, call, one_line
 from drpo.types import Failure, Problem, Transcript
 
 START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
@@ -38,7 +38,7 @@ class RewardPool:
     Args:
         reward: called as `reward(problem, transcript)` or `reward(problem, text)`: see `reads_transcript`; returns a
             finite number, a `RewardResult`, or None to abstain.
-        marking: processes, bounds, and what is to become of failures; None is `Marking()`.
+        config: processes, bounds, and what is to become of failures; None is `RewardConfig()`.
 
     Raises:
         InputError: a reward that child processes cannot import.
@@ -50,8 +50,8 @@ class RewardPool:
         [1.0]
     """
 
-    def __init__(self, reward: Reward, marking: Marking | None = None) -> None:
-        self.marking = marking or Marking()
+    def __init__(self, reward: Reward, config: RewardConfig | None = None) -> None:
+        self.config = config or RewardConfig()
         self._reward = reward
         self._in_process = bool(getattr(reward, "in_process", False))
         self._reads_transcript = reads_transcript(reward)
@@ -107,8 +107,8 @@ class RewardPool:
 
     def _start(self) -> None:
         """Bring the processes up to their number."""
-        while len(self._workers) < self.marking.processes:
-            self._workers.append(_Worker(self._reward, self._pickled, self.marking))
+        while len(self._workers) < self.config.processes:
+            self._workers.append(_Worker(self._reward, self._pickled, self.config))
 
     def _hand_out(self, waiting: deque[tuple[int, bytes]]) -> None:
         for one in self._workers:
@@ -125,7 +125,7 @@ class RewardPool:
                 mark = one.receive()
             except _LostError as lost:
                 self._replace(one, lost.failure)
-                mark = Mark(None, lost.failure, self.marking.seconds if lost.failure.kind == "timed_out" else 0.0)
+                mark = Mark(None, lost.failure, self.config.seconds if lost.failure.kind == "timed_out" else 0.0)
             else:
                 if one.says_more:  # than it was asked
                     self._replace(one, Failure("died", _NO_ANSWER))
@@ -154,14 +154,14 @@ class _Worker:
     Args:
         reward: it.
         pickled: the same, as it travels.
-        marking: its bounds.
+        config: its bounds.
     """
 
-    def __init__(self, reward: Reward, pickled: bytes, marking: Marking) -> None:
+    def __init__(self, reward: Reward, pickled: bytes, config: RewardConfig) -> None:
         context = _context(reward)
         items, self.items = context.Pipe(duplex=False)
         self.answers, answers = context.Pipe(duplex=False)
-        memory = int(marking.memory_gb * 2**30)
+        memory = int(config.memory_gb * 2**30)
         # Not a daemon: those may not have processes of their own.
         self.process = context.Process(target=worker.serve, args=(items, answers, pickled, memory), name="reward")
         self.process.start()
@@ -175,7 +175,7 @@ class _Worker:
         self.unsent = memoryview(b"")
         self.deadline = time.perf_counter() + START_SECONDS
         self._received = b""
-        self._seconds = marking.seconds
+        self._seconds = config.seconds
 
     def give(self, place: int, item: bytes) -> None:
         """Have it mark an item; its time runs from here."""

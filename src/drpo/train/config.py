@@ -22,7 +22,7 @@ from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
-from drpo.rewards import Marking, Reward
+from drpo.rewards import Reward, RewardConfig
 from drpo.spelling import Unimported, format_call, names_code, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
@@ -63,7 +63,7 @@ class Run:
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
         drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
-        marking: how many processes run the reward, its limits of time and memory, and what a failure of it costs.
+        reward_pool: how many processes run the reward, its limits of time and memory, and what a failure of it costs.
         steps: rollouts.
         prompts: problems per rollout.
         updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
@@ -111,7 +111,7 @@ class Run:
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sampling: Sampling = field(default_factory=Sampling)
     drop_long_prompts: bool = False
-    marking: Marking = field(default_factory=Marking)
+    reward_pool: RewardConfig = field(default_factory=RewardConfig)
     steps: int = 20
     prompts: int = 8
     updates: int = 1
@@ -181,7 +181,7 @@ class Run:
             ("lora_rank", self.lora_rank, MOST_RANK),
             ("sampling.max_new_tokens", self.sampling.max_new_tokens, MOST_COMPLETIONS),
             ("sampling.top_logprobs", self.sampling.top_logprobs, MOST_COMPLETIONS),
-            ("marking.processes", self.marking.processes, MOST_PROCESSES),
+            ("reward_pool.processes", self.reward_pool.processes, MOST_PROCESSES),
         ):
             _require(value <= most, name, value, f"at most {most:,}")
         _one_of("shard", self.shard, ("none", "fsdp"))
@@ -301,7 +301,7 @@ SPELLED: Mapping[str, tuple[Any, Any]] = {
 }
 
 # Fields that are records of their own, with plain values.
-NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "marking": Marking}
+NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "reward_pool": RewardConfig}
 
 
 def to_json(run: Run) -> dict[str, Any]:

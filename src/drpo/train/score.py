@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from drpo.errors import InputError
-from drpo.rewards import Mark, Marking, RewardPool
+from drpo.rewards import Mark, RewardConfig, RewardPool
 from drpo.types import Episode, Problem, RewardResult, ScoredGroup, Unscored
 
 
@@ -11,7 +11,7 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
     """Score every episode.
 
     A reward that returns None abstains, which leaves its episode out of the group. One that raises, times out, dies
-    or returns something that is not a finite number has failed: then `pool.marking.on_failure` says whether the
+    or returns something that is not a finite number has failed: then `pool.config.on_failure` says whether the
     episode is left out too or scores 0; either way the group says why.
 
     Args:
@@ -24,27 +24,27 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
     """
     groups = list(zip(problems, rollout, strict=True))
     marks = iter(pool.score([(problem, e.transcript) for problem, episodes in groups for e in episodes]))
-    zero = pool.marking.on_failure == "zero"
+    zero = pool.config.on_failure == "zero"
     return [_group(problem, [(e, next(marks)) for e in episodes], zero) for problem, episodes in groups]
 
 
-def require_marked(groups: Sequence[ScoredGroup], marking: Marking) -> None:
+def require_marked(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     """Refuse a rollout of which nothing has a score, and a failed reward where failures are to be errors.
 
     Args:
         groups: of the whole rollout, whoever marked them.
-        marking: says what a failure is.
+        config: says what a failure is.
 
     Raises:
         InputError: no completion got a score, or the reward failed and `on_failure` is error.
     """
     failed = [(g.problem.id, failure) for g in groups for failure in g.failures]
     total = sum(len(g.episodes) + len(g.unscored) for g in groups)
-    if failed and marking.on_failure == "error":
+    if failed and config.on_failure == "error":
         where, first = failed[0]
         raise InputError(
             f"the reward failed on {len(failed)} of {total} completions, first on one of problem {where!r}: "
-            f"{first.text}; --marking.on-failure drop or zero goes on without"
+            f"{first.text}; --reward-pool.on-failure drop or zero goes on without"
         )
     if total and not any(g.episodes for g in groups):
         what = f"failed on {len(failed)}; the first: {failed[0][1].text}" if failed else "abstained every time"
