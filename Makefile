@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 DOCS   := .venv-docs
 
-.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant format docs dist clean
+.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
+	@echo "make mutants    change objectives, operators, batches and credit in every small way; tests/mutants.md judges what lives (hours)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff put the code in order"
 	@echo "make docs       build the documentation's site into site/, in an environment of its own ($(DOCS))"
@@ -44,7 +45,7 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters and not browser"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
@@ -144,6 +145,10 @@ bench-quick: setup
 plant: setup
 	$(BIN)/python tests/plant_bugs.py
 
+mutants: setup
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 lint: setup
 	@echo "== ruff, mypy"
 	$(BIN)/ruff check .
@@ -167,4 +172,4 @@ dist: setup
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(DOCS) .adapters .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(DOCS) .adapters .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants

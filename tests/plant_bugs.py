@@ -1,129 +1,123 @@
-"""Plant each known bug, in a copy of the source or while the program runs, and demand that the tests named for it fail.
+"""Plant each known bug in a process of its own while the program runs, and demand that the tests named for it fail.
 
-    python tests/plant_bugs.py [--only NUMBER ...] [--named TEXT ...] [--workers 2]
+    python tests/plant_bugs.py [--named TEXT ...] [--workers 2]
 
-Exit status 1 where a bug survives, a patch no longer applies, or a named test fails on the source as it is. The bugs
-are records in `tests/planted`; to add one, add a record.
+Exit status 1 where a bug survives or cannot be planted, or a named test fails where none is planted. The bugs are
+records in `tests/planted`; to add one, add a record. Processes are forks of this one, in which the libraries are
+imported already and `drpo` is not.
 """
 
 import argparse
+import importlib
 import os
 import re
-import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from planted import Bug, Replacement, all_bugs, all_replacements
+import pytest
+import torch
+
+from planted import Replacement, all_replacements, plant_when_imported
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300.0
-COPIED = ("src", "studies", "tests", "conftest.py", "pyproject.toml")
+FOLDERS = ("src", "studies", "tests", "tests/planting")
+LIBRARIES = (
+    "hypothesis",
+    "math_verify",
+    "peft",
+    "plotly.graph_objects",
+    "safetensors.torch",
+    "scipy.stats",
+    "torch.distributed.fsdp",
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "tyro",
+)
 
 
-class Verdict(NamedTuple):
-    """What became of a bug: `text` is "caught", why it could not be judged, or what is wrong."""
+@dataclass(frozen=True)
+class Trial:
+    """Tests to be run, with a bug planted or without.
 
-    text: str
-    seconds: float = 0.0
+    Args:
+        tests: pytest node ids.
+        bug: planted, or None.
+    """
+
+    tests: tuple[str, ...]
+    bug: Replacement | None = None
 
     @property
-    def good(self) -> bool:
-        return self.text == "caught" or self.text.startswith("not judged")
+    def name(self) -> str:
+        return self.bug.name if self.bug else f"no bug, {self.tests[0].partition('::')[0]}"
 
 
-def misfit(bug: Bug) -> str | None:
-    """Why a patch cannot be planted, or None."""
-    path = ROOT / "src" / "drpo" / bug.file
-    if not path.is_file():
-        return f"no longer applies: no file src/drpo/{bug.file}"
-    count = path.read_text().count(bug.old)
-    return None if count == 1 else f"no longer applies: its old text occurs {count} times"
+class Running:
+    """A trial under way, in a fork of this process."""
+
+    def __init__(self, trial: Trial, out: Path) -> None:
+        self.trial, self.out, self.start = trial, out, time.perf_counter()
+        self.seconds, self.status = 0.0, 0
+        self.pid = os.fork()  # not of multiprocessing, whose children know that they are some
+        if self.pid == 0:
+            run_tests(trial, out)
+
+    def over(self) -> bool:
+        """Whether it has ended; a test that never ends is killed, which is no pass."""
+        self.seconds = time.perf_counter() - self.start
+        if self.seconds > LIMIT_S:
+            os.killpg(self.pid, signal.SIGKILL)
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        self.status = os.waitstatus_to_exitcode(status)
+        return pid != 0
+
+    def verdict(self) -> str:
+        """What became of it: "caught", "sound", why it could not be judged, or what is wrong."""
+        return judged(self.trial, self.status, self.out.read_text(errors="replace"))
 
 
-@contextmanager
-def sandbox(bug: Bug | None) -> Iterator[Path]:
-    """A copy of the project, with the bug planted."""
-    with tempfile.TemporaryDirectory(prefix="planted-") as name:
-        root = Path(name)
-        for part in COPIED:
-            if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-            elif (ROOT / part).exists():
-                shutil.copy2(ROOT / part, root / part)
-        if bug:
-            path = root / "src" / "drpo" / bug.file
-            path.write_text(path.read_text().replace(bug.old, bug.new))
-            if path.suffix == ".py":
-                compile(path.read_text(), bug.file, "exec")
-        yield root
-
-
-def run_python(root: Path, *arguments: str, planted: Replacement | None = None) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter inside a sandbox; only the sandbox's own `drpo` can be imported."""
-    folders = ["src", "studies", "tests", *(["tests/planting"] if planted else [])]
-    paths = os.pathsep.join(str(root / folder) for folder in folders)
-    own = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    env = {"DRPO_SHARED": str(ROOT.parent / "shared"), **os.environ, **own}
-    if planted:
-        env["DRPO_PLANTED"] = f"{planted.module}={planted.name}"
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-
-
-def run_tests(
-    root: Path, tests: tuple[str, ...], planted: Replacement | None = None
-) -> subprocess.CompletedProcess[str]:
-    first = ["-x"] if len(tests) == 1 else []
-    options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "default"]
-    return run_python(
-        root, "-m", "pytest", *options, *first, "--hypothesis-profile=no_shrinking", *tests, planted=planted
-    )
-
-
-def unpatched(bugs: list[Bug | Replacement]) -> str | None:
-    """What is wrong before any bug is planted, or None."""
-    tests = tuple(dict.fromkeys(test for bug in bugs for test in bug.tests))
-    with sandbox(None) as root:
-        where = run_python(root, "-c", "import drpo; print(drpo.__file__)").stdout.strip()
-        if not Path(where).resolve().is_relative_to(root.resolve()):
-            return f"the sandbox imports drpo from {where!r}, not from its own copy"
-        result = run_tests(root, tests)
-    return None if result.returncode == 0 else f"on the source as it is:\n{result.stdout}{result.stderr}"
-
-
-def plant(bug: Bug | Replacement) -> Verdict:
-    """Plant one bug, run its tests, and say whether each of them failed."""
-    if isinstance(bug, Bug) and (wrong := misfit(bug)):
-        return Verdict(wrong)
-    start = time.perf_counter()
+def run_tests(trial: Trial, out: Path) -> None:
+    """Be the process of a trial, to its end."""
+    os.setpgid(0, 0)
+    with out.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    paths = [str(ROOT / folder) for folder in FOLDERS]
+    sys.path[:0] = paths
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.environ.setdefault("DRPO_SHARED", str(ROOT.parent / "shared"))
+    if trial.bug:
+        os.environ["DRPO_PLANTED"] = trial.bug.name
+        plant_when_imported(trial.bug.name)
+    options = ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts=", "--disable-warnings"]
+    first = ["-x"] if len(trial.tests) == 1 else []
+    status = 2
     try:
-        if isinstance(bug, Bug):
-            with sandbox(bug) as root:
-                result = run_tests(root, bug.tests)
-        else:  # the source stays what it is
-            result = run_tests(ROOT, bug.tests, bug)
-        text = judged(bug, result)
-    except subprocess.TimeoutExpired:  # a test that never ends does not pass
-        text = "caught"
-    return Verdict(text, time.perf_counter() - start)
+        status = pytest.main([*options, *first, "--hypothesis-profile=no_shrinking", *trial.tests])
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
 
 
-def judged(bug: Bug | Replacement, result: subprocess.CompletedProcess[str]) -> str:
-    """What a run of a bug's tests says of it."""
-    if result.returncode not in (0, 1):  # neither passed nor failed: nothing was collected, or it could not be imported
-        return f"pytest could not run (status {result.returncode}):\n{(result.stdout + result.stderr)[-1500:]}"
-    if " skipped" in result.stdout and " passed" not in result.stdout and " failed" not in result.stdout:
+def judged(trial: Trial, status: int, said: str) -> str:
+    """What the end of a trial's process says of it; a negative status is the signal that ended it."""
+    if status < 0 and trial.bug:
+        return "caught"
+    if status not in (0, 1):  # neither passed nor failed: nothing was collected, or it could not be imported
+        return f"pytest could not run (status {status}):\n{said[-1500:]}"
+    if trial.bug is None:
+        return "sound" if status == 0 else f"FAILED where no bug is planted:\n{said[-3000:]}"
+    if " skipped" in said and " passed" not in said and " failed" not in said:
         return "not judged: its tests are skipped here"
-    failed = re.findall(r"^FAILED (\S+?::.*?)(?: - .*)?$", result.stdout, flags=re.MULTILINE)
-    passed = [test for test in bug.tests if not any(is_case_of(node, test) for node in failed)]
-    return f"SURVIVED {', '.join(passed)}" if passed else "caught"
+    failed = re.findall(r"^FAILED (\S+?::.*?)(?: - .*)?$", said, flags=re.MULTILINE)
+    passed = [test for test in trial.tests if not any(is_case_of(node, test) for node in failed)]
+    return f"SURVIVED {', '.join(passed)}\n{said[-1500:]}" if passed else "caught"
 
 
 def is_case_of(node: str, test: str) -> bool:
@@ -131,29 +125,49 @@ def is_case_of(node: str, test: str) -> bool:
     return node == test or node.startswith(f"{test}[")
 
 
+def trials(bugs: Iterable[Replacement]) -> list[Trial]:
+    """One for each bug, and one without a bug for the named tests of each file."""
+    bugs = sorted(bugs, key=lambda bug: bug.tests)
+    of_file: dict[str, dict[str, None]] = {}
+    for test in (test for bug in bugs for test in bug.tests):
+        of_file.setdefault(test.partition("::")[0], {})[test] = None
+    return [*(Trial(tuple(tests)) for tests in of_file.values()), *(Trial(bug.tests, bug) for bug in bugs)]
+
+
+def run_all(todo: Iterable[Trial], workers: int, folder: Path) -> Iterator[Running]:
+    """Run trials, so many at a time, and yield each when it has ended."""
+    running: list[Running] = []
+    left = enumerate(todo)
+    while True:
+        while len(running) < workers and (item := next(left, None)):
+            number, trial = item
+            running.append(Running(trial, folder / f"{number}.txt"))
+        if not running:
+            return
+        ended = [one for one in running if one.over()]
+        running = [one for one in running if one not in ended]
+        yield from ended
+        time.sleep(0 if ended else 0.05)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="only these bug classes")
     parser.add_argument("--named", nargs="+", metavar="TEXT", help="only those with one of these in their name")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="sandboxes at a time")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes at a time")
     options = parser.parse_args()
-    replacements = [] if options.only else list(all_replacements().values())
-    bugs: list[Bug | Replacement] = [*all_bugs(), *replacements]
-    if options.only:
-        bugs = [bug for bug in all_bugs() if bug.number in options.only]
-    if options.named:
-        bugs = [bug for bug in bugs if any(text in bug.name for text in options.named)]
+    bugs = [b for b in all_replacements().values() if any(text in b.name for text in options.named or [""])]
     if not bugs:
         parser.error("no such bug")
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    for library in LIBRARIES:
+        importlib.import_module(library)
     good = True
-    with ThreadPoolExecutor(options.workers) as pool:
-        baseline, verdicts = pool.submit(unpatched, bugs), pool.map(plant, bugs)
-        for bug, verdict in zip(bugs, verdicts, strict=True):
-            print(f"{getattr(bug, 'number', ''):>2}  {verdict.seconds:5.1f} s  {bug.name}: {verdict.text}", flush=True)
-            good &= verdict.good
-        if wrong := baseline.result():
-            print(wrong)
-            good = False
+    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
+        for one in run_all(trials(bugs), options.workers, Path(folder)):
+            verdict = one.verdict()
+            print(f"{one.seconds:5.1f} s  {one.trial.name}: {verdict}", flush=True)
+            good &= verdict in ("caught", "sound") or verdict.startswith("not judged")
     print(f"{len(bugs)} bugs planted; {'none survived' if good else 'see above'}")
     return 0 if good else 1
 

@@ -33,7 +33,6 @@ from transformers import (
 )
 
 from drpo import reductions
-from drpo.batch import BatchConfig
 from drpo.errors import InputError
 from drpo.heads import HeadShape
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
@@ -57,14 +56,16 @@ from drpo.types import (
     Transcript,
 )
 from support.rollouts import transformers_engine
-from tiny_world import (
+from support.tiny_world import (
     PROBLEMS,
+    REWARDS,
     STOPS,
     batched,
     by_sequence,
     completion,
     doubled,
     grouped,
+    how,
     law,
     own_logp,
     perturb,
@@ -75,15 +76,7 @@ from tiny_world import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 
-REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0))
-"""Two groups that say something, one of them with two samples of advantage 0, and two that say nothing."""
-
 REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
-
-
-def how(**changes: object) -> BatchConfig:
-    plain = BatchConfig(updates=1, reduction=Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False)
-    return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def policy_of(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32, **options: object) -> Policy:

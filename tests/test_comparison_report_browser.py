@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from browsing import MARKS, Visit, launched, open_report
 from drpo.lab.outcome import Comparison
 from drpo.report.comparison_page import write_comparison_report
-from hand_comparison import large
+from support.browsing import MARKS, Visit, launched, open_report
+from support.hand_comparison import large
 
 pytestmark = MARKS
 

@@ -1,5 +1,6 @@
-"""Property tests of `make test` draw the same cases whatever ran before them."""
+"""Property tests of `make test` draw the same cases whatever ran before them, and no test module imports another."""
 
+import ast
 import importlib
 from pathlib import Path
 
@@ -26,3 +27,15 @@ def test_cases_do_not_depend_on_the_modules_that_are_loaded(tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.import_module("full_of_constants")
     assert drawn() == before
+
+
+def test_no_test_module_imports_another() -> None:
+    tests = Path(__file__).parent
+    imported = {
+        (path.name, name)
+        for path in tests.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
+        if name and name.rpartition(".")[2].startswith("test_")
+    }
+    assert imported == set()

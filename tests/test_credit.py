@@ -17,7 +17,7 @@ from drpo.credit.gae import GAE
 from drpo.credit.rules import step_advantages
 from drpo.errors import InputError
 from drpo.types import Credit, Episode, Problem, RewardResult, ScoredGroup
-from tiny_world import completion, grouped
+from support.tiny_world import completion, grouped
 
 RULES = (advantages.mean, advantages.zscore, advantages.rloo)
 REWARDS = st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=6)

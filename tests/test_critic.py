@@ -38,9 +38,9 @@ from drpo.train.optim import AdamW
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
-from test_train import StopsAfter, assert_same_run
-from tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
-from worlds import sampling, tiny_run
+from support.runs import StopsAfter, assert_same_run
+from support.tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
+from support.worlds import sampling, tiny_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 
@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_s
     plenty = trainer_of(critic_of(), GAE(clip=0.05))
     (batch,) = batched(plenty, groups, how(micro_batch_tokens=400), moved=0.1)
     device = Cramped(critic_of(), room=130)
-    cramped = replace(plenty, critic=device, micro_batch_tokens=400)
+    cramped = replace(trainer_of(device, GAE(clip=0.05)), micro_batch_tokens=400)
     for value, right in zip(cramped.values(groups), plenty.values(groups), strict=True):
         torch.testing.assert_close(value, right, rtol=1e-5, atol=1e-5)
     assert max(device.tried) > 130
@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_s
         close(gradients(cramped, batch), gradients(plenty, batch))
         assert (max(device.tried) > 130) != learnt_before
     with pytest.raises(InputError, match="out of memory with a single completion"):
-        replace(plenty, critic=Cramped(critic_of(), room=5)).train([batch])
+        trainer_of(Cramped(critic_of(), room=5)).train([batch])
 
 
 def test_a_token_without_weight_is_a_removed_token(groups: list[ScoredGroup]):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
-from architectures import FAMILIES, GROUPED, PLAIN
 from drpo.errors import InputError
 from drpo.models import stop_ids
 from drpo.rollout import cache, decode, sample
@@ -18,8 +17,9 @@ from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, can_group, draw_rows
 from drpo.rollout.sample import BLOCK, draw, uniforms
 from drpo.types import Episode, Problem, Request, Sampling
+from support.architectures import FAMILIES, GROUPED, PLAIN
 from support.rollouts import transformers_engine
-from tiny_world import PROBLEMS, STOPS, law, tiny
+from support.tiny_world import PROBLEMS, STOPS, law, tiny
 
 SAMPLING = Sampling(samples=2, max_new_tokens=12)
 

@@ -30,9 +30,9 @@ from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
 from drpo.types import Generation, Problem, Request
 from support.rollouts import with_engine
-from test_train import assert_same_run
-from tiny_world import STOPS, completion, own_logp
-from worlds import sampling
+from support.runs import assert_same_run
+from support.tiny_world import STOPS, completion, own_logp
+from support.worlds import sampling
 
 SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, slow_too=True)
 
@@ -73,9 +73,8 @@ class Otherwise(Wrapped):
         return [replace(g, behavior_logp=self._logp(r, g)) for r, g in zip(requests, drawn, strict=True)]
 
     def _logp(self, r: Request, g: Generation) -> Tensor:
-        return own_logp(
-            self.engine.model, replace(completion(g.token_ids.tolist()), prompt_ids=r.prompt_ids), self.reported
-        )
+        told = completion(g.token_ids.tolist(), prompt_ids=r.prompt_ids.tolist())
+        return own_logp(self.engine.model, told, self.reported)
 
 
 class Shifted(Wrapped):

@@ -30,8 +30,8 @@ from drpo.recipes import find
 from drpo.recipes.addition import demo
 from drpo.train.config import to_json
 from drpo.train.records import RESULTS
-from hand_comparison import large
 from stability import StabilityOptions
+from support.hand_comparison import large
 from theory import TheoryOptions
 
 ROOT = Path(__file__).resolve().parents[1]

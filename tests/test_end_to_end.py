@@ -30,8 +30,8 @@ from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.train.watch import Silent
 from drpo.types import Problem, TokenLoss, Tokens
-from tiny_world import doubled
-from worlds import sampling, tiny_run
+from support.tiny_world import doubled
+from support.worlds import sampling, tiny_run
 
 STEPS, UPDATES, PROMPTS_PER_UPDATE, HORIZON = 3, 3, 2, 6
 PEAK, DECAY, BETAS, EPSILON = 0.01, 0.5, (0.7, 0.95), 1e-8

@@ -7,7 +7,7 @@ import torch
 
 from drpo import __version__, cli
 from drpo.cli import env
-from hostile import refused
+from support.hostile import refused
 
 
 def test_it_says_what_a_report_needs(capsys: pytest.CaptureFixture[str]):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from families import DOCUMENT, FAMILIES, documented, show
+from support.families import DOCUMENT, FAMILIES, documented, show
 
 HANDFUL = ("deepseek_v3", "gemma4_text", "phi3, longrope", "llama4_text")
 """Buffers that are no parameters, of two kinds; a rotary embedding with a limit; one that is refused."""
@@ -11,7 +11,7 @@ HANDFUL = ("deepseek_v3", "gemma4_text", "phi3, longrope", "llama4_text")
 def _require(family: str) -> None:
     result = show(family)
     assert result.gap < 1e-4, result
-    assert result.row == documented()[family], f"python tests/families.py writes {DOCUMENT} anew"
+    assert result.row == documented()[family], f"PYTHONPATH=tests python -m support.families writes {DOCUMENT} anew"
 
 
 @pytest.mark.parametrize("family", HANDFUL)

@@ -28,8 +28,8 @@ from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
 from drpo.train.stored import fingerprint
-from test_train import StopsAfter, assert_same_run
-from worlds import Broken, tiny_run
+from support.runs import StopsAfter, assert_same_run
+from support.worlds import Broken, tiny_run
 
 HOLDS_THE_LOCK = """
 import sys

@@ -18,9 +18,9 @@ from drpo.train.loop import train
 from drpo.train.records import CELLS
 from drpo.train.session import CHECKPOINTS, CONFIG, ENVIRONMENT, MODEL, SUMMARY
 from drpo.train.watchdog import STALLED, Watchdog
-from hand_run import write_run
-from hostile import refused, said
-from worlds import tiny_run
+from support.hand_run import write_run
+from support.hostile import refused, said
+from support.worlds import tiny_run
 
 SOURCE = Path(files.__file__).parent
 SECRET = "what the user had there\n"

@@ -18,7 +18,16 @@ from drpo.cli import COMMANDS
 from drpo.recipes.addition import smoke
 from drpo.train import loop
 from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
-from hostile import CONTAINERS, INJECTED, NESTED, TEXT, bad_configurations, read_or_refused, refused, unusable_outputs
+from support.hostile import (
+    CONTAINERS,
+    INJECTED,
+    NESTED,
+    TEXT,
+    bad_configurations,
+    read_or_refused,
+    refused,
+    unusable_outputs,
+)
 
 EXAMPLES = {
     "configuration": 120,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import drpo.rewards.math
-import golds
 from drpo.rewards import RewardConfig, RewardPool
 from drpo.rewards.math import math_verify
 from drpo.types import Problem
+from support import golds
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "rewards.md"
 

@@ -50,7 +50,7 @@ from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.optim import AdamW
 from drpo.train.records import RESULTS
 from support.forked_worker import ForkingSubprocess
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 TESTS = str(Path(__file__).parent)
 
@@ -223,15 +223,21 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
 
 def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(forked, tmp_path: Path):
     base = tiny_run(steps=3, updates=1, refresh_every=3, optimizer=AdamW(1e-2), max_skipped=0)
-    trained_here(tmp_path, prepare(tmp_path, runs(base, grid("worlds:BREAKS_LATER", "worlds:Broken"))))
-    compare(tmp_path, prepare(tmp_path, runs(base, grid("worlds:EXITS", "none"))), Crew(1, 1), lambda work: None, print)
+    trained_here(tmp_path, prepare(tmp_path, runs(base, grid("support.worlds:BREAKS_LATER", "support.worlds:Broken"))))
+    compare(
+        tmp_path,
+        prepare(tmp_path, runs(base, grid("support.worlds:EXITS", "none"))),
+        Crew(1, 1),
+        lambda work: None,
+        print,
+    )
     found = {c.objective: c for c in read_comparison(tmp_path).cells}
-    breaks = found["worlds:BREAKS_LATER"]
+    breaks = found["support.worlds:BREAKS_LATER"]
     assert (breaks.status, breaks.rewards[-1], len(breaks.rewards)) == (DIVERGED, 0.0, 3)
     assert "in step 2" in str(breaks.reason) and final(breaks) == 0.0 and has_collapsed(breaks)
-    assert found["worlds:Broken"].status == FAILED  # in the first step: that is no result of training
-    assert (found["worlds:EXITS"].status, found["none"].status) == (FAILED, FINISHED)
-    assert "status 3" in str(found["worlds:EXITS"].reason)
+    assert found["support.worlds:Broken"].status == FAILED  # in the first step: that is no result of training
+    assert (found["support.worlds:EXITS"].status, found["none"].status) == (FAILED, FINISHED)
+    assert "status 3" in str(found["support.worlds:EXITS"].reason)
 
 
 def test_a_comparison_is_written_and_read_back(whole: Path, tmp_path: Path):

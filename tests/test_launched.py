@@ -10,8 +10,8 @@ import pytest
 
 from drpo import cli, models
 from drpo.model_names import TINY
-from fake_vllm import FakeServer
-from test_ranks import assert_same_run
+from support.fake_vllm import FakeServer
+from support.processes import assert_nearly_same_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -55,16 +55,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_an_engine_that_dies_on_one_process_costs_no_step(launcher: list[str], where: str, alone: Path, tmp_path: Path):
     """All processes save what they have before the launcher begins again, with the same command."""
-    done = launch(*launcher, str(ROOT / "tests" / "breaks.py"), where, *SMOKE, "--out", str(tmp_path / "run"))
+    done = launch(
+        *launcher, str(ROOT / "tests" / "support" / "breaks.py"), where, *SMOKE, "--out", str(tmp_path / "run")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "engine: it is dead" in done.stderr
     assert "resumed after step 6" in done.stdout or where != "6", done.stdout[-3000:]
-    assert_same_run(alone, tmp_path / "run")
+    assert_nearly_same_run(alone, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_without_restarts_the_run_ends_with_one_line_and_a_checkpoint(tmp_path: Path):
-    done = launch(*TORCHRUN, "2", str(ROOT / "tests" / "breaks.py"), "6", *SMOKE, "--out", str(tmp_path / "run"))
+    done = launch(
+        *TORCHRUN, "2", str(ROOT / "tests" / "support" / "breaks.py"), "6", *SMOKE, "--out", str(tmp_path / "run")
+    )
     assert done.returncode != 0
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000006"]
     said = sorted(line for line in done.stderr.splitlines() if line.startswith("drpo: "))
@@ -90,4 +94,4 @@ def test_servers_sample_for_several_processes(processes: int, shard: str, tmp_pa
         assert done.returncode == 0, done.stderr[-3000:]
         drawn = [len(server.asked) - n for server, n in zip(servers, before, strict=True)]
     assert drawn[0] == drawn[1] > 0
-    assert_same_run(tmp_path / "one", tmp_path / "several")
+    assert_nearly_same_run(tmp_path / "one", tmp_path / "several")

@@ -25,8 +25,8 @@ from drpo.train.optim import AdamW, Constant
 from drpo.train.step import take_step
 from drpo.train.watch import Silent
 from drpo.types import Problem, RewardResult, ScoredGroup
-from tiny_world import completion
-from worlds import Letters, tiny_run
+from support.tiny_world import completion
+from support.worlds import Letters, tiny_run
 
 
 class Notes(Silent):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import naughty_rewards
 from drpo import cli
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig
@@ -14,7 +13,8 @@ from drpo.train.config import from_json, to_json
 from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS
-from worlds import Letters, sampling, tiny_run
+from support import naughty_rewards
+from support.worlds import Letters, sampling, tiny_run
 
 COUNTED = {"raised": 8, "timed_out": 8, "died": 4, "not_finite": 4, "not_a_number": 8}
 """Of the misdeeds of `naughty_rewards.in_turn`, each done to a group of 4."""
@@ -24,7 +24,7 @@ COUNTED = {"raised": 8, "timed_out": 8, "died": 4, "not_finite": 4, "not_a_numbe
 @pytest.mark.parametrize("policy", ["drop", "zero"])
 def test_a_run_under_every_misdeed_ends_normally_with_each_counted(tmp_path: Path, monkeypatch, capsys, policy: str):
     monkeypatch.chdir(tmp_path)
-    options = {"reward": "naughty_rewards:in_turn", "reward_pool.seconds": "3", "reward_pool.processes": "2"}
+    options = {"reward": "support.naughty_rewards:in_turn", "reward_pool.seconds": "3", "reward_pool.processes": "2"}
     options |= {"reward_pool.memory-gb": "2", "reward_pool.on-failure": policy, "out": "run", "precision": "fp32"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert cli.main(["train", "smoke", "--plain", "--no-doctor", *words]) == 0

@@ -63,9 +63,9 @@ from drpo.types import (
     Unscored,
 )
 from support.rollouts import Prompted
+from support.tiny_world import completion, with_sequence
 from support.token_stats import stats_of_tokens
-from tiny_world import completion, with_sequence
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 # ---- tokens ----
 

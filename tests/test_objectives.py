@@ -19,7 +19,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reference
 from drpo import reductions
 from drpo.errors import InputError
 from drpo.objectives import (
@@ -42,7 +41,8 @@ from drpo.objectives import (
     vanishes_at_zero_advantage,
 )
 from drpo.types import TokenLoss, Tokens
-from reference import Rule, Truth, truths
+from support import reference
+from support.reference import Rule, Truth, truths
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 EDGE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -750,8 +750,12 @@ def test_parse_refuses(text: str, message: str) -> None:
 def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple[object, ...]) -> None:
     needed = {SPO: {"epsilon": 0.2}, SymmetricMask: {"delta": 0.2}, DivergencePenalty: {"kind": "k3", "coefficient": 1}}
     for value in wrong:
-        with pytest.raises(ValueError, match=field):
+        with pytest.raises(ValueError, match=f"^{field}="):
             make(**{**needed.get(make, {}), field: value})
+
+
+def test_a_penalty_may_count_nothing() -> None:
+    assert DivergencePenalty("k3", 0).coefficient == 0
 
 
 @each_objective

@@ -15,25 +15,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from drpo.errors import InputError
 from drpo.ops import Head, chunked, linear_logprob, reference
+from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, error, inputs, logits_at_once
 
-HEAD = 16
 TOKENS = (1, 7, 64)
 WORDS = (2, 37, 515)
-CHUNKS = (1, 5, 1000, None)
-TEMPERATURES = (0.6, 1.0, 1.5)
-
 Operator = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-
-
-def logits_at_once(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The usual way: the product in the inputs' dtype, the rest in float32 or wider, the gradient by autograd."""
-    logits = hidden @ weight.to(hidden.dtype).T
-    z = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
-    return z.gather(-1, target[:, None])[:, 0], -(z.exp() * z).sum(-1)
 
 
 def oracle(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -46,13 +35,6 @@ def oracle(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -
         logps.append(z[y] - math.log(np.exp(z).sum()))
         entropies.append(-sum(x * math.log(x) for x in p if x > 0))
     return np.array(logps), np.array(entropies)
-
-
-def inputs(t: int, v: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed + 1000 * t + v)
-    hidden = torch.randn(t, HEAD, generator=generator, dtype=torch.float64)
-    weight = torch.randn(v, HEAD, generator=generator, dtype=torch.float64)
-    return hidden.to(dtype), weight.to(dtype), torch.randint(v, (t,), generator=generator)
 
 
 def run(operator: Operator, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> dict[str, Tensor]:
@@ -79,10 +61,6 @@ def in_chunks(chunk: int | None) -> Operator:
 def in_head(t: int, v: int) -> tuple[Tensor, Head, Tensor]:
     hidden, weight, target = inputs(t, v, torch.float32)
     return hidden, Head(weight), target
-
-
-def error(found: Tensor, true: Tensor) -> float:
-    return float((found.double() - true).norm())
 
 
 def rounding(name: str, hidden: Tensor, weight: Tensor, temperature: float) -> float:
@@ -309,21 +287,6 @@ def test_impossible_words_are_words_that_are_not_there(temperature: float, chunk
     with torch.no_grad():
         impossible, _ = linear_logprob(hidden[:1], Head(weight), ruled_out[:1], temperature, chunk=chunk)
     assert impossible.tolist() == [-math.inf]
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most elements that any operation's result holds, by storage, so that an expanded view counts little."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(value, Tensor):
-                self.numel = max(self.numel, value.untyped_storage().nbytes() // value.element_size())
-        return result
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW, Constant, Linear, Muon, parse_optimizer, parse_schedule, spell_optimizer
 from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import assemble
-from test_train import StopsAfter, assert_same_run
-from worlds import tiny_run
+from support.runs import StopsAfter, assert_same_run
+from support.worlds import tiny_run
 
 
 class Net(nn.Module):
@@ -93,7 +93,7 @@ def test_muon_is_refused_where_matrices_are_divided(name: str):
         ("adamw(weight_decay=-1)", "adamw weight_decay=-1"),
         ("muon(momentum=1)", "muon momentum=1"),
         ("adam(1e-5)", "did you mean 'adamw'"),
-        ("adamw(rate=1)", "the arguments are"),
+        ("adamw(rate=1)", r"the arguments are \(.*\)$"),
     ],
 )
 def test_an_optimizer_that_cannot_be_is_refused_by_name(text: str, said: str):

@@ -33,7 +33,7 @@ from transformers import (
 from drpo import packing
 from drpo.packing import Packing, adopt, packed, padded
 from drpo.types import Layout
-from tiny_world import doubled, sees
+from support.tiny_world import doubled, sees
 
 SMALL = {
     "vocab_size": 97,

@@ -1,24 +1,17 @@
-"""The bugs that `make plant` plants still fit the program: each finds the function that it replaces, or its text."""
+"""The bugs that `make plant` plants still fit the program: each finds what it replaces."""
 
 import os
 import subprocess
 import sys
 import traceback
-from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from plant_bugs import misfit
-from planted import _records, all_bugs
+from planted import all_replacements
 
 TESTS = Path(__file__).parent
-
-
-def test_names_are_unique() -> None:
-    counts = Counter(r.name for r in _records("REPLACEMENTS"))
-    assert [name for name, n in counts.items() if n > 1] == []
 
 
 def test_every_replacement_finds_its_target(tmp_path: Path) -> None:
@@ -29,13 +22,9 @@ def test_every_replacement_finds_its_target(tmp_path: Path) -> None:
     assert planter.exitcode == 0, said.read_text()
 
 
-def test_every_patch_finds_its_text() -> None:
-    assert [(bug.name, wrong) for bug in all_bugs() if (wrong := misfit(bug))] == []
-
-
 def plant_every_one(said: Path) -> None:
     try:
-        for record in _records("REPLACEMENTS"):
+        for record in all_replacements().values():
             record.plant()
     except BaseException:
         said.write_text(traceback.format_exc())
@@ -47,7 +36,7 @@ def test_a_replacement_reaches_every_process(planted: bool, monkeypatch: pytest.
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}/planting:{TESTS}", prepend=os.pathsep)
     monkeypatch.delenv("DRPO_PLANTED", raising=False)
     if planted:
-        monkeypatch.setenv("DRPO_PLANTED", "drpo.seeds=every seed is 7")
+        monkeypatch.setenv("DRPO_PLANTED", "every seed is 7")
     child = "from drpo.seeds import derive; print(derive(1), derive(2))"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -18,8 +18,7 @@ from drpo.objectives import DRPO, GSPO, Objective, PPOClip, total
 from drpo.ops import PolicyLoss, chunked
 from drpo.reductions import Horizon
 from drpo.types import TokenLoss, Tokens
-from support.head import fused
-from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, error, inputs, logits_at_once
+from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, error, fused, inputs, logits_at_once
 
 REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
 T, V = 23, 37

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from architectures import settings
 from drpo import models, packing
 from drpo.critic import Critic
 from drpo.doctor.evidence import micro_batches, trainer_logp
@@ -22,10 +21,11 @@ from drpo.rollout.decode import PlainDecoder, can_group
 from drpo.rollout.vllm import length_options
 from drpo.train.setup import assemble
 from drpo.types import Problem, Sampling
-from families import build
+from support.architectures import settings
+from support.families import build
 from support.rollouts import transformers_engine
-from tiny_world import completion, own_logp
-from worlds import tiny_run
+from support.tiny_world import completion, own_logp
+from support.worlds import tiny_run
 
 BORDER = {"phi3, longrope": 24, "phimoe, longrope": 24, "llama, dynamic": 24, "llama, yarn": None, "llama": None}
 

@@ -20,7 +20,6 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from architectures import FAMILIES, GROUPED, mixture, settings
 from drpo import precision, reductions
 from drpo.batch import BatchConfig
 from drpo.errors import InputError
@@ -44,9 +43,10 @@ from drpo.precision import (
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.types import Sampling
+from support.architectures import FAMILIES, GROUPED, mixture, settings
 from support.rollouts import transformers_engine
-from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
-from worlds import sampling, tiny_run
+from support.tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
+from support.worlds import sampling, tiny_run
 
 CPU = torch.device("cpu")
 HOW = BatchConfig(

@@ -17,7 +17,7 @@ from drpo.train import loop
 from drpo.train.rollouts import Rollouts
 from drpo.train.setup import only_fitting
 from drpo.types import Problem, Sampling
-from hostile import refused
+from support.hostile import refused
 from support.rollouts import transformers_engine
 
 ASKED = Problem("7", "1 + 1?", "2")

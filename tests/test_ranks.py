@@ -3,51 +3,25 @@
 import json
 import os
 import re
-import socket
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from drpo.errors import InputError
 from drpo.ranks import ALONE, Ranks, see_one_device
 from drpo.train.checkpoint import STATE
 from drpo.train.config import Run
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.step import balance_micro_batches
-from rank import main as rank_main
-from rank import run_of
-from support.forks import fork
-from test_batch_policy import REWARDS, how
-from tiny_world import STOPS, batched, grouped, sampled, tiny
+from support.processes import assert_nearly_same_run, launch
+from support.rank import run_of
+from support.tiny_world import REWARDS, STOPS, batched, grouped, how, sampled, tiny
 
 Alone = Callable[[str], Path]
-
-
-def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -> str:
-    """Train in several processes, which find each other as torchrun's would; return what they printed."""
-    folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
-    forks = [
-        fork(
-            folder.parent / f"{folder.name}-{stop}-rank-{rank}",
-            rank_main,
-            *(str(folder), kind, shard, str(stop)),
-            environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)},
-        )
-        for rank in range(processes)
-    ]
-    ends = [process.end() for process in forks]
-    assert all(status == 0 for status, _ in ends), "\n".join(out[-2000:] for _, out in ends)
-    return "".join(out for _, out in ends)
 
 
 @pytest.fixture(scope="module")
@@ -63,32 +37,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     return folder
 
 
-def assert_same_run(one: Path, several: Path) -> None:
-    ours, theirs = read_records(one / METRICS), read_records(several / METRICS)
-    assert len(ours) == len(theirs) == 10
-    for a, b in zip(ours, theirs, strict=True):
-        for mine, other in zip(a.get("updates", []), b.get("updates", []), strict=True):
-            assert mine.keys() == other.keys()
-            for name, value in mine.items():
-                assert other[name] == pytest.approx(value, rel=2e-4, abs=2e-5), (a["step"], name)
-        assert {n: v for n, v in a.items() if n != "updates"} == pytest.approx(
-            {n: v for n, v in b.items() if n != "updates"}, rel=2e-4, abs=2e-5
-        )
-    drawn = [[(r["problem"], r["sample"], r["token_ids"]) for r in read_records(f / ROLLOUTS)] for f in (one, several)]
-    assert drawn[0] == drawn[1]
-    assert [e["accuracy"] for e in read_records(one / EVALUATIONS)] == pytest.approx(
-        [e["accuracy"] for e in read_records(several / EVALUATIONS)]
-    )
-    mine, other = (load_file(f / "model" / "model.safetensors") for f in (one, several))
-    assert mine.keys() == other.keys()
-    for name, value in mine.items():
-        torch.testing.assert_close(other[name], value, rtol=2e-4, atol=2e-5)
-
-
 @pytest.mark.slow
 def test_two_processes_are_one_run(alone: Alone, tmp_path: Path):
     launch(2, tmp_path / "run", "many", "none")
-    assert_same_run(alone("many"), tmp_path / "run")
+    assert_nearly_same_run(alone("many"), tmp_path / "run")
 
 
 MORE = (
@@ -114,7 +66,7 @@ MORE = (
 )
 def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: Alone, tmp_path: Path):
     launch(processes, tmp_path / "run", kind, shard)
-    assert_same_run(alone(kind), tmp_path / "run")
+    assert_nearly_same_run(alone(kind), tmp_path / "run")
 
 
 def assert_divided(said: str, what: str) -> None:
@@ -134,7 +86,7 @@ def test_stopped_on_two_processes_and_resumed_on(then: Sequence[int], alone: Alo
         launch(processes, folder, "many", "fsdp", stop=7)
         assert sorted((folder / "checkpoints").glob("step-*"))[-1].name == "step-000007"
     train(run_of("many", "fsdp"), folder)
-    assert_same_run(alone("many"), folder)
+    assert_nearly_same_run(alone("many"), folder)
 
 
 @pytest.mark.slow
@@ -147,7 +99,7 @@ def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alon
     assert json.loads((last / STATE).read_text())["sha256"].keys() >= parts
     launch(3, folder, "critic", "fsdp", stop=7)
     train(run_of("critic", "fsdp"), folder)
-    assert_same_run(alone("critic"), folder)
+    assert_nearly_same_run(alone("critic"), folder)
 
 
 @given(n=st.integers(0, 40), size=st.integers(1, 9), engines=st.integers(1, 9))

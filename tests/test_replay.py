@@ -1,13 +1,12 @@
-"""Replay: a recorded batch as objectives read it, against definitions in plain Python, and on a real run's records."""
+"""Replay: a recorded batch as objectives read it, by hand, and on a real run's records."""
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drpo import cli
@@ -17,7 +16,7 @@ from drpo.objectives import Tokens, gradient_weight, parse, total
 from drpo.train.log import ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 OBJECTIVES = ("drpo(0.2)", "ppo(0.2, 0.28)", "dppo(0.15)", "spo(0.2)", "none", "gspo(0.2, 0.3)", "mask(0.1)")
 
@@ -67,43 +66,37 @@ def test_the_batch_is_what_was_recorded_less_what_was_not_trained(tmp_path_facto
     assert context(found, last, before=2) == (tuple(ids[max(0, len(ids) - 3) : -1]), ids[-1])
 
 
+MOVED = (
+    torch.tensor(  # pi, mu, A; of drpo(0.2) the weights are 1/2, -1, 3/2, 1 and 1, the ratios 5/4, 9/5, 3/4, 1 and 1
+        [(0.5, 0.4, 1.0), (0.9, 0.5, 1.0), (0.3, 0.4, 1.0), (0.02, 0.02, -1.0), (0.5, 0.5, 0.0)], dtype=torch.float64
+    )
+)
+
+
+def test_a_reading_by_hand():
+    pi, mu, advantage = MOVED.T
+    tokens = Tokens(pi.log(), mu.log(), advantage, advantage < 2, torch.arange(5))
+    found = reading(parse("drpo(0.2)"), tokens)
+    assert (found.silenced, found.pulled_back, found.weakened, found.strengthened) == (0, 0.2, 0.2, 0.2)
+    assert found.mass == pytest.approx((0.625 + 1.8 + 1.125 + 1) / (1.25 + 1.8 + 0.75 + 1))
+    assert found.effective == pytest.approx(5.55**2 / (0.625**2 + 1.8**2 + 1.125**2 + 1 + 1) / 5)
+    assert found.largest == pytest.approx(1.8)
+    assert (found.rising, found.falling) == pytest.approx(((0.625 - 1.8 + 1.125) / 3, -1))
+    seen = [(b.tokens, b.mass, b.step) for b in found.buckets]
+    third, fourth, fifth = (0.2, 1 / 4.55, 1), (0.4, 1.75 / 4.55, 0.875), (0.4, 1.8 / 4.55, -1.8)
+    assert seen == [(0, 0, 0), (0, 0, 0), *map(pytest.approx, (third, fourth, fifth))]
+    assert tuple(b.low for b in found.buckets) == BUCKETS[:-1]
+    assert reading(parse("ppo(0.2, 0.2)"), tokens).silenced == 0.4  # r = 5/4 and 9/5, A > 0
+
+
 @given(completions, st.sampled_from(OBJECTIVES))
-def test_a_reading_is_its_definition(made, spelling):
-    objective = parse(spelling)
+def test_buckets_share_out_the_tokens_and_what_moves_them(made, spelling):
     flat = [(pi, mu, a, i) for i, (a, tokens) in enumerate(made) for pi, mu in tokens]
     logp, behavior_logp, advantage, sequence = (torch.tensor(c) for c in zip(*flat, strict=True))
-    tokens = Tokens(logp.double(), behavior_logp.double(), advantage.double(), sequence >= 0, sequence)
-    w = gradient_weight(objective, tokens).tolist()
-    pi_mu = list(zip(tokens.logp.tolist(), tokens.behavior_logp.tolist(), tokens.advantage.tolist(), w, strict=True))
-    # So many e-folds apart nothing is 1 to rounding by chance; a weight next to 0 or 1 could fall on either side.
-    assume(all(min(abs(x), abs(x - 1)) > 1e-6 or x in (0, 1) or abs(x - 1) < 1e-12 for x in w))
-    found = reading(objective, tokens)
-    n = len(flat)
-    moved = [-a * math.exp(l - m) * x for l, m, a, x in pi_mu]  # d loss / d logp
-    plain = sum(abs(a * math.exp(l - m)) for l, m, a, _ in pi_mu)
-    assert found.mass == pytest.approx(sum(map(abs, moved)) / plain if plain else 0.0, rel=1e-9)
-    assert found.silenced == pytest.approx(sum(x == 0 and a != 0 for _, _, a, x in pi_mu) / n)
-    assert found.pulled_back == pytest.approx(sum(x < 0 for x in w) / n)
-    assert found.weakened == pytest.approx(sum(0 < x < 1 - 1e-9 for x in w) / n)
-    assert found.strengthened == pytest.approx(sum(x > 1 + 1e-9 for x in w) / n)
-    scaled = [math.exp(l - m) * abs(x) for l, m, _, x in pi_mu]
-    ess = sum(scaled) ** 2 / sum(x * x for x in scaled) / n if any(scaled) else 0.0
-    assert found.effective == pytest.approx(ess) and found.largest == pytest.approx(max(scaled))
-    up = [-g for g, (_, _, a, _) in zip(moved, pi_mu, strict=True) if a > 0]
-    assert found.rising == pytest.approx(sum(up) / len(up) if up else 0.0, rel=1e-9, abs=1e-12)
-    for bucket in found.buckets:
-        mine = [
-            i
-            for i, (_, m, _, _) in enumerate(pi_mu)
-            if bucket.low <= math.exp(m) and (math.exp(m) < bucket.high or bucket.high == 1)
-        ]
-        assert bucket.tokens == pytest.approx(len(mine) / n)
-        mass = sum(abs(moved[i]) for i in mine) / sum(map(abs, moved)) if any(moved) else 0.0
-        assert bucket.mass == pytest.approx(mass, rel=1e-9, abs=1e-12)
-        told = [math.copysign(1, pi_mu[i][2]) * -moved[i] for i in mine if pi_mu[i][2] != 0]
-        assert bucket.step == pytest.approx(sum(told) / len(told) if told else 0.0, rel=1e-9, abs=1e-12)
+    found = reading(parse(spelling), Tokens(logp, behavior_logp, advantage, sequence >= 0, sequence))
     assert sum(b.tokens for b in found.buckets) == pytest.approx(1)
-    assert tuple(b.low for b in found.buckets) == BUCKETS[:-1]
+    assert sum(b.mass for b in found.buckets) == pytest.approx(1 if found.mass else 0, abs=1e-5)
+    assert found.silenced + found.pulled_back + found.weakened + found.strengthened <= 1 + 1e-9
 
 
 def far(tmp_path: Path) -> Path:

@@ -40,11 +40,11 @@ from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
-from hand_run import RECORDS, record, write_run
-from large_run import word_tokenizer
+from support.hand_run import RECORDS, record, write_run
+from support.large_run import word_tokenizer
 from support.pages import read_columns, traces, unpacked
-from test_train import tokens_of
-from worlds import sampling, tiny_run
+from support.runs import tokens_of
+from support.worlds import sampling, tiny_run
 
 ALL = 10**9
 

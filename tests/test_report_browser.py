@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from browsing import MARKS, WINDOW, Visit, launched, open_report
 from drpo.objectives import DRPO
 from drpo.report.run_page import write_report
 from drpo.train.config import load_run
 from drpo.train.session import MODEL
-from hand_run import NASTY, RECORDS, record, write_run
-from large_run import write_large_run
+from support.browsing import MARKS, WINDOW, Visit, launched, open_report
+from support.hand_run import NASTY, RECORDS, record, write_run
+from support.large_run import write_large_run
 
 pytestmark = MARKS
 
@@ -91,7 +91,7 @@ def page_by_hand(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def found(page_by_hand: RunVisit) -> Iterator[RunVisit]:
     """The report of the run written by hand, open and as it was when it was opened."""
     page_by_hand.page.set_viewport_size(WINDOW)
-    page_by_hand.page.emulate_media(color_scheme="light")
+    page_by_hand.page.emulate_media(media="screen", color_scheme="light")
     page_by_hand.page.mouse.move(2, 2)
     page_by_hand.clear()
     yield page_by_hand

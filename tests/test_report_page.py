@@ -17,7 +17,7 @@ from drpo.cli import train as train_command
 from drpo.report import html, run_page
 from drpo.report.panels import MOST_POINTS, PANELS
 from drpo.train.config import load_run
-from hand_run import NASTY, RECORDS, record, write_lines, write_run
+from support.hand_run import NASTY, RECORDS, record, write_lines, write_run
 from support.pages import figures, payload
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import naughty_rewards
-import unimportable_reward
 from drpo.errors import InputError
 from drpo.rewards import TABLE, Mark, PythonTests, RewardConfig, RewardPool, exact_number, in_process
 from drpo.rewards.characters import plain_characters
@@ -25,6 +23,7 @@ from drpo.rewards.math import math_verify
 from drpo.rewards.worker import new_seal, unpack_answer
 from drpo.spelling import format_call, parse_any
 from drpo.types import Problem, RewardResult, Transcript
+from support import naughty_rewards, unimportable_reward
 from support.forks import fork
 
 DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -477,7 +476,8 @@ def test_a_reward_that_a_child_cannot_import_is_refused():
     with pytest.raises(InputError) as caught, RewardPool(unimportable_reward.reward):
         pass
     assert str(caught.value).startswith(
-        "reward unimportable_reward:reward cannot run in a child process: RuntimeError: no licence found; define it"
+        "reward support.unimportable_reward:reward cannot run in a child process: "
+        "RuntimeError: no licence found; define it"
     )
     assert "\n" not in str(caught.value)
 
@@ -493,6 +493,6 @@ def test_rewards_are_spelled_by_name():
         assert format_call(reward, TABLE, "reward") == name
     for strict in (PythonTests(), PythonTests(2.0, partial=True)):
         assert parse_any(format_call(strict, TABLE, "reward"), TABLE, "reward") == strict
-    assert parse_any("naughty_rewards:obey", TABLE, "reward") is naughty_rewards.obey
+    assert parse_any("support.naughty_rewards:obey", TABLE, "reward") is naughty_rewards.obey
     with pytest.raises(InputError, match="unknown reward 'exact_numbr'; did you mean 'exact_number'"):
         parse_any("exact_numbr", TABLE, "reward")

@@ -16,7 +16,6 @@ from tokenizers import processors
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from architectures import FAMILIES
 from drpo.errors import InputError
 from drpo.models import stop_ids
 from drpo.precision import Precision
@@ -25,8 +24,9 @@ from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms
 from drpo.train.config import Run
 from drpo.types import Episode, Generation, Problem, Request, Sampling
+from support.architectures import FAMILIES
 from support.rollouts import Prompted, transformers_engine
-from tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
+from support.tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
 
 TEMPERATURES = (0.6, 1.0, 1.5)
 SAMPLING = Sampling(samples=4, max_new_tokens=12)
@@ -416,7 +416,9 @@ def test_the_engine_has_its_own_weights_until_load() -> None:
     engine.load_weights(dict(model.named_parameters()), version=3)
     after = engine.generate(PROBLEMS, SAMPLING, (0,))
     assert [c.version for c in before + after] == [0] * 16 + [3] * 16
-    assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(after, before, strict=True))
+    assert any(
+        a.sequence.token_ids.tolist() != b.sequence.token_ids.tolist() for a, b in zip(after, before, strict=True)
+    )
     perturb(model, 0.1)
     same(after, engine.generate(PROBLEMS, SAMPLING, (0,)))
 

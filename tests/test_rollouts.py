@@ -26,8 +26,8 @@ from drpo.train.watch import Silent
 from drpo.types import Generation, Request
 from support.forks import KillItself, fork
 from support.rollouts import with_engine
-from test_train import assert_same_run
-from worlds import tiny_run
+from support.runs import assert_same_run
+from support.worlds import tiny_run
 
 SCHEDULES = [(0, 1), (1, 1), (2, 1), (0, 3), (1, 2), (2, 3)]
 """(lag, refresh_every)."""

@@ -22,7 +22,6 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from architectures import FAMILIES, mixture, settings
 from drpo.errors import InputError
 from drpo.objectives import DRPO
 from drpo.policy import Policy
@@ -32,9 +31,10 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
 from drpo.types import Sampling
+from support.architectures import FAMILIES, mixture, settings
 from support.rollouts import transformers_engine
-from tiny_world import PROBLEMS, completion, own_logp, perturb, tiny
-from worlds import sampling, tiny_run
+from support.tiny_world import PROBLEMS, completion, own_logp, perturb, tiny
+from support.worlds import sampling, tiny_run
 
 SEQUENCES = [
     e.sequence for e in [completion([5, 6, 7, 8, 9]), completion([200, 3], prompt_ids=(9, 8, 7, 6), problem="q")]

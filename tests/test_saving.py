@@ -18,7 +18,7 @@ from drpo.rollout.weight_sync import WeightSync
 from drpo.saving import cast, probe, require_savable, save_model
 from drpo.train import checkpoint
 from drpo.train.optim import AdamW
-from families import build, stir_adapters, stirred
+from support.families import build, stir_adapters, stirred
 from support.rollouts import transformers_engine
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"

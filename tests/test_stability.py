@@ -10,9 +10,9 @@ import stability
 from command import run
 from drpo.errors import InputError
 from drpo.lab.outcome import RESULTS
-from hand_comparison import cell, comparison
 from stability import StabilityOptions, stability_runs
 from stability_maps import draw_maps
+from support.hand_comparison import cell, comparison
 from tail_language import KINDS, Tail, class_share, speaker, task_of
 
 

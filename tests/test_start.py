@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drpo.train import loop
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 # Those that a lazy import stands in for are counted where one of their own modules is there.
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "plotly", "pyarrow", "sympy", "math_verify")

@@ -14,10 +14,10 @@ from drpo import cli
 from drpo.errors import InputError
 from drpo.train import session
 from drpo.train.records import CONFIG, read_json
-from test_train import assert_same_run
+from support.runs import assert_same_run
 
 BEGIN = (
-    *("train", "smoke", "--task", "worlds:Letters", "--steps", "2", "--prompts", "2", "--updates", "1"),
+    *("train", "smoke", "--task", "support.worlds:Letters", "--steps", "2", "--prompts", "2", "--updates", "1"),
     *("--sampling.samples", "2", "--sampling.max-new-tokens", "4", "--checkpoint-every", "1", "--eval-every", "1"),
     *("--eval-problems", "1", "--no-doctor", "--stall", "0", "--plain"),
 )

@@ -22,9 +22,9 @@ from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
 from drpo.train.log import TIMING, environment
 from drpo.train.session import CONFIG, SUMMARY
-from hand_run import RECORDS, write_run
-from hostile import refused, said
-from worlds import tiny_run
+from support.hand_run import RECORDS, write_run
+from support.hostile import refused, said
+from support.worlds import tiny_run
 
 SOURCES = sorted((Path(__file__).resolve().parents[1] / "src" / "drpo").rglob("*.py"))
 CODE = "stranger:thing"

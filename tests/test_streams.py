@@ -16,8 +16,8 @@ from drpo.cli.streams import telling
 from drpo.train import log
 from drpo.train.loop import train
 from drpo.train.watch import Silent, Together
-from hand_run import write_run
-from worlds import sampling, tiny_run
+from support.hand_run import write_run
+from support.worlds import sampling, tiny_run
 
 
 class Refusing(io.StringIO):

@@ -375,7 +375,7 @@ def test_records_ask_through_the_template_and_take_the_answer_after_the_mark(tmp
 def test_records_name_their_reward():
     assert records("a").reward is exact_number
     assert records("a", reward_name="math_verify").reward is math_verify
-    assert records("a", reward_name="naughty_rewards:obey").reward.__name__ == "obey"
+    assert records("a", reward_name="support.naughty_rewards:obey").reward.__name__ == "obey"
     with refused("unknown reward 'math_verfy'; did you mean 'math_verify'?"):
         _ = records("a", reward_name="math_verfy").reward
 

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from architectures import FAMILIES
 from drpo import models, objectives
 from drpo.batch import BatchConfig, pack
 from drpo.errors import InputError
@@ -41,12 +40,12 @@ from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
 from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK
-from support.head import fused
+from support.architectures import FAMILIES
+from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, fused, inputs, logits_at_once
 from support.rollouts import Prompted, transformers_engine, with_engine
-from test_ops import CHUNKS, HEAD, TEMPERATURES, Largest, inputs, logits_at_once
-from tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny, with_sequence
-from worlds import sampling as smoke_sampling
-from worlds import tiny_run
+from support.tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny, with_sequence
+from support.worlds import sampling as smoke_sampling
+from support.worlds import tiny_run
 
 KINDS = tuple(TOPK)
 

@@ -27,7 +27,7 @@ from drpo.train.loop import train
 from drpo.train.session import SUMMARY
 from drpo.train.watch import Silent, Together
 from support.forks import fork
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
 Figures = list[tuple[int, Mapping[str, float]]]

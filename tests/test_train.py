@@ -19,10 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import worlds
 from drpo import cli, models
 from drpo.errors import InputError
 from drpo.objectives import (
@@ -30,7 +28,6 @@ from drpo.objectives import (
     DRPO,
     ImportanceSampling,
     PPOClip,
-    Tokens,
     gradient_weight,
     ratio,
     vanishes_at_zero_advantage,
@@ -47,26 +44,11 @@ from drpo.train.setup import assemble
 from drpo.train.step import update_policy
 from drpo.train.watch import Silent
 from drpo.types import Batch, StepStats
+from support import worlds
 from support.forks import KillItself, fork
 from support.rollouts import with_engine
-from worlds import Letters, sampling, tiny_run
-
-DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
-
-
-def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    last = checkpoint.latest(folder / CHECKPOINTS)
-    assert last is not None
-    return {**load_file(last / checkpoint.WEIGHTS), **load_file(last / checkpoint.OPTIMIZER)}
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    for name in DETERMINISTIC:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    ours, theirs = final_tensors(a), final_tensors(b)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+from support.runs import StopsAfter, assert_same_run, tokens_of
+from support.worlds import Letters, sampling, tiny_run
 
 
 def test_it_learns(tmp_path: Path):
@@ -131,19 +113,6 @@ def test_rollouts_say_what_each_update_saw(tmp_path: Path, objective):
         assert torch.equal(given, rewards - rewards.mean())
     silent = vanishes_at_zero_advantage(objective)
     assert all(("logp" in r) == (r["advantage"] != 0 or not silent) for r in records)
-
-
-def tokens_of(records: list[dict]) -> Tokens:
-    """The tokens of some records of a rollout."""
-    column = {
-        name: torch.tensor([x for r in records for x in r[name]])
-        for name in ("logp", "behavior_logp", "divergence")
-        if name in records[0]
-    }
-    n = [len(r["logp"]) for r in records]
-    advantage = torch.tensor([r["advantage"] for r in records]).repeat_interleave(torch.tensor(n))
-    sequence = torch.arange(len(n)).repeat_interleave(torch.tensor(n))
-    return Tokens(advantage=advantage, keep=torch.ones_like(sequence).bool(), sequence=sequence, **column)
 
 
 def test_same_seed_same_run_other_seed_another(tmp_path: Path):
@@ -285,20 +254,6 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
         checkpoint.save(tmp_path, checkpoint.Progress(step=step), parts.policy.trainable(), parts.optimizer)
         checkpoint.prune(tmp_path, keep=2, scores={0: 1.0, 1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
-
-
-class StopsAfter(Silent):
-    """Asks for the end after a step, and keeps what it is told."""
-
-    def __init__(self, step: int) -> None:
-        self.last, self.said = step, ""
-
-    def stepped(self, step, metrics, seconds, groups) -> None:
-        if step == self.last:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def note(self, text: str) -> None:
-        self.said += text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

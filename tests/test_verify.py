@@ -16,8 +16,8 @@ from drpo.train.loop import train
 from drpo.train.records import CONFIG, EVALUATIONS, FILES, METRICS, MODEL, ROLLOUTS, SUMMARY, TIMING, Sum, read_records
 from drpo.train.verify import verify
 from drpo.train.watch import Silent
-from test_train import StopsAfter, assert_same_run
-from worlds import sampling, tiny_run
+from support.runs import StopsAfter, assert_same_run
+from support.worlds import sampling, tiny_run
 
 RUN = tiny_run(steps=3, prompts=2, updates=1, sampling=sampling(samples=2), checkpoint_every=2, eval_every=1)
 

@@ -34,10 +34,10 @@ from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.setup import Parts, assemble
 from drpo.types import Episode, Generation, Problem, Request, Sampling
-from rank import run_of
+from support.processes import assert_nearly_same_run, launch
+from support.rank import run_of
 from support.rollouts import Prompted
-from test_ranks import assert_same_run, launch
-from tiny_world import STOPS, law, own_logp, perturb, small
+from support.tiny_world import STOPS, law, own_logp, perturb, small
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it in .venv-vllm")
 pytestmark = pytest.mark.vllm
@@ -286,7 +286,7 @@ def test_two_processes_with_an_engine_each_are_one_run(shard: str, stop: int, al
         launch(2, folder, "vllm", shard, stop)
         assert len(read_records(folder / METRICS)) == stop
     launch(2, folder, "vllm", shard)
-    assert_same_run(alone, folder)
+    assert_nearly_same_run(alone, folder)
     # Each step's sampler has the weights that the step begins with.
     assert all(r["version"] == r["step"] - 1 for r in read_records(folder / ROLLOUTS))
     shifts = [r["updates"][0].get("shift_p99") for r in read_records(folder / METRICS)]  # None where nothing is trained

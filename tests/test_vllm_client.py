@@ -1,6 +1,6 @@
 """What needs no vLLM: what it is asked, how its answers are read, and what is done when a server fails.
 
-A stand-in (fake_vllm.py) draws from a real model. That vLLM itself does as the stand-in does is shown in test_vllm.py.
+A stand-in (support/fake_vllm.py) draws from a real model. That vLLM itself does as it does is shown in test_vllm.py.
 """
 
 import asyncio
@@ -45,12 +45,12 @@ from drpo.train.checkpoint import latest
 from drpo.train.loop import train
 from drpo.train.watch import Silent
 from drpo.types import Episode, Problem, Request, Sampling
-from fake_vllm import FakeServer, Sampler, fake_module
-from hostile import refused
+from support.fake_vllm import FakeServer, Sampler, fake_module
+from support.hostile import refused
 from support.rollouts import Prompted
-from tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
-from worlds import sampling as tiny_sampling
-from worlds import tiny_run
+from support.tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
+from support.worlds import sampling as tiny_sampling
+from support.worlds import tiny_run
 
 SAMPLING = Sampling(samples=3, max_new_tokens=5)
 QUICK = Patience(request_s=1.0, attempts=3, pause_s=0.01)

@@ -27,7 +27,7 @@ from drpo.train.log import EVALUATIONS, FILES, METRICS, ROLLOUTS, TIMING, RunLog
 from drpo.train.loop import train
 from drpo.train.records import CELLS
 from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 
 @pytest.fixture(scope="module")

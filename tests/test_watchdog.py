@@ -12,8 +12,8 @@ from drpo.train.checkpoint import latest
 from drpo.train.loop import train
 from drpo.train.session import CHECKPOINTS
 from drpo.train.watchdog import STALLED, STATUS, Watchdog
-from test_train import assert_same_run
-from worlds import tiny_run
+from support.runs import assert_same_run
+from support.worlds import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAKS = """
@@ -24,7 +24,7 @@ from drpo.errors import EngineError
 from drpo.rollout import TransformersEngine
 from drpo.train.loop import train
 from drpo.train.watchdog import Watchdog
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 how, folder, draw = sys.argv[1], Path(sys.argv[2]), TransformersEngine.generate
 

@@ -1,5 +1,6 @@
 """The head of a transformers model, as the operator reads it: measured, since families name their parts differently."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ def measure_head(model: PreTrainedModel) -> HeadShape:
     if not small > 0 or inputs.shape != hidden.shape:
         raise _refused(model)
     before = float((inputs * hidden).sum() / hidden.square().sum())  # MiniCPM 3 scales the states, not the logits
-    scale = one if huge > MOST_CAP else round(small / PROBE[0], 6)
+    scale = one if huge > MOST_CAP else round(huge * math.atanh(small / huge) / PROBE[0], 6)
     shape = HeadShape(scale * round(before, 6), None if huge > MOST_CAP else huge)
     expected = shape.of(layer.weight, getattr(layer, "bias", None)).logits(hidden[:n]).float()
     if not torch.allclose(expected, logits[:n], rtol=1e-3, atol=1e-3 * float(logits[:n].abs().max())):

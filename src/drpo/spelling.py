@@ -107,7 +107,8 @@ def _make(maker: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         if signature:
             signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"{kind} {text!r}: {error}; the arguments are {signature}") from None
+        arguments = str(signature).removesuffix(" -> None")
+        raise InputError(f"{kind} {text!r}: {error}; the arguments are {arguments}") from None
     try:
         return maker(*args, **kwargs)
     except (TypeError, ValueError) as error:

@@ -15,39 +15,14 @@ trl = pytest.importorskip("trl")
 from datasets import Dataset  # noqa: E402
 
 from adapters.parity import record  # noqa: E402
+from adapters.trl_runs import LONGEST, config  # noqa: E402
 from drpo import models, objectives  # noqa: E402
 from drpo.adapters.trl import AGGREGATIONS, DRPOConfig, DRPOTrainer  # noqa: E402
 from drpo.errors import InputError  # noqa: E402
 from drpo.objectives import Tokens, total  # noqa: E402
-from tiny_world import doubled  # noqa: E402
+from support.tiny_world import doubled  # noqa: E402
 
 SPELLINGS = ("drpo(0.2)", "drpo(12.5)", "dppo(0.15)", "spo(0.5)", "ppo(0.2, 0.28)", "gspo(0.1, 0.1)")
-GROUP, ACCUMULATED, LONGEST = 4, 2, 9
-"""Samples of a prompt; micro-batches of an update; the longest completion."""
-
-
-def config(folder: Path, **changes: Any) -> DRPOConfig:
-    """Two updates on every rollout, so that the second is off-policy even without noise; six in all."""
-    chosen = {
-        "objective": "drpo(0.2)",
-        "per_device_train_batch_size": GROUP,
-        "gradient_accumulation_steps": ACCUMULATED,
-        "num_iterations": 2,
-        "num_generations": GROUP,
-        "max_completion_length": LONGEST,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "beta": 0.0,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-    }
-    return DRPOConfig(output_dir=str(folder), **(chosen | changes))
 
 
 class NoisySampler:

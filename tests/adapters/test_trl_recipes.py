@@ -18,7 +18,7 @@ import yaml  # noqa: E402
 from accelerate.commands.config.config_args import load_config_from_file  # noqa: E402
 
 from adapters.pages import run_page  # noqa: E402
-from adapters.test_trl import config  # noqa: E402
+from adapters.trl_runs import config  # noqa: E402
 from drpo import cli, models, objectives  # noqa: E402
 from drpo.adapters.trl import DRPOConfig  # noqa: E402
 

@@ -13,7 +13,7 @@ cpu = pytest.importorskip("adapters.verl_on_cpu")  # before verl, whose platform
 
 import torch
 
-from adapters.test_verl import directly, sampled
+from adapters.verl_batches import directly, sampled
 
 SPELLING = "drpo(0.02)"
 

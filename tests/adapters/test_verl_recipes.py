@@ -11,9 +11,8 @@ pytestmark = pytest.mark.adapters
 cpu = pytest.importorskip("adapters.verl_on_cpu")  # before verl, whose platform it chooses
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from transformers import Qwen3Config, Qwen3MoeConfig
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -22,24 +21,18 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.flops_counter import FlopsCounter
 from verl.utils.import_utils import load_extern_object, load_module
 
+from adapters.verl_recipe import CLUSTER, recipe
 from drpo import objectives
 from drpo.adapters.verl import DRPOPolicyLossConfig, check
 from drpo.methods import Method, dppo, drpo, spo
 from drpo.reductions import Horizon
 from drpo.types import Problem
 
-CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "verl"
 SETTINGS = sorted(
     path.stem for path in (CLUSTER / "config").glob("*.yaml") if path.stem not in ("paper", "dense", "moe")
 )
 METHODS = sorted(path.stem for path in (CLUSTER / "config" / "objective").glob("*.yaml"))
 PAPER: dict[str, Method] = {"drpo": drpo(), "spo": spo(), "dppo": dppo()}
-
-
-def recipe(setting: str, *overrides: str) -> DictConfig:
-    always = (f"here={CLUSTER}", "trainer.experiment_name=test", "hydra.searchpath=[pkg://verl.trainer.config]")
-    with initialize_config_dir(str(CLUSTER / "config"), version_base=None):
-        return compose(setting, overrides=[*always, *overrides])
 
 
 def test_there_are_six_settings_and_the_papers_methods():

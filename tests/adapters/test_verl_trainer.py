@@ -24,8 +24,8 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
-from adapters.test_verl import directly, full, sampled
-from adapters.test_verl_recipes import recipe
+from adapters.verl_batches import directly, full, sampled
+from adapters.verl_recipe import recipe
 
 SPELLING = "drpo(0.005)"
 RATE = 1e-2

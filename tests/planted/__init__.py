@@ -1,37 +1,25 @@
-"""Bugs that the tests must notice, run by `tests/plant_bugs.py`: a module per part of the project.
+"""Bugs that the tests must notice, run by `tests/plant_bugs.py`: a module of records per part of the project.
 
-Each module has `BUGS`, patches of the source, or `REPLACEMENTS`, functions replaced while the program runs. The latter
-do not depend on how the source is written, so they are the ones to add.
+Each module has `REPLACEMENTS`: functions replaced while the program runs, which do not depend on how the source is
+written.
 """
 
 import importlib
+import importlib.abc
+import importlib.util
+import os
 import pkgutil
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Bug:
-    """One mistake that others have made, as a patch of our source, and the tests that must fail on it.
-
-    Args:
-        number: its class in the project's table of bug classes, 1 .. 20.
-        name: what is wrong, in a few words.
-        file: under src/drpo.
-        old: text that stands in the file exactly once.
-        new: what stands there instead.
-        tests: pytest node ids; a test named without its parameters fails when any of its cases does. Every one of
-            these must fail on the patched source, and pass on the source as it is. Few: each start costs seconds.
-    """
-
-    number: int
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
+NOT_PLANTED = 70
+"""The exit status of a process in which a bug could not be planted."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,8 @@ class Replacement:
         make: receives what stands there and returns the wrong one. A static method, class method or property is
             unwrapped before and wrapped again after. Import `drpo` inside `make` or its result, never at the top of the
             module of records: the target is not imported yet.
-        tests: as for `Bug`.
+        tests: pytest node ids; a test named without its parameters fails when any of its cases does. Every one of
+            these must fail where the bug is planted, and pass where it is not.
     """
 
     name: str
@@ -78,16 +67,53 @@ class Replacement:
         setattr(owner, last, wrong)
 
 
-def _records(kind: str) -> list[Any]:
-    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    return [record for module in modules for record in getattr(module, kind, ())]
+class _Planting(importlib.abc.MetaPathFinder):
+    """Finds one module as the other finders do, and replaces something in it as soon as it is there."""
+
+    def __init__(self, bug: Replacement) -> None:
+        self.bug = bug
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.bug.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_plant(module: ModuleType) -> None:
+            run(module)
+            sys.modules.setdefault(fullname, module)
+            try:
+                self.bug.plant()
+            except Exception as error:  # a test that fails by it would look as if it had caught the bug
+                print(f"{self.bug.name!r} cannot be planted: {error!r}", file=sys.stderr, flush=True)
+                os._exit(NOT_PLANTED)
+
+        spec.loader.exec_module = run_and_plant  # type: ignore[method-assign]
+        return spec
 
 
-def all_bugs() -> list[Bug]:
-    """Every patch of every module of this package, by number."""
-    return sorted(_records("BUGS"), key=lambda bug: bug.number)
+def plant_when_imported(name: str) -> None:
+    """Have a bug planted as soon as its module, which is not imported yet, is."""
+    bug = all_replacements()[name]
+    if bug.module in sys.modules:
+        raise RuntimeError(f"{bug.module} is imported already: others hold what stands in it")
+    sys.meta_path.insert(0, _Planting(bug))
 
 
 def all_replacements() -> dict[str, Replacement]:
-    """Every replacement of every module of this package, by name."""
-    return {replacement.name: replacement for replacement in _records("REPLACEMENTS")}
+    """Every replacement of every module of this package, by name.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    found: list[Replacement] = [record for module in modules for record in module.REPLACEMENTS]
+    twice = [name for name, n in Counter(r.name for r in found).items() if n > 1]
+    if twice:
+        raise ValueError(f"bugs of the same name: {twice}")
+    return {replacement.name: replacement for replacement in found}

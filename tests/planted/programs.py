@@ -1,20 +1,20 @@
-"""Mistakes in tests of programs, in finding the program, in a reward's answers, and in prompts.
+"""Mistakes in tests of programs and their sandbox, in finding the program, in a reward's answers, and in prompts.
 
-What happens inside the sandbox is patched as text: its interpreter has no way to find a replacement.
+The sandbox's own interpreter has no way to find a replacement: what it is told is replaced.
 """
 
 from typing import Any
 
-from planted import Bug, Replacement
+from planted import Replacement
 
 CODE = "tests/test_code_tests.py::"
 REWARDS = "tests/test_rewards.py::"
+PROGRAMS = "tests/test_python_tests.py::"
 PROMPTS = "tests/test_prompts.py::"
 
 FORMS = f"{CODE}test_every_form_is_run"
 NOTHING = f"{CODE}test_what_tests_nothing_or_is_not_known_is_an_error"
 RUNS = f"{CODE}test_what_shows_only_when_it_runs_is_an_error_too"
-TRICKS = f"{CODE}test_tests_are_not_skipped_or_satisfied_by_a_trick"
 FOUND = f"{CODE}test_the_program_is_found"
 
 
@@ -56,7 +56,66 @@ def _no_calls(right: Any) -> Any:
     return lambda tree, entry: []
 
 
+def _told(**other: Any) -> Any:
+    """A sandbox that is told something else."""
+    return lambda right: lambda job, folder: right(job | other, folder)
+
+
+def _any_one(right: Any) -> Any:
+    return lambda *given: [True] * len(found) if any(found := right(*given)) else found
+
+
+def _whatever_it_says(right: Any) -> Any:
+    return lambda self, suite, *given: right(self, suite, *given) or [True] * len(suite)
+
+
+def _any_number(right: Any) -> Any:
+    return lambda value: (float(value), None)
+
+
 REPLACEMENTS = (
+    Replacement(
+        "programs run without namespaces",
+        "drpo.rewards.python:_started",
+        _told(isolated=False),
+        (f"{PROGRAMS}test_files_elsewhere_can_be_read_and_not_written",),
+    ),
+    Replacement(
+        "programs may take any memory",
+        "drpo.rewards.python:_started",
+        _told(memory_mb=1 << 13),
+        (f"{PROGRAMS}test_memory_is_limited",),
+    ),
+    Replacement(
+        "ending without an error passes",
+        "drpo.rewards.python:PythonTests._asserted",
+        _whatever_it_says,
+        (f"{PROGRAMS}test_success_cannot_be_faked_by_ending_early",),
+    ),
+    Replacement(
+        "any one test is enough",
+        "drpo.rewards.python:PythonTests._asserted",
+        _any_one,
+        (f"{PROGRAMS}test_right_wrong_and_partly_right",),
+    ),
+    Replacement(
+        "NaN is a score",
+        "drpo.rewards.marking:_read",
+        _any_number,
+        (f"{REWARDS}test_a_declared_reward_runs_here_with_the_same_outcomes",),
+    ),
+    Replacement(
+        "a reward has no memory limit",
+        "drpo.rewards.worker:_limit_memory",
+        lambda right: lambda memory: None,
+        (f"{REWARDS}test_every_misdeed_costs_its_own_mark_only_and_order_is_kept",),
+    ),
+    Replacement(
+        "a killed process leaves what it started",
+        "drpo.rewards.processes:_descendants",
+        lambda right: lambda process: [],
+        (f"{REWARDS}test_what_a_call_forks_ends_with_it",),
+    ),
     Replacement("JSON of tests is taken for a program", "drpo.rewards.suites:_decoded", _whole_text, (FORMS,)),
     Replacement("tests that are only defined are not called", "drpo.rewards.assertions:_calls", _no_calls, (FORMS,)),
     Replacement(
@@ -114,33 +173,5 @@ REPLACEMENTS = (
         "drpo.tasks.rows:_HALF",
         lambda right: __import__("re").compile("(?!)"),
         (f"{PROMPTS}test_half_a_character_in_a_file_is_refused_by_its_line",),
-    ),
-)
-
-BUGS = (
-    Bug(
-        20,
-        "many tests do not fit into the verdict",
-        "rewards/sandboxed.py",
-        'b"".join(passed[1:])',
-        'b"".join(passed[1:10_900])',
-        (f"{CODE}test_many_tests_and_much_output_arrive",),
-    ),
-    Bug(20, "tracing is allowed", "rewards/sandboxed.py", '    "sys.settrace",\n', "", (TRICKS,)),
-    Bug(
-        20,
-        "an object that is equal to anything passes",
-        "rewards/sandboxed.py",
-        "        if any_equal:",
-        "        if False:",
-        (TRICKS,),
-    ),
-    Bug(
-        20,
-        "assertions that ran are not counted",
-        "rewards/sandboxed.py",
-        'b"1" if count or test is None else b"-"',
-        'b"1"',
-        (RUNS,),
     ),
 )

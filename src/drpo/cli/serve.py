@@ -22,7 +22,7 @@ GATE = f"{Gate.__module__}.{Gate.__qualname__}"
 """What vLLM is told to put before its own handlers."""
 
 
-def serve(model: str, options: ServeOptions, further: list[str]) -> int:
+def serve(model: str, options: ServeOptions, further: list[str]) -> None:
     """Start a vLLM server in this process's place; does not return."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")

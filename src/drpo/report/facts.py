@@ -5,7 +5,7 @@ from typing import Any
 
 from drpo.objectives import spell
 from drpo.recipes import RECIPES, find
-from drpo.report.figures import Plot, brief, make_figure
+from drpo.report.figures import Plot, brief, make_figure, step_axis
 from drpo.report.palette import COLORS
 from drpo.report.step_table import mean_score, no_gradient, paired_change
 from drpo.train.config import Run, arithmetic, to_json
@@ -149,7 +149,7 @@ def timeline_plot(steps: Sequence[int], phases: Mapping[str, Sequence[float]]) -
         }
         for i, (name, seconds) in enumerate(phases.items())
     ]
-    axes = {"xaxis": {"title": {"text": "step"}, "tickformat": "d"}, "yaxis": {"title": {"text": "seconds"}}}
+    axes = {"xaxis": step_axis(steps), "yaxis": {"title": {"text": "seconds"}}}
     figure = make_figure(traces, 340, barmode="stack", hovermode="x unified", legend={"traceorder": "normal"}, **axes)
     totals = ", ".join(f"{name} {brief(sum(seconds))} s" for name, seconds in phases.items())
     caption = f"A bar is the mean of {size} steps." if size > 1 else ""

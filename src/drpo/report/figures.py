@@ -43,6 +43,36 @@ TEMPLATE = {
 }
 
 
+def log_axis(values: Iterable[float | None]) -> dict[str, Any]:
+    """Return a logarithmic axis of these values: plain numbers where two decades or fewer are spanned.
+
+    There plotly writes a digit alone for every line between two powers of ten, too close to be read.
+
+    Example:
+        >>> log_axis([0.02, 0.2])["dtick"], "dtick" in log_axis([1e-5, 1.0])
+        ('D2', False)
+    """
+    known = [value for value in values if value is not None and value > 0]
+    span = max(known) / min(known) if known else math.inf
+    wide = {"type": "log", "nticks": 6}
+    return wide if span > 100 else {**wide, "tickformat": ".3~g", **({"dtick": "D2"} if span >= 5 else {})}
+
+
+def step_axis(steps: Sequence[int]) -> dict[str, Any]:
+    """Return the axis of these steps: whole numbers alone, though they be few.
+
+    Args:
+        steps: at least one.
+
+    Example:
+        >>> step_axis([1, 2])["range"], "range" in step_axis([1, 100])
+        ([0.5, 2.5], False)
+    """
+    axis = {"title": {"text": "step"}, "tickformat": "d", "nticks": 6}
+    first, last = min(steps), max(steps)
+    return axis if last - first > 5 else {**axis, "dtick": 1, "range": [first - 0.5, last + 0.5]}
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure with what the page says of it.

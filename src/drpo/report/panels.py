@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drpo.objectives import caution, radii
-from drpo.report.figures import SMALL, Plot, brief, level, look, make_figure
+from drpo.report.figures import SMALL, Plot, brief, level, log_axis, look, make_figure, step_axis
 from drpo.train.config import Run
 from drpo.train.metrics import REWARD_PARTS
 
@@ -56,7 +56,7 @@ PANELS = (
     Panel(
         "Out of the region",
         "share of tokens",
-        "Outside: beyond the radius, or 0.15 where there is none. Held: w is 0 or less.",
+        "Outside: out of the objective's own region; no line where it has none. Held: w is 0 or less.",
         {"outside": "outside", "held": "held"},
     ),
     Panel(
@@ -194,8 +194,11 @@ def panel_plot(i: int, panel: Panel, lines: Sequence[Line], flat: Levels) -> Plo
         SMALL,
         hovermode="x unified",
         showlegend=len(traces) > 1,
-        xaxis={"title": {"text": "step"}, "tickformat": "d", "nticks": 6},
-        yaxis={"title": {"text": panel.unit}, "type": "log" if panel.log else "linear", "nticks": 6},
+        xaxis=step_axis([step for line in lines for step in line.x]),
+        yaxis={
+            "title": {"text": panel.unit},
+            **(log_axis(y for line in lines for y in line.y) if panel.log else {"nticks": 6}),
+        },
     )
     return Plot(f"panel-{i}", panel.title, figure, described(panel, lines, flat), panel.caption)
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 
 from drpo.cli.options import leading, parse, require_options
-from drpo.cli.runs import require_run
 from drpo.errors import InputError
 from drpo.recipes import RECIPES, find, require_recipe
 from drpo.spelling import import_named
+from drpo.train.records import CELLS
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
 BY_CELL = ("name", "objective", "seed")
@@ -80,7 +80,8 @@ def compare(arguments: list[str]) -> int:
         given, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
         resumed = parse(ResumeOptions, rest, f"drpo compare --resume {given}")
         require_jobs(resumed.jobs)
-        require_run(Path(given))
+        if not (Path(given) / CELLS).is_dir():
+            raise InputError(f"{given}: no comparison there ({CELLS}/ is missing)")
         return int(import_named("drpo.cli.compare", "resume", "command")(Path(given), resumed))
     name, rest = leading(arguments, "RECIPE", f"compare: name a recipe first; known: {', '.join(RECIPES)}")
     if arguments[0].startswith("-"):  # --help alone

@@ -10,6 +10,7 @@ from drpo.cli.output import PICTURES, require_file
 from drpo.cli.runs import require_run
 from drpo.errors import InputError
 from drpo.spelling import import_named
+from drpo.train.records import ROLLOUTS
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,6 @@ def replay(arguments: list[str]) -> int:
     require_file("--out", options.out, PICTURES)
     if options.json is not None:
         require_file("--json", options.json)
-    require_run(options.run)
+    if not (options.run / ROLLOUTS).exists():  # all that a replay reads
+        require_run(options.run)
     return int(import_named("drpo.cli.replay", "replay", "command")(options))

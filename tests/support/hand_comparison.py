@@ -10,7 +10,7 @@ from typing import Any
 from drpo.lab.grid import parse_arm
 from drpo.lab.outcome import FINISHED, SERIES, Cell, Comparison
 from drpo.train.config import to_json
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 OBJECTIVES = ("none", "ppo(0.2, 0.28)", "spo(12.5)", "dppo(0.15, 0.15)", "drpo(12.5)", "drpo(0.2)")
 

@@ -10,7 +10,7 @@ from drpo import models
 from drpo.train.config import Run, to_json
 from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING
 from drpo.train.session import CONFIG, ENVIRONMENT
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 NASTY = "<script>document.title='caught'</script><img src=x onerror=alert(1)>&amp;"
 

@@ -21,7 +21,7 @@ from drpo.rollout import TransformersEngine
 from drpo.saving import probe, require_savable, save_model
 from drpo.types import Problem, Sampling
 from support.rollouts import transformers_engine
-from tiny_world import own_logp
+from support.tiny_world import own_logp
 
 SIZES: Mapping[str, Any] = dict(
     vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -83,7 +83,7 @@ recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; troc
 )
 """Those of the table: transformers' model type, and after a comma what is special."""
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 HEAD = "| family | class | trainer | sampler | LoRA |"
 
 PROBLEMS = (Problem("short", "7+5=", "12"), Problem("long", "What is 7 + 5?", "12"))

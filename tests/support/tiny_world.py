@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from drpo import models
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
+from drpo.reductions import Horizon
 from drpo.types import (
     Batch,
     Episode,
@@ -31,6 +32,9 @@ STOPS = frozenset(range(0, 257, 9))
 
 PROBLEMS = tuple(Problem(f"p{i}", "7 + 5 = ?!"[: 1 + 4 * i] * (1 + 2 * i), "12") for i in range(4))
 """Prompts of 1, 15, 45 and 70 bytes."""
+
+REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0))
+"""Two groups that say something, one of them with two samples of advantage 0, and two that say nothing."""
 
 
 def tiny(stops: frozenset[int] = frozenset()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -151,3 +155,8 @@ def with_logp(c: Episode, behavior_logp: Tensor) -> Episode:
 
 def with_sequence(e: Episode, **changes: Any) -> Episode:
     return replace(e, sequences=(replace(e.sequence, **changes),))
+
+
+def how(**changes: object) -> BatchConfig:
+    plain = BatchConfig(updates=1, reduction=Horizon(20), micro_batch_tokens=200, skip_zero_advantage=False)
+    return replace(plain, **changes)  # type: ignore[arg-type]

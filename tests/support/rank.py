@@ -1,4 +1,4 @@
-"""One of several processes of a run, started by torchrun: tests/rank.py FOLDER KIND SHARD STOP."""
+"""One of several processes of a run, started by torchrun: tests/support/rank.py FOLDER KIND SHARD STOP."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
-from tiny_world import STOPS, small, tiny
-from worlds import sampling, tiny_run
+from support.tiny_world import STOPS, small, tiny
+from support.worlds import sampling, tiny_run
 
 # Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
 KINDS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": AdamW(2e-4),
     },
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
-    "vllm": {"model": "rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
+    "vllm": {"model": "support.rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
     "critic": {
         "prompts": 3,
         "sampling": sampling(samples=1),
@@ -57,7 +57,13 @@ def short() -> Any:
 
 
 def run_of(kind: str, shard: str = "none") -> Run:
-    plain = {"model": "rank:short", "steps": 10, "eval_problems": 5, "checkpoint_every": 1, "optimizer": AdamW(3e-3)}
+    plain = {
+        "model": "support.rank:short",
+        "steps": 10,
+        "eval_problems": 5,
+        "checkpoint_every": 1,
+        "optimizer": AdamW(3e-3),
+    }
     return tiny_run(**(plain | KINDS[kind]), shard=shard)
 
 

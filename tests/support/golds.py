@@ -1,6 +1,6 @@
 """Every reference answer of the data sets marked against itself by math-verify; prints the table of docs/rewards.md.
 
-    python tests/golds.py
+    python tests/support/golds.py
 
 A score depends on the answer alone, so each different answer of a set is marked once.
 """
@@ -15,7 +15,7 @@ from drpo.rewards.math import math_verify
 from drpo.tasks.rows import reach, read_rows
 from drpo.types import Problem
 
-DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 SETS = {
     "AIME 2024": ("aime24/test.jsonl", "answer"),
     "AIME 2025": ("aime25/test.jsonl", "answer"),

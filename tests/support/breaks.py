@@ -1,4 +1,4 @@
-"""`drpo`, but for an engine that dies once on the last of the processes: tests/breaks.py STEP COMMAND ..."""
+"""`drpo`, but for an engine that dies once on the last of the processes: tests/support/breaks.py STEP COMMAND ..."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Kills a run again and again and lets it go on each time: tests/killer.py FOLDER KILLS SEED, a process of its own.
+"""Kills a run again and again and lets it go on each time: `main(FOLDER, KILLS, SEED)`, in a process of its own.
 
 Half of the kills come at a random moment, half just before or after a random write to a file. The children are forks,
 so that an import costs nothing.
@@ -19,7 +19,7 @@ import torch
 from drpo.rollout.transformers import TransformersEngine  # noqa: F401 (what a child would import late)
 from drpo.train import checkpoint, log
 from drpo.train.loop import train
-from worlds import tiny_run
+from support.worlds import tiny_run
 
 WRITES: tuple[tuple[Any, str], ...] = (
     (checkpoint, "save_file"),

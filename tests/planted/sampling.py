@@ -1,0 +1,173 @@
+"""Mistakes in the law that is drawn from, in what it is said to be, and in whose weights it has."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from planted import Replacement
+
+ROLLOUT = "tests/test_rollout.py::"
+DECODE = "tests/test_decode.py::"
+BATCH = "tests/test_batch_policy.py::"
+ROLLOUTS = "tests/test_rollouts.py::"
+CLIENT = "tests/test_vllm_client.py::"
+OWN_LAW = f"{ROLLOUT}test_behavior_logp_is_the_models_own"
+OWN_WEIGHTS = f"{ROLLOUT}test_the_engine_has_its_own_weights_until_load"
+RESUMED = f"{ROLLOUTS}test_killed_and_resumed_is_one_run_bit_for_bit"
+SENT = f"{CLIENT}test_what_is_sent_is_the_law_and_nothing_is_left_to_a_generation_config"
+
+
+def _says_the_plain_law(right: Any) -> Any:
+    def draw(logits: Any, u: Any, sampling: Any) -> Any:
+        token, _ = right(logits, u, sampling)
+        return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+
+    return draw
+
+
+def _not_renormalised(right: Any) -> Any:
+    return lambda p, sampling: p.where(right(p, sampling) > 0, 0)
+
+
+def _global_numbers(right: Any) -> Any:
+    def uniforms(seed: Any, n: int) -> Any:
+        import torch
+
+        return torch.rand(n, dtype=torch.float64)
+
+    return uniforms
+
+
+def _at_temperature_1(right: Any) -> Any:
+    return lambda hidden, head, tokens, objective, temperature: right(hidden, head, tokens, objective)
+
+
+def _stays_behind(right: Any) -> Any:
+    def keep(self: Any, rows: Any) -> None:
+        mask = self.mask
+        right(self, rows)
+        self.mask = mask[: len(rows)]
+
+    return keep
+
+
+def _twice(right: Any) -> Any:
+    def merged(self: Any) -> Any:
+        plain = dict(self.model.named_parameters())
+        for name, value in right(self):
+            base = plain.get(name.replace(".weight", ".base_layer.weight"))
+            yield name, value if base is None else 2 * value - base.detach()
+
+    return merged
+
+
+def _one_more_ahead(right: Any) -> Any:
+    def take(self: Any, step: int) -> Any:
+        while self._next <= min(step + self._run.lag + 1, self._run.steps - 1):
+            self._ahead.append(self._begin(self._next))
+            self._next += 1
+        return right(self, step)
+
+    return take
+
+
+REPLACEMENTS = (
+    Replacement(
+        "the sampler forgets the temperature",
+        "drpo.rollout.sample:_scores",
+        lambda right: lambda logits, sampling: logits.float(),
+        (OWN_LAW, f"{ROLLOUT}test_frequencies_are_the_softmax", f"{BATCH}test_on_policy_the_ratio_is_one[0.6]"),
+    ),
+    Replacement(
+        "the sampler reports log-probabilities without the temperature that it drew with",
+        "drpo.rollout.sample:_draw",
+        _says_the_plain_law,
+        (OWN_LAW, f"{ROLLOUT}test_a_draw_reports_its_own_probability", f"{BATCH}test_on_policy_the_ratio_is_one[1.5]"),
+    ),
+    Replacement(
+        "the policy's loss forgets the temperature",
+        "drpo.policy:linear_policy_loss",
+        _at_temperature_1,
+        (f"{BATCH}test_logp_and_entropy_are_the_plain_models[0.6]", f"{BATCH}test_on_policy_the_ratio_is_one[0.6]"),
+    ),
+    Replacement(
+        "truncated probabilities are not renormalised",
+        "drpo.rollout.sample:_truncate",
+        _not_renormalised,
+        (
+            f"{ROLLOUT}test_truncation_leaves_only_the_allowed_and_renormalises",
+            f"{ROLLOUT}test_the_mean_ratio_under_truncation_is_the_kept_mass",
+        ),
+    ),
+    Replacement(
+        "a draw takes the word after",
+        "drpo.rollout.sample:_invert",
+        lambda right: lambda p, u: (right(p, u) + 1) % p.shape[-1],
+        (
+            f"{DECODE}test_a_draw_inverts_the_distribution_function",
+            f"{DECODE}test_evenly_spaced_numbers_give_every_word_its_share",
+        ),
+    ),
+    Replacement(
+        "random numbers come from the global generator",
+        "drpo.rollout.sample:uniforms",
+        _global_numbers,
+        (
+            f"{ROLLOUT}test_torchs_global_stream_is_neither_read_nor_moved",
+            f"{ROLLOUT}test_uniforms_are_uniform_and_start_the_same_at_any_length",
+        ),
+    ),
+    Replacement(
+        "masks stay behind when rows leave the batch",
+        "drpo.rollout.decode:PlainDecoder.keep",
+        _stays_behind,
+        (f"{DECODE}test_completions_are_those_of_one_row_alone_without_a_cache[gemma2, soft cap]",),
+    ),
+    Replacement(
+        "the engine samples with the trainer's own tensors",
+        "drpo.rollout.transformers:copy",
+        lambda right: SimpleNamespace(deepcopy=lambda model: model),
+        (OWN_WEIGHTS,),
+    ),
+    Replacement(
+        "adapters count twice",
+        "drpo.policy:Policy._merged",
+        _twice,
+        (f"{BATCH}test_the_merged_state_is_the_adapted_model",),
+    ),
+    Replacement(
+        "weights are handed over while the old ones are still sampling",
+        "drpo.train.rollouts:Rollouts.settle",
+        lambda right: lambda self: None,
+        (f"{ROLLOUTS}test_in_the_background_is_the_same_run_bit_for_bit[1-1-scripted]",),
+    ),
+    Replacement(
+        "rollouts are one step older than asked for",
+        "drpo.train.rollouts:Rollouts.take",
+        _one_more_ahead,
+        (f"{ROLLOUTS}test_every_rollout_is_sampled_with_the_weights_it_should_be",),
+    ),
+    Replacement(
+        "rollouts in flight are drawn again after a crash",
+        "drpo.train.rollouts:Rollouts.save",
+        lambda right: lambda self, folder, step: None,
+        (f"{RESUMED}[1-1-True]",),
+    ),
+    Replacement(
+        "the temperature is not sent to vLLM",
+        "drpo.rollout.vllm_request:parameters",
+        lambda right: lambda request: right(request) | {"temperature": 1.0},
+        (SENT, f"{CLIENT}test_log_probabilities_are_those_of_the_law"),
+    ),
+    Replacement(
+        "the scale of 8-bit inputs is forgotten",
+        "drpo.precision:_multiply",
+        lambda right: lambda x, x_scale, w, bias, dtype: right(x, None, w, bias, dtype),
+        ("tests/test_precision.py::test_the_product_is_that_of_the_rounded_operands",),
+    ),
+    Replacement(
+        "the scale is that of the other e4m3 format, which ends at 240",
+        "drpo.precision:LARGEST",
+        lambda right: {**right, "e4m3": 240.0},
+        ("tests/test_precision.py::test_halfway_goes_to_the_even_value[e4m3]",),
+    ),
+)

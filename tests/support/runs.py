@@ -1,0 +1,58 @@
+"""What tests of runs share: whether two are one, and a watcher that ends one."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from drpo.objectives import Tokens
+from drpo.train import checkpoint
+from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS
+from drpo.train.session import CHECKPOINTS
+from drpo.train.watch import Silent
+
+DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    last = checkpoint.latest(folder / CHECKPOINTS)
+    assert last is not None
+    return {**load_file(last / checkpoint.WEIGHTS), **load_file(last / checkpoint.OPTIMIZER)}
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    for name in DETERMINISTIC:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    ours, theirs = final_tensors(a), final_tensors(b)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+class StopsAfter(Silent):
+    """Asks for the end after a step, and keeps what it is told."""
+
+    def __init__(self, step: int) -> None:
+        self.last, self.said = step, ""
+
+    def stepped(self, step, metrics, seconds, groups) -> None:
+        if step == self.last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def note(self, text: str) -> None:
+        self.said += text
+
+
+def tokens_of(records: list[dict]) -> Tokens:
+    """The tokens of some records of a rollout."""
+    column = {
+        name: torch.tensor([x for r in records for x in r[name]])
+        for name in ("logp", "behavior_logp", "divergence")
+        if name in records[0]
+    }
+    n = [len(r["logp"]) for r in records]
+    advantage = torch.tensor([r["advantage"] for r in records]).repeat_interleave(torch.tensor(n))
+    sequence = torch.arange(len(n)).repeat_interleave(torch.tensor(n))
+    return Tokens(advantage=advantage, keep=torch.ones_like(sequence).bool(), sequence=sequence, **column)
