@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drpo.train.metrics import (
     DIVERGENCE_METRICS,
+    PART_METRICS,
     REGION_METRICS,
     ROLLOUT_METRICS,
     TOKEN_METRICS,
@@ -27,6 +28,7 @@ the sampler, `r = pi/mu`, `w` the [gradient weight](concepts.md#gradient-weight)
 
 PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     ("Of a rollout", "Over the step's completions.", ROLLOUT_METRICS),
+    ("Of the parts of a reward", "Where the reward has parts, one for each.", PART_METRICS),
     (
         "Of tokens",
         "Over the tokens that were trained on, in all updates of the step. An objective's own per-token metrics stand\n"

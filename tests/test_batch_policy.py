@@ -39,11 +39,22 @@ from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.policy import Policy
 from drpo.precision import Precision
 from drpo.reductions import Horizon
-from drpo.rewards import Mark, Marking
+from drpo.rewards import Mark, RewardConfig
 from drpo.train.optim import AdamW
 from drpo.train.score import require_marked, score
 from drpo.train.step import update_policy
-from drpo.types import Batch, Episode, Failure, MicroBatch, Problem, Sampling, ScoredGroup, StepStats
+from drpo.types import (
+    Batch,
+    Episode,
+    Failure,
+    MicroBatch,
+    Problem,
+    RewardResult,
+    Sampling,
+    ScoredGroup,
+    StepStats,
+    Transcript,
+)
 from support.rollouts import transformers_engine
 from support.tiny_world import (
     PROBLEMS,
@@ -361,8 +372,8 @@ def test_no_groups_make_no_batches() -> None:
 
 
 def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: list[ScoredGroup]) -> None:
-    lonely = replace(groups[1], episodes=groups[1].episodes[:1], rewards=groups[1].rewards[:1])
-    empty = replace(groups[0], episodes=(), rewards=torch.empty(0))
+    lonely = replace(groups[1], episodes=groups[1].episodes[:1], results=groups[1].results[:1])
+    empty = replace(groups[0], episodes=(), results=())
     (with_them,) = batched([lonely, groups[0], empty, groups[2]], how())
     (without,) = batched([groups[0], groups[2]], how())
     assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
@@ -543,13 +554,13 @@ class StubPool:
 
     reward: Callable[[Problem, str], float | None]
     failure: Failure | None = None
-    marking: Marking = field(default_factory=Marking)
+    config: RewardConfig = field(default_factory=RewardConfig)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
-        self.asked += [(p.id, text) for p, text in items]
-        values = [self.reward(p, text) for p, text in items]
-        return [Mark(v, self.failure if v is None else None, 0.0) for v in values]
+    def score(self, items: Sequence[tuple[Problem, Transcript]]) -> list[Mark]:
+        self.asked += [(p.id, transcript.text) for p, transcript in items]
+        values = [self.reward(p, transcript.text) for p, transcript in items]
+        return [Mark(None, self.failure, 0.0) if v is None else Mark(RewardResult(v), None, 0.0) for v in values]
 
 
 RAISED = Failure("raised", "it raised")
@@ -627,7 +638,7 @@ def test_failures_are_kept_with_their_reason() -> None:
 
 def test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer() -> None:
     problems, completions = fake_rollout(set())
-    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, RAISED, Marking(on_failure="zero"))
+    pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, RAISED, RewardConfig(on_failure="zero"))
     for group in score(problems, in_groups(problems, completions), pool):
         assert group.rewards.tolist() == [1.0, 1.0, 0.0, 1.0]
         assert [c.sample for c in group.episodes] == [0, 1, 2, 3] and group.unscored == ()
@@ -638,16 +649,18 @@ def test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer() -> None:
 def test_abstaining_is_no_failure_under_any_policy() -> None:
     problems, completions = fake_rollout(set())
     for policy in ("drop", "zero", "error"):
-        pool = StubPool(lambda problem, text: None if text.endswith("/2") else 1.0, None, Marking(on_failure=policy))
+        pool = StubPool(
+            lambda problem, text: None if text.endswith("/2") else 1.0, None, RewardConfig(on_failure=policy)
+        )
         for group in score(problems, in_groups(problems, completions), pool):
             assert [u.episode.sample for u in group.unscored] == [2] and group.scored_zero == group.failures == ()
 
 
 def test_a_failure_may_end_the_run_in_one_line() -> None:
     problems, completions = fake_rollout(set())
-    pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, Marking(on_failure="error"))
+    pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, RewardConfig(on_failure="error"))
     with pytest.raises(InputError, match=r"failed on 1 of 20 completions, first on one of problem 'p1': it raised; "):
-        require_marked(score(problems, in_groups(problems, completions), pool), pool.marking)
+        require_marked(score(problems, in_groups(problems, completions), pool), pool.config)
 
 
 @pytest.mark.parametrize("failure", [RAISED, None], ids=["failed", "abstained"])
@@ -656,7 +669,7 @@ def test_a_rollout_without_a_single_mark_is_refused(failure: Failure | None) -> 
     problems, completions = fake_rollout(set())
     groups = score(problems, in_groups(problems, completions), StubPool(lambda problem, text: None, failure))
     with pytest.raises(InputError, match="it raised" if failure else "abstained"):
-        require_marked(groups, Marking())
+        require_marked(groups, RewardConfig())
     assert score([], [], StubPool(lambda problem, text: None)) == []
 
 

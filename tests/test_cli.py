@@ -76,7 +76,7 @@ BAD = [
     (("train", "smoke", "--engine", "http://h:port"), "engine='http://h:port'"),
     (("train", "smoke", "--lora-rank", "1000000000"), "at most 16,384"),
     (("train", "smoke", "--sampling.max-new-tokens", "1000000000"), "max_new_tokens=1000000000"),
-    (("train", "smoke", "--marking.processes", "100000000"), "processes=100000000"),
+    (("train", "smoke", "--reward-pool.processes", "100000000"), "processes=100000000"),
     (("train", "smoke", "--stall", "1e300"), "--stall 1e+300"),
     (("train", "smoke", "--stall", "nan"), "--stall nan"),
     (("train", "smoke", "--restarts", "-1"), "--restarts -1"),

@@ -3,7 +3,8 @@
 Not covered: a critic's values (test_critic.py) and the functions of a group's rewards (test_advantages_reductions.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from drpo.credit import advantages, credit_rule, gae_credit, group_credit
 from drpo.credit.gae import GAE
 from drpo.credit.rules import step_advantages
 from drpo.errors import InputError
-from drpo.types import Credit
+from drpo.types import Credit, Episode, Problem, RewardResult, ScoredGroup
 from support.tiny_world import completion, grouped
 
 RULES = (advantages.mean, advantages.zscore, advantages.rloo)
@@ -75,3 +76,35 @@ def test_credit_has_one_number_for_each_token():
         Credit(completion([1, 2, 3]).sequence, torch.zeros(2))
     with pytest.raises(InputError, match=r"credit\.returns \[1\]: must be \[3\]"):
         Credit(completion([1, 2, 3]).sequence, torch.zeros(3), torch.zeros(3), torch.zeros(1))
+
+
+def of_turns(turns: Sequence[int], sample: int) -> Episode:
+    """An episode that branches after its first turn, where it has more."""
+    lengths = [turns[0], sum(turns[1:])] if len(turns) > 1 else turns
+    sequences = tuple(completion(range(1, n + 1)).sequence for n in lengths)
+    return replace(completion([1], sample=sample), turns=tuple(turns), sequences=sequences)
+
+
+TURNS = [(2, 1, 3), (4,), (1, 2)]
+RESULTS = [RewardResult(1.0, turns=(0.5, -0.25, 0.0)), RewardResult(2.0), RewardResult(0.0, {"seen": 1.0}, (0.0, 3.0))]
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.5])
+def test_rewards_of_turns_are_credited_to_the_turns_before_them(discount: float):
+    """Every token of a turn has the turn's advantage, in whichever of the episode's sequences it is."""
+    group = ScoredGroup(Problem("p", "", ""), tuple(of_turns(n, i) for i, n in enumerate(TURNS)), tuple(RESULTS))
+    rewards = [torch.tensor(r) for r in ([0.5, -0.25, 1.0], [2.0], [0.0, 3.0])]
+    wanted = step_advantages(rewards, advantages.mean, discount)
+    credits = iter(credit_rule(advantages.mean, discount=discount)([group], None))
+    for episode, n_tokens, advantage in zip(group.episodes, TURNS, wanted, strict=True):
+        found = [next(credits) for _ in episode.sequences]
+        assert [c.sequence for c in found] == list(episode.sequences)
+        by_token = [float(a) for a, n in zip(advantage, n_tokens, strict=True) for _ in range(n)]
+        assert torch.cat([c.advantage for c in found]).tolist() == by_token
+    assert next(credits, None) is None
+
+
+def test_a_critic_reads_a_turns_reward_at_its_last_token():
+    group = ScoredGroup(Problem("p", "", ""), (of_turns((2, 1, 2), 0),), (RewardResult(1.0, turns=(0.5, 0.0, 4.0)),))
+    credits = gae_credit([group], [torch.zeros(2), torch.zeros(3)], critic=GAE(lam=1.0, whiten=False))
+    assert [c.returns.tolist() for c in credits] == [[5.5, 5.5], [5.0, 5.0, 5.0]]

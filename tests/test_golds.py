@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import drpo.rewards.math
-from drpo.rewards import Marking, RewardPool
+from drpo.rewards import RewardConfig, RewardPool
 from drpo.rewards.math import math_verify
 from drpo.types import Problem
 from support import golds
@@ -15,7 +15,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "rewards.md"
 
 @pytest.fixture(scope="module")
 def pool():
-    with RewardPool(math_verify, Marking(processes=2)) as pool:
+    with RewardPool(math_verify, RewardConfig(processes=2)) as pool:
         yield pool
 
 
@@ -46,7 +46,7 @@ ENDLESS = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{100000000!}", r"\boxed{\sum_{k=1}^
 
 
 def test_a_timeout_is_a_failure_and_not_a_wrong_answer():
-    with RewardPool(math_verify, Marking(processes=2, seconds=1.0)) as pool:
+    with RewardPool(math_verify, RewardConfig(processes=2, seconds=1.0)) as pool:
         marks = pool.score([(Problem("0", "", "5"), text) for text in [*ENDLESS, r"\boxed{5}", r"\boxed{6}"]])
     assert [m.failure and m.failure.kind for m in marks] == ["timed_out"] * 3 + [None] * 2
     assert [m.score for m in marks] == [None] * 3 + [1.0, 0.0]

@@ -7,7 +7,7 @@ import pytest
 
 from drpo import cli
 from drpo.errors import InputError
-from drpo.rewards import Marking
+from drpo.rewards import RewardConfig
 from drpo.train.checkpoint import latest
 from drpo.train.config import from_json, to_json
 from drpo.train.log import METRICS, ROLLOUTS, read_records
@@ -24,8 +24,8 @@ COUNTED = {"raised": 8, "timed_out": 8, "died": 4, "not_finite": 4, "not_a_numbe
 @pytest.mark.parametrize("policy", ["drop", "zero"])
 def test_a_run_under_every_misdeed_ends_normally_with_each_counted(tmp_path: Path, monkeypatch, capsys, policy: str):
     monkeypatch.chdir(tmp_path)
-    options = {"reward": "support.naughty_rewards:in_turn", "marking.seconds": "3", "marking.processes": "2"}
-    options |= {"marking.memory-gb": "2", "marking.on-failure": policy, "out": "run", "precision": "fp32"}
+    options = {"reward": "support.naughty_rewards:in_turn", "reward_pool.seconds": "3", "reward_pool.processes": "2"}
+    options |= {"reward_pool.memory-gb": "2", "reward_pool.on-failure": policy, "out": "run", "precision": "fp32"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert cli.main(["train", "smoke", "--plain", "--no-doctor", *words]) == 0
     summary = json.loads(Path("run/summary.json").read_text())
@@ -42,7 +42,7 @@ def test_a_run_under_every_misdeed_ends_normally_with_each_counted(tmp_path: Pat
 
 def test_an_error_ends_the_run_in_one_line_and_loses_nothing(tmp_path: Path):
     train(tiny_run(task=Letters(), eval_problems=0, steps=2), tmp_path)
-    run = tiny_run(task=Letters("raising"), marking=Marking(on_failure="error"), eval_problems=0, steps=4)
+    run = tiny_run(task=Letters("raising"), reward_pool=RewardConfig(on_failure="error"), eval_problems=0, steps=4)
     with pytest.raises(
         InputError, match=r"failed on 16 of 16 completions, .*: RuntimeError: no verdict today; "
     ) as said:
@@ -53,21 +53,21 @@ def test_an_error_ends_the_run_in_one_line_and_loses_nothing(tmp_path: Path):
 
 
 def test_marking_is_written_and_read_back_and_old_runs_have_the_defaults():
-    run = tiny_run(marking=Marking(3, 1.5, 0.5, "zero"), sampling=sampling())
+    run = tiny_run(reward_pool=RewardConfig(3, 1.5, 0.5, "zero"), sampling=sampling())
     record = json.loads(json.dumps(to_json(run)))
     assert from_json(record) == run
-    del record["marking"]
-    assert from_json(record).marking == Marking()
+    del record["reward_pool"]
+    assert from_json(record).reward_pool == RewardConfig()
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--marking.processes", "0"), "marking.processes=0"),
-        (("--marking.seconds", "-1"), "marking.seconds=-1"),
-        (("--marking.memory-gb", "nan"), "marking.memory_gb=nan"),
-        (("--marking.on-failure", "ignore"), "ignore"),
-        (("--marking.second", "1"), "--marking.seconds"),
+        (("--reward-pool.processes", "0"), "reward_pool.processes=0"),
+        (("--reward-pool.seconds", "-1"), "reward_pool.seconds=-1"),
+        (("--reward-pool.memory-gb", "nan"), "reward_pool.memory_gb=nan"),
+        (("--reward-pool.on-failure", "ignore"), "ignore"),
+        (("--reward-pool.second", "1"), "--reward-pool.seconds"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(capsys, words, said):

@@ -35,10 +35,12 @@ from drpo.objectives import (
     radii,
 )
 from drpo.ops import Head, SampledTokens, linear_policy_loss
+from drpo.report.panels import drawn_lines
 from drpo.report.step_table import result
-from drpo.rewards import Mark, Marking
+from drpo.rewards import Mark, RewardConfig
 from drpo.rollout import ScriptedEngine
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
+from drpo.train.log import rollout_records
 from drpo.train.metrics import (
     REGION_METRICS,
     ROLLOUT_METRICS,
@@ -48,10 +50,22 @@ from drpo.train.metrics import (
     step_metrics,
     token_metrics,
 )
-from drpo.types import Failure, Problem, Sampling, ScoredGroup, StepStats, Tokens, TokenStats, Unscored
+from drpo.types import (
+    Failure,
+    Problem,
+    RewardResult,
+    Sampling,
+    ScoredGroup,
+    StepStats,
+    Tokens,
+    TokenStats,
+    Transcript,
+    Unscored,
+)
 from support.rollouts import Prompted
 from support.tiny_world import completion, with_sequence
 from support.token_stats import stats_of_tokens
+from support.worlds import tiny_run
 
 # ---- tokens ----
 
@@ -274,7 +288,7 @@ def some_groups() -> list[ScoredGroup]:
         ScoredGroup(
             Problem(f"p{i}", "", "12" if i == 0 else ""),
             tuple(made[i][: len(rewards[i])]),
-            torch.tensor(rewards[i]),
+            tuple(map(RewardResult, rewards[i])),
             tuple(Unscored(c, f) for c, f in zip(made[i][len(rewards[i]) :], failures[i], strict=True)),
         )
         for i in range(5)
@@ -331,6 +345,19 @@ def test_the_order_of_groups_does_not_matter() -> None:
     found = rollout_metrics(3, groups)
     for figure, value in rollout_metrics(3, groups[::-1]).items():
         assert value == pytest.approx(found[figure], rel=1e-12)
+
+
+def test_parts_of_the_reward_are_figures_over_the_episodes_that_have_them() -> None:
+    first, *rest = some_groups()
+    parts: list[dict[str, float]] = [{"right": 1.0, "short": 0.5}, {"right": 0.0}, {}]
+    results = tuple(RewardResult(r.total, part) for r, part in zip(first.results, parts, strict=True))
+    with_parts = [replace(first, results=results), *rest]
+    found = rollout_metrics(3, with_parts)
+    assert found == rollout_metrics(3, [first, *rest]) | {"reward_parts/right": 0.5, "reward_parts/short": 0.5}
+    records = list(rollout_records(3, with_parts, {}))
+    assert [r.get("reward_parts") for r in records[:3]] == [*parts[:2], None]
+    (_, lines, _), *_ = [x for x in drawn_lines(tiny_run(), [{"step": 3, **found}], []) if "Parts" in x[0].title]
+    assert [(line.name, line.y) for line in lines] == [("right", [0.5]), ("short", [0.5])]
 
 
 CUTS = {"one": (0, 700), "uneven": (0, 500, 690, 700), "a part without kept tokens": (0, 300, 300, 700)}
@@ -510,10 +537,11 @@ class StubPool:
 
     def __init__(self, scores: dict[tuple[str, int], float | None]) -> None:
         self.scores = scores
-        self.marking = Marking()
+        self.config = RewardConfig()
 
-    def score(self, items: list[tuple[Problem, str]]) -> list[Mark]:
-        return [Mark(self.scores[p.id, int(text)], None, 0.0) for p, text in items]
+    def score(self, items: list[tuple[Problem, Transcript]]) -> list[Mark]:
+        scores = [self.scores[p.id, int(transcript.text)] for p, transcript in items]
+        return [Mark(None if score is None else RewardResult(score), None, 0.0) for score in scores]
 
 
 def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]

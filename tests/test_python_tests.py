@@ -19,7 +19,7 @@ import pytest
 
 import drpo.rewards.python
 from drpo.errors import InputError
-from drpo.rewards import Marking, PythonTests, RewardPool, sandboxed
+from drpo.rewards import PythonTests, RewardConfig, RewardPool, sandboxed
 from drpo.types import Problem
 
 ADD = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0", "assert add('a', 'b') == 'ab'"]
@@ -512,14 +512,17 @@ def _script(text, made=[]):  # noqa: B006 (kept alive with the module)
 
 def test_in_the_pool_an_endless_program_is_a_wrong_answer_and_leaves_nothing():
     texts = [RIGHT, "import time\nwhile True: time.sleep(1)", "import os\nos._exit(0)", "x"]
-    with RewardPool(PythonTests(seconds=6.0, isolated=False), Marking(processes=2, seconds=200)) as pool:
+    with RewardPool(PythonTests(seconds=6.0, isolated=False), RewardConfig(processes=2, seconds=200)) as pool:
         marks = pool.score([(asked(*ADD), text) for text in texts])
     assert [(m.score, m.failure) for m in marks] == [(1.0, None), (0.0, None), (0.0, None), (0.0, None)]
 
 
 def test_one_that_is_killed_at_the_pools_deadline_leaves_no_sandbox():
     for seconds in (2.0, 20.0, 200.0):  # until it is enough for a sandbox to be there
-        with watched() as seen, RewardPool(PythonTests(seconds=1000, isolated=False), Marking(seconds=seconds)) as pool:
+        with (
+            watched() as seen,
+            RewardPool(PythonTests(seconds=1000, isolated=False), RewardConfig(seconds=seconds)) as pool,
+        ):
             (mark,) = pool.score([(asked(*ADD), "import time\ntime.sleep(1000)")])
         assert mark.failure.kind == "timed_out"
         if seen:

@@ -5,6 +5,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Mark, Marking, PythonTests, RewardPool, exact_number, in_process
+from drpo.rewards import TABLE, Mark, PythonTests, RewardConfig, RewardPool, exact_number, in_process
 from drpo.rewards.characters import plain_characters
+from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.math import math_verify
 from drpo.rewards.worker import new_seal, unpack_answer
 from drpo.spelling import format_call, parse_any
-from drpo.types import Problem
+from drpo.types import Problem, RewardResult, Transcript
 from support import naughty_rewards, unimportable_reward
 from support.forks import fork
 
@@ -214,7 +216,7 @@ def test_gym_score_travels_without_its_dataset():
 
 # ---- the pool ----
 
-ODD = "; a reward returns one number, or None"
+ODD = "; a reward returns one number, a RewardResult, or None"
 OUTCOMES = {
     "raise": (None, "raised", "ValueError: bad news"),
     "unspeakable": (None, "raised", "Unspeakable"),
@@ -271,8 +273,23 @@ def asking(texts):
 
 @pytest.fixture(scope="module", params=[1, 2])
 def pool(request):
-    with RewardPool(naughty_rewards.obey, Marking(processes=request.param, seconds=1, memory_gb=2)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(processes=request.param, seconds=1, memory_gb=2)) as pool:
         yield pool
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_reward_that_reads_the_transcript_returns_parts_and_rewards_of_turns(declared):
+    """Across the process's pipe as in this process; one that reads the text alone receives nothing else."""
+    messages = ({"role": "user", "content": "2?"}, {"role": "assistant", "content": "it is 5"})
+    transcript = Transcript("q", messages, "it is 5", "length", (3, 4))
+    class_of = in_process(naughty_rewards.Reader()) if declared else naughty_rewards.Reader()
+    with RewardPool(class_of, RewardConfig()) as pool:
+        (whole, short) = pool.score([(QUESTION, transcript), (QUESTION, replace(transcript, turns=(2,)))])
+    assert whole.result == RewardResult(7.0, {"length": 7.0, "cut": 1.0, "said": 7.0}, (0.0, 0.5))
+    assert short.result is None and short.failure.kind == "not_a_number" and "2 turns, but" in short.failure.text
+    assert reads_transcript(class_of) and not reads_transcript(naughty_rewards.obey)
+    with RewardPool(exact_number) as pool:
+        assert outcomes(pool.score([(Problem("q", "", "5"), transcript)])) == scored(1.0)
 
 
 def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
@@ -319,7 +336,7 @@ def test_nothing_outlives_a_killed_trainer(tmp_path):
     trace = tmp_path / "forked"
 
     def train_for_ever() -> None:
-        with RewardPool(naughty_rewards.obey, Marking(processes=2, seconds=100)) as pool:
+        with RewardPool(naughty_rewards.obey, RewardConfig(processes=2, seconds=100)) as pool:
             pool.score([(Problem("", "", ""), f"tell and hang > {trace}")] * 2)
 
     trainer = fork(tmp_path / "out", train_for_ever).process
@@ -344,24 +361,24 @@ def test_a_large_item_and_many_small_ones_arrive(pool):
 
 
 def test_calls_run_side_by_side(tmp_path):
-    with RewardPool(naughty_rewards.obey, Marking(processes=4, seconds=20)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(processes=4, seconds=20)) as pool:
         assert outcomes(pool.score(asking([f"meet > {tmp_path / 'here'}"] * 4))) == scored(*[2.0] * 4)
 
 
 def test_a_deadline_may_be_as_far_away_as_one_likes():
-    with RewardPool(naughty_rewards.obey, Marking(seconds=1e300)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(seconds=1e300)) as pool:
         assert outcomes(pool.score(asking(["1"]))) == scored(1.0)
 
 
 def test_a_process_that_dies_between_calls_is_replaced():
-    with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(seconds=1)) as pool:
         assert outcomes(pool.score(asking(["die later"])))[0][0] is None  # float("die later") raises
         time.sleep(0.6)
         assert outcomes(pool.score(asking(["1", "2"]))) == scored(1.0, 2.0)
 
 
 def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
-    with RewardPool(naughty_rewards.obey, Marking(seconds=1)) as pool:
+    with RewardPool(naughty_rewards.obey, RewardConfig(seconds=1)) as pool:
         assert outcomes(pool.score(asking(["answer late"]))) == scored(2.0)
         time.sleep(0.3)
         found = outcomes(pool.score(asking(["1", "3"])))
@@ -369,7 +386,10 @@ def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
         assert outcomes(pool.score(asking(["5"]))) == scored(5.0)
 
 
-@given(st.sampled_from([b"{}", b"1.0", b"null", b'{"score": 1.0, "failure": null, "seconds": 0.0}']), st.booleans())
+ANSWER = '{"result": {"total": 1.0, "parts": {}, "turns": []}, "failure": null, "seconds": 0.0}'
+
+
+@given(st.sampled_from([b"{}", b"1.0", b"null", ANSWER.encode()]), st.booleans())
 def test_an_answer_without_its_items_seal_is_none(line, asked):
     with pytest.raises((ValueError, KeyError, TypeError)):
         unpack_answer(line, new_seal(1) if asked else None)
@@ -377,7 +397,7 @@ def test_an_answer_without_its_items_seal_is_none(line, asked):
 
 def test_an_old_answer_and_anothers_are_none():
     old, new = new_seal(1), new_seal(2)
-    line = json.dumps({"seal": old, "score": 1.0, "failure": None, "seconds": 0.0}).encode()
+    line = json.dumps({"seal": old, **json.loads(ANSWER)}).encode()
     assert unpack_answer(line, old).score == 1.0
     for other in (new, new_seal(1), None):
         with pytest.raises(ValueError, match="not the answer"):
@@ -434,17 +454,17 @@ def test_a_long_failure_is_one_short_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"processes": 0}, "marking.processes=0: must be at least 1"),
-        ({"seconds": 0}, "marking.seconds=0: must be finite and above 0"),
-        ({"seconds": float("nan")}, "marking.seconds=nan: must be finite and above 0"),
-        ({"seconds": float("inf")}, "marking.seconds=inf: must be finite and above 0"),
-        ({"memory_gb": -1}, "marking.memory_gb=-1: must be finite and 0 (no limit) or more"),
-        ({"on_failure": "zeero"}, "marking.on_failure='zeero'; did you mean 'zero'?"),
+        ({"processes": 0}, "reward_pool.processes=0: must be at least 1"),
+        ({"seconds": 0}, "reward_pool.seconds=0: must be finite and above 0"),
+        ({"seconds": float("nan")}, "reward_pool.seconds=nan: must be finite and above 0"),
+        ({"seconds": float("inf")}, "reward_pool.seconds=inf: must be finite and above 0"),
+        ({"memory_gb": -1}, "reward_pool.memory_gb=-1: must be finite and 0 (no limit) or more"),
+        ({"on_failure": "zeero"}, "reward_pool.on_failure='zeero'; did you mean 'zero'?"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        Marking(**arguments)
+        RewardConfig(**arguments)
 
 
 def test_a_reward_without_a_name_is_refused():

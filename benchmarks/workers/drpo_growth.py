@@ -11,7 +11,7 @@ from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.batch import make_batches
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
-from drpo.types import Episode, Generation, Problem, Sampling, ScoredGroup, TokenSequence
+from drpo.types import Episode, Generation, Problem, RewardResult, Sampling, ScoredGroup, TokenSequence
 
 
 def made_up(request: Mapping[str, Any], vocabulary: int) -> list[ScoredGroup]:
@@ -39,7 +39,7 @@ def made_up(request: Mapping[str, Any], vocabulary: int) -> list[ScoredGroup]:
     for i in range(request["prompts"]):
         prompt = torch.randint(0, vocabulary, (request["prompt_tokens"],), generator=generator)
         completions = tuple(completion(str(i), prompt, s) for s in range(sampling.samples))
-        rewards = torch.linspace(0, 1, sampling.samples)
+        rewards = tuple(map(RewardResult, torch.linspace(0, 1, sampling.samples).tolist()))
         groups.append(ScoredGroup(Problem(str(i), "", ""), completions, rewards))
     return groups
 

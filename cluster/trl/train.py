@@ -103,7 +103,7 @@ def messages(problem: Problem) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": problem.prompt}]
 
 
-class Marking:
+class RewardConfig:
     """A drpo reward as TRL's, in processes that may hang or die; what could not be marked counts nowhere."""
 
     __name__ = "reward"
@@ -152,7 +152,7 @@ def run(script: Script, args: DRPOConfig) -> None:
     data = Dataset.from_list([{"prompt": messages(p), "number": i} for i, p in enumerate(problems)])
     model, tokenizer, sampler = given(script, args)
     with RewardPool(task.reward) as pool:
-        mark = Marking(pool, problems)
+        mark = RewardConfig(pool, problems)
         trainer = DRPOTrainer(
             model, mark, args=args, train_dataset=data, processing_class=tokenizer, rollout_func=sampler
         )

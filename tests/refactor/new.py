@@ -47,7 +47,7 @@ def flags(settings: Settings) -> list[str]:
 
 def _specs(settings: Settings) -> Settings:
     """The learning rate, betas and weight decay as the optimiser's spec, schedule and warm-up as the schedule's."""
-    rest = dict(settings)
+    rest = {name.replace("marking.", "reward_pool."): value for name, value in settings.items()}
     betas, decay = rest.pop("betas", (0.9, 0.999)), rest.pop("weight_decay", 0.01)
     if settings.keys() & {"betas", "weight_decay"}:
         rest["optimizer"] = f"adamw({rest.pop('learning_rate')}, {betas}, {decay})"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drpo.rewards import Marking, RewardPool
+from drpo.rewards import RewardConfig, RewardPool
 from drpo.rewards.math import math_verify
 from drpo.tasks.rows import reach, read_rows
 from drpo.types import Problem
@@ -60,7 +60,7 @@ def line(name: str, result: Result) -> str:
 def main() -> None:
     """Print the table."""
     print("| data | rows | different answers | exceptions |\n|---|---|---|---|")
-    with RewardPool(math_verify, Marking(processes=2)) as pool:
+    with RewardPool(math_verify, RewardConfig(processes=2)) as pool:
         for name in SETS:
             print(line(name, marked(answers(name), pool)), flush=True)
 

@@ -13,7 +13,18 @@ from drpo import models
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
 from drpo.reductions import Horizon
-from drpo.types import Batch, Episode, Generation, Layout, MicroBatch, Problem, Sampling, ScoredGroup, TokenSequence
+from drpo.types import (
+    Batch,
+    Episode,
+    Generation,
+    Layout,
+    MicroBatch,
+    Problem,
+    RewardResult,
+    Sampling,
+    ScoredGroup,
+    TokenSequence,
+)
 from support.rollouts import transformers_engine
 
 STOPS = frozenset(range(0, 257, 9))
@@ -79,7 +90,7 @@ def grouped(completions: Sequence[Episode], rewards: Sequence[Sequence[float]]) 
     """ScoredGroup i: the completions of the i-th problem, in order, with the i-th rewards."""
     ids = list(dict.fromkeys(c.problem_id for c in completions))
     return [
-        ScoredGroup(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), torch.tensor(r))
+        ScoredGroup(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), tuple(map(RewardResult, r)))
         for i, r in zip(ids, rewards, strict=True)
     ]
 

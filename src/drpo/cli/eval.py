@@ -47,7 +47,7 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     if options.drop_long_prompts:
         held_out = only_fitting(held_out, fitting(tokenizer, driver.limits, options.sampling))
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
-    with RewardPool(reward, options.marking) as pool, waiting:
+    with RewardPool(reward, options.reward_pool) as pool, waiting:
         before = _before(Path(name), options) if run is not None and as_trained else {}
         result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=0, before=before)
     if options.json:

@@ -6,7 +6,7 @@ from pathlib import Path
 from drpo.cli.folder import open_run
 from drpo.cli.options import parse
 from drpo.errors import InputError
-from drpo.rewards import Marking
+from drpo.rewards import RewardConfig
 from drpo.train.config import MOST_COMPLETIONS, Run
 from drpo.train.records import METRICS, MODEL
 from drpo.types import Sampling
@@ -24,7 +24,7 @@ class EvalOptions:
         problems: how many.
         sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
         drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
-        marking: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
+        reward_pool: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
         json: print the result as JSON.
@@ -37,7 +37,7 @@ class EvalOptions:
     problems: int = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
     drop_long_prompts: bool = False
-    marking: Marking = field(default_factory=Marking)
+    reward_pool: RewardConfig = field(default_factory=RewardConfig)
     precision: str = "auto"
     seed: int = 0
     json: bool = False
@@ -77,6 +77,6 @@ def _of_the_run(run: Run) -> EvalOptions:
     return EvalOptions(
         sampling=replace(run.sampling, samples=run.eval_samples),
         problems=run.eval_problems,
-        marking=run.marking,
+        reward_pool=run.reward_pool,
         drop_long_prompts=run.drop_long_prompts,
     )

@@ -14,22 +14,23 @@ from torch import Tensor
 
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE, gae, whitened
-from drpo.types import Credit, ScoredGroup
+from drpo.types import Credit, Episode, RewardResult, ScoredGroup
 
 CreditRule: TypeAlias = Callable[[Sequence[ScoredGroup], Sequence[Tensor] | None], list[Credit]]
 """The groups of all ranks and a critic's values, [M] for each sequence in order (None without a critic) -> the credit
 of each sequence, in order. Pure. Sequences that the rule leaves out have no credit and are not trained."""
 
 
-def credit_rule(advantage: Advantage, critic: GAE | None = None) -> CreditRule:
+def credit_rule(advantage: Advantage, critic: GAE | None = None, discount: float = 1.0) -> CreditRule:
     """Return the rule of a run: its critic's where it has one, else the comparison of each group.
 
     Args:
         advantage: rewards of a group -> advantages; unused with a critic.
         critic: how its values become advantages, or None.
+        discount: of a reward for each turn that it lies ahead, (0, 1]; unused with a critic, which has its own.
     """
     if critic is None:
-        return partial(group_credit, advantage=advantage)
+        return partial(group_credit, advantage=advantage, discount=discount)
     return partial(gae_credit, critic=critic)
 
 
@@ -40,7 +41,7 @@ def group_credit(
     advantage: Advantage,
     discount: float = 1.0,
 ) -> list[Credit]:
-    """Compare the episodes of each group: every token of a step has the advantage of the step's return.
+    """Compare the episodes of each group: every token of a turn has the advantage of the turn's return.
 
     A group of fewer than two episodes has nothing to compare and is left out.
 
@@ -48,7 +49,7 @@ def group_credit(
         groups: of a rollout.
         values: unused.
         advantage: rewards of a group -> advantages.
-        discount: of a reward for each step that it lies ahead, (0, 1].
+        discount: of a reward for each turn that it lies ahead, (0, 1].
 
     Example:
         >>> from drpo.credit.advantages import mean
@@ -59,12 +60,32 @@ def group_credit(
 
 
 def _compared(group: ScoredGroup, advantage: Advantage, discount: float) -> list[Credit]:
-    advantages = step_advantages([reward.reshape(1) for reward in group.rewards], advantage, discount)
-    return [
-        Credit(s, a.repeat_interleave(s.n_sampled))
-        for e, a in zip(group.episodes, advantages, strict=True)
-        for s in e.sequences
-    ]
+    rewards = [turn_rewards(result, len(e.turns)) for e, result in zip(group.episodes, group.results, strict=True)]
+    advantages = step_advantages(rewards, advantage, discount)
+    return [credit for e, a in zip(group.episodes, advantages, strict=True) for credit in _by_turn(e, a)]
+
+
+def _by_turn(episode: Episode, advantages: Tensor) -> list[Credit]:
+    """Give every sampled token of an episode its turn's advantage, of [T]."""
+    by_token = advantages.repeat_interleave(torch.tensor(episode.turns))
+    by_sequence = by_token.split([s.n_sampled for s in episode.sequences])
+    return list(starmap(Credit, zip(episode.sequences, by_sequence, strict=True)))
+
+
+def turn_rewards(result: RewardResult, n_turns: int) -> Tensor:
+    """Return what came with each turn, [T] float32: the turn's own reward, and at the last the episode's total besides.
+
+    Args:
+        result: of an episode.
+        n_turns: T, >= 1.
+
+    Example:
+        >>> turn_rewards(RewardResult(1.0), 2), turn_rewards(RewardResult(1.0, turns=(0.25, 0.5)), 2)
+        (tensor([0., 1.]), tensor([0.2500, 1.5000]))
+    """
+    rewards = torch.tensor(result.turns or (0.0,) * n_turns, dtype=torch.float32)
+    rewards[-1] += result.total
+    return rewards
 
 
 def step_advantages(rewards: Sequence[Tensor], advantage: Advantage, discount: float = 1.0) -> list[Tensor]:
@@ -101,7 +122,7 @@ def _returns(reward: Tensor, discount: float) -> Tensor:
 
 
 def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *, critic: GAE) -> list[Credit]:
-    """Estimate every token's advantage from the critic's values; the reward comes with an episode's last token.
+    """Estimate every token's advantage from the critic's values; a turn's reward comes with its last token.
 
     The advantages of the whole rollout are whitened together where `critic.whiten` says so.
 
@@ -116,9 +137,10 @@ def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *
         return []
     assert values is not None
     value, counts = torch.cat(list(values)), torch.tensor([e.n_sampled for e in episodes])
-    ends = counts.cumsum(0)
+    turn_ends = torch.tensor([n for e in episodes for n in e.turns]).cumsum(0)
+    results = [result for group in groups for result in group.results]
     reward = torch.zeros_like(value)
-    reward[ends - 1] = torch.cat([group.rewards for group in groups])
+    reward[turn_ends - 1] = torch.cat([turn_rewards(r, len(e.turns)) for e, r in zip(episodes, results, strict=True)])
     episode = torch.arange(len(episodes)).repeat_interleave(counts)
     advantage, returns = gae(reward, value, episode, critic.gamma, critic.lam)
     advantage = whitened(advantage) if critic.whiten else advantage

@@ -102,7 +102,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         row_tokens=longest + run.sampling.max_new_tokens,
         critic=None if parts.critic is None else parts.critic.critic,
     )
-    yield from marking.reward(parts.reward, problems[: size.answers], run.marking)
+    yield from marking.reward(parts.reward, problems[: size.answers], run.reward_pool)
 
 
 def _sampled_groups(run: Run, parts: Parts) -> list[ScoredGroup]:
@@ -113,7 +113,7 @@ def _sampled_groups(run: Run, parts: Parts) -> list[ScoredGroup]:
         problems = run.task.sample(signal.FIRST, part, run.seed)
         return score(problems, parts.driver.run(problems, law, ("doctor", "signal", run.seed)), pool)
 
-    with RewardPool(parts.reward, run.marking) as pool:
+    with RewardPool(parts.reward, run.reward_pool) as pool:
         return list(signal.sampled(draw, run.advantage))
 
 

@@ -15,7 +15,7 @@ from drpo.policy import Policy
 from drpo.reductions import token_mean
 from drpo.rollout import EpisodeDriver
 from drpo.seeds import derive
-from drpo.types import Episode, MicroBatch, Problem, Sampling, ScoredGroup, Tokens
+from drpo.types import Episode, MicroBatch, Problem, RewardResult, Sampling, ScoredGroup, Tokens
 
 RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20, 40, 50, 100}))  # to 953
 """Ranks k at which the mass beyond the k likeliest tokens is noted."""
@@ -107,7 +107,10 @@ def micro_batches(policy: Policy, completions: Sequence[Episode], micro_batch_to
     """Return completions as the trainer would see them; of every problem there must be at least two."""
     ids = dict.fromkeys(c.problem_id for c in completions)
     by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
-    groups = [ScoredGroup(Problem(c[0].problem_id, "", ""), c, torch.arange(len(c)) % 2 * 1.0) for c in by_problem]
+    groups = [
+        ScoredGroup(Problem(c[0].problem_id, "", ""), c, tuple(RewardResult(i % 2) for i in range(len(c))))
+        for c in by_problem
+    ]
     config = BatchConfig(
         updates=1,
         reduction=token_mean,

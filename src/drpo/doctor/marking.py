@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.mutation import mutate, mutated
-from drpo.rewards import Mark, Marking, Reward, RewardPool
+from drpo.rewards import Mark, Reward, RewardConfig, RewardPool
 from drpo.types import Problem
 
 PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
@@ -17,20 +17,20 @@ NO_ANSWER = ("", " ", "I do not know.", "\\boxed{", "??? !!!")
 RIGHT = 1.0
 
 
-def reward(mark: Reward, problems: Sequence[Problem], marking: Marking | None = None) -> tuple[Finding, Finding]:
+def reward(mark: Reward, problems: Sequence[Problem], config: RewardConfig | None = None) -> tuple[Finding, Finding]:
     """Mark the reference answers, answers to other problems, texts without an answer, and mutated reference answers.
 
     Args:
         mark: the reward.
         problems: with their reference answers, where they have any.
-        marking: processes and bounds; None is `Marking()`.
+        config: processes and bounds; None is `RewardConfig()`.
 
     Returns:
         What the first three showed, and what the last did.
     """
     mutations = mutate(problems)
     empty = [(p, text) for p in problems[:4] for text in NO_ANSWER]
-    with RewardPool(mark, marking) as pool:
+    with RewardPool(mark, config) as pool:
         tried = [(form, pool.score([(p, form.format(p.answer)) for p in problems if p.answer])) for form in PHRASES]
         form, gold = max(tried, key=lambda found: _mean(found[1]))
         wrong = pool.score(

@@ -45,11 +45,13 @@ def _panel(axes: Axes, panel: Panel, lines: list[Line], levels: Levels) -> None:
     axes.set_axis_on()
     for i, line in enumerate(lines):
         y = [float("nan") if value is None else value for value in line.y]
-        axes.plot(line.x, y, STYLES[i % len(STYLES)], color=COLORS[i], label=line.name, marker=".", markersize=3)
+        axes.plot(
+            line.x, y, STYLES[i % len(STYLES)], color=COLORS[i % len(COLORS)], label=line.name, marker=".", markersize=3
+        )
         if line.low is not None and line.high is not None:
             for x, low, high in zip(line.x, line.low, line.high, strict=True):
                 if low is not None and high is not None:
-                    axes.vlines(x, low, high, color=COLORS[i])
+                    axes.vlines(x, low, high, color=COLORS[i % len(COLORS)])
     for name, height in levels:
         axes.axhline(height, color="0.5", linestyle=":", linewidth=1, label=f"{name} {height:g}")
     axes.set(title=panel.title, xlabel="step", ylabel=panel.unit, yscale="log" if panel.log else "linear")

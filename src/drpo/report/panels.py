@@ -8,6 +8,7 @@ from typing import Any
 from drpo.objectives import caution, radii
 from drpo.report.figures import SMALL, Plot, brief, level, log_axis, look, make_figure, step_axis
 from drpo.train.config import Run
+from drpo.train.metrics import REWARD_PARTS
 
 Records = Sequence[Mapping[str, Any]]
 Levels = Sequence[tuple[str, float]]
@@ -125,6 +126,13 @@ def lines_of(panel: Panel, metrics: Records) -> list[Line]:
     return [line for line in lines if line.known]
 
 
+def parts_panel(metrics: Records) -> Panel:
+    """Return the panel of what the reward consists of: a line for each part that a step has."""
+    keys = sorted({key for record in metrics for key in record if key.startswith(REWARD_PARTS)})
+    lines = {key: key.removeprefix(REWARD_PARTS) for key in keys}
+    return Panel("Parts of the reward", "score", "Mean of each part over the completions that have it.", lines)
+
+
 def accuracy_line(evaluations: Records) -> Line:
     """Return held-out accuracy over steps, with its intervals."""
     columns = {key: [number(e.get(key)) for e in evaluations] for key in ("accuracy", "low", "high")}
@@ -136,7 +144,7 @@ def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[
     held_out = accuracy_line(evaluations)
     interval = ", with 95 % intervals" if any(x is not None for x in held_out.low or ()) else ""
     caption = f"On problems that training never samples{interval}."
-    found = [(panel, lines_of(panel, metrics)) for panel in PANELS]
+    found = [(panel, lines_of(panel, metrics)) for panel in (PANELS[0], parts_panel(metrics), *PANELS[1:])]
     found.insert(1, (Panel("Held-out accuracy", "score", caption, {}), [held_out] if held_out.known else []))
     return [(panel, lines, levels(panel, run)) for panel, lines in found if lines]
 

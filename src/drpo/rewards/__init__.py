@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from drpo.rewards.contract import Reward, in_process
-from drpo.rewards.marking import Mark, Marking
+from drpo.rewards.marking import Mark, RewardConfig
 from drpo.rewards.number import exact_number
 from drpo.rewards.pool import RewardPool
 from drpo.rewards.python import PythonTests
@@ -18,9 +18,9 @@ TABLE: Mapping[str, Callable[..., Any] | str] = {
 __all__ = [
     "TABLE",
     "Mark",
-    "Marking",
     "PythonTests",
     "Reward",
+    "RewardConfig",
     "RewardPool",
     "exact_number",
     "in_process",

@@ -1,12 +1,39 @@
-"""What a reward is: any callable from a problem and the text of one completion to a score, or to None to abstain."""
+"""What a reward is: any callable from a problem and an episode's transcript, or its text, to a score."""
 
+import inspect
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
-from drpo.types import Problem
+from drpo.types import Problem, RewardResult, Transcript
 
-Reward: TypeAlias = Callable[[Problem, str], float | None]
+Reward: TypeAlias = (
+    Callable[[Problem, Transcript], float | RewardResult | None] | Callable[[Problem, str], float | RewardResult | None]
+)
+"""Returns a finite number, a `RewardResult`, or None to abstain. See `reads_transcript` for which of the two it is."""
+
 AnyReward = TypeVar("AnyReward", bound=Reward)
+
+
+def reads_transcript(reward: Reward) -> bool:
+    """Whether a reward receives the transcript: its second parameter is named `transcript` or annotated `Transcript`.
+
+    Every other reward receives the text of the episode's last turn.
+
+    Example:
+        >>> def brief(problem, transcript):
+        ...     return float(transcript.n_tokens < 100)
+        >>> reads_transcript(brief), reads_transcript(lambda problem, text: 1.0)
+        (True, False)
+    """
+    try:
+        parameters = list(inspect.signature(reward).parameters.values())
+    except (TypeError, ValueError):  # built in, without a signature
+        return False
+    if len(parameters) < 2:
+        return False
+    annotation = parameters[1].annotation
+    annotated = annotation.rpartition(".")[2] == "Transcript" if isinstance(annotation, str) else False
+    return parameters[1].name == "transcript" or annotated or annotation is Transcript
 
 
 def in_process(reward: AnyReward) -> AnyReward:
@@ -25,5 +52,5 @@ def in_process(reward: AnyReward) -> AnyReward:
         >>> brevity.in_process
         True
     """
-    reward.in_process = True  # type: ignore[attr-defined]
+    reward.in_process = True  # type: ignore[union-attr]
     return reward

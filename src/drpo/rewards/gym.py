@@ -1,4 +1,4 @@
-"""Marking by a reasoning-gym dataset's own scorer."""
+"""RewardConfig by a reasoning-gym dataset's own scorer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields

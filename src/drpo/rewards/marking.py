@@ -3,26 +3,28 @@
 import math
 import numbers
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from drpo.errors import InputError, nearest
 from drpo.rewards.contract import Reward
-from drpo.types import Failure, Problem
+from drpo.types import Failure, Problem, RewardResult, Transcript
 
 OnFailure: TypeAlias = Literal["drop", "zero", "error"]
 _LONGEST = 200  # letters of a failure's text
+_EXPECTED = "one number, a RewardResult, or None"
 
 
 @dataclass(frozen=True)
-class Marking:
-    """How a run has its completions marked: by how many processes, within what bounds, and what a failure costs.
+class RewardConfig:
+    """How a run has its episodes scored: by how many processes, within what bounds, and what a failure costs.
 
     Args:
         processes: that run the reward, at least 1.
-        seconds: wall-clock time that marking one completion may take, above 0.
+        seconds: wall-clock time that scoring one episode may take, above 0.
         memory_gb: GiB of address space that a reward's process may take beyond what it has when it has imported the
             reward; 0 is no limit. Without effect outside Linux.
         on_failure: what becomes of a completion whose reward failed: drop leaves it out of its group, zero gives it a
@@ -32,7 +34,7 @@ class Marking:
         InputError: a value out of its range.
 
     Example:
-        >>> Marking(on_failure="zero").seconds
+        >>> RewardConfig(on_failure="zero").seconds
         10.0
     """
 
@@ -43,13 +45,15 @@ class Marking:
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise InputError(f"marking.processes={self.processes}: must be at least 1")
+            raise InputError(f"reward_pool.processes={self.processes}: must be at least 1")
         if not 0 < self.seconds < math.inf:
-            raise InputError(f"marking.seconds={self.seconds}: must be finite and above 0")
+            raise InputError(f"reward_pool.seconds={self.seconds}: must be finite and above 0")
         if not 0 <= self.memory_gb < math.inf:
-            raise InputError(f"marking.memory_gb={self.memory_gb}: must be finite and 0 (no limit) or more")
+            raise InputError(f"reward_pool.memory_gb={self.memory_gb}: must be finite and 0 (no limit) or more")
         if self.on_failure not in get_args(OnFailure):
-            raise InputError(f"marking.on_failure={self.on_failure!r}{nearest(self.on_failure, get_args(OnFailure))}")
+            raise InputError(
+                f"reward_pool.on_failure={self.on_failure!r}{nearest(self.on_failure, get_args(OnFailure))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,36 +61,42 @@ class Mark:
     """What a reward made of one completion.
 
     Args:
-        score: finite; None where the reward abstained or failed.
+        result: its numbers are finite; None where the reward abstained or failed.
         failure: what went wrong; None where nothing did.
         seconds: wall-clock time of the call; the deadline where it timed out, 0 where its process died.
     """
 
-    score: float | None
+    result: RewardResult | None
     failure: Failure | None
     seconds: float
 
+    @property
+    def score(self) -> float | None:
+        """The result's total."""
+        return None if self.result is None else self.result.total
 
-def call(reward: Reward, problem: Problem, text: str) -> Mark:
+
+def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Mark:
     """Mark one completion, whatever the reward does short of ending this process.
 
     Args:
         reward: as `drpo.rewards.contract` says.
         problem: the question.
-        text: the completion's.
+        answer: the text or the transcript, whichever the reward reads.
 
     Raises:
         KeyboardInterrupt: while the reward ran.
     """
     start = time.perf_counter()
-    score: float | None = None
+    result: RewardResult | None = None
+    anything: Any = reward
     try:
-        score, failure = _read(reward(problem, text))
+        result, failure = _read(anything(problem, answer), len(answer.turns) if isinstance(answer, Transcript) else 0)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit too: whatever the reward does, it is the reward's failure
         failure = Failure("raised", one_line(error))
-    return Mark(score, failure, time.perf_counter() - start)
+    return Mark(result, failure, time.perf_counter() - start)
 
 
 def one_line(error: BaseException) -> str:
@@ -99,13 +109,23 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _read(value: object) -> tuple[float | None, Failure | None]:
+def _read(value: Any, n_turns: int) -> tuple[RewardResult | None, Failure | None]:
+    """What a reward returned, as a result of plain finite floats; `n_turns` is 0 where it read the text alone."""
     if value is None:
         return None, None
-    if not isinstance(value, numbers.Real | np.bool_):
-        return None, Failure("not_a_number", f"returned {_shown(value)}; a reward returns one number, or None")
-    number = float(value)
-    return (number, None) if math.isfinite(number) else (None, Failure("not_finite", f"returned {number}"))
+    result: Any = value if isinstance(value, RewardResult) else RewardResult(value)
+    if not (isinstance(result.parts, Mapping) and isinstance(result.turns, tuple)):
+        return None, Failure("not_a_number", f"returned {_shown(value)}; parts must be a mapping, turns a tuple")
+    for number in (result.total, *result.parts.values(), *result.turns):
+        if not isinstance(number, numbers.Real | np.bool_):
+            return None, Failure("not_a_number", f"returned {_shown(number)}; a reward returns {_EXPECTED}")
+        if not math.isfinite(float(number)):
+            return None, Failure("not_finite", f"returned {float(number)}")
+    if result.turns and len(result.turns) != n_turns:
+        there = f"the episode has {n_turns}" if n_turns else "it reads the text alone, not the transcript"
+        return None, Failure("not_a_number", f"returned rewards of {len(result.turns)} turns, but {there}")
+    parts = {str(name): float(part) for name, part in result.parts.items()}
+    return RewardResult(float(result.total), parts, tuple(map(float, result.turns))), None
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Marking of mathematics by the library math-verify."""
+"""RewardConfig of mathematics by the library math-verify."""
 
 import logging
 import re

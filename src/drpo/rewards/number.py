@@ -1,4 +1,4 @@
-r"""Marking by the last number in the text, in exact arithmetic; no parsing of mathematics, no child process.
+r"""RewardConfig by the last number in the text, in exact arithmetic; no parsing of mathematics, no child process.
 
 What a number may look like: 1,024  1{,}024  1\,024  1 024 (thin or no-break spaces)  -5  $-5$  - 5  negative 5  .5
 1e-05  1.2 \times 10^3  10^3  10**3  10³  2 million  1/2  \frac12  \frac{1}{2}  1 1/2  1\frac12  ½  and any of it in

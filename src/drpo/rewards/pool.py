@@ -15,9 +15,9 @@ from typing import Any
 
 from drpo.errors import InputError
 from drpo.rewards import processes, worker
-from drpo.rewards.contract import Reward
-from drpo.rewards.marking import Mark, Marking, call, one_line
-from drpo.types import Failure, Problem
+from drpo.rewards.contract import Reward, reads_transcript
+from drpo.rewards.marking import Mark, RewardConfig, call, one_line
+from drpo.types import Failure, Problem, Transcript
 
 START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
 _LONGEST_ANSWER = 1 << 16
@@ -36,8 +36,9 @@ class RewardPool:
     `if __name__ == "__main__":`.
 
     Args:
-        reward: called as `reward(problem, text)`; returns a finite number, or None to abstain.
-        marking: processes, bounds, and what is to become of failures; None is `Marking()`.
+        reward: called as `reward(problem, transcript)` or `reward(problem, text)`: see `reads_transcript`; returns a
+            finite number, a `RewardResult`, or None to abstain.
+        config: processes, bounds, and what is to become of failures; None is `RewardConfig()`.
 
     Raises:
         InputError: a reward that child processes cannot import.
@@ -49,10 +50,11 @@ class RewardPool:
         [1.0]
     """
 
-    def __init__(self, reward: Reward, marking: Marking | None = None) -> None:
-        self.marking = marking or Marking()
+    def __init__(self, reward: Reward, config: RewardConfig | None = None) -> None:
+        self.config = config or RewardConfig()
         self._reward = reward
         self._in_process = bool(getattr(reward, "in_process", False))
+        self._reads_transcript = reads_transcript(reward)
         self._pickled = b"" if self._in_process else _pickle(reward)
         self._workers: list[_Worker] = []
         # Where nobody closed the pool, the interpreter would wait for its processes when it ends.
@@ -70,11 +72,11 @@ class RewardPool:
         """Kill the processes."""
         _end(self._workers)
 
-    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Mark]:
+    def score(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Mark]:
         """Mark completions.
 
         Args:
-            items: problems with the text of one completion each.
+            items: problems with one transcript each, or with a text that no model sampled.
 
         Returns:
             One mark for each item, in order. A reward that raises, times out, dies or returns something else than a
@@ -84,8 +86,8 @@ class RewardPool:
             InputError: a process died and could not be started again.
         """
         if self._in_process:
-            return [call(self._reward, problem, text) for problem, text in items]
-        waiting = deque((place, _pack(problem, text)) for place, (problem, text) in enumerate(items))
+            return [call(self._reward, problem, self._read(problem, answer)) for problem, answer in items]
+        waiting = deque((place, _pack(p, self._read(p, answer))) for place, (p, answer) in enumerate(items))
         marks: dict[int, Mark] = {}
         try:
             self._start()
@@ -97,10 +99,16 @@ class RewardPool:
             raise
         return [marks[place] for place in range(len(items))]
 
+    def _read(self, problem: Problem, answer: str | Transcript) -> str | Transcript:
+        """What the reward reads of an answer; nothing else travels to its process."""
+        if not self._reads_transcript:
+            return answer.text if isinstance(answer, Transcript) else answer
+        return answer if isinstance(answer, Transcript) else Transcript.of_text(problem, answer)
+
     def _start(self) -> None:
         """Bring the processes up to their number."""
-        while len(self._workers) < self.marking.processes:
-            self._workers.append(_Worker(self._reward, self._pickled, self.marking))
+        while len(self._workers) < self.config.processes:
+            self._workers.append(_Worker(self._reward, self._pickled, self.config))
 
     def _hand_out(self, waiting: deque[tuple[int, bytes]]) -> None:
         for one in self._workers:
@@ -117,7 +125,7 @@ class RewardPool:
                 mark = one.receive()
             except _LostError as lost:
                 self._replace(one, lost.failure)
-                mark = Mark(None, lost.failure, self.marking.seconds if lost.failure.kind == "timed_out" else 0.0)
+                mark = Mark(None, lost.failure, self.config.seconds if lost.failure.kind == "timed_out" else 0.0)
             else:
                 if one.says_more:  # than it was asked
                     self._replace(one, Failure("died", _NO_ANSWER))
@@ -146,14 +154,14 @@ class _Worker:
     Args:
         reward: it.
         pickled: the same, as it travels.
-        marking: its bounds.
+        config: its bounds.
     """
 
-    def __init__(self, reward: Reward, pickled: bytes, marking: Marking) -> None:
+    def __init__(self, reward: Reward, pickled: bytes, config: RewardConfig) -> None:
         context = _context(reward)
         items, self.items = context.Pipe(duplex=False)
         self.answers, answers = context.Pipe(duplex=False)
-        memory = int(marking.memory_gb * 2**30)
+        memory = int(config.memory_gb * 2**30)
         # Not a daemon: those may not have processes of their own.
         self.process = context.Process(target=worker.serve, args=(items, answers, pickled, memory), name="reward")
         self.process.start()
@@ -167,7 +175,7 @@ class _Worker:
         self.unsent = memoryview(b"")
         self.deadline = time.perf_counter() + START_SECONDS
         self._received = b""
-        self._seconds = marking.seconds
+        self._seconds = config.seconds
 
     def give(self, place: int, item: bytes) -> None:
         """Have it mark an item; its time runs from here."""
@@ -275,9 +283,9 @@ def _pickle(reward: Reward) -> bytes:
         ) from None
 
 
-def _pack(problem: Problem, text: str) -> bytes:
+def _pack(problem: Problem, answer: str | Transcript) -> bytes:
     try:
-        return worker.pack(problem, text)
+        return worker.pack(problem, answer)
     except Exception as error:
         raise InputError(f"problem {problem.id!r} cannot be sent to the reward's process: {one_line(error)}") from None
 

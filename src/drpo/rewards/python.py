@@ -1,4 +1,4 @@
-"""Marking of programs: the model's Python is run against the problem's tests, in a sandbox."""
+"""RewardConfig of programs: the model's Python is run against the problem's tests, in a sandbox."""
 
 import json
 import os
@@ -38,8 +38,8 @@ class PythonTests:
     asserts, test functions or `unittest.TestCase`s, inputs and outputs, JSON of these.
 
     Args:
-        seconds: of wall-clock time for program and tests together; less than `Marking.seconds`, or endless loops are
-            failures of the reward and not wrong answers.
+        seconds: of wall-clock time for program and tests together; less than `RewardConfig.seconds`, or endless
+            loops are failures of the reward and not wrong answers.
         memory_mb: MiB of address space.
         file_mb: MiB that it may write in all; each file where `isolated` is off.
         partial: score the share of tests that pass; else 1 if all do, and 0.

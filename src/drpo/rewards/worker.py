@@ -24,15 +24,15 @@ from drpo.rewards import processes
 from drpo.rewards.contract import Reward
 from drpo.rewards.marking import Mark, call, one_line
 from drpo.spelling import SAFE_PATH
-from drpo.types import Failure, Problem
+from drpo.types import Failure, Problem, RewardResult, Transcript
 
 HEADER = struct.Struct("!Q32s")
-"""Of an item: the number of bytes of the pickled (problem, text) that follows, and its seal."""
+"""Of an item: the number of bytes of the pickled (problem, text or transcript) that follows, and its seal."""
 
 
-def pack(problem: Problem, text: str) -> bytes:
+def pack(problem: Problem, answer: str | Transcript) -> bytes:
     """Return an item's body as it is sent, after a header."""
-    return pickle.dumps((problem, text))
+    return pickle.dumps((problem, answer))
 
 
 def new_seal(number: int) -> str:
@@ -58,9 +58,11 @@ def unpack_answer(line: bytes, seal: str | None) -> Mark:
     record = json.loads(line)
     if seal is None or record["seal"] != seal:
         raise ValueError("not the answer to this item")
-    failure = record["failure"]
-    score = None if record["score"] is None else float(record["score"])
-    return Mark(score, None if failure is None else Failure(**failure), float(record["seconds"]))
+    failure, result = record["failure"], record["result"]
+    if result is not None:
+        parts = {str(name): float(part) for name, part in result["parts"].items()}
+        result = RewardResult(float(result["total"]), parts, tuple(map(float, result["turns"])))
+    return Mark(result, None if failure is None else Failure(**failure), float(record["seconds"]))
 
 
 def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickled: bytes, memory: int) -> None:
@@ -96,8 +98,8 @@ def _answer(items: BinaryIO, answers: int, mark: Callable[[bytes], Mark]) -> Non
 def _marker(reward: Reward, own: int, spared: frozenset[int]) -> Callable[[bytes], Mark]:
     def mark(body: bytes) -> Mark:
         try:
-            problem, text = pickle.loads(body)
-            found = call(reward, problem, text)
+            problem, answer = pickle.loads(body)
+            found = call(reward, problem, answer)
         except BaseException as error:  # an item that cannot be read here; a KeyboardInterrupt of the reward's own
             found = Mark(None, Failure("raised", one_line(error)), 0.0)
         if os.getpid() != own:

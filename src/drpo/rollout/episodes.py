@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.models import stop_ids
 from drpo.rollout.engine import Engine
-from drpo.rollout.prompts import PromptLimits, encode_prompts, messages_of
+from drpo.rollout.prompts import PromptLimits, encode_prompts
 from drpo.types import Episode, Generation, Key, Problem, Request, Sampling, TokenSequence
 
 
@@ -73,7 +73,7 @@ def _one_turn(
     return Episode(
         problem_id=problem.id,
         sample=sample,
-        messages=(*messages_of(problem), {"role": "assistant", "content": text}),
+        messages=(*problem.messages, {"role": "assistant", "content": text}),
         prompt=prompt,
         text=text,
         finish_reason=g.finish_reason,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.positions import sequence_limit
-from drpo.types import Message, Problem, Sampling
+from drpo.types import Problem, Sampling
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
@@ -44,17 +44,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def messages_of(problem: Problem) -> list[Message]:
-    """A problem's prompt as messages: the system's, where there is one, and the user's."""
-    system = [] if problem.system is None else [{"role": "system", "content": problem.system}]
-    return [*system, {"role": "user", "content": problem.prompt}]
-
-
 def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     if not tokenizer.chat_template:
         return problem.prompt if problem.system is None else f"{problem.system}\n\n{problem.prompt}"
     try:
-        return str(tokenizer.apply_chat_template(messages_of(problem), tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(list(problem.messages), tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program, which may raise anything
         hint = "; without a system message it may do: leave out the task's system" if problem.system is not None else ""
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -22,7 +22,7 @@ from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
-from drpo.rewards import Marking, Reward
+from drpo.rewards import Reward, RewardConfig
 from drpo.spelling import Unimported, format_call, names_code, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
@@ -55,6 +55,7 @@ class Run:
         eval_task: problems to evaluate on; None holds some of the task's own back.
         objective: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
         advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
+        discount: of a reward for each turn that it lies ahead, (0, 1]; a critic has its own, per token (gamma).
         critic: gae(1.0, 0.95): a value model, trained beside the policy, gives every token its advantage (PPO with a
             critic), also to a prompt's only sample; None compares a prompt's samples.
         critic_optimizer: of the critic, as `optimizer`; its learning rate is constant.
@@ -62,7 +63,7 @@ class Run:
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
         drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
-        marking: how many processes run the reward, its limits of time and memory, and what a failure of it costs.
+        reward_pool: how many processes run the reward, its limits of time and memory, and what a failure of it costs.
         steps: rollouts.
         prompts: problems per rollout.
         updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
@@ -104,12 +105,13 @@ class Run:
     eval_task: Task | None = None
     objective: Objective = field(default_factory=DRPO)
     advantage: Advantage = advantages.mean
+    discount: float = 1.0
     critic: GAE | None = None
     critic_optimizer: Optimizer = field(default_factory=lambda: AdamW(1e-5))
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sampling: Sampling = field(default_factory=Sampling)
     drop_long_prompts: bool = False
-    marking: Marking = field(default_factory=Marking)
+    reward_pool: RewardConfig = field(default_factory=RewardConfig)
     steps: int = 20
     prompts: int = 8
     updates: int = 1
@@ -153,6 +155,9 @@ class Run:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name in ("reference_kl", "entropy_bonus"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
+        _require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
+        own = self.critic is None or self.discount == 1
+        _require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
         _require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
         _require(
             self.prompts * self.sampling.samples <= MOST_COMPLETIONS,
@@ -176,7 +181,7 @@ class Run:
             ("lora_rank", self.lora_rank, MOST_RANK),
             ("sampling.max_new_tokens", self.sampling.max_new_tokens, MOST_COMPLETIONS),
             ("sampling.top_logprobs", self.sampling.top_logprobs, MOST_COMPLETIONS),
-            ("marking.processes", self.marking.processes, MOST_PROCESSES),
+            ("reward_pool.processes", self.reward_pool.processes, MOST_PROCESSES),
         ):
             _require(value <= most, name, value, f"at most {most:,}")
         _one_of("shard", self.shard, ("none", "fsdp"))
@@ -296,7 +301,7 @@ SPELLED: Mapping[str, tuple[Any, Any]] = {
 }
 
 # Fields that are records of their own, with plain values.
-NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "marking": Marking}
+NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "reward_pool": RewardConfig}
 
 
 def to_json(run: Run) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def evaluate(
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
     groups = mark_held_out(driver, problems, sampling, pool, seed=seed)
-    require_marked(groups, pool.marking)
+    require_marked(groups, pool.config)
     return summed_up(groups, sampling.samples, step=step, before=before)
 
 

@@ -32,6 +32,7 @@ from drpo.types import (
     Batch,
     Episode,
     Generation,
+    RewardResult,
     Sampling,
     ScoredGroup,
     StepStats,
@@ -220,6 +221,7 @@ def rollout_records(step: int, groups: Sequence[ScoredGroup], trained: Trained) 
     """
     for group in groups:
         failures = {u.episode: u.failure for u in (*group.unscored, *group.scored_zero)}
+        results: dict[Episode, RewardResult] = dict(zip(group.episodes, group.results, strict=True))
         rewards: dict[Episode, float] = dict(zip(group.episodes, group.rewards.tolist(), strict=True))
         for episode in sorted(group.all_episodes, key=lambda e: e.sample):
             failure = failures.get(episode)
@@ -230,9 +232,18 @@ def rollout_records(step: int, groups: Sequence[ScoredGroup], trained: Trained) 
                 "answer": group.problem.answer,
                 "reward": rewards.get(episode),
                 "failure": said,
+                **_reward_record(results.get(episode)),
                 **_episode_record(episode),
                 **trained.get(episode.sequence, {}),
             }
+
+
+def _reward_record(result: RewardResult | None) -> dict[str, Any]:
+    """What a reward said besides its total; nothing where it said no more."""
+    if result is None:
+        return {}
+    parts = {"reward_parts": dict(result.parts)} if result.parts else {}
+    return parts | ({"reward_turns": list(result.turns)} if result.turns else {})
 
 
 def _episode_record(episode: Episode) -> dict[str, Any]:

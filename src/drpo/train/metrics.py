@@ -13,7 +13,20 @@ from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, ratio, shift
 from drpo.objectives.contract import log_ratio, weight_of_gradient
-from drpo.types import Batch, CriticStats, Episode, FailureKind, ScoredGroup, StepStats, Tokens, TokenStats
+from drpo.types import (
+    Batch,
+    CriticStats,
+    Episode,
+    FailureKind,
+    RewardResult,
+    ScoredGroup,
+    StepStats,
+    Tokens,
+    TokenStats,
+)
+
+REWARD_PARTS = "reward_parts/"
+"""Before the name of a part of the reward, in metrics."""
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
@@ -29,13 +42,17 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "sampled_tokens": "tokens sampled",
     "lag": "mean age of the weights that sampled the completions: steps trained since",
     "lag_max": "age of the oldest",
-    "reward_failed": "completions whose reward failed; left out, or scored 0 where marking.on_failure is zero",
+    "reward_failed": "completions whose reward failed; left out, or scored 0 where reward_pool.on_failure is zero",
     "reward_raised": "of these, the reward raised an exception",
-    "reward_timed_out": "of these, it ran past marking.seconds",
+    "reward_timed_out": "of these, it ran past reward_pool.seconds",
     "reward_died": "of these, its process died",
     "reward_not_finite": "of these, it returned NaN or an infinity",
     "reward_not_a_number": "of these, it returned something else than a number or None",
     "reward_abstained": "completions left out because their reward returned None",
+}
+
+PART_METRICS: Mapping[str, str] = {
+    f"{REWARD_PARTS}NAME": "mean of the part NAME of the reward's `RewardResult`, over the episodes that have it",
 }
 
 TOKEN_METRICS: Mapping[str, str] = {
@@ -104,6 +121,7 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         "reward_failed": len(failures),
         **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
         "reward_abstained": sum(u.failure is None for u in unscored),
+        **_part_means([result for g in groups for result in g.results]),
     }
     return (
         record
@@ -111,6 +129,13 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         | _mean_length("length_truncated", episodes, "length")
         | _no_number(groups)
     )
+
+
+def _part_means(results: Sequence[RewardResult]) -> dict[str, float]:
+    """The mean of each part of the reward, over the episodes that have it."""
+    names = sorted({name for result in results for name in result.parts})
+    values = {name: [result.parts[name] for result in results if name in result.parts] for name in names}
+    return {f"{REWARD_PARTS}{name}": sum(of_one) / len(of_one) for name, of_one in values.items()}
 
 
 def _no_number(groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -35,8 +35,8 @@ class Evaluation:
         n_samples: completions drawn per problem.
         mean_length: tokens.
         truncated: share of completions cut at max_new_tokens.
-        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where `Marking.on_failure` is
-            zero and the reward failed.
+        failed: completions whose reward failed or abstained; they count nowhere, or as 0 where
+            `RewardConfig.on_failure` is zero and the reward failed.
         problem_means: problem id -> mean score of its samples, of the `n_problems`.
         difference: mean over problems of the score now minus that at step 0, of the problems that both have; None at
             step 0, and where that evaluation is not known.

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from drpo.errors import InputError
-from drpo.rewards import Mark, Marking, RewardPool
-from drpo.types import Episode, Problem, ScoredGroup, Unscored
+from drpo.rewards import Mark, RewardConfig, RewardPool
+from drpo.types import Episode, Problem, RewardResult, ScoredGroup, Unscored
 
 
 def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], pool: RewardPool) -> list[ScoredGroup]:
     """Score every episode.
 
     A reward that returns None abstains, which leaves its episode out of the group. One that raises, times out, dies
-    or returns something that is not a finite number has failed: then `pool.marking.on_failure` says whether the
+    or returns something that is not a finite number has failed: then `pool.config.on_failure` says whether the
     episode is left out too or scores 0; either way the group says why.
 
     Args:
@@ -25,28 +23,28 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
         One group per problem, in the order of `problems`, its episodes in order.
     """
     groups = list(zip(problems, rollout, strict=True))
-    marks = iter(pool.score([(problem, e.text) for problem, episodes in groups for e in episodes]))
-    zero = pool.marking.on_failure == "zero"
+    marks = iter(pool.score([(problem, e.transcript) for problem, episodes in groups for e in episodes]))
+    zero = pool.config.on_failure == "zero"
     return [_group(problem, [(e, next(marks)) for e in episodes], zero) for problem, episodes in groups]
 
 
-def require_marked(groups: Sequence[ScoredGroup], marking: Marking) -> None:
+def require_marked(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     """Refuse a rollout of which nothing has a score, and a failed reward where failures are to be errors.
 
     Args:
         groups: of the whole rollout, whoever marked them.
-        marking: says what a failure is.
+        config: says what a failure is.
 
     Raises:
         InputError: no completion got a score, or the reward failed and `on_failure` is error.
     """
     failed = [(g.problem.id, failure) for g in groups for failure in g.failures]
     total = sum(len(g.episodes) + len(g.unscored) for g in groups)
-    if failed and marking.on_failure == "error":
+    if failed and config.on_failure == "error":
         where, first = failed[0]
         raise InputError(
             f"the reward failed on {len(failed)} of {total} completions, first on one of problem {where!r}: "
-            f"{first.text}; --marking.on-failure drop or zero goes on without"
+            f"{first.text}; --reward-pool.on-failure drop or zero goes on without"
         )
     if total and not any(g.episodes for g in groups):
         what = f"failed on {len(failed)}; the first: {failed[0][1].text}" if failed else "abstained every time"
@@ -55,12 +53,12 @@ def require_marked(groups: Sequence[ScoredGroup], marking: Marking) -> None:
 
 def _group(problem: Problem, marked: Sequence[tuple[Episode, Mark]], zero: bool) -> ScoredGroup:
     """Put a problem's episodes together; `zero` scores 0 where the reward failed."""
-    scores = [(e, 0.0 if zero and m.failure else m.score, m.failure) for e, m in marked]
-    scored = [(e, s) for e, s, _ in scores if s is not None]
+    scores = [(e, RewardResult(0.0) if zero and m.failure else m.result, m.failure) for e, m in marked]
+    scored = [(e, result) for e, result, _ in scores if result is not None]
     return ScoredGroup(
         problem=problem,
         episodes=tuple(e for e, _ in scored),
-        rewards=torch.tensor([s for _, s in scored], dtype=torch.float32),
+        results=tuple(result for _, result in scored),
         unscored=tuple(Unscored(e, f) for e, s, f in scores if s is None),
         scored_zero=tuple(Unscored(e, f) for e, s, f in scores if s is not None and f is not None),
     )

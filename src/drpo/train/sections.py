@@ -29,13 +29,13 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "lag",
         "overlap",
     ),
-    "rewards": ("marking.processes", "marking.seconds", "marking.memory_gb"),
-    "objective": ("advantage", "critic", "critic_optimizer", "reduction", "reference_kl", "entropy_bonus"),
+    "rewards": ("reward_pool.processes", "reward_pool.seconds", "reward_pool.memory_gb"),
+    "objective": ("advantage", "discount", "critic", "critic_optimizer", "reduction", "reference_kl", "entropy_bonus"),
     "optimiser": ("optimizer", "schedule", "max_grad_norm"),
     "trainer": ("name", "micro_batch_tokens", "shard"),
     "evaluation": ("eval_task", "eval_every", "eval_problems", "eval_samples"),
     "checkpoints": ("checkpoint_every", "keep_checkpoints"),
-    "faults": ("marking.on_failure", "max_skipped"),
+    "faults": ("reward_pool.on_failure", "max_skipped"),
 }
 """Section -> its fields, a field of a record within the run as `record.field`. Every field is in one section.
 

@@ -80,7 +80,7 @@ class Session:
     ) -> None:
         self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
         self._accept_records = accept_records
-        self.rewards = RewardPool(parts.reward, run.marking)
+        self.rewards = RewardPool(parts.reward, run.reward_pool)
         self.rollouts = Rollouts(run, parts.driver, parts.held_out, parts.ranks, self._apart, parts.fits)
         self.summary: dict[str, Any] = {}
         self._ranks = parts.ranks
@@ -262,7 +262,7 @@ class Session:
         """
         groups = self._ranks.gather(marked)
         with self._apart():
-            require_marked(groups, self.run.marking)
+            require_marked(groups, self.run.reward_pool)
         return groups
 
     def finish_step(

@@ -153,7 +153,7 @@ def _around(
         optimizer=optimizer,
         driver=driver,
         tokenizer=tokenizer,
-        credit=credit_rule(run.advantage, run.critic),
+        credit=credit_rule(run.advantage, run.critic, run.discount),
         batch_config=batch_config,
         auxiliary=auxiliary,
         reward=reward,

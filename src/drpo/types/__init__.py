@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drpo.types.problem import Failure, FailureKind, FinishReason, Message, Problem
+    from drpo.types.problem import Failure, FailureKind, FinishReason, Message, Problem, RewardResult, Transcript
     from drpo.types.rollout import Episode, Generation, Key, Request, ScoredGroup, TokenSequence, Unscored
     from drpo.types.sampling import Sampling
     from drpo.types.tokens import TokenLoss, Tokens, TopK
@@ -29,6 +29,7 @@ __all__ = [
     "MicroBatch",
     "Problem",
     "Request",
+    "RewardResult",
     "Sampling",
     "ScoredGroup",
     "StepStats",
@@ -37,6 +38,7 @@ __all__ = [
     "TokenStats",
     "Tokens",
     "TopK",
+    "Transcript",
     "Unscored",
 ]
 

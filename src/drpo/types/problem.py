@@ -1,4 +1,4 @@
-"""What a reward reads and says: problems and verdicts, without tensors and without torch."""
+"""What a reward reads and returns: problems, transcripts and scores, without tensors and without torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +29,61 @@ class Problem:
     answer: str
     system: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Of the prompt: the system's, where there is one, and the user's."""
+        user = {"role": "user", "content": self.prompt}
+        return (user,) if self.system is None else ({"role": "system", "content": self.system}, user)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """An episode as a reward reads it: without tensors.
+
+    Args:
+        problem_id: `Problem.id` of the question.
+        messages: those exchanged, from the first of the prompt to the model's last.
+        text: of the last turn, without special tokens.
+        finish_reason: of the last turn: "stop" where a stop token ended it, "length" where the limit of tokens did.
+        turns: sampled tokens of each turn, in order.
+    """
+
+    problem_id: str
+    messages: tuple[Message, ...]
+    text: str
+    finish_reason: FinishReason
+    turns: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Sampled tokens of all turns."""
+        return sum(self.turns)
+
+    @staticmethod
+    def of_text(problem: Problem, text: str) -> "Transcript":
+        """A text as the only turn of an episode, where no model sampled it; its tokens are taken to be its letters."""
+        messages = (*problem.messages, {"role": "assistant", "content": text})
+        return Transcript(problem.id, messages, text, "stop", (max(1, len(text)),))
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What a reward returns that has more to say than one number.
+
+    Args:
+        total: reward of the whole episode, which counts at its end.
+        parts: name -> what it consists of, for people: each is a metric and a curve. They need not add up to `total`.
+        turns: a reward for each turn, in order, beside the total; empty where turns have none.
+
+    Example:
+        >>> RewardResult(1.5, {"right": 1.0, "short": 0.5}).total
+        1.5
+    """
+
+    total: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    turns: tuple[float, ...] = ()
 
 
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drpo.errors import BrokenLogpError
-from drpo.types.problem import Failure, FinishReason, Message, Problem
+from drpo.types.problem import Failure, FinishReason, Message, Problem, RewardResult, Transcript
 from drpo.types.sampling import Sampling
 from drpo.types.tokens import TopK
 
@@ -155,6 +155,11 @@ class Episode:
         return sum(self.turns)
 
     @property
+    def transcript(self) -> Transcript:
+        """It as a reward reads it."""
+        return Transcript(self.problem_id, self.messages, self.text, self.finish_reason, self.turns)
+
+    @property
     def version(self) -> int:
         """Of the oldest weights that sampled a token of it."""
         return min(int(s.version.min()) for s in self.sequences)
@@ -186,16 +191,21 @@ class ScoredGroup:
     Args:
         problem: the question.
         episodes: the n <= G that have a reward.
-        rewards: [n] float32, finite.
+        results: the reward of each; all numbers are finite.
         unscored: the other G - n, which take no part in the advantages or the loss.
         scored_zero: of the n, those on which the reward failed, and that therefore score 0.
     """
 
     problem: Problem
     episodes: tuple[Episode, ...]
-    rewards: Tensor
+    results: tuple[RewardResult, ...]
     unscored: tuple[Unscored, ...] = ()
     scored_zero: tuple[Unscored, ...] = ()
+
+    @property
+    def rewards(self) -> Tensor:
+        """[n] float32; the total of each scored episode."""
+        return torch.tensor([result.total for result in self.results], dtype=torch.float32)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
