@@ -395,7 +395,7 @@ def test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number():
             assert f"{name}: {1.5 + i:.3g} at step 1, {0.5 + i:.3g} at step 6" in plot.text
         layout = plot.figure.layout
         assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("step", panel.unit)
-        assert layout.yaxis.type == ("log" if panel.log else "linear")
+        assert (layout.yaxis.type == "log") == panel.log
         assert numbers(panel, lines)[0][-1] == "2 of 6" and len(plot.figure.data) == len(lines) + len(levels)
 
 

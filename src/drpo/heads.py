@@ -64,13 +64,19 @@ def measure_head(model: PreTrainedModel) -> HeadShape:
     small, one, huge = logits[n:, 0].double().tolist()
     if not small > 0 or inputs.shape != hidden.shape:
         raise _refused(model)
-    before = float((inputs * hidden).sum() / hidden.square().sum())  # MiniCPM 3 scales the states, not the logits
+    before = _scale(inputs, hidden)  # MiniCPM 3 scales the states, not the logits
     scale = one if huge > MOST_CAP else round(huge * math.atanh(small / huge) / PROBE[0], 6)
     shape = HeadShape(scale * round(before, 6), None if huge > MOST_CAP else huge)
     expected = shape.of(layer.weight, getattr(layer, "bias", None)).logits(hidden[:n]).float()
     if not torch.allclose(expected, logits[:n], rtol=1e-3, atol=1e-3 * float(logits[:n].abs().max())):
         raise _refused(model)
     return shape
+
+
+def _scale(scaled: Tensor, states: Tensor) -> float:
+    """What the states were multiplied by; 1 where all are 0."""
+    size = float(states.square().sum())
+    return float((scaled * states).sum()) / size if size else 1.0
 
 
 def _with_probe(model: PreTrainedModel, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
