@@ -8,7 +8,7 @@ import threading
 from functools import cache
 from typing import Any
 
-from drpo.rewards import Marking, RewardPool
+from drpo.rewards import RewardConfig, RewardPool
 from drpo.rewards.math import math_verify
 from drpo.types import Problem
 
@@ -38,6 +38,6 @@ def compute_score(
 
 @cache
 def _pool() -> RewardPool:
-    pool = RewardPool(math_verify, Marking(seconds=SECONDS)).__enter__()
+    pool = RewardPool(math_verify, RewardConfig(seconds=SECONDS)).__enter__()
     atexit.register(pool.__exit__)
     return pool
