@@ -268,9 +268,12 @@ def _context(reward: Reward) -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # The server imports these once and every process is a fork of it: a killed one is back in milliseconds. A user's
-    # module is left to the process, because an error in it would take the server down without a word.
+    # module is left to the process, because an error in it would take the server down without a word; torch is not:
+    # a module that imports it would cost every process seconds.
     ours = getattr(reward, "__module__", None) or ""
-    context.set_forkserver_preload(["__main__", worker.__name__, *([ours] if ours.startswith("drpo.") else [])])
+    context.set_forkserver_preload(
+        ["__main__", worker.__name__, "torch", *([ours] if ours.startswith("drpo.") else [])]
+    )
     return context
 
 
