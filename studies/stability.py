@@ -19,7 +19,7 @@ from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.terminal import Terminal
 from drpo.train.config import Run
-from drpo.train.log import ROLLOUTS
+from drpo.train.records import ROLLOUTS
 from stability_maps import draw_maps
 from tail_language import KINDS, base, task_of
 

@@ -4,6 +4,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,7 @@ def test_answers_are_compared_as_benchmarks_do():
 
 TRACE = """
 import sys
+import time
 def jump(frame, event, argument):
     if event == 'line' and frame.f_code.co_filename == 'test.py' and frame.f_lineno == 2:
         frame.f_lineno = 3
@@ -385,7 +387,9 @@ def test_a_text_of_fences_is_read_in_little_time():
         "```python\n" + "<a> " * 50_000 + "x\n```",
         " " * 100_000 + "x```",
     ):
+        start = time.process_time()
         program(text)
+        assert time.process_time() - start < 3
 
 
 def test_prepared_tests_say_what_they_import():

@@ -28,14 +28,13 @@ from drpo.reductions import Horizon
 from drpo.report.distribution import trained_columns
 from drpo.report.run_page import write_report
 from drpo.report.seen import read_rollouts, tokens_of
-from drpo.train import checkpoint
+from drpo.train import stored
 from drpo.train.config import Run, from_json, learning_rate, to_json
 from drpo.train.critic import PREFIX, CriticTrainer
-from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import VALUE_METRICS, value_metrics
 from drpo.train.optim import AdamW
-from drpo.train.session import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.setup import assemble
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
 from support.runs import StopsAfter, assert_same_run
@@ -421,16 +420,16 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
     monkeypatch.setattr(CriticTrainer, "train", learn_or_stop)
     with pytest.raises(KeyboardInterrupt):
         train(run, tmp_path / "cut")
-    assert checkpoint.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
+    assert stored.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
     train(run, tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+    for name in (stored.WEIGHTS, stored.OPTIMIZER):
         ours, theirs = (
-            load_file(checkpoint.latest(tmp_path / f / CHECKPOINTS) / (PREFIX + name)) for f in ("whole", "cut")
+            load_file(stored.latest(tmp_path / f / CHECKPOINTS) / (PREFIX + name)) for f in ("whole", "cut")
         )
         assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[n]) for n, value in ours.items())
     initial = assemble(run).critic.critic.trainable()
-    trained = load_file(checkpoint.latest(tmp_path / "whole" / CHECKPOINTS) / (PREFIX + checkpoint.WEIGHTS))
+    trained = load_file(stored.latest(tmp_path / "whole" / CHECKPOINTS) / (PREFIX + stored.WEIGHTS))
     assert trained.keys() == initial.keys() and not any(torch.equal(trained[n], initial[n]) for n in initial)
 
 
@@ -438,14 +437,14 @@ def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_p
     train(tiny_run(steps=1), tmp_path / "plain")
     trainer = assemble(tiny_run(**CRITIC_RUN)).critic
     with pytest.raises(InputError, match=r"cannot be read: no critic_weights\.safetensors"):
-        trainer.restore(checkpoint.latest(tmp_path / "plain" / CHECKPOINTS))
+        trainer.restore(stored.latest(tmp_path / "plain" / CHECKPOINTS))
     train(tiny_run(steps=1, **CRITIC_RUN), tmp_path / "run")
-    last = checkpoint.latest(tmp_path / "run" / CHECKPOINTS)
-    checkpoint.require_sound(last)
-    damaged = last / (PREFIX + checkpoint.OPTIMIZER)
+    last = stored.latest(tmp_path / "run" / CHECKPOINTS)
+    stored.require_sound(last)
+    damaged = last / (PREFIX + stored.OPTIMIZER)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"critic_optimizer\.safetensors: damaged"):
-        checkpoint.require_sound(last)
+        stored.require_sound(last)
 
 
 def break_updates(monkeypatch: pytest.MonkeyPatch, broken: Container[int]) -> list[bool]:
@@ -475,7 +474,7 @@ def test_a_broken_update_of_the_critic_is_skipped_and_counted(tmp_path: Path, mo
     assert not any("skipped_updates" in m for m in metrics) and "NaN" not in (tmp_path / METRICS).read_text()
     assert "in update 2 of the critic; it was skipped (1 in a row, at most 2)" in watch.said
     assert "in update 2 of the critic; it was skipped (2 in a row, at most 2)" in watch.said
-    assert sorted(checkpoint.steps(tmp_path / CHECKPOINTS)) == [1, 2, 3]  # the weights behind it
+    assert sorted(stored.steps(tmp_path / CHECKPOINTS)) == [1, 2, 3]  # the weights behind it
 
 
 def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,13 +21,12 @@ from drpo.objectives import DRPO, GSPO, PPOClip
 from drpo.reductions import horizon, sequence_mean, token_mean
 from drpo.rewards import in_process
 from drpo.train import optim
-from drpo.train.checkpoint import OPTIMIZER, WEIGHTS, latest
 from drpo.train.config import Run
-from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.optim import Constant, Cosine, Linear
-from drpo.train.session import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.setup import assemble
+from drpo.train.stored import OPTIMIZER, WEIGHTS, latest
 from drpo.train.watch import Silent
 from drpo.types import Problem, TokenLoss, Tokens
 from support.tiny_world import doubled

@@ -20,14 +20,13 @@ from drpo.errors import InputError
 from drpo.files import write_text
 from drpo.ranks import Ranks
 from drpo.rollout import TransformersEngine
-from drpo.train import checkpoint, session, stop
-from drpo.train.checkpoint import require_sound
+from drpo.train import checkpoint, session, stop, stored
 from drpo.train.lock import LOCK, locked
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, RunLog, read_records
+from drpo.train.log import RunLog
 from drpo.train.loop import train
-from drpo.train.session import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.setup import assemble
-from drpo.train.stored import fingerprint
+from drpo.train.stored import fingerprint, require_sound
 from support.runs import StopsAfter, assert_same_run
 from support.worlds import Broken, tiny_run
 
@@ -240,7 +239,7 @@ def test_runs_that_begin_together_take_folders_of_their_own(tmp_path: Path, monk
 def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path):
     run = tiny_run(steps=6, checkpoint_every=2)
     train(run, tmp_path, StopsAfter(4))
-    weights = tmp_path / CHECKPOINTS / "step-000004" / checkpoint.WEIGHTS
+    weights = tmp_path / CHECKPOINTS / "step-000004" / stored.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1])
     shutil.copytree(weights.parents[1] / "step-000002", weights.parents[1] / ".step-000003.writing")
     (weights.parents[1] / "step-000005").mkdir()
@@ -256,25 +255,25 @@ def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path):
 def test_the_millionth_checkpoint_is_the_newest_and_links_are_dropped_as_links(tmp_path: Path):
     parts, folder = assemble(tiny_run()), tmp_path / "checkpoints"
     for step in (999_998, 999_999, 1_000_000):
-        checkpoint.save(folder, checkpoint.Progress(step=step), parts.policy.trainable(), parts.optimizer)
+        checkpoint.save(folder, stored.Progress(step=step), parts.policy.trainable(), parts.optimizer)
     elsewhere = tmp_path / "elsewhere"
     (folder / "step-999998").rename(elsewhere)
     (folder / "step-999998").symlink_to(elsewhere)
     checkpoint.prune(folder, keep=2, scores={})
-    assert list(checkpoint.steps(folder)) == [999_999, 1_000_000]
-    assert checkpoint.latest(folder) == folder / "step-1000000"
+    assert list(stored.steps(folder)) == [999_999, 1_000_000]
+    assert stored.latest(folder) == folder / "step-1000000"
     require_sound(elsewhere)
     assert sorted(p.name for p in folder.iterdir()) == ["step-1000000", "step-999999"]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path):
     train(tiny_run(), tmp_path, StopsAfter(2))
-    path = tmp_path / CHECKPOINTS / "step-000002" / checkpoint.STATE
+    path = tmp_path / CHECKPOINTS / "step-000002" / stored.STATE
     record = json.loads(path.read_text())
     del record["skipped"]
-    old = {k: v for k, v in record.items() if k != checkpoint.SUMS} | {"score": 0.5}
-    sums = record[checkpoint.SUMS] | {checkpoint.STATE: fingerprint(old)}
-    path.write_text(json.dumps(old | {checkpoint.SUMS: sums}))
+    old = {k: v for k, v in record.items() if k != stored.SUMS} | {"score": 0.5}
+    sums = record[stored.SUMS] | {stored.STATE: fingerprint(old)}
+    path.write_text(json.dumps(old | {stored.SUMS: sums}))
     require_sound(path.parent)
     assert train(tiny_run(), tmp_path)["finished"]
 

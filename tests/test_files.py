@@ -13,10 +13,9 @@ from drpo.errors import InputError
 from drpo.lab.outcome import prepare
 from drpo.report.track import RUN_ID, _known_name
 from drpo.train.lock import LOCK
-from drpo.train.log import FILES, METRICS, RunLog, read_json, write_json
+from drpo.train.log import FILES, RunLog, write_json
 from drpo.train.loop import train
-from drpo.train.records import CELLS
-from drpo.train.session import CHECKPOINTS, CONFIG, ENVIRONMENT, MODEL, SUMMARY
+from drpo.train.records import CELLS, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, MODEL, SUMMARY, read_json
 from drpo.train.watchdog import STALLED, Watchdog
 from support.hand_run import write_run
 from support.hostile import refused, said

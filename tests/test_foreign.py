@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from drpo import cli, foreign, models
 from drpo.errors import InputError
-from drpo.train import checkpoint
+from drpo.train import stored
 
 
 def saved(folder: Path, seed: int = 0) -> PreTrainedModel:
@@ -216,7 +216,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_exported_as_it_stood_at_a_checkpoint_and_at_its_end(run: Path, tmp_path: Path):
-    there = checkpoint.steps(run / "checkpoints")
+    there = stored.steps(run / "checkpoints")
     assert sorted(there) == [1, 2, 3]
     logits = {}
     for step in (0, 1, 2):

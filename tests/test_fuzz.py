@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from drpo.cli import COMMANDS
 from drpo.recipes.addition import smoke
 from drpo.train import loop
-from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
+from drpo.train.records import CHECKPOINTS, CONFIG, MODEL
 from support.hostile import (
     CONTAINERS,
     INJECTED,

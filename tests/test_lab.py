@@ -46,9 +46,8 @@ from drpo.lab.worker import train_cell
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import claim_lines
 from drpo.train.config import to_json
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from drpo.train.optim import AdamW
-from drpo.train.records import RESULTS
+from drpo.train.records import EVALUATIONS, METRICS, RESULTS, ROLLOUTS, read_records
 from support.forked_worker import ForkingSubprocess
 from support.worlds import tiny_run
 

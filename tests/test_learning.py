@@ -17,11 +17,11 @@ from drpo.doctor import signal
 from drpo.errors import InputError
 from drpo.report.facts import header_facts, held_out
 from drpo.train.config import Run, from_json, load_run, to_json, trains_little
-from drpo.train.log import EVALUATIONS, METRICS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import rollout_metrics
 from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing
 from drpo.train.optim import AdamW, Constant
+from drpo.train.records import EVALUATIONS, METRICS, read_records
 from drpo.train.step import take_step
 from drpo.train.watch import Silent
 from drpo.types import Problem, RewardResult, ScoredGroup

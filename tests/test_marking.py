@@ -8,11 +8,10 @@ import pytest
 from drpo import cli
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig
-from drpo.train.checkpoint import latest
 from drpo.train.config import from_json, to_json
-from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
-from drpo.train.session import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
+from drpo.train.stored import latest
 from support import naughty_rewards
 from support.worlds import Letters, sampling, tiny_run
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from drpo.errors import InputError
-from drpo.train import checkpoint
+from drpo.train import stored
 from drpo.train.config import Run, learning_rate, with_learning_rate
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, Constant, Linear, Muon, parse_optimizer, parse_schedule, spell_optimizer
-from drpo.train.session import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS
 from drpo.train.setup import assemble
 from support.runs import StopsAfter, assert_same_run
 from support.worlds import tiny_run
@@ -73,7 +73,7 @@ def test_a_run_with_muon_is_resumed_to_the_bit(tmp_path: Path):
     run = tiny_run(steps=3, checkpoint_every=1, optimizer=Muon(1e-2), schedule=Linear(warmup=1))
     train(run, tmp_path / "whole")
     train(run, tmp_path / "cut", StopsAfter(2))
-    assert checkpoint.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
+    assert stored.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
     train(run, tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from drpo.errors import InputError
 from drpo.ranks import ALONE, Ranks, see_one_device
-from drpo.train.checkpoint import STATE
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.step import balance_micro_batches
+from drpo.train.stored import STATE
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
 from support.tiny_world import REWARDS, STOPS, batched, grouped, how, sampled, tiny

@@ -13,9 +13,9 @@ from drpo import cli
 from drpo.errors import InputError
 from drpo.lab.replay import BUCKETS, SHOWN, context, reading, recorded, replay
 from drpo.objectives import Tokens, gradient_weight, parse, total
-from drpo.train.log import ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
+from drpo.train.records import ROLLOUTS, read_records
 from support.worlds import tiny_run
 
 OBJECTIVES = ("drpo(0.2)", "ppo(0.2, 0.28)", "dppo(0.15)", "spo(0.2)", "none", "gspo(0.2, 0.3)", "mask(0.1)")

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from drpo.objectives import DRPO
 from drpo.report.run_page import write_report
 from drpo.train.config import load_run
-from drpo.train.session import MODEL
+from drpo.train.records import MODEL
 from support.browsing import MARKS, WINDOW, Visit, launched, open_report
 from support.hand_run import NASTY, RECORDS, record, write_run
 from support.large_run import write_large_run

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from drpo.objectives import DPPO
 from drpo.rollout import ScriptedEngine
-from drpo.train import checkpoint
+from drpo.train import stored
 from drpo.train.config import Run
-from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
+from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
-from drpo.train.session import CHECKPOINTS
 from drpo.train.setup import Parts, assemble
 from drpo.train.watch import Silent
 from drpo.types import Generation, Request
@@ -185,7 +184,7 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(
     folder = tmp_path / "killed"
     killed = fork(tmp_path / "out", train, run, folder, KillItself(5, "update"))
     assert killed.end()[0] == -signal.SIGKILL
-    last = checkpoint.latest(folder / CHECKPOINTS)
+    last = stored.latest(folder / CHECKPOINTS)
     assert last is not None and last.name == "step-000004"
     assert (last / IN_FLIGHT).exists() == (lag > 0)
     assert (last / OLD_WEIGHTS).exists() == (refresh_every > 1)
@@ -221,7 +220,7 @@ def test_a_sampler_that_dies_costs_no_finished_step(tmp_path: Path, where: str, 
     parts = scripted(run)
     with pytest.raises(ConnectionError, match="the sampler is gone"):
         train(run, tmp_path / "died", parts=with_engine(parts, Dying(parts.driver.engine, 3, where)))
-    last = checkpoint.latest(tmp_path / "died" / CHECKPOINTS)
+    last = stored.latest(tmp_path / "died" / CHECKPOINTS)
     finished = len(read_records(tmp_path / "died" / METRICS))
     assert last is not None and last.name == f"step-{finished:06d}"
     assert finished == (3 if where == "load" or overlap or lag == 0 else 2)  # in turn, rollout 3 is sampled at step 2

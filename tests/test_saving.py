@@ -16,7 +16,7 @@ from drpo.policy import Policy
 from drpo.precision import FP32, Precision
 from drpo.rollout.weight_sync import WeightSync
 from drpo.saving import cast, probe, require_savable, save_model
-from drpo.train import checkpoint
+from drpo.train import checkpoint, stored
 from drpo.train.optim import AdamW
 from support.families import build, stir_adapters, stirred
 from support.rollouts import transformers_engine
@@ -61,8 +61,8 @@ def test_engines_take_buffers_as_they_are_now(routed: PreTrainedModel):
 def test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them(routed: PreTrainedModel, tmp_path: Path):
     policy, other = policy_of(copied(routed), lora_rank=2), policy_of(stirred(copied(routed), 1.0), lora_rank=2)
     optimizer = AdamW(0.1, (0.9, 0.99), 0.0).build(list(policy.trainable().values()), [])
-    new = checkpoint.save(tmp_path, checkpoint.Progress(1), policy.checkpointed(), optimizer)
-    old = checkpoint.save(tmp_path, checkpoint.Progress(2), policy.trainable(), optimizer)
+    new = checkpoint.save(tmp_path, stored.Progress(1), policy.checkpointed(), optimizer)
+    old = checkpoint.save(tmp_path, stored.Progress(2), policy.trainable(), optimizer)
     before = other.state()[BIAS].clone()
     checkpoint.restore(old, other.checkpointed(), None)
     assert torch.equal(other.state()[BIAS], before)

@@ -20,8 +20,8 @@ from drpo.credentials import AUTH, headers, keep_password, without_password
 from drpo.errors import InputError, printable
 from drpo.spelling import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
-from drpo.train.log import TIMING, environment
-from drpo.train.session import CONFIG, SUMMARY
+from drpo.train.log import environment
+from drpo.train.records import CONFIG, SUMMARY, TIMING
 from support.hand_run import RECORDS, write_run
 from support.hostile import refused, said
 from support.worlds import tiny_run

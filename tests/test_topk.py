@@ -33,10 +33,10 @@ from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, likeliest
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run, from_json, to_json
-from drpo.train.log import METRICS, read_records
 from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
 from drpo.train.optim import AdamW
+from drpo.train.records import METRICS, read_records
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
 from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK

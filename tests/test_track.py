@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 
 from drpo.report.track import RUN_ID, TRACKERS, Tracked, flattened
 from drpo.train.config import Run, to_json
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, read_records
 from drpo.train.loop import train
-from drpo.train.session import SUMMARY
+from drpo.train.records import EVALUATIONS, METRICS, ROLLOUTS, SUMMARY, TIMING, read_records
 from drpo.train.watch import Silent, Together
 from support.forks import fork
 from support.worlds import tiny_run

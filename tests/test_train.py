@@ -34,12 +34,11 @@ from drpo.objectives import (
 )
 from drpo.policy import Policy
 from drpo.rollout import ScriptedEngine
-from drpo.train import checkpoint
+from drpo.train import checkpoint, stored
 from drpo.train.config import from_json, learning_rate, load_run, to_json
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING, read_records
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, Cosine, Linear, Muon
-from drpo.train.session import CHECKPOINTS, MODEL
+from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, MODEL, ROLLOUTS, TIMING, read_records
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
 from drpo.train.watch import Silent
@@ -143,7 +142,7 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: P
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
     assert fork(tmp_path / "out", train, run, folder, KillItself(2, "sync")).end()[0] == -signal.SIGKILL
-    assert checkpoint.latest(folder / CHECKPOINTS).name == "step-000002"
+    assert stored.latest(folder / CHECKPOINTS).name == "step-000002"
     summary = train(run, folder)
     assert summary["finished"]
     assert_same_run(tmp_path / "whole", folder)
@@ -173,9 +172,9 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path):
     train(tiny_run(steps=2), tmp_path)
     folder = tmp_path / CHECKPOINTS
     (folder / ".step-000003.writing").mkdir()
-    (folder / ".step-000003.writing" / checkpoint.WEIGHTS).write_bytes(b"half")
+    (folder / ".step-000003.writing" / stored.WEIGHTS).write_bytes(b"half")
     (folder / "step-000004").mkdir()  # without its state.json it is no checkpoint
-    assert checkpoint.latest(folder).name == "step-000002"
+    assert stored.latest(folder).name == "step-000002"
 
 
 def flip(path: Path) -> None:
@@ -186,12 +185,12 @@ def flip(path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "weights": lambda c: flip(c / checkpoint.WEIGHTS),
-    "optimizer": lambda c: flip(c / checkpoint.OPTIMIZER),
-    "cut": lambda c: os.truncate(c / checkpoint.WEIGHTS, 100),
-    "gone": lambda c: (c / checkpoint.OPTIMIZER).unlink(),
-    "state": lambda c: (c / checkpoint.STATE).write_text((c / checkpoint.STATE).read_text().replace(": 3", ": 2", 1)),
-    "no json": lambda c: os.truncate(c / checkpoint.STATE, 10),
+    "weights": lambda c: flip(c / stored.WEIGHTS),
+    "optimizer": lambda c: flip(c / stored.OPTIMIZER),
+    "cut": lambda c: os.truncate(c / stored.WEIGHTS, 100),
+    "gone": lambda c: (c / stored.OPTIMIZER).unlink(),
+    "state": lambda c: (c / stored.STATE).write_text((c / stored.STATE).read_text().replace(": 3", ": 2", 1)),
+    "no json": lambda c: os.truncate(c / stored.STATE, 10),
 }
 
 
@@ -217,7 +216,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(damage: str, three
 def test_where_every_checkpoint_is_damaged_the_run_does_not_start_anew_by_itself(three_steps: Path, tmp_path: Path):
     shutil.copytree(three_steps, tmp_path / "part")
     for step in (tmp_path / "part" / CHECKPOINTS).glob("step-*"):
-        flip(step / checkpoint.WEIGHTS)
+        flip(step / stored.WEIGHTS)
     with pytest.raises(InputError, match=r"damaged.*no other checkpoint is left; start anew in another folder"):
         train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part")
 
@@ -229,11 +228,11 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
     full = [False]
 
     def save_file(tensors: dict, path: Path, metadata: dict) -> None:
-        if full[0] and path.name == checkpoint.OPTIMIZER:
+        if full[0] and path.name == stored.OPTIMIZER:
             path.write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         safetensors.torch.save_file(tensors, path, metadata)
-        full[0] |= path.name == checkpoint.OPTIMIZER
+        full[0] |= path.name == stored.OPTIMIZER
 
     monkeypatch.setattr("drpo.train.checkpoint.save_file", save_file)
     folder = tmp_path / "part"
@@ -251,7 +250,7 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
     parts = assemble(tiny_run())
     for step in range(1, 6):
-        checkpoint.save(tmp_path, checkpoint.Progress(step=step), parts.policy.trainable(), parts.optimizer)
+        checkpoint.save(tmp_path, stored.Progress(step=step), parts.policy.trainable(), parts.optimizer)
         checkpoint.prune(tmp_path, keep=2, scores={0: 1.0, 1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
 
@@ -308,7 +307,7 @@ def test_a_reward_that_fails_later_loses_nothing(tmp_path: Path):
     tiring.in_process = True
     with pytest.raises(InputError, match="tired"):
         train(tiny_run(task=Letters(), reward=None, eval_problems=0), tmp_path, parts=_with_reward(tiring))
-    assert checkpoint.latest(tmp_path / CHECKPOINTS).name == "step-000002"
+    assert stored.latest(tmp_path / CHECKPOINTS).name == "step-000002"
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
 
 
@@ -342,7 +341,7 @@ def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path:
 
     with pytest.raises(InputError, match=r"problem '2-0': behavior_logp\[0\]=nan"):
         train(run, tmp_path, Break(), breaking)
-    assert checkpoint.latest(tmp_path / CHECKPOINTS).name == "step-000002"
+    assert stored.latest(tmp_path / CHECKPOINTS).name == "step-000002"
 
 
 @pytest.mark.parametrize(("objective", "warned"), [(DRPO(12.5), True), (DRPO(0.2), False), (PPOClip(), False)])
@@ -393,7 +392,7 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
     metrics = read_records(tmp_path / METRICS)
     assert summary["finished"] and [m.get("skipped_updates", 0) for m in metrics] == [0, 1, 0, 0]
     assert "it was skipped (1 in a row, at most 2)" in watch.said
-    assert sorted(checkpoint.steps(tmp_path / CHECKPOINTS)) == [2, 4]  # the weights behind it
+    assert sorted(stored.steps(tmp_path / CHECKPOINTS)) == [2, 4]  # the weights behind it
     assert "NaN" not in (tmp_path / METRICS).read_text() + (tmp_path / ROLLOUTS).read_text()
     assert len(read_records(tmp_path / ROLLOUTS)) == run.steps * run.prompts * run.sampling.samples
 

@@ -30,8 +30,8 @@ from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters
 from drpo.tasks import Addition
 from drpo.train.config import Run
-from drpo.train.log import METRICS, ROLLOUTS, read_records
 from drpo.train.loop import train
+from drpo.train.records import METRICS, ROLLOUTS, read_records
 from drpo.train.setup import Parts, assemble
 from drpo.types import Episode, Generation, Problem, Request, Sampling
 from support.processes import assert_nearly_same_run, launch

@@ -41,8 +41,8 @@ from drpo.rollout.vllm_worker import refresh_packed
 from drpo.rollout.weight_sync import WeightSync
 from drpo.seeds import derive
 from drpo.train import setup
-from drpo.train.checkpoint import latest
 from drpo.train.loop import train
+from drpo.train.stored import latest
 from drpo.train.watch import Silent
 from drpo.types import Episode, Problem, Request, Sampling
 from support.fake_vllm import FakeServer, Sampler, fake_module

@@ -23,10 +23,9 @@ from drpo.report import follow
 from drpo.report.follow import Follower, Lines, View, find_cells, last_record
 from drpo.report.step_table import sample_panel
 from drpo.report.watch import draw_view, draw_views, duration, sparkline
-from drpo.train.log import EVALUATIONS, FILES, METRICS, ROLLOUTS, TIMING, RunLog, read_records
+from drpo.train.log import FILES, RunLog
 from drpo.train.loop import train
-from drpo.train.records import CELLS
-from drpo.train.session import CONFIG, ENVIRONMENT, SUMMARY
+from drpo.train.records import CELLS, CONFIG, ENVIRONMENT, EVALUATIONS, METRICS, ROLLOUTS, SUMMARY, TIMING, read_records
 from support.worlds import tiny_run
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from drpo import cli
-from drpo.train.checkpoint import latest
 from drpo.train.loop import train
-from drpo.train.session import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS
+from drpo.train.stored import latest
 from drpo.train.watchdog import STALLED, STATUS, Watchdog
 from support.runs import assert_same_run
 from support.worlds import tiny_run

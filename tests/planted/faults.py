@@ -45,7 +45,7 @@ def _looking_first(right):
 
 
 def _having_all_steps(right):
-    from drpo.train.log import read_json, read_records
+    from drpo.train.records import read_json, read_records
 
     return lambda folder: len(read_records(folder / "metrics.jsonl")) >= read_json(folder / "config.json")["steps"]
 

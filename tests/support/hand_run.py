@@ -8,8 +8,7 @@ from typing import Any
 
 from drpo import models
 from drpo.train.config import Run, to_json
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, TIMING
-from drpo.train.session import CONFIG, ENVIRONMENT
+from drpo.train.records import CONFIG, ENVIRONMENT, EVALUATIONS, METRICS, ROLLOUTS, TIMING
 from support.worlds import tiny_run
 
 NASTY = "<script>document.title='caught'</script><img src=x onerror=alert(1)>&amp;"

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from drpo.objectives import DRPO
 from drpo.train.config import Run, to_json
-from drpo.train.log import METRICS, ROLLOUTS
-from drpo.train.session import CONFIG, MODEL
+from drpo.train.records import CONFIG, METRICS, MODEL, ROLLOUTS
 from drpo.types import Sampling
 
 SAMPLES = 8

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS, read_records
+from drpo.train.records import EVALUATIONS, METRICS, ROLLOUTS, read_records
 from support.forks import fork
 from support.rank import main as rank_main
 

@@ -8,18 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from drpo.objectives import Tokens
-from drpo.train import checkpoint
-from drpo.train.log import EVALUATIONS, METRICS, ROLLOUTS
-from drpo.train.session import CHECKPOINTS
+from drpo.train import stored
+from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
 from drpo.train.watch import Silent
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    last = checkpoint.latest(folder / CHECKPOINTS)
+    last = stored.latest(folder / CHECKPOINTS)
     assert last is not None
-    return {**load_file(last / checkpoint.WEIGHTS), **load_file(last / checkpoint.OPTIMIZER)}
+    return {**load_file(last / stored.WEIGHTS), **load_file(last / stored.OPTIMIZER)}
 
 
 def assert_same_run(a: Path, b: Path) -> None:

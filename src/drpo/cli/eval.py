@@ -23,8 +23,7 @@ from drpo.tasks import Task
 from drpo.terminal import Terminal
 from drpo.train.config import SPELLED, Run
 from drpo.train.evaluate import evaluate, means_before_training
-from drpo.train.log import EVALUATIONS, read_records
-from drpo.train.session import MODEL
+from drpo.train.records import EVALUATIONS, MODEL, read_records
 from drpo.train.setup import default_device, only_fitting
 
 

@@ -15,10 +15,9 @@ from drpo.policy import Policy
 from drpo.precision import FP32
 from drpo.saving import cast, save_model
 from drpo.terminal import Terminal
-from drpo.train import checkpoint
+from drpo.train import checkpoint, stored
 from drpo.train.config import Run
-from drpo.train.log import METRICS
-from drpo.train.session import CHECKPOINTS, MODEL
+from drpo.train.records import CHECKPOINTS, METRICS, MODEL
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,13 +51,13 @@ def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTra
         model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
     )
     chosen = _checkpoint(run, config, step)
-    checkpoint.require_sound(chosen)
+    stored.require_sound(chosen)
     checkpoint.restore(chosen, policy.checkpointed(), None)
     return policy.plain(), tokenizer
 
 
 def _checkpoint(run: Path, config: Run, step: int) -> Path:
-    there = checkpoint.steps(run / CHECKPOINTS)
+    there = stored.steps(run / CHECKPOINTS)
     if not there or (step and step not in there):
         held = ", ".join(map(str, there)) or "none"
         finished = f", and {config.steps}, its end" if (run / MODEL).is_dir() else ""

@@ -17,7 +17,7 @@ from drpo.report.payload import finite
 from drpo.report.replay import Decode, draw_replay, replay_sheets
 from drpo.report.sheet import print_sheet
 from drpo.terminal import Terminal
-from drpo.train.session import MODEL
+from drpo.train.records import MODEL
 
 
 def replay(options: ReplayOptions) -> int:

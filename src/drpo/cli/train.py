@@ -28,10 +28,8 @@ from drpo.report.track import TRACKERS, Tracked
 from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.config import Run, to_json
-from drpo.train.log import read_json
 from drpo.train.no_gradient import learnt_nothing
-from drpo.train.records import FILES
-from drpo.train.session import CHECKPOINTS, CONFIG, MODEL
+from drpo.train.records import CHECKPOINTS, CONFIG, FILES, MODEL, read_json
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished

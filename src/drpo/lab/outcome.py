@@ -10,9 +10,9 @@ from drpo.errors import InputError
 from drpo.files import require_own, write_text
 from drpo.lab.grid import REGIME, differing
 from drpo.train.config import Run, load_run, to_json
-from drpo.train.log import EVALUATIONS, METRICS, read_json, read_records, write_json
+from drpo.train.log import write_json
 from drpo.train.optim import stated_learning_rate
-from drpo.train.records import CELLS, CONFIG, RESULTS
+from drpo.train.records import CELLS, CONFIG, EVALUATIONS, METRICS, RESULTS, read_json, read_records
 
 ORDER, OUTCOME = "cells.json", "outcome.json"
 FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, WAITING = (

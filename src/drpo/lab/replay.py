@@ -17,7 +17,8 @@ from torch import Tensor
 from drpo.errors import InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, needed_divergence, parse, ratio, spell
 from drpo.spelling import names_code
-from drpo.train.log import ROLLOUTS, read_json, read_records, token_advantages
+from drpo.train.log import token_advantages
+from drpo.train.records import ROLLOUTS, read_json, read_records
 
 BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
 """Edges of the buckets of mu; each holds its lower edge, the last its upper too."""

@@ -20,8 +20,8 @@ from drpo.errors import BrokenLogpError, InputError
 from drpo.files import opened_here
 from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, OUTCOME, STOPPED, write_outcome
 from drpo.train.config import load_run
-from drpo.train.log import METRICS, read_records
 from drpo.train.loop import train
+from drpo.train.records import METRICS, read_records
 
 log = logging.getLogger("drpo")
 

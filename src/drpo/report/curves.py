@@ -12,7 +12,7 @@ from drpo.objectives import spell
 from drpo.report.palette import COLORS
 from drpo.report.panels import Levels, Line, Panel, drawn_lines
 from drpo.train.config import Run
-from drpo.train.log import EVALUATIONS, METRICS, read_records
+from drpo.train.records import EVALUATIONS, METRICS, read_records
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")

@@ -14,8 +14,7 @@ from drpo.report.payload import columns_bytes, json_bytes
 from drpo.report.seen import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
 from drpo.train.config import Run
-from drpo.train.log import EVALUATIONS, METRICS, TIMING, read_json, read_records
-from drpo.train.session import ENVIRONMENT
+from drpo.train.records import ENVIRONMENT, EVALUATIONS, METRICS, TIMING, read_json, read_records
 
 MOST_TOKENS = 1_500_000
 """More would make a page that is slow to open; of a larger run a share of the groups is shown."""

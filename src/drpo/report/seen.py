@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from drpo.objectives import Objective, gradient_weight, out_of_region, ratio, shift
-from drpo.train.log import METRICS, ROLLOUTS, read_lines, read_records, token_advantages
+from drpo.train.log import token_advantages
+from drpo.train.records import METRICS, ROLLOUTS, read_lines, read_records
 from drpo.types import Tokens
 
 State = Literal["trained", "skipped", "unmarked"]

@@ -10,7 +10,7 @@ from drpo import models
 from drpo.errors import InputError
 from drpo.spelling import names_code
 from drpo.train.config import Run
-from drpo.train.session import MODEL
+from drpo.train.records import MODEL
 
 _WORD_START = "\u2581"
 """How SentencePiece writes the space before a word, which decoding a token alone leaves out."""

@@ -17,15 +17,21 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from drpo.errors import InputError
 from drpo.files import SCRATCH, naming, remove
 from drpo.ranks import ALONE, Ranks
-from drpo.train.stored import OPTIMIZER as OPTIMIZER
-from drpo.train.stored import STATE as STATE
-from drpo.train.stored import SUMS as SUMS
-from drpo.train.stored import WEIGHTS as WEIGHTS
-from drpo.train.stored import Progress as Progress
-from drpo.train.stored import complete, fingerprint, named, read_state, step_of, sum_of
-from drpo.train.stored import latest as latest
-from drpo.train.stored import require_sound as require_sound
-from drpo.train.stored import steps as steps
+from drpo.train.stored import (
+    OPTIMIZER,
+    STATE,
+    SUMS,
+    WEIGHTS,
+    Progress,
+    complete,
+    fingerprint,
+    named,
+    read_state,
+    require_sound,
+    step_of,
+    steps,
+    sum_of,
+)
 
 
 def save(

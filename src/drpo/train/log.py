@@ -19,15 +19,13 @@ from torch import Tensor
 from drpo.credentials import without_password
 from drpo.errors import InputError
 from drpo.files import naming, opened_here, truncate, write_text
-from drpo.train.records import EVALUATIONS as EVALUATIONS
-from drpo.train.records import FILES, Sum, Written, read_line, read_written
-from drpo.train.records import METRICS as METRICS
-from drpo.train.records import ROLLOUTS as ROLLOUTS
-from drpo.train.records import TIMING as TIMING
-from drpo.train.records import parse_json as parse_json
-from drpo.train.records import read_json as read_json
-from drpo.train.records import read_lines as read_lines
-from drpo.train.records import read_records as read_records
+from drpo.train.records import (
+    FILES,
+    Sum,
+    Written,
+    read_line,
+    read_written,
+)
 from drpo.types import (
     Batch,
     Episode,

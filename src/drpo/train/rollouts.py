@@ -23,7 +23,8 @@ from drpo.ranks import ALONE, Ranks
 from drpo.rollout import EpisodeDriver
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
-from drpo.train.log import episode_of, in_flight_record, read_records
+from drpo.train.log import episode_of, in_flight_record
+from drpo.train.records import read_records
 from drpo.types import Episode, Problem
 
 IN_FLIGHT, OLD_WEIGHTS = "in_flight.jsonl", "old_weights.safetensors"

@@ -16,37 +16,31 @@ from drpo.rewards import RewardPool
 from drpo.saving import probe, save_model
 from drpo.seeds import derive
 from drpo.train import checkpoint
-from drpo.train.checkpoint import Progress
 from drpo.train.config import Run, to_json, trains_little
 from drpo.train.evaluate import mark_held_out, means_before_training, summed_up
 from drpo.train.lock import locked
-from drpo.train.log import (
-    EVALUATIONS,
-    METRICS,
-    ROLLOUTS,
-    TIMING,
-    Clock,
-    RunLog,
-    environment,
-    read_json,
-    read_records,
-    rollout_records,
-    trained_records,
-    write_json,
-)
+from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
 from drpo.train.metrics import step_metrics, value_metrics
 from drpo.train.no_gradient import due, lately, trailing
-from drpo.train.records import CHECKPOINTS as CHECKPOINTS
-from drpo.train.records import CONFIG as CONFIG
-from drpo.train.records import ENVIRONMENT as ENVIRONMENT
-from drpo.train.records import FILES
-from drpo.train.records import MODEL as MODEL
-from drpo.train.records import SUMMARY as SUMMARY
+from drpo.train.records import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    FILES,
+    METRICS,
+    MODEL,
+    ROLLOUTS,
+    SUMMARY,
+    TIMING,
+    read_json,
+    read_records,
+)
 from drpo.train.rollouts import Rollouts
 from drpo.train.score import require_marked
 from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
-from drpo.train.stored import write_sums
+from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
 from drpo.train.watch import Watcher
 from drpo.types import Batch, CriticStats, ScoredGroup, StepStats

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 from drpo.objectives import spell
 from drpo.train.config import Run
-from drpo.train.log import EVALUATIONS, METRICS, TIMING, peak_memory, read_records
+from drpo.train.log import peak_memory
 from drpo.train.no_gradient import counted
+from drpo.train.records import EVALUATIONS, METRICS, TIMING, read_records
 from drpo.types import FailureKind
 
 PHASES = ("sync", "rollout", "reward", "update")
