@@ -19,7 +19,7 @@ from benchmarks.results import Results
 from benchmarks.rounds import measure
 from benchmarks.table import headline
 from drpo.errors import InputError, nearest
-from drpo.precision import has_fast_bf16
+from drpo.model.precision import has_fast_bf16
 from drpo.train.setup import default_device
 
 FOLDER = Path(__file__).parent / "results"

@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, GenerationConfig
 
 from benchmarks.environments import HOME
-from drpo import models
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model import loading, smollm2
+from drpo.model.names import SMOLLM2, TINY
 
 NEVER = "<|never|>"
 
@@ -20,14 +20,14 @@ def folder(name: str, *, endless: bool = False) -> Path:
         endless: ask for the twin, whose tokenizer and generation configuration name as end of text a token that the
             model has no logit for: no competitor can draw it, so every completion has all its tokens.
     """
-    plain = models.smollm2() if name == SMOLLM2 else _tiny()
+    plain = smollm2.smollm2() if name == SMOLLM2 else _tiny()
     return _endless(plain, HOME / "models" / f"{name}-endless") if endless else plain
 
 
 def _tiny() -> Path:
     done = HOME / "models" / TINY
     if not done.exists():
-        model, tokenizer = models.tiny()
+        model, tokenizer = loading.tiny()
         model.save_pretrained(done)
         tokenizer.save_pretrained(done)
     return done

@@ -29,12 +29,12 @@ from transformers import (
 )
 
 from drpo.errors import InputError
-from drpo.models import cache_folder
+from drpo.model.smollm2 import cache_folder
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.rewards import Reward, in_process
 from drpo.seeds import derive
-from drpo.spelling import format_call
+from drpo.spec import format_call
 from drpo.train.config import Run
 from drpo.train.optim import AdamW
 from drpo.types import Problem, Sampling

@@ -34,10 +34,10 @@ from transformers import (
 
 from drpo import reductions
 from drpo.errors import InputError
-from drpo.heads import HeadShape
+from drpo.model.head import HeadShape
+from drpo.model.policy import Policy
+from drpo.model.precision import Precision
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
-from drpo.policy import Policy
-from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rewards import Mark, RewardConfig
 from drpo.train.optim import AdamW

@@ -20,9 +20,9 @@ from drpo import cli
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import gae_credit
 from drpo.credit.gae import GAE, explained_variance, gae, parse, spell, value_loss, whitened
-from drpo.critic import Critic
 from drpo.errors import InputError
 from drpo.lab.replay import recorded
+from drpo.model.critic import Critic
 from drpo.objectives import DRPO, PPOClip, gradient_weight
 from drpo.reductions import Horizon
 from drpo.report.distribution import trained_columns

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.models import stop_ids
+from drpo.model.loading import stop_ids
 from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, can_group, draw_rows

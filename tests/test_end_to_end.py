@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo import models
+from drpo.model import loading
 from drpo.objectives import DRPO, GSPO, PPOClip
 from drpo.reductions import horizon, sequence_mean, token_mean
 from drpo.rewards import in_process
@@ -44,7 +44,7 @@ def parity(problem: Problem, text: str) -> float:
 
 def uneven() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The tiny model with norms whose weights are not 1, so that decaying them shows."""
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.ndim == 1:

@@ -145,7 +145,7 @@ MAY_WRITE = {
     "train/rollouts.py",  # the same
     "cli/output.py",  # opens what is no link, and writes nothing
     "cli/streams.py",  # to /dev/null, and to the numbers of standard streams
-    "models.py",  # into a temporary folder
+    "model/smollm2.py",  # into a temporary folder
     "rewards/sandboxed.py",  # to /proc
 }
 

@@ -16,13 +16,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from drpo import cli, foreign, models
+from drpo import cli
 from drpo.errors import InputError
+from drpo.model import external, loading
 from drpo.train import stored
 
 
 def saved(folder: Path, seed: int = 0) -> PreTrainedModel:
-    model, tokenizer = models.tiny(vocab_seed=seed)
+    model, tokenizer = loading.tiny(vocab_seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -94,10 +95,10 @@ def test_the_newest_model_of_a_run_is_found(layout: str, tmp_path: Path):
     older = tmp_path / LAYOUTS[layout].replace("20", "9")
     saved(older, seed=9)
     wanted = saved(newest, seed=20)
-    assert foreign.locate(tmp_path) == newest
-    found, tokenizer = models.load(str(tmp_path))
+    assert external.locate(tmp_path) == newest
+    found, tokenizer = loading.load(str(tmp_path))
     assert same(found, wanted) and tokenizer.decode(tokenizer("7 + 5")["input_ids"]) == "7 + 5"
-    assert models.n_parameters(str(tmp_path)) == wanted.num_parameters()
+    assert loading.n_parameters(str(tmp_path)) == wanted.num_parameters()
 
 
 @pytest.mark.parametrize(
@@ -114,28 +115,28 @@ def test_the_newest_model_of_a_run_is_found(layout: str, tmp_path: Path):
     ids=str,
 )
 def test_pieces_of_fsdp_go_together(shape: tuple[int, ...], placements: Sequence[Any], tmp_path: Path):
-    wanted, tokenizer = models.tiny(vocab_seed=3)
+    wanted, tokenizer = loading.tiny(vocab_seed=3)
     folder = tmp_path / "global_step_4" / "actor"
     (folder / "huggingface").mkdir(parents=True)
     wanted.config.save_pretrained(folder / "huggingface")
     tokenizer.save_pretrained(folder / "huggingface")
     save_pieces(folder, wanted.state_dict(), shape, placements)
-    assert foreign.locate(tmp_path) == folder
-    found, _ = models.load(str(tmp_path))
+    assert external.locate(tmp_path) == folder
+    found, _ = loading.load(str(tmp_path))
     assert same(found, wanted)
-    assert models.n_parameters(str(tmp_path)) == wanted.num_parameters()
-    assert models.load_tokenizer(str(tmp_path)).eos_token == "<eos>"
+    assert loading.n_parameters(str(tmp_path)) == wanted.num_parameters()
+    assert loading.load_tokenizer(str(tmp_path)).eos_token == "<eos>"
 
 
 def test_a_missing_piece_is_named(tmp_path: Path):
     save_pieces(tmp_path, {"w": torch.ones(4, 2)}, (3,), (Shard(0),))
     (tmp_path / "model_world_size_3_rank_1.pt").unlink()
     with pytest.raises(InputError, match=r"pieces of ranks \[0, 2\] are there, of \[3\]"):
-        foreign.pieces_of(tmp_path)
+        external.pieces_of(tmp_path)
 
 
 def test_pieces_of_another_model_are_refused(tmp_path: Path):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     (tmp_path / "huggingface").mkdir()
     model.config.save_pretrained(tmp_path / "huggingface")
     tokenizer.save_pretrained(tmp_path / "huggingface")
@@ -143,7 +144,7 @@ def test_pieces_of_another_model_are_refused(tmp_path: Path):
     del state["model.norm.weight"]
     save_pieces(tmp_path, state, (2,), (Shard(0),))
     with pytest.raises(InputError, match=r"not those of the model in .*'model\.norm\.weight'"):
-        models.load(str(tmp_path))
+        loading.load(str(tmp_path))
 
 
 class Bomb:
@@ -155,12 +156,12 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     torch.save({"w": Bomb()}, tmp_path / "model_world_size_1_rank_0.pt")
     with pytest.raises(InputError, match="cannot be read as tensors alone"):
-        foreign.merge(foreign.pieces_of(tmp_path))
+        external.merge(external.pieces_of(tmp_path))
     assert not Path("bomb-went-off").exists()
 
 
 def test_an_adapter_is_merged_into_its_base(tmp_path: Path):
-    base, tokenizer = models.tiny()
+    base, tokenizer = loading.tiny()
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     torch.manual_seed(0)
@@ -170,11 +171,11 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path):
     ids = torch.arange(1, 30).unsqueeze(0)
     with torch.no_grad():
         wanted = adapted(input_ids=ids).logits
-        found, _ = models.load(str(tmp_path / "run"))
+        found, _ = loading.load(str(tmp_path / "run"))
         assert torch.allclose(found(input_ids=ids).logits, wanted, atol=1e-5)
-        plain, _ = models.load(str(tmp_path / "base"))
+        plain, _ = loading.load(str(tmp_path / "base"))
         assert not torch.allclose(plain(input_ids=ids).logits, wanted, atol=1e-2)
-    assert models.n_parameters(str(tmp_path / "run")) == plain.num_parameters()
+    assert loading.n_parameters(str(tmp_path / "run")) == plain.num_parameters()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_what_cannot_be_read_is_said(file: str, message: str, tmp_path: Path, ca
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
     with pytest.raises(InputError, match=message):
-        models.load(str(tmp_path))
+        loading.load(str(tmp_path))
     assert cli.main(["eval", str(tmp_path), "--task", "addition(0, 9)"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -198,7 +199,7 @@ def test_what_cannot_be_read_is_said(file: str, message: str, tmp_path: Path, ca
 def test_an_adapter_that_does_not_name_its_base_is_refused(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
     with pytest.raises(InputError, match="base_model_name_or_path=None must name the model"):
-        models.load(str(tmp_path))
+        loading.load(str(tmp_path))
 
 
 def test_eval_takes_the_checkpoints_of_another_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from drpo import cli, models
-from drpo.model_names import TINY
+from drpo import cli
+from drpo.model import loading
+from drpo.model.names import TINY
 from support.fake_vllm import FakeServer
 from support.processes import assert_nearly_same_run
 
@@ -81,7 +82,7 @@ def test_without_restarts_the_run_ends_with_one_line_and_a_checkpoint(tmp_path: 
 @pytest.mark.parametrize(("processes", "shard"), [(2, "fsdp"), (3, "none")])
 def test_servers_sample_for_several_processes(processes: int, shard: str, tmp_path: Path):
     with ExitStack() as stack:
-        servers = [FakeServer(models.load(TINY)[0]) for _ in range(2)]
+        servers = [FakeServer(loading.load(TINY)[0]) for _ in range(2)]
         for server in servers:
             stack.callback(server.stop)
         assert cli.main([*SMOKE, "--engine", servers[0].address, "--out", str(tmp_path / "one")]) == 0

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor
 
-from drpo import models
 from drpo.errors import InputError
+from drpo.model import loading
 from drpo.objectives import (
     DPPO,
     DRPO,
@@ -545,8 +545,8 @@ class StubPool:
 
 
 def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]
-    _, tokenizer = models.tiny()
-    driver = Prompted(ScriptedEngine(tokenizer, script=lambda r: str(r.key[-1])), models.tiny()[0]).driver
+    _, tokenizer = loading.tiny()
+    driver = Prompted(ScriptedEngine(tokenizer, script=lambda r: str(r.key[-1])), loading.tiny()[0]).driver
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
@@ -599,7 +599,7 @@ def test_an_evaluation_is_compared_with_another_problem_by_problem() -> None:
 
 
 def test_an_evaluation_needs_problems() -> None:
-    driver = Prompted(ScriptedEngine(models.tiny()[1], lambda r: ""), models.tiny()[0]).driver
+    driver = Prompted(ScriptedEngine(loading.tiny()[1], lambda r: ""), loading.tiny()[0]).driver
     with pytest.raises(InputError, match="no held-out problems"):
         evaluate(driver, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
 

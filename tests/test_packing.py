@@ -30,8 +30,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from drpo import packing
-from drpo.packing import Packing, adopt, packed, padded
+from drpo.model import packed_attention, packing
+from drpo.model.packed_attention import enable_packed_attention, packed, padded
+from drpo.model.packing import Packing
 from drpo.types import Layout
 from support.tiny_world import doubled, sees
 
@@ -126,13 +127,13 @@ def layouts(draw: st.DrawFn) -> Layout:
     return Layout(tuple(length), tuple(prefix))
 
 
-@pytest.mark.parametrize("few", [0, 400, packing.FEW_SCORES], ids=["kernel", "both", "written out"])
+@pytest.mark.parametrize("few", [0, 400, packed_attention.FEW_SCORES], ids=["kernel", "both", "written out"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_padded_and_one_by_one_are_the_same(family: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "FEW_SCORES", few)
+    monkeypatch.setattr(packed_attention, "FEW_SCORES", few)
     plain, model = doubled(make(FAMILIES[family])), doubled(make(FAMILIES[family]))
     tolerance = TOLERANCE.get(family, 1e-10)
-    assert adopt(model)
+    assert enable_packed_attention(model)
     wanted = state_and_gradients(one_by_one, plain, SHARED)
     assert_same(state_and_gradients(padded, plain, SHARED), wanted, tolerance)
     assert_same(state_and_gradients(packed, model, SHARED), wanted, tolerance)
@@ -141,7 +142,7 @@ def test_packed_padded_and_one_by_one_are_the_same(family: str, few: int, monkey
 @pytest.mark.parametrize("family", ["llama", "mistral, window 4"])
 def test_in_float32_to_its_rounding(family: str) -> None:
     plain, model = make(FAMILIES[family]), make(FAMILIES[family])
-    assert adopt(model)
+    assert enable_packed_attention(model)
     assert_same(state_and_gradients(packed, model, SHARED), state_and_gradients(padded, plain, SHARED), 2e-5)
 
 
@@ -154,7 +155,7 @@ def plain_llama() -> PreTrainedModel:
 def packed_llama() -> PreTrainedModel:
     """Taken for packed whatever its own check says: here it is the tests that judge."""
     model = doubled(make(FAMILIES["llama"]))
-    model.set_attn_implementation(packing.PACKED)
+    model.set_attn_implementation(packed_attention.PACKED)
     return model
 
 
@@ -194,7 +195,7 @@ def test_slots_hold_every_place_once_and_little_padding(layout: Layout) -> None:
 
 def test_under_autocast_it_is_as_close_as_the_padded_path() -> None:
     plain, model = make(FAMILIES["llama"]), make(FAMILIES["llama"])
-    assert adopt(model)
+    assert enable_packed_attention(model)
     ids = words(SHARED)
     with torch.no_grad():
         truth = padded(plain, ids, SHARED)
@@ -209,7 +210,7 @@ def test_under_autocast_it_is_as_close_as_the_padded_path() -> None:
 def test_models_with_other_attention_keep_it(family: str) -> None:
     model = make(OTHERS[family])
     before = model.config._attn_implementation
-    assert not adopt(model)
+    assert not enable_packed_attention(model)
     assert model.config._attn_implementation == before
     ids = words(SHARED)
     wanted = one_by_one(model, ids, SHARED)
@@ -219,7 +220,7 @@ def test_models_with_other_attention_keep_it(family: str) -> None:
 def test_an_adopted_model_still_answers_plain_calls() -> None:
     """Padding on the left, as a generation would have it."""
     plain, model = make(FAMILIES["llama"]), make(FAMILIES["llama"])
-    assert adopt(model)
+    assert enable_packed_attention(model)
     ids = torch.arange(1, 13).view(2, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     torch.testing.assert_close(

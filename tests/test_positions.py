@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from drpo import models, packing
-from drpo.critic import Critic
 from drpo.doctor.evidence import micro_batches, trainer_logp
 from drpo.errors import InputError
-from drpo.policy import Policy
-from drpo.positions import Limit, narrowed, sequence_limit
-from drpo.precision import FP32
+from drpo.model import loading, packed_attention
+from drpo.model.critic import Critic
+from drpo.model.policy import Policy
+from drpo.model.positions import Limit, narrowed, sequence_limit
+from drpo.model.precision import FP32
 from drpo.rollout import ServerEngine, decode
 from drpo.rollout.decode import PlainDecoder, can_group
 from drpo.rollout.vllm import length_options
@@ -85,7 +85,7 @@ def test_the_sampler_refuses_what_may_become_longer(long: PreTrainedModel):
 
 
 def test_a_run_is_refused_before_its_first_step(long: PreTrainedModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(models, "load", lambda name: (copy.deepcopy(long), models.tiny()[1]))
+    monkeypatch.setattr(loading, "load", lambda name: (copy.deepcopy(long), loading.tiny()[1]))
     run = tiny_run()
     with pytest.raises(InputError, match=r"sampling\.max_new_tokens=24: the model has 24 positions.*longrope"):
         assemble(replace(run, sampling=replace(run.sampling, max_new_tokens=24)))
@@ -121,10 +121,10 @@ def test_an_unknown_dependence_is_refused():
 
 
 def test_packing_is_checked_past_a_window_that_no_check_could_fill(monkeypatch: pytest.MonkeyPatch):
-    assert packing.adopt(mistral(4096))
-    right = packing._packed_attention
-    monkeypatch.setattr(packing, "_packed_attention", lambda *a, sliding_window=None, **k: right(*a, **k))
-    assert not packing.adopt(mistral(4096))
+    assert packed_attention.enable_packed_attention(mistral(4096))
+    right = packed_attention._packed_attention
+    monkeypatch.setattr(packed_attention, "_packed_attention", lambda *a, sliding_window=None, **k: right(*a, **k))
+    assert not packed_attention.enable_packed_attention(mistral(4096))
 
 
 def test_shared_prompts_are_checked_past_it_too(monkeypatch: pytest.MonkeyPatch):
@@ -153,6 +153,6 @@ def test_a_cache_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPa
         return right(self, token)
 
     monkeypatch.setattr(PlainDecoder, "step", wrong)
-    engine = transformers_engine(*models.tiny())
+    engine = transformers_engine(*loading.tiny())
     with pytest.raises(InputError, match="would not be what is trained"):
         engine.generate([Problem("p", "7 + 5 = ?", "")], Sampling(samples=2, max_new_tokens=2), (0,))

@@ -20,23 +20,19 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from drpo import precision, reductions
+from drpo import reductions
 from drpo.batch import BatchConfig
 from drpo.errors import InputError
-from drpo.policy import Policy
-from drpo.precision import (
-    FP32,
+from drpo.model import quantize
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32, NAMES, Grid, Precision, has_fast_bf16, resolve_precision
+from drpo.model.quantize import (
     LARGEST,
-    NAMES,
     SMALLEST_SCALE,
-    Grid,
-    GridLinear,
-    Precision,
+    QuantizedLinear,
     StraightThroughLinear,
-    has_fast_bf16,
-    lower,
-    lower_through,
-    resolve_precision,
+    fake_quantize_,
+    quantize_,
     to_grid,
     unrounded_inputs,
 )
@@ -174,7 +170,7 @@ def test_what_is_broken_stays_visible(grid: Grid, broken: float) -> None:
     for dtype in (F32, BF16):
         dense = to_grid(x, grid, dtype).dense(dtype)
         assert dense[1, 4].isnan() and dense[1].isnan().any() and torch.isfinite(dense[[0, 2]]).all()
-    layer = GridLinear(linear(8, 4), "int8", grid if grid == "e4m3" else None, F32)
+    layer = QuantizedLinear(linear(8, 4), "int8", grid if grid == "e4m3" else None, F32)
     assert not torch.isfinite(layer(x)[1]).any() and torch.isfinite(layer(x)[[0, 2]]).all()
 
 
@@ -237,7 +233,7 @@ def test_the_product_is_that_of_the_rounded_operands(
     x = made(2 * 9, 96, 5, power=2.0).view(2, 9, 96).to(dtype)
     wanted = exact_product(x, layer, weights, activations)
     bound = tolerance * wanted.abs().amax(-1, keepdim=True)
-    sampler = GridLinear(layer, weights, activations, dtype)
+    sampler = QuantizedLinear(layer, weights, activations, dtype)
     if bias:
         sampler.bias = nn.Parameter(layer.bias.to(dtype))
     trainer = StraightThroughLinear(layer, weights, activations)
@@ -276,7 +272,7 @@ def test_under_autocast_weights_and_their_gradients_stay_in_float32(weights: Gri
     x = made(7, 48, 3).requires_grad_()
     with torch.autocast("cpu", BF16):
         y = module(x)
-    assert y.dtype == BF16 and torch.equal(y, GridLinear(layer, weights, activations, BF16)(x.detach().to(BF16)))
+    assert y.dtype == BF16 and torch.equal(y, QuantizedLinear(layer, weights, activations, BF16)(x.detach().to(BF16)))
     y.sum().backward()
     assert x.grad.dtype == F32 and layer.weight.grad.dtype == F32
     w = to_grid(layer.weight.detach(), weights).dense(F32)
@@ -293,10 +289,10 @@ def test_frozen_weights_get_no_gradient_and_no_work() -> None:
 def test_taking_weights_is_being_made_of_them() -> None:
     for weights, activations in KINDS:
         layer, other = linear(32, 16), linear(32, 16, seed=9)
-        module = GridLinear(layer, weights, activations, BF16)
+        module = QuantizedLinear(layer, weights, activations, BF16)
         module.take(other.weight)
         x = made(5, 32, 2).to(BF16)
-        assert torch.equal(module(x), GridLinear(other, weights, activations, BF16)(x))
+        assert torch.equal(module(x), QuantizedLinear(other, weights, activations, BF16)(x))
         assert {p.dtype for p in module.parameters()} == {BF16} and not any(
             p.requires_grad for p in module.parameters()
         )
@@ -362,10 +358,12 @@ def test_decoding_with_rounded_layers_shares_prompts_and_gives_the_forward_passs
 
 def test_inputs_are_left_alone_for_comparisons_and_rounded_again() -> None:
     layer = linear(32, 16)
-    module, x = GridLinear(layer, "e4m3", "e4m3", F32), made(5, 32, 1)
+    module, x = QuantizedLinear(layer, "e4m3", "e4m3", F32), made(5, 32, 1)
     before = module(x)
     with pytest.raises(KeyError), unrounded_inputs(module):
-        assert torch.equal(module(x), GridLinear(layer, "e4m3", None, F32)(x)) and not torch.equal(module(x), before)
+        assert torch.equal(module(x), QuantizedLinear(layer, "e4m3", None, F32)(x)) and not torch.equal(
+            module(x), before
+        )
         raise KeyError
     assert torch.equal(module(x), before)
 
@@ -374,20 +372,20 @@ def test_inputs_are_left_alone_for_comparisons_and_rounded_again() -> None:
 def test_head_embeddings_norms_and_routers_are_on_no_grid(name: str) -> None:
     model = mixture()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    takers = lower(model, resolve_precision(name, CPU))
-    assert takers.keys() == before.keys() == dict(model.named_parameters()).keys()
+    loaders = quantize_(model, resolve_precision(name, CPU))
+    assert loaders.keys() == before.keys() == dict(model.named_parameters()).keys()
     dtype = resolve_precision(name, CPU).dtype
     for n, p in model.named_parameters():
         assert p.dtype == dtype
         if "_proj" not in n:
             assert torch.equal(p, before[n].to(dtype)), n
-    layers = [n for n, m in model.named_modules() if isinstance(m, GridLinear)]
+    layers = [n for n, m in model.named_modules() if isinstance(m, QuantizedLinear)]
     assert len(layers) == 2 * 4 and all("self_attn" in n for n in layers)
 
 
 def test_gates_that_are_linear_layers_are_on_no_grid() -> None:
     model = seeded(lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**settings(num_experts=4, moe_intermediate_size=32))))
-    lower(model, Precision(F32, "int8"))
+    quantize_(model, Precision(F32, "int8"))
     plain = {n.split(".")[-1] for n, m in model.named_modules() if type(m) is nn.Linear}
     assert plain == {"shared_expert_gate", "lm_head"}
 
@@ -396,7 +394,7 @@ def test_stacked_weights_that_are_stored_the_other_way_round_have_the_same_chann
     model = seeded(lambda: GptOssForCausalLM(GptOssConfig(**settings(num_local_experts=4, sliding_window=8))))
     experts = model.model.layers[0].mlp.experts
     before = experts.down_proj.detach().clone()  # [E, in, out]
-    lower(model, Precision(F32, "e4m3"))
+    quantize_(model, Precision(F32, "e4m3"))
     wanted = torch.stack([to_grid(one.T, "e4m3").dense(F32).T for one in before])
     assert experts.is_transposed and torch.equal(experts.down_proj, wanted)
 
@@ -407,15 +405,15 @@ def test_the_copy_is_no_larger_than_one_in_the_compute_dtype() -> None:
 
     for build in MODELS.values():
         plain, low = build(), build()
-        lower(plain, Precision(BF16))
-        lower(low, Precision(BF16, "e4m3", "e4m3"))
+        quantize_(plain, Precision(BF16))
+        quantize_(low, Precision(BF16, "e4m3", "e4m3"))
         scales = sum(4 * m.out_features for m in build().get_decoder().modules() if isinstance(m, nn.Linear))
         assert size(low) <= size(plain) + scales
 
 
 def test_a_model_without_linear_layers_is_refused() -> None:
     gpt2 = FAMILIES["gpt2, learned positions"]()
-    for change in (lower, lower_through):
+    for change in (quantize_, fake_quantize_):
         with pytest.raises(InputError, match="GPT2LMHeadModel: it has no linear layers") as error:
             change(gpt2, Precision(F32, "int8"))
         assert "\n" not in str(error.value)
@@ -445,8 +443,8 @@ def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], Pre
     kind = resolve_precision(name, CPU)
     precision = Precision(F32, kind.weights, kind.activations)
     sampler, trainer = build(), build()
-    takers = lower(sampler, precision)
-    lower_through(trainer, precision)
+    loaders = quantize_(sampler, precision)
+    fake_quantize_(trainer, precision)
     ids = torch.arange(1, 40)[None]
     one, other = sampler(ids, use_cache=False).logits, trainer(ids, use_cache=False).logits
     assert torch.equal(one, other)
@@ -456,7 +454,7 @@ def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], Pre
     perturb(trainer, 0.05)
     with torch.no_grad():
         for n, p in trainer.named_parameters():
-            takers[n](p)
+            loaders[n](p)
         later = sampler(ids, use_cache=False).logits
         assert torch.equal(later, trainer(ids, use_cache=False).logits) and not torch.equal(later, one)
 
@@ -464,7 +462,7 @@ def test_sampler_and_trainer_compute_the_same(name: str, build: Callable[[], Pre
 def test_experts_are_rounded_in_training_with_the_gradient_of_the_rounded_ones() -> None:
     """The gradient of a stacked weight is what a model gets that has the rounded ones for its own."""
     trainer, reference = mixture(), rounded(mixture(), "e4m3")
-    lower_through(trainer, Precision(F32, "e4m3"))
+    fake_quantize_(trainer, Precision(F32, "e4m3"))
     ids = torch.arange(1, 40)[None]
     for model in (trainer, reference):
         model(ids, use_cache=False).logits.logsumexp(-1).sum().backward()
@@ -518,7 +516,7 @@ def check_layers_in_e4m3(device: torch.device, rows: int) -> None:
     wanted = exact_product(x, layer, "e4m3", "e4m3")
     grad = g.double() @ to_grid(layer.weight.detach(), "e4m3").dense(torch.float64)
     layer.to(device)
-    sampler = GridLinear(layer, "e4m3", "e4m3", BF16)
+    sampler = QuantizedLinear(layer, "e4m3", "e4m3", BF16)
     sampler.bias = nn.Parameter(layer.bias.to(BF16))
     sampler.take(linear(64, 32).weight)
     trainer = StraightThroughLinear(layer, "e4m3", "e4m3")
@@ -538,7 +536,7 @@ def check_layers_in_e4m3(device: torch.device, rows: int) -> None:
 @pytest.mark.parametrize("rows", [1, 7])
 def test_layers_held_in_e4m3_itself(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of the hardware, on the product that PyTorch has for CPUs: the same calls, another kernel."""
-    monkeypatch.setattr(precision, "has_e4m3_product", lambda device: True)
+    monkeypatch.setattr(quantize, "has_e4m3_product", lambda device: True)
     check_layers_in_e4m3(CPU, rows)
 
 
@@ -546,6 +544,6 @@ def test_layers_held_in_e4m3_itself(rows: int, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("rows", [1, 7, 300])
 def test_layers_held_in_e4m3_on_a_gpu(rows: int) -> None:
     device = torch.device("cuda")
-    if not precision.has_e4m3_product(device):
+    if not quantize.has_e4m3_product(device):
         pytest.skip("this GPU has no e4m3 product")
     check_layers_in_e4m3(device, rows)

@@ -8,8 +8,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from drpo import models
 from drpo.errors import InputError
+from drpo.model import loading
 from drpo.recipes.addition import smoke
 from drpo.rollout import PromptLimits, encode_prompt, fitting
 from drpo.tasks import Records, sample_unseen
@@ -25,7 +25,7 @@ ENDS = {"eos": "$A <eos>", "both": "<eos> $A <eos>", "two": "$A <eos> <eos>", "a
 
 
 def tokenizer_that(template=None, processor=None):
-    tokenizer = models.load_tokenizer("tiny")
+    tokenizer = loading.load_tokenizer("tiny")
     tokenizer.chat_template = template
     if processor:
         specials = [("<eos>", 0), ("!", tokenizer.convert_tokens_to_ids("!"))]
@@ -117,7 +117,7 @@ def test_a_prompt_that_the_model_cannot_read_is_refused_by_its_problem():
         InputError, match=r"problem '7': its prompt has 13 tokens and sampling.max_new_tokens=4, and the model 16"
     ):
         ask(absolute(), "x" * 13)
-    model, _ = models.tiny()
+    model, _ = loading.tiny()
     model.config.max_position_embeddings = 16
     ask(model, "x" * 15)
     with pytest.raises(
@@ -136,7 +136,7 @@ class Lengths:
 
 
 def test_long_prompts_are_dropped_counted_and_replaced():
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.config.max_position_embeddings = 25
     fits = fitting(tokenizer, PromptLimits.of(model), Sampling(samples=2, max_new_tokens=4))
     drawn = sample_unseen(Lengths(), (), 6, 0, 0, fits)

@@ -13,8 +13,8 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from drpo import models
-from drpo.model_names import SMOLLM2
+from drpo.model import loading
+from drpo.model.names import SMOLLM2
 from drpo.objectives import (
     DPPO,
     DRPO,
@@ -213,7 +213,7 @@ def test_texts_are_stored_only_where_the_tokens_do_not_say_them(tmp_path, known)
     run = write_run(tmp_path, [*RECORDS, {**record("abc", 0.5, step=3), "text": "something else"}])
     rollouts = read_rollouts(tmp_path, run.objective, ALL)
     ids = browser.vocabulary(rollouts)
-    found = pieces(models.load_tokenizer("tiny"), ids.tolist()) if known else None
+    found = pieces(loading.load_tokenizer("tiny"), ids.tolist()) if known else None
     table = browser.table(rollouts, ids, found)
     texts = [c.record["text"] for c in rollouts.completions]
     assert table["text"] == ([None] * len(RECORDS) + ["something else"] if known else texts)
@@ -246,7 +246,7 @@ def test_pieces_join_to_the_text_with_the_spaces_of_either_kind_of_tokenizer():
 
 def test_a_tokenizer_comes_from_this_machine_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("DRPO_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "smollm2", lambda: pytest.fail("would be fetched"))
+    monkeypatch.setattr(loading, "smollm2", lambda: pytest.fail("would be fetched"))
     assert find_tokenizer(tmp_path, tiny_run(model=SMOLLM2)) is None
     assert find_tokenizer(tmp_path, tiny_run(model="nobody/has-this")) is None
     word_tokenizer().save_pretrained(tmp_path / "model")

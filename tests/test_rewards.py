@@ -21,7 +21,7 @@ from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.math import math_verify
 from drpo.rewards.worker import new_seal, unpack_answer
-from drpo.spelling import format_call, parse_any
+from drpo.spec import format_call, parse_any
 from drpo.types import Problem, RewardResult, Transcript
 from support import naughty_rewards, unimportable_reward
 from support.forks import fork

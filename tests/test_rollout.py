@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.models import stop_ids
-from drpo.precision import Precision
+from drpo.model.loading import stop_ids
+from drpo.model.precision import Precision
 from drpo.rollout import ScriptedEngine, encode_prompt
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms

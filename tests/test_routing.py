@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from drpo.errors import InputError
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32, Precision
+from drpo.model.quantize import quantize_
+from drpo.model.routing import routing_mismatch
 from drpo.objectives import DRPO
-from drpo.policy import Policy
-from drpo.precision import FP32, Precision, lower
-from drpo.routing import routing_mismatch
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import assemble
@@ -218,9 +219,9 @@ def test_a_mixtures_adapters_are_merged_under_the_plain_names() -> None:
     plain, state = mixture(), policy.state()
     assert state.keys() == dict(plain.named_parameters()).keys()
     assert not any(torch.equal(state[n], p) for n, p in plain.named_parameters() if "experts" in n or "gate" in n)
-    takers = lower(plain, FP32)
+    loaders = quantize_(plain, FP32)
     ids = torch.arange(1, 30)[None]
     with torch.no_grad():
-        for n, take in takers.items():
+        for n, take in loaders.items():
             take(state[n])
         torch.testing.assert_close(plain(ids).logits, policy.model(ids).logits, rtol=0, atol=5e-5)

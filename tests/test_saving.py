@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from drpo import models, saving
 from drpo.errors import InputError
-from drpo.models import named_tensors, persistent_buffers
-from drpo.policy import Policy
-from drpo.precision import FP32, Precision
+from drpo.model import loading, saving
+from drpo.model.loading import named_tensors, persistent_buffers
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32, Precision
+from drpo.model.saving import cast, probe, require_savable, save_model
 from drpo.rollout.weight_sync import WeightSync
-from drpo.saving import cast, probe, require_savable, save_model
 from drpo.train import checkpoint, stored
 from drpo.train.optim import AdamW
 from support.families import build, stir_adapters, stirred
@@ -75,7 +75,7 @@ def test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them(routed: PreTrai
     [(FP32, 0), (Precision(torch.float32, "int8"), 0), (Precision(torch.bfloat16, "e4m3", "e4m3"), 2)],
 )
 def test_a_sound_folder_appears_with_ordinary_modes(precision: Precision, rank: int, tmp_path: Path):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     policy = policy_of(model, precision, lora_rank=rank)
     stir_adapters(policy)
     (tmp_path / "model").mkdir()
@@ -107,7 +107,7 @@ def _other_eps(model: PreTrainedModel) -> None:
 def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
     spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     policy = policy_of(model)
     right = PreTrainedModel.save_pretrained
 
@@ -125,7 +125,7 @@ def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
 def test_a_disk_that_is_full_while_the_model_is_written_is_no_fault_of_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
 
     def full(folder: Path, **_: Any) -> None:
         raise Exception("No space left on device (os error 28)")
@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_while_the_model_is_written_is_no_fault_of_the_model
 
 
 def test_a_folder_without_its_adapters_on_a_grid_is_kept_aside(tmp_path: Path):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     policy = policy_of(model, Precision(torch.float32, "int8"), lora_rank=2)
     base = policy.plain()
     stir_adapters(policy)
@@ -148,7 +148,7 @@ def test_a_folder_without_its_adapters_on_a_grid_is_kept_aside(tmp_path: Path):
 
 
 def test_a_head_of_zeros_is_saved(tmp_path: Path):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.model.norm.weight.data.zero_()
     policy = policy_of(model)
     save_model(policy.plain(), tokenizer, tmp_path / "model", policy.logits(probe(model)))
@@ -156,7 +156,7 @@ def test_a_head_of_zeros_is_saved(tmp_path: Path):
 
 
 def test_bfloat16_spares_what_the_family_keeps_in_float32(routed: PreTrainedModel, tmp_path: Path):
-    save_model(cast(copied(routed), torch.bfloat16), models.tiny()[1], tmp_path / "model")
+    save_model(cast(copied(routed), torch.bfloat16), loading.tiny()[1], tmp_path / "model")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert torch.equal(read.state_dict()[BIAS], routed.state_dict()[BIAS])
     assert read.get_parameter("model.norm.weight").dtype == torch.bfloat16
@@ -174,31 +174,31 @@ class Scaled(LlamaForCausalLM):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_buffers_keep_the_dtype_that_a_class_names(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(saving, "_reader", type)
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model = cast(Scaled(model.config), dtype)
     assert (model.steps.dtype, model.scale.dtype, model.lm_head.weight.dtype) == (torch.float16, torch.float32, dtype)
     save_model(model, tokenizer, tmp_path / "model")
 
 
 def test_a_folder_without_given_logits_is_compared_with_the_model_itself(tmp_path: Path):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     with pytest.raises(InputError, match="its logits differ"):
         save_model(Doubled(model.config), tokenizer, tmp_path / "model")
 
 
 def test_adapters_of_a_weight_that_two_modules_share_are_refused():
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     with pytest.raises(InputError, match=r"lora_rank=2.*up_proj shares its weight"):
         policy_of(_sharing(model, tokenizer), lora_rank=2)
 
 
 def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": [0, 7]}')
-    loaded, tokenizer = models.load(str(tmp_path))
-    assert "temperature" in caplog.text and models.stop_ids(loaded, tokenizer) == {0, 7}
+    loaded, tokenizer = loading.load(str(tmp_path))
+    assert "temperature" in caplog.text and loading.stop_ids(loaded, tokenizer) == {0, 7}
     require_savable(loaded, tokenizer)
     save_model(policy_of(loaded).plain(), tokenizer, tmp_path / "again")
 
@@ -252,7 +252,7 @@ def _misplaced(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     ],
 )
 def test_a_model_that_could_not_be_saved_is_refused_in_one_line(spoil: Any, said: str):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     with pytest.raises(InputError, match=said) as refused:
         require_savable(spoil(model, tokenizer), tokenizer)
     assert "\n" not in str(refused.value)

@@ -14,11 +14,12 @@ import pytest
 import torch
 import urllib3
 
-from drpo import cli, models
+from drpo import cli
 from drpo.cli import folder as folders
 from drpo.credentials import AUTH, headers, keep_password, without_password
 from drpo.errors import InputError, printable
-from drpo.spelling import SAFE_PATH, import_named
+from drpo.model import loading
+from drpo.spec import SAFE_PATH, import_named
 from drpo.train.config import SPELLED, from_json, to_json
 from drpo.train.log import environment
 from drpo.train.records import CONFIG, SUMMARY, TIMING
@@ -93,14 +94,14 @@ def test_a_configuration_read_without_code_is_spelled_as_it_was(here: Path):
 
 
 def test_names_below_drpo_are_code_as_any_other():
-    for spelling in ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.models:tiny"):
+    for spelling in ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
         assert folders.foreign_code(from_json({"task": spelling}, own_code=False)) == {"task": spelling}
 
 
 def test_an_adapter_cannot_name_code_as_its_base(here: Path):
     (here / "adapter").mkdir()
     (here / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": CODE}))
-    for load in (models.load, models.load_tokenizer, models.n_parameters):
+    for load in (loading.load, loading.load_tokenizer, loading.n_parameters):
         with pytest.raises(InputError, match="base_model_name_or_path"):
             load(str(here / "adapter"))
     assert not (here / "ran").exists()
@@ -112,20 +113,20 @@ class Bomb:
 
 
 def test_a_pickle_in_a_model_is_not_run(here: Path):
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.save_pretrained(here / "model")
     tokenizer.save_pretrained(here / "model")
     (here / "model" / "model.safetensors").unlink()
     torch.save({"model.norm.weight": Bomb()}, here / "model" / "pytorch_model.bin")
     with pytest.raises(InputError):
-        models.load(str(here / "model"))
+        loading.load(str(here / "model"))
     assert not (here / "ran").exists()
 
 
 @pytest.fixture
 def strange(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model that brings code of its own, before a user who says yes to whatever transformers asks."""
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.save_pretrained(here / "model")
     tokenizer.save_pretrained(here / "model")
     own = {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M", "AutoTokenizer": ["stranger.T", None]}
@@ -137,7 +138,7 @@ def strange(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(here / "model")
 
 
-@pytest.mark.parametrize("read", [models.load, models.load_tokenizer, models.n_parameters])
+@pytest.mark.parametrize("read", [loading.load, loading.load_tokenizer, loading.n_parameters])
 def test_a_model_that_brings_its_own_code_is_refused_and_nobody_is_asked(here: Path, strange: str, read: Any):
     with pytest.raises(InputError, match="code of its own, which is not run"):
         read(strange)

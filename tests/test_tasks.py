@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from drpo.errors import InputError
 from drpo.rewards import exact_number
 from drpo.rewards.math import math_verify
-from drpo.spelling import format_call, parse_any
+from drpo.spec import format_call, parse_any
 from drpo.tasks import TABLE, Addition, Known, ReasoningGym, Records
 from drpo.tasks.cleaning import Question, collapse, without
 from drpo.tasks.rows import reach, read_rows

@@ -19,20 +19,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from drpo import models, objectives
+from drpo import objectives
 from drpo.batch import BatchConfig, pack
 from drpo.errors import InputError
-from drpo.exact import exact_divergence
+from drpo.model import loading
+from drpo.model.policy import Policy
+from drpo.model.precision import Precision
 from drpo.objectives import DPPO, DRPO, GSPO, TOPK, Objective, gradient, needed_divergence, topk_kl, topk_tv, total
 from drpo.ops import Head, chunked, linear_divergence, linear_logprob
-from drpo.policy import Policy
-from drpo.precision import Precision
 from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, likeliest
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run, from_json, to_json
+from drpo.train.divergence import exact_divergence
 from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
 from drpo.train.optim import AdamW
@@ -796,7 +797,7 @@ def test_evaluation_asks_for_no_more_than_it_reads(tmp_path: Path) -> None:
             return super().generate(requests)
 
     run = tiny_run(objective=DPPO(0.15, divergence="topk_tv"), steps=1)
-    engine = Listening(models.tiny()[1], lambda r: "1" * r.key[-1] + "x")
+    engine = Listening(loading.tiny()[1], lambda r: "1" * r.key[-1] + "x")
     train(run, tmp_path, parts=with_engine(assemble(run), engine))
     assert {k for who, k in engine.asked if who == "evaluation"} == {0}
     assert {k for who, k in engine.asked if who != "evaluation"} == {20}

@@ -21,8 +21,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from drpo import cli, models
+from drpo import cli
 from drpo.errors import InputError
+from drpo.model import loading
+from drpo.model.policy import Policy
 from drpo.objectives import (
     DPPO,
     DRPO,
@@ -32,7 +34,6 @@ from drpo.objectives import (
     ratio,
     vanishes_at_zero_advantage,
 )
-from drpo.policy import Policy
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint, stored
 from drpo.train.config import from_json, learning_rate, load_run, to_json
@@ -84,7 +85,7 @@ def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int
     ids = torch.arange(1, 12)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, parts.policy.model(ids).logits, rtol=0, atol=1e-5)
-        assert not torch.allclose(loaded(ids).logits, models.tiny()[0](ids).logits, atol=1e-3)
+        assert not torch.allclose(loaded(ids).logits, loading.tiny()[0](ids).logits, atol=1e-3)
     assert AutoTokenizer.from_pretrained(tmp_path / MODEL).decode(ids[0]) == parts.tokenizer.decode(ids[0])
 
 
@@ -318,7 +319,7 @@ def _with_reward(reward):
 def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: Path):
     script = ("", "1", "12", "x2")  # fails, abstains, and two that are marked
     run = tiny_run(task=Letters("flaky"), sampling=sampling(samples=4, max_new_tokens=6), eval_problems=0, steps=2)
-    tokenizer = models.tiny()[1]
+    tokenizer = loading.tiny()[1]
     engine = ScriptedEngine(tokenizer, lambda r: script[r.key[-1]], logp=-5.0)
     summary = train(run, tmp_path, parts=with_engine(assemble(run), engine))
     per_step = read_records(tmp_path / METRICS)
@@ -332,7 +333,7 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
 
 def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path: Path):
     run = tiny_run(eval_problems=0)
-    engine = ScriptedEngine(models.tiny()[1], lambda r: str(r.key[-1]), logp=-1.0)
+    engine = ScriptedEngine(loading.tiny()[1], lambda r: str(r.key[-1]), logp=-1.0)
     breaking = with_engine(assemble(run), engine)
 
     class Break(Silent):

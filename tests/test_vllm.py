@@ -19,11 +19,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from drpo import doctor, models
+from drpo import doctor
 from drpo.errors import InputError
-from drpo.model_names import SMOLLM2
-from drpo.policy import Policy
-from drpo.precision import FP32
+from drpo.model import loading
+from drpo.model.names import SMOLLM2
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32
 from drpo.recipes.addition import smoke
 from drpo.rollout import EpisodeDriver, ServerEngine, VLLMEngine, encode_prompt
 from drpo.rollout.server import Patience
@@ -241,12 +242,12 @@ def test_the_doctor_finds_what_vllm_can_do_wrong(kind: type[VLLMEngine], examine
 
 def test_a_model_that_vllm_cannot_run_is_refused_in_one_line():
     with pytest.raises(InputError, match=r"engine='vllm': vLLM cannot run LlamaForCausalLM here \(.*head_dim=8"):
-        VLLMEngine(models.tiny()[0])
+        VLLMEngine(loading.tiny()[0])
 
 
 @pytest.fixture(scope="module")
 def smollm() -> Iterator[tuple[VLLMEngine, PreTrainedModel]]:
-    model, tokenizer = models.load(SMOLLM2)
+    model, tokenizer = loading.load(SMOLLM2)
     engine = Prompted(VLLMEngine(model), model, tokenizer)
     yield engine, model
     engine.close()

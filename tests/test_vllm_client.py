@@ -31,7 +31,7 @@ from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.serve import command
 from drpo.credentials import AUTH, TOKEN
 from drpo.errors import EngineError, InputError
-from drpo.models import named_tensors
+from drpo.model.loading import named_tensors
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
 from drpo.rollout.server import Patience

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model.names import SMOLLM2, TINY
 
 UPDATE = {"prompts": 2, "samples": 8, "prompt_tokens": 48, "new_tokens": 32}
 QUICK_UPDATE = {"prompts": 2, "samples": 4, "prompt_tokens": 4, "new_tokens": 4}

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model.names import SMOLLM2, TINY
 
 ROLLOUTS = ("bf16", "int8", "fp8_weights", "fp8")
 VLLM = "vLLM bf16"

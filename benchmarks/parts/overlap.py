@@ -3,7 +3,7 @@
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model.names import SMOLLM2, TINY
 
 IN_TURN, OVERLAPPED = "in turn", "overlapped"
 

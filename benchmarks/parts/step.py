@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.cases import OURS, Case, Entrant, Worker
 from benchmarks.folders import folder
 from benchmarks.parts.scale import Scale
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model.names import SMOLLM2, TINY
 from drpo.tasks import Addition
 
 # (regime, reward): in "full" no completion ends early, so both train on exactly as many tokens; a hash of the text as

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
-from drpo import models
-from drpo.precision import resolve_precision
+from drpo.model import loading
+from drpo.model.precision import resolve_precision
 from drpo.rollout import EpisodeDriver, TransformersEngine
 from drpo.train.setup import default_device
 from drpo.types import Problem, Sampling
@@ -17,7 +17,7 @@ from drpo.types import Problem, Sampling
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Load the engine; a request has "prompts", "samples", "new_tokens", "round"."""
     device = default_device()
-    model, tokenizer = models.load(setup["model"])
+    model, tokenizer = loading.load(setup["model"])
     engine = TransformersEngine(model.to(device), precision=resolve_precision(setup["precision"], device))
     driver = EpisodeDriver.of(engine, model, tokenizer)
     del model  # the engine has its own copy

@@ -6,8 +6,8 @@ from typing import Any
 from benchmarks.workers.marks import hashed
 from benchmarks.workers.measure import Meter, synchronize
 from benchmarks.workers.protocol import Record, Repetition, serve
-from drpo import models
 from drpo.batch import make_batches
+from drpo.model import loading
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.rewards import Reward, RewardPool, exact_number, in_process
@@ -134,5 +134,5 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
 
 
 if __name__ == "__main__":
-    models.log.setLevel("WARNING")
+    loading.log.setLevel("WARNING")
     serve(prepare)

@@ -19,14 +19,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import TrlParser
 
-from drpo import models
 from drpo.adapters.trl import DRPOConfig, DRPOTrainer
 from drpo.errors import InputError
-from drpo.model_names import SMOLLM2
-from drpo.precision import resolve_precision
+from drpo.model import loading, smollm2
+from drpo.model.names import SMOLLM2
+from drpo.model.precision import resolve_precision
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
-from drpo.spelling import parse_any
+from drpo.spec import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
 from drpo.train.evaluate import Evaluation, evaluate
@@ -133,9 +133,9 @@ def examined(sampler: EngineSampler | None, task: Task, script: Script, pool: Re
 def given(script: Script, args: DRPOConfig) -> tuple[Any, PreTrainedTokenizerBase | None, EngineSampler | None]:
     """The model, its tokenizer and its sampler; only their name where TRL is to load and sample itself."""
     if script.sampler == "engine":
-        model, tokenizer = models.load(script.model)
+        model, tokenizer = loading.load(script.model)
         return model, tokenizer, EngineSampler(model, tokenizer, args)
-    return str(models.smollm2()) if script.model == SMOLLM2 else script.model, None, None
+    return str(smollm2.smollm2()) if script.model == SMOLLM2 else script.model, None, None
 
 
 def run(script: Script, args: DRPOConfig) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.spelling import format_call, parse_any
+from drpo.spec import format_call, parse_any
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 

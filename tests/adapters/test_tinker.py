@@ -26,8 +26,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.parity import record
-from drpo import models, objectives
+from drpo import objectives
 from drpo.errors import InputError
+from drpo.model import loading
 from drpo.objectives import Tokens, gradient
 
 tinker = pytest.importorskip("tinker", reason="Tinker's client is not installed; `make test-skyrl` installs it")
@@ -137,7 +138,7 @@ def free_port() -> int:
 
 
 def save_tiny_qwen(folder: Path) -> None:
-    tokenizer = models.tiny()[1]
+    tokenizer = loading.tiny()[1]
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,

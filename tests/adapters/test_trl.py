@@ -16,9 +16,10 @@ from datasets import Dataset  # noqa: E402
 
 from adapters.parity import record  # noqa: E402
 from adapters.trl_runs import LONGEST, config  # noqa: E402
-from drpo import models, objectives  # noqa: E402
+from drpo import objectives  # noqa: E402
 from drpo.adapters.trl import AGGREGATIONS, DRPOConfig, DRPOTrainer  # noqa: E402
 from drpo.errors import InputError  # noqa: E402
+from drpo.model import loading  # noqa: E402
 from drpo.objectives import Tokens, total  # noqa: E402
 from support.tiny_world import doubled  # noqa: E402
 
@@ -110,7 +111,7 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
 
 def trainer_of(kind: type[DRPOTrainer], args: DRPOConfig, sampler: Any) -> DRPOTrainer:
     torch.manual_seed(0)
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.save_pretrained(args.output_dir)  # where TRL looks for the reference policy
     model.config._name_or_path = args.output_dir
     data = Dataset.from_list([{"prompt": f"{i} + {i} = "} for i in range(16)])

@@ -19,8 +19,9 @@ from accelerate.commands.config.config_args import load_config_from_file  # noqa
 
 from adapters.pages import run_page  # noqa: E402
 from adapters.trl_runs import config  # noqa: E402
-from drpo import cli, models, objectives  # noqa: E402
+from drpo import cli, objectives  # noqa: E402
 from drpo.adapters.trl import DRPOConfig  # noqa: E402
+from drpo.model import loading  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "cluster" / "trl"
@@ -78,7 +79,7 @@ def test_the_demo_s_script_trains_through_the_engine(tmp_path: Path, capsys: pyt
 
 def test_two_processes_train(tmp_path: Path):
     """DDP over gloo, TRL's own generate; each takes its share of every rollout."""
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
@@ -98,7 +99,7 @@ def test_two_processes_train(tmp_path: Path):
     assert done.returncode == 0, done.stderr[-2000:]
     log = json.loads((tmp_path / "run" / "figures.json").read_text())["log"]
     assert [entry["step"] for entry in log if "loss" in entry] == [4]
-    trained, _ = models.load(str(tmp_path / "run"))
+    trained, _ = loading.load(str(tmp_path / "run"))
     assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), model.parameters(), strict=True))
 
 

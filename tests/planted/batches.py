@@ -129,17 +129,19 @@ REPLACEMENTS = (
         lambda right: lambda self, segment: 0,
         (TRAINED_IDS, SAME),
     ),
-    Replacement("rows are packed into one without a boundary", "drpo.packing:Packing.of", _without_boundaries, (SAME,)),
+    Replacement(
+        "rows are packed into one without a boundary", "drpo.model.packing:Packing.of", _without_boundaries, (SAME,)
+    ),
     Replacement(
         "a place sees the whole bucket",
-        "drpo.packing:_seen",
+        "drpo.model.packing:_seen",
         lambda right: lambda bucket, buckets, window: right(bucket, buckets, window) | True,
         (SAME, FEELS),
     ),
-    Replacement("the window is one place too wide", "drpo.packing:_seen", _wider, (WINDOWED,)),
+    Replacement("the window is one place too wide", "drpo.model.packing:_seen", _wider, (WINDOWED,)),
     Replacement(
         "padding has a gradient",
-        "drpo.packing:_to_slots",
+        "drpo.model.packing:_to_slots",
         lambda right: lambda x, packing: x.index_select(0, packing.place),
         (SAME, ANY_LAYOUT),
     ),

@@ -55,7 +55,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "each process keeps its own gradient of the critic",
-        "drpo.critic:Critic.reduce_gradients",
+        "drpo.model.critic:Critic.reduce_gradients",
         lambda right: lambda self, ranks: right(self, type(ranks)()),
         (TWO,),
     ),

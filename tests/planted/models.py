@@ -19,7 +19,7 @@ def _load_without_buffers(right: Any) -> Any:
 REPLACEMENTS = (
     Replacement(
         "a saved model keeps the buffers that its configuration gives",
-        "drpo.policy:fill",
+        "drpo.model.policy:fill",
         lambda right: (
             lambda model, state: model.load_state_dict(
                 {n: t for n, t in state.items() if n in dict(model.named_parameters())}, strict=False
@@ -38,61 +38,61 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a checkpoint leaves buffers out",
-        "drpo.policy:Policy.checkpointed",
+        "drpo.model.policy:Policy.checkpointed",
         lambda right: lambda self: self.trainable(),
         (f"{S}test_a_checkpoint_holds_buffers_and_an_older_one_leaves_them",),
     ),
     Replacement(
         "what was saved is not read back",
-        "drpo.saving:_unlike",
+        "drpo.model.saving:_unlike",
         lambda right: lambda *arguments: None,
         (f"{S}test_a_folder_that_is_not_the_trained_model_is_kept_aside",),
     ),
     Replacement(
         "a folder is compared with logits on a grid",
-        "drpo.policy:unrounded",
+        "drpo.model.policy:unrounded",
         lambda right: nullcontext,
         (f"{S}test_a_sound_folder_appears_with_ordinary_modes",),
     ),
     Replacement(
         "a weight of two modules is adapted twice and merged once",
-        "drpo.policy:_require_weights_of_their_own",
+        "drpo.model.policy:_require_weights_of_their_own",
         lambda right: lambda model: None,
         (f"{S}test_adapters_of_a_weight_that_two_modules_share_are_refused",),
     ),
     Replacement(
         "tensors that share memory show at the end",
-        "drpo.saving:remove_tied_weights_from_state_dict",
+        "drpo.model.saving:remove_tied_weights_from_state_dict",
         lambda right: lambda state, model: state,
         (f"{S}test_a_model_that_could_not_be_saved_is_refused_in_one_line",),
     ),
     Replacement(
         "weights are readable by their owner alone",
-        "drpo.saving:_level_modes",
+        "drpo.model.saving:_level_modes",
         lambda right: lambda folder: None,
         (f"{S}test_a_sound_folder_appears_with_ordinary_modes",),
     ),
     Replacement(
         "16 bits for what a family keeps in float32",
-        "drpo.saving:cast",
+        "drpo.model.saving:cast",
         lambda right: lambda model, dtype: model.to(dtype),
         (f"{S}test_bfloat16_spares_what_the_family_keeps_in_float32",),
     ),
     Replacement(
         "generation defaults that cannot be written stay",
-        "drpo.models:_require_savable_generation",
+        "drpo.model.loading:_require_savable_generation",
         lambda right: lambda model, name: None,
         (f"{S}test_generation_defaults_that_cannot_be_written_are_left_out",),
     ),
     Replacement(
         "whether a model can be saved shows at the end",
-        "drpo.saving:require_savable",
+        "drpo.model.saving:require_savable",
         lambda right: lambda model, tokenizer: None,
         (f"{S}test_a_model_that_could_not_be_saved_is_refused_in_one_line",),
     ),
     Replacement(
         "sequences may pass the limit of a rotary embedding",
-        "drpo.positions:Limit.require",
+        "drpo.model.positions:Limit.require",
         lambda right: lambda self, tokens, what="": None,
         (f"{P}test_the_trainer_refuses_what_is_longer",),
     ),
@@ -110,13 +110,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "an unknown rotary embedding is taken for an ordinary one",
-        "drpo.positions:_depends_on_the_longest",
+        "drpo.model.positions:_depends_on_the_longest",
         lambda right: lambda model: False,
         (f"{P}test_an_unknown_dependence_is_refused",),
     ),
     Replacement(
         "packing is checked within the window",
-        "drpo.packing:narrowed",
+        "drpo.model.packed_attention:narrowed",
         lambda right: lambda model: nullcontext(),
         (f"{P}test_packing_is_checked_past_a_window_that_no_check_could_fill",),
     ),

@@ -85,7 +85,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the policy's loss forgets the temperature",
-        "drpo.policy:linear_policy_loss",
+        "drpo.model.policy:linear_policy_loss",
         _at_temperature_1,
         (f"{BATCH}test_logp_and_entropy_are_the_plain_models[0.6]", f"{BATCH}test_on_policy_the_ratio_is_one[0.6]"),
     ),
@@ -130,7 +130,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "adapters count twice",
-        "drpo.policy:Policy._merged",
+        "drpo.model.policy:Policy._merged",
         _twice,
         (f"{BATCH}test_the_merged_state_is_the_adapted_model",),
     ),
@@ -160,13 +160,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the scale of 8-bit inputs is forgotten",
-        "drpo.precision:_multiply",
+        "drpo.model.quantize:_multiply",
         lambda right: lambda x, x_scale, w, bias, dtype: right(x, None, w, bias, dtype),
         ("tests/test_precision.py::test_the_product_is_that_of_the_rounded_operands",),
     ),
     Replacement(
         "the scale is that of the other e4m3 format, which ends at 240",
-        "drpo.precision:LARGEST",
+        "drpo.model.quantize:LARGEST",
         lambda right: {**right, "e4m3": 240.0},
         ("tests/test_precision.py::test_halfway_goes_to_the_even_value[e4m3]",),
     ),

@@ -97,13 +97,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "one's own code comes before all libraries",
-        "drpo.spelling:import_named",
+        "drpo.spec:import_named",
         _here_first,
         (f"{STRANGERS}test_ones_own_code_is_found_in_the_working_folder_and_after_all_libraries",),
     ),
     Replacement(
         "transformers asks whether a tokenizer's own code may run",
-        "drpo.models:AutoTokenizer",
+        "drpo.model.loading:AutoTokenizer",
         _asking,
         (f"{STRANGERS}test_a_model_that_brings_its_own_code_is_refused_and_nobody_is_asked",),
     ),

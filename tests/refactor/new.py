@@ -16,8 +16,8 @@ from runs import Settings
 from transformers import GenerationConfig
 
 import drpo.cli.train as command
-from drpo import models
 from drpo.cli import main
+from drpo.model import loading
 from drpo.rewards import in_process
 from drpo.train.session import Session
 
@@ -28,7 +28,7 @@ ROLLOUT_PLACE = ("step", "problem", "sample")
 
 def short() -> Any:
     """The tiny model, which about every ninth token ends, so that completions differ in length."""
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.generation_config = GenerationConfig(eos_token_id=list(range(0, 257, 9)), pad_token_id=0)
     return model, tokenizer
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo import models
 from drpo.doctor.evidence import trainer_logp
 from drpo.errors import InputError
-from drpo.models import named_tensors
-from drpo.policy import Policy
-from drpo.precision import FP32
+from drpo.model import loading
+from drpo.model.loading import named_tensors
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32
+from drpo.model.saving import probe, require_savable, save_model
 from drpo.rollout import TransformersEngine
-from drpo.saving import probe, require_savable, save_model
 from drpo.types import Problem, Sampling
 from support.rollouts import transformers_engine
 from support.tiny_world import own_logp
@@ -147,7 +147,7 @@ def stirred(model: PreTrainedModel, scale: float) -> PreTrainedModel:
 
 def show(family: str) -> Result:
     """Sample, train on, save and read back one family."""
-    model, (_, tokenizer) = build(family), models.tiny()
+    model, (_, tokenizer) = build(family), loading.tiny()
     name = type(model).__name__
     try:
         require_savable(model, tokenizer)
@@ -184,7 +184,7 @@ def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedToke
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model"
         save_model(policy.plain(), tokenizer, saved, policy.logits(probe(policy.model)))
-        read, _ = models.load(str(saved))
+        read, _ = loading.load(str(saved))
     columns = [
         torch.cat(column)
         for column in (

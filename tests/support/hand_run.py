@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drpo import models
+from drpo.model import loading
 from drpo.train.config import Run, to_json
 from drpo.train.records import CONFIG, ENVIRONMENT, EVALUATIONS, METRICS, ROLLOUTS, TIMING
 from support.worlds import tiny_run
@@ -19,7 +19,7 @@ EOS = 0
 def record(text: str, mu: Sequence[float] | float, pi: Sequence[float] | None = None, **changes: Any) -> dict[str, Any]:
     """A record of rollouts.jsonl: the bytes of a text, and an EOS where it finished by itself."""
     finish = changes.get("finish", "stop")
-    ids = models.load_tokenizer("tiny")(text)["input_ids"] + ([EOS] if finish == "stop" else [])
+    ids = loading.load_tokenizer("tiny")(text)["input_ids"] + ([EOS] if finish == "stop" else [])
     mus = [mu] * len(ids) if isinstance(mu, float) else mu
     assert len(mus) == len(ids) and (pi is None or len(pi) == len(ids))
     found = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo import models
+from drpo.model import loading
 from drpo.rollout import Engine, EpisodeDriver, TransformersEngine
 from drpo.train.setup import Parts
 from drpo.types import Episode, Key, Problem, Sampling
@@ -19,7 +19,7 @@ class Prompted:
         self, engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         self.engine = engine
-        self.driver = EpisodeDriver.of(engine, model, tokenizer or models.load_tokenizer("tiny"))
+        self.driver = EpisodeDriver.of(engine, model, tokenizer or loading.load_tokenizer("tiny"))
 
     def generate(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[Episode]:
         return [episode for group in self.driver.run(problems, sampling, key) for episode in group]

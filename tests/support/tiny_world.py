@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo import models
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
+from drpo.model import loading
 from drpo.reductions import Horizon
 from drpo.types import (
     Batch,
@@ -39,14 +39,14 @@ REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.
 
 def tiny(stops: frozenset[int] = frozenset()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A fresh tiny model that `stops` end besides the tokenizer's EOS (which is its padding too), and its tokenizer."""
-    model, tokenizer = models.tiny()
+    model, tokenizer = loading.tiny()
     model.generation_config = GenerationConfig(eos_token_id=sorted({0, *stops}), pad_token_id=0)
     return model, tokenizer
 
 
 def small(tied: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The smallest Llama whose heads are of a size that vLLM's CPU attention knows; its generation config is a trap."""
-    _, tokenizer = models.tiny()
+    _, tokenizer = loading.tiny()
     config = LlamaConfig(
         vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=tied, bos_token_id=None,

@@ -13,7 +13,7 @@ from drpo import __version__
 from drpo.cli.streams import OutputLostError, telling
 from drpo.credentials import keep_password
 from drpo.errors import EngineError, InputError, is_out_of_memory, nearest, one_line
-from drpo.spelling import SAFE_PATH, import_named
+from drpo.spec import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
 
 

@@ -14,8 +14,8 @@ import torch
 
 from drpo import __version__
 from drpo.cli.commands.env import EnvOptions
-from drpo.models import cache_folder
-from drpo.precision import FP32, resolve_precision
+from drpo.model.precision import FP32, resolve_precision
+from drpo.model.smollm2 import cache_folder
 from drpo.train.log import environment
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")

@@ -9,15 +9,15 @@ from typing import Any
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from drpo import models
 from drpo.cli.eval_options import EvalOptions
 from drpo.errors import InputError
-from drpo.precision import resolve_precision
+from drpo.model import loading
+from drpo.model.precision import resolve_precision
 from drpo.report.payload import finite
 from drpo.report.step_table import mean_score, paired_change
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver, TransformersEngine, fitting
-from drpo.spelling import parse_any
+from drpo.spec import parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
@@ -39,7 +39,7 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     task, reward = _examination(run, options)
     held_out = task.held_out(options.problems)
     transformers_logging.disable_progress_bar()
-    model, tokenizer = models.load(str(Path(name) / MODEL) if run is not None else name)
+    model, tokenizer = loading.load(str(Path(name) / MODEL) if run is not None else name)
     device = default_device()
     precision = resolve_precision(options.precision, device)
     driver = EpisodeDriver.of(TransformersEngine(model, precision=precision, device=device), model, tokenizer)

@@ -6,14 +6,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from drpo import models
 from drpo.cli.commands.export import ExportOptions
 from drpo.cli.folder import open_run
 from drpo.cli.output import writing_folder
 from drpo.errors import InputError
-from drpo.policy import Policy
-from drpo.precision import FP32
-from drpo.saving import cast, save_model
+from drpo.model import loading
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32
+from drpo.model.saving import cast, save_model
 from drpo.terminal import Terminal
 from drpo.train import checkpoint, stored
 from drpo.train.config import Run
@@ -38,15 +38,15 @@ def export(name: str, target: str, options: ExportOptions) -> int:
 def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if options.step:
         raise InputError(f"export: --step {options.step}: {name} is not a run of drpo; name the step's own folder")
-    return models.load(name)
+    return loading.load(name)
 
 
 def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a run: as it ended, or as it stood at a checkpoint."""
     config, step = open_run(run, options.own_code, needed=()), options.step
     if (run / MODEL).is_dir() and step in (0, config.steps):
-        return models.load(str(run / MODEL))
-    model, tokenizer = models.load(open_run(run, options.own_code, needed=("model",)).model)
+        return loading.load(str(run / MODEL))
+    model, tokenizer = loading.load(open_run(run, options.own_code, needed=("model",)).model)
     policy = Policy(
         model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
     )

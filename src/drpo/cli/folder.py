@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drpo.errors import InputError
-from drpo.spelling import names_code
+from drpo.spec import names_code
 from drpo.train.config import SPELLED, Run, load_run, to_json
 from drpo.train.records import CONFIG
 

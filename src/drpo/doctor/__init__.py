@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from drpo.doctor import law, machine, marking, signal, sync, tokens
 from drpo.doctor.evidence import Evidence, at_temperature, gather
 from drpo.doctor.finding import Finding, Verdict
-from drpo.exact import exact_divergence
+from drpo.model.routing import RoutingMismatch, routing_mismatch
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
-from drpo.routing import RoutingMismatch, routing_mismatch
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
+from drpo.train.divergence import exact_divergence
 from drpo.train.score import score
 from drpo.train.setup import Parts
 from drpo.types import ScoredGroup

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
-from drpo.policy import Policy
+from drpo.model.policy import Policy
 from drpo.reductions import token_mean
 from drpo.rollout import EpisodeDriver
 from drpo.seeds import derive

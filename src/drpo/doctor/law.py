@@ -7,10 +7,10 @@ from torch import Tensor
 
 from drpo.doctor.evidence import RANKS, Evidence
 from drpo.doctor.finding import Finding, judge
-from drpo.exact import ExactDivergence
+from drpo.model.routing import RoutingMismatch
 from drpo.objectives import ImportanceSampling, Objective, gradient, out_of_region
 from drpo.objectives import ratio as ratios
-from drpo.routing import RoutingMismatch
+from drpo.train.divergence import ExactDivergence
 from drpo.train.metrics import token_metrics
 from drpo.types import TokenStats
 

@@ -10,12 +10,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from drpo.critic import Critic
 from drpo.doctor.evidence import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.doctor.finding import Finding, judge
+from drpo.model.critic import Critic
+from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii
 from drpo.ops.chunked import CHUNK_BYTES
-from drpo.policy import Policy
 from drpo.types import Episode
 
 SAME = 1e-3

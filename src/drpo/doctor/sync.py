@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drpo.doctor.evidence import trainer_logp
 from drpo.doctor.finding import Finding, judge
-from drpo.policy import Policy
+from drpo.model.policy import Policy
 from drpo.rollout import EpisodeDriver
 from drpo.types import Episode, Problem, Sampling
 

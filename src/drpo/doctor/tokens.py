@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from drpo.doctor.evidence import Evidence, by_completion, micro_batches
 from drpo.doctor.finding import Finding, judge
-from drpo.policy import Policy
+from drpo.model.policy import Policy
 from drpo.rollout import encode_prompt
 from drpo.types import Episode, Problem
 

@@ -15,9 +15,9 @@ from typing import IO
 import psutil
 import torch
 
-from drpo import models
 from drpo.files import opened_here
 from drpo.lab.outcome import FAILED, STOPPED, write_outcome
+from drpo.model import loading
 
 LOG = "log.txt"
 _BYTES_PER_WEIGHT = 24  # float32 weight, gradient, two moments, the sampler's copy, and what comes and goes
@@ -47,7 +47,7 @@ def fitting(model: str, jobs: int | None, n_cells: int) -> Crew:
     """
     here = psutil.Process()
     cores = len(here.cpu_affinity()) if hasattr(here, "cpu_affinity") else os.cpu_count() or 1
-    need = models.n_parameters(model) * _BYTES_PER_WEIGHT + _BYTES_BESIDES
+    need = loading.n_parameters(model) * _BYTES_PER_WEIGHT + _BYTES_BESIDES
     if torch.cuda.is_available():
         free, most = torch.cuda.mem_get_info()[0], 8
     else:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, needed_divergence, parse, ratio, spell
-from drpo.spelling import names_code
+from drpo.spec import names_code
 from drpo.train.log import token_advantages
 from drpo.train.records import ROLLOUTS, read_json, read_records
 

@@ -30,7 +30,7 @@ from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
 from drpo.objectives.region import borders, caution, out_of_region, radii
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
-from drpo.spelling import format_call, parse_any
+from drpo.spec import format_call, parse_any
 from drpo.types import TokenLoss, Tokens
 
 TABLE: Mapping[str, Callable[..., Any]] = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from drpo.errors import InputError, nearest
-from drpo.spelling import import_named
+from drpo.spec import import_named
 
 if TYPE_CHECKING:
     from drpo.train.config import Run

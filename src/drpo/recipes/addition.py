@@ -1,6 +1,6 @@
 """Recipes on "What is a + b?": the demo, and a smoke test of the whole loop."""
 
-from drpo.model_names import SMOLLM2, TINY
+from drpo.model.names import SMOLLM2, TINY
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import Addition

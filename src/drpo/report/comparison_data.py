@@ -15,7 +15,7 @@ from drpo.objectives import caution, parse
 from drpo.report.comparison_table import bounds, head, row
 from drpo.report.facts import flat, machine
 from drpo.report.panels import REWARD
-from drpo.spelling import names_code
+from drpo.spec import names_code
 
 THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""

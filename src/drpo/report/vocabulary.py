@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from drpo import models
 from drpo.errors import InputError
-from drpo.spelling import names_code
+from drpo.model import loading
+from drpo.spec import names_code
 from drpo.train.config import Run
 from drpo.train.records import MODEL
 
@@ -38,7 +38,7 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
     if not exported.exists() and names_code(run.model):
         return None
     try:
-        return models.load_tokenizer(str(exported) if exported.exists() else run.model)
+        return loading.load_tokenizer(str(exported) if exported.exists() else run.model)
     except InputError:
         return None
 
@@ -51,7 +51,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Piece
         ids: any; one that the tokenizer does not know is empty text.
 
     Example:
-        >>> pieces(models.load_tokenizer("tiny"), [0, 34])
+        >>> pieces(loading.load_tokenizer("tiny"), [0, 34])
         [Piece(text='<eos>', special=True), Piece(text='B', special=False)]
     """
     special = set(tokenizer.all_special_ids)

@@ -23,7 +23,7 @@ import psutil
 from drpo.rewards import processes
 from drpo.rewards.contract import Reward
 from drpo.rewards.marking import Mark, call, one_line
-from drpo.spelling import SAFE_PATH
+from drpo.spec import SAFE_PATH
 from drpo.types import Failure, Problem, RewardResult, Transcript
 
 HEADER = struct.Struct("!Q32s")

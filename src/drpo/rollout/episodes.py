@@ -7,7 +7,7 @@ from itertools import islice
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo.models import stop_ids
+from drpo.model.loading import stop_ids
 from drpo.rollout.engine import Engine
 from drpo.rollout.prompts import PromptLimits, encode_prompts
 from drpo.types import Episode, Generation, Key, Problem, Request, Sampling, TokenSequence

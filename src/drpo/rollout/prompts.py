@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
-from drpo.positions import sequence_limit
+from drpo.model.positions import sequence_limit
 from drpo.types import Problem, Sampling
 
 
@@ -87,7 +87,7 @@ class PromptLimits:
 
     @staticmethod
     def of(model: PreTrainedModel) -> "PromptLimits":
-        """Those of a model; see `drpo.positions.sequence_limit` for the rotary embeddings that fix them.
+        """Those of a model; see `drpo.model.positions.sequence_limit` for the rotary embeddings that fix them.
 
         Raises:
             InputError: the model depends on the longest position of a batch in a way of its own.

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 
 from drpo.credentials import headers
 from drpo.errors import InputError
-from drpo.models import named_tensors
-from drpo.positions import sequence_limit
+from drpo.model.loading import named_tensors
+from drpo.model.positions import sequence_limit
 from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
 from drpo.rollout.weight_sync import WeightSync
 from drpo.types import Generation, Request

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.models import persistent_buffers
-from drpo.positions import narrowed
-from drpo.precision import FP32, Precision, lower, unrounded_inputs
+from drpo.model.loading import persistent_buffers
+from drpo.model.positions import narrowed
+from drpo.model.precision import FP32, Precision
+from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.rollout.cache import windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
 from drpo.types import Generation, Request
@@ -46,8 +47,8 @@ class TransformersEngine:
     ) -> None:
         windows(model)  # refuses models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
-        self._takers = lower(self.model, precision)
-        self._takers |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
+        self._loaders = quantize_(self.model, precision)
+        self._loaders |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
         # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.version = 0
@@ -57,10 +58,10 @@ class TransformersEngine:
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """Copy new parameters and persistent buffers in, by name, in the engine's precision, and stamp the version."""
-        for name in self._takers:
+        for name in self._loaders:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
-        for name, take in self._takers.items():
+        for name, take in self._loaders.items():
             take(state[name])
         self.version = version
 

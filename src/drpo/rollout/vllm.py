@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drpo.errors import EngineError, InputError
-from drpo.models import named_tensors
-from drpo.positions import Limit, sequence_limit
-from drpo.precision import has_fast_bf16
+from drpo.model.loading import named_tensors
+from drpo.model.positions import Limit, sequence_limit
+from drpo.model.precision import has_fast_bf16
 from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
 from drpo.rollout.vllm_worker import EXTENSION
 from drpo.rollout.weight_sync import WeightSync

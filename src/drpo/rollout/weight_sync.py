@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from drpo.errors import InputError
-from drpo.models import named_tensors
+from drpo.model.loading import named_tensors
 
 
 class WeightSync:
@@ -32,7 +32,7 @@ class WeightSync:
             InputError: one is missing.
 
         Example:
-            >>> from drpo.models import tiny
+            >>> from drpo.model.loading import tiny
             >>> model, _ = tiny()
             >>> tensors = WeightSync(model).checkpoint(dict(model.named_parameters()))
             >>> "model.embed_tokens.weight" in tensors, "lm_head.weight" in tensors

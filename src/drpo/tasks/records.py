@@ -10,7 +10,7 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.rewards import TABLE, Reward
 from drpo.seeds import derive
-from drpo.spelling import parse_any
+from drpo.spec import parse_any
 from drpo.tasks.cleaning import Question, collapse, without
 from drpo.tasks.rows import Row, is_file, reach, read_rows
 from drpo.types import Problem

@@ -8,7 +8,7 @@ from typing import Any
 
 from drpo.errors import InputError, nearest
 from drpo.lazily import lazily
-from drpo.spelling import import_named
+from drpo.spec import import_named
 
 datasets = lazily("datasets")
 Row = Mapping[str, Any]

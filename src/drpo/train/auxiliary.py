@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from drpo.model.policy import Policy
 from drpo.objectives import Objective, entropy_bonus, needed_divergence, reference_kl
 from drpo.objectives.contract import ask, gradient_of
 from drpo.ops import PolicyLoss
-from drpo.policy import Policy
 from drpo.types import MicroBatch
 
 

@@ -17,13 +17,13 @@ from drpo.credit import advantages, gae
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
 from drpo.errors import InputError, nearest
-from drpo.model_names import SMOLLM2
+from drpo.model.names import SMOLLM2
+from drpo.model.precision import NAMES as PRECISIONS
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
-from drpo.precision import NAMES as PRECISIONS
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import TABLE as REWARDS
 from drpo.rewards import Reward, RewardConfig
-from drpo.spelling import Unimported, format_call, names_code, parse_any
+from drpo.spec import Unimported, format_call, names_code, parse_any
 from drpo.tasks import TABLE as TASKS
 from drpo.tasks import Addition, Task
 from drpo.train import optim

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drpo.batch import pack
 from drpo.credit.gae import GAE
-from drpo.critic import Critic
+from drpo.model.critic import Critic
 from drpo.ranks import ALONE, Ranks
 from drpo.train import checkpoint
 from drpo.train.step import balance_micro_batches, optimize, within_memory

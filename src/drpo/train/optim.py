@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from drpo.errors import InputError
-from drpo.spelling import format_call, names_code, parse_any, split_call
+from drpo.spec import format_call, names_code, parse_any, split_call
 
 
 class Optimizer(Protocol):

@@ -11,9 +11,9 @@ import torch
 
 from drpo.errors import InputError, Interrupted
 from drpo.files import SCRATCH, remove, require_own, require_plain
+from drpo.model.saving import probe, save_model
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
-from drpo.saving import probe, save_model
 from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.config import Run, to_json, trains_little

@@ -8,15 +8,17 @@ from itertools import chain
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo import models
 from drpo.batch import BatchConfig
 from drpo.credit import CreditRule, credit_rule
-from drpo.critic import Critic
 from drpo.errors import InputError
-from drpo.models import stop_ids
+from drpo.model import loading
+from drpo.model.critic import Critic
+from drpo.model.loading import stop_ids
+from drpo.model.policy import Policy
+from drpo.model.precision import resolve_precision
+from drpo.model.saving import require_savable
+from drpo.model.sharding import ShardedCritic, ShardedPolicy
 from drpo.objectives import vanishes_at_zero_advantage
-from drpo.policy import Policy
-from drpo.precision import resolve_precision
 from drpo.ranks import ALONE, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
@@ -30,8 +32,6 @@ from drpo.rollout import (
     encode_prompts,
     fitting,
 )
-from drpo.saving import require_savable
-from drpo.sharding import ShardedCritic, ShardedPolicy
 from drpo.tasks import sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run
@@ -91,7 +91,7 @@ def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
     """
     held_out = _problems(run)
     device = default_device()
-    model, tokenizer = models.load(run.model)
+    model, tokenizer = loading.load(run.model)
     require_savable(model, tokenizer)
     model.to(device)
     servers = run.engine.split(",") if run.engine.startswith("http") else []
@@ -179,7 +179,7 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     """A critic that begins as a copy of the initial model, loaded once more: whole on every rank, or divided."""
     if run.critic is None:
         return None
-    model, _ = models.load(run.model)
+    model, _ = loading.load(run.model)
     model.to(default_device())
     dtype = resolve_precision(run.precision, model.device).dtype
     critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
@@ -228,7 +228,7 @@ def _auxiliary(run: Run, model: PreTrainedModel) -> AuxiliaryLosses | None:
         return None
     reference = None
     if run.reference_kl:
-        frozen, _ = models.load(run.model)
+        frozen, _ = loading.load(run.model)
         reference = Policy(
             frozen.to(model.device).requires_grad_(False),
             precision=resolve_precision(run.precision, model.device),

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from drpo.batch import split_micro_batch
 from drpo.errors import InputError
+from drpo.model.policy import Policy
 from drpo.objectives import Objective
-from drpo.policy import Policy
 from drpo.ranks import ALONE, Ranks
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.types import Batch, Credit, MicroBatch, StepStats, TokenStats

@@ -9,7 +9,7 @@ import tyro
 from drpo.cli.options import leading, parse, require_options
 from drpo.errors import InputError
 from drpo.recipes import RECIPES, find, require_recipe
-from drpo.spelling import import_named
+from drpo.spec import import_named
 from drpo.train.records import CELLS
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from drpo.cli.options import asks_for_help, parse, require_options
 from drpo.recipes import find, require_recipe
-from drpo.spelling import import_named
+from drpo.spec import import_named
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from drpo.cli.options import parse
-from drpo.spelling import import_named
+from drpo.spec import import_named
 
 
 @dataclass(frozen=True)

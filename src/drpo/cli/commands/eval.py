@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from drpo.cli.options import leading
-from drpo.model_names import require_there
-from drpo.spelling import import_named
+from drpo.model.names import require_there
+from drpo.spec import import_named
 from drpo.train.records import METRICS
 
 

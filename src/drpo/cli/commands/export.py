@@ -5,8 +5,8 @@ from pathlib import Path
 
 from drpo.cli.options import asks_for_help, parse
 from drpo.errors import InputError
-from drpo.model_names import require_there
-from drpo.spelling import import_named
+from drpo.model.names import require_there
+from drpo.spec import import_named
 from drpo.train.records import METRICS
 
 DTYPES = ("fp32", "bf16", "fp16")

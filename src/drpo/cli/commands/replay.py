@@ -9,7 +9,7 @@ from drpo.cli.options import parse
 from drpo.cli.output import PICTURES, require_file
 from drpo.cli.runs import require_run
 from drpo.errors import InputError
-from drpo.spelling import import_named
+from drpo.spec import import_named
 from drpo.train.records import ROLLOUTS
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from drpo.cli.options import leading, parse
 from drpo.cli.output import require_file
 from drpo.cli.runs import require_run
-from drpo.spelling import import_named
+from drpo.spec import import_named
 from drpo.train.records import RESULTS
 
 

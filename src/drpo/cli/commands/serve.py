@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from drpo.cli.options import leading, parse
-from drpo.model_names import require_there
-from drpo.spelling import import_named
+from drpo.model.names import require_there
+from drpo.spec import import_named
 
 
 @dataclass(frozen=True)

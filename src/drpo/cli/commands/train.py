@@ -9,7 +9,7 @@ import tyro
 from drpo.cli.options import asks_for_help, leading, parse, require_options
 from drpo.errors import InputError
 from drpo.recipes import RECIPES, find, require_recipe
-from drpo.spelling import import_named
+from drpo.spec import import_named
 from drpo.train.records import read_config
 
 USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]

@@ -8,7 +8,7 @@ import tyro
 from drpo.cli.options import parse
 from drpo.cli.output import PICTURES, require_file
 from drpo.errors import InputError
-from drpo.spelling import import_named
+from drpo.spec import import_named
 
 SHOWN = ("drpo(0.2)", "dppo(0.2)", "ppo(0.2,0.28)", "spo(0.2)", "drpo(12.5)")
 

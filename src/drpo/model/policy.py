@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drpo import packing
 from drpo.errors import InputError
-from drpo.heads import measure_head
 from drpo.lazily import lazily
-from drpo.models import named_tensors, persistent_buffers
+from drpo.model.head import measure_head
+from drpo.model.loading import named_tensors, persistent_buffers
+from drpo.model.packed_attention import enable_packed_attention, packed, padded, predictor_states
+from drpo.model.positions import sequence_limit
+from drpo.model.precision import Precision
+from drpo.model.quantize import fake_quantize_, stacked_experts, unrounded
 from drpo.objectives import Objective
 from drpo.ops import Head, PolicyLoss, SampledTokens, linear_divergence, linear_logprob, linear_policy_loss
-from drpo.positions import sequence_limit
-from drpo.precision import Precision, lower_through, stacked_experts, unrounded
 from drpo.ranks import Ranks
 from drpo.types import Layout, MicroBatch
 
@@ -62,8 +63,8 @@ class Policy:
         self.most_places: int | None = None
         self._head_shape = measure_head(model)
         self._own_attention = model.config._attn_implementation
-        self.shares_prompts = packing.adopt(model)
-        lower_through(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
+        self.shares_prompts = enable_packed_attention(model)
+        fake_quantize_(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
         if lora_rank:
             _add_lora(model, lora_rank, seed)
 
@@ -116,7 +117,7 @@ class Policy:
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """[T, H] the states that predict the trained tokens."""
-        return packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
+        return predictor_states(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -159,7 +160,7 @@ class Policy:
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
         """Return the logits [N, V] of one text [N], computed as in training but in float32, on no grid; on the CPU."""
-        run = packing.packed if self.shares_prompts else packing.padded
+        run = packed if self.shares_prompts else padded
         with unrounded():
             hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
         return self.head.logits(hidden).cpu()

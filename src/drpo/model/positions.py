@@ -70,7 +70,7 @@ def sequence_limit(model: PreTrainedModel) -> Limit:
         InputError: the model depends on the longest position of a pass in a way of its own.
 
     Example:
-        >>> from drpo.models import tiny
+        >>> from drpo.model.loading import tiny
         >>> sequence_limit(tiny()[0])
         Limit(tokens=None, kind='')
     """

@@ -1,4 +1,4 @@
-"""What a precision's name means, and linear layers whose operands stand on the int8 or e4m3 grid on any machine.
+"""Linear layers whose operands are quantized to the int8 or e4m3 grid, on any machine.
 
 Q(x) is x rounded to a grid of 8-bit values times one float32 scale per row, the row's largest magnitude over the
 grid's: rows of weights are output channels, rows of activations are tokens. bf16 holds every value of both grids, so
@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError
+from drpo.model.precision import DTYPES, Grid, Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Grid = Literal["int8", "e4m3"]
 
 LARGEST: Mapping[Grid, float] = {"int8": 127.0, "e4m3": 448.0}
 """The largest magnitude of each grid; int8 leaves out -128, so that it is symmetric."""
@@ -33,68 +32,8 @@ LARGEST: Mapping[Grid, float] = {"int8": 127.0, "e4m3": 448.0}
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """Rows of zeros get this scale, so that 0 / scale is 0."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GRIDS: Mapping[str, tuple[Grid, Grid | None]] = {
-    "int8": ("int8", None),
-    "fp8_weights": ("e4m3", None),
-    "fp8": ("e4m3", "e4m3"),
-}
-NAMES = ("auto", *DTYPES, *GRIDS)
-
 ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
 """What transformers' mixtures call what chooses and weighs experts, in the names of modules."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a model computes.
-
-    Args:
-        dtype: of activations, and of what is on no grid; bfloat16 or float32 where something is.
-        weights: the grid of the linear layers' weights, one scale per output channel; None leaves them in `dtype`.
-        activations: the grid of the linear layers' inputs, one scale per token; None leaves them in `dtype`.
-    """
-
-    dtype: torch.dtype
-    weights: Grid | None = None
-    activations: Grid | None = None
-
-
-FP32 = Precision(torch.float32)
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Return what `name` means on `device`; the compute dtype of all but the plain ones is that of "auto".
-
-    Args:
-        name: "auto" (bf16 where the processor multiplies it, else fp32), "fp32", "bf16", "fp16", "int8" (weights),
-            "fp8_weights" (e4m3 weights) or "fp8" (e4m3 weights and inputs of linear layers).
-        device: where it runs.
-
-    Raises:
-        InputError: another name.
-
-    Example:
-        >>> resolve_precision("fp32", torch.device("cpu"))
-        Precision(dtype=torch.float32, weights=None, activations=None)
-        >>> resolve_precision("fp8", torch.device("cpu")).activations
-        'e4m3'
-    """
-    if name in DTYPES:
-        return Precision(DTYPES[name])
-    if name not in NAMES:
-        raise InputError(f"precision={name!r}{nearest(name, NAMES)}")
-    dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    return Precision(dtype, *GRIDS.get(name, ()))
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """True where bf16 matrix products are done by the hardware; emulated ones are slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
 
 
 @lru_cache
@@ -105,7 +44,7 @@ def has_e4m3_product(device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return False
-    ones = OnGrid(torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, 1, device=device))
+    ones = QuantizedTensor(torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, 1, device=device))
     try:
         return bool((_multiply(ones.values, ones.scale, ones, None, torch.bfloat16) == 16).all())
     except RuntimeError:  # below compute capability 8.9, and where this torch has no kernel for it
@@ -113,7 +52,7 @@ def has_e4m3_product(device: torch.device) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class OnGrid:
+class QuantizedTensor:
     """A tensor as values of a grid times a scale per row.
 
     Args:
@@ -129,7 +68,7 @@ class OnGrid:
         return (self.values.float() * self.scale).to(dtype)
 
 
-def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int = -1) -> OnGrid:
+def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int = -1) -> QuantizedTensor:
     """Return Q(x): each row over its scale, rounded to the nearest value of the grid, ties to even.
 
         scale = max |row| / largest of the grid,    values = round(row / scale)
@@ -155,10 +94,10 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
     scale = (wide.abs().amax(dim, keepdim=True) / LARGEST[grid]).clamp(min=SMALLEST_SCALE)
     ratio = wide / scale
     values = ratio.round() if grid == "int8" else ratio.to(torch.float8_e4m3fn)
-    return OnGrid(values.to(dtype), scale)
+    return QuantizedTensor(values.to(dtype), scale)
 
 
-def _multiply(x: Tensor, x_scale: Tensor | None, w: OnGrid, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _multiply(x: Tensor, x_scale: Tensor | None, w: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """[T, out] = x [T, in] w^T + bias in `dtype`: products of grid values, scaled in float32 once they are summed.
 
     On a CPU a sum is rounded to x's dtype before it is scaled: its bf16 product has no other result.
@@ -190,7 +129,7 @@ def _inputs(x: Tensor, grid: Grid | None, held_in: torch.dtype) -> tuple[Tensor,
     return q.values, q.scale
 
 
-class GridLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear layer of a sampler, its weight on a grid for good: y = Q(x) Q(w)^T + bias, or x Q(w)^T + bias.
 
     Args:
@@ -220,7 +159,7 @@ class GridLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in x's dtype."""
         values, scale = _inputs(x.flatten(0, -2), self.activations, self.weight.dtype)
-        y = _multiply(values, scale, OnGrid(self.weight, self.scale), self.bias, x.dtype)
+        y = _multiply(values, scale, QuantizedTensor(self.weight, self.scale), self.bias, x.dtype)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -232,7 +171,7 @@ def unrounded_inputs(model: nn.Module) -> Iterator[None]:
     of two computations that agree to 2e-6 in float32 the logits were 2 to 6 % of their spread apart under fp8
     (SmolLM2-135M).
     """
-    rounding = [(m, m.activations) for m in model.modules() if isinstance(m, GridLinear)]
+    rounding = [(m, m.activations) for m in model.modules() if isinstance(m, QuantizedLinear)]
     for layer, _ in rounding:
         layer.activations = None
     try:
@@ -340,11 +279,11 @@ def _dense_stack(weight: Tensor, grid: Grid, dim: int, dtype: torch.dtype) -> Te
     return torch.stack([to_grid(one, grid, dim=dim).dense(dtype) for one in weight])
 
 
-Taker = Callable[[Tensor], object]
+LoadWeights = Callable[[Tensor], object]
 
 
 @torch.no_grad()
-def lower(model: "PreTrainedModel", precision: Precision) -> dict[str, Taker]:
+def quantize_(model: "PreTrainedModel", precision: Precision) -> dict[str, LoadWeights]:
     """Bring a sampler's model to a precision, in place.
 
     Args:
@@ -357,38 +296,38 @@ def lower(model: "PreTrainedModel", precision: Precision) -> dict[str, Taker]:
     Raises:
         InputError: the precision has a grid, and the model no linear layer that could be put on it.
     """
-    takers: dict[str, Taker] = {}
+    loaders: dict[str, LoadWeights] = {}
     if precision.weights is not None:
         for name, linear in _linears(model):
-            layer = GridLinear(linear, precision.weights, precision.activations, precision.dtype)
+            layer = QuantizedLinear(linear, precision.weights, precision.activations, precision.dtype)
             model.set_submodule(name, layer)
-            takers[f"{name}.weight"] = layer.take
+            loaders[f"{name}.weight"] = layer.take
         for module_name, module, field in stacked_experts(model):
             parameter = getattr(module, field)
             take = partial(_take_dense, parameter, precision.weights, _rows_of(module))
             parameter.data, wide = parameter.data.to(precision.dtype), parameter.data
             take(wide)
-            takers[f"{module_name}.{field}"] = take
+            loaders[f"{module_name}.{field}"] = take
     for name, parameter in model.named_parameters():
-        if name not in takers:
+        if name not in loaders:
             parameter.data = parameter.data.to(precision.dtype)
-            takers[name] = parameter.copy_
-    return takers
+            loaders[name] = parameter.copy_
+    return loaders
 
 
 def _take_dense(parameter: nn.Parameter, grid: Grid, dim: int, weight: Tensor) -> None:
     parameter.copy_(_dense_stack(weight.to(parameter.device), grid, dim, parameter.dtype))
 
 
-def lower_through(model: "PreTrainedModel", precision: Precision) -> None:
-    """Let a model in training compute with the products that `lower` gives a sampler; parameters stay as they are.
+def fake_quantize_(model: "PreTrainedModel", precision: Precision) -> None:
+    """Let a model in training compute with the products that `quantize_` gives a sampler; parameters stay as they are.
 
     Args:
         model: changed in place: its linear layers become `StraightThroughLinear`, under the same names.
         precision: where it has no grid, nothing is done.
 
     Raises:
-        InputError: as `lower`.
+        InputError: as `quantize_`.
     """
     if precision.weights is None:
         return

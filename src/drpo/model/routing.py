@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.precision import stacked_experts
+from drpo.model.quantize import stacked_experts
 from drpo.types import TokenSequence
 
 

@@ -7,7 +7,7 @@ import torch
 
 from drpo.batch import pack
 from drpo.errors import InputError
-from drpo.policy import Policy
+from drpo.model.policy import Policy
 from drpo.types import Episode
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drpo import packing
 from drpo.credit.gae import value_loss
-from drpo.models import persistent_buffers
-from drpo.positions import sequence_limit
+from drpo.model.loading import persistent_buffers
+from drpo.model.packed_attention import enable_packed_attention, predictor_states
+from drpo.model.positions import sequence_limit
 from drpo.ranks import Ranks
 from drpo.types import MicroBatch
 
@@ -30,7 +30,7 @@ class Critic:
         self.dtype = dtype
         self.limit = sequence_limit(model)
         self.most_places: int | None = None
-        self.shares_prompts = packing.adopt(model)
+        self.shares_prompts = enable_packed_attention(model)
         model.set_output_embeddings(None)
         width = model.get_input_embeddings().weight.shape[1]
         self.head = nn.Linear(width, 1, device=model.device, dtype=torch.float32)
@@ -50,7 +50,7 @@ class Critic:
 
     def __call__(self, micro: MicroBatch) -> Tensor:
         """Return V [T] of the contexts that a micro-batch's tokens were drawn in, float32, with gradients."""
-        states = packing.predicting(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
+        states = predictor_states(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
         values: Tensor = self.head(states.to(self.head.weight.dtype))[:, 0]
         return values
 

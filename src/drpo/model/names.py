@@ -14,7 +14,7 @@ def require_there(name: str) -> None:
     """Raise if the name is a path to a missing folder, before asking the hub.
 
     Args:
-        name: as for `drpo.models.load`.
+        name: as for `drpo.model.loading.load`.
 
     Raises:
         InputError: the name is written as a path, and there is no such folder.

@@ -10,12 +10,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 from transformers import PreTrainedModel
 
-from drpo.critic import Critic
 from drpo.errors import InputError
-from drpo.models import persistent_buffers
+from drpo.model.critic import Critic
+from drpo.model.loading import persistent_buffers
+from drpo.model.policy import Policy
+from drpo.model.precision import Precision
 from drpo.ops import Head
-from drpo.policy import Policy
-from drpo.precision import Precision
 from drpo.ranks import Ranks
 
 

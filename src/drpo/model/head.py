@@ -46,8 +46,8 @@ def measure_head(model: PreTrainedModel) -> HeadShape:
             read the tokens.
 
     Example:
-        >>> from drpo import models
-        >>> measure_head(models.tiny()[0])
+        >>> from drpo.model import loading
+        >>> measure_head(loading.tiny()[0])
         HeadShape(scale=1.0, soft_cap=None)
     """
     layer, decoder = model.get_output_embeddings(), model.get_decoder()

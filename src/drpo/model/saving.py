@@ -16,7 +16,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drpo.errors import InputError
 from drpo.files import naming, remove
-from drpo.models import named_tensors, persistent_buffers
+from drpo.model.loading import named_tensors, persistent_buffers
 
 UNSOUND = "unsound"
 """What is added to the name of a folder that does not hold what was trained."""
@@ -43,7 +43,7 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         InputError: the model's folder could not be written after training, or not be read back.
 
     Example:
-        >>> from drpo.models import tiny
+        >>> from drpo.model.loading import tiny
         >>> require_savable(*tiny())
     """
     kind: Any = type(model)

@@ -1,0 +1,185 @@
+"""Completions laid end to end, their shared prompts once: which position attends to which.
+
+Everything in a transformer but attention treats places one by one, so a packed row [1, N] needs no padding anywhere
+else. Attention unpacks: segments of like length become the padded rows of one bucket, a segment that continues a prompt
+gets the prompt's keys and values in front of its own, and the outputs go back to their places. Nothing leaks between
+completions, and the gradient of a shared prompt is the sum over the completions that saw it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from drpo.types import Layout
+
+SPREAD = 1.5
+"""Longest over shortest of the segments in one bucket: bounds what padding costs in the attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """R segments of like length, as rows of one attention call.
+
+    Args:
+        segments: their numbers, longest first.
+        width: Lq, the longest.
+        start: of their first slot among all slots.
+        source: the bucket that their prefixes stand in, or None where they have none.
+        parent: [R] int64; each one's prefix as a row of `source`, or None.
+        prefix: lengths [R] int64 of the prefixes, 0 where there are none.
+    """
+
+    segments: tuple[int, ...]
+    width: int
+    start: int
+    source: int | None
+    parent: Tensor | None
+    prefix: Tensor
+
+    @property
+    def slots(self) -> slice:
+        return slice(self.start, self.start + len(self.segments) * self.width)
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """How the N places of a layout become the M slots of padded rows, and back; for one forward pass.
+
+    Args:
+        buckets: in the order of their slots; a bucket's `source` comes before it.
+        place: [M] int64; the place that stands in each slot, 0 where it is padding.
+        padding: [K] int64; the slots that are padding.
+        slot: [N] int64; the slot in which each place stands.
+    """
+
+    buckets: tuple[Bucket, ...]
+    place: Tensor
+    padding: Tensor
+    slot: Tensor
+    _bias: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(layout: Layout, device: torch.device) -> "Packing":
+        """Return the packing of a layout."""
+        buckets = tuple(_buckets(layout, device))
+        first = [0, *accumulate(layout.length)]
+        place = torch.zeros(buckets[-1].slots.stop, dtype=torch.int64)
+        slot = torch.empty(first[-1], dtype=torch.int64)
+        for bucket in buckets:
+            for row, s in enumerate(bucket.segments):
+                at, n = bucket.start + row * bucket.width, layout.length[s]
+                place[at : at + n] = torch.arange(first[s], first[s] + n)
+                slot[first[s] : first[s] + n] = torch.arange(at, at + n)
+        used = torch.zeros(len(place), dtype=torch.bool)
+        used[slot] = True
+        return Packing(buckets, place.to(device), (~used).nonzero()[:, 0].to(device), slot.to(device))
+
+    def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What bucket `number` adds to its scores, [R, 1, Lq, Lk] of 0 and -inf; None where plain causality will do."""
+        bucket = self.buckets[number]
+        if bucket.source is None and (window is None or window >= bucket.width):
+            return None
+        if (number, window, dtype) not in self._bias:
+            seen = _seen(bucket, self.buckets, window)
+            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self._bias[number, window, dtype] = bias
+        return self._bias[number, window, dtype]
+
+
+def _buckets(layout: Layout, device: torch.device) -> Iterator[Bucket]:
+    """Roots first; then what continues them, each bucket's prefixes in one bucket of roots."""
+    home: dict[int, tuple[int, int]] = {}  # segment -> its bucket and row
+    start = 0
+    roots = [s for s, p in enumerate(layout.prefix) if p < 0]
+    parts: list[tuple[int | None, list[int]]] = [(None, part) for part in _alike(roots, layout)]
+    for number, (_, part) in enumerate(parts):
+        home |= {s: (number, row) for row, s in enumerate(part)}
+    for number in range(len(parts)):
+        children = [s for s, p in enumerate(layout.prefix) if p >= 0 and home[p][0] == number]
+        parts += [(number, part) for part in _alike(children, layout)]
+    for source, part in parts:
+        width = layout.length[part[0]]
+        parent = None if source is None else torch.tensor([home[layout.prefix[s]][1] for s in part], device=device)
+        prefix = torch.tensor([layout.prefix_length(s) for s in part], device=device)
+        yield Bucket(tuple(part), width, start, source, parent, prefix)
+        start += width * len(part)
+
+
+def _alike(segments: list[int], layout: Layout) -> list[list[int]]:
+    """Longest first, cut where a segment would be padded to more than `SPREAD` times its length."""
+    parts: list[list[int]] = []
+    for s in sorted(segments, key=lambda s: -layout.length[s]):
+        if parts and layout.length[parts[-1][0]] <= SPREAD * layout.length[s]:
+            parts[-1].append(s)
+        else:
+            parts.append([s])
+    return parts
+
+
+def _seen(bucket: Bucket, buckets: tuple[Bucket, ...], window: int | None) -> Tensor:
+    """[R, 1, Lq, Lk] bool: which keys, the prefix's and then its own, each query attends to."""
+    place = torch.arange(bucket.width, device=bucket.prefix.device)
+    behind = place[:, None] - place  # how far the key stands behind the query
+    own = ((behind >= 0) & (behind < (window or bucket.width)))[None].expand(len(bucket.segments), -1, -1)
+    if bucket.source is None:
+        return own[:, None]
+    key = torch.arange(buckets[bucket.source].width, device=place.device)
+    prefix = bucket.prefix[:, None, None]
+    there = (key < prefix).expand(-1, bucket.width, -1)
+    if window is not None:
+        there = there & (prefix + place[:, None] - key < window)
+    return torch.cat([there, own], dim=2)[:, None]
+
+
+class _Unpack(torch.autograd.Function):
+    """Places [N, ...] -> slots [M, ...], padding 0. Every place has one slot, so the gradient needs no sums."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return _to_slots(x, packing)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.packing.slot), None
+
+
+class _Pack(torch.autograd.Function):
+    """Slots [M, ...] -> places [N, ...]: the transpose of `_Unpack`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return x.index_select(0, packing.slot)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _to_slots(grad, ctx.packing), None
+
+
+def unpack(x: Tensor, packing: Packing) -> Tensor:
+    """Return positions [N, ...] as slots [M, ...], 0 where a slot is padding."""
+    slots: Tensor = _Unpack.apply(x, packing)  # type: ignore[no-untyped-call]
+    return slots
+
+
+def pack(x: Tensor, packing: Packing) -> Tensor:
+    """Return slots [M, ...] as positions [N, ...]."""
+    places: Tensor = _Pack.apply(x, packing)  # type: ignore[no-untyped-call]
+    return places
+
+
+def _to_slots(x: Tensor, packing: Packing) -> Tensor:
+    return x.index_select(0, packing.place).index_fill_(0, packing.padding, 0)
+
+
+def rows(slots: Tensor, bucket: Bucket) -> Tensor:
+    """Return the slots of one bucket [R * width, heads, D] as rows [R, width, heads, D]."""
+    return slots.view(-1, bucket.width, *slots.shape[1:])

@@ -1,0 +1,71 @@
+"""What the name of a precision means on a device: the compute dtype, and the 8-bit grids of weights and activations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from drpo.errors import InputError, nearest
+
+Grid = Literal["int8", "e4m3"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRIDS: Mapping[str, tuple[Grid, Grid | None]] = {
+    "int8": ("int8", None),
+    "fp8_weights": ("e4m3", None),
+    "fp8": ("e4m3", "e4m3"),
+}
+NAMES = ("auto", *DTYPES, *GRIDS)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model computes.
+
+    Args:
+        dtype: of activations, and of what is on no grid; bfloat16 or float32 where something is.
+        weights: the grid of the linear layers' weights, one scale per output channel; None leaves them in `dtype`.
+        activations: the grid of the linear layers' inputs, one scale per token; None leaves them in `dtype`.
+    """
+
+    dtype: torch.dtype
+    weights: Grid | None = None
+    activations: Grid | None = None
+
+
+FP32 = Precision(torch.float32)
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Return what `name` means on `device`; the compute dtype of all but the plain ones is that of "auto".
+
+    Args:
+        name: "auto" (bf16 where the processor multiplies it, else fp32), "fp32", "bf16", "fp16", "int8" (weights),
+            "fp8_weights" (e4m3 weights) or "fp8" (e4m3 weights and inputs of linear layers).
+        device: where it runs.
+
+    Raises:
+        InputError: another name.
+
+    Example:
+        >>> resolve_precision("fp32", torch.device("cpu"))
+        Precision(dtype=torch.float32, weights=None, activations=None)
+        >>> resolve_precision("fp8", torch.device("cpu")).activations
+        'e4m3'
+    """
+    if name in DTYPES:
+        return Precision(DTYPES[name])
+    if name not in NAMES:
+        raise InputError(f"precision={name!r}{nearest(name, NAMES)}")
+    dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    return Precision(dtype, *GRIDS.get(name, ()))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where bf16 matrix products are done by the hardware; emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
