@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FakeRequestOutput:
     token_ids: list[int]
     rows: list[list[tuple[int, float]]]  # of each place: the sampled token, then the likeliest
     finish: str
@@ -49,7 +49,7 @@ class Sampler:
         self.model = model
 
     @torch.no_grad()
-    def draw(self, prompt: list[int], how: Mapping[str, Any]) -> Drawn:
+    def draw(self, prompt: list[int], how: Mapping[str, Any]) -> FakeRequestOutput:
         model = self._seen.setdefault(tuple(prompt), self.model)
         generator = torch.Generator().manual_seed(how["seed"])
         ids: list[int] = []
@@ -61,7 +61,7 @@ class Sampler:
             top = logp.topk(how["logprobs"])
             ids.append(token)
             rows.append([(token, float(logp[token])), *zip(top.indices.tolist(), top.values.tolist(), strict=True)])
-        return Drawn(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length")
+        return FakeRequestOutput(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length")
 
 
 def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = "0.32.0") -> Any:

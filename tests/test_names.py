@@ -1,0 +1,84 @@
+"""The field's words: names that were replaced do not come back, as identifiers, as keys of records, or as flags.
+
+Ordinary English stays ordinary: prose, comments and messages are not looked at. The changelog tells the old names.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("src", "studies", "benchmarks", "cluster", "tests")
+NOT_READ = {Path("tests/test_names.py"), *(p.relative_to(ROOT) for p in (ROOT / "tests/refactor").glob("*.py"))}
+
+IDENTIFIERS = {
+    "Marking": "RewardConfig",
+    "appraise": "compute_gae",
+    "Lesson": "CriticStats",
+    "ValueLearner": "CriticTrainer",
+    "Handover": "WeightSync",
+    "Drawn": "Generation",
+    "Asker": "Request",
+    "Batching": "BatchConfig",
+    "share_out": "balance_micro_batches",
+    "region_radius": "out_of_region",
+    "OnGrid": "QuantizedTensor",
+    "GridLinear": "QuantizedLinear",
+    "Taker": "LoadWeights",
+    "lower_through": "fake_quantize_",
+    "predicting": "predictor_states",
+    "adopt": "enable_packed_attention",
+}
+"""In code: names of variables, functions, classes, arguments, attributes and modules."""
+
+KEYS: dict[str, str] = {}
+"""Whole strings in code: keys of metrics, records and configurations."""
+
+FLAGS = {
+    "--marking.": "--reward-pool.",
+}
+"""In code and in pages."""
+
+
+def sources() -> Iterator[Path]:
+    for room in ROOMS:
+        yield from (p for p in sorted((ROOT / room).rglob("*.py")) if p.relative_to(ROOT) not in NOT_READ)
+
+
+def pages() -> Iterator[Path]:
+    yield from (p for p in ROOT.glob("*.md") if p.name != "CHANGELOG.md")
+    yield from (ROOT / "docs").rglob("*.md")
+
+
+def names(text: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            yield token.start[0], token.string
+
+
+def strings(text: str) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_old_names_stay_away() -> None:
+    found = []
+    any_of = re.compile(rf"\b({'|'.join(map(re.escape, [*IDENTIFIERS, *KEYS]))})\b")
+    for path in sources():
+        text = path.read_text()
+        for kind, old in ((names, IDENTIFIERS), (strings, KEYS)) if any_of.search(text) else ():
+            found += [f"{path}:{line}: {word}: {old[word]}" for line, word in kind(text) if word in old]
+    for path in [*sources(), *pages()]:
+        text = path.read_text()
+        found += [f"{path}: {flag}: {new}" for flag, new in FLAGS.items() if flag in text]
+    assert not found, "\n".join(found)
+
+
+def test_an_old_name_would_be_seen() -> None:
+    text = 'def f(Marking):\n    return {"lag": Marking.adopt}\n'
+    assert {word for _, word in names(text)} & IDENTIFIERS.keys() == {"Marking", "adopt"}
+    assert "lag" in {word for _, word in strings(text)}
