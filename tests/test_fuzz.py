@@ -101,7 +101,7 @@ def test_configurations(run: Path, scale: int):
     fuzz("configuration", scale, st.tuples(bad_configurations(good), st.sampled_from(READERS)), check)
 
 
-NUMBERS = ("--steps", "--prompts", "--updates", "--seed", "--lag", "--sampling.samples", "--learning-rate")
+NUMBERS = ("--steps", "--prompts", "--updates", "--seed", "--async-steps", "--sampling.samples", "--learning-rate")
 SPELLINGS = ("--objective", "--task", "--reward", "--advantage", "--reduction", "--eval-task")
 WORDS = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)
 NOT_NUMBERS = WORDS.filter(lambda w: w not in ("nan", "inf", "infinity")) | st.sampled_from(["1e9x", "--", "1,2", "½"])

@@ -208,7 +208,7 @@ def test_a_comparison_whose_own_process_dies_leaves_no_one_behind(forked, tmp_pa
 def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
     cells = prepare(tmp_path, runs(tiny_run(steps=10000), grid("none", "ppo")))
     process = subprocess.Popen(
-        [sys.executable, "-m", "drpo", "compare", "--resume", str(tmp_path), "--own-code", "--jobs", "2"],
+        [sys.executable, "-m", "drpo", "compare", "--resume", str(tmp_path), "--trust-remote-code", "--jobs", "2"],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -221,7 +221,7 @@ def test_ctrl_c_saves_every_cell_under_way(tmp_path: Path):
 
 
 def test_what_breaks_is_a_result_and_what_fails_does_not_end_the_others(forked, tmp_path: Path):
-    base = tiny_run(steps=3, updates=1, refresh_every=3, optimizer=AdamW(1e-2), max_skipped=0)
+    base = tiny_run(steps=3, updates=1, sync_every=3, optimizer=AdamW(1e-2), max_skipped=0)
     trained_here(tmp_path, prepare(tmp_path, runs(base, grid("support.worlds:BREAKS_LATER", "support.worlds:Broken"))))
     compare(
         tmp_path,

@@ -31,14 +31,22 @@ IDENTIFIERS = {
     "lower_through": "fake_quantize_",
     "predicting": "predictor_states",
     "adopt": "enable_packed_attention",
+    "refresh_every": "sync_every",
+    "own_code": "trust_remote_code",
 }
 """In code: names of variables, functions, classes, arguments, attributes and modules."""
 
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {
+    "refresh_every": "sync_every",
+    "own_code": "trust_remote_code",
+}
 """Whole strings in code: keys of metrics, records and configurations."""
 
 FLAGS = {
     "--marking.": "--reward-pool.",
+    "--refresh-every": "--sync-every",
+    "--lag": "--async-steps",
+    "--own-code": "--trust-remote-code",
 }
 """In code and in pages."""
 

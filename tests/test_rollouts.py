@@ -29,13 +29,13 @@ from support.runs import assert_same_run
 from support.worlds import tiny_run
 
 SCHEDULES = [(0, 1), (1, 1), (2, 1), (0, 3), (1, 2), (2, 3)]
-"""(lag, refresh_every)."""
+"""(async_steps, sync_every)."""
 
 
-def version_of(step: int, lag: int, refresh_every: int) -> int:
-    """By the definition: sampled when step - lag begins, with the weights of the last hand-over."""
-    begun = max(step - lag, 0)
-    return begun - begun % refresh_every
+def version_of(step: int, async_steps: int, sync_every: int) -> int:
+    """By the definition: sampled when step - async_steps begins, with the weights of the last hand-over."""
+    begun = max(step - async_steps, 0)
+    return begun - begun % sync_every
 
 
 def scripted(run: Run, **changes: object) -> Parts:
@@ -49,20 +49,22 @@ def scripted(run: Run, **changes: object) -> Parts:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize(("lag", "refresh_every"), SCHEDULES)
+@pytest.mark.parametrize(("async_steps", "sync_every"), SCHEDULES)
 def test_every_rollout_is_sampled_with_the_weights_it_should_be(
-    tmp_path: Path, lag: int, refresh_every: int, overlap: bool
+    tmp_path: Path, async_steps: int, sync_every: int, overlap: bool
 ) -> None:
-    run = tiny_run(steps=7, lag=lag, refresh_every=refresh_every, overlap=overlap and lag > 0, eval_problems=0)
+    run = tiny_run(
+        steps=7, async_steps=async_steps, sync_every=sync_every, overlap=overlap and async_steps > 0, eval_problems=0
+    )
     parts = scripted(run)
     train(run, tmp_path, parts=parts)
     seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
-    wanted = {step: version_of(step, lag, refresh_every) for step in range(7)}
+    wanted = {step: version_of(step, async_steps, sync_every) for step in range(7)}
     assert seen == wanted
     metrics = read_records(tmp_path / METRICS)
     assert [m["lag"] for m in metrics] == [m["lag_max"] for m in metrics] == [s - v for s, v in wanted.items()]
-    assert max(m["lag_max"] for m in metrics) <= lag + refresh_every - 1
-    assert parts.driver.engine.loaded == sorted({0, *range(0, 7, refresh_every)})
+    assert max(m["lag_max"] for m in metrics) <= async_steps + sync_every - 1
+    assert parts.driver.engine.loaded == sorted({0, *range(0, 7, sync_every)})
 
 
 class Spy:
@@ -89,16 +91,16 @@ class Spy:
         self.engine.close()
 
 
-@pytest.mark.parametrize(("lag", "refresh_every"), SCHEDULES)
+@pytest.mark.parametrize(("async_steps", "sync_every"), SCHEDULES)
 def test_an_evaluation_sees_the_newest_weights_and_leaves_the_old_ones(
-    tmp_path: Path, lag: int, refresh_every: int
+    tmp_path: Path, async_steps: int, sync_every: int
 ) -> None:
-    run = tiny_run(steps=5, lag=lag, refresh_every=refresh_every, eval_every=1, optimizer=AdamW(1e-2))
+    run = tiny_run(steps=5, async_steps=async_steps, sync_every=sync_every, eval_every=1, optimizer=AdamW(1e-2))
     spied = Spy(parts := assemble(run))
     train(run, tmp_path, parts=with_engine(parts, spied))
     assert all(right for _, right in spied.used)
     seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
-    assert seen == {step: version_of(step, lag, refresh_every) for step in range(5)}
+    assert seen == {step: version_of(step, async_steps, sync_every) for step in range(5)}
     evaluated = [spied.weights[v] for v in range(6)]  # one of each version, all different
     assert all(any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(evaluated))
 
@@ -121,12 +123,12 @@ class Slow:
 
 
 @pytest.mark.parametrize("engine", ["scripted", "transformers"])
-@pytest.mark.parametrize(("lag", "refresh_every"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("async_steps", "sync_every"), [(1, 1), (2, 2)])
 def test_in_the_background_is_the_same_run_bit_for_bit(
-    tmp_path: Path, engine: str, lag: int, refresh_every: int
+    tmp_path: Path, engine: str, async_steps: int, sync_every: int
 ) -> None:
     for overlap in (False, True):
-        run = tiny_run(steps=6, lag=lag, refresh_every=refresh_every, overlap=overlap, eval_every=2)
+        run = tiny_run(steps=6, async_steps=async_steps, sync_every=sync_every, overlap=overlap, eval_every=2)
         parts = assemble(run)
         if engine == "scripted":
             parts = scripted(run)
@@ -149,7 +151,7 @@ class Meeting(Silent):
 def test_the_next_rollout_is_sampled_while_this_one_is_trained_on(tmp_path: Path) -> None:
     """The engine's second call waits for an update to begin, which in turn it could not."""
     watch, met = Meeting(), []
-    run = tiny_run(steps=3, lag=1, overlap=True, eval_problems=0)
+    run = tiny_run(steps=3, async_steps=1, overlap=True, eval_problems=0)
     parts = scripted(run)
 
     def script(request: Request) -> str:
@@ -163,19 +165,19 @@ def test_the_next_rollout_is_sampled_while_this_one_is_trained_on(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("lag", "refresh_every", "overlap"),
+    ("async_steps", "sync_every", "overlap"),
     [pytest.param(1, 1, True, marks=pytest.mark.slow), pytest.param(0, 3, False, marks=pytest.mark.slow), (2, 3, True)],
 )
 def test_killed_and_resumed_is_one_run_bit_for_bit(
-    one_thread: None, tmp_path: Path, lag: int, refresh_every: int, overlap: bool
+    one_thread: None, tmp_path: Path, async_steps: int, sync_every: int, overlap: bool
 ) -> None:
     """A checkpoint in mid-refresh, with rollouts in flight: they and the old weights come back."""
     objective = DPPO(0.05, divergence="topk_tv")  # reads more of a completion than others do
     run = tiny_run(
         objective=objective,
         steps=8,
-        lag=lag,
-        refresh_every=refresh_every,
+        async_steps=async_steps,
+        sync_every=sync_every,
         overlap=overlap,
         checkpoint_every=4,
         eval_every=4,
@@ -186,8 +188,8 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(
     assert killed.end()[0] == -signal.SIGKILL
     last = stored.latest(folder / CHECKPOINTS)
     assert last is not None and last.name == "step-000004"
-    assert (last / IN_FLIGHT).exists() == (lag > 0)
-    assert (last / OLD_WEIGHTS).exists() == (refresh_every > 1)
+    assert (last / IN_FLIGHT).exists() == (async_steps > 0)
+    assert (last / OLD_WEIGHTS).exists() == (sync_every > 1)
     assert train(run, folder)["finished"]
     assert_same_run(tmp_path / "whole", folder)
 
@@ -212,10 +214,12 @@ class Dying:
         self.engine.close()
 
 
-@pytest.mark.parametrize(("lag", "overlap"), [(0, False), (1, False), (1, True)])
+@pytest.mark.parametrize(("async_steps", "overlap"), [(0, False), (1, False), (1, True)])
 @pytest.mark.parametrize("where", ["generate", "load"])
-def test_a_sampler_that_dies_costs_no_finished_step(tmp_path: Path, where: str, lag: int, overlap: bool) -> None:
-    run = tiny_run(steps=6, lag=lag, overlap=overlap)
+def test_a_sampler_that_dies_costs_no_finished_step(
+    tmp_path: Path, where: str, async_steps: int, overlap: bool
+) -> None:
+    run = tiny_run(steps=6, async_steps=async_steps, overlap=overlap)
     train(run, tmp_path / "whole", parts=scripted(run))
     parts = scripted(run)
     with pytest.raises(ConnectionError, match="the sampler is gone"):
@@ -223,8 +227,10 @@ def test_a_sampler_that_dies_costs_no_finished_step(tmp_path: Path, where: str, 
     last = stored.latest(tmp_path / "died" / CHECKPOINTS)
     finished = len(read_records(tmp_path / "died" / METRICS))
     assert last is not None and last.name == f"step-{finished:06d}"
-    assert finished == (3 if where == "load" or overlap or lag == 0 else 2)  # in turn, rollout 3 is sampled at step 2
+    assert finished == (
+        3 if where == "load" or overlap or async_steps == 0 else 2
+    )  # in turn, rollout 3 is sampled at step 2
     train(run, tmp_path / "died", parts=scripted(run))
     assert len(read_records(tmp_path / "died" / METRICS)) == 6
-    if lag == 0:  # otherwise what could not be sampled is sampled with newer weights
+    if async_steps == 0:  # otherwise what could not be sampled is sampled with newer weights
         assert_same_run(tmp_path / "whole", tmp_path / "died")

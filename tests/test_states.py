@@ -81,7 +81,7 @@ def go_on(folder: Path) -> int:
         read_json(folder / CONFIG)
     except (FileNotFoundError, InputError):
         return begin(folder)
-    return cli.main(["train", "--resume", str(folder), "--own-code", "--no-doctor", "--stall", "0", "--plain"])
+    return cli.main(["train", "--resume", str(folder), "--trust-remote-code", "--no-doctor", "--stall", "0", "--plain"])
 
 
 @pytest.fixture(scope="module")

@@ -71,12 +71,12 @@ def test_no_command_imports_what_a_folder_names(here: Path, field: str, spelling
 def test_a_resume_names_the_code_and_the_way_to_allow_it(here: Path, field: str, spelling: str):
     write_stranger(here / "run", **{field: spelling})
     line = refused(["train", "--resume", "run"])
-    assert field in line and CODE in line and "--own-code" in line and CONFIG in line
+    assert field in line and CODE in line and "--trust-remote-code" in line and CONFIG in line
 
 
 def test_code_that_is_allowed_runs(here: Path):
     write_stranger(here / "run", reward=CODE)
-    folders.open_run(here / "run", own_code=True)
+    folders.open_run(here / "run", trust_remote_code=True)
     assert (here / "ran").exists()
 
 
@@ -84,18 +84,18 @@ def test_a_comparison_of_a_stranger_is_shown_and_not_resumed(here: Path):
     write_stranger(here / "run" / "cells" / "a", objective=CODE)
     (here / "run" / "cells" / "a" / "outcome.json").write_text('{"status": "finished", "reason": null}')
     assert said(["report", "run"]).status == 0
-    assert "--own-code" in refused(["compare", "--resume", "run"])
+    assert "--trust-remote-code" in refused(["compare", "--resume", "run"])
     assert not (here / "ran").exists()
 
 
 def test_a_configuration_read_without_code_is_spelled_as_it_was(here: Path):
     record = to_json(tiny_run()) | dict.fromkeys(SPELLED, CODE)
-    assert to_json(from_json(record, own_code=False)) == record
+    assert to_json(from_json(record, trust_remote_code=False)) == record
 
 
 def test_names_below_drpo_are_code_as_any_other():
     for spelling in ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
-        assert folders.foreign_code(from_json({"task": spelling}, own_code=False)) == {"task": spelling}
+        assert folders.foreign_code(from_json({"task": spelling}, trust_remote_code=False)) == {"task": spelling}
 
 
 def test_an_adapter_cannot_name_code_as_its_base(here: Path):
@@ -310,7 +310,7 @@ def test_an_engine_that_a_folder_does_not_have_is_not_put_in_its_place(here: Pat
 
 def test_a_server_that_the_command_names_is_asked_in_the_place_of_the_folders(here: Path):
     write_stranger(here / "run", engine=ADDRESS)
-    run = folders.open_run(here / "run", own_code=False)
+    run = folders.open_run(here / "run", trust_remote_code=False)
     assert folders.at_server(run, here / "run", "http://127.0.0.1:9").engine == "http://127.0.0.1:9"
     assert folders.resume_flag(run) == f" --engine {ADDRESS}"
 

@@ -199,9 +199,11 @@ def test_a_field_of_the_wrong_type_is_named_in_one_line(
         out.write(f"{line}\n")
     if command == "resume" and file == ROLLOUTS:
         pytest.skip("what behind the checkpoint is never read is taken back")
-    arguments = ["report", str(folder), "--own-code"] if command == "report" else ["train", "--resume", str(folder)]
+    arguments = (
+        ["report", str(folder), "--trust-remote-code"] if command == "report" else ["train", "--resume", str(folder)]
+    )
     if command == "resume":
-        arguments += ["--own-code", "--no-doctor"]
+        arguments += ["--trust-remote-code", "--no-doctor"]
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and f"{file} line" in said and "wrong type" in said

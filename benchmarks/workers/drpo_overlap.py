@@ -31,7 +31,7 @@ class Elsewhere(ScriptedEngine):
 
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Note the run of `configuration`, with "steps" and "away_s" (None: sample here); a request has "overlap"."""
-    run = replace(configuration(setup), steps=setup["steps"], lag=1)
+    run = replace(configuration(setup), steps=setup["steps"], async_steps=1)
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:

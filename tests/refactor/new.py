@@ -26,6 +26,15 @@ ROLLOUT_PLACE = ("step", "problem", "sample")
 """Keys of a record of rollouts.jsonl that say which completion it is."""
 
 
+RENAMED = {
+    "lag": "async_steps",
+    "refresh_every": "sync_every",
+    "marking.on_failure": "reward_pool.on_failure",
+    "marking.processes": "reward_pool.processes",
+}
+"""Settings whose options have another name by now."""
+
+
 def short() -> Any:
     """The tiny model, which about every ninth token ends, so that completions differ in length."""
     model, tokenizer = loading.tiny()
@@ -47,7 +56,7 @@ def flags(settings: Settings) -> list[str]:
 
 def _specs(settings: Settings) -> Settings:
     """The learning rate, betas and weight decay as the optimiser's spec, schedule and warm-up as the schedule's."""
-    rest = {name.replace("marking.", "reward_pool."): value for name, value in settings.items()}
+    rest = {RENAMED.get(name, name): value for name, value in settings.items()}
     betas, decay = rest.pop("betas", (0.9, 0.999)), rest.pop("weight_decay", 0.01)
     if settings.keys() & {"betas", "weight_decay"}:
         rest["optimizer"] = f"adamw({rest.pop('learning_rate')}, {betas}, {decay})"
@@ -66,7 +75,7 @@ def train(recipe: str, settings: Settings, folder: Path) -> int:
 
 
 def resume(folder: Path) -> int:
-    return main(["train", "--resume", str(folder), "--plain", "--no-doctor", "--own-code"])
+    return main(["train", "--resume", str(folder), "--plain", "--no-doctor", "--trust-remote-code"])
 
 
 def weights(folder: Path) -> dict[str, Path]:

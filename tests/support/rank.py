@@ -31,8 +31,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "updates": 1,
         "reference_kl": 0.1,
         "entropy_bonus": 0.01,
-        "lag": 1,
-        "refresh_every": 2,
+        "async_steps": 1,
+        "sync_every": 2,
         "optimizer": AdamW(2e-4),
     },
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.

@@ -36,7 +36,7 @@ def resume(folder: Path, options: ResumeOptions) -> int:
     cells = begun(folder)
     with reading(folder):
         for cell in cells:
-            run = open_run(cell, options.own_code)
+            run = open_run(cell, options.trust_remote_code)
             if at_server(run, cell, options.engine) != run:
                 raise InputError(f"--engine {options.engine}: {cell} samples with {run.engine}")
             read_cell(cell)
@@ -89,6 +89,6 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
         if cell.status == FAILED:
             console.print(one_line(f"failed: {cell.name}: {cell.reason}"), style="red", soft_wrap=True)
     if any(not c.over for c in comparison.cells):
-        again = next(filter(None, (resume_flag(load_run(cell, own_code=False)) for cell in cells)), "")
+        again = next(filter(None, (resume_flag(load_run(cell, trust_remote_code=False)) for cell in cells)), "")
         console.print(f"go on with: drpo compare --resume {folder}{again}", soft_wrap=True)
     return status

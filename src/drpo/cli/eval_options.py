@@ -28,8 +28,8 @@ class EvalOptions:
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
         json: print the result as JSON.
-        own_code: import the task and reward that a run's configuration names as module:name; only for folders that
-            you trust.
+        trust_remote_code: import the task and reward that a run's configuration names as module:name; only for folders
+            that you trust.
     """
 
     task: str | None = None
@@ -41,7 +41,7 @@ class EvalOptions:
     precision: str = "auto"
     seed: int = 0
     json: bool = False
-    own_code: bool = False
+    trust_remote_code: bool = False
 
 
 def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptions, bool]:
@@ -57,7 +57,7 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     Raises:
         InputError: the run has not finished, an option is wrong, or the folder's configuration names code.
     """
-    run = open_run(Path(name), own_code=False, needed=()) if (Path(name) / METRICS).exists() else None
+    run = open_run(Path(name), trust_remote_code=False, needed=()) if (Path(name) / METRICS).exists() else None
     if run is not None and not (Path(name) / MODEL).exists():
         raise InputError(
             f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
@@ -69,7 +69,7 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if run is not None:
         own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
-        run = open_run(Path(name), options.own_code, needed=() if options.task else own)
+        run = open_run(Path(name), options.trust_remote_code, needed=() if options.task else own)
     return run, options, options.sampling == default.sampling
 
 

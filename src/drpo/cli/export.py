@@ -43,10 +43,10 @@ def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrain
 
 def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a run: as it ended, or as it stood at a checkpoint."""
-    config, step = open_run(run, options.own_code, needed=()), options.step
+    config, step = open_run(run, options.trust_remote_code, needed=()), options.step
     if (run / MODEL).is_dir() and step in (0, config.steps):
         return loading.load(str(run / MODEL))
-    model, tokenizer = loading.load(open_run(run, options.own_code, needed=("model",)).model)
+    model, tokenizer = loading.load(open_run(run, options.trust_remote_code, needed=("model",)).model)
     policy = Policy(
         model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
     )

@@ -13,24 +13,24 @@ CODE = (*SPELLED, "model")
 """The fields that may name code."""
 
 
-def open_run(folder: Path, own_code: bool, needed: Collection[str] = CODE) -> Run:
+def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CODE) -> Run:
     """Return the run of a folder that someone else may have made.
 
     Args:
         folder: of the run.
-        own_code: import what its configuration spells as `module:name`, as `--own-code` asks.
+        trust_remote_code: import what its configuration spells as `module:name`, as `--trust-remote-code` asks.
         needed: the fields that the command cannot do without.
 
     Raises:
         InputError: a needed field is code, and the command did not say that it may run.
     """
-    run = load_run(folder, own_code)
-    code = {} if own_code else foreign_code(run)
+    run = load_run(folder, trust_remote_code)
+    code = {} if trust_remote_code else foreign_code(run)
     for name in needed:
         if name in code:
             raise InputError(
                 f"{folder / CONFIG}: {name}={code[name]!r} would run code that this folder names; "
-                "where you trust it, add --own-code"
+                "where you trust it, add --trust-remote-code"
             )
     return run
 
@@ -74,4 +74,4 @@ def foreign_code(run: Run) -> dict[str, str]:
 def resume_flag(run: Run) -> str:
     """Return what a command that goes on with this run needs behind the folder."""
     engine = f" --engine {run.engine}" if run.engine.startswith("http") else ""
-    return f"{' --own-code' if foreign_code(run) else ''}{engine}"
+    return f"{' --trust-remote-code' if foreign_code(run) else ''}{engine}"

@@ -29,4 +29,4 @@ def _write(folder: Path, options: ReportOptions) -> Path:
     if is_comparison(folder):
         return write_comparison_report(folder, read_comparison(folder), options.out)
     # The objective is asked about every token; the others need only be shown as they are spelled.
-    return write_report(folder, open_run(folder, options.own_code, needed=("objective",)), options.out)
+    return write_report(folder, open_run(folder, options.trust_remote_code, needed=("objective",)), options.out)

@@ -61,7 +61,7 @@ def resume(folder: Path, options: ResumeOptions) -> int:
     """Go on with a run from its last checkpoint; of several processes, in each."""
     see_one_device()
     with joined() as ranks:
-        stored = at_server(open_run(folder, options.own_code), folder, options.engine)
+        stored = at_server(open_run(folder, options.trust_remote_code), folder, options.engine)
         with reading(folder):
             summarise(folder, stored)  # what is summed up at the end has to be readable before hours are spent
             if is_finished(folder) and not (folder / CHECKPOINTS).exists():

@@ -13,7 +13,7 @@ from drpo.errors import InputError
 from drpo.objectives import Objective, spell
 from drpo.train.config import SPELLED, Run, to_json, with_learning_rate
 
-REGIME = ("task", "updates", "refresh_every", "lag", "rollout_precision")
+REGIME = ("task", "updates", "sync_every", "async_steps", "rollout_precision")
 """Fields of a run that a comparison may vary besides objective, learning rate and seed: together, the regime."""
 
 

@@ -157,7 +157,7 @@ def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
         if not (cell / CONFIG).exists():
             cell.mkdir(parents=True, exist_ok=True)
             write_json(cell / CONFIG, to_json(run))
-        elif to_json(load_run(cell, own_code=False)) != to_json(run):
+        elif to_json(load_run(cell, trust_remote_code=False)) != to_json(run):
             raise InputError(f"{cell}: another run is there under this name; name another folder")
     known = [cell.name for cell in cells_of(folder)]
     ordered = dict.fromkeys([*(n for n in _order(folder) if n in known), *(run.name for run in runs)])
@@ -207,7 +207,7 @@ def read_cell(folder: Path) -> Cell:
         outcome = {"status": RUNNING if metrics else WAITING, "reason": None}
     return Cell(
         name=folder.name,
-        config=to_json(load_run(folder, own_code=False)),
+        config=to_json(load_run(folder, trust_remote_code=False)),
         status=str(outcome.get("status")),
         reason=outcome.get("reason"),
         series={name: tuple(m.get(name) for m in metrics) for name in SERIES},

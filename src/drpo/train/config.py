@@ -83,9 +83,9 @@ class Run:
         engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port;
             of several processes the first ask a server each, where several are named with commas between.
         rollout_precision: of the sampler's own copy of the weights: auto, bf16, fp32, int8, fp8_weights, fp8.
-        refresh_every: steps between hand-overs of the weights to the sampler; 1 keeps it as fresh as it can be.
-        lag: how many steps ahead of training rollouts are sampled; 0 samples each with the newest weights.
-        overlap: sample the rollouts ahead while training; needs a lag of at least 1.
+        sync_every: steps between weight syncs, from the trainer to the sampler; 1 keeps it as fresh as it can be.
+        async_steps: how many steps ahead of training a rollout is sampled; 0 samples each with the newest weights.
+        overlap: sample the rollouts ahead while training; requires async_steps of at least 1.
         micro_batch_tokens: most tokens, padding included, that go through the model at once.
         eval_every: steps between evaluations; 0 evaluates before and after only.
         eval_problems: held-out problems.
@@ -126,8 +126,8 @@ class Run:
     shard: str = "none"
     engine: str = "transformers"
     rollout_precision: str = "auto"
-    refresh_every: int = 1
-    lag: int = 0
+    sync_every: int = 1
+    async_steps: int = 0
     overlap: bool = False
     micro_batch_tokens: int = 4096
     eval_every: int = 0
@@ -145,13 +145,13 @@ class Run:
             "steps",
             "prompts",
             "updates",
-            "refresh_every",
+            "sync_every",
             "micro_batch_tokens",
             "eval_samples",
             "keep_checkpoints",
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("lora_rank", "lag", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
+        for name in ("lora_rank", "async_steps", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         for name in ("reference_kl", "entropy_bonus"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
@@ -171,9 +171,10 @@ class Run:
             self.eval_problems,
             f"with eval_samples={self.eval_samples} an evaluation has more than {MOST_COMPLETIONS:,} completions",
         )
-        _require(self.lag <= MOST_COMPLETIONS, "lag", self.lag, f"at most {MOST_COMPLETIONS:,}")
+        _require(self.async_steps <= MOST_COMPLETIONS, "async_steps", self.async_steps, f"at most {MOST_COMPLETIONS:,}")
         _require(self.updates <= self.prompts, "updates", self.updates, f"at most prompts={self.prompts}")
-        _require(self.lag > 0 or not self.overlap, "overlap", self.overlap, "needs a lag of at least 1; set --lag 1")
+        ahead = self.async_steps > 0 or not self.overlap
+        _require(ahead, "overlap", self.overlap, "requires rollouts sampled ahead; set --async-steps 1")
         bare = without_password(self.engine)
         _require(bare == self.engine, "engine", bare, f"its password would be recorded; set {AUTH}=user:password")
         _require_engine(self.engine)
@@ -320,13 +321,13 @@ def to_json(run: Run) -> dict[str, Any]:
     return plain
 
 
-def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
+def from_json(record: Mapping[str, Any], trust_remote_code: bool = True) -> Run:
     """Build a run from what `to_json` wrote.
 
     Args:
         record: by name of field; those that are left out have their defaults.
-        own_code: import what fields spell as `module:name`; False puts an `Unimported` in its place, which spells as
-            before and can do nothing.
+        trust_remote_code: import what fields spell as `module:name`; False puts an `Unimported` in its place, which
+            spells as before and can do nothing.
 
     Raises:
         InputError: an unknown field, or a value that a field refuses.
@@ -339,7 +340,7 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
         if name not in kinds:
             raise InputError(f"unknown field {name!r} in the configuration{nearest(name, kinds)}")
         if name in SPELLED:
-            values[name] = _spelled(name, value, NoneType in get_args(kinds[name]), own_code)
+            values[name] = _spelled(name, value, NoneType in get_args(kinds[name]), trust_remote_code)
         elif name in NESTED:
             values[name] = _nested(name, value, NESTED[name])
         elif name == "engine":
@@ -351,28 +352,28 @@ def from_json(record: Mapping[str, Any], own_code: bool = True) -> Run:
     return replace(Run(), **values)
 
 
-def load_run(folder: Path, own_code: bool = True) -> Run:
+def load_run(folder: Path, trust_remote_code: bool = True) -> Run:
     """Return the configuration of the run in `folder`.
 
     Args:
         folder: of the run.
-        own_code: import what it spells as `module:name`; see `from_json`.
+        trust_remote_code: import what it spells as `module:name`; see `from_json`.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
     """
     record = read_config(folder)
     try:
-        return from_json(record, own_code)
+        return from_json(record, trust_remote_code)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
-def _spelled(name: str, value: Any, optional: bool, own_code: bool) -> Any:
+def _spelled(name: str, value: Any, optional: bool, trust_remote_code: bool) -> Any:
     if value is None and optional:
         return None
     _require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
-    if not own_code and names_code(value):
+    if not trust_remote_code and names_code(value):
         return Unimported(value)
     try:
         return SPELLED[name][0](value)

@@ -1,8 +1,8 @@
 """The rollouts of a run, in order: which weights each is sampled with, and which are sampled ahead of training.
 
-Rollout s is sampled when step s - lag begins, with the weights that the engine then has, and the engine is given new
-weights when a step begins whose number is a multiple of `refresh_every`. So completions are at most
-lag + refresh_every - 1 steps old, however long anything takes, and sampling in the background changes nothing.
+Rollout s is sampled when step s - async_steps begins, with the weights that the engine then has. The engine receives
+new weights when a step begins whose number is a multiple of `sync_every`. So completions are at most
+async_steps + sync_every - 1 steps old, however long anything takes, and sampling in the background changes nothing.
 """
 
 import json
@@ -81,21 +81,21 @@ class Rollouts:
             version: of these weights: steps done.
         """
         self.settle()
-        if self._run.refresh_every == 1:
+        if self._run.sync_every == 1:
             self._load(state, version)
             return
-        if self._old is None or version % self._run.refresh_every == 0:
+        if self._old is None or version % self._run.sync_every == 0:
             self._old = ({name: value.clone() for name, value in state().items()}, version)
         old, age = self._old
         self._load(lambda: old, age)
 
     def take(self, step: int) -> Rollout:
-        """Return this rank's problems of a step and their episodes, after beginning the rollout `lag` steps ahead.
+        """Return this rank's problems of a step and their episodes, after beginning the one `async_steps` ahead.
 
         Raises:
             Whatever the engine raised while it sampled them.
         """
-        while self._next <= min(step + self._run.lag, self._run.steps - 1):
+        while self._next <= min(step + self._run.async_steps, self._run.steps - 1):
             self._ahead.append(self._begin(self._next))
             self._next += 1
         self._ahead[0].result()  # one that failed stays where it is, so that what follows keeps its number
@@ -130,7 +130,7 @@ class Rollouts:
             return
         if records:
             (folder / IN_FLIGHT).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        if self._old is not None and step % self._run.refresh_every:
+        if self._old is not None and step % self._run.sync_every:
             state, version = self._old
             save_file(dict(state), folder / OLD_WEIGHTS, metadata={"version": str(version)})
 

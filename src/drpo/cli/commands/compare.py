@@ -34,8 +34,8 @@ class CompareOptions:
         learning_rate: of the objectives that bring none of their own; without it that of --optimizer.
         task: where problems come from.
         updates: optimiser updates per rollout.
-        refresh_every: steps between hand-overs of the weights to the sampler.
-        lag: steps that rollouts are sampled ahead of training.
+        sync_every: steps between weight syncs, from the trainer to the sampler.
+        async_steps: steps that rollouts are sampled ahead of training.
         rollout_precision: of the sampler: fp32, bf16, int8, fp8_weights, fp8.
         out: folder of the comparison; default runs/compare-RECIPE. One that is there is added to.
         jobs: cells trained at once; default: as many as memory and cores allow.
@@ -47,8 +47,8 @@ class CompareOptions:
     learning_rate: Annotated[tuple[float, ...], OF_THE_RECIPE] = ()
     task: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
     updates: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
-    refresh_every: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
-    lag: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
+    sync_every: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
+    async_steps: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
     rollout_precision: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
     out: Path | None = None
     jobs: int | None = None
@@ -64,13 +64,14 @@ class ResumeOptions:
     Args:
         jobs: cells trained at once; default: as many as memory and cores allow.
         plain: plain lines in place of the live table.
-        own_code: import the code that the cells' configurations name as module:name; only for folders that you trust.
+        trust_remote_code: import the code that the cells' configurations name as module:name; only for folders that
+            you trust.
         engine: address of the server that the cells sample with, where they do, as their configurations have it.
     """
 
     jobs: int | None = None
     plain: bool = False
-    own_code: bool = False
+    trust_remote_code: bool = False
     engine: str | None = None
 
 

@@ -21,12 +21,13 @@ class ExportOptions:
     Args:
         step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
         dtype: fp32, as they were trained, or bf16, fp16.
-        own_code: import the model that the run's configuration names as module:name; only for folders that you trust.
+        trust_remote_code: import the model that the run's configuration names as module:name; only for folders that
+            you trust.
     """
 
     step: int = 0
     dtype: str = "fp32"
-    own_code: bool = False
+    trust_remote_code: bool = False
 
 
 def export(arguments: list[str]) -> int:

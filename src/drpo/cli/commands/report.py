@@ -25,13 +25,13 @@ class ReportOptions:
     Args:
         out: the file; default report.html in the folder.
         open: show it in the browser.
-        own_code: import the objective that the run's configuration names as module:name; only for folders that you
-            trust.
+        trust_remote_code: import the objective that the run's configuration names as module:name; only for folders
+            that you trust.
     """
 
     out: Path | None = None
     open: bool = False
-    own_code: bool = False
+    trust_remote_code: bool = False
 
 
 def report(arguments: list[str]) -> int:

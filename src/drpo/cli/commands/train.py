@@ -19,7 +19,7 @@ Train a model as a recipe says, but for the fields that are given; or go on with
   drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
 
 `drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` how a run goes on: with
---own-code where its configuration names code of your own, module:name.
+--trust-remote-code where its configuration names code of your own, module:name.
 """
 
 
@@ -64,13 +64,14 @@ class ResumeOptions(TrainOptions):
         track: send the figures to trackers besides, as `drpo train --help` says.
         stall: seconds that a phase may take, as `drpo train --help` says.
         restarts: how often the run may begin again, as `drpo train --help` says.
-        own_code: import the code that the run's configuration names as module:name; only for folders that you trust.
+        trust_remote_code: import the code that the run's configuration names as module:name; only for folders that
+            you trust.
         engine: address of the server that the run samples with, where it does; it may have moved.
         accept_records: go on though records were deleted, cut or changed since the checkpoint (`drpo verify RUN` says
             which); what is missing stays missing.
     """
 
-    own_code: bool = False
+    trust_remote_code: bool = False
     engine: str | None = None
     accept_records: bool = False
 
