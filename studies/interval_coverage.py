@@ -6,6 +6,7 @@ import numpy as np
 
 from drpo.errors import InputError
 from drpo.lab.statistics import Interval, Strata, iqm, rate, stratified_interval, t_interval
+from drpo.train.evaluate import difference_interval
 
 LAWS: Mapping[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda generator, n: generator.normal(size=n),
@@ -59,3 +60,39 @@ def coverage(interval: str, law: str, seeds: int, strata: int = 1, repeats: int 
         found = make([list(LAWS[law](generator, seeds) + h * spread) for h in range(strata)], i)
         held.append(found.low <= truth <= found.high)
     return rate(held)
+
+
+CHANGES: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "normal": lambda generator, shape: generator.normal(0.3, size=shape),
+    "log-normal, sigma 1": lambda generator, shape: generator.lognormal(sigma=1.0, size=shape),
+    "log-normal, sigma 2": lambda generator, shape: generator.lognormal(sigma=2.0, size=shape),
+    "one in 20 gains 10": lambda generator, shape: (
+        10.0 * (generator.random(shape) < 0.05) + generator.normal(0, 0.1, shape)
+    ),
+    "one in 100 gains 100": lambda generator, shape: (
+        100.0 * (generator.random(shape) < 0.01) + generator.normal(size=shape)
+    ),
+}
+"""How a problem's mean score may change from one evaluation to the next, where scores have no bounds."""
+
+
+def change_coverage(change: str, problems: int, repeats: int = 4000, seed: int = 0) -> Interval:
+    """Return in what share of simulated evaluations the 95 % interval of the paired difference holds the true mean.
+
+    Args:
+        change: of `CHANGES`.
+        problems: of an evaluation, at least 2.
+        repeats: simulated pairs of evaluations.
+        seed: of the simulation.
+
+    Returns:
+        The share, with Wilson's interval; 0.95 would be honest.
+
+    Example:
+        >>> change_coverage("normal", problems=5).value > 0.93, change_coverage("one in 20 gains 10", 5).value < 0.3
+        (True, True)
+    """
+    generator = np.random.default_rng(seed)
+    truth = CHANGES[change](generator, (1, 4_000_000)).mean()
+    low, high = difference_interval(CHANGES[change](generator, (repeats, problems)), n_samples=None)
+    return rate([bool(held) for held in (low <= truth) & (truth <= high)])
