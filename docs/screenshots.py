@@ -31,7 +31,7 @@ def in_the_plane(page: Any) -> None:
 def at_a_token(page: Any) -> None:
     """The browser, pointing at a token that is pulled back in a completion of some length."""
     go_to(page, "rollouts")
-    page.select_option("#kind", "held")
+    page.select_option("#kind", "masked")
     rows = page.locator(".row").all()
     longest = max(rows, key=lambda row: len(row.locator(".snippet").inner_text()))
     longest.click()

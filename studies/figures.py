@@ -119,14 +119,20 @@ def region(comparison: Comparison) -> str:
         values = [x for c in cells for x in c.series[name] if x is not None]
         return form.format(sum(values) / len(values)) if values else "-"
 
-    columns = {"shift_mean": "{:.4f}", "shift_p99": "{:.3f}", "outside": "{:.2%}", "held": "{:.2%}", "k3": "{:.4f}"}
+    columns = {
+        "prob_diff_mean": "{:.4f}",
+        "prob_diff_p99": "{:.3f}",
+        "out_of_region": "{:.2%}",
+        "masked": "{:.2%}",
+        "k3": "{:.4f}",
+    }
     rows = []
     for regime, cells in comparison.by_regime():
         for objective in comparison.objectives:
             here = [c for c in cells if c.objective == objective]
             shown = [mean(here, name, form) for name, form in columns.items()]
             rows.append([*([label(regime, fields)] if fields else []), f"`{objective}`", *shown])
-    head = [*(["regime"] if fields else []), "objective", "mean of D", "p99 of D", "outside", "held", "k3"]
+    head = [*(["regime"] if fields else []), "objective", "mean of D", "p99 of D", "out of region", "masked", "k3"]
     return markdown(head, rows)
 
 
@@ -209,7 +215,7 @@ def radii(main: Comparison, others: Comparison) -> str:
     return markdown(["objective", *(f"{r:g}" for r in rates)], [[f"`{o}`", *(end(o, r) for r in rates)] for o in RADII])
 
 
-MOVEMENT = {"shift_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "entropy": "{:.2f}"}
+MOVEMENT = {"prob_diff_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "entropy": "{:.2f}"}
 
 
 def stability_movement(comparison: Comparison) -> str:

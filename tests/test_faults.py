@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 from drpo.train.lock import locked
 with locked(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
@@ -211,7 +211,7 @@ def test_a_folder_is_trained_in_by_one_process(tmp_path: Path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDS_THE_LOCK, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert holder.stdin and holder.stdout and holder.stdout.readline() == "held\n"
+    assert holder.stdin and holder.stdout and holder.stdout.readline() == "locked\n"
     with pytest.raises(InputError, match="another process is training there"):
         train(tiny_run(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [LOCK]

@@ -76,23 +76,23 @@ def test_which_steps_are_spoken_of_and_when() -> None:
     assert lately([busy, idle, idle]) is None and "last 3 steps" in str(lately([busy, idle, idle, idle]))
     assert in_all([idle, busy, busy]) is None and str(in_all([idle, busy])).startswith("little was learnt: 1 of 2")
     assert sum(map(due, range(1000))) == 9
-    said = explained([{"frac_reward_zero_std": 1.0, "all_right": 1.0, "truncated": 0.0, "no_number": 0.0}])
-    assert said == "all right in 100% of groups; what may help: a harder --task, --sampling.samples"
+    said = explained([{"frac_reward_zero_std": 1.0, "groups_all_correct": 1.0, "truncated": 0.0, "no_number": 0.0}])
+    assert said == "all correct in 100% of groups; what may help: a harder --task, --sampling.samples"
 
 
 def test_the_causes_that_are_named_fit_what_was_seen() -> None:
     wrong, right, alike, mixed = (
         explained([{"frac_reward_zero_std": equal, "truncated": 1.0} | more])
         for equal, more in (
-            (1.0, {"all_wrong": 1.0}),
-            (1.0, {"all_right": 1.0}),
+            (1.0, {"groups_all_wrong": 1.0}),
+            (1.0, {"groups_all_correct": 1.0}),
             (1.0, {"reward_abstained": 3}),
-            (0.0, {"held": 1.0}),
+            (0.0, {"masked": 1.0}),
         )
     )
     assert "max-new-tokens" in wrong and "max-new-tokens" not in right  # a longer text is no better than a right one
     assert "abstained on 3" in alike and "--reward" in alike and "--task" not in alike
-    assert mixed == "the objective holds 100% of tokens; what may help: --objective"
+    assert mixed == "the objective masks 100% of tokens; what may help: --objective"
 
 
 @pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}])

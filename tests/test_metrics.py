@@ -114,16 +114,16 @@ def oracle(weight: Callable[..., np.ndarray], tokens: Tokens, entropy: Tensor) -
     w = weight(a, pi, mu)
     return {
         "entropy": h.mean(),
-        "shift_mean": moved.mean(),
-        "shift_p99": np.quantile(moved, 0.99),
-        "held": (w <= 0).mean(),
+        "prob_diff_mean": moved.mean(),
+        "prob_diff_p99": np.quantile(moved, 0.99),
+        "masked": (w <= 0).mean(),
         "weight_min": w.min(),
         "weight_mean": w.mean(),
         "weight_max": w.max(),
         "ratio_mean": r.mean(),
         "ratio_max": r.max(),
         "scaled_weight_max": np.abs(r * w).max(),
-        "capped": (logp - behavior_logp > 20).sum(),
+        "ratio_capped": (logp - behavior_logp > 20).sum(),
         "k3": (r - 1 - (logp - behavior_logp)).mean(),
         "trained_tokens": keep.sum(),
     }
@@ -144,7 +144,7 @@ def test_token_figures_are_the_oracles(name: str, n: int, seed: int) -> None:
     for figure, value in wanted.items():
         assert found[figure] == pytest.approx(value, rel=2e-5, abs=2e-6), figure
     if n == 1000:  # the tokens are such that no figure is 0 or 1 by accident
-        assert (0.02 < found["held"] < 0.98) == (name != "none")
+        assert (0.02 < found["masked"] < 0.98) == (name != "none")
 
 
 def test_ratios_beyond_the_cap_are_counted() -> None:
@@ -152,7 +152,7 @@ def test_ratios_beyond_the_cap_are_counted() -> None:
     behavior_logp = torch.tensor([-20.5, -21.5, -40.0, -1.0])
     tokens = Tokens(logp, behavior_logp, torch.ones(4), torch.ones(4, dtype=torch.bool), torch.zeros(4).long())
     found = token_metrics(ImportanceSampling(), stats_of_tokens(ImportanceSampling(), tokens, torch.zeros(4)))
-    assert found["capped"] == 2
+    assert found["ratio_capped"] == 2
     assert found["ratio_max"] == pytest.approx(math.exp(20))
     assert all(math.isfinite(value) for value in found.values())
 
@@ -186,7 +186,7 @@ def test_both_sides_of_a_region_are_counted_and_are_where_its_borders_are(text: 
     pi, mu = (x.double().exp()[tokens.keep].numpy() for x in (tokens.logp, tokens.behavior_logp))
     low, high = SIDES[text](mu, pi)
     assert 0.01 < low.mean() < 0.99 and 0.01 < high.mean() < 0.99
-    for name, side in (("outside", low | high), ("outside_low", low), ("outside_high", high)):
+    for name, side in (("out_of_region", low | high), ("out_of_region_low", low), ("out_of_region_high", high)):
         assert found[name] == pytest.approx(side.mean(), abs=2e-3)
     at = borders(objective, torch.from_numpy(mu))
     assert at is not None
@@ -305,16 +305,16 @@ def test_rollout_figures_are_the_oracles() -> None:
     wanted = {
         "reward_mean": rewards.mean(),
         "reward_std": rewards.std(),
-        "all_right": 2 / 4,  # p1 and p4, of the four groups with a mark
-        "all_wrong": 1 / 4,  # p2
+        "groups_all_correct": 2 / 4,  # p1 and p4, of the four groups with a mark
+        "groups_all_wrong": 1 / 4,  # p2
         "frac_reward_zero_std": 1 / 4,  # p1
         "no_number": 1.0,  # of p0's, whose texts are empty
         "length_terminated": lengths[stopped].mean(),
         "length_truncated": lengths[~stopped].mean(),
         "truncated": (~stopped).mean(),
         "sampled_tokens": lengths.sum(),
-        "lag": np.mean([2 - i % 3 % 2 for i in range(20)]),  # the third step, of versions 0 and 1
-        "lag_max": 2,
+        "staleness": np.mean([2 - i % 3 % 2 for i in range(20)]),  # the third step, of versions 0 and 1
+        "staleness_max": 2,
         "reward_failed": 7,
         "reward_raised": 5,
         "reward_timed_out": 1,
@@ -387,8 +387,8 @@ def test_a_steps_figures_do_not_depend_on_its_updates(name: str, cut: str) -> No
         own = token_metrics(objective, s.token_stats)
         assert one == own | {"loss": s.loss, "grad_norm": s.grad_norm, "learning_rate": s.learning_rate}
     if cut == "uneven":
-        means = [one["shift_mean"] for one in updates]
-        assert record["shift_mean"] != pytest.approx(sum(means) / len(means), rel=0.01)
+        means = [one["prob_diff_mean"] for one in updates]
+        assert record["prob_diff_mean"] != pytest.approx(sum(means) / len(means), rel=0.01)
 
 
 @pytest.mark.parametrize("objective", [DRPO(0.2), GSPO(0.2, 0.2)], ids=["drpo", "gspo"])
@@ -401,7 +401,7 @@ def test_a_steps_figures_are_its_updates_put_together(objective: Objective) -> N
     record = step_metrics(3, some_groups(), stats, objective)
     updates = record["updates"]
     share = np.array([u["trained_tokens"] for u in updates]) / record["trained_tokens"]
-    for figure in ("entropy", "shift_mean", "outside", "held", "weight_mean", "ratio_mean", "k3"):
+    for figure in ("entropy", "prob_diff_mean", "out_of_region", "masked", "weight_mean", "ratio_mean", "k3"):
         assert record[figure] == pytest.approx(sum(share * [u[figure] for u in updates]), rel=1e-6), figure
     for figure in ("weight_max", "ratio_max", "scaled_weight_max"):
         assert record[figure] == max(u[figure] for u in updates), figure

@@ -39,6 +39,17 @@ IDENTIFIERS = {
 KEYS: dict[str, str] = {
     "refresh_every": "sync_every",
     "own_code": "trust_remote_code",
+    "shift_mean": "prob_diff_mean",
+    "shift_p99": "prob_diff_p99",
+    "shift_max": "prob_diff_max",
+    "outside_low": "out_of_region_low",
+    "outside_high": "out_of_region_high",
+    "drpo/outside": "drpo/out_of_region",
+    "held": "masked",
+    "all_right": "groups_all_correct",
+    "all_wrong": "groups_all_wrong",
+    "capped": "ratio_capped",
+    "lag_max": "staleness_max",
 }
 """Whole strings in code: keys of metrics, records and configurations."""
 

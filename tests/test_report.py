@@ -143,11 +143,11 @@ def test_what_an_update_saw_by_hand():
     np.testing.assert_allclose(rising.mu, [0.4, 0.1, 0.5, 0.9], rtol=1e-6)
     np.testing.assert_allclose(rising.seen.pi, [0.5, 0.5, 0.45, 0.9], rtol=1e-6)
     np.testing.assert_allclose(rising.seen.ratio, [1.25, 5.0, 0.9, 1.0], rtol=1e-5)
-    np.testing.assert_allclose(rising.seen.shift, [0.1, 0.4, -0.05, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(rising.seen.prob_diff, [0.1, 0.4, -0.05, 0.0], rtol=1e-5)
     np.testing.assert_allclose(rising.seen.weight, [0.5, -1.0, 1.25, 1.0], rtol=1e-5)
     np.testing.assert_allclose(falling.seen.weight, [0.5, 3.5, 0.95], rtol=1e-5)
-    assert rising.seen.outside.tolist() == [False, True, False, False]
-    assert falling.seen.outside.tolist() == [False, True, False]
+    assert rising.seen.out_of_region.tolist() == [False, True, False, False]
+    assert falling.seen.out_of_region.tolist() == [False, True, False]
 
 
 def test_every_state_of_a_completion():
@@ -203,9 +203,9 @@ def test_the_browsers_columns_by_hand(tmp_path):
     trained = np.concatenate([columns["mu"][:7], columns["mu"][-1:]])
     assert decimals.decode(trained + columns["pi_above_mu"]).tolist() == [0.5, 0.5, 0.45, 0.9, 0.3, 0.75, 0.49, 0.125]
     assert decimals.decode(columns["ratio"]).tolist() == [1.25, 5.0, 0.9, 1.0, 0.75, 3.0, 0.98, 1.0]
-    assert decimals.decode(columns["shift"]).tolist() == [0.1, 0.4, -0.05, 0.0, -0.1, 0.5, -0.01, 0.0]
+    assert decimals.decode(columns["prob_diff"]).tolist() == [0.1, 0.4, -0.05, 0.0, -0.1, 0.5, -0.01, 0.0]
     assert decimals.decode(columns["weight"]).tolist() == [0.5, -1.0, 1.25, 1.0, 0.5, 3.5, 0.95, 1.0]
-    assert columns["outside"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    assert columns["out_of_region"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -417,9 +417,9 @@ def test_accuracy_has_its_intervals():
 
 
 def test_a_radius_is_drawn_where_a_token_can_reach_it():
-    metrics = [{"step": 1, "shift_mean": 0.01}]
-    assert panels_of(metrics)["Shift |π-μ|"][1] == [("radius", 0.2)]
-    assert panels_of(metrics, objective=DRPO(12.5))["Shift |π-μ|"][1] == []
+    metrics = [{"step": 1, "prob_diff_mean": 0.01}]
+    assert panels_of(metrics)["Probability difference |π-μ|"][1] == [("radius", 0.2)]
+    assert panels_of(metrics, objective=DRPO(12.5))["Probability difference |π-μ|"][1] == []
 
 
 @given(st.lists(st.none() | st.floats(-9, 9), min_size=MOST_POINTS + 1, max_size=3 * MOST_POINTS))

@@ -141,9 +141,9 @@ def test_pointing_at_a_token_shows_its_numbers(found: RunVisit):
     }  # fmt: skip
     found.token(1).hover()
     assert found.numbers()["w"] == "\u22121.00" and found.numbers()["r"] == "5.00"
-    assert found.page.inner_text("#tooltip .verdict") == "pulled back, outside the region"
+    assert found.page.inner_text("#tooltip .verdict") == "pulled back, out of the region"
     classes = [found.token(k).get_attribute("class") for k in range(4)]
-    assert classes == ["token down-2", "token held outside", "token up-2", "token even special"]
+    assert classes == ["token down-2", "token masked out-of-region", "token up-2", "token even special"]
     found.page.mouse.move(5, 5)
     assert found.page.locator("#tooltip").is_hidden()
 
@@ -207,8 +207,8 @@ FILTERED = [
     ({"step-low": "2", "step-high": "2"}, [3, 4]),
     ({"finish": "length"}, [3]),
     ({"kind": "trained"}, [0, 1, 5]),
-    ({"kind": "outside"}, [0, 1]),
-    ({"kind": "held"}, [0]),
+    ({"kind": "out_of_region"}, [0, 1]),
+    ({"kind": "masked"}, [0]),
     ({"step-high": "1", "kind": "trained", "search": "x"}, [1]),
 ]
 

@@ -62,8 +62,9 @@ def test_every_rollout_is_sampled_with_the_weights_it_should_be(
     wanted = {step: version_of(step, async_steps, sync_every) for step in range(7)}
     assert seen == wanted
     metrics = read_records(tmp_path / METRICS)
-    assert [m["lag"] for m in metrics] == [m["lag_max"] for m in metrics] == [s - v for s, v in wanted.items()]
-    assert max(m["lag_max"] for m in metrics) <= async_steps + sync_every - 1
+    assert [m["staleness"] for m in metrics] == [s - v for s, v in wanted.items()]
+    assert [m["staleness_max"] for m in metrics] == [m["staleness"] for m in metrics]
+    assert max(m["staleness_max"] for m in metrics) <= async_steps + sync_every - 1
     assert parts.driver.engine.loaded == sorted({0, *range(0, 7, sync_every)})
 
 

@@ -680,7 +680,7 @@ def test_fresh_weights_have_not_moved_and_moved_ones_have_by_so_much(kind: str, 
     figures = token_metrics(objective, stats.token_stats)
     assert figures["divergence_mean"] == pytest.approx(float(wanted.mean()), rel=1e-3)
     assert figures["divergence_p99"] == pytest.approx(float(wanted.double().quantile(0.99)), rel=1e-3)
-    assert figures["outside"] == pytest.approx(float((wanted > 0.15).double().mean()), abs=0.02)
+    assert figures["out_of_region"] == pytest.approx(float((wanted > 0.15).double().mean()), abs=0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -290,7 +290,9 @@ def test_two_processes_with_an_engine_each_are_one_run(shard: str, stop: int, al
     assert_nearly_same_run(alone, folder)
     # Each step's sampler has the weights that the step begins with.
     assert all(r["version"] == r["step"] - 1 for r in read_records(folder / ROLLOUTS))
-    shifts = [r["updates"][0].get("shift_p99") for r in read_records(folder / METRICS)]  # None where nothing is trained
+    shifts = [
+        r["updates"][0].get("prob_diff_p99") for r in read_records(folder / METRICS)
+    ]  # None where nothing is trained
     assert len([s for s in shifts if s is not None]) >= 5 and max(s or 0.0 for s in shifts) < 1e-5
 
 

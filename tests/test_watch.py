@@ -214,7 +214,7 @@ def test_a_folder_cut_short_anywhere_is_drawn(finished: Path, tmp_path_factory, 
 
 
 def test_figures_that_are_no_numbers_are_left_out_of_curves(folder: Path):
-    RunLog(folder).write(METRICS, {"step": 7, "reward_mean": float("nan"), "shift_mean": None})
+    RunLog(folder).write(METRICS, {"step": 7, "reward_mean": float("nan"), "prob_diff_mean": None})
     view = Follower(folder).look()
     assert view.curve("reward_mean")[0] == [1, 2, 3, 4, 5, 6]
     assert drawn([view])

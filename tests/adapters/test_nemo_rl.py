@@ -164,10 +164,10 @@ def test_figures_add_up_over_micro_batches():
         return {name: each for name, each in metrics.items() if name.startswith("drpo/")}
 
     whole, first, second = seen(slice(0, 4)), seen(slice(0, 2)), seen(slice(2, 4))
-    assert set(whole) == {"drpo/shift_mean", "drpo/outside", "drpo/unscored"}
+    assert set(whole) == {"drpo/prob_diff_mean", "drpo/out_of_region", "drpo/unscored"}
     assert whole == pytest.approx({name: first[name] + second[name] for name in whole})
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[counted(batch).keep]
-    assert whole["drpo/shift_mean"] == pytest.approx(moved.mean().item()) and whole["drpo/outside"] > 0
+    assert whole["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item()) and whole["drpo/out_of_region"] > 0
 
 
 def test_it_reaches_a_worker_and_answers_for_the_frameworks_loss():
@@ -176,7 +176,10 @@ def test_it_reaches_a_worker_and_answers_for_the_frameworks_loss():
     arrived = pickle.loads(pickle.dumps(loss_fn))
     assert torch.equal(gradient(arrived, batch, data_of(batch)), gradient(loss_fn, batch, data_of(batch)))
     assert arrived.loss_type == "of the framework" and arrived.input_type is InputType.LOGPROB
-    assert arrived.metric_normalizations["drpo/outside"] == "tokens" and arrived.metric_normalizations["loss"] == "loss"
+    assert (
+        arrived.metric_normalizations["drpo/out_of_region"] == "tokens"
+        and arrived.metric_normalizations["loss"] == "loss"
+    )
     assert not hasattr(arrived, "another")
 
 

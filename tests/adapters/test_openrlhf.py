@@ -139,10 +139,12 @@ def test_the_frameworks_training_step_trains_the_objective_and_logs_its_figures(
     wanted = direct_gradient("drpo(0.2)", batch, torch.full_like(batch.logp, 1 / 50))
     assert logp.grad is not None and (logp.grad - wanted).abs().max() < 1e-6
     ours = {name for name in status["metrics"] if name.startswith("drpo/")}
-    assert ours == {f"drpo/{name}" for name in ("shift_mean", "shift_max", "outside", "weight_min", "unscored")}
+    assert ours == {
+        f"drpo/{name}" for name in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
+    }
     assert all(status["weights"][name] == "token" and status["metrics"][name].dim() == 0 for name in ours)
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[batch.keep]
-    assert status["metrics"]["drpo/shift_mean"] == pytest.approx(moved.mean().item())
+    assert status["metrics"]["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item())
     assert status["metrics"]["ppo_clip_ratio"] == 0
 
 

@@ -158,10 +158,12 @@ def test_a_sequence_without_trained_tokens_still_has_a_gradient():
 def test_metrics_stack():
     batch = rows(1)
     _, metrics = whole_loss(configured(spelled("drpo(0.2)")), sequences(batch, batch.logp, None), 1)
-    assert set(metrics) == {f"drpo/{n}" for n in ("shift_mean", "shift_max", "outside", "weight_min", "unscored")}
+    assert set(metrics) == {
+        f"drpo/{n}" for n in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
+    }
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()
     longest = torch.stack([moved[i][batch.keep[i]].max() for i in range(len(moved))])
-    assert torch.allclose(metrics["drpo/shift_max"], longest)
+    assert torch.allclose(metrics["drpo/prob_diff_max"], longest)
     assert not any(value.requires_grad for value in metrics.values())
 
 

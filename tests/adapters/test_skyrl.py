@@ -159,8 +159,10 @@ def test_skyrls_own_worker_calls_the_loss(monkeypatch: pytest.MonkeyPatch):
     wanted = direct_gradient("drpo(0.2)", batch, counted(batch, "token_mean"))
     assert (logp.grad.double() - wanted).abs().max() < 1e-6
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[batch.keep]
-    assert status["loss_metrics/drpo/shift_max"] == pytest.approx(moved.max().item())
-    assert {f"loss_metrics/drpo/{n}" for n in ("shift_mean", "outside", "weight_min", "unscored")} <= set(status)
+    assert status["loss_metrics/drpo/prob_diff_max"] == pytest.approx(moved.max().item())
+    assert {f"loss_metrics/drpo/{n}" for n in ("prob_diff_mean", "out_of_region", "weight_min", "unscored")} <= set(
+        status
+    )
     with pytest.raises(InputError, match=r"generator\.sampling_params\.logprobs=null: .* set it to 1"):
         worker(cfg, logp)._forward_backward_micro(experience(batch, advantages, None), 1.0)
 
@@ -169,8 +171,8 @@ def test_metrics_keep_the_ends_of_what_micro_batches_saw():
     """SkyRL goes by the end of a name: _max and _min are not averaged."""
     from skyrl.backends.skyrl_train.workers.worker_utils import reduce_metrics
 
-    seen = reduce_metrics({"loss_metrics/drpo/shift_max": [0.1, 0.5], "loss_metrics/drpo/weight_min": [0.2, -1.0]})
-    assert seen == {"loss_metrics/drpo/shift_max": 0.5, "loss_metrics/drpo/weight_min": -1.0}
+    seen = reduce_metrics({"loss_metrics/drpo/prob_diff_max": [0.1, 0.5], "loss_metrics/drpo/weight_min": [0.2, -1.0]})
+    assert seen == {"loss_metrics/drpo/prob_diff_max": 0.5, "loss_metrics/drpo/weight_min": -1.0}
 
 
 @pytest.mark.parametrize("junk", [math.nan, 7.0])

@@ -133,8 +133,8 @@ def test_figures_are_reduced_by_slime(adapter: ModuleType):
     batch, by_mean = rows(2), reduction(rows(2), False)
     _, metrics = adapter.loss(arguments(), batch_of(batch), logits_of(batch), by_mean)
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()
-    assert metrics["drpo/shift_mean"].item() == pytest.approx(by_mean(moved).item(), rel=1e-4)
-    assert metrics["drpo/outside"].item() == pytest.approx(by_mean((moved > 0.2).float()).item())
+    assert metrics["drpo/prob_diff_mean"].item() == pytest.approx(by_mean(moved).item(), rel=1e-4)
+    assert metrics["drpo/out_of_region"].item() == pytest.approx(by_mean((moved > 0.2).float()).item())
     assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values()) and "loss" in metrics
 
 

@@ -101,12 +101,14 @@ def test_metrics_are_of_trained_tokens():
     batch = rows(2)
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[batch.keep]
     _, seen = sent(of_rows(batch, masked=True), behind(batch.logp), drpo_loss("drpo(0.2)"))
-    assert set(seen) == {f"drpo/{n}" for n in ("shift_mean", "shift_max", "outside", "weight_min", "unscored")}
-    assert seen["drpo/shift_mean"] == pytest.approx(moved.mean().item(), rel=1e-5)
+    assert set(seen) == {
+        f"drpo/{n}" for n in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
+    }
+    assert seen["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item(), rel=1e-5)
     trained = batch.keep & (batch.advantage != 0).unsqueeze(1)
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[trained]
     _, seen = sent(of_rows(batch, masked=False), behind(batch.logp), drpo_loss("drpo(0.2)"))
-    assert seen["drpo/shift_mean"] == pytest.approx(moved.mean().item(), rel=1e-5)
+    assert seen["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item(), rel=1e-5)
 
 
 def test_refusals():
@@ -231,7 +233,7 @@ def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spe
     for step in range(4):
         future = client.forward_backward_custom(data, watched)
         client.optim_step(AdamParams(learning_rate=2e-3)).result()
-        shifts.append(future.result().metrics["drpo/shift_max"])
+        shifts.append(future.result().metrics["drpo/prob_diff_max"])
         arrived = [torch.tensor(row).double() for row in json.loads((world[0] / "weights.json").read_text())]
         for found, wanted in zip(arrived, direct_weights(spelling, data, met[step]), strict=True):
             worst = max(worst, ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item())

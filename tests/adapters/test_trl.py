@@ -136,8 +136,8 @@ def test_six_steps_with_the_objectives_own_gradient(spelling: str, aggregation: 
     error = trainer.worst / max(1.0, trainer.largest)
     record(f"TRL, loss_type={aggregation}", trl.__version__, spelling, error)
     assert error < 1e-6
-    history = [entry for entry in trainer.state.log_history if "drpo/outside" in entry]
-    assert len(history) == 6 and all(0 <= entry["drpo/outside"] <= 1 for entry in history)
+    history = [entry for entry in trainer.state.log_history if "drpo/out_of_region" in entry]
+    assert len(history) == 6 and all(0 <= entry["drpo/out_of_region"] <= 1 for entry in history)
     assert max(entry["drpo/unscored"] for entry in history) > 0
 
 

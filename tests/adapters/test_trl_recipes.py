@@ -72,7 +72,7 @@ def test_the_demo_s_script_trains_through_the_engine(tmp_path: Path, capsys: pyt
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads((tmp_path / "run" / "figures.json").read_text())
     assert [e["step"] for e in figures["evaluations"]] == [0, 2] and figures["objective"] == "drpo(0.2)"
-    assert any("drpo/shift_mean" in entry for entry in figures["log"])
+    assert any("drpo/prob_diff_mean" in entry for entry in figures["log"])
     assert cli.main(["eval", str(tmp_path / "run"), "--task", "addition(0, 9)", "--problems", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_problems"] == 3
 

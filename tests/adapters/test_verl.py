@@ -137,9 +137,11 @@ def test_loss_and_figures_are_the_direct_ones():
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
     seen = {name: metric.aggregate() for name, metric in metrics.items() if name.startswith("drpo/")}
     moved = (pi - mu).abs()[batch.keep]
-    assert seen["drpo/shift_mean"] == pytest.approx(moved.mean().item(), abs=1e-6)
-    assert seen["drpo/shift_max"] == pytest.approx(moved.max().item(), abs=1e-6)
-    assert set(seen) == {f"drpo/{name}" for name in ("shift_mean", "shift_max", "outside", "weight_min", "unscored")}
+    assert seen["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item(), abs=1e-6)
+    assert seen["drpo/prob_diff_max"] == pytest.approx(moved.max().item(), abs=1e-6)
+    assert set(seen) == {
+        f"drpo/{name}" for name in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
+    }
     assert all(type(value) is not Tensor and math.isfinite(value) for value in seen.values())
 
 
@@ -207,7 +209,7 @@ def test_verls_own_worker_takes_steps_with_the_objective(tiny: Path, tmp_path: P
         metrics = tu.get(made.train_batch(data), "metrics")
         losses.append(metrics["loss"])
         assert metrics["loss"] == pytest.approx(wanted.item(), rel=1e-6, abs=1e-6)
-        assert "drpo/shift_mean" in metrics
+        assert "drpo/prob_diff_mean" in metrics
         if len(losses) == 1:
             worst = max((t - p.grad).abs().max().item() for t, p in zip(grads[0], model.parameters(), strict=True))
     if spelling in SPELLINGS:

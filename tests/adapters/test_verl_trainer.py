@@ -106,7 +106,7 @@ def test_the_samplers_scores_reach_every_update_unchanged(config: DictConfig, tm
         optimizer.step()
         losses.append(loss.item())
     assert metrics["actor/loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
-    assert metrics["actor/drpo/outside"] > 0 and metrics["actor/drpo/unscored"] == 0
+    assert metrics["actor/drpo/out_of_region"] > 0 and metrics["actor/drpo/unscored"] == 0
     moved = [
         (full(theirs) - ours).abs().max().item()
         for theirs, ours in zip(worker.engine.module.parameters(), model.parameters(), strict=True)

@@ -123,9 +123,9 @@ def test_figures_of_nothing():
     batch = replace(rows(0), keep=torch.zeros_like(rows(0).keep))
     seen = figures(objectives.parse("drpo(0.2)"), batch.logp, batch.behavior_logp, batch.advantage, batch.keep)
     assert {name: value.item() for name, value in seen.items()} == {
-        "shift_mean": 0.0,
-        "shift_max": 0.0,
-        "outside": 0.0,
+        "prob_diff_mean": 0.0,
+        "prob_diff_max": 0.0,
+        "out_of_region": 0.0,
         "weight_min": 1.0,
         "unscored": 0.0,
     }
@@ -134,8 +134,8 @@ def test_figures_of_nothing():
 def test_figures_count_kept_tokens_alone():
     pi, mu = torch.tensor([[0.5, 0.3, 0.9]]), torch.tensor([[0.1, 0.3, 0.1]])
     seen = figures(objectives.parse("drpo(0.2)"), pi.log(), mu.log(), torch.ones(1), torch.tensor([[1, 1, 0]]))
-    assert seen["shift_mean"].item() == pytest.approx(0.2) and seen["outside"].item() == 0.5
-    assert seen["shift_max"].item() == pytest.approx(0.4) and seen["weight_min"].item() == pytest.approx(-1.0)
+    assert seen["prob_diff_mean"].item() == pytest.approx(0.2) and seen["out_of_region"].item() == 0.5
+    assert seen["prob_diff_max"].item() == pytest.approx(0.4) and seen["weight_min"].item() == pytest.approx(-1.0)
 
 
 def test_refusals():

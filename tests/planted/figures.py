@@ -68,7 +68,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the shift is that of ratios",
-        "drpo.train.metrics:shift",
+        "drpo.train.metrics:prob_diff",
         lambda right: lambda tokens, power=0.0: right(tokens, 1.0),
         (TOKEN_ORACLE,),
     ),

@@ -79,7 +79,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the quadratic penalty pushes outwards",
-        "drpo.objectives.quadratic:shift",
+        "drpo.objectives.quadratic:prob_diff",
         lambda right: lambda tokens, power=0.0: -right(tokens, power),
         (QUADRANT, GOLDEN, BOUNDARY),
     ),

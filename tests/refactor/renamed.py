@@ -17,9 +17,17 @@ Convert = Callable[[Any, Settings], Any]
 Table = Mapping[str, str | tuple[str, Convert] | None]
 
 METRICS: Table = {
+    "shift_mean": "prob_diff_mean",
+    "shift_p99": "prob_diff_p99",
+    "held": "masked",
+    "all_right": "groups_all_correct",
+    "all_wrong": "groups_all_wrong",
+    "capped": "ratio_capped",
+    "lag": "staleness",
+    "lag_max": "staleness_max",
     "outside": None,  # was |pi - mu| > 0.15 for every objective without a radius of its own; now its own region
 }
-"""Of metrics.jsonl: "shift_mean": "prob_diff_mean"."""
+"""Of metrics.jsonl."""
 
 EVALUATIONS: Table = {}
 """Of evaluations.jsonl."""
@@ -35,7 +43,7 @@ TABLES: Mapping[str, Table] = {
 }  # fmt: skip
 
 ADDED: Mapping[str, frozenset[str]] = {
-    "metrics": frozenset({"outside", "outside_low", "outside_high"}),
+    "metrics": frozenset({"out_of_region", "out_of_region_low", "out_of_region_high"}),
     "evaluations": frozenset(),
     "rollouts": frozenset({"prompt"}),
     "weights": frozenset(),

@@ -18,7 +18,7 @@ from drpo.errors import InputError
 from drpo.objectives import Objective
 
 # What can be added up over micro-batches and ranks, as NeMo-RL does with every metric that it does not know.
-ADDITIVE = ("shift_mean", "outside", "unscored")
+ADDITIVE = ("prob_diff_mean", "out_of_region", "unscored")
 MUST_BE = {
     "force_on_policy_ratio": (False, "the ratio to the sampler is what the objective is about"),
     "disable_ppo_ratio": (False, "the ratio to the sampler is what the objective is about"),

@@ -117,7 +117,7 @@ def patch() -> None:
 def equip(trainer: ModuleType, objective: Objective) -> None:
     """Have `ActorPPOTrainer` of OpenRLHF's module build the reweighted loss and log its figures under "drpo/".
 
-    Its log has means over tokens, so `shift_max` and `weight_min` are means of the micro-batches' extremes.
+    Its log has means over tokens, so `prob_diff_max` and `weight_min` are means of the micro-batches' extremes.
     """
     framework_loss, framework_step = trainer.PolicyLoss, trainer.ActorPPOTrainer.training_step
 

@@ -67,8 +67,8 @@ def loss(
         value = token_loss(objective, logp, behavior_logp, advantages, keep, sequence)
         here = {"logp": logp.detach(), "behavior_logp": behavior_logp, "advantage": advantages, "keep": keep}
         left = out_of_region(objective, unchecked(**here, sequence=sequence, divergence=None))
-        columns = {"shift_mean": (logp.detach().exp() - behavior_logp.exp()).abs()}
-        seen.append(columns if left is None else {**columns, "outside": left.to(logp.dtype)})
+        columns = {"prob_diff_mean": (logp.detach().exp() - behavior_logp.exp()).abs()}
+        seen.append(columns if left is None else {**columns, "out_of_region": left.to(logp.dtype)})
         return value, torch.zeros_like(value) if left is None else left.to(logp.dtype)
 
     original = framework.compute_policy_loss

@@ -137,7 +137,7 @@ class DRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return logp if old is None else old  # none is kept where the policy has not moved since
 
     def _log_region(self, seen: dict[str, Tensor]) -> None:
-        over_processes = {"shift_max": torch.max, "weight_min": torch.min}
+        over_processes = {"prob_diff_max": torch.max, "weight_min": torch.min}
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in seen.items():
             gathered = self.accelerator.gather(value)

@@ -11,7 +11,7 @@ from drpo import objectives
 from drpo.checks import slack
 from drpo.errors import BrokenLogpError, InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, out_of_region
-from drpo.objectives.contract import ask, masked_safe, shift, unchecked
+from drpo.objectives.contract import ask, masked_safe, prob_diff, unchecked
 
 MAX_EXPONENT = 80.0
 """Beyond e^80 float32 ends; no sampled token is there."""
@@ -145,27 +145,27 @@ def figures(
         keep: as of `reweight`.
 
     Returns:
-        Scalars, detached: `shift_mean` and `shift_max` of |pi - mu|; `outside`, the share of tokens that have left the
-        region, where the objective has one; `weight_min`, the least gradient weight; `unscored`, the share whose mu the
-        sampler did not report. Where no token is kept: 0, and 1 for `weight_min`.
+        Scalars, detached: `prob_diff_mean` and `prob_diff_max` of |pi - mu|; `out_of_region`, the share of tokens
+        out of the region, where the objective has one; `weight_min`, the least gradient weight; `unscored`, the share
+        whose mu the sampler did not report. Where no token is kept: 0, and 1 for `weight_min`.
 
     Example:
         >>> from drpo.objectives import DRPO
         >>> pi, mu = torch.tensor([[0.5, 0.3]]), torch.tensor([[0.1, 0.3]])
         >>> seen = figures(DRPO(0.2), pi.log(), mu.log(), torch.ones(1), torch.ones(1, 2))
         >>> {name: round(value.item(), 2) for name, value in seen.items()}
-        {'shift_mean': 0.2, 'shift_max': 0.4, 'outside': 0.5, 'weight_min': -1.0, 'unscored': 0.0}
+        {'prob_diff_mean': 0.2, 'prob_diff_max': 0.4, 'out_of_region': 0.5, 'weight_min': -1.0, 'unscored': 0.0}
     """
     tokens = _tokens(objective, logp.detach(), behavior_logp, advantage, keep, None)
     safe = masked_safe(tokens)
-    moved = shift(safe).abs()
+    moved = prob_diff(safe).abs()
     n_kept = tokens.keep.sum().clamp(min=1)
     unscored = keep.bool() & _broken(behavior_logp)
     left = out_of_region(objective, safe)
     return {
-        "shift_mean": moved.sum() / n_kept,
-        "shift_max": moved.max(),
-        **({} if left is None else {"outside": (left & tokens.keep).sum() / n_kept}),
+        "prob_diff_mean": moved.sum() / n_kept,
+        "prob_diff_max": moved.max(),
+        **({} if left is None else {"out_of_region": (left & tokens.keep).sum() / n_kept}),
         "weight_min": torch.where(tokens.keep, gradient_weight(objective, tokens), torch.inf)
         .min()
         .nan_to_num(posinf=1),

@@ -92,7 +92,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         if (found := _routing(parts, seen)) is not None:
             yield law.routing(found)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
-    yield machine.region(run.objective, first.values["shift_p99"])
+    yield machine.region(run.objective, first.values["prob_diff_p99"])
     longest = max(len(c.sequence.prompt_ids) for c in seen.completions)
     yield machine.memory(
         policy,

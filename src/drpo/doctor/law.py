@@ -17,7 +17,7 @@ from drpo.types import TokenStats
 K3_NOTE, K3_BROKEN = 0.02, 0.1
 """Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
 
-OUTSIDE_NOTE, OUTSIDE_BROKEN = 0.01, 0.1
+OUT_OF_REGION_NOTE, OUT_OF_REGION_BROKEN = 0.01, 0.1
 """Share of tokens outside the region before anything is learnt."""
 
 ROUTED_NOTE = 0.1
@@ -34,16 +34,16 @@ def ratio(e: Evidence, objective: Objective) -> Finding:
     """The lr = 0 test: the same weights on both sides, so pi / mu is 1 but for rounding."""
     plain = ImportanceSampling()
     found = token_metrics(plain, TokenStats(e.tokens, e.entropy, gradient(plain, e.tokens), {}))
-    values = {name: found[name] for name in ("ratio_mean", "k3", "shift_mean", "shift_p99")}
+    values = {name: found[name] for name in ("ratio_mean", "k3", "prob_diff_mean", "prob_diff_p99")}
     left = None if objective.needs else out_of_region(objective, e.tokens)  # no top-K divergence was asked for
     outside = 0.0 if left is None else float(left.double().mean())
-    values |= {} if left is None else {"outside": outside}
+    values |= {} if left is None else {"out_of_region": outside}
     values["tokens"] = len(e)
     error = SIGMAS * float(ratios(e.tokens).double().std()) / math.sqrt(len(e))
     right = abs(values["ratio_mean"] - 1) <= 0.02 + error and values["k3"] <= K3_BROKEN
-    right = right and outside <= OUTSIDE_BROKEN
+    right = right and outside <= OUT_OF_REGION_BROKEN
     verdict, advice = judge(right, "the sampler's log-probabilities are not the trainer's; the lines below say why")
-    if right and (values["k3"] > K3_NOTE or outside > OUTSIDE_NOTE):
+    if right and (values["k3"] > K3_NOTE or outside > OUT_OF_REGION_NOTE):
         verdict, advice = (
             "note",
             "the region is partly spent on numerics: a finer --rollout-precision, or a larger delta",
@@ -51,9 +51,9 @@ def ratio(e: Evidence, objective: Objective) -> Finding:
     return Finding(
         "ratio",
         verdict,
-        f"mean pi/mu {values['ratio_mean']:.4f}, k3 {values['k3']:.4f}, |pi-mu| p99 {values['shift_p99']:.3f}"
+        f"mean pi/mu {values['ratio_mean']:.4f}, k3 {values['k3']:.4f}, |pi-mu| p99 {values['prob_diff_p99']:.3f}"
         + (f", {outside:.2%} outside the region" if left is not None else ""),
-        f"1 +- 0.02, {K3_BROKEN:g}, {OUTSIDE_BROKEN:.0%} outside, with the weights the same on both sides",
+        f"1 +- 0.02, {K3_BROKEN:g}, {OUT_OF_REGION_BROKEN:.0%} outside, with the weights the same on both sides",
         advice,
         values,
     )

@@ -86,12 +86,12 @@ def _largest(gradients: Sequence[Tensor | None]) -> float:
     return max(float(g.norm()) for g in gradients if g is not None)
 
 
-def region(objective: Objective, shift_p99: float) -> Finding:
+def region(objective: Objective, prob_diff_p99: float) -> Finding:
     """Whether the region's boundary is within a token's reach, and how much of the way numerics have gone already.
 
     Args:
         objective: whose region it is.
-        shift_p99: 99th percentile of |pi - mu| at equal weights.
+        prob_diff_p99: 99th percentile of |pi - mu| at equal weights.
     """
     sides = radii(objective)
     said = caution(objective)
@@ -102,10 +102,10 @@ def region(objective: Objective, shift_p99: float) -> Finding:
         "region",
         verdict,
         f"{border if said or known else 'no radius in probability'}; rounding alone moves one token in a hundred by "
-        f"{shift_p99:.3f}",
+        f"{prob_diff_p99:.3f}",
         "a radius below 1, well above what rounding does",
         advice,
-        {**known, "shift_p99": shift_p99},
+        {**known, "prob_diff_p99": prob_diff_p99},
     )
 
 

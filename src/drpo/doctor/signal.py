@@ -77,10 +77,16 @@ def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
     return Finding(
         "signal",
         verdict,
-        f"{carrying} of {n} groups carry one; {wrong} all wrong, {right} all right; {cut:.0%} of completions cut",
+        f"{carrying} of {n} groups carry one; {wrong} all wrong, {right} all correct; {cut:.0%} of completions cut",
         f"{FEWEST:.0%} of groups",
         advice,
-        {"share": carrying / max(1, n), "groups": n, "all_wrong": wrong, "all_right": right, "truncated": cut},
+        {
+            "share": carrying / max(1, n),
+            "groups": n,
+            "groups_all_wrong": wrong,
+            "groups_all_correct": right,
+            "truncated": cut,
+        },
     )
 
 

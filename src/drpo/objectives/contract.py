@@ -317,7 +317,7 @@ def ratio(tokens: Tokens) -> Tensor:
     return torch.exp(log_ratio(tokens).clamp(max=MAX_LOG_RATIO))
 
 
-def shift(tokens: Tokens, power: float = 0.0) -> Tensor:
+def prob_diff(tokens: Tokens, power: float = 0.0) -> Tensor:
     """Return D / mu^power, D = pi - mu, [T], without cancellation where pi is near mu and without overflow anywhere.
 
         D / mu^q = sign(l - m) * e^(max(l, m) - q m) * (1 - e^-|l - m|)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import ratio, shift, token_loss, wide
+from drpo.objectives.contract import prob_diff, ratio, token_loss, wide
 from drpo.objectives.divergence import TOPK
 from drpo.types import TokenLoss, Tokens
 
@@ -49,7 +49,7 @@ def _log1mexp(x: Tensor) -> Tensor:
 
 def _binary(divergence: str, tokens: Tokens) -> Tensor:
     """[T]: one of `BINARY`."""
-    return shift(tokens).abs() if divergence == "tv" else binary_kl(tokens)
+    return prob_diff(tokens).abs() if divergence == "tv" else binary_kl(tokens)
 
 
 @dataclass(frozen=True)

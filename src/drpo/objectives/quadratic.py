@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import MAX_LOG_RATIO, ratio, shift, token_loss, wide
+from drpo.objectives.contract import MAX_LOG_RATIO, prob_diff, ratio, token_loss, wide
 from drpo.types import TokenLoss, Tokens
 
 
@@ -67,12 +67,12 @@ class DRPO:
         return self.advantage_weighted
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        penalised = None if self.outside is None else shift(tokens).abs() > self.outside
+        penalised = None if self.outside is None else prob_diff(tokens).abs() > self.outside
         return _quadratic(tokens, self.delta, self.power, self.advantage_weighted, penalised)
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: |pi - mu| > delta mu^power, where the weight turns round."""
-        return shift(tokens, self.power).abs() > self.delta
+        return prob_diff(tokens, self.power).abs() > self.delta
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class SPO:
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: |r - 1| > epsilon, where the weight turns round."""
-        return shift(tokens, power=1.0).abs() > self.epsilon
+        return prob_diff(tokens, power=1.0).abs() > self.epsilon
 
 
 def _quadratic(
@@ -122,7 +122,7 @@ def _quadratic(
     """-r A + c x (r - 1) / (2 radius), x = (pi - mu) / mu^power, c = |A| or 1; slope -A r + c r x / radius."""
     _, _, advantage = wide(tokens)
     r = ratio(tokens)
-    pull = shift(tokens, power) / radius
+    pull = prob_diff(tokens, power) / radius
     if advantage_weighted:
         pull = advantage.abs() * pull
     if penalised is not None:
@@ -168,7 +168,7 @@ class DivergencePenalty:
         logp, behavior_logp, advantage = wide(tokens)
         r = ratio(tokens)
         log_ratio = (logp - behavior_logp).clamp(max=MAX_LOG_RATIO)
-        excess = shift(tokens, power=1.0)  # r - 1 without cancellation
+        excess = prob_diff(tokens, power=1.0)  # r - 1 without cancellation
         divergence, derivative = {
             "tv": (excess.abs() / 2, log_ratio.sign() * r / 2),
             "k1": (-log_ratio, -torch.ones_like(r)),

@@ -79,9 +79,9 @@ def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> dict[str, NDArray[Any
         "mu": decimals.encode(_all(rollouts.completions, lambda c: c.mu, np.float64)),
         "pi_above_mu": (codes(lambda cs: cs[1].pi) - mu_trained).astype(np.int16),
         "ratio": codes(lambda cs: cs[1].ratio),
-        "shift": codes(lambda cs: cs[1].shift),
+        "prob_diff": codes(lambda cs: cs[1].prob_diff),
         "weight": codes(lambda cs: cs[1].weight),
-        "outside": _all(trained, lambda cs: cs[1].outside, np.uint8),
+        "out_of_region": _all(trained, lambda cs: cs[1].out_of_region, np.uint8),
     }
 
 

@@ -18,7 +18,7 @@ METRICS = {
     key: (panel.title if len(panel.lines) == 1 else f"{panel.title}: {name}", panel)
     for panel in PANELS
     for key, name in panel.lines.items()
-    if key in ("shift_p99", "outside", "held", "ratio_max", "k3", "entropy", "grad_norm", "truncated")
+    if key in ("prob_diff_p99", "out_of_region", "masked", "ratio_max", "k3", "entropy", "grad_norm", "truncated")
 }
 """Key of a record -> its title, and the panel that says how to read it."""
 _SEEDS_ABOVE = 0.27

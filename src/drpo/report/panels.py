@@ -37,27 +37,27 @@ class Panel:
 
 
 REWARD = "reward_mean"
-SHIFT, WEIGHT, NORM = "Shift |π-μ|", "Gradient weight w", "Gradient norm"
+PROB_DIFF, WEIGHT, NORM = "Probability difference |π-μ|", "Gradient weight w", "Gradient norm"
 PANELS = (
     Panel("Training reward", "score", "Mean reward of the step's completions.", {REWARD: "mean"}),
     Panel(
-        SHIFT,
+        PROB_DIFF,
         "probability",
         "How far tokens have moved from the sampler.",
-        {"shift_p99": "99th percentile", "shift_mean": "mean"},
+        {"prob_diff_p99": "99th percentile", "prob_diff_mean": "mean"},
         log=True,
     ),
     Panel(
         WEIGHT,
         "w",
-        "1 is the plain policy gradient, 0 holds a token where it is, below 0 pulls it back.",
+        "1 is the plain policy gradient, 0 masks a token, below 0 pulls it back.",
         {"weight_max": "largest", "weight_mean": "mean", "weight_min": "smallest"},
     ),
     Panel(
         "Out of the region",
         "share of tokens",
-        "Outside: out of the objective's own region; no line where it has none. Held: w is 0 or less.",
-        {"outside": "outside", "held": "held"},
+        "Of the objective's own region, where it has one. Masked: the gradient weight w is 0 or less.",
+        {"out_of_region": "out of region", "masked": "masked"},
     ),
     Panel(
         "Ratio π/μ",
@@ -83,8 +83,8 @@ PANELS = (
     Panel(
         "Groups without a signal",
         "share of groups",
-        "Rewards that are all equal give no gradient: all wrong, all right, or alike in between.",
-        {"frac_reward_zero_std": "rewards equal", "all_wrong": "all wrong", "all_right": "all right"},
+        "Rewards that are all equal give no gradient: all wrong, all correct, or alike in between.",
+        {"frac_reward_zero_std": "rewards equal", "groups_all_wrong": "all wrong", "groups_all_correct": "all correct"},
     ),
     Panel(NORM, "L2 norm", "Before clipping; the largest of the step's updates.", {"grad_norm": "norm"}),
 )
@@ -152,8 +152,8 @@ def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[
 def levels(panel: Panel, run: Run) -> Levels:
     """Return the name and the height of a panel's horizontal lines."""
     if panel.title == WEIGHT:
-        return [("held", 0.0)]
-    if panel.title == SHIFT and caution(run.objective) is None:
+        return [("masked", 0.0)]
+    if panel.title == PROB_DIFF and caution(run.objective) is None:
         return [("radius", radius) for radius in sorted({*(radii(run.objective) or ())})]
     if panel.title == NORM and math.isfinite(run.max_grad_norm):
         return [("clipped at", run.max_grad_norm)]

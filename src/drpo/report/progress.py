@@ -92,7 +92,7 @@ class ComparisonConsole:
         for path, status in statuses.items():
             if status == RUNNING:
                 cell = self._cells[path]
-                rewards, shifts = cell.rewards, cell.series["shift_p99"]
+                rewards, shifts = cell.rewards, cell.series["prob_diff_p99"]
                 table.add_row(
                     one_line(cell.name),
                     f"{len(rewards)}/{cell.steps}",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from drpo.files import save_figure
 from drpo.lab.replay import Bucket, Dispute, Recorded, Replay, context
-from drpo.objectives import Objective, gradient_weight, shift, spell
+from drpo.objectives import Objective, gradient_weight, prob_diff, spell
 from drpo.report.palette import COLORS
 from drpo.report.sheet import Sheet
 
@@ -94,11 +94,11 @@ def _text(batch: Recorded, token: int, decode: Decode | None) -> str:
 
 
 def draw_replay(found: Replay, batch: Recorded, objectives: Sequence[Objective], path: Path) -> None:
-    """Draw gradient mass by mu, and every token's weight over its shift."""
+    """Draw gradient mass by mu, and every token's weight over pi - mu."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_mass(left, found)
-    moved = (shift(batch.tokens) * batch.tokens.advantage.sign()).numpy()
+    moved = (prob_diff(batch.tokens) * batch.tokens.advantage.sign()).numpy()
     for i, objective in enumerate(objectives):
         w = gradient_weight(objective, batch.tokens).clamp(-3, 4)
         at = torch.arange(len(w))[:: max(1, len(w) // 4000)].numpy()

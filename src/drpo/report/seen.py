@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import Objective, gradient_weight, out_of_region, ratio, shift
+from drpo.objectives import Objective, gradient_weight, out_of_region, prob_diff, ratio
 from drpo.train.log import token_advantages
 from drpo.train.records import METRICS, ROLLOUTS, read_lines, read_records
 from drpo.types import Tokens
@@ -27,18 +27,18 @@ class Seen:
     Args:
         pi: the policy's probability before the update, float64.
         ratio: r = pi / mu, as the objective computes it (capped at e^20).
-        shift: D = pi - mu.
+        prob_diff: D = pi - mu.
         weight: the gradient weight w.
         advantage: of the completion, or of each token where a critic gave it.
-        outside: bool; True where the policy has left the objective's region.
+        out_of_region: bool; True where the policy has left the objective's region.
     """
 
     pi: NDArray[np.float64]
     ratio: NDArray[np.float32]
-    shift: NDArray[np.float32]
+    prob_diff: NDArray[np.float32]
     weight: NDArray[np.float32]
     advantage: NDArray[np.float32]
-    outside: NDArray[np.bool_]
+    out_of_region: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +145,8 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Se
     tokens = tokens_of(records)
     weight = gradient_weight(objective, tokens)
     left = out_of_region(objective, tokens)
-    outside = torch.zeros_like(tokens.keep) if left is None else left
-    columns = (ratio(tokens), shift(tokens), weight, tokens.advantage, outside)
+    left = torch.zeros_like(tokens.keep) if left is None else left
+    columns = (ratio(tokens), prob_diff(tokens), weight, tokens.advantage, left)
     parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
     return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
 

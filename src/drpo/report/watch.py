@@ -19,7 +19,7 @@ _ROWS = 10
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_HEIGHT = 10
 _CURVES_FROM = 38  # lines of a terminal that also hold the curves
-CURVES: Mapping[str, str] = {"reward": "reward_mean", "|π-μ|": "shift_mean"}
+CURVES: Mapping[str, str] = {"reward": "reward_mean", "|π-μ|": "prob_diff_mean"}
 """Title -> the metric drawn under it."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
-from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, ratio, shift
+from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
 from drpo.objectives.contract import log_ratio, weight_of_gradient
 from drpo.types import (
     Batch,
@@ -31,8 +31,8 @@ REWARD_PARTS = "reward_parts/"
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over marked completions",
     "reward_std": "standard deviation (population) of the rewards over marked completions",
-    "all_right": "share of groups whose every reward is at least 1: nothing to learn",
-    "all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
+    "groups_all_correct": "share of groups whose every reward is at least 1: nothing to learn",
+    "groups_all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
     "frac_reward_zero_std": "share of groups whose rewards are all equal (to a millionth of the largest), which give "
     "no gradient; TRL's name for it",
     "no_number": "share of completions without a digit, of problems whose answer has one; absent where none has",
@@ -40,8 +40,8 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
     "truncated": "share of completions cut at max_new_tokens",
     "sampled_tokens": "tokens sampled",
-    "lag": "mean age of the weights that sampled the completions: steps trained since",
-    "lag_max": "age of the oldest",
+    "staleness": "mean age of the weights that sampled the completions: steps trained since",
+    "staleness_max": "staleness of the oldest completion",
     "reward_failed": "completions whose reward failed; left out, or scored 0 where reward_pool.on_failure is zero",
     "reward_raised": "of these, the reward raised an exception",
     "reward_timed_out": "of these, it ran past reward_pool.seconds",
@@ -57,24 +57,24 @@ PART_METRICS: Mapping[str, str] = {
 
 TOKEN_METRICS: Mapping[str, str] = {
     "entropy": "mean entropy of the policy, nats",
-    "shift_mean": "mean |pi - mu|",
-    "shift_p99": "99th percentile of |pi - mu|",
-    "held": "share of tokens with gradient weight <= 0: the objective holds them or pulls them back",
+    "prob_diff_mean": "mean |pi - mu|",
+    "prob_diff_p99": "99th percentile of |pi - mu|",
+    "masked": "share of tokens with gradient weight <= 0: masked, or pulled back",
     "weight_min": "smallest gradient weight w (1 is the plain policy gradient)",
     "weight_mean": "mean gradient weight",
     "weight_max": "largest gradient weight",
     "ratio_mean": "mean of r = pi / mu; 1 on-policy",
     "ratio_max": "largest r",
     "scaled_weight_max": "largest |r w|: how much one token's gradient is scaled",
-    "capped": "tokens whose ratio was capped at e^20",
+    "ratio_capped": "tokens whose ratio was capped at e^20",
     "k3": "estimate of KL(mu || pi), nats: mean of r - 1 - log r",
     "trained_tokens": "tokens whose log-probability was computed; completions with zero advantage are skipped",
 }
 
 REGION_METRICS: Mapping[str, str] = {
-    "outside": "share of tokens that have left the objective's region; the three are there where it has one",
-    "outside_low": "share of tokens that have left it with pi below mu",
-    "outside_high": "share of tokens that have left it with pi above mu",
+    "out_of_region": "share of tokens that have left the objective's region; the three are there where it has one",
+    "out_of_region_low": "share of tokens that have left it with pi below mu",
+    "out_of_region_high": "share of tokens that have left it with pi above mu",
 }
 
 DIVERGENCE_METRICS: Mapping[str, str] = {
@@ -111,13 +111,13 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
     record = {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "all_right": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
-        "all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
+        "groups_all_correct": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
+        "groups_all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
         "frac_reward_zero_std": sum(all_equal(g.rewards) for g in marked) / len(marked),
         "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
         "sampled_tokens": sum(e.n_sampled for e in episodes),
-        "lag": sum(step - 1 - e.version for e in episodes) / len(episodes),
-        "lag_max": max(step - 1 - e.version for e in episodes),
+        "staleness": sum(step - 1 - e.version for e in episodes) / len(episodes),
+        "staleness_max": max(step - 1 - e.version for e in episodes),
         "reward_failed": len(failures),
         **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
         "reward_abstained": sum(u.failure is None for u in unscored),
@@ -171,23 +171,23 @@ def token_metrics(objective: Objective, stats: TokenStats) -> dict[str, float]:
     tokens, n = stats.tokens, len(stats.entropy)
     if n == 0:
         return {"trained_tokens": 0}
-    moved = shift(tokens).abs()
+    moved = prob_diff(tokens).abs()
     r = ratio(tokens)
     w = weight_of_gradient(tokens, stats.gradient)
     moved_by = log_ratio(tokens)
     return {
         "entropy": float(stats.entropy.double().mean()),
-        "shift_mean": float(moved.double().mean()),
-        "shift_p99": _p99(moved),
-        "held": float((w <= 0).double().mean()),
+        "prob_diff_mean": float(moved.double().mean()),
+        "prob_diff_p99": _p99(moved),
+        "masked": float((w <= 0).double().mean()),
         "weight_min": float(w.min()),
         "weight_mean": float(w.double().mean()),
         "weight_max": float(w.max()),
         "ratio_mean": float(r.double().mean()),
         "ratio_max": float(r.max()),
         "scaled_weight_max": float((r * w).abs().max()),
-        "capped": int((moved_by > MAX_LOG_RATIO).sum()),
-        "k3": float((shift(tokens, power=1.0) - moved_by).double().mean()),
+        "ratio_capped": int((moved_by > MAX_LOG_RATIO).sum()),
+        "k3": float((prob_diff(tokens, power=1.0) - moved_by).double().mean()),
         "trained_tokens": n,
         **_region_metrics(objective, tokens),
         **({} if tokens.divergence is None else _divergence_metrics(tokens.divergence)),
@@ -198,8 +198,8 @@ def _region_metrics(objective: Objective, tokens: Tokens) -> dict[str, float]:
     left = out_of_region(objective, tokens)
     if left is None:
         return {}
-    sides = {"outside": left, "outside_low": left & (shift(tokens) < 0), "outside_high": left & (shift(tokens) > 0)}
-    return {name: float(side.double().mean()) for name, side in sides.items()}
+    sides = {"": left, "_low": left & (prob_diff(tokens) < 0), "_high": left & (prob_diff(tokens) > 0)}
+    return {f"out_of_region{name}": float(side.double().mean()) for name, side in sides.items()}
 
 
 def _divergence_metrics(divergence: Tensor) -> dict[str, float]:

@@ -98,13 +98,20 @@ def explained(steps: Records) -> str:
     """Return the likely causes, as far as the metrics of steps without a gradient show them, and the flags that help.
 
     Example:
-        >>> explained([{"frac_reward_zero_std": 1.0, "all_wrong": 1.0, "truncated": 0.9}])
+        >>> explained([{"frac_reward_zero_std": 1.0, "groups_all_wrong": 1.0, "truncated": 0.9}])
         'all wrong in 100% of groups; 90% of completions cut at max_new_tokens; what may help: \
 an easier --task, --sampling.samples, --sampling.max-new-tokens'
     """
-    equal, wrong, right, cut, silent, held = (
+    equal, wrong, right, cut, silent, masked = (
         _mean(steps, name)
-        for name in ("frac_reward_zero_std", "all_wrong", "all_right", "truncated", "no_number", "held")
+        for name in (
+            "frac_reward_zero_std",
+            "groups_all_wrong",
+            "groups_all_correct",
+            "truncated",
+            "no_number",
+            "masked",
+        )
     )
     alike = equal - max(wrong, right) >= _MOSTLY
     failed, abstained = (sum(record.get(f"reward_{name}", 0) for record in steps) for name in ("failed", "abstained"))
@@ -113,11 +120,11 @@ an easier --task, --sampling.samples, --sampling.max-new-tokens'
         (failed > 0, f"the reward failed on {failed} completions", ("--reward",)),
         (abstained > 0, f"the reward abstained on {abstained} completions", ("--reward",)),
         (wrong >= _MOSTLY, f"all wrong in {wrong:.0%} of groups", ("an easier --task", more)),
-        (right >= _MOSTLY, f"all right in {right:.0%} of groups", ("a harder --task", more)),
+        (right >= _MOSTLY, f"all correct in {right:.0%} of groups", ("a harder --task", more)),
         (alike, f"rewards equal in {equal:.0%} of groups", ("--sampling.temperature", more, "--reward")),
         (cut >= _MOSTLY and (wrong >= _MOSTLY or alike), f"{cut:.0%} of completions cut at max_new_tokens", (longer,)),
         (silent >= _MOSTLY and right < _MOSTLY, f"{silent:.0%} of completions hold no number", ("--reward",)),
-        (held >= _MOSTLY, f"the objective holds {held:.0%} of tokens", ("--objective",)),
+        (masked >= _MOSTLY, f"the objective masks {masked:.0%} of tokens", ("--objective",)),
     ]
     causes = [cause for applies, cause, _ in lines if applies]
     remedies = dict.fromkeys(flag for applies, _, flags in lines if applies for flag in flags)

@@ -41,7 +41,7 @@ function within(value, [low, high]) {
 function matches(rollouts, i, { text, reward, step, finish, kind }) {
   const { table } = rollouts;
   const weights = rollouts.weights[i];
-  const kinds = { "": true, trained: weights, outside: weights?.outside, held: weights?.least <= 0 };
+  const kinds = { "": true, trained: weights, out_of_region: weights?.out_of_region, masked: weights?.least <= 0 };
   return within(table.reward[i], reward) && within(table.step[i], step)
     && (finish === "" || table.finish[i] === finish) && kinds[kind]
     && (text === "" || `${rollouts.question(i).prompt}\n${rollouts.text(i)}`.toLowerCase().includes(text));
@@ -122,7 +122,7 @@ class RolloutList {
     const said = [rewardText(table.reward[i]), `step ${table.step[i]}`];
     said.push(`${columns.length[i]} tokens${table.finish[i] === "length" ? ", cut" : ""}`);
     if (weights[i]) said.push(`w ${brief(weights[i].least)} to ${brief(weights[i].greatest)}`);
-    if (weights[i]?.outside) said.push(`${weights[i].outside} outside`);
+    if (weights[i]?.out_of_region) said.push(`${weights[i].out_of_region} out of region`);
     return said;
   }
 }

@@ -2,7 +2,7 @@
 
 /** The shades, from the most damped to the most amplified; each holds weights below `below`. */
 const SHADES = [
-  { style: "held", below: 0, label: "w \u2264 0" },
+  { style: "masked", below: 0, label: "w \u2264 0" },
   { style: "down-3", below: 0.5, label: "to 0.5" },
   { style: "down-2", below: 0.8, label: "to 0.8" },
   { style: "down-1", below: 0.95, label: "to 0.95" },
@@ -31,7 +31,7 @@ function visible(text) {
   return text.replace(/[\u0000-\u0009\u000b-\u001f]/g, picture).replace(/\u007f/g, "\u2421");
 }
 
-function showLegend({ columns: { weight, outside } }) {
+function showLegend({ columns: { weight, out_of_region } }) {
   const counts = new Map(SHADES.map((shade) => [shade, 0]));
   for (const code of weight) {
     const shade = shadeOf(valueOf(code));
@@ -40,8 +40,8 @@ function showLegend({ columns: { weight, outside } }) {
   const share = (n) => el("span", { class: "share" }, `${((100 * n) / weight.length).toFixed(2)} %`);
   const item = (style, label, ...rest) => el("li", {}, el("span", { class: `swatch ${style}` }, label), ...rest);
   const items = SHADES.map((shade) => item(shade.style, shade.label, share(counts.get(shade))));
-  const left = outside.reduce((a, b) => a + b, 0);
-  items.push(item("outside", "outline", " left the region", share(left)), item("", "plain", " no gradient"));
+  const left = out_of_region.reduce((a, b) => a + b, 0);
+  items.push(item("out-of-region", "outline", " left the region", share(left)), item("", "plain", " no gradient"));
   const shadesOf = `Shade: gradient weight w, and the share of the run's ${count(weight.length)} trained tokens`;
   byId("legend").replaceChildren(el("strong", {}, shadesOf), el("ul", {}, items));
 }
@@ -96,7 +96,7 @@ class RolloutView {
   /** Only one token is a stop of the Tab key; the arrows lead on from there. */
   span(token, k) {
     const shade = token.w === undefined ? "" : shadeOf(token.w).style;
-    const styles = ["token", shade, token.outside ? "outside" : "", token.special ? "special" : ""];
+    const styles = ["token", shade, token.out_of_region ? "out-of-region" : "", token.special ? "special" : ""];
     const focus = { tabindex: k === 0 ? 0 : -1, "aria-describedby": "tooltip" };
     return el("span", { class: styles.filter(Boolean).join(" "), "data-k": k, ...focus }, withMarks(token.text));
   }
@@ -145,10 +145,10 @@ function quoted(title, text) {
 }
 
 /** What happens to a token, in words; nothing where it is pushed as usual. */
-function verdictOn({ w, outside }) {
+function verdictOn({ w, out_of_region }) {
   if (w === undefined) return "no gradient";
-  const held = w < 0 ? ["pulled back"] : w === 0 ? ["held"] : [];
-  return [...held, ...(outside ? ["outside the region"] : [])].join(", ");
+  const masked = w < 0 ? ["pulled back"] : w === 0 ? ["masked"] : [];
+  return [...masked, ...(out_of_region ? ["out of the region"] : [])].join(", ");
 }
 
 /** A token's text, with a mark where a line ends. */

@@ -83,28 +83,28 @@ class Rollouts {
     return { prompt, answer };
   }
 
-  /** Least and greatest weight of a trained completion, how far the farthest is from 1, and its tokens outside. */
+  /** Least and greatest weight of a trained completion, how far the farthest is from 1, and its tokens out of the region. */
   weightsOf(i) {
-    let [least, greatest, outside] = [Infinity, -Infinity, 0];
+    let [least, greatest, out_of_region] = [Infinity, -Infinity, 0];
     for (let t = this.trainedStart[i]; t < this.trainedStart[i + 1]; t++) {
       const w = valueOf(this.columns.weight[t]);
       if (w < least) least = w;
       if (w > greatest) greatest = w;
-      outside += this.columns.outside[t];
+      out_of_region += this.columns.out_of_region[t];
     }
-    return { least, greatest, outside, extreme: Math.max(1 - least, greatest - 1) };
+    return { least, greatest, out_of_region, extreme: Math.max(1 - least, greatest - 1) };
   }
 
   /** The tokens of a completion; the numbers as they are shown, but for `w`, which is one to compare with. */
   tokens(i) {
-    const { token, mu, pi_above_mu, ratio, shift, weight, outside } = this.columns;
+    const { token, mu, pi_above_mu, ratio, prob_diff, weight, out_of_region } = this.columns;
     return Array.from({ length: this.columns.length[i] }, (_, k) => {
       const [at, t] = [this.start[i] + k, this.trainedStart[i] + k];
       const place = token[at];
       const drawn = { id: this.table.ids[place], text: this.piece(place), special: this.special.has(place), mu: shown(mu[at]) };
       if (!this.isTrained(i)) return drawn;
-      const moved = { pi: shown(mu[at] + pi_above_mu[t]), r: shown(ratio[t]), D: shown(shift[t]) };
-      return { ...drawn, ...moved, w: valueOf(weight[t]), wShown: shown(weight[t]), outside: outside[t] === 1 };
+      const moved = { pi: shown(mu[at] + pi_above_mu[t]), r: shown(ratio[t]), D: shown(prob_diff[t]) };
+      return { ...drawn, ...moved, w: valueOf(weight[t]), wShown: shown(weight[t]), out_of_region: out_of_region[t] === 1 };
     });
   }
 }
