@@ -121,7 +121,8 @@ class Tail:
 
     def _problem(self, name: str, cue: int) -> Problem:
         letter = "h" if self.kind == "noise" else "t"
-        return Problem(name, f"q{cue}", f"{letter} mod {N_CLASSES} = {cue}", data={"letter": letter, "cue": cue})
+        answer = f"{letter} mod {N_CLASSES} = {cue}"
+        return Problem.of_text(name, f"q{cue}", answer, data={"letter": letter, "cue": cue})
 
 
 @in_process

@@ -21,7 +21,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "rewards.md"
 
 
 def score(gold, text, reward=math_verify):
-    return reward(Problem("0", "", gold), text)
+    return reward(Problem.of_text("0", "", gold), text)
 
 
 def disagreements(cases, reward=math_verify):

@@ -572,7 +572,7 @@ def in_groups(problems: Sequence[Problem], episodes: Sequence[Episode]) -> list[
 
 
 def fake_rollout(dropped: set[tuple[str, int]]) -> tuple[list[Problem], list[Episode]]:
-    problems = [Problem(name, f"question {i}", "") for i, name in enumerate(IDS)]
+    problems = [Problem.of_text(name, f"question {i}", "") for i, name in enumerate(IDS)]
     completions = [
         replace(completion([i + 1, n + 1], problem=p.id, sample=n), text=f"{p.id}/{n}")
         for i, p in enumerate(problems)

@@ -34,7 +34,7 @@ class TestCases(unittest.TestCase):
 def marked(tests, code, data=None, **settings):
     """A score; the time suffices on the busiest machine."""
     settings = {"seconds": 60.0, "isolated": False, **settings}
-    return PythonTests(**settings)(Problem("7", "", "", data={"tests": tests, **(data or {})}), code)
+    return PythonTests(**settings)(Problem.of_text("7", "", "", data={"tests": tests, **(data or {})}), code)
 
 
 FORMS = {
@@ -68,7 +68,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_run(form):
     tests, data = FORMS[form]
-    reads = read_suite(Problem("7", "", "", data={"tests": tests, **data})).kind == "stdin"
+    reads = read_suite(Problem.of_text("7", "", "", data={"tests": tests, **data})).kind == "stdin"
     right, wrong = (
         (SUM, NO_SUM) if reads else (ADD + "class Solution:\n    def plus(self, a, b): return a + b\n", WRONG)
     )
@@ -275,14 +275,14 @@ def test_right_answers_are_not_where_the_program_runs():
         "    frame = frame.f_back\nprint('found' if 'sec' + 'ret' in seen else 'nothing')"
     )
     assert marked({"input": "x", "output": "nothing"}, peep) == 1.0
-    job = read_suite(Problem("7", "", "", data={"tests": {"input": "x", "output": "secret"}})).jobs()
+    job = read_suite(Problem.of_text("7", "", "", data={"tests": {"input": "x", "output": "secret"}})).jobs()
     assert "secret" not in json.dumps(job)
 
 
 def test_nothing_tells_a_program_how_long_the_right_answer_is():
     for words in (["NO", "YES"], ["1", "1000"]):
         suites = [{"inputs": ["a", "b"], "outputs": outputs} for outputs in (words, words[::-1], words[:1] * 2)]
-        jobs = [read_suite(Problem("7", "", "", data={"tests": tests})).jobs() for tests in suites]
+        jobs = [read_suite(Problem.of_text("7", "", "", data={"tests": tests})).jobs() for tests in suites]
         assert jobs[0] == jobs[1] == jobs[2]
 
 

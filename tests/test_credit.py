@@ -92,7 +92,9 @@ RESULTS = [RewardResult(1.0, turns=(0.5, -0.25, 0.0)), RewardResult(2.0), Reward
 @pytest.mark.parametrize("discount", [1.0, 0.5])
 def test_rewards_of_turns_are_credited_to_the_turns_before_them(discount: float):
     """Every token of a turn has the turn's advantage, in whichever of the episode's sequences it is."""
-    group = ScoredGroup(Problem("p", "", ""), tuple(of_turns(n, i) for i, n in enumerate(TURNS)), tuple(RESULTS))
+    group = ScoredGroup(
+        Problem.of_text("p", "", ""), tuple(of_turns(n, i) for i, n in enumerate(TURNS)), tuple(RESULTS)
+    )
     rewards = [torch.tensor(r) for r in ([0.5, -0.25, 1.0], [2.0], [0.0, 3.0])]
     wanted = step_advantages(rewards, advantages.mean, discount)
     credits = iter(credit_rule(advantages.mean, discount=discount)([group], None))
@@ -105,6 +107,8 @@ def test_rewards_of_turns_are_credited_to_the_turns_before_them(discount: float)
 
 
 def test_a_critic_reads_a_turns_reward_at_its_last_token():
-    group = ScoredGroup(Problem("p", "", ""), (of_turns((2, 1, 2), 0),), (RewardResult(1.0, turns=(0.5, 0.0, 4.0)),))
+    group = ScoredGroup(
+        Problem.of_text("p", "", ""), (of_turns((2, 1, 2), 0),), (RewardResult(1.0, turns=(0.5, 0.0, 4.0)),)
+    )
     credits = gae_credit([group], [torch.zeros(2), torch.zeros(3)], critic=GAE(lam=1.0, whiten=False))
     assert [c.returns.tolist() for c in credits] == [[5.5, 5.5], [5.0, 5.0, 5.0]]

@@ -69,7 +69,7 @@ def test_completions_are_those_of_one_row_alone_without_a_cache(family: str) -> 
     check(model, completions, stop_ids(model, tokenizer))
 
 
-NEAR = tuple(Problem(f"n{n}", "12 * 34 + 5 - 67 = " * 2 + "?" * n, "") for n in (4, 0, 3))
+NEAR = tuple(Problem.of_text(f"n{n}", "12 * 34 + 5 - 67 = " * 2 + "?" * n, "") for n in (4, 0, 3))
 """Prompts of nearly the same length, which are read together, with a little padding."""
 
 

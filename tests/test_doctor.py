@@ -390,10 +390,10 @@ def test_an_odd_reward_is_told_and_trained_with(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_no_mutation_of_an_answer_is_right(answers: list[str], kinds: list[str]) -> None:
-    made = mutate([Problem(str(i), "", answer) for i, answer in enumerate(answers)])
+    made = mutate([Problem.of_text(str(i), "", answer) for i, answer in enumerate(answers)])
     assert [m.kind for m in made] == kinds
     assert all(exact_number(m.problem, m.answer) == 0 for m in made if "one more" in kinds)
 
 
 def test_mutations_are_few() -> None:
-    assert len(mutate([Problem(str(i), "", str(i + 10)) for i in range(1000)])) <= 32
+    assert len(mutate([Problem.of_text(str(i), "", str(i + 10)) for i in range(1000)])) <= 32

@@ -47,7 +47,7 @@ ENDLESS = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{100000000!}", r"\boxed{\sum_{k=1}^
 
 def test_a_timeout_is_a_failure_and_not_a_wrong_answer():
     with RewardPool(math_verify, RewardConfig(processes=2, seconds=1.0)) as pool:
-        marks = pool.score([(Problem("0", "", "5"), text) for text in [*ENDLESS, r"\boxed{5}", r"\boxed{6}"]])
+        marks = pool.score([(Problem.of_text("0", "", "5"), text) for text in [*ENDLESS, r"\boxed{5}", r"\boxed{6}"]])
     assert [m.failure and m.failure.kind for m in marks] == ["timed_out"] * 3 + [None] * 2
     assert [m.score for m in marks] == [None] * 3 + [1.0, 0.0]
 
@@ -64,6 +64,6 @@ def test_running_out_of_memory_is_a_failure_and_any_other_exception_a_wrong_answ
 
     monkeypatch.setattr(drpo.rewards.math, part, exhausted)
     with pytest.raises(MemoryError):
-        math_verify(Problem("0", "", "5"), r"\boxed{6}")
+        math_verify(Problem.of_text("0", "", "5"), r"\boxed{6}")
     raised = RecursionError()
-    assert math_verify(Problem("0", "", "5"), r"\boxed{6}") == 0.0
+    assert math_verify(Problem.of_text("0", "", "5"), r"\boxed{6}") == 0.0

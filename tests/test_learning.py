@@ -138,7 +138,7 @@ def test_a_learning_rate_that_trains_nothing_is_said() -> None:
 
 def group(*rewards: float) -> ScoredGroup:
     completions = tuple(completion([1, 2], sample=i) for i in range(len(rewards)))
-    return ScoredGroup(Problem("p", "", "1"), completions, tuple(map(RewardResult, rewards)))
+    return ScoredGroup(Problem.of_text("p", "", "1"), completions, tuple(map(RewardResult, rewards)))
 
 
 def test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a_hopeless_task() -> None:

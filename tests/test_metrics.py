@@ -286,7 +286,7 @@ def some_groups() -> list[ScoredGroup]:
     failures = [[raised], [None, late, None], [None, raised], [raised, odd, raised, raised], []]
     return [
         ScoredGroup(
-            Problem(f"p{i}", "", "12" if i == 0 else ""),
+            Problem.of_text(f"p{i}", "", "12" if i == 0 else ""),
             tuple(made[i][: len(rewards[i])]),
             tuple(map(RewardResult, rewards[i])),
             tuple(Unscored(c, f) for c, f in zip(made[i][len(rewards[i]) :], failures[i], strict=True)),
@@ -548,7 +548,7 @@ def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignor
     _, tokenizer = loading.tiny()
     driver = Prompted(ScriptedEngine(tokenizer, script=lambda r: str(r.key[-1])), loading.tiny()[0]).driver
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
-    problems = [Problem(name, name, "") for name in table]
+    problems = [Problem.of_text(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
     return evaluate(driver, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
 

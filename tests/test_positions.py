@@ -76,12 +76,12 @@ def test_the_trainer_refuses_what_is_longer(long: PreTrainedModel):
 def test_the_sampler_refuses_what_may_become_longer(long: PreTrainedModel):
     engine = transformers_engine(long)
     sampling = Sampling(samples=2, max_new_tokens=20)
-    engine.generate([Problem("fits", "7+5=", "")], sampling, (0,))
+    engine.generate([Problem.of_text("fits", "7+5=", "")], sampling, (0,))
     with pytest.raises(
         InputError,
         match=r"problem 'exceeds'.*has 5 tokens and sampling.max_new_tokens=20, and the model 24 positions.*longrope",
     ):
-        engine.generate([Problem("fits", "7+5=", ""), Problem("exceeds", "17+5=", "")], sampling, (0,))
+        engine.generate([Problem.of_text("fits", "7+5=", ""), Problem.of_text("exceeds", "17+5=", "")], sampling, (0,))
 
 
 def test_a_run_is_refused_before_its_first_step(long: PreTrainedModel, monkeypatch: pytest.MonkeyPatch):
@@ -155,4 +155,4 @@ def test_a_cache_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(PlainDecoder, "step", wrong)
     engine = transformers_engine(*loading.tiny())
     with pytest.raises(InputError, match="would not be what is trained"):
-        engine.generate([Problem("p", "7 + 5 = ?", "")], Sampling(samples=2, max_new_tokens=2), (0,))
+        engine.generate([Problem.of_text("p", "7 + 5 = ?", "")], Sampling(samples=2, max_new_tokens=2), (0,))

@@ -20,7 +20,7 @@ from drpo.types import Problem, Sampling
 from support.hostile import refused
 from support.rollouts import transformers_engine
 
-ASKED = Problem("7", "1 + 1?", "2")
+ASKED = Problem.of_text("7", "1 + 1?", "2")
 ENDS = {"eos": "$A <eos>", "both": "<eos> $A <eos>", "two": "$A <eos> <eos>", "another": "$A !"}
 
 
@@ -44,10 +44,11 @@ def test_what_a_tokenizer_appends_is_not_part_of_the_prompt(how):
 def test_an_eos_in_the_text_of_a_base_models_prompt_does_not_end_it():
     tokenizer = tokenizer_that()
     assert (
-        encode_prompt(tokenizer, replace(ASKED, prompt="1 + 1?<eos><eos>")).tolist() == tokenizer("1 + 1?")["input_ids"]
+        encode_prompt(tokenizer, Problem.of_text("7", "1 + 1?<eos><eos>", "2")).tolist()
+        == tokenizer("1 + 1?")["input_ids"]
     )
     with pytest.raises(InputError, match="problem '7': its prompt '<eos>' has no tokens"):
-        encode_prompt(tokenizer, replace(ASKED, prompt="<eos>"))
+        encode_prompt(tokenizer, Problem.of_text("7", "<eos>", "2"))
 
 
 def test_a_template_may_end_turns_with_an_eos_but_not_the_prompt():
@@ -63,7 +64,7 @@ def test_a_template_that_refuses_a_system_message_is_named():
     with pytest.raises(
         InputError, match=r"problem '7': .*refuses it: System role not supported; .*leave out the task's system"
     ):
-        encode_prompt(tokenizer_that(refusing), replace(ASKED, system="Be brief."))
+        encode_prompt(tokenizer_that(refusing), Problem.of_text("7", "1 + 1?", "2", system="Be brief."))
     with pytest.raises(InputError, match=r"problem '7': the model's chat template refuses it"):
         encode_prompt(tokenizer_that("{{ messages[5].content + 1 }}{% if %}"), ASKED)
     for broken in ("{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"):
@@ -73,8 +74,9 @@ def test_a_template_that_refuses_a_system_message_is_named():
 
 @pytest.mark.parametrize("templated", [None, "{{ messages[-1].content }}A:"])
 def test_half_a_character_is_no_text(templated):
-    for problem in (replace(ASKED, prompt="a\ud83d"), replace(ASKED, system="\udc80")):
-        if templated is None or problem.system is None:
+    for prompt, system in (("a\ud83d", None), ("1 + 1?", "\udc80")):
+        problem = Problem.of_text("7", prompt, "2", system=system)
+        if templated is None or system is None:
             with pytest.raises(InputError, match=r"problem '7': its prompt holds half a character, '\\ud"):
                 encode_prompt(tokenizer_that(templated), problem)
 
@@ -110,7 +112,7 @@ def test_a_prompt_that_the_model_cannot_read_is_refused_by_its_problem():
 
     def ask(model, prompt, new=4):
         sampling = Sampling(samples=1, max_new_tokens=new)
-        transformers_engine(model, tokenizer).generate([replace(ASKED, prompt=prompt)], sampling, (0,))
+        transformers_engine(model, tokenizer).generate([Problem.of_text("7", prompt, "2")], sampling, (0,))
 
     ask(absolute(), "x" * 12)
     with pytest.raises(
@@ -132,7 +134,7 @@ class Lengths:
     """Problems of 10, 20 and 30 tokens in turn."""
 
     def sample(self, n, step, seed):
-        return [Problem(f"{step}-{i}", "x" * (10 * ((step * n + i + seed) % 3 + 1)), "") for i in range(n)]
+        return [Problem.of_text(f"{step}-{i}", "x" * (10 * ((step * n + i + seed) % 3 + 1)), "") for i in range(n)]
 
 
 def test_long_prompts_are_dropped_counted_and_replaced():

@@ -27,7 +27,7 @@ RIGHT = "def add(a, b):\n    return a + b\n"
 
 
 def asked(*tests, answer=""):
-    return Problem("7", "Write add(a, b).", answer, data={"tests": list(tests)} if tests else {})
+    return Problem.of_text("7", "Write add(a, b).", answer, data={"tests": list(tests)} if tests else {})
 
 
 def run(code, *tests, **settings):
@@ -75,9 +75,9 @@ def test_the_last_python_block_counts_cut_short_or_not():
 
 def test_tests_may_be_one_program_or_the_answer():
     check = "def check(f):\n    assert f(1, 2) == 3\ncheck(add)"
-    assert PythonTests()(Problem("7", "", "", data={"tests": check}), RIGHT) == 1.0
-    assert PythonTests()(Problem("7", "", check), RIGHT) == 1.0
-    assert PythonTests()(Problem("7", "", check), "def add(a, b): return a * b") == 0.0
+    assert PythonTests()(Problem.of_text("7", "", "", data={"tests": check}), RIGHT) == 1.0
+    assert PythonTests()(Problem.of_text("7", "", check), RIGHT) == 1.0
+    assert PythonTests()(Problem.of_text("7", "", check), "def add(a, b): return a * b") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_tests_may_be_one_program_or_the_answer():
         (asked(" "), "problem '7': python_tests needs tests"),
         (asked("assert True", "assert add(1"), r"problem '7': tests \[1\] is not Python"),
         (asked({"input": "1"}), r"problem '7': tests has inputs and no outputs"),
-        (Problem("7", "", "", data={"tests": None}), r"problem '7': tests is a NoneType"),
+        (Problem.of_text("7", "", "", data={"tests": None}), r"problem '7': tests is a NoneType"),
     ],
 )
 def test_a_problem_without_tests_is_an_error_and_not_a_wrong_answer(problem, message):
@@ -553,7 +553,7 @@ CALLER = """
 import sys
 from drpo.rewards import PythonTests
 from drpo.types import Problem
-PythonTests(seconds=1000, isolated=sys.argv[2] == "True")(Problem("7", "", "assert f()"), sys.argv[1])
+PythonTests(seconds=1000, isolated=sys.argv[2] == "True")(Problem.of_text("7", "", "assert f()"), sys.argv[1])
 """
 
 

@@ -27,11 +27,11 @@ from support import naughty_rewards, unimportable_reward
 from support.forks import fork
 
 DATA = Path(os.environ.get("DRPO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-QUESTION = Problem("7", "question", "0")
+QUESTION = Problem.of_text("7", "question", "0")
 
 
 def problem(answer):
-    return Problem("7", "question", answer)
+    return Problem.of_text("7", "question", answer)
 
 
 # ---- exact_number ----
@@ -192,7 +192,7 @@ def test_math_verify_refuses_an_answer_that_it_cannot_read(answer):
 
 def test_gym_score_reads_the_answer_tags_or_the_whole_text():
     entry = {"question": "?", "answer": "12", "metadata": {}}
-    score, asked = GymScore("basic_arithmetic"), Problem("0", "?", "12", data=entry)
+    score, asked = GymScore("basic_arithmetic"), Problem.of_text("0", "?", "12", data=entry)
     assert score(asked, "<think>13</think> <answer>11</answer> no: <answer> 12 </answer> and 99") == 1.0
     assert score(asked, " 12\n") == 1.0
     assert score(asked, "<answer>13</answer>") == 0.0
@@ -201,15 +201,15 @@ def test_gym_score_reads_the_answer_tags_or_the_whole_text():
 def test_gym_score_marks_a_text_that_its_scorer_chokes_on_as_wrong_and_reports_a_broken_entry():
     entry = make_dataset("prime_factorization", {}, seed=0, size=1)[0]
     score = GymScore("prime_factorization")
-    assert score(Problem("0", "?", "", data=entry), "banana") == 0.0
+    assert score(Problem.of_text("0", "?", "", data=entry), "banana") == 0.0
     with pytest.raises(KeyError):
-        score(Problem("0", "?", "", data={}), "banana")
+        score(Problem.of_text("0", "?", "", data={}), "banana")
 
 
 def test_gym_score_travels_without_its_dataset():
     score = GymScore("basic_arithmetic", {"min_terms": 2})
     small = len(pickle.dumps(score))
-    score(Problem("0", "?", "12", data={"answer": "12", "metadata": {}}), "12")
+    score(Problem.of_text("0", "?", "12", data={"answer": "12", "metadata": {}}), "12")
     assert len(pickle.dumps(score)) == small
     assert pickle.loads(pickle.dumps(score)) == score
 
@@ -289,7 +289,7 @@ def test_a_reward_that_reads_the_transcript_returns_parts_and_rewards_of_turns(d
     assert short.result is None and short.failure.kind == "not_a_number" and "2 turns, but" in short.failure.text
     assert reads_transcript(class_of) and not reads_transcript(naughty_rewards.obey)
     with RewardPool(exact_number) as pool:
-        assert outcomes(pool.score([(Problem("q", "", "5"), transcript)])) == scored(1.0)
+        assert outcomes(pool.score([(Problem.of_text("q", "", "5"), transcript)])) == scored(1.0)
 
 
 def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
@@ -337,7 +337,7 @@ def test_nothing_outlives_a_killed_trainer(tmp_path):
 
     def train_for_ever() -> None:
         with RewardPool(naughty_rewards.obey, RewardConfig(processes=2, seconds=100)) as pool:
-            pool.score([(Problem("", "", ""), f"tell and hang > {trace}")] * 2)
+            pool.score([(Problem.of_text("", "", ""), f"tell and hang > {trace}")] * 2)
 
     trainer = fork(tmp_path / "out", train_for_ever).process
     while not trace.exists() or trace.read_text().count("\n") < 2:
@@ -356,7 +356,7 @@ def test_the_pool_keeps_no_descriptors(pool):
 
 
 def test_a_large_item_and_many_small_ones_arrive(pool):
-    large = [(Problem("7", "x" * 5_000_000, "0"), str(i)) for i in range(4)]
+    large = [(Problem.of_text("7", "x" * 5_000_000, "0"), str(i)) for i in range(4)]
     assert outcomes(pool.score(large + asking(map(str, range(200))))) == scored(*map(float, range(4)), *range(200))
 
 
@@ -484,7 +484,7 @@ def test_a_reward_that_a_child_cannot_import_is_refused():
 
 def test_a_problem_that_cannot_travel_is_refused(pool):
     with pytest.raises(InputError, match="problem '1' cannot be sent to the reward's process"):
-        pool.score([(Problem("1", "", "", data={"f": lambda: 0}), "1")])
+        pool.score([(Problem.of_text("1", "", "", data={"f": lambda: 0}), "1")])
 
 
 def test_rewards_are_spelled_by_name():

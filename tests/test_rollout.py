@@ -97,7 +97,9 @@ def test_other_architectures_report_their_own_law_and_do_not_see_padding(family:
 BATCHES: dict[str, Callable[[PreTrainedModel], list[Episode]]] = {
     "each alone": lambda m: [c for p in PROBLEMS for c in generated(m, [p])],
     "reversed": lambda m: generated(m, PROBLEMS[::-1]),
-    "with another between": lambda m: generated(m, [PROBLEMS[0], Problem("other", "x" * 90, ""), *PROBLEMS[1:]]),
+    "with another between": lambda m: generated(
+        m, [PROBLEMS[0], Problem.of_text("other", "x" * 90, ""), *PROBLEMS[1:]]
+    ),
     "one row at a time": lambda m: generated(m, max_rows=1),
     "two prompts at a time": lambda m: generated(m, max_rows=9),
 }
@@ -131,7 +133,7 @@ def test_every_part_of_the_name_of_a_draw_matters() -> None:
     """Seed, step, problem and sample number each change the completion of one and the same prompt."""
     model, _ = tiny()
     engine = transformers_engine(model)
-    problems = [Problem(name, "7 + 5 = ", "12") for name in ("a", "b", "11")]
+    problems = [Problem.of_text(name, "7 + 5 = ", "12") for name in ("a", "b", "11")]
     drawn = [
         tuple(c.sequence.token_ids.tolist())
         for seed in ((0, 0), (1, 0), (0, 1), (1, 1), ("evaluation", 0))
@@ -480,21 +482,26 @@ TEMPLATE = (
 
 
 @pytest.mark.parametrize(
-    ("template", "system", "expected"),
+    ("template", "system", "shot", "expected"),
     [
-        (None, None, "1 + 1?"),
-        (None, "Be brief.", "Be brief.\n\n1 + 1?"),
-        (TEMPLATE, None, "[user]1 + 1?[assistant]"),
-        (TEMPLATE, "Be brief.", "[system]Be brief.[user]1 + 1?[assistant]"),
-        (TEMPLATE, "", "[system][user]1 + 1?[assistant]"),
+        (None, None, False, "1 + 1?"),
+        (None, "Be brief.", False, "Be brief.\n\n1 + 1?"),
+        (None, "Be brief.", True, "Be brief.\n\n0?\n\n0\n\n1 + 1?"),
+        (TEMPLATE, None, False, "[user]1 + 1?[assistant]"),
+        (TEMPLATE, "Be brief.", False, "[system]Be brief.[user]1 + 1?[assistant]"),
+        (TEMPLATE, "Be brief.", True, "[system]Be brief.[user]0?[assistant]0[user]1 + 1?[assistant]"),
+        (TEMPLATE, "", False, "[system][user]1 + 1?[assistant]"),
     ],
 )
 def test_prompt_goes_through_the_chat_template_where_there_is_one(
-    template: str | None, system: str | None, expected: str
+    template: str | None, system: str | None, shot: bool, expected: str
 ) -> None:
     model, tokenizer = tiny()
     tokenizer.chat_template = template
-    problem = Problem("p", "1 + 1?", "2", system=system)
+    problem = Problem.of_text("p", "1 + 1?", "2", system=system)
+    if shot:
+        turns = ({"role": "user", "content": "0?"}, {"role": "assistant", "content": "0"})
+        problem = replace(problem, messages=(*problem.messages[:-1], *turns, problem.messages[-1]))
     ids = encode_prompt(tokenizer, problem)
     assert ids.dtype == torch.int64
     assert tokenizer.decode(ids) == expected
@@ -511,7 +518,7 @@ def test_the_templates_special_tokens_are_not_added_twice() -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", bos)]
     )
-    problem = Problem("p", "hi", "")
+    problem = Problem.of_text("p", "hi", "")
     assert encode_prompt(tokenizer, problem).tolist().count(bos) == 1
     tokenizer.chat_template = "<bos>" + TEMPLATE
     ids = encode_prompt(tokenizer, problem).tolist()
@@ -523,7 +530,7 @@ def test_an_empty_prompt_is_refused_by_name() -> None:
     """A base model without a template has nothing to go on: an error in words, not one about shapes."""
     model, _ = tiny()
     with pytest.raises(InputError, match="problem 'nothing'"):
-        transformers_engine(model).generate([Problem("nothing", "", "")], SAMPLING, (0,))
+        transformers_engine(model).generate([Problem.of_text("nothing", "", "")], SAMPLING, (0,))
 
 
 # ---- what a completion refuses ----

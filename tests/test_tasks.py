@@ -146,9 +146,9 @@ def test_addition_refuses(make, message):
 def test_gym_problems_carry_the_system_message_and_what_the_scorer_needs():
     task = ReasoningGym("countdown", {"max_numbers": 4}, system="Be brief.")
     problem = task.sample(1, 0, 0)[0]
-    assert problem.system == "Be brief."
+    assert problem.messages[0] == {"role": "system", "content": "Be brief."}
     assert len(problem.data["metadata"]["numbers"]) == 4
-    assert "<answer>" in ReasoningGym("countdown").sample(1, 0, 0)[0].system
+    assert "<answer>" in ReasoningGym("countdown").sample(1, 0, 0)[0].messages[0]["content"]
     assert task.reward(problem, f"I say <answer>{problem.answer}</answer>") == 1.0
 
 
@@ -324,7 +324,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     read = {p.prompt.split("?")[0]: p.answer for p in task.sample(task.counts.train, 0, 0)}
     assert read == {text: answer for text, answer in NUMBERS.items() if answer is not None}
     assert task.counts.incomplete == sum(answer is None for answer in NUMBERS.values())
-    assert all(math_verify(Problem("0", "", read[text]), f"\\boxed{{{read[text]}}}") == 1.0 for text in read)
+    assert all(math_verify(Problem.of_text("0", "", read[text]), f"\\boxed{{{read[text]}}}") == 1.0 for text in read)
 
 
 @pytest.mark.parametrize("kind", ["float", "float32", "decimal"])
@@ -369,7 +369,70 @@ def test_records_ask_through_the_template_and_take_the_answer_after_the_mark(tmp
     )
     (problem,) = task.sample(1, 0, 0)
     assert problem.prompt == "Q: {x} and {prompt}? \\boxed{}"
-    assert (problem.answer, problem.system) == ("1,234", "Be brief.")
+    assert (problem.answer, problem.messages[0]["content"]) == ("1,234", "Be brief.")
+
+
+def said(problem):
+    return [(m["role"][0], m["content"]) for m in problem.messages]
+
+
+def from_(*roles):
+    return [{"role": role, "content": "1?"} for role in roles]
+
+
+def test_records_read_a_prompt_that_is_a_list_of_messages(tmp_path):
+    rows = [
+        {"q": [*from_("user", "assistant"), {"role": "user", "content": "1 + 1?"}]},
+        {"q": [{"role": "system", "content": "Own."}, {"role": "user", "content": "2 + 2?", "name": "Ada"}]},
+        {"q": [{"role": "user", "content": "2 +2?"}]},  # the same question as the one before
+        {"q": "3 + 3?"},
+    ]  # fmt: skip
+    rows = [row | {"a": "2"} for row in rows]
+    task = records(
+        write(tmp_path / "a.jsonl", rows), holdout=0, template="Q {prompt}", system="Be brief.", shots=[("0?", "0")]
+    )
+    assert (task.counts.repeats, task.counts.train) == (1, 3)
+    of = {p.prompt: p for p in task.sample(3, 0, 0)}
+    assert said(of["Q 1 + 1?"]) == [
+        ("s", "Be brief."), ("u", "Q 0?"), ("a", "0"), ("u", "1?"), ("a", "1?"), ("u", "Q 1 + 1?"),
+    ]  # fmt: skip
+    assert said(of["Q 2 + 2?"]) == [("s", "Own."), ("u", "Q 0?"), ("a", "0"), ("u", "Q 2 + 2?")]
+    assert of["Q 2 + 2?"].messages[-1]["name"] == "Ada"
+    assert said(of["Q 3 + 3?"]) == [("s", "Be brief."), ("u", "Q 0?"), ("a", "0"), ("u", "Q 3 + 3?")]
+    assert parse_any(format_call(task, TABLE, "task"), TABLE, "task") == task
+
+
+def test_parquet_gives_messages_without_what_they_do_not_have(tmp_path):
+    asked = [{"role": "user", "content": "1 + 1?", "name": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"q": asked, "a": "2"}]), tmp_path / "a.parquet")
+    (problem,) = records(tmp_path / "a.parquet", holdout=0).sample(1, 0, 0)
+    assert problem.messages == ({"role": "user", "content": "1 + 1?"},)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        (from_("user", "assistant"), "the last message of 'q' is assistant's"),
+        ([], "the last message of 'q' is none's"),
+        (from_("user", "system", "user"), "'q' has a system message that is not the first"),
+        (["1?"], "q.0 is no message with role and content: '1?'"),
+        ([{"role": "user", "content": 1}], "q.0.content is no text: 1"),
+    ],
+)
+def test_what_is_no_prompt_of_messages_is_refused_by_its_row(asked, wrong, tmp_path):
+    with pytest.raises(InputError, match=rf"a.jsonl row 1: .*{re.escape(wrong)}"):
+        records(write(tmp_path / "a.jsonl", [{"q": asked, "a": "1"}])).sample(1, 0, 0)
+
+
+def test_what_is_no_example_is_refused():
+    for shots in (["ab"], [("1?", 2)], [("1?",)]):
+        with pytest.raises(InputError, match="records: shots: "):
+            records("a.jsonl", shots=shots)
+
+
+def test_a_text_is_no_messages():
+    with pytest.raises(InputError, match=r"problem '0': messages='1 \+ 1\?': .*Problem\.of_text"):
+        Problem("0", "1 + 1?", "2")
 
 
 def test_records_name_their_reward():
@@ -442,7 +505,7 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, name):
         ({"prompt": "deep.z"}, "{path} row 1: no field 'deep.z'; the fields are x"),
         ({"prompt": "q.z"}, "{path} row 1: no field 'q.z'; 'z' is looked up in 'question'"),
         ({"prompt": "many.2"}, "{path} row 1: no field 'many.2'; '2' is looked up in a list of 2"),
-        ({"prompt": "many"}, "{path} row 1: field 'many' is a list, not text or a number: [1, 2]"),
+        ({"prompt": "many"}, "{path} row 1: many.0 is no message with role and content: 1"),
         ({"answer": "deep"}, "{path} row 1: field 'deep' is a dict, not text or a number: {{'x': 1}}"),
         ({"answer_after": "####"}, "{path} row 1: the answer has no '####': '3'"),
         ({"holdout": 0}, None),

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.vllm
 
 SAMPLING = Sampling(samples=4, max_new_tokens=24)
 # Longer than a block of vLLM's cache on a CPU (128 tokens), so that the cache holds the first of them.
-LONG = tuple(Problem(f"p{i}", "What is 7 + 5? " * 10 + "1" * i, "") for i in range(4))
+LONG = tuple(Problem.of_text(f"p{i}", "What is 7 + 5? " * 10 + "1" * i, "") for i in range(4))
 SERVER_UP_S = 300
 
 
@@ -138,7 +138,7 @@ def test_a_truncated_law_is_renormalised(engine: VLLMEngine, model: PreTrainedMo
 
 def test_many_long_prompts_at_once(engine: VLLMEngine, model: PreTrainedModel):
     """More tokens than go through vLLM at a time, none of them cached: a seeded prompt must not be read in parts."""
-    problems = [Problem(str(i), f"{i:03d} " * 40, "") for i in range(64)]
+    problems = [Problem.of_text(str(i), f"{i:03d} " * 40, "") for i in range(64)]
     completions = engine.generate(problems, Sampling(samples=1, max_new_tokens=2), (0,))
     assert distance(completions, model).max() < 2e-4
 

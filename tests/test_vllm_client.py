@@ -238,7 +238,7 @@ def test_an_engine_works_in_this_process_quietly_and_leaves_the_threads(started:
 
 def test_a_prompt_that_leaves_no_room_is_named(started: list[dict[str, Any]]):
     with pytest.raises(InputError, match=r"problem 'long'.*128"):
-        vllm_engine().generate([Problem("long", "x" * 128, "")], SAMPLING, (0,))
+        vllm_engine().generate([Problem.of_text("long", "x" * 128, "")], SAMPLING, (0,))
 
 
 def test_it_sleeps_between_rollouts_where_the_trainer_shares_the_device(started: list[dict[str, Any]]):

@@ -40,7 +40,7 @@ def made_up(request: Mapping[str, Any], vocabulary: int) -> list[ScoredGroup]:
         prompt = torch.randint(0, vocabulary, (request["prompt_tokens"],), generator=generator)
         completions = tuple(completion(str(i), prompt, s) for s in range(sampling.samples))
         rewards = tuple(map(RewardResult, torch.linspace(0, 1, sampling.samples).tolist()))
-        groups.append(ScoredGroup(Problem(str(i), "", ""), completions, rewards))
+        groups.append(ScoredGroup(Problem.of_text(str(i), "", ""), completions, rewards))
     return groups
 
 

@@ -24,7 +24,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:
-        problems = [Problem(str(i), prompt, "") for i, prompt in enumerate(request["prompts"])]
+        problems = [Problem.of_text(str(i), prompt, "") for i, prompt in enumerate(request["prompts"])]
         sampling = Sampling(samples=request["samples"], max_new_tokens=request["new_tokens"])
         meter.start()
         groups = driver.run(problems, sampling, (0, request["round"]))

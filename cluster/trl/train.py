@@ -69,10 +69,7 @@ class EngineSampler:
             raise InputError(
                 "sampler=engine: TRL gave prompts that are not in groups of num_generations; use one process"
             )
-        problems = [
-            Problem(str(i), prompt[-1]["content"], "", system=prompt[0]["content"] if len(prompt) > 1 else None)
-            for i, prompt in enumerate(asked)
-        ]
+        problems = [Problem(str(i), tuple(prompt), "") for i, prompt in enumerate(asked)]
         drawn = self.engine.generate(problems, self.law, seed=("trl", self.seed, self.rollouts))
         self.rollouts += 1
         return {
@@ -99,8 +96,7 @@ def problems_of(task: Task, args: DRPOConfig) -> list[Problem]:
 
 def messages(problem: Problem) -> list[dict[str, str]]:
     """A problem as TRL wants its prompt."""
-    system = [{"role": "system", "content": problem.system}] if problem.system else []
-    return [*system, {"role": "user", "content": problem.prompt}]
+    return [dict(message) for message in problem.messages]
 
 
 class RewardConfig:

@@ -24,10 +24,9 @@ SEED = 0  # of the order of rows; verl shuffles again
 
 def row(problem: Problem, source: str, split: str, index: int) -> dict[str, Any]:
     """One line of a file, in the columns that verl's dataset and its reward manager ask for."""
-    system = [] if problem.system is None else [{"role": "system", "content": problem.system}]
     return {
         "data_source": source,
-        "prompt": [*system, {"role": "user", "content": problem.prompt}],
+        "prompt": [dict(message) for message in problem.messages],
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {"split": split, "index": index},

@@ -31,7 +31,7 @@ def compute_score(
         `score` and `acc`, 0 or 1; `failed`, 1 where the marking hung or broke, in which case the score is 0.
     """
     with _ONE_AT_A_TIME:
-        (mark,) = _pool().score([(Problem(data_source, "", str(ground_truth)), solution_str)])
+        (mark,) = _pool().score([(Problem.of_text(data_source, "", str(ground_truth)), solution_str)])
     score = mark.score or 0.0
     return {"score": score, "acc": score, "failed": float(mark.failure is not None)}
 

@@ -157,7 +157,7 @@ class Tokenizer:
 
 def test_verls_dataset_reads_what_is_prepared(tmp_path: Path):
     prepare = load_module(str(CLUSTER / "prepare_data.py"))
-    problems = [Problem("0", "1 + 1?", "2"), Problem("1", "How many? " + "a " * 3000, "3000")]
+    problems = [Problem.of_text("0", "1 + 1?", "2"), Problem.of_text("1", "How many? " + "a " * 3000, "3000")]
     prepare.write(tmp_path / "aime24.parquet", problems, "test")
     here = [f"+data.cache_dir={tmp_path}", "data.filter_overlong_prompts_workers=null"]
     config = recipe("qwen3-4b", "objective=drpo", *here).data

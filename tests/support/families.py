@@ -86,7 +86,7 @@ recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; troc
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 HEAD = "| family | class | trainer | sampler | LoRA |"
 
-PROBLEMS = (Problem("short", "7+5=", "12"), Problem("long", "What is 7 + 5?", "12"))
+PROBLEMS = (Problem.of_text("short", "7+5=", "12"), Problem.of_text("long", "What is 7 + 5?", "12"))
 SAMPLING = Sampling(samples=2, max_new_tokens=10)
 """Prompts of 4 and 14 tokens, so that windows of 6 are crossed in the prompt, at its end and in the completion."""
 

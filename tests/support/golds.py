@@ -46,7 +46,7 @@ def answers(name: str) -> list[str]:
 def marked(found: Sequence[str], pool: RewardPool) -> Result:
     """Mark each different answer, boxed, against itself."""
     different = sorted(set(found))
-    marks = pool.score([(Problem(answer, "", answer), f"\\boxed{{{answer}}}") for answer in different])
+    marks = pool.score([(Problem.of_text(answer, "", answer), f"\\boxed{{{answer}}}") for answer in different])
     wrong = [(a, m.failure.text if m.failure else str(m.score)) for a, m in zip(different, marks, strict=True)]
     return Result(len(found), len(different), tuple((a, said) for a, said in wrong if said != "1.0"))
 

@@ -30,7 +30,7 @@ from support.rollouts import transformers_engine
 STOPS = frozenset(range(0, 257, 9))
 """About every ninth of the random model's 257 words ends a completion: lengths differ, and some reach the limit."""
 
-PROBLEMS = tuple(Problem(f"p{i}", "7 + 5 = ?!"[: 1 + 4 * i] * (1 + 2 * i), "12") for i in range(4))
+PROBLEMS = tuple(Problem.of_text(f"p{i}", "7 + 5 = ?!"[: 1 + 4 * i] * (1 + 2 * i), "12") for i in range(4))
 """Prompts of 1, 15, 45 and 70 bytes."""
 
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0))
@@ -90,7 +90,9 @@ def grouped(completions: Sequence[Episode], rewards: Sequence[Sequence[float]]) 
     """ScoredGroup i: the completions of the i-th problem, in order, with the i-th rewards."""
     ids = list(dict.fromkeys(c.problem_id for c in completions))
     return [
-        ScoredGroup(Problem(i, "", ""), tuple(c for c in completions if c.problem_id == i), tuple(map(RewardResult, r)))
+        ScoredGroup(
+            Problem.of_text(i, "", ""), tuple(c for c in completions if c.problem_id == i), tuple(map(RewardResult, r))
+        )
         for i, r in zip(ids, rewards, strict=True)
     ]
 

@@ -51,10 +51,10 @@ class Letters:
         return globals()[self.mark]
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
-        return [Problem(f"{step}-{i}", chr(ord("a") + (seed + step * n + i) % 26), "") for i in range(n)]
+        return [Problem.of_text(f"{step}-{i}", chr(ord("a") + (seed + step * n + i) % 26), "") for i in range(n)]
 
     def held_out(self, n: int) -> list[Problem]:
-        return [Problem(f"held-out-{i}", chr(ord("\u03b1") + i % 24), "") for i in range(n)]
+        return [Problem.of_text(f"held-out-{i}", chr(ord("\u03b1") + i % 24), "") for i in range(n)]
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def micro_batches(policy: Policy, completions: Sequence[Episode], micro_batch_to
     ids = dict.fromkeys(c.problem_id for c in completions)
     by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
     groups = [
-        ScoredGroup(Problem(c[0].problem_id, "", ""), c, tuple(RewardResult(i % 2) for i in range(len(c))))
+        ScoredGroup(Problem.of_text(c[0].problem_id, "", ""), c, tuple(RewardResult(i % 2) for i in range(len(c))))
         for c in by_problem
     ]
     config = BatchConfig(

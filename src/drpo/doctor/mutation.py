@@ -41,7 +41,7 @@ def mutate(problems: Sequence[Problem]) -> list[Mutation]:
         problems: of which the first `PROBLEMS` with a reference answer count.
 
     Example:
-        >>> [m.answer for m in mutate([Problem("0", "", "12"), Problem("1", "", "even")])]
+        >>> [m.answer for m in mutate([Problem.of_text("0", "", "12"), Problem.of_text("1", "", "even")])]
         ['13', '-12', '21', 'even', '12']
     """
     answered = [p for p in problems if p.answer.strip()][:PROBLEMS]

@@ -111,6 +111,6 @@ def _prompts(problems: Sequence[Problem]) -> tuple[Problem, Problem]:
     half = len(text) // 2
     # They differ from the first character on.
     return (
-        Problem("canary-warm", f"1. {text[:PROMPT_CHARACTERS]}", ""),
-        Problem("canary-cold", f"2. {text[half:] + text[:half]}"[:PROMPT_CHARACTERS], ""),
+        Problem.of_text("canary-warm", f"1. {text[:PROMPT_CHARACTERS]}", ""),
+        Problem.of_text("canary-cold", f"2. {text[half:] + text[:half]}"[:PROMPT_CHARACTERS], ""),
     )

@@ -58,7 +58,7 @@ class GymScore:
 
     Example:
         >>> entry = make_dataset("basic_arithmetic", {}, seed=0, size=1)[0]
-        >>> problem = Problem("0", entry["question"], entry["answer"], data=entry)
+        >>> problem = Problem.of_text("0", entry["question"], entry["answer"], data=entry)
         >>> GymScore("basic_arithmetic")(problem, f"<answer>{entry['answer']}</answer>")
         1.0
     """

@@ -58,9 +58,9 @@ def math_verify(problem: Problem, text: str) -> float:
         MemoryError: there was not enough.
 
     Example:
-        >>> math_verify(Problem("0", "1 - 1/2?", r"\frac{1}{2}"), r"It is \boxed{0.5}.")
+        >>> math_verify(Problem.of_text("0", "1 - 1/2?", r"\frac{1}{2}"), r"It is \boxed{0.5}.")
         1.0
-        >>> math_verify(Problem("0", "Is 1 prime?", "no"), r"So \boxed{on}.")
+        >>> math_verify(Problem.of_text("0", "Is 1 prime?", "no"), r"So \boxed{on}.")
         0.0
     """
     if compare := comparison(problem.answer):

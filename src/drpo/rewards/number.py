@@ -187,9 +187,9 @@ def exact_number(problem: Problem, text: str) -> float:
         InputError: the problem's answer is not a number.
 
     Example:
-        >>> exact_number(Problem("0", "What is 1000 + 24?", "1024"), "1000 + 24 makes $1,024.00.")
+        >>> exact_number(Problem.of_text("0", "What is 1000 + 24?", "1024"), "1000 + 24 makes $1,024.00.")
         1.0
-        >>> exact_number(Problem("0", "What is 3 - 7?", "-4"), "it is 3-4")
+        >>> exact_number(Problem.of_text("0", "What is 3 - 7?", "-4"), "it is 3-4")
         0.0
     """
     answer = read_number(problem.answer)

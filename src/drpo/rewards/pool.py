@@ -46,7 +46,7 @@ class RewardPool:
     Example:
         >>> from drpo.rewards import exact_number
         >>> with RewardPool(exact_number) as pool:
-        ...     [mark.score for mark in pool.score([(Problem("0", "1 + 1?", "2"), "It is 2.")])]
+        ...     [mark.score for mark in pool.score([(Problem.of_text("0", "1 + 1?", "2"), "It is 2.")])]
         [1.0]
     """
 

@@ -51,7 +51,7 @@ class PythonTests:
         InputError: a value out of its range.
 
     Example:
-        >>> problem = Problem("0", "Write add(a, b).", "", data={"tests": ["assert add(1, 2) == 3"]})
+        >>> problem = Problem.of_text("0", "Write add(a, b).", "", data={"tests": ["assert add(1, 2) == 3"]})
         >>> PythonTests()(problem, "```python\ndef add(a, b):\n    return a + b\n```")
         1.0
     """

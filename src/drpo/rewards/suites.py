@@ -86,7 +86,7 @@ def read_suite(problem: Problem, field: str = "tests") -> Suite:
         InputError: there are none, they are in no known form, or they assert nothing.
 
     Example:
-        >>> read_suite(Problem("0", "", '{"inputs": ["1 2"], "outputs": ["3"]}')).pairs
+        >>> read_suite(Problem.of_text("0", "", '{"inputs": ["1 2"], "outputs": ["3"]}')).pairs
         (Pair(given='1 2', expected='3'),)
     """
     given = problem.data.get(field, problem.answer)

@@ -11,6 +11,7 @@ from drpo.model.loading import stop_ids
 from drpo.rollout.engine import Engine
 from drpo.rollout.prompts import PromptLimits, encode_prompts
 from drpo.types import Episode, Generation, Key, Problem, Request, Sampling, TokenSequence
+from drpo.types.problem import message
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def _one_turn(
     return Episode(
         problem_id=problem.id,
         sample=sample,
-        messages=(*problem.messages, {"role": "assistant", "content": text}),
+        messages=(*problem.messages, message("assistant", text)),
         prompt=prompt,
         text=text,
         finish_reason=g.finish_reason,

@@ -16,8 +16,8 @@ from drpo.types import Problem, Sampling
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
     """Return the [P] int64 ids of a problem's prompt, through the model's chat template where it has one.
 
-    Without a template the system message, where there is one, stands before the prompt, a blank line between; what the
-    tokenizer appends to a text, an EOS as a rule, is left out, because the answer has yet to come.
+    Without a template the texts of its messages follow one another, a blank line between; what the tokenizer appends to
+    a text, an EOS as a rule, is left out, because the answer has yet to come.
 
     Raises:
         InputError: the prompt is empty, the template refuses it or ends it with an EOS, or it is no Unicode.
@@ -46,11 +46,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
 
 def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     if not tokenizer.chat_template:
-        return problem.prompt if problem.system is None else f"{problem.system}\n\n{problem.prompt}"
+        return "\n\n".join(str(m["content"]) for m in problem.messages)
     try:
         return str(tokenizer.apply_chat_template(list(problem.messages), tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program, which may raise anything
-        hint = "; without a system message it may do: leave out the task's system" if problem.system is not None else ""
+        has_system = problem.messages[0]["role"] == "system"
+        hint = "; without a system message it may do: leave out the task's system" if has_system else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"problem {problem.id!r}: the model's chat template refuses it: {reason}{hint}") from None
 

@@ -75,4 +75,4 @@ class Addition:
 
     def _problem(self, name: str, pair: int) -> Problem:
         a, b = (self.low + part for part in divmod(pair, self._width))
-        return Problem(name, f"What is {a} + {b}?", str(a + b))
+        return Problem.of_text(name, f"What is {a} + {b}?", str(a + b))

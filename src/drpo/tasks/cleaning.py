@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from drpo.types import Message
+
 
 @dataclass(frozen=True)
 class Question:
@@ -13,11 +15,13 @@ class Question:
         text: the question.
         answer: the reference answer.
         row: the whole row that it comes from.
+        messages: of a question that is a list of them; empty where it is one text.
     """
 
     text: str
     answer: str
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    messages: tuple[Message, ...] = field(default=(), compare=False, repr=False)
 
 
 def collapse(questions: Iterable[Question]) -> tuple[list[Question], int, int]:

@@ -87,7 +87,7 @@ class ReasoningGym:
 
     def _problem(self, name: str, entry: Entry) -> Problem:
         answer = entry["answer"]  # None where the dataset knows no single answer
-        return Problem(name, entry["question"], "" if answer is None else str(answer), self.system, entry)
+        return Problem.of_text(name, entry["question"], "" if answer is None else str(answer), self.system, entry)
 
 
 def _training(task: ReasoningGym, seed: int, step: int) -> Iterator[Entry]:

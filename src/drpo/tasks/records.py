@@ -1,7 +1,7 @@
 """Tasks from rows with a question and an answer: files, folders, hub datasets."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property, lru_cache
@@ -12,8 +12,10 @@ from drpo.rewards import TABLE, Reward
 from drpo.seeds import derive
 from drpo.spec import parse_any
 from drpo.tasks.cleaning import Question, collapse, without
+from drpo.tasks.messages import conversation_text, read_messages
 from drpo.tasks.rows import Row, is_file, reach, read_rows
 from drpo.types import Problem
+from drpo.types.problem import message
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Records:
 
     Args:
         path: a .jsonl, .json or .parquet file; a folder with such files named by split; or a hub id, "owner/name".
-        prompt: the field with the question; dotted names reach into nested fields: "prompt.0.content".
+        prompt: the field with the question: a text, or a list of messages that ends with the user's, as TRL and verl
+            have it. Dotted names reach into nested fields: "prompt.0.content".
         answer: the field with the answer: text, a number (1e-05 is read as 0.00001, 72.0 as 72) or a boolean.
-        system: the system message, or None.
-        template: what is asked; "{prompt}" stands for the question.
+        system: the system message, of questions that do not begin with their own; or None.
+        template: what is asked; "{prompt}" stands for the question: in a list of messages, the last.
         split: the part of a folder or hub dataset to train on; None where it is for evaluation only.
         config: the configuration of a hub dataset.
         test: the evaluation set: another file, or a split of the same folder or hub dataset. It is used as it stands.
@@ -76,13 +79,14 @@ class Records:
         overlap_prefix: a question stands in the held-out set if so many first characters agree, white space and case
             aside; None compares all.
         reward_name: a built-in reward, or a user's as "module:function".
+        shots: examples that go before every question as earlier turns: pairs of a question, which goes through
+            `template` too, and what is to be said to it.
 
     Raises:
         InputError: an argument that cannot be right, here; anything wrong with the data, when it is first used.
 
     Example:
-        >>> Records("openai/gsm8k", "question", "answer", config="main", test="test", answer_after="####").template
-        '{prompt}'
+        >>> task = Records("problems.jsonl", "question", "answer", shots=[("1 + 1?", "2"), ("2 + 5?", "7")])
     """
 
     path: str
@@ -97,6 +101,7 @@ class Records:
     answer_after: str | None = None
     overlap_prefix: int | None = None
     reward_name: str = "math_verify"
+    shots: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
@@ -109,6 +114,9 @@ class Records:
             raise InputError(f"records: path={self.path!r} is one file, so test={self.test!r} must be a file too")
         if self.split is None and self.test is None:
             raise InputError("records: split=None and test=None leave nothing to read")
+        for shot in self.shots:
+            if isinstance(shot, str) or [type(text) for text in shot] != [str, str]:
+                raise InputError(f"records: shots: {shot!r} must be a question and what is to be said to it, two texts")
 
     @cached_property
     def reward(self) -> Reward:
@@ -171,10 +179,12 @@ class Records:
         found = []
         for number, row in enumerate(rows, 1):
             where = f"{source} row {number}"
-            text = _text(reach(row, self.prompt, where), self.prompt, where)
+            asked = reach(row, self.prompt, where)
+            messages = read_messages(asked, self.prompt, where) if isinstance(asked, list) else ()
+            text = conversation_text(messages) if messages else _text(asked, self.prompt, where)
             answer = self._final(_text(reach(row, self.answer, where), self.answer, where), where)
             if text and answer:
-                found.append(Question(text, answer, row))
+                found.append(Question(text, answer, row, messages))
         return found
 
     def _final(self, answer: str, where: str) -> str:
@@ -186,9 +196,18 @@ class Records:
         return final.strip()
 
     def _problem(self, name: str, question: Question) -> Problem:
-        # Not str.format: templates for mathematics are full of braces.
-        prompt = self.template.replace("{prompt}", question.text)
-        return Problem(name, prompt, question.answer, self.system, question.row)
+        messages = question.messages or (message("user", question.text),)
+        own = messages[:1] if messages[0]["role"] == "system" else ()
+        system = own or (() if self.system is None else (message("system", self.system),))
+        shots = [
+            m for ask, said in self.shots for m in (message("user", self._templated(ask)), message("assistant", said))
+        ]
+        *earlier, last = messages[len(own) :]
+        last = {**last, "content": self._templated(last["content"])}
+        return Problem(name, (*system, *shots, *earlier, last), question.answer, question.row)
+
+    def _templated(self, text: str) -> str:
+        return self.template.replace("{prompt}", text)  # not str.format: templates for mathematics are full of braces
 
 
 def _text(value: Any, name: str, where: str) -> str:

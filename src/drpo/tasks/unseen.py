@@ -21,6 +21,9 @@ def sample_unseen(
 ) -> list[Problem]:
     """Draw training problems, drawing again whatever stands among `held_out`; neither white space nor case counts.
 
+    A problem stands there where its conversation, system message aside, equals one of these, or ends as one of these
+    does: with examples before it or without, a question is the same question.
+
     Args:
         task: to train on.
         held_out: the problems that are evaluated on, of this task or another.
@@ -37,15 +40,17 @@ def sample_unseen(
 
     Example:
         >>> from drpo.tasks import Addition
-        >>> held_out = [Problem("0", f"What is {a} + {b}?", "") for a in range(1, 5) for b in range(2, 5)]
+        >>> held_out = [Problem.of_text("0", f"What is {a} + {b}?", "") for a in range(1, 5) for b in range(2, 5)]
         >>> {p.prompt.split("+")[1] for p in sample_unseen(Addition(1, 4), held_out, n=8, step=0, seed=0)}
         {' 1?'}
     """
-    known = {_key(p) for p in held_out}
+    conversations = [_conversations(p) for p in held_out]
+    whole, ends = {c[0] for c in conversations}, {end for c in conversations for end in c}
     found: list[Problem] = []
     for again in range(_TRIES):
         drawn = task.sample(n, step, derive("unseen", seed, again) if again else seed)
-        fresh = [p for p in drawn if _key(p) not in known and (fits is None or fits(p))]
+        unseen = [p for p in drawn if (c := _conversations(p))[0] not in ends and whole.isdisjoint(c)]
+        fresh = [p for p in unseen if fits is None or fits(p)]
         found += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh
         if len(found) >= n:
             return found[:n]
@@ -53,5 +58,8 @@ def sample_unseen(
     raise InputError(f"{task}: nearly all of its problems {why}; nothing is left to train on")
 
 
-def _key(problem: Problem) -> str:
-    return "".join(problem.prompt.split()).casefold()
+def _conversations(problem: Problem) -> list[str]:
+    """What is said from each of the user's messages on, the whole first."""
+    said = [m for m in problem.messages if m["role"] != "system"]
+    starts = [i for i, m in enumerate(said) if m["role"] == "user"] or [0]
+    return ["".join("".join(str(m["content"]) for m in said[i:]).split()).casefold() for i in starts]

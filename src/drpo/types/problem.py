@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from drpo.errors import InputError
+
 Message: TypeAlias = Mapping[str, Any]
-"""What one side said: `role`, `content`."""
+"""What one side said: `role` ("system", "user", "assistant"), `content`, and what else the chat template reads."""
 
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -18,23 +20,60 @@ class Problem:
 
     Args:
         id: unique among the problems of one call to `Task.sample` or `Task.held_out`; seeds its samples.
-        prompt: the user's message, text.
+        messages: the prompt: a system message, if any, earlier turns (examples, or a conversation), and the user's.
         answer: the reference answer, text; may be empty where the reward needs none.
-        system: a system message, or None for the chat template's own.
         data: whatever else a scorer needs (JSON-like).
+
+    Raises:
+        InputError: no messages, or a text in their place.
+
+    Example:
+        >>> Problem.of_text("0", "1 + 1?", "2", system="Be brief.").messages
+        ({'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': '1 + 1?'})
     """
 
     id: str
-    prompt: str
+    messages: tuple[Message, ...]
     answer: str
-    system: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        messages: Any = self.messages
+        if isinstance(messages, str) or not messages:
+            raise InputError(
+                f"problem {self.id!r}: messages={repr(messages)[:60]}: must be messages with role and content; "
+                "Problem.of_text(id, prompt, answer) makes them of a text"
+            )
+
+    @staticmethod
+    def of_text(
+        id: str,
+        prompt: str,
+        answer: str,
+        system: str | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> "Problem":
+        """A question that is one text.
+
+        Args:
+            id: as the field.
+            prompt: the user's message.
+            answer: as the field.
+            system: the system message, or None for the chat template's own.
+            data: as the field.
+        """
+        first = [] if system is None else [message("system", system)]
+        return Problem(id, (*first, message("user", prompt)), answer, data or {})
+
     @property
-    def messages(self) -> tuple[Message, ...]:
-        """Of the prompt: the system's, where there is one, and the user's."""
-        user = {"role": "user", "content": self.prompt}
-        return (user,) if self.system is None else ({"role": "system", "content": self.system}, user)
+    def prompt(self) -> str:
+        """The text of the user's last message: the question, without system message and examples."""
+        return next((str(m["content"]) for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+def message(role: str, text: str) -> Message:
+    """Return the message of one side."""
+    return {"role": role, "content": text}
 
 
 @dataclass(frozen=True)
@@ -63,7 +102,7 @@ class Transcript:
     @staticmethod
     def of_text(problem: Problem, text: str) -> "Transcript":
         """A text as the only turn of an episode, where no model sampled it; its tokens are taken to be its letters."""
-        messages = (*problem.messages, {"role": "assistant", "content": text})
+        messages = (*problem.messages, message("assistant", text))
         return Transcript(problem.id, messages, text, "stop", (max(1, len(text)),))
 
 
