@@ -24,7 +24,7 @@ def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> Path
 
     Args:
         comparison: varies updates, learning rate and objective, and perhaps the sampler's precision.
-        task: whose cells are drawn, as spelled.
+        task: whose cells are drawn, a spec.
         title: of the figure.
         path: of the PNG.
     """

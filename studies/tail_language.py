@@ -34,7 +34,7 @@ from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.rewards import Reward, in_process
 from drpo.seeds import derive
-from drpo.spec import format_call
+from drpo.spec import Registry, format_spec
 from drpo.train.config import Run
 from drpo.train.optim import AdamW
 from drpo.types import Problem, Sampling
@@ -53,7 +53,7 @@ KINDS: tuple[Kind, ...] = ("noise", "meaning")
 
 
 def word(token: int) -> str:
-    """The spelling of a token: its kind and its number.
+    """The text of a token: its kind and its number.
 
     Example:
         >>> word(1), word(9), word(41)
@@ -214,7 +214,7 @@ def task_of(kind: Kind) -> str:
         >>> task_of("noise")
         "tail_language:Tail('noise')"
     """
-    return format_call(Tail(kind), {}, "task")
+    return format_spec(Tail(kind), Registry("task", {}))
 
 
 def base(kind: Kind) -> Run:

@@ -14,6 +14,7 @@ from drpo import reductions
 from drpo.credit import advantages
 from drpo.errors import InputError
 from drpo.reductions import Horizon, sequence_mean, token_mean
+from drpo.spec import format_spec, parse_spec
 
 # ---------------------------------------------------------------------------------------------------------- advantages
 
@@ -43,7 +44,7 @@ def usable(name: str, rewards: list[float]) -> list[float]:
 
 
 def advantage(name: str, rewards: list[float]) -> Tensor:
-    return advantages.parse(name)(torch.tensor(rewards, dtype=torch.float32))
+    return parse_spec(name, advantages.REGISTRY)(torch.tensor(rewards, dtype=torch.float32))
 
 
 @each_advantage
@@ -124,21 +125,21 @@ def test_reward_that_is_no_number_is_refused(name: str, bad: float) -> None:
 @each_advantage
 def test_advantage_leaves_the_rewards_alone(name: str) -> None:
     rewards = torch.tensor([1.0, 0.0, 0.5])
-    advantages.parse(name)(rewards)
+    parse_spec(name, advantages.REGISTRY)(rewards)
     assert torch.equal(rewards, torch.tensor([1.0, 0.0, 0.5]))
     assert rewards._version == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_advantage_spelling_round_trip(name: str) -> None:
-    assert advantages.spell(advantages.parse(name)) == name
-    assert advantages.parse(name) is getattr(advantages, name)
+def test_advantage_spec_round_trip(name: str) -> None:
+    assert format_spec(parse_spec(name, advantages.REGISTRY), advantages.REGISTRY) == name
+    assert parse_spec(name, advantages.REGISTRY) is getattr(advantages, name)
 
 
 @pytest.mark.parametrize(("text", "message"), [("z_score", "did you mean 'zscore'"), ("mean(2)", "takes no arguments")])
 def test_unknown_advantage_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        advantages.parse(text)
+        parse_spec(text, advantages.REGISTRY)
 
 
 # ---------------------------------------------------------------------------------------------------------- reductions
@@ -223,13 +224,13 @@ def test_horizon_is_a_positive_whole_number(wrong: object) -> None:
 
 
 @each_reduction
-def test_reduction_spelling_round_trip(weigh: Reduction) -> None:
-    assert reductions.parse(reductions.spell(weigh)) == weigh
+def test_reduction_spec_round_trip(weigh: Reduction) -> None:
+    assert parse_spec(format_spec(weigh, reductions.REGISTRY), reductions.REGISTRY) == weigh
 
 
-def test_reduction_spellings() -> None:
-    assert reductions.parse("token_mean") is token_mean
-    assert reductions.parse("sequence_mean") is sequence_mean
-    assert reductions.parse("horizon(8192)") == Horizon(8192) == Horizon(tokens=8192)
+def test_reduction_specs() -> None:
+    assert parse_spec("token_mean", reductions.REGISTRY) is token_mean
+    assert parse_spec("sequence_mean", reductions.REGISTRY) is sequence_mean
+    assert parse_spec("horizon(8192)", reductions.REGISTRY) == Horizon(8192) == Horizon(tokens=8192)
     with pytest.raises(InputError, match="did you mean 'horizon'"):
-        reductions.parse("horizn(3)")
+        parse_spec("horizn(3)", reductions.REGISTRY)

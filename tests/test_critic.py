@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from drpo import cli
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import gae_credit
-from drpo.credit.gae import GAE, explained_variance, gae, parse, spell, value_loss, whitened
+from drpo.credit.gae import GAE, REGISTRY, explained_variance, gae, value_loss, whitened
 from drpo.errors import InputError
 from drpo.lab.replay import recorded
 from drpo.model.critic import Critic
@@ -28,6 +28,7 @@ from drpo.reductions import Horizon
 from drpo.report.distribution import trained_columns
 from drpo.report.run_page import write_report
 from drpo.report.seen import read_rollouts, tokens_of
+from drpo.spec import format_spec, parse_spec
 from drpo.train import stored
 from drpo.train.config import Run, from_json, learning_rate, to_json
 from drpo.train.critic import PREFIX, CriticTrainer
@@ -526,9 +527,9 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
 # ---- configuration ----
 
 
-def test_a_critic_is_spelled_and_read_back():
+def test_a_critics_spec_round_trip():
     for critic in (GAE(), GAE(lam=0.9, clip=None), GAE(0.99, 1.0, 0.1, 2, 4, False)):
-        assert parse(spell(critic)) == critic
+        assert parse_spec(format_spec(critic, REGISTRY), REGISTRY) == critic
         assert from_json(json.loads(json.dumps(to_json(Run(critic=critic))))) == Run(critic=critic)
     assert from_json(to_json(Run())).critic is None
 

@@ -28,6 +28,7 @@ from drpo.cli.overrides import overridden
 from drpo.lab.outcome import save_results
 from drpo.recipes import find
 from drpo.recipes.addition import demo
+from drpo.spec import format_spec, parse_spec
 from drpo.train.config import to_json
 from drpo.train.records import RESULTS
 from stability import StabilityOptions
@@ -288,9 +289,9 @@ def test_recipes_of_clusters_exist(asked: Command):
 def test_configurations_can_be_read_and_name_objectives_that_there_are():
     found = {b.name: tomllib.loads(b.text) for b in BLOCKS if b.language == "toml"}
     loss = found["docs/frameworks/prime_rl.md:1"]["trainer"]["loss"]
-    assert objectives.parse(loss["kwargs"]["objective"]) and stands(loss["import_path"])
+    assert parse_spec(loss["kwargs"]["objective"], objectives.REGISTRY) and stands(loss["import_path"])
     read = {b.name: yaml.safe_load(b.text) for b in BLOCKS if b.language == "yaml"}
-    assert objectives.parse(read["docs/frameworks/slime.md:2"]["drpo_objective"])
+    assert parse_spec(read["docs/frameworks/slime.md:2"]["drpo_objective"], objectives.REGISTRY)
     assert len(found) == len(read) == 1
 
 
@@ -326,9 +327,9 @@ def test_the_transcript_is_of_the_demo():
     (block,) = [b for b in BLOCKS if b.language == "text"]
     assert block.name.startswith("README.md")
     run = demo()
-    completions = run.prompts * run.sampling.samples
+    completions, objective = run.prompts * run.sampling.samples, format_spec(run.objective, objectives.REGISTRY)
     assert (
-        f"demo: {run.model} learns with {objectives.spell(run.objective)}, {to_json(run)['optimizer']}\n"
+        f"demo: {run.model} learns with {objective}, {to_json(run)['optimizer']}\n"
         f"{run.prompts} prompts x {run.sampling.samples} samples = {completions} completions a step, "
         f"{run.updates} updates of {completions // run.updates} completions each, {run.steps} steps\n"
     ) in block.text

@@ -14,18 +14,19 @@ from drpo.errors import BrokenLogpError, InputError
 from drpo.objectives import (
     DRPO,
     GSPO,
+    REGISTRY,
     Objective,
     TokenLoss,
     Tokens,
     diagnose,
     gradient,
     gradient_weight,
-    parse,
     reference_kl,
     total,
     vanishes_at_zero_advantage,
 )
 from drpo.ops import Head, linear_divergence, linear_logprob
+from drpo.spec import parse_spec
 from drpo.train.metrics import token_metrics
 from drpo.types import TopK
 from support.head import fused
@@ -33,7 +34,7 @@ from support.token_stats import stats_of_tokens
 
 NEVER = -math.inf
 CAP = math.exp(20)
-SPELLED = (
+SPECS = (
     *("none", "tis(2)", "ppo(0.2,0.28)", "ppo(0.2,0.2,dual=3)", "spo(0.3)", "dppo(0.15)", "drpo(0.2)", "cispo", "gspo"),
     *("dppo(0.05,divergence='kl')", "drpo(0.2,0.5)", "drpo(0.2,outside=0.1)", "drpo(0.2,advantage_weighted=False)"),
     *("sapo", "mask(0.1)", "mask(0.1,'kl')", "penalty('tv',0.5)", "penalty('k1',0.5)", "penalty('k3',0.5)"),
@@ -50,11 +51,11 @@ def at(logp: float, behavior_logp: float, advantage: float) -> Tokens:
     return some(1, **{k: torch.tensor([v]) for k, v in locals().items()})
 
 
-@pytest.mark.parametrize("spelling", SPELLED)
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize(("logp", "mu"), [(-1.0, NEVER), (NEVER, -1.0), (NEVER, NEVER)])
-def test_probabilities_of_0_give_the_limit(spelling: str, logp: float, mu: float) -> None:
+def test_probabilities_of_0_give_the_limit(spec: str, logp: float, mu: float) -> None:
     """The limit of ever smaller probabilities, here of -200 nats: r = e^20, r = 0, and r = 1 where both are 0."""
-    objective = parse(spelling)
+    objective = parse_spec(spec, REGISTRY)
     for advantage in (1.5, -1.5):
         tokens = at(logp, mu, advantage)
         near = at(max(logp, -200.0), max(mu, -200.0), advantage)
@@ -108,7 +109,7 @@ def test_a_second_derivative_is_refused(kind: str) -> None:
         leaf, loss = hidden, linear_logprob(hidden, Head(weight), target)[kind == "entropy"].sum()
     else:
         leaf = -torch.ones(4).requires_grad_()
-        objective = parse("gspo" if kind == "gspo" else "drpo(0.2)")
+        objective = parse_spec("gspo" if kind == "gspo" else "drpo(0.2)", REGISTRY)
         loss = total(objective, some(logp=leaf), torch.ones(4))
     (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="a second derivative"):
@@ -157,7 +158,7 @@ def test_what_moves_at_zero_advantage_is_never_skipped(where: Any) -> None:
 def test_rounding_is_no_signal() -> None:
     noise = torch.tensor([0.1, 0.1, 0.1, 0.10000001])
     assert noise[3] != noise[0]
-    for rule in advantages.TABLE.values():
+    for rule in advantages.REGISTRY.entries.values():
         assert not rule(noise).any()
         assert rule(torch.tensor([0.1, 0.1, 0.1, 0.1001])).any()
     assert not gae.whitened(noise).any()
@@ -258,7 +259,7 @@ class Returning(Lacking):
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "text": ("drpo(0.2)", r"objective='drpo\(0.2\)' is text: build it with drpo.objectives.parse"),
+    "text": ("drpo(0.2)", r"objective='drpo\(0.2\)' is text: build it with drpo.spec.parse_spec"),
     "a class": (DRPO, "objective DRPO is a class: pass an instance"),
     "no tokenwise": (Lacking(), "has no `tokenwise`; an objective has"),
     "a scalar": (Returning(lambda t: TokenLoss(t.logp.sum())), r"a loss of shape \[\] .*; an objective has"),

@@ -71,7 +71,7 @@ def fuzz(kind: str, scale: int, strategy: st.SearchStrategy[Any], check: Callabl
         check(case)
 
     each()
-    assert not Path("owned").exists(), "a spelling was evaluated"
+    assert not Path("owned").exists(), "a spec was evaluated"
 
 
 READERS = (
@@ -102,7 +102,7 @@ def test_configurations(run: Path, scale: int):
 
 
 NUMBERS = ("--steps", "--prompts", "--updates", "--seed", "--async-steps", "--sampling.samples", "--learning-rate")
-SPELLINGS = ("--objective", "--task", "--reward", "--advantage", "--reduction", "--eval-task")
+SPECS = ("--objective", "--task", "--reward", "--advantage", "--reduction", "--eval-task")
 WORDS = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)
 NOT_NUMBERS = WORDS.filter(lambda w: w not in ("nan", "inf", "infinity")) | st.sampled_from(["1e9x", "--", "1,2", "½"])
 PLACES = {
@@ -121,7 +121,7 @@ PLACES = {
 @st.composite
 def bad_commands(draw: st.DrawFn) -> list[str]:
     """Command lines that must be refused."""
-    kinds = ["command", "option", "number", "spelling", "spelling", "weights", "surplus", "nowhere"]
+    kinds = ["command", "option", "number", "spec", "spec", "weights", "surplus", "nowhere"]
     kind = draw(st.sampled_from(kinds))
     name = draw(st.sampled_from(sorted(COMMANDS)))
     if kind == "command":
@@ -131,10 +131,10 @@ def bad_commands(draw: st.DrawFn) -> list[str]:
     if kind == "number":
         of = draw(st.sampled_from(["train", "doctor"]))
         return [of, "smoke", draw(st.sampled_from(NUMBERS)), draw(NOT_NUMBERS)]
-    if kind == "spelling":
+    if kind == "spec":
         of = draw(st.sampled_from(["train", "doctor"]))
-        spelling = draw(st.sampled_from(INJECTED) | CONTAINERS.map(repr))
-        return [of, "smoke", f"{draw(st.sampled_from(SPELLINGS))}={spelling}"]
+        spec = draw(st.sampled_from(INJECTED) | CONTAINERS.map(repr))
+        return [of, "smoke", f"{draw(st.sampled_from(SPECS))}={spec}"]
     if kind == "weights":
         return ["weights", f"{draw(WORDS)}({draw(TEXT)}"]
     if kind == "surplus":

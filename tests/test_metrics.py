@@ -24,6 +24,7 @@ from drpo.objectives import (
     DPPO,
     DRPO,
     GSPO,
+    REGISTRY,
     ImportanceSampling,
     Objective,
     PPOClip,
@@ -31,7 +32,6 @@ from drpo.objectives import (
     borders,
     caution,
     out_of_region,
-    parse,
     radii,
 )
 from drpo.ops import Head, SampledTokens, linear_policy_loss
@@ -39,6 +39,7 @@ from drpo.report.panels import drawn_lines
 from drpo.report.step_table import result
 from drpo.rewards import Mark, RewardConfig
 from drpo.rollout import ScriptedEngine
+from drpo.spec import parse_spec
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
 from drpo.train.log import rollout_records
 from drpo.train.metrics import (
@@ -180,7 +181,7 @@ SIDES = {
 
 @pytest.mark.parametrize("text", SIDES)
 def test_both_sides_of_a_region_are_counted_and_are_where_its_borders_are(text: str) -> None:
-    objective = parse(text)
+    objective = parse_spec(text, REGISTRY)
     tokens, entropy = random_tokens(1000, 0)
     found = token_metrics(objective, stats_of_tokens(objective, tokens, entropy))
     pi, mu = (x.double().exp()[tokens.keep].numpy() for x in (tokens.logp, tokens.behavior_logp))
@@ -197,7 +198,7 @@ def test_both_sides_of_a_region_are_counted_and_are_where_its_borders_are(text: 
 def test_what_says_nothing_of_a_region_has_no_such_figures() -> None:
     tokens, entropy = random_tokens(50, 0)
     for text in ("none", "sapo", "penalty('k3', 0.1)"):
-        objective = parse(text)
+        objective = parse_spec(text, REGISTRY)
         assert not REGION_METRICS.keys() & token_metrics(objective, stats_of_tokens(objective, tokens, entropy)).keys()
         assert out_of_region(objective, tokens) is borders(objective, torch.ones(1)) is radii(objective) is None
         assert caution(objective) is None
@@ -227,7 +228,7 @@ def test_a_sequence_leaves_its_region_as_a_whole_and_a_divergence_by_its_own_mea
     ],
 )
 def test_radii_are_there_where_they_are_shifts_of_probability(text: str, sides: tuple[float, float] | None) -> None:
-    assert radii(parse(text)) == sides
+    assert radii(parse_spec(text, REGISTRY)) == sides
 
 
 @dataclass

@@ -33,6 +33,10 @@ IDENTIFIERS = {
     "adopt": "enable_packed_attention",
     "refresh_every": "sync_every",
     "own_code": "trust_remote_code",
+    "TABLE": "REGISTRY",
+    "parse_any": "parse_spec",
+    "spell": "format_spec",
+    "format_call": "format_spec",
 }
 """In code: names of variables, functions, classes, arguments, attributes and modules."""
 

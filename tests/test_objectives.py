@@ -26,6 +26,7 @@ from drpo.objectives import (
     DPPO,
     DRPO,
     GSPO,
+    REGISTRY,
     SAPO,
     SPO,
     DivergencePenalty,
@@ -35,11 +36,10 @@ from drpo.objectives import (
     SymmetricMask,
     gradient,
     gradient_weight,
-    parse,
-    spell,
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.spec import format_spec, parse_spec
 from drpo.types import TokenLoss, Tokens
 from support import reference
 from support.reference import Rule, Truth, truths
@@ -50,12 +50,12 @@ UNDERFLOW = {torch.float64: 1e-300, torch.float32: 1e-35, torch.bfloat16: 1e-35}
 
 
 class Case(NamedTuple):
-    """One objective: its spelling, itself, its printed formula, and whether the loss has that gradient as a function.
+    """One objective: its spec, itself, its printed formula, and whether the loss has that gradient as a function.
 
     `smooth` is False where the formula stops the gradient, so that the loss's slope is something else.
     """
 
-    spelling: str
+    spec: str
     objective: Objective
     rule: Rule
     smooth: bool = True
@@ -100,8 +100,8 @@ CASES = [
 MOVES_AT_ZERO_ADVANTAGE = DRPO(0.2, advantage_weighted=False)
 """The one objective whose documented gradient at A = 0 is not 0."""
 
-each_case = pytest.mark.parametrize("case", CASES, ids=[c.spelling for c in CASES])
-each_objective = pytest.mark.parametrize("objective", [c.objective for c in CASES], ids=[c.spelling for c in CASES])
+each_case = pytest.mark.parametrize("case", CASES, ids=[c.spec for c in CASES])
+each_objective = pytest.mark.parametrize("objective", [c.objective for c in CASES], ids=[c.spec for c in CASES])
 each_precision = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 half_as_often = settings(max_examples=settings.default.max_examples // 2)
 """For tests of every objective whose truth has 50 digits: each draws a batch of many tokens, so few draws see much."""
@@ -255,7 +255,7 @@ def test_loss_is_the_printed_formula(case: Case, tokens: Tokens) -> None:
     check(loss, [t.loss for t in truth], [t.scale + abs(t.loss) for t in truth], truth, torch.float64)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=lambda c: c.spelling)
+@pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=lambda c: c.spec)
 def test_gradient_is_the_finite_difference_of_the_loss(case: Case) -> None:
     """The loss's value and its slope are written separately; this holds them together."""
     tokens, step = random_tokens([3, 5, 1, 4], seed=1), 1e-6
@@ -449,7 +449,7 @@ def golden_cases() -> list[tuple[Case, Tokens, Tensor, list[float] | None]]:
 
 GOLDEN_CASES = golden_cases()
 each_golden = pytest.mark.parametrize(
-    ("case", "tokens", "grad", "loss"), GOLDEN_CASES, ids=[c.spelling for c, *_ in GOLDEN_CASES]
+    ("case", "tokens", "grad", "loss"), GOLDEN_CASES, ids=[c.spec for c, *_ in GOLDEN_CASES]
 )
 
 
@@ -511,7 +511,7 @@ def backward(objective: Objective, tokens: Tokens, weight: Tensor) -> tuple[Tens
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "horizon(9)"])
 def test_masked_token_is_a_removed_token(objective: Objective, reduction: str) -> None:
     """To the bit, whatever stands in the masked slots, and whether or not the gradient is asked for."""
-    weigh = reductions.parse(reduction)
+    weigh = parse_spec(reduction, reductions.REGISTRY)
     tokens = random_tokens([4, 1, 6, 3], seed=2)
     kept = take(tokens, tokens.keep.nonzero()[:, 0])
     masked, place = with_hostile_slots(tokens)
@@ -564,21 +564,21 @@ def split_gradient(objective: Objective, tokens: Tokens, weight: Tensor, split: 
 def test_gradient_does_not_depend_on_the_split_or_the_order(objective: Objective, reduction: str) -> None:
     """With weights fixed over the whole batch. Sums over ranks are not covered here."""
     tokens = random_tokens(LENGTHS, seed=3)
-    weight = reductions.parse(reduction)(tokens.keep, tokens.sequence)
+    weight = parse_spec(reduction, reductions.REGISTRY)(tokens.keep, tokens.sequence)
     whole = backward(objective, tokens, weight)[1]
     assert whole.abs().max() > 1e-3
     for split in SPLITS.values():
         assert torch.allclose(split_gradient(objective, tokens, weight, split), whole, rtol=0, atol=1e-10)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(4))
     shuffled = take(tokens, order)
-    again = reductions.parse(reduction)(shuffled.keep, shuffled.sequence)
+    again = parse_spec(reduction, reductions.REGISTRY)(shuffled.keep, shuffled.sequence)
     assert torch.allclose(backward(objective, shuffled, again)[1], whole[order], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_weights_recomputed_for_each_part_are_another_loss(reduction: str) -> None:
     """The negative control: the mean over parts of each part's own mean, as gradient accumulation is often written."""
-    tokens, objective, weigh = random_tokens(LENGTHS, seed=3), DRPO(0.2), reductions.parse(reduction)
+    tokens, objective, weigh = random_tokens(LENGTHS, seed=3), DRPO(0.2), parse_spec(reduction, reductions.REGISTRY)
     whole = backward(objective, tokens, weigh(tokens.keep, tokens.sequence))[1]
     weight = torch.empty_like(tokens.logp)
     for part in (tokens.sequence < 3, tokens.sequence >= 3):
@@ -637,14 +637,14 @@ def test_bfloat16_inputs_are_widened_before_any_arithmetic(case: Case) -> None:
     assert not wrong
 
 
-# ------------------------------------------------------------------------------------- spelling, equality, parameters
+# ------------------------------------------------------------------------------------- spec, equality, parameters
 
 
 @each_case
-def test_spelling_round_trip(case: Case) -> None:
-    assert parse(case.spelling) == case.objective
-    assert parse(spell(case.objective)) == case.objective
-    assert type(parse(case.spelling)) is type(case.objective)
+def test_spec_round_trip(case: Case) -> None:
+    assert parse_spec(case.spec, REGISTRY) == case.objective
+    assert parse_spec(format_spec(case.objective, REGISTRY), REGISTRY) == case.objective
+    assert type(parse_spec(case.spec, REGISTRY)) is type(case.objective)
 
 
 positive = st.floats(1e-6, 1e3)
@@ -663,8 +663,8 @@ objectives = st.one_of(
 
 
 @given(objectives)
-def test_spelling_keeps_every_parameter(objective: Objective) -> None:
-    again = parse(spell(objective))
+def test_spec_keeps_every_parameter(objective: Objective) -> None:
+    again = parse_spec(format_spec(objective, REGISTRY), REGISTRY)
     assert again == objective
     assert hash(again) == hash(objective)
     assert repr(again) == repr(objective)
@@ -686,7 +686,7 @@ OWN = OwnObjective()
 
 
 def test_own_objective_needs_no_registration() -> None:
-    assert parse(f"{__name__}:OWN") is OWN
+    assert parse_spec(f"{__name__}:OWN", REGISTRY) is OWN
     assert isinstance(OWN, Objective)
     tokens = random_tokens([3])
     assert torch.equal(gradient(OWN, tokens), torch.where(tokens.keep, -tokens.advantage, 0))
@@ -717,7 +717,7 @@ def test_own_objective_needs_no_registration() -> None:
 )
 def test_parse_refuses(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        parse(text)
+        parse_spec(text, REGISTRY)
 
 
 @pytest.mark.parametrize(
@@ -779,4 +779,4 @@ def test_only_gspo_looks_at_the_sequence() -> None:
     moved.logp[0] -= 0.1
     for case in CASES:
         alone = torch.equal(gradient(case.objective, tokens)[1:], gradient(case.objective, moved)[1:])
-        assert case.objective.tokenwise == alone == (not isinstance(case.objective, GSPO)), case.spelling
+        assert case.objective.tokenwise == alone == (not isinstance(case.objective, GSPO)), case.spec

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from drpo.errors import InputError
+from drpo.spec import format_spec, parse_spec
 from drpo.train import stored
 from drpo.train.config import Run, learning_rate, with_learning_rate
 from drpo.train.loop import train
-from drpo.train.optim import AdamW, Constant, Linear, Muon, parse_optimizer, parse_schedule, spell_optimizer
+from drpo.train.optim import OPTIMIZERS, SCHEDULES, AdamW, Constant, Linear, Muon
 from drpo.train.records import CHECKPOINTS
 from drpo.train.setup import assemble
 from support.runs import StopsAfter, assert_same_run
@@ -98,16 +99,16 @@ def test_muon_is_refused_where_matrices_are_divided(name: str):
 )
 def test_an_optimizer_that_cannot_be_is_refused_by_name(text: str, said: str):
     with pytest.raises(InputError, match=said):
-        parse_optimizer(text)
+        parse_spec(text, OPTIMIZERS)
 
 
 def test_specs_are_read_and_written_and_one_rate_is_replaced():
     for spec in (AdamW(2e-5), AdamW(1e-6, (0.8, 0.95), 0.0), Muon(1e-3, betas=(0.8, 0.9))):
-        assert parse_optimizer(spell_optimizer(spec)) == spec
-    run = with_learning_rate(Run(optimizer=Muon(1e-3, 0.8), schedule=parse_schedule("constant(warmup=2)")), 2e-3)
+        assert parse_spec(format_spec(spec, OPTIMIZERS), OPTIMIZERS) == spec
+    run = with_learning_rate(Run(optimizer=Muon(1e-3, 0.8), schedule=parse_spec("constant(warmup=2)", SCHEDULES)), 2e-3)
     assert run.optimizer == Muon(2e-3, 0.8) and run.schedule == Constant(2)
     assert [learning_rate(run, step, 0) for step in range(3)] == [1e-3, 2e-3, 2e-3]
     with pytest.raises(InputError, match="did you mean 'cosine'"):
-        parse_schedule("cosin")
+        parse_spec("cosin", SCHEDULES)
     with pytest.raises(InputError, match="warmup=-1"):
-        parse_schedule("linear(-1)")
+        parse_spec("linear(-1)", SCHEDULES)

@@ -17,6 +17,7 @@ from drpo.errors import InputError
 from drpo.objectives import DRPO, GSPO, Objective, PPOClip, total
 from drpo.ops import PolicyLoss, chunked
 from drpo.reductions import Horizon
+from drpo.spec import parse_spec
 from drpo.types import TokenLoss, Tokens
 from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, error, fused, inputs, logits_at_once
 
@@ -36,12 +37,12 @@ class Own:
         return TokenLoss(loss, {"mu": tokens.behavior_logp.exp()})
 
 
-SPELLED = (
+SPECS = (
     *("none", "tis(2)", "ppo(0.2, 0.28)", "spo(0.3)", "dppo(0.15)", "drpo(0.2)"),
     *("cispo", "gspo", "sapo", "mask(0.15)", "penalty('tv', 0.3)"),
 )
-OBJECTIVES: dict[str, Objective] = {text: objectives.parse(text) for text in SPELLED} | {"own": Own()}
-assert {text.partition("(")[0] for text in OBJECTIVES} == {*objectives.TABLE, "own"}
+OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
+assert {text.partition("(")[0] for text in OBJECTIVES} == {*objectives.REGISTRY.entries, "own"}
 
 
 def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict[str, Tensor]:

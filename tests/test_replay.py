@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from drpo import cli
 from drpo.errors import InputError
 from drpo.lab.replay import BUCKETS, SHOWN, context, reading, recorded, replay
-from drpo.objectives import Tokens, gradient_weight, parse, total
+from drpo.objectives import REGISTRY, Tokens, gradient_weight, total
+from drpo.spec import parse_spec
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.records import ROLLOUTS, read_records
@@ -76,7 +77,7 @@ MOVED = (
 def test_a_reading_by_hand():
     pi, mu, advantage = MOVED.T
     tokens = Tokens(pi.log(), mu.log(), advantage, advantage < 2, torch.arange(5))
-    found = reading(parse("drpo(0.2)"), tokens)
+    found = reading(parse_spec("drpo(0.2)", REGISTRY), tokens)
     assert (found.silenced, found.pulled_back, found.weakened, found.strengthened) == (0, 0.2, 0.2, 0.2)
     assert found.mass == pytest.approx((0.625 + 1.8 + 1.125 + 1) / (1.25 + 1.8 + 0.75 + 1))
     assert found.effective == pytest.approx(5.55**2 / (0.625**2 + 1.8**2 + 1.125**2 + 1 + 1) / 5)
@@ -86,14 +87,14 @@ def test_a_reading_by_hand():
     third, fourth, fifth = (0.2, 1 / 4.55, 1), (0.4, 1.75 / 4.55, 0.875), (0.4, 1.8 / 4.55, -1.8)
     assert seen == [(0, 0, 0), (0, 0, 0), *map(pytest.approx, (third, fourth, fifth))]
     assert tuple(b.low for b in found.buckets) == BUCKETS[:-1]
-    assert reading(parse("ppo(0.2, 0.2)"), tokens).silenced == 0.4  # r = 5/4 and 9/5, A > 0
+    assert reading(parse_spec("ppo(0.2, 0.2)", REGISTRY), tokens).silenced == 0.4  # r = 5/4 and 9/5, A > 0
 
 
 @given(completions, st.sampled_from(OBJECTIVES))
-def test_buckets_share_out_the_tokens_and_what_moves_them(made, spelling):
+def test_buckets_share_out_the_tokens_and_what_moves_them(made, spec):
     flat = [(pi, mu, a, i) for i, (a, tokens) in enumerate(made) for pi, mu in tokens]
     logp, behavior_logp, advantage, sequence = (torch.tensor(c) for c in zip(*flat, strict=True))
-    found = reading(parse(spelling), Tokens(logp, behavior_logp, advantage, sequence >= 0, sequence))
+    found = reading(parse_spec(spec, REGISTRY), Tokens(logp, behavior_logp, advantage, sequence >= 0, sequence))
     assert sum(b.tokens for b in found.buckets) == pytest.approx(1)
     assert sum(b.mass for b in found.buckets) == pytest.approx(1 if found.mass else 0, abs=1e-5)
     assert found.silenced + found.pulled_back + found.weakened + found.strengthened <= 1 + 1e-9
@@ -114,19 +115,19 @@ def far(tmp_path: Path) -> Path:
 def test_a_small_step_moves_tokens_as_predicted(tmp_path):
     """Tokens as parameters of their own, one step of plain gradient descent."""
     batch = recorded(far(tmp_path))
-    for spelling in OBJECTIVES:
+    for spec in OBJECTIVES:
         logp = batch.tokens.logp.clone().requires_grad_()
         tokens = Tokens(**{**vars(batch.tokens), "logp": logp})
-        total(parse(spelling), tokens, torch.ones_like(logp)).backward()
+        total(parse_spec(spec, REGISTRY), tokens, torch.ones_like(logp)).backward()
         rises = (-logp.grad)[batch.tokens.advantage > 0]
-        found = reading(parse(spelling), batch.tokens)
+        found = reading(parse_spec(spec, REGISTRY), batch.tokens)
         assert found.rising == pytest.approx(float(rises.mean()))
         assert found.falling == pytest.approx(float((-logp.grad)[batch.tokens.advantage < 0].mean()))
 
 
 def test_cosines_and_disputes(tmp_path):
     batch = recorded(far(tmp_path))
-    found = replay(batch, [parse(s) for s in ("drpo(0.2)", "ppo(0.2, 0.28)", "drpo(0.2)")])
+    found = replay(batch, [parse_spec(s, REGISTRY) for s in ("drpo(0.2)", "ppo(0.2, 0.28)", "drpo(0.2)")])
     for i, row in enumerate(found.cosines):
         assert row[i] == pytest.approx(1) and [other[i] for other in found.cosines] == pytest.approx(row)
     assert 0 < found.cosines[0][1] < 0.99
@@ -134,7 +135,7 @@ def test_cosines_and_disputes(tmp_path):
     assert ppo.cosine == found.cosines[0][1] and len(ppo.tokens) == SHOWN and same.tokens == ()
     apart = [abs(t.first - t.second) for t in ppo.tokens]
     assert apart == sorted(apart, reverse=True)
-    weights = [gradient_weight(parse(s), batch.tokens) for s in ("drpo(0.2)", "ppo(0.2, 0.28)")]
+    weights = [gradient_weight(parse_spec(s, REGISTRY), batch.tokens) for s in ("drpo(0.2)", "ppo(0.2, 0.28)")]
     t = batch.tokens
     r = (t.logp - t.behavior_logp).exp()
     difference = (t.advantage * r * (weights[0] - weights[1])).abs()
@@ -150,17 +151,17 @@ def test_cosines_and_disputes(tmp_path):
 def test_a_divergence_is_read_where_it_was_recorded_and_refused_elsewhere(tmp_path):
     pairs = [(-1.0, -1.5), (-0.2, -1.2)]
     rows = [record(0, 0.5, pairs, divergence=[0.01, 0.4])]
-    spelled = "dppo(0.1, divergence='topk_tv')"
-    has = recorded(written(tmp_path / "has", rows, spelled))
-    (read,) = replay(has, [parse(spelled)]).readings
+    spec = "dppo(0.1, divergence='topk_tv')"
+    has = recorded(written(tmp_path / "has", rows, spec))
+    (read,) = replay(has, [parse_spec(spec, REGISTRY)]).readings
     assert read.silenced == 0.5
     hasnt = recorded(written(tmp_path / "hasnt", [record(0, 0.5, pairs)], "drpo(0.2)"))
     for batch, asked, named in (
-        (hasnt, spelled, "recorded no divergence"),
+        (hasnt, spec, "recorded no divergence"),
         (has, "dppo(0.1, divergence='topk_kl')", "recorded topk_tv"),
     ):
         with pytest.raises(InputError, match=named) as refused:
-            replay(batch, [parse("none"), parse(asked)])
+            replay(batch, [parse_spec("none", REGISTRY), parse_spec(asked, REGISTRY)])
         assert "\n" not in str(refused.value) and "dppo" in str(refused.value)
     with pytest.raises(InputError, match="at least one"):
         replay(has, [])
@@ -203,7 +204,7 @@ def test_a_real_run_is_replayed_with_its_tokens_and_its_objective(run):
     batch = recorded(run, 1)
     assert batch.token_ids.tolist() == [i for r in records for i in r["token_ids"]]
     assert batch.objective == "drpo(0.2)" and batch.updates == 2
-    found = replay(batch, [parse("drpo(0.2)"), parse("none")])
+    found = replay(batch, [parse_spec("drpo(0.2)", REGISTRY), parse_spec("none", REGISTRY)])
     assert found.trained_with == "drpo(0.2)" and found.tokens == len(batch.token_ids)
     assert found.cosines[0][1] < 1 and found.disputes[0].tokens
     assert recorded(run).step == 2

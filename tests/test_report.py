@@ -19,6 +19,7 @@ from drpo.objectives import (
     DPPO,
     DRPO,
     GSPO,
+    REGISTRY,
     SPO,
     PPOClip,
     SymmetricMask,
@@ -26,7 +27,6 @@ from drpo.objectives import (
     Tokens,
     gradient_weight,
     ratio,
-    spell,
 )
 from drpo.recipes.addition import smoke
 from drpo.report import browser, decimals, distribution, facts
@@ -38,6 +38,7 @@ from drpo.report.payload import columns_bytes, finite, json_bytes, packed
 from drpo.report.seen import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
+from drpo.spec import format_spec
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from support.hand_run import RECORDS, record, write_run
@@ -280,7 +281,7 @@ def test_a_boundary_that_no_token_reaches_is_said_not_drawn(tmp_path):
     rollouts = read_rollouts(tmp_path, write_run(tmp_path).objective, ALL)
     for objective, own in ((DRPO(12.5), 0), (DRPO(0.2), 2)):
         log, linear = distribution.scatter_plots(rollouts, objective, 0)
-        assert len(traces(log, f"{spell(objective)}, this run's")) == own
+        assert len(traces(log, f"{format_spec(objective, REGISTRY)}, this run's")) == own
         assert ("No token can reach the boundary of drpo(12.5)" in log.text) == (own == 0)
         assert len(traces(linear, "ppo(0.2, 0.28)")) == 2
     assert GSPO() not in distribution.regions(GSPO())

@@ -15,13 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Mark, PythonTests, RewardConfig, RewardPool, exact_number, in_process
+from drpo.rewards import REGISTRY, Mark, PythonTests, RewardConfig, RewardPool, exact_number, in_process
 from drpo.rewards.characters import plain_characters
 from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.math import math_verify
 from drpo.rewards.worker import new_seal, unpack_answer
-from drpo.spec import format_call, parse_any
+from drpo.spec import format_spec, parse_spec
 from drpo.types import Problem, RewardResult, Transcript
 from support import naughty_rewards, unimportable_reward
 from support.forks import fork
@@ -487,12 +487,12 @@ def test_a_problem_that_cannot_travel_is_refused(pool):
         pool.score([(Problem.of_text("1", "", "", data={"f": lambda: 0}), "1")])
 
 
-def test_rewards_are_spelled_by_name():
+def test_specs_of_rewards():
     for name, reward in {"exact_number": exact_number, "math_verify": math_verify}.items():
-        assert parse_any(name, TABLE, "reward") is reward
-        assert format_call(reward, TABLE, "reward") == name
+        assert parse_spec(name, REGISTRY) is reward
+        assert format_spec(reward, REGISTRY) == name
     for strict in (PythonTests(), PythonTests(2.0, partial=True)):
-        assert parse_any(format_call(strict, TABLE, "reward"), TABLE, "reward") == strict
-    assert parse_any("support.naughty_rewards:obey", TABLE, "reward") is naughty_rewards.obey
+        assert parse_spec(format_spec(strict, REGISTRY), REGISTRY) == strict
+    assert parse_spec("support.naughty_rewards:obey", REGISTRY) is naughty_rewards.obey
     with pytest.raises(InputError, match="unknown reward 'exact_numbr'; did you mean 'exact_number'"):
-        parse_any("exact_numbr", TABLE, "reward")
+        parse_spec("exact_numbr", REGISTRY)

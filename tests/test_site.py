@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from drpo import objectives
+from drpo.spec import parse_spec
 from drpo.train import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,18 +96,18 @@ def test_the_symptoms_name_metrics_that_there_are():
         named |= {
             n for cell in re.findall(r"^\| ([^|]*)\|", symptoms, flags=re.M) for n in re.findall(r"`(\w+)`", cell)
         }
-    assert len(named) > 5 and named <= known | set(objectives.TABLE), named - known
+    assert len(named) > 5 and named <= known | set(objectives.REGISTRY.entries), named - known
 
 
 def test_every_objective_has_a_page_with_its_figure():
     text = {path.stem: path.read_text() for path in (DOCS / "objectives").glob("*.md")}
     figures = load(DOCS / "figures" / "objectives.py").FIGURES
-    drawn = {objectives.parse(spelled).__class__ for spellings in figures.values() for spelled in spellings}
-    assert drawn >= {type(maker()) if name == "none" else maker for name, maker in objectives.TABLE.items()}
-    for name, spellings in figures.items():
+    drawn = {parse_spec(spec, objectives.REGISTRY).__class__ for specs in figures.values() for spec in specs}
+    assert drawn >= {type(maker()) if name == "none" else maker for name, maker in objectives.REGISTRY.entries.items()}
+    for name, specs in figures.items():
         assert (DOCS / "figures" / "objectives" / f"{name}.png").is_file()
         assert f"../figures/objectives/{name}.png" in text[name]
-        assert all(f'"{spelled}"' in text[name] for spelled in spellings)
+        assert all(f'"{spec}"' in text[name] for spec in specs)
         for heading in ("## From mathematics to code", "## Symptoms"):
             assert heading in text[name]
 

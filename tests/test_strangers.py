@@ -20,7 +20,7 @@ from drpo.credentials import AUTH, headers, keep_password, without_password
 from drpo.errors import InputError, printable
 from drpo.model import loading
 from drpo.spec import SAFE_PATH, import_named
-from drpo.train.config import SPELLED, from_json, to_json
+from drpo.train.config import REGISTRIES, from_json, to_json
 from drpo.train.log import environment
 from drpo.train.records import CONFIG, SUMMARY, TIMING
 from support.hand_run import RECORDS, write_run
@@ -52,13 +52,13 @@ def write_stranger(folder: Path, **fields: Any) -> None:
     (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | plain))
 
 
-FIELDS = [(name, CODE) for name in (*SPELLED, "model")]
+FIELDS = [(name, CODE) for name in (*REGISTRIES, "model")]
 FIELDS.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
 
 
-@pytest.mark.parametrize(("field", "spelling"), FIELDS)
-def test_no_command_imports_what_a_folder_names(here: Path, field: str, spelling: str):
-    write_stranger(here / "run", **{field: spelling})
+@pytest.mark.parametrize(("field", "spec"), FIELDS)
+def test_no_command_imports_what_a_folder_names(here: Path, field: str, spec: str):
+    write_stranger(here / "run", **{field: spec})
     commands = (["train", "--resume", "run"], ["report", "run"], ["watch", "run", "--once"], ["eval", "run"])
     commands += (["replay", "run"], ["export", "run", "exported"])
     statuses = {command[0]: said(command).status for command in commands}
@@ -67,9 +67,9 @@ def test_no_command_imports_what_a_folder_names(here: Path, field: str, spelling
     assert statuses["report"] == (2 if field == "objective" else 0)
 
 
-@pytest.mark.parametrize(("field", "spelling"), FIELDS)
-def test_a_resume_names_the_code_and_the_way_to_allow_it(here: Path, field: str, spelling: str):
-    write_stranger(here / "run", **{field: spelling})
+@pytest.mark.parametrize(("field", "spec"), FIELDS)
+def test_a_resume_names_the_code_and_the_way_to_allow_it(here: Path, field: str, spec: str):
+    write_stranger(here / "run", **{field: spec})
     line = refused(["train", "--resume", "run"])
     assert field in line and CODE in line and "--trust-remote-code" in line and CONFIG in line
 
@@ -88,14 +88,14 @@ def test_a_comparison_of_a_stranger_is_shown_and_not_resumed(here: Path):
     assert not (here / "ran").exists()
 
 
-def test_a_configuration_read_without_code_is_spelled_as_it_was(here: Path):
-    record = to_json(tiny_run()) | dict.fromkeys(SPELLED, CODE)
+def test_a_configuration_read_without_code_keeps_its_specs(here: Path):
+    record = to_json(tiny_run()) | dict.fromkeys(REGISTRIES, CODE)
     assert to_json(from_json(record, trust_remote_code=False)) == record
 
 
 def test_names_below_drpo_are_code_as_any_other():
-    for spelling in ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
-        assert folders.foreign_code(from_json({"task": spelling}, trust_remote_code=False)) == {"task": spelling}
+    for spec in ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
+        assert folders.foreign_code(from_json({"task": spec}, trust_remote_code=False)) == {"task": spec}
 
 
 def test_an_adapter_cannot_name_code_as_its_base(here: Path):

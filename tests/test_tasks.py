@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from drpo.errors import InputError
 from drpo.rewards import exact_number
 from drpo.rewards.math import math_verify
-from drpo.spec import format_call, parse_any
-from drpo.tasks import TABLE, Addition, Known, ReasoningGym, Records
+from drpo.spec import format_spec, parse_spec
+from drpo.tasks import REGISTRY, Addition, Known, ReasoningGym, Records
 from drpo.tasks.cleaning import Question, collapse, without
 from drpo.tasks.rows import reach, read_rows
 from drpo.types import Problem
@@ -76,7 +76,7 @@ def test_training_and_held_out_problems_are_disjoint(task):
 
 
 def test_sampling_is_a_pure_function_with_unique_ids(task):
-    fresh = parse_any(format_call(task, TABLE, "task"), TABLE, "task")
+    fresh = parse_spec(format_spec(task, REGISTRY), REGISTRY)
     assert fresh == task
     assert [task.sample(8, step, 1) for step in (4, 0, 4)] == [fresh.sample(8, step, 1) for step in (4, 0, 4)]
     assert len({problem.id for problem in task.sample(40, 2, 0)}) == 40
@@ -399,7 +399,7 @@ def test_records_read_a_prompt_that_is_a_list_of_messages(tmp_path):
     assert said(of["Q 2 + 2?"]) == [("s", "Own."), ("u", "Q 0?"), ("a", "0"), ("u", "Q 2 + 2?")]
     assert of["Q 2 + 2?"].messages[-1]["name"] == "Ada"
     assert said(of["Q 3 + 3?"]) == [("s", "Be brief."), ("u", "Q 0?"), ("a", "0"), ("u", "Q 3 + 3?")]
-    assert parse_any(format_call(task, TABLE, "task"), TABLE, "task") == task
+    assert parse_spec(format_spec(task, REGISTRY), REGISTRY) == task
 
 
 def test_parquet_gives_messages_without_what_they_do_not_have(tmp_path):
@@ -575,7 +575,7 @@ def hub(monkeypatch):
     ],
 )
 def test_known_sets_ask_the_hub_for_their_parts(hub, name, asked, train):
-    task = parse_any(name, TABLE, "task")
+    task = parse_spec(name, REGISTRY)
     assert task.counts.train == train
     assert hub == asked
     assert task.held_out(1)[0].prompt.endswith("put the final answer in \\boxed{}.")
@@ -600,7 +600,7 @@ def known(name, folder=None):
     path = DATA / (folder or name)
     if not path.is_dir():
         pytest.skip(f"{path} is not there; set DRPO_SHARED to the folder that holds data/")
-    return parse_any(f"{name}({str(path)!r})", TABLE, "task")
+    return parse_spec(f"{name}({str(path)!r})", REGISTRY)
 
 
 @pytest.mark.parametrize(
@@ -646,7 +646,7 @@ def test_a_prefix_removes_what_dapo_shares_with_math500_and_amc23():
             assert len(without(held_out, dapo, prefix)) == len(held_out) - shared.get(name, 0)
 
 
-# ---- spelling ----
+# ---- spec ----
 
 
 @pytest.mark.parametrize(
@@ -661,17 +661,17 @@ def test_a_prefix_removes_what_dapo_shares_with_math500_and_amc23():
         "gsm8k('/data/gsm8k')",
     ],
 )
-def test_tasks_spell_themselves(text):
-    task = parse_any(text, TABLE, "task")
-    assert parse_any(format_call(task, TABLE, "task"), TABLE, "task") == task
-    assert hash(task) == hash(parse_any(text, TABLE, "task"))
+def test_specs_of_tasks(text):
+    task = parse_spec(text, REGISTRY)
+    assert parse_spec(format_spec(task, REGISTRY), REGISTRY) == task
+    assert hash(task) == hash(parse_spec(text, REGISTRY))
 
 
 def test_known_sets_take_a_path_as_their_first_argument():
-    task = parse_any("gsm8k('/data/gsm8k')", TABLE, "task")
+    task = parse_spec("gsm8k('/data/gsm8k')", REGISTRY)
     assert isinstance(task, Known)
     assert task.records.path == "/data/gsm8k"
-    assert task != parse_any("math500('/data/gsm8k')", TABLE, "task")
+    assert task != parse_spec("math500('/data/gsm8k')", REGISTRY)
 
 
 def test_aime_is_both_years_in_turn_and_for_evaluation_only(monkeypatch: pytest.MonkeyPatch):
@@ -679,7 +679,7 @@ def test_aime_is_both_years_in_turn_and_for_evaluation_only(monkeypatch: pytest.
         return [{"problem": f"{path} {i}", "answer": str(i)} for i in range(3)]
 
     monkeypatch.setattr("drpo.tasks.records.read_rows", years)
-    task = parse_any("aime", TABLE, "task")
+    task = parse_spec("aime", REGISTRY)
     problems = task.held_out(5)
     assert ["2024" in p.prompt for p in problems] == [True, False, True, False, True]
     assert len({p.id for p in task.held_out(60)}) == len({p.prompt for p in task.held_out(60)}) == 6

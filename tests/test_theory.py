@@ -19,7 +19,8 @@ from torch import Tensor
 import theory as script
 from command import run
 from drpo.errors import InputError
-from drpo.objectives import DRPO, SPO, ImportanceSampling, gradient, gradient_weight, parse
+from drpo.objectives import DRPO, REGISTRY, SPO, ImportanceSampling, gradient, gradient_weight
+from drpo.spec import parse_spec
 from exact.agreement import by_autograd, by_sampling, crowd, draw, mistaken, z_scores
 from exact.bandit import (
     Bandit,
@@ -54,7 +55,9 @@ from exact.tables import markdown, sheets
 from exact.variance import CASES, variances, word_variance
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "theory_checked.md"
-OBJECTIVES = st.sampled_from([*parsed(PANEL), parse("gspo(0.2, 0.28)"), parse("dppo(0.05, divergence='topk_kl')")])
+OBJECTIVES = st.sampled_from(
+    [*parsed(PANEL), parse_spec("gspo(0.2, 0.28)", REGISTRY), parse_spec("dppo(0.05, divergence='topk_kl')", REGISTRY)]
+)
 SEEDS = st.integers(0, 2**31)
 
 
@@ -150,12 +153,12 @@ def test_distances_are_their_definitions(seed):
     assert math.isclose(found.squared_l2, sum((p - m) ** 2 for m, p in pairs), rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("spelling", ["none", "ppo(0.2, 0.28)", "spo(0.2)", "drpo(0.2)"])
-def test_a_million_draws_agree_within_their_error(spelling):
+@pytest.mark.parametrize("spec", ["none", "ppo(0.2, 0.28)", "spo(0.2)", "drpo(0.2)"])
+def test_a_million_draws_agree_within_their_error(spec):
     problem, logits = crowd()
-    exact = estimate(parse(spelling), problem, logits)
+    exact = estimate(parse_spec(spec, REGISTRY), problem, logits)
     drawn = draw(problem, 1_000_000, seed=7)
-    sampled = by_sampling(parse(spelling), problem, logits, drawn)
+    sampled = by_sampling(parse_spec(spec, REGISTRY), problem, logits, drawn)
     z = z_scores(exact, sampled, len(drawn))
     assert float(z.abs().max()) < 5
     assert 0.3 < float(z.square().mean().sqrt()) < 2  # an error bar that is too long is wrong as well
@@ -191,7 +194,7 @@ def test_where_no_fixed_point_is_inside_the_token_goes_to_the_end():
 
 
 def test_switches_stop_and_never_return():
-    for stop in stops([(parse("ppo(0.2, 0.28)"), 0.64), (parse("dppo(0.15)"), 0.65)]):
+    for stop in stops([(parse_spec("ppo(0.2, 0.28)", REGISTRY), 0.64), (parse_spec("dppo(0.15)", REGISTRY), 0.65)]):
         assert 0 <= stop.inside - stop.boundary < 1e-3 and stop.outside == pytest.approx(0.95)
     one = torch.ones(1, dtype=torch.float64)
     assert float(settle(DRPO(0.15), 0.5 * one, one, 0.95 * one)) == pytest.approx(0.65)  # DRPO does come back
@@ -209,13 +212,13 @@ def test_drpo_turns_where_dppo_masks(mu, pi, sign, delta):
     token = lone(*(torch.tensor([x], dtype=torch.float64) for x in (pi, mu, sign)))
     left = sign * (pi - mu) > delta
     assert bool(gradient_weight(DRPO(delta), token) < 0) == left
-    assert bool(gradient(parse(f"dppo({delta})"), token) == 0) == left
+    assert bool(gradient(parse_spec(f"dppo({delta})", REGISTRY), token) == 0) == left
 
 
 def test_the_region_is_compared_everywhere_and_the_comparison_can_fail(monkeypatch):
     found = same_region()
     assert found.disagreements == 0 and found.cases > 10**5 and found.outside > 10**4
-    monkeypatch.setattr("exact.claims.DPPO", lambda delta: parse(f"dppo({delta * 1.001})"))
+    monkeypatch.setattr("exact.claims.DPPO", lambda delta: parse_spec(f"dppo({delta * 1.001})", REGISTRY))
     assert same_region().disagreements > 0
 
 

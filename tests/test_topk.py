@@ -31,6 +31,7 @@ from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, likeliest
+from drpo.spec import format_spec, parse_spec
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run, from_json, to_json
 from drpo.train.divergence import exact_divergence
@@ -227,7 +228,7 @@ def test_each_side_has_its_own_radius() -> None:
 def test_what_an_objective_needs(kind: str) -> None:
     objective = DPPO(0.15, divergence=kind)
     assert objective.needs == (frozenset({kind}) if kind in KINDS else frozenset())
-    assert objectives.parse(objectives.spell(objective)) == objective
+    assert parse_spec(format_spec(objective, objectives.REGISTRY), objectives.REGISTRY) == objective
     assert objectives.vanishes_at_zero_advantage(objective)
     if kind in KINDS:
         with pytest.raises(InputError, match=r"tokens\.divergence is missing.*top_logprobs") as caught:

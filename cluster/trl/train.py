@@ -26,8 +26,8 @@ from drpo.model.names import SMOLLM2
 from drpo.model.precision import resolve_precision
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
-from drpo.spec import parse_any
-from drpo.tasks import TABLE as TASKS
+from drpo.spec import parse_spec
+from drpo.tasks import REGISTRY as TASKS
 from drpo.tasks import Task
 from drpo.train.evaluate import Evaluation, evaluate
 from drpo.types import Problem, Sampling
@@ -38,7 +38,7 @@ class Script:
     """What is trained on what; TRL's own fields say how."""
 
     model: str = field(metadata={"help": "smollm2-135m, a folder, or a hub id."})
-    task: str = field(metadata={"help": "Problems and their reward, as drpo spells them: addition(1, 20), dapo_math."})
+    task: str = field(metadata={"help": "Problems and their reward, as specs of drpo: addition(1, 20), dapo_math."})
     sampler: str = field(
         default="trl",
         metadata={"help": "'trl' samples as use_vllm says; 'engine' with drpo's own, in one process, on a CPU too."},
@@ -143,7 +143,7 @@ def run(script: Script, args: DRPOConfig) -> None:
             f"eval_problems={script.eval_problems}: needs sampler=engine; set it to 0 and evaluate what is saved with "
             "`drpo eval`"
         )
-    task: Task = parse_any(script.task, TASKS, "task")
+    task: Task = parse_spec(script.task, TASKS)
     problems, out = problems_of(task, args), Path(args.output_dir)
     data = Dataset.from_list([{"prompt": messages(p), "number": i} for i, p in enumerate(problems)])
     model, tokenizer, sampler = given(script, args)

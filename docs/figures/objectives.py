@@ -6,6 +6,7 @@ from PIL import Image
 
 from drpo import objectives
 from drpo.report.weights import draw_png
+from drpo.spec import parse_spec
 
 FIGURES = {
     "drpo": ("drpo(0.2)", "drpo(0.2, power=0.5)", "drpo(0.2, outside=0.15)", "drpo(12.5)"),
@@ -25,9 +26,9 @@ FOLDER = Path(__file__).parent / "objectives"
 
 def main() -> None:
     """Draw them all, in 128 colours, so that they stay small."""
-    for name, spelled in FIGURES.items():
+    for name, spec in FIGURES.items():
         path = FOLDER / f"{name}.png"
-        draw_png([objectives.parse(text) for text in spelled], MUS, path)
+        draw_png([parse_spec(text, objectives.REGISTRY) for text in spec], MUS, path)
         with Image.open(path) as drawn:
             small = drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE)
         small.save(path, optimize=True)

@@ -8,15 +8,14 @@ and a token that is not kept is a removed token: it counts in no N, n_i or S. S 
 kept token, n_i the kept tokens of completion i, N = sum n_i.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.spec import format_call, parse_any
+from drpo.spec import Registry
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 
@@ -102,27 +101,8 @@ def _weights(keep: Tensor, divisor: Tensor) -> Tensor:
     return torch.where(keep, 1 / divisor.clamp(min=1), 0).float()
 
 
-TABLE: Mapping[str, Callable[..., Any]] = {
-    "token_mean": token_mean,
-    "sequence_mean": sequence_mean,
-    "horizon": Horizon,
-}
-
-
-def parse(text: str) -> Reduction:
-    """Return the reduction that `text` spells: token_mean, sequence_mean, horizon(H), or `module:function`.
-
-    Example:
-        >>> parse("horizon(8192)")
-        Horizon(tokens=8192)
-    """
-    reduction: Reduction = parse_any(text, TABLE, "reduction")
-    return reduction
-
-
-def spell(reduction: Reduction) -> str:
-    """Write a reduction as `parse` reads it."""
-    return format_call(reduction, TABLE, "reduction")
-
+REGISTRY: Registry[Reduction] = Registry(
+    "reduction", {"token_mean": token_mean, "sequence_mean": sequence_mean, "horizon": Horizon}
+)
 
 horizon = Horizon

@@ -1,4 +1,4 @@
-"""One way to write an object as text: `name(1, 2, key='value')`. Parsed, never evaluated."""
+"""Specs: one way to write an object as text, `name(1, 2, key='value')`. Parsed, never evaluated."""
 
 import ast
 import dataclasses
@@ -8,23 +8,40 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from drpo.errors import InputError, nearest
 
-Table = Mapping[str, Callable[..., Any] | str]
-"""Name -> builder of the object, the object itself, or the `module:name` of one that is imported when asked for."""
+T = TypeVar("T")
 
 SAFE_PATH = "drpo"
 """PYTHONSAFEPATH in the command's children: Python processes that do not look for modules in the working folder."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Unimported:
-    """What stands for an object that a record spells as `module:name`, where the record is read without running code.
+class Registry(Generic[T]):
+    """The names of one kind of object that a configuration holds; `parse_spec` and `format_spec` read and write them.
 
     Args:
-        text: as it is spelled.
+        kind: what the object is, for messages: "objective".
+        entries: name -> its class or a partial, the object itself (a function), or the `module:name` of either, which
+            is imported on demand.
+        instance_of: the class that every object must be an instance of; None allows any.
+        explicit: names that are never written without their first argument, though it has a default.
+    """
+
+    kind: str
+    entries: Mapping[str, Callable[..., Any] | str]
+    instance_of: type | None = None
+    explicit: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unimported:
+    """Placeholder for an object with the spec `module:name`, where a configuration is read without importing code.
+
+    Args:
+        text: the spec.
     """
 
     text: str
@@ -32,7 +49,7 @@ class Unimported:
 
 
 def names_code(text: str) -> bool:
-    """Whether `text` spells an object of the user's own, which is imported: `module:name` or `module:name(1, 2)`.
+    """True for the spec of an object outside the registries, which is imported: `module:name` or `module:name(1, 2)`.
 
     Example:
         >>> names_code("my_rewards:exact"), names_code("records('C:/x.jsonl', 'question', 'answer')")
@@ -67,27 +84,35 @@ def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     return name, args, kwargs
 
 
-def parse_any(text: str, table: Table, kind: str) -> Any:
-    """Build the object that `text` spells.
+def parse_spec(text: str, registry: Registry[T]) -> T:
+    """Return the object of a spec; the text is parsed, never evaluated.
 
     Args:
-        text: `name` or `name(arguments)` with a name of the table, or `module:name`, `module:name(arguments)`.
-        table: name -> maker of the object (a class or a partial), the object itself (a function), or `module:name`.
-        kind: what the object is, for messages: "objective".
+        text: `name` or `name(arguments)` with a name of the registry, or `module:name`, `module:name(arguments)`.
+        registry: of the kind of object that is expected.
 
     Raises:
-        InputError: an unknown name (with the nearest known one), what cannot be imported, or refused arguments.
+        InputError: an unknown name (with the nearest known one), what cannot be imported, refused arguments, or an
+            object of another class than the registry's.
 
     Example:
-        >>> parse_any("fractions:Fraction(3, 4)", {}, "number")
+        >>> parse_spec("fractions:Fraction(3, 4)", Registry("number", {}))
         Fraction(3, 4)
     """
+    value = _parsed(text, registry.entries, registry.kind)
+    if registry.instance_of is not None and not isinstance(value, registry.instance_of):
+        known = ", ".join(registry.entries)
+        raise InputError(f"{registry.kind} {text!r}: must be a {registry.instance_of.__name__}; write {known}")
+    return value  # type: ignore[no-any-return]
+
+
+def _parsed(text: str, entries: Mapping[str, Callable[..., Any] | str], kind: str) -> Any:
     module, _, call = text.partition(":")
     if not names_code(text):
         name, args, kwargs = split_call(text)
-        if name not in table:
-            raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
-        entry = _imported(table[name], kind)
+        if name not in entries:
+            raise InputError(f"unknown {kind} {name!r}{nearest(name, entries)}")
+        entry = _imported(entries[name], kind)
     else:
         name, args, kwargs = split_call(call)
         entry = import_named(module.strip(), name, kind)
@@ -139,20 +164,22 @@ def import_named(module: str, name: str, kind: str) -> Any:
     return value
 
 
-def format_call(value: Any, table: Table, kind: str) -> str:
-    """Spell `value` so that `parse_any` gives an equal object back, with the arguments that are not defaults.
+def format_spec(value: T, registry: Registry[T]) -> str:
+    """Return the spec of an object: `parse_spec` builds an equal one from it. Arguments that are defaults are left out.
 
     Raises:
-        InputError: the value cannot be reached by a name of the table or by `module:name`.
+        InputError: the value cannot be reached by a name of the registry or by `module:name`.
     """
     if isinstance(value, Unimported):
         return value.text
-    for name, entry in table.items():
+    for name, entry in registry.entries.items():
         if _is(value, entry):
             return name
+        if isinstance(entry, functools.partial) and value == entry():
+            return name
         if _is(type(value), entry) and dataclasses.is_dataclass(value):
-            return name + _arguments(value)
-    return _import_path(value, kind)
+            return name + _arguments(value, explicit=name in registry.explicit)
+    return _import_path(value, registry.kind)
 
 
 def _imported(entry: Callable[..., Any] | str, kind: str) -> Any:
@@ -168,14 +195,14 @@ def _is(value: Any, entry: Callable[..., Any] | str) -> bool:
     return value is entry
 
 
-def _arguments(value: Any) -> str:
-    """`(1, 2, key='x')`: nothing where all is default; else the first field, and by name the others that differ.
+def _arguments(value: Any, explicit: bool = False) -> str:
+    """`(1, 2, key='x')`: the fields that differ from their defaults, by name from the first gap on.
 
-    Those that follow on the first without a gap need no name.
+    Nothing where all are defaults; `explicit` writes the first field even then.
     """
     given = [(f.name, getattr(value, f.name), f.default) for f in dataclasses.fields(value)]
     differ = [default is dataclasses.MISSING or v != default for _, v, default in given]
-    if not any(differ):
+    if not (explicit or any(differ)):
         return ""
     gap = next((i for i, d in enumerate(differ) if i and not d), len(given))
     shown = [repr(v) for _, v, _ in given[:gap]]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.objectives import CISPO, ImportanceSampling, Objective, Tokens, gradient, spell
+from drpo.objectives import CISPO, REGISTRY, ImportanceSampling, Objective, Tokens, gradient
+from drpo.spec import format_spec
 from exact.bandit import Bandit, Estimate, bandit, estimate, seen, surrogate, zipf
 
 
@@ -49,7 +50,7 @@ class Agreement:
     """An objective's exact gradient beside two other ways to it.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         autograd: largest difference from automatic differentiation.
         z: largest |z| over all coordinates of the sampled mean.
         variance: sampled trace of the covariance over the exact one.
@@ -82,7 +83,7 @@ def agreement(objectives: Sequence[Objective], draws: int = 1_000_000, seed: int
         z = z_scores(exact, sampled, draws).abs().max()
         rows.append(
             Agreement(
-                spell(objective),
+                format_spec(objective, REGISTRY),
                 float((automatic - exact.mean).abs().max()),
                 float(z),
                 sampled.trace / exact.trace,

@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drpo.objectives import Objective, parse
+from drpo.objectives import REGISTRY, Objective
+from drpo.spec import parse_spec
 from exact.agreement import Agreement, agreement, mistaken
 from exact.claims import (
     FixedPoint,
@@ -130,7 +131,7 @@ def examine(watched: Callable[[Collection[str]], Iterable[str]] = iter) -> Theor
     """
     panel, learners = parsed(PANEL), parsed(LEARNERS)
     noisy, meaningful = noisy_tail(), meaningful_tail()
-    switches = [(parse("ppo(0.2, 0.28)"), 0.64), (parse("dppo(0.15)"), 0.65)]
+    switches = [(parse_spec("ppo(0.2, 0.28)", REGISTRY), 0.64), (parse_spec("dppo(0.15)", REGISTRY), 0.65)]
     parts: dict[str, Callable[[], Any]] = {
         "agreement": lambda: agreement(parsed(SAMPLED)),
         "mistaken": mistaken,
@@ -151,8 +152,8 @@ def examine(watched: Callable[[Collection[str]], Iterable[str]] = iter) -> Theor
 
 
 def parsed(texts: Sequence[str]) -> tuple[Objective, ...]:
-    """The objectives that these texts spell."""
-    return tuple(parse(text) for text in texts)
+    """The objectives of these specs."""
+    return tuple(parse_spec(text, REGISTRY) for text in texts)
 
 
 def checks(theory: Theory) -> tuple[Check, ...]:

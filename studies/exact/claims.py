@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.objectives import DPPO, DRPO, SPO, ImportanceSampling, Objective, Tokens, gradient, gradient_weight, spell
+from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, ImportanceSampling, Objective, Tokens, gradient, gradient_weight
+from drpo.spec import format_spec
 from exact.bandit import bandit, descend, distance, surrogate
 
 _ROUNDS = 150
@@ -50,7 +51,7 @@ class FixedPoint:
     """Where one token ends.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         mu: the sampler's probability of it.
         advantage: 1 or -1.
         predicted: pi* by the formula.
@@ -97,7 +98,7 @@ def fixed_points(mus: Sequence[float] = (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9)) -
         low = settle(objective, mu, advantage, torch.full_like(mu, 1e-6))
         high = settle(objective, mu, advantage, torch.full_like(mu, 1 - 1e-6))
         rows = zip(*(x.tolist() for x in (mu, advantage, predicted, low, high)), strict=True)
-        found += [FixedPoint(spell(objective), *row) for row in rows if 0 < row[2] < 1]
+        found += [FixedPoint(format_spec(objective, REGISTRY), *row) for row in rows if 0 < row[2] < 1]
     return tuple(found)
 
 
@@ -106,7 +107,7 @@ class Stop:
     """What becomes of a token of mu = 0.5, A = 1 under an objective that switches off.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         boundary: where its region ends.
         inside: where the token stops when it starts at mu, in steps of 0.002 of the logit.
         outside: where it ends when it starts at 0.95, beyond the boundary.
@@ -123,7 +124,7 @@ def stops(switches: Sequence[tuple[Objective, float]]) -> tuple[Stop, ...]:
     mu, one = torch.full((1,), 0.5, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     return tuple(
         Stop(
-            spell(objective),
+            format_spec(objective, REGISTRY),
             boundary,
             # In small steps throughout: it must reach the boundary, and shows how far it gets.
             float(_creep(objective, mu, one, mu)),
@@ -181,7 +182,7 @@ class Penalty:
     """An objective's expected penalty, in units of |A| / (2 radius), beside the divergence that it is said to be.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         divergence: its name.
         penalty: sum over words of mu * penalty / (|A| / (2 radius)), at the farthest of the laws tried.
         exact: the divergence there.
@@ -209,7 +210,7 @@ def penalties(laws: int = 20, words: int = 50, seed: int = 0) -> tuple[Penalty, 
             penalty = surrogate(objective, problem, logits[1]) - surrogate(ImportanceSampling(), problem, logits[1])
             pairs.append((float(penalty / (0.7 / (2 * radius))), getattr(distance(problem, logits[1]), name)))
         error = max(abs(a - b) / b for a, b in pairs)
-        found.append(Penalty(spell(objective), name, *max(pairs, key=lambda pair: pair[1]), error))
+        found.append(Penalty(format_spec(objective, REGISTRY), name, *max(pairs, key=lambda pair: pair[1]), error))
     return tuple(found)
 
 

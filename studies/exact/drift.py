@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.objectives import Objective, spell
+from drpo.objectives import REGISTRY, Objective
+from drpo.spec import format_spec
 from exact.bandit import Bandit, bandit, bias, distance, zipf
 
 DRIFTS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
@@ -22,7 +23,7 @@ class Drift:
     """An objective's bias along a path away from the sampler.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         tv: total variation at each point.
         relative: |expected step - true gradient| / |true gradient| at each.
         cosine: between them.
@@ -97,7 +98,9 @@ def drift(
         onset = max(clean) if relative[0] < UNBIASED else None
         smooth = onset == 0.0 and relative[1] > UNBIASED
         order = _order(tvs[1:4], relative[1:4]) if smooth else None
-        found.append(Drift(spell(objective), tuple(tvs), relative, tuple(b.cosine for b in seen), onset, order))
+        found.append(
+            Drift(format_spec(objective, REGISTRY), tuple(tvs), relative, tuple(b.cosine for b in seen), onset, order)
+        )
     return tuple(found)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.objectives import Objective, spell
+from drpo.objectives import REGISTRY, Objective
+from drpo.spec import format_spec
 from exact.bandit import Bandit, bandit, distance, estimate, value, value_gradient
 from exact.drift import tilted
 
@@ -108,7 +109,7 @@ class Learnt:
     """How an objective learns one of the problems.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         value: true expected reward after 0, 1, .. rounds.
         tv: total variation that each round moves the policy by.
     """
@@ -129,7 +130,7 @@ def learning(
     found = []
     for objective in objectives:
         values, tv = learn(objective, problem, training or Training(), seed)
-        found.append(Learnt(spell(objective), tuple(values.tolist()), tuple(tv.tolist())))
+        found.append(Learnt(format_spec(objective, REGISTRY), tuple(values.tolist()), tuple(tv.tolist())))
     return tuple(found)
 
 
@@ -158,7 +159,7 @@ class Noise:
     """How many draws it takes to see where to go.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         tv: how far the policy has moved.
         cosine: between the expected step and the true gradient.
         draws: N at which the standard deviation of the mean of N gradients is as long as the part of the expected step
@@ -193,7 +194,7 @@ def noise(
             along = -float((seen.mean * true).sum() / true.norm())
             size = float(seen.mean.norm())
             draws = seen.trace / along**2 if along > 1e-12 else float("inf")
-            found.append(Noise(spell(objective), tv, along / size if size > 1e-12 else 0.0, draws))
+            found.append(Noise(format_spec(objective, REGISTRY), tv, along / size if size > 1e-12 else 0.0, draws))
     return tuple(found)
 
 

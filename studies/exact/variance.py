@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drpo.objectives import Objective, spell
+from drpo.objectives import REGISTRY, Objective
+from drpo.spec import format_spec
 from exact.bandit import bandit, estimate
 
 MUS = tuple(float(x) for x in torch.logspace(-8, -2, 13, dtype=torch.float64))
@@ -21,7 +22,7 @@ class Variance:
     """Variance of the gradient of a word that has moved, over mu.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         case: a name of `CASES`.
         variance: trace of one draw's covariance at each of `MUS`.
         exponent: k of variance ~ mu^k as mu -> 0; None where the variance is 0 there: the word is silenced.
@@ -70,7 +71,7 @@ def variances(objectives: Sequence[Objective], mus: Sequence[float] = MUS) -> tu
         for case, (advantage, moved, factor) in CASES.items():
             pis = [mu + moved if moved is not None else mu * (factor or 1.0) for mu in mus]
             traces = [word_variance(objective, mu, pi, advantage) for mu, pi in zip(mus, pis, strict=True)]
-            found.append(Variance(spell(objective), case, tuple(traces), _exponent(mus, traces)))
+            found.append(Variance(format_spec(objective, REGISTRY), case, tuple(traces), _exponent(mus, traces)))
     return tuple(found)
 
 

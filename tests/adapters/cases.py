@@ -7,9 +7,10 @@ from torch import Tensor
 
 from drpo import objectives
 from drpo.objectives import Tokens, total
+from drpo.spec import parse_spec
 
 # One of every kind: no region, ratio, smooth in the ratio, mask, smooth and reachable, smooth and wide.
-SPELLINGS = ("none", "ppo(0.2, 0.28)", "spo(0.5)", "dppo(0.15)", "drpo(0.2)", "drpo(12.5)", "cispo(0.2, 0.28)")
+SPECS = ("none", "ppo(0.2, 0.28)", "spo(0.5)", "dppo(0.15)", "drpo(0.2)", "drpo(12.5)", "cispo(0.2, 0.28)")
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def rows(seed: int = 0, n_rows: int = 4, length: int = 11, dtype: torch.dtype = 
     return Rows(pi.log().to(dtype), behavior_logp.to(dtype), advantage.to(dtype), keep)
 
 
-def direct_gradient(spelling: str, batch: Rows, weight: Tensor) -> Tensor:
+def direct_gradient(spec: str, batch: Rows, weight: Tensor) -> Tensor:
     """d(sum over kept tokens of weight * loss) / d logp, [B, T] float64, by autograd on the objective itself.
 
     Args:
-        spelling: of the objective.
+        spec: of the objective.
         batch: the rows.
         weight: [B, T]; what each token counts in the framework's own sum.
     """
@@ -55,6 +56,10 @@ def direct_gradient(spelling: str, batch: Rows, weight: Tensor) -> Tensor:
     spread = batch.advantage.double().unsqueeze(1).expand(logp.shape)
     sequence = torch.arange(len(logp)).unsqueeze(1).expand(logp.shape)
     columns = (logp, batch.behavior_logp.double(), spread, batch.keep, sequence)
-    loss = total(objectives.parse(spelling), Tokens(*(c.reshape(-1) for c in columns)), weight.double().reshape(-1))
+    loss = total(
+        parse_spec(spec, objectives.REGISTRY),
+        Tokens(*(c.reshape(-1) for c in columns)),
+        weight.double().reshape(-1),
+    )
     (slope,) = torch.autograd.grad(loss, logp)
     return slope

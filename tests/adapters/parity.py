@@ -20,7 +20,7 @@ def record(framework: str, version: str, objective: str, error: float) -> None:
     Args:
         framework: as the table names it, with what ran: "TRL, loss_type=dapo".
         version: of the framework.
-        objective: its spelling.
+        objective: its spec.
         error: the largest |framework's gradient - the direct objective's|, for advantages of about 1.
     """
     FOUND.mkdir(parents=True, exist_ok=True)
@@ -32,11 +32,11 @@ def record(framework: str, version: str, objective: str, error: float) -> None:
 
 def table(results: list[dict]) -> str:
     """The results in Markdown; columns are objectives, in the order of their first appearance."""
-    spellings = list(dict.fromkeys(spelling for r in results for spelling in r["error"]))
-    lines = ["| framework | version | " + " | ".join(f"`{s}`" for s in spellings) + " |"]
-    lines.append("|---" * (2 + len(spellings)) + "|")
+    specs = list(dict.fromkeys(spec for r in results for spec in r["error"]))
+    lines = ["| framework | version | " + " | ".join(f"`{s}`" for s in specs) + " |"]
+    lines.append("|---" * (2 + len(specs)) + "|")
     for result in results:
-        errors = [f"{result['error'][s]:.0e}" if s in result["error"] else "" for s in spellings]
+        errors = [f"{result['error'][s]:.0e}" if s in result["error"] else "" for s in specs]
         lines.append(f"| {result['framework']} | {result['version']} | " + " | ".join(errors) + " |")
     return "\n".join(lines) + "\n"
 

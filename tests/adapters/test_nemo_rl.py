@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from drpo.adapters.nemo_rl import MUST_BE, reweighted
 from drpo.errors import InputError
 
@@ -113,15 +113,15 @@ def token_weight(batch: Rows, by_token: bool) -> Tensor:
     return one.expand(batch.logp.shape)
 
 
-@pytest.mark.parametrize("spelling", [*SPELLINGS, "gspo(0.2, 0.3)"])
+@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.2, 0.3)"])
 @pytest.mark.parametrize("by_token", [True, False])
 @pytest.mark.parametrize("corrected", [True, False])
-def test_the_frameworks_loss_has_the_objectives_gradient(spelling: str, by_token: bool, corrected: bool):
+def test_the_frameworks_loss_has_the_objectives_gradient(spec: str, by_token: bool, corrected: bool):
     framework = StandIn(by_token, use_importance_sampling_correction=corrected)
     for seed in range(3):
         batch = rows(seed)
-        found = gradient(reweighted(framework, spelling), batch, data_of(batch))
-        wanted = direct_gradient(spelling, counted(batch), token_weight(batch, by_token))
+        found = gradient(reweighted(framework, spec), batch, data_of(batch))
+        wanted = direct_gradient(spec, counted(batch), token_weight(batch, by_token))
         assert (found - wanted).abs().max() < 1e-6
 
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from adapters import parity, stand_ins
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from drpo import objectives
 from drpo.errors import InputError
+from drpo.spec import parse_spec
 
 pytestmark = pytest.mark.adapters
 pytest.importorskip("openrlhf")
@@ -54,8 +55,8 @@ def spread(batch: Rows) -> Tensor:
     return batch.advantage.unsqueeze(1).expand(batch.logp.shape)
 
 
-def loss_of(spelling: str, **settings: object) -> adapter.ReweightedLoss:
-    return adapter.ReweightedLoss(PolicyLoss(**SWITCHED_ON, **settings), objectives.parse(spelling))
+def loss_of(spec: str, **settings: object) -> adapter.ReweightedLoss:
+    return adapter.ReweightedLoss(PolicyLoss(**SWITCHED_ON, **settings), parse_spec(spec, objectives.REGISTRY))
 
 
 def framework_gradient(loss: nn.Module, batch: Rows, **normalizers: float) -> Tensor:
@@ -78,18 +79,18 @@ def token_weight(batch: Rows, by_token: bool, counted: bool) -> Tensor:
     return torch.as_tensor(one).expand(batch.logp.shape)
 
 
-@pytest.mark.parametrize("spelling", [*SPELLINGS, "gspo(0.2, 0.3)"])
+@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.2, 0.3)"])
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
-def test_the_frameworks_loss_has_the_objectives_gradient(aggregation: str, spelling: str):
+def test_the_frameworks_loss_has_the_objectives_gradient(aggregation: str, spec: str):
     by_token, errors = aggregation == "token-mean", []
     for seed in range(3):
         batch = rows(seed)
         for counts in ({}, {"dp_size": 3, "batch_num_tokens": 100.0, "global_batch_size": 16.0}):
-            found = framework_gradient(loss_of(spelling, token_level_loss=by_token), batch, **counts)
-            wanted = direct_gradient(spelling, batch, token_weight(batch, by_token, bool(counts)))
+            found = framework_gradient(loss_of(spec, token_level_loss=by_token), batch, **counts)
+            wanted = direct_gradient(spec, batch, token_weight(batch, by_token, bool(counts)))
             errors.append((found - wanted).abs().max().item())
-    if spelling in SPELLINGS:
-        parity.record(f"OpenRLHF, {aggregation}", VERSION, spelling, max(errors))
+    if spec in SPECS:
+        parity.record(f"OpenRLHF, {aggregation}", VERSION, spec, max(errors))
     assert max(errors) < 1e-6
 
 
@@ -123,7 +124,7 @@ def trainer_of(loss: nn.Module, logp: Tensor) -> SimpleNamespace:
 
 def test_the_frameworks_training_step_trains_the_objective_and_logs_its_figures():
     module = SimpleNamespace(PolicyLoss=PolicyLoss, ActorPPOTrainer=type("T", (ppo_actor.ActorPPOTrainer,), {}))
-    adapter.equip(module, objectives.parse("drpo(0.2)"))
+    adapter.equip(module, parse_spec("drpo(0.2)", objectives.REGISTRY))
     batch = rows(2)
     logp = batch.logp.clone().requires_grad_()
     trainer = trainer_of(module.PolicyLoss(**SWITCHED_ON), logp)
@@ -248,7 +249,7 @@ def test_the_frameworks_ray_actor_builds_our_loss_and_other_workers_stay_bare(tm
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["module"] == "openrlhf.cli.train_ppo_ray" and told["bare"] is False
-    expected = ["ReweightedLoss", repr(objectives.parse("drpo(0.2)")), "drpo.adapters.openrlhf", "WARN"]
+    expected = ["ReweightedLoss", repr(parse_spec("drpo(0.2)", objectives.REGISTRY)), "drpo.adapters.openrlhf", "WARN"]
     assert told["seen"] == expected
 
 

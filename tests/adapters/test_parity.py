@@ -3,7 +3,7 @@
 import json
 
 from adapters import parity
-from adapters.cases import SPELLINGS
+from adapters.cases import SPECS
 
 
 def test_the_page_shows_what_was_found():
@@ -21,4 +21,4 @@ def test_every_framework_that_is_called_tested_is_in_it():
     assert versions["TRL"] == {"1.10.0", "1.14.2", "1.16.0"} and versions["verl"] == {"0.9.1"}
     assert {"SkyRL", "Tinker", "prime-rl", "OpenRLHF"} <= set(versions)
     for result in results:
-        assert len(set(result["error"]) & set(SPELLINGS)) >= 4, result["framework"]
+        assert len(set(result["error"]) & set(SPECS)) >= 4, result["framework"]

@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
 from drpo.adapters import prime_rl
@@ -56,11 +56,11 @@ def configured(text: str) -> Callable[[Inputs], Any]:
     return lambda inputs: function(inputs, **table["kwargs"])
 
 
-def spelled(spelling: str) -> str:
+def toml(spec: str) -> str:
     return f"""[trainer.loss]
 type = "custom"
 import_path = "drpo.adapters.prime_rl.drpo_loss"
-kwargs = {{ objective = "{spelling}" }}
+kwargs = {{ objective = "{spec}" }}
 """
 
 
@@ -102,33 +102,33 @@ def test_signature_stands():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_gradient_through_the_wiring(spelling: str, weighted: bool):
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradient_through_the_wiring(spec: str, weighted: bool):
     worst = 0.0
     for seed in range(8):
         batch = rows(seed)
         weights = weights_of(batch, seed) if weighted else None
         logp = batch.logp.clone().requires_grad_()
         scale = int(batch.keep.sum())
-        loss, _ = whole_loss(configured(spelled(spelling)), sequences(batch, logp, weights), scale)
+        loss, _ = whole_loss(configured(toml(spec)), sequences(batch, logp, weights), scale)
         (slope,) = torch.autograd.grad(loss, logp)
         each = torch.full_like(batch.logp, 1 / scale) * (1 if weights is None else weights)
-        worst = max(worst, (slope.double() - direct_gradient(spelling, batch, each)).abs().max().item())
-    record("prime-rl (contract)" + (", loss_weights" if weighted else ""), READ_AT, spelling, worst)
+        worst = max(worst, (slope.double() - direct_gradient(spec, batch, each)).abs().max().item())
+    record("prime-rl (contract)" + (", loss_weights" if weighted else ""), READ_AT, spec, worst)
     assert worst < 1e-6
 
 
 def test_loss_is_the_sum_over_trained_tokens():
     logp = torch.tensor([-0.5, -0.7, -0.9]).requires_grad_()
     one = Inputs(logp, logp.detach(), None, torch.tensor([1.0, 2.0, 4.0]), torch.tensor([True, True, False]))
-    loss_of = configured(spelled("none"))
+    loss_of = configured(toml("none"))
     assert loss_of(one).loss.item() == -3.0
     assert loss_of(replace(one, loss_weights=torch.tensor([0.5, 2.0, 8.0]))).loss.item() == -4.5
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, 7.0])
 def test_what_stands_outside_the_mask_has_no_effect(junk: float):
-    batch, loss_of = rows(3, dtype=torch.float64), configured(spelled("drpo(0.2)"))
+    batch, loss_of = rows(3, dtype=torch.float64), configured(toml("drpo(0.2)"))
 
     def one(row: int, fill: float) -> tuple[Tensor, ...]:
         keep = batch.keep[row]
@@ -149,7 +149,7 @@ def test_what_stands_outside_the_mask_has_no_effect(junk: float):
 def test_a_sequence_without_trained_tokens_still_has_a_gradient():
     logp = torch.full((4,), -1.0).requires_grad_()
     empty = Inputs(logp, logp.detach(), None, torch.ones(4), torch.zeros(4, dtype=torch.bool))
-    loss, metrics = whole_loss(configured(spelled("drpo(0.2)")), [empty], 1)
+    loss, metrics = whole_loss(configured(toml("drpo(0.2)")), [empty], 1)
     loss.backward()
     assert loss.item() == 0 and logp.grad is not None and (logp.grad == 0).all()
     assert all(value.isfinite().all() for value in metrics.values())
@@ -157,7 +157,7 @@ def test_a_sequence_without_trained_tokens_still_has_a_gradient():
 
 def test_metrics_stack():
     batch = rows(1)
-    _, metrics = whole_loss(configured(spelled("drpo(0.2)")), sequences(batch, batch.logp, None), 1)
+    _, metrics = whole_loss(configured(toml("drpo(0.2)")), sequences(batch, batch.logp, None), 1)
     assert set(metrics) == {
         f"drpo/{n}" for n in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
     }
@@ -177,7 +177,7 @@ def test_inputs_of_older_versions_fit():
         loss_mask=torch.tensor([True]),
         loss_weights=None,
     )
-    assert configured(spelled("drpo(0.2)"))(older).loss.item() == -1.0
+    assert configured(toml("drpo(0.2)"))(older).loss.item() == -1.0
 
 
 def test_refusals():

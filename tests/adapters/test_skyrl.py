@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
 from drpo.errors import InputError
@@ -102,11 +102,11 @@ REDUCTIONS = ("token_mean", "token_mean_legacy", "sequence_mean", "seq_mean_toke
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_gradient_through_the_registry(spelling: str, reduction: str):
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradient_through_the_registry(spec: str, reduction: str):
     skyrl.register()
     loss_of = PolicyLossRegistry.get(skyrl.NAME)
-    config = configured(objective=spelling).trainer.algorithm
+    config = configured(objective=spec).trainer.algorithm
     worst = 0.0
     for seed in range(8):
         batch = rows(seed)
@@ -119,9 +119,9 @@ def test_gradient_through_the_registry(spelling: str, reduction: str):
                 rollout_logprobs=batch.behavior_logp[part],
             )  # fmt: skip
             loss.backward()
-        wanted = direct_gradient(spelling, batch, counted(batch, reduction))
+        wanted = direct_gradient(spec, batch, counted(batch, reduction))
         worst = max(worst, (logp.grad.double() - wanted).abs().max().item())
-    record(f"SkyRL, loss_reduction={reduction}", VERSION, spelling, worst)
+    record(f"SkyRL, loss_reduction={reduction}", VERSION, spec, worst)
     assert worst < 1e-6
 
 
@@ -311,13 +311,13 @@ def test_fit_configurations_are_not():
 
 
 def test_objectives_that_do_not_fit_are_refused():
-    for spelling, message in {
+    for spec, message in {
         "dppo(0.15, divergence='topk_tv')": "reads the sampler's top-K",
         "drpo(0.2, advantage_weighted=False)": "is not weighted by the advantage",
         "dropo(0.2)": "did you mean 'drpo'",
     }.items():
         with pytest.raises(InputError, match=message):
-            skyrl.check(configured(objective=spelling))
+            skyrl.check(configured(objective=spec))
 
 
 def test_an_entry_point_of_ones_own_is_not_left_unchecked():

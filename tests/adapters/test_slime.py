@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from drpo.errors import InputError
 
 # What this adapter relies on: THUDM/slime, slime/backends/megatron_utils/loss.py as of commit 00c2d6db0f23a490
@@ -107,14 +107,14 @@ def gradient(adapter: ModuleType, args: Namespace, batch: Rows, by_token: bool) 
     return slope[0, :, 0].reshape(batch.logp.shape) / (1 - batch.logp.exp())
 
 
-@pytest.mark.parametrize("spelling", [*SPELLINGS, "gspo(0.2, 0.3)"])
+@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.2, 0.3)"])
 @pytest.mark.parametrize("by_token", [True, False])
-def test_the_frameworks_loss_has_the_objectives_gradient(adapter: ModuleType, spelling: str, by_token: bool):
+def test_the_frameworks_loss_has_the_objectives_gradient(adapter: ModuleType, spec: str, by_token: bool):
     for seed in range(3):
         batch = rows(seed, dtype=torch.float64)
         one = torch.ones(1).double() / 30 if by_token else 1 / batch.keep.double().sum(1, keepdim=True)
-        found = gradient(adapter, arguments(spelling), batch, by_token) * (1 / 30 if by_token else 1)
-        wanted = direct_gradient(spelling, batch, one.expand(batch.logp.shape))
+        found = gradient(adapter, arguments(spec), batch, by_token) * (1 / 30 if by_token else 1)
+        wanted = direct_gradient(spec, batch, one.expand(batch.logp.shape))
         assert (found - wanted).abs().max() < 1e-9
 
 

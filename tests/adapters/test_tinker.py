@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.parity import record
 from drpo import objectives
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.objectives import Tokens, gradient
+from drpo.spec import parse_spec
 
 tinker = pytest.importorskip("tinker", reason="Tinker's client is not installed; `make test-skyrl` installs it")
 pytestmark = pytest.mark.adapters
@@ -74,18 +75,18 @@ def behind(values: Tensor, prompt: Sequence[int] = PROMPT) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_gradient_of_the_loss(spelling: str, masked: bool):
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradient_of_the_loss(spec: str, masked: bool):
     worst = 0.0
     for seed in range(8):
         batch = rows(seed)
-        weights, _ = sent(of_rows(batch, masked=masked), behind(batch.logp), drpo_loss(spelling))
-        wanted = direct_gradient(spelling, batch, torch.ones_like(batch.logp))
+        weights, _ = sent(of_rows(batch, masked=masked), behind(batch.logp), drpo_loss(spec))
+        wanted = direct_gradient(spec, batch, torch.ones_like(batch.logp))
         ahead = len(PROMPT) - 1
         assert all((row[:ahead] == 0).all() for row in weights)
         found = -torch.stack([row[ahead:] for row in weights]).double()
         worst = max(worst, ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item())
-    record("Tinker, custom loss" + (", mask" if masked else ""), VERSION, spelling, worst)
+    record("Tinker, custom loss" + (", mask" if masked else ""), VERSION, spec, worst)
     assert worst < 1e-6
 
 
@@ -203,18 +204,18 @@ def sampled(client: Any, n: int) -> list[Any]:
     return sampler.sample(prompt=ModelInput.from_ints(PROMPT), sampling_params=wish, num_samples=n).result().sequences
 
 
-def direct_weights(spelling: str, data: list[Datum], logp: list[Tensor]) -> list[Tensor]:
+def direct_weights(spec: str, data: list[Datum], logp: list[Tensor]) -> list[Tensor]:
     """Minus the objective's gradient in float64, a datum at a time."""
     made = []
     for one, pi in zip(data, logp, strict=True):
         mu, advantage = (one.loss_fn_inputs[name].to_torch().double() for name in ("logprobs", "advantages"))
         tokens = Tokens(pi.double(), mu, advantage, advantage != 0, torch.zeros(len(pi), dtype=torch.long))
-        made.append(-gradient(objectives.parse(spelling), tokens))
+        made.append(-gradient(parse_spec(spec, objectives.REGISTRY), tokens))
     return made
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spelling: str):
+@pytest.mark.parametrize("spec", SPECS)
+def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spec: str):
     """Sample, lose, step, four times: what arrives at the server is minus the objective's gradient where it stands."""
     sequences = sampled(client, 4)
     assert all(len(s.tokens) == len(s.logprobs) > 0 for s in sequences)
@@ -227,7 +228,7 @@ def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spe
 
     def watched(data: list[Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
         met.append([each.detach() for each in logprobs])
-        return drpo_loss(spelling)(data, logprobs)
+        return drpo_loss(spec)(data, logprobs)
 
     worst, shifts = 0.0, []
     for step in range(4):
@@ -235,10 +236,10 @@ def test_real_steps_through_the_client(world: tuple[Path, str], client: Any, spe
         client.optim_step(AdamParams(learning_rate=2e-3)).result()
         shifts.append(future.result().metrics["drpo/prob_diff_max"])
         arrived = [torch.tensor(row).double() for row in json.loads((world[0] / "weights.json").read_text())]
-        for found, wanted in zip(arrived, direct_weights(spelling, data, met[step]), strict=True):
+        for found, wanted in zip(arrived, direct_weights(spec, data, met[step]), strict=True):
             worst = max(worst, ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item())
     assert shifts[0] < 1e-5 and shifts[-1] > 0.2, shifts
-    record("Tinker's client, SkyRL's server", VERSION, spelling, worst)
+    record("Tinker's client, SkyRL's server", VERSION, spec, worst)
     assert worst < 1e-6
 
 

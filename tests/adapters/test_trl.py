@@ -21,9 +21,10 @@ from drpo.adapters.trl import AGGREGATIONS, DRPOConfig, DRPOTrainer  # noqa: E40
 from drpo.errors import InputError  # noqa: E402
 from drpo.model import loading  # noqa: E402
 from drpo.objectives import Tokens, total  # noqa: E402
+from drpo.spec import parse_spec  # noqa: E402
 from support.tiny_world import doubled  # noqa: E402
 
-SPELLINGS = ("drpo(0.2)", "drpo(12.5)", "dppo(0.15)", "spo(0.5)", "ppo(0.2, 0.28)", "gspo(0.1, 0.1)")
+SPECS = ("drpo(0.2)", "drpo(12.5)", "dppo(0.15)", "spo(0.5)", "ppo(0.2, 0.28)", "gspo(0.1, 0.1)")
 
 
 class NoisySampler:
@@ -90,7 +91,7 @@ class Compared(DRPOTrainer):
         sequence = torch.arange(len(logp)).unsqueeze(1).expand(logp.shape)
         advantage = batch["advantages"].unsqueeze(1).expand(logp.shape)
         tokens = Tokens(*(x.reshape(-1) for x in (logp, mu, advantage, keep, sequence)))
-        objective = objectives.parse(self.args.objective)
+        objective = parse_spec(self.args.objective, objectives.REGISTRY)
         self.left += int(objectives.out_of_region(objective, tokens)[tokens.keep].sum())
         return total(objective, tokens, self.weights(keep, batch).reshape(-1))
 
@@ -125,16 +126,16 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_six_steps_with_the_objectives_own_gradient(spelling: str, aggregation: str, tmp_path: Path):
-    trainer = trainer_of(Compared, config(tmp_path, objective=spelling, loss_type=aggregation), NoisySampler())
+@pytest.mark.parametrize("spec", SPECS)
+def test_six_steps_with_the_objectives_own_gradient(spec: str, aggregation: str, tmp_path: Path):
+    trainer = trainer_of(Compared, config(tmp_path, objective=spec, loss_type=aggregation), NoisySampler())
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     assert trainer.state.global_step == 6 and trainer.n_losses == 12
-    assert trainer.largest > 1e-3 and (trainer.left > 5 or "12.5" in spelling)  # else nothing was compared
+    assert trainer.largest > 1e-3 and (trainer.left > 5 or "12.5" in spec)  # else nothing was compared
     assert any(not p.equal(before[name]) for name, p in trainer.model.named_parameters())
     error = trainer.worst / max(1.0, trainer.largest)
-    record(f"TRL, loss_type={aggregation}", trl.__version__, spelling, error)
+    record(f"TRL, loss_type={aggregation}", trl.__version__, spec, error)
     assert error < 1e-6
     history = [entry for entry in trainer.state.log_history if "drpo/out_of_region" in entry]
     assert len(history) == 6 and all(0 <= entry["drpo/out_of_region"] <= 1 for entry in history)

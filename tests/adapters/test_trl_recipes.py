@@ -22,6 +22,7 @@ from adapters.trl_runs import config  # noqa: E402
 from drpo import cli, objectives  # noqa: E402
 from drpo.adapters.trl import DRPOConfig  # noqa: E402
 from drpo.model import loading  # noqa: E402
+from drpo.spec import parse_spec  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "cluster" / "trl"
@@ -55,7 +56,7 @@ def test_every_setting_with_every_method(setting: str, method: str, tmp_path: Pa
     assert set(written) - set(fields) <= {"model", "task", "sampler", "eval_problems"}
     assert f"--objective {METHODS[method]} " in said
     made = DRPOConfig(**(fields | {"objective": METHODS[method], "output_dir": str(tmp_path), "use_cpu": True}))
-    assert objectives.parse(made.objective) is not None
+    assert parse_spec(made.objective, objectives.REGISTRY) is not None
     per_update = made.per_device_train_batch_size * made.gradient_accumulation_steps
     assert made.steps_per_generation // made.gradient_accumulation_steps == 4  # updates of a rollout
     assert per_update in (32, 16)  # qwen3_4b: on each of 8 processes

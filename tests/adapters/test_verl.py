@@ -33,7 +33,7 @@ from verl.workers.config import ActorConfig, FSDPActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
 import drpo.adapters.verl
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from adapters.pages import run_page
 from adapters.parity import record
 from adapters.verl_batches import directly, full, sampled
@@ -52,8 +52,8 @@ BYPASSED = ("algorithm.rollout_correction.bypass_mode=true",)
 SOUND = (*TYPED, *CHOSEN, *SEEN, *BYPASSED)
 
 
-def actor(spelling: str = "drpo(0.2)", **more: Any) -> ActorConfig:
-    chosen = DRPOPolicyLossConfig(objective=spelling, rollout_correction=BYPASS)
+def actor(spec: str = "drpo(0.2)", **more: Any) -> ActorConfig:
+    chosen = DRPOPolicyLossConfig(objective=spec, rollout_correction=BYPASS)
     return FSDPActorConfig(strategy="fsdp2", rollout_n=4, ppo_micro_batch_size_per_gpu=2, policy_loss=chosen, **more)
 
 
@@ -99,16 +99,16 @@ def weights(mode: str, keep: Tensor, dp_size: int, n_tokens: int, n_rows: int) -
     return (weight * dp_size).expand(keep.shape)
 
 
-def gradient_in_verl(batch: Rows, spelling: str, mode: str, sizes: dict[str, int]) -> Tensor:
+def gradient_in_verl(batch: Rows, spec: str, mode: str, sizes: dict[str, int]) -> Tensor:
     logp = batch.logp.clone().requires_grad_()
     data, output = as_verl(batch, logp, **sizes)
-    loss, _ = ppo_loss(actor(spelling, loss_agg_mode=mode, loss_scale_factor=HORIZON), output, data)
+    loss, _ = ppo_loss(actor(spec, loss_agg_mode=mode, loss_scale_factor=HORIZON), output, data)
     (slope,) = torch.autograd.grad(loss, logp)
     return slope
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_ppo_loss_has_the_objectives_gradient(spelling: str):
+@pytest.mark.parametrize("spec", SPECS)
+def test_ppo_loss_has_the_objectives_gradient(spec: str):
     worst = 0.0
     for seed in range(3):
         batch = rows(seed)
@@ -116,13 +116,13 @@ def test_ppo_loss_has_the_objectives_gradient(spelling: str):
         sizes = {"dp_size": 2, "batch_num_tokens": 2 * int(batch.keep.sum()), "global_batch_size": 2 * len(batch.keep)}
         for mode in MODES:
             weight = weights(mode, batch.keep, 2, sizes["batch_num_tokens"], sizes["global_batch_size"])
-            wanted = direct_gradient(spelling, batch, weight)
-            found = gradient_in_verl(batch, spelling, mode, sizes)
+            wanted = direct_gradient(spec, batch, weight)
+            found = gradient_in_verl(batch, spec, mode, sizes)
             assert (found[~batch.keep] == 0).all()
             # For a weight of 1 a token, since token-mean would hide it behind 1/N, and of a gradient of 1 or more.
             unit = weight.max() * (wanted.abs().max() / weight.max()).clamp(min=1)
             worst = max(worst, ((found - wanted).abs().max() / unit).item())
-    record("verl, ppo_loss", version, spelling, worst)
+    record("verl, ppo_loss", version, spec, worst)
     assert worst < 1e-6
 
 
@@ -188,11 +188,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("spelling", [*SPELLINGS, "drpo(0.02)", "dppo(0.01)"])
-def test_verls_own_worker_takes_steps_with_the_objective(tiny: Path, tmp_path: Path, spelling: str):
+@pytest.mark.parametrize("spec", [*SPECS, "drpo(0.02)", "dppo(0.01)"])
+def test_verls_own_worker_takes_steps_with_the_objective(tiny: Path, tmp_path: Path, spec: str):
     rate = 1e-2
     made = cpu.worker(str(tiny), str(tmp_path / "store"), rate)
-    config = actor(spelling, loss_agg_mode="token-mean")
+    config = actor(spec, loss_agg_mode="token-mean")
     made.set_loss_fn(partial(ppo_loss, config))
     model = cpu.Qwen2ForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
@@ -201,7 +201,7 @@ def test_verls_own_worker_takes_steps_with_the_objective(tiny: Path, tmp_path: P
     stepping = made.engine.optimizer_step
     made.engine.optimizer_step = lambda: grads.append([full(p.grad).clone() for p in theirs]) or stepping()
     for _ in range(4):
-        wanted = directly(model, batch, spelling)
+        wanted = directly(model, batch, spec)
         optimizer.zero_grad()
         wanted.backward()
         optimizer.step()
@@ -212,8 +212,8 @@ def test_verls_own_worker_takes_steps_with_the_objective(tiny: Path, tmp_path: P
         assert "drpo/prob_diff_mean" in metrics
         if len(losses) == 1:
             worst = max((t - p.grad).abs().max().item() for t, p in zip(grads[0], model.parameters(), strict=True))
-    if spelling in SPELLINGS:
-        record("verl, its FSDP2 worker, parameters", version, spelling, worst)
+    if spec in SPECS:
+        record("verl, its FSDP2 worker, parameters", version, spec, worst)
     assert worst < 1e-6
     assert abs(losses[-1] - losses[0]) > 0.05
     # Adam divides by the gradient, so rounding moves a parameter by a part of the learning rate.

@@ -15,14 +15,14 @@ import torch
 
 from adapters.verl_batches import directly, sampled
 
-SPELLING = "drpo(0.02)"
+SPEC = "drpo(0.02)"
 
 
 def test_two_ranks_make_the_update_of_one(tmp_path: Path):
     cpu.tiny_model(str(tmp_path / "model"))
     command = [sys.executable, str(Path(__file__).with_name("verl_rank.py"))]
     ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path), SPELLING], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), str(tmp_path), SPEC], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     try:
@@ -39,7 +39,7 @@ def test_two_ranks_make_the_update_of_one(tmp_path: Path):
     assert sum(counts[:2]) != sum(counts[2:])  # else each rank's own mean would do
     losses = []
     for _ in range(2):
-        loss = directly(model, batch, SPELLING)
+        loss = directly(model, batch, SPEC)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

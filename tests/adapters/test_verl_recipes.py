@@ -26,6 +26,7 @@ from drpo import objectives
 from drpo.adapters.verl import DRPOPolicyLossConfig, check
 from drpo.methods import Method, dppo, drpo, spo
 from drpo.reductions import Horizon
+from drpo.spec import parse_spec
 from drpo.types import Problem
 
 SETTINGS = sorted(
@@ -75,7 +76,7 @@ def test_every_setting_is_the_papers(setting: str):
 def test_a_method_is_the_one_that_drpo_calls_so(method: str):
     config = recipe("qwen3-4b", f"objective={method}")
     actor = config.actor_rollout_ref.actor
-    assert objectives.parse(actor.policy_loss.objective) == PAPER[method].objective
+    assert parse_spec(actor.policy_loss.objective, objectives.REGISTRY) == PAPER[method].objective
     keep = torch.tensor([[True, True, False], [True, False, False]])
     loss = torch.rand(2, 3)
     aggregated = core_algos.agg_loss(loss, keep, actor.loss_agg_mode, loss_scale_factor=actor.loss_scale_factor)

@@ -27,7 +27,7 @@ from verl.workers.utils.losses import ppo_loss
 from adapters.verl_batches import directly, full, sampled
 from adapters.verl_recipe import recipe
 
-SPELLING = "drpo(0.005)"
+SPEC = "drpo(0.005)"
 RATE = 1e-2
 REWARDS = (1.0, 0.0, 0.0, 1.0)
 ADVANTAGES = (0.5, -0.5, -0.5, 0.5)
@@ -38,7 +38,7 @@ KEYS = ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]  # two prompts, two samples each
 def config() -> Iterator[DictConfig]:
     """The 4B recipe with one prompt an update, and the queue that verl's trainer keeps its rows in."""
     small = ("actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.ppo_mini_batch_size=1")
-    named = f'actor_rollout_ref.actor.policy_loss.objective="{SPELLING}"'
+    named = f'actor_rollout_ref.actor.policy_loss.objective="{SPEC}"'
     queue = ("transfer_queue.enable=true", "transfer_queue.backend.SimpleStorage.num_data_storage_units=1")
     composed = recipe("qwen3-4b", "objective=drpo", *small, named, *queue)
     ray.init(num_cpus=12, include_dashboard=False, logging_level="ERROR")
@@ -100,7 +100,7 @@ def test_the_samplers_scores_reach_every_update_unchanged(config: DictConfig, tm
     for prompt in (slice(0, 2), slice(2, 4)):
         part = (rows[0][prompt], rows[1][prompt], {name: rows_[prompt] for name, rows_ in rows[2].items()})
         n_tokens = sum(int(mask.sum()) for mask in part[2]["response_mask"])
-        loss = directly(model, part, SPELLING) * n_tokens / (2 * 8192)  # two rows, each divided by the horizon
+        loss = directly(model, part, SPEC) * n_tokens / (2 * 8192)  # two rows, each divided by the horizon
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

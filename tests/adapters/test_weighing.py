@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adapters.cases import SPELLINGS, Rows, direct_gradient, rows
+from adapters.cases import SPECS, Rows, direct_gradient, rows
 from drpo import objectives
 from drpo.adapters import figures, objective_of, reweight, token_loss, warn_untested
 from drpo.errors import InputError
+from drpo.spec import parse_spec
 
-EVERY = (*SPELLINGS, "tis(2)", "sapo(1, 1.05)", "mask(0.1)", "gspo(0.2, 0.3)", "drpo(0.2, advantage_weighted=False)")
+EVERY = (*SPECS, "tis(2)", "sapo(1, 1.05)", "mask(0.1)", "gspo(0.2, 0.3)", "drpo(0.2, advantage_weighted=False)")
 
 
 def framework_gradient(batch: Rows, advantage: Tensor, weight: Tensor) -> Tensor:
@@ -32,33 +33,33 @@ def row_weights(batch: Rows, draw: int) -> Tensor:
     return torch.rand(len(batch.logp), 1, generator=torch.Generator().manual_seed(draw)).expand(batch.logp.shape)
 
 
-@pytest.mark.parametrize("spelling", EVERY)
+@pytest.mark.parametrize("spec", EVERY)
 @given(seed=st.integers(0, 10**6))
-def test_reweighted_surrogate_has_the_objectives_gradient(spelling: str, seed: int):
+def test_reweighted_surrogate_has_the_objectives_gradient(spec: str, seed: int):
     batch = rows(seed)
     weight = row_weights(batch, seed)
-    objective = objectives.parse(spelling)
+    objective = parse_spec(spec, objectives.REGISTRY)
     weighed = reweight(objective, batch.logp, batch.behavior_logp, batch.advantage, batch.keep)
-    wanted = direct_gradient(spelling, batch, weight)
+    wanted = direct_gradient(spec, batch, weight)
     assert torch.allclose(framework_gradient(batch, weighed, weight).double(), wanted, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("spelling", EVERY)
+@pytest.mark.parametrize("spec", EVERY)
 @given(seed=st.integers(0, 10**6))
-def test_token_loss_has_the_objectives_gradient(spelling: str, seed: int):
+def test_token_loss_has_the_objectives_gradient(spec: str, seed: int):
     batch = rows(seed, dtype=torch.float64)
     weight = row_weights(batch, seed).double()
     logp = batch.logp.clone().requires_grad_()
-    loss = token_loss(objectives.parse(spelling), logp, batch.behavior_logp, batch.advantage, batch.keep)
+    loss = token_loss(parse_spec(spec, objectives.REGISTRY), logp, batch.behavior_logp, batch.advantage, batch.keep)
     assert (loss[~batch.keep] == 0).all()
     (slope,) = torch.autograd.grad((weight * loss).sum(), logp)
-    assert torch.allclose(slope, direct_gradient(spelling, batch, weight), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(slope, direct_gradient(spec, batch, weight), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("spelling", EVERY)
+@pytest.mark.parametrize("spec", EVERY)
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 7.0])
-def test_what_stands_in_padding_has_no_effect(spelling: str, junk: float):
-    objective, clean = objectives.parse(spelling), rows(3)
+def test_what_stands_in_padding_has_no_effect(spec: str, junk: float):
+    objective, clean = parse_spec(spec, objectives.REGISTRY), rows(3)
 
     def spoilt(values: Tensor) -> Tensor:
         return torch.where(clean.keep, values, junk)
@@ -80,18 +81,21 @@ def test_a_token_that_the_sampler_could_not_score_is_taken_as_on_policy(missing:
     batch = rows(1)
     mu = batch.behavior_logp.clone()
     mu[0, 0] = missing
-    weighed = reweight(objectives.parse("drpo(0.2)"), batch.logp, mu, batch.advantage, batch.keep)
+    weighed = reweight(parse_spec("drpo(0.2)", objectives.REGISTRY), batch.logp, mu, batch.advantage, batch.keep)
     assert weighed[0, 0] == batch.advantage[0]
-    seen = figures(objectives.parse("drpo(0.2)"), batch.logp, mu, batch.advantage, batch.keep)
+    seen = figures(parse_spec("drpo(0.2)", objectives.REGISTRY), batch.logp, mu, batch.advantage, batch.keep)
     assert seen["unscored"] == 1 / batch.keep.sum()
     assert (
-        figures(objectives.parse("none"), batch.logp, batch.behavior_logp, batch.advantage, batch.keep)["unscored"] == 0
+        figures(parse_spec("none", objectives.REGISTRY), batch.logp, batch.behavior_logp, batch.advantage, batch.keep)[
+            "unscored"
+        ]
+        == 0
     )
 
 
 def test_advantages_by_row_by_column_and_by_token_are_the_same():
     batch = rows(2)
-    drpo = objectives.parse("drpo(0.2)")
+    drpo = parse_spec("drpo(0.2)", objectives.REGISTRY)
     by_row = batch.advantage
     for advantage in (by_row.unsqueeze(1), by_row.unsqueeze(1).expand(batch.logp.shape)):
         assert torch.equal(
@@ -100,9 +104,9 @@ def test_advantages_by_row_by_column_and_by_token_are_the_same():
         )
 
 
-@pytest.mark.parametrize("spelling", ["drpo(0.2)", "gspo(0.2, 0.3)"])
-def test_packed_tokens_with_their_sequences_equal_padded_rows(spelling: str):
-    batch, objective = rows(5), objectives.parse(spelling)
+@pytest.mark.parametrize("spec", ["drpo(0.2)", "gspo(0.2, 0.3)"])
+def test_packed_tokens_with_their_sequences_equal_padded_rows(spec: str):
+    batch, objective = rows(5), parse_spec(spec, objectives.REGISTRY)
     sequence = torch.arange(len(batch.logp)).unsqueeze(1).expand(batch.logp.shape)
     spread = batch.advantage.unsqueeze(1).expand(batch.logp.shape)
     flat = [x[batch.keep] for x in (batch.logp, batch.behavior_logp, spread, batch.keep, sequence)]
@@ -114,14 +118,16 @@ def test_packed_tokens_with_their_sequences_equal_padded_rows(spelling: str):
 def test_ratios_beyond_all_bounds_stay_finite(log_ratio: float):
     logp = torch.tensor([min(log_ratio, 0.0) - 1.0])
     mu = logp - log_ratio
-    for spelling in EVERY:
-        weighed = reweight(objectives.parse(spelling), logp, mu, torch.tensor([-1.0]), torch.tensor([True]))
-        assert weighed.isfinite().all(), spelling
+    for spec in EVERY:
+        weighed = reweight(parse_spec(spec, objectives.REGISTRY), logp, mu, torch.tensor([-1.0]), torch.tensor([True]))
+        assert weighed.isfinite().all(), spec
 
 
 def test_figures_of_nothing():
     batch = replace(rows(0), keep=torch.zeros_like(rows(0).keep))
-    seen = figures(objectives.parse("drpo(0.2)"), batch.logp, batch.behavior_logp, batch.advantage, batch.keep)
+    seen = figures(
+        parse_spec("drpo(0.2)", objectives.REGISTRY), batch.logp, batch.behavior_logp, batch.advantage, batch.keep
+    )
     assert {name: value.item() for name, value in seen.items()} == {
         "prob_diff_mean": 0.0,
         "prob_diff_max": 0.0,
@@ -133,14 +139,16 @@ def test_figures_of_nothing():
 
 def test_figures_count_kept_tokens_alone():
     pi, mu = torch.tensor([[0.5, 0.3, 0.9]]), torch.tensor([[0.1, 0.3, 0.1]])
-    seen = figures(objectives.parse("drpo(0.2)"), pi.log(), mu.log(), torch.ones(1), torch.tensor([[1, 1, 0]]))
+    seen = figures(
+        parse_spec("drpo(0.2)", objectives.REGISTRY), pi.log(), mu.log(), torch.ones(1), torch.tensor([[1, 1, 0]])
+    )
     assert seen["prob_diff_mean"].item() == pytest.approx(0.2) and seen["out_of_region"].item() == 0.5
     assert seen["prob_diff_max"].item() == pytest.approx(0.4) and seen["weight_min"].item() == pytest.approx(-1.0)
 
 
 def test_refusals():
     batch = rows(0)
-    drpo = objectives.parse("drpo(0.2)")
+    drpo = parse_spec("drpo(0.2)", objectives.REGISTRY)
     with pytest.raises(InputError, match=r"behavior_logp \[4\]: must have the shape of logp, \[4, 11\]"):
         reweight(drpo, batch.logp, batch.behavior_logp[:, 0], batch.advantage, batch.keep)
     with pytest.raises(

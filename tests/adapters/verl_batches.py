@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adapters import verl_on_cpu as cpu
 from drpo import objectives
+from drpo.spec import parse_spec
 
 
 def sampled(seed: int) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
@@ -23,7 +24,7 @@ def sampled(seed: int) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tenso
     return prompts, responses, columns
 
 
-def directly(model: torch.nn.Module, batch: tuple, spelling: str) -> Tensor:
+def directly(model: torch.nn.Module, batch: tuple, spec: str) -> Tensor:
     """The token mean of the objective, row by row, without anything of verl."""
     prompts, responses, columns = batch
     summed, count = torch.zeros(()), 0
@@ -31,7 +32,7 @@ def directly(model: torch.nn.Module, batch: tuple, spelling: str) -> Tensor:
         logits = model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
         logp = logits.float().log_softmax(-1).gather(1, response[:, None])[:, 0]
         tokens = objectives.Tokens(logp, mu, a, keep, torch.zeros_like(response))
-        summed = summed + objectives.total(objectives.parse(spelling), tokens, keep.float())
+        summed = summed + objectives.total(parse_spec(spec, objectives.REGISTRY), tokens, keep.float())
         count += int(keep.sum())
     return summed / count
 

@@ -1,6 +1,6 @@
 """One of two ranks of verl's worker: trains its half of a mini-batch for two steps, and says what it saw.
 
-python tests/adapters/verl_rank.py RANK FOLDER SPELLING
+python tests/adapters/verl_rank.py RANK FOLDER SPEC
 """
 
 import json
@@ -18,10 +18,10 @@ from verl.workers.utils.losses import ppo_loss
 from adapters.test_verl import actor, full, sampled
 
 
-def main(rank: int, folder: Path, spelling: str) -> None:
+def main(rank: int, folder: Path, spec: str) -> None:
     """Write losses to FOLDER/RANK.json and, from the first rank, the parameters to FOLDER/parameters.pt."""
     made = cpu.worker(str(folder / "model"), str(folder / "store"), 1e-2, rank, n_ranks=2)
-    made.set_loss_fn(partial(ppo_loss, actor(spelling, loss_agg_mode="token-mean")))
+    made.set_loss_fn(partial(ppo_loss, actor(spec, loss_agg_mode="token-mean")))
     prompts, responses, columns = sampled(0)
     mine = slice(2 * rank, 2 * rank + 2)
     half = (prompts[mine], responses[mine], {name: rows[mine] for name, rows in columns.items()})

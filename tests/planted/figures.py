@@ -52,9 +52,9 @@ def _ratio_for_weight(right: Any) -> Any:
 
 
 def _mu_and_pi(right: Any) -> Any:
-    def joined(run: Any, records: Any, spelled: Any) -> Any:
+    def joined(run: Any, records: Any, spec: Any) -> Any:
         turned = [{**r, "logp": r["behavior_logp"], "behavior_logp": r["logp"]} for r in records]
-        return right(run, turned, spelled)
+        return right(run, turned, spec)
 
     return joined
 

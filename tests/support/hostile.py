@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from drpo import cli
-from drpo.train.config import SPELLED, Run
+from drpo.train.config import REGISTRIES, Run
 
 LIMIT_S = 20
 INJECTED = (
@@ -35,7 +35,7 @@ INJECTED = (
     "",
     "\0",
 )
-"""Spellings that must be refused, and never evaluated."""
+"""Specs that must be refused, and never evaluated."""
 
 
 class Said(NamedTuple):
@@ -102,7 +102,7 @@ TEXT = st.text(max_size=12)
 
 def wrong(name: str, kind: Any) -> st.SearchStrategy[Any]:
     """Values that a field of a run must refuse."""
-    if name in SPELLED:
+    if name in REGISTRIES:
         return st.booleans() | WHOLE | NO_NUMBER | CONTAINERS | st.sampled_from(INJECTED)
     if name == "sampling":
         inner = st.tuples(st.sampled_from(["samples", "temperature", "top_p", "stop"]), CONTAINERS | NO_NUMBER | TEXT)

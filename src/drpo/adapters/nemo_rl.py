@@ -91,7 +91,7 @@ def reweighted(framework: Any, objective: str | None) -> ReweightedLoss:
 
     Args:
         framework: the `ClippedPGLossFn` that NeMo-RL's `setup` returns; not changed.
-        objective: its spelling, such as "drpo(0.2)".
+        objective: its spec, such as "drpo(0.2)".
 
     Returns:
         What NeMo-RL's policy workers call in its place; its gradient is the objective's, its value is not.

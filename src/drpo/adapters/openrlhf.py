@@ -98,7 +98,7 @@ class ReweightedLoss(nn.Module):
 
 
 def patch() -> None:
-    """Give OpenRLHF's policy trainer in this process the objective that DRPO_OBJECTIVE spells.
+    """Give OpenRLHF's policy trainer in this process the objective whose spec is DRPO_OBJECTIVE.
 
     Ray calls this when a worker process starts. The trainer's module is changed when it is imported and not before:
     imported here, it would have DeepSpeed look at the GPUs before Ray has said which of them are the worker's, and

@@ -60,7 +60,7 @@ def drpo_loss(inputs: LossInputs, *, objective: str | None = None) -> LossOutput
 
     Args:
         inputs: prime-rl's `LossInputs`, or anything with these attributes.
-        objective: its spelling, such as "drpo(0.2)"; from `trainer.loss.kwargs`. prime-rl passes nothing else.
+        objective: its spec, such as "drpo(0.2)"; from `trainer.loss.kwargs`. prime-rl passes nothing else.
 
     Returns:
         The sum, and `figures` under "drpo/".

@@ -59,7 +59,7 @@ class DrpoAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]
 
     Args:
         policy_loss_type: the loss that `register` registers.
-        drpo_objective: the objective's spelling, such as "drpo(0.2)"; there is no default.
+        drpo_objective: the objective's spec, such as "drpo(0.2)"; there is no default.
     """
 
     policy_loss_type: str = NAME

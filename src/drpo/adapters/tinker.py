@@ -29,7 +29,7 @@ def drpo_loss(objective: str | None = None) -> CustomLoss:
     - `mask`, optional: 1 where a token is trained. Without it those with an advantage other than 0 are.
 
     Args:
-        objective: its spelling, such as "drpo(0.2)".
+        objective: its spec, such as "drpo(0.2)".
 
     Returns:
         `loss(data, logprobs) -> (sum over trained tokens, figures under "drpo/")`.

@@ -44,7 +44,7 @@ class DRPOConfig(GRPOConfig):  # type: ignore[misc]
     """`GRPOConfig` with an objective.
 
     Args:
-        objective: its spelling, such as "drpo(0.2)", "dppo(0.15)", "ppo(0.2, 0.28)", "spo(12.5)", "none", or
+        objective: its spec, such as "drpo(0.2)", "dppo(0.15)", "ppo(0.2, 0.28)", "spo(12.5)", "none", or
             `module:name` of your own. There is no default.
         recompute_behavior_logp: take the trainer's own log-probabilities as mu where the sampler reports none, as
             transformers' generate does. They are not the sampler's: what it rounds otherwise goes uncorrected.

@@ -12,6 +12,7 @@ from drpo.checks import slack
 from drpo.errors import BrokenLogpError, InputError
 from drpo.objectives import Objective, Tokens, gradient, gradient_weight, out_of_region
 from drpo.objectives.contract import ask, masked_safe, prob_diff, unchecked
+from drpo.spec import parse_spec
 
 MAX_EXPONENT = 80.0
 """Beyond e^80 float32 ends; no sampled token is there."""
@@ -174,10 +175,10 @@ def figures(
 
 
 def objective_of(text: str | None, field: str) -> Objective:
-    """Build the objective that a framework's configuration spells.
+    """Build the objective of the spec in a framework's configuration.
 
     Args:
-        text: as `drpo.objectives.parse` reads it.
+        text: its spec.
         field: where the user writes it, for messages.
 
     Raises:
@@ -193,7 +194,7 @@ def objective_of(text: str | None, field: str) -> Objective:
     """
     if not text:
         raise InputError(f"{field} is not set: write the objective with its radius, such as {field}='drpo(0.2)'")
-    objective = objectives.parse(text)
+    objective = parse_spec(text, objectives.REGISTRY)
     if objective.needs:
         raise InputError(
             f"{field}={text!r} reads the sampler's top-K log-probabilities, which this framework does not hand to its "

@@ -15,13 +15,14 @@ from drpo.model import loading
 from drpo.model.precision import resolve_precision
 from drpo.report.payload import finite
 from drpo.report.step_table import mean_score, paired_change
+from drpo.rewards import REGISTRY as REWARDS
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver, TransformersEngine, fitting
-from drpo.spec import parse_any
-from drpo.tasks import TABLE as TASKS
+from drpo.spec import parse_spec
+from drpo.tasks import REGISTRY as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
-from drpo.train.config import SPELLED, Run
+from drpo.train.config import Run
 from drpo.train.evaluate import evaluate, means_before_training
 from drpo.train.records import EVALUATIONS, MODEL, read_records
 from drpo.train.setup import default_device, only_fitting
@@ -58,11 +59,11 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
 
 def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
     if options.task is None and run is None:
-        raise InputError(f"eval: --task is needed for a model that is not a run; known: {', '.join(TASKS)}")
+        raise InputError(f"eval: --task is needed for a model that is not a run; known: {', '.join(TASKS.entries)}")
     own = run and (run.eval_task or run.task)
-    task: Task = own if options.task is None and own else parse_any(str(options.task), TASKS, "task")
+    task: Task = own if options.task is None and own else parse_spec(str(options.task), TASKS)
     if options.reward is not None:
-        return task, SPELLED["reward"][0](options.reward)
+        return task, parse_spec(options.reward, REWARDS)
     return task, (run.reward if run and run.reward and options.task is None else task.reward)
 
 

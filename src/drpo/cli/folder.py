@@ -6,10 +6,10 @@ from pathlib import Path
 
 from drpo.errors import InputError
 from drpo.spec import names_code
-from drpo.train.config import SPELLED, Run, load_run, to_json
+from drpo.train.config import REGISTRIES, Run, load_run, to_json
 from drpo.train.records import CONFIG
 
-CODE = (*SPELLED, "model")
+CODE = (*REGISTRIES, "model")
 """The fields that may name code."""
 
 
@@ -18,7 +18,7 @@ def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CO
 
     Args:
         folder: of the run.
-        trust_remote_code: import what its configuration spells as `module:name`, as `--trust-remote-code` asks.
+        trust_remote_code: import the fields of its configuration whose spec is `module:name`.
         needed: the fields that the command cannot do without.
 
     Raises:
@@ -61,9 +61,9 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
 
 
 def foreign_code(run: Run) -> dict[str, str]:
-    """Return the fields of a run that name code to import: name -> spelling."""
-    spelled = {name: text for name, text in to_json(run).items() if name in CODE and text is not None}
-    found = {name: text for name, text in spelled.items() if names_code(text)}
+    """Return the fields of a run that name code to import: name -> spec."""
+    specs = {name: text for name, text in to_json(run).items() if name in CODE and text is not None}
+    found = {name: text for name, text in specs.items() if names_code(text)}
     for name in ("task", "eval_task"):
         reward = getattr(getattr(run, name), "reward_name", "")
         if names_code(reward):

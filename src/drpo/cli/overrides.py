@@ -10,7 +10,7 @@ from docstring_parser import parse as read_docstring
 from tyro.constructors import PrimitiveConstructorSpec
 
 from drpo.cli.options import parse
-from drpo.train.config import NESTED, SPELLED, Run, from_json, to_json, with_learning_rate
+from drpo.train.config import NESTED, REGISTRIES, Run, from_json, to_json, with_learning_rate
 from drpo.train.sections import SECTIONS
 
 Options = TypeVar("Options")
@@ -19,8 +19,8 @@ RATE, RATE_HELP = "learning_rate", "the peak; replaces the learning rate of --op
 """The number that is changed most often has an option of its own."""
 
 OF_THE_RECIPE = (
-    "The other options are the fields of a run; those not given are the recipe's. Objects are written as they are "
-    "spelled: drpo(0.2), mean. One step is one rollout: `prompts` problems, `sampling.samples` completions of each, "
+    "The other options are the fields of a run; those not given are the recipe's. Objects are written as "
+    "specs: drpo(0.2), mean. One step is one rollout: `prompts` problems, `sampling.samples` completions of each, "
     "`updates` optimiser updates."
 )
 
@@ -77,7 +77,7 @@ def _column(name: str, recipe: Mapping[str, Any]) -> tuple[str, Any, Any]:
     value = recipe[record_name][inner] if record_name else recipe[inner]
     value = tuple(value) if isinstance(value, list) else float(value) if kind is float else value
     shown = tyro.conf.arg(name=name, help=helps(owner)[inner])
-    if name in SPELLED:
+    if name in REGISTRIES:
         optional = NoneType in get_args(kind)
         kind = Annotated[str | None if optional else str, _spec(name, optional)]
     return _identifier(name), Annotated[kind, shown], field(default=value)

@@ -16,13 +16,14 @@ from drpo.lab.replay import replay as replayed
 from drpo.report.payload import finite
 from drpo.report.replay import Decode, draw_replay, replay_sheets
 from drpo.report.sheet import print_sheet
+from drpo.spec import parse_spec
 from drpo.terminal import Terminal
 from drpo.train.records import MODEL
 
 
 def replay(options: ReplayOptions) -> int:
     """Ask other objectives what they would have done with a batch that a run has trained on."""
-    asked = [known.parse(text) for text in options.objectives]
+    asked = [parse_spec(text, known.REGISTRY) for text in options.objectives]
     batch = recorded(options.run, options.step)
     found = replayed(batch, asked)
     console = Terminal()

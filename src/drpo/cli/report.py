@@ -28,5 +28,5 @@ def report(folder: Path, options: ReportOptions) -> int:
 def _write(folder: Path, options: ReportOptions) -> Path:
     if is_comparison(folder):
         return write_comparison_report(folder, read_comparison(folder), options.out)
-    # The objective is asked about every token; the others need only be shown as they are spelled.
+    # The objective is asked about every token; the others need only be shown as specs.
     return write_report(folder, open_run(folder, options.trust_remote_code, needed=("objective",)), options.out)

@@ -4,12 +4,13 @@ from drpo import objectives
 from drpo.cli.commands.weights import WeightsOptions
 from drpo.errors import printable
 from drpo.report.weights import draw_png, draw_text
+from drpo.spec import parse_spec
 from drpo.terminal import Terminal
 
 
 def weights(options: WeightsOptions) -> int:
     """Draw the gradient weight of objectives, on the screen and to a file."""
-    drawn = [objectives.parse(text) for text in options.objectives]
+    drawn = [parse_spec(text, objectives.REGISTRY) for text in options.objectives]
     draw_png(drawn, options.mu, options.out)
     width = min(100, Terminal().width)
     for mu in options.mu:

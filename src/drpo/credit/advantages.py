@@ -7,14 +7,14 @@ Every function takes `rewards`, [G] float, G >= 2, finite, and returns advantage
 for `zscore` and `maxrl`). They are computed in float64, where the mean of equal float32 numbers is exact.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.errors import InputError
-from drpo.spec import format_call, parse_any
+from drpo.spec import Registry
 
 Advantage = Callable[[Tensor], Tensor]
 
@@ -125,20 +125,4 @@ def _quotient(centered: Tensor, divisor: Tensor) -> Tensor:
     return torch.where(divisor > 0, centered / torch.where(divisor > 0, divisor, 1), 0)
 
 
-TABLE: Mapping[str, Advantage] = {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl}
-
-
-def parse(text: str) -> Advantage:
-    """Return the advantage that `text` names: mean, zscore, rloo, maxrl, or `module:function`.
-
-    Example:
-        >>> parse("mean") is mean
-        True
-    """
-    advantage: Advantage = parse_any(text, TABLE, "advantage")
-    return advantage
-
-
-def spell(advantage: Advantage) -> str:
-    """Write an advantage as `parse` reads it."""
-    return format_call(advantage, TABLE, "advantage")
+REGISTRY: Registry[Advantage] = Registry("advantage", {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl})

@@ -1,15 +1,13 @@
 """What a critic's values say of each token: generalized advantage estimation, and the loss that the values learn by."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.errors import InputError
-from drpo.spec import format_call, parse_any
+from drpo.spec import Registry
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,10 @@ class GAE:
         InputError: a value out of its range; the message names the field.
 
     Example:
-        >>> parse("gae(1.0, 0.9, clip=None)")
+        >>> from drpo.spec import format_spec, parse_spec
+        >>> parse_spec("gae(1.0, 0.9, clip=None)", REGISTRY)
         GAE(gamma=1.0, lam=0.9, clip=None, updates=1, warmup=0, whiten=True)
-        >>> spell(GAE(lam=0.9))
+        >>> format_spec(GAE(lam=0.9), REGISTRY)
         'gae(1.0, 0.9)'
     """
 
@@ -169,22 +168,4 @@ def _require(fine: bool, name: str, value: object, rule: str) -> None:
         raise InputError(f"critic {name}={value}: {rule}")
 
 
-TABLE: Mapping[str, Callable[..., Any]] = {"gae": GAE}
-
-
-def parse(text: str) -> GAE:
-    """Return the critic that `text` spells.
-
-    Example:
-        >>> parse("gae")
-        GAE(gamma=1.0, lam=0.95, clip=0.2, updates=1, warmup=0, whiten=True)
-    """
-    critic = parse_any(text, TABLE, "critic")
-    if not isinstance(critic, GAE):
-        raise InputError(f"critic {text!r}: write gae, or gae(1.0, 0.95)")
-    return critic
-
-
-def spell(critic: GAE) -> str:
-    """Write a critic as `parse` reads it."""
-    return format_call(critic, TABLE, "critic")
+REGISTRY: Registry[GAE] = Registry("critic", {"gae": GAE}, instance_of=GAE)

@@ -20,7 +20,7 @@ class Condition:
 
     Args:
         regime: values of the comparison's regime fields.
-        objective: as spelled.
+        objective: its spec.
         learning_rate: of all its cells.
         final: seed -> `final` of its cell.
         iqm: interquartile mean of them, with a bootstrap interval.

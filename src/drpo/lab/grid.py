@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from drpo import objectives
 from drpo.errors import InputError
-from drpo.objectives import Objective, spell
-from drpo.train.config import SPELLED, Run, to_json, with_learning_rate
+from drpo.objectives import REGISTRY, Objective
+from drpo.spec import format_spec, parse_spec
+from drpo.train.config import REGISTRIES, Run, to_json, with_learning_rate
 
 REGIME = ("task", "updates", "sync_every", "async_steps", "rollout_precision")
 """Fields of a run that a comparison may vary besides objective, learning rate and seed: together, the regime."""
@@ -55,7 +55,7 @@ class Grid:
                 raise InputError(f"{name}: name at least one")
             if len(set(values)) < len(values):
                 twice = next(value for i, value in enumerate(values) if value in values[:i])
-                shown = spell(twice.objective) if isinstance(twice, Arm) else twice
+                shown = format_spec(twice.objective, REGISTRY) if isinstance(twice, Arm) else twice
                 raise InputError(f"{name}: {shown} is named twice; leave one out")
         unknown = set(self.regimes) - set(REGIME)
         if unknown:
@@ -72,9 +72,12 @@ def parse_arm(text: str) -> Arm:
         >>> parse_arm("drpo(0.2) @ 1e-5 2e-5")
         Arm(objective=DRPO(delta=0.2, power=0.0, outside=None, advantage_weighted=True), learning_rates=(1e-05, 2e-05))
     """
-    spelled, _, rates = text.partition("@")
+    spec, _, rates = text.partition("@")
     try:
-        return Arm(objectives.parse(spelled.strip()), tuple(float(r) for r in re.split(r"[,\s]+", rates.strip()) if r))
+        return Arm(
+            parse_spec(spec.strip(), REGISTRY),
+            tuple(float(r) for r in re.split(r"[,\s]+", rates.strip()) if r),
+        )
     except InputError:
         raise
     except ValueError:
@@ -115,7 +118,7 @@ def _name(run: Run) -> str:
     record = to_json(run)
     del record["name"]
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:6]
-    objective = re.sub(r"[^A-Za-z0-9.=-]+", "_", objectives.spell(run.objective)).strip("_")
+    objective = re.sub(r"[^A-Za-z0-9.=-]+", "_", format_spec(run.objective, REGISTRY)).strip("_")
     return f"{objective}-{run.seed}-{digest}"
 
 
@@ -130,7 +133,7 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def parse_regime(name: str, texts: Sequence[str]) -> tuple[Any, ...]:
-    """Read the values of a regime's field as the command line spells them.
+    """Read the values of a regime's field as they are written on the command line.
 
     Raises:
         InputError: a value that cannot be read.
@@ -139,8 +142,8 @@ def parse_regime(name: str, texts: Sequence[str]) -> tuple[Any, ...]:
         >>> parse_regime("updates", ["1", "8"]), parse_regime("rollout_precision", ["int8"])
         ((1, 8), ('int8',))
     """
-    if name in SPELLED:
-        return tuple(SPELLED[name][0](text) for text in texts)
+    if name in REGISTRIES:
+        return tuple(parse_spec(text, REGISTRIES[name]) for text in texts)
     if name == "rollout_precision":
         return tuple(texts)
     try:

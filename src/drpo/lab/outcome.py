@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def objective(self) -> str:
-        """As it is spelled."""
+        """Its spec."""
         return str(self.config["objective"])
 
     @property
@@ -125,7 +125,7 @@ class Comparison:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """As spelled, in order."""
+        """Their specs, in order."""
         return tuple(dict.fromkeys(c.objective for c in self.cells))
 
     def by_regime(self) -> Iterator[tuple[tuple[Any, ...], list[Cell]]]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.objectives import Objective, Tokens, gradient, gradient_weight, needed_divergence, parse, ratio, spell
-from drpo.spec import names_code
+from drpo.objectives import REGISTRY, Objective, Tokens, gradient, gradient_weight, needed_divergence, ratio
+from drpo.spec import format_spec, names_code, parse_spec
 from drpo.train.log import token_advantages
 from drpo.train.records import ROLLOUTS, read_json, read_records
 
@@ -35,7 +35,7 @@ class Recorded:
         run: its folder.
         step: counted from 1.
         updates: how many of the step's updates have tokens.
-        objective: that the run trained with, as spelled; None where its configuration does not say.
+        objective: that the run trained with, its spec; None where its configuration does not say.
         divergence: the top-K divergence that was recorded, or None.
         tokens: T tokens, float64, `logp` as it was before each token's own update.
         token_ids: [T] int64.
@@ -81,14 +81,14 @@ def recorded(run: Path, step: int | None = None) -> Recorded:
         known = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]} alone"
         raise InputError(f"{run}: step={step} has no trained tokens; those that have: {known}")
     chosen = [r for r in trained if r["step"] == (steps[-1] if step is None else step)]
-    spelled = _objective_of(run)
+    spec = _objective_of(run)
     try:
-        return _joined(run, chosen, spelled)
+        return _joined(run, chosen, spec)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{run / ROLLOUTS}: a record of step {chosen[0]['step']} cannot be used: {error!r}") from None
 
 
-def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None) -> Recorded:
+def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None) -> Recorded:
     lengths = [len(r["logp"]) for r in records]
     for r, n in zip(records, lengths, strict=True):
         if len(r["behavior_logp"]) != n or len(r["token_ids"]) != n:
@@ -101,13 +101,13 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None
     advantage = torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float64)
     sequence = torch.arange(len(records)).repeat_interleave(count)
     has = all("divergence" in r for r in records)
-    known = has and spelled is not None and not names_code(spelled)  # what a folder names is not imported
-    kind = needed_divergence(parse(str(spelled)).needs) if known else None
+    known = has and spec is not None and not names_code(spec)  # what a folder names is not imported
+    kind = needed_divergence(parse_spec(str(spec), REGISTRY).needs) if known else None
     return Recorded(
         run=run,
         step=records[0]["step"],
         updates=len({r["update"] for r in records}),
-        objective=spelled,
+        objective=spec,
         divergence=kind,
         tokens=Tokens(
             column("logp"),
@@ -126,10 +126,10 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spelled: str | None
 
 def _objective_of(run: Path) -> str | None:
     try:
-        spelled = read_json(run / "config.json").get("objective")
+        spec = read_json(run / "config.json").get("objective")
     except FileNotFoundError:
         return None
-    return spelled if isinstance(spelled, str) else None
+    return spec if isinstance(spec, str) else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Reading:
     """What one objective would have done with the batch.
 
     Args:
-        objective: as spelled.
+        objective: its spec.
         mass: sum of |A r w| over that of the plain surrogate, |A r|.
         buckets: by mu.
         silenced: share of tokens with w = 0 and A not 0.
@@ -212,7 +212,7 @@ class Dispute:
     """Where the first objective and another one differ most.
 
     Args:
-        first, second: as spelled.
+        first, second: their specs.
         cosine: between their gradients in logp.
         tokens: largest differences first; those that agree to rounding are not among them.
     """
@@ -232,7 +232,7 @@ class Replay:
         step: counted from 1.
         updates: of the step.
         tokens: T.
-        trained_with: the run's own objective, as spelled, or None.
+        trained_with: the spec of the run's own objective, or None.
         readings: one per objective, in the order asked.
         cosines: between the gradients of each pair, [objectives][objectives]; 0 beside a gradient that is 0.
         disputes: of the first objective with each of the others.
@@ -265,13 +265,13 @@ def replay(batch: Recorded, objectives: Sequence[Objective]) -> Replay:
         if needed not in (None, batch.divergence):
             has = "no divergence" if batch.divergence is None else batch.divergence
             raise InputError(
-                f"objective {spell(objective)} reads {needed}, but {batch.run} recorded {has}: leave it out, or replay "
-                "a run that was trained with it"
+                f"objective {format_spec(objective, REGISTRY)} reads {needed}, but {batch.run} recorded {has}: leave "
+                "it out, or replay a run that was trained with it"
             )
     slopes = torch.stack([gradient(o, batch.tokens) for o in objectives])
     sizes = slopes.norm(dim=1)
     cosines = (slopes @ slopes.T) / (sizes[:, None] * sizes).clamp(min=torch.finfo(torch.float64).tiny)
-    names = [spell(o) for o in objectives]
+    names = [format_spec(o, REGISTRY) for o in objectives]
     return Replay(
         run=str(batch.run),
         step=batch.step,
@@ -309,7 +309,7 @@ def reading(objective: Objective, tokens: Tokens) -> Reading:
 
     squares = float(scaled.square().sum())
     return Reading(
-        objective=spell(objective),
+        objective=format_spec(objective, REGISTRY),
         mass=total / float(plain.sum()) if bool(plain.any()) else 0.0,
         buckets=tuple(_bucket(tokens, slope, low, high) for low, high in pairwise(BUCKETS)),
         silenced=share((w == 0) & (a != 0)),

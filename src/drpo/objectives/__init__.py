@@ -7,9 +7,7 @@ Every one is a frozen dataclass, called on `Tokens`, that returns a loss per tok
 and the methods differ only in the gradient weight w.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from drpo.objectives.clip import GSPO, PPOClip
 from drpo.objectives.contract import (
@@ -30,64 +28,41 @@ from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
 from drpo.objectives.region import borders, caution, out_of_region, radii
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
-from drpo.spec import format_call, parse_any
+from drpo.spec import Registry
 from drpo.types import TokenLoss, Tokens
 
-TABLE: Mapping[str, Callable[..., Any]] = {
-    "none": partial(ImportanceSampling, None),
-    "tis": ImportanceSampling,
-    "ppo": PPOClip,
-    "spo": SPO,
-    "dppo": DPPO,
-    "drpo": DRPO,
-    "cispo": CISPO,
-    "gspo": GSPO,
-    "sapo": SAPO,
-    "mask": SymmetricMask,
-    "penalty": DivergencePenalty,
-}
-"""What each spelled name makes."""
+REGISTRY: Registry[Objective] = Registry(
+    "objective",
+    {
+        "none": partial(ImportanceSampling, None),
+        "tis": ImportanceSampling,
+        "ppo": PPOClip,
+        "spo": SPO,
+        "dppo": DPPO,
+        "drpo": DRPO,
+        "cispo": CISPO,
+        "gspo": GSPO,
+        "sapo": SAPO,
+        "mask": SymmetricMask,
+        "penalty": DivergencePenalty,
+    },
+    explicit=frozenset({"drpo"}),  # a radius is too important to go unsaid
+)
+"""Objectives by name.
 
-
-def parse(text: str) -> Objective:
-    """Build the objective that `text` spells; it is parsed, never evaluated.
-
-    Args:
-        text: `none`, `tis(c)`, `ppo(low,high)`, `spo(e)`, `dppo(d)`, `drpo(d)`, ... or `module:name` for one's own.
-
-    Returns:
-        The objective.
-
-    Raises:
-        InputError: an unknown name (the nearest one is named), or parameters that it refuses.
-
-    Example:
-        >>> parse("drpo(0.2)")
-        DRPO(delta=0.2, power=0.0, outside=None, advantage_weighted=True)
-        >>> parse("dropo(0.2)")
-        Traceback (most recent call last):
-        ...
-        drpo.errors.InputError: unknown objective 'dropo'; did you mean 'drpo'?
-    """
-    objective: Objective = parse_any(text, TABLE, "objective")
-    return objective
-
-
-def spell(objective: Objective) -> str:
-    """Write an objective as `parse` reads it.
-
-    Example:
-        >>> spell(DRPO(0.2)), spell(DRPO(0.2, outside=0.1)), spell(DPPO(0.05, divergence="kl"))
-        ('drpo(0.2)', 'drpo(0.2, outside=0.1)', "dppo(0.05, 0.05, 'kl')")
-        >>> spell(ImportanceSampling()), spell(ImportanceSampling(2.0)), spell(DRPO())
-        ('none', 'tis(2.0)', 'drpo(12.5)')
-    """
-    if objective == ImportanceSampling():
-        return "none"
-    if objective == DRPO():
-        return "drpo(12.5)"  # a radius is too important to go unsaid
-    return format_call(objective, TABLE, "objective")
-
+Example:
+    >>> from drpo.spec import format_spec, parse_spec
+    >>> parse_spec("drpo(0.2)", REGISTRY)
+    DRPO(delta=0.2, power=0.0, outside=None, advantage_weighted=True)
+    >>> parse_spec("dropo(0.2)", REGISTRY)
+    Traceback (most recent call last):
+    ...
+    drpo.errors.InputError: unknown objective 'dropo'; did you mean 'drpo'?
+    >>> [format_spec(o, REGISTRY) for o in (DRPO(0.2, outside=0.1), DPPO(0.05, divergence="kl"), DRPO())]
+    ['drpo(0.2, outside=0.1)', "dppo(0.05, 0.05, 'kl')", 'drpo(12.5)']
+    >>> format_spec(ImportanceSampling(), REGISTRY), format_spec(ImportanceSampling(2.0), REGISTRY)
+    ('none', 'tis(2.0)')
+"""
 
 __all__ = [
     "CISPO",
@@ -96,9 +71,9 @@ __all__ = [
     "DRPO",
     "GSPO",
     "MAX_LOG_RATIO",
+    "REGISTRY",
     "SAPO",
     "SPO",
-    "TABLE",
     "TOPK",
     "DivergencePenalty",
     "HasRegion",
@@ -116,13 +91,11 @@ __all__ = [
     "gradient_weight",
     "needed_divergence",
     "out_of_region",
-    "parse",
     "prob_diff",
     "radii",
     "ratio",
     "reference_kl",
     "reference_kl_advantage",
-    "spell",
     "topk_kl",
     "topk_tv",
     "total",

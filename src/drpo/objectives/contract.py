@@ -87,7 +87,8 @@ def unchecked(**columns: Any) -> Tokens:
 def require_objective(objective: object) -> None:
     """Raise InputError unless `objective` is made as an objective is."""
     if isinstance(objective, str):
-        raise InputError(f"objective={objective!r} is text: build it with drpo.objectives.parse({objective!r})")
+        built = f"drpo.spec.parse_spec({objective!r}, drpo.objectives.REGISTRY)"
+        raise InputError(f"objective={objective!r} is text: build it with {built}")
     if isinstance(objective, type):
         raise InputError(f"objective {objective.__name__} is a class: pass an instance, {objective.__name__}(...)")
     missing = [name for name in ("tokenwise", "needs", "__call__") if not hasattr(objective, name)]

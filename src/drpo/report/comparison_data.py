@@ -11,11 +11,11 @@ from drpo.errors import InputError
 from drpo.lab.analysis import Condition, difference
 from drpo.lab.grid import differing
 from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, Comparison
-from drpo.objectives import caution, parse
+from drpo.objectives import REGISTRY, caution
 from drpo.report.comparison_table import bounds, head, row
 from drpo.report.facts import flat, machine
 from drpo.report.panels import REWARD
-from drpo.spec import names_code
+from drpo.spec import names_code, parse_spec
 
 THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""
@@ -106,7 +106,7 @@ def cautions(objectives: Sequence[str]) -> list[str]:
         if names_code(name):  # a page is made without running what its folder names
             continue
         try:
-            text = caution(parse(name))
+            text = caution(parse_spec(name, REGISTRY))
         except InputError:  # nothing that can be built; the page shows it as it is written
             continue
         if text is not None:

@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from drpo.objectives import spell
+from drpo.objectives import REGISTRY
 from drpo.report.step_table import COLUMNS, cells, result, sample_panel, table
+from drpo.spec import format_spec
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.records import Evaluation
 from drpo.types import ScoredGroup
@@ -25,7 +26,7 @@ _ROWS = 10
 
 def _header(run: Run, folder: Path, step: int) -> list[str]:
     lines = [
-        f"{run.name}: {run.model} learns with {spell(run.objective)}, {to_json(run)['optimizer']}",
+        f"{run.name}: {run.model} learns with {format_spec(run.objective, REGISTRY)}, {to_json(run)['optimizer']}",
         arithmetic(run),
         f"everything goes to {folder}",
     ]

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from drpo.files import save_figure
-from drpo.objectives import spell
+from drpo.objectives import REGISTRY
 from drpo.report.palette import COLORS
 from drpo.report.panels import Levels, Line, Panel, drawn_lines
+from drpo.spec import format_spec
 from drpo.train.config import Run
 from drpo.train.records import EVALUATIONS, METRICS, read_records
 
@@ -36,7 +37,7 @@ def draw_run(folder: Path, run: Run) -> Path:
         axes.set_axis_off()
     for axes, drawn in zip(grid, panels, strict=False):
         _panel(axes, *drawn)
-    figure.suptitle(f"{run.name}: {run.model}, {spell(run.objective)}, seed {run.seed}")
+    figure.suptitle(f"{run.name}: {run.model}, {format_spec(run.objective, REGISTRY)}, seed {run.seed}")
     save_figure(figure, folder / CURVES)
     return folder / CURVES
 

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import DPPO, DRPO, SPO, Objective, PPOClip, borders, caution, spell
+from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, Objective, PPOClip, borders, caution
 from drpo.report.figures import DASHES, GREY, WIDE, Plot, brief, make_figure
 from drpo.report.palette import COLORS
 from drpo.report.seen import Rollouts
+from drpo.spec import format_spec
 
 N_SCATTERED = 2000
 N_BINS = 60
@@ -105,7 +106,9 @@ def scatter_text(advantage: NDArray[np.float64], n: int, known: Sequence[Objecti
     """Say which tokens of n are drawn, and which regions have no boundary to draw."""
     some = f"{len(advantage):,} of the {n:,} trained tokens, drawn at random with the run's seed"
     which = some if len(advantage) < n else f"All {n:,} trained tokens"
-    out_of_reach = "".join(f" No token can reach the boundary of {spell(o)}." for o in known if caution(o) is not None)
+    out_of_reach = "".join(
+        f" No token can reach the boundary of {format_spec(o, REGISTRY)}." for o in known if caution(o) is not None
+    )
     return (
         f"{which}: {(advantage > 0).sum():,} with A > 0 (circles), {(advantage < 0).sum():,} with A < 0 "
         f"(diamonds).{out_of_reach}"
@@ -142,8 +145,8 @@ def boundary_traces(objective: Objective) -> Iterator[dict[str, Any]]:
             yield {
                 "x": mu.tolist(),
                 "y": pi.tolist(),
-                "name": f"{spell(other)}, this run's" if own else spell(other),
-                "legendgroup": spell(other),
+                "name": f"{format_spec(other, REGISTRY)}, this run's" if own else format_spec(other, REGISTRY),
+                "legendgroup": format_spec(other, REGISTRY),
                 "showlegend": first,
                 "line": {"color": GREY, "width": 3.5} if own else form,
                 "mode": "lines",

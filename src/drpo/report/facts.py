@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drpo.objectives import spell
+from drpo.objectives import REGISTRY
 from drpo.recipes import RECIPES, find
 from drpo.report.figures import Plot, brief, make_figure, step_axis
 from drpo.report.palette import COLORS
 from drpo.report.step_table import mean_score, no_gradient, paired_change
+from drpo.spec import format_spec
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
@@ -28,7 +29,7 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
     facts = [
         ("model", run.model),
         ("task", to_json(run)["task"]),
-        ("objective", spell(run.objective)),
+        ("objective", format_spec(run.objective, REGISTRY)),
         ("each step", arithmetic(run)),
         ("steps done", f"{len(metrics)} of {run.steps}"),
         ("optimizer", f"{to_json(run)['optimizer']}, {to_json(run)['schedule']}"),

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from drpo.files import save_figure
 from drpo.lab.replay import Bucket, Dispute, Recorded, Replay, context
-from drpo.objectives import Objective, gradient_weight, prob_diff, spell
+from drpo.objectives import REGISTRY, Objective, gradient_weight, prob_diff
 from drpo.report.palette import COLORS
 from drpo.report.sheet import Sheet
+from drpo.spec import format_spec
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
@@ -102,7 +103,8 @@ def draw_replay(found: Replay, batch: Recorded, objectives: Sequence[Objective],
     for i, objective in enumerate(objectives):
         w = gradient_weight(objective, batch.tokens).clamp(-3, 4)
         at = torch.arange(len(w))[:: max(1, len(w) // 4000)].numpy()
-        right.plot(moved[at], w.numpy()[at], ".", markersize=3, alpha=0.5, color=COLORS[i % 7], label=spell(objective))
+        label = format_spec(objective, REGISTRY)
+        right.plot(moved[at], w.numpy()[at], ".", markersize=3, alpha=0.5, color=COLORS[i % 7], label=label)
     right.axhline(0, color="0.6", linewidth=0.7)
     right.set(xlabel="sign(A) (pi - mu): how far the advantage's way", ylabel="gradient weight w, cut to [-3, 4]")
     right.grid(alpha=0.25)

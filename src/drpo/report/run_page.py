@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drpo.objectives import caution, spell
+from drpo.objectives import REGISTRY, caution
 from drpo.report.browser import columns, table, vocabulary
 from drpo.report.distribution import histogram_plot, scatter_plots
 from drpo.report.facts import configuration, header_facts, held_out, shares, timeline, timeline_plot
@@ -13,6 +13,7 @@ from drpo.report.panels import drawn_lines, numbers, panel_plot
 from drpo.report.payload import columns_bytes, json_bytes
 from drpo.report.seen import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
+from drpo.spec import format_spec
 from drpo.train.config import Run
 from drpo.train.records import ENVIRONMENT, EVALUATIONS, METRICS, TIMING, read_json, read_records
 
@@ -50,7 +51,7 @@ def run_page(folder: Path, run: Run) -> Page:
         "timeline": [plot for plot in [timeline_plot(steps, phases)] if plot is not None],
     }
     values = {
-        "title": f"{run.name}: {spell(run.objective)}, seed {run.seed}",
+        "title": f"{run.name}: {format_spec(run.objective, REGISTRY)}, seed {run.seed}",
         "caution": caution(run.objective),
         "facts": header_facts(run, _environment(folder), metrics),
         "held_out": held_out(evaluations),

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from drpo.files import save_figure
-from drpo.objectives import TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence, spell
+from drpo.objectives import REGISTRY, TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence
 from drpo.report.palette import COLORS
+from drpo.spec import format_spec
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
@@ -70,7 +71,7 @@ def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) 
 
 
 def _label(objective: Objective) -> str:
-    return spell(objective) if caution(objective) is None else f"{spell(objective)}: out of reach"
+    return format_spec(objective, REGISTRY) + ("" if caution(objective) is None else ": out of reach")
 
 
 def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, width: int, height: int = 18) -> str:

@@ -1,7 +1,6 @@
 """Tasks: sources of problems to train and to evaluate on."""
 
-from collections.abc import Callable
-
+from drpo.spec import Registry
 from drpo.tasks.addition import Addition
 from drpo.tasks.known import AIME, AIME24, AIME25, AMC23, GSM8K, DapoMath, Known, Math500
 from drpo.tasks.reasoning_gym import ReasoningGym
@@ -9,18 +8,21 @@ from drpo.tasks.records import Records
 from drpo.tasks.task import Task
 from drpo.tasks.unseen import sample_unseen
 
-TABLE: dict[str, Callable[..., Task]] = {
-    "addition": Addition,
-    "reasoning_gym": ReasoningGym,
-    "records": Records,
-    "gsm8k": GSM8K,
-    "math500": Math500,
-    "aime": AIME,
-    "aime24": AIME24,
-    "aime25": AIME25,
-    "amc23": AMC23,
-    "dapo_math": DapoMath,
-}
+REGISTRY: Registry[Task] = Registry(
+    "task",
+    {
+        "addition": Addition,
+        "reasoning_gym": ReasoningGym,
+        "records": Records,
+        "gsm8k": GSM8K,
+        "math500": Math500,
+        "aime": AIME,
+        "aime24": AIME24,
+        "aime25": AIME25,
+        "amc23": AMC23,
+        "dapo_math": DapoMath,
+    },
+)
 
 __all__ = [
     "AIME",
@@ -28,7 +30,7 @@ __all__ = [
     "AIME25",
     "AMC23",
     "GSM8K",
-    "TABLE",
+    "REGISTRY",
     "Addition",
     "DapoMath",
     "Known",

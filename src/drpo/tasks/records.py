@@ -8,9 +8,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from drpo.errors import InputError
-from drpo.rewards import TABLE, Reward
+from drpo.rewards import REGISTRY, Reward
 from drpo.seeds import derive
-from drpo.spec import parse_any
+from drpo.spec import parse_spec
 from drpo.tasks.cleaning import Question, collapse, without
 from drpo.tasks.messages import conversation_text, read_messages
 from drpo.tasks.rows import Row, is_file, reach, read_rows
@@ -120,9 +120,8 @@ class Records:
 
     @cached_property
     def reward(self) -> Reward:
-        """What `reward_name` spells."""
-        reward: Reward = parse_any(self.reward_name, TABLE, "reward")
-        return reward
+        """The reward whose spec is `reward_name`."""
+        return parse_spec(self.reward_name, REGISTRY)
 
     @property
     def counts(self) -> Counts:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from drpo import objectives, reductions
+from drpo import objectives, reductions, rewards, tasks
 from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages, gae
 from drpo.credit.advantages import Advantage
@@ -21,10 +21,8 @@ from drpo.model.names import SMOLLM2
 from drpo.model.precision import NAMES as PRECISIONS
 from drpo.objectives import DEFAULT_K, DRPO, Objective, needed_divergence
 from drpo.reductions import Horizon, Reduction
-from drpo.rewards import TABLE as REWARDS
 from drpo.rewards import Reward, RewardConfig
-from drpo.spec import Unimported, format_call, names_code, parse_any
-from drpo.tasks import TABLE as TASKS
+from drpo.spec import Registry, Unimported, format_spec, names_code, parse_spec
 from drpo.tasks import Addition, Task
 from drpo.train import optim
 from drpo.train.optim import AdamW, Constant, Muon, Optimizer, Schedule
@@ -43,7 +41,7 @@ _LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that determines a run. Objects are written as they are spelled on the command line: drpo(0.2), mean.
+    """Everything that determines a run. Objects are written as specs, as on the command line: drpo(0.2), mean.
 
     One step is one rollout: `prompts` problems, `sampling.samples` completions of each, `updates` optimiser updates.
 
@@ -249,7 +247,7 @@ def with_learning_rate(run: Run, learning_rate: float) -> Run:
     try:
         return replace(run, optimizer=replace(optimizer, learning_rate=learning_rate))
     except TypeError:
-        spec = optim.spell_optimizer(optimizer)
+        spec = format_spec(optimizer, optim.OPTIMIZERS)
         raise InputError(f"learning_rate={learning_rate}: optimizer {spec} has no field of this name") from None
 
 
@@ -287,19 +285,19 @@ def arithmetic(run: Run) -> str:
     )
 
 
-# Fields that hold objects: kind -> how to read and write it as text.
-SPELLED: Mapping[str, tuple[Any, Any]] = {
-    "task": (lambda text: parse_any(text, TASKS, "task"), lambda value: format_call(value, TASKS, "task")),
-    "eval_task": (lambda text: parse_any(text, TASKS, "task"), lambda value: format_call(value, TASKS, "task")),
-    "reward": (lambda text: parse_any(text, REWARDS, "reward"), lambda value: format_call(value, REWARDS, "reward")),
-    "objective": (objectives.parse, objectives.spell),
-    "advantage": (advantages.parse, advantages.spell),
-    "critic": (gae.parse, gae.spell),
-    "reduction": (reductions.parse, reductions.spell),
-    "optimizer": (optim.parse_optimizer, optim.spell_optimizer),
-    "critic_optimizer": (optim.parse_optimizer, optim.spell_optimizer),
-    "schedule": (optim.parse_schedule, optim.spell_schedule),
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "task": tasks.REGISTRY,
+    "eval_task": tasks.REGISTRY,
+    "reward": rewards.REGISTRY,
+    "objective": objectives.REGISTRY,
+    "advantage": advantages.REGISTRY,
+    "critic": gae.REGISTRY,
+    "reduction": reductions.REGISTRY,
+    "optimizer": optim.OPTIMIZERS,
+    "critic_optimizer": optim.OPTIMIZERS,
+    "schedule": optim.SCHEDULES,
 }
+"""Fields that hold objects, which are written as specs."""
 
 # Fields that are records of their own, with plain values.
 NESTED: Mapping[str, type[Any]] = {"sampling": Sampling, "reward_pool": RewardConfig}
@@ -310,8 +308,8 @@ def to_json(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for f in fields(run):
         value = getattr(run, f.name)
-        if value is not None and f.name in SPELLED:
-            value = SPELLED[f.name][1](value)
+        if value is not None and f.name in REGISTRIES:
+            value = format_spec(value, REGISTRIES[f.name])
         elif f.name in NESTED:
             value = vars(value).copy()
         elif value == math.inf:
@@ -326,8 +324,8 @@ def from_json(record: Mapping[str, Any], trust_remote_code: bool = True) -> Run:
 
     Args:
         record: by name of field; those that are left out have their defaults.
-        trust_remote_code: import what fields spell as `module:name`; False puts an `Unimported` in its place, which
-            spells as before and can do nothing.
+        trust_remote_code: import the fields whose spec is `module:name`; False puts an `Unimported` in their place,
+            which keeps the spec and can do nothing.
 
     Raises:
         InputError: an unknown field, or a value that a field refuses.
@@ -339,8 +337,8 @@ def from_json(record: Mapping[str, Any], trust_remote_code: bool = True) -> Run:
     for name, value in record.items():
         if name not in kinds:
             raise InputError(f"unknown field {name!r} in the configuration{nearest(name, kinds)}")
-        if name in SPELLED:
-            values[name] = _spelled(name, value, NoneType in get_args(kinds[name]), trust_remote_code)
+        if name in REGISTRIES:
+            values[name] = _from_spec(name, value, NoneType in get_args(kinds[name]), trust_remote_code)
         elif name in NESTED:
             values[name] = _nested(name, value, NESTED[name])
         elif name == "engine":
@@ -357,7 +355,7 @@ def load_run(folder: Path, trust_remote_code: bool = True) -> Run:
 
     Args:
         folder: of the run.
-        trust_remote_code: import what it spells as `module:name`; see `from_json`.
+        trust_remote_code: import the fields whose spec is `module:name`; see `from_json`.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
@@ -369,14 +367,14 @@ def load_run(folder: Path, trust_remote_code: bool = True) -> Run:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
-def _spelled(name: str, value: Any, optional: bool, trust_remote_code: bool) -> Any:
+def _from_spec(name: str, value: Any, optional: bool, trust_remote_code: bool) -> Any:
     if value is None and optional:
         return None
     _require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
     if not trust_remote_code and names_code(value):
         return Unimported(value)
     try:
-        return SPELLED[name][0](value)
+        return parse_spec(value, REGISTRIES[name])
     except InputError as error:
         raise (error if name in str(error) else InputError(f"{name}: {error}")) from None
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from drpo.errors import InputError
-from drpo.spec import format_call, names_code, parse_any, split_call
+from drpo.spec import Registry, names_code, parse_spec, split_call
 
 
 class Optimizer(Protocol):
@@ -43,9 +43,10 @@ class AdamW:
         InputError: a value out of its range; the message names it.
 
     Example:
-        >>> parse_optimizer("adamw(2e-5, weight_decay=0.1)")
+        >>> from drpo.spec import format_spec
+        >>> parse_spec("adamw(2e-5, weight_decay=0.1)", OPTIMIZERS)
         AdamW(learning_rate=2e-05, betas=(0.9, 0.999), weight_decay=0.1)
-        >>> spell_optimizer(AdamW(2e-5))
+        >>> format_spec(AdamW(2e-5), OPTIMIZERS)
         'adamw(2e-05)'
 
     Source: arXiv 1711.05101.
@@ -84,7 +85,7 @@ class Muon:
         InputError: a value out of its range; the message names it.
 
     Example:
-        >>> parse_optimizer("muon(2e-5)")
+        >>> parse_spec("muon(2e-5)", OPTIMIZERS)
         Muon(learning_rate=2e-05, momentum=0.95, weight_decay=0.01, betas=(0.9, 0.999))
 
     Source: Muon is Scalable for LLM Training, arXiv 2502.16982.
@@ -173,7 +174,7 @@ class Constant:
         warmup: steps over which it rises, >= 0.
 
     Example:
-        >>> rates(parse_schedule("constant(warmup=2)"), steps=4)
+        >>> rates(parse_spec("constant(warmup=2)", SCHEDULES), steps=4)
         [0.5, 1.0, 1.0, 1.0]
     """
 
@@ -203,7 +204,7 @@ class Linear(Constant):
         warmup: steps over which it rises, >= 0.
 
     Example:
-        >>> rates(parse_schedule("linear(warmup=2)"), steps=6)
+        >>> rates(parse_spec("linear(warmup=2)", SCHEDULES), steps=6)
         [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
 
@@ -219,7 +220,7 @@ class Cosine(Constant):
         warmup: steps over which it rises, >= 0.
 
     Example:
-        >>> [round(rate, 3) for rate in rates(parse_schedule("cosine"), steps=3)]
+        >>> [round(rate, 3) for rate in rates(parse_spec("cosine", SCHEDULES), steps=3)]
         [1.0, 0.75, 0.25]
     """
 
@@ -233,14 +234,8 @@ def rates(schedule: Schedule, steps: int, updates: int = 1, peak: float = 1.0) -
     return [schedule(peak, update=i, total=total, per_step=updates) for i in range(total)]
 
 
-OPTIMIZERS: Mapping[str, Callable[..., Any]] = {"adamw": AdamW, "muon": Muon}
-SCHEDULES: Mapping[str, Callable[..., Any]] = {"constant": Constant, "linear": Linear, "cosine": Cosine}
-
-
-def parse_optimizer(text: str) -> Optimizer:
-    """Return the optimiser that `text` spells: adamw(2e-5), muon(2e-5), or your own `module:name(...)`."""
-    optimizer: Optimizer = parse_any(text, OPTIMIZERS, "optimizer")
-    return optimizer
+OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", {"adamw": AdamW, "muon": Muon})
+SCHEDULES: Registry[Schedule] = Registry("schedule", {"constant": Constant, "linear": Linear, "cosine": Cosine})
 
 
 @cache
@@ -255,28 +250,12 @@ def stated_learning_rate(text: str) -> float:
         (2e-05, 1e-06, 0.1)
     """
     if not names_code(text):
-        return parse_optimizer(text).learning_rate
+        return parse_spec(text, OPTIMIZERS).learning_rate
     _, args, named = split_call(text.partition(":")[2])
     stated = named.get("learning_rate", args[0] if args else None)
     if stated is None or not _is_number(stated):
         raise InputError(f"optimizer {text}: state its learning rate, as its first argument or as learning_rate=")
     return float(stated)
-
-
-def spell_optimizer(optimizer: Optimizer) -> str:
-    """Write an optimiser as `parse_optimizer` reads it."""
-    return format_call(optimizer, OPTIMIZERS, "optimizer")
-
-
-def parse_schedule(text: str) -> Schedule:
-    """Return the schedule that `text` spells: constant, linear(warmup=5), cosine, or your own `module:name(...)`."""
-    schedule: Schedule = parse_any(text, SCHEDULES, "schedule")
-    return schedule
-
-
-def spell_schedule(schedule: Schedule) -> str:
-    """Write a schedule as `parse_schedule` reads it."""
-    return format_call(schedule, SCHEDULES, "schedule")
 
 
 def _require_rates(name: str, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> None:

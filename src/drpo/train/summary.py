@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from drpo.objectives import spell
+from drpo.objectives import REGISTRY
+from drpo.spec import format_spec
 from drpo.train.config import Run
 from drpo.train.log import peak_memory
 from drpo.train.no_gradient import counted
@@ -32,7 +33,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
     return {
         "name": run.name,
         "model": run.model,
-        "objective": spell(run.objective),
+        "objective": format_spec(run.objective, REGISTRY),
         "seed": run.seed,
         "finished": steps >= run.steps,
         "stopped_by_signal": stopped_by,

@@ -52,7 +52,7 @@ class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
 
     Args:
         loss_mode: "drpo".
-        objective: its spelling, such as "drpo(0.2)"; there is no default.
+        objective: its spec, such as "drpo(0.2)"; there is no default.
         rollout_correction: verl's own field, here to be set to `${algorithm.rollout_correction}`.
 
     Raises:

@@ -26,7 +26,7 @@ class ReplayOptions:
 
     Args:
         run: folder of a run that has trained.
-        objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...; the first is compared with each of the others.
+        objectives: specs: 'drpo(0.2)' 'ppo(0.2,0.28)' ...; the first is compared with each of the others.
         step: counted from 1; default: the last that trained anything.
         json: also write all figures to this file.
         out: the picture, a PNG, SVG or PDF by its ending.

@@ -20,7 +20,7 @@ class WeightsOptions:
       drpo weights 'drpo(0.2)' 'ppo(0.2,0.28)' --mu 0.3 --out weights.svg
 
     Args:
-        objectives: as spelled: 'drpo(0.2)' 'ppo(0.2,0.28)' ...
+        objectives: specs: 'drpo(0.2)' 'ppo(0.2,0.28)' ...
         mu: the sampler's probability of the token, one panel each.
         out: the picture, a PNG, SVG or PDF by its ending.
     """
