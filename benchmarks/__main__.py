@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from benchmarks import machine
 from benchmarks.cases import OURS, Case
-from benchmarks.crew import Crew
 from benchmarks.environments import PEERS, python_of
 from benchmarks.parts import PARTS, Scale
 from benchmarks.results import Results
 from benchmarks.rounds import measure
 from benchmarks.table import headline
+from benchmarks.worker_pool import WorkerPool
 from drpo.errors import InputError, nearest
 from drpo.model.precision import has_fast_bf16
 from drpo.train.setup import default_device
@@ -125,9 +125,9 @@ def _run(arguments: argparse.Namespace) -> int:
             progress.update(task, description=text)
 
         pythons = {peer: _python(peer, arguments.peers, watch) for peer in _needed(cases)}
-        with Crew({OURS: Path(sys.executable), **pythons}, threads=machine.cores()) as crew:
+        with WorkerPool({OURS: Path(sys.executable), **pythons}, threads=machine.cores()) as pool:
             for case in cases:
-                record = measure(case, crew, scale.repeats, watch)
+                record = measure(case, pool, scale.repeats, watch)
                 results.add(record)
                 progress.console.print(headline(record), markup=False, highlight=False)
                 progress.advance(task)

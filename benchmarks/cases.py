@@ -49,7 +49,7 @@ class Case:
         name: unique within the part.
         baseline: the entrant that ratios are taken to.
         entrants: in the order of their turns.
-        facts: shapes and the like, for the table.
+        parameters: shapes and the like, for the table.
         skipped: entrants that cannot take part -> why.
     """
 
@@ -57,5 +57,5 @@ class Case:
     name: str
     baseline: str
     entrants: tuple[Entrant, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)

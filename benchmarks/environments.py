@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.crew import ROOT, plain
+from benchmarks.worker_pool import ROOT, plain
 
 HOME = ROOT / ".bench"
 REQUIREMENTS = Path(__file__).parent / "peers"

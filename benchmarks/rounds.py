@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cases import Case, Entrant
-from benchmarks.crew import Crew, WorkerError
+from benchmarks.worker_pool import WorkerError, WorkerPool
 
 Rounds = list[dict[str, dict[str, Any]]]
 """Round by round: entrant -> what its worker answered. One that failed is missing from then on."""
@@ -58,19 +58,19 @@ def take_turns(
     return rounds, failures
 
 
-def measure(case: Case, crew: Crew, repeats: int, watch: Callable[[str], None]) -> dict[str, Any]:
+def measure(case: Case, pool: WorkerPool, repeats: int, watch: Callable[[str], None]) -> dict[str, Any]:
     """Measure a case.
 
     Args:
         case: what to measure.
-        crew: has the workers; those of other cases are ended first.
+        pool: has the workers; those of other cases are ended first.
         repeats: rounds.
         watch: is told whose turn it is.
 
     Returns:
         A record for the results' file: the rounds as measured, with what is needed to read them.
     """
-    crew.keep(e.worker for e in case.entrants)
+    pool.keep(e.worker for e in case.entrants)
     about: dict[str, Any] = {}
     rejected = dict(case.skipped)
     ready = []
@@ -78,13 +78,13 @@ def measure(case: Case, crew: Crew, repeats: int, watch: Callable[[str], None]) 
     for entrant in case.entrants:
         watch(f"{where}{entrant.name}, loading")
         try:
-            about[entrant.name] = crew.get(entrant.worker).about
+            about[entrant.name] = pool.get(entrant.worker).about
             ready.append(entrant)
         except WorkerError as error:
             rejected[entrant.name] = str(error)
     rounds, failures = take_turns(
         ready,
-        lambda entrant, request: crew.get(entrant.worker).ask(request),
+        lambda entrant, request: pool.get(entrant.worker).ask(request),
         repeats,
         watch=lambda text: watch(where + text),
     )
@@ -93,7 +93,7 @@ def measure(case: Case, crew: Crew, repeats: int, watch: Callable[[str], None]) 
         "name": case.name,
         "baseline": case.baseline,
         "entrants": [e.name for e in case.entrants] + [n for n in case.skipped if n not in about],
-        "facts": dict(case.facts),
+        "parameters": dict(case.parameters),
         "about": about,
         "failures": {**rejected, **failures},
         "rounds": rounds,

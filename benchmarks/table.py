@@ -143,8 +143,8 @@ def _step_rows(case: Record) -> list[Row]:
 
 def _over_floor(case: Record, name: str, *, shared: bool) -> str:
     """How many times the floor, for the tokens that this entrant had, at the rate of the same rounds."""
-    facts, rounds = case["facts"], case["rounds"]
-    rates = column(rounds, "matrix products", f"rates.{facts['precision']}")
+    parameters, rounds = case["parameters"], case["rounds"]
+    rates = column(rounds, "matrix products", f"rates.{parameters['precision']}")
     shapes = [a["shapes"] for a in case["about"].values() if "shapes" in a]
     seconds = column(rounds, name, "seconds")
     if not rates or not shapes or not seconds:
@@ -154,9 +154,9 @@ def _over_floor(case: Record, name: str, *, shared: bool) -> str:
         step = Step(
             body=shapes[0]["body"],
             head=shapes[0]["head"],
-            prompts=facts["prompts"],
+            prompts=parameters["prompts"],
             rows=answer["rows"],
-            prompt_tokens=answer["prompt_tokens"] * facts["prompts"] / answer["rows"],
+            prompt_tokens=answer["prompt_tokens"] * parameters["prompts"] / answer["rows"],
             sampled=answer["tokens"],
         )
         least.append(answer["seconds"] / step.seconds(rate[0] if rate else 1.0, shared=shared))
@@ -175,7 +175,7 @@ def _rollout_rows(case: Record) -> list[Row]:
 
 
 def _head_rows(case: Record) -> list[Row]:
-    rounds, facts = case["rounds"], case["facts"]
+    rounds, parameters = case["rounds"], case["parameters"]
     rows = []
     for name in case["entrants"]:
         seconds, extra = column(rounds, name, "seconds"), column(rounds, name, "extra_bytes")
@@ -184,11 +184,11 @@ def _head_rows(case: Record) -> list[Row]:
                 case["name"],
                 name,
                 spread(seconds, 1000),
-                middle([facts["flops"] / s for s in seconds], 1e-12),
+                middle([parameters["flops"] / s for s in seconds], 1e-12),
                 spread(ratios(rounds, name, "products alone"), unit="x"),
                 _against(case, name),
                 middle(extra, 2**-20),
-                middle(extra, 1 / facts["logits_bytes"]),
+                middle(extra, 1 / parameters["logits_bytes"]),
                 str(len(seconds)),
             ]
         )

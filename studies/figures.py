@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, median
 
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
-from drpo.lab.outcome import Cell, Comparison, load_results
 from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
+from drpo.lab.trial_result import Comparison, Trial, load_results
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import bounds
 from stability_maps import draw_maps
@@ -78,12 +78,12 @@ def claimed(comparison: Comparison) -> str:
 def pooled(parts: Mapping[str, Comparison]) -> str:
     """Of the objectives that all regimes have: all together, regimes as strata, and seed by seed against the first."""
     strata = {
-        (name, regime): {o: {c.seed: final(c) for c in cells if c.objective == o and c.over} for o in part.objectives}
+        (name, regime): {o: {c.seed: final(c) for c in trials if c.objective == o and c.over} for o in part.objectives}
         for name, part in parts.items()
-        for regime, cells in part.by_regime()
+        for regime, trials in part.by_regime()
     }
     common = [o for o in next(iter(strata.values())) if all(values.get(o) for values in strata.values())]
-    everything = [c for part in parts.values() for c in part.cells if c.over]
+    everything = [c for part in parts.values() for c in part.trials if c.over]
 
     def row(objective: str) -> list[str]:
         values = [list(of[objective].values()) for of in strata.values()]
@@ -115,8 +115,8 @@ def region(comparison: Comparison) -> str:
     """What the policy's distance from the sampler was, per regime and objective: means over steps and seeds."""
     fields = comparison.regime_fields
 
-    def mean(cells: Sequence[Cell], name: str, form: str) -> str:
-        values = [x for c in cells for x in c.series[name] if x is not None]
+    def mean(trials: Sequence[Trial], name: str, form: str) -> str:
+        values = [x for c in trials for x in c.series[name] if x is not None]
         return form.format(sum(values) / len(values)) if values else "-"
 
     columns = {
@@ -127,9 +127,9 @@ def region(comparison: Comparison) -> str:
         "k3": "{:.4f}",
     }
     rows = []
-    for regime, cells in comparison.by_regime():
+    for regime, trials in comparison.by_regime():
         for objective in comparison.objectives:
-            here = [c for c in cells if c.objective == objective]
+            here = [c for c in trials if c.objective == objective]
             shown = [mean(here, name, form) for name, form in columns.items()]
             rows.append([*([label(regime, fields)] if fields else []), f"`{objective}`", *shown])
     head = [*(["regime"] if fields else []), "objective", "mean of D", "p99 of D", "out of region", "masked", "k3"]
@@ -199,15 +199,15 @@ RADII = (
 
 def radii(main: Comparison, others: Comparison) -> str:
     """Where each ends with 16 updates beside a sampler in fp32, both tasks together: tight and wide regions."""
-    rates = sorted({c.learning_rate for c in main.cells})
-    cells = [
+    rates = sorted({c.learning_rate for c in main.trials})
+    trials = [
         c
-        for c in (*main.cells, *others.cells)
+        for c in (*main.trials, *others.trials)
         if (c.config["updates"], c.config["rollout_precision"]) == (16, "fp32") and c.over
     ]
 
     def end(objective: str, learning_rate: float) -> str:
-        here = [c for c in cells if (c.objective, c.learning_rate) == (objective, learning_rate)]
+        here = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate)]
         strata = [[final(c) for c in here if c.config["task"] == task] for task in {c.config["task"] for c in here}]
         found, fallen = t_interval(strata), sum(map(has_collapsed, here))
         return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" + (f", {fallen} fell" if fallen else "")
@@ -220,8 +220,8 @@ MOVEMENT = {"prob_diff_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "e
 
 def stability_movement(comparison: Comparison) -> str:
     """How far the policy went from the sampler at the middle learning rate: medians of the runs' means over steps."""
-    rates = sorted({c.learning_rate for c in comparison.cells})
-    middle = [c for c in comparison.cells if c.learning_rate == rates[len(rates) // 2]]
+    rates = sorted({c.learning_rate for c in comparison.trials})
+    middle = [c for c in comparison.trials if c.learning_rate == rates[len(rates) // 2]]
     rows = []
     for updates in sorted({int(c.config["updates"]) for c in middle}):
         for objective in comparison.objectives:

@@ -11,10 +11,10 @@ import tyro
 
 from command import run
 from drpo.cli.commands.compare import require_jobs
-from drpo.cli.compare import run_cells
+from drpo.cli.compare import run_trials
 from drpo.cli.output import attempt, writing_folder
-from drpo.lab.grid import Grid, parse_arm, runs
-from drpo.lab.outcome import cells_of, prepare, read_cell, read_comparison
+from drpo.lab.grid import Grid, parse_variant, runs
+from drpo.lab.trial_result import prepare, read_comparison, read_trial, trial_folders
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.terminal import Terminal
@@ -39,7 +39,7 @@ def stability_runs(
     """Return the runs of the benchmark: both tasks of `tail`, and every combination of what is given.
 
     Args:
-        objectives: as `grid.parse_arm` reads them.
+        objectives: as `grid.parse_variant` reads them.
         seeds: of each.
         updates: optimiser updates per rollout: staleness.
         learning_rates: of each.
@@ -50,7 +50,7 @@ def stability_runs(
         (288, 288)
     """
     grid = Grid(
-        arms=tuple(map(parse_arm, objectives)),
+        variants=tuple(map(parse_variant, objectives)),
         seeds=tuple(seeds),
         learning_rates=tuple(learning_rates),
         regimes={"updates": tuple(updates), "rollout_precision": tuple(precisions)},
@@ -106,10 +106,10 @@ def stability(arguments: Sequence[str]) -> int:
     )
     _let_workers_import_the_language()
     with writing_folder("--out", options.out):
-        status = run_cells(folder, prepare(folder, planned), options.jobs, options.plain)
+        status = run_trials(folder, prepare(folder, planned), options.jobs, options.plain)
     _delete_rollouts(folder)
     comparison = read_comparison(folder)
-    if not any(c.over for c in comparison.cells):
+    if not any(c.over for c in comparison.trials):
         return status
     console = Terminal()
     print_comparison(console, comparison, best_only=True)
@@ -131,9 +131,9 @@ def _let_workers_import_the_language() -> None:
 
 def _delete_rollouts(folder: Path) -> None:
     """Delete the rollouts of the runs that are over; results.json does not need them."""
-    for cell in cells_of(folder):
-        if read_cell(cell).over:
-            (cell / ROLLOUTS).unlink(missing_ok=True)
+    for trial in trial_folders(folder):
+        if read_trial(trial).over:
+            (trial / ROLLOUTS).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

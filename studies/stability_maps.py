@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from drpo.files import save_figure
 from drpo.lab.analysis import Condition, conditions
-from drpo.lab.outcome import Comparison
+from drpo.lab.trial_result import Comparison
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
@@ -24,8 +24,8 @@ def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> Path
 
     Args:
         comparison: varies updates, learning rate and objective, and perhaps the sampler's precision.
-        task: whose cells are drawn, a spec.
-        title: of the figure.
+            task: whose trials are drawn, a spec.
+            title: of the figure.
         path: of the PNG.
     """
     fields = comparison.regime_fields

@@ -9,7 +9,6 @@ import pytest
 import torch
 from benchmarks.__main__ import main
 from benchmarks.cases import OURS, Case, Entrant, Worker
-from benchmarks.crew import Crew, WorkerError, plain
 from benchmarks.floor import Step, head_flops
 from benchmarks.machine import name as machine_name
 from benchmarks.machine import physical_cores
@@ -17,6 +16,7 @@ from benchmarks.parts import PARTS, Scale, mismatch
 from benchmarks.results import Results
 from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
+from benchmarks.worker_pool import WorkerError, WorkerPool, plain
 from benchmarks.workers import drpo_overlap
 from benchmarks.workers.drpo_mismatch import figures
 
@@ -107,7 +107,7 @@ def step_case() -> dict:
         "name": "fp32, full",
         "baseline": "drpo",
         "entrants": ["drpo", "TRL", "matrix products", "other"],
-        "facts": {"prompts": 2, "samples": 3, "precision": "fp32"},
+        "parameters": {"prompts": 2, "samples": 3, "precision": "fp32"},
         "about": {
             "drpo": {"settings": "defaults", "shapes": {"body": 100, "head": 50}},
             "TRL": {"settings": "TRL 1.16"},
@@ -205,8 +205,8 @@ def test_results_stay_until_they_are_measured_again(tmp_path: Path):
 
 def test_a_worker_that_is_not_there_stands_in_the_record():
     case = Case("head", "x", "a", (entrant("no_such_module"), Entrant("peer", Worker("trl", "x", {}), {})))
-    with Crew({OURS: Path(sys.executable), "trl": "not installed: no network"}, threads=1) as crew:
-        record = measure(case, crew, 1, lambda text: None)
+    with WorkerPool({OURS: Path(sys.executable), "trl": "not installed: no network"}, threads=1) as pool:
+        record = measure(case, pool, 1, lambda text: None)
     assert record["failures"]["peer"] == "not installed: no network"
     assert "No module named" in record["failures"]["no_such_module"] and record["rounds"] == [{}]
 

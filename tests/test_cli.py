@@ -149,7 +149,7 @@ def test_how_many_trainings_there_are_is_said_in_the_help_and_before_they_begin(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("drpo.cli.compare.train_cells", stop)
+    monkeypatch.setattr("drpo.cli.compare.train_trials", stop)
     status, out, _ = said(
         capsys, "compare", "smoke", "--objectives", "none", "drpo(0.2)", "--seeds", "0", "--steps", "7"
     )

@@ -19,23 +19,23 @@ from hypothesis import strategies as st
 from drpo import cli
 from drpo.cli import compare as compare_command
 from drpo.lab.analysis import best, conditions
-from drpo.lab.outcome import DIVERGED, FAILED, WAITING, Comparison, save_results
 from drpo.lab.statistics import paired_difference, t_interval
+from drpo.lab.trial_result import DIVERGED, FAILED, WAITING, Comparison, save_results
 from drpo.report.bands import over_seeds, spread, student
 from drpo.report.comparison_data import (
     THRESHOLD,
     cautions,
-    cells_table,
     counts,
     differences_table,
     ends_table,
     seeds_sentence,
+    trials_table,
 )
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_plots import differences_plot, ends_plot, reward_plot, sweep_plot, view_of
 from drpo.report.html import REPORT
-from drpo.train.records import CELLS
-from support.hand_comparison import OBJECTIVES, cell, comparison, large
+from drpo.train.records import TRIALS
+from support.hand_comparison import OBJECTIVES, comparison, large, trial
 from support.hand_run import NASTY
 from support.pages import figures
 
@@ -46,7 +46,7 @@ def ragged(seed: int) -> Comparison:
     draw = random.Random(seed)
     return comparison(
         [
-            cell(objective, s, [draw.random() for _ in range(4)], updates=updates, optimizer=f"adamw({rate})")
+            trial(objective, s, [draw.random() for _ in range(4)], updates=updates, optimizer=f"adamw({rate})")
             for objective in draw.sample(OBJECTIVES, seed)
             for updates in (1, 8)[: 1 + seed % 2]
             for rate in (1e-4, 1e-3)[: 1 + (seed > 1)]
@@ -112,7 +112,7 @@ def test_curves_are_those_of_the_best_condition(made: Comparison):
     means = [t for t in plot.figure.data if t.name != "each seed" and t.fill is None]
     bands = [t for t in plot.figure.data if t.fill == "toself"]
     view = view_of(made)
-    for c, of_one, mean, ground in zip(view.chosen, view.cells, means, bands, strict=True):
+    for c, of_one, mean, ground in zip(view.chosen, view.trials, means, bands, strict=True):
         intervals = [triple(t_interval([[x.rewards[t] for x in of_one]])) for t in range(4)]
         assert list(mean.x) == [1, 2, 3, 4] and mean.name == ground.name == c.objective
         assert np.allclose(mean.y, [value for value, _, _ in intervals], rtol=1e-4, atol=1e-6)
@@ -123,7 +123,7 @@ def test_curves_are_those_of_the_best_condition(made: Comparison):
         else:
             assert list(ground.x) == []
     seeds = sorted(tuple(t.y) for t in plot.figure.data if t.name == "each seed")
-    assert np.allclose(seeds, sorted(x.rewards for of_one in view.cells for x in of_one), rtol=1e-4)
+    assert np.allclose(seeds, sorted(x.rewards for of_one in view.trials for x in of_one), rtol=1e-4)
 
 
 @RAGGED
@@ -155,30 +155,30 @@ def test_bands_know_only_the_seeds_that_are_there(curves):
         assert np.allclose([b[t] for b in bands[1]], (wanted.value, low, high), equal_nan=True)
 
 
-def test_a_diverged_cells_metrics_end_and_its_reward_is_0(tmp_path):
-    made = cell("none", 0, [0.5] * 4)
+def test_a_diverged_trials_metrics_end_and_its_reward_is_0(tmp_path):
+    made = trial("none", 0, [0.5] * 4)
     series = {k: v[:2] for k, v in made.series.items()}
-    broken = replace(cell("none", 1, [0.5] * 4), status=DIVERGED, series=series, reason="nan")
+    broken = replace(trial("none", 1, [0.5] * 4), status=DIVERGED, series=series, reason="nan")
     page, drawn = page_of(comparison([made, broken]), tmp_path)
     assert drawn["reward-plot"]["data"][1]["y"] == [0.5, 0.5, 0.25, 0.25]
     assert drawn["metric-entropy"]["data"][1]["y"] == [0.1, 0.11, 0.12, 0.13]
     assert any(row.startswith("none-1 diverged 2") and "nan" in row for row in rows_of(page))
 
 
-def test_cells_are_counted_and_a_seed_that_others_have_is_missing():
-    cells = [cell(o, s, [0.1] * 4) for o in ("none", "spo(12.5)") for s in range(3)]
-    cells[0] = replace(cells[0], status=FAILED, reason="out of memory")
-    cells[1] = replace(cells[1], status=WAITING)
+def test_trials_are_counted_and_a_seed_that_others_have_is_missing():
+    trials = [trial(o, s, [0.1] * 4) for o in ("none", "spo(12.5)") for s in range(3)]
+    trials[0] = replace(trials[0], status=FAILED, reason="out of memory")
+    trials[1] = replace(trials[1], status=WAITING)
     wanted = {"finished": 3, "diverged": 0, "failed": 1, "waiting": 1, "missing": 1}
-    assert counts(comparison(cells[:5])) == wanted
+    assert counts(comparison(trials[:5])) == wanted
 
 
 def test_without_a_result_there_is_a_page_still(tmp_path):
-    waiting = replace(cell("none", 0, []), status=WAITING)
+    waiting = replace(trial("none", 0, []), status=WAITING)
     page, drawn = page_of(comparison([waiting]), tmp_path)
     assert (
         drawn == {}
-        and "no cell has come to its end yet" in page
+        and "no trial has come to its end yet" in page
         and any(row.startswith("none-0 waiting 0") for row in rows_of(page))
     )
 
@@ -188,9 +188,9 @@ def test_what_cannot_be_reached_is_said_once_for_all_it_is_true_of():
     assert caution.startswith("drpo(12.5): no token can leave the region")
 
 
-def test_every_field_is_either_shared_or_a_cells_own():
-    table = cells_table(large(seeds=2, updates=2, steps=4))
-    assert table["head"] == ["cell", "status", "steps", "objective", "updates", "optimizer", "seed", "reason"]
+def test_every_field_is_either_shared_or_a_trials_own():
+    table = trials_table(large(seeds=2, updates=2, steps=4))
+    assert table["head"] == ["trial", "status", "steps", "objective", "updates", "optimizer", "seed", "reason"]
     assert {"model", "sampling.samples"} <= {name for name, _ in table["shared"]}
     assert not {"objective", "updates", "optimizer", "seed"} & {name for name, _ in table["shared"]}
     assert table["rows"][7][2:] == ["4", "ppo(0.2, 0.28)", "1", "adamw(2e-05)", "0", ""]
@@ -218,12 +218,12 @@ def test_what_seeds_can_show_is_what_the_interval_does(n):
 
 
 def test_no_text_of_a_comparison_stands_in_the_page_as_it_is(tmp_path):
-    cells = [
+    trials = [
         replace(made, config={**made.config, "objective": objective}, reason=NASTY, name=NASTY)
-        for made in (cell("none", seed, [0.1] * 4, task=NASTY) for seed in (0, 1))
+        for made in (trial("none", seed, [0.1] * 4, task=NASTY) for seed in (0, 1))
         for objective in ("none", NASTY)
     ]
-    page, drawn = page_of(comparison(cells, NASTY), tmp_path)
+    page, drawn = page_of(comparison(trials, NASTY), tmp_path)
     assert NASTY not in page and "<img" not in page and "<script>" not in page
     for name in ("reward-plot", "ends-plot", "differences-plot", "metric-k3"):
         texts = json.dumps({**drawn[name], "data": [{**t, "hovertemplate": ""} for t in drawn[name]["data"]]})
@@ -231,17 +231,17 @@ def test_no_text_of_a_comparison_stands_in_the_page_as_it_is(tmp_path):
     assert any(NASTY in row for row in rows_of(page))
 
 
-def test_a_cells_own_page_is_linked_from_wherever_the_report_is(tmp_path):
-    made = comparison([cell("none", s, [0.1] * 4) for s in range(3)])
-    names = [c.name for c in made.cells]
+def test_a_trials_own_page_is_linked_from_wherever_the_report_is(tmp_path):
+    made = comparison([trial("none", s, [0.1] * 4) for s in range(3)])
+    names = [c.name for c in made.trials]
     for name in names[:2]:
-        (tmp_path / "x" / CELLS / name).mkdir(parents=True)
-    (tmp_path / "x" / CELLS / names[0] / REPORT).touch()
+        (tmp_path / "x" / TRIALS / name).mkdir(parents=True)
+    (tmp_path / "x" / TRIALS / names[0] / REPORT).touch()
     for out, link in ((None, ""), (tmp_path / "y.html", "x/"), (tmp_path / "z z" / "y.html", "../x/")):
         (out or tmp_path).parent.mkdir(exist_ok=True)
         page = write_comparison_report(tmp_path / "x", made, out).read_text()
-        assert re.findall(r'<a href="([^#"]*)">open', page) == [f"{link}cells/{names[0]}/report.html"]
-        assert re.findall(r"<td><code>(.*)</code></td>", page) == [f"drpo report cells/{names[1]}"]
+        assert re.findall(r'<a href="([^#"]*)">open', page) == [f"{link}trials/{names[0]}/report.html"]
+        assert re.findall(r"<td><code>(.*)</code></td>", page) == [f"drpo report trials/{names[1]}"]
 
 
 # The command line
@@ -266,7 +266,7 @@ def test_compare_ends_with_a_report_or_one_line_that_says_why_not(tmp_path, monk
         raise ZeroDivisionError("of all things")
 
     save_results(large(seeds=1, updates=1, steps=4), tmp_path / "results.json")
-    monkeypatch.setattr(compare_command, "run_cells", lambda *_: 0)
+    monkeypatch.setattr(compare_command, "run_trials", lambda *_: 0)
     if broken:
         monkeypatch.setattr(compare_command, "write_comparison_report", fails)
     with caplog.at_level(logging.WARNING, "drpo"):

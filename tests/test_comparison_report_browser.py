@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from drpo.lab.outcome import Comparison
+from drpo.lab.trial_result import Comparison
 from drpo.report.comparison_page import write_comparison_report
 from support.browsing import MARKS, Visit, launched, open_report
 from support.hand_comparison import large
@@ -23,7 +23,7 @@ def chromium() -> Iterator[Any]:
         yield browser
 
 
-def test_three_hundred_cells_are_drawn_on_a_screen_and_on_paper(tmp_path: Path, chromium: Any):
+def test_three_hundred_trials_are_drawn_on_a_screen_and_on_paper(tmp_path: Path, chromium: Any):
     path = write_comparison_report(tmp_path, large())
     assert path.stat().st_size / 1e6 < LIMIT_MB
     found = open_report(chromium, path, Visit)
@@ -50,8 +50,8 @@ def test_three_hundred_cells_are_drawn_on_a_screen_and_on_paper(tmp_path: Path, 
 def test_a_script_in_a_name_is_text(tmp_path: Path, chromium: Any):
     nasty = "<img src=x onerror=alert(1)>"
     changed = {"objective": nasty, "task": nasty}
-    cells = [replace(c, config={**c.config, **changed}, reason=nasty) for c in large().cells[:12]]
-    found = open_report(chromium, write_comparison_report(tmp_path, Comparison(nasty, tuple(cells), {})), Visit)
+    trials = [replace(c, config={**c.config, **changed}, reason=nasty) for c in large().trials[:12]]
+    found = open_report(chromium, write_comparison_report(tmp_path, Comparison(nasty, tuple(trials), {})), Visit)
     found.draw_all()
     assert found.page.locator("img").count() == 0
     assert nasty in found.page.locator("#ends-plot .ytick").first.text_content()

@@ -27,7 +27,7 @@ from drpo.objectives import DRPO, PPOClip, gradient_weight
 from drpo.reductions import Horizon
 from drpo.report.distribution import trained_columns
 from drpo.report.run_page import write_report
-from drpo.report.seen import read_rollouts, tokens_of
+from drpo.report.token_statistics import read_rollouts, tokens_of
 from drpo.spec import format_spec, parse_spec
 from drpo.train import stored
 from drpo.train.config import Run, from_json, learning_rate, to_json

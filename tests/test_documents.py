@@ -18,14 +18,14 @@ import yaml
 from packaging.requirements import Requirement
 
 from drpo import cli, objectives
-from drpo.cli.commands.compare import BY_CELL, CompareOptions
+from drpo.cli.commands.compare import BY_TRIAL, CompareOptions
 from drpo.cli.commands.doctor import DoctorOptions
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
-from drpo.lab.outcome import save_results
+from drpo.lab.trial_result import save_results
 from drpo.recipes import find
 from drpo.recipes.addition import demo
 from drpo.spec import format_spec, parse_spec
@@ -219,7 +219,7 @@ def test_drpo_commands(
         assert run.task.sample(2, 0, 0) and run.task.held_out(2)
         return
     if asked == "compare" and rest[0] != "--resume":
-        base, options = overridden(find(rest[0]), rest[1:], "drpo", CompareOptions, without=BY_CELL)
+        base, options = overridden(find(rest[0]), rest[1:], "drpo", CompareOptions, without=BY_TRIAL)
         assert len({run.name for run in planned(base, options)}) > 2
         return
     if asked == "serve":

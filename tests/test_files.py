@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from drpo import files
 from drpo.errors import InputError
-from drpo.lab.outcome import prepare
+from drpo.lab.trial_result import prepare
 from drpo.report.track import RUN_ID, _known_name
 from drpo.train.lock import LOCK
 from drpo.train.log import FILES, RunLog, write_json
 from drpo.train.loop import train
-from drpo.train.records import CELLS, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, MODEL, SUMMARY, read_json
+from drpo.train.records import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, MODEL, SUMMARY, TRIALS, read_json
 from drpo.train.watchdog import STALLED, Watchdog
 from support.hand_run import write_run
 from support.hostile import refused, said
@@ -101,9 +101,9 @@ def test_a_picture_replaces_a_link(run: Path, victim: Path, ending: str):
     assert victim.read_text() == SECRET and (run / f"a.{ending}").stat().st_size > 100
 
 
-def test_a_cell_that_is_a_link_is_not_written_to(run: Path, victim: Path):
-    (run / CELLS).mkdir()
-    (run / CELLS / tiny_run().name).symlink_to(victim.parent)
+def test_a_trial_that_is_a_link_is_not_written_to(run: Path, victim: Path):
+    (run / TRIALS).mkdir()
+    (run / TRIALS / tiny_run().name).symlink_to(victim.parent)
     with pytest.raises(InputError, match="is a link"):
         prepare(run, [tiny_run()])
     assert not (victim.parent / CONFIG).exists()

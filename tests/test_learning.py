@@ -15,7 +15,7 @@ import torch
 from drpo.credit.advantages import mean
 from drpo.doctor import signal
 from drpo.errors import InputError
-from drpo.report.facts import header_facts, held_out
+from drpo.report.run_summary import held_out, run_summary
 from drpo.train.config import Run, from_json, load_run, to_json, trains_little
 from drpo.train.loop import train
 from drpo.train.metrics import rollout_metrics
@@ -47,8 +47,8 @@ def test_a_run_of_equal_rewards_says_that_nothing_was_learnt(tmp_path: Path) -> 
     assert end == summary["warning"] and end.startswith("nothing was learnt: no update of 5 steps had a gradient")
     assert not learnt_nothing(summary | {"steps": 4, "no_signal_steps": 4})  # which may have lacked luck alone
     assert "--sampling.max-new-tokens" in end and "--sampling.samples" in end
-    facts = dict(header_facts(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
-    assert facts["no gradient"].startswith("5 of 5 steps; 10 of 10 updates") and facts["warning"] == end
+    shown = dict(run_summary(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
+    assert shown["no gradient"].startswith("5 of 5 steps; 10 of 10 updates") and shown["warning"] == end
 
 
 def test_a_run_that_learns_has_no_warning_and_its_difference_from_step_0(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dic
     summary = train(tiny_run(steps=5, task=Letters("never"), eval_problems=0, **term), tmp_path, notes)
     assert summary["zero_grad_steps"] < 5 == summary["no_signal_steps"] and learnt_nothing(summary)
     assert summary["warning"].startswith("nothing was learnt from rewards in 5 of 5 steps")
-    facts = dict(header_facts(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
-    assert facts["warning"] == summary["warning"] == notes.said[-1]
+    shown = dict(run_summary(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
+    assert shown["warning"] == summary["warning"] == notes.said[-1]
 
 
 def test_a_critic_learns_from_equal_rewards_unless_they_are_those_of_the_whole_run() -> None:

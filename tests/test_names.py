@@ -37,10 +37,22 @@ IDENTIFIERS = {
     "parse_any": "parse_spec",
     "spell": "format_spec",
     "format_call": "format_spec",
+    "Crew": "PoolSize, WorkerPool",
+    "crew": "worker_pool",
+    "Lane": "Worker",
+    "Arm": "Variant",
+    "parse_arm": "parse_variant",
+    "Cell": "Trial",
+    "CELLS": "TRIALS",
+    "read_cell": "read_trial",
+    "OUTCOME": "TRIAL_RESULT",
+    "Seen": "TokenStatistics",
+    "RunFacts": "RunFields",
+    "Evidence": "ProbeBatch",
 }
 """In code: names of variables, functions, classes, arguments, attributes and modules."""
 
-KEYS: dict[str, str] = {
+KEYS = {
     "refresh_every": "sync_every",
     "own_code": "trust_remote_code",
     "shift_mean": "prob_diff_mean",
@@ -54,6 +66,8 @@ KEYS: dict[str, str] = {
     "all_wrong": "groups_all_wrong",
     "capped": "ratio_capped",
     "lag_max": "staleness_max",
+    "cells.json": "trials.json",
+    "outcome.json": "trial_result.json",
 }
 """Whole strings in code: keys of metrics, records and configurations."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from drpo.doctor.evidence import micro_batches, trainer_logp
+from drpo.doctor.probe_batch import micro_batches, trainer_logp
 from drpo.errors import InputError
 from drpo.model import loading, packed_attention
 from drpo.model.critic import Critic

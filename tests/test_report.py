@@ -29,13 +29,13 @@ from drpo.objectives import (
     ratio,
 )
 from drpo.recipes.addition import smoke
-from drpo.report import browser, decimals, distribution, facts
+from drpo.report import browser, decimals, distribution, run_summary
 from drpo.report.bands import shown_steps
 from drpo.report.figures import plain
 from drpo.report.palette import COLORS
 from drpo.report.panels import MOST_POINTS, PANELS, Line, drawn_lines, line_trace, numbers, panel_plot, thinned
 from drpo.report.payload import columns_bytes, finite, json_bytes, packed
-from drpo.report.seen import of_one_step, read_rollouts
+from drpo.report.token_statistics import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.spec import format_spec
@@ -140,15 +140,15 @@ def test_half_a_character_can_be_packed():
 def test_what_an_update_saw_by_hand():
     rising, falling, skipped, *_ = of_one_step(RECORDS, DRPO(0.2))
     assert [rising.state, falling.state, skipped.state] == ["trained", "trained", "skipped"]
-    assert skipped.seen is None and rising.seen is not None and falling.seen is not None
+    assert skipped.statistics is None and rising.statistics is not None and falling.statistics is not None
     np.testing.assert_allclose(rising.mu, [0.4, 0.1, 0.5, 0.9], rtol=1e-6)
-    np.testing.assert_allclose(rising.seen.pi, [0.5, 0.5, 0.45, 0.9], rtol=1e-6)
-    np.testing.assert_allclose(rising.seen.ratio, [1.25, 5.0, 0.9, 1.0], rtol=1e-5)
-    np.testing.assert_allclose(rising.seen.prob_diff, [0.1, 0.4, -0.05, 0.0], rtol=1e-5)
-    np.testing.assert_allclose(rising.seen.weight, [0.5, -1.0, 1.25, 1.0], rtol=1e-5)
-    np.testing.assert_allclose(falling.seen.weight, [0.5, 3.5, 0.95], rtol=1e-5)
-    assert rising.seen.out_of_region.tolist() == [False, True, False, False]
-    assert falling.seen.out_of_region.tolist() == [False, True, False]
+    np.testing.assert_allclose(rising.statistics.pi, [0.5, 0.5, 0.45, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(rising.statistics.ratio, [1.25, 5.0, 0.9, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(rising.statistics.prob_diff, [0.1, 0.4, -0.05, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(rising.statistics.weight, [0.5, -1.0, 1.25, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(falling.statistics.weight, [0.5, 3.5, 0.95], rtol=1e-5)
+    assert rising.statistics.out_of_region.tolist() == [False, True, False, False]
+    assert falling.statistics.out_of_region.tolist() == [False, True, False]
 
 
 def test_every_state_of_a_completion():
@@ -339,37 +339,37 @@ def test_bins_hold_0_and_1_and_rise(weights):
 def test_seconds_are_summed_by_phase_and_step():
     steps = [{"step": 0, "evaluation": 2.0}, {"step": 1, "update": 1.0, "rollout": 3.0}]
     after = [{"step": 1, "evaluation": 0.5}, {"step": 1, "evaluation": 0.25}]
-    at, phases = facts.timeline([*steps, *after])
+    at, phases = run_summary.timeline([*steps, *after])
     assert at == [0, 1] and phases == {"rollout": [0.0, 3.0], "update": [0.0, 1.0], "evaluation": [2.0, 0.75]}
-    plot = facts.timeline_plot(at, phases)
+    plot = run_summary.timeline_plot(at, phases)
     assert plot is not None and {t.name: list(t.y) for t in plot.figure.data} == phases
-    assert facts.shares(phases)[2] == ["evaluation", "2.75", "40.7%"]
-    assert facts.timeline([]) == ([], {}) and facts.timeline_plot([], {}) is None
-    many = facts.timeline_plot(list(range(1000)), {"update": [2.0] * 999 + [4.0]})
+    assert run_summary.shares(phases)[2] == ["evaluation", "2.75", "40.7%"]
+    assert run_summary.timeline([]) == ([], {}) and run_summary.timeline_plot([], {}) is None
+    many = run_summary.timeline_plot(list(range(1000)), {"update": [2.0] * 999 + [4.0]})
     assert many is not None and "mean of 5 steps" in many.caption
     (bars,) = many.figure.data
-    assert len(bars.x) == facts.MOST_BARS and bars.y[0] == 2.0 and bars.y[-1] == pytest.approx(2.4)
+    assert len(bars.x) == run_summary.MOST_BARS and bars.y[0] == 2.0 and bars.y[-1] == pytest.approx(2.4)
 
 
 def test_the_configuration_says_what_differs_and_from_what():
-    told = facts.configuration(replace(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number))
+    told = run_summary.configuration(replace(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number))
     rows = {row[0]: (differs, row[1:]) for differs, row in told["rows"]}
     assert told["base"] == "the recipe smoke" and told["head"] == ["field", "this run", "recipe smoke", "default"]
     assert rows["seed"] == (True, ["3", "0", "0"]) and rows["sampling.samples"] == (True, ["6", "4", "8"])
     assert rows["objective"] == (False, ["drpo(0.2)", "drpo(0.2)", "drpo(12.5)"])
     assert rows["reward"] == (True, ["exact_number", "-", "-"])
-    assert facts.configuration(tiny_run(name="mine"))["base"] == "the defaults"
+    assert run_summary.configuration(tiny_run(name="mine"))["base"] == "the defaults"
 
 
 def test_accuracy_before_and_after():
     change = {"difference": 0.25, "difference_low": -0.1, "difference_high": 0.6}
     rows = [{"step": s, "accuracy": s / 4, "low": 0.0, "high": 1.0, "n_problems": 9, "n_samples": 1} for s in (0, 1, 2)]
-    before, after = facts.held_out([*rows[:2], rows[2] | change])
+    before, after = run_summary.held_out([*rows[:2], rows[2] | change])
     assert before == ("0.0%", "before training: 0.0% (95 % interval 0.0% to 100.0%, 9 problems, avg@1)")
     assert after[0] == "50.0%" and "+25.0 points from step 0 (paired, 95 % interval -10.0 to +60.0 points)" in after[1]
-    assert facts.held_out(rows[:1]) == [before] and facts.held_out([]) == []
+    assert run_summary.held_out(rows[:1]) == [before] and run_summary.held_out([]) == []
     unbounded = rows[0] | {"accuracy": -3.0, "low": math.nan, "high": math.nan}
-    assert facts.held_out([unbounded]) == [("-3", "before training: -3 (9 problems, avg@1)")]
+    assert run_summary.held_out([unbounded]) == [("-3", "before training: -3 (9 problems, avg@1)")]
 
 
 def panels_of(metrics, evaluations=(), **changes):

@@ -101,9 +101,9 @@ def found(page_by_hand: RunVisit) -> Iterator[RunVisit]:
 def test_it_says_what_ran_and_draws_every_figure_without_scrolling(found: RunVisit):
     page = found.page
     assert page.title() == "by-hand: drpo(0.2), seed 0" == page.inner_text("h1")
-    assert page.inner_text(".outcome .figures") == "25.0% \u2192 75.0%"
-    assert "95 % interval 60.0% to 90.0%" in page.inner_text(".outcome")
-    assert "an abacus" in page.inner_text("#facts") and page.locator("#caution").count() == 0
+    assert page.inner_text(".result .figures") == "25.0% \u2192 75.0%"
+    assert "95 % interval 60.0% to 90.0%" in page.inner_text(".result")
+    assert "an abacus" in page.inner_text("#summary") and page.locator("#caution").count() == 0
     found.draw_all()
     charts = found.charts()
     assert len(charts) >= 10 and all(right <= 0.5 and below <= 0.5 for _, right, below in charts)

@@ -67,7 +67,7 @@ def test_the_reference_has_what_the_pages_use():
             for n in names.split(",")}  # fmt: skip
     used |= {tuple(name.rsplit(".", 1)) for name in re.findall(r"`(drpo(?:\.(?!yaml)\w+)+)`", text)}
     assert len(used) > 30 and not {f"{m}.{n}" for m, n in used if not shown & home(m, n)}
-    assert not shown & home("drpo.lab.crew", "Crew")
+    assert not shown & home("drpo.lab.worker_pool", "PoolSize")
 
 
 def home(module: str, name: str) -> set[str]:

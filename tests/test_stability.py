@@ -9,10 +9,10 @@ import pytest
 import stability
 from command import run
 from drpo.errors import InputError
-from drpo.lab.outcome import RESULTS
+from drpo.lab.trial_result import RESULTS
 from stability import StabilityOptions, stability_runs
 from stability_maps import draw_maps
-from support.hand_comparison import cell, comparison
+from support.hand_comparison import comparison, trial
 from tail_language import KINDS, Tail, class_share, speaker, task_of
 
 
@@ -45,8 +45,8 @@ def test_words_count_at_their_places_alone():
 
 def test_the_benchmark_varies_what_it_says():
     assert {r.optimizer.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
-    cells = stability_runs(["none"], seeds=[0])
-    assert {(r.task, r.updates, r.optimizer.learning_rate, r.rollout_precision) for r in cells} == {
+    trials = stability_runs(["none"], seeds=[0])
+    assert {(r.task, r.updates, r.optimizer.learning_rate, r.rollout_precision) for r in trials} == {
         (Tail(kind), u, lr, p)
         for kind in ("noise", "meaning")
         for u in (4, 16)
@@ -83,16 +83,16 @@ def test_what_is_no_task_is_refused():
         Tail("nose")
 
 
-def test_a_map_is_drawn_of_a_tasks_cells(tmp_path: Path):
+def test_a_map_is_drawn_of_a_tasks_trials(tmp_path: Path):
     changes = {"task": task_of("noise"), "updates": 4, "rollout_precision": "fp32"}
-    cells = [cell(o, seed, [0.2, 0.4], **changes) for o in ("none", "ppo(0.2, 0.28)") for seed in (0, 1)]
-    draw_maps(comparison(cells), task_of("noise"), "noise", tmp_path / "map.png")
+    trials = [trial(o, seed, [0.2, 0.4], **changes) for o in ("none", "ppo(0.2, 0.28)") for seed in (0, 1)]
+    draw_maps(comparison(trials), task_of("noise"), "noise", tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 10_000
 
 
 def test_stopped_before_its_first_result_it_just_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # which the script adds to
-    monkeypatch.setattr(stability, "run_cells", lambda *_: 130)
+    monkeypatch.setattr(stability, "run_trials", lambda *_: 130)
     assert run(stability.stability, ["--objectives", "none", "--seeds", "0", "--out", str(tmp_path)]) == 130
 
 
@@ -106,6 +106,6 @@ def test_it_draws_its_maps_and_does_nothing_twice(tmp_path: Path, monkeypatch: p
     made = (*(f"stability_{kind}.png" for kind in KINDS), "stability/report.html")
     assert all((tmp_path / name).exists() for name in made)
     first = (tmp_path / "stability" / RESULTS).read_text()
-    assert not list(tmp_path.glob("stability/cells/*/rollouts.jsonl"))
+    assert not list(tmp_path.glob("stability/trials/*/rollouts.jsonl"))
     assert run(stability.stability, arguments) == 0
     assert (tmp_path / "stability" / RESULTS).read_text() == first

@@ -81,8 +81,8 @@ def test_code_that_is_allowed_runs(here: Path):
 
 
 def test_a_comparison_of_a_stranger_is_shown_and_not_resumed(here: Path):
-    write_stranger(here / "run" / "cells" / "a", objective=CODE)
-    (here / "run" / "cells" / "a" / "outcome.json").write_text('{"status": "finished", "reason": null}')
+    write_stranger(here / "run" / "trials" / "a", objective=CODE)
+    (here / "run" / "trials" / "a" / "trial_result.json").write_text('{"status": "finished", "reason": null}')
     assert said(["report", "run"]).status == 0
     assert "--trust-remote-code" in refused(["compare", "--resume", "run"])
     assert not (here / "ran").exists()
@@ -94,7 +94,7 @@ def test_a_configuration_read_without_code_keeps_its_specs(here: Path):
 
 
 def test_names_below_drpo_are_code_as_any_other():
-    for spec in ("drpo.lab.crew:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
+    for spec in ("drpo.lab.worker_pool:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
         assert folders.foreign_code(from_json({"task": spec}, trust_remote_code=False)) == {"task": spec}
 
 
@@ -292,7 +292,7 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unasked")
 def test_the_server_that_a_folder_names_is_not_asked(here: Path):
     write_stranger(here / "run", engine=ADDRESS)
-    write_stranger(here / "all" / "cells" / "a", engine=ADDRESS)
+    write_stranger(here / "all" / "trials" / "a", engine=ADDRESS)
     for command in (["train", "--resume", "run"], ["compare", "--resume", "all"]):
         line = refused(command)
         assert CONFIG in line and f"add --engine {ADDRESS}" in line

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from drpo.lab.outcome import DIVERGED, FINISHED
+from drpo.lab.trial_result import DIVERGED, FINISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,13 +36,13 @@ def test_a_table_that_was_written_by_hand_is_noticed(figures: ModuleType):
 
 def test_the_study_has_its_six_objectives_three_seeds_and_two_regimes(figures: ModuleType):
     comparison = figures.read("addition")
-    assert all(c.status in (FINISHED, DIVERGED) for c in comparison.cells)
-    for _, cells in comparison.by_regime():
-        seeds = {o: {c.seed for c in cells if c.objective == o} for o in comparison.objectives}
+    assert all(c.status in (FINISHED, DIVERGED) for c in comparison.trials)
+    for _, trials in comparison.by_regime():
+        seeds = {o: {c.seed for c in trials if c.objective == o} for o in comparison.objectives}
         assert len(seeds) >= 6 and all(len(s) >= 3 for s in seeds.values())
     assert len(list(comparison.by_regime())) == 2
-    for _, cells in comparison.by_regime():  # what differs besides is the objective
-        assert len({c.evaluations[0] for c in cells if c.seed == 0}) == 1
+    for _, trials in comparison.by_regime():  # what differs besides is the objective
+        assert len({c.evaluations[0] for c in trials if c.seed == 0}) == 1
 
 
 def test_results_say_nothing_of_the_machine_but_its_hardware(figures: ModuleType):

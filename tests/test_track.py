@@ -211,12 +211,12 @@ def test_the_run_waits_for_no_tracker_while_it_goes(tmp_path: Path):
     """A tracker that stands still keeps no step waiting, and the others get theirs."""
     hanging, keeper, said, steps = Failing("log", "hang"), Keeper(), [], []
 
-    class Seen(Silent):
+    class Watching(Silent):
         def stepped(self, step: int, *_: Any) -> None:
             steps.append(time.monotonic())
 
     with Tracked("a", hanging, said.append, 0.1) as a, Tracked("b", keeper, said.append, 20.0) as b:
-        train(small_run(eval_problems=0), tmp_path, Together(a, b, Seen()))
+        train(small_run(eval_problems=0), tmp_path, Together(a, b, Watching()))
     hanging.let_go.set()
     assert len(steps) == 4 and len(said) == 1 and "tracker a" in said[0]
     assert together(keeper.figures) == promised(tmp_path)

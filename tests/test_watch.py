@@ -20,12 +20,22 @@ from drpo import cli
 from drpo.cli.commands import watch as command
 from drpo.errors import InputError
 from drpo.report import follow
-from drpo.report.follow import Follower, Lines, View, find_cells, last_record
+from drpo.report.follow import Follower, Lines, View, find_trials, last_record
 from drpo.report.step_table import sample_panel
 from drpo.report.watch import draw_view, draw_views, duration, sparkline
 from drpo.train.log import FILES, RunLog
 from drpo.train.loop import train
-from drpo.train.records import CELLS, CONFIG, ENVIRONMENT, EVALUATIONS, METRICS, ROLLOUTS, SUMMARY, TIMING, read_records
+from drpo.train.records import (
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    METRICS,
+    ROLLOUTS,
+    SUMMARY,
+    TIMING,
+    TRIALS,
+    read_records,
+)
 from support.worlds import tiny_run
 
 
@@ -232,16 +242,16 @@ def test_a_configuration_that_is_none_is_one_line(folder: Path, text: str):
 
 def test_a_comparison_is_a_row_for_each_run(folder: Path, tmp_path_factory):
     comparison = tmp_path_factory.mktemp("comparison")
-    assert find_cells(comparison) == []
+    assert find_trials(comparison) == []
     for name in ("b", "a"):
-        shutil.copytree(folder, comparison / CELLS / name)
-    (comparison / CELLS / "a" / SUMMARY).unlink()
-    (comparison / CELLS / "a" / METRICS).write_text(
+        shutil.copytree(folder, comparison / TRIALS / name)
+    (comparison / TRIALS / "a" / SUMMARY).unlink()
+    (comparison / TRIALS / "a" / METRICS).write_text(
         "".join(json.dumps({"step": i, "reward_mean": i / 10}) + "\n" for i in (1, 2, 3, 4, 5, 6))
     )
-    (comparison / CELLS / "c").mkdir()
-    (comparison / CELLS / "notes.txt").write_text("not a run")
-    rows = drawn([Follower(cell).look() for cell in find_cells(comparison)]).splitlines()
+    (comparison / TRIALS / "c").mkdir()
+    (comparison / TRIALS / "notes.txt").write_text("not a run")
+    rows = drawn([Follower(trial).look() for trial in find_trials(comparison)]).splitlines()
     assert len(rows) == 4
     assert rows[1].split()[:4] == ["a", "6/6", "0.600", "0.400"] and "running" in rows[1]
     assert rows[2].startswith("b") and "finished" in rows[2]
@@ -320,6 +330,6 @@ def test_one_picture_where_there_is_no_terminal(folder: Path, capsys: pytest.Cap
     (folder / "empty").mkdir()
     assert cli.main(["watch", str(folder / "empty"), "--once"]) == 0
     assert "waiting for" in capsys.readouterr().out
-    (folder / "empty" / CELLS).mkdir()
+    (folder / "empty" / TRIALS).mkdir()
     assert cli.main(["watch", str(folder / "empty"), "--once"]) == 0
     assert "waiting for the runs" in capsys.readouterr().out

@@ -57,6 +57,6 @@ def cases(scale: Scale) -> list[Case]:
 def _case(axis: str, field: str, base: Mapping[str, Any], sizes: list[int], worker: Worker) -> Case:
     what = field.replace("_", " ")
     entrants = tuple(Entrant(f"{size:,} {what}", worker, {**base, field: size}) for size in sizes)
-    facts = {name: value for name, value in base.items() if name != field}
-    constant = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-    return Case("growth", f"{axis} ({constant})", entrants[0].name, entrants, facts)
+    parameters = {name: value for name, value in base.items() if name != field}
+    constant = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in parameters.items())
+    return Case("growth", f"{axis} ({constant})", entrants[0].name, entrants, parameters)

@@ -51,6 +51,6 @@ def _case(scale: Scale, vocabulary: int, hidden: int, dtype: str, tokens: int) -
         for name, (environment, module, method) in OPERATORS.items()
         if name not in skipped
     )
-    facts = {**request, "logits_bytes": logits, "flops": head_flops(tokens, vocabulary, hidden)}
+    parameters = {**request, "logits_bytes": logits, "flops": head_flops(tokens, vocabulary, hidden)}
     name = f"{dtype}, V {vocabulary:,}, H {hidden:,}, T {tokens:,}"
-    return Case("head", name, "linear_policy_loss", entrants, facts, skipped)
+    return Case("head", name, "linear_policy_loss", entrants, parameters, skipped)

@@ -36,10 +36,10 @@ def cases(scale: Scale) -> list[Case]:
     else:
         skipped[VLLM] = "skipped: vLLM is not installed beside drpo"
     trainers = tuple(_entrant(f"{p} trainer", base, rollout="fp8", trainer=p) for p in ("bf16", "fp8"))
-    facts = {n: base[n] for n in ("prompts", "samples", "new_tokens")}
+    parameters = {n: base[n] for n in ("prompts", "samples", "new_tokens")}
     return [
-        Case("mismatch", "samplers against the fp32 forward", ROLLOUTS[0], samplers, facts, skipped),
-        Case("mismatch", "trainers of fp8 rollouts", "bf16 trainer", trainers, facts),
+        Case("mismatch", "samplers against the fp32 forward", ROLLOUTS[0], samplers, parameters, skipped),
+        Case("mismatch", "trainers of fp8 rollouts", "bf16 trainer", trainers, parameters),
     ]
 
 

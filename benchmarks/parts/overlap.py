@@ -31,7 +31,7 @@ def cases(scale: Scale) -> list[Case]:
         "the sampler shares the trainer's cores": {**setup, "away_s": None},
         f"a stand-in for a sampler elsewhere, {away:g} s a rollout": {**setup, "away_s": away},
     }
-    facts = {n: setup[n] for n in ("prompts", "samples", "new_tokens", "steps")}
+    parameters = {n: setup[n] for n in ("prompts", "samples", "new_tokens", "steps")}
     return [
         Case(
             "overlap",
@@ -41,7 +41,7 @@ def cases(scale: Scale) -> list[Case]:
                 Entrant(who, Worker(OURS, "drpo_overlap", its), {"overlap": who == OVERLAPPED})
                 for who in (IN_TURN, OVERLAPPED)
             ),
-            facts,
+            parameters,
         )
         for name, its in places.items()
     ]

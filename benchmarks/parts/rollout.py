@@ -37,5 +37,5 @@ def _case(scale: Scale, rows: int, new_tokens: int) -> Case:
         entrant("transformers", OURS, "transformers_rollout"),
         entrant("vLLM", "vllm", "vllm_rollout"),
     )
-    facts = {"rows": rows, "samples": samples, "new_tokens": new_tokens, "precision": precision}
-    return Case("rollout", f"{rows} rows x {new_tokens} tokens", "drpo", entrants, facts)
+    parameters = {"rows": rows, "samples": samples, "new_tokens": new_tokens, "precision": precision}
+    return Case("rollout", f"{rows} rows x {new_tokens} tokens", "drpo", entrants, parameters)

@@ -35,8 +35,8 @@ def _case(scale: Scale, precision: str, regime: str, reward: str) -> Case:
     trl = _trl(f"TRL, {rows // 4} x 4", setup, rows // 4, scale.repeats)
     rates = Entrant("matrix products", Worker(OURS, "rates", {}), {"size": _square(scale)})
     shape = {name: setup[name] for name in ("prompts", "samples", "new_tokens", "precision", "reward")}
-    facts = {**shape, "model": TINY if scale.quick else SMOLLM2, "regime": regime}
-    return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, trl, rates), facts)
+    parameters = {**shape, "model": TINY if scale.quick else SMOLLM2, "regime": regime}
+    return Case("step", f"{precision}, {regime} length, {reward} reward", "drpo", (ours, trl, rates), parameters)
 
 
 def _setup(scale: Scale, precision: str, regime: str, reward: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.workers.drpo_step import configuration
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
-from drpo.doctor.evidence import trainer_logp
+from drpo.doctor.probe_batch import trainer_logp
 from drpo.tasks import sample_unseen
 from drpo.train.setup import Parts, assemble
 from drpo.types import Episode

@@ -125,13 +125,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "all completions of an update count as one sequence",
-        "drpo.report.seen:tokens_of",
+        "drpo.report.token_statistics:tokens_of",
         _one_sequence,
         (f"{REPORT}test_the_weights_of_a_run_are_those_of_its_updates[objective0]",),
     ),
     Replacement(
         "the ratio is shown in place of the weight",
-        "drpo.report.seen:gradient_weight",
+        "drpo.report.token_statistics:gradient_weight",
         _ratio_for_weight,
         (f"{REPORT}test_what_an_update_saw_by_hand",),
     ),

@@ -86,7 +86,7 @@ REPLACEMENTS = (
         lambda right: lambda folder: None,
         (
             f"{FILES}test_a_run_does_not_begin_where_what_grows_is_a_link",
-            f"{FILES}test_a_cell_that_is_a_link_is_not_written_to",
+            f"{FILES}test_a_trial_that_is_a_link_is_not_written_to",
         ),
     ),
     Replacement(

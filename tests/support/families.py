@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from drpo.doctor.evidence import trainer_logp
+from drpo.doctor.probe_batch import trainer_logp
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.loading import named_tensors

@@ -1,4 +1,4 @@
-"""The process that trains cells, as a fork: it imports nothing, so that a test of it takes no seconds to start."""
+"""The process that trains trials, as a fork: it imports nothing, so that a test of it takes no seconds to start."""
 
 import os
 import signal
@@ -11,12 +11,14 @@ from drpo.lab import worker
 
 
 class ForkedPopen:
-    """What `lab.crew` uses of `subprocess.Popen`, for one worker at a time: a second would hold the first's pipes open.
+    """What `lab.worker_pool` uses of `subprocess.Popen`, for one worker at a time.
+
+    A second worker would hold the first's pipes open.
 
     Args:
         command: that a process of its own would run; the last word is the worker's argument.
         stderr: takes what it prints.
-        options: of `subprocess.Popen`; all else is as `lab.crew` asks for it.
+        options: of `subprocess.Popen`; all else is as `lab.worker_pool` asks for it.
     """
 
     def __init__(self, command: Sequence[str], *, stderr: IO[str], **options: Any) -> None:
@@ -69,7 +71,7 @@ def _work(parent: str, requests: int, answers: int, log: int) -> None:
 
 
 class ForkingSubprocess:
-    """The module `subprocess` as `lab.crew` uses it, with forks for processes."""
+    """The module `subprocess` as `lab.worker_pool` uses it, with forks for processes."""
 
     Popen = ForkedPopen
     PIPE = subprocess.PIPE

@@ -8,10 +8,10 @@ from drpo.cli.output import attempt, writing_folder
 from drpo.cli.runs import reading
 from drpo.errors import InputError, one_line
 from drpo.lab.compare import begun, models_of
-from drpo.lab.compare import compare as train_cells
-from drpo.lab.crew import fitting
-from drpo.lab.grid import REGIME, Grid, parse_arm, parse_regime, runs
-from drpo.lab.outcome import FAILED, prepare, read_cell, read_comparison
+from drpo.lab.compare import compare as train_trials
+from drpo.lab.grid import REGIME, Grid, parse_regime, parse_variant, runs
+from drpo.lab.trial_result import FAILED, prepare, read_comparison, read_trial
+from drpo.lab.worker_pool import fitting
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
@@ -32,52 +32,52 @@ def begin(name: str, base: Run, options: CompareOptions) -> int:
 
 
 def resume(folder: Path, options: ResumeOptions) -> int:
-    """Train the cells of a comparison that have no result yet."""
-    cells = begun(folder)
+    """Train the trials of a comparison that have no result yet."""
+    trials = begun(folder)
     with reading(folder):
-        for cell in cells:
-            run = open_run(cell, options.trust_remote_code)
-            if at_server(run, cell, options.engine) != run:
-                raise InputError(f"--engine {options.engine}: {cell} samples with {run.engine}")
-            read_cell(cell)
+        for trial in trials:
+            run = open_run(trial, options.trust_remote_code)
+            if at_server(run, trial, options.engine) != run:
+                raise InputError(f"--engine {options.engine}: {trial} samples with {run.engine}")
+            read_trial(trial)
     with writing_folder("--resume", folder):
-        return _compare(folder, cells, options.jobs, options.plain)
+        return _compare(folder, trials, options.jobs, options.plain)
 
 
 def planned(base: Run, options: CompareOptions) -> list[Run]:
-    """Return the runs of a comparison's cells.
+    """Return the runs of a comparison's trials.
 
     Raises:
         InputError: an objective or a regime cannot be read.
     """
     regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
-    grid = Grid(tuple(map(parse_arm, options.objectives)), options.seeds, options.learning_rate, regimes)
+    grid = Grid(tuple(map(parse_variant, options.objectives)), options.seeds, options.learning_rate, regimes)
     return runs(base, grid)
 
 
-def run_cells(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
-    """Train cells and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
+def run_trials(folder: Path, trials: list[Path], jobs: int | None, plain: bool) -> int:
+    """Train trials and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
     console = Terminal()
-    models = models_of(cells)
-    crew = min((fitting(model, jobs, len(cells)) for model in models), key=lambda c: c.jobs)
-    todo = [cell for cell in map(read_cell, cells) if not cell.over]
+    models = models_of(trials)
+    size = min((fitting(model, jobs, len(trials)) for model in models), key=lambda c: c.jobs)
+    todo = [trial for trial in map(read_trial, trials) if not trial.over]
     console.print(
-        f"{len(todo)} of {len(cells)} trainings to do, of {', '.join(sorted(models))}, {sum(c.steps for c in todo):,} "
-        f"steps in all, in {folder}; {crew.jobs} at once with {crew.threads} thread(s) each",
+        f"{len(todo)} of {len(trials)} trainings to do, of {', '.join(sorted(models))}, {sum(c.steps for c in todo):,} "
+        f"steps in all, in {folder}; {size.jobs} at once with {size.threads} thread(s) each",
         soft_wrap=True,
     )
-    with ComparisonConsole(console, console.is_terminal and not plain, cells) as shown:
-        comparison, signal = train_cells(folder, cells, crew, shown.tick, shown.note)
+    with ComparisonConsole(console, console.is_terminal and not plain, trials) as shown:
+        comparison, signal = train_trials(folder, trials, size, shown.tick, shown.note)
     if signal is not None:
         return 128 + signal
-    return 1 if any(c.status == FAILED for c in comparison.cells) else 0
+    return 1 if any(c.status == FAILED for c in comparison.trials) else 0
 
 
-def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> int:
-    status = run_cells(folder, cells, jobs, plain)
+def _compare(folder: Path, trials: list[Path], jobs: int | None, plain: bool) -> int:
+    status = run_trials(folder, trials, jobs, plain)
     console = Terminal()
     comparison = read_comparison(folder)
-    if any(c.over for c in comparison.cells):
+    if any(c.over for c in comparison.trials):
         print_comparison(console, comparison)
         attempt("curves", folder, lambda: draw_curves(comparison, folder / "curves.png"))
         attempt("finals", folder, lambda: draw_finals(comparison, folder / "finals.png"))
@@ -85,10 +85,10 @@ def _compare(folder: Path, cells: list[Path], jobs: int | None, plain: bool) -> 
         if path is not None:
             console.print(f"report       {path}", soft_wrap=True)
         console.print(f"everything   {folder}", soft_wrap=True)
-    for cell in comparison.cells:
-        if cell.status == FAILED:
-            console.print(one_line(f"failed: {cell.name}: {cell.reason}"), style="red", soft_wrap=True)
-    if any(not c.over for c in comparison.cells):
-        again = next(filter(None, (resume_flag(load_run(cell, trust_remote_code=False)) for cell in cells)), "")
+    for trial in comparison.trials:
+        if trial.status == FAILED:
+            console.print(one_line(f"failed: {trial.name}: {trial.reason}"), style="red", soft_wrap=True)
+    if any(not c.over for c in comparison.trials):
+        again = next(filter(None, (resume_flag(load_run(trial, trust_remote_code=False)) for trial in trials)), "")
         console.print(f"go on with: drpo compare --resume {folder}{again}", soft_wrap=True)
     return status

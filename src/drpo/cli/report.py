@@ -7,7 +7,7 @@ from drpo.cli.commands.report import ReportOptions
 from drpo.cli.folder import open_run
 from drpo.cli.runs import reading
 from drpo.errors import InputError, printable
-from drpo.lab.outcome import is_comparison, read_comparison
+from drpo.lab.trial_result import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
 

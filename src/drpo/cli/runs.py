@@ -1,11 +1,12 @@
 """Folders of runs that a command names: whether a run is there, and what is wrong with its records in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from drpo.errors import InputError
-from drpo.train.records import CELLS, CONFIG
+from drpo.train.records import CONFIG, TRIALS, refuse_old_comparison
 
 
 def require_run(folder: Path) -> None:
@@ -16,9 +17,10 @@ def require_run(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no run there, no such folder; a run makes its own as it begins")
-    begun = (folder / CONFIG).exists() or (folder / CELLS).is_dir()
+    refuse_old_comparison(folder, os.listdir(folder))
+    begun = (folder / CONFIG).exists() or (folder / TRIALS).is_dir()
     if not begun and any(folder.iterdir()):
-        raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {CELLS}")
+        raise InputError(f"{folder}: no run there ({CONFIG} is missing), nor a comparison's {TRIALS}")
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def resume(folder: Path, options: ResumeOptions) -> int:
         with reading(folder):
             summarise(folder, stored)  # what is summed up at the end has to be readable before hours are spent
             if is_finished(folder) and not (folder / CHECKPOINTS).exists():
-                raise InputError(f"{folder}: done, without a checkpoint, as a comparison's cells are; nothing to do")
+                raise InputError(f"{folder}: done, without a checkpoint, as a comparison's trials are; nothing to do")
         with _made("--resume", folder, ranks):
             return _run(stored, folder, options, ranks)
 

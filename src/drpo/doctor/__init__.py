@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from drpo.doctor import law, machine, marking, signal, sync, tokens
-from drpo.doctor.evidence import Evidence, at_temperature, gather
 from drpo.doctor.finding import Finding, Verdict
+from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
 from drpo.model.routing import RoutingMismatch, routing_mismatch
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
@@ -59,29 +59,29 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
     )
     driver.engine.load_weights(policy.state(), version=0)
 
-    def look(temperature: float, prompts: int) -> Evidence:
+    def look(temperature: float, prompts: int) -> ProbeBatch:
         how = replace(sampling, temperature=temperature)
         return gather(policy, driver, problems[:prompts], how, run.seed)
 
-    seen = look(run.sampling.temperature, size.prompts)
-    group = [c for c in seen.completions if c.problem_id == seen.completions[0].problem_id]
-    first = law.ratio(seen, run.objective)
+    batch = look(run.sampling.temperature, size.prompts)
+    group = [c for c in batch.completions if c.problem_id == batch.completions[0].problem_id]
+    first = law.ratio(batch, run.objective)
     yield first
-    yield law.alignment(seen)
-    yield law.draws(seen)
-    yield law.support(seen)
+    yield law.alignment(batch)
+    yield law.draws(batch)
+    yield law.support(batch)
     if run.sampling.temperature != 1:
-        yield law.temperature(seen)
+        yield law.temperature(batch)
     elif size.slow_too:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
         with at_temperature(policy, 0.6):
             other = look(0.6, max(2, size.prompts // 2))
         yield law.temperature(other)
         yield replace(law.draws(other), check="draws at 0.6")
-    yield tokens.stops(seen, stop, parts.tokenizer, sampling.max_new_tokens)
-    yield tokens.round_trip(policy, seen, problems[: size.prompts], parts.tokenizer)
+    yield tokens.stops(batch, stop, parts.tokenizer, sampling.max_new_tokens)
+    yield tokens.round_trip(policy, batch, problems[: size.prompts], parts.tokenizer)
     if run.critic is None and run.sampling.max_new_tokens <= size.longest:
         yield signal.signal(_sampled_groups(run, parts), run.advantage)
-    usual = float((seen.logp - seen.behavior_logp).abs().mean())
+    usual = float((batch.logp - batch.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, driver, problems, short, usual)
     if size.slow_too:
@@ -89,11 +89,11 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         whole = driver.run(problems[:2], replace(short, top_logprobs=words), ("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
             yield law.divergence(exact_divergence(policy, [e for group in whole for e in group]))
-        if (found := _routing(parts, seen)) is not None:
+        if (found := _routing(parts, batch)) is not None:
             yield law.routing(found)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
     yield machine.region(run.objective, first.values["prob_diff_p99"])
-    longest = max(len(c.sequence.prompt_ids) for c in seen.completions)
+    longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
     yield machine.memory(
         policy,
         group,
@@ -117,17 +117,17 @@ def _sampled_groups(run: Run, parts: Parts) -> list[ScoredGroup]:
         return list(signal.sampled(draw, run.advantage))
 
 
-def _routing(parts: Parts, seen: Evidence) -> RoutingMismatch | None:
+def _routing(parts: Parts, batch: ProbeBatch) -> RoutingMismatch | None:
     """Compared where the sampler is a model in this process, and a mixture of experts."""
     if not isinstance(parts.driver.engine, TransformersEngine):
         return None
-    lengths = [len(c.sequence.token_ids) for c in seen.completions]
+    lengths = [len(c.sequence.token_ids) for c in batch.completions]
     return routing_mismatch(
         parts.driver.engine.model,
         parts.policy.model,
-        [e.sequence for e in seen.completions],
+        [e.sequence for e in batch.completions],
         trainer_dtype=parts.policy.dtype,
-        logp=seen.logp.split(lengths),
+        logp=batch.logp.split(lengths),
     )
 
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from drpo.doctor.evidence import RANKS, Evidence
 from drpo.doctor.finding import Finding, judge
+from drpo.doctor.probe_batch import RANKS, ProbeBatch
 from drpo.model.routing import RoutingMismatch
 from drpo.objectives import ImportanceSampling, Objective, gradient, out_of_region
 from drpo.objectives import ratio as ratios
@@ -30,16 +30,16 @@ SIGMAS = 6.0
 """How far from its expectation a mean may be by chance."""
 
 
-def ratio(e: Evidence, objective: Objective) -> Finding:
+def ratio(batch: ProbeBatch, objective: Objective) -> Finding:
     """The lr = 0 test: the same weights on both sides, so pi / mu is 1 but for rounding."""
     plain = ImportanceSampling()
-    found = token_metrics(plain, TokenStats(e.tokens, e.entropy, gradient(plain, e.tokens), {}))
+    found = token_metrics(plain, TokenStats(batch.tokens, batch.entropy, gradient(plain, batch.tokens), {}))
     values = {name: found[name] for name in ("ratio_mean", "k3", "prob_diff_mean", "prob_diff_p99")}
-    left = None if objective.needs else out_of_region(objective, e.tokens)  # no top-K divergence was asked for
+    left = None if objective.needs else out_of_region(objective, batch.tokens)  # no top-K divergence was asked for
     outside = 0.0 if left is None else float(left.double().mean())
     values |= {} if left is None else {"out_of_region": outside}
-    values["tokens"] = len(e)
-    error = SIGMAS * float(ratios(e.tokens).double().std()) / math.sqrt(len(e))
+    values["tokens"] = len(batch)
+    error = SIGMAS * float(ratios(batch.tokens).double().std()) / math.sqrt(len(batch))
     right = abs(values["ratio_mean"] - 1) <= 0.02 + error and values["k3"] <= K3_BROKEN
     right = right and outside <= OUT_OF_REGION_BROKEN
     verdict, advice = judge(right, "the sampler's log-probabilities are not the trainer's; the lines below say why")
@@ -97,9 +97,9 @@ def routing(found: RoutingMismatch) -> Finding:
     )
 
 
-def alignment(e: Evidence) -> Finding:
+def alignment(batch: ProbeBatch) -> Finding:
     """Whether the reported log-probabilities belong to the tokens that they stand beside."""
-    gaps = {shift: _gap(e, shift) for shift in (-1, 0, 1)}
+    gaps = {shift: _gap(batch, shift) for shift in (-1, 0, 1)}
     best = min(gaps, key=lambda shift: gaps[shift])
     verdict, advice = judge(
         best == 0 or gaps[best] > gaps[0] / 2,
@@ -116,23 +116,23 @@ def alignment(e: Evidence) -> Finding:
     )
 
 
-def _gap(e: Evidence, shift: int) -> float:
+def _gap(batch: ProbeBatch, shift: int) -> float:
     """Mean |log mu - log p| with the engine's column moved by `shift` tokens within each completion."""
-    lengths = [c.n_sampled for c in e.completions]
+    lengths = [c.n_sampled for c in batch.completions]
     gaps = []
-    for mu, p in zip(e.behavior_logp.split(lengths), e.plain.split(lengths), strict=True):
+    for mu, p in zip(batch.behavior_logp.split(lengths), batch.plain.split(lengths), strict=True):
         a, b = (mu[shift:], p[: len(p) - shift]) if shift >= 0 else (mu[:shift], p[-shift:])
         gaps.append((a - b).abs())
     found = torch.cat(gaps)
     return float(found.mean()) if len(found) else math.inf
 
 
-def temperature(e: Evidence) -> Finding:
+def temperature(batch: ProbeBatch) -> Finding:
     """Whether both sides' log-probabilities are those of the sampling temperature; it must not be 1."""
-    t = e.temperature
+    t = batch.temperature
     sides = {
-        "the engine's": (_mean_gap(e.behavior_logp, e.plain), _mean_gap(e.behavior_logp, e.raw)),
-        "the trainer's": (_mean_gap(e.logp, e.plain), _mean_gap(e.logp, e.raw)),
+        "the engine's": (_mean_gap(batch.behavior_logp, batch.plain), _mean_gap(batch.behavior_logp, batch.raw)),
+        "the trainer's": (_mean_gap(batch.logp, batch.plain), _mean_gap(batch.logp, batch.raw)),
     }
     wrong = [name for name, (right, raw) in sides.items() if raw < right / 2]
     verdict, advice = judge(
@@ -154,22 +154,22 @@ def _mean_gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().mean())
 
 
-def draws(e: Evidence) -> Finding:
+def draws(batch: ProbeBatch) -> Finding:
     """Whether the tokens are as surprising as the law says: -log p has the entropy as its mean."""
-    surprise, entropy = float(-e.plain.double().mean()), float(e.entropy.double().mean())
-    error = float(e.spread.double().clamp(min=0).sum().sqrt()) / len(e)
+    surprise, entropy = float(-batch.plain.double().mean()), float(batch.entropy.double().mean())
+    error = float(batch.spread.double().clamp(min=0).sum().sqrt()) / len(batch)
     z = (surprise - entropy) / max(error, 1e-9)
     fine = abs(z) <= SIGMAS or abs(surprise - entropy) <= 0.03 * entropy
     verdict, advice = judge(
         fine,
-        f"the tokens are {'less' if z < 0 else 'more'} surprising than the law at temperature {e.temperature:g}: "
+        f"the tokens are {'less' if z < 0 else 'more'} surprising than the law at temperature {batch.temperature:g}: "
         + ("the sampler is colder or truncated (top-p, top-k, min-p)" if z < 0 else "the sampler is hotter")
         + "; send every sampling parameter explicitly",
     )
     return Finding(
         "draws",
         verdict,
-        f"mean -log p of the sampled tokens {surprise:.3f}, entropy {entropy:.3f} at temperature {e.temperature:g} "
+        f"mean -log p of the sampled tokens {surprise:.3f}, entropy {entropy:.3f} at temperature {batch.temperature:g} "
         f"(z = {z:+.1f})",
         f"|z| <= {SIGMAS:g}",
         advice,
@@ -177,26 +177,26 @@ def draws(e: Evidence) -> Finding:
     )
 
 
-def support(e: Evidence) -> Finding:
+def support(batch: ProbeBatch) -> Finding:
     """Whether unlikely tokens are drawn too: top-p and top-k cut them off, and a model's own settings may say so."""
-    lowest = float(e.tail.min())
-    last = int(e.rank.max()) + 1
+    lowest = float(batch.tail.min())
+    last = int(batch.rank.max()) + 1
     at = next((i for i, k in enumerate(RANKS) if k >= last), None)
-    missed = 0.0 if at is None else float(e.beyond[:, at].double().sum())
-    evidence = {"top_p": len(e) * lowest, "top_k": missed}
-    cut = max(evidence, key=lambda name: evidence[name])
+    missed = 0.0 if at is None else float(batch.beyond[:, at].double().sum())
+    signs = {"top_p": len(batch) * lowest, "top_k": missed}
+    cut = max(signs, key=lambda name: signs[name])
     said = f"top-p {1 - lowest:.2f}" if cut == "top_p" else f"top-k {last}"
     verdict, advice = judge(
-        evidence[cut] <= SURE,
+        signs[cut] <= SURE,
         f"the sampler is truncated, as by {said}: send top_p=1, top_k off and min_p=0 explicitly, whatever the model's "
         "generation_config.json says",
     )
     return Finding(
         "support",
         verdict,
-        f"of {len(e)} tokens the unlikeliest leaves {lowest:.2%} of its law below it; the last rank drawn is {last}, "
-        f"and {missed:.1f} tokens were to be expected beyond it",
-        f"at most {SURE / len(e):.2%} below, at most {SURE:g} beyond",
+        f"of {len(batch)} tokens the unlikeliest leaves {lowest:.2%} of its law below it; the last rank drawn is "
+        f"{last}, and {missed:.1f} tokens were to be expected beyond it",
+        f"at most {SURE / len(batch):.2%} below, at most {SURE:g} beyond",
         advice,
         {"lowest": lowest, "last_rank": last, "missed": missed},
     )

@@ -10,8 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from drpo.doctor.evidence import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.doctor.finding import Finding, judge
+from drpo.doctor.probe_batch import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.model.critic import Critic
 from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from drpo.doctor.evidence import trainer_logp
 from drpo.doctor.finding import Finding, judge
+from drpo.doctor.probe_batch import trainer_logp
 from drpo.model.policy import Policy
 from drpo.rollout import EpisodeDriver
 from drpo.types import Episode, Problem, Sampling

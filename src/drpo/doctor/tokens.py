@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from drpo.doctor.evidence import Evidence, by_completion, micro_batches
 from drpo.doctor.finding import Finding, judge
+from drpo.doctor.probe_batch import ProbeBatch, by_completion, micro_batches
 from drpo.model.policy import Policy
 from drpo.rollout import encode_prompt
 from drpo.types import Episode, Problem
@@ -15,11 +15,11 @@ EXPECTED = 20.0
 """Ends that must have been expected before their absence says something: e^-20 by chance."""
 
 
-def stops(e: Evidence, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
+def stops(batch: ProbeBatch, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
     """Whether completions end where the model ends them, and nowhere else."""
-    ended = [c for c in e.completions if c.finish_reason == "stop"]
-    wrong = [w for w in (_wrong_end(c, frozenset(stop), max_new_tokens) for c in e.completions) if w]
-    expected = float(e.stops.double().sum())
+    ended = [c for c in batch.completions if c.finish_reason == "stop"]
+    wrong = [w for w in (_wrong_end(c, frozenset(stop), max_new_tokens) for c in batch.completions) if w]
+    expected = float(batch.stops.double().sum())
     turn = end_of_turn(tokenizer)
     named = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in list(stop)[:4])
     if turn is not None and turn not in stop:
@@ -37,7 +37,7 @@ def stops(e: Evidence, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, 
     return Finding(
         "stops",
         verdict,
-        f"{len(ended)} of {len(e.completions)} completions end with one of {named}; {len(wrong)} end wrongly",
+        f"{len(ended)} of {len(batch.completions)} completions end with one of {named}; {len(wrong)} end wrongly",
         "an EOS at the end of those that stop, and nowhere else",
         advice,
         {"ended": len(ended), "wrong": len(wrong), "expected": expected},
@@ -69,31 +69,33 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return found
 
 
-def round_trip(policy: Policy, e: Evidence, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Finding:
+def round_trip(
+    policy: Policy, batch: ProbeBatch, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase
+) -> Finding:
     """Whether the prompt that was read and the ids that are trained are those that were sent and sampled."""
     prompts = {p.id: encode_prompt(tokenizer, p) for p in problems}
-    micros = micro_batches(policy, e.completions)
+    micros = micro_batches(policy, batch.completions)
     trained = by_completion(micros, [m.target for m in micros])
-    sampled = torch.cat([c.sequence.token_ids for c in e.completions])
+    sampled = torch.cat([c.sequence.token_ids for c in batch.completions])
     words = policy.model.config.get_text_config().vocab_size
     sound = {
         "the engine read other prompts than were sent": all(
-            torch.equal(c.sequence.prompt_ids, prompts[c.problem_id]) for c in e.completions
+            torch.equal(c.sequence.prompt_ids, prompts[c.problem_id]) for c in batch.completions
         ),
         "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < words)).all()),
         "the ids that are trained are not those that were sampled": all(
-            torch.equal(ids, c.sequence.token_ids) for ids, c in zip(trained, e.completions, strict=True)
+            torch.equal(ids, c.sequence.token_ids) for ids, c in zip(trained, batch.completions, strict=True)
         ),
-        "completions' text is not that of their ids": all(_text(tokenizer, c) == c.text for c in e.completions),
+        "completions' text is not that of their ids": all(_text(tokenizer, c) == c.text for c in batch.completions),
     }
     found = [fault for fault, so in sound.items() if not so]
-    other = sum(_encoded(tokenizer, c.text) != _without_special(tokenizer, c) for c in e.completions)
+    other = sum(_encoded(tokenizer, c.text) != _without_special(tokenizer, c) for c in batch.completions)
     verdict, advice = judge(not found, f"{'; '.join(found)}: hand token ids from the engine to the trainer, never text")
     return Finding(
         "tokens",
         verdict,
         f"{len(sampled)} ids go from the sampler into training as they are; encoding their text again would change "
-        f"{other} of {len(e.completions)} completions",
+        f"{other} of {len(batch.completions)} completions",
         "no id changes",
         advice,
         {"tokens": len(sampled), "would_change": other},

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from drpo.lab.curves import area_under_curve, collapsed, smoothed, steps_to
-from drpo.lab.outcome import Cell, Comparison
 from drpo.lab.statistics import Interval, disjoint, rate, stratified_interval, t_interval
+from drpo.lab.trial_result import Comparison, Trial
 
 WIDTH = 3
 """Steps over which a training curve is smoothed before it is asked when it reached something."""
@@ -20,14 +20,14 @@ class Condition:
 
     Args:
         regime: values of the comparison's regime fields.
-        objective: its spec.
-        learning_rate: of all its cells.
-        final: seed -> `final` of its cell.
-        iqm: interquartile mean of them, with a bootstrap interval.
+            objective: its spec.
+        learning_rate: of all its trials.
+        final: seed -> `final` of its trial.
+            iqm: interquartile mean of them, with a bootstrap interval.
         mean: of them, with Student's interval; what claims are made from.
         area: mean, with Student's interval, of the mean training reward over all steps.
         reached: seed -> step at which the smoothed training reward reached the threshold, None where it never did.
-        collapse: share of cells that collapsed or diverged, with Wilson's interval.
+        collapse: share of trials that collapsed or diverged, with Wilson's interval.
         n_diverged: of them, how many had numbers that broke.
     """
 
@@ -59,53 +59,53 @@ class Claim:
     difference: Interval
 
 
-def final(cell: Cell) -> float:
-    """Return how good a cell's policy is at its end: held-out accuracy, else mean reward of the last quarter of steps.
+def final(trial: Trial) -> float:
+    """Return how good a trial's policy is at its end: held-out accuracy, else mean reward of the last quarter of steps.
 
     A run that diverged leaves no policy, and counts 0.
     """
-    if cell.accuracies:
-        return cell.accuracies[-1][1]
-    rewards = cell.rewards
+    if trial.accuracies:
+        return trial.accuracies[-1][1]
+    rewards = trial.rewards
     return fmean(rewards[-max(1, len(rewards) // 4) :])
 
 
-def has_collapsed(cell: Cell) -> bool:
-    """Return whether a cell's numbers broke, or its training reward ended far below its own best."""
-    return cell.status == "diverged" or collapsed(cell.rewards)
+def has_collapsed(trial: Trial) -> bool:
+    """Return whether a trial's numbers broke, or its training reward ended far below its own best."""
+    return trial.status == "diverged" or collapsed(trial.rewards)
 
 
 def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition]:
-    """Return every condition of a comparison that has a result, regime by regime, in the order of its cells.
+    """Return every condition of a comparison that has a result, regime by regime, in the order of its trials.
 
     Args:
-        comparison: any; cells without a result are left out.
+        comparison: any; trials without a result are left out.
         threshold: of the training reward, for `Condition.reached`.
     """
     found = []
-    for regime, cells in comparison.by_regime():
-        keys = dict.fromkeys((c.objective, c.learning_rate) for c in cells)
+    for regime, trials in comparison.by_regime():
+        keys = dict.fromkeys((c.objective, c.learning_rate) for c in trials)
         for objective, learning_rate in keys:
-            of_one = [c for c in cells if (c.objective, c.learning_rate) == (objective, learning_rate) and c.over]
+            of_one = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate) and c.over]
             if of_one:
                 found.append(_condition(regime, of_one, threshold))
     return found
 
 
-def _condition(regime: tuple[Any, ...], cells: Sequence[Cell], threshold: float) -> Condition:
-    finals = {c.seed: final(c) for c in cells}
-    areas = [area_under_curve(range(1, len(c.rewards) + 1), c.rewards) for c in cells]
+def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: float) -> Condition:
+    finals = {c.seed: final(c) for c in trials}
+    areas = [area_under_curve(range(1, len(c.rewards) + 1), c.rewards) for c in trials]
     return Condition(
         regime=regime,
-        objective=cells[0].objective,
-        learning_rate=cells[0].learning_rate,
+        objective=trials[0].objective,
+        learning_rate=trials[0].learning_rate,
         final=finals,
         iqm=stratified_interval([list(finals.values())]),
         mean=t_interval([list(finals.values())]),
         area=t_interval([areas]),
-        reached={c.seed: _reached(c.rewards, threshold) for c in cells},
-        collapse=rate([has_collapsed(c) for c in cells]),
-        n_diverged=sum(c.status == "diverged" for c in cells),
+        reached={c.seed: _reached(c.rewards, threshold) for c in trials},
+        collapse=rate([has_collapsed(c) for c in trials]),
+        n_diverged=sum(c.status == "diverged" for c in trials),
     )
 
 

@@ -1,76 +1,76 @@
-"""Trains the cells of a comparison, goes on with those that were cut short, and keeps what came of it."""
+"""Trains the trials of a comparison, goes on with those that were cut short, and keeps what came of it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from drpo.errors import InputError
 from drpo.files import require_own
-from drpo.lab.crew import LOG, Crew, Work
-from drpo.lab.outcome import Comparison, cells_of, read_cell, read_comparison, save_results
+from drpo.lab.trial_result import Comparison, read_comparison, read_trial, save_results, trial_folders
+from drpo.lab.worker_pool import LOG, PoolSize, WorkerPool
 from drpo.train.config import load_run
-from drpo.train.records import CELLS, RESULTS
+from drpo.train.records import RESULTS, TRIALS
 from drpo.train.stop import StopRequest
 
 TICK = 1.0
-"""Seconds between looks at the cells."""
+"""Seconds between looks at the trials."""
 
 
 def begun(folder: Path) -> list[Path]:
-    """Return the folders of a comparison's cells.
+    """Return the folders of a comparison's trials.
 
     Raises:
         InputError: there are none.
     """
-    cells = cells_of(folder)
-    if not cells:
-        raise InputError(f"{folder}: no comparison there ({CELLS}/ is missing or empty)")
-    return cells
+    trials = trial_folders(folder)
+    if not trials:
+        raise InputError(f"{folder}: no comparison there ({TRIALS}/ is missing or empty)")
+    return trials
 
 
 def compare(
     folder: Path,
-    cells: Sequence[Path],
-    crew: Crew,
-    tick: Callable[[Work], None],
+    trials: Sequence[Path],
+    size: PoolSize,
+    tick: Callable[[WorkerPool], None],
     note: Callable[[str], None],
 ) -> tuple[Comparison, int | None]:
-    """Train the cells that have no result yet, and write results.json.
+    """Train the trials that have no result yet, and write results.json.
 
-    A cell that was stopped, that failed or whose process died goes on from its last checkpoint.
+    A trial that was stopped, that failed or whose process died goes on from its last checkpoint.
 
     Args:
         folder: of the comparison.
-        cells: folders of its cells, in the order in which they are begun.
-        crew: how many at once.
+        trials: folders of its trials, in the order in which they are begun.
+        size: of the pool of workers.
         tick: is called once a second.
         note: is told what is worth a line.
 
     Returns:
         The comparison as it then stands, and the signal that ended it early, or None.
     """
-    todo = [cell for cell in cells if not read_cell(cell).over]
-    for path in (folder / CELLS, *todo):
+    todo = [trial for trial in trials if not read_trial(trial).over]
+    for path in (folder / TRIALS, *todo):
         require_own(path)
     with StopRequest(note) as stop:
-        work = Work(todo, crew, folder / LOG)
+        pool = WorkerPool(todo, size, folder / LOG)
         try:
             passed_on = False
-            while not work.wait(TICK):
-                tick(work)
+            while not pool.wait(TICK):
+                tick(pool)
                 if stop.signal is not None and not passed_on:
-                    work.interrupt()
+                    pool.interrupt()
                     passed_on = True
-            tick(work)
+            tick(pool)
         except BaseException:
-            work.kill()
+            pool.kill()
             raise
         finally:
-            work.close()
+            pool.close()
     comparison = read_comparison(folder)
     save_results(comparison, folder / RESULTS)
     return comparison, stop.signal
 
 
-def models_of(cells: Sequence[Path]) -> set[str]:
-    """Return the models that the cells train."""
-    return {load_run(cell).model for cell in cells}
+def models_of(trials: Sequence[Path]) -> set[str]:
+    """Return the models that the trials train."""
+    return {load_run(trial).model for trial in trials}

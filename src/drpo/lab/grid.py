@@ -1,4 +1,4 @@
-"""What a comparison varies, and the run of every cell."""
+"""What a comparison varies, and the run of every trial."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ REGIME = ("task", "updates", "sync_every", "async_steps", "rollout_precision")
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """An objective with the learning rates to try it at.
 
     Args:
@@ -32,49 +32,49 @@ class Arm:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a comparison varies; every combination is a cell. An empty entry stays as in the recipe.
+    """What a comparison varies; every combination is a trial. An empty entry stays as in the recipe.
 
     Args:
-        arms: at least one.
+        variants: at least one.
         seeds: of each; the data order, the random numbers and the evaluation problems follow from them.
-        learning_rates: for arms without their own.
+        learning_rates: for variants without their own.
         regimes: field of `REGIME` -> values.
 
     Raises:
         InputError: no objective or no seed, or one twice, or a field that is no part of a regime.
     """
 
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     learning_rates: tuple[float, ...] = ()
     regimes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in (("objectives", self.arms), ("seeds", self.seeds)):
+        for name, values in (("objectives", self.variants), ("seeds", self.seeds)):
             if not values:
                 raise InputError(f"{name}: name at least one")
             if len(set(values)) < len(values):
                 twice = next(value for i, value in enumerate(values) if value in values[:i])
-                shown = format_spec(twice.objective, REGISTRY) if isinstance(twice, Arm) else twice
+                shown = format_spec(twice.objective, REGISTRY) if isinstance(twice, Variant) else twice
                 raise InputError(f"{name}: {shown} is named twice; leave one out")
         unknown = set(self.regimes) - set(REGIME)
         if unknown:
             raise InputError(f"a regime has {', '.join(REGIME)}; not {', '.join(sorted(unknown))}")
 
 
-def parse_arm(text: str) -> Arm:
+def parse_variant(text: str) -> Variant:
     """Read an objective, and behind an @ its own learning rates.
 
     Raises:
         InputError: an objective that cannot be read, or a learning rate that is no number.
 
     Example:
-        >>> parse_arm("drpo(0.2) @ 1e-5 2e-5")
-        Arm(objective=DRPO(delta=0.2, power=0.0, outside=None, advantage_weighted=True), learning_rates=(1e-05, 2e-05))
+        >>> parse_variant("drpo(0.2) @ 1e-5 2e-5").learning_rates
+        (1e-05, 2e-05)
     """
     spec, _, rates = text.partition("@")
     try:
-        return Arm(
+        return Variant(
             parse_spec(spec.strip(), REGISTRY),
             tuple(float(r) for r in re.split(r"[,\s]+", rates.strip()) if r),
         )
@@ -85,9 +85,9 @@ def parse_arm(text: str) -> Arm:
 
 
 def runs(base: Run, grid: Grid) -> list[Run]:
-    """Return the run of every cell, each with a name of its own.
+    """Return the run of every trial, each with a name of its own.
 
-    Cells of a seed come together, so that an interrupted comparison has whole seeds.
+    Trials of a seed come together, so that an interrupted comparison has whole seeds.
 
     Args:
         base: what they share.
@@ -98,19 +98,20 @@ def runs(base: Run, grid: Grid) -> list[Run]:
 
     Example:
         >>> from drpo.recipes.addition import smoke
-        >>> grid = Grid((parse_arm("none"), parse_arm("drpo(0.2) @ 1e-3")), seeds=(0, 1), learning_rates=(1e-4, 2e-4))
+        >>> variants = (parse_variant("none"), parse_variant("drpo(0.2) @ 1e-3"))
+        >>> grid = Grid(variants, seeds=(0, 1), learning_rates=(1e-4, 2e-4))
         >>> [r.name.rsplit("-", 1)[0] for r in runs(smoke(), grid)][:4]
         ['none-0', 'none-0', 'drpo_0.2-0', 'none-1']
     """
-    cells = []
+    trials = []
     names = [name for name in REGIME if grid.regimes.get(name)]
     for seed, values in itertools.product(grid.seeds, itertools.product(*(grid.regimes[name] for name in names))):
         regime = dict(zip(names, values, strict=True))
-        for arm in grid.arms:
-            for rate in arm.learning_rates or grid.learning_rates or (base.optimizer.learning_rate,):
-                run = with_learning_rate(replace(base, **regime, objective=arm.objective, seed=seed), rate)
-                cells.append(replace(run, name=_name(run)))
-    return cells
+        for variant in grid.variants:
+            for rate in variant.learning_rates or grid.learning_rates or (base.optimizer.learning_rate,):
+                run = with_learning_rate(replace(base, **regime, objective=variant.objective, seed=seed), rate)
+                trials.append(replace(run, name=_name(run)))
+    return trials
 
 
 def _name(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""A process that trains one cell of a comparison after another: a folder comes in on a line, its outcome goes out."""
+"""A process that trains one trial of a comparison after another: a folder comes in on a line, its result goes out."""
 
 import fcntl
 import gc
@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from drpo.errors import BrokenLogpError, InputError
 from drpo.files import opened_here
-from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, OUTCOME, STOPPED, write_outcome
+from drpo.lab.trial_result import DIVERGED, FAILED, FINISHED, STOPPED, TRIAL_RESULT, write_trial_result
 from drpo.train.config import load_run
 from drpo.train.loop import train
 from drpo.train.records import METRICS, read_records
@@ -26,7 +26,7 @@ from drpo.train.records import METRICS, read_records
 log = logging.getLogger("drpo")
 
 
-def train_cell(folder: Path) -> dict[str, Any]:
+def train_trial(folder: Path) -> dict[str, Any]:
     """Train the run of a folder from where it stands, and write down how it ended.
 
     A policy whose numbers break after its first step has diverged, which is a result; what breaks before is a failure.
@@ -35,15 +35,15 @@ def train_cell(folder: Path) -> dict[str, Any]:
         folder: holds the run's config.json.
 
     Returns:
-        "status" and "reason", as `outcome.json` has them.
+        "status" and "reason", as `trial_result.json` has them.
     """
     with _locked(folder):
-        (folder / OUTCOME).unlink(missing_ok=True)
+        (folder / TRIAL_RESULT).unlink(missing_ok=True)
         status, reason = _end_of(folder)
-        outcome = {"status": status, "reason": reason}
-        write_outcome(folder, outcome)
-    gc.collect()  # a model and its optimiser are held by cycles: two cells' worth of memory otherwise
-    return outcome
+        result = {"status": status, "reason": reason}
+        write_trial_result(folder, result)
+    gc.collect()  # a model and its optimiser are held by cycles: two trials' worth of memory otherwise
+    return result
 
 
 def _end_of(folder: Path) -> tuple[str, str | None]:
@@ -56,7 +56,7 @@ def _end_of(folder: Path) -> tuple[str, str | None]:
         return FAILED, str(error)
     except KeyboardInterrupt:
         return STOPPED, "interrupted"
-    except Exception as error:  # one cell must not end the others
+    except Exception as error:  # one trial must not end the others
         log.exception("%s failed", folder)
         return FAILED, f"{type(error).__name__}: {error}"
     return (FINISHED, summary["warning"]) if summary["finished"] else (STOPPED, "interrupted")
@@ -64,7 +64,7 @@ def _end_of(folder: Path) -> tuple[str, str | None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Wait for a process that is still at this cell, left behind by a comparison that was killed."""
+    """Wait for a process that is still at this trial, left behind by a comparison that was killed."""
     with open(folder / "lock", "a", opener=opened_here) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
@@ -86,7 +86,7 @@ def main() -> None:
     threading.Thread(target=_stop_without, args=(int(sys.argv[1]),), daemon=True).start()
     try:
         for line in sys.stdin:
-            answers.write(json.dumps(train_cell(Path(line.rstrip("\n")))) + "\n")
+            answers.write(json.dumps(train_trial(Path(line.rstrip("\n")))) + "\n")
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
 

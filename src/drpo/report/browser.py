@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpo.report import decimals
-from drpo.report.seen import Rollouts, Sampled
+from drpo.report.token_statistics import Rollouts, Sampled
 from drpo.report.vocabulary import Piece
 
 _PLAIN = ("step", "sample", "reward", "failure", "finish", "version", "update", "advantage", "problem")

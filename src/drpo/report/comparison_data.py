@@ -10,10 +10,9 @@ from scipy.special import stdtrit
 from drpo.errors import InputError
 from drpo.lab.analysis import Condition, difference
 from drpo.lab.grid import differing
-from drpo.lab.outcome import DIVERGED, FAILED, FINISHED, Comparison
+from drpo.lab.trial_result import DIVERGED, FAILED, FINISHED, Comparison
 from drpo.objectives import REGISTRY, caution
 from drpo.report.comparison_table import bounds, head, row
-from drpo.report.facts import flat, machine
 from drpo.report.panels import REWARD
 from drpo.spec import names_code, parse_spec
 
@@ -38,12 +37,12 @@ def ends_table(found: Sequence[Condition], chosen: Sequence[Condition]) -> tuple
 def differences_table(chosen: Sequence[Condition]) -> tuple[list[str], Rows]:
     """Return the head and the rows of a regime: by how much each objective (row) ends above each other (column)."""
 
-    def cell(a: Condition, b: Condition) -> str:
+    def trial(a: Condition, b: Condition) -> str:
         d = difference(a, b)
         return "\u2013" if a is b or d.n == 0 else f"{d.value:+.3f} ({bounds(d)})"
 
     return ["", *(f"over {b.objective}" for b in chosen)], [
-        [a.objective, *(cell(a, b) for b in chosen)] for a in chosen
+        [a.objective, *(trial(a, b) for b in chosen)] for a in chosen
     ]
 
 
@@ -65,9 +64,9 @@ def seeds_sentence(n: int) -> str:
     )
 
 
-def facts(comparison: Comparison) -> list[tuple[str, str]]:
+def comparison_summary(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what was compared, as pairs of a name and a value."""
-    configs = [flat(cell.config) for cell in comparison.cells]
+    configs = [flat(trial.config) for trial in comparison.trials]
 
     def values(name: str) -> list[str]:
         return list(dict.fromkeys(config.get(name, "-") for config in configs))
@@ -78,7 +77,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("task", _all(values("task"))),
         ("objectives", _all(comparison.objectives)),
         ("seeds", _all(values("seed"))),
-        ("learning rate", _all(list(dict.fromkeys(f"{c.learning_rate:g}" for c in comparison.cells)))),
+        ("learning rate", _all(list(dict.fromkeys(f"{c.learning_rate:g}" for c in comparison.trials)))),
         *((name.replace("_", " "), _all(values(name))) for name in comparison.regime_fields if name != "task"),
         ("each run", f"{steps} steps of {prompts} prompts, {samples} samples each"),
     ]
@@ -90,13 +89,13 @@ def _all(texts: Sequence[str]) -> str:
 
 
 def counts(comparison: Comparison) -> dict[str, int]:
-    """Return how many cells came to what; one that some condition has no seed for is missing."""
-    statuses = Counter(cell.status for cell in comparison.cells)
+    """Return how many trials came to what; one that some condition has no seed for is missing."""
+    statuses = Counter(trial.status for trial in comparison.trials)
     fields = comparison.regime_fields
-    kinds = {(c.regime(fields), c.objective, c.learning_rate) for c in comparison.cells}
-    seeds = {c.seed for c in comparison.cells}
+    kinds = {(c.regime(fields), c.objective, c.learning_rate) for c in comparison.trials}
+    seeds = {c.seed for c in comparison.trials}
     over = {name: statuses.pop(name, 0) for name in (FINISHED, DIVERGED, FAILED)}
-    return {**over, **statuses, "missing": max(0, len(kinds) * len(seeds) - len(comparison.cells))}
+    return {**over, **statuses, "missing": max(0, len(kinds) * len(seeds) - len(comparison.trials))}
 
 
 def cautions(objectives: Sequence[str]) -> list[str]:
@@ -114,13 +113,13 @@ def cautions(objectives: Sequence[str]) -> list[str]:
     return [f"{', '.join(names)}: {text}." for text, names in said.items()]
 
 
-def cells_table(comparison: Comparison) -> dict[str, Any]:
-    """Return the cells' "head" and "rows", by the fields that they differ by; and as "shared" what all have."""
-    configs = [{k: v for k, v in flat(cell.config).items() if k != "name"} for cell in comparison.cells]
+def trials_table(comparison: Comparison) -> dict[str, Any]:
+    """Return the trials' "head" and "rows", by the fields that they differ by; and as "shared" what all have."""
+    configs = [{k: v for k, v in flat(trial.config).items() if k != "name"} for trial in comparison.trials]
     own = differing(configs)
     rows = [
         [c.name, c.status, str(len(c.series[REWARD])), *(config.get(name, "-") for name in own), c.reason or ""]
-        for c, config in zip(comparison.cells, configs, strict=True)
+        for c, config in zip(comparison.trials, configs, strict=True)
     ]
-    head = ["cell", "status", "steps", *(name.replace("_", " ") for name in own), "reason"]
+    head = ["trial", "status", "steps", *(name.replace("_", " ") for name in own), "reason"]
     return {"head": head, "rows": rows, "shared": [pair for pair in configs[0].items() if pair[0] not in own]}

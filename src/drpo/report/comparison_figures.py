@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from drpo.files import save_figure
 from drpo.lab.analysis import Condition, best, conditions, label
-from drpo.lab.outcome import Comparison
+from drpo.lab.trial_result import Comparison
 from drpo.report.palette import COLORS
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
@@ -29,9 +29,9 @@ def draw_curves(comparison: Comparison, path: Path) -> Path:
     figure = Figure(figsize=(6.2 * len(regimes), 4.4), layout="constrained")
     panels = figure.subplots(1, len(regimes), squeeze=False, sharey=True)[0]
     for axes, regime in zip(panels, regimes, strict=True):
-        cells = dict(comparison.by_regime())[regime]
+        trials = dict(comparison.by_regime())[regime]
         for c in (c for c in chosen if c.regime == regime):
-            of_one = [x for x in cells if x.over and (x.objective, x.learning_rate) == (c.objective, c.learning_rate)]
+            of_one = [x for x in trials if x.over and (x.objective, x.learning_rate) == (c.objective, c.learning_rate)]
             _curve(axes, [x.rewards for x in of_one], c.objective, comparison.objectives.index(c.objective))
         axes.set(title=label(regime, comparison.regime_fields), xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,20 +4,20 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from drpo.lab.outcome import Cell, Comparison
+from drpo.lab.trial_result import Comparison, Trial
 from drpo.report.comparison_data import (
     cautions,
-    cells_table,
+    comparison_summary,
     counts,
     differences_table,
     ends_table,
-    facts,
     seeds_sentence,
+    trials_table,
 )
 from drpo.report.comparison_plots import comparison_plots, view_of
 from drpo.report.comparison_table import claim_lines
 from drpo.report.html import REPORT, Page, write
-from drpo.train.records import CELLS
+from drpo.train.records import TRIALS
 
 
 def write_comparison_report(folder: Path, comparison: Comparison, out: Path | None = None) -> Path:
@@ -49,29 +49,29 @@ def comparison_page(folder: Path, comparison: Comparison, start: Path) -> Page:
     values = {
         "title": f"{comparison.name}: {len(comparison.objectives)} objectives compared",
         "caution": " ".join(cautions(comparison.objectives)),
-        "facts": facts(comparison),
+        "summary": comparison_summary(comparison),
         "counts": counts(comparison),
         "claims": list(claim_lines(view.found, comparison.regime_fields)),
         "seeds": seeds_sentence(min((c.mean.n for c in view.chosen), default=0)),
         "rates": sorted({c.learning_rate for c in view.found}),
         "ends_tables": {name: ends_table(*found) for name, found in of_regime.items()},
         "differences_tables": {name: differences_table(chosen) for name, (_, chosen) in of_regime.items()},
-        "cells": cells_table(comparison),
-        "links": [cell_page(folder, cell, start) for cell in comparison.cells],
+        "trials": trials_table(comparison),
+        "links": [trial_page(folder, trial, start) for trial in comparison.trials],
         **plots,
     }
     return Page("comparison.html", values, [plot for of_section in plots.values() for plot in of_section])
 
 
-def cell_page(folder: Path, cell: Cell, start: Path) -> tuple[str, str]:
-    """Return where a cell's own report is, from `start`; where there is none, "" and the command that writes it.
+def trial_page(folder: Path, trial: Trial, start: Path) -> tuple[str, str]:
+    """Return where a trial's own report is, from `start`; where there is none, "" and the command that writes it.
 
     Args:
         folder: of the comparison; the command is one to give in it.
-        cell: one of its cells. Where its folder is gone both are "".
+        trial: one of its trials. Where its folder is gone both are "".
         start: folder of the page that links to it.
     """
-    own = folder / CELLS / cell.name
+    own = folder / TRIALS / trial.name
     if (own / REPORT).is_file():
         return quote(Path(os.path.relpath(own / REPORT, start)).as_posix()), ""
-    return "", f"drpo report {CELLS}/{cell.name}" if own.is_dir() else ""
+    return "", f"drpo report {TRIALS}/{trial.name}" if own.is_dir() else ""

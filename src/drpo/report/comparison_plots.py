@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from drpo.lab.analysis import Condition, best, conditions, difference, label
-from drpo.lab.outcome import Cell, Comparison
 from drpo.lab.statistics import Interval
+from drpo.lab.trial_result import Comparison, Trial
 from drpo.report.bands import over_seeds, rounded, shown_steps, spread, student
 from drpo.report.comparison_data import THRESHOLD
 from drpo.report.figures import GREY, Figure, Plot, add_placed, band, brief, look, make_facets
@@ -34,7 +34,7 @@ class View:
         objectives: in order.
         found: every condition with a result.
         chosen: the best learning rate of each objective in each regime.
-        cells: of each chosen condition, in the same order.
+        trials: of each chosen condition, in the same order.
         range: of rewards: at least from 0 to 1.
     """
 
@@ -42,7 +42,7 @@ class View:
     objectives: Sequence[str]
     found: Sequence[Condition]
     chosen: Sequence[Condition]
-    cells: Sequence[Sequence[Cell]]
+    trials: Sequence[Sequence[Trial]]
     range: tuple[float, float]
 
     def facet(self, c: Condition) -> int:
@@ -63,17 +63,17 @@ def view_of(comparison: Comparison) -> View:
     found = conditions(comparison, THRESHOLD)
     chosen = best(found)
     of_regime = dict(comparison.by_regime())
-    cells = [
+    trials = [
         [x for x in of_regime[c.regime] if x.over and (x.objective, x.learning_rate) == (c.objective, c.learning_rate)]
         for c in chosen
     ]
-    rewards = [x for of_one in cells for cell in of_one for x in cell.rewards]
+    rewards = [x for of_one in trials for trial in of_one for x in trial.rewards]
     return View(
         {c.regime: label(c.regime, comparison.regime_fields) for c in chosen},
         comparison.objectives,
         found,
         chosen,
-        cells,
+        trials,
         (min([0.0, *rewards]), max([1.0, *rewards])),
     )
 
@@ -95,9 +95,9 @@ def comparison_plots(view: View) -> dict[str, list[Plot]]:
 def reward_plot(view: View) -> Plot:
     """Return the training reward of every objective: its mean over seeds, Student's interval, and each seed."""
     figure = make_facets(list(view.regimes.values()), 2, 250, shared_yaxes="all")
-    told, placed, n_steps = [], [], max(len(cell.rewards) for of_one in view.cells for cell in of_one)
-    for c, cells in zip(view.chosen, view.cells, strict=True):
-        values = over_seeds([cell.rewards for cell in cells], max(len(cell.rewards) for cell in cells))
+    told, placed, n_steps = [], [], max(len(trial.rewards) for of_one in view.trials for trial in of_one)
+    for c, trials in zip(view.chosen, view.trials, strict=True):
+        values = over_seeds([trial.rewards for trial in trials], max(len(trial.rewards) for trial in trials))
         kept = shown_steps(values.shape[1])
         steps = [i + 1 for i in kept]
         mean, low, high = (rounded(column[kept]) for column in student(values))
@@ -265,8 +265,8 @@ def metric_plots(view: View) -> list[Plot]:
     for key, (title, panel) in METRICS.items():
         figure = make_facets(list(view.regimes.values()), columns, 220, shared_yaxes="all")
         told, placed = [], []
-        for c, cells in zip(view.chosen, view.cells, strict=True):
-            curves = [cell.series.get(key, ()) for cell in cells]
+        for c, trials in zip(view.chosen, view.trials, strict=True):
+            curves = [trial.series.get(key, ()) for trial in trials]
             values = over_seeds(curves, max(map(len, curves)))
             kept = shown_steps(values.shape[1])
             curve = [rounded(column[kept]) for column in spread(values)]

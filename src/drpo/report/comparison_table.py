@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from drpo.lab.analysis import Condition, best, claims, conditions, label
-from drpo.lab.outcome import Comparison
 from drpo.lab.statistics import Interval
+from drpo.lab.trial_result import Comparison
 
 
 def print_comparison(console: Console, comparison: Comparison, threshold: float = 0.5, best_only: bool = False) -> None:

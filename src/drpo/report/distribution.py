@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, Objective, PPOClip, borders, caution
 from drpo.report.figures import DASHES, GREY, WIDE, Plot, brief, make_figure
 from drpo.report.palette import COLORS
-from drpo.report.seen import Rollouts
+from drpo.report.token_statistics import Rollouts
 from drpo.spec import format_spec
 
 N_SCATTERED = 2000

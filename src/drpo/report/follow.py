@@ -11,7 +11,6 @@ import msgspec
 
 from drpo.errors import InputError, one_line
 from drpo.train.records import (
-    CELLS,
     CONFIG,
     ENVIRONMENT,
     EVALUATIONS,
@@ -19,10 +18,11 @@ from drpo.train.records import (
     ROLLOUTS,
     SUMMARY,
     TIMING,
+    TRIALS,
     Evaluation,
     parse_json,
     read_json,
-    require_facts,
+    require_run_fields,
 )
 
 _LAST_BYTES = 2**16
@@ -228,7 +228,7 @@ def _config(path: Path) -> Record | None:
     config = _json(path)
     if config is not None:
         try:
-            require_facts(config)
+            require_run_fields(config)
         except InputError as error:
             raise InputError(f"{path} is not of a run: {error}") from None
     return config
@@ -241,6 +241,6 @@ def _evaluation(record: Record) -> Evaluation | None:
         return None
 
 
-def find_cells(folder: Path) -> list[Path]:
+def find_trials(folder: Path) -> list[Path]:
     """Return the folders of a comparison's runs, by name; none where the folder is no comparison."""
-    return sorted(path for path in (folder / CELLS).glob("*") if path.is_dir())
+    return sorted(path for path in (folder / TRIALS).glob("*") if path.is_dir())

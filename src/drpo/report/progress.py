@@ -1,4 +1,4 @@
-"""A comparison on the terminal while its cells are trained."""
+"""A comparison on the terminal while its trials are trained."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,23 +11,23 @@ from rich.table import Table
 from rich.text import Text
 
 from drpo.errors import one_line
-from drpo.lab.crew import Work
-from drpo.lab.outcome import RUNNING, Cell, read_cell
+from drpo.lab.trial_result import RUNNING, Trial, read_trial
+from drpo.lab.worker_pool import WorkerPool
 
 
 class ComparisonConsole:
-    """The steps done of all cells, and how those under way are doing.
+    """The steps done of all trials, and how those under way are doing.
 
     Args:
         console: a terminal, or where plain lines go.
-        live: draw in place; else a line per cell.
-        cells: folders of all cells.
+        live: draw in place; else a line per trial.
+        trials: folders of all trials.
     """
 
-    def __init__(self, console: Console, live: bool, cells: list[Path]) -> None:
+    def __init__(self, console: Console, live: bool, trials: list[Path]) -> None:
         self._console, self._live_mode = console, live
-        self._cells = {path: read_cell(path) for path in cells}
-        self._said = {path for path, cell in self._cells.items() if cell.over}
+        self._trials = {path: read_trial(path) for path in trials}
+        self._said = {path for path, trial in self._trials.items() if trial.over}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,9 +38,9 @@ class ComparisonConsole:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
         )
-        done = sum(_steps_done(c) for c in self._cells.values())
-        self._task = self._progress.add_task("", total=sum(c.steps for c in self._cells.values()), completed=done)
-        self._work: Work | None = None
+        done = sum(_steps_done(t) for t in self._trials.values())
+        self._task = self._progress.add_task("", total=sum(t.steps for t in self._trials.values()), completed=done)
+        self._pool: WorkerPool | None = None
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._draw)
 
     def __enter__(self) -> "ComparisonConsole":
@@ -56,51 +56,51 @@ class ComparisonConsole:
         if self._live_mode:
             self._live.__exit__(kind, error, trace)
 
-    def tick(self, work: Work) -> None:
-        """Look at the cells under way, and say which have ended."""
-        self._work = work
-        for path, status in work.statuses.items():
+    def tick(self, pool: WorkerPool) -> None:
+        """Look at the trials under way, and say which have ended."""
+        self._pool = pool
+        for path, status in pool.statuses.items():
             if path in self._said:
                 continue
-            self._cells[path] = read_cell(path)
+            self._trials[path] = read_trial(path)
             if status != RUNNING:
                 self._said.add(path)
-                self._say(self._cells[path], status)
-        done = sum(_steps_done(c) for c in self._cells.values())
-        over = sum(c.over for c in self._cells.values())
-        self._progress.update(self._task, completed=done, description=f"{over} of {len(self._cells)} cells")
+                self._say(self._trials[path], status)
+        done = sum(_steps_done(t) for t in self._trials.values())
+        over = sum(t.over for t in self._trials.values())
+        self._progress.update(self._task, completed=done, description=f"{over} of {len(self._trials)} trials")
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
-    def _say(self, cell: Cell, status: str) -> None:
-        n = sum(c.over for c in self._cells.values())
-        ends = [end for _, end in cell.accuracies[-1:]]
+    def _say(self, trial: Trial, status: str) -> None:
+        n = sum(t.over for t in self._trials.values())
+        ends = [end for _, end in trial.accuracies[-1:]]
         accuracy = "".join(f", held-out {end:.1%}" if 0 <= end <= 1 else f", held-out {end:.4g}" for end in ends)
-        reward = f", reward {cell.rewards[-1]:.3f}" if cell.rewards else ""
-        name, why = one_line(cell.name), f" ({one_line(cell.reason)})" if cell.reason else ""
+        reward = f", reward {trial.rewards[-1]:.3f}" if trial.rewards else ""
+        name, why = one_line(trial.name), f" ({one_line(trial.reason)})" if trial.reason else ""
         self._console.print(
-            Text(f"{n:4d} of {len(self._cells)}  {name}: {status}{reward}{accuracy}{why}"), soft_wrap=True
+            Text(f"{n:4d} of {len(self._trials)}  {name}: {status}{reward}{accuracy}{why}"), soft_wrap=True
         )
 
     def _draw(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name, justify in (("cell", "left"), ("step", "right"), ("reward", "right"), ("|π-μ| p99", "right")):
+        for name, justify in (("trial", "left"), ("step", "right"), ("reward", "right"), ("|π-μ| p99", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        statuses = {} if self._work is None else self._work.statuses
+        statuses = {} if self._pool is None else self._pool.statuses
         for path, status in statuses.items():
             if status == RUNNING:
-                cell = self._cells[path]
-                rewards, shifts = cell.rewards, cell.series["prob_diff_p99"]
+                trial = self._trials[path]
+                rewards, shifts = trial.rewards, trial.series["prob_diff_p99"]
                 table.add_row(
-                    one_line(cell.name),
-                    f"{len(rewards)}/{cell.steps}",
+                    one_line(trial.name),
+                    f"{len(rewards)}/{trial.steps}",
                     f"{rewards[-1]:.3f}" if rewards else "-",
                     f"{shifts[-1]:.3f}" if shifts and shifts[-1] is not None else "-",
                 )
         return Stack(table, self._progress)
 
 
-def _steps_done(cell: Cell) -> int:
-    return cell.steps if cell.over else len(cell.rewards)
+def _steps_done(trial: Trial) -> int:
+    return trial.steps if trial.over else len(trial.rewards)

@@ -7,11 +7,11 @@ from typing import Any
 from drpo.objectives import REGISTRY, caution
 from drpo.report.browser import columns, table, vocabulary
 from drpo.report.distribution import histogram_plot, scatter_plots
-from drpo.report.facts import configuration, header_facts, held_out, shares, timeline, timeline_plot
 from drpo.report.html import REPORT, Page, write
 from drpo.report.panels import drawn_lines, numbers, panel_plot
 from drpo.report.payload import columns_bytes, json_bytes
-from drpo.report.seen import Rollouts, read_rollouts
+from drpo.report.run_summary import configuration, held_out, run_summary, shares, timeline, timeline_plot
+from drpo.report.token_statistics import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
 from drpo.spec import format_spec
 from drpo.train.config import Run
@@ -53,7 +53,7 @@ def run_page(folder: Path, run: Run) -> Page:
     values = {
         "title": f"{run.name}: {format_spec(run.objective, REGISTRY)}, seed {run.seed}",
         "caution": caution(run.objective),
-        "facts": header_facts(run, _environment(folder), metrics),
+        "summary": run_summary(run, _environment(folder), metrics),
         "held_out": held_out(evaluations),
         "numbers": [row for panel, of_panel, _ in lines for row in numbers(panel, of_panel)],
         "shares": shares(phases),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,8 +15,10 @@ METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "eva
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
-CELLS, RESULTS = "cells", "results.json"
+TRIALS, RESULTS = "trials", "results.json"
 """Of a comparison: the folder of its runs, and what is kept of them."""
+_OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
+"""What that folder was called before 0.1.0, and the version that reads it."""
 _TEXTS = ("text", "prompt", "finish")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
@@ -66,7 +68,7 @@ class Written(TypedDict):
     sha256: str
 
 
-class RunFacts(TypedDict):
+class RunFields(TypedDict):
     """What every run's config.json says, as far as it is read without building the run."""
 
     name: str
@@ -175,16 +177,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def require_facts(config: Mapping[str, Any]) -> None:
-    """Raise unless a configuration has the fields of `RunFacts`, of their types.
+def require_run_fields(config: Mapping[str, Any]) -> None:
+    """Raise unless a configuration has the fields of `RunFields`, of their types.
 
     Raises:
         InputError: one is missing or of another type; the message names it.
     """
     try:
-        msgspec.convert(config, RunFacts)
+        msgspec.convert(config, RunFields)
     except msgspec.ValidationError as error:
         raise InputError(str(error).replace("`", "")) from None
+
+
+def refuse_old_comparison(path: Path, names: Collection[str]) -> None:
+    """Raise if a comparison has its trials under their old name.
+
+    Args:
+        path: of its folder, or of its results.json.
+        names: of the files there, or of the fields.
+
+    Raises:
+        InputError: it has.
+    """
+    if _OLD_TRIALS in names and TRIALS not in names:
+        raise InputError(
+            f"{path}: a comparison of before 0.1.0 ('{_OLD_TRIALS}', now '{TRIALS}'); {_READS_OLD} reads it"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

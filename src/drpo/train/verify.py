@@ -22,7 +22,7 @@ from drpo.train.records import (
     read_lines,
     read_records,
     read_written,
-    require_facts,
+    require_run_fields,
 )
 from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state, require_sound, sum_of
 
@@ -84,7 +84,7 @@ def is_finished(folder: Path) -> bool:
 
 def _config(folder: Path) -> str:
     config = read_json(folder / CONFIG)
-    require_facts(config)
+    require_run_fields(config)
     return f"{config['model']}, {config['objective']}, {config['steps']} steps"
 
 
@@ -150,7 +150,7 @@ def _checkpoint(checkpoint: Path) -> str:
 def _model(folder: Path) -> str | None:
     model = folder / MODEL
     if not model.is_dir():
-        # A comparison's cells leave neither a model nor checkpoints.
+        # A comparison's trials leave neither a model nor checkpoints.
         if is_finished(folder) and complete(folder / CHECKPOINTS):
             raise InputError("missing, though the run is finished; drpo train --resume writes it again")
         return None

@@ -1,5 +1,6 @@
 """`drpo compare`: its options."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +11,11 @@ from drpo.cli.options import leading, parse, require_options
 from drpo.errors import InputError
 from drpo.recipes import RECIPES, find, require_recipe
 from drpo.spec import import_named
-from drpo.train.records import CELLS
+from drpo.train.records import TRIALS, refuse_old_comparison
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
-BY_CELL = ("name", "objective", "seed")
-"""Fields of a run that each cell has of its own, and that are no options."""
+BY_TRIAL = ("name", "objective", "seed")
+"""Fields of a run that each trial has of its own, and that are no options."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class CompareOptions:
 
       drpo compare demo --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --seeds 0 1 2 --updates 4 16
 
-    Every combination of the values given is a cell, a training of its own: without options 6 objectives x 3 seeds,
+    Every combination of the values given is a trial, a training of its own: without options 6 objectives x 3 seeds,
     which are 18 trainings, in runs/compare-RECIPE. How many there are to do is said before the first begins. Ctrl-C
     stops them, and `drpo compare --resume COMPARISON` goes on.
 
@@ -38,7 +39,7 @@ class CompareOptions:
         async_steps: steps that rollouts are sampled ahead of training.
         rollout_precision: of the sampler: fp32, bf16, int8, fp8_weights, fp8.
         out: folder of the comparison; default runs/compare-RECIPE. One that is there is added to.
-        jobs: cells trained at once; default: as many as memory and cores allow.
+        jobs: trials trained at once; default: as many as memory and cores allow.
         plain: plain lines in place of the live table.
     """
 
@@ -57,16 +58,16 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a comparison that was interrupted: its cells that have no result yet are trained.
+    """Go on with a comparison that was interrupted: its trials that have no result yet are trained.
 
       drpo compare --resume runs/compare-demo
 
     Args:
-        jobs: cells trained at once; default: as many as memory and cores allow.
+        jobs: trials trained at once; default: as many as memory and cores allow.
         plain: plain lines in place of the live table.
-        trust_remote_code: import the code that the cells' configurations name as module:name; only for folders that
+        trust_remote_code: import the code that the trials' configurations name as module:name; only for folders that
             you trust.
-        engine: address of the server that the cells sample with, where they do, as their configurations have it.
+        engine: address of the server that the trials sample with, where they do, as their configurations have it.
     """
 
     jobs: int | None = None
@@ -81,8 +82,10 @@ def compare(arguments: list[str]) -> int:
         given, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
         resumed = parse(ResumeOptions, rest, f"drpo compare --resume {given}")
         require_jobs(resumed.jobs)
-        if not (Path(given) / CELLS).is_dir():
-            raise InputError(f"{given}: no comparison there ({CELLS}/ is missing)")
+        if Path(given).is_dir():
+            refuse_old_comparison(Path(given), os.listdir(given))
+        if not (Path(given) / TRIALS).is_dir():
+            raise InputError(f"{given}: no comparison there ({TRIALS}/ is missing)")
         return int(import_named("drpo.cli.compare", "resume", "command")(Path(given), resumed))
     name, rest = leading(arguments, "RECIPE", f"compare: name a recipe first; known: {', '.join(RECIPES)}")
     if arguments[0].startswith("-"):  # --help alone
@@ -92,7 +95,7 @@ def compare(arguments: list[str]) -> int:
     prog = f"drpo compare {name}"
     require_options(rest, CompareOptions, prog)
     base, options = import_named("drpo.cli.overrides", "overridden", "command")(
-        find(name), rest, prog, CompareOptions, without=BY_CELL
+        find(name), rest, prog, CompareOptions, without=BY_TRIAL
     )
     require_jobs(options.jobs)
     return int(import_named("drpo.cli.compare", "begin", "command")(name, base, options))

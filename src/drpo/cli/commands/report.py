@@ -17,7 +17,7 @@ class ReportOptions:
       drpo report runs/demo --open
 
     Of a run: curves, trust region, gradient weights, and every token of every completion. Of a comparison: curves and
-    ends of every objective with intervals, differences seed by seed, what may be claimed, and every cell.
+    ends of every objective with intervals, differences seed by seed, what may be claimed, and every trial.
 
     The file opens from disk and asks the network for nothing. `drpo train` and `drpo compare` write one at their end;
     RUN may also be a folder that is worked on or was stopped.

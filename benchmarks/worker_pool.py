@@ -136,7 +136,7 @@ class Process:
         return plain(lines[-1]) if lines else "it said nothing"
 
 
-class Crew:
+class WorkerPool:
     """The workers of the cases at hand; use it in a `with` statement.
 
     Args:
@@ -149,7 +149,7 @@ class Crew:
         self._running: dict[str, Process] = {}
         self._failed: dict[str, str] = {}
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(

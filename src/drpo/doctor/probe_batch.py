@@ -22,7 +22,7 @@ RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20,
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class ProbeBatch:
     """T sampled tokens, completion by completion; every tensor [T] but `beyond`, log-probabilities in nats.
 
     Args:
@@ -66,7 +66,7 @@ class Evidence:
 
 def gather(
     policy: Policy, driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, seed: int
-) -> Evidence:
+) -> ProbeBatch:
     """Sample completions and look at them from both sides. The policy's weights are those the engine has.
 
     Args:
@@ -84,7 +84,7 @@ def gather(
             for c, logits in zip(completions, plain_logits(policy, completions), strict=True)
         ]
     columns = {name: torch.cat([figures[name] for figures in laws]) for name in laws[0]}
-    return Evidence(
+    return ProbeBatch(
         completions=tuple(completions),
         temperature=sampling.temperature,
         behavior_logp=torch.cat([c.sequence.behavior_logp for c in completions]),

@@ -1,6 +1,7 @@
-"""What came of a cell, read from the folder of its run; and a whole comparison as one small JSON file."""
+"""The result of a trial, read from the folder of its run; and a whole comparison as one small JSON file."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,18 @@ from drpo.lab.grid import REGIME, differing
 from drpo.train.config import Run, load_run, to_json
 from drpo.train.log import write_json
 from drpo.train.optim import stated_learning_rate
-from drpo.train.records import CELLS, CONFIG, EVALUATIONS, METRICS, RESULTS, read_json, read_records
+from drpo.train.records import (
+    CONFIG,
+    EVALUATIONS,
+    METRICS,
+    RESULTS,
+    TRIALS,
+    read_json,
+    read_records,
+    refuse_old_comparison,
+)
 
-ORDER, OUTCOME = "cells.json", "outcome.json"
+ORDER, TRIAL_RESULT = "trials.json", "trial_result.json"
 FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, WAITING = (
     "finished",
     "diverged",
@@ -42,7 +52,7 @@ SERIES = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a comparison, as far as it has come.
 
     Args:
@@ -89,9 +99,9 @@ class Cell:
     @property
     def rewards(self) -> tuple[float, ...]:
         """Mean training reward of every step; 0 for the steps that a diverged run did not live to see."""
-        seen = [x if x is not None else 0.0 for x in self.series["reward_mean"]]
-        lost = self.steps - len(seen) if self.status == DIVERGED else 0
-        return (*seen, *[0.0] * lost)
+        rewards = [x if x is not None else 0.0 for x in self.series["reward_mean"]]
+        lost = self.steps - len(rewards) if self.status == DIVERGED else 0
+        return (*rewards, *[0.0] * lost)
 
     @property
     def accuracies(self) -> tuple[tuple[int, float], ...]:
@@ -109,107 +119,109 @@ class Comparison:
 
     Args:
         name: of the folder.
-        cells: in the order in which they were begun.
+        trials: in the order in which they were begun.
         hardware: what they ran on, as `environment.json` has it.
     """
 
     name: str
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     hardware: Mapping[str, Any]
 
     @property
     def regime_fields(self) -> tuple[str, ...]:
-        """The fields of the regime that differ between cells."""
-        found = differing([c.config for c in self.cells])
+        """The fields of the regime that differ between trials."""
+        found = differing([c.config for c in self.trials])
         return tuple(name for name in REGIME if name in found)
 
     @property
     def objectives(self) -> tuple[str, ...]:
         """Their specs, in order."""
-        return tuple(dict.fromkeys(c.objective for c in self.cells))
+        return tuple(dict.fromkeys(c.objective for c in self.trials))
 
-    def by_regime(self) -> Iterator[tuple[tuple[Any, ...], list[Cell]]]:
-        """Yield the values of `regime_fields`, with the cells that have them."""
+    def by_regime(self) -> Iterator[tuple[tuple[Any, ...], list[Trial]]]:
+        """Yield the values of `regime_fields`, with the trials that have them."""
         fields = self.regime_fields
-        for regime in dict.fromkeys(c.regime(fields) for c in self.cells):
-            yield regime, [c for c in self.cells if c.regime(fields) == regime]
+        for regime in dict.fromkeys(c.regime(fields) for c in self.trials):
+            yield regime, [c for c in self.trials if c.regime(fields) == regime]
 
 
-def write_outcome(folder: Path, outcome: Mapping[str, Any]) -> None:
-    """Write down how a cell ended."""
-    write_json(folder / OUTCOME, dict(outcome))
+def write_trial_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write down how a trial ended."""
+    write_json(folder / TRIAL_RESULT, dict(result))
 
 
 def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Make the cells of a comparison, those that are not there yet; return the folders of these runs.
+    """Create the folders of a comparison's trials, those that are not there yet; return the folders of these runs.
 
     Args:
-        folder: of the comparison; cells that it has already stay.
-        runs: of the cells.
+        folder: of the comparison; trials that it has already stay.
+        runs: of the trials.
 
     Raises:
-        InputError: a cell's folder holds another run.
+        InputError: a trial's folder holds another run, or the comparison is of an earlier version.
     """
-    cells = [folder / CELLS / run.name for run in runs]
-    require_own(folder / CELLS)
-    for cell, run in zip(cells, runs, strict=True):
-        require_own(cell)
-        if not (cell / CONFIG).exists():
-            cell.mkdir(parents=True, exist_ok=True)
-            write_json(cell / CONFIG, to_json(run))
-        elif to_json(load_run(cell, trust_remote_code=False)) != to_json(run):
-            raise InputError(f"{cell}: another run is there under this name; name another folder")
-    known = [cell.name for cell in cells_of(folder)]
+    if folder.is_dir():
+        refuse_old_comparison(folder, os.listdir(folder))
+    trials = [folder / TRIALS / run.name for run in runs]
+    require_own(folder / TRIALS)
+    for trial, run in zip(trials, runs, strict=True):
+        require_own(trial)
+        if not (trial / CONFIG).exists():
+            trial.mkdir(parents=True, exist_ok=True)
+            write_json(trial / CONFIG, to_json(run))
+        elif to_json(load_run(trial, trust_remote_code=False)) != to_json(run):
+            raise InputError(f"{trial}: another run is there under this name; name another folder")
+    known = [trial.name for trial in trial_folders(folder)]
     ordered = dict.fromkeys([*(n for n in _order(folder) if n in known), *(run.name for run in runs)])
-    write_json(folder / ORDER, {"cells": list(ordered)})
-    return cells
+    write_json(folder / ORDER, {"trials": list(ordered)})
+    return trials
 
 
-def cells_of(folder: Path) -> list[Path]:
-    """Return the folders of a comparison's cells: those in its cells.json first, in that order, then any others."""
-    found = {p.parent.name: p.parent for p in sorted((folder / CELLS).glob(f"*/{CONFIG}"))}
+def trial_folders(folder: Path) -> list[Path]:
+    """Return the folders of a comparison's trials: those in its trials.json first, in that order, then any others."""
+    found = {p.parent.name: p.parent for p in sorted((folder / TRIALS).glob(f"*/{CONFIG}"))}
     return [found.pop(name) for name in _order(folder) if name in found] + list(found.values())
 
 
 def _order(folder: Path) -> list[str]:
     path = folder / ORDER
-    names = read_json(path).get("cells") if path.exists() else []
+    names = read_json(path).get("trials") if path.exists() else []
     if not isinstance(names, list):
-        raise InputError(f"{path}: 'cells' must be a list of folders")
+        raise InputError(f"{path}: 'trials' must be a list of folders")
     return [str(name) for name in names]
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether a folder holds the cells of a comparison, or what was kept of them."""
-    return (folder / CELLS).is_dir() or (folder / RESULTS).exists()
+    """Whether a folder holds the trials of a comparison, or what was kept of them."""
+    return (folder / TRIALS).is_dir() or (folder / RESULTS).exists()
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read a comparison from the folders of its cells, or where they are gone from its results.json.
+    """Read a comparison from the folders of its trials, or where they are gone from its results.json.
 
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    folders = cells_of(folder)
+    folders = trial_folders(folder)
     if not folders:
         return load_results(folder / RESULTS)
-    environments = [cell / "environment.json" for cell in folders]
+    environments = [trial / "environment.json" for trial in folders]
     hardware: dict[str, Any] = next((read_json(p) for p in environments if p.exists()), {})
-    return Comparison(folder.resolve().name, tuple(map(read_cell, folders)), _hardware(hardware))
+    return Comparison(folder.resolve().name, tuple(map(read_trial, folders)), _hardware(hardware))
 
 
-def read_cell(folder: Path) -> Cell:
-    """Read one cell from the folder of its run."""
+def read_trial(folder: Path) -> Trial:
+    """Read one trial from the folder of its run."""
     metrics = read_records(folder / METRICS)
     try:
-        outcome = read_json(folder / OUTCOME)
+        result = read_json(folder / TRIAL_RESULT)
     except FileNotFoundError:
-        outcome = {"status": RUNNING if metrics else WAITING, "reason": None}
-    return Cell(
+        result = {"status": RUNNING if metrics else WAITING, "reason": None}
+    return Trial(
         name=folder.name,
         config=to_json(load_run(folder, trust_remote_code=False)),
-        status=str(outcome.get("status")),
-        reason=outcome.get("reason"),
+        status=str(result.get("status")),
+        reason=result.get("reason"),
         series={name: tuple(m.get(name) for m in metrics) for name in SERIES},
         evaluations=tuple((e["step"], e["accuracy"]) for e in read_records(folder / EVALUATIONS)),
     )
@@ -221,10 +233,10 @@ def _hardware(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_results(comparison: Comparison, path: Path) -> None:
-    """Write a comparison as one JSON file: what its cells share once, numbers to six digits."""
-    own = ("name", *differing([c.config for c in comparison.cells]))
-    shared = {k: v for k, v in comparison.cells[0].config.items() if k not in own}
-    cells = [
+    """Write a comparison as one JSON file: what its trials share once, numbers to six digits."""
+    own = ("name", *differing([c.config for c in comparison.trials]))
+    shared = {k: v for k, v in comparison.trials[0].config.items() if k not in own}
+    trials = [
         {
             "name": c.name,
             "config": {k: v for k, v in c.config.items() if k in own},
@@ -233,11 +245,11 @@ def save_results(comparison: Comparison, path: Path) -> None:
             "series": {k: [None if x is None else float(f"{x:.6g}") for x in v] for k, v in c.series.items()},
             "evaluations": [list(e) for e in c.evaluations],
         }
-        for c in comparison.cells
+        for c in comparison.trials
     ]
     record = {"name": comparison.name, "hardware": comparison.hardware, "config": shared}
-    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cells)
-    text = json.dumps(record, indent=1, ensure_ascii=False)[:-2] + f',\n "cells": [\n{lines}\n]}}\n'
+    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in trials)
+    text = json.dumps(record, indent=1, ensure_ascii=False)[:-2] + f',\n "trials": [\n{lines}\n]}}\n'
     write_text(path, text)
 
 
@@ -249,8 +261,9 @@ def load_results(path: Path) -> Comparison:
     """
     try:
         record = read_json(path)
-        cells = tuple(
-            Cell(
+        refuse_old_comparison(path, record)
+        trials = tuple(
+            Trial(
                 name=c["name"],
                 config={**record["config"], **c["config"]},
                 status=c["status"],
@@ -258,10 +271,12 @@ def load_results(path: Path) -> Comparison:
                 series={k: tuple(v) for k, v in c["series"].items()},
                 evaluations=tuple((int(step), float(accuracy)) for step, accuracy in c["evaluations"]),
             )
-            for c in record["cells"]
+            for c in record["trials"]
         )
-        return Comparison(record["name"], cells, record["hardware"])
+        return Comparison(record["name"], trials, record["hardware"])
+    except InputError:
+        raise
     except FileNotFoundError:
-        raise InputError(f"{path.parent}: no comparison there ({CELLS}/ and {RESULTS} are missing)") from None
+        raise InputError(f"{path.parent}: no comparison there ({TRIALS}/ and {RESULTS} are missing)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

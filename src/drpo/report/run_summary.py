@@ -18,7 +18,7 @@ MOST_BARS = 200
 _HATCHES = ("", "/", "x", "-", "\\", ".", "+")
 
 
-def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> list[tuple[str, str]]:
+def run_summary(run: Run, environment: Mapping[str, Any], metrics: Records) -> list[tuple[str, str]]:
     """Return what ran, as pairs of a name and a value.
 
     Args:
@@ -26,7 +26,7 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
         environment: of environment.json; may be empty.
         metrics: of the steps done.
     """
-    facts = [
+    pairs = [
         ("model", run.model),
         ("task", to_json(run)["task"]),
         ("objective", format_spec(run.objective, REGISTRY)),
@@ -37,7 +37,7 @@ def header_facts(run: Run, environment: Mapping[str, Any], metrics: Records) -> 
         ("tokens", _tokens(metrics)),
         *_no_gradient(metrics),
     ]
-    return facts + ([("machine", machine(environment))] if environment else [])
+    return pairs + ([("machine", machine(environment))] if environment else [])
 
 
 def _tokens(metrics: Records) -> str:

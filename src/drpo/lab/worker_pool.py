@@ -1,4 +1,4 @@
-"""Processes that train the cells of a comparison, several at a time."""
+"""Processes that train the trials of a comparison, several at a time."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from drpo.files import opened_here
-from drpo.lab.outcome import FAILED, STOPPED, write_outcome
+from drpo.lab.trial_result import FAILED, STOPPED, write_trial_result
 from drpo.model import loading
 
 LOG = "log.txt"
@@ -25,25 +25,25 @@ _BYTES_BESIDES = 2 * 2**30  # libraries, activations, the head's chunks
 
 
 @dataclass(frozen=True)
-class Crew:
-    """How many cells are trained at once.
+class PoolSize:
+    """The number of workers, and the threads of each.
 
     Args:
-        jobs: processes, >= 1.
-        threads: of each; the last bits of numbers may depend on it.
+        jobs: worker processes, >= 1.
+        threads: of torch in each worker; the last bits of numbers may depend on it.
     """
 
     jobs: int
     threads: int
 
 
-def fitting(model: str, jobs: int | None, n_cells: int) -> Crew:
+def fitting(model: str, jobs: int | None, n_trials: int) -> PoolSize:
     """Return as many jobs as memory and cores allow, and share the cores out.
 
     Args:
-        model: that every cell trains.
+        model: that every trial trains.
         jobs: wanted, or None for as many as fit.
-        n_cells: more jobs than these are of no use.
+        n_trials: more jobs than these are of no use.
     """
     here = psutil.Process()
     cores = len(here.cpu_affinity()) if hasattr(here, "cpu_affinity") else os.cpu_count() or 1
@@ -52,12 +52,12 @@ def fitting(model: str, jobs: int | None, n_cells: int) -> Crew:
         free, most = torch.cuda.mem_get_info()[0], 8
     else:
         free, most = psutil.virtual_memory().available, cores
-    at_once = max(1, min(jobs or most, n_cells, *([] if jobs else [free // need])))
-    return Crew(at_once, max(1, cores // at_once))
+    at_once = max(1, min(jobs or most, n_trials, *([] if jobs else [free // need])))
+    return PoolSize(at_once, max(1, cores // at_once))
 
 
-class Lane:
-    """One process that trains cells, one after another; started again where it dies.
+class Worker:
+    """A process that trains one trial after another. It is started again where it dies.
 
     Args:
         threads: of torch in it.
@@ -69,7 +69,7 @@ class Lane:
         self._process: subprocess.Popen[str] | None = None
 
     def train(self, folder: Path) -> str:
-        """Train the cell of a folder; return its status."""
+        """Train the trial of a folder; return its status."""
         process = self._process = self._process or self._start()
         assert process.stdin and process.stdout
         try:
@@ -83,7 +83,7 @@ class Lane:
         code = process.wait()
         self._process = None
         status = STOPPED if code in (130, -signal.SIGINT) else FAILED
-        write_outcome(folder, {"status": status, "reason": f"its process ended with status {code}; see {LOG}"})
+        write_trial_result(folder, {"status": status, "reason": f"its process ended with status {code}; see {LOG}"})
         return status
 
     def _start(self) -> subprocess.Popen[str]:
@@ -115,22 +115,22 @@ class Lane:
             self._process.wait()
 
 
-class Work:
-    """Cells being trained by the lanes of a crew, in threads of this process.
+class WorkerPool:
+    """Trains trials with several workers at once, each served by a thread of this process.
 
     Args:
-        folders: of the cells, in the order in which they are begun.
-        crew: how many at once.
+        folders: of the trials, in the order in which they are begun.
+        size: of the pool.
         log: takes what the processes print.
     """
 
-    def __init__(self, folders: Sequence[Path], crew: Crew, log: Path) -> None:
+    def __init__(self, folders: Sequence[Path], size: PoolSize, log: Path) -> None:
         self._queue: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for folder in folders:
             self._queue.put(folder)
         self._log = open(log, "a", encoding="utf-8", opener=opened_here)  # noqa: SIM115 (until it is closed)
-        self._lanes = [Lane(crew.threads, self._log) for _ in range(crew.jobs)]
-        self._threads = [threading.Thread(target=self._serve, args=(lane,), daemon=True) for lane in self._lanes]
+        self._workers = [Worker(size.threads, self._log) for _ in range(size.jobs)]
+        self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
         self._stopping = False
         self._statuses: dict[Path, str] = {}
         for thread in self._threads:
@@ -138,7 +138,7 @@ class Work:
 
     @property
     def statuses(self) -> Mapping[Path, str]:
-        """How the cells ended that have, and "running" for those being trained."""
+        """How the trials ended that have, and "running" for those being trained."""
         return dict(self._statuses)
 
     def wait(self, seconds: float) -> bool:
@@ -149,30 +149,30 @@ class Work:
         return not any(thread.is_alive() for thread in self._threads)
 
     def interrupt(self) -> None:
-        """Begin no more cells, and ask those under way to finish their step and save."""
+        """Begin no more trials, and ask those under way to finish their step and save."""
         self._stopping = True
-        for lane in self._lanes:
-            lane.interrupt()
+        for worker in self._workers:
+            worker.interrupt()
 
     def kill(self) -> None:
-        """End at once what is under way; its cells go on from their last checkpoints another time."""
+        """End at once what is under way; its trials go on from their last checkpoints another time."""
         self._stopping = True
-        for lane in self._lanes:
-            lane.kill()
+        for worker in self._workers:
+            worker.kill()
 
     def close(self) -> None:
-        """Wait for the cells under way, and for the processes to end."""
+        """Wait for the trials under way, and for the processes to end."""
         for thread in self._threads:
             thread.join()
-        for lane in self._lanes:
-            lane.close()
+        for worker in self._workers:
+            worker.close()
         self._log.close()
 
-    def _serve(self, lane: Lane) -> None:
+    def _serve(self, worker: Worker) -> None:
         while not self._stopping:
             try:
                 folder = self._queue.get_nowait()
             except queue.Empty:
                 return
             self._statuses[folder] = "running"
-            self._statuses[folder] = lane.train(folder)
+            self._statuses[folder] = worker.train(folder)

@@ -21,7 +21,7 @@ PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence", "
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class TokenStatistics:
     """What an update saw of the N tokens of one completion; every array has shape [N].
 
     Args:
@@ -51,14 +51,14 @@ class Sampled:
         mu: [N] float64; the sampler's probability of each token.
         state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
             "unmarked" where it has no reward.
-        seen: what the update saw, where it is "trained".
+        statistics: what the update saw, where it is "trained".
     """
 
     record: Mapping[str, Any]
     token_ids: NDArray[np.int64]
     mu: NDArray[np.float64]
     state: State
-    seen: Seen | None
+    statistics: TokenStatistics | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +73,9 @@ class Rollouts:
     completions: tuple[Sampled, ...]
     n_all: int
 
-    def trained(self) -> Iterator[tuple[Sampled, Seen]]:
+    def trained(self) -> Iterator[tuple[Sampled, TokenStatistics]]:
         """The completions that an update saw, and what it saw."""
-        return ((c, c.seen) for c in self.completions if c.seen is not None)
+        return ((c, c.statistics) for c in self.completions if c.statistics is not None)
 
 
 def read_rollouts(folder: Path, objective: Objective, most_tokens: int) -> Rollouts:
@@ -112,17 +112,17 @@ def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective) -> l
         objective: the run's.
     """
     trained = [i for i, r in enumerate(records) if "logp" in r]
-    seen: dict[int, Seen] = {}
+    statistics: dict[int, TokenStatistics] = {}
     for update in sorted({records[i]["update"] for i in trained}):
         of_update = [i for i in trained if records[i]["update"] == update]
-        seen |= zip(of_update, asked([records[i] for i in of_update], objective), strict=True)
+        statistics |= zip(of_update, asked([records[i] for i in of_update], objective), strict=True)
     return [
         Sampled(
             record={k: v for k, v in record.items() if k not in PER_TOKEN},
             token_ids=np.array(record["token_ids"], dtype=np.int64),
             mu=np.exp(np.array(record["behavior_logp"], dtype=np.float64)),
             state=_state(record),
-            seen=seen.get(i),
+            statistics=statistics.get(i),
         )
         for i, record in enumerate(records)
     ]
@@ -134,7 +134,7 @@ def _state(record: Mapping[str, Any]) -> State:
     return "unmarked" if record.get("reward") is None else "skipped"
 
 
-def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Seen]:
+def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[TokenStatistics]:
     """Return what the objective says of each completion of one update.
 
     Args:
@@ -148,7 +148,7 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Se
     left = torch.zeros_like(tokens.keep) if left is None else left
     columns = (ratio(tokens), prob_diff(tokens), weight, tokens.advantage, left)
     parts = zip(tokens.logp.double().exp().split(lengths), *(c.split(lengths) for c in columns), strict=True)
-    return [Seen(*(part.numpy() for part in of_one)) for of_one in parts]
+    return [TokenStatistics(*(part.numpy() for part in of_one)) for of_one in parts]
 
 
 def tokens_of(records: Sequence[Mapping[str, Any]]) -> Tokens:
