@@ -14,6 +14,7 @@ from drpo.lab.trial_result import DIVERGED, FAILED, FINISHED, Comparison
 from drpo.objectives import REGISTRY, caution
 from drpo.report.comparison_table import bounds, head, row
 from drpo.report.panels import REWARD
+from drpo.report.run_summary import flat, machine
 from drpo.spec import names_code, parse_spec
 
 THRESHOLD = 0.5
