@@ -54,7 +54,7 @@ PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
 TAIL = """
 ## Elsewhere
 
-`evaluations.jsonl` has `accuracy` (avg@k) with `low` and `high`, its 95 % interval, `pass_at`, `mean_length`,
+`evaluations.jsonl` has `reward_mean` (avg@k) with `low` and `high`, its 95 % interval, `pass_at`, `mean_length`,
 `truncated`, `failed`, `problem_means`, and `difference` from step 0 over the same problems, with `difference_low` and
 `difference_high` ([what these intervals are worth](statistics.md#intervals-of-one-evaluation));
 `timing.jsonl` has the seconds of `sync`, `rollout`, `reward` and `update` of each step,

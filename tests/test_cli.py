@@ -255,7 +255,7 @@ def test_a_mean_of_scores_that_leave_0_to_1_is_no_share(capsys, elsewhere):
     (elsewhere / "negative.py").write_text("def reward(problem, text):\n    return -0.8125\n")
     task = ("--eval-problems", "4", "--steps", "1", "--no-doctor")
     status, out, _ = said(capsys, "train", "smoke", *task, "--reward", "negative:reward")
-    held_out = [line for line in out.splitlines() if "mean score" in line]
+    held_out = [line for line in out.splitlines() if "mean reward" in line]
     assert status == 0 and len(held_out) == 4 and all("-0.8125" in line for line in held_out)  # two lines, two rows
     assert "nan" not in out and not any("%" in line or "interval" in line for line in held_out)
     options = ("--task", "addition(1, 9)", "--problems", "4", "--reward", "negative:reward")

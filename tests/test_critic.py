@@ -392,7 +392,7 @@ def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
     both = {"optimizer": AdamW(1e-2), "critic_optimizer": AdamW(1e-2)}
     run = tiny_run(steps=22, **(CRITIC_RUN | settings | both))
     summary = train(run, tmp_path)
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    before, after = summary["evaluation_before"], summary["evaluation_after"]
     assert after["low"] > before["high"], (before, after)
     metrics = read_records(tmp_path / METRICS)
     assert all(VALUE_METRICS.keys() - m.keys() <= {"explained_variance", "value_skipped"} for m in metrics)
@@ -567,4 +567,4 @@ def test_ppo_with_a_critic_learns_the_demo(tmp_path: Path):
     given_ = ["--objective", "ppo(0.2, 0.2)", "--critic", "gae(1.0, 0.95)", "--critic-optimizer", "adamw(5e-5)"]
     assert cli.main(["train", "demo", *given_, "--out", str(tmp_path / "demo")]) == 0
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert summary["accuracy_after"]["low"] > summary["accuracy_before"]["high"]
+    assert summary["evaluation_after"]["low"] > summary["evaluation_before"]["high"]

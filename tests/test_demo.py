@@ -16,8 +16,10 @@ from drpo import cli
 def test_smollm2_learns_to_add(seed: int, tmp_path: Path):
     assert cli.main(["train", "demo", "--seed", str(seed), "--out", str(tmp_path / "demo")]) == 0
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
-    print(f"seed {seed}: {before['accuracy']:.3f} -> {after['accuracy']:.3f}, {summary['training_seconds']:.0f} s")
+    before, after = summary["evaluation_before"], summary["evaluation_after"]
+    print(
+        f"seed {seed}: {before['reward_mean']:.3f} -> {after['reward_mean']:.3f}, {summary['training_seconds']:.0f} s"
+    )
     assert before["n_problems"] == after["n_problems"] == 200
-    assert before["accuracy"] < 0.30
-    assert after["accuracy"] >= 0.65
+    assert before["reward_mean"] < 0.30
+    assert after["reward_mean"] >= 0.65

@@ -352,7 +352,7 @@ def test_a_broken_set_up_is_not_trained_on(
 
 
 @pytest.mark.parametrize(
-    ("token_ids", "finish", "said"),
+    ("token_ids", "finish_reason", "said"),
     [
         ([5, 9, 5, 9], "stop", "goes on behind an EOS"),
         ([5, 5, 5], "stop", "its last token 5 is no EOS"),
@@ -362,8 +362,10 @@ def test_a_broken_set_up_is_not_trained_on(
         ([5, 5, 5, 5], "length", None),
     ],
 )
-def test_ends_that_are_wrong(token_ids: list[int], finish: str, said: str | None) -> None:
-    found = tokens._wrong_end(replace(completion(token_ids), finish_reason=finish), frozenset({9}), max_new_tokens=4)
+def test_ends_that_are_wrong(token_ids: list[int], finish_reason: str, said: str | None) -> None:
+    found = tokens._wrong_end(
+        replace(completion(token_ids), finish_reason=finish_reason), frozenset({9}), max_new_tokens=4
+    )
     assert (found is None) == (said is None) and (said or "") in (found or "")
 
 

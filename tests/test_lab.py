@@ -170,7 +170,7 @@ def test_trials_of_a_seed_see_the_same_data_and_begin_at_the_same_score(whole: P
             records = read_records(other / ROLLOUTS)
             assert [r["prompt"] for r in records] == [prompt for prompt, _, _ in first]
             assert [(r["prompt"], r["token_ids"], r["behavior_logp"]) for r in records][:n] == first[:n]
-        assert len({read_records(trial / EVALUATIONS)[0]["accuracy"] for trial in of_one}) == 1
+        assert len({read_records(trial / EVALUATIONS)[0]["reward_mean"] for trial in of_one}) == 1
     assert len({tuple(c.rewards) for c in trials}) == 4
 
 

@@ -58,14 +58,14 @@ def test_a_run_that_learns_has_no_warning_and_its_difference_from_step_0(tmp_pat
     assert notes.said == [] and not learnt_nothing(summary)
     first, last = read_records(tmp_path / EVALUATIONS)
     gains = [last["problem_means"][name] - mean for name, mean in first["problem_means"].items()]
-    change = summary["accuracy_difference"]
+    change = summary["evaluation_difference"]
     assert change["value"] == last["difference"] == pytest.approx(sum(gains) / len(gains)) and len(gains) == 8
     assert change["low"] < change["value"] < change["high"] and first["difference"] is None
     old = [{k: v for k, v in e.items() if "difference" not in k and k != "problem_means"} for e in (first, last)]
     assert not any("from step 0" in text for _, text in held_out(old))
     (tmp_path / EVALUATIONS).write_text("".join(json.dumps(e) + "\n" for e in old[:1]))  # as an earlier version left it
     (tmp_path / "config.json").write_text(json.dumps(to_json(replace(load_run(tmp_path), steps=3))))
-    assert train(load_run(tmp_path), tmp_path, accept_records=True)["accuracy_difference"] is None
+    assert train(load_run(tmp_path), tmp_path, accept_records=True)["evaluation_difference"] is None
 
 
 def test_which_steps_are_spoken_of_and_when() -> None:

@@ -331,14 +331,14 @@ def test_rollout_figures_are_the_oracles() -> None:
     assert found["reward_mean"] != pytest.approx(sum(means) / len(means), abs=0.01)  # a mean of means would differ
 
 
-@pytest.mark.parametrize("finish", ["stop", "length"])
-def test_a_length_of_none_is_absent(finish: str) -> None:
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_a_length_of_none_is_absent(finish_reason: str) -> None:
     groups = [replace(g, unscored=()) for g in some_groups()]
-    groups = [replace(g, episodes=tuple(replace(e, finish_reason=finish) for e in g.episodes)) for g in groups]
+    groups = [replace(g, episodes=tuple(replace(e, finish_reason=finish_reason) for e in g.episodes)) for g in groups]
     found = rollout_metrics(3, groups)
-    assert ("length_terminated" in found) == (finish == "stop")
-    assert ("length_truncated" in found) == (finish == "length")
-    assert found["truncated"] == (finish == "length")
+    assert ("length_terminated" in found) == (finish_reason == "stop")
+    assert ("length_truncated" in found) == (finish_reason == "length")
+    assert found["truncated"] == (finish_reason == "length")
 
 
 def test_the_order_of_groups_does_not_matter() -> None:
@@ -565,7 +565,7 @@ def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
         }
     )
     means = [0.25, 1.999 / 4, 1.0, 1 / 3]
-    assert found.accuracy == pytest.approx(sum(means) / 4)
+    assert found.reward_mean == pytest.approx(sum(means) / 4)
     assert (found.n_problems, found.n_samples, found.failed, found.step) == (4, 4, 8, 3)
     assert found.problem_means == pytest.approx(dict(zip("abce", means, strict=True)))
     low, high = mean_interval(np.array(means), most=16 / (1 / 4 + 1 / 4 + 1 + 1 / 3))
@@ -581,7 +581,7 @@ def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
 @pytest.mark.parametrize("scores", [(-1.0, 1.0), (0.0, 1.5), (-0.7, -0.9)])
 def test_scores_that_leave_0_to_1_have_a_mean_and_no_interval(scores: tuple[float, float]) -> None:
     found = evaluated({"a": [scores[0]], "b": [scores[1]]})
-    assert found.accuracy == pytest.approx(sum(scores) / 2)
+    assert found.reward_mean == pytest.approx(sum(scores) / 2)
     assert math.isnan(found.low) and math.isnan(found.high)
 
 

@@ -66,6 +66,8 @@ KEYS = {
     "all_wrong": "groups_all_wrong",
     "capped": "ratio_capped",
     "lag_max": "staleness_max",
+    "finish": "finish_reason",
+    "top_logp": "top_logprobs",
     "cells.json": "trials.json",
     "outcome.json": "trial_result.json",
 }

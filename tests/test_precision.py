@@ -501,7 +501,7 @@ def test_it_learns(tmp_path, rank: int) -> None:
         eval_problems=32,
     )
     summary = train(run, tmp_path)
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    before, after = summary["evaluation_before"], summary["evaluation_after"]
     assert after["low"] > before["high"], (before, after)
 
 

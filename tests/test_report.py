@@ -363,12 +363,12 @@ def test_the_configuration_says_what_differs_and_from_what():
 
 def test_accuracy_before_and_after():
     change = {"difference": 0.25, "difference_low": -0.1, "difference_high": 0.6}
-    rows = [{"step": s, "accuracy": s / 4, "low": 0.0, "high": 1.0, "n_problems": 9, "n_samples": 1} for s in (0, 1, 2)]
+    rows = [{"step": s, "reward_mean": s / 4, "low": 0.0, "high": 1.0, "n_problems": 9, "n_samples": 1} for s in (0, 1, 2)]
     before, after = run_summary.held_out([*rows[:2], rows[2] | change])
     assert before == ("0.0%", "before training: 0.0% (95 % interval 0.0% to 100.0%, 9 problems, avg@1)")
     assert after[0] == "50.0%" and "+25.0 points from step 0 (paired, 95 % interval -10.0 to +60.0 points)" in after[1]
     assert run_summary.held_out(rows[:1]) == [before] and run_summary.held_out([]) == []
-    unbounded = rows[0] | {"accuracy": -3.0, "low": math.nan, "high": math.nan}
+    unbounded = rows[0] | {"reward_mean": -3.0, "low": math.nan, "high": math.nan}
     assert run_summary.held_out([unbounded]) == [("-3", "before training: -3 (9 problems, avg@1)")]
 
 
@@ -409,12 +409,12 @@ def test_a_run_of_one_step_and_one_of_none_have_figures():
 
 def test_accuracy_has_its_intervals():
     nothing = {"low": None, "high": math.nan}
-    rows = [{"step": 0, "accuracy": 0.25, "low": 0.1, "high": 0.5}, {"step": 4, "accuracy": 0.5, **nothing}]
-    _, _, plot = panels_of([], rows)["Held-out accuracy"]
+    rows = [{"step": 0, "reward_mean": 0.25, "low": 0.1, "high": 0.5}, {"step": 4, "reward_mean": 0.5, **nothing}]
+    _, _, plot = panels_of([], rows)["Held-out reward"]
     (trace,) = plot.figure.data
     assert list(trace.x) == [0, 4] and list(trace.y) == [0.25, 0.5] and "95 % intervals" in plot.caption
     assert list(trace.error_y.array) == [0.25, None] and list(trace.error_y.arrayminus) == [pytest.approx(0.15), None]
-    assert "95 %" not in panels_of([], rows[1:])["Held-out accuracy"][2].caption
+    assert "95 %" not in panels_of([], rows[1:])["Held-out reward"][2].caption
 
 
 def test_a_radius_is_drawn_where_a_token_can_reach_it():

@@ -205,7 +205,7 @@ FILTERED = [
     ({"reward-high": "0"}, [1, 3]),
     ({"step-low": "2"}, [3, 4, 5]),
     ({"step-low": "2", "step-high": "2"}, [3, 4]),
-    ({"finish": "length"}, [3]),
+    ({"finish_reason": "length"}, [3]),
     ({"kind": "trained"}, [0, 1, 5]),
     ({"kind": "out_of_region"}, [0, 1]),
     ({"kind": "masked"}, [0]),
@@ -219,7 +219,7 @@ def test_filters_leave_the_right_completions(found: RunVisit):
         found.clear()
         found.sort_by_step()
         for name, value in filters.items():
-            page.select_option(f"#{name}", value) if name in ("finish", "kind") else page.fill(f"#{name}", value)
+            page.select_option(f"#{name}", value) if name in ("finish_reason", "kind") else page.fill(f"#{name}", value)
         assert found.listed() == expected, filters
         assert page.inner_text("#tally").startswith(f"{len(expected)} of 6 completions")
 

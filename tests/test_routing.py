@@ -202,7 +202,7 @@ def test_a_mixture_learns(folder: str, tmp_path) -> None:
         model=folder, steps=20, prompts=8, sampling=sampling(samples=8), optimizer=AdamW(1e-2), eval_problems=32
     )
     summary = train(run, tmp_path / "run")
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    before, after = summary["evaluation_before"], summary["evaluation_after"]
     assert after["low"] > before["high"], (before, after)
 
 

@@ -54,7 +54,7 @@ from support.worlds import Letters, sampling, tiny_run
 def test_it_learns(tmp_path: Path):
     run = tiny_run(steps=25, prompts=8, sampling=sampling(samples=8), optimizer=AdamW(1e-2), eval_problems=32)
     summary = train(run, tmp_path)
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    before, after = summary["evaluation_before"], summary["evaluation_after"]
     assert after["low"] > before["high"], (before, after)
 
 
@@ -460,7 +460,7 @@ def test_an_unknown_field_is_named():
 
 def test_zero_held_out_problems_skip_evaluation(tmp_path: Path):
     summary = train(tiny_run(eval_problems=0, steps=1), tmp_path)
-    assert summary["accuracy_before"] is None and summary["accuracy_after"] is None
+    assert summary["evaluation_before"] is None and summary["evaluation_after"] is None
 
 
 def test_no_more_updates_than_configured_and_each_sees_its_share(tmp_path: Path):

@@ -101,7 +101,7 @@ def test_a_finished_run_stays_finished_without_its_last_records(whole: Path, cop
     folder = copy(whole)
     without_last(folder / METRICS)
     summary = train(RUN, folder, accept_records=True)
-    assert summary["finished"] and summary["steps"] == RUN.steps and summary["accuracy_after"] is not None
+    assert summary["finished"] and summary["steps"] == RUN.steps and summary["evaluation_after"] is not None
 
 
 def test_what_was_written_behind_a_checkpoint_is_no_change(stopped: Path, whole: Path, copy: Callable[[Path], Path]):
@@ -181,8 +181,8 @@ def test_a_model_without_sums_has_at_least_the_right_length(whole: Path, copy: C
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        (EVALUATIONS, '{"step": 3, "accuracy": "high"}'),
-        (EVALUATIONS, '{"step": 3, "accuracy": 0.5, "pass_at": [1]}'),
+        (EVALUATIONS, '{"step": 3, "reward_mean": "high"}'),
+        (EVALUATIONS, '{"step": 3, "reward_mean": 0.5, "pass_at": [1]}'),
         (METRICS, '{"step": 3, "sampled_tokens": "12"}'),
         (METRICS, '{"step": 3, "updates": 2}'),
         (TIMING, '{"step": 3, "update": [1.0]}'),

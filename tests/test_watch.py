@@ -161,12 +161,12 @@ def test_a_view_is_what_the_run_wrote(finished: Path):
     assert view.curve("reward_mean") == ([m["step"] for m in metrics], [m["reward_mean"] for m in metrics])
     assert view.phases() == pytest.approx(summary["seconds"])
     assert sum(sum(view.seconds(i).values()) for i in range(1, 7)) == pytest.approx(summary["training_seconds"])
-    assert [(e.step, e.accuracy) for e in view.evaluations] == [
-        (e["step"], e["accuracy"]) for e in read_records(finished / EVALUATIONS)
+    assert [(e.step, e.reward_mean) for e in view.evaluations] == [
+        (e["step"], e["reward_mean"]) for e in read_records(finished / EVALUATIONS)
     ]
     assert view.sample == read_records(finished / ROLLOUTS)[-1]
     text = drawn(view)
-    for shown in ("tiny-world", "6/6 steps", "finished", "rollout", "held-out accuracy after 6 steps", "a sample"):
+    for shown in ("tiny-world", "6/6 steps", "finished", "rollout", "held-out mean reward after 6 steps", "a sample"):
         assert shown in text
 
 

@@ -162,7 +162,7 @@ def run(script: Script, args: DRPOConfig) -> None:
         (out / "figures.json").write_text(json.dumps(figures | {"log": trainer.state.log_history}, indent=1) + "\n")
         for evaluation in evaluations:
             print(
-                f"after {evaluation.step} rollouts: {evaluation.accuracy:.1%} of {evaluation.n_problems} "
+                f"after {evaluation.step} rollouts: {evaluation.reward_mean:.1%} of {evaluation.n_problems} "
                 f"(95 % interval {evaluation.low:.1%} to {evaluation.high:.1%})"
             )
 

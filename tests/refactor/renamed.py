@@ -29,11 +29,14 @@ METRICS: Table = {
 }
 """Of metrics.jsonl."""
 
-EVALUATIONS: Table = {}
+EVALUATIONS: Table = {"accuracy": "reward_mean"}
 """Of evaluations.jsonl."""
 
-ROLLOUTS: Table = {"prompt": None}  # as the model read it, template included
-"""Of rollouts.jsonl: "finish": "finish_reason"."""
+ROLLOUTS: Table = {
+    "prompt": None,  # as the model read it, template included
+    "finish": "finish_reason",
+}
+"""Of rollouts.jsonl."""
 
 WEIGHTS: Table = {}
 """Names of tensors in files of weights."""

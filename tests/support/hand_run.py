@@ -18,8 +18,8 @@ EOS = 0
 
 def record(text: str, mu: Sequence[float] | float, pi: Sequence[float] | None = None, **changes: Any) -> dict[str, Any]:
     """A record of rollouts.jsonl: the bytes of a text, and an EOS where it finished by itself."""
-    finish = changes.get("finish", "stop")
-    ids = loading.load_tokenizer("tiny")(text)["input_ids"] + ([EOS] if finish == "stop" else [])
+    finish_reason = changes.get("finish_reason", "stop")
+    ids = loading.load_tokenizer("tiny")(text)["input_ids"] + ([EOS] if finish_reason == "stop" else [])
     mus = [mu] * len(ids) if isinstance(mu, float) else mu
     assert len(mus) == len(ids) and (pi is None or len(pi) == len(ids))
     found = {
@@ -31,7 +31,7 @@ def record(text: str, mu: Sequence[float] | float, pi: Sequence[float] | None = 
         "problem": "p",
         "sample": 0,
         "text": text,
-        "finish": finish,
+        "finish_reason": finish_reason,
         "version": 0,
         "prompt_ids": [1, 2],
         "token_ids": ids,
@@ -49,7 +49,7 @@ RECORDS = (
     # with A = -0.5: w = 1 + D / 0.2
     record("xy", [0.4, 0.25, 0.5], [0.3, 0.75, 0.49], advantage=-0.5, sample=1),
     record(NASTY, 0.25, reward=0.5, sample=2),
-    record("cut short", 0.5, finish="length", step=2, problem="q", version=1),
+    record("cut short", 0.5, finish_reason="length", step=2, problem="q", version=1),
     record("no mark", 0.5, step=2, problem="q", sample=1, reward=None, failure="ValueError: no verdict"),
     record("", [0.125], [0.125], step=3, problem="r", reward=2.0, advantage=1.0, prompt="another prompt"),
 )
@@ -69,7 +69,7 @@ def write_run(folder: Path, records: Sequence[dict[str, Any]] = RECORDS, **chang
     write_lines(
         folder / EVALUATIONS,
         [
-            {"step": s, "accuracy": a, "low": low, "high": high, "n_problems": 30, "n_samples": 1}
+            {"step": s, "reward_mean": a, "low": low, "high": high, "n_problems": 30, "n_samples": 1}
             for s, a, low, high in ends
         ],
     )

@@ -85,7 +85,7 @@ def _group(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, step: i
             "problem": f"{step}-{problem}",
             "sample": i,
             "text": texts[i],
-            "finish": "stop",
+            "finish_reason": "stop",
             "version": step - 1,
             "prompt_ids": [1, 2, 3],
             "token_ids": ids[i].tolist(),

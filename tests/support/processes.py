@@ -45,8 +45,8 @@ def assert_nearly_same_run(one: Path, several: Path) -> None:
         )
     drawn = [[(r["problem"], r["sample"], r["token_ids"]) for r in read_records(f / ROLLOUTS)] for f in (one, several)]
     assert drawn[0] == drawn[1]
-    assert [e["accuracy"] for e in read_records(one / EVALUATIONS)] == pytest.approx(
-        [e["accuracy"] for e in read_records(several / EVALUATIONS)]
+    assert [e["reward_mean"] for e in read_records(one / EVALUATIONS)] == pytest.approx(
+        [e["reward_mean"] for e in read_records(several / EVALUATIONS)]
     )
     mine, other = (load_file(f / "model" / "model.safetensors") for f in (one, several))
     assert mine.keys() == other.keys()

@@ -75,7 +75,7 @@ def _before(folder: Path, options: EvalOptions) -> dict[str, float]:
 
 def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    mean, interval = mean_score(result["accuracy"], result["low"], result["high"])
+    mean, interval = mean_score(result["reward_mean"], result["low"], result["high"])
     table.add_row(f"avg@{result['n_samples']}", mean, interval)
     if result["difference"] is not None:
         low, high = result["difference_low"], result["difference_high"]

@@ -23,7 +23,7 @@ from drpo.ranks import Ranks, joined, see_one_device, supervised
 from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
-from drpo.report.step_table import mean_score, no_gradient, paired_change
+from drpo.report.step_table import mean_score, measure, no_gradient, paired_change
 from drpo.report.track import TRACKERS, Tracked
 from drpo.terminal import Terminal
 from drpo.train import loop
@@ -177,12 +177,13 @@ def _conclude(
 ) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for when in ("before", "after"):
-        found = summary[f"accuracy_{when}"]
+        found = summary[f"evaluation_{when}"]
         if found:
-            mean, interval = mean_score(found["accuracy"], found["low"], found["high"])
-            table.add_row(f"{'accuracy' if interval else 'mean score'} {when}", mean, interval)
-    if (change := summary["accuracy_difference"]) is not None:
-        shares = summary["accuracy_after"]["low"] is not None
+            mean, interval = mean_score(found["reward_mean"], found["low"], found["high"])
+            name = measure(found["reward_mean"], found["pass_at"]["1"], bool(interval))
+            table.add_row(f"{name} {when}", mean, interval)
+    if (change := summary["evaluation_difference"]) is not None:
+        shares = summary["evaluation_after"]["low"] is not None
         table.add_row("difference", *paired_change(change["value"], change["low"], change["high"], shares))
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")

@@ -60,12 +60,12 @@ class Claim:
 
 
 def final(trial: Trial) -> float:
-    """Return how good a trial's policy is at its end: held-out accuracy, else mean reward of the last quarter of steps.
+    """Return how good a trial is at its end: its held-out mean, else its mean training reward of the last quarter.
 
     A run that diverged leaves no policy, and counts 0.
     """
-    if trial.accuracies:
-        return trial.accuracies[-1][1]
+    if trial.held_out:
+        return trial.held_out[-1][1]
     rewards = trial.rewards
     return fmean(rewards[-max(1, len(rewards) // 4) :])
 

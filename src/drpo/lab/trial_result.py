@@ -61,7 +61,7 @@ class Trial:
         status: finished, diverged, failed, stopped, running or waiting.
         reason: why it did not finish, or that it finished and learnt little or nothing; else None.
         series: name of `SERIES` -> its value at every step done, None where a step has none.
-        evaluations: (steps done, held-out accuracy) of each.
+        evaluations: (steps done, held-out mean reward) of each.
     """
 
     name: str
@@ -104,8 +104,8 @@ class Trial:
         return (*rewards, *[0.0] * lost)
 
     @property
-    def accuracies(self) -> tuple[tuple[int, float], ...]:
-        """(steps done, held-out accuracy); a diverged run ends at 0, because it leaves no policy."""
+    def held_out(self) -> tuple[tuple[int, float], ...]:
+        """(steps done, held-out mean reward); a diverged run ends at 0, because it leaves no policy."""
         return (*self.evaluations, (self.steps, 0.0)) if self.status == DIVERGED else self.evaluations
 
     def regime(self, fields: Sequence[str] = REGIME) -> tuple[Any, ...]:
@@ -223,7 +223,7 @@ def read_trial(folder: Path) -> Trial:
         status=str(result.get("status")),
         reason=result.get("reason"),
         series={name: tuple(m.get(name) for m in metrics) for name in SERIES},
-        evaluations=tuple((e["step"], e["accuracy"]) for e in read_records(folder / EVALUATIONS)),
+        evaluations=tuple((e["step"], e["reward_mean"]) for e in read_records(folder / EVALUATIONS)),
     )
 
 
@@ -269,7 +269,7 @@ def load_results(path: Path) -> Comparison:
                 status=c["status"],
                 reason=c["reason"],
                 series={k: tuple(v) for k, v in c["series"].items()},
-                evaluations=tuple((int(step), float(accuracy)) for step, accuracy in c["evaluations"]),
+                evaluations=tuple((int(step), float(mean)) for step, mean in c["evaluations"]),
             )
             for c in record["trials"]
         )

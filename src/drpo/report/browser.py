@@ -10,7 +10,7 @@ from drpo.report import decimals
 from drpo.report.token_statistics import Rollouts, Sampled
 from drpo.report.vocabulary import Piece
 
-_PLAIN = ("step", "sample", "reward", "failure", "finish", "version", "update", "advantage", "problem")
+_PLAIN = ("step", "sample", "reward", "failure", "finish_reason", "version", "update", "advantage", "problem")
 
 
 def vocabulary(rollouts: Rollouts) -> NDArray[np.int64]:

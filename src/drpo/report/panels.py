@@ -133,19 +133,21 @@ def parts_panel(metrics: Records) -> Panel:
     return Panel("Parts of the reward", "score", "Mean of each part over the completions that have it.", lines)
 
 
-def accuracy_line(evaluations: Records) -> Line:
-    """Return held-out accuracy over steps, with its intervals."""
-    columns = {key: [number(e.get(key)) for e in evaluations] for key in ("accuracy", "low", "high")}
-    return Line("accuracy", [e["step"] for e in evaluations], columns["accuracy"], columns["low"], columns["high"])
+def held_out_line(evaluations: Records) -> Line:
+    """Return the held-out mean reward over steps, with its intervals."""
+    columns = {key: [number(e.get(key)) for e in evaluations] for key in ("reward_mean", "low", "high")}
+    return Line(
+        "mean reward", [e["step"] for e in evaluations], columns["reward_mean"], columns["low"], columns["high"]
+    )
 
 
 def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[Panel, list[Line], Levels]]:
     """Return the panels of a run that have something to show: each with its lines and its horizontal lines."""
-    held_out = accuracy_line(evaluations)
+    held_out = held_out_line(evaluations)
     interval = ", with 95 % intervals" if any(x is not None for x in held_out.low or ()) else ""
     caption = f"On problems that training never samples{interval}."
     found = [(panel, lines_of(panel, metrics)) for panel in (PANELS[0], parts_panel(metrics), *PANELS[1:])]
-    found.insert(1, (Panel("Held-out accuracy", "score", caption, {}), [held_out] if held_out.known else []))
+    found.insert(1, (Panel("Held-out reward", "score", caption, {}), [held_out] if held_out.known else []))
     return [(panel, lines, levels(panel, run)) for panel, lines in found if lines]
 
 

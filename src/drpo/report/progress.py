@@ -76,12 +76,12 @@ class ComparisonConsole:
 
     def _say(self, trial: Trial, status: str) -> None:
         n = sum(t.over for t in self._trials.values())
-        ends = [end for _, end in trial.accuracies[-1:]]
-        accuracy = "".join(f", held-out {end:.1%}" if 0 <= end <= 1 else f", held-out {end:.4g}" for end in ends)
+        ends = [end for _, end in trial.held_out[-1:]]
+        held_out = "".join(f", held-out {end:.1%}" if 0 <= end <= 1 else f", held-out {end:.4g}" for end in ends)
         reward = f", reward {trial.rewards[-1]:.3f}" if trial.rewards else ""
         name, why = one_line(trial.name), f" ({one_line(trial.reason)})" if trial.reason else ""
         self._console.print(
-            Text(f"{n:4d} of {len(self._trials)}  {name}: {status}{reward}{accuracy}{why}"), soft_wrap=True
+            Text(f"{n:4d} of {len(self._trials)}  {name}: {status}{reward}{held_out}{why}"), soft_wrap=True
         )
 
     def _draw(self) -> RenderableType:

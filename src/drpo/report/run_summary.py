@@ -68,12 +68,12 @@ def machine(environment: Mapping[str, Any]) -> str:
 
 def held_out(evaluations: Records) -> list[tuple[str, str]]:
     """Return the held-out mean of the first evaluation and of the last, each once, with what is to be said of it."""
-    known = [e for e in evaluations if e.get("accuracy") is not None]
+    known = [e for e in evaluations if e.get("reward_mean") is not None]
     return [_held_out(e) for e in (known if len(known) < 2 else [known[0], known[-1]])]
 
 
 def _held_out(e: Mapping[str, Any]) -> tuple[str, str]:
-    mean, interval = mean_score(e["accuracy"], e["low"], e["high"])
+    mean, interval = mean_score(e["reward_mean"], e["low"], e["high"])
     when = "before training" if e["step"] == 0 else f"after step {e['step']}"
     problems = f"{e['n_problems']:,} problems, avg@{e['n_samples']}"
     text = f"{when}: {mean} ({', '.join(filter(None, (interval, problems)))})"

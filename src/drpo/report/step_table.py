@@ -69,6 +69,21 @@ def mean_score(mean: float, low: float | None, high: float | None) -> tuple[str,
     return f"{mean:.1%}", f"95 % interval {low:.1%} to {high:.1%}"
 
 
+def measure(mean: float, pass_at_1: float, bounded: bool) -> str:
+    """Return what a held-out mean is called: "accuracy" where every reward is 0 or 1, else "mean reward".
+
+    Args:
+        mean: of the rewards.
+        pass_at_1: pass@1, the share of rewards of at least 1.
+        bounded: whether every reward is in [0, 1]; then the mean is pass@1 only where each is 0 or 1.
+
+    Example:
+        >>> measure(0.5, 0.5, True), measure(0.5, 0.25, True), measure(0.5, 0.5, False)
+        ('accuracy', 'mean reward', 'mean reward')
+    """
+    return "accuracy" if bounded and math.isclose(mean, pass_at_1, abs_tol=1e-6) else "mean reward"
+
+
 def paired_change(difference: float, low: float | None, high: float | None, shares: bool) -> tuple[str, str]:
     """Return a held-out mean's paired difference from another, and its 95 % interval, in words.
 
@@ -113,12 +128,13 @@ def result(evaluation: Evaluation) -> str:
     """Return an evaluation in a line."""
     when = "before training" if evaluation.step == 0 else f"after {evaluation.step} steps"
     k, n = evaluation.n_samples, evaluation.n_problems
-    mean, interval = mean_score(evaluation.accuracy, evaluation.low, evaluation.high)
+    mean, interval = mean_score(evaluation.reward_mean, evaluation.low, evaluation.high)
     change = _from_step_0(evaluation, shares=bool(interval))
+    name = measure(evaluation.reward_mean, evaluation.pass_at[1], bool(interval))
     if not interval:
-        return f"held-out mean score {when}: {mean} ({n} problems, avg@{k}){change}"
+        return f"held-out {name} {when}: {mean} ({n} problems, avg@{k}){change}"
     extra = f", pass@{k} {evaluation.pass_at[k]:.1%}" if k > 1 else ""
-    return f"held-out accuracy {when}: {mean} ({interval}, {n} problems, avg@{k}{extra}){change}"
+    return f"held-out {name} {when}: {mean} ({interval}, {n} problems, avg@{k}{extra}){change}"
 
 
 def _from_step_0(evaluation: Evaluation, shares: bool) -> str:

@@ -86,14 +86,14 @@ def summed_up(
     episodes = [e for g in groups for e in g.all_episodes]
     marked = [g for g in groups if len(g.rewards)]
     means = {g.problem.id: float(g.rewards.double().mean()) for g in marked}
-    accuracy = sum(means.values()) / len(means)
+    reward_mean = sum(means.values()) / len(means)
     bounded = all(bool(((g.rewards >= 0) & (g.rewards <= 1)).all()) for g in marked)
     most = len(marked) ** 2 / sum(1 / len(g.rewards) for g in marked)
     low, high = mean_interval(np.array(list(means.values())), most) if bounded else (math.nan, math.nan)
     ks = [2**i for i in range(n_samples.bit_length())]
     return Evaluation(
         step=step,
-        accuracy=accuracy,
+        reward_mean=reward_mean,
         low=float(low),
         high=float(high),
         pass_at={k: _mean_pass_at(marked, k) for k in ks},

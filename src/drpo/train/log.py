@@ -250,7 +250,7 @@ def _episode_record(episode: Episode) -> dict[str, Any]:
         "problem": episode.problem_id,
         "sample": episode.sample,
         "text": episode.text,
-        "finish": episode.finish_reason,
+        "finish_reason": episode.finish_reason,
         "version": episode.version,
         "prompt_ids": sequence.prompt_ids.tolist(),
         "token_ids": sequence.token_ids.tolist(),
@@ -264,7 +264,7 @@ def in_flight_record(episode: Episode) -> dict[str, Any]:
     return (
         _episode_record(episode)
         | {"prompt": episode.prompt, "messages": [dict(m) for m in episode.messages]}
-        | ({} if top is None else {"top_ids": top.ids.tolist(), "top_logp": top.logp.tolist()})
+        | ({} if top is None else {"top_ids": top.ids.tolist(), "top_logprobs": top.logp.tolist()})
     )
 
 
@@ -276,11 +276,11 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
     """
     top = None
     if "top_ids" in record:
-        top = TopK(torch.tensor(record["top_ids"]), torch.tensor(record["top_logp"], dtype=torch.float32))
+        top = TopK(torch.tensor(record["top_ids"]), torch.tensor(record["top_logprobs"], dtype=torch.float32))
     generation = Generation(
         token_ids=torch.tensor(record["token_ids"]),
         behavior_logp=torch.tensor(record["behavior_logp"], dtype=torch.float32),
-        finish_reason=record["finish"],
+        finish_reason=record["finish_reason"],
         version=record["version"],
         top_logprobs=top,
     )

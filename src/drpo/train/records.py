@@ -19,7 +19,7 @@ TRIALS, RESULTS = "trials", "results.json"
 """Of a comparison: the folder of its runs, and what is kept of them."""
 _OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
 """What that folder was called before 0.1.0, and the version that reads it."""
-_TEXTS = ("text", "prompt", "finish")
+_TEXTS = ("text", "prompt", "finish_reason")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
 
@@ -30,8 +30,8 @@ class Evaluation:
 
     Args:
         step: rollouts trained on before it.
-        accuracy: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
-        low, high: 95 % interval of the accuracy, `mean_interval`; nan where a score leaves [0, 1].
+        reward_mean: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
+        low, high: 95 % interval of the mean, `mean_interval`; nan where a score leaves [0, 1].
         pass_at: k -> unbiased pass@k for k = 1, 2, 4, ... up to the samples.
         n_problems: problems with at least one marked completion.
         n_samples: completions drawn per problem.
@@ -46,7 +46,7 @@ class Evaluation:
     """
 
     step: int
-    accuracy: float
+    reward_mean: float
     low: float
     high: float
     pass_at: dict[int, float]

@@ -354,7 +354,7 @@ class Session:
             done = replace(self._done, records=self._log.written())
             checkpoint.save(folder, done, tensors, optimizer, self._save_more, self._ranks)
             if self._ranks.first:
-                scores = {e["step"]: e["accuracy"] for e in read_records(self.folder / EVALUATIONS)}
+                scores = {e["step"]: e["reward_mean"] for e in read_records(self.folder / EVALUATIONS)}
                 checkpoint.prune(folder, self.run.keep_checkpoints, scores)
 
     def _save_more(self, folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ PHASES = ("sync", "rollout", "reward", "update")
 
 
 def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int = 0) -> dict[str, Any]:
-    """Return a run's summary from what it wrote: accuracy before and after, work done and in vain, seconds, memory.
+    """Return a run's summary: held-out evaluations before and after, work done and in vain, seconds, memory.
 
     Args:
         folder: of the run.
@@ -37,10 +37,10 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         "seed": run.seed,
         "finished": steps >= run.steps,
         "stopped_by_signal": stopped_by,
-        "accuracy_before": _accuracy([e for e in evaluations if e["step"] == 0]),
-        "accuracy_after": _accuracy([e for e in evaluations if e["step"] == steps > 0]),
-        "accuracy_best": _accuracy(sorted(evaluations, key=lambda e: (e["accuracy"], -e["step"]))),
-        "accuracy_difference": _difference([e for e in evaluations if e["step"] == steps > 0]),
+        "evaluation_before": _evaluation([e for e in evaluations if e["step"] == 0]),
+        "evaluation_after": _evaluation([e for e in evaluations if e["step"] == steps > 0]),
+        "evaluation_best": _evaluation(sorted(evaluations, key=lambda e: (e["reward_mean"], -e["step"]))),
+        "evaluation_difference": _difference([e for e in evaluations if e["step"] == steps > 0]),
         "steps": steps,
         "updates": n_updates(metrics),
         **counted(metrics),
@@ -63,10 +63,10 @@ def n_updates(metrics: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(m.get("updates", [None])) for m in metrics if "loss" in m)
 
 
-def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not evaluations:
         return None
-    wanted = ("step", "accuracy", "low", "high", "pass_at", "n_problems", "n_samples")
+    wanted = ("step", "reward_mean", "low", "high", "pass_at", "n_problems", "n_samples")
     found = {name: evaluations[-1][name] for name in wanted}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
 

@@ -134,11 +134,11 @@ def _require_evaluations(folder: Path, steps: list[int]) -> None:
         if missing:
             raise InputError(f"the evaluation after {min(missing)} steps is missing")
     for record in read_records(folder / EVALUATIONS):
-        low, mean, high = (record.get(name) for name in ("low", "accuracy", "high"))
+        low, mean, high = (record.get(name) for name in ("low", "reward_mean", "high"))
         if mean is None or low is None or high is None or not math.isfinite(low):
             continue
         if not low - 1e-9 <= mean <= high + 1e-9:
-            raise InputError(f"step {record['step']}: accuracy {mean} lies outside its interval")
+            raise InputError(f"step {record['step']}: reward_mean {mean} lies outside its interval")
 
 
 def _checkpoint(checkpoint: Path) -> str:

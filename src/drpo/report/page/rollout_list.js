@@ -28,9 +28,9 @@ function count(n) {
 function wanted() {
   const bound = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
   const range = (name) => [bound(`${name}-low`), bound(`${name}-high`)];
-  const [finish, kind, sort] = ["finish", "kind", "sort"].map((id) => byId(id).value);
+  const [finish_reason, kind, sort] = ["finish_reason", "kind", "sort"].map((id) => byId(id).value);
   const text = byId("search").value.trim().toLowerCase();
-  return { text, reward: range("reward"), step: range("step"), finish, kind, sort, sign: byId("falling").checked ? -1 : 1 };
+  return { text, reward: range("reward"), step: range("step"), finish_reason, kind, sort, sign: byId("falling").checked ? -1 : 1 };
 }
 
 function within(value, [low, high]) {
@@ -38,12 +38,12 @@ function within(value, [low, high]) {
   return value !== null && (low === null || value >= low) && (high === null || value <= high);
 }
 
-function matches(rollouts, i, { text, reward, step, finish, kind }) {
+function matches(rollouts, i, { text, reward, step, finish_reason, kind }) {
   const { table } = rollouts;
   const weights = rollouts.weights[i];
   const kinds = { "": true, trained: weights, out_of_region: weights?.out_of_region, masked: weights?.least <= 0 };
   return within(table.reward[i], reward) && within(table.step[i], step)
-    && (finish === "" || table.finish[i] === finish) && kinds[kind]
+    && (finish_reason === "" || table.finish_reason[i] === finish_reason) && kinds[kind]
     && (text === "" || `${rollouts.question(i).prompt}\n${rollouts.text(i)}`.toLowerCase().includes(text));
 }
 
@@ -120,7 +120,7 @@ class RolloutList {
   about(i) {
     const { table, columns, weights } = this.rollouts;
     const said = [rewardText(table.reward[i]), `step ${table.step[i]}`];
-    said.push(`${columns.length[i]} tokens${table.finish[i] === "length" ? ", cut" : ""}`);
+    said.push(`${columns.length[i]} tokens${table.finish_reason[i] === "length" ? ", cut" : ""}`);
     if (weights[i]) said.push(`w ${brief(weights[i].least)} to ${brief(weights[i].greatest)}`);
     if (weights[i]?.out_of_region) said.push(`${weights[i].out_of_region} out of region`);
     return said;

@@ -87,7 +87,7 @@ class RolloutView {
     if (t.update[i] !== null) chips.push(`update ${t.update[i] + 1}`);
     chips.push(rewardText(t.reward[i]));
     if (t.advantage[i] !== null) chips.push(`A = ${brief(t.advantage[i])}`);
-    chips.push(`${this.rollouts.columns.length[i]} tokens`, t.finish[i] === "length" ? "cut at the limit" : "ended by itself");
+    chips.push(`${this.rollouts.columns.length[i]} tokens`, t.finish_reason[i] === "length" ? "cut at the limit" : "ended by itself");
     const age = t.step[i] - 1 - t.version[i];
     if (age > 0) chips.push(`weights ${age} ${age === 1 ? "step" : "steps"} old`);
     return chips;
