@@ -363,7 +363,9 @@ def test_the_configuration_says_what_differs_and_from_what():
 
 def test_accuracy_before_and_after():
     change = {"difference": 0.25, "difference_low": -0.1, "difference_high": 0.6}
-    rows = [{"step": s, "reward_mean": s / 4, "low": 0.0, "high": 1.0, "n_problems": 9, "n_samples": 1} for s in (0, 1, 2)]
+    rows = [
+        {"step": s, "reward_mean": s / 4, "low": 0.0, "high": 1.0, "n_problems": 9, "n_samples": 1} for s in (0, 1, 2)
+    ]
     before, after = run_summary.held_out([*rows[:2], rows[2] | change])
     assert before == ("0.0%", "before training: 0.0% (95 % interval 0.0% to 100.0%, 9 problems, avg@1)")
     assert after[0] == "50.0%" and "+25.0 points from step 0 (paired, 95 % interval -10.0 to +60.0 points)" in after[1]
