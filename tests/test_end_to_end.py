@@ -21,13 +21,13 @@ from drpo.objectives import DRPO, GSPO, PPOClip
 from drpo.reductions import horizon, sequence_mean, token_mean
 from drpo.rewards import in_process
 from drpo.train import optim
+from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import Constant, Cosine, Linear
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.setup import assemble
 from drpo.train.stored import OPTIMIZER, WEIGHTS, latest
-from drpo.train.watch import Silent
 from drpo.types import Problem, TokenLoss, Tokens
 from support.tiny_world import doubled
 from support.worlds import sampling, tiny_run
@@ -239,7 +239,7 @@ class DropsTokens:
         return TokenLoss(-ratio * tokens.advantage * (torch.rand(len(ratio)) < 0.5))
 
 
-class CopiesAt(Silent):
+class CopiesAt(NullCallback):
     """Copies the run's folder when a step is recorded, which is what a kill at this moment would leave."""
 
     def __init__(self, step: int, source: Path, target: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from drpo.train.callbacks import NullCallback
 from drpo.train.loop import train
-from drpo.train.watch import Silent
 from support import killer
 from support.forks import fork
 from support.killer import RUN
@@ -36,7 +36,7 @@ def test_killed_sixty_times_it_is_one_run(one_thread: None, tmp_path: Path):
     killed_again_and_again(tmp_path, 60, seed=2)
 
 
-class Vitals(Silent):
+class Vitals(NullCallback):
     """Memory and open files, after every hundred steps."""
 
     def __init__(self) -> None:

@@ -16,6 +16,7 @@ from drpo.credit.advantages import mean
 from drpo.doctor import signal
 from drpo.errors import InputError
 from drpo.report.run_summary import held_out, run_summary
+from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, from_json, load_run, to_json, trains_little
 from drpo.train.loop import train
 from drpo.train.metrics import rollout_metrics
@@ -23,13 +24,12 @@ from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothin
 from drpo.train.optim import AdamW, Constant
 from drpo.train.records import EVALUATIONS, METRICS, read_records
 from drpo.train.step import take_step
-from drpo.train.watch import Silent
 from drpo.types import Problem, RewardResult, ScoredGroup
 from support.tiny_world import completion
 from support.worlds import Letters, tiny_run
 
 
-class Notes(Silent):
+class Notes(NullCallback):
     def __init__(self) -> None:
         self.said: list[str] = []
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from drpo.objectives import DPPO
 from drpo.rollout import ScriptedEngine
 from drpo.train import stored
+from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
 from drpo.train.setup import Parts, assemble
-from drpo.train.watch import Silent
 from drpo.types import Generation, Request
 from support.forks import KillItself, fork
 from support.rollouts import with_engine
@@ -138,7 +138,7 @@ def test_in_the_background_is_the_same_run_bit_for_bit(
     assert_same_run(tmp_path / "True", tmp_path / "False")
 
 
-class Meeting(Silent):
+class Meeting(NullCallback):
     """Opens a door when an update begins."""
 
     def __init__(self) -> None:

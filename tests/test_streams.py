@@ -1,4 +1,4 @@
-"""Telling must never end training: output that is closed, full, gone or of few letters, and watchers that raise."""
+"""Telling must never end training: output that is closed, full, gone or of few letters, and callbacks that raise."""
 
 import errno
 import io
@@ -14,8 +14,8 @@ import pytest
 from drpo import cli
 from drpo.cli.streams import telling
 from drpo.train import log
+from drpo.train.callbacks import CallbackList, NullCallback
 from drpo.train.loop import train
-from drpo.train.watch import Silent, Together
 from support.hand_run import write_run
 from support.worlds import sampling, tiny_run
 
@@ -106,7 +106,7 @@ def test_no_file_gets_the_number_of_a_stream_that_is_closed(closed: str, tmp_pat
     assert done.returncode == 0 and int((tmp_path / "said").read_text()) > 2
 
 
-class Raising(Silent):
+class Raising(NullCallback):
     """Whatever it is told, it raises."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -120,19 +120,19 @@ class Raising(Silent):
         )
 
 
-def test_a_watcher_that_raises_costs_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_callback_that_raises_costs_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     heard: list[str] = []
 
-    class Hears(Silent):
+    class Hears(NullCallback):
         def phase(self, name: str) -> None:
             heard.append(name)
 
     with caplog.at_level(logging.WARNING, "drpo"):
         run = tiny_run(steps=1, prompts=2, updates=1, sampling=sampling(samples=2), eval_problems=1)
-        assert train(run, tmp_path, Together(Raising(), Hears()))["finished"]
+        assert train(run, tmp_path, CallbackList(Raising(), Hears()))["finished"]
     assert {"rollout", "update", "evaluation"} <= set(heard)
-    assert [r.getMessage() for r in caplog.records if "could not be told" in r.getMessage()] == [
-        "Raising could not be told (RuntimeError: no ears); the run goes on"
+    assert [r.getMessage() for r in caplog.records if "failed" in r.getMessage()] == [
+        "Raising failed (RuntimeError: no ears); the run goes on"
     ]
 
 

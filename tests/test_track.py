@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpo.report.track import RUN_ID, TRACKERS, Tracked, flattened
+from drpo.train.callbacks import CallbackList, NullCallback
 from drpo.train.config import Run, to_json
 from drpo.train.loop import train
 from drpo.train.records import EVALUATIONS, METRICS, ROLLOUTS, SUMMARY, TIMING, read_records
-from drpo.train.watch import Silent, Together
 from support.forks import fork
 from support.worlds import tiny_run
 
@@ -59,7 +59,7 @@ def tracked_run(folder: Path, run: Run, opener, patience_s: float = 20.0, also=N
     """Train with a tracker; return what it had said."""
     said: list[str] = []
     with Tracked("stand-in", opener, said.append, patience_s) as tracked:
-        train(run, folder, Together(also or Silent(), tracked))
+        train(run, folder, CallbackList(also or NullCallback(), tracked))
     return said
 
 
@@ -105,7 +105,7 @@ def test_a_tracker_gets_all_that_the_files_say(tmp_path: Path):
     assert steps == [0, 1, 2, 2, 3, 4, 4, 4]
 
 
-class Stop(Silent):
+class Stop(NullCallback):
     """Ends the run as a crash would, after a number of steps."""
 
     def __init__(self, after: int) -> None:
@@ -113,7 +113,7 @@ class Stop(Silent):
 
     def stepped(self, step: int, *_: Any) -> None:
         if step == self.after:
-            raise KeyboardInterrupt("a crash")  # what a watcher raises besides ends no training
+            raise KeyboardInterrupt("a crash")  # what a callback raises besides ends no training
 
 
 def test_a_run_that_resumes_goes_on_at_its_step(tmp_path: Path):
@@ -211,12 +211,12 @@ def test_the_run_waits_for_no_tracker_while_it_goes(tmp_path: Path):
     """A tracker that stands still keeps no step waiting, and the others get theirs."""
     hanging, keeper, said, steps = Failing("log", "hang"), Keeper(), [], []
 
-    class Watching(Silent):
+    class Watching(NullCallback):
         def stepped(self, step: int, *_: Any) -> None:
             steps.append(time.monotonic())
 
     with Tracked("a", hanging, said.append, 0.1) as a, Tracked("b", keeper, said.append, 20.0) as b:
-        train(small_run(eval_problems=0), tmp_path, Together(a, b, Watching()))
+        train(small_run(eval_problems=0), tmp_path, CallbackList(a, b, Watching()))
     hanging.let_go.set()
     assert len(steps) == 4 and len(said) == 1 and "tracker a" in said[0]
     assert together(keeper.figures) == promised(tmp_path)
@@ -269,16 +269,16 @@ def installed(name: str) -> pytest.MarkDecorator:
 def crash_and_resume(folder: Path, name: str) -> Run:
     """A run that is killed past its checkpoint and then finished, tracked all the while."""
     run = small_run(steps=5)
-    for also in (KillIn(4), Silent()):  # with a checkpoint after 2 steps, so that the third is undone
+    for also in (KillIn(4), NullCallback()):  # with a checkpoint after 2 steps, so that the third is undone
         said: list[str] = []
         with suppress(KeyboardInterrupt), Tracked(name, TRACKERS[name], said.append, 240.0) as tracked:
-            train(run, folder, Together(tracked, also))
+            train(run, folder, CallbackList(tracked, also))
         assert said == []
     assert [m["step"] for m in read_records(folder / METRICS)] == [1, 2, 3, 4, 5]
     return run
 
 
-class KillIn(Silent):
+class KillIn(NullCallback):
     """Ends it in the midst of a step's update, where nothing is saved: it goes on from an older checkpoint."""
 
     def __init__(self, step: int) -> None:

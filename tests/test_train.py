@@ -36,13 +36,13 @@ from drpo.objectives import (
 )
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint, stored
+from drpo.train.callbacks import NullCallback
 from drpo.train.config import from_json, learning_rate, load_run, to_json
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, Cosine, Linear, Muon
 from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, MODEL, ROLLOUTS, TIMING, read_records
 from drpo.train.setup import assemble
 from drpo.train.step import update_policy
-from drpo.train.watch import Silent
 from drpo.types import Batch, StepStats
 from support import worlds
 from support.forks import KillItself, fork
@@ -123,7 +123,7 @@ def test_same_seed_same_run_other_seed_another(tmp_path: Path):
 
 
 def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
-    class Interrupted(Silent):
+    class Interrupted(NullCallback):
         def phase(self, name: str) -> None:
             if name == "update":
                 raise KeyboardInterrupt
@@ -258,7 +258,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals):
-    class Interrupt(Silent):
+    class Interrupt(NullCallback):
         said = ""
 
         def stepped(self, step, metrics, seconds, groups) -> None:
@@ -336,7 +336,7 @@ def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path:
     engine = ScriptedEngine(loading.tiny()[1], lambda r: str(r.key[-1]), logp=-1.0)
     breaking = with_engine(assemble(run), engine)
 
-    class Break(Silent):
+    class Break(NullCallback):
         def stepped(self, step, metrics, seconds, groups) -> None:
             engine.logp = math.nan if step == 2 else engine.logp
 
@@ -347,7 +347,7 @@ def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path:
 
 @pytest.mark.parametrize(("objective", "warned"), [(DRPO(12.5), True), (DRPO(0.2), False), (PPOClip(), False)])
 def test_a_radius_out_of_reach_is_said_when_the_run_starts(tmp_path: Path, objective, warned: bool):
-    class Listen(Silent):
+    class Listen(NullCallback):
         said = ""
 
         def note(self, text: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from drpo import cli
 from drpo.errors import InputError
+from drpo.train.callbacks import NullCallback
 from drpo.train.loop import train
 from drpo.train.records import CONFIG, EVALUATIONS, FILES, METRICS, MODEL, ROLLOUTS, SUMMARY, TIMING, Sum, read_records
 from drpo.train.verify import verify
-from drpo.train.watch import Silent
 from support.runs import StopsAfter, assert_same_run
 from support.worlds import sampling, tiny_run
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_without_sums_is_gone_on_from_and_that_is_said(stopped: Pat
 
 
 def test_records_that_vanish_during_the_run_end_it(tmp_path: Path):
-    class Deletes(Silent):
+    class Deletes(NullCallback):
         def stepped(self, step: int, *_: object) -> None:
             (tmp_path / "run" / METRICS).unlink()
 

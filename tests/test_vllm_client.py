@@ -41,9 +41,9 @@ from drpo.rollout.vllm_worker import refresh_packed
 from drpo.rollout.weight_sync import WeightSync
 from drpo.seeds import derive
 from drpo.train import setup
+from drpo.train.callbacks import NullCallback
 from drpo.train.loop import train
 from drpo.train.stored import latest
-from drpo.train.watch import Silent
 from drpo.types import Episode, Problem, Request, Sampling
 from support.fake_vllm import FakeServer, Sampler, fake_module
 from support.hostile import refused
@@ -290,7 +290,7 @@ def test_an_engine_that_fails_in_process_ends_in_one_line_and_loses_no_finished_
     small = tiny_sampling(samples=2, max_new_tokens=4)
     run = tiny_run(engine="vllm", steps=4, prompts=2, eval_problems=0, sampling=small)
 
-    class Breaks(Silent):
+    class Breaks(NullCallback):
         def phase(self, name: str) -> None:
             if name == "rollout" and len(done) == 2:
                 started[0]["engine"].generate = fails

@@ -133,10 +133,10 @@ REPLACEMENTS = (
         (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[set-up]",),
     ),
     Replacement(
-        "a watcher that raises ends the run",
-        "drpo.train.watch:Together._tell",
-        lambda right: lambda self, tell: [tell(watcher) for watcher in self._watchers],
-        (f"{O}a_watcher_that_raises_costs_one_line",),
+        "a callback that raises ends the run",
+        "drpo.train.callbacks:CallbackList._call",
+        lambda right: lambda self, call: [call(callback) for callback in self._callbacks],
+        (f"{O}a_callback_that_raises_costs_one_line",),
     ),
     Replacement(
         "output that takes no more ends the training",

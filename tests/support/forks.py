@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from drpo.train.watch import Silent
+from drpo.train.callbacks import NullCallback
 
 SECONDS = 240
 """After which a fork counts as hung; none is that slow."""
@@ -77,7 +77,7 @@ def _in_fork(
     sys.exit(status if isinstance(status, int) else 0)
 
 
-class KillItself(Silent):
+class KillItself(NullCallback):
     """Kills its process as a power cut would.
 
     Args:

@@ -12,11 +12,11 @@ from torch.distributed.tensor import DTensor
 
 from drpo.credit.gae import GAE
 from drpo.ranks import joined
+from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import Parts, assemble
-from drpo.train.watch import Silent
 from support.tiny_world import STOPS, small, tiny
 from support.worlds import sampling, tiny_run
 
@@ -67,7 +67,7 @@ def run_of(kind: str, shard: str = "none") -> Run:
     return tiny_run(**(plain | KINDS[kind]), shard=shard)
 
 
-class Stops(Silent):
+class Stops(NullCallback):
     """Asks the run to stop after some steps, as a scheduler's SIGTERM on one of the processes would."""
 
     def __init__(self, after: int) -> None:

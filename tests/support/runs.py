@@ -1,4 +1,4 @@
-"""What tests of runs share: whether two are one, and a watcher that ends one."""
+"""What tests of runs share: whether two are one, and a callback that ends one."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from drpo.objectives import Tokens
 from drpo.train import stored
+from drpo.train.callbacks import NullCallback
 from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
-from drpo.train.watch import Silent
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
 
@@ -30,7 +30,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-class StopsAfter(Silent):
+class StopsAfter(NullCallback):
     """Asks for the end after a step, and keeps what it is told."""
 
     def __init__(self, step: int) -> None:

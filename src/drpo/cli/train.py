@@ -27,13 +27,13 @@ from drpo.report.step_table import mean_score, measure, no_gradient, paired_chan
 from drpo.report.track import TRACKERS, Tracked
 from drpo.terminal import Terminal
 from drpo.train import loop
+from drpo.train.callbacks import CallbackList
 from drpo.train.config import Run, to_json
 from drpo.train.no_gradient import learnt_nothing
 from drpo.train.records import CHECKPOINTS, CONFIG, FILES, MODEL, read_json
 from drpo.train.setup import Parts, assemble
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
-from drpo.train.watch import Together
 from drpo.train.watchdog import Watchdog
 
 LONGEST_STALL_S = 10**8
@@ -141,7 +141,7 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, aga
         trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
-        together = Together(screen, *tracked, watchdog)
+        together = CallbackList(screen, *tracked, watchdog)
         summary = loop.train(run, folder, together, parts, accept_records=_accepts(options))
     pictures = {
         "curves": attempt("curves", folder, lambda: draw_run(folder, run)),

@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from drpo.batch import make_batches
+from drpo.train.callbacks import Callback, CallbackList, NullCallback
 from drpo.train.config import Run, learning_rate
 from drpo.train.score import score
 from drpo.train.session import Session
 from drpo.train.setup import Parts, assemble
 from drpo.train.step import update_policy
-from drpo.train.watch import Silent, Together, Watcher
 
 
 def train(
     run: Run,
     folder: Path,
-    watch: Watcher | None = None,
+    callback: Callback | None = None,
     parts: Parts | None = None,
     *,
     keep_model: bool = True,
@@ -26,7 +26,7 @@ def train(
     Args:
         run: the whole configuration.
         folder: takes everything that the run leaves; made where it does not exist.
-        watch: is told what happens; None watches silently. What it raises costs a line, not the run.
+        callback: is told what happens; None for none. An exception in it costs a line, not the run.
         parts: in place of what the configuration asks for, for tests and special rollouts.
         keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
         accept_records: go on with records that are not those that were written before the checkpoint; else refuse them.
@@ -37,7 +37,7 @@ def train(
     """
     parts = parts or assemble(run)
     policy, optimizer, critic, ranks = parts.policy, parts.optimizer, parts.critic, parts.ranks
-    with Session(run, folder, parts, Together(watch or Silent()), keep_model, accept_records) as session:
+    with Session(run, folder, parts, CallbackList(callback or NullCallback()), keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():
             with session.phase("sync"):

@@ -16,6 +16,7 @@ from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.seeds import derive
 from drpo.train import checkpoint
+from drpo.train.callbacks import Callback
 from drpo.train.config import Run, to_json, trains_little
 from drpo.train.evaluate import mark_held_out, means_before_training, summed_up
 from drpo.train.lock import locked
@@ -42,7 +43,6 @@ from drpo.train.setup import Parts
 from drpo.train.stop import StopRequest
 from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
-from drpo.train.watch import Watcher
 from drpo.types import Batch, CriticStats, ScoredGroup, StepStats
 
 APART = ("rollout", "reward")
@@ -58,7 +58,7 @@ class Session:
         run: the configuration.
         folder: of the run.
         parts: what it works with.
-        watch: is told what happens.
+        callback: is told what happens.
         keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
         accept_records: go on with records that are not those that were written before the checkpoint.
     """
@@ -68,11 +68,11 @@ class Session:
         run: Run,
         folder: Path,
         parts: Parts,
-        watch: Watcher,
+        callback: Callback,
         keep_model: bool = True,
         accept_records: bool = False,
     ) -> None:
-        self.run, self.folder, self.parts, self.watch, self.keep_model = run, folder, parts, watch, keep_model
+        self.run, self.folder, self.parts, self.callback, self.keep_model = run, folder, parts, callback, keep_model
         self._accept_records = accept_records
         self.rewards = RewardPool(parts.reward, run.reward_pool)
         self.rollouts = Rollouts(run, parts.driver, parts.held_out, parts.ranks, self._apart, parts.fits)
@@ -80,7 +80,7 @@ class Session:
         self._ranks = parts.ranks
         self._log = RunLog(folder, writes=parts.ranks.first)
         self._clock = Clock()
-        self._stop = StopRequest(watch.note)
+        self._stop = StopRequest(callback.note)
         self._stopped_by: int | None = None  # the signal, as all ranks know it
         self._done = Progress()
         self._idle: Sequence[Mapping[str, Any]] = ()  # metrics of the last steps, as far back as none had a gradient
@@ -122,7 +122,7 @@ class Session:
             write_json(self.folder / ENVIRONMENT, environment())
         # Nothing of ours draws from the global generator; a user's objective may.
         torch.manual_seed(derive("global", self.run.seed))
-        last = checkpoint.newest_sound(self.folder / CHECKPOINTS, self.watch.note)
+        last = checkpoint.newest_sound(self.folder / CHECKPOINTS, self.callback.note)
         if last is not None:
             self._done = checkpoint.restore(last, self.parts.policy.checkpointed(), self.parts.optimizer)
             self.rollouts.restore(last, self._done.step)
@@ -139,13 +139,13 @@ class Session:
         self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
-        self.watch.started(self.run, self.folder, self._done.step)
+        self.callback.started(self.run, self.folder, self._done.step)
         if (warning := caution(self.run.objective)) is not None:
-            self.watch.note(warning)
+            self.callback.note(warning)
         if (warning := trains_little(self.run)) is not None:
-            self.watch.note(warning)
+            self.callback.note(warning)
         if not self.parts.policy.shares_prompts:
-            self.watch.note(
+            self.callback.note(
                 "this model's attention cannot be packed: each completion is trained in a padded row with its prompt"
             )
 
@@ -160,7 +160,9 @@ class Session:
         if last is None:
             self._require_no_lost_checkpoint()
         elif not self._done.records:
-            self.watch.note(f"{last}: of an earlier version, without sums of the records; they are taken as they are")
+            self.callback.note(
+                f"{last}: of an earlier version, without sums of the records; they are taken as they are"
+            )
         try:
             self._log.require(self._done.records)
         except InputError as error:
@@ -193,7 +195,9 @@ class Session:
             except Exception as problem:
                 if error is None:
                     raise
-                self.watch.note(f"what was done could not be saved: {problem}")  # what ended the run is said behind it
+                self.callback.note(
+                    f"what was done could not be saved: {problem}"
+                )  # what ended the run is said behind it
 
     def _end(self, error: BaseException | None) -> None:
         done = error is None and self._done.step >= self.run.steps
@@ -214,8 +218,8 @@ class Session:
             self.summary = summarise(self.folder, self.run, self._stopped_by, self._done.step)
             write_json(self.folder / SUMMARY, self.summary)
             if self.summary["warning"] is not None:
-                self.watch.note(self.summary["warning"])
-            self.watch.ended(self.summary)
+                self.callback.note(self.summary["warning"])
+            self.callback.ended(self.summary)
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
@@ -231,7 +235,7 @@ class Session:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase of the step and say that it began; in the update the weights are between two steps."""
-        self.watch.phase(name)
+        self.callback.phase(name)
         self._between_steps = name != "update"
         with self._clock(name), self._apart() if name in APART else nullcontext():
             yield
@@ -287,12 +291,14 @@ class Session:
             self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
         self._done, self._between_steps = done, True  # from here on a checkpoint may claim the step
         if self._ranks.first:
-            self.watch.stepped(done.step, metrics, self._clock.seconds, groups)
+            self.callback.stepped(done.step, metrics, self._clock.seconds, groups)
             self._idle = trailing([*self._idle, metrics])
             if due(len(self._idle)) and (warning := lately(self._idle)) is not None:
-                self.watch.note(warning)
+                self.callback.note(warning)
         if left_out := self.rollouts.left_out():
-            self.watch.note(f"step {done.step}: {left_out} problems left out: their prompts are too long for the model")
+            self.callback.note(
+                f"step {done.step}: {left_out} problems left out: their prompts are too long for the model"
+            )
         # Rollouts and weights together are what it takes to look into an update that was skipped.
         broken = not (all(s.taken for s in stats) and all(s.taken for s in critic_stats))
         if done.step < self.run.steps and (broken or _due(self.run.checkpoint_every, done.step)):
@@ -312,7 +318,7 @@ class Session:
             what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i} of the {whose}"
             if skipped > self.run.max_skipped:
                 raise FloatingPointError(f"{what}; the update was not made")
-            self.watch.note(f"{what}; it was skipped ({skipped} in a row, at most {self.run.max_skipped})")
+            self.callback.note(f"{what}; it was skipped ({skipped} in a row, at most {self.run.max_skipped})")
         return skipped
 
     def evaluate_if_due(self) -> None:
@@ -325,7 +331,7 @@ class Session:
     @contextmanager
     def _aside(self, name: str) -> Iterator[None]:
         """Time what is not part of a step, in a line of its own."""
-        self.watch.phase(name)
+        self.callback.phase(name)
         clock = Clock()
         with clock(name):
             yield
@@ -344,7 +350,7 @@ class Session:
             before = means_before_training(read_records(self.folder / EVALUATIONS))
             result = summed_up(self.gather(marked), sampling.samples, step=step, before=before)
             self._log.write(EVALUATIONS, asdict(result))
-            self.watch.evaluated(result)
+            self.callback.evaluated(result)
 
     def _save(self) -> None:
         folder = self.folder / CHECKPOINTS

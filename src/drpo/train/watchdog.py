@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import TextIO
 
 from drpo.files import opened_here
+from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
-from drpo.train.watch import Silent
 
 STALLED, STATUS = "stalled.txt", 75
 """The file in a run's folder, and the exit status (EX_TEMPFAIL: try again)."""
@@ -21,8 +21,8 @@ GRACE = 30.0
 """Seconds that Python has to end the process by itself before the interpreter is ended from outside."""
 
 
-class Watchdog(Silent):
-    """While entered, ends the process when a phase of a run does not end; it watches the run as any other watcher does.
+class Watchdog(NullCallback):
+    """While entered, ends the process when a phase of a run does not end; it is a callback like any other.
 
     An engine may hang in code that no exception reaches. The stacks of all threads go to `stalled.txt` in the run's
     folder, one line to stderr, and the process ends with status 75, or does what `then` says. The run's last checkpoint

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it; the trainer itself prints nothing."""
+"""Callbacks of a training run; the trainer itself prints nothing."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,8 @@ from drpo.types import ScoredGroup
 log = logging.getLogger("drpo")
 
 
-class Watcher(Protocol):
-    """Is told of everything that happens; draws it, or does nothing."""
+class Callback(Protocol):
+    """Receives the events of a run."""
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """The run begins, or goes on after `step` steps."""
@@ -42,8 +42,8 @@ class Watcher(Protocol):
         ...
 
 
-class Silent:
-    """Watches without a word."""
+class NullCallback:
+    """Does nothing; a base class for callbacks that need few of the events."""
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """Nothing."""
@@ -66,50 +66,50 @@ class Silent:
         """Nothing."""
 
 
-class Together:
-    """Tells several watchers, in order. Telling never ends a run: of what a watcher raises the first is logged.
+class CallbackList:
+    """Calls several callbacks, in order. An exception never ends the run: the first of each callback is logged.
 
     Args:
-        watchers: to tell.
+        callbacks: to call.
     """
 
-    def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
+    def __init__(self, *callbacks: Callback) -> None:
+        self._callbacks = callbacks
         self._failed: set[int] = set()
 
-    def _tell(self, tell: Callable[[Watcher], None]) -> None:
-        """Ctrl-C and the like pass; they are no `Exception`."""
-        for i, watcher in enumerate(self._watchers):
+    def _call(self, call: Callable[[Callback], None]) -> None:
+        """Ctrl-C and the like are not caught: they are no `Exception`."""
+        for i, callback in enumerate(self._callbacks):
             try:
-                tell(watcher)
+                call(callback)
             except Exception as error:
                 if i not in self._failed:
                     self._failed.add(i)
                     what = f"{type(error).__name__}: {error}"
-                    log.warning("%s could not be told (%s); the run goes on", type(watcher).__name__, what)
+                    log.warning("%s failed (%s); the run goes on", type(callback).__name__, what)
 
     def started(self, run: Run, folder: Path, step: int) -> None:
-        """Tell each."""
-        self._tell(lambda watcher: watcher.started(run, folder, step))
+        """Call each."""
+        self._call(lambda callback: callback.started(run, folder, step))
 
     def phase(self, name: str) -> None:
-        """Tell each."""
-        self._tell(lambda watcher: watcher.phase(name))
+        """Call each."""
+        self._call(lambda callback: callback.phase(name))
 
     def stepped(
         self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float], groups: Sequence[ScoredGroup]
     ) -> None:
-        """Tell each."""
-        self._tell(lambda watcher: watcher.stepped(step, metrics, seconds, groups))
+        """Call each."""
+        self._call(lambda callback: callback.stepped(step, metrics, seconds, groups))
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Tell each."""
-        self._tell(lambda watcher: watcher.evaluated(evaluation))
+        """Call each."""
+        self._call(lambda callback: callback.evaluated(evaluation))
 
     def ended(self, summary: Mapping[str, Any]) -> None:
-        """Tell each."""
-        self._tell(lambda watcher: watcher.ended(summary))
+        """Call each."""
+        self._call(lambda callback: callback.ended(summary))
 
     def note(self, text: str) -> None:
-        """Tell each."""
-        self._tell(lambda watcher: watcher.note(text))
+        """Call each."""
+        self._call(lambda callback: callback.note(text))
