@@ -305,9 +305,9 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "Sampling in the background",
         "Seconds of the same short run with `--async-steps 1`, the next rollout sampled before the update and "
         "meanwhile (`--overlap`); it is the same run to the bit. Times are ratios to `in turn`. What is waited for the "
-        "sampler stands under rollout and hand-over. The second case says what there is to gain where sampling costs "
+        "sampler stands under rollout and sync. The second case says what there is to gain where sampling costs "
         "the trainer's machine nothing.",
-        ("sampler", "schedule", "s", "times in turn", "rollout s", "update s", "hand-over s", "rounds"),
+        ("sampler", "schedule", "s", "times in turn", "rollout s", "update s", "sync s", "rounds"),
         _overlap_rows,
     ),
 }

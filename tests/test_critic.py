@@ -36,7 +36,7 @@ from drpo.train.loop import train
 from drpo.train.metrics import VALUE_METRICS, value_metrics
 from drpo.train.optim import AdamW
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
 from support.runs import StopsAfter, assert_same_run
 from support.tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
@@ -429,14 +429,14 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
             load_file(stored.latest(tmp_path / f / CHECKPOINTS) / (PREFIX + name)) for f in ("whole", "cut")
         )
         assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[n]) for n, value in ours.items())
-    initial = assemble(run).critic.critic.trainable()
+    initial = build(run).critic.critic.trainable()
     trained = load_file(stored.latest(tmp_path / "whole" / CHECKPOINTS) / (PREFIX + stored.WEIGHTS))
     assert trained.keys() == initial.keys() and not any(torch.equal(trained[n], initial[n]) for n in initial)
 
 
 def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_path: Path):
     train(tiny_run(steps=1), tmp_path / "plain")
-    trainer = assemble(tiny_run(**CRITIC_RUN)).critic
+    trainer = build(tiny_run(**CRITIC_RUN)).critic
     with pytest.raises(InputError, match=r"cannot be read: no critic_weights\.safetensors"):
         trainer.restore(stored.latest(tmp_path / "plain" / CHECKPOINTS))
     train(tiny_run(steps=1, **CRITIC_RUN), tmp_path / "run")
@@ -489,12 +489,12 @@ def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: py
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
     run = tiny_run(steps=2, optimizer=AdamW(1e-2), **CRITIC_RUN | {"critic": GAE(warmup=2)})
     assert [learning_rate(replace(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
-    parts = assemble(run)
-    before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
-    critic = {name: p.detach().clone() for name, p in parts.critic.critic.trainable().items()}
-    train(run, tmp_path, parts=parts)
-    assert all(torch.equal(p, before[name]) for name, p in parts.policy.trainable().items())
-    assert not any(torch.equal(p, critic[name]) for name, p in parts.critic.critic.trainable().items())
+    components = build(run)
+    before = {name: p.detach().clone() for name, p in components.policy.trainable().items()}
+    critic = {name: p.detach().clone() for name, p in components.critic.critic.trainable().items()}
+    train(run, tmp_path, components=components)
+    assert all(torch.equal(p, before[name]) for name, p in components.policy.trainable().items())
+    assert not any(torch.equal(p, critic[name]) for name, p in components.critic.critic.trainable().items())
 
 
 def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):

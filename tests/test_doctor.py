@@ -27,7 +27,7 @@ from drpo.rollout import EpisodeDriver, TransformersEngine, decode
 from drpo.tasks import Addition
 from drpo.train.config import Run
 from drpo.train.loop import train
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.types import Generation, Problem, Request
 from support.rollouts import with_engine
 from support.runs import assert_same_run
@@ -164,44 +164,44 @@ def severe(problem: Problem, text: str) -> float:
     return exact_number(problem, text) if int(problem.answer) % 2 else 0.0
 
 
-def parts_of(run: Run) -> Parts:
+def components_of(run: Run) -> Components:
     """With EOS tokens that a random model draws often enough."""
-    parts = assemble(run)
-    parts.policy.model.generation_config.eos_token_id = sorted({0, *STOPS})
-    engine = TransformersEngine(parts.policy.model)
-    return replace(parts, driver=EpisodeDriver.of(engine, parts.policy.model, parts.tokenizer))
+    components = build(run)
+    components.policy.model.generation_config.eos_token_id = sorted({0, *STOPS})
+    engine = TransformersEngine(components.policy.model)
+    return replace(components, driver=EpisodeDriver.of(engine, components.policy.model, components.tokenizer))
 
 
 @dataclass(frozen=True)
 class Fault:
     """How it is planted in sound parts, the check that must find it, and what it must say."""
 
-    plant: Callable[[Parts], Parts]
+    plant: Callable[[Components], Components]
     check: str
     said: str
     temperature: float = 1.0
 
 
-def engine_of(make: Callable[[TransformersEngine], object]) -> Callable[[Parts], Parts]:
-    return lambda parts: with_engine(parts, make(parts.driver.engine))
+def engine_of(make: Callable[[TransformersEngine], object]) -> Callable[[Components], Components]:
+    return lambda components: with_engine(components, make(components.driver.engine))
 
 
-def otherwise(reported: float | None = None, **law: float) -> Callable[[Parts], Parts]:
+def otherwise(reported: float | None = None, **law: float) -> Callable[[Components], Components]:
     return engine_of(lambda engine: Otherwise(engine, reported, **law))
 
 
-def deaf(part: str) -> Callable[[Parts], Parts]:
+def deaf(part: str) -> Callable[[Components], Components]:
     return engine_of(lambda engine: Deaf(engine, lambda name: part in name))
 
 
-def marked_by(reward: Reward) -> Callable[[Parts], Parts]:
-    return lambda parts: replace(parts, reward=reward)
+def marked_by(reward: Reward) -> Callable[[Components], Components]:
+    return lambda components: replace(components, reward=reward)
 
 
-def trained_at(temperature: float) -> Callable[[Parts], Parts]:
-    def plant(parts: Parts) -> Parts:
-        parts.policy.temperature = temperature
-        return parts
+def trained_at(temperature: float) -> Callable[[Components], Components]:
+    def plant(components: Components) -> Components:
+        components.policy.temperature = temperature
+        return components
 
     return plant
 
@@ -240,7 +240,7 @@ def broken(findings: Sequence[Finding]) -> dict[str, str]:
 def test_every_fault_is_found_and_named(name: str) -> None:
     fault = FAULTS[name]
     run = a_run(fault.temperature)
-    findings = list(doctor.examine(run, fault.plant(parts_of(run)), SIZE))
+    findings = list(doctor.examine(run, fault.plant(components_of(run)), SIZE))
     found = broken(findings)
     assert fault.check in found, (found, [f.figure for f in findings if f.check == fault.check])
     assert re.search(fault.said, found[fault.check]), found[fault.check]
@@ -250,26 +250,26 @@ def test_every_fault_is_found_and_named(name: str) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_sound_set_up_passes(temperature: float, seed: int) -> None:
     run = a_run(temperature, seed=seed)
-    assert broken(list(doctor.examine(run, parts_of(run), SIZE))) == {}
+    assert broken(list(doctor.examine(run, components_of(run), SIZE))) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_no_false_alarm(seed: int) -> None:
     run = a_run(1.0, seed=seed, precision="auto", rollout_precision="auto")
-    assert broken(list(doctor.examine(run, assemble(run), doctor.QUICK))) == {}
+    assert broken(list(doctor.examine(run, build(run), doctor.QUICK))) == {}
 
 
 def test_it_leaves_no_trace(tmp_path: Path) -> None:
     """Weights, adapters, optimiser, random numbers: the run after it is the run without it."""
     for lora_rank in (0, 2):
         run = replace(a_run(), lora_rank=lora_rank, steps=2)
-        examined = assemble(run)
+        examined = build(run)
         before = {n: p.clone() for n, p in examined.policy.trainable().items()}
         assert list(doctor.examine(run, examined, SIZE))
         assert all(torch.equal(before[n], p) for n, p in examined.policy.trainable().items())
         assert examined.policy.dtype == torch.float32 and examined.policy.temperature == 1.0
-        train(run, tmp_path / f"{lora_rank}-examined", parts=examined)
+        train(run, tmp_path / f"{lora_rank}-examined", components=examined)
         train(run, tmp_path / f"{lora_rank}-plain")
         assert_same_run(tmp_path / f"{lora_rank}-examined", tmp_path / f"{lora_rank}-plain")
 
@@ -277,8 +277,8 @@ def test_it_leaves_no_trace(tmp_path: Path) -> None:
 def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs that it is counted on, and that nobody goes back through, go with it."""
     run = a_run()
-    parts = parts_of(run)
-    (completions,) = parts.driver.run(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
+    components = components_of(run)
+    (completions,) = components.driver.run(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
     hooks, kept = torch.autograd.graph.saved_tensors_hooks, []
 
     def watched(pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> object:
@@ -290,7 +290,7 @@ def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
         return hooks(packed, unpack)
 
     monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", watched)
-    machine._kept(parts.policy, completions)
+    machine._kept(components.policy, completions)
     gc.collect()
     assert kept and all(reference() is None for reference in kept)
 
@@ -301,20 +301,20 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
     needs = {}
     for critic in (None, GAE()):
         examined = replace(run, critic=critic)
-        parts = parts_of(examined)
-        (found,) = (f for f in doctor.examine(examined, parts, SIZE) if f.check == "memory")
+        components = components_of(examined)
+        (found,) = (f for f in doctor.examine(examined, components, SIZE) if f.check == "memory")
         needs[critic is not None] = found.values["need_bytes"]
         assert ("those of the critic" in found.figure) == (critic is not None)
-    train(examined, tmp_path, parts=parts)
-    parameters = parts.critic.critic.trainable().values()
-    held = [p.grad for p in parameters] + [v for p in parameters for v in parts.critic.optimizer.state[p].values()]
+    train(examined, tmp_path, components=components)
+    parameters = components.critic.critic.trainable().values()
+    held = [p.grad for p in parameters] + [v for p in parameters for v in components.critic.optimizer.state[p].values()]
     assert needs[True] - needs[False] == sum(v.nbytes for v in held if v.ndim > 0) > 0
 
 
 @cache
 def findings_of(objective: float) -> dict[str, Finding]:
     run = a_run(objective=DRPO(objective))
-    return {f.check: f for f in doctor.examine(run, parts_of(run), SIZE)}
+    return {f.check: f for f in doctor.examine(run, components_of(run), SIZE)}
 
 
 def test_a_region_out_of_reach_is_a_note() -> None:
@@ -342,7 +342,7 @@ def test_a_broken_set_up_is_not_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sick = Finding("sync", "broken", "old", "new", "give it the new weights")
-    monkeypatch.setattr(doctor, "examine", lambda run, parts, size: iter([sick]))
+    monkeypatch.setattr(doctor, "examine", lambda run, components, size: iter([sick]))
     command = ["train", "smoke", "--steps", "1", "--plain"]
     assert main([*command, "--out", str(tmp_path / "a")]) == 1
     said = capsys.readouterr().out

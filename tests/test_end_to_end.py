@@ -26,7 +26,7 @@ from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import Constant, Cosine, Linear
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.train.stored import OPTIMIZER, WEIGHTS, latest
 from drpo.types import Problem, TokenLoss, Tokens
 from support.tiny_world import doubled
@@ -212,13 +212,13 @@ def length(tensors: list[Tensor]) -> float:
 def test_a_run_is_what_the_formulas_say(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     run = settings(case)
-    parts = assemble(run)
-    train(run, tmp_path, parts=parts, keep_model=False)
+    components = build(run)
+    train(run, tmp_path, components=components, keep_model=False)
     wanted, norms = by_hand(case, read_records(tmp_path / ROLLOUTS))
     recorded = [u["grad_norm"] for m in read_records(tmp_path / METRICS) for u in m["updates"]]
     assert recorded == pytest.approx(norms, rel=1e-4)
     assert 0 < sum(norm > case.max_norm for norm in norms) < len(norms), norms
-    start, found = dict(uneven()[0].named_parameters()), parts.policy.trainable()
+    start, found = dict(uneven()[0].named_parameters()), components.policy.trainable()
     assert found.keys() == wanted.keys()
     error = length([found[n].detach().double() - w for n, w in wanted.items()])
     change = length([w - start[n].detach().double() for n, w in wanted.items()])

@@ -25,7 +25,7 @@ from drpo.train.lock import LOCK, locked
 from drpo.train.log import RunLog
 from drpo.train.loop import train
 from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS, read_records
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.train.stored import fingerprint, require_sound
 from support.runs import StopsAfter, assert_same_run
 from support.worlds import Broken, tiny_run
@@ -230,7 +230,7 @@ def test_runs_that_begin_together_take_folders_of_their_own(tmp_path: Path, monk
             assert cli.main(["train", "smoke"]) == 2
         raise InputError("no model")
 
-    monkeypatch.setattr("drpo.cli.train.assemble", begins)
+    monkeypatch.setattr("drpo.cli.train.build", begins)
     assert cli.main(["train", "smoke"]) == 2
     assert {p.name for p in taken} == {"smoke", "smoke-2"}
     assert not list(Path("runs").iterdir())  # nothing came of them
@@ -253,9 +253,9 @@ def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path):
 
 
 def test_the_millionth_checkpoint_is_the_newest_and_links_are_dropped_as_links(tmp_path: Path):
-    parts, folder = assemble(tiny_run()), tmp_path / "checkpoints"
+    components, folder = build(tiny_run()), tmp_path / "checkpoints"
     for step in (999_998, 999_999, 1_000_000):
-        checkpoint.save(folder, stored.Progress(step=step), parts.policy.trainable(), parts.optimizer)
+        checkpoint.save(folder, stored.Progress(step=step), components.policy.trainable(), components.optimizer)
     elsewhere = tmp_path / "elsewhere"
     (folder / "step-999998").rename(elsewhere)
     (folder / "step-999998").symlink_to(elsewhere)

@@ -33,6 +33,8 @@ IDENTIFIERS = {
     "adopt": "enable_packed_attention",
     "refresh_every": "sync_every",
     "own_code": "trust_remote_code",
+    "Parts": "Components",
+    "handover": "sync",
     "Watcher": "Callback",
     "Together": "CallbackList",
     "TABLE": "REGISTRY",

@@ -14,7 +14,7 @@ from drpo.train.config import Run, learning_rate, with_learning_rate
 from drpo.train.loop import train
 from drpo.train.optim import OPTIMIZERS, SCHEDULES, AdamW, Constant, Linear, Muon
 from drpo.train.records import CHECKPOINTS
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from support.runs import StopsAfter, assert_same_run
 from support.worlds import tiny_run
 
@@ -62,9 +62,9 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_elsewhere():
 
 
 def test_the_tiny_models_embedding_head_and_norms_are_not_muons():
-    parts = assemble(tiny_run(optimizer=Muon(1e-3)))
-    names = {id(p): name for name, p in parts.policy.trainable().items()}
-    muon, *others = ({names[id(p)] for p in group["params"]} for group in parts.optimizer.param_groups)
+    components = build(tiny_run(optimizer=Muon(1e-3)))
+    names = {id(p): name for name, p in components.policy.trainable().items()}
+    muon, *others = ({names[id(p)] for p in group["params"]} for group in components.optimizer.param_groups)
     assert all(re.search(r"layers\.\d+\.(self_attn|mlp)\..*_proj\.weight", name) for name in muon)
     assert set().union(*others) == set(names.values()) - muon
     assert any("embed_tokens" in name for name in names.values()) and any("norm" in name for name in names.values())

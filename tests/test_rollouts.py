@@ -21,7 +21,7 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.rollouts import IN_FLIGHT, OLD_WEIGHTS
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.types import Generation, Request
 from support.forks import KillItself, fork
 from support.rollouts import with_engine
@@ -33,19 +33,19 @@ SCHEDULES = [(0, 1), (1, 1), (2, 1), (0, 3), (1, 2), (2, 3)]
 
 
 def version_of(step: int, async_steps: int, sync_every: int) -> int:
-    """By the definition: sampled when step - async_steps begins, with the weights of the last hand-over."""
+    """By the definition: sampled when step - async_steps begins, with the weights of the last sync."""
     begun = max(step - async_steps, 0)
     return begun - begun % sync_every
 
 
-def scripted(run: Run, **changes: object) -> Parts:
-    parts = assemble(run)
+def scripted(run: Run, **changes: object) -> Components:
+    components = build(run)
 
     def script(request: Request) -> str:
         sample = int(request.key[-1])
-        return f"{parts.tokenizer.decode(request.prompt_ids)}{sample}" * (sample + 1)
+        return f"{components.tokenizer.decode(request.prompt_ids)}{sample}" * (sample + 1)
 
-    return replace(with_engine(parts, ScriptedEngine(parts.tokenizer, script)), **changes)
+    return replace(with_engine(components, ScriptedEngine(components.tokenizer, script)), **changes)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -56,8 +56,8 @@ def test_every_rollout_is_sampled_with_the_weights_it_should_be(
     run = tiny_run(
         steps=7, async_steps=async_steps, sync_every=sync_every, overlap=overlap and async_steps > 0, eval_problems=0
     )
-    parts = scripted(run)
-    train(run, tmp_path, parts=parts)
+    components = scripted(run)
+    train(run, tmp_path, components=components)
     seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
     wanted = {step: version_of(step, async_steps, sync_every) for step in range(7)}
     assert seen == wanted
@@ -65,14 +65,14 @@ def test_every_rollout_is_sampled_with_the_weights_it_should_be(
     assert [m["staleness"] for m in metrics] == [s - v for s, v in wanted.items()]
     assert [m["staleness_max"] for m in metrics] == [m["staleness"] for m in metrics]
     assert max(m["staleness_max"] for m in metrics) <= async_steps + sync_every - 1
-    assert parts.driver.engine.loaded == sorted({0, *range(0, 7, sync_every)})
+    assert components.driver.engine.loaded == sorted({0, *range(0, 7, sync_every)})
 
 
 class Spy:
     """Notes how the weights that the engine samples with differ from those of its version."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.engine, self.policy = parts.driver.engine, parts.policy
+    def __init__(self, components: Components) -> None:
+        self.engine, self.policy = components.driver.engine, components.policy
         self.weights: dict[int, dict[str, Tensor]] = {}
         self.used: list[tuple[int, bool]] = []
 
@@ -97,8 +97,8 @@ def test_an_evaluation_sees_the_newest_weights_and_leaves_the_old_ones(
     tmp_path: Path, async_steps: int, sync_every: int
 ) -> None:
     run = tiny_run(steps=5, async_steps=async_steps, sync_every=sync_every, eval_every=1, optimizer=AdamW(1e-2))
-    spied = Spy(parts := assemble(run))
-    train(run, tmp_path, parts=with_engine(parts, spied))
+    spied = Spy(components := build(run))
+    train(run, tmp_path, components=with_engine(components, spied))
     assert all(right for _, right in spied.used)
     seen = {r["step"] - 1: r["version"] for r in read_records(tmp_path / ROLLOUTS)}
     assert seen == {step: version_of(step, async_steps, sync_every) for step in range(5)}
@@ -130,11 +130,11 @@ def test_in_the_background_is_the_same_run_bit_for_bit(
 ) -> None:
     for overlap in (False, True):
         run = tiny_run(steps=6, async_steps=async_steps, sync_every=sync_every, overlap=overlap, eval_every=2)
-        parts = assemble(run)
+        components = build(run)
         if engine == "scripted":
-            parts = scripted(run)
-            parts = with_engine(parts, Slow(parts.driver.engine))
-        train(run, tmp_path / str(overlap), parts=parts)
+            components = scripted(run)
+            components = with_engine(components, Slow(components.driver.engine))
+        train(run, tmp_path / str(overlap), components=components)
     assert_same_run(tmp_path / "True", tmp_path / "False")
 
 
@@ -153,15 +153,15 @@ def test_the_next_rollout_is_sampled_while_this_one_is_trained_on(tmp_path: Path
     """The engine's second call waits for an update to begin, which in turn it could not."""
     watch, met = Meeting(), []
     run = tiny_run(steps=3, async_steps=1, overlap=True, eval_problems=0)
-    parts = scripted(run)
+    components = scripted(run)
 
     def script(request: Request) -> str:
         if str(request.key[-2]).startswith("1-"):
             met.append(watch.door.wait(20))
         return "1"
 
-    parts.driver.engine.script = script
-    train(run, tmp_path, watch, parts)
+    components.driver.engine.script = script
+    train(run, tmp_path, watch, components)
     assert met and all(met)
 
 
@@ -221,17 +221,17 @@ def test_a_sampler_that_dies_costs_no_finished_step(
     tmp_path: Path, where: str, async_steps: int, overlap: bool
 ) -> None:
     run = tiny_run(steps=6, async_steps=async_steps, overlap=overlap)
-    train(run, tmp_path / "whole", parts=scripted(run))
-    parts = scripted(run)
+    train(run, tmp_path / "whole", components=scripted(run))
+    components = scripted(run)
     with pytest.raises(ConnectionError, match="the sampler is gone"):
-        train(run, tmp_path / "died", parts=with_engine(parts, Dying(parts.driver.engine, 3, where)))
+        train(run, tmp_path / "died", components=with_engine(components, Dying(components.driver.engine, 3, where)))
     last = stored.latest(tmp_path / "died" / CHECKPOINTS)
     finished = len(read_records(tmp_path / "died" / METRICS))
     assert last is not None and last.name == f"step-{finished:06d}"
     assert finished == (
         3 if where == "load" or overlap or async_steps == 0 else 2
     )  # in turn, rollout 3 is sampled at step 2
-    train(run, tmp_path / "died", parts=scripted(run))
+    train(run, tmp_path / "died", components=scripted(run))
     assert len(read_records(tmp_path / "died" / METRICS)) == 6
     if async_steps == 0:  # otherwise what could not be sampled is sampled with newer weights
         assert_same_run(tmp_path / "whole", tmp_path / "died")

@@ -30,7 +30,7 @@ from drpo.model.routing import routing_mismatch
 from drpo.objectives import DRPO
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.types import Sampling
 from support.architectures import FAMILIES, mixture, settings
 from support.rollouts import transformers_engine
@@ -187,11 +187,11 @@ def test_a_mixture_trains(folder: str, tmp_path, precision: str, rollout_precisi
         optimizer=AdamW(1e-3),
         objective=DRPO(0.2),
     )
-    parts = assemble(run)
-    before = {n: p.detach().clone() for n, p in parts.policy.state().items()}
-    summary = train(run, tmp_path / "run", parts=parts)
-    assert summary["finished"] and parts.policy.shares_prompts and parts.driver.engine._grouped
-    after = parts.policy.state()
+    components = build(run)
+    before = {n: p.detach().clone() for n, p in components.policy.state().items()}
+    summary = train(run, tmp_path / "run", components=components)
+    assert summary["finished"] and components.policy.shares_prompts and components.driver.engine._grouped
+    after = components.policy.state()
     assert {n for n in before if not torch.equal(before[n], after[n])} >= {
         f"model.layers.0.{n}" for n in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj.weight")
     }

@@ -49,11 +49,11 @@ def test_the_state_and_the_plain_model_hold_persistent_buffers(routed: PreTraine
 
 def test_engines_take_buffers_as_they_are_now(routed: PreTrainedModel):
     model = copied(routed)
-    engine, handover = transformers_engine(model), WeightSync(model)
+    engine, sync = transformers_engine(model), WeightSync(model)
     state = {name: tensor + 1 for name, tensor in named_tensors(model).items()}
     engine.load_weights(state, version=1)
     assert torch.equal(persistent_buffers(engine.model)[BIAS], state[BIAS])
-    assert torch.equal(handover.checkpoint(state)[BIAS], state[BIAS])
+    assert torch.equal(sync.checkpoint(state)[BIAS], state[BIAS])
     with pytest.raises(InputError, match="e_score_correction_bias"):
         engine.load_weights({name: t for name, t in state.items() if name != BIAS}, version=2)
 

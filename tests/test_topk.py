@@ -39,7 +39,7 @@ from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
 from drpo.train.optim import AdamW
 from drpo.train.records import METRICS, read_records
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.train.step import update_policy
 from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK
 from support.architectures import FAMILIES
@@ -632,7 +632,7 @@ def test_a_scripted_engine_reports_a_law() -> None:
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.5, 0.0, 0.0), (0.0, 1.0, 0.5, 0.5), (1.0, 0.0, 1.0, 1.0))
 
 
-def batching(budget: int = 200) -> BatchConfig:
+def batch_config(budget: int = 200) -> BatchConfig:
     return BatchConfig(1, Horizon(20), budget, skip_zero_advantage=False)
 
 
@@ -658,7 +658,7 @@ def stats_of(
     budget: int,
     terms: AuxiliaryLosses | None = None,
 ):
-    (batch,) = batched(grouped(completions, REWARDS), batching(budget))
+    (batch,) = batched(grouped(completions, REWARDS), batch_config(budget))
     still = torch.optim.SGD(moved.trainable().values(), lr=0.0)
     stats = update_policy(moved, still, batch, objective, 0.0, 1e30, terms)
     order = torch.argsort(torch.cat([m.sequence for m in batch.micro_batches]), stable=True)
@@ -709,7 +709,7 @@ def test_an_update_without_tokens_joins_the_others() -> None:
     """A step's figures are over all its updates, some of which may train nothing."""
     completions, objective = sampled(6), DPPO(0.15, divergence="topk_tv")
     alike = [[0.5] * 4] * 4
-    (batch,) = batched(grouped(completions, alike), replace(batching(), skip_zero_advantage=True))
+    (batch,) = batched(grouped(completions, alike), replace(batch_config(), skip_zero_advantage=True))
     moved = policy()
     empty = update_policy(moved, torch.optim.SGD(moved.trainable().values(), lr=0.0), batch, objective, 0.0, 1.0)
     full, divergence, _ = stats_of(moved, completions, objective, 200)
@@ -799,7 +799,7 @@ def test_evaluation_asks_for_no_more_than_it_reads(tmp_path: Path) -> None:
 
     run = tiny_run(objective=DPPO(0.15, divergence="topk_tv"), steps=1)
     engine = Listening(loading.tiny()[1], lambda r: "1" * r.key[-1] + "x")
-    train(run, tmp_path, parts=with_engine(assemble(run), engine))
+    train(run, tmp_path, components=with_engine(build(run), engine))
     assert {k for who, k in engine.asked if who == "evaluation"} == {0}
     assert {k for who, k in engine.asked if who != "evaluation"} == {20}
 

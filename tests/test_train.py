@@ -41,7 +41,7 @@ from drpo.train.config import from_json, learning_rate, load_run, to_json
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, Cosine, Linear, Muon
 from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, MODEL, ROLLOUTS, TIMING, read_records
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.train.step import update_policy
 from drpo.types import Batch, StepStats
 from support import worlds
@@ -79,14 +79,14 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path):
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int):
     run = tiny_run(lora_rank=lora_rank, optimizer=AdamW(1e-2))
-    parts = assemble(run)
-    train(run, tmp_path, parts=parts)
+    components = build(run)
+    train(run, tmp_path, components=components)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / MODEL)
     ids = torch.arange(1, 12)[None]
     with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, parts.policy.model(ids).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded(ids).logits, components.policy.model(ids).logits, rtol=0, atol=1e-5)
         assert not torch.allclose(loaded(ids).logits, loading.tiny()[0](ids).logits, atol=1e-3)
-    assert AutoTokenizer.from_pretrained(tmp_path / MODEL).decode(ids[0]) == parts.tokenizer.decode(ids[0])
+    assert AutoTokenizer.from_pretrained(tmp_path / MODEL).decode(ids[0]) == components.tokenizer.decode(ids[0])
 
 
 @pytest.mark.parametrize(
@@ -249,9 +249,9 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
-    parts = assemble(tiny_run())
+    components = build(tiny_run())
     for step in range(1, 6):
-        checkpoint.save(tmp_path, stored.Progress(step=step), parts.policy.trainable(), parts.optimizer)
+        checkpoint.save(tmp_path, stored.Progress(step=step), components.policy.trainable(), components.optimizer)
         checkpoint.prune(tmp_path, keep=2, scores={0: 1.0, 1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
 
@@ -307,13 +307,13 @@ def test_a_reward_that_fails_later_loses_nothing(tmp_path: Path):
 
     tiring.in_process = True
     with pytest.raises(InputError, match="tired"):
-        train(tiny_run(task=Letters(), reward=None, eval_problems=0), tmp_path, parts=_with_reward(tiring))
+        train(tiny_run(task=Letters(), reward=None, eval_problems=0), tmp_path, components=_with_reward(tiring))
     assert stored.latest(tmp_path / CHECKPOINTS).name == "step-000002"
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
 
 
 def _with_reward(reward):
-    return replace(assemble(tiny_run()), reward=reward)
+    return replace(build(tiny_run()), reward=reward)
 
 
 def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: Path):
@@ -321,7 +321,7 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
     run = tiny_run(task=Letters("flaky"), sampling=sampling(samples=4, max_new_tokens=6), eval_problems=0, steps=2)
     tokenizer = loading.tiny()[1]
     engine = ScriptedEngine(tokenizer, lambda r: script[r.key[-1]], logp=-5.0)
-    summary = train(run, tmp_path, parts=with_engine(assemble(run), engine))
+    summary = train(run, tmp_path, components=with_engine(build(run), engine))
     per_step = read_records(tmp_path / METRICS)
     assert [m["reward_failed"] for m in per_step] == [4, 4] and [m["reward_abstained"] for m in per_step] == [4, 4]
     assert summary["reward_failed"] == 8
@@ -334,7 +334,7 @@ def test_a_reward_that_sometimes_fails_is_counted_and_the_run_goes_on(tmp_path: 
 def test_broken_log_probabilities_end_the_run_by_name_and_lose_nothing(tmp_path: Path):
     run = tiny_run(eval_problems=0)
     engine = ScriptedEngine(loading.tiny()[1], lambda r: str(r.key[-1]), logp=-1.0)
-    breaking = with_engine(assemble(run), engine)
+    breaking = with_engine(build(run), engine)
 
     class Break(NullCallback):
         def stepped(self, step, metrics, seconds, groups) -> None:
@@ -365,11 +365,11 @@ def test_versions_say_which_weights_sampled(tmp_path: Path):
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path):
     run = tiny_run(objective=worlds.Broken())
-    parts = assemble(run)
-    before = {name: p.detach().clone() for name, p in parts.policy.trainable().items()}
+    components = build(run)
+    before = {name: p.detach().clone() for name, p in components.policy.trainable().items()}
     with pytest.raises(FloatingPointError, match="norm is nan"):
-        train(run, tmp_path, parts=parts)
-    assert all(torch.equal(before[name], p) for name, p in parts.policy.trainable().items())
+        train(run, tmp_path, components=components)
+    assert all(torch.equal(before[name], p) for name, p in components.policy.trainable().items())
     assert [m["skipped_updates"] for m in read_records(tmp_path / METRICS)] == [2]  # the third in a row ends it
 
 
@@ -408,11 +408,13 @@ def test_additive_terms_train_every_completion(tmp_path: Path, terms: dict[str, 
 
 def test_the_reference_stays_what_the_model_was():
     run = tiny_run(reference_kl=0.5, optimizer=AdamW(1e-2))
-    parts = assemble(run)
-    before = [p.detach().clone() for p in parts.auxiliary.reference.model.parameters()]
-    for p in parts.policy.model.parameters():
+    components = build(run)
+    before = [p.detach().clone() for p in components.auxiliary.reference.model.parameters()]
+    for p in components.policy.model.parameters():
         p.data.add_(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, parts.auxiliary.reference.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, components.auxiliary.reference.model.parameters(), strict=True)
+    )
 
 
 def test_learning_rates():

@@ -33,7 +33,7 @@ from drpo.tasks import Addition
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.records import METRICS, ROLLOUTS, read_records
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.types import Episode, Generation, Problem, Request, Sampling
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
@@ -214,24 +214,24 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def examined() -> Iterator[tuple[Run, Parts, VLLMEngine]]:
+def examined() -> Iterator[tuple[Run, Components, VLLMEngine]]:
     """A run of the small model, whose prompts are long enough for the cache to have blocks of them."""
     run = replace(smoke(), sampling=Sampling(samples=8, max_new_tokens=24), precision="fp32")
     model, tokenizer = small()
-    parts = assemble(run)
+    components = build(run)
     policy = Policy(model, precision=FP32, temperature=1.0)
     engine = VLLMEngine(model, precision="fp32")
     driver = EpisodeDriver.of(engine, model, tokenizer)
-    yield run, replace(parts, policy=policy, tokenizer=tokenizer, driver=driver), engine
+    yield run, replace(components, policy=policy, tokenizer=tokenizer, driver=driver), engine
     engine.close()
 
 
 @pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
-def test_the_doctor_finds_what_vllm_can_do_wrong(kind: type[VLLMEngine], examined: tuple[Run, Parts, VLLMEngine]):
-    run, parts, engine = examined
+def test_the_doctor_finds_what_vllm_can_do_wrong(kind: type[VLLMEngine], examined: tuple[Run, Components, VLLMEngine]):
+    run, components, engine = examined
     engine.__class__ = kind
     many = replace(doctor.QUICK, samples=16)  # most end early
-    found = doctor.examine(run, parts, many)
+    found = doctor.examine(run, components, many)
     broken = {f.check: f.advice for f in found if f.verdict == "broken"}
     check, said = FAULTS[kind]
     if check is None:

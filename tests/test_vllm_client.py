@@ -333,7 +333,7 @@ def test_an_engine_is_closed_where_what_it_was_made_for_is_refused(
 
     monkeypatch.setattr(setup, "_policy", refused)
     with pytest.raises(InputError, match="no such policy"):
-        setup.assemble(tiny_run(engine="vllm"))
+        setup.build(tiny_run(engine="vllm"))
     assert started[0]["shut_down"]
 
 

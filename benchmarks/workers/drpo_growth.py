@@ -9,7 +9,7 @@ from benchmarks.workers.drpo_step import configuration
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.batch import make_batches
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.train.step import update_policy
 from drpo.types import Episode, Generation, Problem, RewardResult, Sampling, ScoredGroup, TokenSequence
 
@@ -47,16 +47,24 @@ def made_up(request: Mapping[str, Any], vocabulary: int) -> list[ScoredGroup]:
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Assemble the run; a request has what `made_up` wants."""
     run = configuration(setup)
-    parts = assemble(run)
-    vocabulary = parts.policy.model.get_output_embeddings().weight.shape[0]
+    components = build(run)
+    vocabulary = components.policy.model.get_output_embeddings().weight.shape[0]
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:
         groups = made_up(request, vocabulary)
         meter.start()
-        for batch in make_batches(groups, parts.credit(groups, None), parts.batch_config):
+        for batch in make_batches(groups, components.credit(groups, None), components.batch_config):
             # Nothing is to be learnt from random tokens; a rate of 0 costs AdamW the same arithmetic.
-            update_policy(parts.policy, parts.optimizer, batch, run.objective, 0.0, run.max_grad_norm, parts.auxiliary)
+            update_policy(
+                components.policy,
+                components.optimizer,
+                batch,
+                run.objective,
+                0.0,
+                run.max_grad_norm,
+                components.auxiliary,
+            )
         record = meter.stop()
         return {**record, "tokens": sum(e.n_sampled for g in groups for e in g.episodes)}
 

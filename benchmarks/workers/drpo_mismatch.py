@@ -12,7 +12,7 @@ from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.doctor.probe_batch import trainer_logp
 from drpo.tasks import sample_unseen
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.types import Episode
 
 FAR = 0.15
@@ -20,15 +20,15 @@ FAR = 0.15
 
 
 @torch.no_grad()
-def both(parts: Parts, completions: list[Episode]) -> tuple[Tensor, Tensor]:
+def both(components: Components, completions: list[Episode]) -> tuple[Tensor, Tensor]:
     """Return log pi and log mu [T] of every sampled token, pi by the forward pass of training.
 
     Args:
-        parts: of a run.
+        components: of a run.
         completions: what its engine drew.
     """
     behavior_logp = torch.cat([c.sequence.behavior_logp for c in completions])
-    return torch.cat(trainer_logp(parts.policy, completions)), behavior_logp
+    return torch.cat(trainer_logp(components.policy, completions)), behavior_logp
 
 
 def figures(logp: Tensor, behavior_logp: Tensor) -> Record:
@@ -54,19 +54,19 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     run = replace(
         configuration(setup), engine=setup["engine"], rollout_precision=setup["rollout_precision"], eval_problems=1
     )
-    parts = assemble(run)
+    components = build(run)
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:
-        problems = sample_unseen(run.task, parts.held_out, run.prompts, request["round"], run.seed)
+        problems = sample_unseen(run.task, components.held_out, run.prompts, request["round"], run.seed)
         meter.start()
-        groups = parts.driver.run(problems, run.sampling, (run.seed, request["round"]))
+        groups = components.driver.run(problems, run.sampling, (run.seed, request["round"]))
         record = meter.stop()
         completions = [e for group in groups for e in group]
         tokens = sum(c.n_sampled for c in completions)
-        return {**record, "tokens": tokens, **figures(*both(parts, completions))}
+        return {**record, "tokens": tokens, **figures(*both(components, completions))}
 
-    return {"settings": f"{type(parts.driver.engine).__name__}, learning rate 0"}, repetition
+    return {"settings": f"{type(components.driver.engine).__name__}, learning rate 0"}, repetition
 
 
 if __name__ == "__main__":

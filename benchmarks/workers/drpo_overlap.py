@@ -12,7 +12,7 @@ from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.rollout import ScriptedEngine
 from drpo.train.loop import train
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 from drpo.types import Generation, Request
 
 WORDS = " and so on" * 8
@@ -36,14 +36,14 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
 
     def repetition(request: Mapping[str, Any]) -> Record:
         mine = replace(run, overlap=request["overlap"])
-        parts = assemble(mine)
+        components = build(mine)
         if setup["away_s"] is not None:
-            engine = Elsewhere(parts.tokenizer, lambda request: f"{request.key[-2]} {request.key[-1]}{WORDS}")
+            engine = Elsewhere(components.tokenizer, lambda request: f"{request.key[-2]} {request.key[-1]}{WORDS}")
             engine.seconds = setup["away_s"]
-            parts = replace(parts, driver=replace(parts.driver, engine=engine))
+            components = replace(components, driver=replace(components.driver, engine=engine))
         with tempfile.TemporaryDirectory() as folder:
             meter.start()
-            summary = train(mine, Path(folder), parts=parts)
+            summary = train(mine, Path(folder), components=components)
             record = meter.stop()
         # Without loading, checkpoints and exports, which both have alike.
         return {**record, "seconds": summary["training_seconds"], "phases": summary["seconds"]}

@@ -16,7 +16,7 @@ from drpo.train.config import Run
 from drpo.train.log import Clock
 from drpo.train.optim import AdamW
 from drpo.train.score import score
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.train.step import update_policy
 from drpo.types import Problem, Sampling
 
@@ -56,12 +56,12 @@ def configuration(setup: Mapping[str, Any]) -> Run:
     )
 
 
-def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
+def step(run: Run, components: Components, pool: RewardPool, number: int) -> Record:
     """Run one step as the loop does.
 
     Args:
         run: the configuration.
-        parts: what `assemble` made of it.
+        components: what `build` made of it.
         pool: runs the reward.
         number: which step; it chooses the problems and the random numbers.
 
@@ -70,25 +70,25 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     """
     clock = Clock()
     with clock("rollout"):
-        problems = sample_unseen(run.task, parts.held_out, run.prompts, number, run.seed)
-        rollout = parts.driver.run(problems, run.sampling, (run.seed, number))
+        problems = sample_unseen(run.task, components.held_out, run.prompts, number, run.seed)
+        rollout = components.driver.run(problems, run.sampling, (run.seed, number))
     with clock("reward"):
         groups = score(problems, rollout, pool)
     with clock("update"):
-        batches = make_batches(groups, parts.credit(groups, None), parts.batch_config)
+        batches = make_batches(groups, components.credit(groups, None), components.batch_config)
         for batch in batches:
             update_policy(
-                parts.policy,
-                parts.optimizer,
+                components.policy,
+                components.optimizer,
                 batch,
                 run.objective,
                 run.optimizer.learning_rate,
                 run.max_grad_norm,
-                parts.auxiliary,
+                components.auxiliary,
             )
         synchronize()
     with clock("sync"):
-        parts.driver.engine.load_weights(parts.policy.state(), version=number + 1)
+        components.driver.engine.load_weights(components.policy.state(), version=number + 1)
         synchronize()
     episodes = [e for group in rollout for e in group]
     return {
@@ -100,16 +100,16 @@ def step(run: Run, parts: Parts, pool: RewardPool, number: int) -> Record:
     }
 
 
-def shapes(parts: Parts) -> dict[str, int]:
+def shapes(components: Components) -> dict[str, int]:
     """Count the numbers that a token meets in matrix products.
 
     Args:
-        parts: with the model.
+        components: with the model.
 
     Returns:
         "body": of all matrices but the embedding and the head; "head": of the head.
     """
-    model = parts.policy.model
+    model = components.policy.model
     head = model.get_output_embeddings().weight
     apart = {id(head), id(model.get_input_embeddings().weight)}
     body = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in apart)
@@ -119,18 +119,18 @@ def shapes(parts: Parts) -> dict[str, int]:
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Assemble the run; a request's "round" is the number of the step."""
     run = configuration(setup)
-    parts = assemble(run)
-    pool = RewardPool(parts.reward)
-    parts.driver.engine.load_weights(parts.policy.state(), version=0)
+    components = build(run)
+    pool = RewardPool(components.reward)
+    components.driver.engine.load_weights(components.policy.state(), version=0)
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:
         meter.start()
-        record = step(run, parts, pool, request["round"])
+        record = step(run, components, pool, request["round"])
         return {**record, **meter.stop()}
 
     settings = f"objective drpo(0.2), micro_batch_tokens {run.micro_batch_tokens}, everything else the default"
-    return {"settings": settings, "shapes": shapes(parts)}, repetition
+    return {"settings": settings, "shapes": shapes(components)}, repetition
 
 
 if __name__ == "__main__":

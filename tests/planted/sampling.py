@@ -135,7 +135,7 @@ REPLACEMENTS = (
         (f"{BATCH}test_the_merged_state_is_the_adapted_model",),
     ),
     Replacement(
-        "weights are handed over while the old ones are still sampling",
+        "weights are synced while the old ones are still sampling",
         "drpo.train.rollouts:Rollouts.settle",
         lambda right: lambda self: None,
         (f"{ROLLOUTS}test_in_the_background_is_the_same_run_bit_for_bit[1-1-scripted]",),

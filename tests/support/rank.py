@@ -16,7 +16,7 @@ from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from support.tiny_world import STOPS, small, tiny
 from support.worlds import sampling, tiny_run
 
@@ -78,10 +78,10 @@ class Stops(NullCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def holds(parts: Parts) -> str:
+def holds(components: Components) -> str:
     """How much this rank has of the policy's weights, and of the critic's."""
-    policy, critic = parts.policy, parts.critic
-    said = f"rank {parts.ranks.rank} holds {held(policy.model)} of {whole(policy.model)} weights"
+    policy, critic = components.policy, components.critic
+    said = f"rank {components.ranks.rank} holds {held(policy.model)} of {whole(policy.model)} weights"
     if critic is None:
         return said
     own, all_ = ([f(critic.critic.model), f(critic.critic.head)] for f in (held, whole))
@@ -100,9 +100,9 @@ def main(folder: str, kind: str, shard: str, stop: str) -> None:
     torch.set_num_threads(1)
     run = run_of(kind, shard)
     with joined() as ranks:
-        train(run, Path(folder), Stops(int(stop)), assemble(run, ranks))
+        train(run, Path(folder), Stops(int(stop)), build(run, ranks))
         if shard == "fsdp":
-            print(holds(assemble(run, ranks)))
+            print(holds(build(run, ranks)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.model import loading
 from drpo.rollout import Engine, EpisodeDriver, TransformersEngine
-from drpo.train.setup import Parts
+from drpo.train.setup import Components
 from drpo.types import Episode, Key, Problem, Sampling
 
 
@@ -34,5 +34,5 @@ def transformers_engine(
     return Prompted(TransformersEngine(model, **options), model, tokenizer)
 
 
-def with_engine(parts: Parts, engine: Engine) -> Parts:
-    return replace(parts, driver=replace(parts.driver, engine=engine))
+def with_engine(components: Components, engine: Engine) -> Components:
+    return replace(components, driver=replace(components.driver, engine=engine))

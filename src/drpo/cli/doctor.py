@@ -12,7 +12,7 @@ from drpo.cli.commands.doctor import DoctorOptions
 from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine
 from drpo.terminal import Terminal
 from drpo.train.config import Run
-from drpo.train.setup import assemble
+from drpo.train.setup import build
 
 STYLES: Mapping[Verdict, str] = {"ok": "green", "note": "yellow", "broken": "bold red"}
 
@@ -23,15 +23,15 @@ def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
     console = Terminal(stderr=options.json)
     findings: list[Finding] = []
     with console.status(Text(f"looking at {recipe}: {run.model}, {run.engine}")) as waiting:
-        parts = assemble(run)
+        components = build(run)
         try:
-            for finding in examine(run, parts, QUICK if options.quick else THOROUGH):
+            for finding in examine(run, components, QUICK if options.quick else THOROUGH):
                 findings.append(finding)
                 waiting.update(f"{len(findings)} checks done")
                 if not options.json:
                     print_finding(console, finding)
         finally:
-            parts.driver.engine.close()
+            components.driver.engine.close()
     broken = [f.check for f in findings if f.verdict == "broken"]
     if options.json:
         print(json.dumps({"sound": not broken, "findings": [asdict(f) for f in findings]}, indent=2))

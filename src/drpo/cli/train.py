@@ -31,7 +31,7 @@ from drpo.train.callbacks import CallbackList
 from drpo.train.config import Run, to_json
 from drpo.train.no_gradient import learnt_nothing
 from drpo.train.records import CHECKPOINTS, CONFIG, FILES, MODEL, read_json
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
 from drpo.train.watchdog import Watchdog
@@ -115,26 +115,28 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
     if unknown is not None:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
-    parts = assemble(run, ranks)
+    components = build(run, ranks)
     again = partial(begin_again, folder, options.restarts, _resume_flags(run, options))
-    with closing(parts.driver.engine):
+    with closing(components.driver.engine):
         try:
-            return _train_with(parts, run, folder, options, again)
+            return _train_with(components, run, folder, options, again)
         except EngineError as error:
             again(str(error))
             raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
 
 
-def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, again: Callable[[str], None]) -> int:
-    ranks, console = parts.ranks, Terminal()
+def _train_with(
+    components: Components, run: Run, folder: Path, options: TrainOptions, again: Callable[[str], None]
+) -> int:
+    ranks, console = components.ranks, Terminal()
     live = console.is_terminal and not options.plain
     # Weights that are divided cannot be asked about by one process alone.
-    examined = options.doctor and ranks.first and not parts.policy.equal_passes
-    if ranks.most(examined and not _sound(run, parts, console)):
+    examined = options.doctor and ranks.first and not components.policy.equal_passes
+    if ranks.most(examined and not _sound(run, components, console)):
         return 1
     if not ranks.first:
         with Watchdog(folder, options.stall, ranks.rank) as watchdog:
-            loop.train(run, folder, watchdog, parts, accept_records=_accepts(options))
+            loop.train(run, folder, watchdog, components, accept_records=_accepts(options))
         return 0
     screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
     with screen, ExitStack() as stack:
@@ -142,7 +144,7 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, aga
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
         together = CallbackList(screen, *tracked, watchdog)
-        summary = loop.train(run, folder, together, parts, accept_records=_accepts(options))
+        summary = loop.train(run, folder, together, components, accept_records=_accepts(options))
     pictures = {
         "curves": attempt("curves", folder, lambda: draw_run(folder, run)),
         "report": attempt("report", folder, lambda: write_report(folder, run)),
@@ -153,10 +155,10 @@ def _train_with(parts: Parts, run: Run, folder: Path, options: TrainOptions, aga
     return 1 if learnt_nothing(summary) else 0
 
 
-def _sound(run: Run, parts: Parts, console: Console) -> bool:
+def _sound(run: Run, components: Components, console: Console) -> bool:
     """Whether training may begin; says what is worth a note, and what is broken."""
     with console.status("checking that the numbers are sound; --no-doctor goes without"):
-        findings = list(doctor.examine(run, parts, doctor.QUICK))
+        findings = list(doctor.examine(run, components, doctor.QUICK))
     shown = [f for f in findings if f.verdict != "ok"]
     sound = sum(f.verdict == "ok" for f in findings)
     console.print(f"doctor: {sound} of {len(findings)} checks sound")

@@ -13,7 +13,7 @@ from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.divergence import exact_divergence
 from drpo.train.score import score
-from drpo.train.setup import Parts
+from drpo.train.setup import Components
 from drpo.types import ScoredGroup
 
 
@@ -42,17 +42,17 @@ THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, slow_too=True)
 QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False, longest=256)
 
 
-def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
+def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator[Finding]:
     """Yield what each check finds; the weights, the optimiser and the random numbers stay as they are.
 
     Args:
         run: what is to be trained.
-        parts: made from it, untrained.
+        components: made from it, untrained.
         size: how much to look at.
     """
-    policy, driver = parts.policy, parts.driver
+    policy, driver = components.policy, components.driver
     stop = sorted(driver.stop)
-    problems = sample_unseen(run.task, (), max(size.prompts, size.answers), 0, run.seed, parts.fits)
+    problems = sample_unseen(run.task, (), max(size.prompts, size.answers), 0, run.seed, components.fits)
     # Short completions are enough: how well they answer does not matter here.
     sampling = replace(
         run.sampling, samples=size.samples, max_new_tokens=min(size.new_tokens, run.sampling.max_new_tokens)
@@ -77,10 +77,10 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
             other = look(0.6, max(2, size.prompts // 2))
         yield law.temperature(other)
         yield replace(law.draws(other), check="draws at 0.6")
-    yield tokens.stops(batch, stop, parts.tokenizer, sampling.max_new_tokens)
-    yield tokens.round_trip(policy, batch, problems[: size.prompts], parts.tokenizer)
+    yield tokens.stops(batch, stop, components.tokenizer, sampling.max_new_tokens)
+    yield tokens.round_trip(policy, batch, problems[: size.prompts], components.tokenizer)
     if run.critic is None and run.sampling.max_new_tokens <= size.longest:
-        yield signal.signal(_sampled_groups(run, parts), run.advantage)
+        yield signal.signal(_sampled_groups(run, components), run.advantage)
     usual = float((batch.logp - batch.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, driver, problems, short, usual)
@@ -89,7 +89,7 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         whole = driver.run(problems[:2], replace(short, top_logprobs=words), ("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
             yield law.divergence(exact_divergence(policy, [e for group in whole for e in group]))
-        if (found := _routing(parts, batch)) is not None:
+        if (found := _routing(components, batch)) is not None:
             yield law.routing(found)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
     yield machine.region(run.objective, first.values["prob_diff_p99"])
@@ -100,33 +100,33 @@ def examine(run: Run, parts: Parts, size: Size = THOROUGH) -> Iterator[Finding]:
         micro_batch_tokens=run.micro_batch_tokens,
         rows=run.prompts * run.sampling.samples,
         row_tokens=longest + run.sampling.max_new_tokens,
-        critic=None if parts.critic is None else parts.critic.critic,
+        critic=None if components.critic is None else components.critic.critic,
     )
-    yield from marking.reward(parts.reward, problems[: size.answers], run.reward_pool)
+    yield from marking.reward(components.reward, problems[: size.answers], run.reward_pool)
 
 
-def _sampled_groups(run: Run, parts: Parts) -> list[ScoredGroup]:
+def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
     """A few groups as training will have them, marked."""
     law = replace(run.sampling, top_logprobs=0)
 
     def draw(part: int) -> list[ScoredGroup]:
         problems = run.task.sample(signal.FIRST, part, run.seed)
-        return score(problems, parts.driver.run(problems, law, ("doctor", "signal", run.seed)), pool)
+        return score(problems, components.driver.run(problems, law, ("doctor", "signal", run.seed)), pool)
 
-    with RewardPool(parts.reward, run.reward_pool) as pool:
+    with RewardPool(components.reward, run.reward_pool) as pool:
         return list(signal.sampled(draw, run.advantage))
 
 
-def _routing(parts: Parts, batch: ProbeBatch) -> RoutingMismatch | None:
+def _routing(components: Components, batch: ProbeBatch) -> RoutingMismatch | None:
     """Compared where the sampler is a model in this process, and a mixture of experts."""
-    if not isinstance(parts.driver.engine, TransformersEngine):
+    if not isinstance(components.driver.engine, TransformersEngine):
         return None
     lengths = [len(c.sequence.token_ids) for c in batch.completions]
     return routing_mismatch(
-        parts.driver.engine.model,
-        parts.policy.model,
+        components.driver.engine.model,
+        components.policy.model,
         [e.sequence for e in batch.completions],
-        trainer_dtype=parts.policy.dtype,
+        trainer_dtype=components.policy.dtype,
         logp=batch.logp.split(lengths),
     )
 

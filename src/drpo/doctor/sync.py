@@ -62,13 +62,13 @@ def canary(
 
 def _advice(warm: float, cold: float, old: float, back: float, limit: float) -> str:
     if cold > limit and old < cold / 2:
-        return "the engine still samples with the old weights: stale weights after the hand-over"
+        return "the engine still samples with the old weights: stale weights after the sync"
     if cold > limit:
         return "the engine samples with neither the new weights nor the old: a part of them is stale (a tied head?)"
     if warm > limit:
-        return "the engine keeps keys and values of the old weights: reset its prefix cache at every hand-over"
+        return "the engine keeps keys and values of the old weights: reset its prefix cache at every weight sync"
     if back > limit:
-        return "weights or cached prompts are stale after the second hand-over"
+        return "weights or cached prompts are stale after the second sync"
     return ""
 
 

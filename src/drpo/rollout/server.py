@@ -45,7 +45,7 @@ _PER_TOKEN = 1024
 _PIECE = 2**16
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-"""Those that weights are handed over in besides bfloat16, which is also what fp8 is made from."""
+"""Data types of a weight sync besides bfloat16, from which fp8 is also made."""
 
 
 @dataclass(frozen=True)

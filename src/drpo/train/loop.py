@@ -8,7 +8,7 @@ from drpo.train.callbacks import Callback, CallbackList, NullCallback
 from drpo.train.config import Run, learning_rate
 from drpo.train.score import score
 from drpo.train.session import Session
-from drpo.train.setup import Parts, assemble
+from drpo.train.setup import Components, build
 from drpo.train.step import update_policy
 
 
@@ -16,7 +16,7 @@ def train(
     run: Run,
     folder: Path,
     callback: Callback | None = None,
-    parts: Parts | None = None,
+    components: Components | None = None,
     *,
     keep_model: bool = True,
     accept_records: bool = False,
@@ -27,7 +27,7 @@ def train(
         run: the whole configuration.
         folder: takes everything that the run leaves; made where it does not exist.
         callback: is told what happens; None for none. An exception in it costs a line, not the run.
-        parts: in place of what the configuration asks for, for tests and special rollouts.
+        components: in place of what the configuration asks for, for tests and special rollouts.
         keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
         accept_records: go on with records that are not those that were written before the checkpoint; else refuse them.
 
@@ -35,9 +35,10 @@ def train(
         InputError: something that was given cannot be used. What was computed before is kept in the folder.
         FloatingPointError: more gradients in a row were not finite than `run.max_skipped`.
     """
-    parts = parts or assemble(run)
-    policy, optimizer, critic, ranks = parts.policy, parts.optimizer, parts.critic, parts.ranks
-    with Session(run, folder, parts, CallbackList(callback or NullCallback()), keep_model, accept_records) as session:
+    components = components or build(run)
+    policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks
+    callbacks = CallbackList(callback or NullCallback())
+    with Session(run, folder, components, callbacks, keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():
             with session.phase("sync"):
@@ -49,12 +50,12 @@ def train(
             groups = session.gather(scored)  # of all ranks
             with session.phase("update"):
                 values = critic.values(groups) if critic else None
-                credits = parts.credit(groups, values)  # an advantage for every sampled token
-                batches = make_batches(groups, credits, parts.batch_config)  # one per update; weights fixed here
+                credits = components.credit(groups, values)  # an advantage for every sampled token
+                batches = make_batches(groups, credits, components.batch_config)  # one per update; weights fixed here
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
                     update_policy(
-                        policy, optimizer, batch, run.objective, rate, run.max_grad_norm, parts.auxiliary, ranks
+                        policy, optimizer, batch, run.objective, rate, run.max_grad_norm, components.auxiliary, ranks
                     )
                     for batch, rate in zip(batches, rates, strict=True)
                 ]

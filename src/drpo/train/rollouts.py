@@ -41,7 +41,7 @@ class Rollouts:
         driver: has problems answered; nobody else may call its engine meanwhile.
         held_out: problems that training never samples.
         ranks: who sample together, each its share of a rollout's problems.
-        apart: is entered around a hand-over, which ranks do without one another; None for `ranks.failing_together`.
+        apart: is entered around a weight sync, which ranks do without one another; None for `ranks.failing_together`.
         fits: says of a problem whether it may be used, and is asked of every one that is drawn; None for any.
     """
 
@@ -186,7 +186,7 @@ class Rollouts:
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:
-            self._loaded = None  # unknown, should the hand-over fail
+            self._loaded = None  # unknown, should the sync fail
             whole = state()  # which divided ranks gather together
             with self._apart():
                 self._driver.engine.load_weights(whole, version)

@@ -39,7 +39,7 @@ from drpo.train.records import (
 )
 from drpo.train.rollouts import Rollouts
 from drpo.train.score import require_marked
-from drpo.train.setup import Parts
+from drpo.train.setup import Components
 from drpo.train.stop import StopRequest
 from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
@@ -57,7 +57,7 @@ class Session:
     Args:
         run: the configuration.
         folder: of the run.
-        parts: what it works with.
+        components: what it works with.
         callback: is told what happens.
         keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
         accept_records: go on with records that are not those that were written before the checkpoint.
@@ -67,18 +67,21 @@ class Session:
         self,
         run: Run,
         folder: Path,
-        parts: Parts,
+        components: Components,
         callback: Callback,
         keep_model: bool = True,
         accept_records: bool = False,
     ) -> None:
-        self.run, self.folder, self.parts, self.callback, self.keep_model = run, folder, parts, callback, keep_model
+        self.run, self.folder, self.components = run, folder, components
+        self.callback, self.keep_model = callback, keep_model
         self._accept_records = accept_records
-        self.rewards = RewardPool(parts.reward, run.reward_pool)
-        self.rollouts = Rollouts(run, parts.driver, parts.held_out, parts.ranks, self._apart, parts.fits)
+        self.rewards = RewardPool(components.reward, run.reward_pool)
+        self.rollouts = Rollouts(
+            run, components.driver, components.held_out, components.ranks, self._apart, components.fits
+        )
         self.summary: dict[str, Any] = {}
-        self._ranks = parts.ranks
-        self._log = RunLog(folder, writes=parts.ranks.first)
+        self._ranks = components.ranks
+        self._log = RunLog(folder, writes=components.ranks.first)
         self._clock = Clock()
         self._stop = StopRequest(callback.note)
         self._stopped_by: int | None = None  # the signal, as all ranks know it
@@ -124,10 +127,10 @@ class Session:
         torch.manual_seed(derive("global", self.run.seed))
         last = checkpoint.newest_sound(self.folder / CHECKPOINTS, self.callback.note)
         if last is not None:
-            self._done = checkpoint.restore(last, self.parts.policy.checkpointed(), self.parts.optimizer)
+            self._done = checkpoint.restore(last, self.components.policy.checkpointed(), self.components.optimizer)
             self.rollouts.restore(last, self._done.step)
-            if self.parts.critic is not None:
-                self.parts.critic.restore(last)
+            if self.components.critic is not None:
+                self.components.critic.restore(last)
         with self._ranks.failing_together():  # all have read what is there
             self._require_records(last)
         if self._ranks.first:
@@ -135,7 +138,7 @@ class Session:
         self._log.rewind(self._done.step)
         self._ranks.meet()
         self._idle = trailing(read_records(self.folder / METRICS))
-        self._stack.callback(self.parts.driver.engine.close)
+        self._stack.callback(self.components.driver.engine.close)
         self._stack.enter_context(self.rollouts)
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
@@ -144,7 +147,7 @@ class Session:
             self.callback.note(warning)
         if (warning := trains_little(self.run)) is not None:
             self.callback.note(warning)
-        if not self.parts.policy.shares_prompts:
+        if not self.components.policy.shares_prompts:
             self.callback.note(
                 "this model's attention cannot be packed: each completion is trained in a padded row with its prompt"
             )
@@ -338,14 +341,14 @@ class Session:
         self._log.write(TIMING, {"step": self._done.step, **clock.seconds})
 
     def _evaluate(self) -> None:
-        if not self.parts.held_out:
+        if not self.components.held_out:
             return
         sampling = replace(self.run.sampling, samples=self.run.eval_samples)
         step = self._done.step
         with suppress(Interrupted), self._aside("evaluation"):
-            engine = self.rollouts.current(self.parts.policy.state, version=step)
+            engine = self.rollouts.current(self.components.policy.state, version=step)
             with self._apart(), self._stop.interrupting():
-                own = self._ranks.draws(self.parts.held_out)
+                own = self._ranks.draws(self.components.held_out)
                 marked = mark_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
             before = means_before_training(read_records(self.folder / EVALUATIONS))
             result = summed_up(self.gather(marked), sampling.samples, step=step, before=before)
@@ -356,7 +359,7 @@ class Session:
         folder = self.folder / CHECKPOINTS
         with self._aside("checkpoint"):
             self._log.sync()
-            tensors, optimizer = self.parts.policy.checkpointed(), self.parts.optimizer
+            tensors, optimizer = self.components.policy.checkpointed(), self.components.optimizer
             done = replace(self._done, records=self._log.written())
             checkpoint.save(folder, done, tensors, optimizer, self._save_more, self._ranks)
             if self._ranks.first:
@@ -365,14 +368,14 @@ class Session:
 
     def _save_more(self, folder: Path) -> list[Path]:
         self.rollouts.save(folder, step=self._done.step)
-        return self.parts.critic.save(folder) if self.parts.critic else []
+        return self.components.critic.save(folder) if self.components.critic else []
 
     def _export(self) -> None:
         """Write the trained model as any transformers program reads it, and check what was written."""
-        policy = self.parts.policy
+        policy = self.components.policy
         logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
         if self._ranks.first:
-            save_model(trained.pop(), self.parts.tokenizer, self.folder / MODEL, logits)
+            save_model(trained.pop(), self.components.tokenizer, self.folder / MODEL, logits)
             write_sums(self.folder / MODEL)
 
 

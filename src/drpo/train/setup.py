@@ -42,22 +42,22 @@ log = logging.getLogger("drpo")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """What a run is made of.
+class Components:
+    """The objects that a training run works with.
 
     Args:
         policy: the model in training.
         optimizer: over its trainable parameters.
-        driver: has problems answered, by an engine with its own copy of the weights.
+        driver: samples episodes with an engine, which has its own copy of the weights.
         tokenizer: of the model.
-        credit: gives every sampled token its advantage.
+        credit: the rule that returns an advantage for every sampled token.
         batch_config: how a rollout becomes batches.
         auxiliary: losses beside the objective's, or None.
-        reward: marks completions.
+        reward: scores completions.
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
-        critic: in training, whose values give advantages, or None where a prompt's samples are compared.
-        fits: says of a problem whether its prompt is short enough; None where one that is not is an error.
+        critic: trains the value model for GAE; None compares a prompt's samples.
+        fits: True for a problem whose prompt is short enough; None where a longer one is an error.
     """
 
     policy: Policy
@@ -79,7 +79,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def assemble(run: Run, ranks: Ranks = ALONE) -> Parts:
+def build(run: Run, ranks: Ranks = ALONE) -> Components:
     """Load the model and build what the run needs.
 
     Args:
@@ -132,7 +132,7 @@ def _around(
     tokenizer: PreTrainedTokenizerBase,
     held_out: list[Problem],
     ranks: Ranks,
-) -> Parts:
+) -> Components:
     """The driver, whose engine has a copy of the model, and all that works on the model itself."""
     auxiliary = _auxiliary(run, model)
     policy = _policy(run, model, ranks)
@@ -148,7 +148,7 @@ def _around(
         ranks=ranks.size,
     )
     reward = run.reward or run.task.reward
-    return Parts(
+    return Components(
         policy=policy,
         optimizer=optimizer,
         driver=driver,
