@@ -31,33 +31,38 @@ def test_a_final_reward_credits_every_token_with_the_outcome(
     rollout = [completion(range(1, n + 1), sample=i) for i, n in enumerate(lengths[: len(rewards)])]
     (group,) = grouped(rollout, [rewards])
     outcome = rule(torch.tensor(rewards))
-    steps = [torch.zeros(n) for n in lengths[: len(rewards)]]
-    for step, reward in zip(steps, rewards, strict=True):
-        step[-1] = reward
-    for credit, in_steps, c, a in zip(
-        credit_rule(rule)([group], None), step_advantages(steps, rule), rollout, outcome, strict=True
+    turns = [[*torch.zeros(n - 1, 1), torch.tensor([r])] for n, r in zip(lengths, rewards, strict=False)]
+    tokens = [[torch.cat(turn)] for turn in turns]
+    steps = zip(step_advantages(turns, rule), step_advantages(tokens, rule), strict=True)
+    for credit, (in_turns, in_tokens), c, a in zip(
+        credit_rule(rule)([group], None), steps, rollout, outcome, strict=True
     ):
         assert credit.sequence is c.sequence and credit.value is None and credit.returns is None
-        assert torch.equal(credit.advantage, a.expand(len(c.sequence.token_ids))) and torch.equal(
-            in_steps, credit.advantage
-        )
+        assert torch.equal(credit.advantage, a.expand(len(c.sequence.token_ids)))
+        assert torch.equal(torch.cat(in_turns), credit.advantage) and torch.equal(in_tokens[0], credit.advantage)
+
+
+TURN = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=3)
 
 
 @given(
-    rewards=st.lists(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=5), min_size=2, max_size=5),
+    rewards=st.lists(st.lists(TURN, min_size=1, max_size=3), min_size=2, max_size=4),
     discount=st.floats(0.1, 1),
 )
-def test_rewards_of_steps_are_compared_as_the_definition_says(rewards: list[list[float]], discount: float):
-    """R_t = sum_{u >= t} discount^(u-t) r_u, less the group's mean of R_{j, min(t, T_j - 1)}."""
+def test_rewards_of_steps_are_compared_as_the_definition_says(rewards: list[list[list[float]]], discount: float):
+    """R_{t,k} = sum_{l >= k} r_{t,l} + discount R_{t+1,0}, less the group's mean at that turn and step, or the last."""
 
-    def to_go(episode: list[float], t: int) -> float:
+    def to_go(episode: list[list[float]], t: int, k: int) -> float:
         t = min(t, len(episode) - 1)
-        return sum(discount ** (u - t) * episode[u] for u in range(t, len(episode)))
+        k = min(k, len(episode[t]) - 1)
+        return sum(episode[t][k:]) + sum(discount ** (u - t) * sum(episode[u]) for u in range(t + 1, len(episode)))
 
-    found = step_advantages([torch.tensor(r) for r in rewards], advantages.mean, discount)
+    found = step_advantages([[torch.tensor(turn) for turn in r] for r in rewards], advantages.mean, discount)
     for episode, advantage in zip(rewards, found, strict=True):
-        wanted = [to_go(episode, t) - sum(to_go(e, t) for e in rewards) / len(rewards) for t in range(len(episode))]
-        torch.testing.assert_close(advantage, torch.tensor(wanted), rtol=1e-5, atol=1e-4)
+        for t, turn in enumerate(episode):
+            baselines = [sum(to_go(e, t, k) for e in rewards) / len(rewards) for k in range(len(turn))]
+            wanted = [to_go(episode, t, k) - baselines[k] for k in range(len(turn))]
+            torch.testing.assert_close(advantage[t], torch.tensor(wanted), rtol=1e-5, atol=1e-4)
 
 
 def test_groups_with_nothing_to_compare_have_no_credit_unless_there_is_a_critic():
@@ -95,7 +100,7 @@ def test_rewards_of_turns_are_credited_to_the_turns_before_them(discount: float)
     group = ScoredGroup(
         Problem.of_text("p", "", ""), tuple(of_turns(n, i) for i, n in enumerate(TURNS)), tuple(RESULTS)
     )
-    rewards = [torch.tensor(r) for r in ([0.5, -0.25, 1.0], [2.0], [0.0, 3.0])]
+    rewards = [list(torch.tensor(r).split(1)) for r in ([0.5, -0.25, 1.0], [2.0], [0.0, 3.0])]
     wanted = step_advantages(rewards, advantages.mean, discount)
     credits = iter(credit_rule(advantages.mean, discount=discount)([group], None))
     for episode, n_tokens, advantage in zip(group.episodes, TURNS, wanted, strict=True):
@@ -112,3 +117,17 @@ def test_a_critic_reads_a_turns_reward_at_its_last_token():
     )
     credits = gae_credit([group], [torch.zeros(2), torch.zeros(3)], critic=GAE(lam=1.0, whiten=False))
     assert [c.returns.tolist() for c in credits] == [[5.5, 5.5], [5.0, 5.0, 5.0]]
+
+
+def test_rewards_of_tokens_are_credited_to_the_tokens_before_them():
+    """Beside turns that have one number, and an episode that has none."""
+    results = (RewardResult(1.0, turns=(0.5, (2.0,), (0.0, 4.0, 0.0))), RewardResult(2.0), RewardResult(0.0))
+    group = ScoredGroup(Problem.of_text("p", "", ""), tuple(of_turns(n, i) for i, n in enumerate(TURNS)), results)
+    found = [c.advantage for c in credit_rule(advantages.mean)([group], None)]
+    to_go = [[7.5, 7.5], [7.0, 5.0, 5.0, 1.0], [2.0] * 4, [0.0], [0.0, 0.0]]
+    sums = [[9.5, 9.5], [9.0, 7.0, 7.0, 3.0], [9.5] * 4, [9.5], [9.0, 9.0]]  # of the group
+    for advantage, r, m in zip(found, to_go, sums, strict=True):
+        torch.testing.assert_close(advantage, torch.tensor(r) - torch.tensor(m) / 3)
+    values = [torch.zeros(len(a)) for a in found]
+    with_critic = gae_credit([group], values, critic=GAE(lam=1.0, whiten=False))
+    assert [c.returns.tolist() for c in with_critic] == to_go

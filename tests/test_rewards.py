@@ -284,9 +284,14 @@ def test_a_reward_that_reads_the_transcript_returns_parts_and_rewards_of_turns(d
     transcript = Transcript("q", messages, "it is 5", "length", (3, 4))
     class_of = in_process(naughty_rewards.Reader()) if declared else naughty_rewards.Reader()
     with RewardPool(class_of, RewardConfig()) as pool:
-        (whole, short) = pool.score([(QUESTION, transcript), (QUESTION, replace(transcript, turns=(2,)))])
-    assert whole.result == RewardResult(7.0, {"length": 7.0, "cut": 1.0, "said": 7.0}, (0.0, 0.5))
-    assert short.result is None and short.failure.kind == "not_a_number" and "2 turns, but" in short.failure.text
+        others = [(QUESTION, replace(transcript, turns=turns)) for turns in ((2,), (3, 5))]
+        (whole, *misfits) = pool.score([(QUESTION, transcript), *others])
+    assert whole.result == RewardResult(7.0, {"length": 7.0, "cut": 1.0, "said": 7.0}, (0.0, (0.5, 0.0, 0.0, 2.0)))
+    for misfit, why in zip(
+        misfits, ("2 turns, but the episode has 1", "4 rewards of tokens for turn 1, which has 5"), strict=True
+    ):
+        assert misfit.result is None and misfit.failure.kind == "not_a_number"
+        assert "naughty_rewards.Reader" in misfit.failure.text and why in misfit.failure.text
     assert reads_transcript(class_of) and not reads_transcript(naughty_rewards.obey)
     with RewardPool(exact_number) as pool:
         assert outcomes(pool.score([(Problem.of_text("q", "", "5"), transcript)])) == scored(1.0)

@@ -26,7 +26,7 @@ def _compares_the_rollout(right: Callable[..., Any]) -> Callable[..., Any]:
 
 def _first_reward(right: Callable[..., Any]) -> Callable[..., Any]:
     def wrong(rewards: Sequence[Any], *settings: Any) -> Any:
-        return right([r.flip(0) for r in rewards], *settings)
+        return right([r[::-1] for r in rewards], *settings)
 
     return wrong
 

@@ -1,7 +1,7 @@
 """Credit rules: how the rewards of a rollout become an advantage for every sampled token.
 
-Shapes: G episodes of a group, T steps of an episode (its turns; one of a single turn has one), M sampled tokens of a
-sequence.
+Shapes: G episodes of a group, T turns of an episode, K steps of a turn (its sampled tokens where one of the group's
+episodes has rewards per token, else one), M sampled tokens of a sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def group_credit(
     advantage: Advantage,
     discount: float = 1.0,
 ) -> list[Credit]:
-    """Compare the episodes of each group: every token of a turn has the advantage of the turn's return.
+    """Compare the episodes of each group by what is still to come at every token, as `step_advantages` says.
 
     A group of fewer than two episodes has nothing to compare and is left out.
 
@@ -60,69 +60,92 @@ def group_credit(
 
 
 def _compared(group: ScoredGroup, advantage: Advantage, discount: float) -> list[Credit]:
-    rewards = [turn_rewards(result, len(e.turns)) for e, result in zip(group.episodes, group.results, strict=True)]
+    by_token = any(isinstance(turn, tuple) for result in group.results for turn in result.turns)
+    lengths = [e.turns if by_token else (1,) * len(e.turns) for e in group.episodes]
+    rewards = [turn_rewards(result, n) for result, n in zip(group.results, lengths, strict=True)]
     advantages = step_advantages(rewards, advantage, discount)
     return [credit for e, a in zip(group.episodes, advantages, strict=True) for credit in _by_turn(e, a)]
 
 
-def _by_turn(episode: Episode, advantages: Tensor) -> list[Credit]:
-    """Give every sampled token of an episode its turn's advantage, of [T]."""
-    by_token = advantages.repeat_interleave(torch.tensor(episode.turns))
+def _by_turn(episode: Episode, advantages: Sequence[Tensor]) -> list[Credit]:
+    """Give an episode's sampled tokens their advantages: of each turn one number, or one for each token."""
+    by_token = torch.cat([a.expand(n) for a, n in zip(advantages, episode.turns, strict=True)])
     by_sequence = by_token.split([s.n_sampled for s in episode.sequences])
     return list(starmap(Credit, zip(episode.sequences, by_sequence, strict=True)))
 
 
-def turn_rewards(result: RewardResult, n_turns: int) -> Tensor:
-    """Return what came with each turn, [T] float32: the turn's own reward, and at the last the episode's total besides.
+def turn_rewards(result: RewardResult, lengths: Sequence[int]) -> list[Tensor]:
+    """Return what came with each step of each turn, [K_t] float32; one number for a turn comes with its last step.
+
+    The episode's total comes with the last step of all, besides.
 
     Args:
         result: of an episode.
-        n_turns: T, >= 1.
+        lengths: K_t of each turn, >= 1: its sampled tokens, or 1 where no turn has rewards per token.
 
     Example:
-        >>> turn_rewards(RewardResult(1.0), 2), turn_rewards(RewardResult(1.0, turns=(0.25, 0.5)), 2)
-        (tensor([0., 1.]), tensor([0.2500, 1.5000]))
+        >>> turn_rewards(RewardResult(1.0), [1, 1]), turn_rewards(RewardResult(1.0, turns=(0.25, (0.5, 0.0))), [1, 2])
+        ([tensor([0.]), tensor([1.])], [tensor([0.2500]), tensor([0.5000, 1.0000])])
     """
-    rewards = torch.tensor(result.turns or (0.0,) * n_turns, dtype=torch.float32)
-    rewards[-1] += result.total
+    given = result.turns or (0.0,) * len(lengths)
+    steps = [
+        turn if isinstance(turn, tuple) else (*(0.0,) * (n - 1), turn) for turn, n in zip(given, lengths, strict=True)
+    ]
+    rewards = [torch.tensor(turn, dtype=torch.float32) for turn in steps]
+    rewards[-1][-1] += result.total
     return rewards
 
 
-def step_advantages(rewards: Sequence[Tensor], advantage: Advantage, discount: float = 1.0) -> list[Tensor]:
-    """Return the advantage of every step of the episodes of one group.
+def step_advantages(
+    rewards: Sequence[Sequence[Tensor]], advantage: Advantage, discount: float = 1.0
+) -> list[list[Tensor]]:
+    """Return the advantage of every step of the turns of one group's episodes.
 
-        R_t = sum_{u >= t} discount^(u - t) r_u,    A_{i,t} = advantage(R_{1, min(t, T_1 - 1)}, ..)_i
+        R_{t,k} = sum_{l >= k} r_{t,l} + discount R_{t+1,0},    A_{i,t,k} = advantage(R_{1,t',k'}, .., R_{G,t',k'})_i
 
-    An episode that is over stays in the comparison with the return of its last step. With one reward, at the end, and
-    discount 1 every step has the outcome's advantage, bit for bit.
+    with t' = min(t, T_j - 1) and k' = min(k, K_{j,t'} - 1): an episode or a turn that is over stays in the comparison
+    with the return of its last step. With one reward, at the end, and discount 1 every step has the outcome's
+    advantage, bit for bit.
 
     Args:
-        rewards: [T_i] float32 for each of the G episodes, T_i >= 1; what came with each step, reward units.
+        rewards: [K_{i,t}] float32 for each turn of each of the G episodes, K >= 1; what came with each step (the
+            turn as a whole, or each of its tokens), reward units.
         advantage: rewards of a group -> advantages.
-        discount: (0, 1].
+        discount: of each turn that lies between, (0, 1]; between the steps of a turn there is none.
 
     Returns:
-        [T_i] float32 for each episode.
+        [K_{i,t}] float32 for each turn of each episode.
 
     Example:
         >>> from drpo.credit.advantages import mean
-        >>> step_advantages([torch.tensor([1.0, 1.0]), torch.tensor([4.0])], mean)
-        [tensor([-1.0000, -1.5000]), tensor([1.])]
+        >>> step_advantages([[torch.tensor([1.0]), torch.tensor([1.0])], [torch.tensor([4.0])]], mean)
+        [[tensor([-1.]), tensor([-1.5000])], [tensor([1.])]]
     """
     returns = [_returns(r, discount) for r in rewards]
-    steps = max(map(len, returns))
-    rows = [advantage(torch.stack([r[min(t, len(r) - 1)] for r in returns])) for t in range(steps)]
-    return [torch.stack(rows)[: len(r), i] for i, r in enumerate(returns)]
+    turns: list[list[Tensor]] = [[] for _ in returns]
+    for t in range(max(map(len, returns))):
+        now = [r[min(t, len(r) - 1)] for r in returns]
+        longest = max(map(len, now))
+        steps = torch.stack([torch.cat([r, r[-1:].expand(longest - len(r))]) for r in now], dim=1)
+        compared = torch.stack([advantage(step) for step in steps])
+        for i, r in enumerate(returns):
+            if t < len(r):
+                turns[i].append(compared[: len(r[t]), i])
+    return turns
 
 
-def _returns(reward: Tensor, discount: float) -> Tensor:
-    """[T] the discounted sums of what is still to come: without values and with lambda 1 they are the advantages."""
-    one_episode = torch.zeros(len(reward), dtype=torch.int64)
-    return gae(reward, torch.zeros_like(reward), one_episode, discount, 1.0)[0]
+def _returns(rewards: Sequence[Tensor], discount: float) -> list[Tensor]:
+    """[K_t] float32 the sums of what is still to come, of each turn; added up in float64."""
+    following = torch.zeros((), dtype=torch.float64)
+    returns: list[Tensor] = []
+    for reward in reversed(rewards):
+        returns.append(reward.double().flip(0).cumsum(0).flip(0) + discount * following)
+        following = returns[-1][0]
+    return [r.float() for r in reversed(returns)]
 
 
 def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *, critic: GAE) -> list[Credit]:
-    """Estimate every token's advantage from the critic's values; a turn's reward comes with its last token.
+    """Estimate every token's advantage from the critic's values; one number for a turn comes with its last token.
 
     The advantages of the whole rollout are whitened together where `critic.whiten` says so.
 
@@ -137,10 +160,8 @@ def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *
         return []
     assert values is not None
     value, counts = torch.cat(list(values)), torch.tensor([e.n_sampled for e in episodes])
-    turn_ends = torch.tensor([n for e in episodes for n in e.turns]).cumsum(0)
     results = [result for group in groups for result in group.results]
-    reward = torch.zeros_like(value)
-    reward[turn_ends - 1] = torch.cat([turn_rewards(r, len(e.turns)) for e, r in zip(episodes, results, strict=True)])
+    reward = torch.cat([r for e, result in zip(episodes, results, strict=True) for r in turn_rewards(result, e.turns)])
     episode = torch.arange(len(episodes)).repeat_interleave(counts)
     advantage, returns = gae(reward, value, episode, critic.gamma, critic.lam)
     advantage = whitened(advantage) if critic.whiten else advantage

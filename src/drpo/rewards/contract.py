@@ -36,6 +36,12 @@ def reads_transcript(reward: Reward) -> bool:
     return parameters[1].name == "transcript" or annotated or annotation is Transcript
 
 
+def name_of(reward: Reward) -> str:
+    """Return what messages call a reward: module:name, or what it says of itself."""
+    module, name = getattr(reward, "__module__", None), getattr(reward, "__qualname__", None)
+    return f"{module}:{name}" if module and name else repr(reward)
+
+
 def in_process(reward: AnyReward) -> AnyReward:
     """Declare that a reward is quick, always returns and harms nothing, so that the pool calls it where it stands.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from drpo.errors import InputError, nearest
-from drpo.rewards.contract import Reward
+from drpo.rewards.contract import Reward, name_of
 from drpo.types import Failure, Problem, RewardResult, Transcript
 
 OnFailure: TypeAlias = Literal["drop", "zero", "error"]
@@ -91,7 +91,10 @@ def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Mark:
     result: RewardResult | None = None
     anything: Any = reward
     try:
-        result, failure = _read(anything(problem, answer), len(answer.turns) if isinstance(answer, Transcript) else 0)
+        result, failure = _read(anything(problem, answer))
+        wrong = None if result is None else _misfit(result, answer)
+        if wrong is not None:
+            result, failure = None, Failure("not_a_number", f"{name_of(reward)} returned {wrong}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit too: whatever the reward does, it is the reward's failure
@@ -109,23 +112,34 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _read(value: Any, n_turns: int) -> tuple[RewardResult | None, Failure | None]:
-    """What a reward returned, as a result of plain finite floats; `n_turns` is 0 where it read the text alone."""
+def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:
+    """What a reward returned, as a result of plain finite floats."""
     if value is None:
         return None, None
     result: Any = value if isinstance(value, RewardResult) else RewardResult(value)
     if not (isinstance(result.parts, Mapping) and isinstance(result.turns, tuple)):
         return None, Failure("not_a_number", f"returned {_shown(value)}; parts must be a mapping, turns a tuple")
-    for number in (result.total, *result.parts.values(), *result.turns):
+    of_turns = [number for turn in result.turns for number in (turn if isinstance(turn, tuple) else (turn,))]
+    for number in (result.total, *result.parts.values(), *of_turns):
         if not isinstance(number, numbers.Real | np.bool_):
             return None, Failure("not_a_number", f"returned {_shown(number)}; a reward returns {_EXPECTED}")
         if not math.isfinite(float(number)):
             return None, Failure("not_finite", f"returned {float(number)}")
-    if result.turns and len(result.turns) != n_turns:
-        there = f"the episode has {n_turns}" if n_turns else "it reads the text alone, not the transcript"
-        return None, Failure("not_a_number", f"returned rewards of {len(result.turns)} turns, but {there}")
-    parts = {str(name): float(part) for name, part in result.parts.items()}
-    return RewardResult(float(result.total), parts, tuple(map(float, result.turns))), None
+    return RewardResult.of_floats(result.total, result.parts, result.turns), None
+
+
+def _misfit(result: RewardResult, answer: str | Transcript) -> str | None:
+    """Why a result's rewards of turns do not fit what the reward read; None if they do, or there are none."""
+    n_rewards = len(result.turns)
+    if n_rewards and not isinstance(answer, Transcript):
+        return f"rewards of {n_rewards} turns, but it reads the text alone, not the transcript"
+    turns = answer.turns if isinstance(answer, Transcript) else ()
+    if n_rewards and n_rewards != len(turns):
+        return f"rewards of {n_rewards} turns, but the episode has {len(turns)}"
+    for i, (rewards, n_tokens) in enumerate(zip(result.turns, turns, strict=False)):
+        if isinstance(rewards, tuple) and len(rewards) != n_tokens:
+            return f"{len(rewards)} rewards of tokens for turn {i}, which has {n_tokens} sampled tokens"
+    return None
 
 
 def _shown(value: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from drpo.errors import InputError
 from drpo.rewards import processes, worker
-from drpo.rewards.contract import Reward, reads_transcript
+from drpo.rewards.contract import Reward, name_of, reads_transcript
 from drpo.rewards.marking import Mark, RewardConfig, call, one_line
 from drpo.types import Failure, Problem, Transcript
 
@@ -136,7 +136,7 @@ class RewardPool:
         self._workers.remove(lost)
         lost.end()
         if not lost.ready:
-            raise InputError(f"reward {_name(self._reward)} cannot run in a child process: {failure.text}")
+            raise InputError(f"reward {name_of(self._reward)} cannot run in a child process: {failure.text}")
         self._start()
 
 
@@ -282,7 +282,7 @@ def _pickle(reward: Reward) -> bytes:
         return pickle.dumps(reward)
     except Exception as error:
         raise InputError(
-            f"reward {_name(reward)} cannot be sent to a child process: {one_line(error)}; {_REMEDY}"
+            f"reward {name_of(reward)} cannot be sent to a child process: {one_line(error)}; {_REMEDY}"
         ) from None
 
 
@@ -291,8 +291,3 @@ def _pack(problem: Problem, answer: str | Transcript) -> bytes:
         return worker.pack(problem, answer)
     except Exception as error:
         raise InputError(f"problem {problem.id!r} cannot be sent to the reward's process: {one_line(error)}") from None
-
-
-def _name(reward: Reward) -> str:
-    module, name = getattr(reward, "__module__", None), getattr(reward, "__qualname__", None)
-    return f"{module}:{name}" if module and name else repr(reward)

@@ -60,8 +60,7 @@ def unpack_answer(line: bytes, seal: str | None) -> Mark:
         raise ValueError("not the answer to this item")
     failure, result = record["failure"], record["result"]
     if result is not None:
-        parts = {str(name): float(part) for name, part in result["parts"].items()}
-        result = RewardResult(float(result["total"]), parts, tuple(map(float, result["turns"])))
+        result = RewardResult.of_floats(result["total"], result["parts"], result["turns"])
     return Mark(result, None if failure is None else Failure(**failure), float(record["seconds"]))
 
 

@@ -1,6 +1,6 @@
 """What a reward reads and returns: problems, transcripts and scores, without tensors and without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -113,16 +113,26 @@ class RewardResult:
     Args:
         total: reward of the whole episode, which counts at its end.
         parts: name -> what it consists of, for people: each is a metric and a curve. They need not add up to `total`.
-        turns: a reward for each turn, in order, beside the total; empty where turns have none.
+        turns: rewards of each turn, in order, beside the total: one number, or one for each of the turn's sampled
+            tokens; empty where turns have none.
 
     Example:
         >>> RewardResult(1.5, {"right": 1.0, "short": 0.5}).total
         1.5
+        >>> RewardResult(1.0, turns=(0.5, (0.0, -0.1, 0.0))).turns  # the second turn has three tokens
+        (0.5, (0.0, -0.1, 0.0))
     """
 
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
-    turns: tuple[float, ...] = ()
+    turns: tuple[float | tuple[float, ...], ...] = ()
+
+    @staticmethod
+    def of_floats(total: Any, parts: Mapping[Any, Any], turns: Iterable[Any]) -> "RewardResult":
+        """Make plain floats of any numbers; a list of a turn's is a tuple afterwards."""
+        named = {str(name): float(part) for name, part in parts.items()}
+        per_turn = (tuple(map(float, t)) if isinstance(t, list | tuple) else float(t) for t in turns)
+        return RewardResult(float(total), named, tuple(per_turn))
 
 
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
