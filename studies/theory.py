@@ -13,8 +13,7 @@ from command import run
 from drpo.cli.output import writing_folder
 from drpo.files import write_text
 from drpo.report.payload import finite
-from drpo.report.sheet import Sheet, print_sheet
-from drpo.terminal import Terminal
+from drpo.terminal import Sheet, Terminal, as_table
 from exact.checks import Theory, checks, examine
 from exact.figures import FIGURES
 from exact.tables import markdown, sheets
@@ -47,7 +46,7 @@ def theory(arguments: Sequence[str]) -> int:
         tables = write_report(options.out, found)
     console = Terminal()
     for sheet in tables:
-        print_sheet(console, sheet)
+        console.print(as_table(sheet, left=len(sheet.head)), "")
     console.print(f"figures, exact.json and exact.md: {options.out}")
     return 0 if all(check.agrees for check in checks(found)) else 1
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from drpo import files
 from drpo.errors import InputError
 from drpo.lab.trial_result import prepare
-from drpo.report.track import RUN_ID, _known_name
+from drpo.live.track import RUN_ID, _known_name
 from drpo.train.lock import LOCK
 from drpo.train.log import FILES, RunLog, write_json
 from drpo.train.loop import train

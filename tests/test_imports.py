@@ -38,8 +38,9 @@ RANK = {
     "doctor": 10,
     "lab": 11,
     "report": 12,
-    "cli": 13,
-    "__main__": 14,
+    "live": 13,
+    "cli": 14,
+    "__main__": 15,
     "__init__": 0,
 }
 MATHEMATICS = (
@@ -58,9 +59,9 @@ MATHEMATICS = (
 OPTIONAL = {
     ("ops/triton.py", "triton"),
     ("rollout/vllm.py", "vllm"),
-    ("report/track.py", "torch.utils.tensorboard"),
-    ("report/track.py", "trackio"),
-    ("report/track.py", "wandb"),
+    ("live/track.py", "torch.utils.tensorboard"),
+    ("live/track.py", "trackio"),
+    ("live/track.py", "wandb"),
 }
 
 

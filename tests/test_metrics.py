@@ -19,6 +19,7 @@ from scipy.stats import binomtest, ttest_1samp
 from torch import Tensor
 
 from drpo.errors import InputError
+from drpo.live.step_table import result
 from drpo.model import loading
 from drpo.objectives import (
     DPPO,
@@ -36,7 +37,6 @@ from drpo.objectives import (
 )
 from drpo.ops import Head, SampledTokens, linear_policy_loss
 from drpo.report.panels import drawn_lines
-from drpo.report.step_table import result
 from drpo.rewards import Mark, RewardConfig
 from drpo.rollout import ScriptedEngine
 from drpo.spec import parse_spec

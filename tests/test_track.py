@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drpo.report.track import RUN_ID, TRACKERS, Tracked, flattened
+from drpo.live.track import RUN_ID, TRACKERS, Tracked, flattened
 from drpo.train.callbacks import CallbackList, NullCallback
 from drpo.train.config import Run, to_json
 from drpo.train.loop import train
@@ -223,7 +223,7 @@ def test_the_run_waits_for_no_tracker_while_it_goes(tmp_path: Path):
 
 
 def test_a_tracker_that_falls_far_behind_is_dropped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("drpo.report.track._MOST_WAITING", 2)
+    monkeypatch.setattr("drpo.live.track._MOST_WAITING", 2)
     hanging = Failing("open", "hang")
     said = tracked_run(tmp_path, small_run(), hanging, patience_s=0.1)
     hanging.let_go.set()

@@ -19,10 +19,10 @@ from rich.console import Console
 from drpo import cli
 from drpo.cli.commands import watch as command
 from drpo.errors import InputError
-from drpo.report import follow
-from drpo.report.follow import Follower, Lines, View, find_trials, last_record
-from drpo.report.step_table import sample_panel
-from drpo.report.watch import draw_view, draw_views, duration, sparkline
+from drpo.live import follow
+from drpo.live.follow import Follower, Lines, View, find_trials, last_record
+from drpo.live.step_table import sample_panel
+from drpo.live.watch import draw_view, draw_views, duration, sparkline
 from drpo.train.log import FILES, RunLog
 from drpo.train.loop import train
 from drpo.train.records import (
@@ -56,7 +56,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 def drawn(view: View | list[View], width: int = 110, height: int = 60) -> str:
     console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(draw_views(view, width) if isinstance(view, list) else draw_view(view, width, height))
+    console.print(draw_views(view, width) if isinstance(view, list) else draw_view(view, width))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -203,7 +203,7 @@ def test_time_left_is_at_the_pace_of_the_last_ten_steps(folder: Path):
     log.write(TIMING, {"step": 16, "evaluation": 1000.0})
     view = Follower(folder).look()
     assert view.left_s() == pytest.approx(90 * 2.0)
-    assert "about 3 min 0 s of steps left" in drawn(view)
+    assert "about 0:03:00 of steps left" in drawn(view)
 
 
 @given(data=st.data())
@@ -273,7 +273,7 @@ def test_the_scale_of_a_sparkline_is_the_one_given():
     assert sparkline([0.0, 1.0], 9, 0.0, 1.0) == "▁█"
     assert sparkline([0.0, 1.0], 9, 0.0, 4.0) == "▁▃"
     assert sparkline([], 9, 0.0, 1.0) == ""
-    assert duration(59.6) == "1 min 0 s"
+    assert duration(59.6) == "0:01:00"
 
 
 # ---- the command ----

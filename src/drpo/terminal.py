@@ -1,11 +1,13 @@
 """What lies between records and the terminal: nothing that a record says can steer it, or look like something else."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
 from drpo.errors import printable
 
@@ -36,3 +38,34 @@ class PrintableRecord(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802 (logging's name)
         """Return the message as a terminal may have it."""
         return printable(super().getMessage())
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text, for the terminal, a page or a document.
+
+    Args:
+        title: one line; may be empty.
+        head: of the columns.
+        rows: each as long as the head.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def as_table(sheet: Sheet, left: int = 1, bold: Collection[int] = ()) -> Table:
+    """Return a table as rich draws it.
+
+    Args:
+        sheet: what it says.
+        left: how many columns, from the first, are text and not numbers.
+        bold: places of rows that stand out.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", title=sheet.title or None, title_justify="left")
+    for i, name in enumerate(sheet.head):
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=i < left)
+    for i, row in enumerate(sheet.rows):
+        table.add_row(*row, style="bold" if i in bold else None)
+    return table

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from drpo.report.sheet import Sheet
+from drpo.terminal import Sheet
 from exact.checks import Theory, checks
 from exact.drift import UNBIASED
 from exact.long_tail import Learnt, Noise, Training

@@ -12,10 +12,10 @@ from drpo.lab.compare import compare as train_trials
 from drpo.lab.grid import REGIME, Grid, parse_regime, parse_variant, runs
 from drpo.lab.trial_result import FAILED, prepare, read_comparison, read_trial
 from drpo.lab.worker_pool import fitting
+from drpo.live.progress import ComparisonConsole
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
-from drpo.report.progress import ComparisonConsole
 from drpo.terminal import Terminal
 from drpo.train.config import Run, load_run
 from drpo.train.records import CONFIG

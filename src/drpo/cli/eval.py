@@ -14,7 +14,7 @@ from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.precision import resolve_precision
 from drpo.report.payload import finite
-from drpo.report.step_table import mean_score, paired_change
+from drpo.report.words import mean_score, paired_change
 from drpo.rewards import REGISTRY as REWARDS
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver, TransformersEngine, fitting

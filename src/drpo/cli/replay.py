@@ -15,9 +15,8 @@ from drpo.lab.replay import recorded
 from drpo.lab.replay import replay as replayed
 from drpo.report.payload import finite
 from drpo.report.replay import Decode, draw_replay, replay_sheets
-from drpo.report.sheet import print_sheet
 from drpo.spec import parse_spec
-from drpo.terminal import Terminal
+from drpo.terminal import Terminal, as_table
 from drpo.train.records import MODEL
 
 
@@ -31,7 +30,7 @@ def replay(options: ReplayOptions) -> int:
     updates = "1 update" if found.updates == 1 else f"{found.updates} updates"
     console.print(f"{found.run}, step {found.step}: {found.tokens:,} tokens of {updates}{trained}\n")
     for sheet in replay_sheets(found, batch, _decoder(options.run / MODEL)):
-        print_sheet(console, sheet, right=range(1, len(sheet.head)))
+        console.print(as_table(sheet), "")
     draw_replay(found, batch, asked, options.out)
     console.print(f"drawn to {options.out}")
     if options.json is not None:

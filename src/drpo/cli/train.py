@@ -19,12 +19,12 @@ from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.cli.runs import reading
 from drpo.errors import EngineError, InputError, nearest
+from drpo.live.console import RunConsole
+from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, joined, see_one_device, supervised
-from drpo.report.console import LiveConsole, PlainConsole
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
-from drpo.report.step_table import mean_score, measure, no_gradient, paired_change
-from drpo.report.track import TRACKERS, Tracked
+from drpo.report.words import mean_score, measure, no_gradient, paired_change
 from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.callbacks import CallbackList
@@ -138,8 +138,7 @@ def _train_with(
         with Watchdog(folder, options.stall, ranks.rank) as watchdog:
             loop.train(run, folder, watchdog, components, accept_records=_accepts(options))
         return 0
-    screen: LiveConsole | PlainConsole = LiveConsole(console) if live else PlainConsole(console)
-    with screen, ExitStack() as stack:
+    with RunConsole(console, live) as screen, ExitStack() as stack:
         trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
         tracked = [stack.enter_context(tracker) for tracker in trackers]
         watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))

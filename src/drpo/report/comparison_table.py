@@ -6,11 +6,11 @@ from itertools import combinations
 from statistics import median
 
 from rich.console import Console
-from rich.table import Table
 
 from drpo.lab.analysis import Condition, best, claims, conditions, label
 from drpo.lab.statistics import Interval
 from drpo.lab.trial_result import Comparison
+from drpo.terminal import Sheet, as_table
 
 
 def print_comparison(console: Console, comparison: Comparison, threshold: float = 0.5, best_only: bool = False) -> None:
@@ -23,36 +23,20 @@ def print_comparison(console: Console, comparison: Comparison, threshold: float 
         best_only: leave out all learning rates of an objective but its best.
     """
     found = conditions(comparison, threshold)
-    shown, fields = best(found) if best_only else found, comparison.regime_fields
+    shown, fields, chosen = best(found) if best_only else found, comparison.regime_fields, best(found)
     for regime in dict.fromkeys(c.regime for c in shown):
-        console.print(_table([c for c in shown if c.regime == regime], label(regime, fields), threshold))
+        here = [c for c in shown if c.regime == regime]
+        sheet = Sheet(label(regime, fields), head(threshold), tuple(map(row, here)))
+        marked = {i for i, c in enumerate(here) if c in chosen} if len(chosen) < len(shown) else ()
+        console.print(as_table(sheet, bold=marked))
     for line in claim_lines(found, fields):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _table(found: Sequence[Condition], title: str, threshold: float) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in head(threshold):
-        table.add_column(name, justify="left" if name == "objective" else "right")
-    chosen = best(found)
-    for c in found:
-        table.add_row(*row(c), style="bold" if c in chosen and len(chosen) < len(found) else None)
-    return table
-
-
 def head(threshold: float) -> tuple[str, ...]:
     """Return what stands above the columns of `row`."""
-    return (
-        "objective",
-        "learning rate",
-        "seeds",
-        "end",
-        "95 % (t)",
-        "iqm",
-        "area",
-        f"reached {threshold:g}",
-        "collapsed",
-    )
+    means = ("end", "95 % (t)", "iqm", "area")
+    return ("objective", "learning rate", "seeds", *means, f"reached {threshold:g}", "collapsed")
 
 
 def row(c: Condition) -> tuple[str, ...]:

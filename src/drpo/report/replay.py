@@ -12,8 +12,8 @@ from drpo.files import save_figure
 from drpo.lab.replay import Bucket, Dispute, Recorded, Replay, context
 from drpo.objectives import REGISTRY, Objective, gradient_weight, prob_diff
 from drpo.report.palette import COLORS
-from drpo.report.sheet import Sheet
 from drpo.spec import format_spec
+from drpo.terminal import Sheet
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")

@@ -7,7 +7,7 @@ from drpo.objectives import REGISTRY
 from drpo.recipes import RECIPES, find
 from drpo.report.figures import Plot, brief, make_figure, step_axis
 from drpo.report.palette import COLORS
-from drpo.report.step_table import mean_score, no_gradient, paired_change
+from drpo.report.words import mean_score, no_gradient, paired_change
 from drpo.spec import format_spec
 from drpo.train.config import Run, arithmetic, to_json
 from drpo.train.no_gradient import counted

@@ -12,8 +12,8 @@ from rich.text import Text
 from drpo.cli.options import leading, parse
 from drpo.cli.runs import reading, require_run
 from drpo.errors import InputError
-from drpo.report.follow import Follower, find_trials
-from drpo.report.watch import draw_view, draw_views
+from drpo.live.follow import Follower, find_trials
+from drpo.live.watch import draw_view, draw_views
 from drpo.terminal import Terminal
 from drpo.train.records import TRIALS
 
@@ -72,7 +72,7 @@ class _Look:
     def __call__(self, console: Console) -> tuple[RenderableType, bool]:
         if not (self._folder / TRIALS).is_dir():
             view = self._of(self._folder).look()
-            return draw_view(view, console.width, console.height), view.summary is not None
+            return draw_view(view, console.width), view.summary is not None
         views = [self._of(trial).look() for trial in find_trials(self._folder)]
         # Which runs a comparison has yet to begin is not seen here, so it is watched for as long as one likes.
         return draw_views(views, console.width) if views else Text(f"waiting for the runs of {self._folder}"), False

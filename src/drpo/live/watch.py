@@ -1,9 +1,10 @@
 """The picture of a run, or of a comparison's runs, that another process is at."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from itertools import pairwise
+from statistics import fmean
 
-import plotext
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
@@ -11,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from drpo.errors import one_line
-from drpo.report.follow import View
-from drpo.report.step_table import cells, result, sample_panel, table
+from drpo.live.follow import View
+from drpo.live.step_table import cells, result, sample_panel, table
 from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10
@@ -35,39 +36,28 @@ def sparkline(values: Sequence[float], width: int, low: float, high: float) -> s
         >>> sparkline([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], 3, 0.0, 1.0)
         '▁▅█'
     """
-    span = high - low or 1.0
-    means = _means(values, width)
+    span, n = high - low or 1.0, min(width, len(values))
+    edges = [round(i * len(values) / n) for i in range(n + 1)] if n else []
+    means = [fmean(values[a:b]) for a, b in pairwise(edges)]
     return "".join(_BARS[min(len(_BARS) - 1, max(0, int((m - low) / span * len(_BARS))))] for m in means)
 
 
-def _means(values: Sequence[float], most: int) -> list[float]:
-    """At most so many means, each of its share of the values."""
-    n = min(most, len(values))
-    edges = [round(i * len(values) / n) for i in range(n + 1)] if n else []
-    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-
-
 def duration(seconds: float) -> str:
-    """Return a time as a person says it.
+    """Return a time in hours, minutes and seconds.
 
     Example:
-        >>> duration(41), duration(75), duration(7300)
-        ('41 s', '1 min 15 s', '2 h 1 min')
+        >>> duration(75.4)
+        '0:01:15'
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return str(timedelta(seconds=round(seconds)))
 
 
-def draw_view(view: View, width: int, height: int) -> RenderableType:
+def draw_view(view: View, width: int) -> RenderableType:
     """Return a run's picture.
 
     Args:
         view: of the run.
-        width, height: characters and lines there are; the curves are left out where the lines are few.
+        width: characters there are.
     """
     if view.config is None:
         return Text(f"waiting for {view.folder} to begin")
@@ -79,7 +69,7 @@ def draw_view(view: View, width: int, height: int) -> RenderableType:
     ]
     if view.metrics:
         parts.append(table(cells(m["step"], m, view.seconds(m["step"])) for m in view.metrics[-_ROWS:]))
-        parts.append(_curves(view, width) if height >= _CURVES_FROM else _spark(view, width))
+        parts.append(_curves(view, width))
     if idle := sum(map(without_gradient, view.metrics)):
         parts.append(Text(f"no gradient in {idle} of {len(view.metrics)} steps", style="yellow"))
     if (warning := in_all(view.metrics) if view.summary is not None else lately(view.metrics)) is not None:
@@ -105,7 +95,7 @@ def _progress(view: View) -> RenderableType:
     return line
 
 
-def _spark(view: View, width: int) -> RenderableType:
+def _curves(view: View, width: int) -> RenderableType:
     lines = Table.grid(padding=(0, 1))
     for name, metric in CURVES.items():
         _, values = view.curve(metric)
@@ -113,25 +103,6 @@ def _spark(view: View, width: int) -> RenderableType:
             low, high = min(values), max(values)
             lines.add_row(name, sparkline(values, width - 30, low, high), f"{low:.3g} to {high:.3g}")
     return lines
-
-
-def _curves(view: View, width: int) -> RenderableType:
-    """Side by side."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(*(_curve(view, name, metric, (width - 2) // len(CURVES)) for name, metric in CURVES.items()))
-    return grid
-
-
-def _curve(view: View, title: str, metric: str, width: int) -> Text:
-    # No more points than a character's dots can show: those of a long run would keep a core busy.
-    steps, values = (_means(column, 2 * width) for column in view.curve(metric))
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plotsize(width, _CURVE_HEIGHT)
-    if values:
-        plotext.plot(steps, values, marker="braille")
-    plotext.title(title)
-    return Text.from_ansi(str(plotext.build()))
 
 
 def draw_views(views: Sequence[View], width: int) -> RenderableType:
@@ -146,11 +117,8 @@ def draw_views(views: Sequence[View], width: int) -> RenderableType:
     low, high = min(everything), max(everything)
     names = max((len(view.folder.name) for view in views), default=0)
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    rows.add_column("run", no_wrap=True)
-    for heading in ("step", "reward", "last 5"):
-        rows.add_column(heading, justify="right")
-    rows.add_column(f"reward, {low:.3g} to {high:.3g}", no_wrap=True)
-    rows.add_column("")
+    for heading in ("run", "step", "reward", "last 5", f"reward, {low:.3g} to {high:.3g}", ""):
+        rows.add_column(heading, justify="right" if heading in ("step", "reward", "last 5") else "left", no_wrap=True)
     for view, column in zip(views, rewards, strict=True):
         last = [f"{column[-1]:.3f}", f"{sum(column[-5:]) / len(column[-5:]):.3f}"] if column else ["-", "-"]
         bars = sparkline(column, max(10, width - names - 50), low, high)
