@@ -8,7 +8,7 @@ from drpo.errors import InputError
 from drpo.lab.statistics import Interval, Strata, iqm, rate, stratified_interval, t_interval
 from drpo.train.evaluate import difference_interval
 
-LAWS: Mapping[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+DISTRIBUTIONS: Mapping[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda generator, n: generator.normal(size=n),
     "skewed": lambda generator, n: generator.lognormal(sigma=1.0, size=n),
 }
@@ -22,7 +22,9 @@ INTERVALS: Mapping[str, tuple[Callable[[Strata, int], Interval], Callable[..., o
 """How an interval is made of strata, and the statistic whose true value it should hold."""
 
 
-def coverage(interval: str, law: str, seeds: int, strata: int = 1, repeats: int = 4000, seed: int = 0) -> Interval:
+def coverage(
+    interval: str, distribution: str, seeds: int, strata: int = 1, repeats: int = 4000, seed: int = 0
+) -> Interval:
     """Return in what share of simulated comparisons a nominal 95 % interval holds the true value.
 
     Stratum h lies h standard deviations above the first. The true value is that of a million draws of each stratum;
@@ -30,7 +32,7 @@ def coverage(interval: str, law: str, seeds: int, strata: int = 1, repeats: int 
 
     Args:
         interval: of `INTERVALS`.
-        law: of `LAWS`.
+        distribution: of `DISTRIBUTIONS`.
         seeds: per stratum, at least 2.
         strata: how many.
         repeats: simulated comparisons.
@@ -51,13 +53,13 @@ def coverage(interval: str, law: str, seeds: int, strata: int = 1, repeats: int 
         raise InputError(f"seeds={seeds}: must be at least 2")
     make, statistic = INTERVALS[interval]
     generator = np.random.default_rng(seed)
-    many = LAWS[law](generator, 1_000_000)
+    many = DISTRIBUTIONS[distribution](generator, 1_000_000)
     spread = many.std()
     everything = np.concatenate([many + h * spread for h in range(strata)])
     truth = float(np.mean(everything) if seeds * strata < 4 else statistic(everything))  # type: ignore[arg-type]
     held = []
     for i in range(repeats):
-        found = make([list(LAWS[law](generator, seeds) + h * spread) for h in range(strata)], i)
+        found = make([list(DISTRIBUTIONS[distribution](generator, seeds) + h * spread) for h in range(strata)], i)
         held.append(found.low <= truth <= found.high)
     return rate(held)
 

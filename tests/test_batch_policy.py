@@ -63,10 +63,10 @@ from support.tiny_world import (
     batched,
     by_sequence,
     completion,
+    distribution,
     doubled,
     grouped,
     how,
-    law,
     own_logp,
     perturb,
     sampled,
@@ -189,7 +189,7 @@ def test_logp_and_entropy_are_the_plain_models(rollout: list[Episode], temperatu
     entropy = by_sequence(batch.micro_batches, stats.entropy)
     for i, c in enumerate(rollout):
         torch.testing.assert_close(logp[i], own_logp(model, c, temperature), rtol=0, atol=1e-5)
-        z = law(model, c, temperature).double()
+        z = distribution(model, c, temperature).double()
         torch.testing.assert_close(entropy[i].double(), -(z.exp() * z).sum(-1), rtol=0, atol=1e-5)
 
 
@@ -202,7 +202,7 @@ def test_on_policy_the_ratio_is_one(temperature: float) -> None:
     assert (ratio(stats.tokens) - 1).abs().max() < 1e-5
 
 
-def test_with_and_without_its_gradient_it_is_the_same_law(rollout: list[Episode]) -> None:
+def test_with_and_without_its_gradient_it_is_the_same_distribution(rollout: list[Episode]) -> None:
     """What the fused loss reports, and what additive terms and reference models are made of."""
     policy = policy_of(tiny(STOPS)[0], temperature=0.6)
     (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
@@ -245,7 +245,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_architectures_train_their_own_law(
+def test_other_architectures_train_their_own_distribution(
     family: str, groups: list[ScoredGroup], rollout: list[Episode]
 ) -> None:
     torch.manual_seed(0)
@@ -767,7 +767,7 @@ def test_saved_loaded_and_sampled_from(rank: int, tmp_path: Path) -> None:
         torch.testing.assert_close(one.sequence.behavior_logp, own_logp(policy.model, one, 1.0), rtol=0, atol=2e-5)
 
 
-def test_after_a_lora_update_the_engine_samples_with_the_adapted_law(groups: list[ScoredGroup]) -> None:
+def test_after_a_lora_update_the_engine_samples_with_the_adapted_distribution(groups: list[ScoredGroup]) -> None:
     model, tokenizer = tiny(STOPS)
     engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)

@@ -19,7 +19,7 @@ from drpo.rollout.sample import BLOCK, draw, uniforms
 from drpo.types import Episode, Problem, Request, Sampling
 from support.architectures import FAMILIES, GROUPED, PLAIN
 from support.rollouts import transformers_engine
-from support.tiny_world import PROBLEMS, STOPS, law, tiny
+from support.tiny_world import PROBLEMS, STOPS, distribution, tiny
 
 SAMPLING = Sampling(samples=2, max_new_tokens=12)
 
@@ -56,7 +56,7 @@ def check(model: PreTrainedModel, completions: Sequence[Episode], stops: frozens
     for c in completions:
         u = uniforms((7, c.problem_id, c.sample), c.sampling.max_new_tokens)
         assert c.sequence.token_ids.tolist() == alone(model, c.sequence.prompt_ids, u, stops), (c.problem_id, c.sample)
-        logp = law(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
+        logp = distribution(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
         torch.testing.assert_close(c.sequence.behavior_logp, logp, rtol=0, atol=2e-5)
 
 
@@ -261,7 +261,7 @@ EDGES = torch.tensor([0.0, 5e-324, 2.0**-53, 1e-9, 0.25, 0.5, 0.75, 1 - 1e-9, 1 
 
 
 def spread(words: int) -> dict[str, Tensor]:
-    """Laws over so many words: flat, peaked, and with long stretches of words that cannot be."""
+    """Distributions over so many words: flat, peaked, and with long stretches of words that cannot be."""
     generator = torch.Generator().manual_seed(words)
     logits = 3 * torch.randn(words, generator=generator)
     place = torch.arange(words)

@@ -38,8 +38,8 @@ SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, slow_too=True)
 
 
 def a_run(temperature: float = 1.0, **changes: object) -> Run:
-    law = sampling(max_new_tokens=16, temperature=temperature)
-    run = replace(smoke(), sampling=law, precision="fp32", rollout_precision="fp32", task=Addition(1, 50))
+    settings = sampling(max_new_tokens=16, temperature=temperature)
+    run = replace(smoke(), sampling=settings, precision="fp32", rollout_precision="fp32", task=Addition(1, 50))
     return replace(run, **changes)
 
 
@@ -60,14 +60,14 @@ class Wrapped:
 
 
 class Otherwise(Wrapped):
-    """Samples by another law than it is asked to, and may report the log-probabilities of yet another."""
+    """Samples by another distribution than it is asked to, and may report the log-probabilities of yet another."""
 
-    def __init__(self, engine: TransformersEngine, reported: float | None = None, **law: float) -> None:
+    def __init__(self, engine: TransformersEngine, reported: float | None = None, **settings: float) -> None:
         super().__init__(engine)
-        self.law, self.reported = law, reported
+        self.settings, self.reported = settings, reported
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        drawn = self.engine.generate([replace(r, sampling=replace(r.sampling, **self.law)) for r in requests])
+        drawn = self.engine.generate([replace(r, sampling=replace(r.sampling, **self.settings)) for r in requests])
         if self.reported is None:
             return drawn
         return [replace(g, behavior_logp=self._logp(r, g)) for r, g in zip(requests, drawn, strict=True)]
@@ -186,8 +186,8 @@ def engine_of(make: Callable[[TransformersEngine], object]) -> Callable[[Compone
     return lambda components: with_engine(components, make(components.driver.engine))
 
 
-def otherwise(reported: float | None = None, **law: float) -> Callable[[Components], Components]:
-    return engine_of(lambda engine: Otherwise(engine, reported, **law))
+def otherwise(reported: float | None = None, **settings: float) -> Callable[[Components], Components]:
+    return engine_of(lambda engine: Otherwise(engine, reported, **settings))
 
 
 def deaf(part: str) -> Callable[[Components], Components]:

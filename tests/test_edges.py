@@ -287,9 +287,9 @@ def test_diagnose_finds_what_is_wrong_and_no_more() -> None:
 
     def said(sampled: float, reported: float, trained: float) -> str:
         logits = 2 * torch.randn(3000, 200, generator=make)
-        law = {t: torch.log_softmax(logits / t, -1) for t in (sampled, reported, trained)}
-        ids = torch.multinomial(law[sampled].exp(), 1, generator=make)
-        pi, mu = (law[t].gather(1, ids)[:, 0] for t in (trained, reported))
+        distribution = {t: torch.log_softmax(logits / t, -1) for t in (sampled, reported, trained)}
+        ids = torch.multinomial(distribution[sampled].exp(), 1, generator=make)
+        pi, mu = (distribution[t].gather(1, ids)[:, 0] for t in (trained, reported))
         return " ".join(diagnose(some(3000, logp=pi, behavior_logp=mu, advantage=torch.randn(3000, generator=make))))
 
     assert said(1.0, 1.0, 1.0) == said(0.7, 0.7, 1.0) == said(1.0, 1.0, 0.7) == ""

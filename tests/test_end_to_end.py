@@ -115,15 +115,15 @@ CASES = {
 }  # fmt: skip
 
 
-def law(model: PreTrainedModel, record: dict[str, Any], temperature: float) -> Tensor:
+def distribution(model: PreTrainedModel, record: dict[str, Any], temperature: float) -> Tensor:
     """[n, V] log-probabilities at each token of a completion, which goes through the model by itself."""
     ids = torch.tensor(record["prompt_ids"] + record["token_ids"])
     logits = model(input_ids=ids[None], use_cache=False).logits[0, len(record["prompt_ids"]) - 1 : -1]
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
-def of_tokens(law: Tensor, record: dict[str, Any]) -> Tensor:
-    return law.gather(-1, torch.tensor(record["token_ids"])[:, None])[:, 0]
+def of_tokens(distribution: Tensor, record: dict[str, Any]) -> Tensor:
+    return distribution.gather(-1, torch.tensor(record["token_ids"])[:, None])[:, 0]
 
 
 def update_loss(
@@ -135,10 +135,10 @@ def update_loss(
     for record in records:
         group = [r["reward"] for r in records if r["problem"] == record["problem"]]
         advantage = record["reward"] - sum(group) / len(group)
-        everything = law(model, record, case.temperature)
+        everything = distribution(model, record, case.temperature)
         l, m = of_tokens(everything, record), torch.tensor(record["behavior_logp"], dtype=torch.float64)
         with torch.no_grad():
-            l_reference = of_tokens(law(reference, record, case.temperature), record)
+            l_reference = of_tokens(distribution(reference, record, case.temperature), record)
         kl = torch.exp(l - m).detach() * (l - l_reference) ** 2 / 2
         entropy = -(everything.exp() * everything).sum(-1)
         weight = case.weight(n_tokens, len(records), len(l))
@@ -182,7 +182,7 @@ def by_hand(case: Case, records: list[dict[str, Any]]) -> tuple[dict[str, Tensor
         problems = list(dict.fromkeys(r["problem"] for r in of_step))
         for record in of_step:  # sampled by the policy as it stands, at the temperature that is trained at
             with torch.no_grad():
-                mu = of_tokens(law(model, record, case.temperature), record)
+                mu = of_tokens(distribution(model, record, case.temperature), record)
             torch.testing.assert_close(torch.tensor(record["behavior_logp"]).double(), mu, rtol=0, atol=1e-3)
         for update in range(UPDATES):
             own = problems[PROMPTS_PER_UPDATE * update :][:PROMPTS_PER_UPDATE]

@@ -29,7 +29,9 @@ def leaves(bias: bool, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tens
     return made[0], made[1], made[2] if bias else None
 
 
-def plain_law(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, t: float) -> Tensor:
+def plain_distribution(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, t: float
+) -> Tensor:
     x = (hidden @ weight.T + (0 if bias is None else bias)) * scale
     return torch.log_softmax((x if cap is None else cap * torch.tanh(x / cap)) / t, dim=-1)
 
@@ -38,18 +40,20 @@ def gradients(value: Tensor, inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
     return list(torch.autograd.grad(value, [x for x in inputs if x is not None]))
 
 
-def sampled(law: Tensor) -> SampledTokens:
+def sampled(distribution: Tensor) -> SampledTokens:
     generator = torch.Generator().manual_seed(1)
     target = torch.randint(V, (T,), generator=generator)
-    other = (law.detach() + 0.2 * torch.randn(T, V, generator=generator, dtype=law.dtype)).log_softmax(-1)
+    other = (
+        distribution.detach() + 0.2 * torch.randn(T, V, generator=generator, dtype=distribution.dtype)
+    ).log_softmax(-1)
     top_logp, ids = other.topk(K)
     return SampledTokens(
         target,
         other.gather(1, target[:, None])[:, 0],
-        torch.randn(T, generator=generator, dtype=law.dtype),
+        torch.randn(T, generator=generator, dtype=distribution.dtype),
         torch.rand(T, generator=generator) > 0.2,
         torch.arange(T) // 3,
-        torch.rand(T, generator=generator, dtype=law.dtype),
+        torch.rand(T, generator=generator, dtype=distribution.dtype),
         TopK(ids, top_logp),
     )
 
@@ -57,10 +61,10 @@ def sampled(law: Tensor) -> SampledTokens:
 @pytest.mark.parametrize(("bias", "scale", "cap"), PARTS, ids=NAMES)
 def test_log_probabilities_and_entropy(bias: bool, scale: float, cap: float | None) -> None:
     inputs = leaves(bias)
-    law = plain_law(*inputs, scale, cap, 0.7)
-    target = sampled(law).target
+    distribution = plain_distribution(*inputs, scale, cap, 0.7)
+    target = sampled(distribution).target
     up, down = torch.linspace(-1, 2, T, dtype=torch.float64), torch.linspace(1, -1, T, dtype=torch.float64)
-    wanted = law.gather(1, target[:, None])[:, 0], -(law.exp() * law).sum(-1)
+    wanted = distribution.gather(1, target[:, None])[:, 0], -(distribution.exp() * distribution).sum(-1)
     for with_entropy, chunk in itertools.product((0, 1), (1, 5, None)):
         found = linear_logprob(inputs[0], Head(*inputs[1:], scale, cap), target, 0.7, chunk=chunk)
         for one, other in zip(found, wanted, strict=True):
@@ -78,11 +82,11 @@ OBJECTIVES = {"drpo": DRPO(0.2), "gspo": GSPO(0.2, 0.28), "topk": DPPO(0.05, div
 @pytest.mark.parametrize(("bias", "scale", "cap"), PARTS, ids=NAMES)
 def test_the_fused_loss(bias: bool, scale: float, cap: float | None, objective: Objective) -> None:
     inputs = leaves(bias)
-    law = plain_law(*inputs, scale, cap, 0.7)
-    given = sampled(law)
+    distribution = plain_distribution(*inputs, scale, cap, 0.7)
+    given = sampled(distribution)
     assert given.top is not None
-    logp = law.gather(1, given.target[:, None])[:, 0]
-    moved = topk_tv(law.detach().gather(1, given.top.ids), given.top.logp)
+    logp = distribution.gather(1, given.target[:, None])[:, 0]
+    moved = topk_tv(distribution.detach().gather(1, given.top.ids), given.top.logp)
     columns = (given.behavior_logp, given.advantage, given.keep, given.sequence)
     wanted = total(objective, Tokens(logp, *columns, moved), given.weight)
     wanted_gradients = gradients(wanted, inputs)
@@ -101,9 +105,9 @@ def test_rounded_inputs_are_no_worse_than_the_usual_way(dtype: torch.dtype) -> N
     inputs = leaves(True, dtype)
     exact = tuple(x.detach().double().requires_grad_() for x in inputs if x is not None)
     shape = (0.3, 4.0)
-    target = sampled(plain_law(*exact, *shape, 1.0)).target
+    target = sampled(plain_distribution(*exact, *shape, 1.0)).target
     errors = []
-    truth = gradients(plain_law(*exact, *shape, 1.0).gather(1, target[:, None]).sum(), exact)
+    truth = gradients(plain_distribution(*exact, *shape, 1.0).gather(1, target[:, None]).sum(), exact)
     for way in ("usual", "chunked"):
         if way == "usual":
             x = (inputs[0] @ inputs[1].T + inputs[2]) * shape[0]

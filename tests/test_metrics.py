@@ -474,10 +474,10 @@ CHANCES = {  # of a problem to be answered right: how to draw them, and their me
 
 
 @pytest.mark.parametrize("k", [4, 16])
-@pytest.mark.parametrize("law", CHANCES)
-def test_the_interval_of_several_samples_a_problem_holds_the_mean_in_95_of_100_cases(law: str, k: int) -> None:
+@pytest.mark.parametrize("distribution", CHANCES)
+def test_the_interval_of_several_samples_a_problem_holds_the_mean_in_95_of_100_cases(distribution: str, k: int) -> None:
     """And it is not wider than it takes: Wilson's over the problems would hold it in 99 to 100 of 100."""
-    chances, mean = CHANCES[law]
+    chances, mean = CHANCES[distribution]
     generator = np.random.default_rng(0)
     for n in (30, 60, 200):
         means = generator.binomial(k, chances(generator, (4000, n))) / k

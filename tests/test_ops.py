@@ -265,7 +265,7 @@ def test_the_targets_own_logit_is_not_rounded() -> None:
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_impossible_words_are_words_that_are_not_there(temperature: float, chunk: int | None) -> None:
+def test_impossible_tokens_are_absent_tokens(temperature: float, chunk: int | None) -> None:
     """A logit of -inf: probability, entropy and gradient as if the word were struck from the vocabulary."""
     hidden, weight, _ = inputs(7, 37, torch.float64)
     hidden[:, 0] = 1

@@ -41,7 +41,7 @@ from drpo.train.optim import AdamW
 from drpo.types import Sampling
 from support.architectures import FAMILIES, GROUPED, mixture, settings
 from support.rollouts import transformers_engine
-from support.tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny
+from support.tiny_world import PROBLEMS, STOPS, batched, distribution, grouped, perturb, tiny
 from support.worlds import sampling, tiny_run
 
 CPU = torch.device("cpu")
@@ -323,7 +323,9 @@ def seeded(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
-def test_the_engines_law_is_that_of_the_rounded_weights(grid: Grid, build: Callable[[], PreTrainedModel]) -> None:
+def test_the_engines_distribution_is_that_of_the_rounded_weights(
+    grid: Grid, build: Callable[[], PreTrainedModel]
+) -> None:
     """Before and after new weights come; in float32, so that nothing else is rounded."""
     model, _tokenizer = build(), tiny()[1]
     engine = transformers_engine(model, precision=Precision(F32, grid))
@@ -333,23 +335,25 @@ def test_the_engines_law_is_that_of_the_rounded_weights(grid: Grid, build: Calla
         twin.load_state_dict(model.state_dict())
         reference, gaps = rounded(twin, grid), []
         for c in completions:
-            wanted = law(reference, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
+            wanted = distribution(reference, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
             torch.testing.assert_close(c.sequence.behavior_logp, wanted, rtol=0, atol=5e-5)
-            gaps.append((wanted - law(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]).abs().max())
-        assert max(gaps) > 1e-3  # the plain model's law is another
+            gaps.append(
+                (wanted - distribution(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]).abs().max()
+            )
+        assert max(gaps) > 1e-3  # the plain model's distribution is another
         perturb(model, 0.05, seed=3)
         engine.load_weights(dict(model.named_parameters()), version=1)
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8_weights", "fp8"])
-def test_decoding_with_rounded_layers_shares_prompts_and_gives_the_forward_passs_law(name: str) -> None:
+def test_decoding_with_rounded_layers_shares_prompts_and_gives_the_forward_passs_distribution(name: str) -> None:
     model, _ = tiny(STOPS)
     kind = resolve_precision(name, CPU)
     engine = transformers_engine(model, precision=Precision(F32, kind.weights, kind.activations))
     completions = engine.generate(PROBLEMS, Sampling(samples=3, max_new_tokens=12), (0,))
     assert engine._grouped
     for c in completions:
-        wanted = law(engine.model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
+        wanted = distribution(engine.model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
         # Of inputs that differ in the last bit a few round to the next value of e4m3, a sixteenth away.
         torch.testing.assert_close(
             c.sequence.behavior_logp, wanted, rtol=0, atol=5e-5 if kind.activations is None else 0.3
@@ -473,7 +477,7 @@ def test_experts_are_rounded_in_training_with_the_gradient_of_the_rounded_ones()
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
-def test_a_policys_law_is_its_samplers(build: Callable[[], PreTrainedModel]) -> None:
+def test_a_policys_distribution_is_its_samplers(build: Callable[[], PreTrainedModel]) -> None:
     """With the sampler's precision the trainer is nearer to it than with full precision: by far with exact inputs."""
     for activations, share in ((None, 0.01), ("e4m3", 0.5)):
         precision = Precision(F32, "e4m3", activations)

@@ -1,4 +1,4 @@
-"""Rollouts: the law that was sampled is the law that is reported, and nothing but the seed decides what is drawn.
+"""Rollouts: what is reported is the distribution that was sampled, and nothing but the seed decides what is drawn.
 
 Not covered: vLLM, GPUs, hub models, models with a recurrent state, and real weights (the tiny random model has flat
 distributions; real ones are peaked). That a seed gives the same completion in any batch is shown for fixed seeds in
@@ -53,7 +53,7 @@ def same(a: Sequence[Episode], b: Sequence[Episode]) -> None:
         torch.testing.assert_close(one.sequence.behavior_logp, other.sequence.behavior_logp, rtol=0, atol=1e-5)
 
 
-# ---- the reported law ----
+# ---- the reported distribution ----
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -81,7 +81,7 @@ def test_behavior_logp_in_bfloat16_is_the_bfloat16_models_own(temperature: float
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_architectures_report_their_own_law_and_do_not_see_padding(family: str) -> None:
+def test_other_architectures_report_their_own_distribution_and_do_not_see_padding(family: str) -> None:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS))
@@ -354,7 +354,7 @@ def test_the_mean_ratio_under_truncation_is_the_kept_mass(top_k: int, top_p: flo
 
 
 @pytest.mark.parametrize(
-    ("law", "named"),
+    ("settings", "named"),
     [
         ({"top_p": 0.9}, "sampling.top_p=0.9"),
         ({"top_k": 20}, "sampling.top_k=20"),
@@ -362,8 +362,8 @@ def test_the_mean_ratio_under_truncation_is_the_kept_mass(top_k: int, top_p: flo
         ({"samples": 1}, "sampling.samples=1"),
     ],
 )
-def test_training_refuses_a_law_that_it_cannot_correct_for(law: dict[str, float], named: str) -> None:
-    sampling = Sampling(**law)  # fine for evaluation
+def test_training_refuses_a_distribution_that_it_cannot_correct_for(settings: dict[str, float], named: str) -> None:
+    sampling = Sampling(**settings)  # fine for evaluation
     with pytest.raises(InputError, match=named):
         sampling.require_trainable()
     with pytest.raises(InputError, match=named):
@@ -376,7 +376,7 @@ def test_training_takes_any_positive_temperature(temperature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "law",
+    "settings",
     [
         {"temperature": -0.1},
         {"temperature": float("nan")},
@@ -389,10 +389,10 @@ def test_training_takes_any_positive_temperature(temperature: float) -> None:
         {"max_new_tokens": 0},
     ],
 )
-def test_sampling_out_of_range(law: dict[str, float]) -> None:
-    ((field, value),) = law.items()
+def test_sampling_out_of_range(settings: dict[str, float]) -> None:
+    ((field, value),) = settings.items()
     with pytest.raises(InputError, match=rf"sampling\.{field}={value}: must be"):
-        Sampling(**law)
+        Sampling(**settings)
 
 
 def test_the_models_generation_config_changes_nothing_but_the_stop_words() -> None:
@@ -579,7 +579,7 @@ def test_one_log_probability_for_each_token(n_tokens: int, n_logp: int) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_model_with_broken_weights_says_so(bad: float) -> None:
-    """NaN logits have no law to draw from: the completion is named, whatever the draw makes of them."""
+    """NaN logits have no distribution to draw from: the completion is named, whatever the draw makes of them."""
     model, _ = tiny()
     with torch.no_grad():
         model.get_parameter("model.norm.weight").fill_(bad)

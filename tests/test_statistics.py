@@ -26,7 +26,7 @@ from drpo.lab.statistics import (
     stratified_interval,
     t_interval,
 )
-from interval_coverage import INTERVALS, LAWS, coverage
+from interval_coverage import DISTRIBUTIONS, INTERVALS, coverage
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "statistics.md"
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
@@ -322,24 +322,24 @@ def test_the_range_of_rewards_has_an_order():
 
 
 def table() -> list[tuple[str, str, int, int, float]]:
-    """The document's measured coverages: interval, law, strata, seeds, share; none where there are no documents."""
+    """The document's measured coverages: interval, distribution, strata, seeds, share; none without documents."""
     text = DOCUMENT.read_text() if DOCUMENT.exists() else ""
     rows = re.findall(r"^\| ([^|]+) \| (\w+) \| (\d+) \| (.+) \|$", text, flags=re.M)
     return [
-        (interval, law, int(strata), seeds, float(share.rstrip(" %")) / 100)
-        for interval, law, strata, shares in rows
+        (interval, distribution, int(strata), seeds, float(share.rstrip(" %")) / 100)
+        for interval, distribution, strata, shares in rows
         for seeds, share in zip((3, 5, 10), shares.split("|"), strict=True)
     ]
 
 
 def test_the_document_has_every_case():
-    assert {row[:3] for row in table()} == set(product(INTERVALS, LAWS, (1, 4)))
+    assert {row[:3] for row in table()} == set(product(INTERVALS, DISTRIBUTIONS, (1, 4)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("interval", "law", "strata", "seeds", "share"), table())
-def test_the_document_says_what_is_measured(interval: str, law: str, strata: int, seeds: int, share: float):
-    assert coverage(interval, law, seeds, strata).value == pytest.approx(share, abs=0.0051)
+@pytest.mark.parametrize(("interval", "distribution", "strata", "seeds", "share"), table())
+def test_the_document_says_what_is_measured(interval: str, distribution: str, strata: int, seeds: int, share: float):
+    assert coverage(interval, distribution, seeds, strata).value == pytest.approx(share, abs=0.0051)
 
 
 def test_with_three_seeds_the_bootstrap_undercovers_and_student_does_not():

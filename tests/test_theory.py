@@ -62,16 +62,16 @@ SEEDS = st.integers(0, 2**31)
 
 
 def random_problem(seed: int, contexts: int = 2, words: int = 5) -> tuple[Bandit, Tensor]:
-    """Laws, rewards of two outcomes and a policy, all random and far apart."""
+    """Distributions, rewards of two outcomes and a policy, all random and far apart."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    law = torch.softmax(normal(contexts, words), -1)
+    distribution = torch.softmax(normal(contexts, words), -1)
     chance = torch.softmax(normal(2, contexts, words), 0)
     share = torch.softmax(normal(contexts), -1)
-    return bandit(law, normal(2, contexts, words), chance, share), 1.5 * normal(contexts, words)
+    return bandit(distribution, normal(2, contexts, words), chance, share), 1.5 * normal(contexts, words)
 
 
 def one_by_one(objective, problem: Bandit, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ def test_switches_stop_and_never_return():
     assert float(settle(DRPO(0.15), 0.5 * one, one, 0.95 * one)) == pytest.approx(0.65)  # DRPO does come back
 
 
-def test_a_whole_law_ends_where_the_quadratic_is_least():
+def test_a_whole_distribution_ends_where_the_quadratic_is_least():
     found = joint_fixed_point(updates=300)
     assert found.error < 1e-9 and found.away > 0.01
     assert sum(found.predicted[:5]) == pytest.approx(1) and min(found.predicted) > 0
@@ -233,7 +233,7 @@ def test_penalties_are_the_divergences(seed, radius, advantage):
         # The surrogate that is taken away again is as large as |A|.
         unit = abs(advantage) / (2 * radius)
         assert math.isclose(float(penalty) / unit, getattr(moved, name), rel_tol=1e-6, abs_tol=1e-12 * (1 + 1 / unit))
-    assert all(p.error < 1e-10 for p in penalties(laws=3))
+    assert all(p.error < 1e-10 for p in penalties(distributions=3))
 
 
 @given(st.floats(1e-6, 0.3), st.floats(1e-3, 0.6), st.sampled_from([1.0, -1.0]), OBJECTIVES)
@@ -257,7 +257,7 @@ def test_exponents_of_the_variance():
 
 @given(SEEDS, st.floats(0, 0.7))
 def test_a_path_is_as_far_as_it_says(seed, tv):
-    problem = drifting(words=12, seed=seed)
+    problem = drifting(vocab_size=12, seed=seed)
     logits = tilted(problem, problem.advantage[0], tv)
     assert distance(problem, logits).tv == pytest.approx(tv, abs=1e-9)
 
@@ -344,7 +344,7 @@ def test_descent_goes_down_and_to_the_best_word():
         ({"mu": torch.tensor([0.5, 0.5]), "reward": torch.zeros(2), "context": torch.tensor([0.5])}, "context"),
     ],
 )
-def test_what_is_no_law_is_refused(arguments, named):
+def test_what_is_no_distribution_is_refused(arguments, named):
     with pytest.raises(InputError, match=named):
         bandit(**arguments)
 

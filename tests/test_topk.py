@@ -1,6 +1,6 @@
 """Top-K divergences: the formulas, the operator that makes them, what the sampler reports, and both ends together.
 
-The truth is an enumeration of all words in float64. How objectives act on the divergence is in test_objectives.py's
+The truth is an enumeration of all tokens in float64. How objectives act on the divergence is in test_objectives.py's
 table. Not covered: GPUs, and engines other than transformers'.
 """
 
@@ -30,7 +30,7 @@ from drpo.ops import Head, chunked, linear_divergence, linear_logprob
 from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.rollout.engine import generation
-from drpo.rollout.sample import draw, likeliest
+from drpo.rollout.sample import draw, top_logprobs
 from drpo.spec import format_spec, parse_spec
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run, from_json, to_json
@@ -45,7 +45,7 @@ from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK
 from support.architectures import FAMILIES
 from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, fused, inputs, logits_at_once
 from support.rollouts import Prompted, transformers_engine, with_engine
-from support.tiny_world import PROBLEMS, STOPS, batched, grouped, law, perturb, tiny, with_sequence
+from support.tiny_world import PROBLEMS, STOPS, batched, distribution, grouped, perturb, tiny, with_sequence
 from support.worlds import sampling as smoke_sampling
 from support.worlds import tiny_run
 
@@ -53,7 +53,7 @@ KINDS = tuple(TOPK)
 
 
 def merged(logp: Tensor, behavior_logp: Tensor, ids: Tensor) -> dict[str, Tensor]:
-    """The truth: both whole laws [T, V] with all but `ids` [T, K] merged, then the textbook's formulas, in float64."""
+    """The truth: both distributions [T, V] with all but `ids` [T, K] merged, then the textbook's formulas."""
     p, q = behavior_logp.double().exp(), logp.double().exp()
     others = torch.ones_like(p, dtype=torch.bool).scatter(1, ids, False)
     p, q = (torch.cat([x.gather(1, ids), (x * others).sum(1, keepdim=True)], 1) for x in (p, q))
@@ -65,18 +65,20 @@ def top_of(behavior_logp: Tensor, k: int) -> TopK:
     return TopK(ids, logp)
 
 
-def laws(seed: int, words: int, spread: float, gap: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """The policy's and the sampler's log-probabilities, [16, words]: from flat to peaked, from near to far."""
+def distributions(
+    seed: int, vocab_size: int, spread: float, gap: float, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """The policy's and the sampler's log-probabilities, [16, vocab_size]: from flat to peaked, from near to far."""
     generator = torch.Generator().manual_seed(seed)
-    one, other = torch.randn(2, 16, words, generator=generator, dtype=torch.float64)
+    one, other = torch.randn(2, 16, vocab_size, generator=generator, dtype=torch.float64)
     sampler, policy = (x.log_softmax(-1).to(dtype) for x in (spread * one, spread * one + gap * other))
     return policy, sampler
 
 
-any_laws = st.builds(
-    laws,
+any_distributions = st.builds(
+    distributions,
     st.integers(0, 2**20),
-    words=st.integers(2, 40),
+    vocab_size=st.integers(2, 40),
     spread=st.sampled_from([0.0, 1.0, 5.0, 30.0]),
     gap=st.sampled_from([1e-6, 0.01, 0.5, 2.0]),
 )
@@ -102,8 +104,8 @@ def test_golden_vectors(data: dict, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found.double(), torch.tensor(data[name]).double(), rtol=0, atol=1e-5)
 
 
-@given(any_laws, st.data())
-def test_divergences_are_those_of_the_merged_laws(both: tuple[Tensor, Tensor], data: st.DataObject) -> None:
+@given(any_distributions, st.data())
+def test_divergences_are_those_of_the_merged_distributions(both: tuple[Tensor, Tensor], data: st.DataObject) -> None:
     logp, behavior_logp = both
     top = top_of(behavior_logp, data.draw(st.integers(1, logp.shape[1])))
     truth = merged(logp, behavior_logp, top.ids)
@@ -112,7 +114,7 @@ def test_divergences_are_those_of_the_merged_laws(both: tuple[Tensor, Tensor], d
         torch.testing.assert_close(found, truth[kind], rtol=1e-9, atol=1e-12, msg=lambda m, kind=kind: f"{kind}: {m}")
 
 
-@given(any_laws)
+@given(any_distributions)
 def test_all_words_make_the_exact_divergences(both: tuple[Tensor, Tensor]) -> None:
     """K = V, in any order: no rest is left, and what rounding makes of it must not show."""
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 3e-6)):
@@ -126,7 +128,7 @@ def test_all_words_make_the_exact_divergences(both: tuple[Tensor, Tensor]) -> No
         torch.testing.assert_close(found_kl.double(), kl, rtol=1e-6, atol=tolerance)
 
 
-@given(any_laws)
+@given(any_distributions)
 def test_fewer_words_never_see_more(both: tuple[Tensor, Tensor]) -> None:
     """Merging outcomes adds to no divergence; and Pinsker's inequality ties the two."""
     logp, behavior_logp = both
@@ -142,8 +144,8 @@ def test_fewer_words_never_see_more(both: tuple[Tensor, Tensor]) -> None:
     assert (2 * tv**2 <= kl * (1 + 1e-9) + 1e-12).all()
 
 
-@given(any_laws, st.data())
-def test_equal_laws_are_not_apart(both: tuple[Tensor, Tensor], data: st.DataObject) -> None:
+@given(any_distributions, st.data())
+def test_equal_distributions_are_not_apart(both: tuple[Tensor, Tensor], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, both[0].shape[1]))
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         logp = top_of(both[0].to(dtype), k).logp
@@ -176,7 +178,7 @@ def test_rounding_makes_no_divergence(noise: float) -> None:
     assert abs(topk_tv(logp, behavior_logp).item()) < 1e-6
 
 
-def test_impossible_words() -> None:
+def test_impossible_tokens() -> None:
     """-inf is a probability of 0: nothing where both say so, all of it in KL where the sampler alone may draw it."""
     p = torch.tensor([[0.75, 0.25, 0.0]]).log()
     q = torch.tensor([[0.5, 0.25, 0.25]]).log()
@@ -190,7 +192,7 @@ def test_impossible_words() -> None:
 
 
 def test_any_leading_shape() -> None:
-    logp, behavior_logp = laws(0, 5, 1.0, 0.5)
+    logp, behavior_logp = distributions(0, 5, 1.0, 0.5)
     for function in TOPK.values():
         whole = function(logp.view(4, 4, 5), behavior_logp.view(4, 4, 5))
         assert torch.equal(whole.view(16), function(logp, behavior_logp))
@@ -209,7 +211,7 @@ def one_token(pi: float, mu: float, advantage: float, divergence: float | None) 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 @pytest.mark.parametrize("divergence", [0.05, 0.5])
 @pytest.mark.parametrize(("pi", "mu"), [(0.3, 0.2), (0.2, 0.3), (0.25, 0.25)])
-def test_a_token_is_dropped_where_the_law_is_far_and_it_went_the_advantages_way(
+def test_a_token_is_dropped_where_the_distribution_is_far_and_it_went_the_advantages_way(
     kind: str, advantage: float, divergence: float, pi: float, mu: float
 ) -> None:
     objective = DPPO(0.15, divergence=kind)
@@ -283,13 +285,13 @@ def columns(t: int = T) -> dict[str, Tensor]:
 
 
 def sampler_of(hidden: Tensor, weight: Tensor, k: int, temperature: float = 1.0, gap: float = 0.3) -> TopK:
-    """The K likeliest under a law near softmax(hidden weight^T / temperature)."""
+    """The K likeliest under a distribution near softmax(hidden weight^T / temperature)."""
     generator = torch.Generator().manual_seed(2)
     moved = hidden.double() + gap * torch.randn(hidden.shape, generator=generator, dtype=torch.float64)
     return top_of((moved @ weight.double().T / temperature).log_softmax(-1), k)
 
 
-def whole_law(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def whole_distribution(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     return (hidden.double() @ weight.double().T / temperature).log_softmax(-1)
 
 
@@ -299,10 +301,10 @@ DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("k", [1, 3, V])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_log_probabilities_at_the_ids_are_the_laws(dtype: torch.dtype, k: int, temperature: float) -> None:
+def test_log_probabilities_at_the_ids_are_the_distributions(dtype: torch.dtype, k: int, temperature: float) -> None:
     hidden, weight, target = inputs(T, V, dtype)
     ids = sampler_of(hidden, weight, k, temperature).ids
-    wanted = whole_law(hidden, weight, temperature).gather(1, ids)
+    wanted = whole_distribution(hidden, weight, temperature).gather(1, ids)
     for chunk in CHUNKS:
         aside = chunked.Aside(ids, k, lambda _, logp: logp)
         logp, _, at = chunked.linear_logprob(hidden, Head(weight), target, temperature, chunk=chunk, aside=aside)
@@ -323,9 +325,9 @@ def test_divergences_of_the_operator_are_the_enumerations(dtype: torch.dtype, k:
     hidden, weight, target = inputs(T, V, dtype)
     generator = torch.Generator().manual_seed(3)
     other = hidden + 0.3 * torch.randn(hidden.shape, generator=generator).to(dtype)
-    behavior_logp = whole_law(other, weight, temperature)
+    behavior_logp = whole_distribution(other, weight, temperature)
     top = top_of(behavior_logp, k)
-    true_logp = whole_law(hidden, weight, temperature)
+    true_logp = whole_distribution(hidden, weight, temperature)
     truth = merged(true_logp, behavior_logp, top.ids)
     plain = linear_logprob(hidden, Head(weight), target, temperature)
     for chunk in CHUNKS:
@@ -351,7 +353,7 @@ def test_rounded_logits_make_no_divergence_of_their_own() -> None:
     hidden = torch.randn(200, HEAD, generator=generator).to(torch.bfloat16)
     weight = (5 * torch.randn(515, HEAD, generator=generator)).to(torch.bfloat16)
     target = torch.randint(515, (200,), generator=generator)
-    top = top_of(whole_law(hidden, weight, 1.0), 20)
+    top = top_of(whole_distribution(hidden, weight, 1.0), 20)
     _, _, found = linear_divergence(hidden, Head(weight), target, top)
     rounded = top_of((hidden @ weight.T).float().log_softmax(-1), 515)
     naive = topk_kl(torch.zeros(200, 515).scatter(1, rounded.ids, rounded.logp).gather(1, top.ids), top.logp)
@@ -365,7 +367,7 @@ def plain_loss(
 ) -> Tensor:
     """The usual way, with all logits, and autograd going through them."""
     logp, _ = logits_at_once(hidden, weight, target, temperature)
-    divergence = merged(whole_law(hidden, weight, temperature).detach(), behavior, top_of(behavior, k).ids)
+    divergence = merged(whole_distribution(hidden, weight, temperature).detach(), behavior, top_of(behavior, k).ids)
     given = columns()
     tokens = Tokens(
         logp,
@@ -387,7 +389,7 @@ def test_the_loss_is_the_plain_one(name: str, temperature: float, k: int, tied: 
     _, weight, target = inputs(T, V, torch.float64)
     ids = torch.arange(T) * 7 % V
     base = inputs(T, V, torch.float64)[0]
-    behavior = whole_law((base + torch.tanh(weight[ids]) if tied else base) + 0.2, weight, temperature)
+    behavior = whole_distribution((base + torch.tanh(weight[ids]) if tied else base) + 0.2, weight, temperature)
     objective, results = READERS[name], []
     for chunk in ("plain", *CHUNKS):
         w, h = weight.clone().requires_grad_(), base.clone().requires_grad_()
@@ -399,7 +401,7 @@ def test_the_loss_is_the_plain_one(name: str, temperature: float, k: int, tied: 
             result = fused(hidden, w, target, objective, **given, temperature=temperature, chunk=chunk)
             loss, divergence = result.loss, result.divergence
             assert divergence is not None
-            truth = merged(whole_law(hidden, w, temperature).detach(), behavior, top_of(behavior, k).ids)
+            truth = merged(whole_distribution(hidden, w, temperature).detach(), behavior, top_of(behavior, k).ids)
             assert not divergence.requires_grad
             kept = torch.where(given["keep"], truth[min(objective.needs)], 0)
             torch.testing.assert_close(divergence, kept, rtol=1e-9, atol=1e-12)
@@ -511,11 +513,13 @@ def test_what_is_missing_or_unknown_is_named() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_likeliest_are_the_laws(dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_likeliest_are_the_distributions(
+    dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits = (4 * torch.randn(9, 300, generator=torch.Generator().manual_seed(0))).to(dtype)
     monkeypatch.setattr("drpo.rollout.sample.CHUNK_ELEMENTS", 700)  # in parts
     asked = Sampling(temperature=temperature, top_logprobs=7)
-    top = likeliest(logits, asked)
+    top = top_logprobs(logits, asked)
     wanted = (logits.double() / (temperature or 1)).log_softmax(-1)
     assert top.ids.shape == top.logp.shape == (9, 7)
     assert (top.logp.dtype, top.ids.dtype) == (torch.float32, torch.int64)
@@ -523,21 +527,21 @@ def test_the_likeliest_are_the_laws(dtype: torch.dtype, temperature: float, monk
     torch.testing.assert_close(top.logp.double(), wanted.gather(1, top.ids), rtol=0, atol=1e-5)
     assert all(len(set(row)) == 7 for row in top.ids.tolist())
     u = torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    everything = likeliest(logits, replace(asked, top_logprobs=300))
+    everything = top_logprobs(logits, replace(asked, top_logprobs=300))
     token, logp = draw(logits, u, asked)
     same = everything.logp[everything.ids == token[:, None]]
     torch.testing.assert_close(same, logp, rtol=1e-6, atol=1e-6)
 
 
 def test_tiny_probabilities_stay_finite() -> None:
-    top = likeliest(torch.tensor([[0.0, -200.0, -300.0]]), Sampling(top_logprobs=3))
+    top = top_logprobs(torch.tensor([[0.0, -200.0, -300.0]]), Sampling(top_logprobs=3))
     assert top.logp.tolist() == [[0.0, -200.0, -300.0]]
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "left"), [(2, 1.0, 2), (0, 0.6, 2), (0, 1.0, 4)])
 def test_truncation_rules_words_out(top_k: int, top_p: float, left: int) -> None:
     p = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
-    top = likeliest(p.log(), Sampling(top_k=top_k, top_p=top_p, top_logprobs=4))
+    top = top_logprobs(p.log(), Sampling(top_k=top_k, top_p=top_p, top_logprobs=4))
     assert top.ids[0, :left].tolist() == [1, 3, 2, 0][:left]
     kept = p[0, top.ids[0, :left]]
     torch.testing.assert_close(top.logp[0, :left].exp(), kept / kept.sum())
@@ -550,10 +554,10 @@ def sampled(k: int, *, temperature: float = 1.0, dtype: torch.dtype = torch.floa
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
-def test_an_engine_reports_the_law_it_draws_from(temperature: float) -> None:
+def test_an_engine_reports_the_distribution_it_draws_from(temperature: float) -> None:
     model, _ = tiny(STOPS)
     for c in sampled(6, temperature=temperature):
-        whole = law(model, c, temperature)
+        whole = distribution(model, c, temperature)
         assert c.sequence.top_logprobs is not None
         assert c.sequence.top_logprobs.ids.shape == (len(c.sequence.token_ids), 6)
         torch.testing.assert_close(c.sequence.top_logprobs.logp, whole.topk(6).values, rtol=0, atol=2e-5)
@@ -580,10 +584,10 @@ def test_neighbours_do_not_matter() -> None:
         torch.testing.assert_close(one.sequence.top_logprobs.logp, other.sequence.top_logprobs.logp, rtol=0, atol=1e-5)
 
 
-def test_more_words_than_there_are() -> None:
-    words = tiny()[0].config.vocab_size
-    with pytest.raises(InputError, match=f"top_logprobs={words + 1}: the model has {words} words"):
-        sampled(words + 1)
+def test_more_tokens_than_the_vocabulary_has() -> None:
+    vocab_size = tiny()[0].config.vocab_size
+    with pytest.raises(InputError, match=f"top_logprobs={vocab_size + 1}: the vocabulary has {vocab_size} tokens"):
+        sampled(vocab_size + 1)
 
 
 FOUND = TopK(torch.tensor([[41, 7], [42, 8], [7, 43]]), torch.tensor([[-0.5, -1.0], [-0.2, -3.0], [-0.6, -torch.inf]]))
@@ -609,11 +613,11 @@ def test_a_completion_refuses_a_broken_report(top: TopK, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_scripted_engine_reports_a_law() -> None:
+def test_a_scripted_engine_reports_a_distribution() -> None:
     model, tokenizer = tiny()
     engine = ScriptedEngine(tokenizer, lambda r: "12")
-    words = len(tokenizer)
-    for k in (1, 3, words):
+    vocab_size = len(tokenizer)
+    for k in (1, 3, vocab_size):
         (c,) = Prompted(engine, model).generate(PROBLEMS[:1], Sampling(samples=1, top_logprobs=k), ())
         assert c.sequence.top_logprobs is not None
         assert c.sequence.top_logprobs.ids[:, 0].tolist() == c.sequence.token_ids.tolist()
@@ -642,10 +646,12 @@ def policy(gap: float = 0.0, temperature: float = 1.0, dtype: torch.dtype = torc
 
 
 def enumerated(moved: Policy, completions: Sequence[Episode], temperature: float) -> dict[str, Tensor]:
-    """[tokens] of each kind, by two whole laws at every token."""
+    """[tokens] of each kind, by two whole distributions at every token."""
     fresh = tiny(STOPS)[0]
     found = [
-        merged(law(moved.model, c, temperature), law(fresh, c, temperature), c.sequence.top_logprobs.ids)  # type: ignore[union-attr]
+        merged(
+            distribution(moved.model, c, temperature), distribution(fresh, c, temperature), c.sequence.top_logprobs.ids
+        )  # type: ignore[union-attr]
         for c in completions
     ]
     return {kind: torch.cat([f[kind] for f in found]) for kind in KINDS}
@@ -724,8 +730,8 @@ def test_an_update_without_tokens_joins_the_others() -> None:
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_exact_divergence_is_the_enumeration(temperature: float) -> None:
-    words = tiny()[0].config.vocab_size
-    completions = sampled(words, temperature=temperature)[:6]
+    vocab_size = tiny()[0].config.vocab_size
+    completions = sampled(vocab_size, temperature=temperature)[:6]
     near = exact_divergence(policy(temperature=temperature), completions)
     assert max(near.tv_p99, near.kl_p99) < 1e-5
     moved = policy(0.05, temperature)
@@ -738,8 +744,8 @@ def test_exact_divergence_is_the_enumeration(temperature: float) -> None:
 
 
 def test_exact_divergence_does_not_depend_on_padding_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = tiny()[0].config.vocab_size
-    completions, moved = sampled(words)[:4], policy(0.05)
+    vocab_size = tiny()[0].config.vocab_size
+    completions, moved = sampled(vocab_size)[:4], policy(0.05)
     whole = exact_divergence(moved, completions)
     parts = [exact_divergence(moved, [c]) for c in completions]
     mean = sum(p.kl_mean * p.tokens for p in parts) / whole.tokens
@@ -751,13 +757,13 @@ def test_exact_divergence_does_not_depend_on_padding_or_chunks(monkeypatch: pyte
 
 
 def test_exact_divergence_refuses_what_it_cannot_judge() -> None:
-    words = tiny()[0].config.vocab_size
+    vocab_size = tiny()[0].config.vocab_size
     with pytest.raises(InputError, match="no completions"):
         exact_divergence(policy(), [])
-    with pytest.raises(InputError, match=f"sampling.top_logprobs={words}"):
+    with pytest.raises(InputError, match=f"sampling.top_logprobs={vocab_size}"):
         exact_divergence(policy(), sampled(6))
     with pytest.raises(InputError, match=r"temperature 1\.0, policy at 0\.6"):
-        exact_divergence(policy(temperature=0.6), sampled(words)[:1])
+        exact_divergence(policy(temperature=0.6), sampled(vocab_size)[:1])
 
 
 # ---- a run ----
@@ -804,10 +810,12 @@ def test_evaluation_asks_for_no_more_than_it_reads(tmp_path: Path) -> None:
     assert {k for who, k in engine.asked if who != "evaluation"} == {20}
 
 
-def test_families_with_other_attention_report_their_law() -> None:
+def test_families_with_other_attention_report_their_distribution() -> None:
     """Rows that do not share their prompts go another way through the decoder."""
     model = FAMILIES[sorted(FAMILIES)[0]]().eval()
     asked = Sampling(samples=2, max_new_tokens=5, top_logprobs=4)
     for c in transformers_engine(model).generate(PROBLEMS[:2], asked, (0,)):
         assert c.sequence.top_logprobs is not None
-        torch.testing.assert_close(c.sequence.top_logprobs.logp, law(model, c, 1.0).topk(4).values, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            c.sequence.top_logprobs.logp, distribution(model, c, 1.0).topk(4).values, rtol=0, atol=1e-4
+        )

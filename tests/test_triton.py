@@ -163,7 +163,7 @@ def test_a_constant_added_to_all_logits_costs_nothing(device: str, c: int, v: in
 
 @DTYPES
 @on((3, 37), (3, TILE + 5), (2, 3 * TILE))
-def test_impossible_words(device: str, c: int, v: int, dtype: torch.dtype) -> None:
+def test_impossible_tokens(device: str, c: int, v: int, dtype: torch.dtype) -> None:
     """Logits of -inf: the first half of a row, the second half, all but one; whole tiles of them where V allows."""
     logits, _ = inputs(device, c, v, dtype)
     half = v // 2

@@ -1,4 +1,4 @@
-"""vLLM itself, on this machine: the law, the weights, the seeds, and a server. Run by `make test-vllm`.
+"""vLLM itself, on this machine: the distribution, the weights, the seeds, and a server. Run by `make test-vllm`.
 
 Not covered: GPUs (sleeping, fp8, several of them, an engine in each of several processes), models beside Llama's
 family, mixtures of experts.
@@ -38,7 +38,7 @@ from drpo.types import Episode, Generation, Problem, Request, Sampling
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
 from support.rollouts import Prompted
-from support.tiny_world import STOPS, law, own_logp, perturb, small
+from support.tiny_world import STOPS, distribution, own_logp, perturb, small
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it in .venv-vllm")
 pytestmark = pytest.mark.vllm
@@ -75,11 +75,15 @@ def model(either_head: tuple[VLLMEngine, bool]) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
-def test_log_probabilities_are_those_of_the_law(engine: VLLMEngine, model: PreTrainedModel, temperature: float):
+def test_log_probabilities_are_those_of_the_distribution(
+    engine: VLLMEngine, model: PreTrainedModel, temperature: float
+):
     """All tokens may be drawn, whatever the generation config says, and a plain forward pass gives the same."""
     completions = engine.generate(LONG, Sampling(samples=8, max_new_tokens=24, temperature=temperature), (0, 1))
     assert distance(completions, model, temperature).max() < 2e-4
-    ranks = torch.cat([(law(model, c, temperature) > c.sequence.behavior_logp[:, None]).sum(-1) for c in completions])
+    ranks = torch.cat(
+        [(distribution(model, c, temperature) > c.sequence.behavior_logp[:, None]).sum(-1) for c in completions]
+    )
     assert temperature < 1 or ranks.max() > 20
 
 
@@ -112,9 +116,9 @@ def test_the_same_seed_draws_the_same(engine: VLLMEngine):
 
 
 @pytest.mark.parametrize("k", [1, 5, 257])
-def test_the_likeliest_tokens_are_those_of_the_law(engine: VLLMEngine, model: PreTrainedModel, k: int):
+def test_the_likeliest_tokens_are_those_of_the_distribution(engine: VLLMEngine, model: PreTrainedModel, k: int):
     for c in engine.generate(LONG, Sampling(samples=2, max_new_tokens=6, temperature=1.5, top_logprobs=k), (0,)):
-        full = law(model, c, 1.5)
+        full = distribution(model, c, 1.5)
         assert c.sequence.top_logprobs is not None and c.sequence.top_logprobs.ids.shape == (
             len(c.sequence.token_ids),
             k,
@@ -125,13 +129,13 @@ def test_the_likeliest_tokens_are_those_of_the_law(engine: VLLMEngine, model: Pr
 
 def test_greedy_takes_the_likeliest(engine: VLLMEngine, model: PreTrainedModel):
     for c in engine.generate(LONG, Sampling(samples=1, max_new_tokens=8, temperature=0), (0,)):
-        assert torch.equal(law(model, c, 1.0).argmax(-1), c.sequence.token_ids)
+        assert torch.equal(distribution(model, c, 1.0).argmax(-1), c.sequence.token_ids)
 
 
-def test_a_truncated_law_is_renormalised(engine: VLLMEngine, model: PreTrainedModel):
+def test_a_truncated_distribution_is_renormalised(engine: VLLMEngine, model: PreTrainedModel):
     completions = engine.generate(LONG, Sampling(samples=4, max_new_tokens=8, top_k=5), (0,))
     for c in completions:
-        kept = law(model, c, 1.0).topk(5)
+        kept = distribution(model, c, 1.0).topk(5)
         assert (kept.indices == c.sequence.token_ids[:, None]).any(-1).all()
         assert torch.allclose(c.sequence.behavior_logp, own_logp(model, c, 1.0) - kept.values.logsumexp(-1), atol=2e-4)
 
@@ -344,7 +348,7 @@ class Serve:
 
 @pytest.mark.slow
 def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
-    """Law, seeds, likeliest tokens, new weights; then it is killed and comes back with its first weights."""
+    """Distribution, seeds, likeliest tokens, new weights; then it is killed and comes back with its first weights."""
     address, process = server
     model, tokenizer = small()
     engine = Prompted(ServerEngine(address, model, patience=Patience(60, 3, 0.1)), model, tokenizer)
@@ -355,7 +359,7 @@ def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
     for k in (3, 257):
         for c in engine.generate(LONG[:1], Sampling(samples=2, max_new_tokens=6, top_logprobs=k), (0,)):
             assert c.sequence.top_logprobs is not None and torch.allclose(
-                c.sequence.top_logprobs.logp, law(model, c, 1.0).topk(k).values, atol=2e-4
+                c.sequence.top_logprobs.logp, distribution(model, c, 1.0).topk(k).values, atol=2e-4
             )
     old, _ = small()
     engine.load_weights(dict(perturb(model, 0.2).named_parameters()), version=1)

@@ -48,7 +48,7 @@ from drpo.types import Episode, Problem, Request, Sampling
 from support.fake_vllm import FakeServer, Sampler, fake_module
 from support.hostile import refused
 from support.rollouts import Prompted
-from support.tiny_world import PROBLEMS, STOPS, law, own_logp, perturb, tiny
+from support.tiny_world import PROBLEMS, STOPS, distribution, own_logp, perturb, tiny
 from support.worlds import sampling as tiny_sampling
 from support.worlds import tiny_run
 
@@ -103,7 +103,7 @@ def vllm_engine(stops: frozenset[int] = frozenset()) -> Prompted:
     return Prompted(VLLMEngine(model), model, tokenizer)
 
 
-def close_to_law(completions: list[Episode], model: Any, temperature: float = 1.0) -> None:
+def close_to_distribution(completions: list[Episode], model: Any, temperature: float = 1.0) -> None:
     for c in completions:
         assert torch.allclose(c.sequence.behavior_logp, own_logp(model, c, temperature), atol=1e-5), c.sample
 
@@ -111,13 +111,20 @@ def close_to_law(completions: list[Episode], model: Any, temperature: float = 1.
 # Requests
 
 
-def test_what_is_sent_is_the_law_and_nothing_is_left_to_a_generation_config():
+def test_what_is_sent_is_the_distribution_and_nothing_is_left_to_a_generation_config():
     asked = Sampling(temperature=0.6, top_p=0.9, top_k=7, max_new_tokens=3, top_logprobs=2)
     sent = parameters(Request(torch.tensor([1]), asked, frozenset({9, 0}), (5, "a", 1)))
-    law = {"temperature": 0.6, "top_p": 0.9, "top_k": 7, "max_tokens": 3, "logprobs": 2, "seed": derive(5, "a", 1)}
-    law |= {"n": 1}
+    distribution = {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 7,
+        "max_tokens": 3,
+        "logprobs": 2,
+        "seed": derive(5, "a", 1),
+    }
+    distribution |= {"n": 1}
     none = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
-    assert {**law, **none, "stop_token_ids": [0, 9], "ignore_eos": True}.items() <= sent.items()
+    assert {**distribution, **none, "stop_token_ids": [0, 9], "ignore_eos": True}.items() <= sent.items()
     assert [sent[n] for n in ("logit_bias", "allowed_token_ids", "bad_words", "stop", "structured_outputs")] == [
         None
     ] * 5
@@ -153,10 +160,10 @@ def either(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
-def test_log_probabilities_are_those_of_the_law(either: Any, temperature: float):
+def test_log_probabilities_are_those_of_the_distribution(either: Any, temperature: float):
     completions = either.generate(PROBLEMS, replace(SAMPLING, temperature=temperature), (0, 1))
     assert [(c.problem_id, c.sample) for c in completions] == [(p.id, i) for p in PROBLEMS for i in range(3)]
-    close_to_law(completions, tiny(STOPS)[0], temperature)
+    close_to_distribution(completions, tiny(STOPS)[0], temperature)
 
 
 def test_the_first_stop_token_ends_and_is_kept(either: Any):
@@ -170,7 +177,7 @@ def test_the_first_stop_token_ends_and_is_kept(either: Any):
 
 
 @pytest.mark.parametrize("k", [1, 3, 256, 257])
-def test_the_likeliest_tokens_are_those_of_the_law(either: Any, k: int):
+def test_the_likeliest_tokens_are_those_of_the_distribution(either: Any, k: int):
     for c in either.generate(FEW, replace(SAMPLING, temperature=1.5, top_logprobs=k), (0,)):
         assert (
             c.sequence.top_logprobs is not None
@@ -178,11 +185,11 @@ def test_the_likeliest_tokens_are_those_of_the_law(either: Any, k: int):
             == c.sequence.top_logprobs.logp.shape
             == (len(c.sequence.token_ids), k)
         )
-        full = law(tiny(STOPS)[0], c, 1.5)
+        full = distribution(tiny(STOPS)[0], c, 1.5)
         assert torch.allclose(c.sequence.top_logprobs.logp, full.topk(k).values, atol=1e-5)
         assert torch.allclose(c.sequence.top_logprobs.logp, full.gather(-1, c.sequence.top_logprobs.ids), atol=1e-5)
         assert all(len(set(row.tolist())) == k for row in c.sequence.top_logprobs.ids)
-        close_to_law([c], tiny(STOPS)[0], 1.5)
+        close_to_distribution([c], tiny(STOPS)[0], 1.5)
 
 
 def test_more_likeliest_tokens_than_there_are_is_refused(either: Any):
@@ -200,7 +207,7 @@ def test_sync_canary(either: Any):
     either.generate(PROBLEMS, SAMPLING, (0,))
     either.load_weights(dict(new.named_parameters()), version=4)
     completions = either.generate(PROBLEMS, SAMPLING, (0,))
-    close_to_law(completions, new)
+    close_to_distribution(completions, new)
     far = torch.cat([(c.sequence.behavior_logp - own_logp(old, c, 1.0)).abs() for c in completions])
     assert far.mean() > 0.1
     assert {c.version for c in completions} == {4}
@@ -470,7 +477,7 @@ def test_a_server_restarted_between_two_rollouts_gets_the_weights_again(engine: 
     engine.generate(FEW, SAMPLING, (0,))
     loads = fake.loads
     fake.restart()
-    close_to_law(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
+    close_to_distribution(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
     assert fake.loads == loads + 1
 
 
@@ -480,7 +487,7 @@ def test_answers_drawn_with_other_weights_are_never_used(engine: ServerEngine, f
     engine.load_weights(dict(new.named_parameters()), version=2)
     loads = fake.loads
     fake.faults.extend(["", "", "other weights"])
-    close_to_law(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
+    close_to_distribution(engine.generate(PROBLEMS, SAMPLING, (0,)), new)
     assert fake.loads == loads + 1
     fake.faults.extend(["other weights"] * 100)
     with pytest.raises(InputError, match="another run"):
@@ -493,7 +500,7 @@ def test_weights_that_could_not_be_sent_are_sent_before_the_next_rollout(engine:
     engine.load_weights(dict(new.named_parameters()), version=2)
     fake.start(port)
     completions = engine.generate(FEW, SAMPLING, (0,))
-    close_to_law(completions, new)
+    close_to_distribution(completions, new)
     assert {c.version for c in completions} == {2}
 
 

@@ -54,7 +54,7 @@ class EngineSampler:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: DRPOConfig) -> None:
         self.engine = TransformersEngine(model, tokenizer, precision=resolve_precision("auto", model.device))
-        self.law = Sampling(args.num_generations, args.max_completion_length, args.temperature)
+        self.sampling = Sampling(args.num_generations, args.max_completion_length, args.temperature)
         self.seed, self.rollouts = args.seed, 0
 
     def load(self, trainer: DRPOTrainer) -> None:
@@ -64,13 +64,13 @@ class EngineSampler:
     def __call__(self, prompts: list[Any], trainer: DRPOTrainer) -> dict[str, list[list[Any]]]:
         """One completion for each of `prompts`, in which every prompt stands `num_generations` times in a row."""
         self.load(trainer)
-        asked = prompts[:: self.law.samples]
-        if prompts != [prompt for prompt in asked for _ in range(self.law.samples)]:
+        asked = prompts[:: self.sampling.samples]
+        if prompts != [prompt for prompt in asked for _ in range(self.sampling.samples)]:
             raise InputError(
                 "sampler=engine: TRL gave prompts that are not in groups of num_generations; use one process"
             )
         problems = [Problem(str(i), tuple(prompt), "") for i, prompt in enumerate(asked)]
-        drawn = self.engine.generate(problems, self.law, seed=("trl", self.seed, self.rollouts))
+        drawn = self.engine.generate(problems, self.sampling, seed=("trl", self.seed, self.rollouts))
         self.rollouts += 1
         return {
             "prompt_ids": [c.prompt_ids.tolist() for c in drawn],
@@ -80,8 +80,8 @@ class EngineSampler:
 
     def examine(self, held_out: list[Problem], pool: RewardPool) -> Evaluation:
         """Accuracy of the weights that were taken last, one completion a problem."""
-        law = Sampling(1, self.law.max_new_tokens, self.law.temperature)
-        return evaluate(self.engine, held_out, law, pool, seed=self.seed, step=self.rollouts)[0]
+        sampling = Sampling(1, self.sampling.max_new_tokens, self.sampling.temperature)
+        return evaluate(self.engine, held_out, sampling, pool, seed=self.seed, step=self.rollouts)[0]
 
 
 def problems_of(task: Task, args: DRPOConfig) -> list[Problem]:

@@ -21,7 +21,7 @@ def by_autograd(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor
 def draw(problem: Bandit, draws: int, seed: int) -> Tensor:
     """Return which of the K * C * V possible draws came up, [draws] int64."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.multinomial(problem.law.reshape(-1), draws, replacement=True, generator=generator)
+    return torch.multinomial(problem.distribution.reshape(-1), draws, replacement=True, generator=generator)
 
 
 def by_sampling(objective: Objective, problem: Bandit, logits: Tensor, drawn: Tensor) -> Estimate:
@@ -62,12 +62,12 @@ class Agreement:
     variance: float
 
 
-def crowd(words: int = 25, seed: int = 0) -> tuple[Bandit, Tensor]:
+def crowd(vocab_size: int = 25, seed: int = 0) -> tuple[Bandit, Tensor]:
     """Return two contexts over a long tail with random rewards of two outcomes, and a policy that has moved."""
     generator = torch.Generator().manual_seed(seed)
-    reward = torch.randn(2, 2, words, generator=generator, dtype=torch.float64)
-    problem = bandit(zipf(words).repeat(2, 1), reward, context=torch.tensor([0.3, 0.7]))
-    noise = torch.randn(2, words, generator=generator, dtype=torch.float64)
+    reward = torch.randn(2, 2, vocab_size, generator=generator, dtype=torch.float64)
+    problem = bandit(zipf(vocab_size).repeat(2, 1), reward, context=torch.tensor([0.3, 0.7]))
+    noise = torch.randn(2, vocab_size, generator=generator, dtype=torch.float64)
     return problem, problem.behavior_logp + noise
 
 

@@ -1,14 +1,14 @@
 """A policy over V words, one softmax per context; every expectation is a sum over all words, and nothing is sampled.
 
 Shapes: C contexts, V words, K outcomes (what a word may earn). All float64. A draw is a context by its share, then a
-word from the sampler's law mu, then an outcome by its chance; the advantage is its reward less a baseline: the
+word from the sampler's distribution mu, then an outcome by its chance; the advantage is its reward less a baseline: the
 context's mean reward under mu, which is what a group's mean tends to, unless another is given. One draw's gradient in
 the logits is
 
     G = g (e_word - pi),   g = d loss / d logp,
 
 in its context's row, so that mean and covariance of G are finite sums. A draw is a sequence of its own: sequence-level
-objectives see sequences of one token; top-K divergences are those of the whole law (K = V).
+objectives see sequences of one token; top-K divergences are those of the whole distribution (K = V).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Bandit:
     """What is drawn and what it earns; made by `bandit`, which checks it.
 
     Args:
-        behavior_logp: [C, V] log mu, nats, the sampler's; every row a law.
+        behavior_logp: [C, V] log mu, nats, the sampler's; every row a distribution.
         reward: [K, C, V]; what outcome k of a word earns.
         chance: [K, C, V] >= 0; of each outcome, given the word; sums to 1 over K.
         context: [C] > 0; share of each context; sums to 1.
@@ -41,7 +41,7 @@ class Bandit:
     baseline: Tensor
 
     @cached_property
-    def law(self) -> Tensor:
+    def distribution(self) -> Tensor:
         """[K, C, V]: probability of drawing this context, word and outcome."""
         return self.context[:, None] * self.behavior_logp.exp() * self.chance
 
@@ -74,7 +74,7 @@ def bandit(
     context: Tensor | None = None,
     baseline: float | None = None,
 ) -> Bandit:
-    """Return the bandit with these laws and rewards.
+    """Return the bandit with these distributions and rewards.
 
     Args:
         mu: [V] or [C, V], > 0; rows sum to 1.
@@ -84,7 +84,7 @@ def bandit(
         baseline: what advantages are counted from; None is each context's mean reward under mu.
 
     Raises:
-        InputError: shapes that do not fit, or what should be a law and is none.
+        InputError: shapes that do not fit, or what should be a distribution and is none.
 
     Example:
         >>> b = bandit(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.0, 0.0, 1.0]))
@@ -97,38 +97,38 @@ def bandit(
     if not bool(torch.isfinite(reward).all()):
         raise InputError("reward: must be finite")
     k, c, _ = reward.shape
-    mu = _law("mu", mu, mu.shape, -1)
-    chance = _law("chance", torch.full_like(reward, 1 / k) if chance is None else chance, reward.shape, 0)
-    context = _law("context", torch.full((c,), 1 / c) if context is None else context, torch.Size([c]), -1)
+    mu = _distribution("mu", mu, mu.shape, -1)
+    chance = _distribution("chance", torch.full_like(reward, 1 / k) if chance is None else chance, reward.shape, 0)
+    context = _distribution("context", torch.full((c,), 1 / c) if context is None else context, torch.Size([c]), -1)
     if not bool((mu > 0).all() and (context > 0).all()):
         raise InputError("mu and context: no probability may be 0")
     mean = (mu * (chance * reward).sum(0)).sum(-1)
     return Bandit(mu.log(), reward, chance, context, mean if baseline is None else torch.full_like(mean, baseline))
 
 
-def _law(name: str, given: Tensor, shape: torch.Size, axis: int) -> Tensor:
-    """The same in float64 and to rounding of 1, where it is a law along the axis."""
-    law = given.double()
-    if law.shape != shape:
-        raise InputError(f"{name} {list(law.shape)}: must be {list(shape)}")
-    total = law.sum(axis, keepdim=True)
-    if not bool((law >= 0).all() and ((total - 1).abs() < 1e-5).all()):
+def _distribution(name: str, given: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """The same in float64 and to rounding of 1, where it is a distribution along the axis."""
+    distribution = given.double()
+    if distribution.shape != shape:
+        raise InputError(f"{name} {list(distribution.shape)}: must be {list(shape)}")
+    total = distribution.sum(axis, keepdim=True)
+    if not bool((distribution >= 0).all() and ((total - 1).abs() < 1e-5).all()):
         raise InputError(f"{name}: must be probabilities that sum to 1, not to {total.flatten()[0].item():g}")
-    return law / total
+    return distribution / total
 
 
 def _rows(reward: Tensor) -> Sequence[int]:
     return tuple(reward.shape[-2:]) if reward.ndim > 1 else (1, len(reward))
 
 
-def zipf(words: int, exponent: float = 1.0, offset: float = 2.0) -> Tensor:
-    """Return a long-tailed law, mu_i proportional to 1 / (i + offset)^exponent, [V] float64, falling.
+def zipf(vocab_size: int, exponent: float = 1.0, offset: float = 2.0) -> Tensor:
+    """Return a long-tailed distribution, mu_i proportional to 1 / (i + offset)^exponent, [V] float64, falling.
 
     Example:
         >>> zipf(4)
         tensor([0.3896, 0.2597, 0.1948, 0.1558], dtype=torch.float64)
     """
-    mass = (torch.arange(words, dtype=torch.float64) + offset) ** -exponent
+    mass = (torch.arange(vocab_size, dtype=torch.float64) + offset) ** -exponent
     return mass / mass.sum()
 
 
@@ -174,8 +174,8 @@ class Estimate:
 def estimate(objective: Objective, problem: Bandit, logits: Tensor) -> Estimate:
     """Return the exact mean and variance of one draw's gradient.
 
-        E[G] = h - pi sum(h),                h = sum_k law g
-        E[G_y^2] = s_y (1 - 2 pi_y) + pi_y^2 sum(s),   s = sum_k law g^2
+        E[G] = h - pi sum(h),                h = sum_k distribution g
+        E[G_y^2] = s_y (1 - 2 pi_y) + pi_y^2 sum(s),   s = sum_k distribution g^2
 
     Args:
         objective: any.
@@ -191,8 +191,8 @@ def estimate(objective: Objective, problem: Bandit, logits: Tensor) -> Estimate:
         True
     """
     logp = torch.log_softmax(logits, -1)
-    pi, law, g = logp.exp(), problem.law, slopes(objective, problem, logp)
-    h, s = (law * g).sum(0), (law * g.square()).sum(0)
+    pi, distribution, g = logp.exp(), problem.distribution, slopes(objective, problem, logp)
+    h, s = (distribution * g).sum(0), (distribution * g.square()).sum(0)
     mean = h - pi * h.sum(-1, keepdim=True)
     second = s * (1 - 2 * pi) + pi.square() * s.sum(-1, keepdim=True)
     return Estimate(mean, second - mean.square())
@@ -204,7 +204,7 @@ def slopes(objective: Objective, problem: Bandit, logp: Tensor) -> Tensor:
 
 
 def seen(objective: Objective, problem: Bandit, logp: Tensor) -> Tokens:
-    """Return all draws as the objective sees them, [K C V], with the law's own divergence where it reads one."""
+    """Return all draws as the objective sees them, [K C V], with the exact divergence where it reads one."""
     tokens, kind = problem.tokens(logp), needed_divergence(objective.needs)
     if kind is None:
         return tokens
@@ -215,16 +215,16 @@ def seen(objective: Objective, problem: Bandit, logp: Tensor) -> Tokens:
 def surrogate(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor:
     """Return the expected loss under the sampler, a scalar, differentiable in `logits` [C, V]."""
     tokens = seen(objective, problem, torch.log_softmax(logits, -1))
-    expected: Tensor = (problem.law.reshape(-1) * objective(tokens).loss).sum()
+    expected: Tensor = (problem.distribution.reshape(-1) * objective(tokens).loss).sum()
     return expected
 
 
 def covariance(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor:
     """Return the covariance of one draw's gradient, [C V, C V]; for few words: it is a sum of outer products."""
     logp = torch.log_softmax(logits, -1)
-    pi, g, law = logp.exp(), slopes(objective, problem, logp), problem.law
+    pi, g, distribution = logp.exp(), slopes(objective, problem, logp), problem.distribution
     c, v = pi.shape
-    s = (law * g.square()).sum(0)
+    s = (distribution * g.square()).sum(0)
     blocks = torch.diag_embed(s) - s[:, :, None] * pi[:, None] - pi[:, :, None] * s[:, None]
     blocks = blocks + s.sum(-1)[:, None, None] * pi[:, :, None] * pi[:, None]
     mean = estimate(objective, problem, logits).mean.reshape(c * v)

@@ -188,7 +188,9 @@ def _of_one_token(theory: Theory) -> tuple[Check, ...]:
         rows.append(Check(f"{stop.objective} holds", f"stops at {stop.boundary:g}, never returns", found, holds))
     joint, region = theory.joint, theory.region
     found = f"apart by {joint.error:.0e}; from mu + sign(A) delta by {joint.away:.3f}"
-    rows.append(Check("fixed point of a whole law", "mu + delta (sign(A) - lambda/|A|)", found, joint.error < 1e-6))
+    rows.append(
+        Check("fixed point of a whole distribution", "mu + delta (sign(A) - lambda/|A|)", found, joint.error < 1e-6)
+    )
     found = f"{region.disagreements} of {region.cases:,} otherwise ({region.outside:,} outside)"
     rows.append(Check("DRPO turns where DPPO masks", "the same set", found, region.disagreements == 0))
     for penalty in theory.penalties:

@@ -184,9 +184,9 @@ class Penalty:
     Args:
         objective: its spec.
         divergence: its name.
-        penalty: sum over words of mu * penalty / (|A| / (2 radius)), at the farthest of the laws tried.
+        penalty: sum over words of mu * penalty / (|A| / (2 radius)), at the farthest of the distributions tried.
         exact: the divergence there.
-        error: largest relative difference over all laws tried.
+        error: largest relative difference over all distributions tried.
     """
 
     objective: str
@@ -196,14 +196,14 @@ class Penalty:
     error: float
 
 
-def penalties(laws: int = 20, words: int = 50, seed: int = 0) -> tuple[Penalty, ...]:
-    """Return SPO's penalty beside chi-square, and DRPO's beside squared l2, over random pairs of laws."""
+def penalties(distributions: int = 20, vocab_size: int = 50, seed: int = 0) -> tuple[Penalty, ...]:
+    """Return SPO's penalty beside chi-square, and DRPO's beside squared l2, over random pairs of distributions."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for objective, radius, name in ((SPO(0.3), 0.3, "chi_square"), (DRPO(0.2), 0.2, "squared_l2")):
         pairs: list[tuple[float, float]] = []
-        for _ in range(laws):
-            logits = 2 * torch.randn(2, 1, words, generator=generator, dtype=torch.float64)
+        for _ in range(distributions):
+            logits = 2 * torch.randn(2, 1, vocab_size, generator=generator, dtype=torch.float64)
             mu = torch.softmax(logits[0], -1)
             # The same advantage for every word: none that rewards less their mean could give, but the penalty's unit.
             problem = bandit(mu, torch.full_like(mu, -0.7), baseline=0.0)
@@ -216,7 +216,7 @@ def penalties(laws: int = 20, words: int = 50, seed: int = 0) -> tuple[Penalty, 
 
 @dataclass(frozen=True)
 class Joint:
-    """Where a whole law ends, when the gradients of all words act through one softmax.
+    """Where a whole distribution ends, when the gradients of all words act through one softmax.
 
     Args:
         mu, advantage: of each word, in turn of contexts.
@@ -243,10 +243,10 @@ class Joint:
 
 
 def joint_fixed_point(delta: float = 0.05, updates: int = 600) -> Joint:
-    """Descend DRPO's expected loss over whole laws of five words, and return where they end.
+    """Descend DRPO's expected loss over whole distributions of five words, and return where they end.
 
-    A law must sum to 1, so the words cannot all shift by delta. DRPO's expected loss is a convex quadratic in pi, and
-    its least point on the simplex, where no probability is driven to 0, is
+    A distribution must sum to 1, so the words cannot all shift by delta. DRPO's expected loss is a convex quadratic in
+    pi, and its least point on the simplex, where no probability is driven to 0, is
 
         pi* = mu + delta (sign(A) - lambda / |A|),   lambda = sum sign(A) / sum 1/|A|
     """

@@ -40,7 +40,7 @@ class Drift:
 
 
 def tilted(problem: Bandit, direction: Tensor, tv: float) -> Tensor:
-    """Return the logits log mu + t direction whose law is at total variation `tv` from mu, by bisection of t >= 0.
+    """Return the logits log mu + t direction at total variation `tv` from mu, by bisection of t >= 0.
 
     With the mean advantage for the direction this is the way of an unregularised policy in natural-gradient steps.
 
@@ -61,7 +61,7 @@ def tilted(problem: Bandit, direction: Tensor, tv: float) -> Tensor:
     while distance(problem, problem.behavior_logp + high * direction).tv < tv:
         high *= 2
         if high > 1e6:
-            raise InputError(f"tv={tv}: no law on the path is that far from mu")
+            raise InputError(f"tv={tv}: no distribution on the path is that far from mu")
     for _ in range(60 if tv > 0 else 0):
         middle = (low + high) / 2
         if distance(problem, problem.behavior_logp + middle * direction).tv < tv:
@@ -71,10 +71,10 @@ def tilted(problem: Bandit, direction: Tensor, tv: float) -> Tensor:
     return problem.behavior_logp + low * direction
 
 
-def drifting(words: int = 50, seed: int = 0) -> Bandit:
+def drifting(vocab_size: int = 50, seed: int = 0) -> Bandit:
     """Return the bandit of the drift figures: Zipf's law, normal rewards."""
     generator = torch.Generator().manual_seed(seed)
-    return bandit(zipf(words), torch.randn(words, generator=generator, dtype=torch.float64))
+    return bandit(zipf(vocab_size), torch.randn(vocab_size, generator=generator, dtype=torch.float64))
 
 
 def drift(

@@ -58,10 +58,10 @@ def word_variance(objective: Objective, mu: float, pi: float, advantage: float) 
         >>> round(word_variance(ImportanceSampling(), 0.5, 0.5, 1.0), 6)  # 2 (1 - pi)^2 r^2 (mu - mu^2)
         0.125
     """
-    laws = torch.tensor([[mu, 1 - mu], [pi, 1 - pi]], dtype=torch.float64)
+    distributions = torch.tensor([[mu, 1 - mu], [pi, 1 - pi]], dtype=torch.float64)
     reward = torch.tensor([advantage, 0.0], dtype=torch.float64)
-    problem = bandit(laws[0], reward, baseline=0.0)
-    return estimate(objective, problem, laws[1:].log()).trace
+    problem = bandit(distributions[0], reward, baseline=0.0)
+    return estimate(objective, problem, distributions[1:].log()).trace
 
 
 def variances(objectives: Sequence[Objective], mus: Sequence[float] = MUS) -> tuple[Variance, ...]:

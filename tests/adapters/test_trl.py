@@ -84,8 +84,8 @@ class Compared(DRPOTrainer):
         keep = batch["completion_mask"].bool()
         attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         logits = model(input_ids=torch.cat([prompt, completion], 1), attention_mask=attention).logits
-        law = logits[:, prompt.shape[1] - 1 : -1].log_softmax(-1)
-        logp = law.gather(2, completion.unsqueeze(2)).squeeze(2)
+        distribution = logits[:, prompt.shape[1] - 1 : -1].log_softmax(-1)
+        logp = distribution.gather(2, completion.unsqueeze(2)).squeeze(2)
         mu = batch["sampling_per_token_logps"]
         mu = torch.where(mu.isnan(), logp.detach(), mu)
         sequence = torch.arange(len(logp)).unsqueeze(1).expand(logp.shape)
@@ -186,7 +186,7 @@ def test_a_rollout_func_that_reports_none_is_refused(tmp_path: Path):
         ({"off_policy_mask_threshold": 0.1}, "set off_policy_mask_threshold=None"),
         ({"importance_sampling_level": "sequence"}, "set importance_sampling_level='token'"),
         ({"vllm_importance_sampling_correction": True}, "set vllm_importance_sampling_correction=False"),
-        ({"top_p": 0.9}, r"top_p=0.9: mu would not be the law"),
+        ({"top_p": 0.9}, r"top_p=0.9: mu would not be the distribution"),
         ({"top_k": 20}, "set top_k=0"),
         ({"min_p": 0.1}, "set min_p=None"),
         ({"repetition_penalty": 1.1}, "set repetition_penalty=1.0"),

@@ -71,7 +71,7 @@ REPLACEMENTS = (
         "an impossible word makes the entropy NaN",
         "drpo.ops.rows:NEVER",
         lambda right: float("-inf"),
-        (f"{OPS}test_impossible_words_are_words_that_are_not_there",),
+        (f"{OPS}test_impossible_tokens_are_absent_tokens",),
     ),
     Replacement(
         "the target's own logit is rounded",

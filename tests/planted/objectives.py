@@ -19,7 +19,7 @@ BINARY_KL = f"{OBJECTIVES}test_binary_kl_at_the_ends_of_the_interval"
 REMOVED = f"{OBJECTIVES}test_masked_token_is_a_removed_token"
 SPLIT = f"{OBJECTIVES}test_gradient_does_not_depend_on_the_split_or_the_order"
 FLOW = f"{OBJECTIVES}test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are"
-MERGED = f"{TOPK}test_divergences_are_those_of_the_merged_laws"
+MERGED = f"{TOPK}test_divergences_are_those_of_the_merged_distributions"
 TOPK_GOLDEN = f"{TOPK}test_golden_vectors"
 
 

@@ -1,4 +1,4 @@
-"""Mistakes in the law that is drawn from, in what it is said to be, and in whose weights it has."""
+"""Mistakes in the distribution that is drawn from, in what it is said to be, and in whose weights it has."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +10,13 @@ DECODE = "tests/test_decode.py::"
 BATCH = "tests/test_batch_policy.py::"
 ROLLOUTS = "tests/test_rollouts.py::"
 CLIENT = "tests/test_vllm_client.py::"
-OWN_LAW = f"{ROLLOUT}test_behavior_logp_is_the_models_own"
+OWN_DISTRIBUTION = f"{ROLLOUT}test_behavior_logp_is_the_models_own"
 OWN_WEIGHTS = f"{ROLLOUT}test_the_engine_has_its_own_weights_until_load"
 RESUMED = f"{ROLLOUTS}test_killed_and_resumed_is_one_run_bit_for_bit"
-SENT = f"{CLIENT}test_what_is_sent_is_the_law_and_nothing_is_left_to_a_generation_config"
+SENT = f"{CLIENT}test_what_is_sent_is_the_distribution_and_nothing_is_left_to_a_generation_config"
 
 
-def _says_the_plain_law(right: Any) -> Any:
+def _says_the_plain_distribution(right: Any) -> Any:
     def draw(logits: Any, u: Any, sampling: Any) -> Any:
         token, _ = right(logits, u, sampling)
         return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
@@ -75,13 +75,21 @@ REPLACEMENTS = (
         "the sampler forgets the temperature",
         "drpo.rollout.sample:_scores",
         lambda right: lambda logits, sampling: logits.float(),
-        (OWN_LAW, f"{ROLLOUT}test_frequencies_are_the_softmax", f"{BATCH}test_on_policy_the_ratio_is_one[0.6]"),
+        (
+            OWN_DISTRIBUTION,
+            f"{ROLLOUT}test_frequencies_are_the_softmax",
+            f"{BATCH}test_on_policy_the_ratio_is_one[0.6]",
+        ),
     ),
     Replacement(
         "the sampler reports log-probabilities without the temperature that it drew with",
         "drpo.rollout.sample:_draw",
-        _says_the_plain_law,
-        (OWN_LAW, f"{ROLLOUT}test_a_draw_reports_its_own_probability", f"{BATCH}test_on_policy_the_ratio_is_one[1.5]"),
+        _says_the_plain_distribution,
+        (
+            OWN_DISTRIBUTION,
+            f"{ROLLOUT}test_a_draw_reports_its_own_probability",
+            f"{BATCH}test_on_policy_the_ratio_is_one[1.5]",
+        ),
     ),
     Replacement(
         "the policy's loss forgets the temperature",
@@ -156,7 +164,7 @@ REPLACEMENTS = (
         "the temperature is not sent to vLLM",
         "drpo.rollout.vllm_request:parameters",
         lambda right: lambda request: right(request) | {"temperature": 1.0},
-        (SENT, f"{CLIENT}test_log_probabilities_are_those_of_the_law"),
+        (SENT, f"{CLIENT}test_log_probabilities_are_those_of_the_distribution"),
     ),
     Replacement(
         "the scale of 8-bit inputs is forgotten",

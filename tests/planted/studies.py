@@ -13,7 +13,7 @@ def forgets_the_softmax(estimate: Callable[..., Any]) -> Callable[..., Any]:
     from exact.bandit import slopes
 
     def wrong(objective: Any, problem: Any, logits: Any) -> Any:
-        expected = (problem.law * slopes(objective, problem, logits.log_softmax(-1))).sum(0)
+        expected = (problem.distribution * slopes(objective, problem, logits.log_softmax(-1))).sum(0)
         return replace(estimate(objective, problem, logits), mean=expected)
 
     return wrong

@@ -113,7 +113,7 @@ def completion(
 
 
 @torch.no_grad()
-def law(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
+def distribution(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
     """[N, V] log-probabilities at each of a completion's tokens: one row, no padding, no cache, every logit."""
     ids = torch.cat([c.sequence.prompt_ids, c.sequence.token_ids])
     logits = model(input_ids=ids[None], use_cache=False).logits[0]
@@ -123,7 +123,7 @@ def law(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
 
 def own_logp(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
     """[N] log-probabilities of a completion's tokens."""
-    return law(model, c, temperature).gather(-1, c.sequence.token_ids[:, None])[:, 0]
+    return distribution(model, c, temperature).gather(-1, c.sequence.token_ids[:, None])[:, 0]
 
 
 def sees(layout: Layout, place: int) -> list[int]:

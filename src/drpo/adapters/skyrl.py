@@ -199,18 +199,18 @@ def _unfit(cfg: Any) -> Iterator[str]:
 
 
 def _bent(sampling: Any) -> Iterator[str]:
-    """Sampling from another law than the one the trainer scores with."""
+    """Sampling from another distribution than the one the trainer scores with."""
     for name, neutral in NEUTRAL.items():
         value = getattr(sampling, name)
         if value != neutral and not (name == "top_k" and value == 0):
             yield (
-                f"generator.sampling_params.{name}={value}: tokens come from a law that the trainer does not score "
-                f"with; set it to {neutral}"
+                f"generator.sampling_params.{name}={value}: tokens come from a distribution that the trainer "
+                f"does not score with; set it to {neutral}"
             )
     for name in sorted(BENDING & set(sampling.additional_kwargs or {})):
         yield (
-            f"generator.sampling_params.additional_kwargs.{name}: tokens come from a law that the trainer does not "
-            "score with; remove it"
+            f"generator.sampling_params.additional_kwargs.{name}: tokens come from a distribution that the trainer "
+            "does not score with; remove it"
         )
 
 

@@ -19,7 +19,7 @@ warn_untested("trl", "1.10.0", "1.16.0")
 
 AGGREGATIONS = ("dapo", "grpo", "bnpo", "dr_grpo")
 _REGION = "the trust region is the objective's, so TRL's own stays off"
-_LAW = "mu would not be the law that the completions are drawn from over the whole vocabulary"
+_DISTRIBUTION = "mu would not be the distribution that the completions are drawn from over the whole vocabulary"
 REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "epsilon": ((1.0,), _REGION),
     "epsilon_high": ((math.inf,), _REGION),
@@ -30,10 +30,10 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
         "the ratio is the objective's; write objective='gspo(3e-4, 4e-4)' for sequences",
     ),
     "vllm_importance_sampling_correction": ((False,), "the objective's ratio is against the sampler already"),
-    "top_p": ((1.0,), _LAW),
-    "top_k": ((0, None), _LAW),
-    "min_p": ((None, 0.0), _LAW),
-    "repetition_penalty": ((1.0,), _LAW),
+    "top_p": ((1.0,), _DISTRIBUTION),
+    "top_k": ((0, None), _DISTRIBUTION),
+    "min_p": ((None, 0.0), _DISTRIBUTION),
+    "repetition_penalty": ((1.0,), _DISTRIBUTION),
     "loss_type": (AGGREGATIONS, "it only says how tokens are averaged here"),
 }
 """Field -> the values with which the gradient is the objective's, the first of them ours; and why."""

@@ -22,7 +22,7 @@ class EvalOptions:
         task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
         reward: exact_number, math_verify, module:function; default: the task's own.
         problems: how many.
-        sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated laws are fine here.
+        sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated distributions are fine here.
         drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
         reward_pool: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.

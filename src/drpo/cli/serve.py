@@ -78,8 +78,8 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(smollm2.smollm2()) if model == SMOLLM2 else model),
         *(word for name, value in machine.items() for word in _option(name, value)),
-        *("--generation-config", "vllm"),  # the model's own must not change the law
-        *("--logprobs-mode", "processed_logprobs"),  # of the law that is drawn from
+        *("--generation-config", "vllm"),  # the model's own must not change the distribution
+        *("--logprobs-mode", "processed_logprobs"),  # of the distribution that is drawn from
         *("--max-logprobs", "-1"),
         *("--max-model-len", "-1"),  # the model's own, or what the cache has room for
         "--enable-scale-out",  # the endpoint that takes and gives token ids

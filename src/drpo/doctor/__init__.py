@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from drpo.doctor import law, machine, marking, signal, sync, tokens
+from drpo.doctor import distribution, machine, marking, signal, sync, tokens
 from drpo.doctor.finding import Finding, Verdict
 from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
 from drpo.model.routing import RoutingMismatch, routing_mismatch
@@ -65,18 +65,18 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
 
     batch = look(run.sampling.temperature, size.prompts)
     group = [c for c in batch.completions if c.problem_id == batch.completions[0].problem_id]
-    first = law.ratio(batch, run.objective)
+    first = distribution.ratio(batch, run.objective)
     yield first
-    yield law.alignment(batch)
-    yield law.draws(batch)
-    yield law.support(batch)
+    yield distribution.alignment(batch)
+    yield distribution.draws(batch)
+    yield distribution.support(batch)
     if run.sampling.temperature != 1:
-        yield law.temperature(batch)
+        yield distribution.temperature(batch)
     elif size.slow_too:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
         with at_temperature(policy, 0.6):
             other = look(0.6, max(2, size.prompts // 2))
-        yield law.temperature(other)
-        yield replace(law.draws(other), check="draws at 0.6")
+        yield distribution.temperature(other)
+        yield replace(distribution.draws(other), check="draws at 0.6")
     yield tokens.stops(batch, stop, components.tokenizer, sampling.max_new_tokens)
     yield tokens.round_trip(policy, batch, problems[: size.prompts], components.tokenizer)
     if run.critic is None and run.sampling.max_new_tokens <= size.longest:
@@ -85,12 +85,12 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, driver, problems, short, usual)
     if size.slow_too:
-        words = len(policy.model.get_output_embeddings().weight)
-        whole = driver.run(problems[:2], replace(short, top_logprobs=words), ("doctor", run.seed))
+        vocab_size = len(policy.model.get_output_embeddings().weight)
+        whole = driver.run(problems[:2], replace(short, top_logprobs=vocab_size), ("doctor", run.seed))
         with at_temperature(policy, run.sampling.temperature):
-            yield law.divergence(exact_divergence(policy, [e for group in whole for e in group]))
+            yield distribution.divergence(exact_divergence(policy, [e for group in whole for e in group]))
         if (found := _routing(components, batch)) is not None:
-            yield law.routing(found)
+            yield distribution.routing(found)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
     yield machine.region(run.objective, first.values["prob_diff_p99"])
     longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
@@ -107,11 +107,11 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
 
 def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
     """A few groups as training will have them, marked."""
-    law = replace(run.sampling, top_logprobs=0)
+    sampling = replace(run.sampling, top_logprobs=0)
 
     def draw(part: int) -> list[ScoredGroup]:
         problems = run.task.sample(signal.FIRST, part, run.seed)
-        return score(problems, components.driver.run(problems, law, ("doctor", "signal", run.seed)), pool)
+        return score(problems, components.driver.run(problems, sampling, ("doctor", "signal", run.seed)), pool)
 
     with RewardPool(components.reward, run.reward_pool) as pool:
         return list(signal.sampled(draw, run.advantage))

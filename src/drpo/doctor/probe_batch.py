@@ -1,4 +1,4 @@
-"""What most checks look at: a few completions, the trainer's log-probabilities of them, and the plain model's law."""
+"""A probe batch, which most checks read: a few completions, with both models' log-probabilities."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,10 +32,10 @@ class ProbeBatch:
         logp: as the trainer computes it: packed, prompts shared, fused head.
         plain: as the plain model says: one row per completion, no sharing, all logits, at the temperature.
         raw: the same at temperature 1.
-        entropy: of the plain law.
-        spread: variance of log p under the plain law.
+        entropy: of the plain distribution.
+        spread: variance of log p under the plain distribution.
         tail: mass of the tokens less likely than this one, with a random share of its own: uniform on [0, 1] if the
-            tokens follow the law.
+            tokens follow the distribution.
         rank: how many tokens are likelier.
         beyond: [T, R] mass beyond the k likeliest tokens, k in `RANKS`.
         stops: [T] chance that this token ends the completion.
@@ -79,11 +79,11 @@ def gather(
     completions = [e for group in driver.run(problems, sampling, ("doctor", seed)) for e in group]
     with torch.no_grad():
         logp = trainer_logp(policy, completions)
-        laws = [
+        distributions = [
             _figures(c, logits, sampling.temperature, sorted(driver.stop))
             for c, logits in zip(completions, plain_logits(policy, completions), strict=True)
         ]
-    columns = {name: torch.cat([figures[name] for figures in laws]) for name in laws[0]}
+    columns = {name: torch.cat([figures[name] for figures in distributions]) for name in distributions[0]}
     return ProbeBatch(
         completions=tuple(completions),
         temperature=sampling.temperature,
@@ -160,8 +160,8 @@ def _figures(c: Episode, logits: Tensor, temperature: float, stop: Sequence[int]
     own = p.gather(-1, c.sequence.token_ids[:, None])
     entropy = -(p * log_p.clamp(min=-1e3)).sum(-1)
     u = torch.rand(len(p), generator=torch.Generator().manual_seed(derive("tail", c.problem_id, c.sample)))
-    likeliest = p.topk(min(RANKS[-1], p.shape[-1]), dim=-1).values.cumsum(-1)
-    beyond = [1 - likeliest[:, k - 1] if k < p.shape[-1] else torch.zeros(len(p)) for k in RANKS]
+    cumulative = p.topk(min(RANKS[-1], p.shape[-1]), dim=-1).values.cumsum(-1)
+    beyond = [1 - cumulative[:, k - 1] if k < p.shape[-1] else torch.zeros(len(p)) for k in RANKS]
     return {
         "plain": log_p.gather(-1, c.sequence.token_ids[:, None])[:, 0],
         "raw": chosen_logp(logits, c.sequence.token_ids, 1.0),

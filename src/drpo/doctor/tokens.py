@@ -77,12 +77,12 @@ def round_trip(
     micros = micro_batches(policy, batch.completions)
     trained = by_completion(micros, [m.target for m in micros])
     sampled = torch.cat([c.sequence.token_ids for c in batch.completions])
-    words = policy.model.config.get_text_config().vocab_size
+    vocab_size = policy.model.config.get_text_config().vocab_size
     sound = {
         "the engine read other prompts than were sent": all(
             torch.equal(c.sequence.prompt_ids, prompts[c.problem_id]) for c in batch.completions
         ),
-        "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < words)).all()),
+        "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < vocab_size)).all()),
         "the ids that are trained are not those that were sampled": all(
             torch.equal(ids, c.sequence.token_ids) for ids, c in zip(trained, batch.completions, strict=True)
         ),

@@ -1,8 +1,9 @@
 """How far the policy has moved from the sampler at a token: divergences over the sampler's K likeliest tokens.
 
-Shapes: T tokens, K of the sampler's likeliest tokens at each, V words in all. p is the sampler's law mu, q the policy's
-pi; what the K tokens leave is one more outcome, the rest, so that both are laws over K + 1 outcomes. Merging outcomes
-never adds to a divergence: these are lower bounds of the divergences over all V words, and K = V gives exactly those.
+Shapes: T tokens, K of the sampler's likeliest tokens at each, vocabulary size V. p is the sampler's distribution mu,
+q the policy's pi; what the K tokens leave is one more outcome, the rest, so that both are distributions over K + 1
+outcomes. Merging outcomes never adds to a divergence: these are lower bounds of the divergences over the whole
+vocabulary, and K = V gives exactly those.
 
 The K are the sampler's likeliest and nothing else: a sampled token that is not among them counts in the rest, and of
 equally likely tokens at the edge any may be left out. This is the reading that the golden vectors of the method's

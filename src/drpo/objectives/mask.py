@@ -63,7 +63,7 @@ class DPPO:
         tv: d = |pi - mu|                        topk_tv: `divergence.topk_tv` of the whole place
         kl: d = KL(Bern(mu) || Bern(pi))         topk_kl: `divergence.topk_kl`
 
-    The top-K divergences say how far the laws are apart, the sampled token which way: they come from
+    The top-K divergences say how far the distributions are apart, the sampled token which way: they come from
     `Tokens.divergence`, which the trainer fills from what the sampler reports of its likeliest tokens.
 
     Args:

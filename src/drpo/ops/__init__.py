@@ -67,8 +67,8 @@ def linear_divergence(
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
     """Return what `linear_logprob` does, and from the same logits how far the policy is from the sampler.
 
-    With K = V these are the exact total variation and KL of the whole laws. Memory beyond inputs and gradients: a few
-    times [chunk, V], whatever K.
+    With K = V these are the exact total variation and KL of the whole distributions. Memory beyond inputs and
+    gradients: a few times [chunk, V], whatever K.
 
     Args:
         hidden, head, target, temperature, chunk: as for `linear_logprob`.

@@ -13,7 +13,7 @@ from drpo.errors import InputError
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, windows
 from drpo.rollout.engine import generation
-from drpo.rollout.sample import draw, likeliest, uniforms
+from drpo.rollout.sample import draw, top_logprobs, uniforms
 from drpo.types import Generation, Request, Sampling, TopK
 
 log = logging.getLogger("drpo")
@@ -254,7 +254,7 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
         token, logp = draw(logits, u[active, t], sampling)
         tokens[active, t], logps[active, t] = token, logp
         if top is not None:
-            here = likeliest(logits, sampling)
+            here = top_logprobs(logits, sampling)
             top.ids[active, t], top.logp[active, t] = here.ids, here.logp
         if t + 1 == u.shape[1]:
             break

@@ -25,11 +25,12 @@ def uniforms(seed: tuple[int | str, ...], n: int) -> Tensor:
 
 
 def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw a token per row and report its log-probability under the law it was drawn from (greedy: under the model's).
+    """Draw a token per row; return it with its log-probability under the distribution that it was drawn from.
 
-    The law is softmax(logits / temperature) in float32, cut to top-k and top-p and renormalised where those are on. The
-    token is the first whose cumulative probability exceeds u, so the same u gives the same token whatever the other
-    rows are, unless rounding of the logits moves a boundary across u.
+    The distribution is softmax(logits / temperature) in float32, cut to top-k and top-p and renormalised where those
+    are on; of greedy draws the log-probability is the model's. The token is the first whose cumulative probability
+    exceeds u, so the same u gives the same token whatever the other rows are, unless rounding of the logits moves a
+    boundary across u.
 
     Args:
         logits: [B, V], any float dtype.
@@ -50,8 +51,8 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
     return torch.cat([token for token, _ in drawn]), torch.cat([logp for _, logp in drawn])
 
 
-def likeliest(logits: Tensor, sampling: Sampling) -> TopK:
-    """Return the `sampling.top_logprobs` likeliest tokens of each row under the law that `draw` draws from.
+def top_logprobs(logits: Tensor, sampling: Sampling) -> TopK:
+    """Return the `sampling.top_logprobs` likeliest tokens of each row under the distribution that `draw` draws from.
 
     Args:
         logits: [B, V], any float dtype.
@@ -61,22 +62,24 @@ def likeliest(logits: Tensor, sampling: Sampling) -> TopK:
         ids [B, K] and their log-probabilities [B, K] float32, nats; -inf only for what top-k or top-p rules out.
 
     Raises:
-        InputError: more are asked for than there are words.
+        InputError: more are asked for than the vocabulary has.
 
     Example:
-        >>> top = likeliest(torch.tensor([[0.25, 0.1, 0.65]]).log(), Sampling(top_logprobs=2))
+        >>> top = top_logprobs(torch.tensor([[0.25, 0.1, 0.65]]).log(), Sampling(top_logprobs=2))
         >>> top.ids, top.logp.exp()
         (tensor([[2, 0]]), tensor([[0.6500, 0.2500]]))
     """
-    words = logits.shape[-1]
-    if sampling.top_logprobs > words:
-        raise InputError(f"sampling.top_logprobs={sampling.top_logprobs}: the model has {words} words; ask for no more")
-    parts = logits.split(max(1, CHUNK_ELEMENTS // words))
-    found = [_log_law(rows, sampling).topk(sampling.top_logprobs) for rows in parts]
+    vocab_size = logits.shape[-1]
+    if sampling.top_logprobs > vocab_size:
+        raise InputError(
+            f"sampling.top_logprobs={sampling.top_logprobs}: the vocabulary has {vocab_size} tokens; ask for no more"
+        )
+    parts = logits.split(max(1, CHUNK_ELEMENTS // vocab_size))
+    found = [_log_distribution(rows, sampling).topk(sampling.top_logprobs) for rows in parts]
     return TopK.cat([TopK(ids, logp) for logp, ids in found])
 
 
-def _log_law(logits: Tensor, sampling: Sampling) -> Tensor:
+def _log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """[B, V] log-probabilities of few rows; not the logarithm of a softmax, in which small ones are 0."""
     log_p = torch.log_softmax(_scores(logits, sampling), dim=-1)
     if sampling.temperature == 0 or (sampling.top_k == 0 and sampling.top_p == 1):
@@ -85,7 +88,7 @@ def _log_law(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _scores(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[B, V] float32: what the law is the softmax of, before it is truncated."""
+    """[B, V] float32: what the distribution is the softmax of, before it is truncated."""
     scores = logits.float()
     return scores if sampling.temperature in (0, 1) else scores / sampling.temperature
 

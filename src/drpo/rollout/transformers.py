@@ -75,8 +75,8 @@ class TransformersEngine:
             BrokenLogpError: the model's logits are not finite.
         """
         generations: dict[int, Generation] = {}
-        for law in dict.fromkeys((r.sampling, r.stop) for r in requests):
-            rows = [i for i, r in enumerate(requests) if (r.sampling, r.stop) == law]
+        for settings in dict.fromkeys((r.sampling, r.stop) for r in requests):
+            rows = [i for i, r in enumerate(requests) if (r.sampling, r.stop) == settings]
             for batch, per_prompt in batches([requests[i].prompt_ids for i in rows], self._max_rows):
                 members = [rows[at] for at in batch]
                 asked = [requests[i] for i in members]

@@ -13,7 +13,7 @@ from drpo.types import Episode
 
 @dataclass(frozen=True)
 class ExactDivergence:
-    """Divergences between the sampler's laws p and the policy's q, over the tokens of some completions.
+    """Divergences between the sampler's distributions p and the policy's q, over the tokens of some completions.
 
     Args:
         tokens: how many.
@@ -40,17 +40,17 @@ def exact_divergence(policy: Policy, episodes: Sequence[Episode]) -> ExactDiverg
             token: a few hundred tokens are plenty.
 
     Raises:
-        InputError: no episodes, or one that does not carry the whole law, or of another temperature.
+        InputError: no episodes, or one that does not carry the whole distribution, or of another temperature.
     """
     if not episodes:
         raise InputError("exact_divergence: no completions; at least one is needed")
-    words = policy.model.get_output_embeddings().weight.shape[0]
+    vocab_size = policy.model.get_output_embeddings().weight.shape[0]
     for e in episodes:
         who = f"exact_divergence: completion {e.sample} of problem {e.problem_id!r}"
         if e.sampling.temperature != policy.temperature:
             raise InputError(f"{who}: sampled at temperature {e.sampling.temperature}, policy at {policy.temperature}")
-        if any(s.top_logprobs is None or s.top_logprobs.ids.shape[1] != words for s in e.sequences):
-            raise InputError(f"{who}: sample with sampling.top_logprobs={words}, the number of words")
+        if any(s.top_logprobs is None or s.top_logprobs.ids.shape[1] != vocab_size for s in e.sequences):
+            raise InputError(f"{who}: sample with sampling.top_logprobs={vocab_size}, the size of the vocabulary")
     columns = []
     for sequence in (s for e in episodes for s in e.sequences):
         (micro,) = pack([sequence], micro_batch_tokens=1).micro_batches

@@ -141,7 +141,7 @@ def mean_interval(means: NDArray[Any], most: float, level: float = 0.95) -> tupl
     them it is the normal one. With k = 1 that is Wilson's interval, which is also the outer bound, and the answer where
     fewer than 3 problems have a mean above 0, or below 1: the spread of so few says nothing.
 
-    Over 4 laws of the chance to be right, 30 to 200 problems and k = 4 or 16 it covers 94.5 to 96.5 %
+    Over 4 distributions of the chance to be right, 30 to 200 problems and k = 4 or 16 it covers 94.5 to 96.5 %
     (docs/statistics.md).
 
     Args:
@@ -178,8 +178,8 @@ def difference_interval(
     """Return the interval for the mean change of n problems from one evaluation to another.
 
     Student's, after two made-up problems have been added, one that gained 1 / sqrt(k) and one that lost it, so that a
-    few changes, or none, do not seem certain. Degrees of freedom as in `mean_interval`. Over 6 laws of change, 30 to
-    200 problems, k = 1, 4 or 16, with shared random numbers or without, it covers 93 to 100 %.
+    few changes, or none, do not seem certain. Degrees of freedom as in `mean_interval`. Over 6 distributions of change,
+    30 to 200 problems, k = 1, 4 or 16, with shared random numbers or without, it covers 93 to 100 %.
 
     Args:
         differences: [..., n] float64, in [-1, 1] where `n_samples` is given.

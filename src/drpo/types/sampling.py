@@ -25,7 +25,7 @@ class Sampling:
         Traceback (most recent call last):
         ...
         drpo.errors.InputError: sampling.top_p=0.9: training needs top_p=1, because the sampler's log-probabilities \
-would not be those of the law that was sampled; set --sampling.top-p 1
+would not be those of the distribution that was sampled; set --sampling.top-p 1
     """
 
     samples: int = 8
@@ -50,12 +50,12 @@ would not be those of the law that was sampled; set --sampling.top-p 1
             raise InputError(f"sampling.top_logprobs={self.top_logprobs}: must be 0 (none) or positive")
 
     def require_trainable(self, least: int = 2) -> None:
-        """Refuse a law that training cannot correct for: truncated support or temperature 0; or too few samples.
+        """Refuse what training cannot correct for: truncated support or temperature 0; or too few samples.
 
         Args:
             least: samples of a prompt; 1 where they are not compared with each other, but a critic gives advantages.
         """
-        truncated = "because the sampler's log-probabilities would not be those of the law that was sampled"
+        truncated = "because the sampler's log-probabilities would not be those of the distribution that was sampled"
         if self.top_p != 1:
             raise InputError(
                 f"sampling.top_p={self.top_p}: training needs top_p=1, {truncated}; set --sampling.top-p 1"

@@ -74,8 +74,8 @@ class TopK:
 
     Args:
         ids: [n, K] int64, by falling probability; all different within a place.
-        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the law it draws from. -inf only
-            where top-k or top-p rules the token out.
+        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the distribution it draws from.
+            -inf only where top-k or top-p rules the token out.
     """
 
     ids: Tensor

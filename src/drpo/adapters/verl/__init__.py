@@ -43,7 +43,7 @@ UNSOUND: tuple[tuple[str, tuple[object, ...], str], ...] = (
     (f"{ROLLOUT}.top_k", (-1, 0), RENORMALISED),
     (f"{ROLLOUT}.top_p", (1,), RENORMALISED),
 )
-"""A field, the values with which old_log_prob is the law that was sampled from, and what any other does."""
+"""A field, the values with which old_log_prob is the distribution that was sampled from, and what any other does."""
 
 
 @dataclass
@@ -133,7 +133,7 @@ register_policy_loss(LOSS)(policy_loss)
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a configuration of verl's trainer in which old_log_prob would not be the law that was sampled from.
+    """Refuse a configuration of verl's trainer whose old_log_prob would not be the distribution that was sampled from.
 
     Args:
         config: the whole, as `verl.trainer.main_ppo` composes it.

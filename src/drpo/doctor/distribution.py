@@ -1,4 +1,4 @@
-"""Checks of numbers and of the law that is sampled: is the ratio 1 before anything is learnt, and if not, why."""
+"""Checks of the distribution that is sampled: is the ratio 1 before anything is learnt, and if not, why."""
 
 import math
 
@@ -24,7 +24,7 @@ ROUTED_NOTE = 0.1
 """Share of tokens and layers of a mixture of experts that are routed otherwise."""
 
 SURE = 20.0
-"""A law is called truncated where an untruncated one would give these tokens with a chance below e^-20."""
+"""A distribution is called truncated where an untruncated one would give these tokens with a chance below e^-20."""
 
 SIGMAS = 6.0
 """How far from its expectation a mean may be by chance."""
@@ -60,7 +60,7 @@ def ratio(batch: ProbeBatch, objective: Objective) -> Finding:
 
 
 def divergence(found: ExactDivergence) -> Finding:
-    """How far the two laws are apart over the whole vocabulary, not at the sampled tokens alone."""
+    """How far the two distributions are apart over the whole vocabulary, not at the sampled tokens alone."""
     verdict, advice = judge(
         found.kl_mean <= K3_NOTE,
         "sampler and trainer differ much at equal weights: a finer --rollout-precision",
@@ -155,14 +155,15 @@ def _mean_gap(a: Tensor, b: Tensor) -> float:
 
 
 def draws(batch: ProbeBatch) -> Finding:
-    """Whether the tokens are as surprising as the law says: -log p has the entropy as its mean."""
+    """Whether the tokens are as surprising as the distribution says: -log p has the entropy as its mean."""
     surprise, entropy = float(-batch.plain.double().mean()), float(batch.entropy.double().mean())
     error = float(batch.spread.double().clamp(min=0).sum().sqrt()) / len(batch)
     z = (surprise - entropy) / max(error, 1e-9)
     fine = abs(z) <= SIGMAS or abs(surprise - entropy) <= 0.03 * entropy
     verdict, advice = judge(
         fine,
-        f"the tokens are {'less' if z < 0 else 'more'} surprising than the law at temperature {batch.temperature:g}: "
+        f"the tokens are {'less' if z < 0 else 'more'} surprising than the distribution at "
+        f"temperature {batch.temperature:g}: "
         + ("the sampler is colder or truncated (top-p, top-k, min-p)" if z < 0 else "the sampler is hotter")
         + "; send every sampling parameter explicitly",
     )
@@ -194,8 +195,8 @@ def support(batch: ProbeBatch) -> Finding:
     return Finding(
         "support",
         verdict,
-        f"of {len(batch)} tokens the unlikeliest leaves {lowest:.2%} of its law below it; the last rank drawn is "
-        f"{last}, and {missed:.1f} tokens were to be expected beyond it",
+        f"of {len(batch)} tokens the unlikeliest leaves {lowest:.2%} of its distribution below it; the last rank drawn "
+        f"is {last}, and {missed:.1f} tokens were to be expected beyond it",
         f"at most {SURE / len(batch):.2%} below, at most {SURE:g} beyond",
         advice,
         {"lowest": lowest, "last_rank": last, "missed": missed},
