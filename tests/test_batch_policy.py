@@ -39,9 +39,9 @@ from drpo.model.policy import Policy
 from drpo.model.precision import Precision
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.reductions import Horizon
-from drpo.rewards import Mark, RewardConfig
+from drpo.rewards import RewardConfig, Scored
 from drpo.train.optim import AdamW
-from drpo.train.score import require_marked, score
+from drpo.train.score import require_scored, score
 from drpo.train.step import update_policy
 from drpo.types import (
     Batch,
@@ -557,10 +557,10 @@ class StubPool:
     config: RewardConfig = field(default_factory=RewardConfig)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def score(self, items: Sequence[tuple[Problem, Transcript]]) -> list[Mark]:
+    def score(self, items: Sequence[tuple[Problem, Transcript]]) -> list[Scored]:
         self.asked += [(p.id, transcript.text) for p, transcript in items]
         values = [self.reward(p, transcript.text) for p, transcript in items]
-        return [Mark(None, self.failure, 0.0) if v is None else Mark(RewardResult(v), None, 0.0) for v in values]
+        return [Scored(None, self.failure, 0.0) if v is None else Scored(RewardResult(v), None, 0.0) for v in values]
 
 
 RAISED = Failure("raised", "it raised")
@@ -605,24 +605,24 @@ def test_a_reward_of_the_prompt_alone_teaches_nothing(dropped: set, order: rando
         assert batch.micro_batches == ()
 
 
-@given(unmarked=st.sets(st.integers(0, 3), max_size=2))
-def test_each_reward_stays_with_its_completion(unmarked: set[int]) -> None:
+@given(unscored=st.sets(st.integers(0, 3), max_size=2))
+def test_each_reward_stays_with_its_completion(unscored: set[int]) -> None:
     """The negative control: a reward of the sample gives that sample's advantage."""
     problems, completions = fake_rollout(set())
 
     def reward(problem: Problem, text: str) -> float | None:
         name, _, sample = text.rpartition("/")
         assert name == problem.id
-        return None if int(sample) in unmarked else float(sample) ** 2
+        return None if int(sample) in unscored else float(sample) ** 2
 
     groups = score(problems, in_groups(problems, completions), StubPool(reward))
     for group in groups:
-        assert [c.sample for c in group.episodes] == [n for n in range(4) if n not in unmarked]
+        assert [c.sample for c in group.episodes] == [n for n in range(4) if n not in unscored]
         assert group.rewards.tolist() == [float(c.sample) ** 2 for c in group.episodes]
-        assert sorted(u.episode.sample for u in group.unscored) == sorted(unmarked)
+        assert sorted(u.episode.sample for u in group.unscored) == sorted(unscored)
         assert all(u.failure is None for u in group.unscored)
     (batch,) = batched(groups, how())
-    marked = [n**2 for n in range(4) if n not in unmarked]
+    marked = [n**2 for n in range(4) if n not in unscored]
     for m in batch.micro_batches:
         sample = m.target[1::2] - 1
         expected = sample.double() ** 2 - sum(marked) / len(marked)
@@ -660,7 +660,7 @@ def test_a_failure_may_end_the_run_in_one_line() -> None:
     problems, completions = fake_rollout(set())
     pool = StubPool(lambda problem, text: None if text == "p1/2" else 1.0, RAISED, RewardConfig(on_failure="error"))
     with pytest.raises(InputError, match=r"failed on 1 of 20 completions, first on one of problem 'p1': it raised; "):
-        require_marked(score(problems, in_groups(problems, completions), pool), pool.config)
+        require_scored(score(problems, in_groups(problems, completions), pool), pool.config)
 
 
 @pytest.mark.parametrize("failure", [RAISED, None], ids=["failed", "abstained"])
@@ -669,7 +669,7 @@ def test_a_rollout_without_a_single_mark_is_refused(failure: Failure | None) -> 
     problems, completions = fake_rollout(set())
     groups = score(problems, in_groups(problems, completions), StubPool(lambda problem, text: None, failure))
     with pytest.raises(InputError, match="it raised" if failure else "abstained"):
-        require_marked(groups, RewardConfig())
+        require_scored(groups, RewardConfig())
     assert score([], [], StubPool(lambda problem, text: None)) == []
 
 

@@ -251,6 +251,23 @@ def test_a_folder_of_which_nothing_has_come_is_removed(capsys, elsewhere, argume
     assert status == 2 and "./nowhere" in err and not list(elsewhere.iterdir())
 
 
+OF_A_RUN = (
+    "watch run --once",
+    *(f"{c} run" for c in ("report", "verify", "replay", "train --resume")),
+)
+
+
+@pytest.mark.parametrize("command", OF_A_RUN)
+@pytest.mark.parametrize(("old", "version"), [("lag", "e0b217a"), ("marking", "6ad2188")])
+def test_a_run_of_an_earlier_version_is_refused(capsys, elsewhere, command: str, old: str, version: str):
+    (elsewhere / "run").mkdir()
+    (elsewhere / "run" / "config.json").write_text(json.dumps(to_json(find("smoke")) | {old: 0, "lag": 0}))
+    (elsewhere / "run" / "rollouts.jsonl").write_text('{"step": 1, "finish": "stop"}\n')
+    status, out, err = said(capsys, *command.split())
+    assert status == 2 and not out and err.count("\n") == 1, err
+    assert "run/config.json: a run of before 0.1.0" in err and f"commit {version} of the repository reads it" in err
+
+
 def test_a_mean_of_scores_that_leave_0_to_1_is_no_share(capsys, elsewhere):
     (elsewhere / "negative.py").write_text("def reward(problem, text):\n    return -0.8125\n")
     task = ("--eval-problems", "4", "--steps", "1", "--no-doctor")

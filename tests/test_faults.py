@@ -150,7 +150,7 @@ def test_updates_skipped_in_a_row_are_counted_across_a_stop(tmp_path: Path):
 def test_an_evaluation_that_was_cut_short_is_made_up(
     how: str, where: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    mark = session.mark_held_out
+    mark = session.score_held_out
 
     def cut_short(*args: Any, **named: Any) -> Any:
         done = [m["step"] for m in read_records(tmp_path / METRICS)]
@@ -162,7 +162,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up(
         pytest.fail("went on after the signal")
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "mark_held_out", cut_short)
+        patch.setattr(session, "score_held_out", cut_short)
         if how == "fails":
             with pytest.raises(RuntimeError, match="out of luck"):
                 train(tiny_run(eval_every=2), tmp_path)

@@ -37,7 +37,7 @@ from drpo.objectives import (
 )
 from drpo.ops import Head, SampledTokens, linear_policy_loss
 from drpo.report.panels import drawn_lines
-from drpo.rewards import Mark, RewardConfig
+from drpo.rewards import RewardConfig, Scored
 from drpo.rollout import ScriptedEngine
 from drpo.spec import parse_spec
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
@@ -540,9 +540,9 @@ class StubPool:
         self.scores = scores
         self.config = RewardConfig()
 
-    def score(self, items: list[tuple[Problem, Transcript]]) -> list[Mark]:
+    def score(self, items: list[tuple[Problem, Transcript]]) -> list[Scored]:
         scores = [self.scores[p.id, int(transcript.text)] for p, transcript in items]
-        return [Mark(None if score is None else RewardResult(score), None, 0.0) for score in scores]
+        return [Scored(None if score is None else RewardResult(score), None, 0.0) for score in scores]
 
 
 def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignore[no-untyped-def]

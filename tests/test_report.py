@@ -153,7 +153,7 @@ def test_what_an_update_saw_by_hand():
 
 def test_every_state_of_a_completion():
     states = [c.state for c in of_one_step(RECORDS[:5], DRPO(0.2))]
-    assert states == ["trained", "trained", "skipped", "skipped", "unmarked"]
+    assert states == ["trained", "trained", "skipped", "skipped", "unscored"]
 
 
 @pytest.mark.parametrize("objective", [GSPO(0.05, 0.05), OWN, DPPO(0.05, divergence="topk_tv")])

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drpo.errors import InputError
-from drpo.rewards import REGISTRY, Mark, PythonTests, RewardConfig, RewardPool, exact_number, in_process
+from drpo.rewards import REGISTRY, PythonTests, RewardConfig, RewardPool, Scored, exact_number, in_process
 from drpo.rewards.characters import plain_characters
 from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
@@ -302,7 +302,7 @@ def test_every_misdeed_costs_its_own_mark_only_and_order_is_kept(pool):
     expected = [part for i, text in enumerate(OUTCOMES) for part in ((float(i), None, None), OUTCOMES[text])]
     marks = pool.score(asking([*texts, "99"]))
     assert outcomes(marks) == [*expected, *scored(99.0)]
-    assert all(isinstance(mark, Mark) and type(mark.score) in (float, type(None)) for mark in marks)
+    assert all(isinstance(mark, Scored) and type(mark.score) in (float, type(None)) for mark in marks)
     assert all(0 <= mark.seconds <= 1 for mark in marks)
     late = [mark.seconds for mark in marks if mark.failure and mark.failure.kind == "timed_out"]
     assert late == [1.0] * sum(kind == "timed_out" for _, kind, _ in OUTCOMES.values())

@@ -136,7 +136,7 @@ def test_a_fault_at_any_file_is_gone_on_from(whole: tuple[Path, int], faults: Fa
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (session, "require_marked", InputError("the reward has failed")),
+        (session, "require_scored", InputError("the reward has failed")),
         (session.RewardPool, "__enter__", RuntimeError("can't start new thread")),
         (session, "rollout_records", KeyboardInterrupt()),
     ],

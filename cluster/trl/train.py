@@ -45,7 +45,7 @@ class Script:
     )
     eval_problems: int = field(
         default=0,
-        metadata={"help": "Held-out problems, marked before and after training; with sampler=engine only."},
+        metadata={"help": "Held-out problems, scored before and after training; with sampler=engine only."},
     )
 
 
@@ -100,7 +100,7 @@ def messages(problem: Problem) -> list[dict[str, str]]:
 
 
 class RewardConfig:
-    """A drpo reward as TRL's, in processes that may hang or die; what could not be marked counts nowhere."""
+    """A drpo reward as TRL's, in processes that may hang or die; what could not be scored counts nowhere."""
 
     __name__ = "reward"
 
@@ -108,10 +108,10 @@ class RewardConfig:
         self.pool, self.problems = pool, problems
 
     def __call__(self, completions: list[Any], number: list[int], **_: Any) -> list[float | None]:
-        """One mark a completion; `number` says to which problem each belongs."""
+        """One score a completion; `number` says to which problem each belongs."""
         texts = [completion[0]["content"] for completion in completions]
         asked = [(self.problems[i], text) for i, text in zip(number, texts, strict=True)]
-        return [mark.score for mark in self.pool.score(asked)]
+        return [scored.score for scored in self.pool.score(asked)]
 
 
 @contextmanager

@@ -19,21 +19,21 @@ _ONE_AT_A_TIME = threading.Lock()  # verl calls from several threads of a worker
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
 ) -> dict[str, float]:
-    """Mark one completion.
+    """Score one completion.
 
     Args:
-        data_source: the set that the problem is from; all are marked alike.
+        data_source: the set that the problem is from; all are scored alike.
         solution_str: the completion, text.
         ground_truth: the answer.
         extra_info: not used.
 
     Returns:
-        `score` and `acc`, 0 or 1; `failed`, 1 where the marking hung or broke, in which case the score is 0.
+        `score` and `acc`, 0 or 1; `failed`, 1 where the scoring hung or broke, in which case the score is 0.
     """
     with _ONE_AT_A_TIME:
-        (mark,) = _pool().score([(Problem.of_text(data_source, "", str(ground_truth)), solution_str)])
-    score = mark.score or 0.0
-    return {"score": score, "acc": score, "failed": float(mark.failure is not None)}
+        (scored,) = _pool().score([(Problem.of_text(data_source, "", str(ground_truth)), solution_str)])
+    score = scored.score or 0.0
+    return {"score": score, "acc": score, "failed": float(scored.failure is not None)}
 
 
 @cache

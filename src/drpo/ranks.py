@@ -23,7 +23,7 @@ PATIENCE = timedelta(hours=3)
 class Ranks:
     """One of `size` processes that train together; alone where there is one.
 
-    What they exchange is small (completions, marks, figures) but for gradients, of which there is one sum an update.
+    What they exchange is small (completions, scores, figures) but for gradients, of which there is one sum an update.
     Every rank must call the same methods in the same order.
 
     Args:

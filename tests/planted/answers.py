@@ -168,7 +168,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "no answer is mutated",
-        "drpo.doctor.marking:mutate",
+        "drpo.doctor.scoring:mutate",
         lambda right: lambda problems: [],
         (f"{DOCTOR}test_every_fault_is_found_and_named[a reward that loses the sign]",),
     ),

@@ -32,9 +32,9 @@ def _without_sample(right: Any) -> Any:
 
 
 def _scores_reversed(right: Any) -> Any:
-    def group(problem: Any, marked: Any, zero: bool) -> Any:
-        scores = [mark for _, mark in reversed(marked)]
-        return right(problem, list(zip((e for e, _ in marked), scores, strict=True)), zero)
+    def group(problem: Any, pairs: Any, zero: bool) -> Any:
+        scores = [scored for _, scored in reversed(pairs)]
+        return right(problem, list(zip((e for e, _ in pairs), scores, strict=True)), zero)
 
     return group
 

@@ -84,7 +84,7 @@ REPLACEMENTS = (
     Replacement(
         "a failure is dropped where it should be scored 0",
         "drpo.train.score:_group",
-        lambda right: lambda problem, marked, zero: right(problem, marked, False),
+        lambda right: lambda problem, pairs, zero: right(problem, pairs, False),
         ("tests/test_batch_policy.py::test_a_failure_may_score_zero_and_is_told_from_a_wrong_answer",),
     ),
     Replacement(

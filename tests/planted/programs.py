@@ -100,7 +100,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "NaN is a score",
-        "drpo.rewards.marking:_read",
+        "drpo.rewards.scoring:_read",
         _any_number,
         (f"{REWARDS}test_a_declared_reward_runs_here_with_the_same_outcomes",),
     ),

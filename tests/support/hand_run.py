@@ -53,7 +53,7 @@ RECORDS = (
     record("no mark", 0.5, step=2, problem="q", sample=1, reward=None, failure="ValueError: no verdict"),
     record("", [0.125], [0.125], step=3, problem="r", reward=2.0, advantage=1.0, prompt="another prompt"),
 )
-"""Two trained and one skipped at step 1; at step 2 one skipped and one unmarked; at step 3 a bare EOS."""
+"""Two trained and one skipped at step 1; at step 2 one skipped and one unscored; at step 3 a bare EOS."""
 
 
 def write_run(folder: Path, records: Sequence[dict[str, Any]] = RECORDS, **changes: Any) -> Run:

@@ -86,7 +86,7 @@ def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table.add_row("problems", str(result["n_problems"]))
     table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")
     if result["failed"]:
-        table.add_row("not marked", f"{result['failed']} completions: the reward failed or abstained")
+        table.add_row("not scored", f"{result['failed']} completions: the reward failed or abstained")
     console = Terminal()
     console.print(name, style="bold")
     console.print(table)

@@ -17,12 +17,13 @@ from drpo.report.payload import finite
 from drpo.report.replay import Decode, draw_replay, replay_sheets
 from drpo.spec import parse_spec
 from drpo.terminal import Terminal, as_table
-from drpo.train.records import MODEL
+from drpo.train.records import MODEL, refuse_old_run
 
 
 def replay(options: ReplayOptions) -> int:
     """Ask other objectives what they would have done with a batch that a run has trained on."""
     asked = [parse_spec(text, known.REGISTRY) for text in options.objectives]
+    refuse_old_run(options.run)
     batch = recorded(options.run, options.step)
     found = replayed(batch, asked)
     console = Terminal()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from drpo.doctor import distribution, machine, marking, signal, sync, tokens
+from drpo.doctor import distribution, machine, scoring, signal, sync, tokens
 from drpo.doctor.finding import Finding, Verdict
 from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
 from drpo.model.routing import RoutingMismatch, routing_mismatch
@@ -102,11 +102,11 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
         row_tokens=longest + run.sampling.max_new_tokens,
         critic=None if components.critic is None else components.critic.critic,
     )
-    yield from marking.reward(components.reward, problems[: size.answers], run.reward_pool)
+    yield from scoring.reward(components.reward, problems[: size.answers], run.reward_pool)
 
 
 def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
-    """A few groups as training will have them, marked."""
+    """A few groups as training will have them, scored."""
     sampling = replace(run.sampling, top_logprobs=0)
 
     def draw(part: int) -> list[ScoredGroup]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from drpo.doctor.finding import Finding, judge
-from drpo.rewards import Mark
+from drpo.rewards import Scored
 from drpo.rewards.normalise import normalise
 from drpo.rewards.number import read_number
 from drpo.rewards.wording import plain
@@ -94,14 +94,14 @@ def _characters(answer: str) -> list[str]:
     return sorted(re.sub(r"[\s{}()\[\]]", "", plain(normalise(answer))))
 
 
-def mutated(tried: Sequence[Mutation], marks: Sequence[Mark]) -> Finding:
+def mutated(tried: Sequence[Mutation], scores: Sequence[Scored]) -> Finding:
     """Report which wrong answers score 1 or more.
 
     Args:
         tried: the wrong answers.
-        marks: theirs, in their order.
+        scores: theirs, in their order.
     """
-    fooled = [m for m, mark in zip(tried, marks, strict=True) if (mark.score or 0.0) >= 1.0]
+    fooled = [m for m, scored in zip(tried, scores, strict=True) if (scored.score or 0.0) >= 1.0]
     share = len(fooled) / len(tried) if tried else 0.0
     advice = ""
     if fooled:

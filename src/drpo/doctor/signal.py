@@ -20,7 +20,7 @@ def carries_signal(group: ScoredGroup, advantage: Advantage) -> bool:
     """Whether any completion of a group has an advantage other than 0.
 
     Args:
-        group: marked.
+        group: scored.
         advantage: rewards of a group -> advantages.
     """
     return len(group.rewards) >= 2 and bool((advantage(group.rewards) != 0).any())
@@ -64,7 +64,7 @@ def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
     """Say what share of groups, sampled as in training, will have a gradient.
 
     Args:
-        groups: marked; of the run's own problems, samples and length.
+        groups: scored; of the run's own problems, samples and length.
         advantage: as of `carries_signal`.
     """
     n, carrying = len(groups), sum(carries_signal(g, advantage) for g in groups)

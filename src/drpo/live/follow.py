@@ -22,6 +22,7 @@ from drpo.train.records import (
     Evaluation,
     parse_json,
     read_json,
+    refuse_old_run,
     require_run_fields,
 )
 
@@ -227,6 +228,7 @@ def _json(path: Path) -> Record | None:
 def _config(path: Path) -> Record | None:
     config = _json(path)
     if config is not None:
+        refuse_old_run(path.parent)
         try:
             require_run_fields(config)
         except InputError as error:

@@ -45,7 +45,7 @@ def sample_panel(prompt: str, text: str, reward: float | None) -> Panel:
     prompt, text = map(printable, (prompt, text))
     style = "green" if reward and reward > 0 else "yellow"
     body = Text.assemble((prompt, "dim"), "\n", (text.strip() or "(nothing)", style))
-    said = "not marked" if reward is None else f"reward {reward:g}"
+    said = "not scored" if reward is None else f"reward {reward:g}"
     return Panel(body, title=f"a sample, {said}", title_align="left")
 
 

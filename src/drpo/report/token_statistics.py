@@ -16,7 +16,7 @@ from drpo.train.log import token_advantages
 from drpo.train.records import METRICS, ROLLOUTS, read_lines, read_records
 from drpo.types import Tokens
 
-State = Literal["trained", "skipped", "unmarked"]
+State = Literal["trained", "skipped", "unscored"]
 PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence", "advantages")
 
 
@@ -50,7 +50,7 @@ class Sampled:
         token_ids: [N] int64.
         mu: [N] float64; the sampler's probability of each token.
         state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
-            "unmarked" where it has no reward.
+            "unscored" where it has no reward.
         statistics: what the update saw, where it is "trained".
     """
 
@@ -131,7 +131,7 @@ def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective) -> l
 def _state(record: Mapping[str, Any]) -> State:
     if "logp" in record:
         return "trained"
-    return "unmarked" if record.get("reward") is None else "skipped"
+    return "unscored" if record.get("reward") is None else "skipped"
 
 
 def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[TokenStatistics]:

@@ -1,10 +1,10 @@
 """Rewards: (problem, text) -> score, and the pool that runs them safely."""
 
 from drpo.rewards.contract import Reward, in_process
-from drpo.rewards.marking import Mark, RewardConfig
 from drpo.rewards.number import exact_number
 from drpo.rewards.pool import RewardPool
 from drpo.rewards.python import PythonTests
+from drpo.rewards.scoring import RewardConfig, Scored
 from drpo.spec import Registry
 
 REGISTRY: Registry[Reward] = Registry(
@@ -18,11 +18,11 @@ REGISTRY: Registry[Reward] = Registry(
 
 __all__ = [
     "REGISTRY",
-    "Mark",
     "PythonTests",
     "Reward",
     "RewardConfig",
     "RewardPool",
+    "Scored",
     "exact_number",
     "in_process",
 ]

@@ -37,7 +37,7 @@ nearness.narrow()
 
 
 def math_verify(problem: Problem, text: str) -> float:
-    r"""Mark by mathematical equality with the answer, as math-verify compares; words are compared as text.
+    r"""Score by mathematical equality with the answer, as math-verify compares; words are compared as text.
 
     The text's last \boxed{...} counts first (with others joined to it, as a set: "\boxed{1} and \boxed{2}"), or its
     last <answer>...</answer>, then what follows "the answer is", then the last formula or number. Both answers are

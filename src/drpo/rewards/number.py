@@ -170,7 +170,7 @@ def _integer(text: str) -> int:
 
 @in_process
 def exact_number(problem: Problem, text: str) -> float:
-    r"""Mark by whether the last number in the text equals the answer; both are exact fractions, never floats.
+    r"""Score by whether the last number in the text equals the answer; both are exact fractions, never floats.
 
     Thousands separators, currency, degree and percent signs, leading zeros and a full stop at the end of a sentence do
     not matter; a minus does, unless it stands between two quantities ("3-4" ends in 4). "1/2", "10^3" and "1.2e3" are

@@ -16,7 +16,7 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.rewards import processes, worker
 from drpo.rewards.contract import Reward, name_of, reads_transcript
-from drpo.rewards.marking import Mark, RewardConfig, call, one_line
+from drpo.rewards.scoring import RewardConfig, Scored, call, one_line
 from drpo.types import Failure, Problem, Transcript
 
 START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
@@ -28,10 +28,10 @@ _SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
 
 class RewardPool:
-    """Marks completions with a reward, each under a deadline; use it in a `with` statement.
+    """Scores completions with a reward, each under a deadline; use it in a `with` statement.
 
     The reward runs in child processes, so it may hang, crash, fork or call `os._exit`, on the main thread or in C code,
-    at the price of its own mark only. One that declares itself `in_process` is called in this process instead. Child
+    at the price of its own score only. One that declares itself `in_process` is called in this process instead. Child
     processes import the reward by its module and name, and the main script too: a script that uses a pool needs
     `if __name__ == "__main__":`.
 
@@ -46,7 +46,7 @@ class RewardPool:
     Example:
         >>> from drpo.rewards import exact_number
         >>> with RewardPool(exact_number) as pool:
-        ...     [mark.score for mark in pool.score([(Problem.of_text("0", "1 + 1?", "2"), "It is 2.")])]
+        ...     [scored.score for scored in pool.score([(Problem.of_text("0", "1 + 1?", "2"), "It is 2.")])]
         [1.0]
     """
 
@@ -72,15 +72,15 @@ class RewardPool:
         """Kill the processes."""
         _end(self._workers)
 
-    def score(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Mark]:
-        """Mark completions.
+    def score(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Scored]:
+        """Score completions.
 
         Args:
             items: problems with one transcript each, or with a text that no model sampled.
 
         Returns:
-            One mark for each item, in order. A reward that raises, times out, dies or returns something else than a
-            finite number or None gives a mark with a `failure`; it does not raise here.
+            One `Scored` for each item, in order. A reward that raises, times out, dies or returns something else than a
+            finite number or None gives one with a `failure`; it does not raise here.
 
         Raises:
             InputError: a process died and could not be started again.
@@ -88,16 +88,16 @@ class RewardPool:
         if self._in_process:
             return [call(self._reward, problem, self._read(problem, answer)) for problem, answer in items]
         waiting = deque((place, _pack(p, self._read(p, answer))) for place, (p, answer) in enumerate(items))
-        marks: dict[int, Mark] = {}
+        scores: dict[int, Scored] = {}
         try:
             self._start()
-            while len(marks) < len(items):
+            while len(scores) < len(items):
                 self._hand_out(waiting)
-                self._attend(marks)
-        except BaseException:  # Ctrl-C too: what is being marked now must not answer the next question
+                self._attend(scores)
+        except BaseException:  # Ctrl-C too: what is being scored now must not answer the next question
             _end(self._workers)
             raise
-        return [marks[place] for place in range(len(items))]
+        return [scores[place] for place in range(len(items))]
 
     def _read(self, problem: Problem, answer: str | Transcript) -> str | Transcript:
         """What the reward reads of an answer; nothing else travels to its process."""
@@ -116,21 +116,21 @@ class RewardPool:
             if waiting and one.ready and one.place is None and one.process.is_alive():
                 one.give(*waiting.popleft())
 
-    def _attend(self, marks: dict[int, Mark]) -> None:
+    def _attend(self, scores: dict[int, Scored]) -> None:
         """Wait until something happens, and take in what it is."""
         _wait(self._workers)
         for one in list(self._workers):
             place = one.place
             try:
-                mark = one.receive()
+                scored = one.receive()
             except _LostError as lost:
                 self._replace(one, lost.failure)
-                mark = Mark(None, lost.failure, self.config.seconds if lost.failure.kind == "timed_out" else 0.0)
+                scored = Scored(None, lost.failure, self.config.seconds if lost.failure.kind == "timed_out" else 0.0)
             else:
                 if one.says_more:  # than it was asked
                     self._replace(one, Failure("died", _NO_ANSWER))
-            if mark is not None and place is not None:
-                marks[place] = mark
+            if scored is not None and place is not None:
+                scores[place] = scored
 
     def _replace(self, lost: "_Worker", failure: Failure) -> None:
         self._workers.remove(lost)
@@ -170,7 +170,7 @@ class _Worker:
             os.set_blocking(ours.fileno(), False)
         self.ready = False
         self.place: int | None = None
-        self._seal: str | None = None  # of the item that it marks
+        self._seal: str | None = None  # of the item that it scores
         self._given = 0
         self.unsent = memoryview(b"")
         self.deadline = time.perf_counter() + START_SECONDS
@@ -178,7 +178,7 @@ class _Worker:
         self._seconds = config.seconds
 
     def give(self, place: int, item: bytes) -> None:
-        """Have it mark an item; its time runs from here."""
+        """Have it score an item; its time runs from here."""
         self.place, self._given = place, self._given + 1
         self._seal = worker.new_seal(self._given)
         self.unsent = memoryview(worker.HEADER.pack(len(item), self._seal.encode()) + item)
@@ -189,11 +189,11 @@ class _Worker:
         """Whether something followed its last answer."""
         return self.place is None and bool(self._received)
 
-    def receive(self) -> Mark | None:
+    def receive(self) -> Scored | None:
         """Exchange with it what can be exchanged now.
 
         Returns:
-            A mark, where a whole one has come.
+            One, where a whole one has come.
 
         Raises:
             _LostError: it died, is late, or says what makes no sense.
@@ -217,12 +217,12 @@ class _Worker:
             raise _LostError(Failure("timed_out", late))
         return None
 
-    def _read(self, line: bytes) -> Mark | None:
+    def _read(self, line: bytes) -> Scored | None:
         try:
             if self.ready:
-                mark = worker.unpack_answer(line, self._seal)
+                scored = worker.unpack_answer(line, self._seal)
                 self.place, self._seal, self.deadline = None, None, math.inf
-                return mark
+                return scored
             problem = json.loads(line)["problem"]
         except (ValueError, KeyError, TypeError):
             raise _LostError(Failure("died", _NO_ANSWER)) from None

@@ -28,7 +28,7 @@ _MORE = 1 << 16  # bytes of a line beside what stands in it of tests
 
 @dataclass(frozen=True)
 class PythonTests:
-    r"""Mark a program by whether it passes the problem's tests.
+    r"""Score a program by whether it passes the problem's tests.
 
     `drpo.rewards.fences.program` says which fenced block of the text is the program. It runs in a process of its own.
     Tests that assert then run one after the other among the names that it has left; of others its output, or what its

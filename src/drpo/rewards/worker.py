@@ -1,4 +1,4 @@
-"""What runs in a reward's process: it reads an item, marks it, answers, until nobody asks any more.
+"""What runs in a reward's process: it reads an item, scores it, answers, until nobody asks any more.
 
 It trusts nothing that the reward may have left behind: what the reward printed went nowhere, what it forked is killed,
 and the answer is one line of JSON, so that the asker need not unpickle anything that comes from here. The line carries
@@ -22,7 +22,7 @@ import psutil
 
 from drpo.rewards import processes
 from drpo.rewards.contract import Reward
-from drpo.rewards.marking import Mark, call, one_line
+from drpo.rewards.scoring import Scored, call, one_line
 from drpo.spec import SAFE_PATH
 from drpo.types import Failure, Problem, RewardResult, Transcript
 
@@ -45,8 +45,8 @@ def new_seal(number: int) -> str:
     return f"{number % 10**8:08d}{secrets.token_hex(12)}"
 
 
-def unpack_answer(line: bytes, seal: str | None) -> Mark:
-    """Return the mark that stands in an answer.
+def unpack_answer(line: bytes, seal: str | None) -> Scored:
+    """Return what an answer says.
 
     Args:
         line: as it was received.
@@ -61,15 +61,15 @@ def unpack_answer(line: bytes, seal: str | None) -> Mark:
     failure, result = record["failure"], record["result"]
     if result is not None:
         result = RewardResult.of_floats(result["total"], result["parts"], result["turns"])
-    return Mark(result, None if failure is None else Failure(**failure), float(record["seconds"]))
+    return Scored(result, None if failure is None else Failure(**failure), float(record["seconds"]))
 
 
 def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickled: bytes, memory: int) -> None:
-    """Say whether the reward could be imported, then mark items until there are no more; does not return.
+    """Say whether the reward could be imported, then score items until there are no more; does not return.
 
     Args:
         items: to read from.
-        answers: to write lines to: first {"problem": why not, or null}, then a mark for each item.
+        answers: to write lines to: first {"problem": why not, or null}, then a score for each item.
         pickled: the reward.
         memory: bytes of address space that it may take, beyond what it has when it is imported; 0 is no limit.
     """
@@ -83,30 +83,30 @@ def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickle
     _write(answers.fileno(), {"problem": problem})
     if reward is not None:
         with open(items.fileno(), "rb", closefd=False) as stream:
-            _answer(stream, answers.fileno(), _marker(reward, os.getpid(), spared))
+            _answer(stream, answers.fileno(), _scorer(reward, os.getpid(), spared))
     os._exit(0)  # not by way of the reward's threads and exit handlers
 
 
-def _answer(items: BinaryIO, answers: int, mark: Callable[[bytes], Mark]) -> None:
+def _answer(items: BinaryIO, answers: int, score: Callable[[bytes], Scored]) -> None:
     while header := items.read(HEADER.size):
         length, seal = HEADER.unpack(header)
-        found = mark(items.read(length))
+        found = score(items.read(length))
         _write(answers, {"seal": seal.decode(), **asdict(found)})
 
 
-def _marker(reward: Reward, own: int, spared: frozenset[int]) -> Callable[[bytes], Mark]:
-    def mark(body: bytes) -> Mark:
+def _scorer(reward: Reward, own: int, spared: frozenset[int]) -> Callable[[bytes], Scored]:
+    def score(body: bytes) -> Scored:
         try:
             problem, answer = pickle.loads(body)
             found = call(reward, problem, answer)
         except BaseException as error:  # an item that cannot be read here; a KeyboardInterrupt of the reward's own
-            found = Mark(None, Failure("raised", one_line(error)), 0.0)
+            found = Scored(None, Failure("raised", one_line(error)), 0.0)
         if os.getpid() != own:
             os._exit(0)  # a fork that came back from the call
         processes.end_children(spared)
         return found
 
-    return mark
+    return score
 
 
 def _detach(keep: tuple[int, ...]) -> None:

@@ -37,7 +37,7 @@ class Known:
 
     @property
     def reward(self) -> Reward:
-        """The default way to mark it."""
+        """The default way to score it."""
         return self.records.reward
 
     @property

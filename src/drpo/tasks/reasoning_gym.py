@@ -30,7 +30,7 @@ _TRIES = 256  # draws in a row that may be of no use: the chance that it is bad 
 
 @dataclass(frozen=True)
 class ReasoningGym:
-    """Any dataset of reasoning-gym, marked by its own scorer.
+    """Any dataset of reasoning-gym, scored by its own scorer.
 
     A question belongs to the held-out set or to training by a hash of its text, one in four to the former, so the two
     share no question however many of either are drawn. Both come from endless streams, with different seeds. A few

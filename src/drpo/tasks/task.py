@@ -11,7 +11,7 @@ class Task(Protocol):
 
     @property
     def reward(self) -> Reward:
-        """The default way to mark it."""
+        """The default way to score it."""
         ...
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:

@@ -33,7 +33,7 @@ ENGINES = ("transformers", "vllm", "http://HOST:PORT")
 MOST_COMPLETIONS = 2**20
 """Of a step, and of an evaluation: more is a slip of the keyboard, and would fill the memory before it is noticed."""
 MOST_RANK, MOST_PROCESSES = 2**14, 2**10
-"""Of adapters, and of processes that mark: likewise."""
+"""Of adapters, and of processes that score: likewise."""
 OFF = "inf"
 """In place of an infinite max_grad_norm, which JSON has no number for."""
 _LARGEST = 2**63 - 1

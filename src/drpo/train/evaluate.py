@@ -14,7 +14,7 @@ from drpo.errors import InputError
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver
 from drpo.train.records import Evaluation
-from drpo.train.score import require_marked, score
+from drpo.train.score import require_scored, score
 from drpo.types import Problem, Sampling, ScoredGroup
 
 RIGHT = 1.0
@@ -33,7 +33,7 @@ def evaluate(
     step: int,
     before: Mapping[str, float] | None = None,
 ) -> Evaluation:
-    """Draw `sampling.samples` completions of every problem, mark them, and sum up: `mark_held_out`, then `summed_up`.
+    """Draw `sampling.samples` completions of every problem, score them, and sum up: `score_held_out`, then `summed_up`.
 
     Args:
         driver: its engine holds the weights to evaluate.
@@ -45,19 +45,19 @@ def evaluate(
         before: `problem_means` of the evaluation to compare with, or None.
 
     Raises:
-        InputError: no problems, or the reward marked no completion.
+        InputError: no problems, or the reward scored no completion.
     """
     if not problems:
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
-    groups = mark_held_out(driver, problems, sampling, pool, seed=seed)
-    require_marked(groups, pool.config)
+    groups = score_held_out(driver, problems, sampling, pool, seed=seed)
+    require_scored(groups, pool.config)
     return summed_up(groups, sampling.samples, step=step, before=before)
 
 
-def mark_held_out(
+def score_held_out(
     driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int
 ) -> list[ScoredGroup]:
-    """Return a marked group for every held-out problem.
+    """Return a scored group for every held-out problem.
 
     The random numbers depend on the seed and the problem alone, so evaluations of one run share them.
 
@@ -75,20 +75,20 @@ def mark_held_out(
 def summed_up(
     groups: Sequence[ScoredGroup], n_samples: int, *, step: int, before: Mapping[str, float] | None = None
 ) -> Evaluation:
-    """Return what the marked groups of all held-out problems say.
+    """Return what the scored groups of all held-out problems say.
 
     Args:
-        groups: of which at least one has a marked completion.
+        groups: of which at least one has a scored completion.
         n_samples: completions drawn per problem.
         step: for the record.
         before: `problem_means` of the evaluation to compare with, or None.
     """
     episodes = [e for g in groups for e in g.all_episodes]
-    marked = [g for g in groups if len(g.rewards)]
-    means = {g.problem.id: float(g.rewards.double().mean()) for g in marked}
+    scored = [g for g in groups if len(g.rewards)]
+    means = {g.problem.id: float(g.rewards.double().mean()) for g in scored}
     reward_mean = sum(means.values()) / len(means)
-    bounded = all(bool(((g.rewards >= 0) & (g.rewards <= 1)).all()) for g in marked)
-    most = len(marked) ** 2 / sum(1 / len(g.rewards) for g in marked)
+    bounded = all(bool(((g.rewards >= 0) & (g.rewards <= 1)).all()) for g in scored)
+    most = len(scored) ** 2 / sum(1 / len(g.rewards) for g in scored)
     low, high = mean_interval(np.array(list(means.values())), most) if bounded else (math.nan, math.nan)
     ks = [2**i for i in range(n_samples.bit_length())]
     return Evaluation(
@@ -96,8 +96,8 @@ def summed_up(
         reward_mean=reward_mean,
         low=float(low),
         high=float(high),
-        pass_at={k: _mean_pass_at(marked, k) for k in ks},
-        n_problems=len(marked),
+        pass_at={k: _mean_pass_at(scored, k) for k in ks},
+        n_problems=len(scored),
         n_samples=n_samples,
         mean_length=sum(e.n_sampled for e in episodes) / len(episodes),
         truncated=sum(e.finish_reason == "length" for e in episodes) / len(episodes),
@@ -278,6 +278,6 @@ def pass_at_k(n: int, n_right: int, k: int) -> float:
 
 
 def _mean_pass_at(groups: Sequence[ScoredGroup], k: int) -> float:
-    """Over the groups with at least k marked completions; nan where there is none."""
+    """Over the groups with at least k scored completions; nan where there is none."""
     values = [pass_at_k(len(g.rewards), int((g.rewards >= RIGHT).sum()), k) for g in groups if len(g.rewards) >= k]
     return sum(values) / len(values) if values else math.nan

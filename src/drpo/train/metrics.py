@@ -29,8 +29,8 @@ REWARD_PARTS = "reward_parts/"
 """Before the name of a part of the reward, in metrics."""
 
 ROLLOUT_METRICS: Mapping[str, str] = {
-    "reward_mean": "mean reward over marked completions",
-    "reward_std": "standard deviation (population) of the rewards over marked completions",
+    "reward_mean": "mean reward over scored completions",
+    "reward_std": "standard deviation (population) of the rewards over scored completions",
     "groups_all_correct": "share of groups whose every reward is at least 1: nothing to learn",
     "groups_all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
     "frac_reward_zero_std": "share of groups whose rewards are all equal (to a millionth of the largest), which give "
@@ -104,16 +104,16 @@ VALUE_METRICS: Mapping[str, str] = {
 def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Return the figures of `ROLLOUT_METRICS` for the rollout of a step, counted from 1."""
     rewards = torch.cat([g.rewards for g in groups]).double()
-    marked = [g for g in groups if len(g.rewards)]
+    scored = [g for g in groups if len(g.rewards)]
     unscored = [u for g in groups for u in g.unscored]
     failures = [f for g in groups for f in g.failures]
     episodes = [e for g in groups for e in g.all_episodes]
     record = {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "groups_all_correct": sum(bool((g.rewards >= 1).all()) for g in marked) / len(marked),
-        "groups_all_wrong": sum(bool((g.rewards <= 0).all()) for g in marked) / len(marked),
-        "frac_reward_zero_std": sum(all_equal(g.rewards) for g in marked) / len(marked),
+        "groups_all_correct": sum(bool((g.rewards >= 1).all()) for g in scored) / len(scored),
+        "groups_all_wrong": sum(bool((g.rewards <= 0).all()) for g in scored) / len(scored),
+        "frac_reward_zero_std": sum(all_equal(g.rewards) for g in scored) / len(scored),
         "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
         "sampled_tokens": sum(e.n_sampled for e in episodes),
         "staleness": sum(step - 1 - e.version for e in episodes) / len(episodes),

@@ -19,6 +19,11 @@ TRIALS, RESULTS = "trials", "results.json"
 """Of a comparison: the folder of its runs, and what is kept of them."""
 _OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
 """What that folder was called before 0.1.0, and the version that reads it."""
+_OLD_FIELDS = {
+    "marking": ("reward_pool", "commit 6ad2188 of the repository"),
+    "lag": ("async_steps", _READS_OLD),
+}
+"""A field that every config.json of an earlier version has -> its name since, and the version that reads the folder."""
 _TEXTS = ("text", "prompt", "finish_reason")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
@@ -33,7 +38,7 @@ class Evaluation:
         reward_mean: avg@k: the mean over problems of the mean score of k samples, in the reward's units.
         low, high: 95 % interval of the mean, `mean_interval`; nan where a score leaves [0, 1].
         pass_at: k -> unbiased pass@k for k = 1, 2, 4, ... up to the samples.
-        n_problems: problems with at least one marked completion.
+        n_problems: problems with at least one scored completion.
         n_samples: completions drawn per problem.
         mean_length: tokens.
         truncated: share of completions cut at max_new_tokens.
@@ -189,6 +194,24 @@ def require_run_fields(config: Mapping[str, Any]) -> None:
         raise InputError(str(error).replace("`", "")) from None
 
 
+def refuse_old_run(folder: Path) -> None:
+    """Raise if an earlier version wrote a run: its configuration and its records have other names.
+
+    Args:
+        folder: of the run; its config.json may be missing or damaged.
+
+    Raises:
+        InputError: it did; the message names the version that reads the folder.
+    """
+    try:
+        config = read_json(folder / CONFIG)
+    except (FileNotFoundError, InputError):
+        return
+    for old, (new, version) in _OLD_FIELDS.items():
+        if old in config:
+            raise InputError(f"{folder / CONFIG}: a run of before 0.1.0 ('{old}', now '{new}'); {version} reads it")
+
+
 def refuse_old_comparison(path: Path, names: Collection[str]) -> None:
     """Raise if a comparison has its trials under their old name.
 
@@ -209,14 +232,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return what config.json of a run says.
 
     Raises:
-        InputError: there is no run, or it cannot be read.
+        InputError: there is no run, it cannot be read, or an earlier version wrote it.
     """
     try:
-        return read_json(folder / CONFIG)
+        config = read_json(folder / CONFIG)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder}: no run there ({CONFIG} is missing); `drpo train RECIPE --out {folder}` begins one"
         ) from None
+    refuse_old_run(folder)
+    return config
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

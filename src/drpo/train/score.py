@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from drpo.errors import InputError
-from drpo.rewards import Mark, RewardConfig, RewardPool
+from drpo.rewards import RewardConfig, RewardPool, Scored
 from drpo.types import Episode, Problem, RewardResult, ScoredGroup, Unscored
 
 
@@ -23,16 +23,16 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
         One group per problem, in the order of `problems`, its episodes in order.
     """
     groups = list(zip(problems, rollout, strict=True))
-    marks = iter(pool.score([(problem, e.transcript) for problem, episodes in groups for e in episodes]))
+    scores = iter(pool.score([(problem, e.transcript) for problem, episodes in groups for e in episodes]))
     zero = pool.config.on_failure == "zero"
-    return [_group(problem, [(e, next(marks)) for e in episodes], zero) for problem, episodes in groups]
+    return [_group(problem, [(e, next(scores)) for e in episodes], zero) for problem, episodes in groups]
 
 
-def require_marked(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
+def require_scored(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     """Refuse a rollout of which nothing has a score, and a failed reward where failures are to be errors.
 
     Args:
-        groups: of the whole rollout, whoever marked them.
+        groups: of the whole rollout, whoever scored them.
         config: says what a failure is.
 
     Raises:
@@ -48,12 +48,12 @@ def require_marked(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
         )
     if total and not any(g.episodes for g in groups):
         what = f"failed on {len(failed)}; the first: {failed[0][1].text}" if failed else "abstained every time"
-        raise InputError(f"the reward marked none of the {total} completions of a rollout: it {what}")
+        raise InputError(f"the reward scored none of the {total} completions of a rollout: it {what}")
 
 
-def _group(problem: Problem, marked: Sequence[tuple[Episode, Mark]], zero: bool) -> ScoredGroup:
+def _group(problem: Problem, pairs: Sequence[tuple[Episode, Scored]], zero: bool) -> ScoredGroup:
     """Put a problem's episodes together; `zero` scores 0 where the reward failed."""
-    scores = [(e, RewardResult(0.0) if zero and m.failure else m.result, m.failure) for e, m in marked]
+    scores = [(e, RewardResult(0.0) if zero and m.failure else m.result, m.failure) for e, m in pairs]
     scored = [(e, result) for e, result, _ in scores if result is not None]
     return ScoredGroup(
         problem=problem,

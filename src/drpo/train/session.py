@@ -18,7 +18,7 @@ from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.callbacks import Callback
 from drpo.train.config import Run, to_json, trains_little
-from drpo.train.evaluate import mark_held_out, means_before_training, summed_up
+from drpo.train.evaluate import means_before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
 from drpo.train.metrics import step_metrics, value_metrics
@@ -38,7 +38,7 @@ from drpo.train.records import (
     read_records,
 )
 from drpo.train.rollouts import Rollouts
-from drpo.train.score import require_marked
+from drpo.train.score import require_scored
 from drpo.train.setup import Components
 from drpo.train.stop import StopRequest
 from drpo.train.stored import Progress, write_sums
@@ -255,15 +255,15 @@ class Session:
             self._failed_together = True
             raise
 
-    def gather(self, marked: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups that all ranks have marked.
+    def gather(self, scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Return the groups that all ranks have scored.
 
         Raises:
-            InputError: nothing was marked, or the reward failed where that is an error.
+            InputError: nothing was scored, or the reward failed where that is an error.
         """
-        groups = self._ranks.gather(marked)
+        groups = self._ranks.gather(scored)
         with self._apart():
-            require_marked(groups, self.run.reward_pool)
+            require_scored(groups, self.run.reward_pool)
         return groups
 
     def finish_step(
@@ -349,9 +349,9 @@ class Session:
             engine = self.rollouts.current(self.components.policy.state, version=step)
             with self._apart(), self._stop.interrupting():
                 own = self._ranks.draws(self.components.held_out)
-                marked = mark_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
+                scored = score_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
             before = means_before_training(read_records(self.folder / EVALUATIONS))
-            result = summed_up(self.gather(marked), sampling.samples, step=step, before=before)
+            result = summed_up(self.gather(scored), sampling.samples, step=step, before=before)
             self._log.write(EVALUATIONS, asdict(result))
             self.callback.evaluated(result)
 

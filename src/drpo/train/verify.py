@@ -22,6 +22,7 @@ from drpo.train.records import (
     read_lines,
     read_records,
     read_written,
+    refuse_old_run,
     require_run_fields,
 )
 from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state, require_sound, sum_of
@@ -48,7 +49,11 @@ def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iter
     Args:
         folder: of the run.
         say: is told what is read next, which may take long.
+
+    Raises:
+        InputError: an earlier version wrote the run.
     """
+    refuse_old_run(folder)
     checks: list[tuple[str, Callable[[], str | None]]] = [
         (CONFIG, partial(_config, folder)),
         (ENVIRONMENT, partial(_environment, folder)),

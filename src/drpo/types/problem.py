@@ -16,7 +16,7 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with what is needed to mark an answer.
+    """One question with what is needed to score an answer.
 
     Args:
         id: unique among the problems of one call to `Task.sample` or `Task.held_out`; seeds its samples.

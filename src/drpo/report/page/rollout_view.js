@@ -15,7 +15,7 @@ const SHADES = [
 
 const STATES = {
   skipped: "Not trained on: its advantage is 0, and so is every token's gradient. It did not go through the model: there is no \u03c0.",
-  unmarked: "Not trained on: it has no reward, so it took no part in the update.",
+  unscored: "Not trained on: it has no reward, so it took no part in the update.",
 };
 
 const TOKENS_ROLE = { class: "tokens", role: "group", "aria-label": "Tokens; left and right arrows move from one to the next" };

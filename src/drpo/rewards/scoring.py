@@ -57,7 +57,7 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Scored:
     """What a reward made of one completion.
 
     Args:
@@ -76,8 +76,8 @@ class Mark:
         return None if self.result is None else self.result.total
 
 
-def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Mark:
-    """Mark one completion, whatever the reward does short of ending this process.
+def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
+    """Score one completion, whatever the reward does short of ending this process.
 
     Args:
         reward: as `drpo.rewards.contract` says.
@@ -99,7 +99,7 @@ def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Mark:
         raise
     except BaseException as error:  # sys.exit too: whatever the reward does, it is the reward's failure
         failure = Failure("raised", one_line(error))
-    return Mark(result, failure, time.perf_counter() - start)
+    return Scored(result, failure, time.perf_counter() - start)
 
 
 def one_line(error: BaseException) -> str:

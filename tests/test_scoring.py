@@ -51,7 +51,7 @@ def test_an_error_ends_the_run_in_one_line_and_loses_nothing(tmp_path: Path):
     assert len(read_records(tmp_path / METRICS)) == 2
 
 
-def test_marking_is_written_and_read_back_and_old_runs_have_the_defaults():
+def test_scoring_is_written_and_read_back_and_old_runs_have_the_defaults():
     run = tiny_run(reward_pool=RewardConfig(3, 1.5, 0.5, "zero"), sampling=sampling())
     record = json.loads(json.dumps(to_json(run)))
     assert from_json(record) == run

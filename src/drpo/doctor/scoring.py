@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.mutation import mutate, mutated
-from drpo.rewards import Mark, Reward, RewardConfig, RewardPool
+from drpo.rewards import Reward, RewardConfig, RewardPool, Scored
 from drpo.types import Problem
 
 PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
@@ -17,11 +17,11 @@ NO_ANSWER = ("", " ", "I do not know.", "\\boxed{", "??? !!!")
 RIGHT = 1.0
 
 
-def reward(mark: Reward, problems: Sequence[Problem], config: RewardConfig | None = None) -> tuple[Finding, Finding]:
-    """Mark the reference answers, answers to other problems, texts without an answer, and mutated reference answers.
+def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | None = None) -> tuple[Finding, Finding]:
+    """Score the reference answers, answers to other problems, texts without an answer, and mutated reference answers.
 
     Args:
-        mark: the reward.
+        scorer: the reward.
         problems: with their reference answers, where they have any.
         config: processes and bounds; None is `RewardConfig()`.
 
@@ -30,7 +30,7 @@ def reward(mark: Reward, problems: Sequence[Problem], config: RewardConfig | Non
     """
     mutations = mutate(problems)
     empty = [(p, text) for p in problems[:4] for text in NO_ANSWER]
-    with RewardPool(mark, config) as pool:
+    with RewardPool(scorer, config) as pool:
         tried = [(form, pool.score([(p, form.format(p.answer)) for p in problems if p.answer])) for form in PHRASES]
         form, gold = max(tried, key=lambda found: _mean(found[1]))
         wrong = pool.score(
@@ -38,11 +38,11 @@ def reward(mark: Reward, problems: Sequence[Problem], config: RewardConfig | Non
         )
         none = pool.score(empty)
         fooled = mutated(mutations, pool.score([(m.problem, form.format(m.answer)) for m in mutations]))
-    marks = [*gold, *wrong, *none]
+    scores = [*gold, *wrong, *none]
     advice = _fault(problems, gold, wrong, none, empty)
     verdict, advice = judge(not advice, advice)
-    seconds = sorted(m.seconds for m in marks)
-    failures = [m.failure for m in marks if m.failure is not None]
+    seconds = sorted(m.seconds for m in scores)
+    failures = [m.failure for m in scores if m.failure is not None]
     late = sum(failure.kind == "timed_out" for failure in failures)
     values = {
         "gold": _mean(gold),
@@ -60,7 +60,7 @@ def reward(mark: Reward, problems: Sequence[Problem], config: RewardConfig | Non
         "reward",
         verdict,
         f"{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
-        f"{1000 * values['p95_s']:.1f} ms p95, {late} of {len(marks)} timed out, {len(failures) - late} failed",
+        f"{1000 * values['p95_s']:.1f} ms p95, {late} of {len(scores)} timed out, {len(failures) - late} failed",
         "1, 0, 0",
         advice,
         values,
@@ -70,12 +70,12 @@ def reward(mark: Reward, problems: Sequence[Problem], config: RewardConfig | Non
 
 def _fault(
     problems: Sequence[Problem],
-    gold: Sequence[Mark],
-    wrong: Sequence[Mark],
-    none: Sequence[Mark],
+    gold: Sequence[Scored],
+    wrong: Sequence[Scored],
+    none: Sequence[Scored],
     empty: Sequence[tuple[Problem, str]],
 ) -> str:
-    """What is wrong with the marks, the worst first; nothing if nothing is."""
+    """What is wrong with the scores, the worst first; nothing if nothing is."""
     for (_, text), m in zip(empty, none, strict=True):
         if _right(m):
             return f"it gives {m.score:g} to {text!r}, which holds no answer: a model will find that out"
@@ -88,9 +88,9 @@ def _fault(
     return ""
 
 
-def _right(m: Mark) -> bool:
+def _right(m: Scored) -> bool:
     return m.score is not None and m.score >= RIGHT
 
 
-def _mean(marks: Sequence[Mark]) -> float:
-    return sum(m.score or 0.0 for m in marks) / len(marks) if marks else 0.0
+def _mean(scores: Sequence[Scored]) -> float:
+    return sum(m.score or 0.0 for m in scores) / len(scores) if scores else 0.0
