@@ -193,13 +193,13 @@ def test_two_signals_at_once_are_one_request_and_a_later_one_is_meant(monkeypatc
 def test_a_signal_that_comes_while_the_others_are_asked_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[int] = []
 
-    def most(ranks: Ranks, value: int) -> int:
+    def all_reduce_max(ranks: Ranks, value: int) -> int:
         asked.append(value)
         if len(asked) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return value
 
-    monkeypatch.setattr(Ranks, "most", most)
+    monkeypatch.setattr(Ranks, "all_reduce_max", all_reduce_max)
     summary = train(tiny_run(), tmp_path)
     assert summary["stopped_by_signal"] == signal.SIGTERM and summary["steps"] == 2
 

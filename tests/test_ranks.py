@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpo.errors import InputError
-from drpo.ranks import ALONE, Ranks, see_one_device
+from drpo.ranks import SINGLE_PROCESS, Ranks, select_device
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.step import balance_micro_batches
@@ -105,10 +105,10 @@ def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alon
 @given(n=st.integers(0, 40), size=st.integers(1, 9), engines=st.integers(1, 9))
 def test_shares_are_all_of_it_in_order(n: int, size: int, engines: int):
     items = list(range(n))
-    shares = [Ranks(r, size).share(items) for r in range(size)]
+    shares = [Ranks(r, size).shard(items) for r in range(size)]
     assert [i for share in shares for i in share] == items
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    drawn = [Ranks(r, size, min(engines, size)).draws(items) for r in range(size)]
+    drawn = [Ranks(r, size, min(engines, size)).shard(items) for r in range(size)]
     assert [i for share in drawn for i in share] == items and not any(drawn[min(engines, size) :])
 
 
@@ -121,26 +121,26 @@ def test_micro_batches_are_shared_out_evenly_and_all_of_them():
     assert sorted(id(m) for own, _ in hands for m in own) == sorted(map(id, batch.micro_batches))
     assert len({len(own) + len(idle) for own, idle in hands}) == 1
     assert all(not m.weight.any() for _, idle in hands for m in idle)
-    assert balance_micro_batches(batch.micro_batches, ALONE) == (list(batch.micro_batches), [])
+    assert balance_micro_batches(batch.micro_batches, SINGLE_PROCESS) == (list(batch.micro_batches), [])
 
 
 def test_each_process_sees_its_own_device(monkeypatch: pytest.MonkeyPatch):
     for name in ("DRPO_DEVICE_CHOSEN", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-    see_one_device()
+    select_device()
     assert "CUDA_VISIBLE_DEVICES" not in os.environ  # alone: nothing is hidden
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    see_one_device()
+    select_device()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
     monkeypatch.delenv("DRPO_DEVICE_CHOSEN")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    see_one_device()
+    select_device()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
     monkeypatch.delenv("DRPO_DEVICE_CHOSEN")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     with pytest.raises(InputError, match="2 devices for LOCAL_RANK=2"):
-        see_one_device()
+        select_device()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, how they share work out, and what they tell one another."""
+"""The processes of one run: ranks, the sharding of work, and collectives."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,24 +15,24 @@ from drpo.errors import EngineError, InputError, Interrupted
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=3)
-"""How long a rank waits for the others; one may be evaluating or waiting for a server."""
+TIMEOUT = timedelta(hours=3)
+"""Of a collective: another rank may be evaluating, or waiting for a server."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of `size` processes that train together; alone where there is one.
+    """One of `size` processes that train together.
 
-    What they exchange is small (completions, scores, figures) but for gradients, of which there is one sum an update.
-    Every rank must call the same methods in the same order.
+    Every rank must call the same methods in the same order. The gradients are summed once an update; everything else
+    that is exchanged is small (episodes, rewards, metrics).
 
     Args:
-        rank: which of them this is, from 0.
-        size: how many there are.
-        engines: how many of them, the first ones, have an engine that samples; None for all.
+        rank: of this process, from 0.
+        size: number of processes.
+        engines: number of processes with an engine that samples, the first ones; None for all.
 
     Example:
-        >>> ALONE.share([1, 2, 3]), ALONE.gather([4, 5]), Ranks(1, 2).share([1, 2, 3])
+        >>> SINGLE_PROCESS.shard([1, 2, 3]), SINGLE_PROCESS.gather([4, 5]), Ranks(1, 2).shard([1, 2, 3])
         ([1, 2, 3], [4, 5], [2, 3])
     """
 
@@ -41,93 +41,90 @@ class Ranks:
     engines: int | None = None
 
     @property
-    def first(self) -> bool:
-        """True for the one that writes."""
+    def is_main(self) -> bool:
+        """True for rank 0, which writes the files."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """Return this rank's share of a list, the next of `gather`'s order."""
-        return list(items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size])
-
-    def draws(self, items: Sequence[T]) -> list[T]:
-        """Return the share of a list that this rank's engine works on, in `gather`'s order; none without an engine."""
-        return Ranks(self.rank, self.engines or self.size).share(items)
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """Return this rank's shard of what the engines sample, in `gather`'s order; empty without an engine."""
+        n, engines = len(items), self.engines or self.size
+        return list(items[n * self.rank // engines : n * (self.rank + 1) // engines])
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """Return what all ranks brought, in the order of ranks."""
+        """Return the items of all ranks, in the order of ranks."""
         if self.size == 1:
             return list(items)
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, list(items))
         return [item for part in parts for item in part]
 
-    def add(self, tensors: Iterable[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks."""
         if self.size > 1:
             waiting = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
             for work in waiting:
                 work.wait()
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each parameter's gradient by its sum over the ranks; one that has none counts as zero."""
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each parameter's gradient by its sum over the ranks; a missing gradient counts as zero."""
         gradients = []
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
-        self.add(gradients)
+        self.all_reduce_sum(gradients)
 
     @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Raise on every rank what one of them raises inside, where ranks must not talk to one another.
+    def reraise_on_all(self) -> Iterator[None]:
+        """Re-raise one rank's exception on all ranks; no collectives inside.
 
-        Otherwise the rest would wait for one that has left, and what is done could not be saved.
+        Without it the other ranks would wait for the one that failed, and the finished work could not be saved.
 
         Raises:
-            InputError, EngineError, Interrupted: another rank did; it says which.
-            RuntimeError: another rank failed in another way.
+            InputError, EngineError, Interrupted: another rank raised it; the message names the rank.
+            RuntimeError: another rank raised something else.
         """
-        own: Exception | None = None
+        local: Exception | None = None
         try:
             yield
-        except Exception as error:  # whatever it is, it is raised below
-            own = error
-        known = next((kind for kind in (InputError, EngineError, Interrupted) if isinstance(own, kind)), RuntimeError)
-        found = self.gather([] if own is None else [(known, f"rank {self.rank}: {own or repr(own)}")])
-        if own is not None:
-            raise own
-        if found:
-            kind, what = found[0]
-            raise kind(what)
+        except Exception as error:  # raised again below, after the collective
+            local = error
+        known = next((kind for kind in (InputError, EngineError, Interrupted) if isinstance(local, kind)), RuntimeError)
+        errors = self.gather([] if local is None else [(known, f"rank {self.rank}: {local or repr(local)}")])
+        if local is not None:
+            raise local
+        if errors:
+            kind, message = errors[0]
+            raise kind(message)
 
-    def most(self, value: int) -> int:
-        """Return the largest of the values that the ranks bring."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest value of all ranks."""
         return max(self.gather([value]))
 
-    def meet(self) -> None:
-        """Wait until every rank is here."""
+    def barrier(self) -> None:
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """True in a process that torchrun or accelerate started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def supervised() -> bool:
-    """True where torchrun or accelerate would start the same command again after a failure (`--max-restarts`)."""
+def is_elastic() -> bool:
+    """True where torchrun or accelerate restarts the command after a failure (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
-def see_one_device() -> None:
-    """Let this process see its own GPU alone, before anything touches CUDA.
+def select_device() -> None:
+    """Make only this process's own GPU visible; call it before anything touches CUDA.
 
-    All that is written for one device then works unchanged in each of them.
+    Code for one device then works unchanged in every process.
     """
-    if not launched() or "DRPO_DEVICE_CHOSEN" in os.environ:
+    if not is_distributed() or "DRPO_DEVICE_CHOSEN" in os.environ:
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -142,22 +139,22 @@ def see_one_device() -> None:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the other processes of the run, as torchrun's environment says, and leave them at the end.
+def process_group() -> Iterator[Ranks]:
+    """Initialise torch.distributed from torchrun's environment; destroy the process group at the end.
 
     Raises:
-        InputError: processes that are started again would not find one another.
+        InputError: restarted processes would not find one another.
     """
-    if not launched():
-        yield ALONE
+    if not is_distributed():
+        yield SINGLE_PROCESS
         return
-    if supervised() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if is_elastic() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # https://github.com/pytorch/pytorch/issues/135712: the store still has the addresses of those that failed.
         raise InputError(
             "--max-restarts: the launcher keeps one store for all attempts, in which processes that are started again "
             "find the addresses of the dead; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, and --rdzv-backend c10d"
         )
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

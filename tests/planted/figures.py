@@ -149,7 +149,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "gradients are not added up over the processes",
-        "drpo.ranks:Ranks.add_gradients",
+        "drpo.ranks:Ranks.all_reduce_gradients",
         lambda right: lambda self, parameters: None,
         ("tests/test_ranks.py::test_two_processes_are_one_run",),
     ),

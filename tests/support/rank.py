@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from drpo.credit.gae import GAE
-from drpo.ranks import joined
+from drpo.ranks import process_group
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
@@ -99,7 +99,7 @@ def whole(module: nn.Module) -> int:
 def main(folder: str, kind: str, shard: str, stop: str) -> None:
     torch.set_num_threads(1)
     run = run_of(kind, shard)
-    with joined() as ranks:
+    with process_group() as ranks:
         train(run, Path(folder), Stops(int(stop)), build(run, ranks))
         if shard == "fsdp":
             print(holds(build(run, ranks)))

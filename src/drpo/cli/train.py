@@ -21,7 +21,7 @@ from drpo.cli.runs import reading
 from drpo.errors import EngineError, InputError, nearest
 from drpo.live.console import RunConsole
 from drpo.live.track import TRACKERS, Tracked
-from drpo.ranks import Ranks, joined, see_one_device, supervised
+from drpo.ranks import Ranks, is_elastic, process_group, select_device
 from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.words import mean_score, measure, no_gradient, paired_change
@@ -42,25 +42,25 @@ LONGEST_STALL_S = 10**8
 
 def begin(run: Run, options: TrainOptions) -> int:
     """Train as a run says, in a new folder; of several processes, in each."""
-    see_one_device()
-    with joined() as ranks:
-        if supervised() and options.out is None:
+    select_device()
+    with process_group() as ranks:
+        if is_elastic() and options.out is None:
             raise InputError(
                 "--out: name the run's folder, where processes that --max-restarts starts again find the run"
             )
-        with ranks.failing_together():
-            wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.first else Path())
+        with ranks.reraise_on_all():
+            wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.is_main else Path())
         folder = ranks.gather([wanted])[0]
         with _made("--out", folder, ranks):
             _require_free(folder, run)
-            ranks.meet()  # before the first writes to it
+            ranks.barrier()  # before the first writes to it
             return _run(run, folder, options, ranks)
 
 
 def resume(folder: Path, options: ResumeOptions) -> int:
     """Go on with a run from its last checkpoint; of several processes, in each."""
-    see_one_device()
-    with joined() as ranks:
+    select_device()
+    with process_group() as ranks:
         stored = at_server(open_run(folder, options.trust_remote_code), folder, options.engine)
         with reading(folder):
             summarise(folder, stored)  # what is summed up at the end has to be readable before hours are spent
@@ -86,7 +86,7 @@ def _require_free(folder: Path, run: Run) -> None:
                 "back and resume, or name another folder"
             ) from None
         return
-    if not (supervised() and stored == to_json(run)):
+    if not (is_elastic() and stored == to_json(run)):
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
 
 
@@ -98,8 +98,8 @@ def _holds(path: Path) -> bool:
 def _made(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
     """Let the first rank make the run's folder; what it may not make, no rank trains in."""
     with ExitStack() as stack:
-        with ranks.failing_together():
-            if ranks.first:
+        with ranks.reraise_on_all():
+            if ranks.is_main:
                 stack.enter_context(writing_folder(option, folder))
         yield
 
@@ -131,10 +131,10 @@ def _train_with(
     ranks, console = components.ranks, Terminal()
     live = console.is_terminal and not options.plain
     # Weights that are divided cannot be asked about by one process alone.
-    examined = options.doctor and ranks.first and not components.policy.equal_passes
-    if ranks.most(examined and not _sound(run, components, console)):
+    examined = options.doctor and ranks.is_main and not components.policy.equal_passes
+    if ranks.all_reduce_max(examined and not _sound(run, components, console)):
         return 1
-    if not ranks.first:
+    if not ranks.is_main:
         with Watchdog(folder, options.stall, ranks.rank) as watchdog:
             loop.train(run, folder, watchdog, components, accept_records=_accepts(options))
         return 0
@@ -221,7 +221,7 @@ def _accepts(options: TrainOptions) -> bool:
 
 def _new_folder(wanted: Path) -> Path:
     """Make a folder that nobody else has, of this name or with a number behind it."""
-    if supervised():
+    if is_elastic():
         raise InputError(
             "--out: name the run's folder, in which processes that --max-restarts starts again find the run"
         )

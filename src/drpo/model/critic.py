@@ -82,4 +82,4 @@ class Critic:
 
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Add up what the ranks have found; afterwards every parameter has a gradient, if only of zero."""
-        ranks.add_gradients(self.trainable().values())
+        ranks.all_reduce_gradients(self.trainable().values())

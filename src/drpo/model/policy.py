@@ -130,7 +130,7 @@ class Policy:
 
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
-        ranks.add_gradients(self.trainable().values())
+        ranks.all_reduce_gradients(self.trainable().values())
 
     def checkpointed(self) -> dict[str, Tensor]:
         """What a checkpoint holds: what training changes, and the persistent buffers, by name."""

@@ -16,7 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from drpo.errors import InputError
 from drpo.files import SCRATCH, naming, remove
-from drpo.ranks import ALONE, Ranks
+from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.stored import (
     OPTIMIZER,
     STATE,
@@ -40,7 +40,7 @@ def save(
     trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     also: Callable[[Path], Sequence[Path]] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Path:
     """Write a checkpoint so that a crash at any moment leaves either all of it or none.
 
@@ -59,24 +59,26 @@ def save(
         The checkpoint's folder, `step-NNNNNN`.
     """
     final = folder / f"step-{progress.step:06d}"
-    if ranks.most(final.exists()):  # a run goes on from its newest checkpoint, so this is the state that stands there
+    if ranks.all_reduce_max(
+        final.exists()
+    ):  # a run goes on from its newest checkpoint, so this is the state that stands there
         return final
     scratch = _scratch(final)
-    if ranks.first:
+    if ranks.is_main:
         remove(scratch)
         folder.mkdir(exist_ok=True)  # in the run's, which must be there: alone it would be no run
         scratch.mkdir()
-    ranks.meet()
+    ranks.barrier()
     try:
         with naming(final):
             _fill(scratch, progress, trainable, optimizer, also, ranks)
     except BaseException:  # a full disk among others: what is half written takes the room that is lacking
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    if ranks.first:
+    if ranks.is_main:
         scratch.rename(final)
         _sync(folder)
-    ranks.meet()
+    ranks.barrier()
     return final
 
 
@@ -91,7 +93,7 @@ def _fill(
     """Write everything into the checkpoint's folder and on to the disk."""
     written = [*write(scratch, trainable, optimizer, ranks), *(also(scratch) if also else ())]
     sums = dict(ranks.gather([(path.name, sum_of(path)) for path in written]))
-    if ranks.first:
+    if ranks.is_main:
         sums |= {path.name: sum_of(path) for path in scratch.iterdir() if path.name not in sums}
         (scratch / STATE).write_text(json.dumps(vars(progress) | {SUMS: sums | {STATE: fingerprint(vars(progress))}}))
         for path in [*scratch.iterdir(), scratch]:
@@ -102,7 +104,7 @@ def write(
     scratch: Path,
     trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     prefix: str = "",
 ) -> list[Path]:
     """Write this rank's rows of everything, and where each tensor's rows begin; return the files.
@@ -117,16 +119,16 @@ def write(
         prefix: the files' names begin so.
     """
     if not any(isinstance(p, DTensor) for p in trainable.values()):
-        if not ranks.first:
+        if not ranks.is_main:
             return []
-        ranks = ALONE
+        ranks = SINGLE_PROCESS
     names = {id(p): name for name, p in trainable.items()}
     moments = {f"{key}:{names[id(p)]}": value for p, state in optimizer.state.items() for key, value in state.items()}
-    generator = {"rng:torch": torch.get_rng_state()} if ranks.first else {}
+    generator = {"rng:torch": torch.get_rng_state()} if ranks.is_main else {}
     part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
     written = []
     for kind, tensors in ((WEIGHTS, dict(trainable)), (OPTIMIZER, {**generator, **moments})):
-        own = {name: t for name, t in tensors.items() if isinstance(t, DTensor) or ranks.first}
+        own = {name: t for name, t in tensors.items() if isinstance(t, DTensor) or ranks.is_main}
         rows = {name: _rows(tensor.detach()) for name, tensor in own.items()}
         starts = {name: start for name, (_, start) in rows.items() if start}
         path = scratch / f"{prefix}{kind.replace('.', f'{part}.')}"

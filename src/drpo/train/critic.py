@@ -11,7 +11,7 @@ from torch import Tensor
 from drpo.batch import pack
 from drpo.credit.gae import GAE
 from drpo.model.critic import Critic
-from drpo.ranks import ALONE, Ranks
+from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train import checkpoint
 from drpo.train.step import balance_micro_batches, optimize, within_memory
 from drpo.types import Batch, CriticStats, MicroBatch, ScoredGroup
@@ -40,7 +40,7 @@ class CriticTrainer:
     learning_rate: float
     max_grad_norm: float
     micro_batch_tokens: int
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
     @torch.no_grad()
     def values(self, groups: Sequence[ScoredGroup]) -> list[Tensor]:

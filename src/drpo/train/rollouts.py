@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.ranks import ALONE, Ranks
+from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rollout import EpisodeDriver
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
@@ -41,7 +41,7 @@ class Rollouts:
         driver: has problems answered; nobody else may call its engine meanwhile.
         held_out: problems that training never samples.
         ranks: who sample together, each its share of a rollout's problems.
-        apart: is entered around a weight sync, which ranks do without one another; None for `ranks.failing_together`.
+        apart: is entered around a weight sync, which ranks do without one another; None for `ranks.reraise_on_all`.
         fits: says of a problem whether it may be used, and is asked of every one that is drawn; None for any.
     """
 
@@ -50,12 +50,12 @@ class Rollouts:
         run: Run,
         driver: EpisodeDriver,
         held_out: Sequence[Problem],
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
         apart: Callable[[], AbstractContextManager[None]] | None = None,
         fits: Callable[[Problem], bool] | None = None,
     ) -> None:
         self._run, self._driver, self._held_out, self._ranks = run, driver, held_out, ranks
-        self._apart = apart or ranks.failing_together
+        self._apart = apart or ranks.reraise_on_all
         self._fits = fits
         self._left_out = 0
         self._ahead: deque[Future[Rollout]] = deque()
@@ -118,7 +118,7 @@ class Rollouts:
         """
         self.settle()
         done = list(takewhile(lambda rollout: rollout.exception() is None, self._ahead))
-        done = done[: -self._ranks.most(-len(done))]
+        done = done[: -self._ranks.all_reduce_max(-len(done))]
         own = [
             {"step": step + i, **in_flight_record(e)}
             for i, r in enumerate(done)
@@ -126,7 +126,7 @@ class Rollouts:
             for e in group
         ]
         records = sorted(self._ranks.gather(own), key=lambda r: int(r["step"]))
-        if not self._ranks.first:
+        if not self._ranks.is_main:
             return
         if records:
             (folder / IN_FLIGHT).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
@@ -157,7 +157,7 @@ class Rollouts:
 
     def _own(self, problems: list[Problem], episodes: Sequence[Episode]) -> Rollout:
         """This rank's shard of a whole rollout."""
-        own = self._ranks.draws(problems)
+        own = self._ranks.shard(problems)
         of: dict[str, list[Episode]] = {problem.id: [] for problem in problems}
         for episode in sorted(episodes, key=lambda e: e.sample):
             of[episode.problem_id].append(episode)
@@ -181,7 +181,7 @@ class Rollouts:
         return _done(self._draw(step)) if self._thread is None else self._thread.submit(self._draw, step)
 
     def _draw(self, step: int) -> Rollout:
-        own = self._ranks.draws(self._problems(step))
+        own = self._ranks.shard(self._problems(step))
         return own, self._driver.run(own, self._run.sampling, (self._run.seed, step)) if own else []
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:

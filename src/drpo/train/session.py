@@ -81,7 +81,7 @@ class Session:
         )
         self.summary: dict[str, Any] = {}
         self._ranks = components.ranks
-        self._log = RunLog(folder, writes=components.ranks.first)
+        self._log = RunLog(folder, writes=components.ranks.is_main)
         self._clock = Clock()
         self._stop = StopRequest(callback.note)
         self._stopped_by: int | None = None  # the signal, as all ranks know it
@@ -112,13 +112,13 @@ class Session:
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._ranks.failing_together():
-            if self._ranks.first:
+        with self._ranks.reraise_on_all():
+            if self._ranks.is_main:
                 require_own(self.folder / CHECKPOINTS)
                 for name in FILES:
                     require_plain(self.folder / name)
                 self._stack.enter_context(locked(self.folder))
-        if self._ranks.first:
+        if self._ranks.is_main:
             _tidy(self.folder)
             if not _holds(self.folder / CONFIG, to_json(self.run)):  # what is right is not put at risk
                 write_json(self.folder / CONFIG, to_json(self.run))
@@ -131,12 +131,12 @@ class Session:
             self.rollouts.restore(last, self._done.step)
             if self.components.critic is not None:
                 self.components.critic.restore(last)
-        with self._ranks.failing_together():  # all have read what is there
+        with self._ranks.reraise_on_all():  # all have read what is there
             self._require_records(last)
-        if self._ranks.first:
+        if self._ranks.is_main:
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
-        self._ranks.meet()
+        self._ranks.barrier()
         self._idle = trailing(read_records(self.folder / METRICS))
         self._stack.callback(self.components.driver.engine.close)
         self._stack.enter_context(self.rollouts)
@@ -158,7 +158,7 @@ class Session:
         Raises:
             InputError: they are not; the message says how to go on.
         """
-        if self._accept_records or not self._ranks.first:
+        if self._accept_records or not self._ranks.is_main:
             return
         if last is None:
             self._require_no_lost_checkpoint()
@@ -213,11 +213,11 @@ class Session:
                 self._export()
         finally:
             self._sum_up()
-        if self._ranks.first and not keeps:
+        if self._ranks.is_main and not keeps:
             checkpoint.drop_all(self.folder / CHECKPOINTS)
 
     def _sum_up(self) -> None:
-        if self._ranks.first:
+        if self._ranks.is_main:
             self.summary = summarise(self.folder, self.run, self._stopped_by, self._done.step)
             write_json(self.folder / SUMMARY, self.summary)
             if self.summary["warning"] is not None:
@@ -232,7 +232,7 @@ class Session:
 
     def _asked_to_stop(self) -> bool:
         """True where any of the processes was; all then know by what."""
-        self._stopped_by = self._ranks.most(self._stop.signal or 0) or None
+        self._stopped_by = self._ranks.all_reduce_max(self._stop.signal or 0) or None
         return self._stopped_by is not None
 
     @contextmanager
@@ -247,7 +247,7 @@ class Session:
     def _apart(self) -> Iterator[None]:
         """What fails inside on one rank fails on all, which can then still save together."""
         try:
-            with self._ranks.failing_together():
+            with self._ranks.reraise_on_all():
                 yield
         except Interrupted:
             raise
@@ -286,14 +286,14 @@ class Session:
             skipped=self._count_skipped("policy", self._done.skipped, stats),
             critic_skipped=self._count_skipped("critic", self._done.critic_skipped, critic_stats),
         )
-        if self._ranks.first:
+        if self._ranks.is_main:
             figures = step_metrics(done.step, groups, stats, self.run.objective) | value_metrics(batches, critic_stats)
             metrics = {"step": done.step, **figures}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
             self._log.write(TIMING, {"step": done.step, **self._clock.seconds})
         self._done, self._between_steps = done, True  # from here on a checkpoint may claim the step
-        if self._ranks.first:
+        if self._ranks.is_main:
             self.callback.stepped(done.step, metrics, self._clock.seconds, groups)
             self._idle = trailing([*self._idle, metrics])
             if due(len(self._idle)) and (warning := lately(self._idle)) is not None:
@@ -348,7 +348,7 @@ class Session:
         with suppress(Interrupted), self._aside("evaluation"):
             engine = self.rollouts.current(self.components.policy.state, version=step)
             with self._apart(), self._stop.interrupting():
-                own = self._ranks.draws(self.components.held_out)
+                own = self._ranks.shard(self.components.held_out)
                 scored = score_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
             before = means_before_training(read_records(self.folder / EVALUATIONS))
             result = summed_up(self.gather(scored), sampling.samples, step=step, before=before)
@@ -362,7 +362,7 @@ class Session:
             tensors, optimizer = self.components.policy.checkpointed(), self.components.optimizer
             done = replace(self._done, records=self._log.written())
             checkpoint.save(folder, done, tensors, optimizer, self._save_more, self._ranks)
-            if self._ranks.first:
+            if self._ranks.is_main:
                 scores = {e["step"]: e["reward_mean"] for e in read_records(self.folder / EVALUATIONS)}
                 checkpoint.prune(folder, self.run.keep_checkpoints, scores)
 
@@ -374,7 +374,7 @@ class Session:
         """Write the trained model as any transformers program reads it, and check what was written."""
         policy = self.components.policy
         logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
-        if self._ranks.first:
+        if self._ranks.is_main:
             save_model(trained.pop(), self.components.tokenizer, self.folder / MODEL, logits)
             write_sums(self.folder / MODEL)
 

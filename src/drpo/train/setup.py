@@ -19,7 +19,7 @@ from drpo.model.precision import resolve_precision
 from drpo.model.saving import require_savable
 from drpo.model.sharding import ShardedCritic, ShardedPolicy
 from drpo.objectives import vanishes_at_zero_advantage
-from drpo.ranks import ALONE, Ranks
+from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
     Engine,
@@ -69,7 +69,7 @@ class Components:
     auxiliary: AuxiliaryLosses | None
     reward: Reward
     held_out: list[Problem]
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
     critic: CriticTrainer | None = None
     fits: Callable[[Problem], bool] | None = None
 
@@ -79,7 +79,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build(run: Run, ranks: Ranks = ALONE) -> Components:
+def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     """Load the model and build what the run needs.
 
     Args:

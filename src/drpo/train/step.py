@@ -14,7 +14,7 @@ from drpo.batch import split_micro_batch
 from drpo.errors import InputError
 from drpo.model.policy import Policy
 from drpo.objectives import Objective
-from drpo.ranks import ALONE, Ranks
+from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.types import Batch, Credit, MicroBatch, StepStats, TokenStats
 
@@ -57,7 +57,7 @@ def optimize(
     *,
     learning_rate: float,
     max_grad_norm: float,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> tuple[list[T], float]:
     """Take one optimiser step on a batch: add up the gradients of its micro-batches, clip the sum, step.
 
@@ -102,7 +102,7 @@ def update_policy(
     learning_rate: float,
     max_grad_norm: float,
     auxiliary: AuxiliaryLosses | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> StepStats:
     """Take one optimiser step of the policy on sum(weight * loss) over a batch.
 
