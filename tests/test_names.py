@@ -39,6 +39,7 @@ IDENTIFIERS = {
     "own_code": "trust_remote_code",
     "Parts": "Components",
     "handover": "sync",
+    "begin_again": "restart",
     "ALONE": "SINGLE_PROCESS",
     "add_gradients": "all_reduce_gradients",
     "failing_together": "reraise_on_all",

@@ -12,11 +12,11 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo import doctor
-from drpo.cli.again import begin_again
 from drpo.cli.commands.train import ResumeOptions, TrainOptions
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.output import attempt, refusing, writing_folder
+from drpo.cli.restart import restart
 from drpo.cli.runs import reading
 from drpo.errors import EngineError, InputError, nearest
 from drpo.live.console import RunConsole
@@ -116,7 +116,7 @@ def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
     components = build(run, ranks)
-    again = partial(begin_again, folder, options.restarts, _resume_flags(run, options))
+    again = partial(restart, folder, options.restarts, _resume_flags(run, options))
     with closing(components.driver.engine):
         try:
             return _train_with(components, run, folder, options, again)

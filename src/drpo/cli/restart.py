@@ -1,4 +1,4 @@
-"""Begins a run again in this process's place, where the process is stuck or its engine has died."""
+"""Restart a run in place of this process, when it is stuck or its engine has died."""
 
 import os
 import sys
@@ -10,17 +10,17 @@ import psutil
 import torch.distributed as dist
 
 
-def begin_again(folder: Path, left: int, flags: Sequence[str], why: str) -> None:
-    """Replace this process by one that resumes the run; return where it may not.
+def restart(folder: Path, left: int, flags: Sequence[str], why: str) -> None:
+    """Replace this process with one that resumes the run; return if no restart is left.
 
-    Whatever hangs or has died is gone with the process's memory, threads and children; its number stays, so whoever
-    waits for it goes on waiting. Processes that torchrun started are torchrun's to begin again (`--max-restarts`).
+    Memory, threads and children of the process are discarded; its id stays, so a parent keeps waiting for it.
+    torchrun restarts the processes that it started (`--max-restarts`).
 
     Args:
         folder: of the run.
-        left: how often it may still be begun again.
-        flags: of `drpo train --resume RUN`, but for `--restarts`.
-        why: what has happened.
+        left: restarts left.
+        flags: of `drpo train --resume RUN`, without `--restarts`.
+        why: the reason, for the message.
     """
     if left <= 0 or dist.is_torchelastic_launched():
         return
