@@ -416,7 +416,7 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return learn(self, batches)
 
-    run = tiny_run(steps=5, checkpoint_every=2, **CRITIC_RUN)
+    run = tiny_run(steps=5, checkpoint_every=2, kl_in_reward=0.1, **CRITIC_RUN)
     train(run, tmp_path / "whole")
     monkeypatch.setattr(CriticTrainer, "train", learn_or_stop)
     with pytest.raises(KeyboardInterrupt):

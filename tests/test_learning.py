@@ -95,7 +95,7 @@ def test_the_causes_that_are_named_fit_what_was_seen() -> None:
     assert mixed == "the objective masks 100% of tokens; what may help: --objective"
 
 
-@pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}])
+@pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}, {"kl_in_reward": 0.1}])
 def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dict[str, Any]) -> None:
     notes = Notes()
     summary = train(tiny_run(steps=5, task=Letters("never"), eval_problems=0, **term), tmp_path, notes)

@@ -5,14 +5,23 @@ sum, so the comparison has no sampling error. The right-hand sides are written w
 d log pi_y / d z_j = [y = j] - pi_j, and not by automatic differentiation.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
 
+from drpo.credit import credit_rule
+from drpo.credit.advantages import rloo
+from drpo.credit.gae import GAE
+from drpo.credit.reference_kl import with_reference_kl
 from drpo.errors import InputError
 from drpo.objectives import ImportanceSampling, total
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
-from drpo.types import Tokens
+from drpo.types import Problem, RewardResult, ScoredGroup, Tokens
+from support.tiny_world import completion
 
 VOCABULARY = 7
 LOGITS, REFERENCE, FAR = torch.randn(
@@ -97,6 +106,84 @@ def test_k1_in_the_reward_descends_the_kl_to_the_reference(sampler: Tensor) -> N
     tokens = Tokens(logp, sampler.log_softmax(0), added, torch.ones(VOCABULARY).bool(), index)
     got = slope(total(ImportanceSampling(), tokens, sampler.softmax(0)), z)
     assert torch.allclose(got, 0.3 * forward_kl_slope(), rtol=0, atol=1e-14)
+
+
+KL, TEXTS = 0.3, list(product(range(3), repeat=2))
+
+
+def enumerated() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A policy and a reference over texts of two of three tokens: their logits, log-probabilities, and the rewards."""
+    generator = torch.Generator().manual_seed(1)
+    logits, reference = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator).unbind()
+    rewards = torch.randn(len(TEXTS), dtype=torch.float64, generator=generator)
+    logits.requires_grad_()
+
+    def logp(table: Tensor) -> Tensor:
+        """[9, 2] of each text's tokens: row 0 of the table for the first, row 1 + a for the second after a."""
+        rows = table.log_softmax(-1)
+        return torch.stack([torch.stack([rows[0, a], rows[1 + a, b]]) for a, b in TEXTS])
+
+    return logits, logp(logits), logp(reference), rewards
+
+
+def group_of(texts: Sequence[int], logp: Tensor, rewards: Tensor, turns: tuple[int, ...]) -> ScoredGroup:
+    made = [completion(TEXTS[x], sample=i) for i, x in enumerate(texts)]
+    sequences = [replace(e.sequence, behavior_logp=logp[x].detach()) for e, x in zip(made, texts, strict=True)]
+    episodes = tuple(replace(e, sequences=(s,), turns=turns) for e, s in zip(made, sequences, strict=True))
+    results = tuple(RewardResult(float(rewards[x])) for x in texts)
+    return ScoredGroup(Problem.of_text("p", "?", ""), episodes, results)
+
+
+def expected_slope(advantage: Callable[[tuple[int, ...]], Sequence[Tensor]], n_texts: int) -> Tensor:
+    """The mean, over all groups of so many texts, of the policy gradient with the advantages of their tokens."""
+    logits, logp, _, _ = enumerated()
+    loss = torch.zeros((), dtype=torch.float64)
+    for texts in product(range(len(TEXTS)), repeat=n_texts):
+        chance = logp[list(texts)].sum().exp().detach()
+        loss = loss + chance * sum((a * logp[x]).sum() for a, x in zip(advantage(texts), texts, strict=True)) / n_texts
+    return slope(loss, logits)
+
+
+def exact_slope(kl: float) -> Tensor:
+    """Of E[R] - kl KL(pi || ref), over whole texts."""
+    logits, logp, reference_logp, rewards = enumerated()
+    gain = rewards - kl * (logp.sum(1) - reference_logp.sum(1))
+    return slope((logp.sum(1).exp() * gain).sum(), logits)
+
+
+@pytest.mark.parametrize("turns", [(2,), (1, 1)])
+@pytest.mark.parametrize("with_critic", [False, True])
+def test_the_kl_in_the_reward_is_of_whole_texts(turns: tuple[int, ...], with_critic: bool) -> None:
+    """The expected policy gradient is that of E[R] - KL of texts, whatever a critic thinks of the contexts."""
+    _, logp, reference_logp, rewards = enumerated()
+
+    def advantage(texts: tuple[int, ...]) -> Sequence[Tensor]:
+        groups = [group_of(texts, logp, rewards, turns)]
+        groups = with_reference_kl(groups, [reference_logp[x] for x in texts], KL)
+        values = [torch.tensor([0.5, TEXTS[x][0] - 1.0]) for x in texts]
+        rule = credit_rule(rloo, GAE(lam=1.0, whiten=False) if with_critic else None)
+        return [credit.advantage for credit in rule(groups, values)]
+
+    found = expected_slope(advantage, 1 if with_critic else 2)
+    torch.testing.assert_close(found, exact_slope(KL), rtol=1e-5, atol=1e-6)
+    logits, logp, _, _ = enumerated()  # what the loss term does in its place
+    chance = logp.sum(1).exp().detach()
+    in_loss = slope((chance * reference_kl(logp, reference_logp, logp.detach()).sum(1)).sum(), logits)
+    per_context = exact_slope(0.0) - KL * in_loss
+    assert (per_context - exact_slope(KL)).norm() > 0.05 * exact_slope(KL).norm()
+
+
+def test_the_kl_in_the_reward_keeps_the_total_and_says_its_part() -> None:
+    _, logp, reference_logp, rewards = enumerated()
+    group = group_of([3, 4], logp, rewards, (2,))
+    group = replace(group, results=(RewardResult(1.0, {"right": 1.0}, (0.5,)), RewardResult(0.0)))
+    (found,) = with_reference_kl([group], [reference_logp[3], reference_logp[4]], KL)
+    k1 = (logp - reference_logp)[3:5].detach()
+    assert [r.total for r in found.results] == [1.0, 0.0] and found.episodes == group.episodes
+    assert found.results[0].parts == {"right": 1.0, "reference_kl": pytest.approx(-KL * float(k1[0].sum()))}
+    assert found.results[0].turns == (
+        (pytest.approx(-KL * float(k1[0, 0])), pytest.approx(0.5 - KL * float(k1[0, 1]))),
+    )
 
 
 def test_reference_kl_values() -> None:

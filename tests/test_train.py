@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drpo import cli
+from drpo.credit.advantages import maxrl
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.policy import Policy
@@ -140,6 +141,7 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
 def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, lora_rank: int):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
     run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule=Cosine(warmup=1))
+    run = replace(run, kl_in_reward=0.1 if lora_rank else 0.0)
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
     assert fork(tmp_path / "out", train, run, folder, KillItself(2, "sync")).end()[0] == -signal.SIGKILL
@@ -398,12 +400,13 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
     assert len(read_records(tmp_path / ROLLOUTS)) == run.steps * run.prompts * run.sampling.samples
 
 
-@pytest.mark.parametrize("terms", [{"reference_kl": 0.1}, {"entropy_bonus": 0.01}])
+@pytest.mark.parametrize("terms", [{"reference_kl": 0.1}, {"entropy_bonus": 0.01}, {"kl_in_reward": 0.1}])
 def test_additive_terms_train_every_completion(tmp_path: Path, terms: dict[str, float]):
     run = tiny_run(steps=2, **terms)
     train(run, tmp_path)
     for metrics in read_records(tmp_path / METRICS):
         assert metrics["trained_tokens"] == metrics["sampled_tokens"]
+        assert ("reward_parts/reference_kl" in metrics) == ("kl_in_reward" in terms)
 
 
 def test_the_reference_stays_what_the_model_was():
@@ -433,6 +436,7 @@ def test_learning_rates():
         ({"steps": 0}, "steps=0"),
         ({"precision": "bf15"}, "did you mean 'bf16'"),
         ({"precision": "fp16"}, "precision=fp16: .*--precision bf16"),
+        ({"kl_in_reward": 0.1, "advantage": maxrl}, r"kl_in_reward=0\.1: .*maxrl"),
         ({"sampling": sampling(top_p=0.9)}, "top_p=0.9"),
         ({"sampling": sampling(top_k=20)}, "top_k=20"),
         ({"sampling": sampling(samples=1)}, "samples=1"),

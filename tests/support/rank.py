@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "prompts": 3,
         "updates": 1,
         "reference_kl": 0.1,
+        "kl_in_reward": 0.1,
         "entropy_bonus": 0.01,
         "async_steps": 1,
         "sync_every": 2,

@@ -72,6 +72,8 @@ class Run:
         max_skipped: updates in a row that may be skipped because their gradient is not finite, before the run ends.
         reference_kl: coefficient of KL(policy || initial model), k2 in the loss, of each token given its context (not
             of whole texts: a token's gradient does not see the KL of later ones); 0 is off.
+        kl_in_reward: coefficient of KL(policy || initial model), k1 in the reward of each token, so that a token is
+            credited with the KL of later ones too (verl's use_kl_in_reward); 0 is off.
         entropy_bonus: coefficient of the entropy bonus; 0 is off.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
@@ -118,6 +120,7 @@ class Run:
     max_grad_norm: float = 1.0
     max_skipped: int = 2
     reference_kl: float = 0.0
+    kl_in_reward: float = 0.0
     entropy_bonus: float = 0.0
     lora_rank: int = 0
     precision: str = "auto"
@@ -151,11 +154,13 @@ class Run:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("lora_rank", "async_steps", "max_skipped", "eval_every", "eval_problems", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
-        for name in ("reference_kl", "entropy_bonus"):
+        for name in ("reference_kl", "kl_in_reward", "entropy_bonus"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be finite and >= 0")
         _require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
         own = self.critic is None or self.discount == 1
         _require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
+        positive = self.kl_in_reward == 0 or self.critic is not None or self.advantage is not advantages.maxrl
+        _require(positive, "kl_in_reward", self.kl_in_reward, "with it rewards may be negative, which maxrl refuses")
         _require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
         _require(
             self.prompts * self.sampling.samples <= MOST_COMPLETIONS,

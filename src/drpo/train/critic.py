@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drpo.batch import pack
 from drpo.credit.gae import GAE
 from drpo.model.critic import Critic
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train import checkpoint
-from drpo.train.step import balance_micro_batches, optimize, within_memory
+from drpo.train.step import optimize, per_sequence
 from drpo.types import Batch, CriticStats, MicroBatch, ScoredGroup
 
 PREFIX = "critic_"
@@ -45,14 +44,7 @@ class CriticTrainer:
     @torch.no_grad()
     def values(self, groups: Sequence[ScoredGroup]) -> list[Tensor]:
         """Return V [M] of each sequence of the groups, in order, on the CPU; each rank computes some."""
-        sequences = [s for group in groups for s in group.sequences]
-        batch = pack(sequences, self.micro_batch_tokens, self.critic.shares_prompts, self.ranks.size)
-        local, idle = balance_micro_batches(batch.micro_batches, self.ranks)
-        computed = within_memory(self.critic, local, batch.credits, self._values)
-        for micro in idle if self.critic.equal_passes else ():
-            self._values(micro.to(self.critic.device))
-        numbered = self.ranks.gather([pair for of_one in computed for pair in of_one])
-        return [value for _, value in sorted(numbered, key=lambda pair: pair[0])]
+        return per_sequence(self.critic, groups, self.critic, self.micro_batch_tokens, self.ranks)
 
     def train(self, batches: Sequence[Batch]) -> list[CriticStats]:
         """Train the critic on a step's batches and return what each update saw; none where there is no token."""
@@ -71,11 +63,6 @@ class CriticTrainer:
             InputError: the checkpoint has no critic, or another one.
         """
         checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)
-
-    def _values(self, micro: MicroBatch) -> list[tuple[int, Tensor]]:
-        """The number and the values of each completion of a micro-batch."""
-        value, sequence = self.critic(micro).cpu(), micro.sequence.cpu()
-        return [(s, value[sequence == s]) for s in sequence.unique().tolist()]
 
     def _update(self, batch: Batch) -> CriticStats:
         """Take one optimiser step, unless the gradient is not finite."""

@@ -49,6 +49,8 @@ def train(
                 scored = score(problems, rollout, session.rewards)
             groups = session.gather(scored)  # of all ranks
             with session.phase("update"):
+                if components.reference_reward:
+                    groups = components.reference_reward.add_to(groups)  # a reward per token
                 values = critic.values(groups) if critic else None
                 credits = components.credit(groups, values)  # an advantage for every sampled token
                 batches = make_batches(groups, credits, components.batch_config)  # one per update; weights fixed here

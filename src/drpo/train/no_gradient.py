@@ -9,7 +9,10 @@ ENOUGH = 5
 FIRST_WARNING = 3
 """Steps in a row without a gradient before it is said; it is said again each time their number has doubled."""
 _MOSTLY = 0.5
-_OTHER_TERMS = "the gradient is that of --entropy-bonus, --reference-kl, a critic or the objective's own terms alone"
+_OTHER_TERMS = (
+    "the gradient is that of --entropy-bonus, --reference-kl, --kl-in-reward, a critic or the objective's own "
+    "terms alone"
+)
 
 
 def without_gradient(record: Mapping[str, Any]) -> bool:
@@ -25,7 +28,7 @@ def without_signal(record: Mapping[str, Any]) -> bool:
     """Whether a step had nothing to learn from its rewards: no gradient, or none that a difference of rewards made.
 
     Where all rewards of each group are equal, a gradient is that of an additive term (`--entropy-bonus`,
-    `--reference-kl`). A critic learns from equal rewards too.
+    `--reference-kl`) or of `--kl-in-reward`. A critic learns from equal rewards too.
 
     Args:
         record: of metrics.jsonl.

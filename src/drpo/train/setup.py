@@ -36,6 +36,7 @@ from drpo.tasks import sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import Run
 from drpo.train.critic import CriticTrainer
+from drpo.train.reference import ReferenceReward
 from drpo.types import Problem
 
 log = logging.getLogger("drpo")
@@ -56,7 +57,8 @@ class Components:
         reward: scores completions.
         held_out: the problems to evaluate on.
         ranks: the processes that train together, of which this is one.
-        critic: trains the value model for GAE; None compares a prompt's samples.
+        critic: in training, whose values give advantages, or None where a prompt's samples are compared.
+        reference_reward: adds the KL to a reference model to the rewards of tokens, or None.
         fits: True for a problem whose prompt is short enough; None where a longer one is an error.
     """
 
@@ -71,6 +73,7 @@ class Components:
     held_out: list[Problem]
     ranks: Ranks = SINGLE_PROCESS
     critic: CriticTrainer | None = None
+    reference_reward: ReferenceReward | None = None
     fits: Callable[[Problem], bool] | None = None
 
 
@@ -134,7 +137,8 @@ def _around(
     ranks: Ranks,
 ) -> Components:
     """The driver, whose engine has a copy of the model, and all that works on the model itself."""
-    auxiliary = _auxiliary(run, model)
+    reference = _reference(run, model)
+    auxiliary = _auxiliary(run, reference)
     policy = _policy(run, model, ranks)
     optimizer = run.optimizer.build(list(policy.trainable().values()), policy.embeddings())
     batch_config = BatchConfig(
@@ -160,6 +164,7 @@ def _around(
         held_out=held_out,
         ranks=ranks,
         critic=_critic(run, ranks),
+        reference_reward=_reference_reward(run, reference, ranks),
     )
 
 
@@ -223,15 +228,25 @@ def _require_room(
         encode_prompts(tokenizer, limits, problems, run.sampling)
 
 
-def _auxiliary(run: Run, model: PreTrainedModel) -> AuxiliaryLosses | None:
+def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
+    """The initial model, loaded once more and frozen; None where nothing reads it."""
+    if not run.reference_kl and not run.kl_in_reward:
+        return None
+    frozen, _ = loading.load(run.model)
+    return Policy(
+        frozen.to(model.device).requires_grad_(False),
+        precision=resolve_precision(run.precision, model.device),
+        temperature=run.sampling.temperature,
+    )
+
+
+def _auxiliary(run: Run, reference: Policy | None) -> AuxiliaryLosses | None:
     if not run.reference_kl and not run.entropy_bonus:
         return None
-    reference = None
-    if run.reference_kl:
-        frozen, _ = loading.load(run.model)
-        reference = Policy(
-            frozen.to(model.device).requires_grad_(False),
-            precision=resolve_precision(run.precision, model.device),
-            temperature=run.sampling.temperature,
-        )
-    return AuxiliaryLosses(reference, run.reference_kl, run.entropy_bonus)
+    return AuxiliaryLosses(reference if run.reference_kl else None, run.reference_kl, run.entropy_bonus)
+
+
+def _reference_reward(run: Run, reference: Policy | None, ranks: Ranks) -> ReferenceReward | None:
+    if reference is None or not run.kl_in_reward:
+        return None
+    return ReferenceReward(reference, run.kl_in_reward, run.micro_batch_tokens, ranks)

@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from drpo.batch import split_micro_batch
+from drpo.batch import pack, split_micro_batch
 from drpo.errors import InputError
 from drpo.model.policy import Policy
 from drpo.objectives import Objective
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.types import Batch, Credit, MicroBatch, StepStats, TokenStats
+from drpo.types import Batch, Credit, MicroBatch, ScoredGroup, StepStats, TokenStats
 
 T = TypeVar("T")
 
@@ -132,6 +132,37 @@ def update_policy(
     token_stats = TokenStats.cat([seen for _, seen in results]) if results else TokenStats.none(bool(objective.needs))
     loss = sum(share for share, _ in results)
     return StepStats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
+
+
+def per_sequence(
+    model: Trainable,
+    groups: Sequence[ScoredGroup],
+    compute: Callable[[MicroBatch], Tensor],
+    micro_batch_tokens: int,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> list[Tensor]:
+    """Return a model's figure of every sampled token, [M] of each sequence of the groups, in order, on the CPU.
+
+    Args:
+        model: that computes; each rank computes some.
+        groups: of a rollout, the same on all ranks.
+        compute: the figures [T] of a micro-batch, on the model's device.
+        micro_batch_tokens: most places that go through the model at once; one completion always may.
+        ranks: among whom.
+    """
+
+    def numbered(micro: MicroBatch) -> list[tuple[int, Tensor]]:
+        figures, sequence = compute(micro).cpu(), micro.sequence.cpu()
+        return [(s, figures[sequence == s]) for s in sequence.unique().tolist()]
+
+    sequences = [s for group in groups for s in group.sequences]
+    batch = pack(sequences, micro_batch_tokens, model.shares_prompts, ranks.size)
+    local, idle = balance_micro_batches(batch.micro_batches, ranks)
+    computed = within_memory(model, local, batch.credits, numbered)
+    for micro in idle if model.equal_passes else ():
+        numbered(micro.to(model.device))
+    pairs = ranks.gather([pair for of_one in computed for pair in of_one])
+    return [figures for _, figures in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def take_step(

@@ -1,0 +1,43 @@
+"""KL to a reference model as a reward of every token, so that credit counts it for the tokens before it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from drpo.credit.rules import turn_rewards
+from drpo.types import Episode, RewardResult, ScoredGroup
+
+PART = "reference_kl"
+"""The part of the reward, as metrics have it: the sum over an episode's tokens."""
+
+
+def with_reference_kl(
+    groups: Sequence[ScoredGroup], reference_logp: Sequence[Tensor], coefficient: float
+) -> list[ScoredGroup]:
+    """Subtract the KL to a reference (k1) from the reward of every sampled token.
+
+        r_t <- r_t - coefficient (log mu(x_t) - log ref(x_t))
+
+    mu is the sampler's own log-probability. As a token is credited with what comes after it, and the sampler is the
+    policy, the expected policy gradient is exactly that of E[R] - coefficient KL(pi || ref) over whole texts, which the
+    loss term k2 (`drpo.objectives.reference_kl`) is not. The total stays; the episode's sum is the part `PART`.
+
+    Args:
+        groups: of a rollout.
+        reference_logp: [M] for each of their sequences, in order, nats.
+        coefficient: reward units per nat, >= 0.
+
+    Source: Ouyang et al., arXiv 2203.02155, Section 3.5; verl's `use_kl_in_reward`.
+    """
+    columns = iter(reference_logp)
+
+    def penalised(episode: Episode, result: RewardResult) -> RewardResult:
+        behavior_logp = torch.cat([s.behavior_logp for s in episode.sequences])
+        penalty = -coefficient * (behavior_logp - torch.cat([next(columns) for _ in episode.sequences]))
+        rewards = torch.cat(turn_rewards(replace(result, total=0.0), episode.turns)) + penalty
+        turns = tuple(tuple(turn.tolist()) for turn in rewards.split(episode.turns))
+        return replace(result, parts={**result.parts, PART: float(penalty.sum())}, turns=turns)
+
+    return [replace(g, results=tuple(map(penalised, g.episodes, g.results))) for g in groups]
