@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from support.pictures import without_pictures
+
 settings.register_profile(
     "default",
     max_examples=30,
@@ -47,6 +49,13 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(name="without_pictures")
+def _without_pictures() -> Iterator[None]:
+    """For a test that trains by the command and is about something else."""
+    with without_pictures():
+        yield
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from drpo import cli
 from drpo.errors import InputError
 from drpo.model import external, loading
 from drpo.train import stored
+from support.pictures import without_pictures
 
 
 def saved(folder: Path, seed: int = 0) -> PreTrainedModel:
@@ -212,7 +213,8 @@ def test_eval_takes_the_checkpoints_of_another_trainer(tmp_path: Path, capsys: p
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = ["--steps", "3", "--checkpoint-every", "1", "--keep-checkpoints", "5", "--eval-problems", "0"]
-    assert cli.main(["train", "smoke", *options, "--lora-rank", "2", "--out", str(folder)]) == 0
+    with without_pictures():
+        assert cli.main(["train", "smoke", *options, "--lora-rank", "2", "--no-doctor", "--out", str(folder)]) == 0
     return folder
 
 

@@ -32,8 +32,8 @@ from support.hostile import (
 EXAMPLES = {
     "configuration": 120,
     "command": 100,
-    "data": 60,
-    "records": 24,
+    "data": 30,
+    "records": 16,
     "checkpoint": 24,
     "model": 12,
     "output": 30,

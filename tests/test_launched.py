@@ -12,6 +12,7 @@ from drpo import cli
 from drpo.model import loading
 from drpo.model.names import TINY
 from support.fake_vllm import FakeServer
+from support.pictures import without_pictures
 from support.processes import assert_nearly_same_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,8 @@ def launch(*command: str) -> "subprocess.CompletedProcess[str]":
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a single process that nothing happens to."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    assert cli.main([*SMOKE, "--out", str(folder)]) == 0
+    with without_pictures():
+        assert cli.main([*SMOKE, "--out", str(folder)]) == 0
     return folder
 
 

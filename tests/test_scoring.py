@@ -20,6 +20,7 @@ COUNTED = {"raised": 8, "timed_out": 8, "died": 4, "not_finite": 4, "not_a_numbe
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("policy", ["drop", "zero"])
 def test_a_run_under_every_misdeed_ends_normally_with_each_counted(tmp_path: Path, monkeypatch, capsys, policy: str):
     monkeypatch.chdir(tmp_path)

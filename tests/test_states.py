@@ -14,7 +14,10 @@ from drpo import cli
 from drpo.errors import InputError
 from drpo.train import session
 from drpo.train.records import CONFIG, read_json
+from support.pictures import without_pictures
 from support.runs import assert_same_run
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 BEGIN = (
     *("train", "smoke", "--task", "support.worlds:Letters", "--steps", "2", "--prompts", "2", "--updates", "1"),
@@ -65,12 +68,6 @@ def faults() -> Iterator[Faults]:
     made.disarm()
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_run", "write_report"):
-        monkeypatch.setattr(f"drpo.cli.train.{name}", lambda folder, run: None)
-
-
 def begin(folder: Path, *more: str) -> int:
     return cli.main([*BEGIN, *more, "--out", str(folder)])
 
@@ -88,9 +85,7 @@ def go_on(folder: Path) -> int:
 def whole(tmp_path_factory: pytest.TempPathFactory, faults: Faults) -> tuple[Path, int]:
     """A run that nothing happens to, and how often it touches a file."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_run", "write_report"):
-            patch.setattr(f"drpo.cli.train.{name}", lambda folder, run: None)
+    with without_pictures():
         faults.arm(folder, 0, False)
         assert begin(folder) == 0
         faults.disarm()

@@ -59,12 +59,21 @@ FIELDS.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
 @pytest.mark.parametrize(("field", "spec"), FIELDS)
 def test_no_command_imports_what_a_folder_names(here: Path, field: str, spec: str):
     write_stranger(here / "run", **{field: spec})
-    commands = (["train", "--resume", "run"], ["report", "run"], ["watch", "run", "--once"], ["eval", "run"])
-    commands += (["replay", "run"], ["export", "run", "exported"])
-    statuses = {command[0]: said(command).status for command in commands}
+    commands = (["train", "--resume", "run"], ["watch", "run", "--once"], ["eval", "run"], ["replay", "run"])
+    statuses = {command[0]: said(command).status for command in (*commands, ["export", "run", "exported"])}
     assert not (here / "ran").exists() and not (here / "owned").exists()
     assert statuses["train"] == 2 and statuses["watch"] == 0
-    assert statuses["report"] == (2 if field == "objective" else 0)
+
+
+def test_a_report_needs_no_code_but_the_objectives(here: Path):
+    """Of a folder whose every field names code; the report of each alone reads no more."""
+    fields = {field: CODE for field, _ in FIELDS if field != "objective"}
+    for i, task in enumerate(spec for field, spec in FIELDS if field == "task"):
+        write_stranger(here / f"run-{i}", **fields | {"task": task})
+        assert said(["report", f"run-{i}"]).status == 0
+    write_stranger(here / "run", objective=CODE)
+    assert "objective" in refused(["report", "run"])
+    assert not (here / "ran").exists() and not (here / "owned").exists()
 
 
 @pytest.mark.parametrize(("field", "spec"), FIELDS)

@@ -17,6 +17,7 @@ from drpo.train import log
 from drpo.train.callbacks import CallbackList, NullCallback
 from drpo.train.loop import train
 from support.hand_run import write_run
+from support.pictures import without_pictures
 from support.worlds import sampling, tiny_run
 
 
@@ -44,12 +45,11 @@ def ascii_stream() -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
 
 
-def smoke(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> int:
+def smoke(folder: Path, *options: str) -> int:
     """Train a step; what the pictures of it would cost is not asked here."""
-    for name in ("draw_run", "write_report"):
-        monkeypatch.setattr(f"drpo.cli.train.{name}", lambda folder, run: None)
     few = ("--steps", "1", "--prompts", "2", "--eval-problems", "1", "--no-doctor", "--out", str(folder))
-    return cli.main(["train", "smoke", *few, *options])
+    with without_pictures():
+        return cli.main(["train", "smoke", *few, *options])
 
 
 @pytest.mark.parametrize("error", [FULL, GONE, CLOSED, LOST], ids=["full", "gone", "closed", "terminal lost"])
@@ -57,7 +57,7 @@ def test_training_goes_on_without_its_output(error: Exception, tmp_path: Path, m
     err = io.StringIO()
     monkeypatch.setattr(sys, "stdout", Refusing(error))
     monkeypatch.setattr(sys, "stderr", err)
-    assert smoke(monkeypatch, tmp_path / "run") == 0
+    assert smoke(tmp_path / "run") == 0
     assert err.getvalue().count("standard output is lost") >= 1 and "Traceback" not in err.getvalue()
     assert (tmp_path / "run" / "model").is_dir()
 
@@ -66,7 +66,7 @@ def test_letters_that_an_output_does_not_have_are_replaced(tmp_path: Path, monke
     out = ascii_stream()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", ascii_stream())
-    assert smoke(monkeypatch, tmp_path / "run", "--name", "π") == 0
+    assert smoke(tmp_path / "run", "--name", "π") == 0
     out.flush()
     assert b"|?-?|" in out.buffer.getvalue()  # type: ignore[attr-defined]
 
@@ -191,7 +191,7 @@ def test_a_folder_that_goes_away_is_one_line(
         return opened(path, flags)
 
     monkeypatch.setattr(log, "opened_here", refused)
-    assert smoke(monkeypatch, folder, "--plain") == 1
+    assert smoke(folder, "--plain") == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and err.splitlines()[-1] == f"drpo: {folder / 'rollouts.jsonl'}: not here"
     assert folder.exists() != removes  # no half of a run where it was

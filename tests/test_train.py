@@ -205,15 +205,24 @@ def three_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, that nothing stopped."""
+    folder = tmp_path_factory.mktemp("four") / "run"
+    train(tiny_run(checkpoint_every=1, keep_checkpoints=3), folder)
+    return folder
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(damage: str, three_steps: Path, tmp_path: Path):
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(
+    damage: str, three_steps: Path, four_steps: Path, tmp_path: Path
+):
     shutil.copytree(three_steps, tmp_path / "part")
     DAMAGE[damage](tmp_path / "part" / CHECKPOINTS / "step-000003")
     watch = StopsAfter(99)
     train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part", watch)
     assert "step-000003" in watch.said and "going on from the one before" in watch.said
-    train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert_same_run(four_steps, tmp_path / "part")
 
 
 def test_where_every_checkpoint_is_damaged_the_run_does_not_start_anew_by_itself(three_steps: Path, tmp_path: Path):
@@ -224,6 +233,7 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_anew_by_itself
         train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_full_disk_costs_no_checkpoint_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

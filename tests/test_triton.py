@@ -123,7 +123,7 @@ def assert_slope(found: Tensor, true: Tensor, p: Tensor, absolute: Tensor) -> No
 
 
 @SCALES
-@DTYPES
+@USUAL
 @on(*SHAPES, large=True)
 def test_statistics(device: str, c: int, v: int, dtype: torch.dtype, scale: float) -> None:
     logits, target = inputs(device, c, v, dtype)
@@ -161,7 +161,7 @@ def test_a_constant_added_to_all_logits_costs_nothing(device: str, c: int, v: in
     assert_slope(residual, true["residual"], true["p"], rounding(shifted, scale))
 
 
-@DTYPES
+@USUAL
 @on((3, 37), (3, TILE + 5), (2, 3 * TILE))
 def test_impossible_tokens(device: str, c: int, v: int, dtype: torch.dtype) -> None:
     """Logits of -inf: the first half of a row, the second half, all but one; whole tiles of them where V allows."""

@@ -1,6 +1,7 @@
 """The region of an objective: which tokens have left it, where its borders are, and whether a token can reach them."""
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -33,6 +34,17 @@ def out_of_region(objective: Objective, tokens: Tokens) -> Tensor | None:
     return objective.out_of_region(tokens) if isinstance(objective, HasRegion) else None
 
 
+def has_borders(objective: Objective) -> TypeGuard[HasRegion]:
+    """Return whether it has a region that depends on a token's pi and mu alone, so that `borders` can find its borders.
+
+    Example:
+        >>> from drpo.objectives import DRPO, ImportanceSampling
+        >>> has_borders(DRPO(0.2)), has_borders(ImportanceSampling())
+        (True, False)
+    """
+    return isinstance(objective, HasRegion) and not objective.needs and objective.tokenwise
+
+
 def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the probabilities pi at which a token leaves the region, below and above mu.
 
@@ -55,7 +67,7 @@ def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
         >>> [side.round(decimals=2).tolist() for side in borders(PPOClip(0.2, 0.28), mu)]
         [[0.08, 0.4, 0.72], [0.13, 0.64, nan]]
     """
-    if not isinstance(objective, HasRegion) or objective.needs or not objective.tokenwise:
+    if not has_borders(objective):
         return None
     return _border(objective, mu, torch.zeros_like(mu)), _border(objective, mu, torch.ones_like(mu))
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, Objective, PPOClip, borders, caution
+from drpo.objectives.region import has_borders
 from drpo.report.figures import DASHES, GREY, WIDE, Plot, brief, make_figure
 from drpo.report.palette import COLORS
 from drpo.report.token_statistics import Rollouts
@@ -25,7 +26,7 @@ def regions(objective: Objective) -> list[Objective]:
     that of its own kind."""
     known = (PPOClip(0.2, 0.28), SPO(0.2), DPPO(0.15), DRPO(0.2))
     others = [o for o in known if type(o) is not type(objective)]
-    return [o for o in (objective, *others) if borders(o, torch.ones(1, dtype=torch.float64)) is not None]
+    return [o for o in (objective, *others) if has_borders(o)]
 
 
 def boundary(objective: Objective, mu: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
