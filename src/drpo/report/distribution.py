@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, Objective, PPOClip, borders, caution
+from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, Objective, PPOClip, borders, caution, out_of_region
 from drpo.objectives.region import has_borders
 from drpo.report.figures import DASHES, GREY, WIDE, Plot, brief, make_figure
 from drpo.report.palette import COLORS
 from drpo.report.token_statistics import Rollouts
 from drpo.spec import format_spec
+from drpo.types import Tokens
 
 N_SCATTERED = 2000
 N_BINS = 60
@@ -58,12 +59,20 @@ def _vanishing(objective: Objective) -> float:
     low, high = 1e-8, 1.0
     for _ in range(4):
         mu = np.linspace(low, high, 200)
-        leaves = np.isfinite(boundary(objective, mu)[0])
+        leaves = _reaches(objective, mu)
         first = int(leaves.argmax()) if leaves.any() else len(mu) - 1
         if first == 0:
             return 0.0 if low == 1e-8 else float(mu[0])
         low, high = float(mu[first - 1]), float(mu[first])
     return high
+
+
+def _reaches(objective: Objective, mu: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where a token that falls to a probability of 0 has left the region; `borders` would look for where it did."""
+    behavior_logp, n = torch.from_numpy(mu).log(), torch.arange(len(mu))
+    one = torch.ones_like(behavior_logp)
+    left = out_of_region(objective, Tokens(torch.full_like(one, -torch.inf), behavior_logp, one, one.bool(), n))
+    return np.zeros(len(mu), bool) if left is None else left.numpy()
 
 
 def scatter_plots(rollouts: Rollouts, objective: Objective, seed: int) -> list[Plot]:
