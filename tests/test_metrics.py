@@ -4,9 +4,10 @@ Not covered: what is written to files (train/log.py), and the gradient weights o
 the oracle knows (test_objectives.py has them all).
 """
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ from drpo.report.panels import drawn_lines
 from drpo.rewards import RewardConfig, Scored
 from drpo.rollout import ScriptedEngine
 from drpo.spec import parse_spec
-from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, wilson
+from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, summed_up, wilson
 from drpo.train.log import rollout_records
 from drpo.train.metrics import (
     REGION_METRICS,
@@ -357,8 +358,14 @@ def test_parts_of_the_reward_are_figures_over_the_episodes_that_have_them() -> N
     assert found == rollout_metrics(3, [first, *rest]) | {"reward_parts/right": 0.5, "reward_parts/short": 0.5}
     records = list(rollout_records(3, with_parts, {}))
     assert [r.get("reward_parts") for r in records[:3]] == [*parts[:2], None]
-    (_, lines, _), *_ = [x for x in drawn_lines(tiny_run(), [{"step": 3, **found}], []) if "Parts" in x[0].title]
-    assert [(line.name, line.y) for line in lines] == [("right", [0.5]), ("short", [0.5])]
+    held_out = summed_up(with_parts, 3, step=3)
+    assert held_out.reward_parts == {"right": 0.5, "short": 0.5}
+    assert result(held_out).endswith("; right 0.5; short 0.5") and "; right" not in result(summed_up(rest, 3, step=3))
+    drawn = drawn_lines(tiny_run(), [{"step": 3, **found}], [json.loads(json.dumps(asdict(held_out)))])
+    parts_drawn = {panel.title: lines for panel, lines, _ in drawn if "Parts" in panel.title}
+    assert parts_drawn.keys() == {"Parts of the reward", "Parts of the held-out reward"}
+    for lines in parts_drawn.values():
+        assert [(line.name, line.y) for line in lines] == [("right", [0.5]), ("short", [0.5])]
 
 
 CUTS = {"one": (0, 700), "uneven": (0, 500, 690, 700), "a part without kept tokens": (0, 300, 300, 700)}

@@ -47,7 +47,7 @@ TABLES: Mapping[str, Table] = {
 
 ADDED: Mapping[str, frozenset[str]] = {
     "metrics": frozenset({"out_of_region", "out_of_region_low", "out_of_region_high"}),
-    "evaluations": frozenset(),
+    "evaluations": frozenset({"reward_parts"}),
     "rollouts": frozenset({"prompt"}),
     "weights": frozenset(),
 }

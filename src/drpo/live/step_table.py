@@ -56,10 +56,11 @@ def result(evaluation: Evaluation) -> str:
     mean, interval = mean_score(evaluation.reward_mean, evaluation.low, evaluation.high)
     change = _from_step_0(evaluation, shares=bool(interval))
     name = measure(evaluation.reward_mean, evaluation.pass_at[1], bool(interval))
+    parts = "".join(f"; {printable(part)} {value:.3g}" for part, value in evaluation.reward_parts.items())
     if not interval:
-        return f"held-out {name} {when}: {mean} ({n} problems, avg@{k}){change}"
+        return f"held-out {name} {when}: {mean} ({n} problems, avg@{k}){change}{parts}"
     extra = f", pass@{k} {evaluation.pass_at[k]:.1%}" if k > 1 else ""
-    return f"held-out {name} {when}: {mean} ({interval}, {n} problems, avg@{k}{extra}){change}"
+    return f"held-out {name} {when}: {mean} ({interval}, {n} problems, avg@{k}{extra}){change}{parts}"
 
 
 def _from_step_0(evaluation: Evaluation, shares: bool) -> str:

@@ -141,6 +141,15 @@ def held_out_line(evaluations: Records) -> Line:
     )
 
 
+def held_out_part_lines(evaluations: Records) -> list[Line]:
+    """Return a line over steps for each part of the held-out reward."""
+    parts = [e.get("reward_parts", {}) for e in evaluations]
+    steps = [e["step"] for e in evaluations]
+    return [
+        Line(name, steps, [number(part.get(name)) for part in parts]) for name in sorted({n for p in parts for n in p})
+    ]
+
+
 def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[Panel, list[Line], Levels]]:
     """Return the panels of a run that have something to show: each with its lines and its horizontal lines."""
     held_out = held_out_line(evaluations)
@@ -148,6 +157,8 @@ def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[
     caption = f"On problems that training never samples{interval}."
     found = [(panel, lines_of(panel, metrics)) for panel in (PANELS[0], parts_panel(metrics), *PANELS[1:])]
     found.insert(1, (Panel("Held-out reward", "score", caption, {}), [held_out] if held_out.known else []))
+    caption = "Mean of each part over the completions of held-out problems that have it."
+    found.insert(3, (Panel("Parts of the held-out reward", "score", caption, {}), held_out_part_lines(evaluations)))
     return [(panel, lines, levels(panel, run)) for panel, lines in found if lines]
 
 

@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from drpo.errors import InputError
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver
+from drpo.train.metrics import part_means
 from drpo.train.records import Evaluation
 from drpo.train.score import require_scored, score
 from drpo.types import Problem, Sampling, ScoredGroup
@@ -102,6 +103,7 @@ def summed_up(
         mean_length=sum(e.n_sampled for e in episodes) / len(episodes),
         truncated=sum(e.finish_reason == "length" for e in episodes) / len(episodes),
         failed=sum(len(g.unscored) + len(g.scored_zero) for g in groups),
+        reward_parts=part_means(groups),
         problem_means=means,
         **_compared(means, before or {}, n_samples if bounded else None),
     )

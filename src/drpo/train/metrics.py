@@ -18,7 +18,6 @@ from drpo.types import (
     CriticStats,
     Episode,
     FailureKind,
-    RewardResult,
     ScoredGroup,
     StepStats,
     Tokens,
@@ -121,7 +120,7 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         "reward_failed": len(failures),
         **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
         "reward_abstained": sum(u.failure is None for u in unscored),
-        **_part_means([result for g in groups for result in g.results]),
+        **{f"{REWARD_PARTS}{name}": mean for name, mean in part_means(groups).items()},
     }
     return (
         record
@@ -131,11 +130,12 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
     )
 
 
-def _part_means(results: Sequence[RewardResult]) -> dict[str, float]:
-    """The mean of each part of the reward, over the episodes that have it."""
+def part_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Return the mean of each part of the reward, by name, over the scored episodes that have it."""
+    results = [result for g in groups for result in g.results]
     names = sorted({name for result in results for name in result.parts})
     values = {name: [result.parts[name] for result in results if name in result.parts] for name in names}
-    return {f"{REWARD_PARTS}{name}": sum(of_one) / len(of_one) for name, of_one in values.items()}
+    return {name: sum(of_one) / len(of_one) for name, of_one in values.items()}
 
 
 def _no_number(groups: Sequence[ScoredGroup]) -> dict[str, float]:

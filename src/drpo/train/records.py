@@ -44,6 +44,7 @@ class Evaluation:
         truncated: share of completions cut at max_new_tokens.
         failed: completions whose reward failed or abstained; they count nowhere, or as 0 where
             `RewardConfig.on_failure` is zero and the reward failed.
+        reward_parts: name of a part of the reward -> its mean over the completions that have it.
         problem_means: problem id -> mean score of its samples, of the `n_problems`.
         difference: mean over problems of the score now minus that at step 0, of the problems that both have; None at
             step 0, and where that evaluation is not known.
@@ -60,6 +61,7 @@ class Evaluation:
     mean_length: float
     truncated: float
     failed: int
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
     problem_means: Mapping[str, float] = field(default_factory=dict)
     difference: float | None = None
     difference_low: float | None = None
@@ -294,11 +296,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_figure(name: str, value: Any) -> bool:
     match name, value:
-        case "pass_at" | "problem_means", dict():
+        case "pass_at" | "reward_parts" | "problem_means", dict():
             return all(map(_is_number, value.values()))
         case "updates", list():
             return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in value)
-    return name not in ("pass_at", "problem_means", "updates") and _is_number(value)
+    return name not in ("pass_at", "reward_parts", "problem_means", "updates") and _is_number(value)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
