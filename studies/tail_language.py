@@ -35,7 +35,7 @@ from drpo.reductions import Horizon
 from drpo.rewards import Reward, in_process
 from drpo.seeds import derive
 from drpo.spec import Registry, format_spec
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.train.optim import AdamW
 from drpo.types import Problem, Sampling
 
@@ -219,7 +219,8 @@ def task_of(kind: Kind) -> str:
 
 def base(kind: Kind) -> Run:
     """Return the run that the benchmark varies."""
-    return Run(
+    return configure(
+        Run(),
         name=f"tail-{kind}",
         model=MODEL,
         task=Tail(kind),

@@ -30,7 +30,7 @@ from drpo.report.run_page import write_report
 from drpo.report.token_statistics import read_rollouts, tokens_of
 from drpo.spec import format_spec, parse_spec
 from drpo.train import stored
-from drpo.train.config import Run, from_json, learning_rate, to_json
+from drpo.train.config import Run, configure, from_json, learning_rate, to_json
 from drpo.train.critic import PREFIX, CriticTrainer
 from drpo.train.loop import train
 from drpo.train.metrics import VALUE_METRICS, value_metrics
@@ -488,7 +488,7 @@ def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: py
 
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
     run = tiny_run(steps=2, optimizer=AdamW(1e-2), **CRITIC_RUN | {"critic": GAE(warmup=2)})
-    assert [learning_rate(replace(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
+    assert [learning_rate(configure(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
     components = build(run)
     before = {name: p.detach().clone() for name, p in components.policy.trainable().items()}
     critic = {name: p.detach().clone() for name, p in components.critic.critic.trainable().items()}
@@ -508,13 +508,14 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
         of_one = [r for r in records if (r["step"], r["update"]) == (step, update)]
         assert all("logp" in r for r in of_one)
         tokens = tokens_of(of_one)
-        assert float(gradient_weight(run.objective, tokens).double().mean()) == pytest.approx(figures["weight_mean"])
-        assert float(gradient_weight(run.objective, tokens).min()) == figures["weight_min"]
+        weight = gradient_weight(run.objective.loss, tokens)
+        assert float(weight.double().mean()) == pytest.approx(figures["weight_mean"])
+        assert float(weight.min()) == figures["weight_min"]
     differing = [r for r in records if "advantages" in r]
     assert differing and all(len(set(r["advantages"])) > 1 for r in differing)
     for r in differing:
         assert sum(r["advantages"]) / len(r["advantages"]) == pytest.approx(r["advantage"], abs=1e-6)
-    columns = trained_columns(read_rollouts(tmp_path, run.objective, most_tokens=10**6))
+    columns = trained_columns(read_rollouts(tmp_path, run.objective.loss, most_tokens=10**6))
     assert columns["advantage"].tolist() == tokens_of(records).advantage.tolist()
     replayed = recorded(tmp_path, step=2)
     last = [a for r in records if r["step"] == 2 for a in r.get("advantages", [r["advantage"]] * len(r["token_ids"]))]
@@ -530,8 +531,9 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
 def test_a_critics_spec_round_trip():
     for critic in (GAE(), GAE(lam=0.9, clip=None), GAE(0.99, 1.0, 0.1, 2, 4, False)):
         assert parse_spec(format_spec(critic, REGISTRY), REGISTRY) == critic
-        assert from_json(json.loads(json.dumps(to_json(Run(critic=critic))))) == Run(critic=critic)
-    assert from_json(to_json(Run())).critic is None
+        run = configure(Run(), critic=critic)
+        assert from_json(json.loads(json.dumps(to_json(run)))) == run
+    assert from_json(to_json(Run())).objective.critic is None
 
 
 @pytest.mark.parametrize(
@@ -558,8 +560,8 @@ def test_a_critic_that_cannot_be_is_refused_by_name(text: str, said: str, capsys
 
 def test_what_a_critic_changes_in_what_a_run_may_be():
     with pytest.raises(InputError, match=r"sampling\.samples=1: .* needs at least 2, or a critic"):
-        Run(sampling=Sampling(samples=1))
-    assert Run(sampling=Sampling(samples=1), critic=GAE()).critic == GAE()
+        configure(Run(), sampling=Sampling(samples=1))
+    assert configure(Run(), sampling=Sampling(samples=1), critic=GAE()).objective.critic == GAE()
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from drpo.recipes.addition import smoke
 from drpo.rewards import Reward, exact_number, in_process
 from drpo.rollout import EpisodeDriver, TransformersEngine, decode
 from drpo.tasks import Addition
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.train.loop import train
 from drpo.train.setup import Components, build
 from drpo.types import Generation, Problem, Request
@@ -39,8 +39,8 @@ SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, slow_too=True)
 
 def a_run(temperature: float = 1.0, **changes: object) -> Run:
     settings = sampling(max_new_tokens=16, temperature=temperature)
-    run = replace(smoke(), sampling=settings, precision="fp32", rollout_precision="fp32", task=Addition(1, 50))
-    return replace(run, **changes)
+    run = configure(smoke(), sampling=settings, precision="fp32", rollout_precision="fp32", task=Addition(1, 50))
+    return configure(run, **changes)
 
 
 class Wrapped:
@@ -272,7 +272,7 @@ def test_no_false_alarm(seed: int) -> None:
 def test_it_leaves_no_trace(tmp_path: Path) -> None:
     """Weights, adapters, optimiser, random numbers: the run after it is the run without it."""
     for lora_rank in (0, 2):
-        run = replace(a_run(), lora_rank=lora_rank, steps=2)
+        run = configure(a_run(), lora_rank=lora_rank, steps=2)
         examined = build(run)
         before = {n: p.clone() for n, p in examined.policy.trainable().items()}
         assert list(doctor.examine(run, examined, SIZE))
@@ -287,7 +287,9 @@ def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs that it is counted on, and that nobody goes back through, go with it."""
     run = a_run()
     components = components_of(run)
-    (completions,) = components.driver.run(run.task.sample(1, 0, 0), replace(run.sampling, samples=4), (0,))
+    (completions,) = components.driver.run(
+        run.data.task.sample(1, 0, 0), replace(run.rollout.sampling, samples=4), (0,)
+    )
     hooks, kept = torch.autograd.graph.saved_tensors_hooks, []
 
     def watched(pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> object:
@@ -309,7 +311,7 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
     run = a_run(steps=1, eval_problems=0)
     needs = {}
     for critic in (None, GAE()):
-        examined = replace(run, critic=critic)
+        examined = configure(run, critic=critic)
         components = components_of(examined)
         (found,) = (f for f in doctor.examine(examined, components, SIZE) if f.check == "memory")
         needs[critic is not None] = found.values["need_bytes"]

@@ -29,8 +29,8 @@ from drpo.cli.overrides import overridden
 from drpo.lab.trial_result import save_results
 from drpo.recipes import find
 from drpo.recipes.addition import demo
-from drpo.spec import format_spec, parse_spec
-from drpo.train.config import to_json
+from drpo.spec import parse_spec
+from drpo.train.config import flat_json
 from drpo.train.records import RESULTS
 from stability import StabilityOptions
 from support.hand_comparison import large
@@ -220,7 +220,7 @@ def test_drpo_commands(
     make_what_it_reads([asked, *rest], kept)
     if asked in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])
-        assert run.task.sample(2, 0, 0) and run.task.held_out(2)
+        assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
     if asked == "compare" and rest[0] != "--resume":
         base, options = overridden(find(rest[0]), rest[1:], "drpo", CompareOptions, without=BY_TRIAL)
@@ -332,11 +332,12 @@ def test_the_transcript_is_of_the_demo():
     (block,) = [b for b in BLOCKS if b.language == "text"]
     assert block.name.startswith("README.md")
     run = demo()
-    completions, objective = run.prompts * run.sampling.samples, format_spec(run.objective, objectives.REGISTRY)
+    specs, prompts, samples = flat_json(run), run.data.prompts, run.rollout.sampling.samples
+    completions, updates = prompts * samples, run.trainer.updates
     assert (
-        f"demo: {run.model} learns with {objective}, {to_json(run)['optimizer']}\n"
-        f"{run.prompts} prompts x {run.sampling.samples} samples = {completions} completions a step, "
-        f"{run.updates} updates of {completions // run.updates} completions each, {run.steps} steps\n"
+        f"demo: {run.model.name} learns with {specs['objective']}, {specs['optimizer']}\n"
+        f"{prompts} prompts x {samples} samples = {completions} completions a step, "
+        f"{updates} updates of {completions // updates} completions each, {run.trainer.steps} steps\n"
     ) in block.text
 
 

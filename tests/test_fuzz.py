@@ -6,7 +6,6 @@ As many examples as `EXAMPLES` says; ten times as many, and others, in the slow 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from drpo.cli import COMMANDS
 from drpo.recipes.addition import smoke
 from drpo.train import loop
+from drpo.train.config import configure
 from drpo.train.records import CHECKPOINTS, CONFIG, MODEL
 from support.hostile import (
     CONTAINERS,
@@ -44,7 +44,7 @@ EXAMPLES = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, with a checkpoint and a model; nothing here changes it."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    loop.train(replace(smoke(), steps=2, eval_problems=2), folder)
+    loop.train(configure(smoke(), steps=2, eval_problems=2), folder)
     return folder
 
 

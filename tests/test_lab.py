@@ -45,7 +45,7 @@ from drpo.lab.worker import train_trial
 from drpo.lab.worker_pool import PoolSize, fitting
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import claim_lines
-from drpo.train.config import to_json
+from drpo.train.config import flat_json, to_json
 from drpo.train.optim import AdamW
 from drpo.train.records import EVALUATIONS, METRICS, RESULTS, ROLLOUTS, read_records
 from support.forked_worker import ForkingSubprocess
@@ -108,8 +108,10 @@ def test_every_combination_is_a_trial_with_a_name_of_its_own():
         grid("none", "drpo(0.2) @ 1e-3", seeds=(0, 1), learning_rates=(1e-4, 2e-4), regimes={"updates": (1, 2)}),
     )
     assert len(all_of) == len({r.name for r in all_of}) == 2 * 2 * (2 + 1)
-    assert {r.optimizer.learning_rate for r in all_of if r.objective == parse_variant("drpo(0.2)").objective} == {1e-3}
-    assert {(r.seed, r.updates) for r in all_of} == {(s, u) for s in (0, 1) for u in (1, 2)}
+    assert {
+        r.optimizer.policy.learning_rate for r in all_of if r.objective.loss == parse_variant("drpo(0.2)").objective
+    } == {1e-3}
+    assert {(r.seed, r.trainer.updates) for r in all_of} == {(s, u) for s in (0, 1) for u in (1, 2)}
     shared = {
         json.dumps(to_json(replace(r, **{f: getattr(tiny_run(), f) for f in ("name", "objective", "seed")})))
         for r in all_of
@@ -273,7 +275,7 @@ def test_more_trials_join_those_that_are_there(tmp_path: Path):
 
 
 def a_trial(objective: str, seed: int, end: float, rate: float = 1e-3, updates: int = 1, **changes) -> Trial:
-    config = to_json(
+    config = flat_json(
         tiny_run(
             objective=parse_variant(objective).objective, seed=seed, optimizer=AdamW(rate), updates=updates, steps=8
         )

@@ -5,7 +5,6 @@ Not covered: how the report's page draws it (test_report_browser.py).
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from drpo.doctor import signal
 from drpo.errors import InputError
 from drpo.report.run_summary import held_out, run_summary
 from drpo.train.callbacks import NullCallback
-from drpo.train.config import Run, from_json, load_run, to_json, trains_little
+from drpo.train.config import Run, configure, from_json, load_run, to_json, trains_little
 from drpo.train.loop import train
 from drpo.train.metrics import rollout_metrics
 from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing
@@ -64,7 +63,7 @@ def test_a_run_that_learns_has_no_warning_and_its_difference_from_step_0(tmp_pat
     old = [{k: v for k, v in e.items() if "difference" not in k and k != "problem_means"} for e in (first, last)]
     assert not any("from step 0" in text for _, text in held_out(old))
     (tmp_path / EVALUATIONS).write_text("".join(json.dumps(e) + "\n" for e in old[:1]))  # as an earlier version left it
-    (tmp_path / "config.json").write_text(json.dumps(to_json(replace(load_run(tmp_path), steps=3))))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(configure(load_run(tmp_path), steps=3))))
     assert train(load_run(tmp_path), tmp_path, accept_records=True)["evaluation_difference"] is None
 
 
@@ -131,9 +130,9 @@ def test_a_clip_that_is_off_is_written_and_read_back() -> None:
 
 
 def test_a_learning_rate_that_trains_nothing_is_said() -> None:
-    assert "will not change" in str(trains_little(Run(optimizer=AdamW(0.0))))
-    assert "ends at 50%" in str(trains_little(Run(schedule=Constant(warmup=40), steps=20)))
-    assert trains_little(Run(schedule=Constant(warmup=20), steps=20)) is None
+    assert "will not change" in str(trains_little(configure(Run(), optimizer=AdamW(0.0))))
+    assert "ends at 50%" in str(trains_little(configure(Run(), schedule=Constant(warmup=40), steps=20)))
+    assert trains_little(configure(Run(), schedule=Constant(warmup=20), steps=20)) is None
 
 
 def group(*rewards: float) -> ScoredGroup:

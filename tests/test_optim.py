@@ -10,7 +10,7 @@ from torch import nn
 from drpo.errors import InputError
 from drpo.spec import format_spec, parse_spec
 from drpo.train import stored
-from drpo.train.config import Run, learning_rate, with_learning_rate
+from drpo.train.config import Run, configure, learning_rate
 from drpo.train.loop import train
 from drpo.train.optim import OPTIMIZERS, SCHEDULES, AdamW, Constant, Linear, Muon
 from drpo.train.records import CHECKPOINTS
@@ -82,7 +82,7 @@ def test_a_run_with_muon_is_resumed_to_the_bit(tmp_path: Path):
 @pytest.mark.parametrize("name", ["optimizer", "critic_optimizer"])
 def test_muon_is_refused_where_matrices_are_divided(name: str):
     with pytest.raises(InputError, match=rf"^{name}=muon: it orthogonalises whole matrices; set --shard none"):
-        Run(shard="fsdp", **{name: Muon()})
+        configure(Run(), shard="fsdp", **{name: Muon()})
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,9 @@ def test_an_optimizer_that_cannot_be_is_refused_by_name(text: str, said: str):
 def test_specs_are_read_and_written_and_one_rate_is_replaced():
     for spec in (AdamW(2e-5), AdamW(1e-6, (0.8, 0.95), 0.0), Muon(1e-3, betas=(0.8, 0.9))):
         assert parse_spec(format_spec(spec, OPTIMIZERS), OPTIMIZERS) == spec
-    run = with_learning_rate(Run(optimizer=Muon(1e-3, 0.8), schedule=parse_spec("constant(warmup=2)", SCHEDULES)), 2e-3)
-    assert run.optimizer == Muon(2e-3, 0.8) and run.schedule == Constant(2)
+    schedule = parse_spec("constant(warmup=2)", SCHEDULES)
+    run = configure(Run(), optimizer=Muon(1e-3, 0.8), schedule=schedule, learning_rate=2e-3)
+    assert run.optimizer.policy == Muon(2e-3, 0.8) and run.optimizer.schedule == Constant(2)
     assert [learning_rate(run, step, 0) for step in range(3)] == [1e-3, 2e-3, 2e-3]
     with pytest.raises(InputError, match="did you mean 'cosine'"):
         parse_spec("cosin", SCHEDULES)

@@ -20,6 +20,7 @@ from drpo.rollout import ServerEngine, decode
 from drpo.rollout.decode import PlainDecoder, can_group
 from drpo.rollout.vllm import length_options
 from drpo.train import setup
+from drpo.train.config import configure
 from drpo.types import Problem, Sampling
 from support.architectures import settings
 from support.families import build
@@ -88,11 +89,15 @@ def test_a_run_is_refused_before_its_first_step(long: PreTrainedModel, monkeypat
     monkeypatch.setattr(loading, "load", lambda name: (copy.deepcopy(long), loading.tiny()[1]))
     run = tiny_run()
     with pytest.raises(InputError, match=r"sampling\.max_new_tokens=24: the model has 24 positions.*longrope"):
-        setup.build(replace(run, sampling=replace(run.sampling, max_new_tokens=24)))
+        setup.build(configure(run, sampling=replace(run.rollout.sampling, max_new_tokens=24)))
     with pytest.raises(InputError, match=r"problem 'held-out-0': .*the model 24 positions"):  # two bytes of Greek
-        setup.build(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=23)))
-    setup.build(replace(run, eval_problems=1, sampling=replace(run.sampling, max_new_tokens=22))).driver.engine.close()
-    dropping = replace(run, drop_long_prompts=True, sampling=replace(run.sampling, max_new_tokens=23), eval_problems=1)
+        setup.build(configure(run, eval_problems=1, sampling=replace(run.rollout.sampling, max_new_tokens=23)))
+    setup.build(
+        configure(run, eval_problems=1, sampling=replace(run.rollout.sampling, max_new_tokens=22))
+    ).driver.engine.close()
+    dropping = configure(
+        run, drop_long_prompts=True, sampling=replace(run.rollout.sampling, max_new_tokens=23), eval_problems=1
+    )
     with pytest.raises(InputError, match="all 1 held-out problems are too long"):
         setup.build(dropping)
 

@@ -14,6 +14,7 @@ from drpo.recipes.addition import smoke
 from drpo.rollout import PromptLimits, encode_prompt, fitting
 from drpo.tasks import Records, sample_unseen
 from drpo.train import loop
+from drpo.train.config import configure
 from drpo.train.rollouts import Rollouts
 from drpo.train.setup import only_fitting
 from drpo.types import Problem, Sampling
@@ -143,7 +144,7 @@ def test_long_prompts_are_dropped_counted_and_replaced():
     fits = fitting(tokenizer, PromptLimits.of(model), Sampling(samples=2, max_new_tokens=4))
     drawn = sample_unseen(Lengths(), (), 6, 0, 0, fits)
     assert len(drawn) == len({p.id for p in drawn}) == 6 and {len(p.prompt) for p in drawn} == {10, 20}
-    run = replace(smoke(), prompts=6, steps=1)
+    run = configure(smoke(), prompts=6, steps=1)
     object.__setattr__(run, "task", Lengths())
     rollouts = Rollouts(run, None, (), fits=fits)
     assert all(fits(p) for p in rollouts._problems(0))
@@ -163,9 +164,9 @@ def test_commands_drop_them_or_say_so_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = "records('data.jsonl', 'q', 'a', holdout=8, reward_name='exact_number')"
     assert "--drop-long-prompts" in refused(["eval", "tiny", "--task", task, "--problems", "8"])
-    run = replace(smoke(), task=Records("data.jsonl", "q", "a", holdout=8, reward_name="exact_number"))
-    run = replace(run, steps=1, prompts=4, updates=1, eval_problems=2, drop_long_prompts=True)
-    run = replace(run, sampling=replace(run.sampling, samples=2, max_new_tokens=4))
+    run = configure(smoke(), task=Records("data.jsonl", "q", "a", holdout=8, reward_name="exact_number"))
+    run = configure(run, steps=1, prompts=4, updates=1, eval_problems=2, drop_long_prompts=True)
+    run = configure(run, sampling=replace(run.rollout.sampling, samples=2, max_new_tokens=4))
     assert loop.train(run, tmp_path / "run", keep_model=False)["finished"]
     records = (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()
     assert records and all(len(json.loads(r)["prompt"]) < 100 for r in records if "prompt" in json.loads(r))

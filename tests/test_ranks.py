@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from drpo.errors import InputError
 from drpo.ranks import SINGLE_PROCESS, Ranks, select_device
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.train.loop import train
 from drpo.train.step import balance_micro_batches
 from drpo.train.stored import STATE
@@ -149,4 +149,4 @@ def test_each_process_sees_its_own_device(monkeypatch: pytest.MonkeyPatch):
 )
 def test_what_cannot_be_divided_is_refused(changes: dict[str, object], message: str):
     with pytest.raises(InputError, match=message):
-        Run(**changes)  # type: ignore[arg-type]
+        configure(Run(), **changes)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ def written(folder: Path, records: list[dict], objective: str | None = None) -> 
     folder.mkdir(exist_ok=True, parents=True)
     (folder / ROLLOUTS).write_text("".join(json.dumps(r) + "\n" for r in records))
     if objective is not None:
-        (folder / "config.json").write_text(json.dumps({"objective": objective}))
+        (folder / "config.json").write_text(json.dumps({"objective": {"loss": objective}}))
     return folder
 
 

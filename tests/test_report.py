@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +38,7 @@ from drpo.report.token_statistics import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.spec import format_spec
+from drpo.train.config import configure
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from support.hand_run import RECORDS, record, write_run
@@ -174,7 +174,7 @@ def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
 
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**63 - 1])
 def test_a_run_of_any_seed_can_be_drawn(tmp_path, seed):
-    rollouts = read_rollouts(tmp_path, write_run(tmp_path, seed=seed).objective, 10**6)
+    rollouts = read_rollouts(tmp_path, write_run(tmp_path, seed=seed).objective.loss, 10**6)
     assert distribution.scatter_plots(rollouts, DRPO(0.2), seed)
 
 
@@ -183,18 +183,18 @@ def test_of_a_run_that_is_too_large_whole_groups_are_read(tmp_path):
         record("abcd", 0.5, step=s, problem=f"{s}-{p}", sample=i) for s in (1, 2) for p in range(40) for i in (0, 1)
     ]
     run = write_run(tmp_path, records)
-    few = read_rollouts(tmp_path, run.objective, most_tokens=len(records) * 5 // 4)
+    few = read_rollouts(tmp_path, run.objective.loss, most_tokens=len(records) * 5 // 4)
     groups = [c.record["problem"] for c in few.completions]
     assert few.n_all == len(records) and 10 < len(groups) < len(records) / 2
     assert all(groups.count(name) == 2 for name in groups)
-    again = read_rollouts(tmp_path, run.objective, most_tokens=len(records) * 5 // 4)
+    again = read_rollouts(tmp_path, run.objective.loss, most_tokens=len(records) * 5 // 4)
     assert [c.record["problem"] for c in again.completions] == groups
-    assert len(read_rollouts(tmp_path, run.objective, ALL).completions) == len(records)
+    assert len(read_rollouts(tmp_path, run.objective.loss, ALL).completions) == len(records)
 
 
 def test_the_browsers_columns_by_hand(tmp_path):
     run = write_run(tmp_path)
-    rollouts = read_rollouts(tmp_path, run.objective, ALL)
+    rollouts = read_rollouts(tmp_path, run.objective.loss, ALL)
     ids = browser.vocabulary(rollouts)
     columns = read_columns(columns_bytes(browser.columns(rollouts, ids)))
     assert ids[columns["token"]].tolist() == [i for r in RECORDS for i in r["token_ids"]]
@@ -212,7 +212,7 @@ def test_the_browsers_columns_by_hand(tmp_path):
 @pytest.mark.parametrize("known", [True, False])
 def test_texts_are_stored_only_where_the_tokens_do_not_say_them(tmp_path, known):
     run = write_run(tmp_path, [*RECORDS, {**record("abc", 0.5, step=3), "text": "something else"}])
-    rollouts = read_rollouts(tmp_path, run.objective, ALL)
+    rollouts = read_rollouts(tmp_path, run.objective.loss, ALL)
     ids = browser.vocabulary(rollouts)
     found = pieces(loading.load_tokenizer("tiny"), ids.tolist()) if known else None
     table = browser.table(rollouts, ids, found)
@@ -278,7 +278,7 @@ def weight_at(objective, mu: float, pi: float, advantage: float) -> float:
 
 
 def test_a_boundary_that_no_token_reaches_is_said_not_drawn(tmp_path):
-    rollouts = read_rollouts(tmp_path, write_run(tmp_path).objective, ALL)
+    rollouts = read_rollouts(tmp_path, write_run(tmp_path).objective.loss, ALL)
     for objective, own in ((DRPO(12.5), 0), (DRPO(0.2), 2)):
         log, linear = distribution.scatter_plots(rollouts, objective, 0)
         assert len(traces(log, f"{format_spec(objective, REGISTRY)}, this run's")) == own
@@ -296,10 +296,10 @@ def test_a_boundary_that_no_token_reaches_is_said_not_drawn(tmp_path):
 
 def test_the_scatter_is_a_fixed_choice_of_trained_tokens(tmp_path, monkeypatch):
     run = write_run(tmp_path)
-    rollouts = read_rollouts(tmp_path, run.objective, ALL)
+    rollouts = read_rollouts(tmp_path, run.objective.loss, ALL)
 
     def drawn(seed: int) -> dict[str, list[tuple[float, float, float]]]:
-        log, linear = distribution.scatter_plots(rollouts, run.objective, seed)
+        log, linear = distribution.scatter_plots(rollouts, run.objective.loss, seed)
         assert [t.x for t in log.figure.data] == [t.x for t in linear.figure.data]
         assert (log.figure.layout.xaxis.type, linear.figure.layout.xaxis.type) == ("log", None)
         points = {name: traces(log, name) for name in ("A > 0", "A < 0")}
@@ -318,7 +318,7 @@ def test_the_histogram_counts_every_token_under_its_sign(tmp_path, monkeypatch, 
     """Also those beyond the outermost bins."""
     monkeypatch.setattr(distribution, "_TAIL", tail)
     run = write_run(tmp_path)
-    plot = distribution.histogram_plot(read_rollouts(tmp_path, run.objective, ALL))
+    plot = distribution.histogram_plot(read_rollouts(tmp_path, run.objective.loss, ALL))
     assert plot is not None and "8 trained tokens" in plot.text and "from -1 to 3.5" in plot.text
     positive, negative = (np.array(traces(plot, name)[0].y) for name in ("A > 0", "A < 0"))
     left, width = np.array(plot.figure.data[0].x), plot.figure.data[0].width
@@ -352,7 +352,7 @@ def test_seconds_are_summed_by_phase_and_step():
 
 
 def test_the_configuration_says_what_differs_and_from_what():
-    told = run_summary.configuration(replace(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number))
+    told = run_summary.configuration(configure(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number))
     rows = {row[0]: (differs, row[1:]) for differs, row in told["rows"]}
     assert told["base"] == "the recipe smoke" and told["head"] == ["field", "this run", "recipe smoke", "default"]
     assert rows["seed"] == (True, ["3", "0", "0"]) and rows["sampling.samples"] == (True, ["6", "4", "8"])

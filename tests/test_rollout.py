@@ -22,7 +22,7 @@ from drpo.model.precision import Precision
 from drpo.rollout import ScriptedEngine, encode_prompt
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.types import Episode, Generation, Problem, Request, Sampling
 from support.architectures import FAMILIES
 from support.rollouts import Prompted, transformers_engine
@@ -367,12 +367,12 @@ def test_training_refuses_a_distribution_that_it_cannot_correct_for(settings: di
     with pytest.raises(InputError, match=named):
         sampling.require_trainable()
     with pytest.raises(InputError, match=named):
-        Run(sampling=sampling)
+        configure(Run(), sampling=sampling)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_training_takes_any_positive_temperature(temperature: float) -> None:
-    assert Run(sampling=Sampling(temperature=temperature)).sampling.temperature == temperature
+    assert configure(Run(), sampling=Sampling(temperature=temperature)).rollout.sampling.temperature == temperature
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_scoring_is_written_and_read_back_and_old_runs_have_the_defaults():
     run = tiny_run(reward_pool=RewardConfig(3, 1.5, 0.5, "zero"), sampling=sampling())
     record = json.loads(json.dumps(to_json(run)))
     assert from_json(record) == run
-    del record["reward_pool"]
-    assert from_json(record).reward_pool == RewardConfig()
+    del record["rewards"]["pool"]
+    assert from_json(record).rewards.pool == RewardConfig()
 
 
 @pytest.mark.parametrize(

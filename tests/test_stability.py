@@ -10,6 +10,7 @@ import stability
 from command import run
 from drpo.errors import InputError
 from drpo.lab.trial_result import RESULTS
+from drpo.train.config import configure
 from stability import StabilityOptions, stability_runs
 from stability_maps import draw_maps
 from support.hand_comparison import comparison, trial
@@ -44,9 +45,11 @@ def test_words_count_at_their_places_alone():
 
 
 def test_the_benchmark_varies_what_it_says():
-    assert {r.optimizer.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
+    assert {r.optimizer.policy.learning_rate for r in stability_runs(["none @ 5e-3"], seeds=[0])} == {5e-3}
     trials = stability_runs(["none"], seeds=[0])
-    assert {(r.task, r.updates, r.optimizer.learning_rate, r.rollout_precision) for r in trials} == {
+    assert {
+        (r.data.task, r.trainer.updates, r.optimizer.policy.learning_rate, r.rollout.precision) for r in trials
+    } == {
         (Tail(kind), u, lr, p)
         for kind in ("noise", "meaning")
         for u in (4, 16)
@@ -99,7 +102,7 @@ def test_stopped_before_its_first_result_it_just_ends(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_it_draws_its_maps_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setattr(stability, "stability_runs", lambda *by: [replace(r, steps=2) for r in stability_runs(*by)])
+    monkeypatch.setattr(stability, "stability_runs", lambda *by: [configure(r, steps=2) for r in stability_runs(*by)])
     arguments = ["--objectives", "none", "--seeds", "0", "--updates", "2", "--learning-rate", "1e-3"]
     arguments += ["--rollout-precision", "fp32", "--out", str(tmp_path), "--plain"]
     assert run(stability.stability, arguments) == 0

@@ -15,7 +15,7 @@ from drpo.errors import InputError
 from drpo.train import session
 from drpo.train.records import CONFIG, read_json
 from support.pictures import without_pictures
-from support.runs import assert_same_run
+from support.runs import assert_same_run, put
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -184,7 +184,7 @@ def test_a_configuration_that_was_never_written_whole_is_written_again(
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_records(whole: tuple[Path, int], tmp_path: Path):
     for name in (CONFIG, "metrics.jsonl", "rollouts.jsonl"):
         (tmp_path / name).write_bytes((whole[0] / name).read_bytes())
-    config = read_json(tmp_path / CONFIG) | {"steps": 5}
+    config = put(read_json(tmp_path / CONFIG), {"steps": 5})
     (tmp_path / CONFIG).write_text(json.dumps(config))
     before = (tmp_path / "metrics.jsonl").read_bytes()
     assert go_on(tmp_path) == 2

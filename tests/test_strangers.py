@@ -21,10 +21,12 @@ from drpo.errors import InputError, printable
 from drpo.model import loading
 from drpo.spec import SAFE_PATH, import_named
 from drpo.train.config import REGISTRIES, from_json, to_json
+from drpo.train.fields import FIELDS
 from drpo.train.log import environment
 from drpo.train.records import CONFIG, SUMMARY, TIMING
 from support.hand_run import RECORDS, write_run
 from support.hostile import refused, said
+from support.runs import put
 from support.worlds import tiny_run
 
 SOURCES = sorted((Path(__file__).resolve().parents[1] / "src" / "drpo").rglob("*.py"))
@@ -49,14 +51,14 @@ def write_stranger(folder: Path, **fields: Any) -> None:
     """A run whose configuration names code."""
     write_run(folder)
     plain = {"task": "addition(1, 9)"} | fields
-    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | plain))
+    (folder / CONFIG).write_text(json.dumps(put(json.loads((folder / CONFIG).read_text()), plain)))
 
 
-FIELDS = [(name, CODE) for name in (*REGISTRIES, "model")]
-FIELDS.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
+NAMED = [(name, CODE) for name in (*REGISTRIES, "model")]
+NAMED.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
 
 
-@pytest.mark.parametrize(("field", "spec"), FIELDS)
+@pytest.mark.parametrize(("field", "spec"), NAMED)
 def test_no_command_imports_what_a_folder_names(here: Path, field: str, spec: str):
     write_stranger(here / "run", **{field: spec})
     commands = (["train", "--resume", "run"], ["watch", "run", "--once"], ["eval", "run"], ["replay", "run"])
@@ -76,11 +78,11 @@ def test_a_report_needs_no_code_but_the_objectives(here: Path):
     assert not (here / "ran").exists() and not (here / "owned").exists()
 
 
-@pytest.mark.parametrize(("field", "spec"), FIELDS)
+@pytest.mark.parametrize(("field", "spec"), NAMED)
 def test_a_resume_names_the_code_and_the_way_to_allow_it(here: Path, field: str, spec: str):
     write_stranger(here / "run", **{field: spec})
     line = refused(["train", "--resume", "run"])
-    assert field in line and CODE in line and "--trust-remote-code" in line and CONFIG in line
+    assert FIELDS[field] in line and CODE in line and "--trust-remote-code" in line and CONFIG in line
 
 
 def test_code_that_is_allowed_runs(here: Path):
@@ -98,13 +100,13 @@ def test_a_comparison_of_a_stranger_is_shown_and_not_resumed(here: Path):
 
 
 def test_a_configuration_read_without_code_keeps_its_specs(here: Path):
-    record = to_json(tiny_run()) | dict.fromkeys(REGISTRIES, CODE)
+    record = put(to_json(tiny_run()), dict.fromkeys(REGISTRIES, CODE))
     assert to_json(from_json(record, trust_remote_code=False)) == record
 
 
 def test_names_below_drpo_are_code_as_any_other():
     for spec in ("drpo.lab.worker_pool:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
-        assert folders.foreign_code(from_json({"task": spec}, trust_remote_code=False)) == {"task": spec}
+        assert folders.foreign_code(from_json({"data": {"task": spec}}, trust_remote_code=False)) == {"task": spec}
 
 
 def test_an_adapter_cannot_name_code_as_its_base(here: Path):
@@ -188,7 +190,7 @@ def steering(here: Path) -> Path:
     records = [r | {n: f"{n}{STEERING}" for n in ("prompt", "text", "answer", "problem")} for r in RECORDS]
     write_run(folder, records)
     names = {"name": f"evil{STEERING}\nforged line", "model": f"model{STEERING}"}
-    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | names))
+    (folder / CONFIG).write_text(json.dumps(put(json.loads((folder / CONFIG).read_text()), names)))
     with (folder / TIMING).open("a") as file:
         file.write(json.dumps({"step": 1, f"phase{STEERING}\nforged line": 1.0}) + "\n")
     (folder / SUMMARY).write_text(json.dumps({"stopped_by_signal": f"9{STEERING}\nforged line"}))
@@ -320,7 +322,7 @@ def test_an_engine_that_a_folder_does_not_have_is_not_put_in_its_place(here: Pat
 def test_a_server_that_the_command_names_is_asked_in_the_place_of_the_folders(here: Path):
     write_stranger(here / "run", engine=ADDRESS)
     run = folders.open_run(here / "run", trust_remote_code=False)
-    assert folders.at_server(run, here / "run", "http://127.0.0.1:9").engine == "http://127.0.0.1:9"
+    assert folders.at_server(run, here / "run", "http://127.0.0.1:9").rollout.engine == "http://127.0.0.1:9"
     assert folders.resume_flag(run) == f" --engine {ADDRESS}"
 
 
@@ -357,11 +359,10 @@ def test_a_password_may_hold_anything(address: str, monkeypatch: pytest.MonkeyPa
     assert not auth or without_password(f"--engine={address}") == f"--engine={bare}"
 
 
-def test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once():
+def test_a_password_in_a_configuration_is_refused_in_python():
     with pytest.raises(InputError, match=f"engine=http://host:80: .* set {AUTH}=user:password") as caught:
         tiny_run(engine="http://me:secret@host:80")
     assert "secret" not in str(caught.value)
-    assert from_json({"engine": "http://me:secret@a:80,https://me:secret@b"}).engine == "http://a:80,https://b"
 
 
 def test_servers_with_different_passwords_are_refused():

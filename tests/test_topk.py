@@ -33,7 +33,7 @@ from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, top_logprobs
 from drpo.spec import format_spec, parse_spec
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.train.config import Run, from_json, to_json
+from drpo.train.config import Run, configure, flat_json, from_json, to_json
 from drpo.train.divergence import exact_divergence
 from drpo.train.loop import train
 from drpo.train.metrics import token_metrics
@@ -771,12 +771,12 @@ def test_exact_divergence_refuses_what_it_cannot_judge() -> None:
 
 def test_a_run_asks_for_what_its_objective_reads() -> None:
     reads = tiny_run(objective=DPPO(0.15, divergence="topk_tv"))
-    assert reads.sampling.top_logprobs == to_json(reads)["sampling"]["top_logprobs"] == 20
+    assert reads.rollout.sampling.top_logprobs == flat_json(reads)["sampling.top_logprobs"] == 20
     assert from_json(json.loads(json.dumps(to_json(reads)))) == reads
-    assert replace(reads, sampling=smoke_sampling(top_logprobs=7)).sampling.top_logprobs == 7
-    assert tiny_run().sampling.top_logprobs == 0
+    assert configure(reads, sampling=smoke_sampling(top_logprobs=7)).rollout.sampling.top_logprobs == 7
+    assert tiny_run().rollout.sampling.top_logprobs == 0
     with pytest.raises(InputError, match=r"objective\.needs='entropy'") as caught:
-        Run(objective=Wanting())
+        configure(Run(), objective=Wanting())
     assert "\n" not in str(caught.value)
 
 

@@ -38,7 +38,7 @@ from drpo.objectives import (
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint, stored
 from drpo.train.callbacks import NullCallback
-from drpo.train.config import from_json, learning_rate, load_run, to_json
+from drpo.train.config import configure, from_json, learning_rate, load_run, to_json
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, Cosine, Linear, Muon
 from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, MODEL, ROLLOUTS, TIMING, read_records
@@ -64,11 +64,15 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path):
     summary = train(run, tmp_path)
     assert load_run(tmp_path) == run
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    assert summary["finished"] and summary["steps"] == run.steps and summary["updates"] == run.steps * run.updates
+    assert (
+        summary["finished"]
+        and summary["steps"] == run.trainer.steps
+        and summary["updates"] == run.trainer.steps * run.trainer.updates
+    )
     assert [m["step"] for m in read_records(tmp_path / METRICS)] == [1, 2, 3, 4]
     assert [e["step"] for e in read_records(tmp_path / EVALUATIONS)] == [0, 2, 4]
     rollouts = read_records(tmp_path / ROLLOUTS)
-    assert len(rollouts) == run.steps * run.prompts * run.sampling.samples
+    assert len(rollouts) == run.trainer.steps * run.data.prompts * run.rollout.sampling.samples
     assert all(len(r["token_ids"]) == len(r["behavior_logp"]) for r in rollouts)
     assert summary["sampled_tokens"] == sum(len(r["token_ids"]) for r in rollouts)
     phases = {name for record in read_records(tmp_path / TIMING) for name in record}
@@ -141,7 +145,7 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
 def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, lora_rank: int):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
     run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule=Cosine(warmup=1))
-    run = replace(run, kl_in_reward=0.1 if lora_rank else 0.0)
+    run = configure(run, kl_in_reward=0.1 if lora_rank else 0.0)
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
     assert fork(tmp_path / "out", train, run, folder, KillItself(2, "sync")).end()[0] == -signal.SIGKILL
@@ -154,14 +158,14 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: P
 def test_a_run_that_dies_in_its_first_step_is_evaluated_once(tmp_path: Path):
     run = tiny_run(max_skipped=0)
     with pytest.raises(FloatingPointError):
-        train(replace(run, objective=worlds.Broken()), tmp_path)
+        train(configure(run, objective=worlds.Broken()), tmp_path)
     train(run, tmp_path)
-    assert [e["step"] for e in read_records(tmp_path / EVALUATIONS)] == [0, run.steps]
+    assert [e["step"] for e in read_records(tmp_path / EVALUATIONS)] == [0, run.trainer.steps]
 
 
 def test_a_line_cut_short_by_a_crash_is_forgotten(tmp_path: Path):
     train(tiny_run(), tmp_path / "whole")
-    train(replace(tiny_run(), steps=2), tmp_path / "part")
+    train(configure(tiny_run(), steps=2), tmp_path / "part")
     with (tmp_path / "part" / METRICS).open("a") as out:
         out.write('{"step": 3, "reward_me')
     with (tmp_path / "part" / ROLLOUTS).open("a") as out:
@@ -407,7 +411,7 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
     assert "it was skipped (1 in a row, at most 2)" in watch.said
     assert sorted(stored.steps(tmp_path / CHECKPOINTS)) == [2, 4]  # the weights behind it
     assert "NaN" not in (tmp_path / METRICS).read_text() + (tmp_path / ROLLOUTS).read_text()
-    assert len(read_records(tmp_path / ROLLOUTS)) == run.steps * run.prompts * run.sampling.samples
+    assert len(read_records(tmp_path / ROLLOUTS)) == run.trainer.steps * run.data.prompts * run.rollout.sampling.samples
 
 
 @pytest.mark.parametrize("terms", [{"reference_kl": 0.1}, {"entropy_bonus": 0.01}, {"kl_in_reward": 0.1}])
@@ -435,7 +439,7 @@ def test_learning_rates():
     rates = [learning_rate(run, step, update) for step in range(4) for update in range(2)]
     assert rates[:2] == [0.5, 1.0] and rates[2] == 1.0 and rates[-1] == pytest.approx(1 / 6)
     assert sorted(rates[2:], reverse=True) == rates[2:]
-    cosine = replace(run, schedule=Cosine(warmup=1))
+    cosine = configure(run, schedule=Cosine(warmup=1))
     assert learning_rate(cosine, 2, 1) == pytest.approx(0.5)
 
 
@@ -470,8 +474,8 @@ def test_a_configuration_is_written_and_read_back(objective):
 
 
 def test_an_unknown_field_is_named():
-    with pytest.raises(InputError, match="'stepz' in the configuration; did you mean 'steps'"):
-        from_json({"stepz": 3})
+    with pytest.raises(InputError, match=r"'trainer\.stepz' in the configuration; did you mean 'steps'"):
+        from_json({"trainer": {"stepz": 3}})
 
 
 def test_zero_held_out_problems_skip_evaluation(tmp_path: Path):

@@ -101,7 +101,7 @@ def test_a_finished_run_stays_finished_without_its_last_records(whole: Path, cop
     folder = copy(whole)
     without_last(folder / METRICS)
     summary = train(RUN, folder, accept_records=True)
-    assert summary["finished"] and summary["steps"] == RUN.steps and summary["evaluation_after"] is not None
+    assert summary["finished"] and summary["steps"] == RUN.trainer.steps and summary["evaluation_after"] is not None
 
 
 def test_what_was_written_behind_a_checkpoint_is_no_change(stopped: Path, whole: Path, copy: Callable[[Path], Path]):

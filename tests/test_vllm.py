@@ -30,7 +30,7 @@ from drpo.rollout import EpisodeDriver, ServerEngine, VLLMEngine, encode_prompt
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm_request import parameters
 from drpo.tasks import Addition
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.train.loop import train
 from drpo.train.records import METRICS, ROLLOUTS, read_records
 from drpo.train.setup import Components, build
@@ -220,7 +220,7 @@ FAULTS = {
 @pytest.fixture(scope="module")
 def examined() -> Iterator[tuple[Run, Components, VLLMEngine]]:
     """A run of the small model, whose prompts are long enough for the cache to have blocks of them."""
-    run = replace(smoke(), sampling=Sampling(samples=8, max_new_tokens=24), precision="fp32")
+    run = configure(smoke(), sampling=Sampling(samples=8, max_new_tokens=24), precision="fp32")
     model, tokenizer = small()
     components = build(run)
     policy = Policy(model, precision=FP32, temperature=1.0)

@@ -36,6 +36,7 @@ from drpo.train.records import (
     TRIALS,
     read_records,
 )
+from support.runs import put
 from support.worlds import tiny_run
 
 
@@ -192,7 +193,7 @@ def test_a_run_that_goes_on_is_running_until_its_own_summary(folder: Path):
 
 def test_time_left_is_at_the_pace_of_the_last_ten_steps(folder: Path):
     config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | {"steps": 106}))
+    (folder / CONFIG).write_text(json.dumps(put(config, {"steps": 106})))
     for name in (METRICS, TIMING, SUMMARY):
         (folder / name).unlink()
     assert Follower(folder).look().left_s() is None

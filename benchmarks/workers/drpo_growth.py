@@ -60,15 +60,16 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
                 components.policy,
                 components.optimizer,
                 batch,
-                run.objective,
+                run.objective.loss,
                 0.0,
-                run.max_grad_norm,
+                run.optimizer.max_grad_norm,
                 components.auxiliary,
             )
         record = meter.stop()
         return {**record, "tokens": sum(e.n_sampled for g in groups for e in g.episodes)}
 
-    return {"settings": f"precision {setup['precision']}, micro_batch_tokens {run.micro_batch_tokens}"}, repetition
+    settings = f"precision {setup['precision']}, micro_batch_tokens {run.trainer.micro_batch_tokens}"
+    return {"settings": settings}, repetition
 
 
 if __name__ == "__main__":

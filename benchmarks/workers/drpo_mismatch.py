@@ -1,7 +1,6 @@
 """How far a sampler's probabilities are from the trainer's, with the same weights in both."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.doctor.probe_batch import trainer_logp
 from drpo.tasks import sample_unseen
+from drpo.train.config import configure
 from drpo.train.setup import Components, build
 from drpo.types import Episode
 
@@ -51,16 +51,16 @@ def figures(logp: Tensor, behavior_logp: Tensor) -> Record:
 
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Assemble the run of `configuration`, with "engine" and "rollout_precision"; a request has "round"."""
-    run = replace(
+    run = configure(
         configuration(setup), engine=setup["engine"], rollout_precision=setup["rollout_precision"], eval_problems=1
     )
     components = build(run)
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:
-        problems = sample_unseen(run.task, components.held_out, run.prompts, request["round"], run.seed)
+        problems = sample_unseen(run.data.task, components.held_out, run.data.prompts, request["round"], run.seed)
         meter.start()
-        groups = components.driver.run(problems, run.sampling, (run.seed, request["round"]))
+        groups = components.driver.run(problems, run.rollout.sampling, (run.seed, request["round"]))
         record = meter.stop()
         completions = [e for group in groups for e in group]
         tokens = sum(c.n_sampled for c in completions)

@@ -11,6 +11,7 @@ from benchmarks.workers.drpo_step import configuration
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.rollout import ScriptedEngine
+from drpo.train.config import configure
 from drpo.train.loop import train
 from drpo.train.setup import build
 from drpo.types import Generation, Request
@@ -31,11 +32,11 @@ class Elsewhere(ScriptedEngine):
 
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Note the run of `configuration`, with "steps" and "away_s" (None: sample here); a request has "overlap"."""
-    run = replace(configuration(setup), steps=setup["steps"], async_steps=1)
+    run = configure(configuration(setup), steps=setup["steps"], async_steps=1)
     meter = Meter()
 
     def repetition(request: Mapping[str, Any]) -> Record:
-        mine = replace(run, overlap=request["overlap"])
+        mine = configure(run, overlap=request["overlap"])
         components = build(mine)
         if setup["away_s"] is not None:
             engine = Elsewhere(components.tokenizer, lambda request: f"{request.key[-2]} {request.key[-1]}{WORDS}")
@@ -48,7 +49,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
         # Without loading, checkpoints and exports, which both have alike.
         return {**record, "seconds": summary["training_seconds"], "phases": summary["seconds"]}
 
-    return {"settings": f"one step ahead, {run.steps} steps"}, repetition
+    return {"settings": f"one step ahead, {run.trainer.steps} steps"}, repetition
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.rewards import Reward, RewardPool, exact_number, in_process
 from drpo.tasks import Addition, sample_unseen
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.train.log import Clock
 from drpo.train.optim import AdamW
 from drpo.train.score import score
@@ -39,7 +39,8 @@ def configuration(setup: Mapping[str, Any]) -> Run:
     Returns:
         One optimiser update per rollout.
     """
-    return Run(
+    return configure(
+        Run(),
         name="bench",
         model=setup["model"],
         task=Addition(setup["low"], setup["high"]),
@@ -70,8 +71,8 @@ def step(run: Run, components: Components, pool: RewardPool, number: int) -> Rec
     """
     clock = Clock()
     with clock("rollout"):
-        problems = sample_unseen(run.task, components.held_out, run.prompts, number, run.seed)
-        rollout = components.driver.run(problems, run.sampling, (run.seed, number))
+        problems = sample_unseen(run.data.task, components.held_out, run.data.prompts, number, run.seed)
+        rollout = components.driver.run(problems, run.rollout.sampling, (run.seed, number))
     with clock("reward"):
         groups = score(problems, rollout, pool)
     with clock("update"):
@@ -81,9 +82,9 @@ def step(run: Run, components: Components, pool: RewardPool, number: int) -> Rec
                 components.policy,
                 components.optimizer,
                 batch,
-                run.objective,
-                run.optimizer.learning_rate,
-                run.max_grad_norm,
+                run.objective.loss,
+                run.optimizer.policy.learning_rate,
+                run.optimizer.max_grad_norm,
                 components.auxiliary,
             )
         synchronize()
@@ -129,7 +130,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
         record = step(run, components, pool, request["round"])
         return {**record, **meter.stop()}
 
-    settings = f"objective drpo(0.2), micro_batch_tokens {run.micro_batch_tokens}, everything else the default"
+    settings = f"objective drpo(0.2), micro_batch_tokens {run.trainer.micro_batch_tokens}, everything else the default"
     return {"settings": settings, "shapes": shapes(components)}, repetition
 
 

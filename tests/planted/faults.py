@@ -194,13 +194,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "an address of an engine is not looked at",
-        "drpo.train.config:_require_engine",
+        "drpo.train.config.groups:_require_engine",
         lambda right: lambda engine: None,
         (f"{BAD_INPUT}[train smoke --engine http://[::1]",),
     ),
     Replacement(
         "adapters may have any rank",
-        "drpo.train.config:MOST_RANK",
+        "drpo.train.config.groups:MOST_RANK",
         lambda right: 2**62,
         (f"{BAD_INPUT}[train smoke --lora-rank 1000000000]",),
     ),

@@ -9,7 +9,7 @@ CONFIGURATIONS = f"{F}test_configurations[1]"
 REPLACEMENTS = (
     Replacement(
         "a value of a configuration may be of any type",
-        "drpo.train.config:_typed",
+        "drpo.train.config.saved:_typed",
         lambda right: lambda name, value, kind: value,
         (CONFIGURATIONS,),
     ),

@@ -62,7 +62,7 @@ def _twice(right: Any) -> Any:
 
 def _one_more_ahead(right: Any) -> Any:
     def take(self: Any, step: int) -> Any:
-        while self._next <= min(step + self._run.async_steps + 1, self._run.steps - 1):
+        while self._next <= min(step + self._run.rollout.async_steps + 1, self._run.trainer.steps - 1):
             self._ahead.append(self._begin(self._next))
             self._next += 1
         return right(self, step)

@@ -9,7 +9,7 @@ from typing import Any
 
 from drpo.lab.grid import parse_variant
 from drpo.lab.trial_result import FINISHED, SERIES, Comparison, Trial
-from drpo.train.config import to_json
+from drpo.train.config import flat_json
 from support.worlds import tiny_run
 
 OBJECTIVES = ("none", "ppo(0.2, 0.28)", "spo(12.5)", "dppo(0.15, 0.15)", "drpo(12.5)", "drpo(0.2)")
@@ -18,7 +18,7 @@ OBJECTIVES = ("none", "ppo(0.2, 0.28)", "spo(12.5)", "dppo(0.15, 0.15)", "drpo(1
 @cache
 def base(objective: str) -> dict[str, Any]:
     """A configuration, as a trial has it."""
-    return to_json(tiny_run(objective=parse_variant(objective).objective))
+    return flat_json(tiny_run(objective=parse_variant(objective).objective))
 
 
 def trial(objective: str, seed: int, rewards: Sequence[float], **changes: Any) -> Trial:

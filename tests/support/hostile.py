@@ -5,13 +5,15 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
 from drpo import cli
-from drpo.train.config import REGISTRIES, Run
+from drpo.train.config import REGISTRIES, Run, kind_of
+from drpo.train.fields import FIELDS
+from support.runs import put
 
 LIMIT_S = 20
 INJECTED = (
@@ -104,9 +106,9 @@ def wrong(name: str, kind: Any) -> st.SearchStrategy[Any]:
     """Values that a field of a run must refuse."""
     if name in REGISTRIES:
         return st.booleans() | WHOLE | NO_NUMBER | CONTAINERS | st.sampled_from(INJECTED)
-    if name == "sampling":
-        inner = st.tuples(st.sampled_from(["samples", "temperature", "top_p", "stop"]), CONTAINERS | NO_NUMBER | TEXT)
-        return st.none() | st.booleans() | TEXT | st.lists(WHOLE, min_size=1) | inner.map(lambda p: dict([p]))
+    if is_dataclass(kind):
+        inner = st.tuples(TEXT, CONTAINERS)  # a field that there is not
+        return st.none() | st.booleans() | WHOLE | st.lists(WHOLE, min_size=1) | inner.map(lambda p: dict([p]))
     if kind is str:
         return st.none() | st.booleans() | WHOLE | NO_NUMBER | CONTAINERS
     if kind is bool:
@@ -114,19 +116,24 @@ def wrong(name: str, kind: Any) -> st.SearchStrategy[Any]:
     return st.none() | st.booleans() | TEXT | CONTAINERS | HUGE | NO_NUMBER
 
 
-FIELDS = [(f.name, f.type) for f in fields(Run)]
-BAD_FIELD = st.sampled_from(FIELDS).flatmap(lambda f: st.tuples(st.just(f[0]), wrong(*f)))
+OPTIONS = [(name, kind_of(path)) for name, path in FIELDS.items() if name != "learning_rate"]
+GROUPS = [(f.name, f.type) for f in fields(Run) if is_dataclass(f.type)]
+BAD_OPTION = st.sampled_from(OPTIONS).flatmap(lambda f: st.tuples(st.just(f[0]), wrong(*f)))
+BAD_GROUP = st.sampled_from(GROUPS).flatmap(lambda f: st.tuples(st.just(f[0]), wrong("", f[1])))
 
 
 @st.composite
 def bad_configurations(draw: st.DrawFn, good: dict[str, Any]) -> tuple[bytes, str]:
     """The bytes of a config.json that must be refused, and what the refusal has to name."""
-    kind = draw(st.sampled_from(["field", "field", "field", "unknown", "shape", "cut", "bytes", "deep"]))
+    kind = draw(st.sampled_from(["field", "field", "field", "group", "unknown", "shape", "cut", "bytes", "deep"]))
     whole = json.dumps(good).encode()
     if kind == "field":
-        name, value = draw(BAD_FIELD)
+        name, value = draw(BAD_OPTION)
         too_large = isinstance(value, int) and abs(value) >= 2**63  # which the parser of JSON refuses already
-        return json.dumps({**good, name: value}).encode(), "config.json" if too_large else name
+        return json.dumps(put(good, {name: value})).encode(), "config.json" if too_large else FIELDS[name]
+    if kind == "group":
+        name, value = draw(BAD_GROUP)
+        return json.dumps({**good, name: value}).encode(), name
     if kind == "unknown":
         name = draw(TEXT.filter(lambda t: t not in good))
         return json.dumps({**good, name: draw(NESTED)}).encode(), "unknown field"

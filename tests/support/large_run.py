@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from drpo.objectives import DRPO
-from drpo.train.config import Run, to_json
+from drpo.train.config import Run, configure, to_json
 from drpo.train.records import CONFIG, METRICS, MODEL, ROLLOUTS
 from drpo.types import Sampling
 
@@ -39,7 +39,8 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def write_large_run(folder: Path, completions: int, tokens: int, seed: int = 0) -> Run:
     """Write a run of `completions` of `tokens` tokens each, with a tokenizer of 20,000 words."""
     steps = completions // (SAMPLES * PROMPTS)
-    run = Run(
+    run = configure(
+        Run(),
         name="large",
         model="tiny",
         objective=DRPO(0.2),

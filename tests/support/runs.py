@@ -2,7 +2,12 @@
 
 import os
 import signal
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -10,6 +15,7 @@ from safetensors.torch import load_file
 from drpo.objectives import Tokens
 from drpo.train import stored
 from drpo.train.callbacks import NullCallback
+from drpo.train.fields import FIELDS
 from drpo.train.records import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
 
 DETERMINISTIC = (METRICS, ROLLOUTS, EVALUATIONS)
@@ -28,6 +34,15 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+def put(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON with other values of the fields of some options."""
+    found = deepcopy(dict(record))
+    for name, value in values.items():
+        *groups, last = FIELDS[name].split(".")
+        reduce(getitem, groups, found)[last] = value
+    return found
 
 
 class StopsAfter(NullCallback):

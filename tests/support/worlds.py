@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from drpo.recipes.addition import smoke
 from drpo.rewards import Reward, in_process
-from drpo.train.config import Run
+from drpo.train.config import Run, configure
 from drpo.types import Problem, Sampling, TokenLoss, Tokens
 
 
@@ -84,12 +84,12 @@ LOSS = Plain()
 
 def tiny_run(**changes: Any) -> Run:
     """The smoke recipe on `Letters`, where something can be learnt."""
-    run = replace(smoke(), task=Letters(), precision="fp32", rollout_precision="fp32")
-    return replace(run, **changes)
+    run = configure(smoke(), task=Letters(), precision="fp32", rollout_precision="fp32")
+    return configure(run, **changes)
 
 
 def sampling(**changes: Any) -> Sampling:
-    return replace(smoke().sampling, **changes)
+    return replace(smoke().rollout.sampling, **changes)
 
 
 class _WhereMoved:

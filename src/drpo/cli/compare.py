@@ -38,7 +38,7 @@ def resume(folder: Path, options: ResumeOptions) -> int:
         for trial in trials:
             run = open_run(trial, options.trust_remote_code)
             if at_server(run, trial, options.engine) != run:
-                raise InputError(f"--engine {options.engine}: {trial} samples with {run.engine}")
+                raise InputError(f"--engine {options.engine}: {trial} samples with {run.rollout.engine}")
             read_trial(trial)
     with writing_folder("--resume", folder):
         return _compare(folder, trials, options.jobs, options.plain)

@@ -22,7 +22,7 @@ def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
     transformers_logging.disable_progress_bar()
     console = Terminal(stderr=options.json)
     findings: list[Finding] = []
-    with console.status(Text(f"looking at {recipe}: {run.model}, {run.engine}")) as waiting:
+    with console.status(Text(f"looking at {recipe}: {run.model.name}, {run.rollout.engine}")) as waiting:
         components = build(run)
         try:
             for finding in examine(run, components, QUICK if options.quick else THOROUGH):

@@ -60,11 +60,11 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
 def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
     if options.task is None and run is None:
         raise InputError(f"eval: --task is needed for a model that is not a run; known: {', '.join(TASKS.entries)}")
-    own = run and (run.eval_task or run.task)
+    own = run and (run.evaluation.task or run.data.task)
     task: Task = own if options.task is None and own else parse_spec(str(options.task), TASKS)
     if options.reward is not None:
         return task, parse_spec(options.reward, REWARDS)
-    return task, (run.reward if run and run.reward and options.task is None else task.reward)
+    return task, (run.rewards.function if run and run.rewards.function and options.task is None else task.reward)
 
 
 def _before(folder: Path, options: EvalOptions) -> dict[str, float]:

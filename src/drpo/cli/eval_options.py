@@ -68,15 +68,15 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if run is not None:
-        own = ("eval_task" if run.eval_task else "task", *(() if options.reward else ("reward",)))
+        own = ("eval_task" if run.evaluation.task else "task", *(() if options.reward else ("reward",)))
         run = open_run(Path(name), options.trust_remote_code, needed=() if options.task else own)
     return run, options, options.sampling == default.sampling
 
 
 def _of_the_run(run: Run) -> EvalOptions:
     return EvalOptions(
-        sampling=replace(run.sampling, samples=run.eval_samples),
-        problems=run.eval_problems,
-        reward_pool=run.reward_pool,
-        drop_long_prompts=run.drop_long_prompts,
+        sampling=replace(run.rollout.sampling, samples=run.evaluation.samples),
+        problems=run.evaluation.problems,
+        reward_pool=run.rewards.pool,
+        drop_long_prompts=run.data.drop_long_prompts,
     )

@@ -44,12 +44,11 @@ def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrain
 def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a run: as it ended, or as it stood at a checkpoint."""
     config, step = open_run(run, options.trust_remote_code, needed=()), options.step
-    if (run / MODEL).is_dir() and step in (0, config.steps):
+    if (run / MODEL).is_dir() and step in (0, config.trainer.steps):
         return loading.load(str(run / MODEL))
-    model, tokenizer = loading.load(open_run(run, options.trust_remote_code, needed=("model",)).model)
-    policy = Policy(
-        model, precision=FP32, temperature=config.sampling.temperature, lora_rank=config.lora_rank, seed=config.seed
-    )
+    model, tokenizer = loading.load(open_run(run, options.trust_remote_code, needed=("model",)).model.name)
+    temperature, rank = config.rollout.sampling.temperature, config.model.lora_rank
+    policy = Policy(model, precision=FP32, temperature=temperature, lora_rank=rank, seed=config.seed)
     chosen = _checkpoint(run, config, step)
     stored.require_sound(chosen)
     checkpoint.restore(chosen, policy.checkpointed(), None)
@@ -60,6 +59,6 @@ def _checkpoint(run: Path, config: Run, step: int) -> Path:
     there = stored.steps(run / CHECKPOINTS)
     if not there or (step and step not in there):
         held = ", ".join(map(str, there)) or "none"
-        finished = f", and {config.steps}, its end" if (run / MODEL).is_dir() else ""
+        finished = f", and {config.trainer.steps}, its end" if (run / MODEL).is_dir() else ""
         raise InputError(f"export: --step {step}: {run} holds checkpoints after steps {held}{finished}")
     return there[step or max(there)]

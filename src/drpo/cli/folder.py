@@ -1,12 +1,12 @@
 """Folders that someone else may have made: what they hold is read without running it, and what is wrong named."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 from drpo.errors import InputError
 from drpo.spec import names_code
-from drpo.train.config import REGISTRIES, Run, load_run, to_json
+from drpo.train.config import REGISTRIES, Run, configure, flat_json, load_run
+from drpo.train.fields import FIELDS
 from drpo.train.records import CONFIG
 
 CODE = (*REGISTRIES, "model")
@@ -29,7 +29,7 @@ def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CO
     for name in needed:
         if name in code:
             raise InputError(
-                f"{folder / CONFIG}: {name}={code[name]!r} would run code that this folder names; "
+                f"{folder / CONFIG}: {FIELDS[name]}={code[name]!r} would run code that this folder names; "
                 "where you trust it, add --trust-remote-code"
             )
     return run
@@ -46,26 +46,26 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
     Raises:
         InputError: the folder names a server and the command does not, or the other way round.
     """
-    if not run.engine.startswith("http"):
+    if not run.rollout.engine.startswith("http"):
         if engine is not None:
-            raise InputError(f"--engine {engine}: this run samples with {run.engine}; leave the option out")
+            raise InputError(f"--engine {engine}: this run samples with {run.rollout.engine}; leave the option out")
         return run
     if engine is None:
         raise InputError(
-            f"{folder / CONFIG}: engine={run.engine!r} is an address that this folder names; where you trust it, "
-            f"add --engine {run.engine}"
+            f"{folder / CONFIG}: rollout.engine={run.rollout.engine!r} is an address that this folder names; "
+            f"where you trust it, add --engine {run.rollout.engine}"
         )
     if not engine.startswith("http"):
         raise InputError(f"--engine {engine}: this run samples with a server; give its address, http://host:port")
-    return replace(run, engine=engine)
+    return configure(run, engine=engine)
 
 
 def foreign_code(run: Run) -> dict[str, str]:
     """Return the fields of a run that name code to import: name -> spec."""
-    specs = {name: text for name, text in to_json(run).items() if name in CODE and text is not None}
+    specs = {name: text for name, text in flat_json(run).items() if name in CODE and text is not None}
     found = {name: text for name, text in specs.items() if names_code(text)}
-    for name in ("task", "eval_task"):
-        reward = getattr(getattr(run, name), "reward_name", "")
+    for name, task in (("task", run.data.task), ("eval_task", run.evaluation.task)):
+        reward = getattr(task, "reward_name", "")
         if names_code(reward):
             found[name] = reward
     return found
@@ -73,5 +73,5 @@ def foreign_code(run: Run) -> dict[str, str]:
 
 def resume_flag(run: Run) -> str:
     """Return what a command that goes on with this run needs behind the folder."""
-    engine = f" --engine {run.engine}" if run.engine.startswith("http") else ""
+    engine = f" --engine {run.rollout.engine}" if run.rollout.engine.startswith("http") else ""
     return f"{' --trust-remote-code' if foreign_code(run) else ''}{engine}"

@@ -13,7 +13,7 @@ import tyro
 from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingArgs, ParseErrorEvent, on_parse_error
 
 from drpo.errors import InputError, nearest
-from drpo.train.sections import SECTIONS
+from drpo.train.fields import FIELDS
 
 Options = TypeVar("Options")
 
@@ -85,7 +85,7 @@ def require_options(arguments: Collection[str], kind: type, prog: str) -> None:
     Raises:
         InputError: one is unknown; the nearest one is named.
     """
-    known = [*flags(kind), "--help", *(flag(name) for names in SECTIONS.values() for name in names)]
+    known = [*flags(kind), "--help", *map(flag, FIELDS)]
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
         if argument.startswith("--") and name not in known and name.replace("--no-", "--", 1) not in known:

@@ -1,4 +1,4 @@
-"""The fields of a run as options of a command, in the sections of `drpo.train.sections`."""
+"""The fields of a run as options of a command, in the sections of `drpo.train.fields`."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import field, fields, make_dataclass
@@ -10,13 +10,12 @@ from docstring_parser import parse as read_docstring
 from tyro.constructors import PrimitiveConstructorSpec
 
 from drpo.cli.options import parse
-from drpo.train.config import NESTED, REGISTRIES, Run, from_json, to_json, with_learning_rate
-from drpo.train.sections import SECTIONS
+from drpo.train.config import REGISTRIES, Run, configure, flat_json, kind_of, read_value
+from drpo.train.fields import FIELDS, sections
 
 Options = TypeVar("Options")
 
 RATE, RATE_HELP = "learning_rate", "the peak; replaces the learning rate of --optimizer"
-"""The number that is changed most often has an option of its own."""
 
 OF_THE_RECIPE = (
     "The other options are the fields of a run; those not given are the recipe's. Objects are written as "
@@ -41,9 +40,9 @@ def overridden(
         InputError: an option is unknown, or has a value that it or the run refuses.
     """
     hidden = {f.name for f in fields(others)} | set(without)  # type: ignore[arg-type]
-    recipe = to_json(run)
+    recipe = flat_json(run)
     columns: list[Any] = []
-    shown = {title: [name for name in names if name not in hidden] for title, names in SECTIONS.items()}
+    shown = {title: [name for name in names if name not in hidden] for title, names in sections().items()}
     for title, names in shown.items():
         section = make_dataclass(title, [_column(name, recipe) for name in names], frozen=True)
         section.__doc__ = ""
@@ -51,14 +50,13 @@ def overridden(
     kind = make_dataclass("Fields", columns, bases=(others,), frozen=True)
     kind.__doc__ = others.__doc__
     given: Any = parse(kind, arguments, prog, more=OF_THE_RECIPE, config=(tyro.conf.OmitArgPrefixes,))
-    record = {name: dict(value) if name in NESTED else value for name, value in recipe.items()}
-    for title, names in shown.items():
-        for name in names:
-            record_name, _, inner = name.rpartition(".")
-            (record[record_name] if record_name else record)[inner] = getattr(getattr(given, title), _identifier(name))
+    values = {
+        name: getattr(getattr(given, title), _identifier(name)) for title, names in shown.items() for name in names
+    }
+    rate = values.pop(RATE, None)
+    changes = {name: read_value(name, value) for name, value in values.items() if value != _shown(name, recipe)}
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
-    rate: Any = record.pop(RATE, None)
-    return from_json(record) if rate is None else with_learning_rate(from_json(record), rate), options
+    return configure(run, **changes, **({} if rate is None else {RATE: rate})), options
 
 
 def helps(kind: type) -> Mapping[str, str]:
@@ -71,16 +69,17 @@ def _column(name: str, recipe: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """A field of a run as one of a section: its name, its type with its help, and the recipe's value."""
     if name == RATE:
         return RATE, Annotated[float | None, tyro.conf.arg(help=RATE_HELP)], field(default=None)
-    record_name, _, inner = name.rpartition(".")
-    owner = NESTED[record_name] if record_name else Run
-    kind: Any = next(f.type for f in fields(owner) if f.name == inner)
-    value = recipe[record_name][inner] if record_name else recipe[inner]
-    value = tuple(value) if isinstance(value, list) else float(value) if kind is float else value
-    shown = tyro.conf.arg(name=name, help=helps(owner)[inner])
+    kind, (record, _, inner) = kind_of(FIELDS[name]), FIELDS[name].rpartition(".")
+    shown = tyro.conf.arg(name=name, help=helps(kind_of(record) if record else Run)[inner])
     if name in REGISTRIES:
         optional = NoneType in get_args(kind)
         kind = Annotated[str | None if optional else str, _spec(name, optional)]
-    return _identifier(name), Annotated[kind, shown], field(default=value)
+    return _identifier(name), Annotated[kind, shown], field(default=_shown(name, recipe))
+
+
+def _shown(name: str, recipe: Mapping[str, Any]) -> Any:
+    """A field of the recipe as tyro has it; an infinite number is text in JSON."""
+    return float(recipe[name]) if kind_of(FIELDS[name]) is float else recipe[name]
 
 
 def _identifier(name: str) -> str:

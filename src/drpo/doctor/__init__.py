@@ -52,25 +52,24 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     """
     policy, driver = components.policy, components.driver
     stop = sorted(driver.stop)
-    problems = sample_unseen(run.task, (), max(size.prompts, size.answers), 0, run.seed, components.fits)
+    problems = sample_unseen(run.data.task, (), max(size.prompts, size.answers), 0, run.seed, components.fits)
     # Short completions are enough: how well they answer does not matter here.
-    sampling = replace(
-        run.sampling, samples=size.samples, max_new_tokens=min(size.new_tokens, run.sampling.max_new_tokens)
-    )
+    longest = min(size.new_tokens, run.rollout.sampling.max_new_tokens)
+    sampling = replace(run.rollout.sampling, samples=size.samples, max_new_tokens=longest)
     driver.engine.load_weights(policy.state(), version=0)
 
     def look(temperature: float, prompts: int) -> ProbeBatch:
         how = replace(sampling, temperature=temperature)
         return gather(policy, driver, problems[:prompts], how, run.seed)
 
-    batch = look(run.sampling.temperature, size.prompts)
+    batch = look(run.rollout.sampling.temperature, size.prompts)
     group = [c for c in batch.completions if c.problem_id == batch.completions[0].problem_id]
-    first = distribution.ratio(batch, run.objective)
+    first = distribution.ratio(batch, run.objective.loss)
     yield first
     yield distribution.alignment(batch)
     yield distribution.draws(batch)
     yield distribution.support(batch)
-    if run.sampling.temperature != 1:
+    if run.rollout.sampling.temperature != 1:
         yield distribution.temperature(batch)
     elif size.slow_too:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
         with at_temperature(policy, 0.6):
@@ -79,42 +78,42 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
         yield replace(distribution.draws(other), check="draws at 0.6")
     yield tokens.stops(batch, stop, components.tokenizer, sampling.max_new_tokens)
     yield tokens.round_trip(policy, batch, problems[: size.prompts], components.tokenizer)
-    if run.critic is None and run.sampling.max_new_tokens <= size.longest:
-        yield signal.signal(_sampled_groups(run, components), run.advantage)
+    if run.objective.critic is None and run.rollout.sampling.max_new_tokens <= size.longest:
+        yield signal.signal(_sampled_groups(run, components), run.objective.advantage)
     usual = float((batch.logp - batch.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, driver, problems, short, usual)
     if size.slow_too:
         vocab_size = len(policy.model.get_output_embeddings().weight)
         whole = driver.run(problems[:2], replace(short, top_logprobs=vocab_size), ("doctor", run.seed))
-        with at_temperature(policy, run.sampling.temperature):
+        with at_temperature(policy, run.rollout.sampling.temperature):
             yield distribution.divergence(exact_divergence(policy, [e for group in whole for e in group]))
         if (found := _routing(components, batch)) is not None:
             yield distribution.routing(found)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
-    yield machine.region(run.objective, first.values["prob_diff_p99"])
+    yield machine.region(run.objective.loss, first.values["prob_diff_p99"])
     longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
     yield machine.memory(
         policy,
         group,
-        micro_batch_tokens=run.micro_batch_tokens,
-        rows=run.prompts * run.sampling.samples,
-        row_tokens=longest + run.sampling.max_new_tokens,
+        micro_batch_tokens=run.trainer.micro_batch_tokens,
+        rows=run.data.prompts * run.rollout.sampling.samples,
+        row_tokens=longest + run.rollout.sampling.max_new_tokens,
         critic=None if components.critic is None else components.critic.critic,
     )
-    yield from scoring.reward(components.reward, problems[: size.answers], run.reward_pool)
+    yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)
 
 
 def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
     """A few groups as training will have them, scored."""
-    sampling = replace(run.sampling, top_logprobs=0)
+    sampling = replace(run.rollout.sampling, top_logprobs=0)
 
     def draw(part: int) -> list[ScoredGroup]:
-        problems = run.task.sample(signal.FIRST, part, run.seed)
+        problems = run.data.task.sample(signal.FIRST, part, run.seed)
         return score(problems, components.driver.run(problems, sampling, ("doctor", "signal", run.seed)), pool)
 
-    with RewardPool(components.reward, run.reward_pool) as pool:
-        return list(signal.sampled(draw, run.advantage))
+    with RewardPool(components.reward, run.rewards.pool) as pool:
+        return list(signal.sampled(draw, run.objective.advantage))
 
 
 def _routing(components: Components, batch: ProbeBatch) -> RoutingMismatch | None:

@@ -73,4 +73,4 @@ def compare(
 
 def models_of(trials: Sequence[Path]) -> set[str]:
     """Return the models that the trials train."""
-    return {load_run(trial).model for trial in trials}
+    return {load_run(trial).model.name for trial in trials}

@@ -11,7 +11,7 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.objectives import REGISTRY, Objective
 from drpo.spec import format_spec, parse_spec
-from drpo.train.config import REGISTRIES, Run, to_json, with_learning_rate
+from drpo.train.config import REGISTRIES, Run, configure, to_json
 
 REGIME = ("task", "updates", "sync_every", "async_steps", "rollout_precision")
 """Fields of a run that a comparison may vary besides objective, learning rate and seed: together, the regime."""
@@ -108,8 +108,8 @@ def runs(base: Run, grid: Grid) -> list[Run]:
     for seed, values in itertools.product(grid.seeds, itertools.product(*(grid.regimes[name] for name in names))):
         regime = dict(zip(names, values, strict=True))
         for variant in grid.variants:
-            for rate in variant.learning_rates or grid.learning_rates or (base.optimizer.learning_rate,):
-                run = with_learning_rate(replace(base, **regime, objective=variant.objective, seed=seed), rate)
+            for rate in variant.learning_rates or grid.learning_rates or (base.optimizer.policy.learning_rate,):
+                run = configure(base, **regime, objective=variant.objective, learning_rate=rate, seed=seed)
                 trials.append(replace(run, name=_name(run)))
     return trials
 
@@ -119,7 +119,7 @@ def _name(run: Run) -> str:
     record = to_json(run)
     del record["name"]
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:6]
-    objective = re.sub(r"[^A-Za-z0-9.=-]+", "_", format_spec(run.objective, REGISTRY)).strip("_")
+    objective = re.sub(r"[^A-Za-z0-9.=-]+", "_", format_spec(run.objective.loss, REGISTRY)).strip("_")
     return f"{objective}-{run.seed}-{digest}"
 
 

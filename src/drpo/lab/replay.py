@@ -18,7 +18,7 @@ from drpo.errors import InputError
 from drpo.objectives import REGISTRY, Objective, Tokens, gradient, gradient_weight, needed_divergence, ratio
 from drpo.spec import format_spec, names_code, parse_spec
 from drpo.train.log import token_advantages
-from drpo.train.records import ROLLOUTS, read_json, read_records
+from drpo.train.records import CONFIG, ROLLOUTS, read_json, read_records
 
 BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
 """Edges of the buckets of mu; each holds its lower edge, the last its upper too."""
@@ -126,9 +126,10 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None) -
 
 def _objective_of(run: Path) -> str | None:
     try:
-        spec = read_json(run / "config.json").get("objective")
+        objective = read_json(run / CONFIG).get("objective")
     except FileNotFoundError:
         return None
+    spec = objective.get("loss") if isinstance(objective, dict) else None
     return spec if isinstance(spec, str) else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from drpo.errors import InputError
 from drpo.files import require_own, write_text
 from drpo.lab.grid import REGIME, differing
-from drpo.train.config import Run, load_run, to_json
+from drpo.train.config import Run, flat_json, load_run, to_json
 from drpo.train.log import write_json
 from drpo.train.optim import stated_learning_rate
 from drpo.train.records import (
@@ -57,7 +57,7 @@ class Trial:
 
     Args:
         name: of its folder.
-        config: of the run, as `config.json` has it.
+        config: of the run, by the names of its options: `eval_every`, `sampling.samples`.
         status: finished, diverged, failed, stopped, running or waiting.
         reason: why it did not finish, or that it finished and learnt little or nothing; else None.
         series: name of `SERIES` -> its value at every step done, None where a step has none.
@@ -219,7 +219,7 @@ def read_trial(folder: Path) -> Trial:
         result = {"status": RUNNING if metrics else WAITING, "reason": None}
     return Trial(
         name=folder.name,
-        config=to_json(load_run(folder, trust_remote_code=False)),
+        config=flat_json(load_run(folder, trust_remote_code=False)),
         status=str(result.get("status")),
         reason=result.get("reason"),
         series={name: tuple(m.get(name) for m in metrics) for name in SERIES},

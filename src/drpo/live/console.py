@@ -13,10 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from drpo.live.step_table import HEAD, cells, result, sample_panel, table
-from drpo.objectives import REGISTRY
-from drpo.spec import format_spec
 from drpo.train.callbacks import NullCallback
-from drpo.train.config import Run, arithmetic, to_json
+from drpo.train.config import Run, arithmetic, flat_json
 from drpo.train.records import Evaluation
 from drpo.types import ScoredGroup
 
@@ -75,14 +73,13 @@ class RunConsole(NullCallback):
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """Say what runs, and begin to count."""
-        self._line(
-            f"{run.name}: {run.model} learns with {format_spec(run.objective, REGISTRY)}, {to_json(run)['optimizer']}"
-        )
+        specs = flat_json(run)
+        self._line(f"{run.name}: {run.model.name} learns with {specs['objective']}, {specs['optimizer']}")
         self._line(arithmetic(run))
         self._line(f"everything goes to {folder}")
         if step:
             self._line(f"resumed after step {step}")
-        self._progress.update(self._task, total=run.steps, completed=step)
+        self._progress.update(self._task, total=run.trainer.steps, completed=step)
 
     def phase(self, name: str) -> None:
         """Show it beside the bar."""

@@ -20,10 +20,11 @@ from drpo.train.records import (
     TIMING,
     TRIALS,
     Evaluation,
+    RunFields,
     parse_json,
     read_json,
     refuse_old_run,
-    require_run_fields,
+    run_fields,
 )
 
 _LAST_BYTES = 2**16
@@ -115,7 +116,7 @@ class View:
     """
 
     folder: Path
-    config: Record | None
+    config: RunFields | None
     metrics: Sequence[Record]
     timing: Sequence[Record]
     evaluations: Sequence[Evaluation]
@@ -131,7 +132,7 @@ class View:
     @property
     def steps(self) -> int:
         """Steps to do in all; 0 before the run has begun."""
-        return 0 if self.config is None else int(self.config["steps"])
+        return 0 if self.config is None else self.config.steps
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps that have a metric as a number, and the numbers."""
@@ -225,15 +226,15 @@ def _json(path: Path) -> Record | None:
         return None
 
 
-def _config(path: Path) -> Record | None:
+def _config(path: Path) -> RunFields | None:
     config = _json(path)
-    if config is not None:
-        refuse_old_run(path.parent)
-        try:
-            require_run_fields(config)
-        except InputError as error:
-            raise InputError(f"{path} is not of a run: {error}") from None
-    return config
+    if config is None:
+        return None
+    refuse_old_run(path.parent)
+    try:
+        return run_fields(config)
+    except InputError as error:
+        raise InputError(f"{path} is not of a run: {error}") from None
 
 
 def _evaluation(record: Record) -> Evaluation | None:

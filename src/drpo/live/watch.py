@@ -63,8 +63,8 @@ def draw_view(view: View, width: int) -> RenderableType:
         return Text(f"waiting for {view.folder} to begin")
     config = view.config
     parts: list[RenderableType] = [
-        Text(one_line(f"{config['name']}: {config['model']} learns with {config['objective']}, ") + " ", style="bold")
-        + Text(f"{config['optimizer']}, seed {config['seed']}", style="bold"),
+        Text(one_line(f"{config.name}: {config.model} learns with {config.objective}, ") + " ", style="bold")
+        + Text(f"{config.optimizer}, seed {config.seed}", style="bold"),
         _progress(view),
     ]
     if view.metrics:

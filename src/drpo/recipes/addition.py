@@ -4,7 +4,16 @@ from drpo.model.names import SMOLLM2, TINY
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import Addition
-from drpo.train.config import Run
+from drpo.train.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    Run,
+    TrainerConfig,
+)
 from drpo.train.optim import AdamW, Linear
 from drpo.types import Sampling
 
@@ -19,18 +28,13 @@ def demo() -> Run:
     # as below gave 85.5 %, no more than 16.
     return Run(
         name="demo",
-        model=SMOLLM2,
-        task=Addition(1, 20),
-        objective=DRPO(0.2),
-        reduction=Horizon(32),
-        sampling=Sampling(samples=8, max_new_tokens=32),
-        steps=16,
-        prompts=16,
-        updates=4,
-        optimizer=AdamW(2e-5),
-        schedule=Linear(),
-        micro_batch_tokens=2048,
-        eval_problems=200,
+        model=ModelConfig(SMOLLM2),
+        data=DataConfig(Addition(1, 20), prompts=16),
+        rollout=RolloutConfig(sampling=Sampling(samples=8, max_new_tokens=32)),
+        objective=ObjectiveConfig(DRPO(0.2), reduction=Horizon(32)),
+        optimizer=OptimizerConfig(AdamW(2e-5), Linear()),
+        trainer=TrainerConfig(steps=16, updates=4, micro_batch_tokens=2048),
+        evaluation=EvaluationConfig(problems=200),
     )
 
 
@@ -38,14 +42,11 @@ def smoke() -> Run:
     """A random two-layer model goes through the whole loop in seconds; it learns nothing."""
     return Run(
         name="smoke",
-        model=TINY,
-        task=Addition(0, 9),
-        objective=DRPO(0.2),
-        reduction=Horizon(8),
-        sampling=Sampling(samples=4, max_new_tokens=8),
-        steps=4,
-        prompts=4,
-        updates=2,
-        optimizer=AdamW(1e-3),
-        eval_problems=8,
+        model=ModelConfig(TINY),
+        data=DataConfig(Addition(0, 9), prompts=4),
+        rollout=RolloutConfig(sampling=Sampling(samples=4, max_new_tokens=8)),
+        objective=ObjectiveConfig(DRPO(0.2), reduction=Horizon(8)),
+        optimizer=OptimizerConfig(AdamW(1e-3)),
+        trainer=TrainerConfig(steps=4, updates=2),
+        evaluation=EvaluationConfig(problems=8),
     )

@@ -3,7 +3,17 @@
 from drpo.objectives import DRPO
 from drpo.reductions import Horizon
 from drpo.tasks import AIME, GSM8K, DapoMath
-from drpo.train.config import Run
+from drpo.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    Run,
+    TrainerConfig,
+)
 from drpo.train.optim import AdamW, Constant
 from drpo.types import Sampling
 
@@ -12,20 +22,14 @@ def gsm8k() -> Run:
     """A 0.5B model learns grade-school word problems; requires a GPU."""
     return Run(
         name="gsm8k",
-        model="Qwen/Qwen2.5-0.5B-Instruct",
-        task=GSM8K(),
-        objective=DRPO(0.2),
-        reduction=Horizon(512),
-        sampling=Sampling(samples=8, max_new_tokens=512),
-        steps=200,
-        prompts=32,
-        updates=4,
-        optimizer=AdamW(1e-6),
-        schedule=Constant(warmup=5),
-        micro_batch_tokens=16384,
-        eval_every=20,
-        eval_problems=256,
-        checkpoint_every=20,
+        model=ModelConfig("Qwen/Qwen2.5-0.5B-Instruct"),
+        data=DataConfig(GSM8K(), prompts=32),
+        rollout=RolloutConfig(sampling=Sampling(samples=8, max_new_tokens=512)),
+        objective=ObjectiveConfig(DRPO(0.2), reduction=Horizon(512)),
+        optimizer=OptimizerConfig(AdamW(1e-6), Constant(warmup=5)),
+        trainer=TrainerConfig(steps=200, updates=4, micro_batch_tokens=16384),
+        evaluation=EvaluationConfig(every=20, problems=256),
+        checkpoints=CheckpointConfig(every=20),
     )
 
 
@@ -33,20 +37,12 @@ def drpo_paper() -> Run:
     """The setting of the DRPO paper (arXiv 2606.09821): Qwen3-4B-Base on DAPO-Math; requires large GPUs."""
     return Run(
         name="drpo_paper",
-        model="Qwen/Qwen3-4B-Base",
-        task=DapoMath(),
-        eval_task=AIME(),
-        objective=DRPO(12.5),
-        reduction=Horizon(8192),
-        sampling=Sampling(samples=8, max_new_tokens=8192),
-        steps=500,
-        prompts=64,
-        updates=4,
-        optimizer=AdamW(1e-6, betas=(0.9, 0.999), weight_decay=0.01),
-        max_grad_norm=1.0,
-        micro_batch_tokens=32768,
-        eval_every=10,
-        eval_problems=60,
-        eval_samples=16,
-        checkpoint_every=10,
+        model=ModelConfig("Qwen/Qwen3-4B-Base"),
+        data=DataConfig(DapoMath(), prompts=64),
+        rollout=RolloutConfig(sampling=Sampling(samples=8, max_new_tokens=8192)),
+        objective=ObjectiveConfig(DRPO(12.5), reduction=Horizon(8192)),
+        optimizer=OptimizerConfig(AdamW(1e-6, betas=(0.9, 0.999), weight_decay=0.01), max_grad_norm=1.0),
+        trainer=TrainerConfig(steps=500, updates=4, micro_batch_tokens=32768),
+        evaluation=EvaluationConfig(AIME(), every=10, problems=60, samples=16),
+        checkpoints=CheckpointConfig(every=10),
     )

@@ -14,7 +14,7 @@ from drpo.lab.trial_result import DIVERGED, FAILED, FINISHED, Comparison
 from drpo.objectives import REGISTRY, caution
 from drpo.report.comparison_table import bounds, head, row
 from drpo.report.panels import REWARD
-from drpo.report.run_summary import flat, machine
+from drpo.report.run_summary import machine, texts
 from drpo.spec import names_code, parse_spec
 
 THRESHOLD = 0.5
@@ -67,7 +67,7 @@ def seeds_sentence(n: int) -> str:
 
 def comparison_summary(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what was compared, as pairs of a name and a value."""
-    configs = [flat(trial.config) for trial in comparison.trials]
+    configs = [texts(trial.config) for trial in comparison.trials]
 
     def values(name: str) -> list[str]:
         return list(dict.fromkeys(config.get(name, "-") for config in configs))
@@ -116,7 +116,7 @@ def cautions(objectives: Sequence[str]) -> list[str]:
 
 def trials_table(comparison: Comparison) -> dict[str, Any]:
     """Return the trials' "head" and "rows", by the fields that they differ by; and as "shared" what all have."""
-    configs = [{k: v for k, v in flat(trial.config).items() if k != "name"} for trial in comparison.trials]
+    configs = [{k: v for k, v in texts(trial.config).items() if k != "name"} for trial in comparison.trials]
     own = differing(configs)
     rows = [
         [c.name, c.status, str(len(c.series[REWARD])), *(config.get(name, "-") for name in own), c.reason or ""]

@@ -37,7 +37,7 @@ def draw_run(folder: Path, run: Run) -> Path:
         axes.set_axis_off()
     for axes, drawn in zip(grid, panels, strict=False):
         _panel(axes, *drawn)
-    figure.suptitle(f"{run.name}: {run.model}, {format_spec(run.objective, REGISTRY)}, seed {run.seed}")
+    figure.suptitle(f"{run.name}: {run.model.name}, {format_spec(run.objective.loss, REGISTRY)}, seed {run.seed}")
     save_figure(figure, folder / CURVES)
     return folder / CURVES
 

@@ -166,10 +166,10 @@ def levels(panel: Panel, run: Run) -> Levels:
     """Return the name and the height of a panel's horizontal lines."""
     if panel.title == WEIGHT:
         return [("masked", 0.0)]
-    if panel.title == PROB_DIFF and caution(run.objective) is None:
-        return [("radius", radius) for radius in sorted({*(radii(run.objective) or ())})]
-    if panel.title == NORM and math.isfinite(run.max_grad_norm):
-        return [("clipped at", run.max_grad_norm)]
+    if panel.title == PROB_DIFF and caution(run.objective.loss) is None:
+        return [("radius", radius) for radius in sorted({*(radii(run.objective.loss) or ())})]
+    if panel.title == NORM and math.isfinite(run.optimizer.max_grad_norm):
+        return [("clipped at", run.optimizer.max_grad_norm)]
     return []
 
 

@@ -40,19 +40,19 @@ def run_page(folder: Path, run: Run) -> Page:
         folder: of the run, finished or not.
         run: its configuration.
     """
-    rollouts = read_rollouts(folder, run.objective, MOST_TOKENS)
+    rollouts = read_rollouts(folder, run.objective.loss, MOST_TOKENS)
     metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
     lines = drawn_lines(run, metrics, evaluations)
     steps, phases = timeline(read_records(folder / TIMING))
     plots = {
         "panels": [panel_plot(i, *drawn) for i, drawn in enumerate(lines)],
-        "scatter": scatter_plots(rollouts, run.objective, run.seed),
+        "scatter": scatter_plots(rollouts, run.objective.loss, run.seed),
         "histogram": [plot for plot in [histogram_plot(rollouts)] if plot is not None],
         "timeline": [plot for plot in [timeline_plot(steps, phases)] if plot is not None],
     }
     values = {
-        "title": f"{run.name}: {format_spec(run.objective, REGISTRY)}, seed {run.seed}",
-        "caution": caution(run.objective),
+        "title": f"{run.name}: {format_spec(run.objective.loss, REGISTRY)}, seed {run.seed}",
+        "caution": caution(run.objective.loss),
         "summary": run_summary(run, _environment(folder), metrics),
         "held_out": held_out(evaluations),
         "numbers": [row for panel, of_panel, _ in lines for row in numbers(panel, of_panel)],

@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drpo.objectives import REGISTRY
 from drpo.recipes import RECIPES, find
 from drpo.report.figures import Plot, brief, make_figure, step_axis
 from drpo.report.palette import COLORS
 from drpo.report.words import mean_score, no_gradient, paired_change
-from drpo.spec import format_spec
-from drpo.train.config import Run, arithmetic, to_json
+from drpo.train.config import Run, arithmetic, flat_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
 
@@ -26,13 +24,14 @@ def run_summary(run: Run, environment: Mapping[str, Any], metrics: Records) -> l
         environment: of environment.json; may be empty.
         metrics: of the steps done.
     """
+    specs = flat_json(run)
     pairs = [
-        ("model", run.model),
-        ("task", to_json(run)["task"]),
-        ("objective", format_spec(run.objective, REGISTRY)),
+        ("model", run.model.name),
+        ("task", specs["task"]),
+        ("objective", specs["objective"]),
         ("each step", arithmetic(run)),
-        ("steps done", f"{len(metrics)} of {run.steps}"),
-        ("optimizer", f"{to_json(run)['optimizer']}, {to_json(run)['schedule']}"),
+        ("steps done", f"{len(metrics)} of {run.trainer.steps}"),
+        ("optimizer", f"{specs['optimizer']}, {specs['schedule']}"),
         ("seed", str(run.seed)),
         ("tokens", _tokens(metrics)),
         *_no_gradient(metrics),
@@ -91,7 +90,7 @@ def configuration(run: Run) -> dict[str, Any]:
     """
     recipe = run.name if run.name in RECIPES else None
     bases = {f"recipe {recipe}": find(recipe)} if recipe else {}
-    columns = {name: flat(to_json(r)) for name, r in {"this run": run, **bases, "default": Run()}.items()}
+    columns = {name: texts(flat_json(r)) for name, r in {"this run": run, **bases, "default": Run()}.items()}
     base = list(columns)[1]
     rows = [
         (value != columns[base][field], [field, *(column[field] for column in columns.values())])
@@ -100,13 +99,9 @@ def configuration(run: Run) -> dict[str, Any]:
     return {"base": f"the {base}{'' if recipe else 's'}", "head": ["field", *columns], "rows": rows}
 
 
-def flat(record: Mapping[str, Any]) -> dict[str, str]:
-    """Nested fields by dotted names, as the command line has them."""
-    found: dict[str, str] = {}
-    for name, value in record.items():
-        inner = {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
-        found |= {k: "-" if v is None else str(v) for k, v in inner.items()}
-    return found
+def texts(record: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a record as text; - where there is none."""
+    return {name: "-" if value is None else str(value) for name, value in record.items()}
 
 
 def timeline(timing: Records) -> tuple[list[int], dict[str, list[float]]]:

@@ -35,10 +35,10 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
     A model that the run names as module:function is not imported for it.
     """
     exported = folder / MODEL
-    if not exported.exists() and names_code(run.model):
+    if not exported.exists() and names_code(run.model.name):
         return None
     try:
-        return loading.load_tokenizer(str(exported) if exported.exists() else run.model)
+        return loading.load_tokenizer(str(exported) if exported.exists() else run.model.name)
     except InputError:
         return None
 

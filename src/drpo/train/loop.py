@@ -33,7 +33,7 @@ def train(
 
     Raises:
         InputError: something that was given cannot be used. What was computed before is kept in the folder.
-        FloatingPointError: more gradients in a row were not finite than `run.max_skipped`.
+        FloatingPointError: more gradients in a row were not finite than `run.faults.max_skipped`.
     """
     components = components or build(run)
     policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks
@@ -57,7 +57,14 @@ def train(
                 rates = [learning_rate(run, step, i) for i in range(len(batches))]
                 stats = [
                     update_policy(
-                        policy, optimizer, batch, run.objective, rate, run.max_grad_norm, components.auxiliary, ranks
+                        policy,
+                        optimizer,
+                        batch,
+                        run.objective.loss,
+                        rate,
+                        run.optimizer.max_grad_norm,
+                        components.auxiliary,
+                        ranks,
                     )
                     for batch, rate in zip(batches, rates, strict=True)
                 ]

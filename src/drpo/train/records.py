@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from drpo.errors import InputError
+from drpo.train.fields import FIELDS
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
@@ -22,6 +23,7 @@ _OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
 _OLD_FIELDS = {
     "marking": ("reward_pool", "commit 6ad2188 of the repository"),
     "lag": ("async_steps", _READS_OLD),
+    "async_steps": ("rollout.async_steps", "commit ae41b84 of the repository"),
 }
 """A field that every config.json of an earlier version has -> its name since, and the version that reads the folder."""
 _TEXTS = ("text", "prompt", "finish_reason")
@@ -75,8 +77,9 @@ class Written(TypedDict):
     sha256: str
 
 
-class RunFields(TypedDict):
-    """What every run's config.json says, as far as it is read without building the run."""
+@dataclass(frozen=True)
+class RunFields:
+    """What every run's config.json says, as far as it is read without building the run; objects by their specs."""
 
     name: str
     model: str
@@ -85,6 +88,7 @@ class RunFields(TypedDict):
     optimizer: str
     seed: int
     steps: int
+    eval_problems: int
 
 
 class Sum:
@@ -184,14 +188,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def require_run_fields(config: Mapping[str, Any]) -> None:
-    """Raise unless a configuration has the fields of `RunFields`, of their types.
+def run_fields(config: Mapping[str, Any]) -> RunFields:
+    """Return what config.json says of the run.
 
     Raises:
-        InputError: one is missing or of another type; the message names it.
+        InputError: a field is missing or of another type; the message names it.
     """
+    values: dict[str, Any] = {}
+    for name in RunFields.__dataclass_fields__:
+        value: Any = config
+        for part in FIELDS[name].split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise InputError(f"{FIELDS[name]} is missing")
+            value = value[part]
+        values[name] = value
     try:
-        msgspec.convert(config, RunFields)
+        return msgspec.convert(values, RunFields)
     except msgspec.ValidationError as error:
         raise InputError(str(error).replace("`", "")) from None
 

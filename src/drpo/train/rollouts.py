@@ -62,7 +62,7 @@ class Rollouts:
         self._next = 0  # the first rollout that is not yet begun
         self._loaded: int | None = None  # version of the weights that the engine has
         self._old: tuple[Mapping[str, Tensor], int] | None = None  # those it samples with, where training has moved on
-        self._thread = ThreadPoolExecutor(1, "rollout") if run.overlap else None
+        self._thread = ThreadPoolExecutor(1, "rollout") if run.rollout.overlap else None
 
     def __enter__(self) -> "Rollouts":
         return self
@@ -81,10 +81,10 @@ class Rollouts:
             version: of these weights: steps done.
         """
         self.settle()
-        if self._run.sync_every == 1:
+        if self._run.rollout.sync_every == 1:
             self._load(state, version)
             return
-        if self._old is None or version % self._run.sync_every == 0:
+        if self._old is None or version % self._run.rollout.sync_every == 0:
             self._old = ({name: value.clone() for name, value in state().items()}, version)
         old, age = self._old
         self._load(lambda: old, age)
@@ -95,7 +95,7 @@ class Rollouts:
         Raises:
             Whatever the engine raised while it sampled them.
         """
-        while self._next <= min(step + self._run.async_steps, self._run.steps - 1):
+        while self._next <= min(step + self._run.rollout.async_steps, self._run.trainer.steps - 1):
             self._ahead.append(self._begin(self._next))
             self._next += 1
         self._ahead[0].result()  # one that failed stays where it is, so that what follows keeps its number
@@ -130,7 +130,7 @@ class Rollouts:
             return
         if records:
             (folder / IN_FLIGHT).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        if self._old is not None and step % self._run.sync_every:
+        if self._old is not None and step % self._run.rollout.sync_every:
             state, version = self._old
             save_file(dict(state), folder / OLD_WEIGHTS, metadata={"version": str(version)})
 
@@ -143,7 +143,7 @@ class Rollouts:
         try:
             records = read_records(folder / IN_FLIGHT)
             ahead = [
-                self._own(self._problems(number), [episode_of(r, self._run.sampling) for r in of_one])
+                self._own(self._problems(number), [episode_of(r, self._run.rollout.sampling) for r in of_one])
                 for number, of_one in groupby(records, key=lambda r: int(r["step"]))
             ]
             if (folder / OLD_WEIGHTS).exists():
@@ -165,7 +165,7 @@ class Rollouts:
 
     def _problems(self, step: int) -> list[Problem]:
         fits = self._counted_fit if self._fits else None
-        return sample_unseen(self._run.task, self._held_out, self._run.prompts, step, self._run.seed, fits)
+        return sample_unseen(self._run.data.task, self._held_out, self._run.data.prompts, step, self._run.seed, fits)
 
     def _counted_fit(self, problem: Problem) -> bool:
         fine = self._fits is None or self._fits(problem)
@@ -182,7 +182,7 @@ class Rollouts:
 
     def _draw(self, step: int) -> Rollout:
         own = self._ranks.shard(self._problems(step))
-        return own, self._driver.run(own, self._run.sampling, (self._run.seed, step)) if own else []
+        return own, self._driver.run(own, self._run.rollout.sampling, (self._run.seed, step)) if own else []
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:

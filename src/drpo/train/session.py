@@ -75,7 +75,7 @@ class Session:
         self.run, self.folder, self.components = run, folder, components
         self.callback, self.keep_model = callback, keep_model
         self._accept_records = accept_records
-        self.rewards = RewardPool(components.reward, run.reward_pool)
+        self.rewards = RewardPool(components.reward, run.rewards.pool)
         self.rollouts = Rollouts(
             run, components.driver, components.held_out, components.ranks, self._apart, components.fits
         )
@@ -143,7 +143,7 @@ class Session:
         self._stack.enter_context(self.rewards)
         self._stack.enter_context(self._stop)
         self.callback.started(self.run, self.folder, self._done.step)
-        if (warning := caution(self.run.objective)) is not None:
+        if (warning := caution(self.run.objective.loss)) is not None:
             self.callback.note(warning)
         if (warning := trains_little(self.run)) is not None:
             self.callback.note(warning)
@@ -180,7 +180,7 @@ class Session:
         Raises:
             InputError: it has none now.
         """
-        every = self.run.checkpoint_every
+        every = self.run.checkpoints.every
         recorded = read_records(self.folder / METRICS) if self.keep_model and every else []
         if recorded and recorded[-1]["step"] > every:
             raise InputError(
@@ -203,7 +203,7 @@ class Session:
                 )  # what ended the run is said behind it
 
     def _end(self, error: BaseException | None) -> None:
-        done = error is None and self._done.step >= self.run.steps
+        done = error is None and self._done.step >= self.run.trainer.steps
         together = self._ranks.size == 1 or self._failed_together  # else the others may be elsewhere
         keeps = self.keep_model or not done
         if keeps and (error is None or (together and self._between_steps and self._done.step > 0)):
@@ -226,7 +226,7 @@ class Session:
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
-        while not self._asked_to_stop() and self._done.step < self.run.steps:
+        while not self._asked_to_stop() and self._done.step < self.run.trainer.steps:
             self._clock = Clock()
             yield self._done.step
 
@@ -263,7 +263,7 @@ class Session:
         """
         groups = self._ranks.gather(scored)
         with self._apart():
-            require_scored(groups, self.run.reward_pool)
+            require_scored(groups, self.run.rewards.pool)
         return groups
 
     def finish_step(
@@ -287,7 +287,9 @@ class Session:
             critic_skipped=self._count_skipped("critic", self._done.critic_skipped, critic_stats),
         )
         if self._ranks.is_main:
-            figures = step_metrics(done.step, groups, stats, self.run.objective) | value_metrics(batches, critic_stats)
+            figures = step_metrics(done.step, groups, stats, self.run.objective.loss) | value_metrics(
+                batches, critic_stats
+            )
             metrics = {"step": done.step, **figures}
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))
             self._log.write(METRICS, metrics)
@@ -304,7 +306,7 @@ class Session:
             )
         # Rollouts and weights together are what it takes to look into an update that was skipped.
         broken = not (all(s.taken for s in stats) and all(s.taken for s in critic_stats))
-        if done.step < self.run.steps and (broken or _due(self.run.checkpoint_every, done.step)):
+        if done.step < self.run.trainer.steps and (broken or _due(self.run.checkpoints.every, done.step)):
             self._save()
         self.evaluate_if_due()
 
@@ -319,15 +321,15 @@ class Session:
             if seen.taken:
                 continue
             what = f"the gradient's norm is {seen.grad_norm} (loss {seen.loss}) in update {i} of the {whose}"
-            if skipped > self.run.max_skipped:
+            if skipped > self.run.faults.max_skipped:
                 raise FloatingPointError(f"{what}; the update was not made")
-            self.callback.note(f"{what}; it was skipped ({skipped} in a row, at most {self.run.max_skipped})")
+            self.callback.note(f"{what}; it was skipped ({skipped} in a row, at most {self.run.faults.max_skipped})")
         return skipped
 
     def evaluate_if_due(self) -> None:
         """Evaluate the untrained policy, and wherever else it is time, if an interruption left it out before."""
         step = self._done.step
-        due = step in (0, self.run.steps) or _due(self.run.eval_every, step)
+        due = step in (0, self.run.trainer.steps) or _due(self.run.evaluation.every, step)
         if due and all(record["step"] != step for record in read_records(self.folder / EVALUATIONS)):
             self._evaluate()
 
@@ -343,7 +345,7 @@ class Session:
     def _evaluate(self) -> None:
         if not self.components.held_out:
             return
-        sampling = replace(self.run.sampling, samples=self.run.eval_samples)
+        sampling = replace(self.run.rollout.sampling, samples=self.run.evaluation.samples)
         step = self._done.step
         with suppress(Interrupted), self._aside("evaluation"):
             engine = self.rollouts.current(self.components.policy.state, version=step)
@@ -364,7 +366,7 @@ class Session:
             checkpoint.save(folder, done, tensors, optimizer, self._save_more, self._ranks)
             if self._ranks.is_main:
                 scores = {e["step"]: e["reward_mean"] for e in read_records(self.folder / EVALUATIONS)}
-                checkpoint.prune(folder, self.run.keep_checkpoints, scores)
+                checkpoint.prune(folder, self.run.checkpoints.keep, scores)
 
     def _save_more(self, folder: Path) -> list[Path]:
         self.rollouts.save(folder, step=self._done.step)

@@ -94,13 +94,13 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     """
     held_out = _problems(run)
     device = default_device()
-    model, tokenizer = loading.load(run.model)
+    model, tokenizer = loading.load(run.model.name)
     require_savable(model, tokenizer)
     model.to(device)
-    servers = run.engine.split(",") if run.engine.startswith("http") else []
+    servers = run.rollout.engine.split(",") if run.rollout.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
     limits = PromptLimits.of(model)
-    fits = fitting(tokenizer, limits, run.sampling) if run.drop_long_prompts else None
+    fits = fitting(tokenizer, limits, run.rollout.sampling) if run.data.drop_long_prompts else None
     held_out = only_fitting(held_out, fits)
     _require_room(run, limits, tokenizer, held_out)
     engine = _engine(run, model, ranks, servers)
@@ -140,24 +140,26 @@ def _around(
     reference = _reference(run, model)
     auxiliary = _auxiliary(run, reference)
     policy = _policy(run, model, ranks)
-    optimizer = run.optimizer.build(list(policy.trainable().values()), policy.embeddings())
+    optimizer = run.optimizer.policy.build(list(policy.trainable().values()), policy.embeddings())
     batch_config = BatchConfig(
-        updates=run.updates,
-        reduction=run.reduction,
-        micro_batch_tokens=run.micro_batch_tokens,
+        updates=run.trainer.updates,
+        reduction=run.objective.reduction,
+        micro_batch_tokens=run.trainer.micro_batch_tokens,
         # Auxiliary losses act on every token, and a critic learns from every one: then none is without a gradient.
-        skip_zero_advantage=auxiliary is None and run.critic is None and vanishes_at_zero_advantage(run.objective),
+        skip_zero_advantage=auxiliary is None
+        and run.objective.critic is None
+        and vanishes_at_zero_advantage(run.objective.loss),
         # A model that must repeat them in padded rows should be given no more rows than its budget holds.
         share_prompts=policy.shares_prompts,
         ranks=ranks.size,
     )
-    reward = run.reward or run.task.reward
+    reward = run.rewards.function or run.data.task.reward
     return Components(
         policy=policy,
         optimizer=optimizer,
         driver=driver,
         tokenizer=tokenizer,
-        credit=credit_rule(run.advantage, run.critic, run.discount),
+        credit=credit_rule(run.objective.advantage, run.objective.critic, run.objective.discount),
         batch_config=batch_config,
         auxiliary=auxiliary,
         reward=reward,
@@ -170,49 +172,50 @@ def _around(
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
     """What is trained: whole on every rank, or divided among them."""
-    precision, temperature = resolve_precision(run.precision, model.device), run.sampling.temperature
+    precision, temperature = resolve_precision(run.model.precision, model.device), run.rollout.sampling.temperature
     if _divides(run, ranks):
         return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature)
-    return Policy(model, precision=precision, temperature=temperature, lora_rank=run.lora_rank, seed=run.seed)
+    return Policy(model, precision=precision, temperature=temperature, lora_rank=run.model.lora_rank, seed=run.seed)
 
 
 def _divides(run: Run, ranks: Ranks) -> bool:
-    return run.shard == "fsdp" and ranks.size > 1
+    return run.trainer.shard == "fsdp" and ranks.size > 1
 
 
 def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     """A critic that begins as a copy of the initial model, loaded once more: whole on every rank, or divided."""
-    if run.critic is None:
+    if run.objective.critic is None:
         return None
-    model, _ = loading.load(run.model)
+    model, _ = loading.load(run.model.name)
     model.to(default_device())
-    dtype = resolve_precision(run.precision, model.device).dtype
+    dtype = resolve_precision(run.model.precision, model.device).dtype
     critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
-    optimizer = run.critic_optimizer.build(list(critic.trainable().values()), critic.embeddings())
+    optimizer = run.optimizer.critic.build(list(critic.trainable().values()), critic.embeddings())
     return CriticTrainer(
         critic,
         optimizer,
-        run.critic,
-        learning_rate=run.critic_optimizer.learning_rate,
-        max_grad_norm=run.max_grad_norm,
-        micro_batch_tokens=run.micro_batch_tokens,
+        run.objective.critic,
+        learning_rate=run.optimizer.critic.learning_rate,
+        max_grad_norm=run.optimizer.max_grad_norm,
+        micro_batch_tokens=run.trainer.micro_batch_tokens,
         ranks=ranks,
     )
 
 
 def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
     """What samples, with weights of its own; a server is asked by one rank."""
-    if run.engine == "vllm":
-        return VLLMEngine(model, precision=run.rollout_precision)
+    if run.rollout.engine == "vllm":
+        return VLLMEngine(model, precision=run.rollout.precision)
     if servers:
         return ServerEngine(servers[ranks.rank], model) if ranks.rank < len(servers) else NoEngine()
-    return TransformersEngine(model, precision=resolve_precision(run.rollout_precision, model.device))
+    return TransformersEngine(model, precision=resolve_precision(run.rollout.precision, model.device))
 
 
 def _problems(run: Run) -> list[Problem]:
     """The held-out problems; reads all data first, because what is wrong with it should show before a model loads."""
-    held_out = (run.eval_task or run.task).held_out(run.eval_problems) if run.eval_problems else []
-    sample_unseen(run.task, held_out, run.prompts, step=0, seed=run.seed)
+    n = run.evaluation.problems
+    held_out = (run.evaluation.task or run.data.task).held_out(n) if n else []
+    sample_unseen(run.data.task, held_out, run.data.prompts, step=0, seed=run.seed)
     return held_out
 
 
@@ -220,33 +223,36 @@ def _require_room(
     run: Run, limits: PromptLimits, tokenizer: PreTrainedTokenizerBase, held_out: Sequence[Problem]
 ) -> None:
     """Refuse prompts that leave no room for the answer, of all steps, before the first."""
-    limits.require_any(run.sampling)
-    if run.drop_long_prompts or not limits.fixed:
+    limits.require_any(run.rollout.sampling)
+    if run.data.drop_long_prompts or not limits.fixed:
         return
-    drawn = (sample_unseen(run.task, held_out, run.prompts, step, run.seed) for step in range(run.steps))
+    task, n, steps = run.data.task, run.data.prompts, range(run.trainer.steps)
+    drawn = (sample_unseen(task, held_out, n, step, run.seed) for step in steps)
     for problems in chain([held_out], drawn):
-        encode_prompts(tokenizer, limits, problems, run.sampling)
+        encode_prompts(tokenizer, limits, problems, run.rollout.sampling)
 
 
 def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
     """The initial model, loaded once more and frozen; None where nothing reads it."""
-    if not run.reference_kl and not run.kl_in_reward:
+    if not run.objective.reference_kl and not run.objective.loss.kl_in_reward:
         return None
-    frozen, _ = loading.load(run.model)
+    frozen, _ = loading.load(run.model.name)
     return Policy(
         frozen.to(model.device).requires_grad_(False),
-        precision=resolve_precision(run.precision, model.device),
-        temperature=run.sampling.temperature,
+        precision=resolve_precision(run.model.precision, model.device),
+        temperature=run.rollout.sampling.temperature,
     )
 
 
 def _auxiliary(run: Run, reference: Policy | None) -> AuxiliaryLosses | None:
-    if not run.reference_kl and not run.entropy_bonus:
+    if not run.objective.reference_kl and not run.objective.entropy_bonus:
         return None
-    return AuxiliaryLosses(reference if run.reference_kl else None, run.reference_kl, run.entropy_bonus)
+    return AuxiliaryLosses(
+        reference if run.objective.reference_kl else None, run.objective.reference_kl, run.objective.entropy_bonus
+    )
 
 
 def _reference_reward(run: Run, reference: Policy | None, ranks: Ranks) -> ReferenceReward | None:
-    if reference is None or not run.kl_in_reward:
+    if reference is None or not run.objective.loss.kl_in_reward:
         return None
-    return ReferenceReward(reference, run.kl_in_reward, run.micro_batch_tokens, ranks)
+    return ReferenceReward(reference, run.objective.loss.kl_in_reward, run.trainer.micro_batch_tokens, ranks)

@@ -32,10 +32,10 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
     steps = max(done, metrics[-1]["step"] if metrics else 0)
     return {
         "name": run.name,
-        "model": run.model,
-        "objective": format_spec(run.objective, REGISTRY),
+        "model": run.model.name,
+        "objective": format_spec(run.objective.loss, REGISTRY),
         "seed": run.seed,
-        "finished": steps >= run.steps,
+        "finished": steps >= run.trainer.steps,
         "stopped_by_signal": stopped_by,
         "evaluation_before": _evaluation([e for e in evaluations if e["step"] == 0]),
         "evaluation_after": _evaluation([e for e in evaluations if e["step"] == steps > 0]),

@@ -23,7 +23,7 @@ from drpo.train.records import (
     read_records,
     read_written,
     refuse_old_run,
-    require_run_fields,
+    run_fields,
 )
 from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state, require_sound, sum_of
 
@@ -88,9 +88,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def _config(folder: Path) -> str:
-    config = read_json(folder / CONFIG)
-    require_run_fields(config)
-    return f"{config['model']}, {config['objective']}, {config['steps']} steps"
+    config = run_fields(read_json(folder / CONFIG))
+    return f"{config.model}, {config.objective}, {config.steps} steps"
 
 
 def _environment(folder: Path) -> str:
@@ -131,11 +130,11 @@ def _records(folder: Path, file: str) -> str | None:
 
 
 def _require_evaluations(folder: Path, steps: list[int]) -> None:
-    config = read_json(folder / CONFIG)
+    config = run_fields(read_json(folder / CONFIG))
     if len(set(steps)) < len(steps):
         raise InputError("a step is there twice")
-    if config.get("eval_problems", 1) and is_finished(folder):
-        missing = {0, config["steps"]} - set(steps)
+    if config.eval_problems and is_finished(folder):
+        missing = {0, config.steps} - set(steps)
         if missing:
             raise InputError(f"the evaluation after {min(missing)} steps is missing")
     for record in read_records(folder / EVALUATIONS):
@@ -189,6 +188,6 @@ def _summary(folder: Path) -> str | None:
     summary, recorded = read_json(folder / SUMMARY), len(read_records(folder / METRICS))
     if summary["steps"] > recorded:
         raise InputError(f"says {summary['steps']} steps, {METRICS} has {recorded}")
-    if summary["finished"] and recorded < read_json(folder / CONFIG)["steps"]:
+    if summary["finished"] and recorded < run_fields(read_json(folder / CONFIG)).steps:
         raise InputError(f"says that the run is finished, {METRICS} has {recorded} steps")
     return f"{summary['steps']} steps, {'finished' if summary['finished'] else 'not finished'}"

@@ -1,0 +1,304 @@
+"""The groups of a run's configuration: frozen records of plain values and objects, each with its own checks.
+
+Messages name a field as its option is called, by `drpo.train.fields`: `eval_every` for `EvaluationConfig.every`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from drpo.credentials import AUTH, without_password
+from drpo.credit import advantages
+from drpo.credit.advantages import Advantage
+from drpo.credit.gae import GAE
+from drpo.errors import InputError, nearest
+from drpo.model.names import SMOLLM2
+from drpo.model.precision import NAMES as PRECISIONS
+from drpo.objectives import DRPO, Objective
+from drpo.reductions import Horizon, Reduction
+from drpo.rewards import Reward, RewardConfig
+from drpo.tasks import Addition, Task
+from drpo.train.optim import AdamW, Constant, Optimizer, Schedule
+from drpo.types import Sampling
+
+ENGINES = ("transformers", "vllm", "http://HOST:PORT")
+MOST_COMPLETIONS = 2**20
+"""Of a step, and of an evaluation: an upper bound that catches typos before memory runs out."""
+MOST_RANK, MOST_PROCESSES = 2**14, 2**10
+"""Of adapters, and of processes that score: likewise."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy's model, and how it is trained.
+
+    Args:
+        name: smollm2-135m, tiny, a folder, or a hub id.
+        lora_rank: 0 trains all weights; r trains rank-r adapters.
+        precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
+            int8 with straight-through gradients; weights stay fp32.
+    """
+
+    name: str = SMOLLM2
+    lora_rank: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        at_least(0, lora_rank=self.lora_rank)
+        at_most(MOST_RANK, lora_rank=self.lora_rank)
+        one_of(PRECISIONS, precision=self.precision)
+        rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
+        require(self.precision != "fp16", "precision", self.precision, rule)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The problems of a step.
+
+    Args:
+        task: where problems come from: addition(1, 50), reasoning_gym('chain_sum'), gsm8k, records('my.jsonl', ...).
+        prompts: problems per rollout.
+        drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
+    """
+
+    task: Task = field(default_factory=Addition)
+    prompts: int = 8
+    drop_long_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, prompts=self.prompts)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled, and with weights of which age.
+
+    Args:
+        engine: what samples: transformers (in process), vllm (in process), or a vLLM server's address, http://host:port;
+            of several processes the first ask a server each, where several are named with commas between.
+        sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
+            divergence and top_logprobs is 0, it becomes 20.
+        precision: of the sampler's own copy of the weights: auto, bf16, fp32, int8, fp8_weights, fp8.
+        sync_every: steps between weight syncs, from the trainer to the sampler; 1 keeps it as fresh as it can be.
+        async_steps: how many steps ahead of training a rollout is sampled; 0 samples each with the newest weights.
+        overlap: sample the rollouts ahead while training; requires async_steps of at least 1.
+    """
+
+    engine: str = "transformers"
+    sampling: Sampling = field(default_factory=Sampling)
+    precision: str = "auto"
+    sync_every: int = 1
+    async_steps: int = 0
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, sync_every=self.sync_every)
+        at_least(0, async_steps=self.async_steps)
+        at_most(MOST_COMPLETIONS, async_steps=self.async_steps)
+        lengths = {f"sampling.{name}": getattr(self.sampling, name) for name in ("max_new_tokens", "top_logprobs")}
+        at_most(MOST_COMPLETIONS, **lengths)
+        ahead = self.async_steps > 0 or not self.overlap
+        require(ahead, "overlap", self.overlap, "requires rollouts sampled ahead; set --async-steps 1")
+        one_of(PRECISIONS, rollout_precision=self.precision)
+        bare = without_password(self.engine)
+        require(bare == self.engine, "engine", bare, f"its password would be recorded; set {AUTH}=user:password")
+        _require_engine(self.engine)
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """What scores completions, and in which processes.
+
+    Args:
+        function: exact_number, math_verify, or your own module:function; None is the task's own.
+        pool: how many processes run it, its limits of time and memory, and what a failure of it costs.
+    """
+
+    function: Reward | None = None
+    pool: RewardConfig = field(default_factory=RewardConfig)
+
+    def __post_init__(self) -> None:
+        at_most(MOST_PROCESSES, **{"reward_pool.processes": self.pool.processes})
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What training maximises: the objective, advantages, and the terms beside it.
+
+    Args:
+        loss: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
+        advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
+        reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
+        discount: of a reward for each turn that it lies ahead, (0, 1]; a critic has its own, per token (gamma).
+        critic: gae(1.0, 0.95): a value model, trained beside the policy, gives every token its advantage (PPO with a
+            critic), also to a prompt's only sample; None compares a prompt's samples.
+        reference_kl: coefficient of KL(policy || initial model), k2 in the loss, of each token given its context (not
+            of whole texts: a token's gradient does not see the KL of later ones); 0 is off.
+        kl_in_reward: coefficient of KL(policy || initial model), k1 in the reward of each token, so that a token is
+            credited with the KL of later ones too (verl's use_kl_in_reward); 0 is off.
+        entropy_bonus: coefficient of the entropy bonus; 0 is off.
+    """
+
+    loss: Objective = field(default_factory=DRPO)
+    advantage: Advantage = advantages.mean
+    reduction: Reduction = field(default_factory=lambda: Horizon(256))
+    discount: float = 1.0
+    critic: GAE | None = None
+    reference_kl: float = 0.0
+    kl_in_reward: float = 0.0
+    entropy_bonus: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
+        own = self.critic is None or self.discount == 1
+        require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
+        positive = self.kl_in_reward == 0 or self.critic is not None or self.advantage is not advantages.maxrl
+        require(positive, "kl_in_reward", self.kl_in_reward, "with it rewards may be negative, which maxrl refuses")
+        for name in ("reference_kl", "kl_in_reward", "entropy_bonus"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "must be finite and >= 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights take their steps.
+
+    Args:
+        policy: adamw(1e-6, betas=(0.9, 0.999), weight_decay=0.01), muon(1e-6), or your own module:name(...); the
+            first argument is the peak learning rate.
+        schedule: of the learning rate: constant, linear, cosine, each with warmup=STEPS.
+        max_grad_norm: gradients, a critic's too, are scaled down to this L2 norm, > 0; inf is off.
+        critic: of the critic, as `optimizer`; its learning rate is constant.
+    """
+
+    policy: Optimizer = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Constant)
+    max_grad_norm: float = 1.0
+    critic: Optimizer = field(default_factory=lambda: AdamW(1e-5))
+
+    def __post_init__(self) -> None:
+        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long training lasts, and how its work is divided.
+
+    Args:
+        steps: rollouts.
+        updates: optimiser updates per rollout; each trains on its share of the problems, so at most `prompts`.
+        micro_batch_tokens: most tokens, padding included, that go through the model at once.
+        shard: of several processes (torchrun): none, each holds the whole model; fsdp, weights, gradients and optimiser
+            are divided among them, a critic's too.
+    """
+
+    steps: int = 20
+    updates: int = 1
+    micro_batch_tokens: int = 4096
+    shard: str = "none"
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, updates=self.updates, micro_batch_tokens=self.micro_batch_tokens)
+        one_of(("none", "fsdp"), shard=self.shard)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When the policy is evaluated, and on what.
+
+    Args:
+        task: problems to evaluate on; None holds some of the task's own back.
+        every: steps between evaluations; 0 evaluates before and after only.
+        problems: held-out problems.
+        samples: completions of each.
+    """
+
+    task: Task | None = None
+    every: int = 0
+    problems: int = 200
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, eval_samples=self.samples)
+        at_least(0, eval_every=self.every, eval_problems=self.problems)
+        rule = f"with eval_samples={self.samples} an evaluation has more than {MOST_COMPLETIONS:,} completions"
+        require(self.problems * self.samples <= MOST_COMPLETIONS, "eval_problems", self.problems, rule)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written, and which are kept.
+
+    Args:
+        every: steps between checkpoints; 0 writes one at the end only.
+        keep: how many of the last to keep; the best is kept besides.
+    """
+
+    every: int = 20
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(1, keep_checkpoints=self.keep)
+        at_least(0, checkpoint_every=self.every)
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """What a run bears before it ends; failures of the reward are in `RewardConfig`.
+
+    Args:
+        max_skipped: updates in a row that may be skipped because their gradient is not finite, before the run ends.
+    """
+
+    max_skipped: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(0, max_skipped=self.max_skipped)
+
+
+def require(fine: bool, name: str, value: object, rule: str) -> None:
+    """Raise unless a field's value is fine.
+
+    Raises:
+        InputError: it is not; the message names field, value and rule.
+    """
+    if not fine:
+        raise InputError(f"{name}={value}: {rule}")
+
+
+def at_least(least: int, **values: int) -> None:
+    """Raise unless each of some numbers is at least `least`, 0 or 1."""
+    for name, value in values.items():
+        require(value >= least, name, value, "must be at least 1" if least else "must be 0 or more")
+
+
+def at_most(most: int, **values: int) -> None:
+    """Raise unless each of some numbers is at most `most`."""
+    for name, value in values.items():
+        require(value <= most, name, value, f"at most {most:,}")
+
+
+def one_of(known: tuple[str, ...], **values: str) -> None:
+    """Raise unless each of some words is known; the nearest known one is named."""
+    for name, value in values.items():
+        if value not in known:
+            raise InputError(f"{name}={value!r}{nearest(value, known)}")
+
+
+def _require_engine(engine: str) -> None:
+    """The name of an engine, or addresses with commas between.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not engine.startswith(("http://", "https://")):
+        one_of(ENGINES, engine=engine)
+        return
+    for address in engine.split(","):
+        try:
+            parts = urlsplit(address)
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            why = "a host and a port are needed"
+        except ValueError as error:  # brackets that do not close, a port that is none
+            fine, why = False, str(error)
+        fine = fine and address.isprintable() and " " not in address
+        require(fine, "engine", repr(address), f"no address ({why}); write it as http://127.0.0.1:8000")

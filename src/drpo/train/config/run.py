@@ -1,0 +1,173 @@
+"""The whole configuration of a run: one frozen record of groups, and what follows from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from drpo.errors import InputError
+from drpo.objectives import DEFAULT_K, needed_divergence
+from drpo.train.config.groups import (
+    MOST_COMPLETIONS,
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    FaultConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RewardsConfig,
+    RolloutConfig,
+    TrainerConfig,
+    require,
+)
+from drpo.train.fields import path_of
+from drpo.train.optim import Muon
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a run. Every field has a default; `configure` changes some.
+
+    One step is one rollout: `data.prompts` problems, `rollout.sampling.samples` completions of each,
+    `trainer.updates` optimiser updates.
+
+    Args:
+        name: the run's folder is runs/NAME unless --out says otherwise.
+        model: what is trained.
+        data: the problems.
+        rollout: how completions are sampled.
+        rewards: what scores them.
+        objective: what training maximises.
+        optimizer: how weights take their steps.
+        trainer: how long, and how the work is divided.
+        evaluation: when, and on what.
+        checkpoints: when, and which are kept.
+        faults: what a run bears.
+        seed: of everything random.
+
+    Raises:
+        InputError: values of several groups that do not go together; the message names the fields.
+
+    Example:
+        >>> run = Run(trainer=TrainerConfig(steps=4), evaluation=EvaluationConfig(every=2))
+        >>> run.trainer.steps, run.evaluation.every, run.data.prompts
+        (4, 2, 8)
+    """
+
+    name: str = "run"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sampling, trainer, prompts = self.rollout.sampling, self.trainer, self.data.prompts
+        sampling.require_trainable(least=2 if self.objective.critic is None else 1)
+        if needed_divergence(self.objective.loss.needs) is not None and sampling.top_logprobs == 0:
+            rollout = replace(self.rollout, sampling=replace(sampling, top_logprobs=DEFAULT_K))
+            object.__setattr__(self, "rollout", rollout)
+        rule = f"with sampling.samples={sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions"
+        require(prompts * sampling.samples <= MOST_COMPLETIONS, "prompts", prompts, rule)
+        require(trainer.updates <= prompts, "updates", trainer.updates, f"at most prompts={prompts}")
+        whole = trainer.shard == "none"
+        rank, rule = self.model.lora_rank, "adapters are trained with the model whole; set --shard none"
+        require(whole or not rank, "lora_rank", rank, rule)
+        rule = "it orthogonalises whole matrices; set --shard none, or use adamw"
+        for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
+            require(whole or not isinstance(optimizer, Muon), name, "muon", rule)
+
+
+def configure(run: Run, **changes: Any) -> Run:
+    """Return a run with some of its fields changed, each by the name of its option on the command line.
+
+    Args:
+        run: stays as it is.
+        changes: `eval_every=2` is --eval-every 2. The records `sampling` and `reward_pool` may be given whole, a field
+            of them as `**{"sampling.samples": 4}`; `learning_rate` replaces that of the optimiser.
+
+    Raises:
+        InputError: no field of this name (the nearest one is named), or a value that it refuses.
+
+    Example:
+        >>> run = configure(Run(), steps=4, eval_every=2, optimizer=Muon(momentum=0.9), learning_rate=2e-5)
+        >>> run.trainer.steps, run.evaluation.every
+        (4, 2)
+        >>> run.optimizer.policy
+        Muon(learning_rate=2e-05, momentum=0.9, weight_decay=0.01, betas=(0.9, 0.999))
+        >>> configure(run, step=4)
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: a run has no field 'step'; did you mean 'steps'?
+    """
+    return _changed(run, {path_of(name): value for name, value in changes.items()})
+
+
+def _changed(record: Record, changes: Mapping[str, Any]) -> Record:
+    """The record with other values at some paths."""
+    values = {path: value for path, value in changes.items() if "." not in path}
+    inner: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+    for name, of_it in inner.items():
+        values[name] = _changed(values.get(name, getattr(record, name)), of_it)
+    anything: Any = record
+    try:
+        changed: Record = replace(anything, **values)
+    except TypeError:
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise InputError(f"{given}: {record!r} has no field of this name") from None
+    return changed
+
+
+def learning_rate(run: Run, step: int, update: int) -> float:
+    """Return the learning rate of a step's update, both counted from 0; 0 while only the critic learns."""
+    critic, updates = run.objective.critic, run.trainer.updates
+    if critic is not None and step < critic.warmup:
+        return 0.0
+    at, total = step * updates + update, run.trainer.steps * updates
+    return run.optimizer.schedule(run.optimizer.policy.learning_rate, update=at, total=total, per_step=updates)
+
+
+def trains_little(run: Run) -> str | None:
+    """Say in a line that a run's learning rates leave the policy as it is, or never reach their peak; None if neither.
+
+    Example:
+        >>> trains_little(configure(Run(), learning_rate=0.0))
+        'learning_rate=0: the policy will not change; its critic and its gradients are as they would be'
+        >>> from drpo.train.optim import Linear
+        >>> trains_little(configure(Run(), schedule=Linear(warmup=40)))
+        'warmup=40 is longer than steps=20: the learning rate ends at 50% of its peak'
+    """
+    steps, critic, warmup = run.trainer.steps, run.objective.critic, run.optimizer.schedule.warmup
+    if run.optimizer.policy.learning_rate == 0:
+        return "learning_rate=0: the policy will not change; its critic and its gradients are as they would be"
+    if critic is not None and critic.warmup >= steps:
+        return f"critic warmup={critic.warmup} lasts for all steps={steps}: only the critic will learn"
+    if warmup > steps:
+        end = f"the learning rate ends at {100 * steps / warmup:.3g}% of its peak"
+        return f"warmup={warmup} is longer than steps={steps}: {end}"
+    return None
+
+
+def arithmetic(run: Run) -> str:
+    """Say what a step consists of, in one line.
+
+    Example:
+        >>> arithmetic(configure(Run(), prompts=8, updates=2))
+        '8 prompts x 8 samples = 64 completions a step, 2 updates of 32 completions each, 20 steps'
+    """
+    prompts, samples, updates = run.data.prompts, run.rollout.sampling.samples, run.trainer.updates
+    n = prompts * samples
+    each = "1 update" if updates == 1 else f"{updates} updates of {n // updates} completions each"
+    return f"{prompts} prompts x {samples} samples = {n} completions a step, {each}, {run.trainer.steps} steps"
