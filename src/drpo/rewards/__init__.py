@@ -1,4 +1,4 @@
-"""Rewards: (problem, text) -> score, and the pool that runs them safely."""
+"""Rewards: functions from a problem and an answer to a score; and the pool that runs them in processes."""
 
 from drpo.rewards.contract import Reward, in_process
 from drpo.rewards.number import exact_number

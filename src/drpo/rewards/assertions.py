@@ -1,4 +1,4 @@
-"""Tests of a program, prepared so that what they assert can be counted, and so that all of them is run."""
+"""Prepares the tests of a program: their assertions are counted, and all of them are called."""
 
 import ast
 from collections.abc import Iterable, Sequence
@@ -11,18 +11,18 @@ _SETUPS = ("setUp", "tearDown", "setup", "teardown", "setup_method", "teardown_m
 
 
 class UnusableError(ValueError):
-    """Tests that cannot be run; says why."""
+    """The tests cannot be run; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One program of tests.
+    """One test program.
 
     Args:
-        source: its text, with calls of what the sandbox puts in: see `drpo.rewards.sandboxed`.
-        asserts: whether it has an assertion at all.
-        imports: the modules that it cannot do without.
-        wanted: the names that it uses and does not itself have: of the program that is tested, and of built-ins.
+        source: its text, with calls of the sandbox's functions inserted: see `drpo.rewards.sandboxed`.
+        asserts: whether it has any assertion.
+        imports: the modules that it requires.
+        wanted: the names that it uses but does not define: those of the tested program, and built-ins.
     """
 
     source: str
@@ -32,18 +32,18 @@ class Prepared:
 
 
 def prepare(source: str, entry: str | None = None) -> Prepared:
-    """Have every assertion of a test program counted, and call what it defines to be called.
+    """Insert a count after every assertion of a test program, and calls of its test functions.
 
-    An assertion is an `assert` of something that is not constant, a call of `assert...`, `fail...` or `raises`, an `if`
-    that raises, or a `try` that does so where nothing was raised. Functions `test...` and methods `test...` of classes
-    `Test...` are called, `unittest.TestCase`s run, and `check(candidate)` is called with the program's own function.
+    An assertion is an `assert` of a non-constant, a call of `assert...`, `fail...` or `raises`, an `if` that raises, or
+    a `try` that raises if its body did not. Functions `test...` and methods `test...` of classes `Test...` are called,
+    `unittest.TestCase`s are run, and `check(candidate)` is called with the program's function.
 
     Args:
         source: Python.
-        entry: what `check` is to be called with: a name, or an expression like `Solution().add`.
+        entry: the argument of `check`: a name, or an expression like `Solution().add`.
 
     Raises:
-        UnusableError: it is no Python, or needs what is not supported: fixtures, parameters, skips.
+        UnusableError: not Python, or it uses an unsupported feature: fixtures, parameters, skips.
 
     Example:
         >>> prepare("assert add(1, 2) == 3").asserts, prepare("x = 1").asserts
@@ -57,7 +57,7 @@ def prepare(source: str, entry: str | None = None) -> Prepared:
         counter = _Counter()
         counter.visit(tree)
         tree.body += calls
-        return Prepared(ast.unparse(ast.fix_missing_locations(tree)), counter.found, imports, wanted)
+        return Prepared(ast.unparse(ast.fix_missing_locations(tree)), counter.asserts, imports, wanted)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, UnusableError):
             raise
@@ -65,7 +65,7 @@ def prepare(source: str, entry: str | None = None) -> Prepared:
 
 
 def _calls(tree: ast.Module, entry: str | None) -> list[ast.stmt]:
-    """Statements that run what the program of tests has only defined."""
+    """Return the statements that call the tests which the program only defines."""
     functions = [node for node in tree.body if isinstance(node, _Function)]
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     _refuse_unsupported([*functions, *classes])
@@ -74,7 +74,7 @@ def _calls(tree: ast.Module, entry: str | None) -> list[ast.stmt]:
     tests = [f.name for f in functions if f.name.startswith("test") and not _called(tree, f.name)]
     tests += [f"{c.name}().{f.name}" for c in plain for f in _methods(c)]
     for node in [f for f in functions if f.name in tests] + [f for c in plain for f in _methods(c)]:
-        _require_callable(node, own=node not in functions)
+        _require_callable(node, is_method=node not in functions)
     if cases:
         tree.body = [node for node in tree.body if not _is_call(node, "unittest.main")]
     calls = []
@@ -100,9 +100,9 @@ def _refuse_unsupported(nodes: Sequence[_Function | ast.ClassDef]) -> None:
                 raise UnusableError(f"decorates {node.name} with @{text.split('(')[0]}, which is not supported")
 
 
-def _require_callable(node: _Function, own: bool) -> None:
-    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][int(own) :]
-    if _n_required(node) > int(own):
+def _require_callable(node: _Function, is_method: bool) -> None:
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][int(is_method) :]
+    if _n_required(node) > int(is_method):
         raise UnusableError(
             f"has a test {node.name}({', '.join(names)}), which takes arguments; "
             "fixtures and parameters are not supported"
@@ -128,7 +128,7 @@ def _n_required(node: _Function) -> int:
 
 
 def _called(tree: ast.Module, name: str) -> bool:
-    """Whether a function is called when the program is run: outside all definitions, or as an entry says."""
+    """Whether running the program calls a function: outside all definitions, or as the entry."""
     outer = [node for node in tree.body if not isinstance(node, (*_Function.__args__, ast.ClassDef))]
     outer = [node for node in outer if not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))]
     inside = [n for node in outer for n in ast.walk(node)]
@@ -158,13 +158,13 @@ def _wanted(body: Iterable[ast.stmt]) -> Iterable[str]:
 
 
 class _Counter(ast.NodeTransformer):
-    """Puts a call behind every assertion that was passed, and around everything that is compared."""
+    """Inserts a call after every assertion, and one around every compared value."""
 
     def __init__(self) -> None:
-        self.found = False
+        self.asserts = False
 
     def visit(self, node: ast.AST) -> ast.AST:
-        """Count the assertions in each of the node's blocks."""
+        """Insert a count after each assertion in the node's blocks."""
         self.generic_visit(node)
         for name in ("body", "orelse", "finalbody"):
             block = getattr(node, name, None)
@@ -179,7 +179,7 @@ class _Counter(ast.NodeTransformer):
     def _counted(self, node: ast.AST) -> list[ast.AST]:
         if not _is_assertion(node):
             return [node]
-        self.found = True
+        self.asserts = True
         return [node, ast.Expr(ast.Call(ast.Constant(COUNT), [], []))]
 
 
@@ -224,7 +224,7 @@ def _asserts(node: ast.AST) -> bool:
 
 
 def _name(node: ast.AST) -> str:
-    """Of the function that is called; "" where it has none."""
+    """Return the name of the called function, or ""."""
     function = node.func if isinstance(node, ast.Call) else None
     match function:
         case ast.Name(id=name) | ast.Attribute(attr=name):

@@ -1,4 +1,4 @@
-"""Characters that stand for others: full-width digits, vulgar fractions, superscripts."""
+"""Normalises characters: full-width digits, vulgar fractions, superscripts."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ def plain_characters(text: str) -> str:
         text: any text.
 
     Returns:
-        The same, e.g. "1½" as "1 1/2" and "10³" as "10^{3}"; ASCII comes back as it is.
+        The text, e.g. "1½" as "1 1/2" and "10³" as "10^{3}"; ASCII text is unchanged.
 
     Example:
         >>> plain_characters("\\uff15 + 1\\u00bd + 10\\u00b3")

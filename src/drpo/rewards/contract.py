@@ -1,4 +1,4 @@
-"""What a reward is: any callable from a problem and an episode's transcript, or its text, to a score."""
+"""The interface of a reward: a callable from a problem and a transcript, or a text, to a score."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from drpo.types import Problem, RewardResult, Transcript
 Reward: TypeAlias = (
     Callable[[Problem, Transcript], float | RewardResult | None] | Callable[[Problem, str], float | RewardResult | None]
 )
-"""Returns a finite number, a `RewardResult`, or None to abstain. See `reads_transcript` for which of the two it is."""
+"""Returns a finite number, a `RewardResult`, or None to abstain. See `reads_transcript` for its argument."""
 
 AnyReward = TypeVar("AnyReward", bound=Reward)
 
@@ -37,13 +37,13 @@ def reads_transcript(reward: Reward) -> bool:
 
 
 def name_of(reward: Reward) -> str:
-    """Return what messages call a reward: module:name, or what it says of itself."""
+    """Return a reward's name for messages: module:name, or its repr."""
     module, name = getattr(reward, "__module__", None), getattr(reward, "__qualname__", None)
     return f"{module}:{name}" if module and name else repr(reward)
 
 
 def in_process(reward: AnyReward) -> AnyReward:
-    """Declare that a reward is quick, always returns and harms nothing, so that the pool calls it where it stands.
+    """Declare that a reward is fast, safe and always returns, so the pool calls it in the trainer's own process.
 
     Args:
         reward: a function, or an instance whose class allows attributes.

@@ -1,4 +1,4 @@
-r"""Where a completion states its answer: the last box or answer tag, else what follows "the answer is"."""
+r"""Extracts a completion's answer: the last box or answer tag, else the text after "the answer is"."""
 
 import re
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ _MAX_BOXES = 1000
 
 
 def boxed(text: str) -> str | None:
-    r"""Return what the last box of a text holds; boxes joined by "and", "or" or a comma count as one, a list.
+    r"""Return the content of a text's last box; boxes joined by "and", "or" or a comma count as one list.
 
     Args:
         text: a completion.
 
     Returns:
-        The content without the box, or None where there is no whole box.
+        The content without the box, or None if there is no complete box.
 
     Example:
         >>> boxed(r"\boxed{5}. Wait ... \boxed{\frac{1}{2}}"), boxed(r"\boxed {1} and \fbox{2}"), boxed(r"\boxed{5")
@@ -47,7 +47,7 @@ def _joins(between: str) -> bool:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Start, end and content of the outermost whole boxes."""
+    """Yield start, end and content of the outermost complete boxes."""
     end = 0
     closing: dict[int, int] | None = None
     for match in _BOX.finditer(text):
@@ -65,7 +65,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that opens closes."""
+    """Return the position of each opening brace -> that of its closing brace."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for match in _BRACE.finditer(text):
@@ -77,13 +77,13 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def final_answer(text: str) -> str | None:
-    r"""Return the answer that a text marks as such: its last box or, if that comes later, its last answer tag.
+    r"""Return a text's marked answer: the last box, or the last answer tag if it comes later.
 
     Args:
         text: a completion.
 
     Returns:
-        The content, or None where nothing is marked.
+        The content, or None if nothing is marked.
 
     Example:
         >>> final_answer(r"<think>\boxed{3}</think><answer>5</answer>"), final_answer("It is 5.")
@@ -92,27 +92,27 @@ def final_answer(text: str) -> str | None:
     tags = list(_TAG.finditer(text))
     if not tags:
         return boxed(text)
-    behind = boxed(text[tags[-1].end() :])
-    if behind is not None:
-        return behind
+    after = boxed(text[tags[-1].end() :])
+    if after is not None:
+        return after
     inside = boxed(tags[-1][1])
     return tags[-1][1].strip() if inside is None else inside
 
 
 def stated(text: str) -> str:
-    """Return what follows the last "answer is" or "answer:", to the end of the line; without one, the last line.
+    """Return the rest of the line after the last "answer is" or "answer:"; without one, the last line.
 
     Example:
         >>> stated("So the answer is C. \\n"), stated("It follows.\\n\\n**East**")
         ('C.', '**East**')
     """
-    found = [m["answer"].strip() for m in _STATED.finditer(text)]
+    answers = [m["answer"].strip() for m in _STATED.finditer(text)]
     lines = text.strip().splitlines()
-    return next((answer for answer in reversed(found) if answer.strip("*_ ")), lines[-1].strip() if lines else "")
+    return next((answer for answer in reversed(answers) if answer.strip("*_ ")), lines[-1].strip() if lines else "")
 
 
 def without_reason(answer: str) -> str:
-    """Return a stated answer up to the next sentence or the reason that is given for it.
+    """Return a stated answer without the next sentence or a reason given for it.
 
     Example:
         >>> without_reason("2, as 2 + 2 = 4."), without_reason("C because it is"), without_reason("1, 2 and 3.")
@@ -122,7 +122,7 @@ def without_reason(answer: str) -> str:
 
 
 def says_answer(text: str) -> bool:
-    """Whether a text says in words that an answer follows.
+    """Whether a text announces an answer in words.
 
     Example:
         >>> says_answer("The answer is 5."), says_answer("x = 5")

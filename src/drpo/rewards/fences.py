@@ -1,4 +1,4 @@
-"""The program in a completion: which of its fenced blocks is meant."""
+"""Selects the fenced block of a completion that is the program."""
 
 import ast
 import builtins
@@ -31,21 +31,22 @@ print({name}(*map(_value, sys.stdin.read().split())))
 
 
 def program(text: str, reads_input: bool = False, wanted: Collection[str] = ()) -> str:
-    r"""Return the program that a completion holds.
+    r"""Return the program in a completion.
 
-    Blocks between fences count where they are Python: by their language, or without one where they define something.
-    The last block that has a wanted name is meant (of programs that read their input: the last that does), else the
-    last that defines a function or a class, else the last; an example of its use after it, its tests, or output, is
-    not. Blocks before it whose names it uses, or that have other wanted names, go with it. A thought up to `</think>`
-    does not count. A text without such a block is the program itself.
+    Only Python blocks count: by their language, or, without a language, if they define something. The program is the
+    last block with a wanted name (with `reads_input`, the last block that reads input), else the last block that
+    defines a function or a class, else the last block. Later examples, tests and outputs are ignored. Earlier blocks
+    are added if the program uses their names, or if they have other wanted names. Text up to `</think>` is ignored. If
+    there is no such block, the whole text is the program.
 
-    A fence inside a string of the program does not close its block: the first fence does, before which there is whole
-    Python. The last block may lack its fence. A fence may stand at the end of a line, and tags around it (`<answer>`).
+    A block closes at the first fence before which its code parses, so a fence inside a string does not close it. The
+    last block may lack its closing fence. A fence may be at the end of a line, and tags (`<answer>`) may surround it.
 
     Args:
-        text: of a completion.
-        reads_input: whether a whole program is asked for, which reads standard input. One that does nothing but define
-            one function has it called with the words of the input, numbers as numbers, and prints what it returns.
+        text: the completion.
+        reads_input: whether the problem requires a program that reads standard input. If the code only defines one
+            function, a call is added: its arguments are the words of the input, parsed as literals, and its result is
+            printed.
         wanted: the names that the tests use.
 
     Example:
@@ -54,9 +55,9 @@ def program(text: str, reads_input: bool = False, wanted: Collection[str] = ()) 
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").rpartition(_THOUGHT)[2]
     text = _GLUED.sub(r"\1\n\2", text)
-    found = list(_blocks(text.split("\n")))
-    tagged = [b for b in found if b.python or (not b.language and b.definitions)]
-    blocks = tagged or [b for b in found if not b.language]
+    fenced = list(_blocks(text.split("\n")))
+    tagged = [b for b in fenced if b.python or (not b.language and b.definitions)]
+    blocks = tagged or [b for b in fenced if not b.language]
     blocks = [b for b in blocks if b.tree is not None] or blocks[-1:]
     if not blocks:
         blocks = [_Block("", text)]
@@ -68,11 +69,11 @@ def program(text: str, reads_input: bool = False, wanted: Collection[str] = ()) 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """What stands between two fences.
+    """The code between two fences.
 
     Args:
         language: the rest of the opening fence's line.
-        code: the lines, without what they are all indented by.
+        code: the lines, without their common indentation.
     """
 
     language: str
@@ -88,31 +89,31 @@ class _Block:
 
     @cached_property
     def definitions(self) -> frozenset[str]:
-        """Of functions and classes, at the block's outer level."""
+        """Names of functions and classes at the block's outer level."""
         kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
         return frozenset(node.name for node in self._body if isinstance(node, kinds))
 
     @cached_property
     def made(self) -> frozenset[str]:
-        """Definitions, and what is assigned to at the outer level."""
+        """Definitions, and names assigned at the outer level."""
         stored = {n.id for n in self._outer if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         return self.definitions | stored
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """What is made, or imported at the outer level."""
+        """Names defined, assigned or imported at the outer level."""
         imported = {(n.asname or n.name).split(".")[0] for n in self._outer if isinstance(n, ast.alias)}
         return self.made | imported
 
     @cached_property
     def used(self) -> frozenset[str]:
-        """Names that it reads and does not itself have."""
+        """Names that the block reads but does not define."""
         nodes = ast.walk(self.tree) if self.tree else ()
         return frozenset(n.id for n in nodes if isinstance(n, ast.Name)) - self.names
 
     @cached_property
     def reads(self) -> bool:
-        """Whether it asks for its input."""
+        """Whether the block reads standard input."""
         nodes = list(ast.walk(self.tree)) if self.tree else []
         return "input" in self.used or any(isinstance(n, ast.Attribute) and n.attr == "stdin" for n in nodes)
 
@@ -126,7 +127,7 @@ class _Block:
 
 
 def _call_of(block: _Block) -> str:
-    """The call of its only function, where it defines and does nothing else."""
+    """Return a call of the block's only function, if the block has nothing but definitions; else ""."""
     body = block.tree.body if block.tree else []
     names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     only_defines = all(isinstance(node, _DEFINES) or _is_docstring(node) for node in body)
@@ -142,7 +143,7 @@ def _last(blocks: list[_Block], what: str) -> _Block | None:
 
 
 def _with_needed(before: list[_Block], meant: _Block, wanted: Collection[str]) -> list[_Block]:
-    """The block, after those of the ones before it that it, or the tests, cannot do without."""
+    """Return the block, preceded by the earlier blocks that it or the tests require."""
     chosen, needed = [meant], {*meant.used, *wanted} - meant.names - set(dir(builtins))
     for block in reversed(before):
         if block.names & needed:
@@ -159,7 +160,7 @@ def _blocks(lines: list[str]) -> Iterator[_Block]:
             at += 1
             continue
         fence, language = opening[1], opening[2].strip()
-        if not language and _ends_a_program(lines[:at]):  # the prompt had the opening fence
+        if not language and _ends_a_program(lines[:at]):  # the opening fence was in the prompt
             yield _Block("python", _joined(lines[:at]))
             at += 1
             continue
@@ -173,7 +174,7 @@ def _ends_a_program(lines: list[str]) -> bool:
 
 
 def _end(lines: list[str], start: int, fence: str) -> int:
-    """The line that closes a block: the first before which there is whole Python, else the first; else the end."""
+    """Return a block's closing line: the first fence before which the code parses, else the first, else the end."""
     closing = [i for i in range(start, len(lines)) if _closes(lines[i], fence)]
     if not closing:
         return len(lines)

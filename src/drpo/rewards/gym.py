@@ -1,4 +1,4 @@
-"""RewardConfig by a reasoning-gym dataset's own scorer."""
+"""Scoring by a reasoning-gym dataset's own scorer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,19 +15,19 @@ _OURS = ("seed", "size")
 
 
 def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) -> Any:
-    """Make a reasoning-gym dataset.
+    """Build a reasoning-gym dataset.
 
     Args:
-        name: as reasoning-gym registers it: "countdown".
-        arguments: fields of its config, but for `seed` and `size`.
-        seed: of its random stream, [0, 2**31).
-        size: how many items it has.
+        name: its name in reasoning-gym: "countdown".
+        arguments: fields of its config, except `seed` and `size`.
+        seed: of its random stream, in [0, 2**31).
+        size: number of items.
 
     Returns:
         The dataset: a `reasoning_gym.dataset.ProceduralDataset`.
 
     Raises:
-        InputError: there is no such dataset or argument, or the dataset refuses a value.
+        InputError: an unknown dataset or argument, or a value that the dataset rejects.
 
     Example:
         >>> make_dataset("basic_arithmetic", {"min_terms": 2, "max_terms": 2}, seed=0, size=1)[0]["question"]
@@ -50,7 +50,7 @@ def make_dataset(name: str, arguments: Mapping[str, Any], seed: int, size: int) 
 
 @dataclass(frozen=True)
 class GymScore:
-    """The scorer of a reasoning-gym dataset, as a reward that can be sent to the pool.
+    """The scorer of a reasoning-gym dataset, as a picklable reward.
 
     Args:
         name: the dataset.
@@ -71,27 +71,27 @@ class GymScore:
         return make_dataset(self.name, self.arguments, seed=0, size=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the dataset that was made for scoring behind: the pool's process makes its own."""
+        """Pickle without the dataset: the pool's process builds its own."""
         return GymScore, (self.name, self.arguments)
 
     def __call__(self, problem: Problem, text: str) -> float:
-        """Score what stands in the last <answer>...</answer> of `text`, or the whole text where there is none.
+        """Score the content of the last <answer>...</answer> of `text`, or the whole text if there is none.
 
         Args:
-            problem: its `data` is the dataset's entry.
+            problem: `data` is the dataset's entry.
             text: a completion.
 
         Returns:
             The score, in [0, 1] by reasoning-gym's convention.
 
         Raises:
-            Exception: the scorer fails on the reference answer too, so it is not the text's fault.
+            Exception: the scorer fails on the reference answer too, so the text is not the cause.
         """
         answer = reasoning_gym.utils.extract_answer(text)
         try:
             return float(self._dataset.score_answer(text.strip() if answer is None else answer, problem.data))
         except Exception:
-            # Some scorers raise on text that they cannot parse. That is a wrong answer: were it a failure, the
-            # completion would be dropped and the policy never told.
+            # Some scorers raise on text that they cannot parse. That is a wrong answer: as a failure, the completion
+            # would be dropped and the policy would not learn from it.
             self._dataset.score_answer(problem.data["answer"], problem.data)
             return 0.0

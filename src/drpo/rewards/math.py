@@ -1,4 +1,4 @@
-"""RewardConfig of mathematics by the library math-verify."""
+"""Scoring of mathematical answers by the library math-verify."""
 
 import logging
 import re
@@ -22,14 +22,14 @@ _FORM = NormalizationConfig(basic_latex=True, units=False, malformed_operators=T
 _GOLD = (LatexExtractionConfig(normalization_config=_FORM), ExprExtractionConfig())
 _PREDICTION = (LatexExtractionConfig(boxed_match_priority=0, normalization_config=_FORM), ExprExtractionConfig())
 
-# What is longer or deeper is no answer but a loop of the model's, at which the library would work for minutes.
+# Longer or deeper text is a loop of the model, not an answer; the library would take minutes to parse it.
 _LONGEST, _DEEPEST = 1000, 20
 _INTEGRALS = 4
-"""Most in one formula: the library's grammar took 1.2 s for five that are never closed, and 16 s for twenty."""
+"""The limit per formula: the library's grammar took 1.2 s for five unclosed ones, and 16 s for twenty."""
 _FORMULA = re.compile(r"[^$\n]+")
 
-# The library warns in every process that its own timeouts are off. They have to be: they are built on SIGALRM, which
-# works on the main thread only and cannot interrupt C code. The pool kills the process instead.
+# The library warns in every process that its timeouts are off. They must be off: they use SIGALRM, which works on the
+# main thread only and cannot interrupt C code. The pool kills the process instead.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -39,23 +39,22 @@ nearness.narrow()
 def math_verify(problem: Problem, text: str) -> float:
     r"""Score by mathematical equality with the answer, as math-verify compares; words are compared as text.
 
-    The text's last \boxed{...} counts first (with others joined to it, as a set: "\boxed{1} and \boxed{2}"), or its
-    last <answer>...</answer>, then what follows "the answer is", then the last formula or number. Both answers are
-    brought into the form that the library reads (`drpo.rewards.normalise`). A text that cannot be read scores 0; an
-    answer that cannot be read is an error, not a 0. It may run for ever on a hostile text, so it belongs into a
-    `RewardPool`.
+    The compared part of the text is its last \boxed{...} (joined boxes form a set: "\boxed{1} and \boxed{2}") or its
+    last <answer>...</answer>, else the text after "the answer is", else the last formula or number. Both answers are
+    normalised first (`drpo.rewards.normalise`). A text that cannot be parsed scores 0; a reference answer that cannot
+    be parsed raises. A hostile text may run for ever: use a `RewardPool`.
 
     Args:
-        problem: its `answer` is LaTeX or a plain expression, without delimiters: "\\frac{1}{2}", "336^\\circ", "27.0";
+        problem: `answer` is LaTeX or a plain expression, without delimiters: "\\frac{1}{2}", "336^\\circ", "27.0";
             or text: "even", "C", "2023-10-05".
         text: a completion.
 
     Returns:
-        1.0 where they are equal, else 0.0.
+        1.0 if they are equal, else 0.0.
 
     Raises:
-        InputError: the problem's answer cannot be read.
-        MemoryError: there was not enough.
+        InputError: the problem's answer cannot be parsed.
+        MemoryError: the process is out of memory.
 
     Example:
         >>> math_verify(Problem.of_text("0", "1 - 1/2?", r"\frac{1}{2}"), r"It is \boxed{0.5}.")
@@ -77,8 +76,8 @@ def math_verify(problem: Problem, text: str) -> float:
 
 def _same_text(compare: Comparison, text: str) -> bool:
     marked = final_answer(text)
-    said = stated(text if marked is None else marked)
-    return any(map(compare, [said, without_reason(said), *([] if marked is None else [marked])]))
+    answer = stated(text if marked is None else marked)
+    return any(map(compare, [answer, without_reason(answer), *([] if marked is None else [marked])]))
 
 
 def _prediction(text: str, longest: int) -> list[Any]:
@@ -88,16 +87,16 @@ def _prediction(text: str, longest: int) -> list[Any]:
     if marked is not None and not says_answer(marked) and (read := _read(split_label(marked)[1], _PREDICTION)):
         return read
     text = text if marked is None else marked
-    said = stated(text)
-    said_so = says_answer(text)
-    for answer in (said, without_reason(said)) if said_so else (said,):
-        if is_number(answer) or (said_so and is_formula(answer)):
+    answer_line = stated(text)
+    announced = says_answer(text)
+    for answer in (answer_line, without_reason(answer_line)) if announced else (answer_line,):
+        if is_number(answer) or (announced and is_formula(answer)):
             return _read(answer, _PREDICTION)
     return _parsed(normalise_text(text), _PREDICTION)
 
 
 def _depth(answer: str) -> int:
-    """How deeply its braces are nested."""
+    """Return how deeply braces are nested."""
     return max(accumulate((c == "{") - (c == "}") for c in answer), default=0)
 
 
@@ -106,18 +105,18 @@ def _read_gold(answer: str) -> tuple[Any, ...]:
     return tuple(_read(answer, _GOLD))
 
 
-def _read(answer: str, how: Sequence[Any]) -> list[Any]:
+def _read(answer: str, extraction: Sequence[Any]) -> list[Any]:
     normal = normalise(answer)
-    return [] if not normal or has_dots(normal) else _parsed(f"\\boxed{{{normal}}}", how)
+    return [] if not normal or has_dots(normal) else _parsed(f"\\boxed{{{normal}}}", extraction)
 
 
-# The library takes any exception for "not equal". One that says that the process is out of memory is no verdict.
+# The library treats every exception as "not equal". A MemoryError must be raised instead.
 
 
-def _parsed(text: str, how: Sequence[Any]) -> list[Any]:
+def _parsed(text: str, extraction: Sequence[Any]) -> list[Any]:
     text = _FORMULA.sub(lambda formula: " " if formula[0].count(r"\int") > _INTEGRALS else formula[0], text)
     try:
-        return list(parse(text, how, parsing_timeout=None, raise_on_error=True))
+        return list(parse(text, extraction, parsing_timeout=None, raise_on_error=True))
     except MemoryError:
         raise
     except Exception:

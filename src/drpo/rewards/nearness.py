@@ -1,7 +1,7 @@
-r"""When two values count as equal, where math-verify is too generous or too strict.
+r"""Equality of values where math-verify is too lenient or too strict.
 
-The library takes numbers for equal whose difference is below 1e-15, or vanishes in the sixth decimal: 1/2^99 = 1/2^98.
-It takes roots for different that differ only where they are not real: \sqrt{1/n} and 1/\sqrt{n}.
+The library treats numbers as equal if they differ by less than 1e-15, or only after the sixth decimal: 1/2^99 = 1/2^98.
+It treats roots as different if they differ only where they are not real: \sqrt{1/n} and 1/\sqrt{n}.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,16 +13,16 @@ from math_verify import grader
 
 _DIGITS = 30
 _EXACT, _ROUNDED = 1e-12, 1e-5  # relative
-_COMPARED = 6  # decimals that the library looks at
+_COMPARED = 6  # decimals that the library compares
 _POINTS = (0.37, 1.61, 2.83, -0.59, -1.43, 5.27)
 
 _library: Callable[..., bool] = grader.sympy_numeric_eq
 
 
 def narrow() -> None:
-    """Make math-verify, in this process, call numbers equal only where they differ by a small part of their size.
+    """Replace math-verify's absolute tolerance, in this process, by a relative one.
 
-    Two exact numbers may differ by 1e-12 of the larger, one written as a decimal by 1e-5 of it.
+    Exact numbers may differ by 1e-12 of the larger, decimals by 1e-5 of it.
     """
     grader.sympy_numeric_eq = _numerically_equal
 
@@ -30,7 +30,7 @@ def narrow() -> None:
 def _numerically_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
     if _library(a, b, float_rounding, numeric_precision):
         return _near(a, b)
-    x, y = grader.get_pct_val(a, a), grader.get_pct_val(b, b)  # which the library sets beside integers only
+    x, y = grader.get_pct_val(a, a), grader.get_pct_val(b, b)  # the library compares these with integers only
     return (x is not a) != (y is not b) and _library(x, y, float_rounding, numeric_precision) and _near(x, y)
 
 
@@ -45,7 +45,7 @@ def _near(a: Any, b: Any) -> bool:
 
 
 def _readings(value: Any) -> Iterator[Any]:
-    """The value and, of "9\\%", 9 too: the library lets either stand for the other."""
+    """Yield the value and, for "9\\%", also 9: the library accepts either."""
     yield value
     if (share := grader.get_pct_val(value)) is not None:
         yield share
@@ -63,18 +63,18 @@ def _near_numbers(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _decimals(number: sympy.Float) -> int:
-    """Digits behind the point."""
+    """Return the number of decimals."""
     return max(0, -int(Decimal(repr(float(number))).normalize().as_tuple().exponent))
 
 
 def equal_where_real(a: object, b: object) -> bool:
-    r"""Whether two formulas with roots or logarithms agree wherever all parts of both are real.
+    r"""Whether two formulas with roots or logarithms agree wherever all their parts are real.
 
     Args:
-        a, b: SymPy expressions with the same letters; anything else is not equal.
+        a, b: SymPy expressions with the same symbols; anything else is not equal.
 
     Returns:
-        True where they agree at points of either sign, at least two of which are inside of both.
+        True if they agree at test points of both signs, at least two of which are in both domains.
 
     Example:
         >>> x = sympy.Symbol("x", real=True)
@@ -105,7 +105,7 @@ def _grid(symbols: list[Any]) -> Iterator[dict[Any, Any]]:
 
 
 def _partial(formula: sympy.Expr) -> list[sympy.Expr]:
-    """The parts that are not real everywhere: roots and logarithms of something with letters."""
+    """Return the parts that are not real everywhere: roots and logarithms of terms with symbols."""
     powers = [p for p in formula.atoms(sympy.Pow) if p.free_symbols and not p.exp.is_integer]
     return powers + [p for p in formula.atoms(sympy.log) if p.free_symbols]
 

@@ -1,7 +1,7 @@
-r"""What is written another way before math-verify reads an answer, and why.
+r"""Rewrites answers into the LaTeX that math-verify parses.
 
-math-verify reads LaTeX as papers have it. Models and data sets also write `10\,000`, `1 1/4`, `√2` or `5 dollars`,
-which it takes for products, or cannot read. `RULES` are applied to the problem's answer and to the text's alike.
+Models and data sets also write `10\,000`, `1 1/4`, `√2` or `5 dollars`, which math-verify reads as products or cannot
+read. `RULES` are applied both to the problem's answer and to the text's.
 """
 
 import re
@@ -21,7 +21,7 @@ _SYMBOLS = {
     "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
 }  # fmt: skip
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "dozen": 0}
-# Words after a number that are no unit: they change its value, or join it to something.
+# Words after a number that are not units: they change its value or are operators.
 _NO_UNIT = (
     "hundred|thousand|million|billion|trillion|dozen|half|halves|thirds?|quarters?|percent|plus|minus|times|over|and|or|to|"
     "by|pi|sqrt|root|squared|cubed|factorial|mod|modulo|base|sin|cos|tan|cot|sec|csc|log|exp|not|less|more|least|most|than|"
@@ -37,7 +37,7 @@ _VALUE = (
     rf"(?:{_NUMBER}(?:\s*/\s*[0-9]+)?|-?(?:[0-9]+\s*)?\\[dtc]?frac\s*(?:\{{[0-9]+\}}|[0-9])\s*(?:\{{[0-9]+\}}|[0-9]))"
 )
 _WORD = rf"(?!(?:{_NO_UNIT})(?![A-Za-z]))[A-Za-z]"
-# Without \text, letters are a unit only where they are no product: "5 dollars" and "5cm", but not "5 xy" or "2abc".
+# Without \text, letters are a unit unless they form a product: "5 dollars" and "5cm", but not "5 xy" or "2abc".
 _PLAIN_UNIT = (
     rf"(?:\s*(?:(?:sq|cu)(?:\.\s*|\s+))?{_SHORT_UNIT}(?![A-Za-z])|{_SPACES}(?:of\s+(?:an?\s+|the\s+)?)?(?!(?:[a-d]+|[x-z]+)(?![a-z]))(?=[A-Za-z]*[aeiouAEIOU])"
     rf"{_WORD}[A-Za-z]{{2,}})"
@@ -65,12 +65,12 @@ _OR = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-
 
 
 class Rule(NamedTuple):
-    """One way of writing that is replaced by another.
+    """A rewriting rule.
 
     Args:
-        reason: what it is for, as docs/rewards.md lists it.
-        pattern: what is replaced, wherever it is in an answer.
-        by: what replaces it.
+        reason: its purpose, as listed in docs/rewards.md.
+        pattern: replaced anywhere in an answer.
+        by: the replacement.
     """
 
     reason: str
@@ -101,11 +101,11 @@ def _degrees(name: str) -> str:
 
 
 def _union(match: re.Match[str]) -> str:
-    r"""x < 1 or x > 3 as (-\infty, 1) \cup (3, \infty); anything else as it is."""
-    found = [_INEQUALITY.fullmatch(part) for part in _OR.split(match[0])]
-    if len(found) < 2 or len({m and m["letter"] for m in found}) > 1 or found[0] is None:
+    r"""Return x < 1 or x > 3 as (-\infty, 1) \cup (3, \infty); anything else unchanged."""
+    parts = [_INEQUALITY.fullmatch(part) for part in _OR.split(match[0])]
+    if len(parts) < 2 or len({m and m["letter"] for m in parts}) > 1 or parts[0] is None:
         return match[0]
-    return r" \cup ".join(_interval(m) for m in found if m)
+    return r" \cup ".join(_interval(m) for m in parts if m)
 
 
 def _interval(match: re.Match[str]) -> str:
@@ -219,20 +219,20 @@ RULES = (
 
 
 def normalise(answer: str) -> str:
-    r"""Write an answer as math-verify reads it.
+    r"""Rewrite an answer so that math-verify can parse it.
 
     Args:
         answer: LaTeX or plain, without delimiters.
 
     Returns:
-        The same value in other signs.
+        The same value, rewritten.
 
     Example:
         >>> [normalise(a) for a in (r"10\,000", "1 1/4", "\u221a2", "1.2e3", "5 dollars", r"0.1\overline{6}")]
         ['10000', '1\\frac{1}{4}', '\\sqrt{2}', '1200', '5', '\\frac{1}{6}']
     """
     answer = characters(answer).strip()
-    if _PLAIN.fullmatch(answer):  # no rule is about these, which are most answers
+    if _PLAIN.fullmatch(answer):  # most answers; no rule applies to them
         return answer
     for rule in RULES:
         answer = rule.pattern.sub(rule.by, answer)
@@ -252,7 +252,7 @@ _UNIT_IN_FORMULA = re.compile(rf"{_TEXT_UNIT}(?=\s*(?:\$|\\[)\]]))")
 
 
 def normalise_text(text: str) -> str:
-    r"""Write the formulas and numbers of running text as math-verify reads them.
+    r"""Rewrite the formulas and numbers of running text so that math-verify can parse them.
 
     Example:
         >>> normalise_text(r"So it is $10\,000\text{ cm}$, or 1e2.")
@@ -266,7 +266,7 @@ def normalise_text(text: str) -> str:
 
 
 def characters(text: str) -> str:
-    r"""Write signs that have a LaTeX command, or ASCII characters, as these: "\u2264" as "\le".
+    r"""Replace characters by LaTeX commands or ASCII: "\u2264" as "\le".
 
     Example:
         >>> characters("x \u2264 \u221e, 2\u03c0, \u22125")
@@ -280,7 +280,7 @@ _TRANSLATED = {ord(sign): command for sign, command in _SYMBOLS.items()}
 
 
 def split_label(answer: str) -> tuple[str | None, str]:
-    r"""Separate the letter of a choice from what it stands before.
+    r"""Split the letter of a choice from its text.
 
     Args:
         answer: "C. 12", "(C) 12" or "\\textbf{(C)}\\ 12".
@@ -300,7 +300,7 @@ def split_label(answer: str) -> tuple[str | None, str]:
 
 
 def is_number(answer: str) -> bool:
-    """Whether an answer, in normal form, is one number.
+    """Whether a normalised answer is one number.
 
     Example:
         >>> is_number("5 dollars"), is_number("x")
@@ -310,7 +310,7 @@ def is_number(answer: str) -> bool:
 
 
 def is_formula(answer: str) -> bool:
-    r"""Whether an answer, in normal form, is free of words but "and" and "or", so that all of it is meant.
+    r"""Whether a normalised answer has no words except "and" and "or", so all of it is a formula.
 
     Example:
         >>> is_formula(r"\sqrt{2} cm"), is_formula("4, not 5")

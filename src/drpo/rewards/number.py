@@ -1,6 +1,6 @@
-r"""RewardConfig by the last number in the text, in exact arithmetic; no parsing of mathematics, no child process.
+r"""Scoring by the last number in the text, in exact arithmetic; no parsing of mathematics, no child process.
 
-What a number may look like: 1,024  1{,}024  1\,024  1 024 (thin or no-break spaces)  -5  $-5$  - 5  negative 5  .5
+Accepted numbers: 1,024  1{,}024  1\,024  1 024 (thin or no-break spaces)  -5  $-5$  - 5  negative 5  .5
 1e-05  1.2 \times 10^3  10^3  10**3  10³  2 million  1/2  \frac12  \frac{1}{2}  1 1/2  1\frac12  ½  and any of it in
 full-width characters.
 """
@@ -18,7 +18,7 @@ from drpo.types import Problem
 
 _GAP = r"(?:\s|\\[,;:!\ ]|~)"
 _SEPARATOR = r"\{,\}|,\\!\ ?|,|\\,|[\u00a0\u2007\u2009\u202f]"
-# "1 234" is a list in the middle of a sentence, and one number where nothing else could stand.
+# "1 234" is a list inside a sentence, and one number if it is the whole answer.
 _SPACED = r"(?:\A|(?<=is\ )|(?<==)|(?<==\ )|(?<=[-\u2212\u2013$({]))[1-9][0-9]{0,2}(?:\ [0-9]{3})+(?!\ ?[0-9])"
 _POWER = r"(?:\s*\^\s*|\*\*(?=[-\u2212{0-9]))"  # "**5** 3" is bold
 
@@ -55,9 +55,9 @@ _WHOLE = re.compile(rf"\s* \$? {_NUMBER_PART} \s* (?:{_UNIT})? \s* \$? \s* \.? \
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 _MAX_DIGITS = 20_000
-_MAX_BITS = 200_000  # of a power: 10^10^10 is not computed
+_MAX_BITS = 200_000  # limit on a power: 10^10^10 is not computed
 
-# What a minus with a space after it may follow. After anything else it subtracts ("3 - 4") or is a dash.
+# A minus followed by a space is a sign after these. After anything else it subtracts ("3 - 4") or is a dash.
 _SIGN_FOLLOWS = re.compile(
     r"(?:[=<>\u2264\u2265\u2248:({\[,+*/^&$]|\\(?:approx|equiv|leq?|geq?|to|cdot|times)|"
     r"\b(?:is|are|was|be|by|of|or|and|to|equals?|gives?|get|becomes)(?:\s+\$)?)(?:\s|\\[,;:!\ ]|~|\*)*\Z",
@@ -66,13 +66,13 @@ _SIGN_FOLLOWS = re.compile(
 
 
 def read_number(text: str) -> Fraction | None:
-    r"""Return the value of a text that is one number, with a sign, a currency, a percent or a degree sign at most.
+    r"""Return the value of a text that is one number, optionally with a sign, currency, percent or degree sign.
 
     Args:
         text: "1,024", "$-3", "336^\\circ", "\\frac12".
 
     Returns:
-        Its exact value; None where it is anything else, or too large to be written out.
+        The exact value; None for any other text, or a value too large to write out.
 
     Example:
         >>> read_number("1 1/4"), read_number("-1\\,234.5"), read_number("10^10^10"), read_number("3-4")
@@ -83,7 +83,7 @@ def read_number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the value of the last number in a text; None where there is none, or it is no plain number ("10^10^10").
+    """Return the value of the last number in a text; None without one, or if it is too large ("10^10^10").
 
     Example:
         >>> last_number("First 3, then x = - 5."), last_number("pages 3-4"), last_number("5 cm^2"), last_number("1/0")
@@ -95,12 +95,12 @@ def last_number(text: str) -> Fraction | None:
 
 
 def _numbers(text: str) -> Iterator[re.Match[str]]:
-    """The numbers; an exponent of letters is none ("5 cm^2"), one of brackets spoils what it is of ("(3+4)^2")."""
+    """Yield the numbers; skip exponents of letters ("5 cm^2"); an exponent of brackets is not a number ("(3+4)^2")."""
     return (m for m in _NUMBER.finditer(text) if not (m["stray"] and m.start() and text[m.start() - 1].isalpha()))
 
 
 def _is_sign(text: str, match: re.Match[str]) -> bool:
-    """Whether the minus, if any, belongs to the number: "x = -4", "is - 4", but not "3-4" or "3 - 4"."""
+    """Whether a minus belongs to the number: "x = -4", "is - 4", but not "3-4" or "3 - 4"."""
     minus = match["minus"]
     if not minus or minus.casefold() == "negative":
         return bool(minus)
@@ -154,7 +154,7 @@ def _power(base: Fraction, exponent: str) -> Fraction | None:
 
 
 def _over(top: Fraction, over: str) -> Fraction | None:
-    """A fraction; of "10/05/2023", which is none, the last number."""
+    """Return a fraction; for "10/05/2023", which is not a fraction, the last number."""
     parts = [part.strip() for part in over.split("/")[1:]]
     if len(parts[-1]) > _MAX_DIGITS:
         return None
@@ -170,18 +170,18 @@ def _integer(text: str) -> int:
 
 @in_process
 def exact_number(problem: Problem, text: str) -> float:
-    r"""Score by whether the last number in the text equals the answer; both are exact fractions, never floats.
+    r"""Score 1 if the last number in the text equals the answer; both are exact fractions, never floats.
 
-    Thousands separators, currency, degree and percent signs, leading zeros and a full stop at the end of a sentence do
-    not matter; a minus does, unless it stands between two quantities ("3-4" ends in 4). "1/2", "10^3" and "1.2e3" are
-    one number each.
+    Ignored are thousands separators, currency, degree and percent signs, leading zeros, and a full stop at the end of a
+    sentence. A minus between two quantities is not a sign ("3-4" ends in 4). "1/2", "10^3" and "1.2e3" are one number
+    each.
 
     Args:
-        problem: its `answer` is a number such as "1,024", "025", "27.0", "$-3", "1/2" or "336^\\circ".
+        problem: `answer` is a number such as "1,024", "025", "27.0", "$-3", "1/2" or "336^\\circ".
         text: a completion.
 
     Returns:
-        1.0 where they are equal, 0.0 where they are not or the text has no number.
+        1.0 if they are equal; 0.0 if not, or if the text has no number.
 
     Raises:
         InputError: the problem's answer is not a number.

@@ -1,4 +1,4 @@
-"""Rewards run in processes that can be killed, so that no text makes a run hang, die or learn from a NaN."""
+"""Runs rewards in child processes under deadlines, so no completion can hang or crash the run or give it a NaN."""
 
 import json
 import math
@@ -21,24 +21,23 @@ from drpo.types import Failure, Problem, Transcript
 
 START_SECONDS = 120.0  # a process imports torch and the reward's module, on a busy machine, from a cold disk
 _LONGEST_ANSWER = 1 << 16
-_LONGEST_WAIT = 86400.0  # seconds; poll counts milliseconds in 31 bits, and who wakes too early waits again
+_LONGEST_WAIT = 86400.0  # seconds; poll counts milliseconds in 31 bits; the loop waits again
 _REMEDY = "define it at the top level of a module, or declare it with drpo.rewards.in_process"
-_NO_ANSWER = "the reward process sent what is no answer"
+_NO_ANSWER = "the reward process sent an invalid answer"
 _SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
 
 class RewardPool:
     """Scores completions with a reward, each under a deadline; use it in a `with` statement.
 
-    The reward runs in child processes, so it may hang, crash, fork or call `os._exit`, on the main thread or in C code,
-    at the price of its own score only. One that declares itself `in_process` is called in this process instead. Child
-    processes import the reward by its module and name, and the main script too: a script that uses a pool needs
-    `if __name__ == "__main__":`.
+    The reward runs in child processes. If it hangs, crashes, forks or calls `os._exit`, only its own score is lost. A
+    reward marked `in_process` is called in this process instead. Child processes import the reward by its module and
+    name, and they import the main script too: a script that uses a pool needs `if __name__ == "__main__":`.
 
     Args:
-        reward: called as `reward(problem, transcript)` or `reward(problem, text)`: see `reads_transcript`; returns a
-            finite number, a `RewardResult`, or None to abstain.
-        config: processes, bounds, and what is to become of failures; None is `RewardConfig()`.
+        reward: called as `reward(problem, transcript)` or `reward(problem, text)` (see `reads_transcript`). It returns
+            a finite number, a `RewardResult`, or None to abstain.
+        config: processes, limits, and the handling of failures; None is `RewardConfig()`.
 
     Raises:
         InputError: a reward that child processes cannot import.
@@ -57,7 +56,7 @@ class RewardPool:
         self._reads_transcript = reads_transcript(reward)
         self._pickled = b"" if self._in_process else _pickle(reward)
         self._workers: list[_Worker] = []
-        # Where nobody closed the pool, the interpreter would wait for its processes when it ends.
+        # Without this, the interpreter would wait at exit for the processes of a pool that was never closed.
         Finalize(self, _end, args=(self._workers,), exitpriority=10)
 
     def __enter__(self) -> "RewardPool":
@@ -76,11 +75,11 @@ class RewardPool:
         """Score completions.
 
         Args:
-            items: problems with one transcript each, or with a text that no model sampled.
+            items: problems, each with a transcript or with a text that no model sampled.
 
         Returns:
-            One `Scored` for each item, in order. A reward that raises, times out, dies or returns something else than a
-            finite number or None gives one with a `failure`; it does not raise here.
+            One `Scored` per item, in order. It has a `failure` if the reward raised, timed out, died or returned
+            anything but a finite number, a `RewardResult` or None.
 
         Raises:
             InputError: a process died and could not be started again.
@@ -94,30 +93,30 @@ class RewardPool:
             while len(scores) < len(items):
                 self._hand_out(waiting)
                 self._attend(scores)
-        except BaseException:  # Ctrl-C too: what is being scored now must not answer the next question
+        except BaseException:  # Ctrl-C too: an answer to this call must not reach the next one
             _end(self._workers)
             raise
         return [scores[place] for place in range(len(items))]
 
     def _read(self, problem: Problem, answer: str | Transcript) -> str | Transcript:
-        """What the reward reads of an answer; nothing else travels to its process."""
+        """Return the text or the transcript, as the reward expects; nothing else is sent to its process."""
         if not self._reads_transcript:
             return answer.text if isinstance(answer, Transcript) else answer
         return answer if isinstance(answer, Transcript) else Transcript.of_text(problem, answer)
 
     def _start(self) -> None:
-        """Bring the processes up to their number."""
+        """Start processes until there are `config.processes` of them."""
         while len(self._workers) < self.config.processes:
             self._workers.append(_Worker(self._reward, self._pickled, self.config))
 
     def _hand_out(self, waiting: deque[tuple[int, bytes]]) -> None:
         for one in self._workers:
-            # One that died since, by a thread that an earlier call left behind, must not take this item along.
+            # A thread left by an earlier call may have killed the process since; such a process gets no item.
             if waiting and one.ready and one.place is None and one.process.is_alive():
                 one.give(*waiting.popleft())
 
     def _attend(self, scores: dict[int, Scored]) -> None:
-        """Wait until something happens, and take in what it is."""
+        """Wait for an event, then collect scores and replace lost processes."""
         _wait(self._workers)
         for one in list(self._workers):
             place = one.place
@@ -127,7 +126,7 @@ class RewardPool:
                 self._replace(one, lost.failure)
                 scored = Scored(None, lost.failure, self.config.seconds if lost.failure.kind == "timed_out" else 0.0)
             else:
-                if one.says_more:  # than it was asked
+                if one.says_more:
                     self._replace(one, Failure("died", _NO_ANSWER))
             if scored is not None and place is not None:
                 scores[place] = scored
@@ -141,7 +140,7 @@ class RewardPool:
 
 
 class _LostError(Exception):
-    """A process is of no more use."""
+    """A process died, timed out or sent an invalid answer."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
@@ -149,12 +148,12 @@ class _LostError(Exception):
 
 
 class _Worker:
-    """A reward's process, as the pool sees it; nothing here waits for it.
+    """The pool's handle on one reward process; no method blocks, except `end`.
 
     Args:
-        reward: it.
-        pickled: the same, as it travels.
-        config: its bounds.
+        reward: the reward.
+        pickled: the reward, pickled.
+        config: its limits.
     """
 
     def __init__(self, reward: Reward, pickled: bytes, config: RewardConfig) -> None:
@@ -162,7 +161,7 @@ class _Worker:
         items, self.items = context.Pipe(duplex=False)
         self.answers, answers = context.Pipe(duplex=False)
         memory = int(config.memory_gb * 2**30)
-        # Not a daemon: those may not have processes of their own.
+        # Not a daemon: daemons may not have child processes.
         self.process = context.Process(target=worker.serve, args=(items, answers, pickled, memory), name="reward")
         self.process.start()
         for theirs, ours in ((items, self.items), (answers, self.answers)):
@@ -170,7 +169,7 @@ class _Worker:
             os.set_blocking(ours.fileno(), False)
         self.ready = False
         self.place: int | None = None
-        self._seal: str | None = None  # of the item that it scores
+        self._seal: str | None = None  # of the item in work
         self._given = 0
         self.unsent = memoryview(b"")
         self.deadline = time.perf_counter() + START_SECONDS
@@ -178,7 +177,7 @@ class _Worker:
         self._seconds = config.seconds
 
     def give(self, place: int, item: bytes) -> None:
-        """Have it score an item; its time runs from here."""
+        """Send an item to score and start its deadline."""
         self.place, self._given = place, self._given + 1
         self._seal = worker.new_seal(self._given)
         self.unsent = memoryview(worker.HEADER.pack(len(item), self._seal.encode()) + item)
@@ -186,17 +185,17 @@ class _Worker:
 
     @property
     def says_more(self) -> bool:
-        """Whether something followed its last answer."""
+        """Whether unexpected output followed its last answer."""
         return self.place is None and bool(self._received)
 
     def receive(self) -> Scored | None:
-        """Exchange with it what can be exchanged now.
+        """Send and receive what is possible without blocking.
 
         Returns:
-            One, where a whole one has come.
+            A score, if a whole answer has arrived.
 
         Raises:
-            _LostError: it died, is late, or says what makes no sense.
+            _LostError: the process died, timed out or sent an invalid answer.
         """
         with suppress(BlockingIOError, BrokenPipeError):
             self.unsent = self.unsent[os.write(self.items.fileno(), self.unsent) :] if self.unsent else self.unsent
@@ -234,11 +233,11 @@ class _Worker:
     def _death(self) -> Failure:
         self.process.join(1.0)
         status = self.process.exitcode
-        how = "closed its pipe" if status is None else f"died (exit status {status})"
-        return Failure("died", f"the reward process {how}" if self.ready else f"it {how} while it started; {_SCRIPT}")
+        end = "closed its pipe" if status is None else f"died (exit status {status})"
+        return Failure("died", f"the reward process {end}" if self.ready else f"it {end} while it started; {_SCRIPT}")
 
     def end(self) -> None:
-        """Kill it, and all that it has started."""
+        """Kill the process and all its descendants."""
         processes.end_tree(self.process.pid or 0)
         self.process.join()
         self.process.close()
@@ -247,7 +246,7 @@ class _Worker:
 
 
 def _wait(workers: Sequence[_Worker]) -> None:
-    """Until one has said something, takes more of its item, has died, or is late."""
+    """Wait until a process has sent output, accepts more input, has died, or is past its deadline."""
     poll = select.poll()
     for one in workers:
         poll.register(one.answers.fileno(), select.POLLIN)
@@ -267,9 +266,9 @@ def _context(reward: Reward) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # The server imports these once and every process is a fork of it: a killed one is back in milliseconds. A user's
-    # module is left to the process, because an error in it would take the server down without a word; torch is not:
-    # a module that imports it would cost every process seconds.
+    # The server imports these modules once and forks every process, so a killed process is replaced in milliseconds.
+    # torch is among them because importing it would cost every process seconds. A user's module is not: an error in it
+    # would silently end the server.
     ours = getattr(reward, "__module__", None) or ""
     context.set_forkserver_preload(
         ["__main__", worker.__name__, "torch", *([ours] if ours.startswith("drpo.") else [])]

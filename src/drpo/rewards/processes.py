@@ -1,4 +1,4 @@
-"""Ending processes for good, with all that they have started; on Linux also those that hide from their parent."""
+"""Kill process trees; on Linux, including descendants that detached from their parent."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ _ROUNDS = 100
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends. Without effect outside Linux."""
+    """Have the kernel kill this process when its parent ends, for any reason. No effect outside Linux."""
     _prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -32,11 +32,11 @@ def end_tree(pid: int) -> None:
     """Kill a process, its descendants and its process group.
 
     Args:
-        pid: of a process that leads a group of its own. It may be dead: then what is left of its group is killed.
+        pid: of a process that leads its own group. If it is dead, the rest of its group is killed.
     """
     with suppress(psutil.Error):
         root = psutil.Process(pid)
-        root.suspend()  # so that it starts nobody while they are counted
+        root.suspend()  # so it cannot start processes during the search
         _kill_below(root, spared=())
         root.kill()
     with suppress(ProcessLookupError, PermissionError):
@@ -44,7 +44,7 @@ def end_tree(pid: int) -> None:
 
 
 def end_children(spared: Collection[int]) -> None:
-    """Kill the descendants of this process, but for the children `spared` and theirs, and clear their remains away."""
+    """Kill and reap the descendants of this process, except the children `spared` and theirs."""
     if not _has_children():
         return
     _kill_below(psutil.Process(), spared)
@@ -59,7 +59,7 @@ def children() -> frozenset[int]:
 
 
 def _has_children() -> bool:
-    """In a microsecond, without taking an exit status away from whoever waits for it."""
+    """Whether there are children; takes a microsecond and consumes no exit status."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -68,7 +68,7 @@ def _has_children() -> bool:
 
 
 def _kill_below(root: psutil.Process, spared: Collection[int]) -> None:
-    """Round by round until nobody is left: one that was just being started shows in the next round."""
+    """Kill in rounds until none is left: a process that was just starting shows up in the next round."""
     for _ in range(_ROUNDS):
         found = [p for child in root.children() if child.pid not in spared for p in (child, *_descendants(child))]
         living = [process for process in found if _lives(process)]

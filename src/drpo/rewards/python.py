@@ -1,4 +1,4 @@
-"""RewardConfig of programs: the model's Python is run against the problem's tests, in a sandbox."""
+"""Scoring of programs: run the model's Python against the problem's tests, in a sandbox."""
 
 import json
 import os
@@ -23,29 +23,29 @@ from drpo.rewards.suites import Suite, longest, read_suite
 from drpo.types import Problem
 
 _START_SECONDS = 60.0
-_MORE = 1 << 16  # bytes of a line beside what stands in it of tests
+_MORE = 1 << 16  # bytes of a line apart from its tests
 
 
 @dataclass(frozen=True)
 class PythonTests:
-    r"""Score a program by whether it passes the problem's tests.
+    r"""Score a program by the problem's tests that it passes.
 
-    `drpo.rewards.fences.program` says which fenced block of the text is the program. It runs in a process of its own.
-    Tests that assert then run one after the other among the names that it has left; of others its output, or what its
-    function returns, is compared. What it runs in, and what that protects from, is written in docs/rewards.md.
+    `drpo.rewards.fences.program` selects the fenced block of the text that is the program. The program runs in a new
+    process. Asserting tests run one after the other in the program's namespace; for the other kinds its output, or the
+    return value of its function, is compared. docs/rewards.md describes the sandbox and its guarantees.
 
-    The tests are `problem.data[field]`, else `problem.answer`, in any of the forms in docs/rewards.md: programs with
-    asserts, test functions or `unittest.TestCase`s, inputs and outputs, JSON of these.
+    The tests are `problem.data[field]`, else `problem.answer`, in any of the formats in docs/rewards.md: programs with
+    asserts, test functions or `unittest.TestCase`s, inputs and outputs, or JSON of these.
 
     Args:
-        seconds: of wall-clock time for program and tests together; less than `RewardConfig.seconds`, or endless
-            loops are failures of the reward and not wrong answers.
-        memory_mb: MiB of address space.
-        file_mb: MiB that it may write in all; each file where `isolated` is off.
-        partial: score the share of tests that pass; else 1 if all do, and 0.
-        isolated: refuse to run where the system does not give it namespaces of its own: without them it can write to
-            and delete the user's files and end the user's processes.
-        field: of the problem's data, that holds the tests.
+        seconds: the wall-clock limit for program and tests together. It must be less than `RewardConfig.seconds`;
+            otherwise endless loops count as failures of the reward, not as wrong answers.
+        memory_mb: the limit on the address space, in MiB.
+        file_mb: the limit on written data, in MiB: in total, or per file if `isolated` is off.
+        partial: score the share of tests that pass; otherwise 1 if all pass, else 0.
+        isolated: raise if the system offers no namespaces. Without namespaces the program can write to and delete the
+            user's files and end the user's processes.
+        field: the field of the problem's data that holds the tests.
 
     Raises:
         InputError: a value out of its range.
@@ -74,17 +74,17 @@ class PythonTests:
             raise InputError(f"python_tests: file_mb={self.file_mb} must be at least 1")
 
     def __call__(self, problem: Problem, text: str) -> float:
-        """Run the program that stands in `text`.
+        """Run the program in `text` against the tests.
 
         Args:
             problem: with tests.
             text: a completion.
 
         Returns:
-            The score, in [0, 1]. A program that fails, hangs, dies or never ends scores 0.
+            The score, in [0, 1]; 0 for a program that fails, hangs or crashes.
 
         Raises:
-            InputError: the problem has no tests or they test nothing, or there is no sandbox to be had.
+            InputError: the problem has no tests, they test nothing, or no sandbox is available.
             RuntimeError: the sandbox did not start.
         """
         suite = read_suite(problem, self.field)
@@ -97,7 +97,7 @@ class PythonTests:
         return sum(passed) / len(suite) if self.partial else float(sum(passed) == len(suite))
 
     def _asserted(self, suite: Suite, code: str, problem: Problem | None = None) -> list[bool]:
-        """Which tests pass; [] where the verdict does not come, or is not the sandbox's."""
+        """Which tests pass; [] if no verdict arrives or it lacks the sandbox's token."""
         token = secrets.token_hex(16)
         imports = sorted({name for p in suite.programs for name in p.imports} - {"solution"})
         job = {"code": code, "tests": suite.jobs(), "token": token, "imports": imports}
@@ -107,10 +107,10 @@ class PythonTests:
         if sandboxed.SILENT in passed:
             which = passed.index(sandboxed.SILENT)
             raise InputError(f"{_whose(problem)}: test {which} came to its end without executing an assertion")
-        return [found == sandboxed.PASSED for found in passed] if len(passed) == len(suite) else []
+        return [verdict == sandboxed.PASSED for verdict in passed] if len(passed) == len(suite) else []
 
     def _compared(self, suite: Suite, code: str, problem: Problem) -> list[bool]:
-        """Which tests have the right answer, up to the first that has not, where that decides."""
+        """Which tests have the right answer; stops at the first wrong one unless `partial`."""
         passed: list[bool] = []
         job = {"code": code, "tests": suite.jobs(), "entry": suite.entry}
         with self._sandbox(suite, job, problem) as (lines, deadline):
@@ -123,11 +123,11 @@ class PythonTests:
 
     @contextmanager
     def _sandbox(self, suite: Suite, job: dict[str, Any], problem: Problem | None) -> Iterator[tuple["_Lines", float]]:
-        """Start a sandbox on a job; yield its lines, the first one over, and until when they may come."""
+        """Start a sandbox on a job and read its first line; yield the other lines and their deadline."""
         with tempfile.TemporaryDirectory(prefix="drpo-sandbox-", ignore_cleanup_errors=True) as folder:
             job |= {"kind": suite.kind, "folder": folder, "cpu_seconds": int(self.seconds) + 2}
             job |= {"memory_mb": self.memory_mb, "file_mb": self.file_mb, "isolated": self.isolated}
-            job |= {"parent": os.getpid()}  # with which it ends, however that ends
+            job |= {"parent": os.getpid()}  # the sandbox ends when this process does
             with _started(job, folder) as output:
                 lines = _Lines(output, most=_MORE + len(suite) + 6 * max(map(longest, suite.pairs), default=0))
                 first = lines.next(time.monotonic() + _START_SECONDS)
@@ -145,7 +145,7 @@ class PythonTests:
 
 @lru_cache(maxsize=4096)
 def _passes_by_itself(reward: PythonTests, suite: Suite) -> bool:
-    """Whether tests pass without any program."""
+    """Whether the tests pass with an empty program."""
     passed = reward._asserted(suite, "")
     return len(passed) == len(suite) and all(passed)
 
@@ -156,7 +156,7 @@ def _whose(problem: Problem | None) -> str:
 
 @contextmanager
 def _started(job: dict[str, Any], folder: str) -> Iterator[IO[bytes]]:
-    """Start the sandbox on a job; whatever becomes of it, nothing of it is left afterwards."""
+    """Start the sandbox on a job; kill all its processes at the end."""
     with tempfile.TemporaryFile() as given:
         given.write(json.dumps(job).encode())
         given.seek(0)
@@ -180,11 +180,11 @@ def _started(job: dict[str, Any], folder: str) -> Iterator[IO[bytes]]:
 
 
 class _Lines:
-    """The records that a sandbox writes, one a line.
+    """The records that a sandbox writes, one per line.
 
     Args:
-        output: to read from.
-        most: bytes in a line.
+        output: the pipe to read from.
+        most: the limit on a line, in bytes.
     """
 
     def __init__(self, output: IO[bytes], most: int) -> None:
@@ -193,7 +193,7 @@ class _Lines:
         self._poll.register(output, select.POLLIN)
 
     def next(self, deadline: float) -> dict[str, Any]:
-        """The next line's record; empty where none comes in time, or what comes is none."""
+        """Return the next line's record; empty if none arrives in time, or the line is not a record."""
         while b"\n" not in self._received:
             left = max(0.0, deadline - time.monotonic())
             piece = os.read(self._output.fileno(), 1 << 20) if self._poll.poll(1000 * left) else b""

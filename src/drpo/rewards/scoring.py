@@ -1,4 +1,4 @@
-"""One call of a reward and what came of it; and the settings under which a run calls it."""
+"""The settings of a reward pool, and the result of one call of a reward."""
 
 import math
 import numbers
@@ -20,15 +20,15 @@ _EXPECTED = "one number, a RewardResult, or None"
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How a run has its episodes scored: by how many processes, within what bounds, and what a failure costs.
+    """How a run scores its episodes: processes, limits, and the cost of a failure.
 
     Args:
-        processes: that run the reward, at least 1.
-        seconds: wall-clock time that scoring one episode may take, above 0.
-        memory_gb: GiB of address space that a reward's process may take beyond what it has when it has imported the
-            reward; 0 is no limit. Without effect outside Linux.
-        on_failure: what becomes of a completion whose reward failed: drop leaves it out of its group, zero gives it a
-            score of 0, error ends the run.
+        processes: processes that run the reward, at least 1.
+        seconds: the wall-clock limit for scoring one episode, above 0.
+        memory_gb: the limit, in GiB, on the address space that a process allocates after it has imported the reward; 0
+            is no limit. No effect outside Linux.
+        on_failure: what happens to a completion whose reward failed: drop removes it from its group, zero scores it 0,
+            error ends the run.
 
     Raises:
         InputError: a value out of its range.
@@ -58,12 +58,12 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a reward made of one completion.
+    """The result of one call of a reward.
 
     Args:
-        result: its numbers are finite; None where the reward abstained or failed.
-        failure: what went wrong; None where nothing did.
-        seconds: wall-clock time of the call; the deadline where it timed out, 0 where its process died.
+        result: finite numbers; None if the reward abstained or failed.
+        failure: what went wrong, or None.
+        seconds: wall-clock time of the call; the deadline if it timed out, 0 if its process died.
     """
 
     result: RewardResult | None
@@ -77,12 +77,12 @@ class Scored:
 
 
 def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
-    """Score one completion, whatever the reward does short of ending this process.
+    """Score one completion; an exception of the reward becomes a `Failure`.
 
     Args:
-        reward: as `drpo.rewards.contract` says.
+        reward: see `drpo.rewards.contract`.
         problem: the question.
-        answer: the text or the transcript, whichever the reward reads.
+        answer: the text or the transcript, as the reward expects.
 
     Raises:
         KeyboardInterrupt: while the reward ran.
@@ -97,13 +97,13 @@ def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
             result, failure = None, Failure("not_a_number", f"{name_of(reward)} returned {wrong}")
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # sys.exit too: whatever the reward does, it is the reward's failure
+    except BaseException as error:  # sys.exit too
         failure = Failure("raised", one_line(error))
     return Scored(result, failure, time.perf_counter() - start)
 
 
 def one_line(error: BaseException) -> str:
-    """Say an error in one short line."""
+    """Return an error as one short line."""
     name = type(error).__name__
     try:
         text = " ".join(f"{name}: {error}".split()).removesuffix(":")
@@ -113,7 +113,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:
-    """What a reward returned, as a result of plain finite floats."""
+    """Convert a reward's return value to a result of finite floats."""
     if value is None:
         return None, None
     result: Any = value if isinstance(value, RewardResult) else RewardResult(value)
@@ -129,7 +129,7 @@ def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:
 
 
 def _misfit(result: RewardResult, answer: str | Transcript) -> str | None:
-    """Why a result's rewards of turns do not fit what the reward read; None if they do, or there are none."""
+    """Return why a result's per-turn rewards do not fit the episode, or None."""
     n_rewards = len(result.turns)
     if n_rewards and not isinstance(answer, Transcript):
         return f"rewards of {n_rewards} turns, but it reads the text alone, not the transcript"

@@ -1,4 +1,4 @@
-"""Tests of programs in the forms in which data sets have them: asserts, whole programs' output, functions' results."""
+"""Reads the tests of programs in the formats of data sets: asserts, outputs of programs, results of functions."""
 
 import ast
 import json
@@ -16,16 +16,16 @@ _INPUT = ("inputs", "input")
 _OUTPUT = ("outputs", "output", "expected_output")
 _ENTRY = ("fn_name", "func_name", "entry_point")
 _PROGRAMS = ("assert_case", "test_list", "functional", "test_code", "test", "tests")
-_ROOM = 1 << 12  # bytes that an answer may be longer than the right one and still be it, by white space
+_ROOM = 1 << 12  # extra bytes that an answer may have, for white space
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One test that compares an answer.
+    """A test that compares an answer.
 
     Args:
-        given: what the program reads, or the JSON list of the function's arguments.
-        expected: what it must print; or the value that the function must return.
+        given: the program's input, or the function's arguments as a JSON list.
+        expected: the program's output, or the function's return value.
     """
 
     given: str
@@ -37,8 +37,8 @@ class Suite:
     """All tests of a problem.
 
     Args:
-        kind: "asserts": programs that run after the one that is tested; "stdin": a whole program's output is compared;
-            "call": a function's result is.
+        kind: "asserts": test programs that run after the tested program; "stdin": a program's output is compared;
+            "call": a function's result is compared.
         programs: of "asserts".
         pairs: of the other two.
         entry: the function of "call".
@@ -50,40 +50,40 @@ class Suite:
     entry: str = ""
 
     def __len__(self) -> int:
-        """How many tests there are."""
+        """Return the number of tests."""
         return len(self.programs) + len(self.pairs)
 
     def jobs(self) -> list[Any]:
-        """The tests as the sandbox receives them: without the right answers."""
-        most = max(map(longest, self.pairs), default=0)  # of each its own would tell how long its right answer is
+        """Return the tests as the sandbox receives them, without the right answers."""
+        most = max(map(longest, self.pairs), default=0)  # one for all: else it reveals the answer's length
         return [{"input": p.given, "longest": most} for p in self.pairs] or [p.source for p in self.programs]
 
     def accepts(self, answer: str, pair: Pair) -> bool:
-        """Whether an answer is the pair's right one."""
+        """Whether an answer is right for the pair."""
         if self.kind == "stdin":
             return same_output(answer, pair.expected)
         return same_value(answer, pair.expected, self._wrapped)
 
     @property
     def wanted(self) -> frozenset[str]:
-        """Names that the program has to have, among others."""
+        """Names that the program must define."""
         return frozenset().union(*(p.wanted for p in self.programs), {self.entry, "Solution"} if self.entry else ())
 
     @property
     def _wrapped(self) -> bool:
-        """Whether every expected value is in a list of its own."""
+        """Whether every expected value is a list of one value."""
         return all(isinstance(p.expected, list) and len(p.expected) == 1 for p in self.pairs)
 
 
 def read_suite(problem: Problem, field: str = "tests") -> Suite:
-    """Return a problem's tests, whichever of the forms in docs/rewards.md they have.
+    """Return a problem's tests, in any of the formats in docs/rewards.md.
 
     Args:
-        problem: its data, or its answer where the data has no such field, holds the tests.
-        field: of the data.
+        problem: the tests are in its data, or in its answer if the data has no such field.
+        field: the field of the data.
 
     Raises:
-        InputError: there are none, they are in no known form, or they assert nothing.
+        InputError: there are no tests, their format is unknown, or they assert nothing.
 
     Example:
         >>> read_suite(Problem.of_text("0", "", '{"inputs": ["1 2"], "outputs": ["3"]}')).pairs
@@ -103,36 +103,36 @@ def read_suite(problem: Problem, field: str = "tests") -> Suite:
 
 
 def longest(pair: Pair) -> int:
-    """Bytes of an answer that are looked at, a power of two; what is longer is not the right one."""
+    """Return the limit on an answer, in bytes, a power of two; a longer answer is wrong."""
     text = pair.expected if isinstance(pair.expected, str) else json.dumps(pair.expected)
     return 1 << (4 * len(text.encode(errors="replace")) + _ROOM).bit_length()
 
 
-def same_output(found: str, expected: str) -> bool:
-    r"""Whether a program printed what it should; white space at the ends of lines does not count, numbers do by value.
+def same_output(printed: str, expected: str) -> bool:
+    r"""Whether a program's output is right; ignores white space at line ends and compares numbers by value.
 
     Example:
         >>> same_output("1.50 yes \n\n", "1.5 yes"), same_output("1\n2", "1 2")
         (True, False)
     """
-    ours, theirs = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (found, expected))
+    ours, theirs = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (printed, expected))
     return ours == theirs or (len(ours) == len(theirs) and all(map(_same_line, ours, theirs)))
 
 
-def same_value(found: str, expected: Any, wrapped: bool = False) -> bool:
-    """Whether a function returned what it should.
+def same_value(returned: str, expected: Any, wrapped: bool = False) -> bool:
+    """Whether a function's result is right.
 
     Args:
-        found: JSON of what it returned; tuples are lists there.
-        expected: the value; of JSON too.
-        wrapped: whether the data set puts every value into a list of one, as APPS and TACO do.
+        returned: the result as JSON; tuples are lists.
+        expected: the right value, from JSON too.
+        wrapped: whether the data set wraps every value in a list of one, as APPS and TACO do.
 
     Example:
         >>> same_value("[1, 2]", (1, 2)), same_value("3", [3], wrapped=True), same_value("1", True)
         (True, True, False)
     """
     try:
-        value = json.loads(found)
+        value = json.loads(returned)
         plain = json.loads(json.dumps(expected))
     except (ValueError, RecursionError):
         return False
@@ -162,7 +162,7 @@ def _same_word(a: str, b: str) -> bool:
 
 
 def _decoded(given: Any) -> Any:
-    """What JSON, or a literal of Python, stands for, however often it was encoded; anything else as it is."""
+    """Decode JSON or a Python literal, also if encoded repeatedly; return anything else unchanged."""
     for _ in range(3):
         if not isinstance(given, str) or not given.strip().startswith(("[", "{", '"', "'", "(")):
             break
@@ -201,7 +201,7 @@ def _suite(given: Any, data: Mapping[str, Any]) -> Suite:
 
 
 def _joined(suites: Sequence[Suite]) -> Suite:
-    """One suite of several."""
+    """Merge suites into one."""
     if len({(s.kind, s.entry) for s in suites}) > 1:
         raise UnusableError("mixes kinds of tests, or functions")
     programs = tuple(p for s in suites for p in s.programs)
@@ -219,7 +219,7 @@ def _of_mapping(given: Mapping[str, Any], data: Mapping[str, Any], listed: bool 
 
 
 def _compared(given: Mapping[str, Any], data: Mapping[str, Any], listed: bool) -> Suite:
-    """Inputs and outputs, of a program or of a function; one of a list of such objects has one input."""
+    """Read inputs and outputs of a program or a function; an element of a list of such objects has one input."""
     of_input = next(name for name in _INPUT if name in given)
     of_output = next((name for name in _OUTPUT if name in given), None)
     if of_output is None:
@@ -250,7 +250,7 @@ def _lines(value: Any, what: str) -> str:
 
 
 def _called(given: Any, expected: Any) -> Pair:
-    """A call; where the arguments are text, each line is one of them in JSON, and the result is JSON too."""
+    """Read a call; if the arguments are text, each line is one argument in JSON, and the result is JSON too."""
     try:
         if isinstance(given, str):
             arguments = [json.loads(line) for line in given.split("\n") if line.strip()]
@@ -263,7 +263,7 @@ def _called(given: Any, expected: Any) -> Pair:
 
 
 def _entry(data: Mapping[str, Any], names: Sequence[str] = _ENTRY) -> str:
-    """The function that is tested, by its name in a row or in the row's metadata."""
+    """Return the name of the tested function, from a row or the row's metadata."""
     metadata = data.get("metadata")
     metadata = _literal(metadata) if isinstance(metadata, str) else metadata
     for source in (data, metadata if isinstance(metadata, Mapping) else {}):
@@ -274,11 +274,11 @@ def _entry(data: Mapping[str, Any], names: Sequence[str] = _ENTRY) -> str:
 
 
 def _asserts(programs: Sequence[str], data: Mapping[str, Any]) -> Suite:
-    """Programs; what asserts nothing goes before the next that does."""
+    """Read test programs; a program without assertions is put before the next one with them."""
     setup = data.get("test_setup_code") or ""
     imports = data.get("test_imports") or []
     before = [*imports, setup] if isinstance(imports, list) and isinstance(setup, str) else []
-    found: list[Prepared] = []
+    prepared: list[Prepared] = []
     for i, text in enumerate(programs):
         where = f"[{i}] " if len(programs) > 1 else ""
         try:
@@ -287,11 +287,11 @@ def _asserts(programs: Sequence[str], data: Mapping[str, Any]) -> Suite:
         except UnusableError as error:
             raise UnusableError(f"{where}{error}") from None
         if one.asserts:
-            found.append(one)
+            prepared.append(one)
             before = []
-    if not found and any(text.strip() for text in programs):
+    if not prepared and any(text.strip() for text in programs):
         raise UnusableError("has no assertion, which tests nothing")
-    return Suite("asserts", tuple(found))
+    return Suite("asserts", tuple(prepared))
 
 
 _prepared = lru_cache(maxsize=4096)(prepare)

@@ -1,7 +1,7 @@
-r"""Answers that are compared as text, because mathematics would misread them.
+r"""Compares answers as text where math-verify would misread them.
 
-To math-verify a word is a product of letters ("no" = n o = "on"), a date a difference, a list with dots any list, and
-the base of a numeral nothing.
+math-verify reads a word as a product of letters ("no" = n o = "on"), a date as a difference, and a list with dots as
+any list; it ignores the base of a numeral.
 """
 
 import re
@@ -32,7 +32,7 @@ _MONTH_OR_DAY = re.compile(
     r"ch|il|ne|ly|st))?\b",
     re.IGNORECASE,
 )
-# Letters side by side that are a product, not a word: "xy", "abc", "mn".
+# Adjacent letters that are a product, not a word: "xy", "abc", "mn".
 _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}|[a-d]{2,4}|a[mnp-z]|[mnp-z]a")
 _BASE = re.compile(
     r"(?<![A-Za-z\\])\(?([0-9][0-9A-Fa-f]*(?:\.[0-9]+)?)\)?\s*(?:_\s*[{(\s]*([0-9]+|[a-z]{3,})[)}\s]*|\(?\s*base\s+([0-9]+|[a-z]+)\s*\)?)"
@@ -46,7 +46,7 @@ _CHOICE = r"(?:\(\s*{letter}\s*\)|{letter}\s*[.:)]|{letter}(?=\s*$))"
 
 
 def plain(answer: str) -> str:
-    r"""Return an answer without mark-up, case, articles and punctuation around it; white space is one space.
+    r"""Return an answer without mark-up, case, articles and surrounding punctuation, its white space collapsed.
 
     Example:
         >>> plain(r"\text{The Ellipse}."), plain("**No**"), plain(r"1,\ 2, \ldots, n")
@@ -58,20 +58,20 @@ def plain(answer: str) -> str:
 
 
 def _dressed(answer: str) -> str:
-    """The answer without wrappers, with plain dashes and dots."""
+    """Return the answer without wrappers, with plain dashes and dots."""
     answer = unicodedata.normalize("NFC", plain_characters(answer))
     return _DASH.sub("-", _DOTS.sub("...", _SPACE.sub(" ", _WRAPPER.sub("", answer)))).strip()
 
 
 @lru_cache(maxsize=1024)
 def comparison(gold: str) -> Comparison | None:
-    r"""Return how answers are compared with one that is text; None where it is mathematics.
+    r"""Return the comparison for a reference answer that is text; None if it is mathematics.
 
     Args:
         gold: the problem's answer.
 
     Returns:
-        A function from the answer of a text to whether it is the same.
+        A function that returns whether a text's answer equals the reference.
 
     Example:
         >>> comparison("no")("on"), comparison("C")("(C) 12"), comparison("1011_2")("1011_3"), comparison("2x") is None
@@ -92,7 +92,7 @@ def comparison(gold: str) -> Comparison | None:
 
 
 def has_dots(answer: str) -> bool:
-    r"""Whether an answer leaves something out ("1, 2, \\ldots"); dots after a decimal ("0.333...") do not count.
+    r"""Whether an answer has an ellipsis ("1, 2, \\ldots"); dots after a decimal ("0.333...") do not count.
 
     Example:
         >>> has_dots(r"1, 2, \\ldots, n"), has_dots("0.333...")
@@ -113,7 +113,7 @@ def _is_words(dressed: str) -> bool:
         return False
     if not re.search(r"[0-9]", bare):
         return not re.search(r"[()\[\]]", bare) or len(longer) == len(words)
-    # With digits it is a name ("Grade 5") or a date; a number with its unit is not.
+    # With digits, only a name ("Grade 5") or a date is text; a number with a unit is not.
     return bool(_MONTH_OR_DAY.search(bare)) or bool(re.match(r"[^\W\d_]{3,}", bare) and _is_word(words[0]))
 
 
@@ -143,7 +143,7 @@ def _same_time(gold: tuple[int, int, str], answer: tuple[int, int, str] | None) 
 
 
 def _in_base(answer: str) -> tuple[str, str]:
-    """The answer with its bases, and without."""
+    """Return the answer with its bases, and without."""
     dressed = re.sub(r"(?<=[0-9A-Fa-f])[, ](?=[0-9A-Fa-f]{3,4}(?![0-9]))", "", _dressed(answer).casefold())
 
     def name(match: re.Match[str]) -> str:
@@ -155,12 +155,12 @@ def _in_base(answer: str) -> tuple[str, str]:
 
 
 def _same_in_base(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
-    """Digits without a base are taken to be in the base that was asked for."""
+    """Whether two numerals are equal; one without a base is read in the other's base."""
     return gold[0] == answer[0] or ("_" not in answer[0] and gold[1] == answer[0])
 
 
 def choice(answer: str) -> str | None:
-    r"""Return the letter of the choice that an answer names; None where it names none, or more than one.
+    r"""Return the letter of the choice that an answer names; None if it names none or several.
 
     Args:
         answer: "C", "(c)", "C. 12", "Option C", "\\textbf{(C)}\\ 7".

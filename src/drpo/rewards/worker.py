@@ -1,8 +1,8 @@
-"""What runs in a reward's process: it reads an item, scores it, answers, until nobody asks any more.
+"""The main loop of a reward process: read an item, score it, write the answer.
 
-It trusts nothing that the reward may have left behind: what the reward printed went nowhere, what it forked is killed,
-and the answer is one line of JSON, so that the asker need not unpickle anything that comes from here. The line carries
-the seal of its item, which the reward does not receive: what a reward writes into the pipe itself is no answer.
+The loop does not trust the reward. The reward's output is discarded and its forks are killed. The answer is one line of
+JSON, so the pool never unpickles data from this process. Each line carries the seal of its item. The reward does not
+receive the seal, so nothing that it writes into the pipe counts as an answer.
 """
 
 import json
@@ -27,16 +27,16 @@ from drpo.spec import SAFE_PATH
 from drpo.types import Failure, Problem, RewardResult, Transcript
 
 HEADER = struct.Struct("!Q32s")
-"""Of an item: the number of bytes of the pickled (problem, text or transcript) that follows, and its seal."""
+"""The header of an item: the size in bytes of the pickled (problem, text or transcript), and the item's seal."""
 
 
 def pack(problem: Problem, answer: str | Transcript) -> bytes:
-    """Return an item's body as it is sent, after a header."""
+    """Return an item's body, which is sent after its header."""
     return pickle.dumps((problem, answer))
 
 
 def new_seal(number: int) -> str:
-    """Return the seal of a process's item: its number, and 96 random bits that nobody can know before.
+    """Return the seal of an item: its number and 96 random bits.
 
     Example:
         >>> len(new_seal(7)), new_seal(7)[:8]
@@ -46,14 +46,14 @@ def new_seal(number: int) -> str:
 
 
 def unpack_answer(line: bytes, seal: str | None) -> Scored:
-    """Return what an answer says.
+    """Parse an answer.
 
     Args:
         line: as it was received.
-        seal: of the item that it has to answer; None where nothing was asked.
+        seal: of the item; None if no item was sent.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none, or the answer to something else.
+        ValueError, KeyError, TypeError: not an answer, or not to this item.
     """
     record = json.loads(line)
     if seal is None or record["seal"] != seal:
@@ -65,55 +65,55 @@ def unpack_answer(line: bytes, seal: str | None) -> Scored:
 
 
 def serve(items: "Connection[Any, Any]", answers: "Connection[Any, Any]", pickled: bytes, memory: int) -> None:
-    """Say whether the reward could be imported, then score items until there are no more; does not return.
+    """Report whether the reward could be imported, then score items until the input ends; does not return.
 
     Args:
-        items: to read from.
-        answers: to write lines to: first {"problem": why not, or null}, then a score for each item.
+        items: the pipe to read from.
+        answers: the pipe to write lines to: first {"problem": the error, or null}, then a score per item.
         pickled: the reward.
-        memory: bytes of address space that it may take, beyond what it has when it is imported; 0 is no limit.
+        memory: bytes of address space that the process may allocate after the import; 0 is no limit.
     """
     _detach(keep=(items.fileno(), answers.fileno()))
-    if os.environ.get("PYTHONSAFEPATH") == SAFE_PATH:  # what the reward starts is its own affair
+    if os.environ.get("PYTHONSAFEPATH") == SAFE_PATH:  # not for processes that the reward starts
         del os.environ["PYTHONSAFEPATH"]
     reward, problem = _load(pickled)
-    # A helper process that the reward's module starts is part of the reward; one that a call starts ends with the call.
+    # Processes started by the import of the reward's module stay; those started by a call end with the call.
     spared = processes.children()
     _limit_memory(memory)
     _write(answers.fileno(), {"problem": problem})
     if reward is not None:
         with open(items.fileno(), "rb", closefd=False) as stream:
             _answer(stream, answers.fileno(), _scorer(reward, os.getpid(), spared))
-    os._exit(0)  # not by way of the reward's threads and exit handlers
+    os._exit(0)  # skips the reward's threads and exit handlers
 
 
 def _answer(items: BinaryIO, answers: int, score: Callable[[bytes], Scored]) -> None:
     while header := items.read(HEADER.size):
         length, seal = HEADER.unpack(header)
-        found = score(items.read(length))
-        _write(answers, {"seal": seal.decode(), **asdict(found)})
+        scored = score(items.read(length))
+        _write(answers, {"seal": seal.decode(), **asdict(scored)})
 
 
-def _scorer(reward: Reward, own: int, spared: frozenset[int]) -> Callable[[bytes], Scored]:
+def _scorer(reward: Reward, pid: int, spared: frozenset[int]) -> Callable[[bytes], Scored]:
     def score(body: bytes) -> Scored:
         try:
             problem, answer = pickle.loads(body)
-            found = call(reward, problem, answer)
-        except BaseException as error:  # an item that cannot be read here; a KeyboardInterrupt of the reward's own
-            found = Scored(None, Failure("raised", one_line(error)), 0.0)
-        if os.getpid() != own:
-            os._exit(0)  # a fork that came back from the call
+            scored = call(reward, problem, answer)
+        except BaseException as error:  # an unreadable item, or a KeyboardInterrupt that the reward raised
+            scored = Scored(None, Failure("raised", one_line(error)), 0.0)
+        if os.getpid() != pid:
+            os._exit(0)  # a fork that returned from the call
         processes.end_children(spared)
-        return found
+        return scored
 
     return score
 
 
 def _detach(keep: tuple[int, ...]) -> None:
-    """Leave the terminal and the process group, and let go of every open file but `keep`.
+    """Leave the terminal and the process group, and close every open file but `keep`.
 
-    What the reward prints goes nowhere, Ctrl-C does not reach it, and it holds nothing by which other processes of
-    multiprocessing see that the trainer has ended.
+    The reward's output is discarded and Ctrl-C does not reach it. The process must not hold the descriptors by which
+    other processes of multiprocessing notice that the trainer has ended.
     """
     os.setsid()
     processes.die_with_parent()
@@ -133,8 +133,8 @@ def _load(pickled: bytes) -> tuple[Reward | None, str | None]:
 
 
 def _limit_memory(memory: int) -> None:
-    # The address space, not RLIMIT_DATA: that does not count shared mappings, of which mmap(-1, size) makes one. On top
-    # of what there is, because libraries with GPU code reserve tens of GB that they never touch.
+    # RLIMIT_AS, because RLIMIT_DATA does not count shared mappings such as mmap(-1, size). The limit is relative to the
+    # present size, because libraries with GPU code reserve tens of GB that they never touch.
     if memory and sys.platform == "linux":
         limit = psutil.Process().memory_info().vms + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

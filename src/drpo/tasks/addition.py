@@ -43,7 +43,7 @@ class Addition:
 
     @property
     def reward(self) -> Reward:
-        """The last number of the text is the sum."""
+        """Score 1 if the last number of the text is the sum."""
         return exact_number
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
@@ -58,7 +58,7 @@ class Addition:
 
     @cached_property
     def _held_out(self) -> dict[int, None]:
-        """The pairs set aside, by their number in [0, width**2), in a fixed order."""
+        """Return the held-out pairs, by their index in [0, width**2), in a fixed order."""
         n_pairs = self._width**2
         rng = random.Random(derive("addition", "held out", self.low, self.high))
         return dict.fromkeys(rng.sample(range(n_pairs), min(n_pairs // 2, _MOST_HELD_OUT)))

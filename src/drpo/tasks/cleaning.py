@@ -1,4 +1,4 @@
-"""What has to be taken out of a set of questions before training on it means anything."""
+"""Cleaning of question sets: repeats, conflicting answers, and overlap with the evaluation set."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from drpo.types import Message
 
 @dataclass(frozen=True)
 class Question:
-    """A question as it stands in a data set, before any template.
+    """A question of a data set, before any template.
 
     Args:
         text: the question.
         answer: the reference answer.
-        row: the whole row that it comes from.
-        messages: of a question that is a list of them; empty where it is one text.
+        row: the question's whole row.
+        messages: the question as a list of messages; empty if it is one text.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Question:
 
 
 def collapse(questions: Iterable[Question]) -> tuple[list[Question], int, int]:
-    """Keep one of every question; drop those whose answers disagree. White space does not count, in either.
+    """Keep one of each repeated question; drop questions whose answers disagree. White space is ignored in both.
 
     Args:
         questions: in any order.
@@ -52,15 +52,15 @@ def collapse(questions: Iterable[Question]) -> tuple[list[Question], int, int]:
 
 
 def without(questions: Sequence[Question], held_out: Iterable[Question], prefix: int | None) -> list[Question]:
-    """Drop the questions that also stand in the held-out set; neither white space nor case counts.
+    """Drop the questions that are also in the held-out set; white space and case are ignored.
 
     Args:
         questions: to train on.
         held_out: to evaluate on.
-        prefix: compare only so many first characters, white space not counted, >= 1; None compares all.
+        prefix: number of first characters to compare, without white space, >= 1; None compares all.
 
     Returns:
-        The others, in order.
+        The remaining questions, in order.
 
     Example:
         >>> without([Question("What is 1+1?", "2"), Question("What is 2 + 2?", "4")],

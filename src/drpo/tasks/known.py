@@ -1,4 +1,4 @@
-"""Public sets of mathematics problems, each from the hub or from a folder with its files."""
+"""Public sets of mathematics problems, read from the hub or from a folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ BOXED = "{prompt}\n\nReason step by step, and put the final answer in \\boxed{}.
 
 @dataclass(frozen=True)
 class Known:
-    """A set whose fields are known; subclasses say which.
+    """A data set with known fields; subclasses define them.
 
     Args:
         path: a folder with train.jsonl and test.jsonl (or .parquet) as the set has them; None loads it from the hub.
@@ -27,22 +27,22 @@ class Known:
     hub: ClassVar[Records]
     """The set on the hub."""
     folder: ClassVar[Mapping[str, Any]] = {"config": None}
-    """What differs in a folder."""
+    """Arguments of `Records` that differ for a folder."""
 
     @cached_property
     def records(self) -> Records:
-        """The set as ordinary records."""
-        # A copy, because records keep what they have read, and this object should not outlive the task.
+        """The set as `Records`."""
+        # A copy: records cache their rows, which must not outlive the task.
         return replace(self.hub) if self.path is None else replace(self.hub, path=self.path, **self.folder)
 
     @property
     def reward(self) -> Reward:
-        """The default way to score it."""
+        """The default reward."""
         return self.records.reward
 
     @property
     def counts(self) -> Counts:
-        """What became of the rows; reads them."""
+        """The counts of kept and dropped rows; reads the data."""
         return self.records.counts
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
@@ -81,7 +81,7 @@ class AIME25(Known):
 
 @dataclass(frozen=True)
 class AIME:
-    """AIME 2024 and 2025 together, 60 problems, for evaluation only: what the DRPO paper reports avg@16 on.
+    """AIME 2024 and 2025 together, 60 problems, for evaluation only. The DRPO paper reports avg@16 on it.
 
     Args:
         path: a folder that holds the folders aime24 and aime25; None loads both from the hub.
@@ -91,15 +91,15 @@ class AIME:
 
     @property
     def reward(self) -> Reward:
-        """As for either year."""
+        """The reward of each year's set."""
         return AIME24().reward
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
-        """Refuse: it is for evaluation only."""
+        """Raise: the set is for evaluation only."""
         raise InputError("aime: for evaluation only; it has nothing to train on")
 
     def held_out(self, n: int) -> list[Problem]:
-        """Return the first n problems, the years in turn; see `Task.held_out`."""
+        """Return the first n problems, alternating between the years; see `Task.held_out`."""
         folders = [None if self.path is None else f"{self.path}/{name}" for name in ("aime24", "aime25")]
         years = [kind(folder).held_out(n) for kind, folder in zip((AIME24, AIME25), folders, strict=True)]
         in_turn = [p for pair in zip_longest(*years) for p in pair if p is not None]
@@ -115,8 +115,9 @@ class AMC23(Known):
 class DapoMath(Known):
     """DAPO-Math-17k, competition problems with integer answers (Yu et al. 2025, arXiv 2503.14476).
 
-    256 questions are held out, and training leaves out all that agree with one of them in their first 80 characters:
-    the set has many variants of one problem. It also shares problems with MATH-500 and AMC 2023, but not with AIME.
+    256 questions are held out. Training excludes questions whose first 80 characters equal those of a held-out one,
+    because the set has many variants of a problem. The set shares problems with MATH-500 and AMC 2023, but not with
+    AIME.
     """
 
     hub = Records(

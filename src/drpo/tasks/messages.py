@@ -1,4 +1,4 @@
-"""Prompts in data sets that are lists of messages, as TRL and verl have them."""
+"""Prompts that are lists of messages, as in the data sets of TRL and verl."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,18 +8,18 @@ from drpo.types import Message
 
 
 def read_messages(value: Sequence[Any], name: str, where: str) -> tuple[Message, ...]:
-    """Return a field's messages, without their fields that are None, which parquet gives to all messages of a column.
+    """Return a field's messages, without fields that are None (parquet adds those).
 
     Args:
-        value: the field's.
-        name: of the field, for messages.
-        where: which row it is, for messages.
+        value: the field's value.
+        name: of the field, for error messages.
+        where: the row, for error messages.
 
     Returns:
         One message or more: a system message, if any, first; the last is the user's.
 
     Raises:
-        InputError: it is no such list.
+        InputError: not such a list.
 
     Example:
         >>> read_messages([{"role": "user", "content": "1 + 1?", "name": None}], "prompt", "row 1")
@@ -40,7 +40,7 @@ def read_messages(value: Sequence[Any], name: str, where: str) -> tuple[Message,
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """Return what the messages say, system message aside: equal where the question is the same.
+    """Return the text of the messages without the system message, to compare questions by.
 
     Example:
         >>> conversation_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 1 + 1? "}])

@@ -1,4 +1,4 @@
-"""Rows of a parquet file; apart, because pyarrow takes a third of a second to import."""
+"""Reads parquet files; a separate module, because pyarrow takes a third of a second to import."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a parquet file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         rows: list[dict[str, Any]] = _as_written(pyarrow.parquet.read_table(path)).to_pylist()
@@ -21,7 +21,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _as_written(table: pyarrow.Table) -> pyarrow.Table:
-    """The table with columns of 32-bit numbers in 64 bits, by their shortest decimals: 0.1, not 0.10000000149011612."""
+    """Return the table with float32 columns as float64, by their shortest decimals: 0.1, not 0.10000000149011612."""
     for i, field in enumerate(table.schema):
         if pyarrow.types.is_float32(field.type):
             decimals = table[i].cast(pyarrow.string()).cast(pyarrow.float64())

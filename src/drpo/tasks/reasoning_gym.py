@@ -21,30 +21,30 @@ Once you have thought about the reasoning process, provide the answer in the fol
 Do not explain your reasoning inside the answer tags, provide only the final answer. When an example is provided, you \
 should strictly follow the format of the output/answer in that example.
 """
-"""The library's own, which importing it for would take a second."""
+"""The library's system prompt, copied because importing the library takes a second."""
 
-_HELD_OUT_SHARE = 4  # one question in so many is held out
-_CHUNK = 64  # some datasets lay out all their items when they are made, so a stream is made of many small ones
-_TRIES = 256  # draws in a row that may be of no use: the chance that it is bad luck is at most 0.75**256
+_HELD_OUT_SHARE = 4  # one question in 4 is held out
+_CHUNK = 64  # items per dataset; some build all items at once, so a stream is many small datasets
+_TRIES = 256  # useless draws in a row before giving up; by chance at most 0.75**256
 
 
 @dataclass(frozen=True)
 class ReasoningGym:
     """Any dataset of reasoning-gym, scored by its own scorer.
 
-    A question belongs to the held-out set or to training by a hash of its text, one in four to the former, so the two
-    share no question however many of either are drawn. Both come from endless streams, with different seeds. A few
-    datasets iterate over sets, so that their questions depend on PYTHONHASHSEED too.
+    A hash of its text assigns each question to the held-out set (one in four) or to training, so the two never share a
+    question. Both are endless streams with different seeds. The questions of a few datasets, which iterate over sets,
+    also depend on PYTHONHASHSEED.
 
     Args:
-        name: as reasoning-gym registers it: "countdown".
-        arguments: fields of the dataset's config, but for its `seed` and `size`.
-        seed: of the streams; together with the run's seed for training problems.
-        system: the system message, or None; reasoning-gym's own asks for the answer between <answer> and </answer>,
-            which is what its scorer then sees.
+        name: its name in reasoning-gym: "countdown".
+        arguments: fields of the dataset's config, except `seed` and `size`.
+        seed: of the streams; training problems also depend on the run's seed.
+        system: the system message, or None. The default is reasoning-gym's: it asks for the answer between <answer> and
+            </answer>, which the scorer reads.
 
     Raises:
-        InputError: there is no such dataset or argument, or the dataset refuses a value.
+        InputError: an unknown dataset or argument, or a value that the dataset rejects.
 
     Example:
         >>> task = ReasoningGym("basic_arithmetic", {"min_terms": 2, "max_terms": 2})
@@ -59,11 +59,11 @@ class ReasoningGym:
     system: str | None = SYSTEM
 
     def __post_init__(self) -> None:
-        make_dataset(self.name, self.arguments, seed=0, size=1)  # refuse what cannot work before the run begins
+        make_dataset(self.name, self.arguments, seed=0, size=1)  # raises before the run begins
 
     @cached_property
     def reward(self) -> Reward:
-        """The dataset's own scorer, on the text between the answer tags or, without them, on the whole text."""
+        """The dataset's scorer; reads the text between the answer tags, or the whole text without tags."""
         return GymScore(self.name, self.arguments)
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
@@ -74,7 +74,7 @@ class ReasoningGym:
         return [self._problem(f"{step}-{slot}", entry) for slot, entry in enumerate(entries)]
 
     def held_out(self, n: int) -> list[Problem]:
-        """Return the first n different held-out questions, or all that can be found; see `Task.held_out`."""
+        """Return the first n distinct held-out questions, or fewer if no more turn up; see `Task.held_out`."""
         entries = _held_out(self, n)
         if n and not entries:
             raise InputError(f"{self.who}: none of {_TRIES} questions in a row is held out; it has too few")
@@ -82,11 +82,11 @@ class ReasoningGym:
 
     @property
     def who(self) -> str:
-        """Its name in messages."""
+        """The task's name in error messages."""
         return f"reasoning-gym dataset {self.name!r} with {dict(self.arguments)}"
 
     def _problem(self, name: str, entry: Entry) -> Problem:
-        answer = entry["answer"]  # None where the dataset knows no single answer
+        answer = entry["answer"]  # None if there is no single right answer
         return Problem.of_text(name, entry["question"], "" if answer is None else str(answer), self.system, entry)
 
 
@@ -100,18 +100,18 @@ def _training(task: ReasoningGym, seed: int, step: int) -> Iterator[Entry]:
             yield entry
 
 
-@lru_cache(maxsize=8)  # every evaluation asks for the same, and some questions take a quarter of a second to make
+@lru_cache(maxsize=8)  # evaluations repeat; some questions take 0.25 s to build
 def _held_out(task: ReasoningGym, n: int) -> list[Entry]:
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     useless = 0
     for entry in _stream(task, "held out"):
-        if len(found) == n or useless == _TRIES:
+        if len(entries) == n or useless == _TRIES:
             break
         useless += 1
-        if _is_held_out(entry) and entry["question"] not in found:
-            found[entry["question"]] = entry
+        if _is_held_out(entry) and entry["question"] not in entries:
+            entries[entry["question"]] = entry
             useless = 0
-    return list(found.values())
+    return list(entries.values())
 
 
 def _stream(task: ReasoningGym, *name: int | str) -> Iterator[Entry]:
@@ -122,7 +122,7 @@ def _stream(task: ReasoningGym, *name: int | str) -> Iterator[Entry]:
         for i in range(_CHUNK):
             try:
                 entry = dataset[i]
-            except Exception as error:  # some give up on an unlucky seed, countdown on one in a hundred
+            except Exception as error:  # some seeds fail, one in a hundred of countdown's
                 failures += 1
                 if failures == _CHUNK:
                     raise InputError(f"{task.who}: it cannot make questions: {error}") from error

@@ -20,15 +20,15 @@ from drpo.types.problem import message
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows.
+    """Counts of kept and dropped rows.
 
     Args:
-        rows: read for training.
-        incomplete: of them without a question or an answer (NaN and infinities are none), dropped.
-        repeats: of them that repeat an earlier question, dropped.
-        conflicting: different questions with more than one answer, dropped.
-        overlapping: different questions that stand in the held-out set, dropped.
-        train: questions left to train on.
+        rows: rows read for training.
+        incomplete: rows dropped for lack of a question or an answer (NaN and infinities are no answers).
+        repeats: rows dropped because they repeat an earlier question.
+        conflicting: distinct questions dropped because they have several answers.
+        overlapping: distinct questions dropped because they are in the held-out set.
+        train: questions to train on.
         held_out: questions to evaluate on.
     """
 
@@ -41,7 +41,7 @@ class Counts:
     held_out: int
 
     def __str__(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         return (
             f"{self.rows:,} rows ({self.incomplete:,} incomplete, {self.repeats:,} repeated, {self.conflicting:,} "
             f"questions with conflicting answers, {self.overlapping:,} overlapping the held-out set): "
@@ -60,30 +60,31 @@ class _Split:
 class Records:
     r"""Questions and answers from a file, a folder or the hub; read when first used.
 
-    Training goes through the questions without replacement, in a new order every epoch: rollout `step` of n problems
-    takes positions step * n to (step + 1) * n - 1 of all the epochs' orders put end to end. Repeated questions, those
-    whose answers disagree and those that stand in the held-out set are dropped first; `counts` says how many.
+    Training draws questions without replacement, in a new order every epoch: rollout `step` of n problems takes
+    positions step * n to (step + 1) * n - 1 of the concatenated epochs. Repeated questions, questions with conflicting
+    answers and questions of the held-out set are dropped first; `counts` reports them.
 
     Args:
         path: a .jsonl, .json or .parquet file; a folder with such files named by split; or a hub id, "owner/name".
-        prompt: the field with the question: a text, or a list of messages that ends with the user's, as TRL and verl
-            have it. Dotted names reach into nested fields: "prompt.0.content".
+        prompt: the field with the question: a text, or a list of messages that ends with the user's, as in TRL and
+            verl. Dotted names reach into nested fields: "prompt.0.content".
         answer: the field with the answer: text, a number (1e-05 is read as 0.00001, 72.0 as 72) or a boolean.
-        system: the system message, of questions that do not begin with their own; or None.
-        template: what is asked; "{prompt}" stands for the question: in a list of messages, the last.
-        split: the part of a folder or hub dataset to train on; None where it is for evaluation only.
+        system: the system message for questions without one; or None.
+        template: the text of the user's message; "{prompt}" is replaced by the question, or by the last message of a
+            list.
+        split: the part of a folder or hub dataset to train on; None for evaluation only.
         config: the configuration of a hub dataset.
-        test: the evaluation set: another file, or a split of the same folder or hub dataset. It is used as it stands.
-        holdout: without `test`, so many questions are set aside, at most half of them.
-        answer_after: the answer is what follows the last of this mark in its field: "####".
-        overlap_prefix: a question stands in the held-out set if so many first characters agree, white space and case
-            aside; None compares all.
-        reward_name: a built-in reward, or a user's as "module:function".
-        shots: examples that go before every question as earlier turns: pairs of a question, which goes through
-            `template` too, and what is to be said to it.
+        test: the evaluation set: another file, or a split of the same folder or hub dataset. It is not cleaned.
+        holdout: number of questions held out if there is no `test`; at most half of them.
+        answer_after: the answer is the text after the last occurrence of this mark in its field: "####".
+        overlap_prefix: number of first characters that decide whether a question is in the held-out set, without white
+            space and case; None compares all.
+        reward_name: a built-in reward, or your own as "module:function".
+        shots: examples that precede every question as earlier turns: pairs of a question, to which `template` is
+            applied too, and a reply.
 
     Raises:
-        InputError: an argument that cannot be right, here; anything wrong with the data, when it is first used.
+        InputError: an invalid argument, on construction; invalid data, on first use.
 
     Example:
         >>> task = Records("problems.jsonl", "question", "answer", shots=[("1 + 1?", "2"), ("2 + 5?", "7")])
@@ -116,16 +117,16 @@ class Records:
             raise InputError("records: split=None and test=None leave nothing to read")
         for shot in self.shots:
             if isinstance(shot, str) or [type(text) for text in shot] != [str, str]:
-                raise InputError(f"records: shots: {shot!r} must be a question and what is to be said to it, two texts")
+                raise InputError(f"records: shots: {shot!r} must be a question and its reply, two texts")
 
     @cached_property
     def reward(self) -> Reward:
-        """The reward whose spec is `reward_name`."""
+        """The reward `reward_name`."""
         return parse_spec(self.reward_name, REGISTRY)
 
     @property
     def counts(self) -> Counts:
-        """What became of the rows; reads them."""
+        """The counts of kept and dropped rows; reads the data."""
         return self._data.counts
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
@@ -156,7 +157,7 @@ class Records:
             size = min(self.holdout, len(questions) // 2)
             held_out, questions = questions[:size], questions[size:]
         else:
-            # Shuffled, because sets are often sorted by difficulty and the first n have to stand for all.
+            # Shuffled, because sets are often sorted by difficulty and the first n must represent all.
             held_out = _shuffled(self._questions(self._test_rows(self.test), f"{self.path} {self.test}"))
         train = without(questions, held_out, self.overlap_prefix)
         counts = Counts(
@@ -174,8 +175,8 @@ class Records:
         return read_rows(test, "test") if is_file(test) else read_rows(self.path, test, self.config)
 
     def _questions(self, rows: Iterable[Row], source: str) -> list[Question]:
-        """The rows that have a question and an answer."""
-        found = []
+        """Return the questions of the rows that have a question and an answer."""
+        questions = []
         for number, row in enumerate(rows, 1):
             where = f"{source} row {number}"
             asked = reach(row, self.prompt, where)
@@ -183,8 +184,8 @@ class Records:
             text = conversation_text(messages) if messages else _text(asked, self.prompt, where)
             answer = self._final(_text(reach(row, self.answer, where), self.answer, where), where)
             if text and answer:
-                found.append(Question(text, answer, row, messages))
-        return found
+                questions.append(Question(text, answer, row, messages))
+        return questions
 
     def _final(self, answer: str, where: str) -> str:
         if self.answer_after is None or not answer:
@@ -196,17 +197,17 @@ class Records:
 
     def _problem(self, name: str, question: Question) -> Problem:
         messages = question.messages or (message("user", question.text),)
-        own = messages[:1] if messages[0]["role"] == "system" else ()
-        system = own or (() if self.system is None else (message("system", self.system),))
+        leading = messages[:1] if messages[0]["role"] == "system" else ()
+        system = leading or (() if self.system is None else (message("system", self.system),))
         shots = [
-            m for ask, said in self.shots for m in (message("user", self._templated(ask)), message("assistant", said))
+            m for ask, reply in self.shots for m in (message("user", self._templated(ask)), message("assistant", reply))
         ]
-        *earlier, last = messages[len(own) :]
+        *earlier, last = messages[len(leading) :]
         last = {**last, "content": self._templated(last["content"])}
         return Problem(name, (*system, *shots, *earlier, last), question.answer, question.row)
 
     def _templated(self, text: str) -> str:
-        return self.template.replace("{prompt}", text)  # not str.format: templates for mathematics are full of braces
+        return self.template.replace("{prompt}", text)  # not str.format: templates of mathematics contain braces
 
 
 def _text(value: Any, name: str, where: str) -> str:
@@ -222,7 +223,7 @@ def _text(value: Any, name: str, where: str) -> str:
 
 
 def _digits(value: Decimal) -> str:
-    """A number without an exponent, as people and math-verify write it; nothing where it is NaN or infinite."""
+    """Format a number without an exponent, as math-verify reads it; "" for NaN and infinities."""
     if not value.is_finite():
         return ""
     digits = f"{value:f}"

@@ -17,7 +17,7 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def is_file(source: str) -> bool:
-    """Whether `source` names one file, by its suffix or because it is there.
+    """Whether `source` is one file: by its suffix, or because such a file exists.
 
     Example:
         >>> is_file("train.jsonl"), is_file("openai/gsm8k")
@@ -32,14 +32,14 @@ def read_rows(source: str, split: str, config: str | None = None) -> list[Row]:
     Args:
         source: a .jsonl, .json (one object a line, or one array) or .parquet file; a folder with files named
             `split.jsonl` or `split-00000-of-00002.parquet`; or a hub id, "owner/name".
-        split: which part of a folder or hub dataset; unused for a file.
-        config: which configuration of a hub dataset; unused otherwise.
+        split: the part of a folder or hub dataset; unused for a file.
+        config: the configuration of a hub dataset; unused otherwise.
 
     Returns:
-        The rows, in their order.
+        The rows, in order.
 
     Raises:
-        InputError: nothing is there, or it cannot be read.
+        InputError: the source does not exist or cannot be read.
     """
     path = Path(source).expanduser()
     if is_file(source):
@@ -57,13 +57,13 @@ def reach(row: Row, name: str, where: str) -> Any:
     Args:
         row: the row.
         name: "answer", "reward_model.ground_truth", "prompt.0.content".
-        where: which row it is, for the message.
+        where: the row, for the error message.
 
     Returns:
-        Its value.
+        The field's value.
 
     Raises:
-        InputError: there is no such field.
+        InputError: no such field.
 
     Example:
         >>> reach({"prompt": [{"role": "user", "content": "Hello"}]}, "prompt.0.content", "row 1")
@@ -123,7 +123,7 @@ def _parse_json(path: Path, text: str) -> Iterator[Row]:
     if path.suffix == ".json" and text.lstrip().startswith("["):
         yield from (_named(row, f"{path} item {number}") for number, row in enumerate(_decode(text, str(path)), 1))
         return
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028 and the like
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may contain U+2028
         if line.strip():
             yield _named(_decode(line, f"{path} line {number}"), f"{path} line {number}")
 
@@ -137,7 +137,7 @@ def _named(row: Any, where: str) -> Row:
 def _decode(text: str, where: str) -> Any:
     try:
         value = json.loads(text)
-        if _HALF.search(text):  # of a pair, as a rule
+        if _HALF.search(text):  # usually one of a valid pair
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError as error:
@@ -145,7 +145,7 @@ def _decode(text: str, where: str) -> Any:
         raise InputError(f"{where}: {half!a} is half a character, which no text has; repair the data") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error}") from None
-    except ValueError as error:  # an integer of more digits than Python reads
+    except ValueError as error:  # an integer with more digits than Python parses
         raise InputError(f"{where}: not JSON that can be read: {error}") from None
     except RecursionError:
         raise InputError(f"{where}: not JSON: nested too deeply") from None
@@ -155,7 +155,7 @@ def _read_hub(source: str, split: str, config: str | None) -> list[Row]:
     try:
         rows: list[Row] = list(datasets.load_dataset(source, config, split=split, trust_remote_code=False))
         return rows
-    except Exception as error:  # the hub's client lets through whatever its transport raises
+    except Exception as error:  # the hub's client passes on any exception of its transport
         raise InputError(
             f"{source!r} is neither a file or folder here nor a hub dataset that can be loaded "
             f"(config {config!r}, split {split!r}): {type(error).__name__}: {_first_line(error)}"

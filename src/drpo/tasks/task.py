@@ -1,4 +1,4 @@
-"""What a task is: a source of problems, some to train on and others, never the same, to evaluate on."""
+"""The interface of a task: a source of problems to train on, and of different ones to evaluate on."""
 
 from typing import Protocol
 
@@ -11,22 +11,22 @@ class Task(Protocol):
 
     @property
     def reward(self) -> Reward:
-        """The default way to score it."""
+        """The default reward."""
         ...
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw the training problems of one rollout.
 
         Args:
-            n: how many, >= 1.
-            step: which rollout of the run, >= 0.
-            seed: the run's.
+            n: number of problems, >= 1.
+            step: index of the rollout, >= 0.
+            seed: the run's seed.
 
         Returns:
             n problems.
 
         Raises:
-            InputError: the task has none to train on.
+            InputError: the task has no training problems.
         """
         ...
 
@@ -34,12 +34,12 @@ class Task(Protocol):
         """Return the first n evaluation problems, which `sample` never returns.
 
         Args:
-            n: how many, >= 0.
+            n: number of problems, >= 0.
 
         Returns:
-            n problems, or all of them where there are fewer; the same in every run.
+            n problems, or all if there are fewer; the same in every run.
 
         Raises:
-            InputError: the task has none at all.
+            InputError: the task has no evaluation problems.
         """
         ...

@@ -1,4 +1,4 @@
-"""Training problems that no evaluation asks, whichever task the evaluation is of."""
+"""Samples training problems that are in no evaluation set, of this task or another."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,24 +19,24 @@ def sample_unseen(
     seed: int,
     fits: Callable[[Problem], bool] | None = None,
 ) -> list[Problem]:
-    """Draw training problems, drawing again whatever stands among `held_out`; neither white space nor case counts.
+    """Draw training problems; redraw those that are in `held_out`, ignoring white space and case.
 
-    A problem stands there where its conversation, system message aside, equals one of these, or ends as one of these
-    does: with examples before it or without, a question is the same question.
+    Two problems match if their conversations, without the system message, are equal, or if one ends with the other:
+    examples before a question do not make it a different question.
 
     Args:
-        task: to train on.
-        held_out: the problems that are evaluated on, of this task or another.
-        n: how many to draw.
-        step: which rollout, as for `Task.sample`.
-        seed: the run's.
-        fits: says whether a problem may be used; None for any.
+        task: the task to train on.
+        held_out: the evaluation problems, of this task or another.
+        n: number of problems.
+        step: index of the rollout, as for `Task.sample`.
+        seed: the run's seed.
+        fits: returns whether a problem may be used; None accepts all.
 
     Returns:
-        n problems with ids of their own, a pure function of the arguments.
+        n problems with distinct ids, a pure function of the arguments.
 
     Raises:
-        InputError: nearly everything that the task has is held out, or does not fit.
+        InputError: nearly all problems of the task are held out or do not fit.
 
     Example:
         >>> from drpo.tasks import Addition
@@ -46,20 +46,20 @@ def sample_unseen(
     """
     conversations = [_conversations(p) for p in held_out]
     whole, ends = {c[0] for c in conversations}, {end for c in conversations for end in c}
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for again in range(_TRIES):
         drawn = task.sample(n, step, derive("unseen", seed, again) if again else seed)
         unseen = [p for p in drawn if (c := _conversations(p))[0] not in ends and whole.isdisjoint(c)]
         fresh = [p for p in unseen if fits is None or fits(p)]
-        found += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh
-        if len(found) >= n:
-            return found[:n]
-    why = "stand in the evaluation set" + ("" if fits is None else " or are too long for the model")
+        problems += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh
+        if len(problems) >= n:
+            return problems[:n]
+    why = "are in the evaluation set" + ("" if fits is None else " or are too long for the model")
     raise InputError(f"{task}: nearly all of its problems {why}; nothing is left to train on")
 
 
 def _conversations(problem: Problem) -> list[str]:
-    """What is said from each of the user's messages on, the whole first."""
-    said = [m for m in problem.messages if m["role"] != "system"]
-    starts = [i for i, m in enumerate(said) if m["role"] == "user"] or [0]
-    return ["".join("".join(str(m["content"]) for m in said[i:]).split()).casefold() for i in starts]
+    """Return the conversation from each of the user's messages on, the whole first."""
+    messages = [m for m in problem.messages if m["role"] != "system"]
+    starts = [i for i, m in enumerate(messages) if m["role"] == "user"] or [0]
+    return ["".join("".join(str(m["content"]) for m in messages[i:]).split()).casefold() for i in starts]
