@@ -234,7 +234,7 @@ def _require_room(
 
 def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
     """The initial model, loaded once more and frozen; None where nothing reads it."""
-    if not run.objective.reference_kl and not run.objective.loss.kl_in_reward:
+    if not run.objective.reference_kl and not run.objective.kl_in_reward:
         return None
     frozen, _ = loading.load(run.model.name)
     return Policy(
@@ -253,6 +253,6 @@ def _auxiliary(run: Run, reference: Policy | None) -> AuxiliaryLosses | None:
 
 
 def _reference_reward(run: Run, reference: Policy | None, ranks: Ranks) -> ReferenceReward | None:
-    if reference is None or not run.objective.loss.kl_in_reward:
+    if reference is None or not run.objective.kl_in_reward:
         return None
-    return ReferenceReward(reference, run.objective.loss.kl_in_reward, run.trainer.micro_batch_tokens, ranks)
+    return ReferenceReward(reference, run.objective.kl_in_reward, run.trainer.micro_batch_tokens, ranks)
