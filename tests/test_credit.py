@@ -111,6 +111,11 @@ def test_rewards_of_turns_are_credited_to_the_turns_before_them(discount: float)
     assert next(credits, None) is None
 
 
+def test_an_episode_that_branched_is_not_taken_for_one_sequence():
+    with pytest.raises(InputError, match=r"episode 3 of problem 'p' has 2 sequences of tokens; only episodes of one"):
+        _ = of_turns((2, 1), 3).sequence
+
+
 def test_a_critic_reads_a_turns_reward_at_its_last_token():
     group = ScoredGroup(
         Problem.of_text("p", "", ""), (of_turns((2, 1, 2), 0),), (RewardResult(1.0, turns=(0.5, 0.0, 4.0)),)

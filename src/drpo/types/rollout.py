@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from drpo.errors import BrokenLogpError
+from drpo.errors import BrokenLogpError, InputError
 from drpo.types.problem import Failure, FinishReason, Message, Problem, RewardResult, Transcript
 from drpo.types.sampling import Sampling
 from drpo.types.tokens import TopK
@@ -166,9 +166,17 @@ class Episode:
 
     @property
     def sequence(self) -> TokenSequence:
-        """The token ids of an episode that never branched."""
-        (sequence,) = self.sequences
-        return sequence
+        """The token ids of an episode that never branched: what rollouts.jsonl and checkpoints have room for.
+
+        Raises:
+            InputError: it has several sequences.
+        """
+        if len(self.sequences) != 1:
+            raise InputError(
+                f"episode {self.sample} of problem {self.problem_id!r} has {len(self.sequences)} sequences of tokens; "
+                "only episodes of one can be recorded and resumed"
+            )
+        return self.sequences[0]
 
 
 @dataclass(frozen=True, eq=False)
