@@ -146,15 +146,15 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
     assert batch.n_sequences == len(completions)
     assert batch.n_tokens == sum(len(c.sequence.token_ids) for c in completions)
     for m in micros:
-        assert m.layout.n_places == len(m.input_ids)
-        assert m.layout.n_places <= budget or len(m.sequence.unique()) == 1
+        assert m.layout.n_positions == len(m.input_ids)
+        assert m.layout.n_positions <= budget or len(m.sequence.unique()) == 1
         for s in m.sequence.unique():
             whole = torch.cat([completions[s].sequence.prompt_ids, completions[s].sequence.token_ids])
-            # Each token is predicted from the one before, which saw all that stands before it, at its place.
-            for i, place in enumerate(
+            # Each token is predicted from the one before, which saw all that stands before it, at its position.
+            for i, position in enumerate(
                 m.position[m.sequence == s].tolist(), start=len(completions[s].sequence.prompt_ids)
             ):
-                seen = sees(m.layout, place)
+                seen = sees(m.layout, position)
                 assert torch.equal(m.input_ids[seen], whole[:i])
                 assert m.layout.positions()[seen].tolist() == list(range(i))
 
@@ -214,12 +214,12 @@ def test_with_and_without_its_gradient_it_is_the_same_distribution(rollout: list
 
 
 def test_a_policy_shares_prompts_where_it_can(rollout: list[Episode]) -> None:
-    """The places that go through the model: every prompt once, and each answer without its last token."""
+    """The positions that go through the model: every prompt once, and each answer without its last token."""
     policy = policy_of(tiny(STOPS)[0])
     assert policy.shares_prompts
     (batch,) = batched(grouped(rollout, REWARDS), how(micro_batch_tokens=10_000))
     prompts = sum(len(p) for p in {tuple(c.sequence.prompt_ids.tolist()) for c in rollout})
-    assert batch.micro_batches[0].layout.n_places == prompts + sum(len(c.sequence.token_ids) - 1 for c in rollout)
+    assert batch.micro_batches[0].layout.n_positions == prompts + sum(len(c.sequence.token_ids) - 1 for c in rollout)
 
 
 def test_prompts_that_are_not_shared_count_in_the_budget(rollout: list[Episode]) -> None:
@@ -452,7 +452,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[ScoredGroup]
 
 
 class Cramped:
-    """A policy on a device that has room for so many places."""
+    """A policy on a device that has room for so many positions."""
 
     def __init__(self, policy: Policy, room: int) -> None:
         self._loss, self._room, self.tried = policy.loss, room, []

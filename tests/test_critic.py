@@ -1,4 +1,4 @@
-"""PPO with a critic: its advantages from their definition, its values at the right places, and runs that have one.
+"""PPO with a critic: its advantages from their definition, its values at the right positions, and runs that have one.
 
 Not covered: a GPU. Several processes: test_ranks.py.
 """
@@ -162,7 +162,7 @@ def test_explained_variance():
     assert explained_variance(returns, torch.ones(4)) is None
 
 
-# ---- the critic on packed places ----
+# ---- the critic on packed positions ----
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_splitting_a_batch_changes_nothing(groups: list[ScoredGroup]):
 
 
 class Cramped:
-    """A critic on a device that has room for so many places."""
+    """A critic on a device that has room for so many positions."""
 
     def __init__(self, critic: Critic, room: int) -> None:
         self._critic, self._room, self.tried = critic, room, []

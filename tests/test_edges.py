@@ -202,7 +202,7 @@ def test_weights_that_cannot_be_are_refused_and_masked_slots_may_hold_anything()
     assert total(DRPO(0.2), masked, junk.abs()) == -1
 
 
-def test_wrong_ids_and_swapped_likeliest_tokens_are_refused() -> None:
+def test_wrong_ids_and_swapped_most_probable_tokens_are_refused() -> None:
     hidden, weight, target = head()
     with pytest.raises(InputError, match=r"target has -100: must be in \[0, 5\).*set their keep to False"):
         fused(hidden, weight, target - 100, DRPO(0.2), **given())

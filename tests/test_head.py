@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, GSPO, Objective, Tokens, topk_tv, total
-from drpo.ops import Head, SampledTokens, chunked, linear_divergence, linear_logprob, linear_policy_loss
+from drpo.ops import Head, SampledTokens, chunk_logits, linear_divergence, linear_logprob, linear_policy_loss
 from drpo.types import TopK
 
 T, V, H, K = 23, 37, 8, 4
@@ -84,9 +84,9 @@ def test_the_fused_loss(bias: bool, scale: float, cap: float | None, objective: 
     inputs = leaves(bias)
     distribution = plain_distribution(*inputs, scale, cap, 0.7)
     given = sampled(distribution)
-    assert given.top is not None
+    assert given.top_logprobs is not None
     logp = distribution.gather(1, given.target[:, None])[:, 0]
-    moved = topk_tv(distribution.detach().gather(1, given.top.ids), given.top.logp)
+    moved = topk_tv(distribution.detach().gather(1, given.top_logprobs.ids), given.top_logprobs.logp)
     columns = (given.behavior_logp, given.advantage, given.keep, given.sequence)
     wanted = total(objective, Tokens(logp, *columns, moved), given.weight)
     wanted_gradients = gradients(wanted, inputs)
@@ -133,7 +133,7 @@ def test_a_cap_is_applied_in_blocks_of_words(monkeypatch: pytest.MonkeyPatch) ->
     hidden, weight, bias = leaves(True)
     target = torch.arange(T)
     whole = linear_logprob(hidden, Head(weight, bias, 0.3, 4.0), target)
-    monkeypatch.setattr(chunked, "BLOCK", 5)
+    monkeypatch.setattr(chunk_logits, "BLOCK", 5)
     for one, other in zip(linear_logprob(hidden, Head(weight, bias, 0.3, 4.0), target), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.ops import Head, chunked, linear_logprob, reference
+from drpo.ops import Head, chunk_logits, linear_logprob, reference
 from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, error, inputs, logits_at_once
 
 TOKENS = (1, 7, 64)
@@ -301,7 +301,7 @@ def test_never_holds_the_logits(chunk: int | None, dtype: torch.dtype, monkeypat
     t, v = 300, 515
     hidden, weight, target = inputs(t, v, dtype)
     limit = 8 * v
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": limit * dtype.itemsize})
+    monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": limit * dtype.itemsize})
     allowed = max(v * HEAD, t * HEAD, limit)
     assert allowed < t * v / 10
     with largest() as seen:

@@ -80,14 +80,14 @@ def make(family: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def words(layout: Layout, seed: int = 0) -> Tensor:
-    return torch.randint(97, (layout.n_places,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(97, (layout.n_positions,), generator=torch.Generator().manual_seed(seed))
 
 
 def one_by_one(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
-    """Each place's state from a row of its own, that ends there: no mask, no padding, no neighbours."""
+    """Each position's state from a row of its own, that ends there: no mask, no padding, no neighbours."""
     states = []
-    for place in range(layout.n_places):
-        seen = sees(layout, place)
+    for position in range(layout.n_positions):
+        seen = sees(layout, position)
         assert layout.positions()[seen].tolist() == list(range(len(seen)))
         out = model.get_decoder()(input_ids=ids[seen][None], use_cache=False)
         states.append(out.last_hidden_state[0, -1])
@@ -105,7 +105,7 @@ def state_and_gradients(run: Callable[..., Tensor], model: PreTrainedModel, layo
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """To the size of the largest of all: in a layout of one place the gradients of queries and keys are 0."""
+    """To the size of the largest of all: in a layout of one position the gradients of queries and keys are 0."""
     assert found.keys() == wanted.keys()
     scale = max(float(value.abs().max()) for value in wanted.values())
     for name, value in wanted.items():
@@ -170,27 +170,27 @@ def test_any_layout(plain_llama: PreTrainedModel, packed_llama: PreTrainedModel,
     torch.testing.assert_close(wanted["hidden"], alone, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("place", [0, 4, 6, 9, 18, 24, 33])
-def test_a_place_feels_what_it_sees_and_nothing_else(packed_llama: PreTrainedModel, place: int) -> None:
-    """To the bit, in the state and in the gradient of every other place's embedding."""
+@pytest.mark.parametrize("position", [0, 4, 6, 9, 18, 24, 33])
+def test_a_position_feels_what_it_sees_and_nothing_else(packed_llama: PreTrainedModel, position: int) -> None:
+    """To the bit, in the state and in the gradient of every other position's embedding."""
     ids = words(SHARED)
     seen = torch.zeros(len(ids), dtype=torch.bool)
-    seen[sees(SHARED, place)] = True
-    hidden = packed(packed_llama, ids, SHARED)[place]
-    other = packed(packed_llama, torch.where(seen, ids, (ids + 1) % 97), SHARED)[place]
+    seen[sees(SHARED, position)] = True
+    hidden = packed(packed_llama, ids, SHARED)[position]
+    other = packed(packed_llama, torch.where(seen, ids, (ids + 1) % 97), SHARED)[position]
     assert torch.equal(hidden, other)
     for mine in seen.nonzero()[:, 0].tolist():
         changed = ids.clone()
         changed[mine] = (ids[mine] + 1) % 97
-        assert not torch.equal(hidden, packed(packed_llama, changed, SHARED)[place])
+        assert not torch.equal(hidden, packed(packed_llama, changed, SHARED)[position])
 
 
 @given(layout=layouts())
 def test_slots_hold_every_place_once_and_little_padding(layout: Layout) -> None:
     plan = Packing.of(layout, torch.device("cpu"))
-    assert torch.equal(plan.place[plan.slot], torch.arange(layout.n_places))
-    assert sorted([*plan.slot.tolist(), *plan.padding.tolist()]) == list(range(len(plan.place)))
-    assert len(plan.place) <= packing.SPREAD * layout.n_places
+    assert torch.equal(plan.position[plan.slot], torch.arange(layout.n_positions))
+    assert sorted([*plan.slot.tolist(), *plan.padding.tolist()]) == list(range(len(plan.position)))
+    assert len(plan.position) <= packing.SPREAD * layout.n_positions
 
 
 def test_under_autocast_it_is_as_close_as_the_padded_path() -> None:

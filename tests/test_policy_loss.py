@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from drpo import objectives, reductions
 from drpo.errors import InputError
 from drpo.objectives import DRPO, GSPO, Objective, PPOClip, total
-from drpo.ops import PolicyLoss, chunked
+from drpo.ops import PolicyLoss, chunk_logits
 from drpo.reductions import Horizon
 from drpo.spec import parse_spec
 from drpo.types import TokenLoss, Tokens
@@ -162,11 +162,11 @@ def test_the_loss_may_be_scaled_before_its_backward_pass() -> None:
     assert_equal(found, wanted, columns()["keep"])
 
 
-def test_the_gradient_is_handed_over_once() -> None:
+def test_the_gradient_is_released_after_one_backward_pass() -> None:
     hidden, weight, target = inputs(T, V, torch.float64)
     loss = fused(hidden.requires_grad_(), weight, target, DRPO(0.2), **columns()).loss
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="handed over"):
+    with pytest.raises(RuntimeError, match="released after one backward pass"):
         loss.backward()
 
 
@@ -195,7 +195,7 @@ def test_three_products_and_none_for_what_is_left_out() -> None:
 def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     t, v = 300, 515
     hidden, weight, target = inputs(t, v, torch.float32)
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 8 * v * 4})
+    monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": 8 * v * 4})
     with Largest() as seen:
         run(fused, hidden, weight, target, DRPO(0.2), **columns(t))
     assert seen.numel <= max(v * HEAD, t * HEAD, 8 * v) < t * v / 10

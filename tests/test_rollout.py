@@ -305,14 +305,14 @@ def test_each_row_uses_its_own_number(seed: int) -> None:
         assert alone == token[row]
 
 
-def test_greedy_takes_the_likeliest_whatever_the_number() -> None:
+def test_greedy_takes_the_most_probable_whatever_the_number() -> None:
     token, logp = drawn(LOGITS, grid(20), Sampling(temperature=0, top_k=3))
-    assert token.tolist() == [1] * 20  # the first of the two likeliest
+    assert token.tolist() == [1] * 20  # the first of the two most probable
     torch.testing.assert_close(logp, torch.log_softmax(LOGITS, dim=-1)[token])
 
 
 def kept_words(p: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """The words that top-k and top-p leave: the likeliest, one by one, until k of them or mass p."""
+    """The words that top-k and top-p leave: the most probable, one by one, until k of them or mass p."""
     kept: set[int] = set()
     mass = 0.0
     for word in np.argsort(-p, kind="stable"):

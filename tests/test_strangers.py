@@ -106,7 +106,7 @@ def test_a_configuration_read_without_code_keeps_its_specs(here: Path):
 
 def test_names_below_drpo_are_code_as_any_other():
     for spec in ("drpo.lab.worker_pool:subprocess.Popen(['true'])", "drpo.model.loading:tiny"):
-        assert folders.foreign_code(from_json({"data": {"task": spec}}, trust_remote_code=False)) == {"task": spec}
+        assert folders.external_code(from_json({"data": {"task": spec}}, trust_remote_code=False)) == {"task": spec}
 
 
 def test_an_adapter_cannot_name_code_as_its_base(here: Path):

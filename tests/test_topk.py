@@ -26,7 +26,7 @@ from drpo.model import loading
 from drpo.model.policy import Policy
 from drpo.model.precision import Precision
 from drpo.objectives import DPPO, DRPO, GSPO, TOPK, Objective, gradient, needed_divergence, topk_kl, topk_tv, total
-from drpo.ops import Head, chunked, linear_divergence, linear_logprob
+from drpo.ops import Head, chunk_logits, chunked, linear_divergence, linear_logprob
 from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.rollout.engine import generation
@@ -161,7 +161,7 @@ def test_kl_runs_from_the_sampler_to_the_policy() -> None:
 
 @pytest.mark.parametrize("left", [1e-3, 1e-6, 1e-12])
 def test_a_rest_next_to_nothing_keeps_its_digits(left: float) -> None:
-    """The policy has its likeliest at 1 - 2 left and another at left: 1 minus their sum has 4 digits at 1e-12."""
+    """The policy has its most probable at 1 - 2 left and another at left: 1 minus their sum has 4 digits at 1e-12."""
     behavior_logp = torch.tensor([[0.8, 0.1]], dtype=torch.float64).log()
     logp = torch.tensor([[math.log1p(-2 * left), math.log(left)]], dtype=torch.float64)
     want = 0.8 * (math.log(0.8) - math.log1p(-2 * left)) + 0.2 * (math.log(0.1) - math.log(left))
@@ -285,7 +285,7 @@ def columns(t: int = T) -> dict[str, Tensor]:
 
 
 def sampler_of(hidden: Tensor, weight: Tensor, k: int, temperature: float = 1.0, gap: float = 0.3) -> TopK:
-    """The K likeliest under a distribution near softmax(hidden weight^T / temperature)."""
+    """The K most probable under a distribution near softmax(hidden weight^T / temperature)."""
     generator = torch.Generator().manual_seed(2)
     moved = hidden.double() + gap * torch.randn(hidden.shape, generator=generator, dtype=torch.float64)
     return top_of((moved @ weight.double().T / temperature).log_softmax(-1), k)
@@ -306,8 +306,9 @@ def test_log_probabilities_at_the_ids_are_the_distributions(dtype: torch.dtype, 
     ids = sampler_of(hidden, weight, k, temperature).ids
     wanted = whole_distribution(hidden, weight, temperature).gather(1, ids)
     for chunk in CHUNKS:
-        aside = chunked.Aside(ids, k, lambda _, logp: logp)
-        logp, _, at = chunked.linear_logprob(hidden, Head(weight), target, temperature, chunk=chunk, aside=aside)
+        auxiliary = chunk_logits.AuxiliaryOutputs(ids, k, lambda _, logp: logp)
+        head = Head(weight)
+        logp, _, at = chunked.linear_logprob(hidden, head, target, temperature, chunk=chunk, auxiliary=auxiliary)
         assert at is not None
         assert at.dtype == torch.promote_types(dtype, torch.float32)
         assert (at <= 0).all()
@@ -345,7 +346,7 @@ def test_divergences_of_the_operator_are_the_enumerations(dtype: torch.dtype, k:
 
 
 def test_rounded_logits_make_no_divergence_of_their_own() -> None:
-    """Logits near 20 round by up to 0.06 in bfloat16, which would move the likeliest word's probability by as much.
+    """Logits near 20 round by up to 0.06 in bfloat16, which would move the most probable word's probability by as much.
 
     The candidates are had in full, and the normaliser with them, so that the rest cannot fall below 0 either.
     """
@@ -397,7 +398,7 @@ def test_the_loss_is_the_plain_one(name: str, temperature: float, k: int, tied: 
         if chunk == "plain":
             loss = plain_loss(hidden, w, target, objective, behavior, k, temperature)
         else:
-            given = columns() | {"top": top_of(behavior, k)}
+            given = columns() | {"top_logprobs": top_of(behavior, k)}
             result = fused(hidden, w, target, objective, **given, temperature=temperature, chunk=chunk)
             loss, divergence = result.loss, result.divergence
             assert divergence is not None
@@ -421,16 +422,16 @@ def test_what_is_left_out_is_as_good_as_gone(name: str) -> None:
     given, top = columns(), sampler_of(hidden, weight, 4)
     given = {n: c.float() if c.is_floating_point() else c for n, c in given.items()}
     keep = given["keep"]
-    found = fused(hidden, weight, target, READERS[name], **given, top=top)
+    found = fused(hidden, weight, target, READERS[name], **given, top_logprobs=top)
     removed = {n: c[keep] for n, c in given.items()}
-    alone = fused(hidden[keep], weight, target[keep], READERS[name], **removed, top=top.at(keep))
+    alone = fused(hidden[keep], weight, target[keep], READERS[name], **removed, top_logprobs=top.at(keep))
     assert found.divergence is not None
     assert alone.divergence is not None
     assert torch.equal(found.loss, alone.loss)
     assert torch.equal(found.logp[keep], alone.logp)
     assert torch.equal(found.divergence[keep], alone.divergence)
     poisoned = TopK(top.ids, torch.where(keep[:, None], top.logp, torch.nan))
-    again = fused(hidden, weight, target, READERS[name], **given, top=poisoned)
+    again = fused(hidden, weight, target, READERS[name], **given, top_logprobs=poisoned)
     assert torch.equal(again.loss, found.loss)
 
 
@@ -439,7 +440,7 @@ def products(objective: Objective, top: TopK | None) -> float:
     given = columns() | {"keep": torch.ones(T, dtype=torch.bool)}
     with FlopCounterMode(display=False) as counter:
         leaves = hidden.requires_grad_(), weight.requires_grad_()
-        fused(*leaves, target, objective, **given, top=top, chunk=5).loss.backward()
+        fused(*leaves, target, objective, **given, top_logprobs=top, chunk=5).loss.backward()
     return counter.get_total_flops() / (2 * T * HEAD * V)
 
 
@@ -472,15 +473,15 @@ def test_never_holds_the_logits_even_where_all_words_are_asked_for(
 ) -> None:
     t, v = 300, 515
     hidden, weight, target = inputs(t, v, dtype)
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 8 * v * dtype.itemsize})
-    monkeypatch.setattr(chunked, "GATHERED", 8 * v)
+    monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": 8 * v * dtype.itemsize})
+    monkeypatch.setattr(chunk_logits, "GATHERED", 8 * v)
     for k in (20, v):
         top = sampler_of(hidden, weight, k)
         allowed = max(v * HEAD, t * HEAD, 8 * (v + 1), t * 20)
         assert allowed < t * v / 10
         given = columns(t) | {"keep": torch.ones(t, dtype=torch.bool)}
         with LargestMade(top) as seen:
-            fused(hidden.requires_grad_(), weight, target, READERS[name], **given, top=top)
+            fused(hidden.requires_grad_(), weight, target, READERS[name], **given, top_logprobs=top)
         assert seen.numel <= allowed, k
 
 
@@ -488,8 +489,8 @@ def test_never_holds_the_logits_even_where_all_words_are_asked_for(
 def test_shapes_of_top_are_checked(shape: tuple[int, ...]) -> None:
     hidden, weight, target = inputs(T, V, torch.float32)
     top = TopK(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape))
-    with pytest.raises(InputError, match=r"tokens\.top\.ids .* do not fit \[T, K\]") as caught:
-        fused(hidden, weight, target, READERS["topk_tv"], **columns(), top=top)
+    with pytest.raises(InputError, match=r"tokens\.top_logprobs\.ids .* do not fit \[T, K\]") as caught:
+        fused(hidden, weight, target, READERS["topk_tv"], **columns(), top_logprobs=top)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="linear_divergence: top"):
         linear_divergence(hidden, Head(weight), target, top)
@@ -500,7 +501,7 @@ def test_shapes_of_top_are_checked(shape: tuple[int, ...]) -> None:
 
 def test_what_is_missing_or_unknown_is_named() -> None:
     hidden, weight, target = inputs(T, V, torch.float32)
-    with pytest.raises(InputError, match=r"needs 'topk_tv', but tokens\.top is missing"):
+    with pytest.raises(InputError, match=r"needs 'topk_tv', but tokens\.top_logprobs is missing"):
         fused(hidden, weight, target, READERS["topk_tv"], **columns())
     with pytest.raises(InputError, match="did you mean 'topk_kl'"):
         linear_divergence(hidden, Head(weight), target, sampler_of(hidden, weight, 2), ["topk_k"])
@@ -513,7 +514,7 @@ def test_what_is_missing_or_unknown_is_named() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_likeliest_are_the_distributions(
+def test_the_most_probable_are_the_distributions(
     dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = (4 * torch.randn(9, 300, generator=torch.Generator().manual_seed(0))).to(dtype)
@@ -705,9 +706,9 @@ def test_any_micro_batches_and_additive_terms_see_the_same(kind: str) -> None:
 def test_a_batch_without_every_report_says_so() -> None:
     completions = sampled(6)
     completions[3] = with_sequence(completions[3], top_logprobs=None)
-    with pytest.raises(InputError, match="top is missing"):
+    with pytest.raises(InputError, match="top_logprobs is missing"):
         stats_of(policy(), completions, DPPO(0.15, divergence="topk_tv"), 200)
-    with pytest.raises(InputError, match="likeliest tokens are missing"):
+    with pytest.raises(InputError, match="most probable tokens are missing"):
         policy().divergence(pack([completions[3].sequence], 1).micro_batches[0], KINDS)
 
 
@@ -750,7 +751,7 @@ def test_exact_divergence_does_not_depend_on_padding_or_chunks(monkeypatch: pyte
     parts = [exact_divergence(moved, [c]) for c in completions]
     mean = sum(p.kl_mean * p.tokens for p in parts) / whole.tokens
     assert whole.kl_mean == pytest.approx(mean, rel=1e-9)
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": 1})
     assert exact_divergence(moved, completions).kl_mean == pytest.approx(whole.kl_mean, rel=1e-4)
     low = exact_divergence(policy(0.05, dtype=torch.bfloat16), completions)
     assert low.tv_mean == pytest.approx(whole.tv_mean, rel=0.1)

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, GSPO
-from drpo.ops import Head, chunked, linear_logprob, rows
+from drpo.ops import Head, chunk_logits, chunked, linear_logprob, rows
 from drpo.ops import triton as kernels
 from drpo.types import TopK
 from support.head import fused
@@ -419,17 +419,17 @@ def test_both_backends_are_called_alike(name: str) -> None:
     assert here == [parameter for parameter in there if parameter != "exact"]
 
 
-PLAIN = chunked._How(scale=1.0, soft_cap=None, temperature=1.0, chunk=None, aside=None)
+PLAIN = chunk_logits.HeadOptions(scale=1.0, soft_cap=None, temperature=1.0, chunk=None, auxiliary=None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_rounded_inputs_have_wide_logits_on_cuda(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes and types alone, which needs no GPU."""
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cuda": 8 * 37 * 4})
+    monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cuda": 8 * 37 * 4})
     with FakeTensorMode():
         hidden, weight = (torch.empty(n, 16, dtype=dtype, device="cuda") for n in (64, 37))
         target = torch.empty(8, 1, dtype=torch.int64, device="cuda")
-        shape = chunked._Logits.of(hidden, weight, None, PLAIN)
+        shape = chunk_logits.ChunkedHead.of(hidden, weight, None, PLAIN)
         logits, exact = shape.linear(torch.empty(8, 16, dtype=dtype, device="cuda"), target)
     assert shape.chunk == 8
     assert shape.buffer is None
@@ -441,7 +441,8 @@ def test_rounded_inputs_have_wide_logits_on_cuda(dtype: torch.dtype, monkeypatch
 @pytest.mark.parametrize(("device", "v"), [pytest.param("cuda", 8197, marks=pytest.mark.gpu)])
 def test_wide_logits_keep_their_digits(device: str, v: int) -> None:
     hidden, weight = (torch.randn(n, 256, device=device).to(torch.bfloat16) for n in (64, v))
-    logits, _ = chunked._Logits.of(hidden, weight, None, PLAIN).linear(hidden, torch.zeros(64, 1, dtype=torch.int64))
+    head = chunk_logits.ChunkedHead.of(hidden, weight, None, PLAIN)
+    logits, _ = head.linear(hidden, torch.zeros(64, 1, dtype=torch.int64))
     wanted = hidden.double() @ weight.double().T
     assert float((logits.double() - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
@@ -482,7 +483,7 @@ def test_without_a_gpu() -> None:
 def test_without_triton() -> None:
     script = (
         "import sys; sys.modules['triton'] = None; import torch\n"
-        "from drpo.ops import Head, chunked, linear_logprob, triton\n"
+        "from drpo.ops import Head, chunk_logits, chunked, linear_logprob, triton\n"
         "assert not triton.supported('cpu') and not triton.supported('cuda')\n"
         "assert chunked._rows(torch.zeros(1, 2)).__name__ == 'drpo.ops.rows'\n"
         "linear_logprob(torch.zeros(1, 3), Head(torch.ones(4, 3)), torch.tensor([2]))\n"

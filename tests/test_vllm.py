@@ -116,7 +116,7 @@ def test_the_same_seed_draws_the_same(engine: VLLMEngine):
 
 
 @pytest.mark.parametrize("k", [1, 5, 257])
-def test_the_likeliest_tokens_are_those_of_the_distribution(engine: VLLMEngine, model: PreTrainedModel, k: int):
+def test_the_most_probable_tokens_are_those_of_the_distribution(engine: VLLMEngine, model: PreTrainedModel, k: int):
     for c in engine.generate(LONG, Sampling(samples=2, max_new_tokens=6, temperature=1.5, top_logprobs=k), (0,)):
         full = distribution(model, c, 1.5)
         assert c.sequence.top_logprobs is not None and c.sequence.top_logprobs.ids.shape == (
@@ -127,7 +127,7 @@ def test_the_likeliest_tokens_are_those_of_the_distribution(engine: VLLMEngine, 
         assert torch.allclose(c.sequence.top_logprobs.logp, full.topk(k).values, atol=2e-4)
 
 
-def test_greedy_takes_the_likeliest(engine: VLLMEngine, model: PreTrainedModel):
+def test_greedy_takes_the_most_probable(engine: VLLMEngine, model: PreTrainedModel):
     for c in engine.generate(LONG, Sampling(samples=1, max_new_tokens=8, temperature=0), (0,)):
         assert torch.equal(distribution(model, c, 1.0).argmax(-1), c.sequence.token_ids)
 
@@ -348,7 +348,7 @@ class Serve:
 
 @pytest.mark.slow
 def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
-    """Distribution, seeds, likeliest tokens, new weights; then it is killed and comes back with its first weights."""
+    """Distribution, seeds, top tokens, new weights; then it is killed and comes back with its first weights."""
     address, process = server
     model, tokenizer = small()
     engine = Prompted(ServerEngine(address, model, patience=Patience(60, 3, 0.1)), model, tokenizer)

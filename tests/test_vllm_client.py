@@ -177,7 +177,7 @@ def test_the_first_stop_token_ends_and_is_kept(either: Any):
 
 
 @pytest.mark.parametrize("k", [1, 3, 256, 257])
-def test_the_likeliest_tokens_are_those_of_the_distribution(either: Any, k: int):
+def test_the_most_probable_tokens_are_those_of_the_distribution(either: Any, k: int):
     for c in either.generate(FEW, replace(SAMPLING, temperature=1.5, top_logprobs=k), (0,)):
         assert (
             c.sequence.top_logprobs is not None
@@ -192,7 +192,7 @@ def test_the_likeliest_tokens_are_those_of_the_distribution(either: Any, k: int)
         close_to_distribution([c], tiny(STOPS)[0], 1.5)
 
 
-def test_more_likeliest_tokens_than_there_are_is_refused(either: Any):
+def test_more_top_tokens_than_there_are_is_refused(either: Any):
     with pytest.raises(InputError, match=r"top_logprobs=258: the model has 257 tokens"):
         either.generate(FEW, replace(SAMPLING, top_logprobs=258), (0,))
 

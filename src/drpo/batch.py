@@ -19,7 +19,7 @@ class BatchConfig:
     Args:
         updates: optimiser updates per rollout; each takes its share of the groups.
         reduction: weight per token.
-        micro_batch_tokens: most places that go through the model at once; one completion always may.
+        micro_batch_tokens: most positions that go through the model at once; one completion always may.
         skip_zero_advantage: leave out completions whose advantages are all 0; the normaliser still counts them.
         share_prompts: let a prompt that several completions continue go through the model once.
         ranks: processes that the micro-batches are for; there is work for each, where there are completions enough.
@@ -73,12 +73,12 @@ def pack(
 def split_micro_batch(
     micro: MicroBatch, credits: Sequence[Credit], budget: int, share_prompts: bool
 ) -> list[MicroBatch]:
-    """Return the same tokens, with the same credit and weights, in micro-batches of at most `budget` places.
+    """Return the same tokens, with the same credit and weights, in micro-batches of at most `budget` positions.
 
     Args:
         micro: to be split.
         credits: of its batch, as `MicroBatch.sequence` numbers them.
-        budget: places; one completion always may take more.
+        budget: positions; one completion always may take more.
         share_prompts: as of `BatchConfig`.
     """
     numbers = micro.sequence.unique().tolist()
@@ -107,7 +107,7 @@ class _Row:
 
     @property
     def before(self) -> tuple[tuple[int, ...], int]:
-        """Equal for rows that share their prompt's places."""
+        """Equal for rows that share their prompt's positions."""
         return self.prompt, self.alone
 
 
@@ -133,10 +133,10 @@ def _batch(credits: Sequence[Credit], config: BatchConfig) -> Batch:
 def _split(rows: Sequence[_Row], budget: int, ranks: int) -> list[list[_Row]]:
     """Within the budget, and in about equal parts for the ranks: a prompt whose samples are parted counts in each."""
     prompts = {row.before: len(row.prompt) for row in rows}
-    places = sum(prompts.values()) + sum(len(row.own) for row in rows)
-    turns = max(1, math.ceil(places / (ranks * budget)))
+    positions = sum(prompts.values()) + sum(len(row.own) for row in rows)
+    turns = max(1, math.ceil(positions / (ranks * budget)))
     for slack in (1.0, 1.1, 1.25, 1.5):
-        parts = _within_budget(rows, min(budget, math.ceil(slack * places / (ranks * turns))))
+        parts = _within_budget(rows, min(budget, math.ceil(slack * positions / (ranks * turns))))
         if len(parts) <= ranks * turns:
             return parts
     return _within_budget(rows, budget) if ranks == 1 else parts
@@ -166,14 +166,14 @@ class _Segments:
     def __init__(self) -> None:
         self.ids: list[Tensor] = []
         self.prefix: list[int] = []
-        self._places = 0
+        self._length = 0
 
     def add(self, ids: Tensor, prefix: int = -1) -> int:
-        """Add one and return its first place."""
-        first = self._places
+        """Add one and return its first position."""
+        first = self._length
         self.ids.append(ids)
         self.prefix.append(prefix)
-        self._places += len(ids)
+        self._length += len(ids)
         return first
 
     def layout(self) -> Layout:
@@ -184,7 +184,7 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
     segments = _Segments()
     position: list[Tensor] = []
     for (prompt, _), members in groupby(rows, key=lambda r: r.before):
-        position += _place(segments, torch.tensor(prompt), [row.own for row in members])
+        position += _add_prompt(segments, torch.tensor(prompt), [row.own for row in members])
     sequences = [r.sequence for r in rows]
     counts = torch.tensor([s.n_sampled for s in sequences])
     return MicroBatch(
@@ -196,7 +196,7 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         advantage=torch.cat([r.credit.advantage for r in rows]),
         sequence=torch.tensor([r.number for r in rows]).repeat_interleave(counts),
         weight=torch.cat([r.weight for r in rows]),
-        top=_top(sequences),
+        top_logprobs=_top_logprobs(sequences),
         value=_joined([r.credit.value for r in rows]),
         returns=_joined([r.credit.returns for r in rows]),
     )
@@ -208,22 +208,22 @@ def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-def _top(sequences: Sequence[TokenSequence]) -> TopK | None:
-    """What the sampler reported of its likeliest tokens, where it did so for all, and for as many at each."""
+def _top_logprobs(sequences: Sequence[TokenSequence]) -> TopK | None:
+    """What the sampler reported of its most probable tokens, where it did so for all, and for as many at each."""
     tops = [s.top_logprobs for s in sequences if s.top_logprobs is not None]
     same = len(tops) == len(sequences) and len({top.ids.shape[1] for top in tops}) == 1
     return TopK.cat(tops) if same else None
 
 
-def _place(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
-    """Lay a prompt and what follows it; return, for each answer, the places that predict its tokens."""
+def _add_prompt(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
+    """Lay a prompt and what follows it; return, for each answer, the positions that predict its tokens."""
     if len(answers) == 1:
         first = segments.add(torch.cat([prompt, answers[0]]))
         return [first + len(prompt) - 1 + torch.arange(1 + len(answers[0]))]
     root = len(segments.ids)
     last = segments.add(prompt) + len(prompt) - 1
-    places = []
+    positions = []
     for answer in answers:
         first = segments.add(answer, root) if len(answer) else 0
-        places.append(torch.cat([torch.tensor([last]), first + torch.arange(len(answer))]))
-    return places
+        positions.append(torch.cat([torch.tensor([last]), first + torch.arange(len(answer))]))
+    return positions

@@ -16,7 +16,7 @@ GOLDEN_WEIGHTS = f"{GROUPS}test_golden_weights"
 SAME = f"{PACKING}test_packed_padded_and_one_by_one_are_the_same"
 WINDOWED = f"{SAME}[mistral, window 4-kernel]"
 ANY_LAYOUT = f"{PACKING}test_any_layout"
-FEELS = f"{PACKING}test_a_place_feels_what_it_sees_and_nothing_else"
+FEELS = f"{PACKING}test_a_position_feels_what_it_sees_and_nothing_else"
 TRAINED_IDS = f"{BATCH}test_trained_ids_are_the_sampled_ids"
 PLAIN_LOGP = f"{BATCH}test_logp_and_entropy_are_the_plain_models"
 ANCHOR = f"{BATCH}test_the_anchor_is_what_the_sampler_reported_through_all_updates"
@@ -27,7 +27,7 @@ def _without_boundaries(right: Any) -> Any:
     def of(layout: Any, device: Any) -> Any:
         from drpo.types import Layout
 
-        return right(Layout((layout.n_places,), (-1,)), device)
+        return right(Layout((layout.n_positions,), (-1,)), device)
 
     return of
 
@@ -53,7 +53,7 @@ def _own_mean(right: Any) -> Any:
 
 
 def _itself(right: Any) -> Any:
-    return lambda *given: [(places + 1).clamp(max=int(places.max())) for places in right(*given)]
+    return lambda *given: [(positions + 1).clamp(max=int(positions.max())) for positions in right(*given)]
 
 
 def _anchored_to_itself(right: Any) -> Any:
@@ -121,7 +121,7 @@ REPLACEMENTS = (
     ),
     Replacement("the policy itself is the anchor", "drpo.types:MicroBatch.tokens", _anchored_to_itself, (ANCHOR,)),
     Replacement(
-        "each token is predicted from itself", "drpo.batch:_place", _itself, (TRAINED_IDS, f"{PLAIN_LOGP}[1.0]")
+        "each token is predicted from itself", "drpo.batch:_add_prompt", _itself, (TRAINED_IDS, f"{PLAIN_LOGP}[1.0]")
     ),
     Replacement(
         "answers count their positions from 0",
@@ -133,16 +133,16 @@ REPLACEMENTS = (
         "rows are packed into one without a boundary", "drpo.model.packing:Packing.of", _without_boundaries, (SAME,)
     ),
     Replacement(
-        "a place sees the whole bucket",
+        "a position sees the whole bucket",
         "drpo.model.packing:_seen",
         lambda right: lambda bucket, buckets, window: right(bucket, buckets, window) | True,
         (SAME, FEELS),
     ),
-    Replacement("the window is one place too wide", "drpo.model.packing:_seen", _wider, (WINDOWED,)),
+    Replacement("the window is one position too wide", "drpo.model.packing:_seen", _wider, (WINDOWED,)),
     Replacement(
         "padding has a gradient",
         "drpo.model.packing:_to_slots",
-        lambda right: lambda x, packing: x.index_select(0, packing.place),
+        lambda right: lambda x, packing: x.index_select(0, packing.position),
         (SAME, ANY_LAYOUT),
     ),
 )

@@ -75,7 +75,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the target's own logit is rounded",
-        "drpo.ops.chunked:_Logits.linear",
+        "drpo.ops.chunk_logits:ChunkedHead.linear",
         lambda right: lambda self, hidden, words: (right(self, hidden, words)[0], {}),
         (f"{OPS}test_the_targets_own_logit_is_not_rounded",),
     ),

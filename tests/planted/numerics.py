@@ -69,7 +69,7 @@ REPLACEMENTS = (
         "token ids are not looked at",
         "drpo.ops:_require_ids",
         lambda right: lambda *given: None,
-        (f"{EDGES}test_wrong_ids_and_swapped_likeliest_tokens_are_refused",),
+        (f"{EDGES}test_wrong_ids_and_swapped_most_probable_tokens_are_refused",),
     ),
     Replacement(
         "a mean ratio off by half a standard error is an alarm",

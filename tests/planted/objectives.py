@@ -157,7 +157,7 @@ REPLACEMENTS = (
         ("tests/test_terms.py::test_entropy_bonus_climbs_the_entropy",),
     ),
     Replacement(
-        "the rest is forgotten in a divergence of the likeliest",
+        "the rest is forgotten in a divergence of the most probable",
         "drpo.objectives.divergence:_rest",
         lambda right: lambda logp: right(logp) * 0,
         (TOPK_GOLDEN, MERGED),

@@ -121,8 +121,8 @@ def _tokens(batch: Any, stats: Any) -> Iterator[tuple[int, dict[str, list[Any]]]
         return
     names = ("target", "behavior_logp", "advantage", "weight", "value", "returns")
     given = {n: torch.cat([getattr(m, n) for m in micros]) for n in names if getattr(micros[0], n) is not None}
-    if all(m.top is not None for m in micros):
-        given |= {f"top_{n}": torch.cat([getattr(m.top, n) for m in micros]) for n in ("ids", "logp")}
+    if all(m.top_logprobs is not None for m in micros):
+        given |= {f"top_{n}": torch.cat([getattr(m.top_logprobs, n) for m in micros]) for n in ("ids", "logp")}
     trained = torch.cat([m.sequence for m in micros])
     seen = {"logp": stats.tokens.logp, "entropy": stats.entropy, "divergence": stats.tokens.divergence}
     for i in trained.unique().tolist():

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 @dataclass(frozen=True)
 class FakeRequestOutput:
     token_ids: list[int]
-    rows: list[list[tuple[int, float]]]  # of each place: the sampled token, then the likeliest
+    rows: list[list[tuple[int, float]]]  # of each place: the sampled token, then the most probable
     finish: str
 
 

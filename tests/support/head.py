@@ -53,11 +53,11 @@ def fused(
     objective: Objective,
     *,
     token_weight: Tensor,
-    top: TopK | None = None,
+    top_logprobs: TopK | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
     **columns: Tensor,
 ) -> PolicyLoss:
     """Return `linear_policy_loss` of a head that is a weight alone."""
-    tokens = SampledTokens(target, **columns, weight=token_weight, top=top)
+    tokens = SampledTokens(target, **columns, weight=token_weight, top_logprobs=top_logprobs)
     return linear_policy_loss(hidden, Head(weight), tokens, objective, temperature=temperature, chunk=chunk)

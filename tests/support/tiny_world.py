@@ -126,13 +126,13 @@ def own_logp(model: PreTrainedModel, c: Episode, temperature: float) -> Tensor:
     return distribution(model, c, temperature).gather(-1, c.sequence.token_ids[:, None])[:, 0]
 
 
-def sees(layout: Layout, place: int) -> list[int]:
-    """The places that one place attends to, in their order, from the definition of a layout."""
+def sees(layout: Layout, position: int) -> list[int]:
+    """The positions that one position attends to, in their order, from the definition of a layout."""
     first = [sum(layout.length[:s]) for s in range(len(layout.length))]
-    (mine,) = (s for s, f in enumerate(first) if f <= place < f + layout.length[s])
+    (mine,) = (s for s, f in enumerate(first) if f <= position < f + layout.length[s])
     before = layout.prefix[mine]
     prefix = list(range(first[before], first[before] + layout.length[before])) if before >= 0 else []
-    return prefix + list(range(first[mine], place + 1))
+    return prefix + list(range(first[mine], position + 1))
 
 
 def by_sequence(micros: Sequence[MicroBatch], column: Tensor) -> dict[int, Tensor]:

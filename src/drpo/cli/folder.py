@@ -25,7 +25,7 @@ def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CO
         InputError: a needed field is code, and the command did not say that it may run.
     """
     run = load_run(folder, trust_remote_code)
-    code = {} if trust_remote_code else foreign_code(run)
+    code = {} if trust_remote_code else external_code(run)
     for name in needed:
         if name in code:
             raise InputError(
@@ -60,7 +60,7 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
     return configure(run, engine=engine)
 
 
-def foreign_code(run: Run) -> dict[str, str]:
+def external_code(run: Run) -> dict[str, str]:
     """Return the fields of a run that name code to import: name -> spec."""
     specs = {name: text for name, text in flat_json(run).items() if name in CODE and text is not None}
     found = {name: text for name, text in specs.items() if names_code(text)}
@@ -74,4 +74,4 @@ def foreign_code(run: Run) -> dict[str, str]:
 def resume_flag(run: Run) -> str:
     """Return what a command that goes on with this run needs behind the folder."""
     engine = f" --engine {run.rollout.engine}" if run.rollout.engine.startswith("http") else ""
-    return f"{' --trust-remote-code' if foreign_code(run) else ''}{engine}"
+    return f"{' --trust-remote-code' if external_code(run) else ''}{engine}"

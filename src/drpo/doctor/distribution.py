@@ -195,8 +195,8 @@ def support(batch: ProbeBatch) -> Finding:
     return Finding(
         "support",
         verdict,
-        f"of {len(batch)} tokens the unlikeliest leaves {lowest:.2%} of its distribution below it; the last rank drawn "
-        f"is {last}, and {missed:.1f} tokens were to be expected beyond it",
+        f"of {len(batch)} tokens the least probable leaves {lowest:.2%} of its distribution below it; the last rank "
+        f"drawn is {last}, and {missed:.1f} tokens were to be expected beyond it",
         f"at most {SURE / len(batch):.2%} below, at most {SURE:g} beyond",
         advice,
         {"lowest": lowest, "last_rank": last, "missed": missed},

@@ -15,7 +15,7 @@ from drpo.doctor.probe_batch import at_temperature, chosen_logp, micro_batches, 
 from drpo.model.critic import Critic
 from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii
-from drpo.ops.chunked import CHUNK_BYTES
+from drpo.ops.chunk_logits import CHUNK_BYTES
 from drpo.types import Episode
 
 SAME = 1e-3
@@ -135,24 +135,24 @@ def memory(
 ) -> Finding:
     """What the largest step will need beyond what is held now, found without taking it.
 
-    What autograd keeps is counted on two small micro-batches and grows in proportion to the places.
+    What autograd keeps is counted on two small micro-batches and grows in proportion to the positions.
 
     Args:
         policy: the model in training, before its first step.
         completions: of one problem, at least four.
-        micro_batch_tokens: places that go through the model at once, at most.
+        micro_batch_tokens: positions that go through the model at once, at most.
         rows: completions that are sampled together.
         row_tokens: the longest prompt and completion together.
         critic: in training beside it, likewise, or None.
     """
     small, large = _kept(policy, completions[:2]), _kept(policy, completions)
-    per_place = (large[1] - small[1]) / max(1, large[0] - small[0])
+    per_position = (large[1] - small[1]) / max(1, large[0] - small[0])
     held = CHUNK_BYTES.get(policy.device.type, 2**30)
     need = _Need(
         optimiser=_optimiser_bytes(policy),
         # Its passes come when the policy's are done, and keep what those keep, but for the head.
         critic=0 if critic is None else _optimiser_bytes(critic),
-        activations=int(small[1] + max(0.0, per_place) * max(0, micro_batch_tokens - small[0])),
+        activations=int(small[1] + max(0.0, per_position) * max(0, micro_batch_tokens - small[0])),
         head=3 * held,
         cache=rows * row_tokens * _cache_bytes(policy),
     )
@@ -167,7 +167,7 @@ def memory(
         "memory",
         verdict,
         f"the largest step needs {need.total / 2**30:.1f} GiB more (gradient and optimiser {gib['optimiser']:.1f}, "
-        f"{of_critic}{micro_batch_tokens} places {gib['activations']:.1f}, head {gib['head']:.1f}, "
+        f"{of_critic}{micro_batch_tokens} positions {gib['activations']:.1f}, head {gib['head']:.1f}, "
         f"keys and values of {rows} rows {gib['cache']:.1f})",
         f"{free / 2**30:.1f} GiB free",
         advice,
@@ -190,7 +190,7 @@ def _kept(policy: Policy, completions: Sequence[Episode]) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = policy.loss(micro, DRPO(0.2)).loss
     del loss
-    return micro.layout.n_places, sum(seen.values())
+    return micro.layout.n_positions, sum(seen.values())
 
 
 def _optimiser_bytes(model: Policy | Critic) -> int:

@@ -18,7 +18,7 @@ from drpo.seeds import derive
 from drpo.types import Episode, MicroBatch, Problem, RewardResult, Sampling, ScoredGroup, Tokens
 
 RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20, 40, 50, 100}))  # to 953
-"""Ranks k at which the mass beyond the k likeliest tokens is noted."""
+"""Ranks k at which the mass beyond the k most probable tokens is noted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class ProbeBatch:
         tail: mass of the tokens less likely than this one, with a random share of its own: uniform on [0, 1] if the
             tokens follow the distribution.
         rank: how many tokens are likelier.
-        beyond: [T, R] mass beyond the k likeliest tokens, k in `RANKS`.
+        beyond: [T, R] mass beyond the k most probable tokens, k in `RANKS`.
         stops: [T] chance that this token ends the completion.
     """
 

@@ -1,4 +1,4 @@
-"""The value of a text so far: a transformer of its own with a scalar head, on the same packed places as the policy."""
+"""The critic: a second transformer with a scalar head, on the same packed positions as the policy."""
 
 from typing import Any
 

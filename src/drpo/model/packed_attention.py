@@ -67,9 +67,9 @@ def _packed_attention(
     Args:
         query: [1, heads, N, D].
         key, value: [1, key heads, N, D].
-        packing: of the N places.
+        packing: of the N positions.
         scaling: of the scores; None is 1 / sqrt(D).
-        sliding_window: places that a query sees, itself included, or None.
+        sliding_window: positions that a query sees, itself included, or None.
         others: whatever else a model passes; what changes the scores is refused.
 
     Returns:
@@ -163,12 +163,12 @@ AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
-    """Return the last hidden states [N, H] of N places in one row, by `attention`.
+    """Return the last hidden states [N, H] of N positions in one row, by `attention`.
 
     Args:
         model: one that `enable_packed_attention` returned True for.
         input_ids: [N] int64.
-        layout: of the N places.
+        layout: of the N positions.
     """
     out = model.get_decoder()(
         input_ids=input_ids[None],
@@ -188,9 +188,9 @@ def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
     Padding stands where causal attention cannot see it, so its id does not matter.
     """
     first = [0, *accumulate(layout.length)]
-    places = [torch.arange(first[s], first[s + 1]) for s in range(len(layout.length))]
-    tails = [s for s in range(len(places)) if s not in layout.prefix]
-    rows = [torch.cat([places[p], places[s]]) if (p := layout.prefix[s]) >= 0 else places[s] for s in tails]
+    positions = [torch.arange(first[s], first[s + 1]) for s in range(len(layout.length))]
+    tails = [s for s in range(len(positions)) if s not in layout.prefix]
+    rows = [torch.cat([positions[p], positions[s]]) if (p := layout.prefix[s]) >= 0 else positions[s] for s in tails]
     width = max(map(len, rows))
     slot = torch.empty(len(input_ids), dtype=torch.int64)
     for b, row in enumerate(rows):
@@ -228,14 +228,14 @@ def enable_packed_attention(model: PreTrainedModel) -> bool:
     """Give a model packed attention and return True; where that does not give what its own gives, leave it and False.
 
     Two prompts of different lengths with several answers each go both ways, past a sliding window, which is shortened
-    for them. Models whose attention is not transformers' own, or that mix places in other ways (recurrence,
+    for them. Models whose attention is not transformers' own, or that mix positions in other ways (recurrence,
     convolution), fail this and are run padded.
 
     Args:
         model: in its own attention.
     """
     layout = Layout(length=(5, 4, 2, 1, 3, 3, 1, 6), prefix=(-1, 0, 0, 0, -1, 4, 4, -1))
-    ids = 1 + 7 * torch.arange(layout.n_places) % (model.config.get_text_config().vocab_size - 1)
+    ids = 1 + 7 * torch.arange(layout.n_positions) % (model.config.get_text_config().vocab_size - 1)
     ids = ids.to(model.device)
     own = model.config._attn_implementation
     with narrowed(model):

@@ -1,8 +1,8 @@
 """Completions laid end to end, their shared prompts once: which position attends to which.
 
-Everything in a transformer but attention treats places one by one, so a packed row [1, N] needs no padding anywhere
+Everything in a transformer but attention treats positions one by one, so a packed row [1, N] needs no padding anywhere
 else. Attention unpacks: segments of like length become the padded rows of one bucket, a segment that continues a prompt
-gets the prompt's keys and values in front of its own, and the outputs go back to their places. Nothing leaks between
+gets the prompt's keys and values in front of its own, and the outputs go back to their positions. Nothing leaks between
 completions, and the gradient of a shared prompt is the sum over the completions that saw it.
 """
 
@@ -48,17 +48,17 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How the N places of a layout become the M slots of padded rows, and back; for one forward pass.
+    """How the N positions of a layout become the M slots of padded rows, and back; for one forward pass.
 
     Args:
         buckets: in the order of their slots; a bucket's `source` comes before it.
-        place: [M] int64; the place that stands in each slot, 0 where it is padding.
+        position: [M] int64; the position that stands in each slot, 0 where it is padding.
         padding: [K] int64; the slots that are padding.
-        slot: [N] int64; the slot in which each place stands.
+        slot: [N] int64; the slot in which each position stands.
     """
 
     buckets: tuple[Bucket, ...]
-    place: Tensor
+    position: Tensor
     padding: Tensor
     slot: Tensor
     _bias: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
@@ -68,16 +68,16 @@ class Packing:
         """Return the packing of a layout."""
         buckets = tuple(_buckets(layout, device))
         first = [0, *accumulate(layout.length)]
-        place = torch.zeros(buckets[-1].slots.stop, dtype=torch.int64)
+        position = torch.zeros(buckets[-1].slots.stop, dtype=torch.int64)
         slot = torch.empty(first[-1], dtype=torch.int64)
         for bucket in buckets:
             for row, s in enumerate(bucket.segments):
                 at, n = bucket.start + row * bucket.width, layout.length[s]
-                place[at : at + n] = torch.arange(first[s], first[s] + n)
+                position[at : at + n] = torch.arange(first[s], first[s] + n)
                 slot[first[s] : first[s] + n] = torch.arange(at, at + n)
-        used = torch.zeros(len(place), dtype=torch.bool)
+        used = torch.zeros(len(position), dtype=torch.bool)
         used[slot] = True
-        return Packing(buckets, place.to(device), (~used).nonzero()[:, 0].to(device), slot.to(device))
+        return Packing(buckets, position.to(device), (~used).nonzero()[:, 0].to(device), slot.to(device))
 
     def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """What bucket `number` adds to its scores, [R, 1, Lq, Lk] of 0 and -inf; None where plain causality will do."""
@@ -123,21 +123,21 @@ def _alike(segments: list[int], layout: Layout) -> list[list[int]]:
 
 def _seen(bucket: Bucket, buckets: tuple[Bucket, ...], window: int | None) -> Tensor:
     """[R, 1, Lq, Lk] bool: which keys, the prefix's and then its own, each query attends to."""
-    place = torch.arange(bucket.width, device=bucket.prefix.device)
-    behind = place[:, None] - place  # how far the key stands behind the query
+    position = torch.arange(bucket.width, device=bucket.prefix.device)
+    behind = position[:, None] - position  # how far the key stands behind the query
     own = ((behind >= 0) & (behind < (window or bucket.width)))[None].expand(len(bucket.segments), -1, -1)
     if bucket.source is None:
         return own[:, None]
-    key = torch.arange(buckets[bucket.source].width, device=place.device)
+    key = torch.arange(buckets[bucket.source].width, device=position.device)
     prefix = bucket.prefix[:, None, None]
     there = (key < prefix).expand(-1, bucket.width, -1)
     if window is not None:
-        there = there & (prefix + place[:, None] - key < window)
+        there = there & (prefix + position[:, None] - key < window)
     return torch.cat([there, own], dim=2)[:, None]
 
 
 class _Unpack(torch.autograd.Function):
-    """Places [N, ...] -> slots [M, ...], padding 0. Every place has one slot, so the gradient needs no sums."""
+    """Positions [N, ...] -> slots [M, ...], padding 0. Every position has one slot, so the gradient needs no sums."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
@@ -151,7 +151,7 @@ class _Unpack(torch.autograd.Function):
 
 
 class _Pack(torch.autograd.Function):
-    """Slots [M, ...] -> places [N, ...]: the transpose of `_Unpack`."""
+    """Slots [M, ...] -> positions [N, ...]: the transpose of `_Unpack`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
@@ -172,12 +172,12 @@ def unpack(x: Tensor, packing: Packing) -> Tensor:
 
 def pack(x: Tensor, packing: Packing) -> Tensor:
     """Return slots [M, ...] as positions [N, ...]."""
-    places: Tensor = _Pack.apply(x, packing)  # type: ignore[no-untyped-call]
-    return places
+    positions: Tensor = _Pack.apply(x, packing)  # type: ignore[no-untyped-call]
+    return positions
 
 
 def _to_slots(x: Tensor, packing: Packing) -> Tensor:
-    return x.index_select(0, packing.place).index_fill_(0, packing.padding, 0)
+    return x.index_select(0, packing.position).index_fill_(0, packing.padding, 0)
 
 
 def rows(slots: Tensor, bucket: Bucket) -> Tensor:

@@ -93,14 +93,15 @@ class Policy:
         """Return what a call returns, and [T] of each kind: how far the policy is from the micro-batch's sampler.
 
         Raises:
-            InputError: the sampler did not report its likeliest tokens.
+            InputError: the sampler did not report its most probable tokens.
         """
-        if micro.top is None:
+        if micro.top_logprobs is None:
             raise InputError(
-                "the sampler's likeliest tokens are missing from the completions; sample with sampling.top_logprobs > 0"
+                "the sampler's most probable tokens are missing from the completions; sample with "
+                "sampling.top_logprobs > 0"
             )
         chosen = self._chosen(micro)
-        return linear_divergence(chosen, self.head, micro.target, micro.top, kinds, self.temperature)
+        return linear_divergence(chosen, self.head, micro.target, micro.top_logprobs, kinds, self.temperature)
 
     def loss(self, micro: MicroBatch, objective: Objective) -> PolicyLoss:
         """Return the micro-batch's share of the loss, differentiable, and what was computed of its T tokens."""
@@ -111,7 +112,7 @@ class Policy:
             torch.ones_like(micro.target, dtype=torch.bool),
             micro.sequence,
             micro.weight,
-            micro.top,
+            micro.top_logprobs,
         )
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 

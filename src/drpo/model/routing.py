@@ -94,7 +94,7 @@ def _experts(model: PreTrainedModel) -> list[nn.Module]:
 def _chosen(model: PreTrainedModel, c: TokenSequence, dtype: torch.dtype) -> Tensor:
     """[L, M, k] int64 on the CPU: the experts of each layer for each of a sequence's sampled tokens, ascending.
 
-    transformers hands every mixture's experts the numbers that its router chose, [places, k], and that is where they
+    transformers hands every mixture's experts the numbers that its router chose, [positions, k], and that is where they
     are read: after biases, groups and whatever else a router of that family considers.
     """
     seen: list[Tensor] = []

@@ -284,7 +284,7 @@ def vanishes_at_zero_advantage(objective: Objective) -> bool:
 
 
 def _without_advantage(with_divergence: bool) -> Tokens:
-    """Tokens with A = 0, from the likeliest to the impossible, in sequences of 1 token and of hundreds."""
+    """Tokens with A = 0, from the most probable to the impossible, in sequences of 1 token and of hundreds."""
     grid = torch.tensor([0.0, -1e-6, -1e-3, -0.01, -0.1, -0.3, -0.7, -1.2, -2, -3, -5, -8, -12, -20, -40, -90, -1000])
     logp, behavior_logp = (g.reshape(-1).repeat(4) for g in torch.meshgrid(grid, grid, indexing="ij"))
     n = len(logp)

@@ -1,13 +1,11 @@
-"""How far the policy has moved from the sampler at a token: divergences over the sampler's K likeliest tokens.
+"""Divergences of the policy from the sampler at a token, over the sampler's K most probable tokens.
 
-Shapes: T tokens, K of the sampler's likeliest tokens at each, vocabulary size V. p is the sampler's distribution mu,
-q the policy's pi; what the K tokens leave is one more outcome, the rest, so that both are distributions over K + 1
-outcomes. Merging outcomes never adds to a divergence: these are lower bounds of the divergences over the whole
-vocabulary, and K = V gives exactly those.
+Shapes: T tokens, K most probable tokens at each, vocabulary size V. p is the sampler's distribution mu, q the policy's
+pi. The remaining probability is one more outcome, the rest, so both are distributions over K + 1 outcomes. Merging
+outcomes never increases a divergence: these are lower bounds of those over the whole vocabulary, exact at K = V.
 
-The K are the sampler's likeliest and nothing else: a sampled token that is not among them counts in the rest, and of
-equally likely tokens at the edge any may be left out. This is the reading that the golden vectors of the method's
-authors have (tests/golden/topk.json).
+The K are the sampler's most probable tokens and no others: a sampled token outside counts in the rest, and ties at the
+edge are broken arbitrarily. The golden vectors of the method's authors follow this reading (tests/golden/topk.json).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +25,7 @@ def topk_tv(logp: Tensor, behavior_logp: Tensor) -> Tensor:
         (sum_k |p_k - q_k| + |rest_p - rest_q|) / 2
 
     Args:
-        logp: [..., K] nats, <= 0; log q of the sampler's K likeliest tokens; -inf is a probability of 0.
+        logp: [..., K] nats, <= 0; log q of the sampler's K most probable tokens; -inf is a probability of 0.
         behavior_logp: [..., K] nats, <= 0; log p of the same.
 
     Returns:
@@ -55,7 +53,7 @@ def topk_kl(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     noise, and its logarithm would be noise of any size.
 
     Args:
-        logp: [..., K] nats, <= 0; log q of the sampler's K likeliest tokens; -inf is a probability of 0.
+        logp: [..., K] nats, <= 0; log q of the sampler's K most probable tokens; -inf is a probability of 0.
         behavior_logp: [..., K] nats, <= 0; log p of the same.
 
     Returns:

@@ -64,7 +64,7 @@ class DPPO:
         kl: d = KL(Bern(mu) || Bern(pi))         topk_kl: `divergence.topk_kl`
 
     The top-K divergences say how far the distributions are apart, the sampled token which way: they come from
-    `Tokens.divergence`, which the trainer fills from what the sampler reports of its likeliest tokens.
+    `Tokens.divergence`, which the trainer fills from what the sampler reports of its most probable tokens.
 
     Args:
         delta_low: region for falling probabilities, > 0; a probability for "tv" and "topk_tv" (authors: 0.15), nats
@@ -134,7 +134,7 @@ class DPPO:
         if tokens.divergence is None:
             raise InputError(
                 f"objective dppo with divergence={self.divergence!r}: tokens.divergence is missing; sample with "
-                "sampling.top_logprobs > 0 and give the loss the sampler's `top`, or fill it"
+                "sampling.top_logprobs > 0 and give the loss the sampler's `top_logprobs`, or fill it"
             )
         return tokens.divergence
 

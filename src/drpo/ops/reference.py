@@ -1,4 +1,4 @@
-"""The head operator, written so that it can be read: it holds the whole [T, V] of logits."""
+"""The head operator's definition in a few lines; it holds all logits [T, V]."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from drpo.ops.head import Head
 def linear_logprob(hidden: Tensor, head: Head, target: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return log softmax(logits / temperature)[target] and the softmax's entropy, in float32 throughout.
 
-    Args, Returns: as `drpo.ops.linear_logprob`, of which this is the definition.
+    Args, Returns: as `drpo.ops.linear_logprob`; this is its definition.
 
     Example:
         >>> logp, entropy = linear_logprob(torch.zeros(1, 3), Head(torch.ones(4, 3)), torch.tensor([2]))

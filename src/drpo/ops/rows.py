@@ -1,15 +1,15 @@
-"""What happens to logits between the head's matrix products, row by row: PyTorch's own operations.
+"""Row operations on logits between the head's matrix products, in PyTorch.
 
-R rows, V words. With z = logits * scale and p = softmax(z):
+R rows, V tokens. With z = logits * scale and p = softmax(z):
 
     statistics   logp = log p[target],  entropy = -sum p log p
-    residual     p - onehot(target), of which every token-wise loss's slope is a multiple, with the statistics
-    slope        the same where the entropy has a gradient too
+    residual     p - onehot(target), with the statistics; a token-wise loss's slope is a multiple of it
+    slope        the slope of a loss that reads the entropy too
 
-`exact` gives logits of some words to more digits than `logits` hold: the words [R, n], and those logits [R, n].
+`exact` holds more precise logits of some tokens: their ids [R, n] and these logits [R, n].
 
-Each overwrites `logits`, and computes in float32 or wider whatever it is given. The loops of `chunked.py` do not know
-which device they run on: `triton.py` offers the same three functions.
+Each function overwrites `logits` and computes in float32 or wider. `triton.py` has the same three functions, so the
+loops of `chunked.py` are the same on every device.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 ROWS = 8
-"""Rows done together on a CPU: what is between the logits and the result then stays in a core's cache."""
+"""Rows per block on a CPU: the intermediate results then stay in a core's cache."""
 
 NEVER = -1000.0
-"""Stands for log p = -inf in p log p: below it p is 0 in float64 too."""
+"""Replaces log p = -inf in p log p; p is 0 in float64 at this value."""
 
 Exact = tuple[Tensor, Tensor]
-"""Words [R, n] int64, and their logits [R, n] in full."""
+"""Token ids [R, n] int64, and their logits [R, n] in float32."""
 
 
 def statistics(logits: Tensor, target: Tensor, scale: float, exact: Exact | None = None) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def statistics(logits: Tensor, target: Tensor, scale: float, exact: Exact | None
         logits: [R, V] float; overwritten.
         target: [R] int64 in [0, V).
         scale: 1 / temperature.
-        exact: words and their logits, where those are known to more digits than `logits` hold, or None.
+        exact: token ids and more precise logits of these, or None.
     """
     logp, entropy = _results(logits)
     for rows, z in _shifted(logits, scale, exact):
@@ -50,7 +50,7 @@ def residual(
 
     Args:
         logits, target, scale, exact: as for `statistics`.
-        dtype: of the result, which takes the place of `logits` where that has this type.
+        dtype: the result's; where `logits` has it too, the result overwrites `logits`.
     """
     logp, entropy = _results(logits)
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
@@ -74,7 +74,7 @@ def slope(
 
     Args:
         logits, target, scale, dtype, exact: as for `residual`.
-        grad_logp, grad_entropy: [R] float; the loss's slopes.
+        grad_logp, grad_entropy: [R] float; d loss / d logp and d loss / d entropy.
     """
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
     for rows, z in _shifted(logits, scale, exact):
@@ -92,7 +92,7 @@ def _results(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shifted(logits: Tensor, scale: float, exact: Exact | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows, and their z minus each row's largest: in place where `logits` are wide, else in one scratch."""
+    """Yield blocks of rows and their z minus each row's maximum, in place or in one scratch buffer."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     size = min(len(logits), ROWS if logits.device.type == "cpu" else len(logits))
     scratch = None if logits.dtype == wide else torch.empty_like(logits[:size], dtype=wide)
@@ -109,12 +109,12 @@ def _shifted(logits: Tensor, scale: float, exact: Exact | None) -> Iterator[tupl
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return p [R, V], and [R] log of the sum of e^z, of rows whose largest z is 0."""
+    """Return p [R, V] and log sum e^z [R], for rows with a maximum of 0."""
     p = torch.softmax(z, dim=-1)
     return p, -p.amax(-1).log()
 
 
 def _figures(z: Tensor, p: Tensor, normaliser: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logp [R] and entropy [R], which is never negative: both of its terms are not. z is overwritten."""
+    """Return logp [R] and entropy [R], non-negative since both terms are. Overwrites z."""
     logp = z.gather(1, target[:, None])[:, 0] - normaliser
     return logp, normaliser - z.clamp_(min=NEVER).mul_(p).sum(-1)

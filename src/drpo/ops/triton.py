@@ -1,10 +1,10 @@
-"""What `rows.py` does to logits between the head's matrix products, as kernels for CUDA GPUs.
+"""The row operations of `rows.py` as Triton kernels for CUDA GPUs.
 
-Each logit is read once for the statistics and once for a slope. What bounds both is memory traffic, so they are laid
-out to keep the arithmetic below it: one exponential per logit, and no barrier inside a row. The products give float32
-logits here, so that no target's logit is known to more digits than the others.
+Each logit is read once for the statistics and once for a slope. Memory traffic bounds both, so the kernels keep the
+arithmetic below it: one exponential per logit, and no barrier inside a row. The products return float32 logits on a
+GPU, so `exact` logits are not needed.
 
-With `TRITON_INTERPRET=1` in the environment before triton is imported, the same kernels run on the CPU, slowly.
+With `TRITON_INTERPRET=1` set before triton is imported, the kernels run on the CPU, slowly.
 """
 
 from __future__ import annotations  # the kernels' parameters name `tl`, which may be missing
@@ -20,7 +20,7 @@ from drpo.errors import InputError
 try:
     import triton
     import triton.language as tl
-except ImportError:  # an optional backend: `supported` says no
+except ImportError:  # an optional backend: `supported` returns False
     triton = None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,24 +28,24 @@ WARPS = 8
 VECTOR_BYTES = 16
 """The widest load of one thread."""
 LANES = 4 * 32 * WARPS
-"""Running sums per row. Four for each thread, so that four loads are under way while one is worked on."""
+"""Running sums per row: four per thread, so that loads overlap with arithmetic."""
 BLOCK = 4096
-"""Logits per program of the slope: 16 to 64 bytes under way for each thread."""
+"""Logits per program of the slope: 16 to 64 bytes in flight per thread."""
 
 
 def _jit(kernel: Callable[..., Any]) -> Any:
-    """Return triton's kernel, or the bare function where there is no triton and nothing will call it."""
+    """Return triton's kernel, or the plain function without triton, where nothing calls it."""
     return kernel if triton is None else triton.jit(kernel)
 
 
 @_jit
 def _absorb(top: tl.tensor, total: tl.tensor, tilt: tl.tensor, x: tl.tensor, steepness: tl.tensor) -> Any:
-    """Take the logits x [lanes, width] into each lane's maximum m, sum e^(z - m) and sum e^(z - m) (x - m)."""
+    """Add the logits x [lanes, width] to each lane's maximum m, sum e^(z - m) and sum e^(z - m) (x - m)."""
     new_top = tl.maximum(top, tl.max(x, 1))
     fall = top - new_top
     shrink = tl.exp2(fall * steepness)
     gap = x - new_top[:, None]
-    weight = tl.exp2(gap * steepness)  # a NaN stays one here, where a maximum drops it
+    weight = tl.exp2(gap * steepness)  # propagates a NaN, which the maximum drops
     tilt = shrink * (tilt + fall * total) + tl.sum(weight * tl.maximum(gap, -1e38), 1)  # 0 * -inf would be a NaN
     return new_top, shrink * total + tl.sum(weight, 1), tilt
 
@@ -63,21 +63,21 @@ def _statistics(
     lanes: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
-    """One row per program; each lane keeps sums of its own, and they meet at the end: no logit waits for a barrier.
+    """Reduce one row per program. Each lane keeps its own sums until the end, so no logit waits for a barrier.
 
-    Differences are taken between logits, before the scale: they are nearly exact, and 0 at the maximum. `width`
-    neighbours are one vector load of one thread, so that a lane's maximum needs no other thread.
+    Logits are subtracted before they are scaled: these differences are nearly exact, and 0 at the maximum. One thread
+    loads `width` neighbours as one vector, so a lane's maximum needs no other thread.
     """
     row = tl.program_id(0).to(tl.int64)  # row * row_stride passes 2^31 from 14,135 rows of 151,936
     here = logits + row * row_stride
     steepness = scale * 1.4426950408889634  # e^x = 2^(x log2 e)
     columns = tl.arange(0, lanes)[:, None] * width + tl.arange(0, width)[None, :]
-    top = tl.full([lanes], -1e38, tl.float32)  # finite, so that a lane of nothing but -inf makes no inf - inf
+    top = tl.full([lanes], -1e38, tl.float32)  # finite, so that a lane of -inf alone computes no inf - inf
     total = tl.zeros([lanes], tl.float32)
     tilt = tl.zeros([lanes], tl.float32)
-    word = tl.load(target + row)
-    known = (word >= 0) & (word < size)
-    x_target = tl.load(here + word, mask=known, other=float("nan")).to(tl.float32)
+    token = tl.load(target + row)
+    known = (token >= 0) & (token < size)
+    x_target = tl.load(here + token, mask=known, other=float("nan")).to(tl.float32)
     whole = size // (lanes * width) * (lanes * width)
     for start in range(0, whole, lanes * width):
         x = tl.load(here + start + columns).to(tl.float32)
@@ -94,7 +94,7 @@ def _statistics(
     log_mass = tl.log(mass)
     tl.store(normaliser + row, peak * scale + log_mass)
     tl.store(logp + row, (x_target - peak) * scale - log_mass)
-    tl.store(entropy + row, log_mass - scale * mean_gap)  # neither term below 0: mass >= 1, every gap <= 0
+    tl.store(entropy + row, log_mass - scale * mean_gap)  # both terms >= 0: mass >= 1, every gap <= 0
 
 
 @_jit
@@ -109,7 +109,7 @@ def _residual(
     scale: tl.tensor,
     block: tl.constexpr,
 ) -> None:
-    """p - onehot, `block` columns of one row per program; each element is read and written by the same thread."""
+    """Write p - onehot, `block` columns of one row per program; one thread reads and writes each element."""
     pieces = tl.cdiv(size, block)
     row = (tl.program_id(0) // pieces).to(tl.int64)
     columns = (tl.program_id(0) % pieces) * block + tl.arange(0, block)
@@ -136,7 +136,7 @@ def _slope(
     scale: tl.tensor,
     block: tl.constexpr,
 ) -> None:
-    """g_logp (onehot - p) - g_entropy p (log p + entropy), laid out as `_residual`."""
+    """Write g_logp (onehot - p) - g_entropy p (log p + entropy), laid out as in `_residual`."""
     pieces = tl.cdiv(size, block)
     row = (tl.program_id(0) // pieces).to(tl.int64)
     columns = (tl.program_id(0) % pieces) * block + tl.arange(0, block)
@@ -152,11 +152,11 @@ def _slope(
 
 
 INTERPRETED = triton is not None and not isinstance(_slope, triton.JITFunction)
-"""Whether the kernels run in triton's interpreter, on the CPU too."""
+"""True where the kernels run in triton's interpreter, which also works on the CPU."""
 
 
 def supported(device: torch.device | str) -> bool:
-    """Return whether the kernels run on `device`: triton is installed, and it is a CUDA GPU that triton compiles for.
+    """Return whether the kernels run on `device`: a CUDA GPU that triton compiles for, with triton installed.
 
     Example:
         >>> supported("meta")
@@ -176,10 +176,9 @@ def statistics(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Te
     All sums are in float32. A logit of -inf has p = 0 and adds nothing; a NaN makes its row's results NaN.
 
     Args:
-        logits: [R, V] float32, bfloat16 or float16, which `rows.py` may overwrite; rows may lie apart, a row's logits
-            are neighbours. Where the stride is a multiple of 16 logits, rows are read in vectors of 16 bytes, else one
-            logit at a time.
-        target: [R] int64 in [0, V). One outside gets a logp of NaN: to say more, the device would have to be asked.
+        logits: [R, V] float32, bfloat16 or float16, contiguous within a row. Where the stride between rows is a
+            multiple of 16 logits, loads are vectors of 16 bytes, else single logits.
+        target: [R] int64 in [0, V). A target outside returns a logp of NaN; an error would need a device sync.
         scale: > 0; 1 / temperature.
 
     Raises:
@@ -194,7 +193,7 @@ def residual(logits: Tensor, target: Tensor, scale: float, dtype: torch.dtype) -
 
     Args:
         logits, target, scale: as for `statistics`.
-        dtype: of the result, which takes the place of `logits` where that has this type: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; where `logits` has it too, the result overwrites `logits`.
 
     Raises:
         InputError: as `statistics`.
@@ -212,7 +211,7 @@ def slope(
 
     Args:
         logits, target, scale, dtype: as for `residual`.
-        grad_logp, grad_entropy: [R] float32; the loss's slopes.
+        grad_logp, grad_entropy: [R] float32; d loss / d logp and d loss / d entropy.
 
     Raises:
         InputError: as `statistics`.
@@ -247,7 +246,7 @@ def _normalise(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Te
 
 
 def _launch(kernel: Any, logits: Tensor, rowwise: tuple[Tensor, ...], result: Tensor, scale: float) -> None:
-    """Let `kernel` fill `result` from the logits and from what each row has one of."""
+    """Run `kernel`, which writes `result` from the logits and the columns with one value per row."""
     rows, size = logits.shape
     with torch.cuda.device_of(logits):
         kernel[(rows * triton.cdiv(size, BLOCK),)](

@@ -19,7 +19,7 @@ from drpo.types import Generation, Request, Sampling, TopK
 log = logging.getLogger("drpo")
 
 PREFILL_TOKENS = 16_384
-"""Most places, padding included, that prompts fill in one forward pass: what bounds its memory."""
+"""Most positions, padding included, that prompts fill in one forward pass: what bounds its memory."""
 
 PADDING = 1 / 8
 """Most of a forward pass that may be padding."""
@@ -176,9 +176,9 @@ def _parts(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Split prompts among forward passes, by length, so that little padding is read and no pass is too large."""
     part: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        places = (len(part) + 1) * lengths[i]
-        padding = places - sum(lengths[j] for j in part) - lengths[i]
-        if part and (places > PREFILL_TOKENS or padding > PADDING * places):
+        positions = (len(part) + 1) * lengths[i]
+        padding = positions - sum(lengths[j] for j in part) - lengths[i]
+        if part and (positions > PREFILL_TOKENS or padding > PADDING * positions):
             yield part
             part = []
         part = [*part, i]
@@ -233,7 +233,7 @@ def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> li
 
 @torch.inference_mode()
 def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, TopK | None]:
-    """Return tokens and log-probabilities [B, N], and the likeliest tokens [B, N, K] where they are asked for.
+    """Return tokens and log-probabilities [B, N], and the most probable tokens [B, N, K] where they are asked for.
 
     Each row goes on behind its first stop word, with anything.
 

@@ -27,8 +27,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"problem {problem.id!r}: its prompt holds half a character, {text[error.start]!a} at place {error.start}; "
-            "repair the data"
+            f"problem {problem.id!r}: its prompt holds half a character, {text[error.start]!a} at character "
+            f"{error.start}; repair the data"
         ) from None
     if tokenizer.chat_template:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes the special tokens itself

@@ -35,7 +35,7 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
     Args:
         logits: [B, V], any float dtype.
         u: [B] float64 in [0, 1).
-        sampling: temperature (0 means the likeliest token), top_p, top_k.
+        sampling: temperature (0 means the most probable token), top_p, top_k.
 
     Returns:
         token [B] int64 and its log-probability [B] float32, nats, <= 0.
@@ -52,7 +52,7 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
 
 
 def top_logprobs(logits: Tensor, sampling: Sampling) -> TopK:
-    """Return the `sampling.top_logprobs` likeliest tokens of each row under the distribution that `draw` draws from.
+    """Return the `sampling.top_logprobs` most probable tokens of each row under the distribution of `draw`.
 
     Args:
         logits: [B, V], any float dtype.
@@ -120,12 +120,12 @@ def _invert(p: Tensor, u: Tensor) -> Tensor:
     within = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
     # The sum of the block was rounded: what is left of the threshold may lie at its very end.
     rest = _below(threshold - before[:, 0], within[:, -1])
-    place = torch.searchsorted(within, rest[:, None], right=True)
-    return (block * BLOCK + place)[:, 0].clamp(max=p.shape[-1] - 1)
+    index = torch.searchsorted(within, rest[:, None], right=True)
+    return (block * BLOCK + index)[:, 0].clamp(max=p.shape[-1] - 1)
 
 
 def _below(x: Tensor, total: Tensor) -> Tensor:
-    """At least a little below the total, so that the place found adds to it: its probability is above 0."""
+    """At least a little below the total, so that the index found adds to it: its probability is above 0."""
     return torch.minimum(x, torch.nextafter(total, torch.zeros_like(total)))
 
 

@@ -397,9 +397,9 @@ def _columns(choice: Mapping[str, Any]) -> dict[str, Any]:
     sent = {"token_ids": choice["token_ids"], "finish_reason": choice["finish_reason"]}
     if (reported := choice.get("logprobs")) is None:
         return {**sent, "logp": None}
-    places = reported["content"]
-    logp = [float(place["logprob"]) if place["logprob"] > FLOOR else math.nan for place in places]
-    top = [[(pair["token_id"], float(pair["logprob"])) for pair in place["top_logprobs"]] for place in places]
+    positions = reported["content"]
+    logp = [float(position["logprob"]) if position["logprob"] > FLOOR else math.nan for position in positions]
+    top = [[(pair["token_id"], float(pair["logprob"])) for pair in position["top_logprobs"]] for position in positions]
     return {**sent, "logp": logp, "top": top}
 
 

@@ -29,7 +29,7 @@ class CriticTrainer:
         config: how the values are learnt.
         learning_rate: constant, >= 0.
         max_grad_norm: the critic's gradient is scaled down to this L2 norm, > 0; inf is off.
-        micro_batch_tokens: most places that go through the model at once for the values; one completion always may.
+        micro_batch_tokens: most positions that go through the model at once for the values; one completion always may.
         ranks: who share the micro-batches; all have the same groups and batches.
     """
 

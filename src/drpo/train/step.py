@@ -243,7 +243,7 @@ def _halve(model: Trainable, micro: MicroBatch) -> None:
         )
     model.most_places = (len(micro.input_ids) + 1) // 2
     log.warning(
-        "out of memory with a micro-batch of %d places; going on with at most %d (--micro-batch-tokens)",
+        "out of memory with a micro-batch of %d positions; going on with at most %d (--micro-batch-tokens)",
         len(micro.input_ids),
         model.most_places,
     )

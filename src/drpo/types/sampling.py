@@ -14,8 +14,8 @@ class Sampling:
         max_new_tokens: longest completion, in tokens, >= 1.
         temperature: the logits are divided by it; > 0 in training, 0 means greedy and is for evaluation.
         top_p: keep the smallest set of tokens with at least this probability, (0, 1]; 1 in training.
-        top_k: keep the k likeliest tokens; 0 means off; 0 in training.
-        top_logprobs: report this many of the likeliest tokens beside each sampled one; what is drawn does not change.
+        top_k: keep the k most probable tokens; 0 means off; 0 in training.
+        top_logprobs: report this many most probable tokens beside each sampled one; what is drawn does not change.
 
     Raises:
         InputError: a value out of its range.

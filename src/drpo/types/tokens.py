@@ -68,12 +68,12 @@ class TokenLoss:
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """The likeliest tokens at each of n places, as the sampler saw them.
+    """The most probable tokens at each of n positions, as the sampler saw them.
 
-    The token that was sampled is among them only where it is one of the likeliest.
+    The token that was sampled is among them only where it is one of the most probable.
 
     Args:
-        ids: [n, K] int64, by falling probability; all different within a place.
+        ids: [n, K] int64, by falling probability; all different within a position.
         logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the distribution it draws from.
             -inf only where top-k or top-p rules the token out.
     """
@@ -81,9 +81,9 @@ class TopK:
     ids: Tensor
     logp: Tensor
 
-    def at(self, places: "Tensor | slice") -> "TopK":
-        """Those of some places: [m, K]."""
-        return TopK(self.ids[places], self.logp[places])
+    def at(self, positions: "Tensor | slice") -> "TopK":
+        """Those of some positions: [m, K]."""
+        return TopK(self.ids[positions], self.logp[positions])
 
     def to(self, device: torch.device) -> "TopK":
         """The same on another device."""
@@ -108,5 +108,5 @@ class TopK:
 
     @staticmethod
     def cat(parts: "Sequence[TopK]") -> "TopK":
-        """The places of all parts, in order; at least one part, all of the same K."""
+        """The positions of all parts, in order; at least one part, all of the same K."""
         return TopK(torch.cat([p.ids for p in parts]), torch.cat([p.logp for p in parts]))

@@ -1,6 +1,6 @@
 """The records of training: Credit -> Batch of MicroBatches -> StepStats.
 
-Letters in shapes: T trained tokens, N places of a micro-batch, S sequences of one optimiser batch.
+Letters in shapes: T trained tokens, N positions of a micro-batch, S sequences of one optimiser batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,17 +45,17 @@ class Credit:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which places of a packed row attend to which: segments laid end to end.
+    """Which positions of a packed row attend to which: segments laid end to end.
 
-    A place attends to its own segment up to itself, and to the whole of the segment that its own continues.
+    A position attends to its own segment up to itself, and to the whole of the segment that its own continues.
 
     Args:
-        length: places in each segment, >= 1.
+        length: positions in each segment, >= 1.
         prefix: the segment that each continues, or -1; a prefix has none itself.
 
     Example:
-        >>> shared = Layout(length=(5, 2, 3), prefix=(-1, 0, 0))  # a prompt of 5 places and two answers to it
-        >>> shared.positions().tolist(), shared.n_places
+        >>> shared = Layout(length=(5, 2, 3), prefix=(-1, 0, 0))  # a prompt of 5 positions and two answers to it
+        >>> shared.positions().tolist(), shared.n_positions
         ([0, 1, 2, 3, 4, 5, 6, 5, 6, 7], 10)
     """
 
@@ -63,8 +63,8 @@ class Layout:
     prefix: tuple[int, ...]
 
     @property
-    def n_places(self) -> int:
-        """N, places in all."""
+    def n_positions(self) -> int:
+        """N, positions in all."""
         return sum(self.length)
 
     def prefix_length(self, segment: int) -> int:
@@ -72,7 +72,7 @@ class Layout:
         return self.length[self.prefix[segment]] if self.prefix[segment] >= 0 else 0
 
     def positions(self) -> Tensor:
-        """[N] int64; how many places each place's own sequence has before it."""
+        """[N] int64; how many positions each position's own sequence has before it."""
         return torch.cat([self.prefix_length(s) + torch.arange(n) for s, n in enumerate(self.length)])
 
 
@@ -84,14 +84,14 @@ class MicroBatch:
 
     Args:
         input_ids: [N] int64; the segments of `layout`, end to end.
-        layout: which places attend to which.
+        layout: which positions attend to which.
         position: [T] int64 in [0, N): where the hidden state stands that predicts the token.
         target: [T] int64; the sampled token ids.
         behavior_logp: [T] float32, nats.
         advantage: [T] float32.
         sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
         weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
-        top: the sampler's likeliest tokens at each of the T, or None where it did not report them for all.
+        top_logprobs: the sampler's most probable tokens at each of the T, or None where it did not report them for all.
         value: [T] float32, as of `Credit`; None without a critic, as `returns`.
         returns: [T] float32, as of `Credit`.
     """
@@ -104,7 +104,7 @@ class MicroBatch:
     advantage: Tensor
     sequence: Tensor
     weight: Tensor
-    top: TopK | None = None
+    top_logprobs: TopK | None = None
     value: Tensor | None = None
     returns: Tensor | None = None
 
@@ -116,7 +116,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved, top=None if self.top is None else self.top.to(device))
+        return replace(self, **moved, top_logprobs=None if self.top_logprobs is None else self.top_logprobs.to(device))
 
 
 @dataclass(frozen=True, eq=False)
