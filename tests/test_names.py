@@ -57,7 +57,7 @@ IDENTIFIERS = {
     "require_top": "require_top_logprobs",
     "n_places": "n_positions",
     "foreign_code": "external_code",
-    "BEGINS_AGAIN": "restarts",
+    "BEGINS_AGAIN": "RESTARTS",
     "Crew": "PoolSize, WorkerPool",
     "crew": "worker_pool",
     "Lane": "Worker",

@@ -43,7 +43,7 @@ ENDS = """
 with Watchdog(folder, 4.0) as watchdog:
     train(tiny_run(checkpoint_every=1), folder, watchdog)
 """
-BEGINS_AGAIN = """
+RESTARTS = """
 sys.exit(cli.main(["train", "smoke", "--out", str(folder), "--checkpoint-every", "1", *sys.argv[3:]]))
 """
 
@@ -76,7 +76,7 @@ def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_d
 @pytest.mark.parametrize("how", ["hangs, again", "dies, again"])
 def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path):
     flags = ["--stall", "6", "--plain", "--no-doctor"]
-    done = broken(BEGINS_AGAIN, how, str(tmp_path / "run"), *flags)
+    done = broken(RESTARTS, how, str(tmp_path / "run"), *flags)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("beginning again from the last checkpoint") == 1
     stacks = tmp_path / "run" / STALLED
@@ -87,7 +87,7 @@ def test_a_run_begins_again_in_the_place_of_its_process(how: str, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_run_that_may_not_begin_again_says_how_to_go_on(tmp_path: Path):
-    done = broken(BEGINS_AGAIN, "dies", str(tmp_path / "run"), "--restarts", "0", "--no-doctor")
+    done = broken(RESTARTS, "dies", str(tmp_path / "run"), "--restarts", "0", "--no-doctor")
     assert done.returncode == STATUS and "\ndrpo: engine: it is dead; `drpo train --resume" in f"\n{done.stderr}", (
         done.stderr
     )
