@@ -51,6 +51,8 @@ BAD = [
     (("train",), "known: demo"),
     (("train", "dmo"), "did you mean 'demo'"),
     (("train", "smoke", "--stepz", "3"), "did you mean '--steps'"),
+    (("train", "smoke", "--steps", "x"), "--steps 'x': must be a whole number"),
+    (("train", "smoke", "--learning-rate", "x"), "--learning-rate 'x': must be a number"),
     (("train", "smoke", "--steps", "x"), "--steps"),
     (("train", "smoke", "--steps"), "--steps"),
     (("train", "smoke", "--steps", "0"), "steps=0"),

@@ -37,6 +37,7 @@ IDENTIFIERS = {
     "mark_held_out": "score_held_out",
     "refresh_every": "sync_every",
     "own_code": "trust_remote_code",
+    "with_learning_rate": "configure",
     "Parts": "Components",
     "handover": "sync",
     "begin_again": "restart",

@@ -133,12 +133,20 @@ def _refuse(event: ParseErrorEvent) -> NoReturn:
         case InvalidChoice(argument=argument, value=value, choices=choices):
             wrong = f"{_name(argument)} {value!r}{nearest(value, choices)}"
         case InstantiationFailure(argument=argument, message=message):
-            wrong = message if argument is None else f"{_name(argument)}: {message}"
+            wrong = message if argument is None else _unreadable(argument, message)
         case MissingArgs(missing_arguments=missing):
             wrong = f"{_name(missing[0].arg)} is missing"
         case _:
             wrong = f"the options cannot be read ({type(event).__name__})"
     raise InputError(f"{' '.join(wrong.split())}; see {event.prog} --help") from sys.exception()
+
+
+def _unreadable(argument: Any, message: str) -> str:
+    """What is wrong with a value: Python names it at the end of what it says of a text that is no number."""
+    kind = (argument.lowered.metavar or "").removeprefix("{None}|")
+    rule = {"INT": "must be a whole number", "FLOAT": "must be a number"}.get(kind)
+    told = f": {message}" if rule is None else f" {message.rpartition(': ')[2]}: {rule}"
+    return f"{_name(argument)}{told}"
 
 
 def _name(argument: Any) -> str:
