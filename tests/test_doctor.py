@@ -366,7 +366,7 @@ def test_a_broken_set_up_is_not_trained_on(
 @pytest.mark.parametrize(
     ("token_ids", "finish_reason", "said"),
     [
-        ([5, 9, 5, 9], "stop", "goes on behind an EOS"),
+        ([5, 9, 5, 9], "stop", "continues after an EOS"),
         ([5, 5, 5], "stop", "its last token 5 is no EOS"),
         ([5, 5, 5], "length", "has 3 of 4 tokens"),
         ([5, 5, 5, 9], "length", "ends with 9"),

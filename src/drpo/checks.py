@@ -1,7 +1,7 @@
-"""Checks of tensors that a caller passes: each error names the argument, what came, and the likely cause.
+"""Checks of a caller's tensors: each error names the argument, the value and the likely cause.
 
-Shapes, dtypes and devices are checked everywhere. Values are checked on the CPU alone, of kept tokens alone: reading
-them would stall a GPU, and break a graph that `torch.compile` or `torch.func` traces.
+Shapes, dtypes and devices are always checked. Values are checked only on the CPU and only for kept tokens: reading them
+would stall a GPU and break the tracing of `torch.compile` and `torch.func`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ from torch import Tensor
 from drpo.errors import InputError
 
 SAME = 1e-6
-"""Numbers that differ by no more than this share of the largest are equal: a few roundings of float32."""
+"""Relative tolerance of equality: a few roundings of float32."""
 
 
 def all_equal(values: Tensor) -> bool:
-    """Whether numbers are equal but for rounding: max - min <= 1e-6 max |values|; True where there are none.
+    """Whether numbers are equal up to rounding: max - min <= 1e-6 max |values|; True for no numbers.
 
     Example:
         >>> all_equal(torch.tensor([0.1, 0.1, 0.1, 0.10000001])), all_equal(torch.tensor([0.1, 0.1001]))
@@ -30,7 +30,7 @@ def all_equal(values: Tensor) -> bool:
 
 
 class _Kind(NamedTuple):
-    """What a column must hold: its dtype in words, and which values are wrong and why."""
+    """The rules of a column: its dtype, and which values are wrong."""
 
     dtype: str
     shape_cause: str
@@ -39,12 +39,12 @@ class _Kind(NamedTuple):
 
 
 def _positive(values: Tensor) -> Tensor:
-    """Where a log-probability is NaN, or positive beyond rounding; -inf is a probability of 0."""
+    """Return where a log-probability is NaN or positive beyond rounding; -inf is a probability of 0."""
     return ~(values <= slack(values.dtype))
 
 
 def slack(dtype: torch.dtype) -> float:
-    """How far above 0 rounding may leave a log-probability of this dtype."""
+    """Return how far above 0 rounding may put a log-probability of this dtype."""
     return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 
@@ -68,13 +68,13 @@ _KINDS: Mapping[str, _Kind] = {
 
 
 def require_columns(where: str, columns: Mapping[str, Tensor], like: tuple[str, Tensor], keep: Tensor | None) -> None:
-    """Raise unless every column fits `like`, and its kept values are possible ones.
+    """Raise unless every column fits `like` and its kept values are valid.
 
     Args:
-        where: what stands before a column's name in a message, such as "tokens.".
-        columns: name -> [T]; names as of `Tokens`, or "weight".
-        like: name and tensor [T] that gives the shape and the device.
-        keep: [T] bool, whose values are looked at; None looks at all.
+        where: the prefix of a column's name in messages, such as "tokens.".
+        columns: name -> [T]; names of `Tokens`' fields, or "weight".
+        like: name and tensor [T] with the required shape and device.
+        keep: [T] bool, selects the values to check; None checks all.
 
     Raises:
         InputError: one line.
@@ -110,7 +110,7 @@ def _dtype(values: Tensor) -> str:
 
 
 def _readable(values: Tensor) -> bool:
-    """Whether numbers can be read without waiting for a device, or breaking what traces them."""
+    """Whether values can be read without a device sync and without breaking a trace."""
     plain = values.device.type == "cpu" and type(values) in (Tensor, torch.nn.Parameter)
     return plain and not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(values)
 

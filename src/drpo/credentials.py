@@ -1,4 +1,4 @@
-"""The secret that a rollout server requires of its callers; it comes from the environment and is recorded nowhere."""
+"""The secrets for a rollout server; they come from the environment and are never recorded."""
 
 import os
 import re
@@ -9,20 +9,20 @@ from urllib.parse import unquote
 from drpo.errors import InputError
 
 TOKEN = "DRPO_SERVER_TOKEN"
-"""Environment variable: the token that `drpo serve` asks for."""
+"""Environment variable: the token that `drpo serve` requires."""
 AUTH = "DRPO_SERVER_AUTH"
-"""Environment variable: user:password, for a proxy before the server that asks for them."""
+"""Environment variable: user:password, for a proxy in front of the server."""
 HEADER = "drpo-token"
-"""The token's; `Authorization` stays free for the proxy."""
+"""Header of the token; `Authorization` is left to the proxy."""
 
 _USER = re.compile(r"(https?://)((?:(?!,https?://).)*)@", re.IGNORECASE | re.DOTALL)
-"""A password may hold what should have been quoted: commas, spaces, slashes, other @."""
+"""A password may contain unquoted commas, spaces, slashes and @."""
 _MISSPELT = re.compile(r"^(--engine=)?.*@", re.DOTALL)
-"""What stands before the host of an address without http://, which is refused, and said."""
+"""The part before the host of an address without http://; such an address is rejected with a message."""
 
 
 def without_password(text: str) -> str:
-    """Return a text with the user and the password of every address in it left out.
+    """Remove user and password from every address in a text.
 
     Example:
         >>> without_password("--engine=http://me:secret@host:8000,http://other:8000")
@@ -32,33 +32,33 @@ def without_password(text: str) -> str:
 
 
 def keep_password(arguments: Sequence[str]) -> list[str]:
-    """Take the password out of a command's `--engine` and into the environment, where `headers` finds it.
+    """Move the password of a command's `--engine` into the environment, where `headers` reads it.
 
-    Processes that the command starts find it too, and no record of the run does.
+    Child processes inherit it; no record of the run contains it.
 
     Args:
         arguments: of the command.
 
     Returns:
-        The same arguments, their addresses without user and password.
+        The arguments, with addresses without user and password.
 
     Raises:
-        InputError: the servers have different ones.
+        InputError: the servers have different passwords.
     """
     engines = [i for i, a in enumerate(arguments) if a.startswith("--engine=") or arguments[i - 1 : i] == ["--engine"]]
-    found = {match[2] for i in engines for match in _USER.finditer(arguments[i])}
-    if len(found) > 1:
+    users = {match[2] for i in engines for match in _USER.finditer(arguments[i])}
+    if len(users) > 1:
         raise InputError("--engine: servers with different passwords; give all of them the same")
-    if found:
-        os.environ[AUTH] = unquote(found.pop())
+    if users:
+        os.environ[AUTH] = unquote(users.pop())
     return [_MISSPELT.sub(r"\1", without_password(a)) if i in engines else a for i, a in enumerate(arguments)]
 
 
 def headers() -> Mapping[str, str]:
-    """Return the headers of a request that say who asks.
+    """Return the authentication headers of a request.
 
     Raises:
-        InputError: a variable holds what no header can.
+        InputError: a variable contains characters that a header cannot.
     """
     token, auth = os.environ.get(TOKEN, ""), os.environ.get(AUTH, "")
     if not (token.isascii() and token.isprintable()):

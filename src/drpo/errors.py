@@ -1,44 +1,44 @@
-"""The exceptions that mean "your input, not our bug"."""
+"""Exceptions with a message for the user, and helpers that format messages."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
 _CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # what steers a terminal
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # what turns the direction of the text around it
-    "\u2028\u2029"  # what looks like a line break and is none, or the other way round
-    # What cannot be seen, but for the joiners (200c, 200d) and selectors (fe0e, fe0f) that scripts and emoji need.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # bidirectional control
+    "\u2028\u2029"  # line and paragraph separators
+    # Invisible characters, except the joiners (200c, 200d) and selectors (fe0e, fe0f) that scripts and emoji need.
     "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u2065\u3164\ufe00-\ufe0d\ufeff\uffa0"
     "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-    "\ud800-\udfff]"  # what cannot be encoded
+    "\ud800-\udfff]"  # surrogates, which cannot be encoded
 )
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used.
+    """The user's input is invalid.
 
-    The message is one line that names the field, the value and what would be right. The command line prints it as it
-    is and exits with status 2; a library caller gets an ordinary `ValueError`.
+    The message is one line with the field, the value and the fix. The command line prints it and exits with status 2; a
+    library caller receives an ordinary `ValueError`.
     """
 
 
 class BrokenLogpError(InputError):
-    """A sampler's log-probabilities are missing, not finite, or positive: its numbers are broken, or its weights."""
+    """A sampler's log-probabilities are missing, not finite, or positive."""
 
 
 class EngineError(RuntimeError):
-    """The engine that samples has failed by itself; one in a new process may do."""
+    """The rollout engine failed; a fresh process may succeed."""
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the run is asked to stop)
-    """A signal asked the run to stop while it did what a resumed run does again."""
+    """A signal stopped the run during work that a resumed run repeats."""
 
 
 def printable(text: str) -> str:
-    """Return a text with all that could steer a terminal or deceive its reader as U+FFFD; tabs and line breaks stay.
+    """Replace unsafe characters by U+FFFD: control, bidi, separator, invisible and unencodable ones.
 
-    Control, bidi, separator, invisible and unencodable characters. Everything that a command says passes through here.
+    Tabs and line breaks are kept. All output of a command passes through here.
 
     Example:
         >>> printable("red: \\x1b[31m")
@@ -48,7 +48,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return a text, as a name that a record gives, in one line that the terminal may have.
+    """Return an untrusted text, such as a name in a record, as one printable line.
 
     Example:
         >>> one_line("a\\n  b\\u2028c")
@@ -64,7 +64,7 @@ _MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, address space or threads are used up, whichever library raised it.
+    """Whether an error of any library means that memory, address space or threads are exhausted.
 
     Example:
         >>> is_out_of_memory(RuntimeError("can't start new thread")), is_out_of_memory(RuntimeError("no"))

@@ -1,7 +1,7 @@
-"""Files and folders that a command writes: new ones, whole or not at all, and never through a link.
+"""Writes files and folders atomically, and never through a link.
 
-A run's folder may be a stranger's. A link in it may point at any file of the user's, so a link is replaced or refused,
-never followed. What a killed process leaves half written ends in `.writing`.
+A run's folder may come from someone else, and a link in it may point at any of the user's files. So links are replaced
+or rejected, never followed. Incomplete files of a killed process end in `.writing`.
 """
 
 import os
@@ -17,20 +17,20 @@ from typing import IO, Any
 from drpo.errors import InputError
 
 SCRATCH = ".writing"
-"""End of the name of a file or folder that is not yet whole."""
+"""Suffix of incomplete files and folders."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a new file that takes the place of `path` when it is written; on any failure nothing changes.
+    """Yield a new file that replaces `path` at the end of the block; on any failure nothing changes.
 
-    A link at `path` is replaced, and its target left alone. A name of the kernel's, as /dev/stdout, is written to.
+    A link at `path` is replaced; its target is not touched. A stream, such as /dev/stdout, is written to directly.
 
     Args:
-        path: of the file, in a folder that is there.
+        path: of the file, in an existing folder.
 
     Raises:
-        InputError: what stands at `path` is no file.
+        InputError: `path` exists and is not a file.
 
     Example:
         >>> import tempfile
@@ -45,28 +45,28 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield stream
         return
     if path.exists() and not path.is_symlink() and not path.is_file():
-        raise InputError(f"{path}: cannot be written, what is there is no file; name another")
+        raise InputError(f"{path}: cannot be written, because it is not a file; name another")
     scratch = _beside(path)
     try:
         with naming(path), open(scratch, "x+b", opener=opened_here) as file:
             yield file
         scratch.replace(path)
-    except BaseException:  # a full disk among others: what is half written takes the room that is lacking
+    except BaseException:  # also on a full disk, where the partial file takes space
         scratch.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let what the system refuses inside say of which file or folder: of a write it does not, as on a full disk.
+    """Add the path to an `OSError` raised inside that lacks one, as for a write to a full disk.
 
-    Libraries written in Rust raise errors of their own, which have the system's number in their words alone.
+    Errors of Rust libraries, which contain the system's error number only in their text, become an `OSError` too.
 
     Args:
-        path: that is written.
+        path: the file or folder that is written.
 
     Raises:
-        OSError: in place of theirs too.
+        OSError: with the path.
 
     Example:
         >>> try:
@@ -89,23 +89,23 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the kernel gives a stream this name, as /dev/stdout or /dev/fd/63, which must stay what it is."""
+    """Whether a path is a stream of the kernel, such as /dev/stdout or /dev/fd/63, which must not be replaced."""
     parent = str(path.parent.resolve())
     return (parent == "/dev" or parent.startswith("/proc/")) and path.exists() and not path.is_dir()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all; see `replacing`."""
+    """Write a text as UTF-8, atomically; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `path` when it is filled; on any failure nothing changes.
+    """Yield a new folder that replaces `path` at the end of the block; on any failure nothing changes.
 
     Args:
-        path: of the folder. What stands there is removed; of a link, the link alone.
+        path: of the folder. An existing one is removed; if it is a link, only the link.
     """
     scratch = _beside(path)
     scratch.mkdir()
@@ -119,43 +119,43 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def require_plain(path: str | Path) -> None:
-    """Refuse a file to be written to that is a link, hard ones too, or no file; one that is not there is plain.
+    """Raise if a path exists and is a symbolic link, has several hard links, or is not a regular file.
 
     Raises:
-        InputError: it is.
+        InputError: as above.
     """
     with suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if not S_ISREG(found.st_mode):
+        status = os.lstat(path)
+        if not S_ISREG(status.st_mode):
             raise InputError(f"{path} is a link or no plain file, and nothing is written through those; remove it")
-        if found.st_nlink > 1:
+        if status.st_nlink > 1:
             raise InputError(
-                f"{path} has {found.st_nlink} names (hard links), and nothing is written through those; "
+                f"{path} has {status.st_nlink} names (hard links), and nothing is written through those; "
                 "put a copy in its place"
             )
 
 
 def opened_here(path: str, flags: int) -> int:
-    """Open a file that is no link, for `open(..., opener=opened_here)`: one that grows, or is locked.
+    """Open a file without following links, for `open(..., opener=opened_here)`: to append to it or lock it.
 
     Raises:
-        InputError: it is a link, or no file.
+        InputError: the path is a link or not a file.
     """
     require_plain(path)
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # opening a pipe would wait for its reader
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # else opening a pipe would wait for a reader
 
 
 def truncate(path: Path, size: int) -> None:
-    """Cut a file that is no link to `size` bytes."""
+    """Truncate a file to `size` bytes; raises if it is a link."""
     with naming(path), open(path, "r+b", opener=opened_here) as file:
         file.truncate(size)
 
 
 def require_own(folder: Path) -> None:
-    """Refuse to write into a folder that is a link: what it leads to belongs to nobody knows whom.
+    """Raise if a folder is a link: its target may belong to anyone.
 
     Raises:
-        InputError: it is a link.
+        InputError: the folder is a link.
     """
     if folder.is_symlink():
         raise InputError(
@@ -165,7 +165,7 @@ def require_own(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; of a link, the link alone. One that is not there is as good as removed."""
+    """Remove a file or a folder; of a link, only the link. A missing path is accepted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -173,10 +173,10 @@ def remove(path: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path, **options: Any) -> None:
-    """Write a figure of matplotlib's, of the kind that the file's name ends in.
+    """Write a matplotlib figure in the format of the path's suffix.
 
     Args:
-        figure: to be drawn.
+        figure: the figure.
         path: of the picture.
         options: of `Figure.savefig`.
     """
@@ -185,5 +185,5 @@ def save_figure(figure: Any, path: Path, **options: Any) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name that nobody can know beforehand, in the same folder."""
+    """Return an unpredictable name in the same folder."""
     return path.with_name(f".{secrets.token_hex(8)}{SCRATCH}")

@@ -1,4 +1,4 @@
-"""What lies between records and the terminal: nothing that a record says can steer it, or look like something else."""
+"""Output to the terminal that is safe for text from untrusted records."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -13,9 +13,9 @@ from drpo.errors import printable
 
 
 class Terminal(Console):
-    """A console on which text is text: no markup, and control, bidi and separator characters as U+FFFD.
+    """A console without markup; control, bidi and separator characters are shown as U+FFFD.
 
-    Whatever is drawn passes through `render`, so what draws need not think of it.
+    All output passes through `render`, so callers need not escape their text.
 
     Args:
         options: of rich's Console.
@@ -25,7 +25,7 @@ class Terminal(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield what is drawn of something."""
+        """Yield the segments of a renderable, with unsafe characters replaced."""
         for segment in super().render(renderable, options):
             text = segment.text
             plain = segment.control or (text.isascii() and text.isprintable()) or text == "\n"
@@ -33,20 +33,20 @@ class Terminal(Console):
 
 
 class PrintableRecord(logging.LogRecord):
-    """A log record of any library whose message may quote a stranger's file."""
+    """A log record whose message may quote an untrusted file."""
 
     def getMessage(self) -> str:  # noqa: N802 (logging's name)
-        """Return the message as a terminal may have it."""
+        """Return the message with unsafe characters replaced."""
         return printable(super().getMessage())
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of text, for the terminal, a page or a document.
+    """A table of text, for the terminal, a report or a document.
 
     Args:
         title: one line; may be empty.
-        head: of the columns.
+        head: names of the columns.
         rows: each as long as the head.
     """
 
@@ -56,12 +56,12 @@ class Sheet:
 
 
 def as_table(sheet: Sheet, left: int = 1, bold: Collection[int] = ()) -> Table:
-    """Return a table as rich draws it.
+    """Return a sheet as a rich table.
 
     Args:
-        sheet: what it says.
-        left: how many columns, from the first, are text and not numbers.
-        bold: places of rows that stand out.
+        sheet: the table.
+        left: number of leading columns that are text, not numbers.
+        bold: indices of rows in bold.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", title=sheet.title or None, title_justify="left")
     for i, name in enumerate(sheet.head):

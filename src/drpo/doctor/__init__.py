@@ -1,4 +1,4 @@
-"""The doctor: is what this machine would train on sound? A line per check: its figure, its budget, a remedy."""
+"""The doctor: checks that a run's numbers are sound on this machine. A check reports a figure, a budget and advice."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,15 +19,13 @@ from drpo.types import ScoredGroup
 
 @dataclass(frozen=True)
 class Size:
-    """How much is looked at.
+    """The size of an examination.
 
     Args:
-        prompts, samples, new_tokens: of the completions that the numbers are judged on.
-        answers: problems that the reward is tried on.
-        slow_too: whether the slower checks are made too: another temperature, the exact divergence, a mixture's
-            routing, gradients.
-        longest: `max_new_tokens` up to which it is looked at whether groups carry a signal: that takes completions as
-            long as training has them.
+        prompts, samples, new_tokens: size of the probe batch.
+        answers: number of problems on which the reward is tested.
+        slow_too: run the slower checks too: another temperature, the exact divergence, a mixture's routing, gradients.
+        longest: the largest `max_new_tokens` for which the signal check runs; it samples completions of full length.
     """
 
     prompts: int
@@ -43,24 +41,24 @@ QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False, lon
 
 
 def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator[Finding]:
-    """Yield what each check finds; the weights, the optimiser and the random numbers stay as they are.
+    """Yield the finding of each check; weights, optimiser and random state are left unchanged.
 
     Args:
-        run: what is to be trained.
-        components: made from it, untrained.
-        size: how much to look at.
+        run: the run.
+        components: built from the run, untrained.
+        size: the size of the examination.
     """
     policy, driver = components.policy, components.driver
     stop = sorted(driver.stop)
     problems = sample_unseen(run.data.task, (), max(size.prompts, size.answers), 0, run.seed, components.fits)
-    # Short completions are enough: how well they answer does not matter here.
+    # Short completions suffice: their quality does not matter here.
     longest = min(size.new_tokens, run.rollout.sampling.max_new_tokens)
     sampling = replace(run.rollout.sampling, samples=size.samples, max_new_tokens=longest)
     driver.engine.load_weights(policy.state(), version=0)
 
     def look(temperature: float, prompts: int) -> ProbeBatch:
-        how = replace(sampling, temperature=temperature)
-        return gather(policy, driver, problems[:prompts], how, run.seed)
+        settings = replace(sampling, temperature=temperature)
+        return gather(policy, driver, problems[:prompts], settings, run.seed)
 
     batch = look(run.rollout.sampling.temperature, size.prompts)
     group = [c for c in batch.completions if c.problem_id == batch.completions[0].problem_id]
@@ -71,7 +69,7 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     yield distribution.support(batch)
     if run.rollout.sampling.temperature != 1:
         yield distribution.temperature(batch)
-    elif size.slow_too:  # at temperature 1 nothing shows, and nothing is wrong before somebody changes it
+    elif size.slow_too:  # temperature 1 hides a missing scale
         with at_temperature(policy, 0.6):
             other = look(0.6, max(2, size.prompts // 2))
         yield distribution.temperature(other)
@@ -88,8 +86,8 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
         whole = driver.run(problems[:2], replace(short, top_logprobs=vocab_size), ("doctor", run.seed))
         with at_temperature(policy, run.rollout.sampling.temperature):
             yield distribution.divergence(exact_divergence(policy, [e for group in whole for e in group]))
-        if (found := _routing(components, batch)) is not None:
-            yield distribution.routing(found)
+        if (mismatch := _routing(components, batch)) is not None:
+            yield distribution.routing(mismatch)
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
     yield machine.region(run.objective.loss, first.values["prob_diff_p99"])
     longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
@@ -105,7 +103,7 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
 
 
 def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
-    """A few groups as training will have them, scored."""
+    """Return a few scored groups, sampled as in training."""
     sampling = replace(run.rollout.sampling, top_logprobs=0)
 
     def draw(part: int) -> list[ScoredGroup]:
@@ -117,7 +115,7 @@ def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
 
 
 def _routing(components: Components, batch: ProbeBatch) -> RoutingMismatch | None:
-    """Compared where the sampler is a model in this process, and a mixture of experts."""
+    """Compare the routing if the sampler is a mixture of experts in this process; else None."""
     if not isinstance(components.driver.engine, TransformersEngine):
         return None
     lengths = [len(c.sequence.token_ids) for c in batch.completions]

@@ -1,4 +1,4 @@
-"""Checks of the distribution that is sampled: is the ratio 1 before anything is learnt, and if not, why."""
+"""Checks of the sampling distribution: whether the ratio is 1 before training, and if not, why."""
 
 import math
 
@@ -15,27 +15,27 @@ from drpo.train.metrics import token_metrics
 from drpo.types import TokenStats
 
 K3_NOTE, K3_BROKEN = 0.02, 0.1
-"""Nats per token of KL(mu || pi) at which mismatch is worth a note, and from which training is not to be trusted."""
+"""Thresholds on KL(mu || pi), nats per token, for a note and for broken."""
 
 OUT_OF_REGION_NOTE, OUT_OF_REGION_BROKEN = 0.01, 0.1
-"""Share of tokens outside the region before anything is learnt."""
+"""Thresholds on the share of tokens outside the region before training, for a note and for broken."""
 
 ROUTED_NOTE = 0.1
-"""Share of tokens and layers of a mixture of experts that are routed otherwise."""
+"""Threshold on the share of (token, layer) pairs that a mixture of experts routes differently."""
 
 SURE = 20.0
-"""A distribution is called truncated where an untruncated one would give these tokens with a chance below e^-20."""
+"""A distribution counts as truncated if an untruncated one gives these tokens with a probability below e^-20."""
 
 SIGMAS = 6.0
-"""How far from its expectation a mean may be by chance."""
+"""Accepted distance of a mean from its expectation, in standard errors."""
 
 
 def ratio(batch: ProbeBatch, objective: Objective) -> Finding:
-    """The lr = 0 test: the same weights on both sides, so pi / mu is 1 but for rounding."""
+    """The lr = 0 test: with equal weights on both sides, pi / mu is 1 up to rounding."""
     plain = ImportanceSampling()
-    found = token_metrics(plain, TokenStats(batch.tokens, batch.entropy, gradient(plain, batch.tokens), {}))
-    values = {name: found[name] for name in ("ratio_mean", "k3", "prob_diff_mean", "prob_diff_p99")}
-    left = None if objective.needs else out_of_region(objective, batch.tokens)  # no top-K divergence was asked for
+    metrics = token_metrics(plain, TokenStats(batch.tokens, batch.entropy, gradient(plain, batch.tokens), {}))
+    values = {name: metrics[name] for name in ("ratio_mean", "k3", "prob_diff_mean", "prob_diff_p99")}
+    left = None if objective.needs else out_of_region(objective, batch.tokens)  # no top-K divergence in the batch
     outside = 0.0 if left is None else float(left.double().mean())
     values |= {} if left is None else {"out_of_region": outside}
     values["tokens"] = len(batch)
@@ -59,46 +59,46 @@ def ratio(batch: ProbeBatch, objective: Objective) -> Finding:
     )
 
 
-def divergence(found: ExactDivergence) -> Finding:
-    """How far the two distributions are apart over the whole vocabulary, not at the sampled tokens alone."""
+def divergence(result: ExactDivergence) -> Finding:
+    """Distance of the two distributions over the whole vocabulary, not only at the sampled tokens."""
     verdict, advice = judge(
-        found.kl_mean <= K3_NOTE,
+        result.kl_mean <= K3_NOTE,
         "sampler and trainer differ much at equal weights: a finer --rollout-precision",
         "note",
     )
     return Finding(
         "divergence",
         verdict,
-        f"over the whole vocabulary at {found.tokens} tokens: total variation {found.tv_mean:.4f} "
-        f"(p99 {found.tv_p99:.3f}), KL {found.kl_mean:.5f} nats (p99 {found.kl_p99:.4f})",
+        f"over the whole vocabulary at {result.tokens} tokens: total variation {result.tv_mean:.4f} "
+        f"(p99 {result.tv_p99:.3f}), KL {result.kl_mean:.5f} nats (p99 {result.kl_p99:.4f})",
         f"KL at most {K3_NOTE:g}",
         advice,
-        vars(found),
+        vars(result),
     )
 
 
-def routing(found: RoutingMismatch) -> Finding:
-    """How often a mixture of experts sends a token elsewhere in the sampler than in the trainer."""
+def routing(mismatch: RoutingMismatch) -> Finding:
+    """How often a mixture of experts routes a token differently in the sampler and the trainer."""
     verdict, advice = judge(
-        found.share <= ROUTED_NOTE,
+        mismatch.share <= ROUTED_NOTE,
         "a finer --rollout-precision brings the sampler's choices nearer to the trainer's",
         "note",
     )
-    apart = "" if found.gap_differing is None else f"; mean |pi-mu| {found.gap_differing:.4f} there"
-    same = "" if found.gap_same is None else f", {found.gap_same:.4f} elsewhere"
+    apart = "" if mismatch.gap_differing is None else f"; mean |pi-mu| {mismatch.gap_differing:.4f} there"
+    same = "" if mismatch.gap_same is None else f", {mismatch.gap_same:.4f} elsewhere"
     return Finding(
         "routing",
         verdict,
-        f"{found.share:.2%} of {found.n_tokens} tokens x {found.n_layers} layers go to other experts in the sampler, "
-        f"{found.share_of_tokens:.1%} of tokens in some layer{apart}{same}",
+        f"{mismatch.share:.2%} of {mismatch.n_tokens} tokens x {mismatch.n_layers} layers go to other experts in the "
+        f"sampler, {mismatch.share_of_tokens:.1%} of tokens in some layer{apart}{same}",
         f"{ROUTED_NOTE:.0%}",
         advice,
-        {"share": found.share, "share_of_tokens": found.share_of_tokens},
+        {"share": mismatch.share, "share_of_tokens": mismatch.share_of_tokens},
     )
 
 
 def alignment(batch: ProbeBatch) -> Finding:
-    """Whether the reported log-probabilities belong to the tokens that they stand beside."""
+    """Whether the reported log-probabilities belong to their tokens, and are not shifted."""
     gaps = {shift: _gap(batch, shift) for shift in (-1, 0, 1)}
     best = min(gaps, key=lambda shift: gaps[shift])
     verdict, advice = judge(
@@ -123,12 +123,12 @@ def _gap(batch: ProbeBatch, shift: int) -> float:
     for mu, p in zip(batch.behavior_logp.split(lengths), batch.plain.split(lengths), strict=True):
         a, b = (mu[shift:], p[: len(p) - shift]) if shift >= 0 else (mu[:shift], p[-shift:])
         gaps.append((a - b).abs())
-    found = torch.cat(gaps)
-    return float(found.mean()) if len(found) else math.inf
+    gap = torch.cat(gaps)
+    return float(gap.mean()) if len(gap) else math.inf
 
 
 def temperature(batch: ProbeBatch) -> Finding:
-    """Whether both sides' log-probabilities are those of the sampling temperature; it must not be 1."""
+    """Whether both sides' log-probabilities are at the sampling temperature, which must not be 1."""
     t = batch.temperature
     sides = {
         "the engine's": (_mean_gap(batch.behavior_logp, batch.plain), _mean_gap(batch.behavior_logp, batch.raw)),
@@ -137,7 +137,8 @@ def temperature(batch: ProbeBatch) -> Finding:
     wrong = [name for name, (right, raw) in sides.items() if raw < right / 2]
     verdict, advice = judge(
         not wrong,
-        f"{' and '.join(wrong)} log-probabilities are those of temperature 1: the same one must scale mu and pi",
+        f"{' and '.join(wrong)} log-probabilities are those of temperature 1: the sampling temperature "
+        "must scale both mu and pi",
     )
     (a, a1), (b, b1) = sides.values()
     return Finding(
@@ -155,7 +156,7 @@ def _mean_gap(a: Tensor, b: Tensor) -> float:
 
 
 def draws(batch: ProbeBatch) -> Finding:
-    """Whether the tokens are as surprising as the distribution says: -log p has the entropy as its mean."""
+    """Whether the mean of -log p of the sampled tokens equals the entropy of the distribution."""
     surprise, entropy = float(-batch.plain.double().mean()), float(batch.entropy.double().mean())
     error = float(batch.spread.double().clamp(min=0).sum().sqrt()) / len(batch)
     z = (surprise - entropy) / max(error, 1e-9)
@@ -179,24 +180,24 @@ def draws(batch: ProbeBatch) -> Finding:
 
 
 def support(batch: ProbeBatch) -> Finding:
-    """Whether unlikely tokens are drawn too: top-p and top-k cut them off, and a model's own settings may say so."""
+    """Whether unlikely tokens are sampled: top-p, top-k or a model's generation settings may exclude them."""
     lowest = float(batch.tail.min())
     last = int(batch.rank.max()) + 1
     at = next((i for i, k in enumerate(RANKS) if k >= last), None)
     missed = 0.0 if at is None else float(batch.beyond[:, at].double().sum())
     signs = {"top_p": len(batch) * lowest, "top_k": missed}
     cut = max(signs, key=lambda name: signs[name])
-    said = f"top-p {1 - lowest:.2f}" if cut == "top_p" else f"top-k {last}"
+    truncation = f"top-p {1 - lowest:.2f}" if cut == "top_p" else f"top-k {last}"
     verdict, advice = judge(
         signs[cut] <= SURE,
-        f"the sampler is truncated, as by {said}: send top_p=1, top_k off and min_p=0 explicitly, whatever the model's "
-        "generation_config.json says",
+        f"the sampler is truncated, as by {truncation}: send top_p=1, top_k off and min_p=0 explicitly, to override "
+        "the model's generation_config.json",
     )
     return Finding(
         "support",
         verdict,
-        f"of {len(batch)} tokens the least probable leaves {lowest:.2%} of its distribution below it; the last rank "
-        f"drawn is {last}, and {missed:.1f} tokens were to be expected beyond it",
+        f"of {len(batch)} tokens the least likely has {lowest:.2%} of its distribution below it; the highest rank "
+        f"sampled is {last}, and {missed:.1f} tokens were expected beyond it",
         f"at most {SURE / len(batch):.2%} below, at most {SURE:g} beyond",
         advice,
         {"lowest": lowest, "last_rank": last, "missed": missed},

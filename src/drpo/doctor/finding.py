@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The finding of a check."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ class Finding:
 
     Args:
         check: its name.
-        verdict: "ok"; "note", worth knowing but not wrong; "broken", training on this would go wrong.
-        figure: what was measured.
-        budget: what it should be.
-        advice: what to do; empty where nothing is to be done.
-        values: the figures by name, for programs.
+        verdict: "ok"; "note": worth knowing, not wrong; "broken": training would fail.
+        figure: the measurement.
+        budget: the accepted value.
+        advice: a remedy; may be empty.
+        values: figures by name, for programs.
     """
 
     check: str
@@ -29,7 +29,7 @@ class Finding:
 
 
 def judge(fine: bool, advice: str, otherwise: Verdict = "broken") -> tuple[Verdict, str]:
-    """Return the verdict, and the advice where it is not "ok".
+    """Return the verdict, with the advice if it is not "ok".
 
     Example:
         >>> judge(True, "mend it"), judge(False, "mend it")

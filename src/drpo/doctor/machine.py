@@ -1,4 +1,4 @@
-"""Checks of the trainer itself: its short cuts against the plain path, its memory, and its region."""
+"""Checks of the trainer: its optimised paths against the plain path, its memory, and its region."""
 
 import math
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from drpo.doctor.probe_batch import at_temperature, chosen_logp, micro_batches, 
 from drpo.model.critic import Critic
 from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii
-from drpo.ops.chunk_logits import CHUNK_BYTES
+from drpo.ops.chunked import CHUNK_BYTES
 from drpo.types import Episode
 
 SAME = 1e-3
-"""Largest difference of a log-probability, or of a gradient relative to its size, in float32."""
+"""Accepted difference of a log-probability, or of a gradient relative to its norm, in float32."""
 
 
 def paths(policy: Policy, completions: Sequence[Episode], with_gradient: bool) -> Finding:
-    """Shared prompts, packing and the fused head against one plain row per completion, in float32, at temperature 0.8.
+    """Compare shared prompts, packing and fused head with one plain row per completion, in float32, temperature 0.8.
 
     Args:
         policy: the model in training.
         completions: of one problem, at least two.
-        with_gradient: compare the gradients of all trained weights too.
+        with_gradient: also compare the gradients of all trained weights.
     """
-    own, policy.dtype = policy.dtype, torch.float32
+    dtype, policy.dtype = policy.dtype, torch.float32
     try:
         with at_temperature(policy, 0.8):
             with torch.no_grad():
@@ -39,9 +39,9 @@ def paths(policy: Policy, completions: Sequence[Episode], with_gradient: bool) -
             apart = float((ours - plain).abs().max())
             slope = _gradient_gap(policy, completions) if with_gradient else None
     finally:
-        policy.dtype = own
+        policy.dtype = dtype
     fine = apart <= SAME and (slope is None or slope <= SAME)
-    verdict, advice = judge(fine, "this model's attention or head does not do what it is taken to do: please report it")
+    verdict, advice = judge(fine, "this model's attention or head differs from the plain path: please report it")
     return Finding(
         "paths",
         verdict,
@@ -62,7 +62,7 @@ def _plain_logp(policy: Policy, c: Episode, logits: Tensor) -> Tensor:
 
 
 def _gradient_gap(policy: Policy, completions: Sequence[Episode]) -> float:
-    """Largest distance between the gradients of any weight by the two ways, relative to the size of the larger."""
+    """Return the largest distance between a weight's gradients by the two paths, relative to their norm."""
     parameters = list(policy.trainable().values())
     objective = DRPO(0.2)
     micros = micro_batches(policy, completions)
@@ -87,23 +87,23 @@ def _largest(gradients: Sequence[Tensor | None]) -> float:
 
 
 def region(objective: Objective, prob_diff_p99: float) -> Finding:
-    """Whether the region's boundary is within a token's reach, and how much of the way numerics have gone already.
+    """Whether tokens can leave the region, and how its radius compares to numerical mismatch.
 
     Args:
-        objective: whose region it is.
+        objective: the objective.
         prob_diff_p99: 99th percentile of |pi - mu| at equal weights.
     """
     sides = radii(objective)
-    said = caution(objective)
+    warning = caution(objective)
     known = {} if sides is None else {"radius_low": sides[0], "radius_high": sides[1]}
-    border = "no token leaves it" if said else "radius " + " and ".join(f"{r:g}" for r in known.values())
-    verdict, advice = judge(said is None, said or "", otherwise="note")
+    border = "no token leaves it" if warning else "radius " + " and ".join(f"{r:g}" for r in known.values())
+    verdict, advice = judge(warning is None, warning or "", otherwise="note")
     return Finding(
         "region",
         verdict,
-        f"{border if said or known else 'no radius in probability'}; rounding alone moves one token in a hundred by "
+        f"{border if warning or known else 'no radius in probability'}; rounding alone moves one token in a hundred by "
         f"{prob_diff_p99:.3f}",
-        "a radius below 1, well above what rounding does",
+        "a radius below 1, well above rounding",
         advice,
         {**known, "prob_diff_p99": prob_diff_p99},
     )
@@ -111,7 +111,7 @@ def region(objective: Objective, prob_diff_p99: float) -> Finding:
 
 @dataclass(frozen=True)
 class _Need:
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     optimiser: int
     critic: int
@@ -133,24 +133,24 @@ def memory(
     row_tokens: int,
     critic: Critic | None = None,
 ) -> Finding:
-    """What the largest step will need beyond what is held now, found without taking it.
+    """Estimate the memory that the largest step needs beyond the memory in use, without running it.
 
-    What autograd keeps is counted on two small micro-batches and grows in proportion to the positions.
+    Saved activations are measured on two small micro-batches and extrapolated linearly in the number of positions.
 
     Args:
         policy: the model in training, before its first step.
         completions: of one problem, at least four.
-        micro_batch_tokens: positions that go through the model at once, at most.
-        rows: completions that are sampled together.
-        row_tokens: the longest prompt and completion together.
-        critic: in training beside it, likewise, or None.
+        micro_batch_tokens: the largest number of positions in a micro-batch.
+        rows: number of completions sampled together.
+        row_tokens: length of the longest prompt plus completion.
+        critic: the critic, before its first step, or None.
     """
     small, large = _kept(policy, completions[:2]), _kept(policy, completions)
     per_position = (large[1] - small[1]) / max(1, large[0] - small[0])
     held = CHUNK_BYTES.get(policy.device.type, 2**30)
     need = _Need(
         optimiser=_optimiser_bytes(policy),
-        # Its passes come when the policy's are done, and keep what those keep, but for the head.
+        # The critic runs after the policy and saves the same activations, without the head.
         critic=0 if critic is None else _optimiser_bytes(critic),
         activations=int(small[1] + max(0.0, per_position) * max(0, micro_batch_tokens - small[0])),
         head=3 * held,
@@ -176,30 +176,30 @@ def memory(
 
 
 def _kept(policy: Policy, completions: Sequence[Episode]) -> tuple[int, int]:
-    """Places of these completions as one micro-batch, and the bytes that autograd keeps for them, weights apart."""
+    """Return the positions of completions as one micro-batch, and the bytes that autograd saves, without weights."""
     (micro,) = micro_batches(policy, completions, micro_batch_tokens=2**30)
     weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that kept its own output would keep itself, for ever
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # a node that holds its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = policy.loss(micro, DRPO(0.2)).loss
     del loss
-    return micro.layout.n_positions, sum(seen.values())
+    return micro.layout.n_positions, sum(sizes.values())
 
 
 def _optimiser_bytes(model: Policy | Critic) -> int:
-    """The gradient and AdamW's two moments."""
+    """Return the bytes of the gradient and AdamW's two moments."""
     return sum(3 * p.numel() * p.element_size() for p in model.trainable().values())
 
 
 def _cache_bytes(policy: Policy) -> int:
-    """Keys and values of one token, as the sampler keeps them."""
+    """Return the bytes of one token's keys and values in the sampler."""
     config = policy.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -216,7 +216,7 @@ def _free(device: torch.device) -> int:
 
 
 def _cgroup_limit() -> int | None:
-    """What a container allows, in bytes."""
+    """Return the container's memory limit in bytes, or None."""
     try:
         text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Wrong answers made from right ones, which no reward may take for right."""
+"""Mutation test of a reward: it must reject wrong answers derived from right ones."""
 
 import re
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from drpo.rewards.wording import plain
 from drpo.types import Problem
 
 PROBLEMS = 8
-"""The answers of so many problems, at most, are mutated."""
+"""The number of problems whose answers are mutated."""
 
-_BITS = 10_000  # Python writes no longer integers out
+_BITS = 10_000  # Python formats no longer integers
 
 ANOTHERS = "another's"
 
 
 class Mutation(NamedTuple):
-    """A wrong answer to a problem, and what was done to make it."""
+    """A wrong answer to a problem, and its kind of mutation."""
 
     problem: Problem
     kind: str
@@ -31,14 +31,14 @@ class Mutation(NamedTuple):
 
 
 def mutate(problems: Sequence[Problem]) -> list[Mutation]:
-    """Return wrong answers: one more, the other sign, two digits swapped, and the answer of another problem.
+    """Return wrong answers: plus one, the other sign, two digits swapped, and the answer of another problem.
 
-    What equals the right answer is left out, as is another's that is the same number ("15" and "15 cm", "50%" and
-    "0.5") or has the same characters, brackets aside ("1,2" and "(2,1)"). An answer that is no number (text, a formula,
-    a program) has only another's.
+    Skipped are mutations equal to the right answer, and other problems' answers with the same value ("15" and "15 cm",
+    "50%" and "0.5") or the same characters apart from brackets ("1,2" and "(2,1)"). An answer that is not a number
+    (text, a formula, a program) is only replaced by another problem's.
 
     Args:
-        problems: of which the first `PROBLEMS` with a reference answer count.
+        problems: the first `PROBLEMS` with a reference answer are used.
 
     Example:
         >>> [m.answer for m in mutate([Problem.of_text("0", "", "12"), Problem.of_text("1", "", "even")])]
@@ -66,7 +66,7 @@ def _near(value: Fraction) -> list[tuple[str, str]]:
 
 
 def _swapped(value: Fraction) -> Fraction:
-    """The number with its first two neighbouring digits that differ swapped; itself where there are none."""
+    """Swap the first two adjacent digits that differ; return the number unchanged if there are none."""
     digits = str(abs(value.numerator)) if value.denominator == 1 else ""
     for i, (a, b) in enumerate(pairwise(digits)):
         if a != b:
@@ -85,7 +85,7 @@ def _same(answer: str, other: str) -> bool:
 
 
 def _values(answer: str) -> set[Fraction]:
-    """What number an answer stands for: "9%" for 9 and for 9/100; nothing where it is none."""
+    """Return the values of an answer: 9 and 9/100 for "9%"; none if it is not a number."""
     value = read_number(normalise(answer))
     return set() if value is None else {value, value / 100} if "%" in answer else {value}
 
@@ -95,11 +95,11 @@ def _characters(answer: str) -> list[str]:
 
 
 def mutated(tried: Sequence[Mutation], scores: Sequence[Scored]) -> Finding:
-    """Report which wrong answers score 1 or more.
+    """Report the wrong answers that score 1 or more.
 
     Args:
         tried: the wrong answers.
-        scores: theirs, in their order.
+        scores: their scores, in order.
     """
     fooled = [m for m, scored in zip(tried, scores, strict=True) if (scored.score or 0.0) >= 1.0]
     share = len(fooled) / len(tried) if tried else 0.0
@@ -114,7 +114,7 @@ def mutated(tried: Sequence[Mutation], scores: Sequence[Scored]) -> Finding:
     only = (
         "" if any(m.kind != ANOTHERS for m in tried) else "; no answer is a number: only other problems' answers tried"
     )
-    figure = f"{len(fooled)} of {len(tried)} wrong answers made from reference answers score 1 ({share:.0%}){only}"
+    figure = f"{len(fooled)} of {len(tried)} mutated reference answers score 1 ({share:.0%}){only}"
     return Finding(
         "mutated",
         verdict,

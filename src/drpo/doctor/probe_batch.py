@@ -1,4 +1,4 @@
-"""A probe batch, which most checks read: a few completions, with both models' log-probabilities."""
+"""The probe batch that most checks read: a few completions, with the log-probabilities of sampler and trainer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,27 +18,27 @@ from drpo.seeds import derive
 from drpo.types import Episode, MicroBatch, Problem, RewardResult, Sampling, ScoredGroup, Tokens
 
 RANKS = tuple(sorted({*range(1, 11), *(int(10 * 1.2**i) for i in range(26)), 20, 40, 50, 100}))  # to 953
-"""Ranks k at which the mass beyond the k most probable tokens is noted."""
+"""Ranks k at which the mass beyond the k most likely tokens is recorded."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeBatch:
-    """T sampled tokens, completion by completion; every tensor [T] but `beyond`, log-probabilities in nats.
+    """T sampled tokens, completion by completion; every tensor is [T] except `beyond`, log-probabilities in nats.
 
     Args:
-        completions: whose tokens they are.
-        temperature: they were to be sampled at.
-        behavior_logp: as the engine reported it.
-        logp: as the trainer computes it: packed, prompts shared, fused head.
-        plain: as the plain model says: one row per completion, no sharing, all logits, at the temperature.
-        raw: the same at temperature 1.
+        completions: the completions.
+        temperature: the requested sampling temperature.
+        behavior_logp: reported by the engine.
+        logp: computed by the trainer: packed, shared prompts, fused head.
+        plain: computed by the plain model at the temperature: one row per completion, no sharing, all logits.
+        raw: `plain` at temperature 1.
         entropy: of the plain distribution.
         spread: variance of log p under the plain distribution.
-        tail: mass of the tokens less likely than this one, with a random share of its own: uniform on [0, 1] if the
-            tokens follow the distribution.
-        rank: how many tokens are likelier.
-        beyond: [T, R] mass beyond the k most probable tokens, k in `RANKS`.
-        stops: [T] chance that this token ends the completion.
+        tail: mass of the less likely tokens, plus a random share of this token's: uniform on [0, 1] if the tokens
+            follow the distribution.
+        rank: number of more likely tokens.
+        beyond: [T, R] mass beyond the k most likely tokens, k in `RANKS`.
+        stops: [T] probability that this token ends the completion.
     """
 
     completions: tuple[Episode, ...]
@@ -59,7 +59,7 @@ class ProbeBatch:
 
     @property
     def tokens(self) -> Tokens:
-        """The T tokens as an objective sees them, all of advantage 1."""
+        """The T tokens as an objective receives them, with advantage 1."""
         one = torch.ones_like(self.logp)
         return Tokens(self.logp, self.behavior_logp, one, one.bool(), torch.zeros_like(one, dtype=torch.int64))
 
@@ -67,13 +67,13 @@ class ProbeBatch:
 def gather(
     policy: Policy, driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, seed: int
 ) -> ProbeBatch:
-    """Sample completions and look at them from both sides. The policy's weights are those the engine has.
+    """Sample completions and compute both sides' log-probabilities. Policy and engine must have the same weights.
 
     Args:
         policy: the model in training, at the sampling temperature.
-        driver: has the problems answered.
-        problems: to sample for.
-        sampling: at least 2 samples of each.
+        driver: the rollout driver.
+        problems: the problems to sample for.
+        sampling: at least 2 samples per problem.
         seed: of the sampling.
     """
     completions = [e for group in driver.run(problems, sampling, ("doctor", seed)) for e in group]
@@ -95,16 +95,16 @@ def gather(
 
 @contextmanager
 def at_temperature(policy: Policy, temperature: float) -> Iterator[None]:
-    """Let the policy compute its log-probabilities at another temperature."""
-    own, policy.temperature = policy.temperature, temperature
+    """Set the policy's temperature inside the block."""
+    previous, policy.temperature = policy.temperature, temperature
     try:
         yield
     finally:
-        policy.temperature = own
+        policy.temperature = previous
 
 
 def micro_batches(policy: Policy, completions: Sequence[Episode], micro_batch_tokens: int = 4096) -> list[MicroBatch]:
-    """Return completions as the trainer would see them; of every problem there must be at least two."""
+    """Return completions as the trainer's micro-batches; requires at least two per problem."""
     ids = dict.fromkeys(c.problem_id for c in completions)
     by_problem = [tuple(c for c in completions if c.problem_id == i) for i in ids]
     groups = [
@@ -123,24 +123,24 @@ def micro_batches(policy: Policy, completions: Sequence[Episode], micro_batch_to
 
 
 def trainer_logp(policy: Policy, completions: Sequence[Episode]) -> list[Tensor]:
-    """Return each completion's log-probabilities [N] by the trainer's own way, on the CPU."""
+    """Return each completion's log-probabilities [N] as the trainer computes them, on the CPU."""
     micros = micro_batches(policy, completions)
     return by_completion(micros, [policy(m)[0].float() for m in micros])
 
 
 def by_completion(micros: Sequence[MicroBatch], columns: Sequence[Tensor]) -> list[Tensor]:
-    """Return each completion's part [N] of a column that stands in the order of the micro-batches, on the CPU."""
+    """Split a column, in the order of the micro-batches, into each completion's part [N], on the CPU."""
     column, sequence = torch.cat(list(columns)).cpu(), torch.cat([m.sequence for m in micros]).cpu()
     return [column[sequence == i] for i in range(int(sequence.max()) + 1)]
 
 
 def plain_logits(policy: Policy, completions: Sequence[Episode]) -> Iterator[Tensor]:
-    """Yield the logits [N, V], float32, of each completion's tokens: a row for each, nothing shared or left out."""
+    """Yield the logits [N, V], float32, of each completion's tokens, computed with one row per completion."""
     head = policy.head
     rounded = replace(head, weight=head.weight.to(policy.dtype).float())
     for _, same in groupby(completions, key=lambda c: c.problem_id):
         rows = [c.sequence for c in same]
-        # Padding stands on the right, where causal attention never looks.
+        # Padding is on the right: causal attention does not read it.
         ids = pad_sequence([torch.cat([s.prompt_ids, s.token_ids]) for s in rows], batch_first=True).to(policy.device)
         with torch.autocast(policy.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
             hidden = policy.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
@@ -157,7 +157,7 @@ def chosen_logp(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor
 def _figures(c: Episode, logits: Tensor, temperature: float, stop: Sequence[int]) -> dict[str, Tensor]:
     log_p = torch.log_softmax(logits / temperature, dim=-1)
     p = log_p.exp()
-    own = p.gather(-1, c.sequence.token_ids[:, None])
+    chosen = p.gather(-1, c.sequence.token_ids[:, None])
     entropy = -(p * log_p.clamp(min=-1e3)).sum(-1)
     u = torch.rand(len(p), generator=torch.Generator().manual_seed(derive("tail", c.problem_id, c.sample)))
     cumulative = p.topk(min(RANKS[-1], p.shape[-1]), dim=-1).values.cumsum(-1)
@@ -167,8 +167,8 @@ def _figures(c: Episode, logits: Tensor, temperature: float, stop: Sequence[int]
         "raw": chosen_logp(logits, c.sequence.token_ids, 1.0),
         "entropy": entropy,
         "spread": (p * log_p.clamp(min=-1e3) ** 2).sum(-1) - entropy**2,
-        "tail": (p * (p < own)).sum(-1) + u * (p * (p == own)).sum(-1),
-        "rank": (p > own).sum(-1),
+        "tail": (p * (p < chosen)).sum(-1) + u * (p * (p == chosen)).sum(-1),
+        "rank": (p > chosen).sum(-1),
         "beyond": torch.stack(beyond, dim=-1).clamp(min=0),
         "stops": p[:, list(stop)].sum(-1),
     }

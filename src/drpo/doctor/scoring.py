@@ -1,4 +1,4 @@
-"""Does the reward give 1 to right answers and nothing to anything else, and how long does it take?"""
+"""Checks that the reward scores right answers 1 and all others less, and measures its time."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from drpo.rewards import Reward, RewardConfig, RewardPool, Scored
 from drpo.types import Problem
 
 PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
-"""How an answer may have to be put for a reward to find it; one that it understands is enough."""
+"""Phrasings of an answer; the reward must accept at least one."""
 
 NO_ANSWER = ("", " ", "I do not know.", "\\boxed{", "??? !!!")
 
@@ -22,17 +22,17 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
 
     Args:
         scorer: the reward.
-        problems: with their reference answers, where they have any.
-        config: processes and bounds; None is `RewardConfig()`.
+        problems: problems, some with reference answers.
+        config: processes and limits; None is `RewardConfig()`.
 
     Returns:
-        What the first three showed, and what the last did.
+        The finding on the first three, and the finding on the mutated answers.
     """
     mutations = mutate(problems)
     empty = [(p, text) for p in problems[:4] for text in NO_ANSWER]
     with RewardPool(scorer, config) as pool:
         tried = [(form, pool.score([(p, form.format(p.answer)) for p in problems if p.answer])) for form in PHRASES]
-        form, gold = max(tried, key=lambda found: _mean(found[1]))
+        form, gold = max(tried, key=lambda scored: _mean(scored[1]))
         wrong = pool.score(
             [(a, form.format(b.answer)) for a, b in pairwise(problems) if a.answer and b.answer != a.answer]
         )
@@ -56,7 +56,7 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
     answers = (
         f"reference answers {values['gold']:.2f}, others' {values['wrong']:.2f}" if gold else "no reference answers"
     )
-    found = Finding(
+    finding = Finding(
         "reward",
         verdict,
         f"{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
@@ -65,7 +65,7 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
         advice,
         values,
     )
-    return found, fooled
+    return finding, fooled
 
 
 def _fault(
@@ -75,7 +75,7 @@ def _fault(
     none: Sequence[Scored],
     empty: Sequence[tuple[Problem, str]],
 ) -> str:
-    """What is wrong with the scores, the worst first; nothing if nothing is."""
+    """Return the worst fault of the scores; "" if there is none."""
     for (_, text), m in zip(empty, none, strict=True):
         if _right(m):
             return f"it gives {m.score:g} to {text!r}, which holds no answer: a model will find that out"
@@ -83,8 +83,8 @@ def _fault(
         return "it gives 1 to the answers of other problems"
     for p, m in zip((p for p in problems if p.answer), gold, strict=True):
         if not _right(m):
-            said = f"makes it fail ({m.failure.text})" if m.failure else f"scores {m.score}"
-            return f"the reference answer {p.answer!r} of problem {p.id!r} {said}: is it what the reward looks for?"
+            verdict = f"makes it fail ({m.failure.text})" if m.failure else f"scores {m.score}"
+            return f"the reference answer {p.answer!r} of problem {p.id!r} {verdict}: is it what the reward looks for?"
     return ""
 
 

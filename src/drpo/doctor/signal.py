@@ -1,4 +1,4 @@
-"""Will there be something to learn from? A group whose rewards are all equal gives no gradient."""
+"""Checks that groups have a gradient: a group whose rewards are all equal has none."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import comb
@@ -8,33 +8,33 @@ from drpo.doctor.finding import Finding, judge
 from drpo.types import ScoredGroup
 
 FEWEST = 0.1
-"""Share of groups below which a run spends most of its time on nothing."""
+"""The smallest acceptable share of groups with a gradient."""
 _HEALTHY = 0.25
 _CHANCE = 0.01
 _MOSTLY = 0.5
 FIRST, MOST = 8, 32
-"""Groups that are looked at to begin with, and where these show little, in all."""
+"""Number of groups sampled at first, and at most."""
 
 
 def carries_signal(group: ScoredGroup, advantage: Advantage) -> bool:
-    """Whether any completion of a group has an advantage other than 0.
+    """Whether any completion of a group has a non-zero advantage.
 
     Args:
-        group: scored.
+        group: a scored group.
         advantage: rewards of a group -> advantages.
     """
     return len(group.rewards) >= 2 and bool((advantage(group.rewards) != 0).any())
 
 
 def too_few(carrying: int, groups: int) -> bool:
-    """Whether a share is below a tenth, and would be so small for a sound task in less than one case in a hundred.
+    """Whether a share is below a tenth, and significantly below that of a sound task (p < 0.01).
 
-    A sound task is one of which a quarter of the groups carry a signal: with 8 groups nothing can be said of it, of 32
-    it takes 2 or fewer.
+    In a sound task a quarter of the groups carry a signal. 8 groups are too few to decide; of 32, 2 or fewer are
+    significant.
 
     Args:
-        carrying: groups with a signal.
-        groups: in all.
+        carrying: number of groups with a signal.
+        groups: number of groups.
 
     Example:
         >>> too_few(0, 8), too_few(0, 32), too_few(2, 32), too_few(3, 32)
@@ -45,11 +45,11 @@ def too_few(carrying: int, groups: int) -> bool:
 
 
 def sampled(draw: Callable[[int], Sequence[ScoredGroup]], advantage: Advantage) -> Iterator[ScoredGroup]:
-    """Yield groups, a few at a time: as soon as a tenth of them carry a signal, no more; at most `MOST`.
+    """Yield groups, a few at a time, until a tenth of them carry a signal; at most `MOST`.
 
     Args:
-        draw: receives a number, from 0, and returns that many-th `FIRST` groups.
-        advantage: as of `carries_signal`.
+        draw: receives an index i, from 0, and returns the i-th `FIRST` groups.
+        advantage: as in `carries_signal`.
     """
     carrying = 0
     for part in range(MOST // FIRST):
@@ -61,11 +61,11 @@ def sampled(draw: Callable[[int], Sequence[ScoredGroup]], advantage: Advantage) 
 
 
 def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
-    """Say what share of groups, sampled as in training, will have a gradient.
+    """Report the share of groups, sampled as in training, that have a gradient.
 
     Args:
-        groups: scored; of the run's own problems, samples and length.
-        advantage: as of `carries_signal`.
+        groups: scored, sampled with the run's problems, samples and length.
+        advantage: as in `carries_signal`.
     """
     n, carrying = len(groups), sum(carries_signal(g, advantage) for g in groups)
     wrong = sum(bool(len(g.rewards)) and bool((g.rewards <= 0).all()) for g in groups)
@@ -77,7 +77,8 @@ def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
     return Finding(
         "signal",
         verdict,
-        f"{carrying} of {n} groups carry one; {wrong} all wrong, {right} all correct; {cut:.0%} of completions cut",
+        f"{carrying} of {n} groups carry a signal; {wrong} all wrong, {right} all correct; {cut:.0%} of "
+        "completions cut",
         f"{FEWEST:.0%} of groups",
         advice,
         {
@@ -91,7 +92,7 @@ def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
 
 
 def _advice(wrong: float, right: float, cut: float, unscored: float) -> str:
-    """What may help, from shares of groups and of completions."""
+    """Return advice, from shares of groups and of completions."""
     if unscored >= _MOSTLY:
         return f"the reward failed or abstained on {unscored:.0%} of completions; look at --reward"
     more = ["--sampling.samples", "--sampling.temperature"]

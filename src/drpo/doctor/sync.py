@@ -1,4 +1,4 @@
-"""The canary: after a large change of the weights, does the engine sample with the new ones, and only with them?"""
+"""The canary: checks that after a large change the engine samples with the new weights only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,24 +13,24 @@ from drpo.rollout import EpisodeDriver
 from drpo.types import Episode, Problem, Sampling
 
 PROMPT_CHARACTERS = 800
-"""Long enough that an engine that caches prompts by blocks of up to 128 tokens has whole blocks of them."""
+"""Length of the prompts: several whole blocks of a prefix cache with blocks of up to 128 tokens."""
 
 CHANGE, HEAD_CHANGE = 0.1, 0.5
-"""Size of the change, as a share of each tensor's own; the head's is larger, so that a stale head shows too."""
+"""Size of the change, relative to each tensor's; larger for the head, so a stale head shows too."""
 
 
 def canary(
     policy: Policy, driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, usual_gap: float
 ) -> Finding:
-    """Change all weights much, hand them over, and compare log-probabilities, on a prompt seen before and on a new one.
+    """Change all weights, sync them, and compare log-probabilities on a cached prompt and on a new one.
 
-    The policy's weights and the engine's are as before afterwards.
+    The weights of policy and engine are restored afterwards.
 
     Args:
         policy: the model in training.
-        driver: its engine has the policy's weights.
-        problems: to make prompts of.
-        sampling: few tokens.
+        driver: its engine must have the policy's weights.
+        problems: their text makes the prompts.
+        sampling: a few tokens.
         usual_gap: mean |log mu - log pi| at equal weights.
     """
     warm, cold = _prompts(problems)
@@ -74,14 +74,14 @@ def _advice(warm: float, cold: float, old: float, back: float, limit: float) -> 
 
 @contextmanager
 def changed(policy: Policy) -> Iterator[None]:
-    """Move every trainable weight by noise of about a tenth of its size, and put it back to the bit."""
+    """Add noise of about a tenth of its size to every trainable weight; restore the exact values at the end."""
     generator = torch.Generator().manual_seed(0)
     head = policy.model.get_output_embeddings().weight
     before = {name: p.detach().to("cpu", copy=True) for name, p in policy.trainable().items()}
     try:
         with torch.no_grad():
             for p in policy.trainable().values():
-                size = float(p.square().mean().sqrt()) or 0.02  # adapters begin at 0
+                size = float(p.square().mean().sqrt()) or 0.02  # adapters start at 0
                 share = HEAD_CHANGE if p is head else CHANGE
                 p.add_(share * size * torch.randn(p.shape, generator=generator).to(p.device))
         yield
@@ -109,7 +109,7 @@ def _prompts(problems: Sequence[Problem]) -> tuple[Problem, Problem]:
     text = " ".join(p.prompt for p in problems)
     text = text * (1 + PROMPT_CHARACTERS // len(text))
     half = len(text) // 2
-    # They differ from the first character on.
+    # They differ in the first character, so they share no cached prefix.
     return (
         Problem.of_text("canary-warm", f"1. {text[:PROMPT_CHARACTERS]}", ""),
         Problem.of_text("canary-cold", f"2. {text[half:] + text[:half]}"[:PROMPT_CHARACTERS], ""),

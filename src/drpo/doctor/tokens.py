@@ -1,4 +1,4 @@
-"""Checks of token ids: where completions end, and that what is trained is what was sampled."""
+"""Checks of token ids: where completions end, and that the trained ids are the sampled ids."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from drpo.rollout import encode_prompt
 from drpo.types import Episode, Problem
 
 EXPECTED = 20.0
-"""Ends that must have been expected before their absence says something: e^-20 by chance."""
+"""The expected number of ends from which their absence is significant: e^-20 by chance."""
 
 
 def stops(batch: ProbeBatch, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
-    """Whether completions end where the model ends them, and nowhere else."""
+    """Whether completions end at the model's EOS, and only there."""
     ended = [c for c in batch.completions if c.finish_reason == "stop"]
     wrong = [w for w in (_wrong_end(c, frozenset(stop), max_new_tokens) for c in batch.completions) if w]
     expected = float(batch.stops.double().sum())
@@ -30,7 +30,7 @@ def stops(batch: ProbeBatch, stop: Sequence[int], tokenizer: PreTrainedTokenizer
     elif wrong:
         advice = f"{wrong[0]}: the engine's EOS is not the model's"
     elif not ended and expected > EXPECTED:
-        advice = f"no completion ends, though {expected:.0f} were to be expected: the engine's EOS is not the model's"
+        advice = f"no completion ends, though {expected:.0f} were expected: the engine's EOS is not the model's"
     else:
         advice = ""
     verdict, advice = judge(not advice, advice)
@@ -48,7 +48,7 @@ def _wrong_end(c: Episode, stop: frozenset[int], max_new_tokens: int) -> str | N
     *inner, last = c.sequence.token_ids.tolist()
     who = f"completion {c.sample} of problem {c.problem_id!r}"
     if any(t in stop for t in inner):
-        return f"{who} goes on behind an EOS"
+        return f"{who} continues after an EOS"
     if c.finish_reason == "stop" and last not in stop:
         return f"{who} is said to have stopped, but its last token {last} is no EOS"
     if c.finish_reason == "length" and (last in stop or c.n_sampled != max_new_tokens):
@@ -57,29 +57,29 @@ def _wrong_end(c: Episode, stop: frozenset[int], max_new_tokens: int) -> str | N
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token that the chat template writes behind an assistant's message; None where it has none."""
+    """Return the special token that the chat template writes after an assistant's message, or None."""
     if not tokenizer.chat_template:
         return None
-    said = "drpo"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    reply = "drpo"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    behind = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
+    suffix = tokenizer(text[text.rindex(reply) + len(reply) :], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids)
-    found: int | None = next((i for i in behind if i in special), None)
-    return found
+    token_id: int | None = next((i for i in suffix if i in special), None)
+    return token_id
 
 
 def round_trip(
     policy: Policy, batch: ProbeBatch, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase
 ) -> Finding:
-    """Whether the prompt that was read and the ids that are trained are those that were sent and sampled."""
+    """Whether the engine read the prompts that were sent, and the trainer trains on the sampled ids."""
     prompts = {p.id: encode_prompt(tokenizer, p) for p in problems}
     micros = micro_batches(policy, batch.completions)
     trained = by_completion(micros, [m.target for m in micros])
     sampled = torch.cat([c.sequence.token_ids for c in batch.completions])
     vocab_size = policy.model.config.get_text_config().vocab_size
     sound = {
-        "the engine read other prompts than were sent": all(
+        "the engine read other prompts than those sent": all(
             torch.equal(c.sequence.prompt_ids, prompts[c.problem_id]) for c in batch.completions
         ),
         "ids are outside the model's vocabulary": bool(((sampled >= 0) & (sampled < vocab_size)).all()),
@@ -88,9 +88,11 @@ def round_trip(
         ),
         "completions' text is not that of their ids": all(_text(tokenizer, c) == c.text for c in batch.completions),
     }
-    found = [fault for fault, so in sound.items() if not so]
+    faults = [fault for fault, so in sound.items() if not so]
     other = sum(_encoded(tokenizer, c.text) != _without_special(tokenizer, c) for c in batch.completions)
-    verdict, advice = judge(not found, f"{'; '.join(found)}: hand token ids from the engine to the trainer, never text")
+    verdict, advice = judge(
+        not faults, f"{'; '.join(faults)}: hand token ids from the engine to the trainer, never text"
+    )
     return Finding(
         "tokens",
         verdict,

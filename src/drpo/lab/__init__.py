@@ -1,1 +1,1 @@
-"""Comparisons of runs: their grid, the processes that train them, statistics over seeds; and recorded batches again."""
+"""Comparisons of runs: the grid, the worker pool, statistics over seeds; and replay of recorded batches."""

@@ -1,4 +1,4 @@
-"""What a comparison says: per regime, objective and learning rate, with intervals; and what may be claimed of it."""
+"""Results of a comparison per regime, objective and learning rate, with intervals; and the claims they support."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from drpo.lab.statistics import Interval, disjoint, rate, stratified_interval, t
 from drpo.lab.trial_result import Comparison, Trial
 
 WIDTH = 3
-"""Steps over which a training curve is smoothed before it is asked when it reached something."""
+"""Steps over which a training curve is smoothed before `Condition.reached` is computed."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """An objective at a learning rate, in a regime, over its seeds.
+    """An objective at a learning rate in a regime, with its seeds.
 
     Args:
         regime: values of the comparison's regime fields.
-            objective: its spec.
+        objective: the objective's spec.
         learning_rate: of all its trials.
         final: seed -> `final` of its trial.
-            iqm: interquartile mean of them, with a bootstrap interval.
-        mean: of them, with Student's interval; what claims are made from.
-        area: mean, with Student's interval, of the mean training reward over all steps.
-        reached: seed -> step at which the smoothed training reward reached the threshold, None where it never did.
+        iqm: interquartile mean of `final`, with a bootstrap interval.
+        mean: mean of `final`, with Student's interval; claims are based on it.
+        area: mean training reward over all steps, averaged over seeds, with Student's interval.
+        reached: seed -> step at which the smoothed training reward reached the threshold; None if it never did.
         collapse: share of trials that collapsed or diverged, with Wilson's interval.
-        n_diverged: of them, how many had numbers that broke.
+        n_diverged: number of trials that diverged.
     """
 
     regime: tuple[Any, ...]
@@ -45,12 +45,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim:
-    """One objective ended higher than another in a regime: Student's intervals of their means have no point in common.
+    """One objective ended higher than another in a regime: the Student intervals of their means are disjoint.
 
     Args:
         regime: values of the comparison's regime fields.
         better, worse: objectives, each at its best learning rate.
-        difference: mean of the differences seed by seed, with Student's interval.
+        difference: mean of the per-seed differences, with Student's interval.
     """
 
     regime: tuple[Any, ...]
@@ -60,9 +60,9 @@ class Claim:
 
 
 def final(trial: Trial) -> float:
-    """Return how good a trial is at its end: its held-out mean, else its mean training reward of the last quarter.
+    """Return a trial's final score: the held-out mean, else the mean training reward of the last quarter.
 
-    A run that diverged leaves no policy, and counts 0.
+    A diverged run has no policy and scores 0.
     """
     if trial.held_out:
         return trial.held_out[-1][1]
@@ -71,25 +71,25 @@ def final(trial: Trial) -> float:
 
 
 def has_collapsed(trial: Trial) -> bool:
-    """Return whether a trial's numbers broke, or its training reward ended far below its own best."""
+    """Return whether a trial diverged, or its training reward ended far below its peak."""
     return trial.status == "diverged" or collapsed(trial.rewards)
 
 
 def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition]:
-    """Return every condition of a comparison that has a result, regime by regime, in the order of its trials.
+    """Return every condition with a result, by regime, in the order of the trials.
 
     Args:
-        comparison: any; trials without a result are left out.
+        comparison: trials without a result are ignored.
         threshold: of the training reward, for `Condition.reached`.
     """
-    found = []
+    result = []
     for regime, trials in comparison.by_regime():
         keys = dict.fromkeys((c.objective, c.learning_rate) for c in trials)
         for objective, learning_rate in keys:
             of_one = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate) and c.over]
             if of_one:
-                found.append(_condition(regime, of_one, threshold))
-    return found
+                result.append(_condition(regime, of_one, threshold))
+    return result
 
 
 def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: float) -> Condition:
@@ -114,39 +114,38 @@ def _reached(rewards: Sequence[float], threshold: float) -> float | None:
     return steps_to(range(len(rewards) - len(curve) + 1, len(rewards) + 1), curve, threshold)
 
 
-def best(found: Sequence[Condition]) -> list[Condition]:
-    """Return, for each regime and objective, the condition with the highest mean end: each at its own learning rate.
+def best(candidates: Sequence[Condition]) -> list[Condition]:
+    """Return, for each regime and objective, the condition at its best learning rate: the highest mean final score.
 
-    The choice is made on the seeds that are then reported, so every objective with several learning rates looks
-    somewhat better than it is, one with one learning rate does not.
+    Selection and report use the same seeds. This biases the result of an objective with several learning rates upwards.
     """
     chosen: dict[tuple[Any, str], Condition] = {}
-    for c in found:
+    for c in candidates:
         key = (c.regime, c.objective)
         if key not in chosen or c.mean.value > chosen[key].mean.value:
             chosen[key] = c
     return list(chosen.values())
 
 
-def claims(found: Sequence[Condition]) -> Iterator[Claim]:
-    """Yield what may be claimed: only where the intervals of two means are disjoint.
+def claims(ends: Sequence[Condition]) -> Iterator[Claim]:
+    """Yield a claim for each pair whose intervals of the mean are disjoint.
 
     Args:
-        found: at most one condition per regime and objective.
+        ends: at most one condition per regime and objective.
     """
-    for a, b in combinations(found, 2):
+    for a, b in combinations(ends, 2):
         if a.regime == b.regime and disjoint(a.mean, b.mean):
             better, worse = (a, b) if a.mean.value > b.mean.value else (b, a)
             yield Claim(a.regime, better.objective, worse.objective, difference(better, worse))
 
 
 def difference(a: Condition, b: Condition) -> Interval:
-    """Return by how much a ends above b, seed by seed: mean with Student's interval, over the seeds that both have."""
+    """Return the mean of a - b over the seeds that both have, with Student's interval."""
     return t_interval([[a.final[seed] - b.final[seed] for seed in sorted(a.final.keys() & b.final.keys())]])
 
 
 def label(regime: Sequence[Any], fields: Sequence[str]) -> str:
-    """Write a regime as text.
+    """Format a regime.
 
     Example:
         >>> label((8, "int8"), ("updates", "rollout_precision"))

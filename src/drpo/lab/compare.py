@@ -1,4 +1,4 @@
-"""Trains the trials of a comparison, goes on with those that were cut short, and keeps what came of it."""
+"""Trains the trials of a comparison, resumes interrupted ones, and saves the results."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from drpo.train.records import RESULTS, TRIALS
 from drpo.train.stop import StopRequest
 
 TICK = 1.0
-"""Seconds between looks at the trials."""
+"""Seconds between two polls of the trials."""
 
 
 def begun(folder: Path) -> list[Path]:
     """Return the folders of a comparison's trials.
 
     Raises:
-        InputError: there are none.
+        InputError: no trials there.
     """
     trials = trial_folders(folder)
     if not trials:
@@ -36,17 +36,17 @@ def compare(
 ) -> tuple[Comparison, int | None]:
     """Train the trials that have no result yet, and write results.json.
 
-    A trial that was stopped, that failed or whose process died goes on from its last checkpoint.
+    A trial that was stopped or failed resumes from its last checkpoint.
 
     Args:
         folder: of the comparison.
-        trials: folders of its trials, in the order in which they are begun.
-        size: of the pool of workers.
-        tick: is called once a second.
-        note: is told what is worth a line.
+        trials: folders of its trials, in the order of training.
+        size: of the worker pool.
+        tick: called once a second.
+        note: receives messages for the user.
 
     Returns:
-        The comparison as it then stands, and the signal that ended it early, or None.
+        The comparison, and the signal that ended it early, or None.
     """
     todo = [trial for trial in trials if not read_trial(trial).over]
     for path in (folder / TRIALS, *todo):
@@ -72,5 +72,5 @@ def compare(
 
 
 def models_of(trials: Sequence[Path]) -> set[str]:
-    """Return the models that the trials train."""
+    """Return the models of the trials."""
     return {load_run(trial).model.name for trial in trials}

@@ -1,4 +1,4 @@
-"""Statistics of one training curve: its mean, when it reaches a threshold, whether it collapsed."""
+"""Statistics of a training curve: its mean, the step at which it reaches a threshold, and whether it collapsed."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from drpo.lab.statistics import require_finite
 
 
 def area_under_curve(steps: Sequence[float], values: Sequence[float]) -> float:
-    """Return the area under a curve (trapezoids) divided by its span: its mean over the steps, in the value's unit.
+    """Return the mean of a curve over its steps: the area (trapezoids) divided by the span, in the value's unit.
 
     Args:
         steps: strictly increasing, at least one.
-        values: at each.
+        values: one per step.
 
     Raises:
-        InputError: they are not a curve.
+        InputError: not a curve.
 
     Example:
         >>> area_under_curve([0, 1, 3], [0.0, 1.0, 1.0])
@@ -29,21 +29,20 @@ def area_under_curve(steps: Sequence[float], values: Sequence[float]) -> float:
 
 
 def steps_to(steps: Sequence[float], values: Sequence[float], threshold: float) -> float | None:
-    """Return where a curve first reaches a threshold, on the straight line between two of its points.
+    """Return where a curve first reaches a threshold, by linear interpolation.
 
-    That it stays there is not asked: whether it does depends on how long one looks. A noisy curve therefore reaches a
-    threshold too early; smooth it first (`smoothed`).
+    The curve may fall below the threshold again. A noisy curve reaches it too early: smooth it first (`smoothed`).
 
     Args:
         steps: strictly increasing, at least one.
-        values: at each.
-        threshold: to reach from below.
+        values: one per step.
+        threshold: the value to reach from below.
 
     Returns:
-        The step; the first one where the curve begins at or above the threshold; None where it never gets there.
+        The step; the first step if the curve begins at or above the threshold; None if it never reaches it.
 
     Raises:
-        InputError: they are not a curve.
+        InputError: not a curve.
 
     Example:
         >>> steps_to([0, 10, 20], [0.0, 0.4, 0.8], 0.5), steps_to([0, 10, 20], [0.0, 0.4, 0.8], 0.9)
@@ -60,7 +59,7 @@ def steps_to(steps: Sequence[float], values: Sequence[float], threshold: float) 
 
 
 def smoothed(values: Sequence[float], width: int) -> list[float]:
-    """Return the means of every `width` neighbours, so width - 1 fewer than there are values.
+    """Return the moving average over `width` values; it has width - 1 fewer values.
 
     Example:
         >>> smoothed([0.0, 1.0, 2.0, 6.0], 3)
@@ -73,17 +72,17 @@ def smoothed(values: Sequence[float], width: int) -> list[float]:
 
 
 def collapsed(rewards: Sequence[float], bounds: tuple[float, float] = (0.0, 1.0)) -> bool:
-    """Return whether a training curve ended far below its own best.
+    """Return whether a training curve ended far below its peak.
 
-    The curve is smoothed over max(3, n // 8) steps. It has collapsed where its end is at most half as high above the
-    lower bound as its peak, and lower than the peak by at least a tenth of the bounds' range.
+    The curve is smoothed over max(3, n // 8) steps. It has collapsed if its end is at most half as high above the lower
+    bound as its peak, and below the peak by at least a tenth of the bounds' range.
 
     Args:
-        rewards: of every step; fewer than 4 steps cannot have collapsed.
-        bounds: the lowest and the highest reward there can be.
+        rewards: one per step; fewer than 4 steps never count as collapsed.
+        bounds: the lowest and the highest possible reward.
 
     Raises:
-        InputError: a reward that is not finite, or bounds that are not in order.
+        InputError: a reward that is not finite, or bounds in the wrong order.
 
     Example:
         >>> collapsed([0.2, 0.5, 0.8, 0.8, 0.8, 0.3, 0.1, 0.0, 0.0]), collapsed([0.2, 0.5, 0.8, 0.7, 0.6, 0.8])

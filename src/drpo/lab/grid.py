@@ -1,4 +1,4 @@
-"""What a comparison varies, and the run of every trial."""
+"""The grid of a comparison, and the run of every trial."""
 
 import hashlib
 import itertools
@@ -14,16 +14,16 @@ from drpo.spec import format_spec, parse_spec
 from drpo.train.config import REGISTRIES, Run, configure, to_json
 
 REGIME = ("task", "updates", "sync_every", "async_steps", "rollout_precision")
-"""Fields of a run that a comparison may vary besides objective, learning rate and seed: together, the regime."""
+"""The regime: fields of a run that a comparison may vary besides objective, learning rate and seed."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An objective with the learning rates to try it at.
+    """An objective and its learning rates.
 
     Args:
-        objective: any.
-        learning_rates: its own; none takes the grid's.
+        objective: the objective.
+        learning_rates: for this objective; empty takes the grid's.
     """
 
     objective: Objective
@@ -32,16 +32,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a comparison varies; every combination is a trial. An empty entry stays as in the recipe.
+    """The values that a comparison varies; every combination is a trial. An empty entry keeps the recipe's value.
 
     Args:
         variants: at least one.
-        seeds: of each; the data order, the random numbers and the evaluation problems follow from them.
-        learning_rates: for variants without their own.
+        seeds: of each variant; each fixes the data order, the random numbers and the evaluation problems.
+        learning_rates: for variants without learning rates.
         regimes: field of `REGIME` -> values.
 
     Raises:
-        InputError: no objective or no seed, or one twice, or a field that is no part of a regime.
+        InputError: no objective, no seed, a duplicate, or a field that is not part of a regime.
     """
 
     variants: tuple[Variant, ...]
@@ -63,10 +63,10 @@ class Grid:
 
 
 def parse_variant(text: str) -> Variant:
-    """Read an objective, and behind an @ its own learning rates.
+    """Parse an objective, optionally followed by @ and its learning rates.
 
     Raises:
-        InputError: an objective that cannot be read, or a learning rate that is no number.
+        InputError: an invalid objective, or a learning rate that is not a number.
 
     Example:
         >>> parse_variant("drpo(0.2) @ 1e-5 2e-5").learning_rates
@@ -85,16 +85,16 @@ def parse_variant(text: str) -> Variant:
 
 
 def runs(base: Run, grid: Grid) -> list[Run]:
-    """Return the run of every trial, each with a name of its own.
+    """Return the run of every trial, with distinct names.
 
-    Trials of a seed come together, so that an interrupted comparison has whole seeds.
+    Trials are ordered by seed, so an interrupted comparison has complete seeds.
 
     Args:
-        base: what they share.
-        grid: what they differ by.
+        base: the run that they share.
+        grid: the values that differ.
 
     Raises:
-        InputError: a value that a field of the run refuses.
+        InputError: a value that the run rejects.
 
     Example:
         >>> from drpo.recipes.addition import smoke
@@ -115,7 +115,7 @@ def runs(base: Run, grid: Grid) -> list[Run]:
 
 
 def _name(run: Run) -> str:
-    """A folder's name: what one looks for first, then what makes it the same run if and only if it is."""
+    """Return a trial's folder name: a readable part, then a hash that identifies the run."""
     record = to_json(run)
     del record["name"]
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:6]
@@ -124,7 +124,7 @@ def _name(run: Run) -> str:
 
 
 def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the fields that are not the same in all of some configurations, in their order.
+    """Return the fields that differ between configurations, in order.
 
     Example:
         >>> differing([{"seed": 0, "steps": 4}, {"seed": 1, "steps": 4}])
@@ -134,10 +134,10 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def parse_regime(name: str, texts: Sequence[str]) -> tuple[Any, ...]:
-    """Read the values of a regime's field as they are written on the command line.
+    """Parse the values of a regime's field from the command line.
 
     Raises:
-        InputError: a value that cannot be read.
+        InputError: an invalid value.
 
     Example:
         >>> parse_regime("updates", ["1", "8"]), parse_regime("rollout_precision", ["int8"])

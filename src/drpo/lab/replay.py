@@ -1,8 +1,8 @@
-"""One recorded batch, many objectives: which tokens each would have moved, how far, and where they disagree.
+"""Replays a recorded batch under several objectives: which tokens each would move, how far, and where they disagree.
 
-Shapes: T tokens of the completions that the step trained on, in the order of the record. The answers are about the
-gradient in logp: what each objective asks of each token. Tokens share the model's weights, so what a step then does to
-their log-probabilities is another matter; nothing here knows the weights.
+Shapes: T tokens of the completions that the step trained on, in the order of the record. All results are about the
+gradient with respect to logp. The change of logp after an optimiser step differs, because tokens share the model's
+weights; the weights are not used here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,27 +21,27 @@ from drpo.train.log import token_advantages
 from drpo.train.records import CONFIG, ROLLOUTS, read_json, read_records
 
 BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
-"""Edges of the buckets of mu; each holds its lower edge, the last its upper too."""
+"""Edges of the buckets of mu; each includes its lower edge, the last its upper edge too."""
 
 SHOWN = 8
-"""Most tokens of a disagreement that are kept."""
+"""The number of tokens kept per disagreement."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What a step of a run trained on.
+    """The batch of one step of a run.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         step: counted from 1.
-        updates: how many of the step's updates have tokens.
-        objective: that the run trained with, its spec; None where its configuration does not say.
-        divergence: the top-K divergence that was recorded, or None.
-        tokens: T tokens, float64, `logp` as it was before each token's own update.
+        updates: number of the step's updates that have tokens.
+        objective: the spec of the run's objective; None if its configuration does not name one.
+        divergence: the recorded top-K divergence, or None.
+        tokens: T tokens, float64; `logp` is from before each token's update.
         token_ids: [T] int64.
-        place: [T] int64; of each token within its completion.
+        place: [T] int64, position of each token in its completion.
         completions: token ids of each completion, by `tokens.sequence`.
-        problems: of each completion.
+        problems: problem id of each completion.
     """
 
     run: Path
@@ -59,14 +59,14 @@ class Recorded:
 def recorded(run: Path, step: int | None = None) -> Recorded:
     """Read one step's batch from a run's `rollouts.jsonl`.
 
-    Completions without `logp`, whose gradient was 0 or whose reward failed, are left out.
+    Completions without `logp` are skipped: their gradient was 0 or their reward failed.
 
     Args:
         run: folder of a run.
-        step: counted from 1; None is the last that has trained tokens.
+        step: counted from 1; None is the last step with trained tokens.
 
     Raises:
-        InputError: no run there, a record that cannot be read, no such step, or nothing in it that was trained.
+        InputError: no run there, an unreadable record, no such step, or a step without trained tokens.
     """
     try:
         records = read_records(run / ROLLOUTS)
@@ -101,7 +101,7 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None) -
     advantage = torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float64)
     sequence = torch.arange(len(records)).repeat_interleave(count)
     has = all("divergence" in r for r in records)
-    known = has and spec is not None and not names_code(spec)  # what a folder names is not imported
+    known = has and spec is not None and not names_code(spec)  # code that a folder names is not imported
     kind = needed_divergence(parse_spec(str(spec), REGISTRY).needs) if known else None
     return Recorded(
         run=run,
@@ -135,14 +135,15 @@ def _objective_of(run: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tokens whose mu is in one range.
+    """The tokens with mu in one range.
 
     Args:
         low, high: of mu.
         tokens: share of the batch's tokens, in [0, 1].
         mass: share of the objective's gradient mass, the sum of |A r w|.
-        step: mean over its tokens with A not 0 of sign(A) (-d loss / d logp): how far they are moved the way of their
-            advantage, to first order, for a learning rate of 1 and tokens that share no weights; 0 if there are none.
+        step: mean of sign(A) (-d loss / d logp) over tokens with A not 0: the first-order change of logp in the
+            direction of the advantage, for a learning rate of 1 and tokens that share no weights; 0 without such
+            tokens.
     """
 
     low: float
@@ -154,11 +155,11 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one objective would have done with the batch.
+    """The effect of one objective on the batch.
 
     Args:
         objective: its spec.
-        mass: sum of |A r w| over that of the plain surrogate, |A r|.
+        mass: sum of |A r w| divided by the plain surrogate's sum of |A r|.
         buckets: by mu.
         silenced: share of tokens with w = 0 and A not 0.
         pulled_back: share of tokens with w < 0: moved against their advantage.
@@ -166,8 +167,8 @@ class Reading:
         strengthened: share of tokens with w > 1.
         effective: effective sample size, (sum |r w|)^2 / sum (r w)^2, as a share of the tokens; 0 if all are silenced.
         largest: largest |r w|.
-        rising, falling: mean first-order change of logp, -d loss / d logp, over tokens with A > 0 and with A < 0 for a
-            learning rate of 1; 0 where there are none.
+        rising, falling: mean first-order change of logp, -d loss / d logp, over tokens with A > 0 and with A < 0, for a
+            learning rate of 1; 0 without such tokens.
     """
 
     objective: str
@@ -188,13 +189,13 @@ class Disputed:
     """A token that two objectives would move differently.
 
     Args:
-        token: its number in the batch, 0 .. T-1.
-        token_id: of the vocabulary.
-        problem: of its completion.
-        place: within its completion.
+        token: its index in the batch, 0 .. T-1.
+        token_id: in the vocabulary.
+        problem: problem id of its completion.
+        place: position in its completion.
         mu, pi: probabilities.
         advantage: of its completion.
-        first, second: its first-order change of logp under each, -d loss / d logp.
+        first, second: first-order change of logp under each objective, -d loss / d logp.
     """
 
     token: int
@@ -210,12 +211,12 @@ class Disputed:
 
 @dataclass(frozen=True)
 class Dispute:
-    """Where the first objective and another one differ most.
+    """The tokens at which the first objective and another differ most.
 
     Args:
         first, second: their specs.
-        cosine: between their gradients in logp.
-        tokens: largest differences first; those that agree to rounding are not among them.
+        cosine: between their gradients with respect to logp.
+        tokens: largest differences first, without differences of rounding.
     """
 
     first: str
@@ -226,16 +227,16 @@ class Dispute:
 
 @dataclass(frozen=True)
 class Replay:
-    """A batch as several objectives read it.
+    """The effects of several objectives on one batch.
 
     Args:
-        run: folder.
+        run: the run's folder.
         step: counted from 1.
-        updates: of the step.
+        updates: number of updates of the step.
         tokens: T.
-        trained_with: the spec of the run's own objective, or None.
-        readings: one per objective, in the order asked.
-        cosines: between the gradients of each pair, [objectives][objectives]; 0 beside a gradient that is 0.
+        trained_with: the spec of the run's objective, or None.
+        readings: one per objective, in the given order.
+        cosines: between the gradients of each pair, [objectives][objectives]; 0 for a gradient of 0.
         disputes: of the first objective with each of the others.
     """
 
@@ -250,14 +251,14 @@ class Replay:
 
 
 def replay(batch: Recorded, objectives: Sequence[Objective]) -> Replay:
-    """Ask every objective about the same tokens.
+    """Compute the effect of every objective on the same tokens.
 
     Args:
         batch: from `recorded`.
         objectives: at least one.
 
     Raises:
-        InputError: none is asked, or one reads a divergence that the run did not record.
+        InputError: no objectives, or one requires a divergence that the run did not record.
     """
     if not objectives:
         raise InputError("objectives: name at least one, such as 'drpo(0.2)'")
@@ -290,7 +291,7 @@ def replay(batch: Recorded, objectives: Sequence[Objective]) -> Replay:
 
 
 def reading(objective: Objective, tokens: Tokens) -> Reading:
-    """Return what an objective would do with these tokens, at least one.
+    """Return the effect of an objective on tokens, at least one.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -302,7 +303,7 @@ def reading(objective: Objective, tokens: Tokens) -> Reading:
     """
     slope, w, r = gradient(objective, tokens), gradient_weight(objective, tokens), ratio(tokens)
     scaled, plain, a = (r * w).abs(), (tokens.advantage * r).abs(), tokens.advantage
-    rounding = 1e-9  # r w / r is 1 to rounding only
+    rounding = 1e-9  # r w / r is 1 up to rounding
     total = float(slope.abs().sum())
 
     def share(which: Tensor) -> float:
@@ -366,7 +367,7 @@ def disputed(batch: Recorded, first: Tensor, second: Tensor) -> tuple[Disputed, 
 
 
 def context(batch: Recorded, token: int, before: int = 12) -> tuple[tuple[int, ...], int]:
-    """Return the ids of up to `before` tokens that stand before a token in its completion, and its own id."""
+    """Return the ids of up to `before` tokens that precede a token in its completion, and the token's id."""
     ids = batch.completions[int(batch.tokens.sequence[token])]
     place = int(batch.place[token])
     return ids[max(0, place - before) : place], ids[place]

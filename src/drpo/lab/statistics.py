@@ -1,8 +1,8 @@
-"""Statistics of comparisons over seeds: few values each, so every figure comes with an interval, or without one.
+"""Statistics of comparisons over few seeds: every estimate has a confidence interval.
 
-A *stratum* is what a run is repeated in: a regime, a task. Seeds are resampled within each stratum and never across,
-because strata differ for reasons that are no chance. What the intervals are worth with 3, 5 or 10 seeds was measured:
-docs/statistics.md. Source of the method: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical
+A *stratum* is a condition under which a run is repeated: a regime, a task. Seeds are resampled within each stratum and
+never across, because strata differ systematically. docs/statistics.md reports the measured coverage of the intervals
+with 3, 5 and 10 seeds. Source of the method: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical
 Precipice, arXiv 2108.13264, and its package rliable.
 """
 
@@ -19,7 +19,7 @@ from drpo.errors import InputError
 from drpo.train.evaluate import wilson
 
 Strata = Sequence[Sequence[float]]
-"""For every stratum the values of its seeds; strata may differ in size."""
+"""For each stratum, the values of its seeds; strata may differ in size."""
 Seeded = Mapping[str, Mapping[int, float]]
 """Stratum -> seed -> value."""
 Statistic = Callable[..., Any]
@@ -31,12 +31,12 @@ _BATCH = 2_000  # resamples held in memory at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and between which bounds its true value is thought to be.
+    """An estimate with its confidence interval.
 
     Args:
-        value: of the statistic on the values as they are; nan where there are none.
-        low, high: bounds; nan where the values do not say how much they vary.
-        n: values behind it, over all strata.
+        value: the statistic of the values; nan without values.
+        low, high: bounds; nan if the values do not determine a variance.
+        n: number of values, over all strata.
     """
 
     value: float
@@ -47,11 +47,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """By how much a exceeds b, seed by seed.
+    """The mean of a - b over paired seeds.
 
     Args:
         bootstrap: mean difference with a stratified percentile-bootstrap interval.
-        t: the same mean with Student's interval, the one to quote with fewer than about 10 seeds.
+        t: the same mean with Student's interval; quote this one with fewer than about 10 seeds.
         left_out: values without a partner of the same stratum and seed, on either side.
     """
 
@@ -61,7 +61,7 @@ class Paired:
 
 
 def disjoint(a: Interval, b: Interval) -> bool:
-    """Return whether two intervals have no point in common; False where a bound is not known.
+    """Return whether two intervals are disjoint; False if a bound is nan.
 
     Example:
         >>> disjoint(Interval(1.0, 0.9, 1.1, 5), Interval(2.0, 1.2, 2.5, 5))
@@ -73,13 +73,13 @@ def disjoint(a: Interval, b: Interval) -> bool:
 
 
 def iqm(values: Any, axis: int | None = None) -> Any:
-    """Return the interquartile mean: the mean without the floor(n / 4) lowest and as many highest values.
+    """Return the interquartile mean: the mean without the floor(n / 4) lowest and highest values.
 
-    Less noisy than the median and less moved by one outlier than the mean. With n < 4 nothing is cut: it is the mean.
+    It is less noisy than the median and less sensitive to an outlier than the mean. With n < 4 it is the mean.
 
     Args:
         values: numbers, of any shape.
-        axis: along which; None takes all values together, as rliable does with runs and tasks.
+        axis: the axis to reduce; None pools all values, as rliable does with runs and tasks.
 
     Example:
         >>> float(iqm([0, 1, 2, 3, 100])), float(iqm([0, 1, 100])) == 101 / 3
@@ -93,25 +93,24 @@ def iqm(values: Any, axis: int | None = None) -> Any:
 def stratified_interval(
     strata: Strata, statistic: Statistic = iqm, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Return a statistic of all values together, with a percentile-bootstrap interval.
+    """Return a statistic of the pooled values, with a percentile-bootstrap interval.
 
     Every resample draws, within each stratum, as many seeds as it has, with replacement. The values are pooled, so a
-    stratum with more seeds weighs more. The interval depends on the values alone, not on their order.
+    stratum with more seeds weighs more. The interval does not depend on the order of the values.
 
-    With few seeds it is too narrow. Of normal values in one stratum, the 95 % interval of a mean holds it in 74 % of
-    cases with 3 seeds, 84 % with 5, 91 % with 10; of skewed ones less (docs/statistics.md).
+    The interval is too narrow with few seeds. For normal values in one stratum, the 95 % interval of a mean covers it
+    in 74 % of cases with 3 seeds, 84 % with 5, 91 % with 10; for skewed values, less often (docs/statistics.md).
 
     Args:
-        strata: finite values; empty strata are passed over.
+        strata: finite values; empty strata are skipped.
         statistic: of the pooled values.
-        level: of confidence, in (0, 1).
-        resamples: bootstrap resamples.
+        level: confidence level, in (0, 1).
+        resamples: number of bootstrap resamples.
         seed: of the resampling.
 
     Returns:
-        The interval. A stratum of one value does not say how much it varies: then the bounds are nan. Where every
-        stratum's values are all equal, the bounds are the value itself: what was seen did not vary, which with few
-        seeds is no proof.
+        The interval. The bounds are nan if a stratum has one value. If all values of every stratum are equal, the
+        bounds equal the value; with few seeds this does not prove that the variance is 0.
 
     Raises:
         InputError: a value that is not finite, or a level outside (0, 1).
@@ -128,19 +127,19 @@ def stratified_interval(
 
 
 def t_interval(strata: Strata, level: float = 0.95) -> Interval:
-    """Return the mean of all values with Student's interval, whose width knows how few they are.
+    """Return the mean of all values with Student's interval, which accounts for their small number.
 
         v_h = (n_h / N)^2 s_h^2 / n_h,    mean +- t(df) sqrt(sum v_h),    df = (sum v_h)^2 / sum(v_h^2 / (n_h - 1))
 
-    With one stratum that is the ordinary t interval; with several, Satterthwaite's degrees of freedom. Exact for normal
-    values of one stratum.
+    With one stratum this is the ordinary t interval; with several, it uses Satterthwaite's degrees of freedom. It is
+    exact for normal values of one stratum.
 
     Args:
-        strata: finite values; empty strata are passed over.
-        level: of confidence, in (0, 1).
+        strata: finite values; empty strata are skipped.
+        level: confidence level, in (0, 1).
 
     Returns:
-        The interval; nan bounds where a stratum has one value only.
+        The interval; its bounds are nan if a stratum has only one value.
 
     Raises:
         InputError: a value that is not finite, or a level outside (0, 1).
@@ -162,7 +161,7 @@ def t_interval(strata: Strata, level: float = 0.95) -> Interval:
     total = sum(variances)
     if total == 0:
         return Interval(mean, mean, mean, n)
-    # Shares of the total, because the squares of small variances would be 0.
+    # Shares of the total: the squares of small variances would underflow.
     freedom = 1 / sum((v / total) ** 2 / (len(p) - 1) for v, p in zip(variances, parts, strict=True))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
     return Interval(mean, mean - half, mean + half, n)
@@ -171,7 +170,7 @@ def t_interval(strata: Strata, level: float = 0.95) -> Interval:
 def paired_difference(a: Seeded, b: Seeded, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Paired:
     """Return the mean of a - b over the seeds that both have, stratum by stratum.
 
-    Runs of one seed share their problems and the order of them, so differences vary less than the runs do.
+    Runs of one seed share their problems and their order, so differences vary less than the runs do.
 
     Args:
         a, b: values by stratum and seed.
@@ -200,12 +199,12 @@ def paired_difference(a: Seeded, b: Seeded, level: float = 0.95, resamples: int 
 def probability_of_improvement(
     a: Strata, b: Strata, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Return how probable it is that a run of a beats one of b, in a stratum drawn at random.
+    """Return the probability that a run of a beats a run of b, in a stratum drawn at random.
 
         mean over strata of  P(x > y) + P(x = y) / 2,    x a value of a, y one of b
 
     Args:
-        a, b: the same strata in the same order, each with at least one value; seeds need no partner.
+        a, b: the same strata in the same order, each with at least one value; seeds are not paired.
         level: of confidence, in (0, 1).
         resamples: bootstrap resamples, of a's and b's seeds independently.
         seed: of the resampling.
@@ -214,7 +213,7 @@ def probability_of_improvement(
         The interval, in [0, 1]; 0.5 is no difference. n counts the values of both.
 
     Raises:
-        InputError: other strata in a than in b, an empty one, or a value that is not finite.
+        InputError: a and b have different strata, an empty stratum, or a value that is not finite.
 
     Example:
         >>> probability_of_improvement([[1.0, 2.0], [5.0, 5.0]], [[0.0, 0.5], [5.0, 5.0]]).value
@@ -229,7 +228,7 @@ def probability_of_improvement(
 
 
 def rate(flags: Sequence[bool], level: float = 0.95) -> Interval:
-    """Return the share of flags that are set, with Wilson's interval.
+    """Return the share of true flags, with Wilson's interval.
 
     Example:
         >>> found = rate([True, False, False])
@@ -244,12 +243,12 @@ def rate(flags: Sequence[bool], level: float = 0.95) -> Interval:
 
 
 def _pooled(statistic: Statistic) -> Statistic:
-    """Of several samples, the statistic of all their values together."""
+    """Return a statistic of pooled samples, along their last axis."""
     return lambda *parts, axis: statistic(np.concatenate(parts, axis=axis), axis=axis)
 
 
 def _improvement(*parts: NDArray[Any], axis: int) -> Any:
-    """Of samples a, b, a, b, ...: the mean over the pairs of P(a > b) + P(a = b) / 2."""
+    """Return the mean over pairs of P(a > b) + P(a = b) / 2, for samples a, b, a, b, ..."""
     chances = []
     for a, b in zip(parts[::2], parts[1::2], strict=True):
         x, y = np.moveaxis(a, axis, -1)[..., :, None], np.moveaxis(b, axis, -1)[..., None, :]
@@ -260,7 +259,7 @@ def _improvement(*parts: NDArray[Any], axis: int) -> Any:
 def _bootstrap(
     parts: Sequence[NDArray[Any]], statistic: Statistic, level: float, resamples: int, seed: int
 ) -> Interval:
-    """Of samples that are each resampled within itself, with the percentile interval of a statistic of all of them."""
+    """Return a statistic of samples with its percentile interval; each sample is resampled separately."""
     _require_level(level)
     n = sum(map(len, parts))
     value = float(statistic(*parts, axis=-1)) if parts else math.nan
@@ -268,7 +267,7 @@ def _bootstrap(
         return Interval(value, math.nan, math.nan, n)
     if all((part == part[0]).all() for part in parts):
         return Interval(value, value, value, n)
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         parts,
         statistic,
         n_resamples=resamples,
@@ -279,17 +278,17 @@ def _bootstrap(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(value, float(found.low), float(found.high), n)
+    return Interval(value, float(result.low), float(result.high), n)
 
 
 def _finite(values: Sequence[float]) -> list[float]:
-    """In ascending order, so that nothing depends on the order of the seeds."""
+    """Return finite values in ascending order, so results do not depend on the order of the seeds."""
     require_finite(values)
     return sorted(float(value) for value in values)
 
 
 def require_finite(values: Sequence[float]) -> None:
-    """Raise an `InputError` that names the first value that is not finite."""
+    """Raise an `InputError` for the first value that is not finite."""
     wrong = next((value for value in values if not math.isfinite(value)), None)
     if wrong is not None:
         raise InputError(f"value {wrong}: must be finite; say first what a run that diverged is to count as")

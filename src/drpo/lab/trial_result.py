@@ -1,4 +1,4 @@
-"""The result of a trial, read from the folder of its run; and a whole comparison as one small JSON file."""
+"""Trial results, read from the folders of runs; and a whole comparison as one small JSON file."""
 
 import json
 import os
@@ -48,20 +48,20 @@ SERIES = (
     "length_terminated",
     "grad_norm",
 )
-"""Metrics of a step that results.json keeps."""
+"""The step metrics that results.json keeps."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a comparison, as far as it has come.
+    """One run of a comparison, finished or not.
 
     Args:
         name: of its folder.
         config: of the run, by the names of its options: `eval_every`, `sampling.samples`.
         status: finished, diverged, failed, stopped, running or waiting.
-        reason: why it did not finish, or that it finished and learnt little or nothing; else None.
-        series: name of `SERIES` -> its value at every step done, None where a step has none.
-        evaluations: (steps done, held-out mean reward) of each.
+        reason: why it did not finish, or a warning that it learnt little or nothing; else None.
+        series: name of `SERIES` -> its value at every step done, None if a step has none.
+        evaluations: (steps done, held-out mean reward) pairs.
     """
 
     name: str
@@ -73,43 +73,43 @@ class Trial:
 
     @property
     def objective(self) -> str:
-        """Its spec."""
+        """The objective's spec."""
         return str(self.config["objective"])
 
     @property
     def learning_rate(self) -> float:
-        """The peak."""
+        """The peak learning rate."""
         return stated_learning_rate(self.config["optimizer"])
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The run's seed."""
         return int(self.config["seed"])
 
     @property
     def steps(self) -> int:
-        """To be done in all."""
+        """The planned number of steps."""
         return int(self.config["steps"])
 
     @property
     def over(self) -> bool:
-        """Whether this is a result: it went to its end, or its numbers broke."""
+        """Whether the trial has a result: it finished or diverged."""
         return self.status in (FINISHED, DIVERGED)
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """Mean training reward of every step; 0 for the steps that a diverged run did not live to see."""
+        """Mean training reward of every step; 0 for steps after a divergence."""
         rewards = [x if x is not None else 0.0 for x in self.series["reward_mean"]]
         lost = self.steps - len(rewards) if self.status == DIVERGED else 0
         return (*rewards, *[0.0] * lost)
 
     @property
     def held_out(self) -> tuple[tuple[int, float], ...]:
-        """(steps done, held-out mean reward); a diverged run ends at 0, because it leaves no policy."""
+        """(steps done, held-out mean reward) pairs; a diverged run ends at 0, because it has no policy."""
         return (*self.evaluations, (self.steps, 0.0)) if self.status == DIVERGED else self.evaluations
 
     def regime(self, fields: Sequence[str] = REGIME) -> tuple[Any, ...]:
-        """Its values of some fields of the regime."""
+        """Return the trial's values of some fields of the regime."""
         return tuple(self.config[name] for name in fields)
 
 
@@ -119,8 +119,8 @@ class Comparison:
 
     Args:
         name: of the folder.
-        trials: in the order in which they were begun.
-        hardware: what they ran on, as `environment.json` has it.
+        trials: in the order of training.
+        hardware: the machine, as in `environment.json`.
     """
 
     name: str
@@ -130,31 +130,31 @@ class Comparison:
     @property
     def regime_fields(self) -> tuple[str, ...]:
         """The fields of the regime that differ between trials."""
-        found = differing([c.config for c in self.trials])
-        return tuple(name for name in REGIME if name in found)
+        varied = differing([c.config for c in self.trials])
+        return tuple(name for name in REGIME if name in varied)
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Their specs, in order."""
+        """Specs of the objectives, in order."""
         return tuple(dict.fromkeys(c.objective for c in self.trials))
 
     def by_regime(self) -> Iterator[tuple[tuple[Any, ...], list[Trial]]]:
-        """Yield the values of `regime_fields`, with the trials that have them."""
+        """Yield each regime, as values of `regime_fields`, with its trials."""
         fields = self.regime_fields
         for regime in dict.fromkeys(c.regime(fields) for c in self.trials):
             yield regime, [c for c in self.trials if c.regime(fields) == regime]
 
 
 def write_trial_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write down how a trial ended."""
+    """Write trial_result.json."""
     write_json(folder / TRIAL_RESULT, dict(result))
 
 
 def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Create the folders of a comparison's trials, those that are not there yet; return the folders of these runs.
+    """Create the missing folders of a comparison's trials; return the folders of these runs.
 
     Args:
-        folder: of the comparison; trials that it has already stay.
+        folder: of the comparison; existing trials are kept.
         runs: of the trials.
 
     Raises:
@@ -178,9 +178,9 @@ def prepare(folder: Path, runs: Sequence[Run]) -> list[Path]:
 
 
 def trial_folders(folder: Path) -> list[Path]:
-    """Return the folders of a comparison's trials: those in its trials.json first, in that order, then any others."""
-    found = {p.parent.name: p.parent for p in sorted((folder / TRIALS).glob(f"*/{CONFIG}"))}
-    return [found.pop(name) for name in _order(folder) if name in found] + list(found.values())
+    """Return the folders of a comparison's trials: in the order of its trials.json, then any others."""
+    folders = {p.parent.name: p.parent for p in sorted((folder / TRIALS).glob(f"*/{CONFIG}"))}
+    return [folders.pop(name) for name in _order(folder) if name in folders] + list(folders.values())
 
 
 def _order(folder: Path) -> list[str]:
@@ -192,15 +192,15 @@ def _order(folder: Path) -> list[str]:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether a folder holds the trials of a comparison, or what was kept of them."""
+    """Whether a folder holds the trials of a comparison, or its results.json."""
     return (folder / TRIALS).is_dir() or (folder / RESULTS).exists()
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read a comparison from the folders of its trials, or where they are gone from its results.json.
+    """Read a comparison from the folders of its trials, or from its results.json if they are gone.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: no comparison there, or an unreadable file.
     """
     folders = trial_folders(folder)
     if not folders:
@@ -233,13 +233,13 @@ def _hardware(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_results(comparison: Comparison, path: Path) -> None:
-    """Write a comparison as one JSON file: what its trials share once, numbers to six digits."""
-    own = ("name", *differing([c.config for c in comparison.trials]))
-    shared = {k: v for k, v in comparison.trials[0].config.items() if k not in own}
+    """Write a comparison as one JSON file: shared values once, numbers to six digits."""
+    varied = ("name", *differing([c.config for c in comparison.trials]))
+    shared = {k: v for k, v in comparison.trials[0].config.items() if k not in varied}
     trials = [
         {
             "name": c.name,
-            "config": {k: v for k, v in c.config.items() if k in own},
+            "config": {k: v for k, v in c.config.items() if k in varied},
             "status": c.status,
             "reason": c.reason,
             "series": {k: [None if x is None else float(f"{x:.6g}") for x in v] for k, v in c.series.items()},
@@ -254,10 +254,10 @@ def save_results(comparison: Comparison, path: Path) -> None:
 
 
 def load_results(path: Path) -> Comparison:
-    """Read what `save_results` wrote.
+    """Read a comparison that `save_results` wrote.
 
     Raises:
-        InputError: it is not there, or cannot be read.
+        InputError: the file is missing or unreadable.
     """
     try:
         record = read_json(path)

@@ -1,4 +1,4 @@
-"""A process that trains one trial of a comparison after another: a folder comes in on a line, its result goes out."""
+"""A worker process that trains trials of a comparison: reads a folder per line, writes its result."""
 
 import fcntl
 import gc
@@ -27,22 +27,22 @@ log = logging.getLogger("drpo")
 
 
 def train_trial(folder: Path) -> dict[str, Any]:
-    """Train the run of a folder from where it stands, and write down how it ended.
+    """Train the run of a folder from its last checkpoint, and write its result.
 
-    A policy whose numbers break after its first step has diverged, which is a result; what breaks before is a failure.
+    Non-finite numbers after the first step are a divergence, which is a result; before, they are a failure.
 
     Args:
         folder: holds the run's config.json.
 
     Returns:
-        "status" and "reason", as `trial_result.json` has them.
+        "status" and "reason", as in `trial_result.json`.
     """
     with _locked(folder):
         (folder / TRIAL_RESULT).unlink(missing_ok=True)
         status, reason = _end_of(folder)
         result = {"status": status, "reason": reason}
         write_trial_result(folder, result)
-    gc.collect()  # a model and its optimiser are held by cycles: two trials' worth of memory otherwise
+    gc.collect()  # reference cycles hold the model and its optimiser
     return result
 
 
@@ -56,7 +56,7 @@ def _end_of(folder: Path) -> tuple[str, str | None]:
         return FAILED, str(error)
     except KeyboardInterrupt:
         return STOPPED, "interrupted"
-    except Exception as error:  # one trial must not end the others
+    except Exception as error:  # a failed trial must not end the others
         log.exception("%s failed", folder)
         return FAILED, f"{type(error).__name__}: {error}"
     return (FINISHED, summary["warning"]) if summary["finished"] else (STOPPED, "interrupted")
@@ -64,22 +64,22 @@ def _end_of(folder: Path) -> tuple[str, str | None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Wait for a process that is still at this trial, left behind by a comparison that was killed."""
+    """Lock the folder; wait for a process of a killed comparison that still trains this trial."""
     with open(folder / "lock", "a", opener=opened_here) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 
 def _stop_without(parent: int) -> None:
-    """Ask this process to finish its step and stop once the comparison's own process is gone."""
+    """Interrupt this process, after its step, once the comparison's process is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def main() -> None:
-    """Serve until the input ends; the argument is the number of the process that began this one."""
-    # What libraries print belongs in the log; answers keep the pipe for themselves.
+    """Serve until the input ends; the argument is the parent's process id."""
+    # Output of libraries goes to the log; the pipe carries answers only.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     transformers_logging.disable_progress_bar()

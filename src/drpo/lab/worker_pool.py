@@ -1,4 +1,4 @@
-"""Processes that train the trials of a comparison, several at a time."""
+"""A pool of worker processes that train the trials of a comparison in parallel."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from drpo.lab.trial_result import FAILED, STOPPED, write_trial_result
 from drpo.model import loading
 
 LOG = "log.txt"
-_BYTES_PER_WEIGHT = 24  # float32 weight, gradient, two moments, the sampler's copy, and what comes and goes
+_BYTES_PER_WEIGHT = 24  # float32 weight, gradient, two moments, the sampler's copy, and temporaries
 _BYTES_BESIDES = 2 * 2**30  # libraries, activations, the head's chunks
 
 
@@ -30,7 +30,7 @@ class PoolSize:
 
     Args:
         jobs: worker processes, >= 1.
-        threads: of torch in each worker; the last bits of numbers may depend on it.
+        threads: torch threads of each worker; the last bits of numbers may depend on it.
     """
 
     jobs: int
@@ -38,12 +38,12 @@ class PoolSize:
 
 
 def fitting(model: str, jobs: int | None, n_trials: int) -> PoolSize:
-    """Return as many jobs as memory and cores allow, and share the cores out.
+    """Return the number of workers that memory and cores allow, with the cores divided between them.
 
     Args:
-        model: that every trial trains.
-        jobs: wanted, or None for as many as fit.
-        n_trials: more jobs than these are of no use.
+        model: the model of every trial.
+        jobs: requested number of workers, or None for as many as fit.
+        n_trials: an upper bound.
     """
     here = psutil.Process()
     cores = len(here.cpu_affinity()) if hasattr(here, "cpu_affinity") else os.cpu_count() or 1
@@ -57,11 +57,11 @@ def fitting(model: str, jobs: int | None, n_trials: int) -> PoolSize:
 
 
 class Worker:
-    """A process that trains one trial after another. It is started again where it dies.
+    """A process that trains one trial after another. It is restarted if it dies.
 
     Args:
-        threads: of torch in it.
-        log: takes what it prints.
+        threads: its torch threads.
+        log: receives its output.
     """
 
     def __init__(self, threads: int, log: IO[str]) -> None:
@@ -95,40 +95,40 @@ class Worker:
             stderr=self._log,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
         )
 
     def interrupt(self) -> None:
-        """Ask it to finish its step and save."""
+        """Ask the process to finish its step and save."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
 
     def close(self) -> None:
-        """Let it end."""
+        """Close the process's input and wait for its end."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()
 
 
 class WorkerPool:
-    """Trains trials with several workers at once, each served by a thread of this process.
+    """Trains trials with several workers, each served by a thread of this process.
 
     Args:
-        folders: of the trials, in the order in which they are begun.
+        folders: of the trials, in the order of training.
         size: of the pool.
-        log: takes what the processes print.
+        log: receives the output of the workers.
     """
 
     def __init__(self, folders: Sequence[Path], size: PoolSize, log: Path) -> None:
         self._queue: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for folder in folders:
             self._queue.put(folder)
-        self._log = open(log, "a", encoding="utf-8", opener=opened_here)  # noqa: SIM115 (until it is closed)
+        self._log = open(log, "a", encoding="utf-8", opener=opened_here)  # noqa: SIM115 (until `close`)
         self._workers = [Worker(size.threads, self._log) for _ in range(size.jobs)]
         self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
         self._stopping = False
@@ -138,30 +138,30 @@ class WorkerPool:
 
     @property
     def statuses(self) -> Mapping[Path, str]:
-        """How the trials ended that have, and "running" for those being trained."""
+        """Status of each ended trial, and "running" for those in training."""
         return dict(self._statuses)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for at most so long; return True once all work is done."""
+        """Wait for at most `seconds`; return True once all work is done."""
         each = seconds / len(self._threads)
         for thread in self._threads:
             thread.join(each)
         return not any(thread.is_alive() for thread in self._threads)
 
     def interrupt(self) -> None:
-        """Begin no more trials, and ask those under way to finish their step and save."""
+        """Start no more trials; ask those in training to finish their step and save."""
         self._stopping = True
         for worker in self._workers:
             worker.interrupt()
 
     def kill(self) -> None:
-        """End at once what is under way; its trials go on from their last checkpoints another time."""
+        """Kill all workers; their trials can resume from their last checkpoints."""
         self._stopping = True
         for worker in self._workers:
             worker.kill()
 
     def close(self) -> None:
-        """Wait for the trials under way, and for the processes to end."""
+        """Wait for the trials in training and for the workers to end."""
         for thread in self._threads:
             thread.join()
         for worker in self._workers:

@@ -1,4 +1,4 @@
-"""Recipes by name: functions that return a `Run`, each imported when it is asked for."""
+"""Recipes by name: functions that return a `Run`, imported on demand."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Recipe(NamedTuple):
-    """A recipe that is not yet imported.
+    """A recipe that is imported on demand.
 
     Args:
-        module: that holds the function of the recipe's name.
-        about: what `drpo recipes` says of it, a line.
+        module: the module with the function of the recipe's name.
+        about: its line in `drpo recipes`.
     """
 
     module: str
@@ -39,17 +39,17 @@ def require_recipe(name: str) -> None:
     """Raise unless a recipe has this name.
 
     Raises:
-        InputError: none has; the nearest one is named.
+        InputError: no recipe of this name; the message suggests the nearest.
     """
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
 
 
 def find(name: str) -> "Run":
-    """Return the run that a recipe's name stands for.
+    """Return the run of a recipe.
 
     Raises:
-        InputError: no recipe of this name; the nearest one is named.
+        InputError: no recipe of this name; the message suggests the nearest.
 
     Example:
         >>> find("demo").name

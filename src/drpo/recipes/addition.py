@@ -22,8 +22,8 @@ def demo() -> Run:
     """SmolLM2-135M learns to add with DRPO, on a laptop's CPU, in minutes."""
     # Chosen on 2 cores, seed 0, by held-out accuracy after 16 steps (95 % interval about 6 points either way):
     #   as below 86.5 %;  drpo(12.5) 81.5 %;  1 update per rollout 82.0 %;  learning rate 1e-5 80.0 %, 4e-5 76.5 %.
-    # One run each: good enough to choose a demo by, not to rank methods by. 0.2 is a radius that tokens do reach (about
-    # 0.3 % of them leave it early on), so that the weights in the table are seen to hold back and to pull back.
+    # One run each: enough to choose a demo, not to rank methods. Tokens reach a radius of 0.2 (about 0.3 % leave it
+    # early on), so the weights in the table are below 1 and negative for some.
     # 8 prompts with 2 updates at a constant rate gave 75.0 % after 16 steps and 67.5 % after 24; 20 steps of the recipe
     # as below gave 85.5 %, no more than 16.
     return Run(
