@@ -15,7 +15,7 @@ from drpo.doctor.probe_batch import at_temperature, chosen_logp, micro_batches, 
 from drpo.model.critic import Critic
 from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii
-from drpo.ops.chunked import CHUNK_BYTES
+from drpo.ops.chunk_logits import CHUNK_BYTES
 from drpo.types import Episode
 
 SAME = 1e-3
