@@ -341,6 +341,14 @@ def test_a_password_is_recorded_nowhere_and_sent(
     assert headers()["authorization"] == "Basic bWU6cEBzcw=="
 
 
+def test_a_password_does_not_stay_in_the_arguments_that_trackers_record(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", SAFE_PATH)
+    monkeypatch.setenv(AUTH, "")
+    monkeypatch.setattr(sys, "argv", ["drpo", "--version", "--engine", "http://me:secret@h:9"])
+    assert cli.main() == 0
+    assert sys.argv == ["drpo", "--version", "--engine", "http://h:9"] and os.environ[AUTH] == "me:secret"
+
+
 ODD_PASSWORDS = {
     "http://me:se,cr et@h:9": ("http://h:9", "me:se,cr et"),
     "http://me:se/cr@et#@h:9,http://me:se/cr@et#@g:9": ("http://h:9,http://g:9", "me:se/cr@et#"),
@@ -368,6 +376,12 @@ def test_a_password_in_a_configuration_is_refused_in_python():
 def test_servers_with_different_passwords_are_refused():
     line = refused(["train", "smoke", "--engine", "http://a:b@one,http://a:c@two"])
     assert "different passwords" in line and "a:b" not in line
+
+
+@pytest.mark.parametrize("command", [["train", "{}"], ["train", "smoke", "--engines={}"], ["eval", "{}/x"]])
+def test_an_address_in_the_wrong_place_is_said_without_its_password(command: list[str]):
+    line = refused([word.format("http://me:secret@h") for word in command])
+    assert "http://h" in line and "secret" not in line
 
 
 def test_no_settings_that_lie_in_the_working_folder_draw_a_figure():

@@ -29,7 +29,7 @@ from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from drpo import cli
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.serve import command
-from drpo.credentials import AUTH, TOKEN
+from drpo.credentials import AUTH, TOKEN, without_secrets
 from drpo.errors import EngineError, InputError
 from drpo.model.loading import named_tensors
 from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
@@ -675,6 +675,20 @@ def test_a_server_is_sent_the_token_and_the_password_of_the_environment(
     monkeypatch.setenv(TOKEN, "two\nlines")
     with pytest.raises(InputError, match=TOKEN):
         ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK)
+
+
+def test_what_a_server_echoes_of_a_request_is_quoted_without_its_secrets(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(TOKEN, "to ken")
+    monkeypatch.setenv(AUTH, "me:pa ss")
+    engine = Prompted(ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK), *tiny(STOPS))
+    fake.faults.append("echo")
+    with pytest.raises(InputError, match=r'403: .*"authorization": "Basic \*\*\*"') as caught:
+        engine.generate(FEW, SAMPLING, (0,))
+    assert "to ken" not in str(caught.value) and "bWU6cGEgc3M=" not in str(caught.value)
+    assert without_secrets("of me:pa ss, whose pa ss") == "of ***, whose ***"
+    engine.close()
 
 
 def asked(path: str, token: str | None, body: Any = None, kind: str = "http") -> tuple[int, list[str]]:

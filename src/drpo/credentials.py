@@ -54,6 +54,21 @@ def keep_password(arguments: Sequence[str]) -> list[str]:
     return [_MISSPELT.sub(r"\1", without_password(a)) if i in engines else a for i, a in enumerate(arguments)]
 
 
+def without_secrets(text: str) -> str:
+    """Return what a server said with the token and the password that it was sent left out: some echo a request.
+
+    Example:
+        >>> os.environ[TOKEN] = "abcd"
+        >>> without_secrets("403: drpo-token: abcd")
+        '403: drpo-token: ***'
+        >>> del os.environ[TOKEN]
+    """
+    token, auth = os.environ.get(TOKEN, ""), os.environ.get(AUTH, "")
+    for secret in filter(None, (token, b64encode(auth.encode()).decode(), auth, auth.partition(":")[2])):
+        text = text.replace(secret, "***")
+    return text
+
+
 def headers() -> Mapping[str, str]:
     """Return the authentication headers of a request.
 

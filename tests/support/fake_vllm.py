@@ -196,6 +196,8 @@ class FakeServer:
             return 0, b""
         if fault == "busy":
             return 503, b"busy"
+        if fault == "echo":
+            return 403, json.dumps({n: self.headers[-1].get(n) for n in ("drpo-token", "authorization")}).encode()
         if fault == "garbage":
             return 200, b"<html>"
         if fault == "elsewhere":

@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 
 from drpo import __version__
 from drpo.cli.streams import OutputLostError, telling
-from drpo.credentials import keep_password
+from drpo.credentials import keep_password, without_password
 from drpo.errors import EngineError, InputError, is_out_of_memory, nearest, one_line
 from drpo.spec import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
@@ -105,9 +105,10 @@ LESS = "free some, lift `ulimit -v`, or make steps smaller: --micro-batch-tokens
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or SAFE_PATH  # an empty one is none
-    arguments = list(sys.argv[1:] if argv is None else argv)
+        sys.argv[1:] = map(without_password, arguments)  # which trackers record
     # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
     # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -163,7 +164,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"drpo: {one_line(message)}", file=sys.stderr)
+    words = map(without_password, message.split(" "))
+    print(f"drpo: {one_line(' '.join(words))}", file=sys.stderr)
     return status
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drpo.credentials import headers
+from drpo.credentials import headers, without_secrets
 from drpo.errors import InputError
 from drpo.model.loading import named_tensors
 from drpo.model.positions import sequence_limit
@@ -332,7 +332,9 @@ class Server:
                 raise OtherWeightsError("it has other weights: it was restarted, or another run sent its own")
             return _columns(choice)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise self.gone(f"gave an answer that is not vLLM's ({type(error).__name__}: {error})") from None
+            raise self.gone(
+                f"gave an answer that is not vLLM's ({type(error).__name__}: {_quoted(str(error))})"
+            ) from None
 
     def _read(self, response: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
         """The body of an answer.
@@ -382,13 +384,15 @@ class Server:
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(_reason(error)) from None
         if response.status >= 500:
-            raise UnreachableError(f"{path} failed with status {response.status}: {' '.join(said.split())[:200]}")
+            raise UnreachableError(f"{path} failed with status {response.status}: {_quoted(said)}")
         if response.status != 200:
-            raise self.gone(f"refused {path} with status {response.status}: {' '.join(said.split())[:200]}")
+            raise self.gone(f"refused {path} with status {response.status}: {_quoted(said)}")
         try:
             answer = json.loads(said or "{}")
         except (ValueError, RecursionError):
-            raise UnreachableError(f"{path} was answered by something that is not JSON: {said[:80]!r}") from None
+            raise UnreachableError(
+                f"{path} was answered by something that is not JSON: {_quoted(said, 80)!r}"
+            ) from None
         return answer if isinstance(answer, dict) else {}
 
 
@@ -403,10 +407,15 @@ def _columns(choice: Mapping[str, Any]) -> dict[str, Any]:
     return {**sent, "logp": logp, "top": top}
 
 
+def _quoted(said: str, most: int = 200) -> str:
+    """The beginning of what a server said, in one line, without what it was sent in confidence."""
+    return " ".join(without_secrets(said).split())[:most]
+
+
 def _reason(error: urllib3.exceptions.HTTPError) -> str:
     """What went wrong, without urllib3's description of its own objects."""
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "connection refused"
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "no answer within the time limit"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {_quoted(str(error))}"
