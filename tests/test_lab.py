@@ -3,6 +3,8 @@
 The trials' processes are forks here (`forked`), which import nothing; the slow test has those of `drpo compare`.
 """
 
+import errno
+import io
 import json
 import math
 import os
@@ -15,6 +17,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -42,7 +45,7 @@ from drpo.lab.trial_result import (
     save_results,
 )
 from drpo.lab.worker import train_trial
-from drpo.lab.worker_pool import PoolSize, fitting
+from drpo.lab.worker_pool import PoolSize, Worker, fitting
 from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import claim_lines
 from drpo.train.config import flat_json, to_json
@@ -379,3 +382,16 @@ def test_bad_input_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_full_disk_ends_no_worker_when_its_process_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def gone(_: str) -> None:
+        raise BrokenPipeError
+
+    dead = SimpleNamespace(stdin=SimpleNamespace(write=gone), stdout=True, wait=lambda: 1)
+    monkeypatch.setattr("drpo.lab.worker_pool.write_trial_result", full)
+    monkeypatch.setattr(Worker, "_start", lambda self: dead)
+    assert Worker(1, io.StringIO()).train(tmp_path) == FAILED

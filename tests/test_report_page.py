@@ -1,6 +1,7 @@
 """The page of a run and the commands that write it, as far as they can be judged without a browser."""
 
 import base64
+import errno
 import fnmatch
 import hashlib
 import json
@@ -41,6 +42,11 @@ def test_no_text_of_a_record_stands_in_the_page_as_it_is(tmp_path):
 def test_the_title_is_escaped():
     page = html.render(html.Page("frame.html", {"title": "<b>&"}))
     assert "<title>&lt;b&gt;&amp;</title>" in page
+
+
+def test_half_a_surrogate_pair_in_a_name_costs_no_report(tmp_path):
+    page = html.write(html.Page("frame.html", {"title": "half: \ud800"}), tmp_path / "report.html")
+    assert "<title>half: ?</title>" in page.read_text(encoding="utf-8")
 
 
 def test_the_page_lets_run_its_own_scripts_and_asks_for_nothing(tmp_path):
@@ -162,6 +168,17 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, argum
     assert cli.main(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_full_disk_names_the_file_and_is_no_fault_of_the_input(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(html, "write_text", full)
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'report.html'}: no space left on the disk" in capsys.readouterr().err
 
 
 def test_help_teaches(capsys):

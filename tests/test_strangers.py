@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from drpo.credentials import AUTH, headers, keep_password, without_password
 from drpo.errors import InputError, printable
 from drpo.model import loading
 from drpo.spec import SAFE_PATH, import_named
-from drpo.train.config import REGISTRIES, from_json, to_json
+from drpo.train.config import REGISTRIES, from_json, read_value, to_json
 from drpo.train.fields import FIELDS
 from drpo.train.log import environment
 from drpo.train.records import CONFIG, SUMMARY, TIMING
@@ -371,6 +372,12 @@ def test_a_password_in_a_configuration_is_refused_in_python():
     with pytest.raises(InputError, match=f"engine=http://host:80: .* set {AUTH}=user:password") as caught:
         tiny_run(engine="http://me:secret@host:80")
     assert "secret" not in str(caught.value)
+
+
+def test_half_a_surrogate_pair_in_a_configuration_is_refused_or_taken():
+    for name in FIELDS.keys() - {"learning_rate"}:
+        with suppress(InputError):
+            read_value(name, "\ud800")
 
 
 def test_servers_with_different_passwords_are_refused():

@@ -195,3 +195,8 @@ def test_a_folder_that_goes_away_is_one_line(
     err = capsys.readouterr().err
     assert "Traceback" not in err and err.splitlines()[-1] == f"drpo: {folder / 'rollouts.jsonl'}: not here"
     assert folder.exists() != removes  # no half of a run where it was
+
+
+def test_a_name_that_no_file_can_have_is_bad_input(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["export", "x" * 300, "exported"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

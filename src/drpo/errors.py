@@ -1,6 +1,7 @@
 """Exceptions with a message for the user, and helpers that format messages."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -71,6 +72,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         (True, False)
     """
     return isinstance(error, MemoryError) or bool(_MEMORY.search(str(error)))
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error says that the disk, or the user's share of it, has no room left.
+
+    Example:
+        >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device")), is_disk_full(OSError(errno.EIO, "I/O"))
+        (True, False)
+    """
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

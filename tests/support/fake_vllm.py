@@ -125,6 +125,17 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
     return SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace, __version__=version, distributed=distributed)
 
 
+ANSWERS: Mapping[str, tuple[int, bytes]] = {
+    "die": (0, b""),
+    "busy": (503, b"busy"),
+    "garbage": (200, b"<html>"),
+    "elsewhere": (307, b"http://127.0.0.1:9/"),
+    "endless": (200, b" " * 2**22),
+    "deep": (200, b"[" * 100_000),
+}
+"""Fault -> status and body that know nothing of the request."""
+
+
 class FakeServer:
     """A server on loopback that answers as vLLM's does, while `faults` has nothing else for it to do.
 
@@ -192,20 +203,10 @@ class FakeServer:
             fault = self.faults.popleft() if self.faults else ""
             how = body["sampling_params"]
             drawn = self.sampler.draw(body["token_ids"], how)
-        if fault == "die":
-            return 0, b""
-        if fault == "busy":
-            return 503, b"busy"
+        if fault in ANSWERS:
+            return ANSWERS[fault]
         if fault == "echo":
             return 403, json.dumps({n: self.headers[-1].get(n) for n in ("drpo-token", "authorization")}).encode()
-        if fault == "garbage":
-            return 200, b"<html>"
-        if fault == "elsewhere":
-            return 307, b"http://127.0.0.1:9/"
-        if fault == "endless":
-            return 200, b" " * 2**22
-        if fault == "deep":
-            return 200, b"[" * 100_000
         if fault == "slow":
             time.sleep(3)
         label = "another" if fault == "other weights" else self.sampler.label

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from drpo import __version__
 from drpo.cli.streams import OutputLostError, telling
 from drpo.credentials import keep_password, without_password
-from drpo.errors import EngineError, InputError, is_out_of_memory, nearest, one_line
+from drpo.errors import EngineError, InputError, is_disk_full, is_out_of_memory, nearest, one_line
 from drpo.spec import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
 
@@ -139,13 +139,15 @@ def _status(arguments: list[str]) -> int:
             return _fail(f"out of memory ({error or 'no more is to be had'}); {LESS}", 1)
         if not isinstance(error, OSError):
             raise
-        return _fail(_of_the_system(error), 1)
+        return _fail(_of_the_system(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
 
 
 def _of_the_system(error: OSError) -> str:
     """What the operating system refused, in a line."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume"
+    if is_disk_full(error):
+        return (
+            f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume or try again"
+        )
     return f"{error.filename}: {error.strerror}" if error.filename else f"{type(error).__name__}: {error}"
 
 

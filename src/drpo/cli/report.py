@@ -6,7 +6,7 @@ from pathlib import Path
 from drpo.cli.commands.report import ReportOptions
 from drpo.cli.folder import open_run
 from drpo.cli.runs import reading
-from drpo.errors import InputError, printable
+from drpo.errors import InputError, is_disk_full, printable
 from drpo.lab.trial_result import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
@@ -18,6 +18,8 @@ def report(folder: Path, options: ReportOptions) -> int:
         with reading(folder):
             path = _write(folder, options)
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise InputError(f"--out {options.out or folder}: cannot be written ({error})") from None
     print(printable(f"report       {path}"))
     if options.open:

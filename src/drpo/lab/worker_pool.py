@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -83,7 +84,8 @@ class Worker:
         code = process.wait()
         self._process = None
         status = STOPPED if code in (130, -signal.SIGINT) else FAILED
-        write_trial_result(folder, {"status": status, "reason": f"its process ended with status {code}; see {LOG}"})
+        with suppress(OSError):  # a full disk: a trial without a result is taken up again
+            write_trial_result(folder, {"status": status, "reason": f"its process ended with status {code}; see {LOG}"})
         return status
 
     def _start(self) -> subprocess.Popen[str]:

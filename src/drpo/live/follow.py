@@ -240,7 +240,7 @@ def _config(path: Path) -> RunFields | None:
 def _evaluation(record: Record) -> Evaluation | None:
     try:
         return msgspec.convert(record, Evaluation, str_keys=True)
-    except msgspec.ValidationError:  # of another version
+    except (msgspec.ValidationError, UnicodeError):  # of another version, or half a surrogate pair
         return None
 
 

@@ -83,7 +83,7 @@ def plotly_js() -> tuple[str, str]:
 
 def write(page: Page, path: Path) -> Path:
     """Write a page to a file, whole or not at all; return its path."""
-    write_text(path, render(page))
+    write_text(path, render(page).encode("utf-8", "replace").decode())  # half a surrogate pair, as a name may have
     return path
 
 

@@ -204,7 +204,7 @@ def run_fields(config: Mapping[str, Any]) -> RunFields:
         values[name] = value
     try:
         return msgspec.convert(values, RunFields)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # half a surrogate pair
         raise InputError(str(error).replace("`", "")) from None
 
 

@@ -179,7 +179,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     """The value of a field as its annotation has it; numbers are finite, and fit 64 bits."""
     try:
         typed = msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # half a surrogate pair
         known = f"; known: {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
         raise InputError(f"{name}={_shown(value)}: {error}{known}".replace("`", "")) from None
     for number in typed if isinstance(typed, tuple) else (typed,):
