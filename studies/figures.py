@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
+from comparison_figures import draw_curves, draw_finals
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
 from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
 from drpo.lab.trial_result import Comparison, Trial, load_results
-from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import bounds
 from stability_maps import draw_maps
 from tail_language import KINDS, task_of

@@ -21,7 +21,6 @@ from drpo.cli import compare as compare_command
 from drpo.lab.analysis import best, conditions
 from drpo.lab.statistics import paired_difference, t_interval
 from drpo.lab.trial_result import DIVERGED, FAILED, WAITING, Comparison, save_results
-from drpo.report.bands import over_seeds, spread, student
 from drpo.report.comparison_data import (
     THRESHOLD,
     cautions,
@@ -29,10 +28,10 @@ from drpo.report.comparison_data import (
     differences_table,
     ends_table,
     seeds_sentence,
-    trials_table,
+    trials_tables,
 )
 from drpo.report.comparison_page import write_comparison_report
-from drpo.report.comparison_plots import differences_plot, ends_plot, reward_plot, sweep_plot, view_of
+from drpo.report.comparison_plots import differences_plot, ends_plot, over_seeds, reward_plot, sweep_plot, view_of
 from drpo.report.html import REPORT
 from drpo.train.records import TRIALS
 from support.hand_comparison import OBJECTIVES, comparison, large, trial
@@ -88,10 +87,10 @@ def test_ends_and_rates_are_those_of_the_analysis(made: Comparison):
             reach = (mean.x[0] - mean.error_x.arrayminus[0], mean.x[0] + mean.error_x.array[0])
             assert reach == pytest.approx((max(0.0, c.mean.low), min(1.0, c.mean.high)))
         else:
-            assert math.isnan(mean.error_x.array[0]) and "one seed" in ends.text
+            assert math.isnan(mean.error_x.array[0])
     assert [a.text for a in ends.figure.layout.annotations] == [name for name in view.regimes.values() if name]
-    drawn = [(t.name, rate, y) for t in sweep.figure.data for rate, y in zip(t.customdata, t.y, strict=True)]
-    assert sorted(drawn) == sorted((c.objective, f"{c.learning_rate:g}", c.mean.value) for c in found)
+    drawn = [(t.name, x, y) for t in sweep.figure.data if t.fill is None for x, y in zip(t.x, t.y, strict=True)]
+    assert sorted(drawn) == sorted((c.objective, c.learning_rate, c.mean.value) for c in found)
 
 
 @RAGGED
@@ -108,35 +107,32 @@ def test_differences_are_seed_by_seed_from_the_first_objective(made: Comparison)
 
 @RAGGED
 def test_curves_are_those_of_the_best_condition(made: Comparison):
-    plot = reward_plot(view_of(made))
-    means = [t for t in plot.figure.data if t.name != "each seed" and t.fill is None]
-    bands = [t for t in plot.figure.data if t.fill == "toself"]
     view = view_of(made)
-    for c, of_one, mean, ground in zip(view.chosen, view.trials, means, bands, strict=True):
-        intervals = [triple(t_interval([[x.rewards[t] for x in of_one]])) for t in range(4)]
-        assert list(mean.x) == [1, 2, 3, 4] and mean.name == ground.name == c.objective
-        assert np.allclose(mean.y, [value for value, _, _ in intervals], rtol=1e-4, atol=1e-6)
-        if len(of_one) > 1:
-            bounds = [high for _, _, high in intervals] + [low for _, low, _ in intervals][::-1]
-            assert np.allclose(ground.y, np.clip(bounds, 0, 1), rtol=1e-4, atol=1e-6)
-            assert list(ground.x) == [1, 2, 3, 4, 4, 3, 2, 1]
-        else:
-            assert list(ground.x) == []
-    seeds = sorted(tuple(t.y) for t in plot.figure.data if t.name == "each seed")
-    assert np.allclose(seeds, sorted(x.rewards for of_one in view.trials for x in of_one), rtol=1e-4)
+    drawn = reward_plot(view).figure.data
+    means, bands = ([t for t in drawn if (t.fill is None) == is_mean] for is_mean in (True, False))
+    told = {(t.name, t.xaxis): t for t in means}
+    assert len(told) == len(means) == len(bands) == len(view.chosen)
+    axes = dict(zip(view.regimes, dict.fromkeys(t.xaxis for t in means), strict=True))
+    for c, of_one in zip(view.chosen, view.trials, strict=True):
+        mean = told[c.objective, axes[c.regime]]
+        (ground,) = [t for t in bands if (t.name, t.xaxis) == (mean.name, mean.xaxis)]
+        steps = list(zip(*(t.rewards for t in of_one), strict=True))
+        assert list(mean.x) == [1, 2, 3, 4] and np.allclose(mean.y, [np.mean(x) for x in steps], rtol=1e-4)
+        assert list(ground.x) == [1, 2, 3, 4, 4, 3, 2, 1]
+        assert np.allclose(ground.y, [*map(max, steps), *[min(x) for x in steps[::-1]]], rtol=1e-4)
 
 
 @RAGGED
 def test_the_tables_are_those_of_the_analysis(made: Comparison):
     chosen = best(conditions(made))
     regime = [c for c in chosen if c.regime == chosen[0].regime]
-    head, rows = ends_table(regime, regime)
+    sheet = ends_table("", regime, regime)
+    head, rows = sheet.head, sheet.rows
     assert [r[3] for r in rows] == sorted((r[3] for r in rows), reverse=True)
     for c in regime:
         (mine,) = [r for r in rows if r[0] == c.objective]
         assert len(mine) == len(head) and mine[3] == f"{c.mean.value:.3f}" and mine[2] == str(c.mean.n)
-    head, rows = differences_table(regime)
-    for a, row in zip(regime, rows, strict=True):
+    for a, row in zip(regime, differences_table("", regime).rows, strict=True):
         for b, cell_text in zip(regime, row[1:], strict=True):
             shared = a.final.keys() & b.final.keys()
             mean = sum(a.final[s] - b.final[s] for s in shared) / len(shared) if a is not b and shared else None
@@ -144,15 +140,13 @@ def test_the_tables_are_those_of_the_analysis(made: Comparison):
 
 
 @given(st.lists(st.lists(st.none() | st.floats(-5, 5), max_size=4), min_size=1, max_size=4))
-def test_bands_know_only_the_seeds_that_are_there(curves):
-    values = over_seeds(curves, 4)
-    bands = student(values), spread(values)
-    for t in range(4):
-        there = [c[t] for c in curves if t < len(c) and c[t] is not None]
-        wanted = t_interval([there])
-        low, high = (min(there), max(there)) if there else (math.nan, math.nan)
-        assert np.allclose([b[t] for b in bands[0]], triple(wanted), atol=1e-6, equal_nan=True)
-        assert np.allclose([b[t] for b in bands[1]], (wanted.value, low, high), equal_nan=True)
+def test_bands_know_only_the_seeds_that_are_there(series):
+    line = over_seeds("x", series)
+    assert len(line.y) == max(map(len, series))
+    for t, drawn in enumerate(zip(line.y, line.low, line.high, strict=True)):
+        there = [c[t] for c in series if t < len(c) and c[t] is not None]
+        wanted = (np.mean(there), min(there), max(there)) if there else (None,) * 3
+        assert (drawn == wanted) if None in wanted else np.allclose(drawn, wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_a_diverged_trials_metrics_end_and_its_reward_is_0(tmp_path):
@@ -189,11 +183,16 @@ def test_what_cannot_be_reached_is_said_once_for_all_it_is_true_of():
 
 
 def test_every_field_is_either_shared_or_a_trials_own():
-    table = trials_table(large(seeds=2, updates=2, steps=4))
-    assert table["head"] == ["trial", "status", "steps", "objective", "updates", "optimizer", "seed", "reason"]
-    assert {"model", "sampling.samples"} <= {name for name, _ in table["shared"]}
-    assert not {"objective", "updates", "optimizer", "seed"} & {name for name, _ in table["shared"]}
-    assert table["rows"][7][2:] == ["4", "ppo(0.2, 0.28)", "1", "adamw(2e-05)", "0", ""]
+    made = large(seeds=2, updates=2, steps=4)
+    own, shared = trials_tables(made, ["a link"] * len(made.trials))
+    assert (own.head[:3], own.head[-2:]) == (("trial", "status", "steps"), ("reason", "report"))
+    differ = {"objective", "updates", "optimizer", "seed"}
+    assert set(own.head[3:-2]) == differ and not differ & {name for name, _ in shared.rows}
+    assert {"model", "sampling.samples"} <= {name for name, _ in shared.rows}
+    told = dict(zip(own.head, own.rows[7], strict=True))
+    assert [told[name] for name in ("objective", "updates", "optimizer", "seed", "report")] == [
+        "ppo(0.2, 0.28)", "1", "adamw(2e-05)", "0", "a link"
+    ]  # fmt: skip
 
 
 def test_every_figure_says_what_it_shows_and_names_its_axes(tmp_path):

@@ -28,7 +28,7 @@ def test_three_hundred_trials_are_drawn_on_a_screen_and_on_paper(tmp_path: Path,
     assert path.stat().st_size / 1e6 < LIMIT_MB
     found = open_report(chromium, path, Visit)
     page = found.page
-    assert page.inner_text("#results") == "300 of 300" and "drpo(12.5)" in page.inner_text("#caution")
+    assert page.inner_text("#result") == "300 of 300" and "drpo(12.5)" in page.inner_text("#caution")
     found.draw_all()
     charts = found.charts()
     assert len(charts) == 12 and all(right <= 0.5 and below <= 0.5 for _, right, below in charts)

@@ -25,6 +25,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from comparison_figures import draw_curves, draw_finals
 from drpo.cli import main
 from drpo.errors import InputError
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed
@@ -46,7 +47,6 @@ from drpo.lab.trial_result import (
 )
 from drpo.lab.worker import train_trial
 from drpo.lab.worker_pool import PoolSize, Worker, fitting
-from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_table import claim_lines
 from drpo.train.config import flat_json, to_json
 from drpo.train.optim import AdamW

@@ -28,12 +28,10 @@ from drpo.objectives import (
     ratio,
 )
 from drpo.recipes.addition import smoke
-from drpo.report import browser, decimals, distribution, run_summary
-from drpo.report.bands import shown_steps
-from drpo.report.figures import plain
-from drpo.report.palette import COLORS
-from drpo.report.panels import MOST_POINTS, PANELS, Line, drawn_lines, line_trace, numbers, panel_plot, thinned
-from drpo.report.payload import columns_bytes, finite, json_bytes, packed
+from drpo.report import browser, distribution, run_summary
+from drpo.report.figures import COLORS, plain
+from drpo.report.panels import MOST_POINTS, PANELS, Line, curves, drawn_lines, line_traces, numbers, thinned
+from drpo.report.payload import column_bytes, finite, json_bytes, packed
 from drpo.report.token_statistics import of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
@@ -43,7 +41,7 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from support.hand_run import RECORDS, record, write_run
 from support.large_run import word_tokenizer
-from support.pages import read_columns, traces, unpacked
+from support.pages import read_column, traces, unpacked
 from support.runs import tokens_of
 from support.worlds import sampling, tiny_run
 
@@ -63,65 +61,24 @@ class Own:
 
 OWN = Own()
 
-# Decimals
+# Numbers and packing
 
 
-@given(st.lists(st.floats(allow_infinity=False, width=32), min_size=1))
-@example([0.0, 1e-20, 9.995e-21, 0.9995, 0.99949, 1.0, 10.0, 999.5, 1e-3, -1e-3])
-@example([3.4e38, 1e16, 9.99e15, -1e16, 1e-30, -1e-30])
-def test_a_decimal_is_the_number_to_three_digits_and_codes_are_ordered(values):
-    codes = decimals.encode(np.array(values))
-    back = decimals.decode(codes)
-    for value, code, decimal in zip(values, codes.tolist(), back.tolist(), strict=True):
-        if math.isnan(value):
-            assert code == decimals.MISSING and math.isnan(decimal)
-        elif value == 0:
-            assert code == 0 and decimal == 0
-        elif abs(value) >= 1e16:
-            assert abs(code) == decimals.TOO_LARGE or abs(decimal) == 1e16
-        elif abs(value) < 1e-20:
-            assert abs(code) == 1 and code * value > 0
+@given(st.lists(st.floats(width=32, allow_infinity=False), min_size=1))
+@example([0.0, 1e-20, 9.995e-21, 0.9995, 0.99949, 1.0, 10.0, 999.5, 1e-3, -1e-3, math.nan, 3.4e38, 1e-45])
+def test_a_number_keeps_three_digits(values):
+    decimals, places = browser.three_digits(np.array(values))
+    for value, decimal in zip(values, (decimals[i] for i in places), strict=True):
+        if math.isnan(value) or value == 0:
+            assert math.isnan(decimal) if math.isnan(value) else decimal == 0
         else:
             unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
-            assert abs(decimal - value) <= 0.5000001 * unit
-            assert f"{decimal:.2e}" == repr_of(decimal)
-    known = [(v, c) for v, c in zip(values, codes.tolist(), strict=True) if not math.isnan(v)]
-    assert all(a[1] <= b[1] for a in known for b in known if a[0] <= b[0])
+            assert abs(decimal - value) <= 0.5000001 * unit and float(f"{decimal:.3g}") == decimal
 
 
-def repr_of(decimal: float) -> str:
-    """A decimal of at most three digits, as it is written with two behind the point."""
-    return f"{float(f'{decimal:.3g}'):.2e}"
-
-
-@given(st.floats(1e-19, 1e15), st.booleans())
-def test_a_decimal_is_what_python_prints(value, negative):
-    signed = -value if negative else value
-    mantissa = value / 10.0 ** (math.floor(math.log10(value)) - 2)
-    assume(abs(mantissa % 1 - 0.5) > 1e-6)  # between two decimals either will do
-    assert f"{decimals.decode(decimals.encode(np.array([signed])))[0]:.2e}" == f"{signed:.2e}"
-
-
-def test_neighbouring_decimals_are_one_code_apart():
-    decades = [int(d) * 10.0**e for e in range(-4, 3) for d in range(100, 1000)]
-    assert set(np.diff(decimals.encode(np.array(decades)).astype(int)).tolist()) == {1}
-
-
-# Packing
-
-COLUMNS = st.one_of(
-    st.lists(st.integers(0, 255)).map(lambda x: np.array(x, dtype=np.uint8)),
-    st.lists(st.integers(-32768, 32767)).map(lambda x: np.array(x, dtype=np.int16)),
-    st.lists(st.integers(0, 2**32 - 1)).map(lambda x: np.array(x, dtype=np.uint32)),
-)
-
-
-@given(st.dictionaries(st.text(max_size=5), COLUMNS, max_size=4))
-def test_columns_come_back_as_they_were(columns):
-    back = read_columns(unpacked(packed(columns_bytes(columns))))
-    assert list(back) == list(columns)
-    for name, column in columns.items():
-        assert back[name].dtype == column.dtype and np.array_equal(back[name], column)
+@given(st.lists(st.integers(0, 2**32 - 1)).map(lambda x: np.array(x, dtype=np.uint32)))
+def test_a_column_comes_back_as_it_was(column):
+    assert np.array_equal(read_column(unpacked(packed(column_bytes(column)))), column)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=8))
@@ -196,17 +153,16 @@ def test_the_browsers_columns_by_hand(tmp_path):
     run = write_run(tmp_path)
     rollouts = read_rollouts(tmp_path, run.objective.loss, ALL)
     ids = browser.vocabulary(rollouts)
-    columns = read_columns(columns_bytes(browser.columns(rollouts, ids)))
-    assert ids[columns["token"]].tolist() == [i for r in RECORDS for i in r["token_ids"]]
-    assert columns["length"].tolist() == [len(r["token_ids"]) for r in RECORDS]
-    mu = decimals.decode(columns["mu"])
-    assert mu[:7].tolist() == [0.4, 0.1, 0.5, 0.9, 0.4, 0.25, 0.5] and mu[-1] == 0.125
-    trained = np.concatenate([columns["mu"][:7], columns["mu"][-1:]])
-    assert decimals.decode(trained + columns["pi_above_mu"]).tolist() == [0.5, 0.5, 0.45, 0.9, 0.3, 0.75, 0.49, 0.125]
-    assert decimals.decode(columns["ratio"]).tolist() == [1.25, 5.0, 0.9, 1.0, 0.75, 3.0, 0.98, 1.0]
-    assert decimals.decode(columns["prob_diff"]).tolist() == [0.1, 0.4, -0.05, 0.0, -0.1, 0.5, -0.01, 0.0]
-    assert decimals.decode(columns["weight"]).tolist() == [0.5, -1.0, 1.25, 1.0, 0.5, 3.5, 0.95, 1.0]
-    assert columns["out_of_region"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    places, values = browser.columns(rollouts, ids)
+    told = {name: [values[name][i] for i in places[name]] for name in values}
+    assert ids[places["token"]].tolist() == [i for r in RECORDS for i in r["token_ids"]]
+    assert places["length"].tolist() == [len(r["token_ids"]) for r in RECORDS]
+    assert told["mu"][:7] == [0.4, 0.1, 0.5, 0.9, 0.4, 0.25, 0.5] and told["mu"][-1] == 0.125
+    assert told["pi"] == [0.5, 0.5, 0.45, 0.9, 0.3, 0.75, 0.49, 0.125]
+    assert told["ratio"] == [1.25, 5.0, 0.9, 1.0, 0.75, 3.0, 0.98, 1.0]
+    assert told["prob_diff"] == [0.1, 0.4, -0.05, 0.0, -0.1, 0.5, -0.01, 0.0]
+    assert told["weight"] == [0.5, -1.0, 1.25, 1.0, 0.5, 3.5, 0.95, 1.0]
+    assert places["out_of_region"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -282,7 +238,7 @@ def test_a_boundary_that_no_token_reaches_is_said_not_drawn(tmp_path):
     for objective, own in ((DRPO(12.5), 0), (DRPO(0.2), 2)):
         log, linear = distribution.scatter_plots(rollouts, objective, 0)
         assert len(traces(log, f"{format_spec(objective, REGISTRY)}, this run's")) == own
-        assert ("No token can reach the boundary of drpo(12.5)" in log.text) == (own == 0)
+        assert ("No token can reach the boundary of drpo(12.5)" in log.caption) == (own == 0)
         assert len(traces(linear, "ppo(0.2, 0.28)")) == 2
     assert GSPO() not in distribution.regions(GSPO())
     assert distribution.regions(SymmetricMask(0.1))[0] == SymmetricMask(0.1)
@@ -319,7 +275,7 @@ def test_the_histogram_counts_every_token_under_its_sign(tmp_path, monkeypatch, 
     monkeypatch.setattr(distribution, "_TAIL", tail)
     run = write_run(tmp_path)
     plot = distribution.histogram_plot(read_rollouts(tmp_path, run.objective.loss, ALL))
-    assert plot is not None and "8 trained tokens" in plot.text and "from -1 to 3.5" in plot.text
+    assert plot is not None and "8 trained tokens" in plot.caption and "from -1 to 3.5" in plot.caption
     positive, negative = (np.array(traces(plot, name)[0].y) for name in ("A > 0", "A < 0"))
     left, width = np.array(plot.figure.data[0].x), plot.figure.data[0].width
     edges = np.append(left, left[-1] + width)
@@ -339,26 +295,27 @@ def test_bins_hold_0_and_1_and_rise(weights):
 def test_seconds_are_summed_by_phase_and_step():
     steps = [{"step": 0, "evaluation": 2.0}, {"step": 1, "update": 1.0, "rollout": 3.0}]
     after = [{"step": 1, "evaluation": 0.5}, {"step": 1, "evaluation": 0.25}]
-    at, phases = run_summary.timeline([*steps, *after])
-    assert at == [0, 1] and phases == {"rollout": [0.0, 3.0], "update": [0.0, 1.0], "evaluation": [2.0, 0.75]}
-    plot = run_summary.timeline_plot(at, phases)
-    assert plot is not None and {t.name: list(t.y) for t in plot.figure.data} == phases
-    assert run_summary.shares(phases)[2] == ["evaluation", "2.75", "40.7%"]
-    assert run_summary.timeline([]) == ([], {}) and run_summary.timeline_plot([], {}) is None
-    many = run_summary.timeline_plot(list(range(1000)), {"update": [2.0] * 999 + [4.0]})
-    assert many is not None and "mean of 5 steps" in many.caption
+    phases = run_summary.phase_seconds([*steps, *after])
+    assert phases == {"rollout": {0: 0.0, 1: 3.0}, "update": {0: 0.0, 1: 1.0}, "evaluation": {0: 2.0, 1: 0.75}}
+    plot = run_summary.timeline_plot(phases)
+    assert {t.name: dict(zip(t.x, t.y, strict=True)) for t in plot.figure.data} == phases
+    assert run_summary.shares(phases).rows[2] == ("evaluation", "2.75", "40.7%")
+    assert run_summary.phase_seconds([]) == {}
+    many = run_summary.timeline_plot({"update": dict.fromkeys(range(999), 2.0) | {999: 4.0}})
+    assert "mean of 5 steps" in many.caption
     (bars,) = many.figure.data
     assert len(bars.x) == run_summary.MOST_BARS and bars.y[0] == 2.0 and bars.y[-1] == pytest.approx(2.4)
 
 
 def test_the_configuration_says_what_differs_and_from_what():
-    told = run_summary.configuration(configure(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number))
-    rows = {row[0]: (differs, row[1:]) for differs, row in told["rows"]}
-    assert told["base"] == "the recipe smoke" and told["head"] == ["field", "this run", "recipe smoke", "default"]
-    assert rows["seed"] == (True, ["3", "0", "0"]) and rows["sampling.samples"] == (True, ["6", "4", "8"])
-    assert rows["objective"] == (False, ["drpo(0.2)", "drpo(0.2)", "drpo(12.5)"])
-    assert rows["reward"] == (True, ["exact_number", "-", "-"])
-    assert run_summary.configuration(tiny_run(name="mine"))["base"] == "the defaults"
+    run = configure(smoke(), seed=3, sampling=sampling(samples=6), reward=exact_number)
+    base, differing, every = run_summary.configuration(run)
+    assert base == "the recipe smoke" and every.head == ("field", "this run", "recipe smoke", "default")
+    told = {row[0]: row[1:] for row in differing.rows}
+    assert told["seed"] == ("3", "0", "0") and told["sampling.samples"] == ("6", "4", "8")
+    assert told["reward"] == ("exact_number", "-", "-") and "objective" not in told
+    assert ("objective", "drpo(0.2)", "drpo(0.2)", "drpo(12.5)") in every.rows
+    assert run_summary.configuration(tiny_run(name="mine"))[0] == "the defaults"
 
 
 def test_accuracy_before_and_after():
@@ -377,7 +334,7 @@ def test_accuracy_before_and_after():
 def panels_of(metrics, evaluations=(), **changes):
     """Title -> panel, lines, horizontal lines and figure."""
     drawn = drawn_lines(tiny_run(**changes), metrics, evaluations)
-    return {panel.title: (lines, levels, panel_plot(0, panel, lines, levels)) for panel, lines, levels in drawn}
+    return {panel.title: (lines, levels, curves("panel", panel, {"": lines}, levels)) for panel, lines, levels in drawn}
 
 
 def test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number():
@@ -395,28 +352,29 @@ def test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number():
             i = next(at)
             assert trace.name == name and list(trace.x) == [1, 2, 3, 4, 5, 6]
             assert list(trace.y) == [1.5 + i, None, None, None, None, 0.5 + i] and not trace.connectgaps
-            assert f"{name}: {1.5 + i:.3g} at step 1, {0.5 + i:.3g} at step 6" in plot.text
         layout = plot.figure.layout
         assert (layout.xaxis.title.text, layout.yaxis.title.text) == ("step", panel.unit)
         assert (layout.yaxis.type == "log") == panel.log
-        assert numbers(panel, lines)[0][-1] == "2 of 6" and len(plot.figure.data) == len(lines) + len(levels)
+        assert numbers([(panel, lines, levels)]).rows[0][-1] == "2 of 6"
+        assert len(plot.figure.data) == len(lines) + len(levels)
 
 
 def test_a_run_of_one_step_and_one_of_none_have_figures():
     lines, levels, plot = panels_of([{"step": 1, "reward_mean": 0.25}])["Training reward"]
     assert list(plot.figure.data[0].y) == [0.25] and "markers" in plot.figure.data[0].mode and levels == []
     assert panels_of([]) == {} and panels_of([{"step": 1, "reward_mean": None}]) == {}
-    assert lines[0].known == [(1, 0.25)]
+    assert lines[0].known == [0.25]
 
 
 def test_accuracy_has_its_intervals():
     nothing = {"low": None, "high": math.nan}
     rows = [{"step": 0, "reward_mean": 0.25, "low": 0.1, "high": 0.5}, {"step": 4, "reward_mean": 0.5, **nothing}]
+    rows.append({"step": 8, "reward_mean": 0.75, "low": 0.6, "high": 0.9})
     _, _, plot = panels_of([], rows)["Held-out reward"]
-    (trace,) = plot.figure.data
-    assert list(trace.x) == [0, 4] and list(trace.y) == [0.25, 0.5] and "95 % intervals" in plot.caption
-    assert list(trace.error_y.array) == [0.25, None] and list(trace.error_y.arrayminus) == [pytest.approx(0.15), None]
-    assert "95 %" not in panels_of([], rows[1:])["Held-out reward"][2].caption
+    ground, trace = plot.figure.data
+    assert list(trace.x) == [0, 4, 8] and list(trace.y) == [0.25, 0.5, 0.75] and "95 % intervals" in plot.caption
+    assert list(ground.x) == [0, 8, 8, 0] and list(ground.y) == [0.5, 0.9, 0.6, 0.1]  # the upper ends, and back
+    assert "95 %" not in panels_of([], rows[1:2])["Held-out reward"][2].caption
 
 
 def test_a_radius_is_drawn_where_a_token_can_reach_it():
@@ -434,9 +392,8 @@ def test_a_long_curve_keeps_its_extremes_and_its_gaps(y):
     known = [value for value in y if value is not None]
     shown = [y[i] for i in kept]
     assert min(known) in shown and max(known) in shown and (None in shown) == (None in y)
-    trace = line_trace(Line("x", range(len(y)), y), 0)
+    (trace,) = line_traces(Line("x", range(len(y)), y), 0)
     assert trace["x"] == kept and trace["y"] == shown
-    assert shown_steps(10_000)[-1] == 9_999 and len(shown_steps(10_000)) <= 401
 
 
 @given(st.text(alphabet=st.sampled_from('<>&;/="ab')))

@@ -101,7 +101,7 @@ def found(page_by_hand: RunVisit) -> Iterator[RunVisit]:
 def test_it_says_what_ran_and_draws_every_figure_without_scrolling(found: RunVisit):
     page = found.page
     assert page.title() == "by-hand: drpo(0.2), seed 0" == page.inner_text("h1")
-    assert page.inner_text(".result .figures") == "25.0% \u2192 75.0%"
+    assert page.inner_text("#result") == "25.0% \u2192 75.0%"
     assert "95 % interval 60.0% to 90.0%" in page.inner_text(".result")
     assert "an abacus" in page.inner_text("#summary") and page.locator("#caution").count() == 0
     found.draw_all()
@@ -161,7 +161,7 @@ def test_what_is_shown_is_what_was_recorded_to_the_last_digit(visit: Opener, tmp
             assert float(numbers[name].replace("\u2212", "-")) == float(f"{value:.3g}"), (k, name)
         assert numbers["A"] == "\u22120.125"
     found.token(4).hover()
-    assert (found.numbers()["\u03bc"], found.numbers()["r"]) == ("<1e-20", "1.50")
+    assert (found.numbers()["\u03bc"], found.numbers()["r"]) == ("1.00e-25", "1.50")
 
 
 def test_tokens_without_a_gradient_are_plain_and_it_is_said(found: RunVisit):
@@ -258,10 +258,6 @@ def test_keys(found: RunVisit):
     page.keyboard.type("jk/?")
     assert page.input_value("#search") == "jk/?" and found.listed() == []
     page.keyboard.press("Escape")
-    page.keyboard.press("?")
-    assert page.locator("#keys").is_visible()
-    page.keyboard.press("Escape")
-    assert page.locator("#keys").is_hidden()
 
 
 def luminance(rgb: list[float]) -> float:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drpo.files import save_figure
-from drpo.report.palette import COLORS
+from drpo.report.figures import COLORS
 from exact.checks import Theory
 from exact.drift import UNBIASED
 from exact.variance import MUS

@@ -38,14 +38,6 @@ def traces(plot: Plot, name: str) -> list[Any]:
     return [trace for trace in plot.figure.data if trace.name == name]
 
 
-def read_columns(block: bytes) -> dict[str, NDArray[Any]]:
-    """What `payload.columns_bytes` packed."""
-    start = 4 + int.from_bytes(block[:4], "little")
-    columns: dict[str, NDArray[Any]] = {}
-    for name, kind, length in json.loads(block[4:start]):
-        dtype = np.dtype(kind)
-        end = start + length * dtype.itemsize
-        planes = np.frombuffer(block[start:end], dtype=np.uint8).reshape(dtype.itemsize, length)
-        columns[name] = np.ascontiguousarray(planes.T).view(dtype.newbyteorder("<")).reshape(length).astype(dtype)
-        start = end
-    return columns
+def read_column(planes: bytes) -> NDArray[np.uint32]:
+    """What `payload.column_bytes` wrote."""
+    return np.frombuffer(planes, dtype=np.uint8).reshape(4, -1).T.copy().view("<u4").reshape(-1)

@@ -13,7 +13,6 @@ from drpo.lab.grid import REGIME, Grid, parse_regime, parse_variant, runs
 from drpo.lab.trial_result import FAILED, prepare, read_comparison, read_trial
 from drpo.lab.worker_pool import fitting
 from drpo.live.progress import ComparisonConsole
-from drpo.report.comparison_figures import draw_curves, draw_finals
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_table import print_comparison
 from drpo.terminal import Terminal
@@ -79,8 +78,6 @@ def _compare(folder: Path, trials: list[Path], jobs: int | None, plain: bool) ->
     comparison = read_comparison(folder)
     if any(c.over for c in comparison.trials):
         print_comparison(console, comparison)
-        attempt("curves", folder, lambda: draw_curves(comparison, folder / "curves.png"))
-        attempt("finals", folder, lambda: draw_finals(comparison, folder / "finals.png"))
         path = attempt("report", folder, lambda: write_comparison_report(folder, comparison))
         if path is not None:
             console.print(f"report       {path}", soft_wrap=True)

@@ -22,7 +22,6 @@ from drpo.errors import EngineError, InputError, nearest
 from drpo.live.console import RunConsole
 from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, is_elastic, process_group, select_device
-from drpo.report.curves import draw_run
 from drpo.report.run_page import write_report
 from drpo.report.words import mean_score, measure, no_gradient, paired_change
 from drpo.terminal import Terminal
@@ -144,11 +143,8 @@ def _train_with(
         watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
         together = CallbackList(screen, *tracked, watchdog)
         summary = loop.train(run, folder, together, components, accept_records=_accepts(options))
-    pictures = {
-        "curves": attempt("curves", folder, lambda: draw_run(folder, run)),
-        "report": attempt("report", folder, lambda: write_report(folder, run)),
-    }
-    _conclude(console, folder, summary, pictures, resume_flag(run))
+    report = attempt("report", folder, lambda: write_report(folder, run))
+    _conclude(console, folder, summary, report, resume_flag(run))
     if summary["stopped_by_signal"]:
         return 128 + int(summary["stopped_by_signal"])
     return 1 if learnt_nothing(summary) else 0
@@ -173,9 +169,7 @@ def _sound(run: Run, components: Components, console: Console) -> bool:
     return not broken
 
 
-def _conclude(
-    console: Console, folder: Path, summary: Mapping[str, Any], pictures: Mapping[str, Path | None], again: str
-) -> None:
+def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report: Path | None, again: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for when in ("before", "after"):
         found = summary[f"evaluation_{when}"]
@@ -198,9 +192,8 @@ def _conclude(
         kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary["reward_failures"].items() if n)
         table.add_row("reward failed", f"{summary['reward_failed']:,}", f"completions: {kinds}")
     console.print(table)
-    for name, path in pictures.items():
-        if path is not None:
-            console.print(f"{name:<12} {path}", soft_wrap=True)
+    if report is not None:
+        console.print(f"report       {report}", soft_wrap=True)
     if summary["finished"]:
         console.print(f"model        {folder / MODEL}\neverything   {folder}", soft_wrap=True)
     else:

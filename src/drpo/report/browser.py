@@ -1,15 +1,16 @@
 """The rollouts of a run as the page's browser reads them: a table of completions and columns of tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drpo.report import decimals
 from drpo.report.token_statistics import Rollouts, Sampled
 from drpo.report.vocabulary import Piece
 
+Places = NDArray[np.uint32]
 _PLAIN = ("step", "sample", "reward", "failure", "finish_reason", "version", "update", "advantage", "problem")
 
 
@@ -56,33 +57,42 @@ def _spelled(completion: Sampled, known: Mapping[int, Piece]) -> bool:
     return said == "".join(p.text for p in pieces if not p.special)
 
 
-def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Return the tokens: all of them in "token" and "mu", those that were trained also in the other columns.
+def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> tuple[dict[str, Places], dict[str, list[float]]]:
+    """Return what is one per token, and the numbers that these are places of.
 
-    Numbers are codes of `decimals`; pi is what its code is more than that of mu.
+    All tokens are in "token" and "mu", those that were trained also in the other columns.
 
     Args:
         rollouts: of a run.
         ids: from `vocabulary`.
     """
     order = np.argsort(ids, kind="stable")
-    all_ids = _all(rollouts.completions, lambda c: c.token_ids, np.int64)
+    token = order[np.searchsorted(ids[order], _all(rollouts.completions, lambda c: c.token_ids, np.int64))]
     trained = list(rollouts.trained())
-
-    def codes(values: Callable[[Any], NDArray[Any]]) -> decimals.Codes:
-        return decimals.encode(_all(trained, values, np.float64))
-
-    mu_trained = codes(lambda cs: cs[0].mu)
-    return {
+    numbers = {"mu": _all(rollouts.completions, lambda c: c.mu, np.float64)}
+    for name in ("pi", "ratio", "prob_diff", "weight"):
+        numbers[name] = _all([seen for _, seen in trained], attrgetter(name), np.float64)
+    told = {name: three_digits(values) for name, values in numbers.items()}
+    places = {
         "length": np.array([len(c.token_ids) for c in rollouts.completions], dtype=np.uint32),
-        "token": order[np.searchsorted(ids[order], all_ids)].astype(np.uint32),
-        "mu": decimals.encode(_all(rollouts.completions, lambda c: c.mu, np.float64)),
-        "pi_above_mu": (codes(lambda cs: cs[1].pi) - mu_trained).astype(np.int16),
-        "ratio": codes(lambda cs: cs[1].ratio),
-        "prob_diff": codes(lambda cs: cs[1].prob_diff),
-        "weight": codes(lambda cs: cs[1].weight),
-        "out_of_region": _all(trained, lambda cs: cs[1].out_of_region, np.uint8),
+        "token": token.astype(np.uint32),
+        "out_of_region": _all(trained, lambda cs: cs[1].out_of_region, np.uint32),
     }
+    return places | {name: at for name, (_, at) in told.items()}, {name: values for name, (values, _) in told.items()}
+
+
+def three_digits(values: NDArray[np.float64]) -> tuple[list[float], Places]:
+    """Return the decimals of three digits that occur, rising, and the place of each number among them.
+
+    Example:
+        >>> decimals, places = three_digits(np.array([0.5, 0.123456, -2.0, 0.0, 0.12349]))
+        >>> decimals, places.tolist()
+        ([-2.0, 0.0, 0.123, 0.5], [3, 2, 0, 1, 2])
+    """
+    size = np.where(values == 0, 1.0, np.abs(values))
+    unit = 10.0 ** (np.floor(np.log10(size)) - 2)
+    decimals, places = np.unique(np.rint(values / unit) * unit, return_inverse=True)
+    return [float(f"{x:.3g}") for x in decimals], places.astype(np.uint32)
 
 
 def _all(items: Sequence[Any], column: Callable[[Any], NDArray[Any]], dtype: type) -> NDArray[Any]:

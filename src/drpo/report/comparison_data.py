@@ -3,7 +3,6 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from scipy.special import stdtrit
 
@@ -16,35 +15,29 @@ from drpo.report.comparison_table import bounds, head, row
 from drpo.report.panels import REWARD
 from drpo.report.run_summary import machine, texts
 from drpo.spec import names_code, parse_spec
+from drpo.terminal import Sheet
 
 THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""
-Rows = list[list[str]]
 
 
-def ends_table(found: Sequence[Condition], chosen: Sequence[Condition]) -> tuple[list[str], Rows]:
-    """Return the head and the rows of the conditions of a regime, the highest end first.
-
-    Args:
-        found: the conditions.
-        chosen: the best of each objective; marked where there are others.
-    """
+def ends_table(title: str, found: Sequence[Condition], chosen: Sequence[Condition]) -> Sheet:
+    """Return the conditions of a regime, the highest end first; the best rate of each objective is marked."""
     several = len({c.learning_rate for c in found}) > 1
     ordered = sorted(found, key=lambda c: -c.mean.value)
-    rows = [[*row(c), bounds(c.iqm), "best rate" if several and c in chosen else ""] for c in ordered]
-    return [*head(THRESHOLD), "iqm, 95 % (bootstrap)", ""], rows
+    rows = tuple((*row(c), bounds(c.iqm), "best rate" if several and c in chosen else "") for c in ordered)
+    return Sheet(title, (*head(THRESHOLD), "iqm, 95 % (bootstrap)", ""), rows)
 
 
-def differences_table(chosen: Sequence[Condition]) -> tuple[list[str], Rows]:
-    """Return the head and the rows of a regime: by how much each objective (row) ends above each other (column)."""
+def differences_table(title: str, chosen: Sequence[Condition]) -> Sheet:
+    """Return by how much each objective of a regime (row) ends above each other (column)."""
 
     def trial(a: Condition, b: Condition) -> str:
         d = difference(a, b)
         return "\u2013" if a is b or d.n == 0 else f"{d.value:+.3f} ({bounds(d)})"
 
-    return ["", *(f"over {b.objective}" for b in chosen)], [
-        [a.objective, *(trial(a, b) for b in chosen)] for a in chosen
-    ]
+    rows = tuple((a.objective, *(trial(a, b) for b in chosen)) for a in chosen)
+    return Sheet(title, ("", *(f"over {b.objective}" for b in chosen)), rows)
 
 
 def seeds_sentence(n: int) -> str:
@@ -114,13 +107,19 @@ def cautions(objectives: Sequence[str]) -> list[str]:
     return [f"{', '.join(names)}: {text}." for text, names in said.items()]
 
 
-def trials_table(comparison: Comparison) -> dict[str, Any]:
-    """Return the trials' "head" and "rows", by the fields that they differ by; and as "shared" what all have."""
+def trials_tables(comparison: Comparison, links: Sequence[str]) -> tuple[Sheet, Sheet]:
+    """Return the trials by the fields that they differ by, and what all have.
+
+    Args:
+        comparison: what was read.
+        links: to the report of each trial.
+    """
     configs = [{k: v for k, v in texts(trial.config).items() if k != "name"} for trial in comparison.trials]
     own = differing(configs)
-    rows = [
-        [c.name, c.status, str(len(c.series[REWARD])), *(config.get(name, "-") for name in own), c.reason or ""]
-        for c, config in zip(comparison.trials, configs, strict=True)
-    ]
-    head = ["trial", "status", "steps", *(name.replace("_", " ") for name in own), "reason"]
-    return {"head": head, "rows": rows, "shared": [pair for pair in configs[0].items() if pair[0] not in own]}
+    rows = tuple(
+        (t.name, t.status, str(len(t.series[REWARD])), *(config.get(name, "-") for name in own), t.reason or "", link)
+        for t, config, link in zip(comparison.trials, configs, links, strict=True)
+    )
+    head = ("trial", "status", "steps", *(name.replace("_", " ") for name in own), "reason", "report")
+    shared = tuple(pair for pair in configs[0].items() if pair[0] not in own)
+    return Sheet("", head, rows), Sheet("What all trials share", ("field", "value"), shared)

@@ -1,8 +1,11 @@
 """The report of a comparison: report.html."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
+
+from markupsafe import Markup
 
 from drpo.lab.trial_result import Comparison, Trial
 from drpo.report.comparison_data import (
@@ -12,12 +15,45 @@ from drpo.report.comparison_data import (
     differences_table,
     ends_table,
     seeds_sentence,
-    trials_table,
+    trials_tables,
 )
-from drpo.report.comparison_plots import comparison_plots, view_of
+from drpo.report.comparison_plots import View, comparison_plots, view_of
 from drpo.report.comparison_table import claim_lines
-from drpo.report.html import REPORT, Page, write
+from drpo.report.figures import Plot
+from drpo.report.html import REPORT, Page, Section, write
+from drpo.terminal import Sheet
 from drpo.train.records import TRIALS
+
+MOST_CLAIMS = 4
+"""Of those that are said at the top."""
+REWARD = (
+    "Mean over seeds, each objective at its best learning rate; the band goes from the lowest seed to the highest. "
+    "Steps that a diverged run did not live to see count 0. A name in the legend switches an objective off and on. Of "
+    "long curves the least and the greatest of every few steps are drawn."
+)
+ENDS = (
+    "Held-out mean reward at the end; without evaluations, the mean training reward of the last quarter of steps. A "
+    "run that diverged leaves no policy and counts 0. Dots are seeds, the bar is their mean, the line Student's 95 % "
+    "interval, cut in the plot at what a reward can be. Each objective is drawn at its best learning rate, chosen on "
+    "these same seeds."
+)
+DIFFERENCES = (
+    "Runs of one seed share their problems and the order of them. The line is Student's 95 % interval of the mean "
+    "difference from the first objective, each at its best learning rate; the tables have every pair. Claimed is only "
+    "what is true of two means whose intervals have no point in common, whatever the differences say."
+)
+SWEEP = (
+    "Where each ends at every learning rate that it was tried at, with Student's 95 % interval as a band. An "
+    "objective whose best lies at an end of its line may do better beyond it."
+)
+UNTUNED = "no objective was tuned, which may suit one better than another."
+METRICS = (
+    "The mean over seeds, each objective at its best learning rate; the band goes from the lowest seed to the highest."
+)
+TRIALS_TEXT = (
+    "A trial's own report shows every token; where it is not written yet, the command writes it, given in the "
+    "comparison's folder."
+)
 
 
 def write_comparison_report(folder: Path, comparison: Comparison, out: Path | None = None) -> Path:
@@ -41,37 +77,68 @@ def comparison_page(folder: Path, comparison: Comparison, start: Path) -> Page:
         start: folder that the page will be in.
     """
     view = view_of(comparison)
-    plots = comparison_plots(view)
-    of_regime = {
-        name: [[c for c in found if c.regime == regime] for found in (view.found, view.chosen)]
-        for regime, name in view.regimes.items()
-    }
-    values = {
-        "title": f"{comparison.name}: {len(comparison.objectives)} objectives compared",
-        "caution": " ".join(cautions(comparison.objectives)),
-        "summary": comparison_summary(comparison),
-        "counts": counts(comparison),
-        "claims": list(claim_lines(view.found, comparison.regime_fields)),
-        "seeds": seeds_sentence(min((c.mean.n for c in view.chosen), default=0)),
-        "rates": sorted({c.learning_rate for c in view.found}),
-        "ends_tables": {name: ends_table(*found) for name, found in of_regime.items()},
-        "differences_tables": {name: differences_table(chosen) for name, (_, chosen) in of_regime.items()},
-        "trials": trials_table(comparison),
-        "links": [trial_page(folder, trial, start) for trial in comparison.trials],
-        **plots,
-    }
-    return Page("comparison.html", values, [plot for of_section in plots.values() for plot in of_section])
+    plots, came_to = comparison_plots(view), counts(comparison)
+    nothing = "one objective alone: nothing to compare" if view.chosen else "no trial has come to its end yet"
+    claims = list(claim_lines(view.found, comparison.regime_fields)) or [nothing]
+    total = len(comparison.trials) + came_to["missing"]
+    return Page(
+        kind="comparison",
+        title=f"{comparison.name}: {len(comparison.objectives)} objectives compared",
+        caution=" ".join(cautions(comparison.objectives)),
+        result=("Trials with a result", f"{came_to['finished'] + came_to['diverged']} of {total}"),
+        lines=[", ".join(f"{n} {name}" for name, n in came_to.items()), *(f"{line}." for line in claims[:MOST_CLAIMS])],
+        summary=comparison_summary(comparison),
+        sections=[
+            Section("reward", "Reward", "Training reward", REWARD, plots["reward"]),
+            *result_sections(view, plots, claims),
+            Section("metrics", "Trust region", "Trust region", METRICS, plots["metrics"]),
+            trials_section(folder, comparison, start),
+        ],
+    )
 
 
-def trial_page(folder: Path, trial: Trial, start: Path) -> tuple[str, str]:
-    """Return where a trial's own report is, from `start`; where there is none, "" and the command that writes it.
+def result_sections(view: View, plots: Mapping[str, Sequence[Plot]], claims: Sequence[str]) -> list[Section]:
+    """Return where each objective ends, by how much they differ, and at which learning rates."""
+    regimes = [(name or "All trials", regime) for regime, name in view.regimes.items()]
+    found, chosen = ([[c for c in part if c.regime == r] for _, r in regimes] for part in (view.found, view.chosen))
+    ends = [ends_table(name, *parts) for (name, _), *parts in zip(regimes, found, chosen, strict=True)]
+    pairs = [differences_table(name, part) for (name, _), part in zip(regimes, chosen, strict=True)]
+    rates = sorted({c.learning_rate for c in view.found})
+    one_rate = f"All trials have the learning rate {rates[0] if rates else 'none'}: " + UNTUNED
+    said = Sheet("", ("What may be claimed",), tuple((line,) for line in claims))
+    differences = f"{DIFFERENCES} {seeds_sentence(min((c.mean.n for c in view.chosen), default=0))}"
+    return [
+        Section("ends", "Ends", "Where each ends", ENDS, plots["ends"], ends),
+        Section(
+            "differences",
+            "Differences",
+            "Differences, seed by seed",
+            differences,
+            plots["differences"],
+            pairs if plots["differences"] else [],
+            [said],
+        ),
+        Section("sweep", "Learning rates", "Learning rates", SWEEP if plots["sweep"] else one_rate, plots["sweep"]),
+    ]
+
+
+def trials_section(folder: Path, comparison: Comparison, start: Path) -> Section:
+    """Return every trial, with the way to its own report."""
+    texts = trials_tables(comparison, [trial_page(folder, trial, start) for trial in comparison.trials])
+    text = f"{len(comparison.trials)} runs, and what they differ by. {TRIALS_TEXT}"
+    return Section("trials", "Trials", "Trials", text, texts=texts)
+
+
+def trial_page(folder: Path, trial: Trial, start: Path) -> str:
+    """Return a link to a trial's own report; where there is none, the command that writes it.
 
     Args:
         folder: of the comparison; the command is one to give in it.
-        trial: one of its trials. Where its folder is gone both are "".
+        trial: one of its trials. Where its folder is gone there is neither.
         start: folder of the page that links to it.
     """
     own = folder / TRIALS / trial.name
     if (own / REPORT).is_file():
-        return quote(Path(os.path.relpath(own / REPORT, start)).as_posix()), ""
-    return "", f"drpo report {TRIALS}/{trial.name}" if own.is_dir() else ""
+        link = quote(Path(os.path.relpath(own / REPORT, start)).as_posix())
+        return Markup('<a href="{}">open</a>').format(link)
+    return Markup("<code>{}</code>").format(f"drpo report {TRIALS}/{trial.name}") if own.is_dir() else "\u2013"

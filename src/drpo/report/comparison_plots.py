@@ -1,7 +1,8 @@
 """The figures of a comparison: a facet for each regime; an objective looks the same in all of them."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,9 @@ import numpy as np
 from drpo.lab.analysis import Condition, best, conditions, difference, label
 from drpo.lab.statistics import Interval
 from drpo.lab.trial_result import Comparison, Trial
-from drpo.report.bands import over_seeds, rounded, shown_steps, spread, student
 from drpo.report.comparison_data import THRESHOLD
-from drpo.report.figures import GREY, Figure, Plot, add_placed, band, brief, look, make_facets
-from drpo.report.panels import PANELS
+from drpo.report.figures import GREY, Figure, Plot, brief, look, make_facets
+from drpo.report.panels import PANELS, Line, Panel, curves, number
 
 METRICS = {
     key: (panel.title if len(panel.lines) == 1 else f"{panel.title}: {name}", panel)
@@ -45,17 +45,17 @@ class View:
     trials: Sequence[Sequence[Trial]]
     range: tuple[float, float]
 
-    def facet(self, c: Condition) -> int:
-        """The number of the facet that a condition is drawn in."""
-        return list(self.regimes).index(c.regime)
+    def curves(self, id: str, panel: Panel, lines: Sequence[Line], axis: Mapping[str, Any] | None = None) -> Plot:
+        """The figure of a line for each chosen condition, in the facet of its regime."""
+        facets: dict[str, list[Line]] = {name: [] for name in self.regimes.values()}
+        for c, line in zip(self.chosen, lines, strict=True):
+            facets[self.regimes[c.regime]].append(line)
+        return replace(curves(id, panel, facets, names=self.objectives, axis=axis), wide=True)
 
-    def look(self, c: Condition) -> dict[str, Any]:
-        """How a condition's objective is drawn."""
-        return look(self.objectives.index(c.objective))
-
-    def clip(self, values: Sequence[float]) -> list[float]:
-        """Cut bounds at what a reward can be; nan stays nan."""
-        return [float(y) for y in np.clip(values, *self.range)]
+    def clip(self, interval: Interval) -> tuple[float, float]:
+        """The bounds, cut at what a reward can be; nan where there are none."""
+        low, high = np.clip([interval.low, interval.high], *self.range)
+        return float(low), float(high)
 
 
 def view_of(comparison: Comparison) -> View:
@@ -88,240 +88,126 @@ def comparison_plots(view: View) -> dict[str, list[Plot]]:
         "ends": [ends_plot(view)],
         "differences": [differences_plot(view)] if len(view.objectives) > 1 else [],
         "sweep": [sweep_plot(view)] if several else [],
-        "metrics": metric_plots(view),
+        "metrics": [metric_plot(view, key) for key in METRICS],
     }
 
 
 def reward_plot(view: View) -> Plot:
-    """Return the training reward of every objective: its mean over seeds, Student's interval, and each seed."""
-    figure = make_facets(list(view.regimes.values()), 2, 250, shared_yaxes="all")
-    told, placed, n_steps = [], [], max(len(trial.rewards) for of_one in view.trials for trial in of_one)
-    for c, trials in zip(view.chosen, view.trials, strict=True):
-        values = over_seeds([trial.rewards for trial in trials], max(len(trial.rewards) for trial in trials))
-        kept = shown_steps(values.shape[1])
-        steps = [i + 1 for i in kept]
-        mean, low, high = (rounded(column[kept]) for column in student(values))
-        curve = (mean, view.clip(low), view.clip(high))
-        seeds = seed_traces(view, c, steps, [row[kept] for row in values])
-        placed += [(trace, view.facet(c)) for trace in (*curve_traces(view, c, steps, curve), *seeds)]
-        first, last = brief(mean[0]), brief(mean[-1])
-        told.append(f"{_named(view, c)}: {first} at step 1, {last} at step {steps[-1]}.")
-    add_placed(figure, placed, 2)
-    _one_legend(figure)
-    figure.update_layout(hovermode="x unified").update_xaxes(title_text="step", tickformat="d")
-    figure.update_yaxes(range=_aired(view.range)).update_yaxes(title_text="reward", col=1)
-    thinned = shown_steps(n_steps)
-    caption = f"Of {n_steps:,} steps every {thinned[1]}th is drawn." if len(thinned) < n_steps else ""
-    return Plot("reward-plot", "Mean over seeds, with 95 % intervals", figure, " ".join(told), caption, wide=True)
+    """Return the training reward of every objective."""
+    lines = [over_seeds(c.objective, [t.rewards for t in of_one]) for c, of_one in _shown(view)]
+    return view.curves("reward-plot", Panel("Mean over seeds, lowest to highest", "reward", "", {}), lines)
 
 
-def curve_traces(
-    view: View, c: Condition, steps: Sequence[int], curve: Sequence[Sequence[float]]
-) -> Iterator[dict[str, Any]]:
-    """Yield the band and the mean of a condition's curve."""
-    form = view.look(c)
-    group = {"legendgroup": c.objective}
-    yield band(steps, curve[1], curve[2], form["line"]["color"], name=c.objective, **group)
-    mean = {"x": steps, "y": curve[0], "name": c.objective, "mode": "lines", "line": form["line"]}
-    yield {**mean, "hovertemplate": "%{y:.3~g}", **group}
+def metric_plot(view: View, key: str) -> Plot:
+    """Return a metric of every objective over steps."""
+    title, panel = METRICS[key]
+    lines = [over_seeds(c.objective, [t.series.get(key, ()) for t in of_one]) for c, of_one in _shown(view)]
+    return view.curves(f"metric-{key}", replace(panel, title=title), lines)
 
 
-def seed_traces(view: View, c: Condition, steps: Sequence[int], rows: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the curve of each seed, which the legend switches on."""
-    line = {"color": view.look(c)["line"]["color"], "width": 0.8}
-    for row in rows:
-        yield {
-            "x": steps,
-            "y": rounded(row),
-            "name": "each seed",
-            "legendgroup": "each seed",
-            "legendrank": 2000,
-            "visible": "legendonly",
-            "mode": "lines",
-            "line": line,
-            "hoverinfo": "skip",
-        }
+def _shown(view: View) -> Iterator[tuple[Condition, Sequence[Trial]]]:
+    return zip(view.chosen, view.trials, strict=True)
+
+
+def over_seeds(name: str, series: Sequence[Sequence[float | None]]) -> Line:
+    """Return the curves of several seeds as one: their mean at every step, from the lowest to the highest.
+
+    Example:
+        >>> line = over_seeds("drpo", [[0.5, None, None], [1.0, 2.0]])
+        >>> line.x, line.y, line.low, line.high
+        (range(1, 4), [0.75, 2.0, None], [0.5, 2.0, None], [1.0, 2.0, None])
+    """
+    values = np.full((len(series), max(map(len, series))), np.nan)
+    for row, curve in zip(values, series, strict=True):
+        row[: len(curve)] = [np.nan if x is None else x for x in curve]
+    values[~np.isfinite(values)] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a step for which no seed has a number
+        columns = [reduce(values, axis=0) for reduce in (np.nanmean, np.nanmin, np.nanmax)]
+    return Line(name, range(1, values.shape[1] + 1), *([number(float(f"{x:.5g}")) for x in c] for c in columns))
+
+
+def sweep_plot(view: View) -> Plot:
+    """Return where each objective ends at every learning rate, with its interval."""
+    rates = sorted({c.learning_rate for c in view.found})
+    ticks = {
+        "type": "log",
+        "title": {"text": "learning rate"},
+        "tickvals": rates,
+        "ticktext": [f"{r:g}" for r in rates],
+    }
+    lines = []
+    for chosen in view.chosen:
+        same = [c for c in view.found if (c.regime, c.objective) == (chosen.regime, chosen.objective)]
+        same.sort(key=lambda c: c.learning_rate)
+        low, high = zip(*(map(number, view.clip(c.mean)) for c in same), strict=True)
+        lines.append(Line(chosen.objective, [c.learning_rate for c in same], [c.mean.value for c in same], low, high))
+    return view.curves("sweep-plot", Panel("Ends at every learning rate", "end", "", {}), lines, ticks)
 
 
 def ends_plot(view: View) -> Plot:
     """Return where each objective ends: its seeds, their mean, and Student's interval."""
-    figure, rows = _rows(view)
-    told, placed = [], []
+    rows = {id(c): interval_traces(view, c, c.mean.value, *view.clip(c.mean), c.final) for c in view.chosen}
+    figure = rows_figure(view, rows, "end")
+    air = 0.05 * (view.range[1] - view.range[0])
+    figure.update_xaxes(range=[view.range[0] - air, view.range[1] + air])
+    return Plot("ends-plot", "Seeds, their mean, and its 95 % interval", figure, wide=True)
+
+
+def differences_plot(view: View) -> Plot:
+    """Return by how much each objective ends above the first one, seed by seed."""
+    first = {c.regime: c for c in view.chosen if c.objective == view.objectives[0]}
+    rows = {}
     for c in view.chosen:
-        y = rows[c.regime].index(c.objective)
-        mean, low, high = c.mean.value, *view.clip([c.mean.low, c.mean.high])
-        traces = interval_traces(view, c, y, (mean, low, high), sorted(c.final.items()))
-        placed += [(trace, view.facet(c)) for trace in traces]
-        told.append(f"{_named(view, c)}: {said(c.mean)}.")
-    add_placed(figure, placed, 1)
-    figure.update_layout(showlegend=False).update_xaxes(range=_aired(view.range))
-    figure.update_xaxes(title_text="end", row=len(view.regimes), col=1)
-    return Plot("ends-plot", "Seeds, their mean, and its 95 % interval", figure, " ".join(told), wide=True)
+        d = difference(c, first.get(c.regime, c))
+        if d.n and c.objective != view.objectives[0] and c.regime in first:
+            rows[id(c)] = interval_traces(view, c, d.value, d.low, d.high)
+    figure = rows_figure(view, rows, f"end less that of {view.objectives[0]}")
+    figure.add_vline(x=0, line={"color": GREY, "width": 1.4, "dash": "dot"})
+    return Plot("differences-plot", "Mean difference, and its 95 % interval", figure, wide=True)
 
 
 def interval_traces(
-    view: View, c: Condition, y: int, interval: tuple[float, float, float], seeds: Sequence[tuple[int, float]] = ()
-) -> Iterator[dict[str, Any]]:
-    """Yield a row: the mean as an upright stroke, its interval as a line, the seeds above it."""
-    color, symbol = view.look(c)["line"]["color"], view.look(c)["marker"]["symbol"]
-    mean, low, high = interval
-    yield {
+    view: View, c: Condition, mean: float, low: float, high: float, seeds: Mapping[int, float] | None = None
+) -> list[dict[str, Any]]:
+    """Return a row: the mean as an upright stroke, its interval as a line, the seeds above it."""
+    form = look(view.objectives.index(c.objective))
+    color, y = form["line"]["color"], [x.objective for x in view.chosen if x.regime == c.regime].index(c.objective)
+    stroke = {
         "x": [mean],
         "y": [y],
-        "name": c.objective,
-        "mode": "markers",
         "marker": {"color": color, "symbol": "line-ns", "size": 15, "line": {"color": color, "width": 3}},
         "error_x": {"symmetric": False, "array": [high - mean], "arrayminus": [mean - low], "width": 0, "thickness": 3},
         "customdata": [[brief(low), brief(high)]],
         "hovertemplate": "mean %{x:.3~f}<br>%{customdata[0]} to %{customdata[1]}",
     }
-    if seeds:
-        yield {
-            "x": [value for _, value in seeds],
-            "y": [y - _SEEDS_ABOVE] * len(seeds),
-            "customdata": [seed for seed, _ in seeds],
-            "name": c.objective,
-            "mode": "markers",
-            "marker": {"color": color, "symbol": symbol, "size": 8, "opacity": 0.85},
-            "hovertemplate": "seed %{customdata}: %{x:.3~f}",
-        }
+    known = dict(sorted((seeds or {}).items()))
+    dots = {
+        "x": list(known.values()),
+        "y": [y - _SEEDS_ABOVE] * len(known),
+        "customdata": list(known),
+        "marker": form["marker"] | {"size": 8, "opacity": 0.85},
+        "hovertemplate": "seed %{customdata}: %{x:.3~f}",
+    }
+    return [{"name": c.objective, "mode": "markers"} | trace for trace in ((stroke, dots) if known else (stroke,))]
 
 
-def differences_plot(view: View) -> Plot:
-    """Return by how much each objective ends above the first one, seed by seed."""
-    figure, rows = _rows(view)
-    references = {c.regime: c for c in view.chosen if c.objective == view.objectives[0]}
-    told, placed = [], []
-    for c in view.chosen:
-        reference = references.get(c.regime, c)
-        interval = difference(c, reference)
-        if c is not reference and interval.n:
-            bounds = (interval.value, interval.low, interval.high)
-            traces = interval_traces(view, c, rows[c.regime].index(c.objective), bounds)
-            placed += [(trace, view.facet(c)) for trace in traces]
-            told.append(f"{_named(view, c)} less {reference.objective}: {said(interval)}.")
-    add_placed(figure, placed, 1)
-    figure.add_vline(x=0, line={"color": GREY, "width": 1.4, "dash": "dot"})
-    title = f"end less that of {view.objectives[0]}"
-    figure.update_layout(showlegend=False).update_xaxes(title_text=title, row=len(view.regimes), col=1)
-    return Plot("differences-plot", "Mean difference, and its 95 % interval", figure, " ".join(told), wide=True)
-
-
-def sweep_plot(view: View) -> Plot:
-    """Return where each objective ends at every learning rate."""
-    figure = make_facets(list(view.regimes.values()), 2, 250, shared_yaxes="all")
-    rates = sorted({c.learning_rate for c in view.found})
-    told, placed = [], []
-    for c in view.chosen:
-        line = sorted(
-            (x for x in view.found if (x.regime, x.objective) == (c.regime, c.objective)), key=lambda x: x.learning_rate
-        )
-        told += [f"{_named(view, x)} at {x.learning_rate:g}: {said(x.mean)}." for x in line]
-        placed.append((sweep_trace(view, c, line), view.facet(c)))
-    add_placed(figure, placed, 2)
-    _one_legend(figure)
-    figure.update_xaxes(type="log", title_text="learning rate", tickvals=rates, ticktext=[f"{r:g}" for r in rates])
-    figure.update_yaxes(range=_aired(view.range)).update_yaxes(title_text="end", col=1)
-    return Plot(
-        "sweep-plot", "Ends at every learning rate", figure, " ".join(told), "The large marker is the best.", wide=True
-    )
-
-
-def sweep_trace(view: View, chosen: Condition, line: Sequence[Condition]) -> dict[str, Any]:
-    """Return the ends of an objective over the learning rates; objectives stand beside one another at a rate.
+def rows_figure(view: View, traces: Mapping[int, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """Return a figure with a row for each objective of each regime.
 
     Args:
         view: of the comparison.
-        chosen: the best of the line; its marker is larger.
-        line: by learning rate.
+        traces: id of a chosen condition -> those of its row.
+        title: of the axis.
     """
-    means, form = [c.mean.value for c in line], view.look(chosen)
-    low, high = (view.clip([getattr(c.mean, end) for c in line]) for end in ("low", "high"))
-    aside = 10 ** (0.014 * (view.objectives.index(chosen.objective) - (len(view.objectives) - 1) / 2))
-    return {
-        "x": [c.learning_rate * aside for c in line],
-        "y": means,
-        "name": chosen.objective,
-        "legendgroup": chosen.objective,
-        "mode": "lines+markers",
-        "line": form["line"],
-        "marker": form["marker"] | {"size": [12 if c is chosen else 7 for c in line]},
-        "error_y": {
-            "symmetric": False,
-            "array": [b - y for b, y in zip(high, means, strict=True)],
-            "arrayminus": [y - a for a, y in zip(low, means, strict=True)],
-            "thickness": 1.3,
-            "width": 3,
-        },
-        "customdata": [f"{c.learning_rate:g}" for c in line],
-        "hovertemplate": "at %{customdata}: %{y:.3~f}",
+    names = [[c.objective for c in view.chosen if c.regime == regime] for regime in view.regimes]
+    facets = {
+        name: [t for c in view.chosen if c.regime == regime for t in traces.get(id(c), ())]
+        for regime, name in view.regimes.items()
     }
-
-
-def metric_plots(view: View) -> list[Plot]:
-    """Return the metrics of every objective over steps: their mean over seeds, from the lowest seed to the highest."""
-    columns = 2 if len(view.regimes) > 1 else 1
-    plots = []
-    for key, (title, panel) in METRICS.items():
-        figure = make_facets(list(view.regimes.values()), columns, 220, shared_yaxes="all")
-        told, placed = [], []
-        for c, trials in zip(view.chosen, view.trials, strict=True):
-            curves = [trial.series.get(key, ()) for trial in trials]
-            values = over_seeds(curves, max(map(len, curves)))
-            kept = shown_steps(values.shape[1])
-            curve = [rounded(column[kept]) for column in spread(values)]
-            placed += [(trace, view.facet(c)) for trace in curve_traces(view, c, [i + 1 for i in kept], curve)]
-            told.append(
-                f"{_named(view, c)}: {brief(curve[0][0])} at first, {brief(curve[0][-1])} at last." if kept else ""
-            )
-        add_placed(figure, placed, columns)
-        _one_legend(figure)
-        figure.update_layout(hovermode="x unified").update_xaxes(title_text="step", tickformat="d")
-        figure.update_yaxes(type="log" if panel.log else "linear").update_yaxes(title_text=panel.unit, col=1)
-        plots.append(Plot(f"metric-{key}", title, figure, " ".join(told), panel.caption, wide=columns > 1))
-    return plots
-
-
-def said(interval: Interval) -> str:
-    """Write a mean with its bounds.
-
-    Example:
-        >>> said(Interval(0.5, 0.25, 0.75, 3)), said(Interval(0.5, float("nan"), float("nan"), 1))
-        ('0.5 (0.25 to 0.75)', '0.5, one seed')
-    """
-    known = interval.low == interval.low
-    return brief(interval.value) + (f" ({brief(interval.low)} to {brief(interval.high)})" if known else ", one seed")
-
-
-def _named(view: View, c: Condition) -> str:
-    where = view.regimes[c.regime]
-    return f"{c.objective}, {where}" if where else c.objective
-
-
-def _rows(view: View) -> tuple[Figure, dict[tuple[Any, ...], list[str]]]:
-    """A figure with a row for each objective of each regime, and which rows these are."""
-    rows = {regime: [c.objective for c in view.chosen if c.regime == regime] for regime in view.regimes}
-    figure = make_facets(list(view.regimes.values()), 1, 40 + 30 * max(map(len, rows.values())), shared_xaxes="all")
-    for i, names in enumerate(rows.values()):
-        ticks: dict[str, Any] = {
-            "tickvals": list(range(len(names))),
-            "ticktext": names,
-            "range": [len(names) - 0.5, -0.65],
-        }
-        figure.update_yaxes(**ticks, showgrid=False, zeroline=False, row=i + 1, col=1)
-    figure.update_xaxes(showticklabels=True)
-    return figure, rows
-
-
-def _one_legend(figure: Figure) -> None:
-    """Name each group once."""
-    told = set()
-    for trace in figure.data:
-        if trace.fill != "toself":
-            trace.showlegend = trace.legendgroup not in told
-            told.add(trace.legendgroup)
-
-
-def _aired(span: tuple[float, float]) -> list[float]:
-    air = 0.05 * (span[1] - span[0])
-    return [span[0] - air, span[1] + air]
+    figure = make_facets(facets, 1, 40 + 30 * max(map(len, names)), shared_xaxes="all")
+    for i, of_regime in enumerate(names, 1):
+        ticks = {"tickvals": list(range(len(of_regime))), "ticktext": of_regime, "range": [len(of_regime) - 0.5, -0.65]}
+        figure.update_yaxes(**ticks, showgrid=False, zeroline=False, row=i, col=1)
+    figure.update_xaxes(showticklabels=True).update_xaxes(title_text=title, row=len(names), col=1)
+    return figure.update_layout(showlegend=False)

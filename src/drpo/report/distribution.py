@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from drpo.objectives import DPPO, DRPO, REGISTRY, SPO, Objective, PPOClip, borders, caution, out_of_region
 from drpo.objectives.region import has_borders
-from drpo.report.figures import DASHES, GREY, WIDE, Plot, brief, make_figure
-from drpo.report.palette import COLORS
+from drpo.report.figures import COLORS, DASHES, GREY, Plot, brief, make_figure
 from drpo.report.token_statistics import Rollouts
 from drpo.spec import format_spec
 from drpo.types import Tokens
@@ -50,21 +49,12 @@ def boundary(objective: Objective, mu: NDArray[np.float64]) -> tuple[NDArray[np.
 
 def drawn_at(objective: Objective) -> NDArray[np.float64]:
     """Return the mu at which a border is drawn: close together where its pi nears 0, for logarithmic axes."""
-    near = _vanishing(objective) + np.geomspace(1e-7, 1, 121)
-    return np.unique(np.concatenate([near[near <= 1], np.geomspace(1e-8, 1, 121), np.linspace(0, 1, 101)[1:]]))
-
-
-def _vanishing(objective: Objective) -> float:
-    """The mu below which a token cannot leave the region downwards, to 1e-8; 0 where it always can."""
-    low, high = 1e-8, 1.0
+    mu = np.unique(np.concatenate([np.geomspace(1e-8, 1, 121), np.linspace(0, 1, 101)[1:]]))
     for _ in range(4):
-        mu = np.linspace(low, high, 200)
-        leaves = _reaches(objective, mu)
-        first = int(leaves.argmax()) if leaves.any() else len(mu) - 1
-        if first == 0:
-            return 0.0 if low == 1e-8 else float(mu[0])
-        low, high = float(mu[first - 1]), float(mu[first])
-    return high
+        first = _reaches(objective, mu).argmax()
+        if first:  # below it a token cannot leave the region downwards
+            mu = np.union1d(mu, np.linspace(mu[first - 1], mu[first], 30))
+    return mu
 
 
 def _reaches(objective: Objective, mu: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -89,26 +79,15 @@ def scatter_plots(rollouts: Rollouts, objective: Objective, seed: int) -> list[P
         return []
     chosen = np.sort(np.random.default_rng(seed % 2**63).permutation(n)[:N_SCATTERED])
     shown = {name: columns[name][chosen] for name in ("mu", "pi", "weight", "advantage")}
-    text = scatter_text(shown["advantage"], n, regions(objective))
     traces = [*boundary_traces(objective), *point_traces(shown)]
     mu, pi = {"title": {"text": "μ, the sampler's probability"}}, {"title": {"text": "π, the policy's"}}
     log, linear = {"type": "log", "range": [-5, 0.06], "dtick": 1}, {"range": [-0.02, 1.02]}
+    large = make_figure(traces, 640, xaxis=mu | log, yaxis=pi | log)
+    small = make_figure(traces, 340, xaxis=mu | linear, yaxis=pi | linear, showlegend=False)
+    caption = scatter_text(shown["advantage"], n, regions(objective))
     return [
-        Plot(
-            "scatter-log",
-            "Logarithmic axes",
-            make_figure(traces, 640, xaxis=mu | log, yaxis=pi | log),
-            text,
-            text,
-            True,
-        ),
-        Plot(
-            "scatter-linear",
-            "Linear axes",
-            make_figure(traces, 340, xaxis=mu | linear, yaxis=pi | linear, showlegend=False),
-            text,
-            "The same tokens.",
-        ),
+        Plot("scatter-log", "Logarithmic axes", large, caption, wide=True),
+        Plot("scatter-linear", "Linear axes", small, "The same tokens."),
     ]
 
 
@@ -116,13 +95,9 @@ def scatter_text(advantage: NDArray[np.float64], n: int, known: Sequence[Objecti
     """Say which tokens of n are drawn, and which regions have no boundary to draw."""
     some = f"{len(advantage):,} of the {n:,} trained tokens, drawn at random with the run's seed"
     which = some if len(advantage) < n else f"All {n:,} trained tokens"
-    out_of_reach = "".join(
-        f" No token can reach the boundary of {format_spec(o, REGISTRY)}." for o in known if caution(o) is not None
-    )
-    return (
-        f"{which}: {(advantage > 0).sum():,} with A > 0 (circles), {(advantage < 0).sum():,} with A < 0 "
-        f"(diamonds).{out_of_reach}"
-    )
+    beyond = "".join(f" No token can reach the boundary of {format_spec(o, REGISTRY)}." for o in known if caution(o))
+    signs = f"{(advantage > 0).sum():,} with A > 0 (circles), {(advantage < 0).sum():,} with A < 0 (diamonds)"
+    return f"{which}: {signs}.{beyond}"
 
 
 def point_traces(shown: Mapping[str, NDArray[np.float64]]) -> Iterator[dict[str, Any]]:
@@ -149,14 +124,14 @@ def boundary_traces(objective: Objective) -> Iterator[dict[str, Any]]:
     diagonal = {"line": {"color": GREY, "width": 1}, "mode": "lines", "hoverinfo": "skip"}
     yield {"x": [1e-8, 1], "y": [1e-8, 1], "name": "π = μ", **diagonal}
     for i, other in enumerate(o for o in regions(objective) if caution(o) is None):
-        mu, own = drawn_at(other), other is objective
+        mu, name, own = drawn_at(other), format_spec(other, REGISTRY), other is objective
         form = {"color": COLORS[2 + i % 3], "width": 1.8, "dash": DASHES[1 + i % 3]}
         for pi, first in zip(boundary(other, mu), (True, False), strict=True):
             yield {
                 "x": mu.tolist(),
                 "y": pi.tolist(),
-                "name": f"{format_spec(other, REGISTRY)}, this run's" if own else format_spec(other, REGISTRY),
-                "legendgroup": format_spec(other, REGISTRY),
+                "name": f"{name}, this run's" if own else name,
+                "legendgroup": name,
                 "showlegend": first,
                 "line": {"color": GREY, "width": 3.5} if own else form,
                 "mode": "lines",
@@ -167,16 +142,9 @@ def boundary_traces(objective: Objective) -> Iterator[dict[str, Any]]:
 def trained_columns(rollouts: Rollouts) -> Mapping[str, NDArray[Any]]:
     """Return all trained tokens of a run, [N] each: mu, pi, weight, advantage."""
     trained = list(rollouts.trained())
-
-    def joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        return np.concatenate([np.empty(0), *parts])
-
-    return {
-        "mu": joined([c.mu for c, _ in trained]),
-        "pi": joined([s.pi for _, s in trained]),
-        "weight": joined([s.weight for _, s in trained]),
-        "advantage": joined([s.advantage for _, s in trained]),
-    }
+    columns = {name: [getattr(s, name) for _, s in trained] for name in ("pi", "weight", "advantage")}
+    columns["mu"] = [c.mu for c, _ in trained]
+    return {name: np.concatenate([np.empty(0), *parts]) for name, parts in columns.items()}
 
 
 def histogram_plot(rollouts: Rollouts) -> Plot | None:
@@ -207,7 +175,7 @@ def histogram_plot(rollouts: Rollouts) -> Plot | None:
         "xaxis": {"title": {"text": "gradient weight w"}, "zeroline": False},
         "yaxis": {"title": {"text": "tokens"}, "type": "log", "dtick": 1},
     }
-    figure = make_figure(traces, WIDE, barmode="overlay", hovermode="x unified", **axes)
+    figure = make_figure(traces, 400, barmode="overlay", hovermode="x unified", **axes)
     for x, dash in ((0, "dot"), (1, "solid")):
         figure.add_vline(x=x, line={"color": GREY, "width": 1.2, "dash": dash})
     text = (
@@ -215,7 +183,7 @@ def histogram_plot(rollouts: Rollouts) -> Plot | None:
         f"{brief(weight.max())}; the outermost bins, at {brief(edges[0])} and {brief(edges[-1])}, count all beyond. "
         "Left of the dotted line at 0 tokens are pulled back."
     )
-    return Plot("histogram", "Tokens by gradient weight", figure, text, text, wide=True)
+    return Plot("histogram", "Tokens by gradient weight", figure, text, wide=True)
 
 
 def bin_edges(weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,15 +10,14 @@ from functools import cache
 from typing import Any
 
 from drpo.lazily import lazily
-from drpo.report.palette import COLORS
 
 plotly = lazily("plotly")
 
 Figure = Any
 """`plotly.graph_objects.Figure`, which is imported where the first one is made."""
 
-SMALL, WIDE = 240, 400
-"""Heights in pixels."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#C26A9B", "#A87400", "#2F94D0", "#77818C")
+"""After Okabe and Ito's palette: apart for colour-blind eyes, and plain to see on white and on a dark page."""
 GREY = "#77818C"
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
@@ -59,7 +58,7 @@ def log_axis(values: Iterable[float | None]) -> dict[str, Any]:
     return wide if span > 100 else {**wide, "tickformat": ".3~g", **({"dtick": "D2"} if span >= 5 else {})}
 
 
-def step_axis(steps: Sequence[int]) -> dict[str, Any]:
+def step_axis(steps: Sequence[float]) -> dict[str, Any]:
     """Return the axis of these steps: whole numbers alone, though they be few.
 
     Args:
@@ -82,7 +81,6 @@ class Plot:
         id: of its element.
         title: what it shows.
         figure: to draw.
-        text: the same in words, for those who do not see it.
         caption: how to read it.
         wide: whether it takes up two columns of the page.
     """
@@ -90,7 +88,6 @@ class Plot:
     id: str
     title: str
     figure: Figure
-    text: str
     caption: str = ""
     wide: bool = False
 
@@ -117,39 +114,31 @@ def make_figure(traces: Iterable[Mapping[str, Any]], height: int, **layout: Any)
     return plotly.graph_objects.Figure(data=drawn, layout={"template": _template(), "height": height, **layout})
 
 
-def make_facets(titles: Sequence[str], columns: int, height: int, **options: Any) -> Figure:
-    """Return an empty figure of several plots, row by row.
+def make_facets(facets: Mapping[str, Iterable[Mapping[str, Any]]], columns: int, height: int, **options: Any) -> Figure:
+    """Return a figure of several plots, row by row.
 
     Args:
-        titles: of the plots; may be empty texts.
+        facets: title of a plot, which may be empty -> its traces.
         columns: most plots in a row.
         height: of a row, in pixels.
         options: of plotly's `make_subplots`.
     """
-    columns = min(columns, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    total = rows * height + 60
-    figure = plotly.graph_objects.Figure().set_subplots(
-        rows, columns, subplot_titles=list(titles), vertical_spacing=min(0.3, 76 / total), **options
+    columns = min(columns, len(facets))
+    rows = math.ceil(len(facets) / columns)
+    total = rows * height + (60 if any(facets) else 0)
+    titled = {"margin": {"t": 44}, "legend": {"y": 1 + 22 / total}} if any(facets) else {}
+    layout = {"template": _template(), "height": total, **titled}
+    figure = plotly.graph_objects.Figure(layout=layout).set_subplots(
+        rows, columns, subplot_titles=list(facets), vertical_spacing=min(0.3, 76 / total), **options
+    )
+    placed = [({"type": "scatter", **trace}, i) for i, traces in enumerate(facets.values()) for trace in traces]
+    figure.add_traces(
+        [trace for trace, _ in placed],
+        rows=[i // columns + 1 for _, i in placed],
+        cols=[i % columns + 1 for _, i in placed],
     )
     figure.update_annotations(font_size=12)
-    return figure.update_layout(template=TEMPLATE, height=total, margin_t=44, legend_y=1 + 22 / total)
-
-
-def add_placed(figure: Figure, placed: Iterable[tuple[Mapping[str, Any], int]], columns: int) -> None:
-    """Add traces to the facets of a figure, all at once.
-
-    Args:
-        figure: of `make_facets`.
-        placed: each trace with the number of its facet.
-        columns: of the facets.
-    """
-    listed = list(placed)
-    figure.add_traces(
-        [{"type": "scatter", **trace} for trace, _ in listed],
-        rows=[i // columns + 1 for _, i in listed],
-        cols=[i % columns + 1 for _, i in listed],
-    )
+    return figure
 
 
 def look(i: int) -> dict[str, Any]:
@@ -161,16 +150,15 @@ def look(i: int) -> dict[str, Any]:
     }
 
 
-def band(x: Sequence[int], low: Sequence[float], high: Sequence[float], color: str, **trace: Any) -> dict[str, Any]:
-    """Return the ground between two curves; steps that have no bounds are left out.
+def band(x: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], color: str) -> dict[str, Any]:
+    """Return the ground between two curves; where there are no bounds it is left out.
 
     Args:
         x: steps.
-        low, high: a bound for each, nan where there is none.
+        low, high: a bound for each, or None.
         color: of the ground.
-        trace: anything else of the trace.
     """
-    there = [(t, a, b) for t, a, b in zip(x, low, high, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    there = [(t, a, b) for t, a, b in zip(x, low, high, strict=True) if a is not None and b is not None]
     steps = [t for t, _, _ in there]
     return {
         "x": steps + steps[::-1],
@@ -181,14 +169,13 @@ def band(x: Sequence[int], low: Sequence[float], high: Sequence[float], color: s
         "fillcolor": f"{color}26",
         "hoverinfo": "skip",
         "showlegend": False,
-        **trace,
     }
 
 
-def level(x: Sequence[float], y: float, name: str) -> dict[str, Any]:
-    """Return a horizontal line."""
+def level(span: Sequence[float], y: float, name: str) -> dict[str, Any]:
+    """Return a horizontal line over a span of the axis."""
     line = {"color": GREY, "width": 1.2, "dash": "dot"}
-    return {"x": [x[0], x[-1]], "y": [y, y], "name": name, "mode": "lines", "line": line, "hoverinfo": "skip"}
+    return {"x": list(span), "y": [y, y], "name": name, "mode": "lines", "line": line, "hoverinfo": "skip"}
 
 
 def brief(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: a template of `page/`, its figures and data, plotly.js; nothing reaches a network.
+"""One self-contained HTML file: `page/page.html`, its figures and data, plotly.js; nothing reaches a network.
 
 Jinja escapes every text. Data goes in as `payload.packed` text. The page's own policy (CSP) lets these scripts run and
 no other, and refuses every request.
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from drpo.files import write_text
 from drpo.report.figures import Plot, plain, plotly
 from drpo.report.payload import json_bytes, packed
+from drpo.terminal import Sheet
 
 REPORT = "report.html"
 """Its name in the folder that it is of."""
@@ -27,20 +27,55 @@ SCRIPTS = ("payload.js", "figures.js")
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Args:
+        id: of its element.
+        name: in the page's list of sections.
+        title: above it.
+        text: how to read it.
+        plots: its figures.
+        tables: of numbers.
+        texts: tables of text; all but the first are folded.
+        missing: is said where there are no figures.
+        include: file of `page/` with what else there is.
+    """
+
+    id: str
+    name: str
+    title: str
+    text: str
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Sheet] = ()
+    texts: Sequence[Sheet] = ()
+    missing: str = ""
+    include: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """What a page is made of.
 
     Args:
-        template: file of `page/`.
-        values: name -> value, for the template; "title" must be there.
-        plots: all that the template draws.
-        scripts: files that run before the figures are drawn.
+        kind: of report.
+        title: of the page.
+        caution: what is to be minded; may be empty.
+        result: what came of it, in a few words: a heading and a figure.
+        lines: below the result.
+        summary: pairs of a name and a value.
+        sections: in order.
+        scripts: files of `page/` that run before the figures are drawn.
         payloads: name -> bytes, for `payload(name)` in a script.
     """
 
-    template: str
-    values: Mapping[str, Any]
-    plots: Sequence[Plot] = ()
+    kind: str
+    title: str
+    caution: str
+    result: tuple[str, str]
+    lines: Sequence[str]
+    summary: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
     scripts: Sequence[str] = ()
     payloads: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -49,14 +84,15 @@ def render(page: Page) -> str:
     """Return the page as HTML.
 
     Example:
-        >>> text = render(Page("frame.html", {"title": "a < b"}, payloads={"data": b"<script>"}))
+        >>> text = render(Page("x", "a < b", "", ("", ""), [], [], [], payloads={"data": b"<script>"}))
         >>> "<title>a &lt; b</title>" in text, text.count("<script>")
         (True, 0)
     """
     library, packed_library = plotly_js()
     names = (SCRIPTS[0], *page.scripts, *SCRIPTS[1:])
     script = "\n".join(part(name) for name in names)
-    figures = {plot.id: plain(plot.figure.to_plotly_json()) for plot in page.plots}
+    plots = [plot for section in page.sections for plot in section.plots]
+    figures = {plot.id: plain(plot.figure.to_plotly_json()) for plot in plots}
     payloads = {**page.payloads, "figures": json_bytes(figures)}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("drpo.report", "page"),
@@ -65,8 +101,8 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(page.template).render(
-        **page.values,
+    return environment.get_template("page.html").render(
+        page=page,
         policy=policy([script, library]),
         style=Markup(part("style.css")),
         script=Markup(inline(script)),

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from drpo.objectives import caution, radii
-from drpo.report.figures import SMALL, Plot, brief, level, log_axis, look, make_figure, step_axis
+from drpo.report.figures import Plot, band, brief, level, log_axis, look, make_facets, step_axis
+from drpo.terminal import Sheet
 from drpo.train.config import Run
 from drpo.train.metrics import REWARD_PARTS
 
 Records = Sequence[Mapping[str, Any]]
 Levels = Sequence[tuple[str, float]]
 """Name and height of horizontal lines."""
-MOST_POINTS = 600
+MOST_POINTS = 400
 """Of a longer line the least and the greatest of every few steps are drawn, so that no spike is lost."""
 
 
@@ -97,21 +98,21 @@ class Line:
 
     Args:
         name: in the legend.
-        x: steps.
+        x: steps, or whatever else it is drawn over.
         y: a finite number for each, None where there is none: the line has a gap there.
         low, high: ends of an interval for each, or None.
     """
 
     name: str
-    x: Sequence[int]
+    x: Sequence[float]
     y: Sequence[float | None]
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
 
     @property
-    def known(self) -> list[tuple[int, float]]:
-        """The steps that have a number, with it."""
-        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
+    def known(self) -> list[float]:
+        """The numbers that it has."""
+        return [y for y in self.y if y is not None]
 
 
 def number(value: Any) -> float | None:
@@ -153,7 +154,7 @@ def held_out_part_lines(evaluations: Records) -> list[Line]:
 def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[Panel, list[Line], Levels]]:
     """Return the panels of a run that have something to show: each with its lines and its horizontal lines."""
     held_out = held_out_line(evaluations)
-    interval = ", with 95 % intervals" if any(x is not None for x in held_out.low or ()) else ""
+    interval = ", with 95 % intervals" if sum(x is not None for x in held_out.low or ()) > 1 else ""
     caption = f"On problems that training never samples{interval}."
     found = [(panel, lines_of(panel, metrics)) for panel in (PANELS[0], parts_panel(metrics), *PANELS[1:])]
     found.insert(1, (Panel("Held-out reward", "score", caption, {}), [held_out] if held_out.known else []))
@@ -191,76 +192,77 @@ def thinned(y: Sequence[float | None], most: int = MOST_POINTS) -> list[int]:
     return sorted({*kept, len(y) - 1})
 
 
-def panel_plot(i: int, panel: Panel, lines: Sequence[Line], flat: Levels) -> Plot:
-    """Return the figure of a panel.
+def curves(
+    id: str,
+    panel: Panel,
+    facets: Mapping[str, Sequence[Line]],
+    flat: Levels = (),
+    names: Sequence[str] = (),
+    axis: Mapping[str, Any] | None = None,
+) -> Plot:
+    """Return the figure of a panel: its lines, with a band where they have intervals.
 
     Args:
-        i: its number on the page.
+        id: of its element.
         panel: what it is.
-        lines: at least one.
+        facets: title of a plot -> at least one line; a single plot may have an empty title.
         flat: name and height of horizontal lines.
+        names: of the lines in the order of their colours; else as they come.
+        axis: the horizontal one; None for steps.
     """
-    traces = [line_trace(line, k) for k, line in enumerate(lines)]
-    traces += [level(lines[0].x, y, f"{name} {brief(y)}") for name, y in flat]
-    figure = make_figure(
-        traces,
-        SMALL,
-        hovermode="x unified",
-        showlegend=len(traces) > 1,
-        xaxis=step_axis([step for line in lines for step in line.x]),
-        yaxis={
-            "title": {"text": panel.unit},
-            **(log_axis(y for line in lines for y in line.y) if panel.log else {"nticks": 6}),
-        },
-    )
-    return Plot(f"panel-{i}", panel.title, figure, described(panel, lines, flat), panel.caption)
+    every = [line for lines in facets.values() for line in lines]
+    order = list(dict.fromkeys([*names, *(line.name for line in every)]))
+    steps = [x for line in every for x in line.x]
+    axis = axis or step_axis(steps)
+    span = axis.get("range", (min(steps), max(steps)))
+    columns = 2 if len(facets) > 1 else 1
+    drawn: dict[str, list[dict[str, Any]]] = {title: [] for title in facets}
+    named: set[str] = set()
+    for title, lines in facets.items():
+        for line in lines:
+            drawn[title] += line_traces(line, order.index(line.name), line.name not in named)
+            named.add(line.name)
+        drawn[title] += [level(span, y, f"{name} {brief(y)}") for name, y in flat]
+    vertical = log_axis(y for line in every for y in line.y) if panel.log else {"nticks": 6}
+    figure = make_facets(drawn, columns, 240, shared_yaxes="all")
+    figure.update_layout(hovermode="x unified", showlegend=len(named) + len(flat) > 1)
+    figure.update_xaxes(**axis).update_yaxes(**vertical).update_yaxes(title_text=panel.unit, col=1)
+    return Plot(id, panel.title, figure, panel.caption, wide=columns > 1)
 
 
-def line_trace(line: Line, i: int) -> dict[str, Any]:
-    """Return a line as plotly draws it; its points are small, so that one without neighbours is seen."""
-    shown = thinned(line.y)
-    form = look(i)
-    few = len(line.known) <= 30
+def line_traces(line: Line, i: int, named: bool = True) -> list[dict[str, Any]]:
+    """Return a line as plotly draws it, after the band of its interval; its points are small, so that one without
+    neighbours is seen.
+
+    Args:
+        line: to draw.
+        i: its colour and dash.
+        named: whether it is the one of its name that the legend shows.
+    """
+    kept = thinned(line.y)
+    form, group = look(i), {"name": line.name, "legendgroup": line.name}
+    x = [line.x[k] for k in kept]
     trace = {
-        "x": [line.x[k] for k in shown],
-        "y": [line.y[k] for k in shown],
-        "name": line.name,
+        "x": x,
+        "y": [line.y[k] for k in kept],
         "mode": "lines+markers",
         "hovertemplate": "%{y:.4~g}",
         "line": form["line"],
-        "marker": form["marker"] | {"size": 6 if few else 2.5},
+        "marker": form["marker"] | {"size": 6 if len(line.known) <= 30 else 2.5},
+        "showlegend": named,
     }
     if line.low is None or line.high is None:
-        return trace
-    up, down = ([_distance(line.y[k], end[k]) for k in shown] for end in (line.high, line.low))
-    return trace | {"error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "width": 4}}
+        return [group | trace]
+    low, high = ([end[k] for k in kept] for end in (line.low, line.high))
+    return [group | band(x, low, high, form["line"]["color"]), group | trace]
 
 
-def _distance(y: float | None, end: float | None) -> float | None:
-    return None if y is None or end is None else abs(end - y)
-
-
-def described(panel: Panel, lines: Sequence[Line], flat: Levels) -> str:
-    """Say in words what a panel shows: each line's first and last number, and between which all of them are.
-
-    Example:
-        >>> described(Panel("Entropy", "nats", "", {}), [Line("mean", [1, 2, 3], [1.5, None, 0.25])], [])
-        'Entropy (nats). mean: 1.5 at step 1, 0.25 at step 3, between 0.25 and 1.5.'
-    """
-    said = [f"{panel.title} ({panel.unit})."]
-    for line in lines:
-        (x, y), (end_x, end_y) = line.known[0], line.known[-1]
-        least, greatest = min(y for _, y in line.known), max(y for _, y in line.known)
-        said.append(f"{line.name}: {y:.3g} at step {x}, {end_y:.3g} at step {end_x}, ")
-        said[-1] += f"between {least:.3g} and {greatest:.3g}."
-    return " ".join([*said, *(f"{name}: {y:g}." for name, y in flat)])
-
-
-def numbers(panel: Panel, lines: Sequence[Line]) -> list[list[str]]:
-    """Return a row for each line of a panel: name, unit, first, last, least, greatest, and steps with a number."""
+def numbers(drawn: Sequence[tuple[Panel, Sequence[Line], Levels]]) -> Sheet:
+    """Return a row for each line of the panels: name, unit, first, last, least, greatest, and steps with a number."""
     rows = []
-    for line in lines:
-        values = [y for _, y in line.known]
-        shown = (values[0], values[-1], min(values), max(values))
-        rows.append([f"{panel.title}: {line.name}", panel.unit, *map(brief, shown), f"{len(values)} of {len(line.x)}"])
-    return rows
+    for panel, lines, _ in drawn:
+        for line in lines:
+            shown = map(brief, (line.known[0], line.known[-1], min(line.known), max(line.known)))
+            rows.append((f"{panel.title}: {line.name}", panel.unit, *shown, f"{len(line.known)} of {len(line.x)}"))
+    head = ("curve", "unit", "first", "last", "least", "greatest", "steps")
+    return Sheet("The curves in numbers", head, tuple(rows))

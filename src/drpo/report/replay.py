@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from drpo.files import save_figure
 from drpo.lab.replay import Bucket, Dispute, Recorded, Replay, context
 from drpo.objectives import REGISTRY, Objective, gradient_weight, prob_diff
-from drpo.report.palette import COLORS
+from drpo.report.figures import COLORS
 from drpo.spec import format_spec
 from drpo.terminal import Sheet
 

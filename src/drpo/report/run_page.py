@@ -7,10 +7,10 @@ from typing import Any
 from drpo.objectives import REGISTRY, caution
 from drpo.report.browser import columns, table, vocabulary
 from drpo.report.distribution import histogram_plot, scatter_plots
-from drpo.report.html import REPORT, Page, write
-from drpo.report.panels import drawn_lines, numbers, panel_plot
-from drpo.report.payload import columns_bytes, json_bytes
-from drpo.report.run_summary import configuration, held_out, run_summary, shares, timeline, timeline_plot
+from drpo.report.html import REPORT, Page, Section, write
+from drpo.report.panels import Records, curves, drawn_lines, numbers
+from drpo.report.payload import column_bytes, json_bytes
+from drpo.report.run_summary import configuration, held_out, phase_seconds, run_summary, shares, timeline_plot
 from drpo.report.token_statistics import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
 from drpo.spec import format_spec
@@ -19,6 +19,25 @@ from drpo.train.records import ENVIRONMENT, EVALUATIONS, METRICS, TIMING, read_j
 
 MOST_TOKENS = 1_500_000
 """More would make a page that is slow to open; of a larger run a share of the groups is shown."""
+CURVES = (
+    "One point per step. π is the policy as it was before each update, μ the sampler that drew the tokens. A line has "
+    "a gap where a step has no number; of long ones the least and the greatest of every few steps are drawn."
+)
+REGION = (
+    "Each point is a trained token. On the diagonal the policy is where the sampler was; the lines are where trust "
+    "regions end. Logarithmic axes show the unlikely tokens, where a region in the ratio is narrow and one in |π - μ| "
+    "wide; linear axes show the likely ones, where it is the other way round. A name in the legend switches its line "
+    "off and on."
+)
+WEIGHTS = (
+    "The gradient of the loss in log π is -A r w, with r = π/μ. w = 1 is the plain policy gradient; the objective "
+    "damps a token with w below 1, masks it at 0 and pulls it back below 0."
+)
+ROLLOUTS = (
+    "Every sampled completion, token by token. Point at a token, or move to it with ← →, for its numbers. j and k, or "
+    "↓ and ↑ with the list in focus, go through the list; / searches, Esc leaves the search."
+)
+TIME = "Evaluations and checkpoints stand at the step that they follow; step 0 is before training."
 SCRIPTS = ("rollouts.js", "rollout_list.js", "rollout_view.js", "keys.js")
 
 
@@ -42,26 +61,60 @@ def run_page(folder: Path, run: Run) -> Page:
     """
     rollouts = read_rollouts(folder, run.objective.loss, MOST_TOKENS)
     metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
-    lines = drawn_lines(run, metrics, evaluations)
-    steps, phases = timeline(read_records(folder / TIMING))
-    plots = {
-        "panels": [panel_plot(i, *drawn) for i, drawn in enumerate(lines)],
-        "scatter": scatter_plots(rollouts, run.objective.loss, run.seed),
-        "histogram": [plot for plot in [histogram_plot(rollouts)] if plot is not None],
-        "timeline": [plot for plot in [timeline_plot(steps, phases)] if plot is not None],
-    }
-    values = {
-        "title": f"{run.name}: {format_spec(run.objective.loss, REGISTRY)}, seed {run.seed}",
-        "caution": caution(run.objective.loss),
-        "summary": run_summary(run, _environment(folder), metrics),
-        "held_out": held_out(evaluations),
-        "numbers": [row for panel, of_panel, _ in lines for row in numbers(panel, of_panel)],
-        "shares": shares(phases),
-        "configuration": configuration(run),
-        **plots,
-    }
-    drawn = [plot for of_section in plots.values() for plot in of_section]
-    return Page("run.html", values, drawn, SCRIPTS, browser_payloads(folder, run, rollouts))
+    told, held = caution(run.objective.loss), held_out(evaluations)
+    return Page(
+        kind="report",
+        title=f"{run.name}: {format_spec(run.objective.loss, REGISTRY)}, seed {run.seed}",
+        caution=f"{told}." if told else "",
+        result=("Held-out reward", " \u2192 ".join(mean for mean, _ in held)),
+        lines=[text for _, text in held] or ["The run was not evaluated."],
+        summary=run_summary(run, _environment(folder), metrics),
+        sections=[
+            curves_section(run, metrics, evaluations),
+            *token_sections(run, rollouts),
+            Section("rollouts", "Rollouts", "Rollouts", ROLLOUTS, include="rollouts.html"),
+            time_section(read_records(folder / TIMING)),
+            configuration_section(run),
+        ],
+        scripts=SCRIPTS,
+        payloads=browser_payloads(folder, run, rollouts),
+    )
+
+
+def curves_section(run: Run, metrics: Records, evaluations: Records) -> Section:
+    """Return the curves of a run, and what they say in numbers."""
+    drawn = drawn_lines(run, metrics, evaluations)
+    plots = [curves(f"panel-{i}", panel, {"": lines}, flat) for i, (panel, lines, flat) in enumerate(drawn)]
+    return Section("curves", "Curves", "Curves", CURVES, plots, [numbers(drawn)] if drawn else [])
+
+
+def token_sections(run: Run, rollouts: Rollouts) -> list[Section]:
+    """Return where the trained tokens lie, and how the objective weighs them."""
+    weights, missing = histogram_plot(rollouts), "No token was trained on."
+    return [
+        Section(
+            "region",
+            "Region",
+            "\u03c0 against \u03bc",
+            REGION,
+            scatter_plots(rollouts, run.objective.loss, run.seed),
+            missing=missing,
+        ),
+        Section("weights", "Weights", "Gradient weights", WEIGHTS, [weights] if weights else [], missing=missing),
+    ]
+
+
+def time_section(timing: Records) -> Section:
+    """Return where a run's seconds went."""
+    phases = phase_seconds(timing)
+    plots, tables = ([timeline_plot(phases)], [shares(phases)]) if phases else ([], [])
+    return Section("time", "Time", "Time", TIME, plots, tables)
+
+
+def configuration_section(run: Run) -> Section:
+    """Return a run's configuration."""
+    base, *texts = configuration(run)
+    return Section("configuration", "Configuration", "Configuration", f"What differs from {base}.", texts=texts)
 
 
 def browser_payloads(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, bytes]:
@@ -69,9 +122,10 @@ def browser_payloads(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, by
     tokenizer = find_tokenizer(folder, run)
     ids = vocabulary(rollouts)
     known = None if tokenizer is None else pieces(tokenizer, ids.tolist())
+    places, values = columns(rollouts, ids)
     return {
-        "rollouts": json_bytes(table(rollouts, ids, known)),
-        "tokens": columns_bytes(columns(rollouts, ids)),
+        "rollouts": json_bytes(table(rollouts, ids, known) | {"values": values}),
+        **{name: column_bytes(column) for name, column in places.items()},
     }
 
 

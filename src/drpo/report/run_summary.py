@@ -1,12 +1,13 @@
 """What a run was, in words and figures: its header, its configuration against the defaults, its seconds."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from drpo.recipes import RECIPES, find
-from drpo.report.figures import Plot, brief, make_figure, step_axis
-from drpo.report.palette import COLORS
+from drpo.report.figures import COLORS, Plot, brief, make_figure, step_axis
 from drpo.report.words import mean_score, no_gradient, paired_change
+from drpo.terminal import Sheet
 from drpo.train.config import Run, arithmetic, flat_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
@@ -82,21 +83,19 @@ def _held_out(e: Mapping[str, Any]) -> tuple[str, str]:
     return mean, f"{text}; {change} from step 0{sure and f' ({sure})'}"
 
 
-def configuration(run: Run) -> dict[str, Any]:
-    """Return every field with its value, that of the recipe that the run is named after, and `Run`'s default.
+def configuration(run: Run) -> tuple[str, Sheet, Sheet]:
+    """Return what a run is compared with, the fields that differ from it, and every field.
 
-    Returns:
-        "base": what the run is compared with; "head": of the columns; "rows": (whether it differs, its texts) each.
+    A column each for this run, the recipe that it is named after, and `Run`'s defaults.
     """
     recipe = run.name if run.name in RECIPES else None
     bases = {f"recipe {recipe}": find(recipe)} if recipe else {}
     columns = {name: texts(flat_json(r)) for name, r in {"this run": run, **bases, "default": Run()}.items()}
     base = list(columns)[1]
-    rows = [
-        (value != columns[base][field], [field, *(column[field] for column in columns.values())])
-        for field, value in columns["this run"].items()
-    ]
-    return {"base": f"the {base}{'' if recipe else 's'}", "head": ["field", *columns], "rows": rows}
+    rows = tuple((field, *(column[field] for column in columns.values())) for field in columns["this run"])
+    head = ("field", *columns)
+    differing = Sheet("", head, tuple(row for row in rows if row[1] != row[2]))
+    return f"the {base}{'' if recipe else 's'}", differing, Sheet("Every field", head, rows)
 
 
 def texts(record: Mapping[str, Any]) -> dict[str, str]:
@@ -104,55 +103,44 @@ def texts(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: "-" if value is None else str(value) for name, value in record.items()}
 
 
-def timeline(timing: Records) -> tuple[list[int], dict[str, list[float]]]:
-    """Return the steps, and the seconds of each phase at each of them.
+def phase_seconds(timing: Records) -> dict[str, dict[int, float]]:
+    """Return the seconds of each phase at each step.
 
     Evaluations and checkpoints count to the step that they follow; step 0 is before training.
     """
     steps = sorted({r["step"] for r in timing})
     names = dict.fromkeys([*PHASES, *(name for r in timing for name in r if name != "step")])
-    at = {step: i for i, step in enumerate(steps)}
-    phases = {name: [0.0] * len(steps) for name in names}
+    phases = {name: dict.fromkeys(steps, 0.0) for name in names}
     for record in timing:
         for name, seconds in record.items():
             if name != "step":
-                phases[name][at[record["step"]]] += seconds
-    return steps, {name: values for name, values in phases.items() if any(values)}
+                phases[name][record["step"]] += seconds
+    return {name: at for name, at in phases.items() if any(at.values())}
 
 
-def timeline_plot(steps: Sequence[int], phases: Mapping[str, Sequence[float]]) -> Plot | None:
+def timeline_plot(phases: Mapping[str, Mapping[int, float]]) -> Plot:
     """Return the seconds of each phase over the run, a bar for each step, or for several where there are many.
 
     Args:
-        steps: of the run.
-        phases: name -> seconds at each step.
+        phases: name -> step -> seconds; at least one.
     """
-    if not steps:
-        return None
+    steps = list(next(iter(phases.values())))
     size = -(-len(steps) // MOST_BARS)
     starts = range(0, len(steps), size)
-    traces = [
-        {
-            "type": "bar",
-            "x": [steps[i] for i in starts],
-            "y": [sum(seconds[i : i + size]) / len(seconds[i : i + size]) for i in starts],
-            "name": name,
-            "hovertemplate": "%{y:.3~g} s",
-            "marker": {
-                "color": COLORS[i % len(COLORS)],
-                "pattern": {"shape": _HATCHES[i % len(_HATCHES)], "size": 7, "solidity": 0.2},
-            },
-        }
-        for i, (name, seconds) in enumerate(phases.items())
-    ]
+    traces = []
+    for i, (name, at) in enumerate(phases.items()):
+        seconds, hatch = list(at.values()), {"shape": _HATCHES[i % len(_HATCHES)], "size": 7, "solidity": 0.2}
+        bars = {"x": [steps[k] for k in starts], "y": [fmean(seconds[k : k + size]) for k in starts]}
+        form = {"marker": {"color": COLORS[i % len(COLORS)], "pattern": hatch}, "hovertemplate": "%{y:.3~g} s"}
+        traces.append({"type": "bar", "name": name, **bars, **form})
     axes = {"xaxis": step_axis(steps), "yaxis": {"title": {"text": "seconds"}}}
     figure = make_figure(traces, 340, barmode="stack", hovermode="x unified", legend={"traceorder": "normal"}, **axes)
-    totals = ", ".join(f"{name} {brief(sum(seconds))} s" for name, seconds in phases.items())
     caption = f"A bar is the mean of {size} steps." if size > 1 else ""
-    return Plot("timeline", "Seconds of each phase", figure, f"In all: {totals}.", caption, wide=True)
+    return Plot("timeline", "Seconds of each phase", figure, caption, wide=True)
 
 
-def shares(phases: Mapping[str, Sequence[float]]) -> list[list[str]]:
+def shares(phases: Mapping[str, Mapping[int, float]]) -> Sheet:
     """Return a row for each phase: its name, its seconds in all, and its share of them."""
-    totals = {name: sum(seconds) for name, seconds in phases.items()}
-    return [[name, brief(total), f"{total / sum(totals.values()):.1%}"] for name, total in totals.items()]
+    totals = {name: sum(at.values()) for name, at in phases.items()}
+    rows = tuple((name, brief(t), f"{t / sum(totals.values()):.1%}") for name, t in totals.items())
+    return Sheet("The whole run", ("phase", "seconds", "share"), rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drpo.files import save_figure
 from drpo.objectives import REGISTRY, TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence
-from drpo.report.palette import COLORS
+from drpo.report.figures import COLORS
 from drpo.spec import format_spec
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder

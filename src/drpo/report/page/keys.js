@@ -3,7 +3,7 @@
 function onKey(event, list, view) {
   const typing = event.target.closest("input, select, textarea") !== null;
   if (event.key === "Escape" && typing) event.target.blur();
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const act = keyAction(event, list, view);
   if (act) {
     event.preventDefault();
@@ -20,7 +20,7 @@ function keyAction(event, list, view) {
   };
   const anywhere = {
     j: go(() => list.choose(list.at + 1)), k: go(() => list.choose(list.at - 1)),
-    "/": () => byId("search").focus(), "?": () => byId("keys").showModal(),
+    "/": () => byId("search").focus(),
   };
   const inBrowser = {
     ArrowDown: anywhere.j, ArrowUp: anywhere.k,
@@ -31,7 +31,8 @@ function keyAction(event, list, view) {
 }
 
 async function showRollouts() {
-  const columns = readColumns(new Uint8Array(await payload("tokens")));
+  const columns = {};
+  for (const name of COLUMNS) columns[name] = await readColumn(name);
   const rollouts = new Rollouts(JSON.parse(await payloadText("rollouts")), columns);
   const view = new RolloutView(rollouts);
   const list = new RolloutList(rollouts, (i) => view.show(i));

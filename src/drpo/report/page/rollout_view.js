@@ -31,10 +31,11 @@ function visible(text) {
   return text.replace(/[\u0000-\u0009\u000b-\u001f]/g, picture).replace(/\u007f/g, "\u2421");
 }
 
-function showLegend({ columns: { weight, out_of_region } }) {
+function showLegend(rollouts) {
+  const { weight, out_of_region } = rollouts.columns;
   const counts = new Map(SHADES.map((shade) => [shade, 0]));
   for (const code of weight) {
-    const shade = shadeOf(valueOf(code));
+    const shade = shadeOf(rollouts.values.weight[code]);
     counts.set(shade, counts.get(shade) + 1);
   }
   const share = (n) => el("span", { class: "share" }, `${((100 * n) / weight.length).toFixed(2)} %`);

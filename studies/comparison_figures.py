@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from drpo.files import save_figure
 from drpo.lab.analysis import Condition, best, conditions, label
 from drpo.lab.trial_result import Comparison
-from drpo.report.palette import COLORS
+from drpo.report.figures import COLORS
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
