@@ -331,7 +331,7 @@ def test_what_does_not_fit_is_halved_and_the_critics_values_and_update_are_the_s
         torch.testing.assert_close(value, right, rtol=1e-5, atol=1e-5)
     assert max(device.tried) > 130
     for learnt_before in (False, True):  # begin again in the middle of an update, and begin with what fits
-        device.most_places = device.most_places if learnt_before else None
+        device.max_positions = device.max_positions if learnt_before else None
         device.tried.clear()
         close(gradients(cramped, batch), gradients(plenty, batch))
         assert (max(device.tried) > 130) != learnt_before

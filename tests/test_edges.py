@@ -112,7 +112,7 @@ def test_a_second_derivative_is_refused(kind: str) -> None:
         objective = parse_spec("gspo" if kind == "gspo" else "drpo(0.2)", REGISTRY)
         loss = total(objective, some(logp=leaf), torch.ones(4))
     (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="a second derivative"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(slope.sum(), leaf)
 
 

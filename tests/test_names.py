@@ -57,6 +57,7 @@ IDENTIFIERS = {
     "Aside": "AuxiliaryOutputs",
     "require_top": "require_top_logprobs",
     "n_places": "n_positions",
+    "most_places": "max_positions",
     "foreign_code": "external_code",
     "BEGINS_AGAIN": "RESTARTS",
     "Crew": "PoolSize, WorkerPool",

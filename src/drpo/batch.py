@@ -1,4 +1,4 @@
-"""Scored groups and the credit of their tokens -> what each optimiser update trains on."""
+"""Scored groups and their credit -> the batch of each optimiser update."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from drpo.types import Batch, Credit, Layout, MicroBatch, ScoredGroup, TokenSequ
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How a rollout becomes batches.
+    """How a rollout is split into batches.
 
     Args:
-        updates: optimiser updates per rollout; each takes its share of the groups.
+        updates: optimiser updates per rollout; the groups are divided among them.
         reduction: weight per token.
-        micro_batch_tokens: most positions that go through the model at once; one completion always may.
+        micro_batch_tokens: upper bound of positions per micro-batch; a single completion may exceed it.
         skip_zero_advantage: leave out completions whose advantages are all 0; the normaliser still counts them.
-        share_prompts: let a prompt that several completions continue go through the model once.
-        ranks: processes that the micro-batches are for; there is work for each, where there are completions enough.
+        share_prompts: run a prompt once for all completions that continue it.
+        ranks: processes that share the micro-batches; each receives work if there are enough completions.
     """
 
     updates: int
@@ -36,15 +36,15 @@ class BatchConfig:
 def make_batches(groups: Sequence[ScoredGroup], credits: Sequence[Credit], config: BatchConfig) -> list[Batch]:
     """Split a rollout's groups, in order, into the batches of its optimiser updates.
 
-    A sequence without credit is not trained and counts nowhere. All weights are fixed here, over each whole batch.
+    A sequence without credit is not trained and counts nowhere. The weights are fixed here, over each whole batch.
 
     Args:
-        groups: of one rollout.
-        credits: of their sequences, as a credit rule returns them.
+        groups: the groups of one rollout.
+        credits: the credit of their sequences, as a credit rule returns it.
         config: see `BatchConfig`.
 
     Returns:
-        Up to `config.updates` batches; an update none of whose sequences has credit is left out.
+        Up to `config.updates` batches; updates without any credited sequence are left out.
     """
     of = {credit.sequence: credit for credit in credits}
     edges = [len(groups) * i // config.updates for i in range(config.updates + 1)]
@@ -56,13 +56,11 @@ def make_batches(groups: Sequence[ScoredGroup], credits: Sequence[Credit], confi
 def pack(
     sequences: Sequence[TokenSequence], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
 ) -> Batch:
-    """Return a batch of sequences that count nothing, to ask a model about them: their weights and credit are 0.
+    """Return a batch of sequences with weights and credit 0, for forward passes alone.
 
     Args:
         sequences: `MicroBatch.sequence` numbers them.
-        micro_batch_tokens: as of `BatchConfig`, like the rest.
-        share_prompts: let a prompt that several completions continue go through the model once.
-        ranks: processes that the micro-batches are for.
+        micro_batch_tokens, share_prompts, ranks: see `BatchConfig`.
     """
     credits = tuple(Credit(s, torch.zeros(s.n_sampled)) for s in sequences)
     rows = [_row(i, credit, credit.advantage, share_prompts) for i, credit in enumerate(credits)]
@@ -76,10 +74,10 @@ def split_micro_batch(
     """Return the same tokens, with the same credit and weights, in micro-batches of at most `budget` positions.
 
     Args:
-        micro: to be split.
-        credits: of its batch, as `MicroBatch.sequence` numbers them.
-        budget: positions; one completion always may take more.
-        share_prompts: as of `BatchConfig`.
+        micro: the micro-batch to split.
+        credits: the credits of its batch, numbered by `MicroBatch.sequence`.
+        budget: positions; a single completion may exceed it.
+        share_prompts: see `BatchConfig`.
     """
     numbers = micro.sequence.unique().tolist()
     rows = [_row(i, credits[i], micro.weight[micro.sequence == i], share_prompts) for i in numbers]
@@ -88,7 +86,7 @@ def split_micro_batch(
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One sequence on its way into a batch; those of equal `prompt` and `alone` share what stands before them."""
+    """One sequence of a batch; rows of equal `prompt` and `alone` share their prompt's positions."""
 
     credit: Credit
     prompt: tuple[int, ...]
@@ -102,7 +100,7 @@ class _Row:
 
     @property
     def own(self) -> Tensor:
-        """What goes through the model after the prompt: the last token predicts nothing."""
+        """The input ids after the prompt; the last token predicts nothing and is left out."""
         return self.sequence.token_ids[:-1]
 
     @property
@@ -131,7 +129,7 @@ def _batch(credits: Sequence[Credit], config: BatchConfig) -> Batch:
 
 
 def _split(rows: Sequence[_Row], budget: int, ranks: int) -> list[list[_Row]]:
-    """Within the budget, and in about equal parts for the ranks: a prompt whose samples are parted counts in each."""
+    """Split rows into parts within the budget, about equal for the ranks; a prompt counts in each part that has it."""
     prompts = {row.before: len(row.prompt) for row in rows}
     positions = sum(prompts.values()) + sum(len(row.own) for row in rows)
     turns = max(1, math.ceil(positions / (ranks * budget)))
@@ -143,7 +141,7 @@ def _split(rows: Sequence[_Row], budget: int, ranks: int) -> list[list[_Row]]:
 
 
 def _within_budget(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
-    """Those of one prompt together, longest first, so that memory is asked for at the start or not at all."""
+    """Split rows within the budget, prompts kept together, longest first, so that memory peaks at the start."""
     longest: dict[tuple[tuple[int, ...], int], int] = {}
     for row in rows:
         longest[row.before] = max(longest.get(row.before, 0), len(row.prompt) + len(row.own))
@@ -161,7 +159,7 @@ def _within_budget(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
 
 
 class _Segments:
-    """Segments being laid end to end."""
+    """Builds a layout from segments."""
 
     def __init__(self) -> None:
         self.ids: list[Tensor] = []
@@ -169,7 +167,7 @@ class _Segments:
         self._length = 0
 
     def add(self, ids: Tensor, prefix: int = -1) -> int:
-        """Add one and return its first position."""
+        """Add a segment and return its first position."""
         first = self._length
         self.ids.append(ids)
         self.prefix.append(prefix)
@@ -203,20 +201,20 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
 
 
 def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
-    """A critic's figures of all rows, where it has them."""
+    """Concatenate a critic's columns; None without a critic."""
     present = [column for column in columns if column is not None]
     return torch.cat(present) if present else None
 
 
 def _top_logprobs(sequences: Sequence[TokenSequence]) -> TopK | None:
-    """What the sampler reported of its most probable tokens, where it did so for all, and for as many at each."""
+    """Concatenate the sequences' top log-probabilities; None unless all have them, with the same K."""
     tops = [s.top_logprobs for s in sequences if s.top_logprobs is not None]
     same = len(tops) == len(sequences) and len({top.ids.shape[1] for top in tops}) == 1
     return TopK.cat(tops) if same else None
 
 
 def _add_prompt(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
-    """Lay a prompt and what follows it; return, for each answer, the positions that predict its tokens."""
+    """Add a prompt and its answers; return, for each answer, the positions that predict its tokens."""
     if len(answers) == 1:
         first = segments.add(torch.cat([prompt, answers[0]]))
         return [first + len(prompt) - 1 + torch.arange(1 + len(answers[0]))]

@@ -11,13 +11,13 @@ from drpo.reductions import Horizon, Reduction
 
 @dataclass(frozen=True)
 class Method:
-    """What a paper trains with.
+    """A paper's objective, advantage and reduction.
 
     Args:
         objective: loss per token.
         advantage: rewards of a group -> advantages.
         reduction: weight per token.
-        source: paper.
+        source: the paper.
 
     Example:
         >>> grpo().advantage is advantages.zscore, drpo(horizon=1024).reduction
@@ -41,7 +41,7 @@ def dr_grpo(horizon: int = 3000) -> Method:
 
 
 def dapo() -> Method:
-    """DAPO's loss: clip-higher and the mean over tokens (its dynamic sampling is not part of it)."""
+    """DAPO's loss: clip-higher and the mean over tokens, without its dynamic sampling."""
     return Method(PPOClip(0.2, 0.28), advantages.zscore, reductions.token_mean, "arXiv 2503.14476")
 
 

@@ -16,20 +16,20 @@ from drpo.errors import EngineError, InputError, Interrupted
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=3)
-"""Of a collective: another rank may be evaluating, or waiting for a server."""
+"""The timeout of a collective; another rank may be evaluating or waiting for a server."""
 
 
 @dataclass(frozen=True)
 class Ranks:
     """One of `size` processes that train together.
 
-    Every rank must call the same methods in the same order. The gradients are summed once an update; everything else
-    that is exchanged is small (episodes, rewards, metrics).
+    Every rank must call the same methods in the same order. Gradients are summed once per update; all other exchanged
+    data is small (episodes, rewards, metrics).
 
     Args:
-        rank: of this process, from 0.
+        rank: this process's number, from 0.
         size: number of processes.
-        engines: number of processes with an engine that samples, the first ones; None for all.
+        engines: number of processes with a rollout engine, the first ones; None means all.
 
     Example:
         >>> SINGLE_PROCESS.shard([1, 2, 3]), SINGLE_PROCESS.gather([4, 5]), Ranks(1, 2).shard([1, 2, 3])
@@ -77,7 +77,7 @@ class Ranks:
     def reraise_on_all(self) -> Iterator[None]:
         """Re-raise one rank's exception on all ranks; no collectives inside.
 
-        Without it the other ranks would wait for the one that failed, and the finished work could not be saved.
+        Otherwise the other ranks would wait for the failed one, and finished work could not be saved.
 
         Raises:
             InputError, EngineError, Interrupted: another rank raised it; the message names the rank.
@@ -120,9 +120,9 @@ def is_elastic() -> bool:
 
 
 def select_device() -> None:
-    """Make only this process's own GPU visible; call it before anything touches CUDA.
+    """Make only this process's GPU visible; call before any use of CUDA.
 
-    Code for one device then works unchanged in every process.
+    Code for one device then runs unchanged in every process.
     """
     if not is_distributed() or "DRPO_DEVICE_CHOSEN" in os.environ:
         return
@@ -143,13 +143,13 @@ def process_group() -> Iterator[Ranks]:
     """Initialise torch.distributed from torchrun's environment; destroy the process group at the end.
 
     Raises:
-        InputError: restarted processes would not find one another.
+        InputError: the launcher restarts processes in a way in which they cannot find each other.
     """
     if not is_distributed():
         yield SINGLE_PROCESS
         return
     if is_elastic() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # https://github.com/pytorch/pytorch/issues/135712: the store still has the addresses of those that failed.
+        # https://github.com/pytorch/pytorch/issues/135712: the store keeps the addresses of the failed processes.
         raise InputError(
             "--max-restarts: the launcher keeps one store for all attempts, in which processes that are started again "
             "find the addresses of the dead; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, and --rdzv-backend c10d"

@@ -1,11 +1,11 @@
-"""Which tokens count how much: a weight per token, fixed when the optimiser batch is built, over the whole of it.
+"""Reductions: a weight per token, fixed over the whole optimiser batch when it is built.
 
-The batch's loss is sum(weight * loss), so nothing in it can depend on how the batch is split. Every reduction takes
+The batch's loss is sum(weight * loss), so it cannot depend on how the batch is split. Every reduction maps
 
     keep [T] bool, sequence [T] int64   ->   weight [T] float32, 0 where not kept
 
-and a token that is not kept is a removed token: it counts in no N, n_i or S. S is the number of completions that have a
-kept token, n_i the kept tokens of completion i, N = sum n_i.
+S is the number of completions with a kept token, n_i the kept tokens of completion i, N = sum n_i. Tokens that are not
+kept count nowhere, as if they were removed.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ Reduction = Callable[[Tensor, Tensor], Tensor]
 
 
 def token_mean(keep: Tensor, sequence: Tensor) -> Tensor:
-    """Return 1/N: every token of the batch counts the same, so long completions count more.
+    """Return 1/N: every token has the same weight, so long completions count more.
 
     Args:
         keep: [T] bool.
-        sequence: [T] int64; unused, every token counts alike.
+        sequence: [T] int64; unused.
 
     Returns:
         [T] float32, summing to 1 (0 where nothing is kept).
@@ -40,7 +40,7 @@ def token_mean(keep: Tensor, sequence: Tensor) -> Tensor:
 
 
 def sequence_mean(keep: Tensor, sequence: Tensor) -> Tensor:
-    """Return 1/(S n_i): every completion counts the same, and its tokens share it.
+    """Return 1/(S n_i): every completion has the same weight, shared by its tokens.
 
     Args:
         keep: [T] bool.
@@ -61,7 +61,7 @@ def sequence_mean(keep: Tensor, sequence: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Horizon:
-    """1/(S H): a constant for every token, so a completion's length changes no token's weight.
+    """1/(S H): the same weight for every token, independent of the completion's length.
 
     Args:
         tokens: H >= 1; usually `max_new_tokens`.
@@ -91,7 +91,7 @@ class Horizon:
 
 
 def _lengths(keep: Tensor, sequence: Tensor) -> tuple[int, Tensor]:
-    """S, and for each token the n_i of its completion."""
+    """Return S, and the n_i of each token's completion [T]."""
     numbers, dense = sequence.unique(return_inverse=True)
     counts = torch.zeros(len(numbers), dtype=torch.float64, device=sequence.device).index_add_(0, dense, keep.double())
     return int((counts > 0).sum()), counts[dense]

@@ -1,13 +1,13 @@
-"""Random streams that depend only on what they are for, never on what was drawn before."""
+"""Random streams that depend on their purpose alone, not on earlier draws."""
 
 import hashlib
 
 
 def derive(*parts: int | str) -> int:
-    """Return a 63-bit seed that is a function of `parts` alone.
+    """Return a 63-bit seed, a function of `parts` alone.
 
-    Every random choice of a run is drawn from a stream seeded this way (run seed, step, problem, sample), so a resumed
-    run, another batch size or another process draws the same numbers.
+    Every random choice of a run uses a stream seeded this way (run seed, step, problem, sample), so a resumed run,
+    another batch size or another process draws the same numbers.
 
     Args:
         parts: integers and strings that name the stream; their order and types matter.

@@ -1,4 +1,4 @@
-"""Scored groups -> what each sampled token is credited with, before anything is batched."""
+"""Scored groups -> the advantage of each sampled token, before batching."""
 
 from drpo.credit.rules import CreditRule, credit_rule, gae_credit, group_credit
 

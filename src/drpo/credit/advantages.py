@@ -1,10 +1,10 @@
-"""Rewards of one prompt's G samples -> advantages. Each exactly 0 where all rewards are equal.
+"""Rewards of one prompt's G samples -> advantages, exactly 0 where all rewards are equal.
 
-Rewards that differ by at most 1e-6 of the largest are equal: that is a few roundings of float32, and a division by
-their spread would make it as large as a signal.
+Rewards that differ by at most 1e-6 of the largest count as equal: such a difference is float32 rounding, which a
+division by the spread would enlarge to a signal.
 
 Every function takes `rewards`, [G] float, G >= 2, finite, and returns advantages [G] float32 in reward units (unitless
-for `zscore` and `maxrl`). They are computed in float64, where the mean of equal float32 numbers is exact.
+for `zscore` and `maxrl`), computed in float64, where the mean of equal float32 numbers is exact.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def maxrl(rewards: Tensor) -> Tensor:
         [G] float32.
 
     Raises:
-        InputError: G < 2, or a reward that is not finite, or negative: its mean is no rate of success.
+        InputError: G < 2, or a reward that is not finite or is negative (the mean would be no success rate).
 
     Example:
         >>> maxrl(torch.tensor([1.0, 0.0, 0.0, 0.0]))

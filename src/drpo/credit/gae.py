@@ -1,4 +1,4 @@
-"""What a critic's values say of each token: generalized advantage estimation, and the loss that the values learn by."""
+"""Generalized advantage estimation from a critic's values, and the critic's loss."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,14 @@ from drpo.spec import Registry
 
 @dataclass(frozen=True)
 class GAE:
-    """A critic, and how its values become advantages and are learnt.
+    """Settings of a critic and of the advantages computed from its values.
 
     Args:
         gamma: discount per token, (0, 1].
-        lam: lambda, [0, 1]; 1 trusts the reward alone, 0 the next token's value alone.
-        clip: a value gains nothing by moving further than this from what it was when the rollout came, > 0, reward
-            units; None is off.
-        updates: optimiser updates of the critic on each batch, >= 1.
-        warmup: steps in which the critic alone learns: the policy's learning rate is 0, >= 0.
+        lam: lambda, [0, 1]; 1 uses the reward alone, 0 the next token's value alone.
+        clip: range of the clipped value loss around the value at rollout time, > 0, reward units; None is off.
+        updates: optimiser updates of the critic per batch, >= 1.
+        warmup: steps in which only the critic learns (the policy's learning rate is 0), >= 0.
         whiten: shift and scale the advantages of a rollout's tokens to mean 0 and standard deviation 1.
 
     Raises:
@@ -61,13 +60,13 @@ def gae(reward: Tensor, value: Tensor, sequence: Tensor, gamma: float, lam: floa
 
         delta_t = r_t + gamma V_{t+1} - V_t,    A_t = sum_k (gamma lam)^k delta_{t+k},    return_t = A_t + V_t
 
-    The sums end with the completion, and V behind its last token is 0: also where `max_new_tokens` cut it, since the
-    reward judges the text as it was cut, and no more is to come. Computed in float64.
+    The sums end with the completion, and V after its last token is 0. This holds for completions cut by
+    `max_new_tokens` too: the reward scores the cut text, and nothing follows. Computed in float64.
 
     Args:
-        reward: [T] float; what came with the token, reward units.
-        value: [T] float; V of the context that the token was drawn in, reward units.
-        sequence: [T] int64; equal for the tokens of one completion, which stand together in their order.
+        reward: [T] float; each token's reward, reward units.
+        value: [T] float; V of each token's context, reward units.
+        sequence: [T] int64; equal for the tokens of one completion, which are adjacent and in order.
         gamma: discount per token, (0, 1].
         lam: lambda, [0, 1].
 
@@ -84,11 +83,11 @@ def gae(reward: Tensor, value: Tensor, sequence: Tensor, gamma: float, lam: floa
     following[:-1] = torch.where(sequence[1:] == sequence[:-1], value[1:].double(), 0)
     advantage = reward.double() + gamma * following - value.double()
     longest = int(sequence.unique_consecutive(return_counts=True)[1].max()) if len(sequence) else 0
-    # Each round doubles the terms that every sum has: those of the next `summed` tokens are there already, in the next.
+    # Each round doubles the terms of every sum: the sum `summed` tokens ahead already holds the next `summed` terms.
     summed = 1
     while summed < longest:
-        behind = torch.where(sequence[summed:] == sequence[:-summed], advantage[summed:], 0)
-        advantage[:-summed] += (gamma * lam) ** summed * behind
+        ahead = torch.where(sequence[summed:] == sequence[:-summed], advantage[summed:], 0)
+        advantage[:-summed] += (gamma * lam) ** summed * ahead
         summed *= 2
     return advantage.to(value.dtype), (advantage + value.double()).to(value.dtype)
 
@@ -96,7 +95,7 @@ def gae(reward: Tensor, value: Tensor, sequence: Tensor, gamma: float, lam: floa
 def whitened(advantage: Tensor) -> Tensor:
     """Return (A - mean(A)) / std(A), with the population's standard deviation; 0 where all are equal.
 
-    Equal means to 1e-6 of the largest: less is rounding.
+    Advantages that differ by at most 1e-6 of the largest count as equal.
 
     Args:
         advantage: [T] float.
@@ -119,12 +118,12 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float | 
 
         1/2 max((V - R)^2, (V_old + clamp(V - V_old, -clip, clip) - R)^2)
 
-    Its gradient is 0 where V has left V_old by more than the clip and is nearer to R than the clip allows.
+    Its gradient is 0 where V differs from V_old by more than the clip and is nearer to R than the clip allows.
 
     Args:
-        value: [T] float, the critic's now; the only input with a gradient.
-        old_value: [T], the critic's when the rollout came.
-        returns: [T], what the values should have been.
+        value: [T] float, the critic's current values; the only input with a gradient.
+        old_value: [T], the critic's values at rollout time.
+        returns: [T], the targets.
         clip: > 0, or None for (V - R)^2 / 2.
 
     Returns:
@@ -134,7 +133,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float | 
         >>> value_loss(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.0]), torch.tensor([1.0, -1.0]), 0.25)
         tensor([0.2812, 1.1250])
 
-    Source: PPO, arXiv 1707.06347; the clipping is OpenAI baselines' `ppo2`, in no equation of the paper.
+    Source: PPO, arXiv 1707.06347; the clipping follows OpenAI baselines' `ppo2`, not an equation of the paper.
     """
     loss = (value - returns).square()
     if clip is not None:

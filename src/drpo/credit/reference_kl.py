@@ -1,4 +1,4 @@
-"""KL to a reference model as a reward of every token, so that credit counts it for the tokens before it."""
+"""KL to a reference model as a reward per token, which credit assigns to the tokens before it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from drpo.credit.rules import turn_rewards
 from drpo.types import Episode, RewardResult, ScoredGroup
 
 PART = "reference_kl"
-"""The part of the reward, as metrics have it: the sum over an episode's tokens."""
+"""Name of the reward's part in the metrics: the sum over an episode's tokens."""
 
 
 def with_reference_kl(
@@ -20,12 +20,13 @@ def with_reference_kl(
 
         r_t <- r_t - coefficient (log mu(x_t) - log ref(x_t))
 
-    mu is the sampler's own log-probability. As a token is credited with what comes after it, and the sampler is the
-    policy, the expected policy gradient is exactly that of E[R] - coefficient KL(pi || ref) over whole texts, which the
-    loss term k2 (`drpo.objectives.reference_kl`) is not. The total stays; the episode's sum is the part `PART`.
+    mu is the sampler's distribution. A token's credit includes all later rewards, so on-policy the expected gradient is
+    exactly that of E[R] - coefficient KL(pi || ref) over whole texts. The loss term k2
+    (`drpo.objectives.reference_kl`) is not exact for whole texts. The total is unchanged; the sum over an episode is
+    reported as the part `PART`.
 
     Args:
-        groups: of a rollout.
+        groups: the groups of a rollout.
         reference_logp: [M] for each of their sequences, in order, nats.
         coefficient: reward units per nat, >= 0.
 

@@ -17,17 +17,17 @@ from drpo.credit.gae import GAE, gae, whitened
 from drpo.types import Credit, Episode, RewardResult, ScoredGroup
 
 CreditRule: TypeAlias = Callable[[Sequence[ScoredGroup], Sequence[Tensor] | None], list[Credit]]
-"""The groups of all ranks and a critic's values, [M] for each sequence in order (None without a critic) -> the credit
-of each sequence, in order. Pure. Sequences that the rule leaves out have no credit and are not trained."""
+"""(groups of all ranks, critic's values [M] per sequence in order, or None) -> the credit of each sequence, in order.
+A pure function. Sequences without credit are not trained."""
 
 
 def credit_rule(advantage: Advantage, critic: GAE | None = None, discount: float = 1.0) -> CreditRule:
-    """Return the rule of a run: its critic's where it has one, else the comparison of each group.
+    """Return a run's credit rule: `gae_credit` with a critic, `group_credit` without.
 
     Args:
         advantage: rewards of a group -> advantages; unused with a critic.
-        critic: how its values become advantages, or None.
-        discount: of a reward for each turn that it lies ahead, (0, 1]; unused with a critic, which has its own.
+        critic: the critic's settings, or None.
+        discount: factor per turn between a token and a later reward, (0, 1]; unused with a critic (`GAE.gamma`).
     """
     if critic is None:
         return partial(group_credit, advantage=advantage, discount=discount)
@@ -41,15 +41,15 @@ def group_credit(
     advantage: Advantage,
     discount: float = 1.0,
 ) -> list[Credit]:
-    """Compare the episodes of each group by what is still to come at every token, as `step_advantages` says.
+    """Return credit from comparing the returns within each group at every token; see `step_advantages`.
 
-    A group of fewer than two episodes has nothing to compare and is left out.
+    Groups of fewer than two episodes are left out.
 
     Args:
-        groups: of a rollout.
+        groups: the groups of a rollout.
         values: unused.
         advantage: rewards of a group -> advantages.
-        discount: of a reward for each turn that it lies ahead, (0, 1].
+        discount: factor per turn between a token and a later reward, (0, 1].
 
     Example:
         >>> from drpo.credit.advantages import mean
@@ -68,28 +68,28 @@ def _compared(group: ScoredGroup, advantage: Advantage, discount: float) -> list
 
 
 def _by_turn(episode: Episode, advantages: Sequence[Tensor]) -> list[Credit]:
-    """Give an episode's sampled tokens their advantages: of each turn one number, or one for each token."""
+    """Return the credit of an episode's sequences from one advantage per turn or per token of a turn."""
     by_token = torch.cat([a.expand(n) for a, n in zip(advantages, episode.turns, strict=True)])
     by_sequence = by_token.split([s.n_sampled for s in episode.sequences])
     return list(starmap(Credit, zip(episode.sequences, by_sequence, strict=True)))
 
 
 def turn_rewards(result: RewardResult, lengths: Sequence[int]) -> list[Tensor]:
-    """Return what came with each step of each turn, [K_t] float32; one number for a turn comes with its last step.
+    """Return the reward of each step of each turn, [K_t] float32; a turn's single number is its last step's.
 
-    The episode's total comes with the last step of all, besides.
+    The episode's total is added to the very last step.
 
     Args:
-        result: of an episode.
+        result: an episode's reward.
         lengths: K_t of each turn, >= 1: its sampled tokens, or 1 where no turn has rewards per token.
 
     Example:
         >>> turn_rewards(RewardResult(1.0), [1, 1]), turn_rewards(RewardResult(1.0, turns=(0.25, (0.5, 0.0))), [1, 2])
         ([tensor([0.]), tensor([1.])], [tensor([0.2500]), tensor([0.5000, 1.0000])])
     """
-    given = result.turns or (0.0,) * len(lengths)
+    turns = result.turns or (0.0,) * len(lengths)
     steps = [
-        turn if isinstance(turn, tuple) else (*(0.0,) * (n - 1), turn) for turn, n in zip(given, lengths, strict=True)
+        turn if isinstance(turn, tuple) else (*(0.0,) * (n - 1), turn) for turn, n in zip(turns, lengths, strict=True)
     ]
     rewards = [torch.tensor(turn, dtype=torch.float32) for turn in steps]
     rewards[-1][-1] += result.total
@@ -103,15 +103,14 @@ def step_advantages(
 
         R_{t,k} = sum_{l >= k} r_{t,l} + discount R_{t+1,0},    A_{i,t,k} = advantage(R_{1,t',k'}, .., R_{G,t',k'})_i
 
-    with t' = min(t, T_j - 1) and k' = min(k, K_{j,t'} - 1): an episode or a turn that is over stays in the comparison
-    with the return of its last step. With one reward, at the end, and discount 1 every step has the outcome's
-    advantage, bit for bit.
+    with t' = min(t, T_j - 1) and k' = min(k, K_{j,t'} - 1): a shorter episode or turn is compared by the return of its
+    last step. With a single reward at the end and discount 1, every step has the outcome's advantage, bit for bit.
 
     Args:
-        rewards: [K_{i,t}] float32 for each turn of each of the G episodes, K >= 1; what came with each step (the
-            turn as a whole, or each of its tokens), reward units.
+        rewards: [K_{i,t}] float32 for each turn of each of the G episodes, K >= 1; the reward of each step (a whole
+            turn, or each of its tokens), reward units.
         advantage: rewards of a group -> advantages.
-        discount: of each turn that lies between, (0, 1]; between the steps of a turn there is none.
+        discount: factor per turn, (0, 1]; steps within a turn are not discounted.
 
     Returns:
         [K_{i,t}] float32 for each turn of each episode.
@@ -124,9 +123,9 @@ def step_advantages(
     returns = [_returns(r, discount) for r in rewards]
     turns: list[list[Tensor]] = [[] for _ in returns]
     for t in range(max(map(len, returns))):
-        now = [r[min(t, len(r) - 1)] for r in returns]
-        longest = max(map(len, now))
-        steps = torch.stack([torch.cat([r, r[-1:].expand(longest - len(r))]) for r in now], dim=1)
+        at_turn = [r[min(t, len(r) - 1)] for r in returns]
+        longest = max(map(len, at_turn))
+        steps = torch.stack([torch.cat([r, r[-1:].expand(longest - len(r))]) for r in at_turn], dim=1)
         compared = torch.stack([advantage(step) for step in steps])
         for i, r in enumerate(returns):
             if t < len(r):
@@ -135,7 +134,7 @@ def step_advantages(
 
 
 def _returns(rewards: Sequence[Tensor], discount: float) -> list[Tensor]:
-    """[K_t] float32 the sums of what is still to come, of each turn; added up in float64."""
+    """Return each turn's discounted sums of later rewards, [K_t] float32, computed in float64."""
     following = torch.zeros((), dtype=torch.float64)
     returns: list[Tensor] = []
     for reward in reversed(rewards):
@@ -145,13 +144,13 @@ def _returns(rewards: Sequence[Tensor], discount: float) -> list[Tensor]:
 
 
 def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *, critic: GAE) -> list[Credit]:
-    """Estimate every token's advantage from the critic's values; one number for a turn comes with its last token.
+    """Return credit by GAE from the critic's values; a turn's single reward is its last token's.
 
-    The advantages of the whole rollout are whitened together where `critic.whiten` says so.
+    `critic.whiten` whitens the advantages of the whole rollout together.
 
     Args:
-        groups: of a rollout; a group of one episode is as good as any.
-        values: [M] of each sequence, in order: of the context that each token was drawn in, reward units.
+        groups: the groups of a rollout; groups of one episode are allowed.
+        values: [M] for each sequence, in order; the value of each token's context, reward units.
         critic: discount, lambda and whitening.
     """
     episodes = [e for group in groups for e in group.episodes]

@@ -22,14 +22,14 @@ class Critic:
         dtype: of matrix products and activations; the weights, the head and the values are float32.
 
     Attributes:
-        shares_prompts, limit, most_places: as of `Policy`.
+        shares_prompts, limit, max_positions: as of `Policy`.
     """
 
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
         self.model = model
         self.dtype = dtype
         self.limit = sequence_limit(model)
-        self.most_places: int | None = None
+        self.max_positions: int | None = None
         self.shares_prompts = enable_packed_attention(model)
         model.set_output_embeddings(None)
         width = model.get_input_embeddings().weight.shape[1]

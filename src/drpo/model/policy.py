@@ -40,7 +40,7 @@ class Policy:
             needed, which run each completion in a padded row.
         precision: as given.
         limit: the longest sequence that it trains on.
-        most_places: of a micro-batch that memory has room for, where that was found out; else None.
+        max_positions: of a micro-batch that memory has room for, where that was found out; else None.
 
     Raises:
         InputError: the model's logits are not those of a `drpo.ops.Head`; or the precision has a grid, and the model no
@@ -60,7 +60,7 @@ class Policy:
         self.dtype = precision.dtype
         self.limit = sequence_limit(model)
         self.temperature = temperature
-        self.most_places: int | None = None
+        self.max_positions: int | None = None
         self._head_shape = measure_head(model)
         self._own_attention = model.config._attn_implementation
         self.shares_prompts = enable_packed_attention(model)

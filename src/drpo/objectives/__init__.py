@@ -1,10 +1,10 @@
-"""Objectives as pure functions of token log-probabilities; torch is all they need.
+"""Objectives as pure functions of token log-probabilities; they require torch alone.
 
-Every one is a frozen dataclass, called on `Tokens`, that returns a loss per token with
+Each is a frozen dataclass. Called on `Tokens`, it returns a loss per token with
 
     d loss / d logp = -A * r * w,   r = pi / mu
 
-and the methods differ only in the gradient weight w.
+Methods differ only in the gradient weight w.
 """
 
 from functools import partial
@@ -46,7 +46,7 @@ REGISTRY: Registry[Objective] = Registry(
         "mask": SymmetricMask,
         "penalty": DivergencePenalty,
     },
-    explicit=frozenset({"drpo"}),  # a radius is too important to go unsaid
+    explicit=frozenset({"drpo"}),  # a spec always states the radius
 )
 """Objectives by name.
 

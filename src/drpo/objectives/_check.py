@@ -1,4 +1,4 @@
-"""Checks of parameters: a wrong one is refused when the objective is made, by name."""
+"""Checks of an objective's parameters at construction; errors name the parameter."""
 
 import math
 

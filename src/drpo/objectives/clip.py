@@ -12,7 +12,7 @@ from drpo.types import TokenLoss, Tokens
 
 
 def _inside(r: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """True where the pessimistic clip does not bind: the ratio has not left the way the advantage pushes it."""
+    """Return [T] bool: True where the clip does not bind, on the side to which the advantage pushes the ratio."""
     return torch.where(advantage > 0, r <= 1 + high, r >= 1 - low)
 
 
@@ -22,7 +22,7 @@ def _outside(r: Tensor, low: float, high: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PPOClip:
-    """PPO's clipped surrogate, optionally with the dual clip; GRPO and DAPO use it too.
+    """PPO's clipped surrogate, also of GRPO and DAPO; optionally with the dual clip.
 
         loss = -min(r A, clip(r, 1 - low, 1 + high) A);   with dual = c, where A < 0: -max(that min, c A)
         w = 0 where a clip binds, else 1
@@ -75,7 +75,7 @@ class PPOClip:
 
 @dataclass(frozen=True)
 class GSPO:
-    """PPO's clip on the sequence's geometric-mean ratio, given to each of its tokens.
+    """PPO's clip on the geometric mean of a sequence's ratios, applied to each of its tokens.
 
         s_i = exp(mean over kept tokens of (l - m));   loss = -min(s A, clip(s, 1 - low, 1 + high) A)
 
@@ -121,15 +121,14 @@ class GSPO:
 
 
 def _sequence_ratio(tokens: Tokens) -> Tensor:
-    """[T] the geometric mean s of the ratios of each token's sequence."""
+    """Return [T] the geometric mean s of the ratios of each token's sequence."""
     mean = _mean_over_sequence(log_ratio(tokens), tokens.keep, tokens.sequence)
     return mean.clamp(max=MAX_LOG_RATIO).exp()
 
 
 def _mean_over_sequence(values: Tensor, keep: Tensor, sequence: Tensor) -> Tensor:
-    """[T] -> [T]: each token's mean over the kept tokens of its sequence (0 where it has none)."""
-    # Numbered densely by sorting, so that a part of a batch may hold any sequence numbers and the device is not asked
-    # how many there are.
+    """Return [T] the mean over the kept tokens of each token's sequence (0 where it has none)."""
+    # Sorting numbers the sequences densely: any sequence numbers are allowed, and no device sync is needed.
     ordered, order = sequence.sort(stable=True)
     rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)

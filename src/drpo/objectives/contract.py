@@ -1,4 +1,4 @@
-"""What an objective is, and the four questions that can be asked of any one of them."""
+"""The objective protocol, and functions of any objective: total loss, gradient, gradient weight, skipping."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,11 +10,11 @@ from drpo.errors import InputError
 from drpo.types import TokenLoss, Tokens
 
 MAX_LOG_RATIO = 20.0
-"""Ratios are e^min(logp - behavior_logp, 20); tokens beyond are counted by the trainer as capped."""
+"""Ratios are e^min(logp - behavior_logp, 20); the trainer counts tokens beyond as `ratio_capped`."""
 
 LOWEST_LOGP = -1e30
-"""Stands for -inf, the logarithm of a probability of 0, so that no difference or product of logarithms is NaN. What is
-finite in the limit is that limit: r = 0 where pi = 0, r = e^20 where mu = 0, and r = 1 where both are 0."""
+"""Replaces log 0 = -inf, so that no difference or product of logarithms is NaN. Ratios become their limits: r = 0 where
+pi = 0, r = e^20 where mu = 0, and r = 1 where both are 0."""
 
 CONTRACT = (
     "an objective has `tokenwise` (bool) and `needs` (frozenset), and returns TokenLoss(loss), a loss of shape [T] "
@@ -22,18 +22,18 @@ CONTRACT = (
 )
 
 SECOND = (
-    "drpo: a second derivative of a loss whose gradient is stated in closed form does not exist here; leave out "
-    "create_graph=True, or write the objective in plain operations"
+    "drpo: a loss with a gradient in closed form has no second derivative; leave out create_graph=True, or write the "
+    "objective in plain operations"
 )
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss per token. Any callable of this shape is one; there is nothing to register.
+    """A loss per token. Any callable with these attributes is an objective; no registration is required.
 
     Attributes:
         tokenwise: False where a token's loss depends on the rest of its sequence (GSPO).
-        needs: the name, from `divergence.TOPK`, of what `Tokens.divergence` must hold; empty where it is not read.
+        needs: the name, from `divergence.TOPK`, of the divergence that `Tokens.divergence` must hold; empty if unused.
         vanishes_at_zero_advantage: optional bool; True promises that a token with A = 0 has no gradient.
         out_of_region: optional method; see `HasRegion`.
     """
@@ -49,18 +49,18 @@ class Objective(Protocol):
 
 @runtime_checkable
 class HasRegion(Objective, Protocol):
-    """An objective that says which tokens have left its trust region. The method is optional; without it there are no
-    such metrics."""
+    """An objective that reports which tokens have left its trust region. Without the method there are no such
+    metrics."""
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
-        """Return [T] bool: True where the policy is beyond the region's border, whatever the advantage."""
+        """Return [T] bool: True where the policy is beyond the region's border, for any advantage."""
         ...
 
 
 def masked_safe(tokens: Tokens) -> Tokens:
-    """Replace what stands in slots that are not kept by harmless numbers, *before* anything is exponentiated.
+    """Return the tokens with 0 in all columns where they are not kept, *before* anything is exponentiated.
 
-    A `where` after the exponential would leave a finite loss with a NaN gradient (inf * 0).
+    A `where` after the exponential would give a finite loss with a NaN gradient (inf * 0).
     """
 
     def clean(values: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def masked_safe(tokens: Tokens) -> Tokens:
 
 
 def unchecked(**columns: Any) -> Tokens:
-    """Return tokens of these columns without checking them: they come from tokens that were checked."""
+    """Return tokens of these columns without checks; the columns come from checked tokens."""
     tokens = object.__new__(Tokens)
     for name, values in columns.items():
         object.__setattr__(tokens, name, values)
@@ -85,7 +85,7 @@ def unchecked(**columns: Any) -> Tokens:
 
 
 def require_objective(objective: object) -> None:
-    """Raise InputError unless `objective` is made as an objective is."""
+    """Raise InputError unless `objective` has an objective's attributes."""
     if isinstance(objective, str):
         built = f"drpo.spec.parse_spec({objective!r}, drpo.objectives.REGISTRY)"
         raise InputError(f"objective={objective!r} is text: build it with {built}")
@@ -97,7 +97,7 @@ def require_objective(objective: object) -> None:
 
 
 def require_tokens(tokens: object) -> None:
-    """Raise InputError unless `tokens` are the record that every objective reads."""
+    """Raise InputError unless `tokens` is a `Tokens`."""
     if not isinstance(tokens, Tokens):
         raise InputError(f"tokens: must be drpo.objectives.Tokens(...), not {type(tokens).__name__}")
 
@@ -107,39 +107,39 @@ def _unfit(objective: object, what: str) -> InputError:
 
 
 def ask(objective: Objective, tokens: Tokens) -> TokenLoss:
-    """Return what the objective says of each token, whatever the slots hold that are not kept.
+    """Return the objective's loss per token, independent of the values of tokens that are not kept.
 
     Raises:
-        InputError: no objective, or one that returns no loss per token, or one without a gradient.
+        InputError: `objective` is no objective, returns no loss per token, or returns a loss without a gradient.
     """
     require_objective(objective)
-    seen = objective(masked_safe(tokens))
-    if not isinstance(seen, TokenLoss) or not isinstance(seen.loss, Tensor):
-        raise _unfit(objective, f"returned {type(seen).__name__}")
+    result = objective(masked_safe(tokens))
+    if not isinstance(result, TokenLoss) or not isinstance(result.loss, Tensor):
+        raise _unfit(objective, f"returned {type(result).__name__}")
     shape = tokens.logp.shape
-    if seen.loss.shape != shape:
-        raise _unfit(objective, f"returned a loss of shape {list(seen.loss.shape)} for tokens {list(shape)}")
-    if tokens.logp.requires_grad and torch.is_grad_enabled() and not seen.loss.requires_grad:
+    if result.loss.shape != shape:
+        raise _unfit(objective, f"returned a loss of shape {list(result.loss.shape)} for tokens {list(shape)}")
+    if tokens.logp.requires_grad and torch.is_grad_enabled() and not result.loss.requires_grad:
         raise _unfit(objective, "returned a loss without a gradient (detached, or not made of tokens.logp)")
-    return seen
+    return result
 
 
 def total(objective: Objective, tokens: Tokens, weight: Tensor) -> Tensor:
-    """Return the batch's loss, or a part's share of it: sum over kept tokens of weight * loss.
+    """Return the loss of a batch or of a part of it: the sum over kept tokens of weight * loss.
 
-    The weights are fixed over the whole optimiser batch (`drpo.reductions`), so the shares of any split add up to the
-    same loss and the same gradient, and a masked token is a removed token, to the bit.
+    The weights are fixed over the whole optimiser batch (`drpo.reductions`), so the parts of any split add up to the
+    same loss and gradient, and masking a token equals removing it, bit for bit.
 
     Args:
         objective: any objective.
         tokens: T tokens; `logp` carries the gradient.
-        weight: [T] float, finite and >= 0; what each token counts.
+        weight: [T] float, finite and >= 0; factor of each token's loss.
 
     Returns:
         A scalar, differentiable in `tokens.logp`; exactly 0, and still differentiable, where nothing is kept.
 
     Raises:
-        InputError: a weight that does not fit (its values are looked at on the CPU alone), or no objective.
+        InputError: a weight that does not fit (values are checked on the CPU alone), or no objective.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -177,7 +177,7 @@ def gradient(objective: Objective, tokens: Tokens) -> Tensor:
 
 
 def value_and_gradient(objective: Objective, tokens: Tokens) -> tuple[TokenLoss, Tensor]:
-    """Return what the objective says of each token, detached, and `gradient(objective, tokens)`, asking it once.
+    """Return the objective's loss per token, detached, and `gradient(objective, tokens)`, from one evaluation.
 
     Args:
         objective: any objective.
@@ -189,32 +189,32 @@ def value_and_gradient(objective: Objective, tokens: Tokens) -> tuple[TokenLoss,
     Example:
         >>> from drpo.objectives import DRPO
         >>> one = torch.ones(1)
-        >>> seen, slope = value_and_gradient(DRPO(0.2), Tokens(-one, -one, one, one.bool(), one.long()))
-        >>> seen.loss, slope
+        >>> result, slope = value_and_gradient(DRPO(0.2), Tokens(-one, -one, one, one.bool(), one.long()))
+        >>> result.loss, slope
         (tensor([-1.]), tensor([-1.]))
     """
     require_tokens(tokens)
     if torch.is_inference_mode_enabled():
-        raise InputError("torch.inference_mode() is on, in which nothing has a gradient: use torch.no_grad() instead")
+        raise InputError("torch.inference_mode() is on, which allows no gradients: use torch.no_grad() instead")
     columns = {name: v.clone() if v is not None and v.is_inference() else v for name, v in vars(tokens).items()}
     with torch.enable_grad():
         logp = columns["logp"].detach().requires_grad_()
-        here = unchecked(**columns | {"logp": logp})
-        seen = ask(objective, here)
-        return TokenLoss(seen.loss.detach(), seen.metrics), gradient_of(objective, seen, here)
+        leaf = unchecked(**columns | {"logp": logp})
+        result = ask(objective, leaf)
+        return TokenLoss(result.loss.detach(), result.metrics), gradient_of(objective, result, leaf)
 
 
-def gradient_of(objective: Objective, seen: TokenLoss, tokens: Tokens) -> Tensor:
-    """Return d(sum of the kept tokens' losses) / d logp, [T], of a loss `seen` that the objective gave for `tokens`.
+def gradient_of(objective: Objective, result: TokenLoss, tokens: Tokens) -> Tensor:
+    """Return d(sum of the kept tokens' losses) / d logp, [T], given the objective's `result` for `tokens`.
 
-    The graph of the loss is kept, so that it can still be differentiated itself.
+    The loss's graph is retained, so the loss can still be differentiated.
 
     Raises:
         InputError: the loss has no gradient.
     """
     if not tokens.logp.requires_grad:  # nothing upstream is trained
         return gradient(objective, tokens)
-    kept = seen.loss[tokens.keep].sum()
+    kept = result.loss[tokens.keep].sum()
     (slope,) = torch.autograd.grad(kept, tokens.logp, retain_graph=True, allow_unused=True)
     if slope is None:
         raise _unfit(objective, "returned a loss without a gradient (detached, or not made of tokens.logp)")
@@ -222,7 +222,7 @@ def gradient_of(objective: Objective, seen: TokenLoss, tokens: Tokens) -> Tensor
 
 
 def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:
-    """Return the factor w by which an objective changes the plain policy gradient of each token.
+    """Return the factor w of an objective's gradient relative to the plain policy gradient, per token.
 
         d loss / d logp = -A * r * w,   r = pi / mu
 
@@ -246,7 +246,7 @@ def gradient_weight(objective: Objective, tokens: Tokens) -> Tensor:
 
 
 def weight_of_gradient(tokens: Tokens, gradient: Tensor) -> Tensor:
-    """Return `gradient_weight` of an objective whose `gradient` [T] at these tokens is known already."""
+    """Return `gradient_weight`, given the objective's `gradient` [T] at these tokens."""
     safe = masked_safe(tokens)
     plain = (-safe.advantage * ratio(safe)).detach()
     defined = tokens.keep & (plain != 0)
@@ -254,14 +254,13 @@ def weight_of_gradient(tokens: Tokens, gradient: Tensor) -> Tensor:
 
 
 def vanishes_at_zero_advantage(objective: Objective) -> bool:
-    """True where a token with A = 0 has no gradient, so that the trainer may skip it without changing anything.
+    """Return whether a token with A = 0 has no gradient, so that the trainer may skip it.
 
-    No probe can prove that of every token, so the objective says it: an attribute `vanishes_at_zero_advantage`, True.
-    One that says nothing is never skipped, which costs time and nothing else. A promise that a probe finds broken is an
-    error.
+    No probe can prove this for every token, so the objective declares it: `vanishes_at_zero_advantage = True`. Without
+    the attribute no token is skipped, which only costs time.
 
     Raises:
-        InputError: the objective promises it, and has such a gradient.
+        InputError: the objective declares it, and a probe finds a gradient at A = 0.
 
     Example:
         >>> from drpo.objectives import DRPO
@@ -284,21 +283,21 @@ def vanishes_at_zero_advantage(objective: Objective) -> bool:
 
 
 def _without_advantage(with_divergence: bool) -> Tokens:
-    """Tokens with A = 0, from the most probable to the impossible, in sequences of 1 token and of hundreds."""
+    """Return tokens with A = 0 and probabilities from 1 to 0, in sequences of 1 token and of hundreds."""
     grid = torch.tensor([0.0, -1e-6, -1e-3, -0.01, -0.1, -0.3, -0.7, -1.2, -2, -3, -5, -8, -12, -20, -40, -90, -1000])
     logp, behavior_logp = (g.reshape(-1).repeat(4) for g in torch.meshgrid(grid, grid, indexing="ij"))
     n = len(logp)
     each = torch.arange(n)
-    moved = torch.tensor([0.0, 1e-4, 0.01, 0.1, 0.3, 1.0, 3.0, 1e3])[each % 8] if with_divergence else None
+    divergence = torch.tensor([0.0, 1e-4, 0.01, 0.1, 0.3, 1.0, 3.0, 1e3])[each % 8] if with_divergence else None
     keep = torch.ones(n, dtype=torch.bool)
-    return Tokens(logp, behavior_logp, torch.zeros(n), keep, torch.where(each < n // 2, each, n), moved)
+    return Tokens(logp, behavior_logp, torch.zeros(n), keep, torch.where(each < n // 2, each, n), divergence)
 
 
-# What objectives are made of. Probabilities, ratios and shifts are computed in float32 or wider, whatever comes in.
+# Building blocks of objectives. Probabilities, ratios and differences are computed in float32 or wider.
 
 
 def wide(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """`logp`, `behavior_logp`, `advantage`, each in float32, or float64 where it came so; -inf as `LOWEST_LOGP`."""
+    """Return `logp`, `behavior_logp`, `advantage` in float32, or float64 if they are; -inf becomes `LOWEST_LOGP`."""
 
     def widen(values: Tensor) -> Tensor:
         return values if values.dtype == torch.float64 else values.float()
@@ -319,24 +318,23 @@ def ratio(tokens: Tokens) -> Tensor:
 
 
 def prob_diff(tokens: Tokens, power: float = 0.0) -> Tensor:
-    """Return D / mu^power, D = pi - mu, [T], without cancellation where pi is near mu and without overflow anywhere.
+    """Return D / mu^power, D = pi - mu, [T], without cancellation where pi is near mu and without overflow.
 
         D / mu^q = sign(l - m) * e^(max(l, m) - q m) * (1 - e^-|l - m|)
 
-    At q = 0 it is exact and in [-1, 1]; at q = 1 it is r - 1. The exponent is capped at 20, as the ratio's is.
+    With q = 0 the result is D, in [-1, 1]; with q = 1 it is r - 1. The exponent is capped at 20, as in the ratio.
     """
     logp, behavior_logp, _ = wide(tokens)
-    moved = logp - behavior_logp
+    difference = logp - behavior_logp
     scale = torch.exp((torch.maximum(logp, behavior_logp) - power * behavior_logp).clamp(max=MAX_LOG_RATIO))
-    return -moved.sign() * scale * torch.expm1(-moved.abs())
+    return -difference.sign() * scale * torch.expm1(-difference.abs())
 
 
 def token_loss(tokens: Tokens, value: Tensor, slope: Tensor) -> TokenLoss:
     """Return the loss with this value and this derivative with respect to `tokens.logp`, both [T] constants.
 
-    Objectives state their derivative in closed form because that is what they are known by; it also keeps it exact
-    where the value's own automatic derivative would be inf * 0 (capped ratios, vanishing probabilities). A derivative
-    of the derivative is refused.
+    Objectives state their derivative in closed form, as papers do. It stays exact where autograd would compute inf * 0
+    (capped ratios, vanishing probabilities). A second derivative raises.
     """
     loss: Tensor = _ClosedForm.apply(tokens.logp, value.detach(), slope.detach())  # type: ignore[no-untyped-call]
     return TokenLoss(loss)
@@ -363,13 +361,13 @@ class _ClosedForm(torch.autograd.Function):
 
 
 def differentiated(gradient: Tensor, source: Tensor) -> Tensor:
-    """Return a gradient of `source` that says so where it is itself to be differentiated."""
-    found: Tensor = _NoSecond.apply(gradient, source)  # type: ignore[no-untyped-call]
-    return found
+    """Return `gradient`, a gradient in `source`, such that differentiating it raises."""
+    guarded: Tensor = _NoSecond.apply(gradient, source)  # type: ignore[no-untyped-call]
+    return guarded
 
 
 class _NoSecond(torch.autograd.Function):
-    """A gradient, as a function of what it is the gradient in: one whose own derivative raises."""
+    """The identity on a gradient, as a function of the differentiated tensor; its derivative raises."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""What looks wrong with the tokens of a batch, in plain sentences: for a training loop of one's own."""
+"""Checks of a batch's tokens that report problems as plain sentences, for custom training loops."""
 
 import math
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from drpo.types import Tokens
 
 MOST_CAPPED = 1e-3
 LEAST_TOKENS = 200
-"""Fewer say nothing about a mean."""
+"""With fewer tokens the mean ratio is not checked."""
 SIGMAS = 5.0
 LEAST_GAP = 0.05
-"""A mean ratio nearer to 1 is not worth a sentence, however certain."""
+"""A mean ratio nearer to 1 is not reported."""
 LARGEST_SHARE = 0.25
-"""Of the squared deviations: where one token has more, the tail is too heavy for its standard error."""
+"""Largest share of one token in the squared deviations; above it the standard error is not meaningful."""
 
 
 def diagnose(tokens: Tokens) -> list[str]:
-    """Return what looks wrong with the kept tokens, a sentence each; empty where nothing does.
+    """Return the problems of the kept tokens, one sentence each; empty without problems.
 
-    Looks at log-probabilities that are NaN, positive or -inf; ratios beyond the cap e^20; advantages that are not
-    finite, all 0, or all equal; and the mean ratio. Over tokens that mu drew, E[pi / mu] = 1 for every pi. A mean
-    that is off by 5 standard errors and by 0.05 is reported, unless there are fewer than 200 tokens, or one large ratio
-    makes up a quarter of the spread, so that the standard error means little. Reads numbers, so it waits for a GPU.
+    Checks for log-probabilities that are NaN, positive or -inf; ratios beyond the cap e^20; advantages that are not
+    finite, all 0, or all equal; and the mean ratio. Over tokens sampled from mu, E[pi / mu] = 1 for every pi. A mean
+    ratio off by 5 standard errors and by 0.05 is reported, unless there are fewer than 200 tokens, or one large ratio
+    makes up a quarter of the spread. Synchronises with a GPU.
 
     Args:
-        tokens: T tokens, of a batch that the policy has not been trained on yet.
+        tokens: T tokens of a batch that the policy has not been trained on.
 
     Example:
         >>> logp = torch.full((400,), -1.0)
@@ -48,15 +48,15 @@ def diagnose(tokens: Tokens) -> list[str]:
     broken = [line for name in ("logp", "behavior_logp") for line in _of_logp(name, columns[name])]
     lines = [*broken, *_of_advantage(columns["advantage"])]
     if any("NaN" in line or "positive" in line for line in broken):
-        return lines  # ratios of such numbers would say nothing
-    own = unchecked(**columns)
-    return [*lines, *_of_ratio(ratio(own).double(), log_ratio(own))]
+        return lines  # their ratios are meaningless
+    kept_tokens = unchecked(**columns)
+    return [*lines, *_of_ratio(ratio(kept_tokens).double(), log_ratio(kept_tokens))]
 
 
 def _of_logp(name: str, values: Tensor) -> Iterator[str]:
     n = len(values)
     kinds = {
-        "NaN": (values.isnan(), "the logits of who computed it are broken"),
+        "NaN": (values.isnan(), "the logits that it was computed from are broken"),
         "positive": (values > slack(values.dtype), "a log-probability is at most 0; are these probabilities?"),
         "-inf": (values == -torch.inf, "a token of probability 0 cannot have been sampled; is its support truncated?"),
     }
@@ -75,8 +75,8 @@ def _of_advantage(values: Tensor) -> Iterator[str]:
         yield f"every advantage is {float(values[0]):g}: nothing is compared; is the mean of the group taken off?"
 
 
-def _of_ratio(r: Tensor, moved: Tensor) -> Iterator[str]:
-    n, capped = len(r), float((moved > MAX_LOG_RATIO).double().mean())
+def _of_ratio(r: Tensor, log_r: Tensor) -> Iterator[str]:
+    n, capped = len(r), float((log_r > MAX_LOG_RATIO).double().mean())
     if capped > MOST_CAPPED:
         yield f"{capped:.1%} of the ratios are beyond e^20: the log-probabilities are not of the same tokens"
     if n < LEAST_TOKENS:

@@ -16,7 +16,7 @@ from torch import Tensor
 from drpo.errors import InputError, nearest
 
 DEFAULT_K = 20
-"""The K of the method's authors."""
+"""The K that the method's authors use."""
 
 
 def topk_tv(logp: Tensor, behavior_logp: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def topk_tv(logp: Tensor, behavior_logp: Tensor) -> Tensor:
 
     Args:
         logp: [..., K] nats, <= 0; log q of the sampler's K most probable tokens; -inf is a probability of 0.
-        behavior_logp: [..., K] nats, <= 0; log p of the same.
+        behavior_logp: [..., K] nats, <= 0; log p of the same tokens.
 
     Returns:
         [...] in [0, 1], float32 or wider.
@@ -49,15 +49,15 @@ def topk_kl(logp: Tensor, behavior_logp: Tensor) -> Tensor:
 
         sum_k p_k log(p_k / q_k) + rest_p log(rest_p / rest_q)
 
-    A rest smaller than the inputs' rounding (1.2e-7 in float32) counts as that large: below it, what is left of 1 is
-    noise, and its logarithm would be noise of any size.
+    A rest is at least the inputs' rounding (1.2e-7 in float32); below it the remainder of 1 is noise, and so is its
+    logarithm.
 
     Args:
         logp: [..., K] nats, <= 0; log q of the sampler's K most probable tokens; -inf is a probability of 0.
-        behavior_logp: [..., K] nats, <= 0; log p of the same.
+        behavior_logp: [..., K] nats, <= 0; log p of the same tokens.
 
     Returns:
-        [...] nats, >= 0, float32 or wider; infinite where the policy has ruled out a token that the sampler may draw.
+        [...] nats, >= 0, float32 or wider; infinite where q = 0 at a token with p > 0.
 
     Example:
         >>> q, p = torch.tensor([[0.2, 0.5]]), torch.tensor([[0.6, 0.3]])
@@ -73,19 +73,19 @@ def topk_kl(logp: Tensor, behavior_logp: Tensor) -> Tensor:
 
 
 def _excess(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[..., K] -> [...]: sum of p log(p / q) - p + q, each term >= 0.
+    """Return the sum over K of p log(p / q) - p + q, each term >= 0; [..., K] -> [...].
 
-    Over all outcomes - p + q adds up to 0. Term by term it takes away what a common error of all q would add to a plain
-    sum of p log(p / q), to first order.
+    Over all outcomes, - p + q sums to 0. Per term it cancels, to first order, the error that a common error of all q
+    adds to p log(p / q).
     """
     p, q = log_p.exp(), log_q.exp()
     return (torch.where(p > 0, p * (log_p - log_q), 0) - p + q).sum(-1)
 
 
 def _rest(logp: Tensor) -> Tensor:
-    """[..., K] -> [...]: 1 - the sum of the probabilities, >= 0.
+    """Return 1 - the sum of the K probabilities, >= 0; [..., K] -> [...].
 
-    The largest probability is taken from 1 by itself, in its logarithm, so that one next to 1 leaves its digits.
+    The largest probability is subtracted first, by expm1 of its logarithm, which is accurate near 1.
     """
     top, at = logp.max(-1, keepdim=True)
     others = logp.scatter(-1, at, -torch.inf).exp().sum(-1)
@@ -93,10 +93,7 @@ def _rest(logp: Tensor) -> Tensor:
 
 
 def _precision(*inputs: Tensor) -> tuple[torch.dtype, float]:
-    """The result's dtype, and the coarsest rounding of the inputs, as part of 1.
-
-    What is between them is done in float64: the rest is what is left of 1.
-    """
+    """Return the result's dtype and the inputs' coarsest relative rounding; computations between are in float64."""
     dtype = torch.float32
     for x in inputs:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -104,14 +101,14 @@ def _precision(*inputs: Tensor) -> tuple[torch.dtype, float]:
 
 
 TOPK: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"topk_tv": topk_tv, "topk_kl": topk_kl}
-"""Every divergence that an objective's `needs` may name: (logp, behavior_logp) [T, K] -> [T]."""
+"""The divergences that an objective's `needs` may name: (logp, behavior_logp) [T, K] -> [T]."""
 
 
 def needed_divergence(needs: Iterable[str]) -> str | None:
-    """Return the name of the divergence that an objective's `needs` asks for in `Tokens.divergence`, or None.
+    """Return the divergence that an objective's `needs` names, or None.
 
     Raises:
-        InputError: a name that nothing computes, or more than one.
+        InputError: an unknown name, or more than one.
 
     Example:
         >>> needed_divergence(frozenset({"topk_tv"})), needed_divergence(frozenset())

@@ -1,4 +1,4 @@
-"""Trust regions that drop tokens by a divergence between mu and pi: DPPO, and the mask that ignores the advantage."""
+"""Trust regions that mask tokens by a divergence between mu and pi: DPPO, and a mask that ignores the advantage."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from drpo.objectives.divergence import TOPK
 from drpo.types import TokenLoss, Tokens
 
 BINARY = ("tv", "kl")
-"""Divergences of the sampled token against all others together."""
+"""Divergences over two outcomes: the sampled token and all others."""
 
 
 def binary_kl(tokens: Tokens) -> Tensor:
@@ -21,8 +21,8 @@ def binary_kl(tokens: Tokens) -> Tensor:
 
         mu (m - l) + (1 - mu) log((1 - mu) / (1 - pi))
 
-    Both terms come from the log-probabilities, so that neither a tiny probability nor one next to 1 is rounded away.
-    The terms cancel where pi is near mu: the error is then about one rounding of each, far below any threshold.
+    Both terms are computed from log-probabilities, which is accurate for probabilities near 0 and near 1. They cancel
+    where pi is near mu; the error is then about one rounding of each, far below any threshold.
 
     Args:
         tokens: T tokens.
@@ -38,33 +38,33 @@ def binary_kl(tokens: Tokens) -> Tensor:
     logp, behavior_logp, _ = wide(tokens)
     chosen = behavior_logp.exp() * (behavior_logp - logp)
     rest = -torch.expm1(behavior_logp) * (_log1mexp(behavior_logp) - _log1mexp(logp))
-    # mu = 1 leaves no rest: its term is 0, not 0 * inf.
+    # With mu = 1 there is no rest: its term is 0, not 0 * inf.
     return (chosen + torch.where(behavior_logp < 0, rest, 0)).clamp(min=0)
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0."""
+    """Return log(1 - e^x) for x <= 0."""
     return torch.where(x > -0.693, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _binary(divergence: str, tokens: Tokens) -> Tensor:
-    """[T]: one of `BINARY`."""
+    """Return one of the divergences `BINARY`, [T]."""
     return prob_diff(tokens).abs() if divergence == "tv" else binary_kl(tokens)
 
 
 @dataclass(frozen=True)
 class DPPO:
-    """Divergence PPO: a token is dropped once it has left the region the way its advantage pushes it.
+    """Divergence PPO: masks a token that has left the region in the direction of its advantage.
 
         loss = -A sg(min(r, c) M) l     w = M min(r, c) / r
 
         M = 1 iff d <= delta_high or pi <= mu (A > 0);  d <= delta_low or pi >= mu (A <= 0)
 
-        tv: d = |pi - mu|                        topk_tv: `divergence.topk_tv` of the whole place
+        tv: d = |pi - mu|                        topk_tv: `divergence.topk_tv` at the position
         kl: d = KL(Bern(mu) || Bern(pi))         topk_kl: `divergence.topk_kl`
 
-    The top-K divergences say how far the distributions are apart, the sampled token which way: they come from
-    `Tokens.divergence`, which the trainer fills from what the sampler reports of its most probable tokens.
+    A top-K divergence gives the distance of the distributions, the sampled token the direction. It is read from
+    `Tokens.divergence`, which the trainer computes from the sampler's top log-probabilities.
 
     Args:
         delta_low: region for falling probabilities, > 0; a probability for "tv" and "topk_tv" (authors: 0.15), nats
@@ -105,7 +105,7 @@ class DPPO:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The top-K divergence that it reads, if it is one."""
+        """The top-K divergence that it reads, or empty."""
         return frozenset({self.divergence}).intersection(TOPK)
 
     @property
@@ -114,9 +114,9 @@ class DPPO:
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         logp, behavior_logp, advantage = wide(tokens)
-        moved = self._moved(tokens)
-        rising = (moved <= self._high) | (logp <= behavior_logp)
-        falling = (moved <= self.delta_low) | (logp >= behavior_logp)
+        divergence = self._divergence(tokens)
+        rising = (divergence <= self._high) | (logp <= behavior_logp)
+        falling = (divergence <= self.delta_low) | (logp >= behavior_logp)
         keep = torch.where(advantage > 0, rising, falling)
         scale = ratio(tokens).clamp(max=self.max_ratio) * keep
         return token_loss(tokens, value=-advantage * scale * logp, slope=-advantage * scale)
@@ -124,11 +124,11 @@ class DPPO:
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: d > delta_high where pi > mu, d > delta_low elsewhere."""
         logp, behavior_logp, _ = wide(tokens)
-        moved = self._moved(tokens)
-        return torch.where(logp > behavior_logp, moved > self._high, moved > self.delta_low)
+        divergence = self._divergence(tokens)
+        return torch.where(logp > behavior_logp, divergence > self._high, divergence > self.delta_low)
 
-    def _moved(self, tokens: Tokens) -> Tensor:
-        """[T], >= 0: how far pi is from mu."""
+    def _divergence(self, tokens: Tokens) -> Tensor:
+        """Return the divergence of pi from mu, [T], >= 0."""
         if self.divergence in BINARY:
             return _binary(self.divergence, tokens)
         if tokens.divergence is None:
@@ -141,7 +141,7 @@ class DPPO:
 
 @dataclass(frozen=True)
 class SymmetricMask:
-    """Drop every token outside the region, whatever its advantage (the IcePop and IPO family).
+    """Masks every token outside the region, for any advantage (the IcePop and IPO family).
 
         loss = -r A where the divergence <= delta, else 0     w = 1 or 0
 

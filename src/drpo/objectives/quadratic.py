@@ -18,18 +18,20 @@ class DRPO:
 
         loss = -r A + |A| mu (r - 1)^2 / (2 delta)     w = 1 - sign(A) (pi - mu) / delta
 
-    The weight shrinks as the token's probability moves the way the advantage pushes it, is 0 at |pi - mu| = delta, the
-    boundary of DPPO's Binary-TV region, and turns round beyond it: the token is pulled back, not dropped. The weight is
-    bounded, w in [1 - 1/delta, 1 + 1/delta], and on one token alone the fixed point is pi = mu + sign(A) delta.
+    The weight decreases as the token's probability moves in the direction of its advantage. It is 0 at
+    |pi - mu| = delta, the boundary of DPPO's Binary-TV region, and negative beyond: the token is pulled back, not
+    masked. The weight is bounded, w in [1 - 1/delta, 1 + 1/delta]. For one token alone the fixed point is
+    pi = mu + sign(A) delta.
 
-    delta is a shift of probability. |pi - mu| <= 1, so with delta >= 1 no token can ever reach the boundary: at the
-    paper's 12.5 every weight lies in [0.92, 1.08] and nothing is corrected. 12.5 is the default because it is what the
-    paper reports; 0.1 to 0.6 are radii that can be reached.
+    delta is a difference of probabilities. |pi - mu| <= 1, so with delta >= 1 no token can reach the boundary: at the
+    paper's 12.5 every weight lies in [0.92, 1.08] and nothing is corrected. 12.5 is the default because the paper
+    reports it; radii of 0.1 to 0.6 can be reached.
 
     Args:
         delta: radius of the region, > 0, in units of probability.
-        power: q in [0, 1]; measures the shift as (pi - mu) / mu^q: penalty |A| mu^(1-q) (r - 1)^2 / (2 delta), weight
-            w = 1 - sign(A) (pi - mu) / (delta mu^q). 0 is DRPO, 1 is SPO, 1/2 the Hellinger geometry. Our own family.
+        power: q in [0, 1]; measures the difference as (pi - mu) / mu^q: penalty |A| mu^(1-q) (r - 1)^2 / (2 delta),
+            weight w = 1 - sign(A) (pi - mu) / (delta mu^q). 0 is DRPO, 1 is SPO, 1/2 the Hellinger geometry. This
+            family is drpo's own.
         outside: None, or a radius inside which (|pi - mu| <= outside) the penalty is off: the paper's Mask-DRPO.
         advantage_weighted: False drops |A| from the penalty (paper: unstable). Then a token with A = 0 has a gradient.
 
@@ -63,7 +65,7 @@ class DRPO:
 
     @property
     def vanishes_at_zero_advantage(self) -> bool:
-        """A penalty without |A| pulls tokens of A = 0 too."""
+        """False without |A| in the penalty, which then also acts on tokens with A = 0."""
         return self.advantage_weighted
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
@@ -71,7 +73,7 @@ class DRPO:
         return _quadratic(tokens, self.delta, self.power, self.advantage_weighted, penalised)
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
-        """Return [T] bool: |pi - mu| > delta mu^power, where the weight turns round."""
+        """Return [T] bool: |pi - mu| > delta mu^power, where the weight is negative."""
         return prob_diff(tokens, self.power).abs() > self.delta
 
 
@@ -81,8 +83,8 @@ class SPO:
 
         loss = -r A + |A| (r - 1)^2 / (2 epsilon)     w = 1 - sign(A) (r - 1) / epsilon, unbounded as mu -> 0
 
-    DRPO is the same construction with the token's own radius epsilon = delta / mu. (The name also stands for
-    Single-stream Policy Optimization elsewhere; this is not that.)
+    DRPO is the same construction with a radius per token, epsilon = delta / mu. (Single-stream Policy Optimization is
+    also called SPO; this is another method.)
 
     Args:
         epsilon: radius of the region, > 0, in units of the ratio.
@@ -112,14 +114,14 @@ class SPO:
         return _quadratic(tokens, self.epsilon, power=1.0, advantage_weighted=True, penalised=None)
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
-        """Return [T] bool: |r - 1| > epsilon, where the weight turns round."""
+        """Return [T] bool: |r - 1| > epsilon, where the weight is negative."""
         return prob_diff(tokens, power=1.0).abs() > self.epsilon
 
 
 def _quadratic(
     tokens: Tokens, radius: float, power: float, advantage_weighted: bool, penalised: Tensor | None
 ) -> TokenLoss:
-    """-r A + c x (r - 1) / (2 radius), x = (pi - mu) / mu^power, c = |A| or 1; slope -A r + c r x / radius."""
+    """Return -r A + c x (r - 1) / (2 radius), x = (pi - mu) / mu^power, c = |A| or 1; slope -A r + c r x / radius."""
     _, _, advantage = wide(tokens)
     r = ratio(tokens)
     pull = prob_diff(tokens, power) / radius
@@ -132,7 +134,7 @@ def _quadratic(
 
 @dataclass(frozen=True)
 class DivergencePenalty:
-    """The surrogate with an advantage-weighted divergence that is not quadratic in the shift: the paper's ablations.
+    """The surrogate with an advantage-weighted divergence that is not quadratic in pi - mu: the paper's ablations.
 
         loss = -r A + |A| c d,   d = |r - 1| / 2 ("tv"), -log r ("k1"), r - 1 - log r ("k3")
         w = 1 - sign(A) c d'(l) / r,   d'(l) = sign(r - 1) r / 2, -1, r - 1

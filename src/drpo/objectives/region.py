@@ -1,4 +1,4 @@
-"""The region of an objective: which tokens have left it, where its borders are, and whether a token can reach them."""
+"""An objective's trust region: the tokens outside, its borders, and whether a token can reach them."""
 
 import math
 from typing import TypeGuard
@@ -11,17 +11,17 @@ from drpo.objectives.divergence import needed_divergence
 from drpo.types import Tokens
 
 BISECTIONS = 60
-"""Halvings of an interval of probabilities; more would not change a float64."""
+"""Halvings of an interval of probabilities, enough for float64."""
 
 FAR = {"topk_tv": 1.0, "topk_kl": math.inf}
-"""The largest value that each divergence can have."""
+"""The supremum of each divergence."""
 
 
 def out_of_region(objective: Objective, tokens: Tokens) -> Tensor | None:
-    """Return, [T] bool, where the policy has left the objective's region; None where the objective has none.
+    """Return [T] bool, True where the policy has left the objective's region; None without a region.
 
     Args:
-        objective: any; its optional method `out_of_region(tokens)` is asked.
+        objective: any objective; its optional method `out_of_region(tokens)` is called.
         tokens: T tokens.
 
     Example:
@@ -35,7 +35,7 @@ def out_of_region(objective: Objective, tokens: Tokens) -> Tensor | None:
 
 
 def has_borders(objective: Objective) -> TypeGuard[HasRegion]:
-    """Return whether it has a region that depends on a token's pi and mu alone, so that `borders` can find its borders.
+    """Return whether the objective's region depends on a token's pi and mu alone, as `borders` requires.
 
     Example:
         >>> from drpo.objectives import DRPO, ImportanceSampling
@@ -48,16 +48,15 @@ def has_borders(objective: Objective) -> TypeGuard[HasRegion]:
 def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the probabilities pi at which a token leaves the region, below and above mu.
 
-    They are found by bisection, so any objective has them that says what is out of its region, if a token that is out
-    stays out when it moves further.
+    They are found by bisection of `out_of_region`, which assumes that a token outside stays outside as it moves on.
 
     Args:
-        objective: any.
+        objective: any objective.
         mu: [N] float64 in (0, 1].
 
     Returns:
-        Two tensors [N], NaN where a token cannot leave the region that way; None where the objective has no region, or
-        one that does not depend on a token's pi and mu alone (top-K divergences, sequences).
+        Two tensors [N], NaN where a token cannot leave the region on that side; None without a region that depends on a
+        token's pi and mu alone (top-K divergences and sequence ratios depend on more).
 
     Example:
         >>> from drpo.objectives import DRPO, PPOClip
@@ -73,7 +72,7 @@ def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _border(objective: HasRegion, mu: Tensor, end: Tensor) -> Tensor:
-    """[N]: where between mu and `end` a token leaves the region; NaN where it is inside at `end` too."""
+    """Return where a token leaves the region between mu and `end`, [N]; NaN where `end` is inside."""
     inside, outside = mu, end
     reachable = objective.out_of_region(_tokens(mu, end))
     for _ in range(BISECTIONS):
@@ -84,13 +83,13 @@ def _border(objective: HasRegion, mu: Tensor, end: Tensor) -> Tensor:
 
 
 def _tokens(mu: Tensor, pi: Tensor, divergence: Tensor | None = None) -> Tokens:
-    """Tokens of these probabilities, each a sequence of its own."""
+    """Return tokens with these probabilities, each a sequence by itself."""
     n = torch.arange(len(mu))
     return Tokens(pi.log(), mu.log(), torch.ones_like(mu), torch.ones_like(n, dtype=torch.bool), n, divergence)
 
 
 def radii(objective: Objective) -> tuple[float, float] | None:
-    """Return how far below and above mu the region ends in units of probability, if that is the same for every mu.
+    """Return the region's radii below and above mu, in units of probability, if they are the same for every mu.
 
     Example:
         >>> from drpo.objectives import DPPO, DRPO, PPOClip
@@ -98,10 +97,10 @@ def radii(objective: Objective) -> tuple[float, float] | None:
         [(0.2, 0.2), (0.1, 0.3), None, None]
     """
     mu = torch.logspace(-4, -0.001, 50, dtype=torch.float64)
-    found = borders(objective, torch.cat([mu, 1 - mu]))
-    if found is None:
+    edges = borders(objective, torch.cat([mu, 1 - mu]))
+    if edges is None:
         return None
-    sides = [(side - torch.cat([mu, 1 - mu])).abs() for side in found]
+    sides = [(side - torch.cat([mu, 1 - mu])).abs() for side in edges]
     known = [side[side.isfinite()] for side in sides]
     if any(len(side) < 2 or float(side.max() - side.min()) > 1e-6 for side in known):
         return None
@@ -110,7 +109,7 @@ def radii(objective: Objective) -> tuple[float, float] | None:
 
 
 def caution(objective: Objective) -> str | None:
-    """Return one line where an objective has a region that no token can leave, so that it does nothing; else None.
+    """Return a warning if no token can leave the objective's region, so that the region has no effect; else None.
 
     Example:
         >>> from drpo.objectives import DRPO

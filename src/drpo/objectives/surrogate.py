@@ -54,7 +54,7 @@ class ImportanceSampling:
 
 @dataclass(frozen=True)
 class CISPO:
-    """Clipped importance-sampling weights: the weight is clipped, the token's gradient is never dropped.
+    """Clipped importance-sampling weights: the weight is clipped, no token's gradient is masked.
 
         loss = -A sg(clip(r, 1 - low, 1 + high)) l     w = clip(r, 1 - low, 1 + high) / r
 
@@ -98,7 +98,7 @@ class CISPO:
 
 @dataclass(frozen=True)
 class SAPO:
-    """A soft gate on the ratio in place of the clip, with a temperature for each sign of the advantage.
+    """A soft gate on the ratio instead of a clip, with a temperature per sign of the advantage.
 
         loss = -A (4 / tau) sigmoid(tau (r - 1))     w = 4 s (1 - s),  s = sigmoid(tau (r - 1))
 
@@ -136,6 +136,6 @@ class SAPO:
         r = ratio(tokens)
         tau = torch.where(advantage > 0, r.new_tensor(self.tau_positive), r.new_tensor(self.tau_negative))
         gate = torch.sigmoid(tau * (r - 1))
-        # sigmoid(-x), not 1 - sigmoid(x): the latter rounds to 0 for large ratios.
+        # 1 - sigmoid(x) would round to 0 for large ratios; sigmoid(-x) does not.
         weight = 4 * gate * torch.sigmoid(-tau * (r - 1))
         return token_loss(tokens, value=-advantage * 4 / tau * gate, slope=-advantage * r * weight)

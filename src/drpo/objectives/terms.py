@@ -1,4 +1,4 @@
-"""Additive terms: KL to a reference model and the entropy bonus. Off unless asked for."""
+"""Optional additive terms: the KL to a reference model and the entropy bonus."""
 
 import torch
 from torch import Tensor
@@ -8,25 +8,25 @@ from drpo.objectives.contract import MAX_LOG_RATIO
 
 
 def reference_kl(logp: Tensor, reference_logp: Tensor, behavior_logp: Tensor, estimator: str = "k2") -> Tensor:
-    """Return an estimate per token whose gradient descends KL(pi || reference).
+    """Return a loss per token whose gradient descends KL(pi || reference).
 
         k2: sg(r) (l - l_ref)^2 / 2          k3: sg(r) (e^(l_ref - l) - 1 - (l_ref - l))
 
-    With sg(r) = pi / mu, the expectation over mu of k2's gradient *is* the gradient of KL(pi || reference), for any mu.
-    k3's is not: it is the gradient of KL(reference || pi), and agrees only where pi is near the reference. Neither
-    value is an unbiased estimate of the KL; they are here for their gradients.
+    With sg(r) = pi / mu, the expected gradient of k2 under any mu equals the gradient of KL(pi || reference). The
+    expected gradient of k3 is that of KL(reference || pi), which agrees only where pi is near the reference. Neither
+    value is an unbiased estimate of the KL; use them for their gradients.
 
-    That KL is of one token given its context, exact for each context that mu visits. It is not the KL of whole texts:
-    a token's gradient does not see the KL of the tokens after it, to which it leads. Of texts of two tokens the summed
-    gradient is off that of the texts' KL by a third of its L2 norm, that of the first token by 46 % (means over 200
-    pairs of policies, 5 tokens, unit-normal logits, on-policy: tests/test_terms.py). Exact for the text is k1 of
-    each token in the reward, summed over the later tokens: `drpo.credit.reference_kl`.
+    This KL is of one token given its context, exact for each context that mu visits. It is not the KL of whole texts:
+    a token's gradient ignores the KL of the later tokens that it leads to. For texts of two tokens the summed gradient
+    differs from that of the texts' KL by a third of its L2 norm, and the first token's by 46 % (means over 200 pairs of
+    policies, 5 tokens, unit-normal logits, on-policy: tests/test_terms.py). `drpo.credit.reference_kl` is exact for
+    whole texts: it subtracts k1 from each token's reward.
 
     Args:
         logp: [T] log pi, nats, carries the gradient.
         reference_logp: [T] log-probability under the reference model, nats.
         behavior_logp: [T] log mu, nats.
-        estimator: "k2" (exact gradient) or "k3" (biased, as said).
+        estimator: "k2" (exact gradient) or "k3" (biased, see above).
 
     Returns:
         [T], >= 0.
@@ -47,7 +47,7 @@ def reference_kl(logp: Tensor, reference_logp: Tensor, behavior_logp: Tensor, es
 
 
 def reference_kl_advantage(logp: Tensor, reference_logp: Tensor, coefficient: float) -> Tensor:
-    """Return what to add to each token's advantage to descend coefficient * KL(pi || reference): k1 in the reward.
+    """Return an addition to each token's advantage that descends coefficient * KL(pi || reference): k1 in the reward.
 
         -coefficient sg(l - l_ref)
 
@@ -57,8 +57,8 @@ def reference_kl_advantage(logp: Tensor, reference_logp: Tensor, coefficient: fl
         coefficient: >= 0.
 
     Returns:
-        [T], detached. With the surrogate -r A its expected gradient is exact for each context, as k2's is in the loss,
-        and as little for the whole text: see `reference_kl`.
+        [T], detached. With the surrogate -r A its expected gradient is exact for each context, as that of k2 in the
+        loss, but not for whole texts: see `reference_kl`.
 
     Raises:
         InputError: a negative coefficient.
@@ -74,7 +74,7 @@ def reference_kl_advantage(logp: Tensor, reference_logp: Tensor, coefficient: fl
 def entropy_bonus(entropy: Tensor, coefficient: float) -> Tensor:
     """Return the loss -coefficient * H(pi(. | context)) per token.
 
-    The entropy is the whole distribution's, from `drpo.ops.linear_logprob`, not a one-sample estimate, so its gradient
+    `drpo.ops.linear_logprob` returns the entropy of the whole distribution, not a one-sample estimate, so the gradient
     is exact at every visited context.
 
     Args:

@@ -28,11 +28,11 @@ class Trainable(Protocol):
 
     Attributes:
         shares_prompts: whether a group's prompt goes through the model once.
-        most_places: of a micro-batch that memory has room for, where that was found out; else None.
+        max_positions: of a micro-batch that memory has room for, where that was found out; else None.
     """
 
     shares_prompts: bool
-    most_places: int | None
+    max_positions: int | None
 
     @property
     def equal_passes(self) -> bool:
@@ -241,11 +241,11 @@ def _halve(model: Trainable, micro: MicroBatch) -> None:
             f"out of memory with a single completion of {len(micro.input_ids)} tokens: lower "
             "sampling.max_new_tokens, or set --precision bf16, --lora-rank or --shard fsdp"
         )
-    model.most_places = (len(micro.input_ids) + 1) // 2
+    model.max_positions = (len(micro.input_ids) + 1) // 2
     log.warning(
         "out of memory with a micro-batch of %d positions; going on with at most %d (--micro-batch-tokens)",
         len(micro.input_ids),
-        model.most_places,
+        model.max_positions,
     )
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -253,9 +253,9 @@ def _halve(model: Trainable, micro: MicroBatch) -> None:
 
 def _fitting(micro: MicroBatch, credits: Sequence[Credit], model: Trainable) -> list[MicroBatch]:
     """A micro-batch in parts that have fitted so far."""
-    if model.most_places is None or len(micro.input_ids) <= model.most_places:
+    if model.max_positions is None or len(micro.input_ids) <= model.max_positions:
         return [micro]
-    return split_micro_batch(micro, credits, model.most_places, model.shares_prompts)
+    return split_micro_batch(micro, credits, model.max_positions, model.shares_prompts)
 
 
 def balance_micro_batches(

@@ -1,7 +1,7 @@
 """The records that flow through drpo, each complete when made: Problem -> Episode -> ScoredGroup -> Credit -> Batch.
 
-A file for each stage. A name is imported from its file when it is first asked for: `sampling` and `problem`, which
-configurations and rewards need, import no torch.
+One file per stage. Each name is imported from its file at first use: `sampling` and `problem`, which configurations and
+rewards need, import no torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a reward reads and returns: problems, transcripts and scores, without tensors and without torch."""
+"""What a reward reads and returns: problems, transcripts and scores. No tensors, no torch."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 from drpo.errors import InputError
 
 Message: TypeAlias = Mapping[str, Any]
-"""What one side said: `role` ("system", "user", "assistant"), `content`, and what else the chat template reads."""
+"""One chat message: `role` ("system", "user", "assistant"), `content`, and other keys that the chat template reads."""
 
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -16,13 +16,13 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with what is needed to score an answer.
+    """One question, with the reference answer and data to score an answer.
 
     Args:
         id: unique among the problems of one call to `Task.sample` or `Task.held_out`; seeds its samples.
         messages: the prompt: a system message, if any, earlier turns (examples, or a conversation), and the user's.
         answer: the reference answer, text; may be empty where the reward needs none.
-        data: whatever else a scorer needs (JSON-like).
+        data: further values for the reward (JSON-like).
 
     Raises:
         InputError: no messages, or a text in their place.
@@ -42,7 +42,7 @@ class Problem:
         if isinstance(messages, str) or not messages:
             raise InputError(
                 f"problem {self.id!r}: messages={repr(messages)[:60]}: must be messages with role and content; "
-                "Problem.of_text(id, prompt, answer) makes them of a text"
+                "Problem.of_text(id, prompt, answer) builds them from a text"
             )
 
     @staticmethod
@@ -53,7 +53,7 @@ class Problem:
         system: str | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> "Problem":
-        """A question that is one text.
+        """Return a problem whose question is one text.
 
         Args:
             id: as the field.
@@ -67,12 +67,12 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """The text of the user's last message: the question, without system message and examples."""
+        """The user's last message: the question, without system message and examples."""
         return next((str(m["content"]) for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
 def message(role: str, text: str) -> Message:
-    """Return the message of one side."""
+    """Return a message with this role and content."""
     return {"role": role, "content": text}
 
 
@@ -82,9 +82,9 @@ class Transcript:
 
     Args:
         problem_id: `Problem.id` of the question.
-        messages: those exchanged, from the first of the prompt to the model's last.
-        text: of the last turn, without special tokens.
-        finish_reason: of the last turn: "stop" where a stop token ended it, "length" where the limit of tokens did.
+        messages: the whole exchange, from the prompt's first message to the model's last.
+        text: the last turn, without special tokens.
+        finish_reason: the last turn's: "stop" for a stop token, "length" for the token limit.
         turns: sampled tokens of each turn, in order.
     """
 
@@ -101,20 +101,20 @@ class Transcript:
 
     @staticmethod
     def of_text(problem: Problem, text: str) -> "Transcript":
-        """A text as the only turn of an episode, where no model sampled it; its tokens are taken to be its letters."""
+        """Return a transcript of one turn with this text, which no model sampled; each letter counts as a token."""
         messages = (*problem.messages, message("assistant", text))
         return Transcript(problem.id, messages, text, "stop", (max(1, len(text)),))
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What a reward returns that has more to say than one number.
+    """A reward with named parts or rewards per turn.
 
     Args:
-        total: reward of the whole episode, which counts at its end.
-        parts: name -> what it consists of, for people: each is a metric and a curve. They need not add up to `total`.
-        turns: rewards of each turn, in order, beside the total: one number, or one for each of the turn's sampled
-            tokens; empty where turns have none.
+        total: reward of the whole episode, added at its end.
+        parts: name -> component, for people: each is a metric and a curve. They need not add up to `total`.
+        turns: rewards of each turn, in order, in addition to the total: one number, or one per sampled token of the
+            turn; empty where turns have none.
 
     Example:
         >>> RewardResult(1.5, {"right": 1.0, "short": 0.5}).total
@@ -129,23 +129,23 @@ class RewardResult:
 
     @staticmethod
     def of_floats(total: Any, parts: Mapping[Any, Any], turns: Iterable[Any]) -> "RewardResult":
-        """Make plain floats of any numbers; a list of a turn's is a tuple afterwards."""
+        """Return a result of plain floats; a turn's list becomes a tuple."""
         named = {str(name): float(part) for name, part in parts.items()}
         per_turn = (tuple(map(float, t)) if isinstance(t, list | tuple) else float(t) for t in turns)
         return RewardResult(float(total), named, tuple(per_turn))
 
 
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
-"""What can go wrong with a reward: it raised, it ran past its deadline, its process died, it returned NaN or an
-infinity, or it returned something that is not a number: text, a list, an array."""
+"""How a reward can fail: it raised, exceeded its deadline, lost its process, returned NaN or an infinity, or returned
+something that is not a number (text, a list, an array)."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a reward has no verdict. A failure is not a wrong answer.
+    """Why a reward returned no score. A failure is not a wrong answer.
 
     Args:
-        kind: of the kinds that are counted.
+        kind: see `FailureKind`; counted by kind.
         text: what happened, one line.
     """
 

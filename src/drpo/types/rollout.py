@@ -1,6 +1,6 @@
 """The records of a rollout: Request -> Generation -> Episode -> ScoredGroup.
 
-Letters in shapes: P prompt tokens, N tokens after the prompt, M sampled ones of them, G episodes of one problem.
+Shapes: P prompt tokens, N tokens after the prompt, M of them sampled, G episodes of one problem.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from drpo.types.sampling import Sampling
 from drpo.types.tokens import TopK
 
 Key: TypeAlias = tuple[int | str, ...]
-"""Names a stream of random numbers; see `drpo.seeds.derive`."""
+"""Identifies a stream of random numbers; see `drpo.seeds.derive`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +24,10 @@ class Request:
 
     Args:
         prompt_ids: [P] int64, P >= 1.
-        sampling: the distribution to sample from; `samples` is not read, since a request is one row.
-        stop: ids of the tokens that end it.
-        key: of its random numbers, which depend on nothing else.
-        name: what error messages call it.
+        sampling: the distribution to sample from; `samples` is ignored, since a request is one row.
+        stop: token ids that end it.
+        key: seeds its random numbers, which depend on nothing else.
+        name: its name in error messages.
     """
 
     prompt_ids: Tensor
@@ -39,18 +39,18 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """What an engine sampled for one request.
+    """The tokens that an engine sampled for one request.
 
     Args:
-        token_ids: [N] int64, N >= 1; ending with the stop token where there is one, never padding.
+        token_ids: [N] int64, N >= 1; includes the stop token, if any; no padding.
         behavior_logp: [N] float32, nats, <= 0; the sampler's log-probability of each of `token_ids`.
         finish_reason: "stop" or "length".
-        version: of the weights that sampled it, as `Engine.load_weights` received it.
-        top_logprobs: the sampler's most probable tokens at each of the N positions; None where none were asked for.
+        version: the weights' version, as passed to `Engine.load_weights`.
+        top_logprobs: the sampler's most probable tokens at each of the N positions, or None if not requested.
 
     Raises:
-        BrokenLogpError: log-probabilities that are missing, NaN, infinite or positive, or not one per token; a
-            `top_logprobs` that has not N rows of as many columns, or whose log-probabilities are NaN or positive.
+        BrokenLogpError: log-probabilities that are missing, NaN, infinite or positive, or not one per token;
+            `top_logprobs` of another shape than [N, K], or with log-probabilities that are NaN or positive.
 
     Example:
         >>> Generation(torch.tensor([7, 0]), torch.tensor([-0.5, 0.25]), "stop", version=0)
@@ -87,17 +87,17 @@ logits are broken or were not reported
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """Token ids as the model read and sampled them: a prompt, and what followed it.
+    """Token ids as the model read and sampled them: a prompt, and the N tokens after it.
 
-    Of the N tokens behind the prompt M were sampled; the others came from outside, between two turns.
+    The model sampled M of the N tokens; the environment inserted the others between turns.
 
     Args:
         prompt_ids: [P] int64; the prompt as the model read it.
-        token_ids: [N] int64; the last of them is sampled.
+        token_ids: [N] int64; the last one is sampled.
         sampled: [N] bool; True for the M tokens that the model sampled, M >= 1.
         behavior_logp: [M] float32, nats, <= 0; the sampler's log-probability of each.
-        version: [M] int64; of the weights that sampled each: the number of rollouts trained on before.
-        top_logprobs: the sampler's most probable tokens at each of the M, where `sampling.top_logprobs` asks for them.
+        version: [M] int64; the version of the weights that sampled each: the number of rollouts trained on before.
+        top_logprobs: the sampler's most probable tokens at each of the M, if `sampling.top_logprobs` > 0.
     """
 
     prompt_ids: Tensor
@@ -109,7 +109,7 @@ class TokenSequence:
 
     @staticmethod
     def of(prompt_ids: Tensor, generation: Generation) -> "TokenSequence":
-        """One turn: all that follows the prompt was sampled."""
+        """Return the sequence of one turn: every token after the prompt is sampled."""
         ids = generation.token_ids
         version = torch.full_like(ids, generation.version)
         return TokenSequence(
@@ -129,14 +129,14 @@ class Episode:
 
     Args:
         problem_id: `Problem.id` of the question.
-        sample: which of the group's samples, 0 .. G-1.
-        messages: those exchanged, from the first to the model's last.
+        sample: number in its group, 0 .. G-1.
+        messages: the whole exchange, from the first message to the model's last.
         prompt: the first turn's prompt as the model read it, decoded with its special tokens; for people.
         text: the last turn's tokens decoded without special tokens, for rewards and people; never encoded again.
-        finish_reason: of the last turn: "stop" where a stop token ended it, "length" where the limit of tokens did.
+        finish_reason: the last turn's: "stop" for a stop token, "length" for the token limit.
         sampling: the distribution it was sampled from.
         turns: sampled tokens of each turn, in order.
-        sequences: of token ids; more than one only where a turn's prompt did not go on where the turn before ended.
+        sequences: its token ids; more than one only if a turn's prompt does not continue the previous turn's tokens.
     """
 
     problem_id: str
@@ -156,20 +156,20 @@ class Episode:
 
     @property
     def transcript(self) -> Transcript:
-        """It as a reward reads it."""
+        """The episode as a reward reads it."""
         return Transcript(self.problem_id, self.messages, self.text, self.finish_reason, self.turns)
 
     @property
     def version(self) -> int:
-        """Of the oldest weights that sampled a token of it."""
+        """The oldest version among the weights that sampled its tokens."""
         return min(int(s.version.min()) for s in self.sequences)
 
     @property
     def sequence(self) -> TokenSequence:
-        """The token ids of an episode that never branched: what rollouts.jsonl and checkpoints have room for.
+        """The only sequence of an episode that never branched; rollouts.jsonl and checkpoints record one.
 
         Raises:
-            InputError: it has several sequences.
+            InputError: the episode has several sequences.
         """
         if len(self.sequences) != 1:
             raise InputError(
@@ -181,11 +181,11 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Unscored:
-    """An episode that its reward did not score.
+    """An episode without a score.
 
     Args:
-        episode: it.
-        failure: why its reward failed; None where the reward abstained (returned None).
+        episode: the episode.
+        failure: why its reward failed; None if the reward abstained (returned None).
     """
 
     episode: Episode
@@ -200,8 +200,8 @@ class ScoredGroup:
         problem: the question.
         episodes: the n <= G that have a reward.
         results: the reward of each; all numbers are finite.
-        unscored: the other G - n, which take no part in the advantages or the loss.
-        scored_zero: of the n, those on which the reward failed, and that therefore score 0.
+        unscored: the other G - n; they enter neither the advantages nor the loss.
+        scored_zero: those of the n whose reward failed and which therefore score 0.
     """
 
     problem: Problem
@@ -217,7 +217,7 @@ class ScoredGroup:
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """Of the reward, whatever became of the episodes."""
+        """All failures of the reward, of scored and unscored episodes."""
         return tuple(u.failure for u in (*self.unscored, *self.scored_zero) if u.failure is not None)
 
     @property
@@ -227,5 +227,5 @@ class ScoredGroup:
 
     @property
     def sequences(self) -> tuple[TokenSequence, ...]:
-        """Of the scored episodes, in order."""
+        """The sequences of the scored episodes, in order."""
         return tuple(s for e in self.episodes for s in e.sequences)

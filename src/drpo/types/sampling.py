@@ -1,4 +1,4 @@
-"""How completions are drawn; no torch, for what only reads a configuration."""
+"""How completions are sampled. No torch, for code that only reads a configuration."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from drpo.errors import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn; the temperature here is the only one there is, and scales both mu and pi.
+    """How completions are sampled. This is the only temperature: it scales both mu and pi.
 
     Args:
         samples: completions per prompt (the group size G), >= 1.
         max_new_tokens: longest completion, in tokens, >= 1.
-        temperature: the logits are divided by it; > 0 in training, 0 means greedy and is for evaluation.
+        temperature: divides the logits; > 0 in training; 0 means greedy, for evaluation.
         top_p: keep the smallest set of tokens with at least this probability, (0, 1]; 1 in training.
         top_k: keep the k most probable tokens; 0 means off; 0 in training.
-        top_logprobs: report this many most probable tokens beside each sampled one; what is drawn does not change.
+        top_logprobs: report this many most probable tokens at each position; sampling itself does not change.
 
     Raises:
         InputError: a value out of its range.
@@ -50,10 +50,10 @@ would not be those of the distribution that was sampled; set --sampling.top-p 1
             raise InputError(f"sampling.top_logprobs={self.top_logprobs}: must be 0 (none) or positive")
 
     def require_trainable(self, least: int = 2) -> None:
-        """Refuse what training cannot correct for: truncated support or temperature 0; or too few samples.
+        """Raise for settings that training cannot correct for: truncated support, temperature 0, too few samples.
 
         Args:
-            least: samples of a prompt; 1 where they are not compared with each other, but a critic gives advantages.
+            least: smallest number of samples per prompt; 1 with a critic, whose advantages compare no samples.
         """
         truncated = "because the sampler's log-probabilities would not be those of the distribution that was sampled"
         if self.top_p != 1:

@@ -1,4 +1,4 @@
-"""The records of the mathematics: T tokens, what an objective returns for them, the most probable tokens."""
+"""The records of the mathematics: T tokens, their loss, and the sampler's most probable tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,15 +13,15 @@ from drpo.errors import BrokenLogpError
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The T tokens of a batch, or of any part of one; every tensor has shape [T].
+    """T tokens of a batch or of a part of it; every tensor has shape [T].
 
     Args:
         logp: log pi(token | context), nats, float32, at the sampling temperature; the only input with a gradient.
         behavior_logp: log mu(token | context), nats, <= 0, float32, as the sampler that drew the token reported it.
-        advantage: how much better than its group the completion was; float32, reward units.
-        keep: bool; True where the policy chose this token and it is trained.
-        sequence: int64; which completion the token belongs to. Equal numbers mean the same completion.
-        divergence: float32; the top-K divergence at this token that the objective's `needs` names, else None.
+        advantage: float32, reward units; how much better than its group the completion was.
+        keep: bool; True where the policy sampled the token and it is trained.
+        sequence: int64; equal numbers mean the same completion.
+        divergence: float32; the top-K divergence that the objective's `needs` names, else None.
 
     Raises:
         InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
@@ -47,7 +47,7 @@ class Tokens:
 
     @staticmethod
     def cat(parts: "Sequence[Tokens]") -> "Tokens":
-        """The tokens of all parts, in order; at least one part."""
+        """Return the tokens of all parts, in order; at least one part."""
         columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
         joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
         return Tokens(**joined)
@@ -55,11 +55,11 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class TokenLoss:
-    """What an objective returns.
+    """An objective's loss per token.
 
     Args:
         loss: [T], to be minimised, differentiable in `Tokens.logp`; not reduced, not weighted.
-        metrics: name -> [T] detached; per-token figures that the trainer averages over kept tokens.
+        metrics: name -> [T] detached; the trainer averages each over the kept tokens.
     """
 
     loss: Tensor
@@ -68,29 +68,29 @@ class TokenLoss:
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """The most probable tokens at each of n positions, as the sampler saw them.
+    """The sampler's K most probable tokens at each of n positions.
 
-    The token that was sampled is among them only where it is one of the most probable.
+    The sampled token is among them only if it is one of the K most probable.
 
     Args:
         ids: [n, K] int64, by falling probability; all different within a position.
-        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the distribution it draws from.
-            -inf only where top-k or top-p rules the token out.
+        logp: [n, K] float32, nats, <= 0; the sampler's log-probability of each, under the distribution it samples from.
+            -inf only where top-k or top-p excludes the token.
     """
 
     ids: Tensor
     logp: Tensor
 
     def at(self, positions: "Tensor | slice") -> "TopK":
-        """Those of some positions: [m, K]."""
+        """Return the rows of m positions: [m, K]."""
         return TopK(self.ids[positions], self.logp[positions])
 
     def to(self, device: torch.device) -> "TopK":
-        """The same on another device."""
+        """Return a copy on another device."""
         return TopK(self.ids.to(device), self.logp.to(device))
 
     def require(self, n: int, k: int) -> None:
-        """Check that these are log-probabilities of k tokens at each of n positions.
+        """Raise unless these are log-probabilities of k tokens at each of n positions.
 
         Raises:
             BrokenLogpError: another shape, or a log-probability that is NaN or positive.
@@ -108,5 +108,5 @@ class TopK:
 
     @staticmethod
     def cat(parts: "Sequence[TopK]") -> "TopK":
-        """The positions of all parts, in order; at least one part, all of the same K."""
+        """Return the positions of all parts, in order; at least one part, all of the same K."""
         return TopK(torch.cat([p.ids for p in parts]), torch.cat([p.logp for p in parts]))

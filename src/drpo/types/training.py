@@ -1,6 +1,6 @@
 """The records of training: Credit -> Batch of MicroBatches -> StepStats.
 
-Letters in shapes: T trained tokens, N positions of a micro-batch, S sequences of one optimiser batch.
+Shapes: T trained tokens, N positions of a micro-batch, S sequences of one optimiser batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,17 @@ from drpo.types.tokens import Tokens, TopK
 
 @dataclass(frozen=True, eq=False)
 class Credit:
-    """What the M sampled tokens of one sequence are credited with.
+    """The advantage of each of one sequence's M sampled tokens.
 
     Args:
-        sequence: whose they are.
+        sequence: the sequence.
         advantage: [M] float32.
-        value: [M] float32, reward units; a critic's, of the context of each token, before it learns from the rollout;
-            None without a critic, as `returns`.
-        returns: [M] float32, reward units; what the values should have been.
+        value: [M] float32, reward units; the critic's value of each token's context, before it learns from the
+            rollout; None without a critic, as is `returns`.
+        returns: [M] float32, reward units; the critic's targets.
 
     Raises:
-        InputError: a column that has not one number for each sampled token.
+        InputError: a column of another shape than [M].
     """
 
     sequence: TokenSequence
@@ -45,13 +45,13 @@ class Credit:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which positions of a packed row attend to which: segments laid end to end.
+    """Segments end to end in a packed row, and the attention between them.
 
-    A position attends to its own segment up to itself, and to the whole of the segment that its own continues.
+    A position attends to its own segment up to itself, and to all of its segment's prefix.
 
     Args:
         length: positions in each segment, >= 1.
-        prefix: the segment that each continues, or -1; a prefix has none itself.
+        prefix: the segment that each continues, or -1; a prefix has no prefix itself.
 
     Example:
         >>> shared = Layout(length=(5, 2, 3), prefix=(-1, 0, 0))  # a prompt of 5 positions and two answers to it
@@ -64,36 +64,36 @@ class Layout:
 
     @property
     def n_positions(self) -> int:
-        """N, positions in all."""
+        """N, the total number of positions."""
         return sum(self.length)
 
     def prefix_length(self, segment: int) -> int:
-        """Places that stand before the segment's first."""
+        """Return the length of the segment's prefix, 0 without one."""
         return self.length[self.prefix[segment]] if self.prefix[segment] >= 0 else 0
 
     def positions(self) -> Tensor:
-        """[N] int64; how many positions each position's own sequence has before it."""
+        """Return each position's number in its own sequence, prefix included, [N] int64."""
         return torch.cat([self.prefix_length(s) + torch.arange(n) for s, n in enumerate(self.length)])
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Completions that go through the model together, packed without padding, and the T tokens that are trained.
+    """Completions in one forward pass, packed without padding, and their T trained tokens.
 
-    The prompt of a group stands there once, however many of its completions follow.
+    A group's prompt appears once, followed by any number of its completions.
 
     Args:
         input_ids: [N] int64; the segments of `layout`, end to end.
-        layout: which positions attend to which.
-        position: [T] int64 in [0, N): where the hidden state stands that predicts the token.
+        layout: the segments and the attention between them.
+        position: [T] int64 in [0, N); the position whose hidden state predicts the token.
         target: [T] int64; the sampled token ids.
         behavior_logp: [T] float32, nats.
         advantage: [T] float32.
         sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
-        weight: [T] float32; what each token's loss counts, fixed over the whole optimiser batch.
-        top_logprobs: the sampler's most probable tokens at each of the T, or None where it did not report them for all.
-        value: [T] float32, as of `Credit`; None without a critic, as `returns`.
-        returns: [T] float32, as of `Credit`.
+        weight: [T] float32; factor of each token's loss, fixed over the whole optimiser batch.
+        top_logprobs: the sampler's most probable tokens at each of the T; None unless reported for all.
+        value: [T] float32, see `Credit`; None without a critic, as is `returns`.
+        returns: [T] float32, see `Credit`.
     """
 
     input_ids: Tensor
@@ -109,25 +109,25 @@ class MicroBatch:
     returns: Tensor | None = None
 
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
-        """These tokens with the current policy's log-probabilities `logp` [T], and how far it has moved at each [T]."""
+        """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
         return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence, divergence)
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on another device."""
+        """Return a copy on another device."""
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved, top_logprobs=None if self.top_logprobs is None else self.top_logprobs.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one optimiser update trains on.
+    """The data of one optimiser update.
 
     Args:
-        micro_batches: the completions that go through the model, split by token budget.
-        credits: of the S completions of the update, skipped ones too; `MicroBatch.sequence` numbers them.
-        n_tokens: kept tokens in the update, skipped ones too.
-        n_skipped: completions whose every advantage, and so whose gradient, is exactly 0.
+        micro_batches: the trained completions, split by token budget.
+        credits: one per completion, S in all, including skipped ones; `MicroBatch.sequence` numbers them.
+        n_tokens: trained tokens of the update, including skipped completions.
+        n_skipped: completions whose advantages, and therefore gradients, are all exactly 0.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -137,19 +137,19 @@ class Batch:
 
     @property
     def n_sequences(self) -> int:
-        """S; the normaliser counts the skipped ones too."""
+        """S; the normaliser counts skipped completions too."""
         return len(self.credits)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStats:
-    """What a pass over T trained tokens saw of each; all detached.
+    """Statistics of T trained tokens from one forward pass; all detached.
 
     Args:
-        tokens: with `logp` as it was before the step.
-        entropy: [T] nats, of the policy at each of them.
+        tokens: with `logp` from before the step.
+        entropy: [T] nats; the policy's at each token.
         gradient: [T], d (the objective's loss) / d logp, before the token's weight.
-        metrics: name -> [T], the objective's own.
+        metrics: name -> [T], the objective's.
     """
 
     tokens: Tokens
@@ -158,15 +158,15 @@ class TokenStats:
     metrics: Mapping[str, Tensor]
 
     def cpu(self) -> "TokenStats":
-        """The same on the CPU."""
+        """Return a copy on the CPU."""
         columns = {name: v.cpu() for name, v in vars(self.tokens).items() if v is not None}
         metrics = {name: v.cpu() for name, v in self.metrics.items()}
         return TokenStats(Tokens(**columns), self.entropy.cpu(), self.gradient.cpu(), metrics)
 
     @staticmethod
     def cat(parts: "Sequence[TokenStats]") -> "TokenStats":
-        """The tokens of all parts, in order; at least one part."""
-        named = [p for p in parts if p.metrics]  # of no tokens nothing is known
+        """Return the tokens of all parts, in order; at least one part."""
+        named = [p for p in parts if p.metrics]  # a part without tokens has no metrics
         return TokenStats(
             Tokens.cat([p.tokens for p in parts]),
             torch.cat([p.entropy for p in parts]),
@@ -176,7 +176,7 @@ class TokenStats:
 
     @staticmethod
     def none(with_divergence: bool) -> "TokenStats":
-        """Those of no tokens."""
+        """Return the statistics of no tokens."""
         empty = torch.empty(0)
         tokens = Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if with_divergence else None)
         return TokenStats(tokens, empty, empty, {})
@@ -184,14 +184,14 @@ class TokenStats:
 
 @dataclass(frozen=True, eq=False)
 class StepStats:
-    """What one optimiser update saw and did; `drpo.train.metrics` turns it into figures.
+    """Statistics of one optimiser update; `drpo.train.metrics` computes the metrics from them.
 
     Args:
-        token_stats: of the T trained tokens of the whole update, on the CPU.
+        token_stats: the update's T trained tokens, on the CPU.
         loss: the batch's loss, reward units.
         grad_norm: L2 norm of the whole gradient before clipping.
-        learning_rate: of this step.
-        taken: False where the gradient was not finite, so that no step was taken.
+        learning_rate: this step's.
+        taken: False if the step was skipped because the gradient was not finite.
     """
 
     token_stats: TokenStats
@@ -207,20 +207,20 @@ class StepStats:
 
     @property
     def entropy(self) -> Tensor:
-        """[T] nats, of the policy at each of them."""
+        """[T] nats; the policy's entropy at each token."""
         return self.token_stats.entropy
 
 
 @dataclass(frozen=True)
 class CriticStats:
-    """What one optimiser update of a critic saw and did.
+    """Statistics of one optimiser update of the critic.
 
     Args:
         loss: the batch's value loss.
         grad_norm: L2 norm of the whole gradient before clipping.
-        clipped: tokens whose value had moved further than the clip.
-        n_tokens: of the batch.
-        taken: False where the gradient was not finite, so that no step was taken.
+        clipped: tokens whose value moved by more than the clip.
+        n_tokens: tokens of the batch.
+        taken: False if the step was skipped because the gradient was not finite.
     """
 
     loss: float
