@@ -1,4 +1,4 @@
-"""The `drpo` command: what it says of itself, and which module does what; each loads only when it is asked for."""
+"""The `drpo` command: its usage, and the module of each subcommand, imported on demand."""
 
 import errno
 import logging
@@ -18,11 +18,11 @@ from drpo.terminal import PrintableRecord, Terminal
 
 
 class Command(NamedTuple):
-    """A command that is not yet imported.
+    """A subcommand that is imported on demand.
 
     Args:
-        module: whose function of the command's name does it, given the arguments, and returns the exit status.
-        usage: form -> what it does, a line each, as `drpo --help` shows them.
+        module: its function of the command's name receives the arguments and returns the exit status.
+        usage: form -> one line of description, for `drpo --help`.
     """
 
     module: str
@@ -34,54 +34,54 @@ COMMANDS: Mapping[str, Command] = {
         "drpo.cli.commands.train",
         {
             "train RECIPE [--FIELD VALUE ...]": "train; drpo train RECIPE --help shows every field with its default",
-            "train --resume RUN": "go on with a run from its last checkpoint",
+            "train --resume RUN": "resume a run from its last checkpoint",
         },
     ),
     "watch": Command(
         "drpo.cli.commands.watch",
-        {"watch RUN": "a run that another process is at: progress, curves, the last sample"},
+        {"watch RUN": "follow a run of another process: progress, curves, the last sample"},
     ),
     "eval": Command(
         "drpo.cli.commands.eval",
-        {"eval MODEL|RUN [--task TASK ...]": "accuracy on held-out problems, with a 95 % interval"},
+        {"eval MODEL|RUN [--task TASK ...]": "accuracy or mean reward on held-out problems, with a 95 % interval"},
     ),
     "export": Command(
         "drpo.cli.commands.export",
-        {"export RUN|MODEL FOLDER": "its weights as a folder that any transformers program reads"},
+        {"export RUN|MODEL FOLDER": "write the weights as a folder that any transformers program reads"},
     ),
     "verify": Command(
         "drpo.cli.commands.verify",
-        {"verify RUN": "is everything in its folder what was written? a line per part"},
+        {"verify RUN": "check that the files of a run are intact: a line per part"},
     ),
     "report": Command(
         "drpo.cli.commands.report",
         {
-            "report RUN|COMPARISON [--open]": "one HTML file: curves, trust region, every token; or what a comparison "
-            "says"
+            "report RUN|COMPARISON [--open]": "write one HTML file: curves, trust region, every token; or a "
+            "comparison's results"
         },
     ),
     "doctor": Command(
         "drpo.cli.commands.doctor",
-        {"doctor [RECIPE]": "is what this machine would train on sound? a line per check, in a minute"},
+        {"doctor [RECIPE]": "check that a run's numbers are sound on this machine, in a minute"},
     ),
     "serve": Command(
         "drpo.cli.commands.serve",
-        {"serve MODEL": "a vLLM server for drpo train ... --engine http://127.0.0.1:8000"},
+        {"serve MODEL": "start a vLLM server for drpo train ... --engine http://127.0.0.1:8000"},
     ),
     "compare": Command(
         "drpo.cli.commands.compare",
-        {"compare RECIPE --objectives ...": "one training with several objectives, over seeds and regimes"},
+        {"compare RECIPE --objectives ...": "train with several objectives, over seeds and regimes"},
     ),
-    "recipes": Command("drpo.cli.commands.train", {"recipes": "what there is to train"}),
+    "recipes": Command("drpo.cli.commands.train", {"recipes": "list the recipes"}),
     "weights": Command(
         "drpo.cli.commands.weights",
         {"weights OBJECTIVE ...": "draw the gradient weight of objectives, on the screen and to a PNG"},
     ),
     "replay": Command(
         "drpo.cli.commands.replay",
-        {"replay RUN [--objectives ...]": "ask other objectives what they would have done with a run's batch"},
+        {"replay RUN [--objectives ...]": "show what other objectives would have done with a run's batch"},
     ),
-    "env": Command("drpo.cli.commands.env", {"env": "versions, hardware and settings, for a report of a bug"}),
+    "env": Command("drpo.cli.commands.env", {"env": "print versions, hardware and settings, for a bug report"}),
 }
 
 _FORMS = {form: about for command in COMMANDS.values() for form, about in command.usage.items()}
@@ -96,21 +96,21 @@ Try:
   drpo weights 'drpo(0.2)' 'dppo(0.2)' 'ppo(0.2,0.28)' 'spo(0.2)'
 
 Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').
-Your own are module:name. `drpo COMMAND --help` says more."""
+Your own are module:name. See also `drpo COMMAND --help`."""
 
 LASTING = ("train", "compare", "serve")
-"""Commands whose work goes on when nobody can read what they say."""
+"""Commands that continue when their output can no longer be written."""
 LESS = "free some, lift `ulimit -v`, or make steps smaller: --micro-batch-tokens, --prompts, --sampling.max-new-tokens"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    """Run the command; return its exit status: 0 success, 1 failure, 2 invalid input, 128 + n stopped by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or SAFE_PATH  # an empty one is none
+        os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH") or SAFE_PATH  # an empty value counts as unset
         sys.argv[1:] = map(without_password, arguments)  # which trackers record
-    # Before torch loads: threads that wait go to sleep soon. One rollout of the demo took, beside one busy process,
-    # 17 s so and 20 s with libgomp's default; alone 7 s either way (8.5 s where they sleep at once).
+    # Set before torch loads: waiting threads sleep soon. With one other busy process, a rollout of the demo took 17 s,
+    # and 20 s with libgomp's default; alone 7 s either way (8.5 s if threads sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     with telling(goes_on=bool(arguments) and arguments[0] in LASTING and not {"-h", "--help"} & set(arguments)):
         _show_log()
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(arguments: list[str]) -> int:
     try:
         status = _dispatch(keep_password(arguments))
-        sys.stdout.flush()  # while it can still be said that nobody reads it
+        sys.stdout.flush()  # here, so that a failure is still reported
         return status
     except InputError as error:
         return _fail(str(error), 2)
@@ -143,7 +143,7 @@ def _status(arguments: list[str]) -> int:
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the operating system refused, in a line."""
+    """Return an error of the operating system as one line."""
     if is_disk_full(error):
         return (
             f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume or try again"
@@ -172,12 +172,12 @@ def _fail(message: str, status: int) -> int:
 
 
 def _show_log() -> None:
-    """Show what drpo says of its progress; libraries only where something fails."""
+    """Show drpo's log messages; of libraries, only errors."""
     logging.setLogRecordFactory(PrintableRecord)
     log = logging.getLogger("drpo")
     log.setLevel(logging.INFO)
     if not log.handlers:
         console = Terminal(stderr=True)
         log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when the hub's library is imported
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub's library reads it on import
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

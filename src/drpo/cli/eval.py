@@ -1,4 +1,4 @@
-"""Accuracy measured: the work of `drpo eval`."""
+"""The implementation of `drpo eval`."""
 
 import json
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ from drpo.train.setup import default_device, only_fitting
 
 
 def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> int:
-    """Measure the accuracy of a model, or of a finished run, and print it.
+    """Score a model, or a finished run, on held-out problems, and print the result.
 
     Args:
         name: of the model, or the run's folder.
-        run: of the folder; None for a model.
-        options: what is asked.
-        as_trained: whether completions are drawn as in the run's own evaluations.
+        run: the folder's run; None for a model.
+        options: the options.
+        as_trained: whether completions are sampled as in the run's evaluations.
     """
     task, reward = _examination(run, options)
     held_out = task.held_out(options.problems)
@@ -60,17 +60,17 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
 def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
     if options.task is None and run is None:
         raise InputError(f"eval: --task is needed for a model that is not a run; known: {', '.join(TASKS.entries)}")
-    own = run and (run.evaluation.task or run.data.task)
-    task: Task = own if options.task is None and own else parse_spec(str(options.task), TASKS)
+    run_task = run and (run.evaluation.task or run.data.task)
+    task: Task = run_task if options.task is None and run_task else parse_spec(str(options.task), TASKS)
     if options.reward is not None:
         return task, parse_spec(options.reward, REWARDS)
     return task, (run.rewards.function if run and run.rewards.function and options.task is None else task.reward)
 
 
 def _before(folder: Path, options: EvalOptions) -> dict[str, float]:
-    """What a run scored on each problem before training, where the same is asked of it now; empty where not."""
-    own = options.task is None and options.reward is None
-    return means_before_training(read_records(folder / EVALUATIONS)) if own else {}
+    """Return a run's scores on each problem before training; empty if task or reward differ from the run's."""
+    same = options.task is None and options.reward is None
+    return means_before_training(read_records(folder / EVALUATIONS)) if same else {}
 
 
 def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:

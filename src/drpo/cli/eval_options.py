@@ -1,4 +1,4 @@
-"""The options of `drpo eval`, whose defaults are those of the run that is evaluated."""
+"""The options of `drpo eval`; their defaults are those of the evaluated run."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,17 +14,19 @@ from drpo.types import Sampling
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Measure the accuracy of a model, or of a finished run, on held-out problems, with a 95 % interval.
+    """Score a model, or a finished run, on held-out problems: mean reward with a 95 % interval.
+
+    The mean is called accuracy if every reward is 0 or 1.
 
       drpo eval smollm2-135m --task 'addition(1, 50)' --problems 100
 
     Args:
         task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
         reward: exact_number, math_verify, module:function; default: the task's own.
-        problems: how many.
-        sampling: how completions are drawn; samples is k of avg@k. Greedy and truncated distributions are fine here.
-        drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
-        reward_pool: processes and bounds of the reward, and what becomes of its failures; default: the run's own.
+        problems: number of problems.
+        sampling: sampling settings; samples is k of avg@k. Greedy and truncated sampling are allowed here.
+        drop_long_prompts: skip problems whose prompts are too long for the model; otherwise they are an error.
+        reward_pool: processes and limits of the reward, and the handling of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
         seed: of the sampling.
         json: print the result as JSON.
@@ -45,17 +47,17 @@ class EvalOptions:
 
 
 def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptions, bool]:
-    """Return what is evaluated and how.
+    """Parse the options and open the run.
 
     Args:
-        name: of a model, or a run's folder.
-        arguments: the options.
+        name: a model, or a run's folder.
+        arguments: of the command line.
 
     Returns:
-        The folder's run, or None for a model; the options; whether completions are drawn as in the run's evaluations.
+        The folder's run, or None for a model; the options; whether sampling is as in the run's evaluations.
 
     Raises:
-        InputError: the run has not finished, an option is wrong, or the folder's configuration names code.
+        InputError: the run has not finished, an option is invalid, or the folder's configuration names code.
     """
     run = open_run(Path(name), trust_remote_code=False, needed=()) if (Path(name) / METRICS).exists() else None
     if run is not None and not (Path(name) / MODEL).exists():
@@ -68,8 +70,8 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if run is not None:
-        own = ("eval_task" if run.evaluation.task else "task", *(() if options.reward else ("reward",)))
-        run = open_run(Path(name), options.trust_remote_code, needed=() if options.task else own)
+        needed_fields = ("eval_task" if run.evaluation.task else "task", *(() if options.reward else ("reward",)))
+        run = open_run(Path(name), options.trust_remote_code, needed=() if options.task else needed_fields)
     return run, options, options.sampling == default.sampling
 
 

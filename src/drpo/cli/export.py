@@ -1,4 +1,4 @@
-"""Weights written as a folder of their own: the work of `drpo export`."""
+"""The implementation of `drpo export`."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrain
 
 
 def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a run: as it ended, or as it stood at a checkpoint."""
+    """Return the model of a run, at its end or at a checkpoint."""
     config, step = open_run(run, options.trust_remote_code, needed=()), options.step
     if (run / MODEL).is_dir() and step in (0, config.trainer.steps):
         return loading.load(str(run / MODEL))

@@ -1,4 +1,4 @@
-"""Folders that someone else may have made: what they hold is read without running it, and what is wrong named."""
+"""Opens untrusted run folders: reads them without running their code, and reports errors in one line."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,19 +10,19 @@ from drpo.train.fields import FIELDS
 from drpo.train.records import CONFIG
 
 CODE = (*REGISTRIES, "model")
-"""The fields that may name code."""
+"""Fields that may name code."""
 
 
 def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CODE) -> Run:
-    """Return the run of a folder that someone else may have made.
+    """Return the run of an untrusted folder.
 
     Args:
         folder: of the run.
         trust_remote_code: import the fields of its configuration whose spec is `module:name`.
-        needed: the fields that the command cannot do without.
+        needed: the fields that the command requires.
 
     Raises:
-        InputError: a needed field is code, and the command did not say that it may run.
+        InputError: a needed field is code, and `trust_remote_code` is False.
     """
     run = load_run(folder, trust_remote_code)
     code = {} if trust_remote_code else external_code(run)
@@ -36,15 +36,15 @@ def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CO
 
 
 def at_server(run: Run, folder: Path, engine: str | None) -> Run:
-    """Return the run of a folder with the server that the command names; none that only the folder names.
+    """Return the run with the server that the command names; a server named only by the folder is rejected.
 
     Args:
         run: of the folder.
-        folder: that may be someone else's.
-        engine: the address that the command gives, `--engine`, or None.
+        folder: the untrusted folder.
+        engine: the address from `--engine`, or None.
 
     Raises:
-        InputError: the folder names a server and the command does not, or the other way round.
+        InputError: only one of folder and command names a server.
     """
     if not run.rollout.engine.startswith("http"):
         if engine is not None:
@@ -63,15 +63,15 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
 def external_code(run: Run) -> dict[str, str]:
     """Return the fields of a run that name code to import: name -> spec."""
     specs = {name: text for name, text in flat_json(run).items() if name in CODE and text is not None}
-    found = {name: text for name, text in specs.items() if names_code(text)}
+    named = {name: text for name, text in specs.items() if names_code(text)}
     for name, task in (("task", run.data.task), ("eval_task", run.evaluation.task)):
         reward = getattr(task, "reward_name", "")
         if names_code(reward):
-            found[name] = reward
-    return found
+            named[name] = reward
+    return named
 
 
 def resume_flag(run: Run) -> str:
-    """Return what a command that goes on with this run needs behind the folder."""
+    """Return the flags that resuming this run requires after the folder."""
     engine = f" --engine {run.rollout.engine}" if run.rollout.engine.startswith("http") else ""
     return f"{' --trust-remote-code' if external_code(run) else ''}{engine}"

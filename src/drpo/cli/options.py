@@ -1,4 +1,4 @@
-"""Options from dataclasses, by tyro; whatever is wrong with them becomes one line."""
+"""Options from dataclasses, parsed by tyro; errors become one line."""
 
 import difflib
 import sys
@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-# tyro's only account of a refusal but for a box on the terminal. It is private: pyproject.toml bounds the version.
+# tyro's only report of an error besides a box on the terminal. It is private: pyproject.toml bounds the version.
 from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingArgs, ParseErrorEvent, on_parse_error
 
 from drpo.errors import InputError, nearest
@@ -19,20 +19,20 @@ Options = TypeVar("Options")
 
 
 def asks_for_help(arguments: Collection[str]) -> bool:
-    """Whether a command line asks what it could be."""
+    """Whether a command line asks for help."""
     return "-h" in arguments or "--help" in arguments
 
 
 def leading(arguments: list[str], placeholder: str, missing: str) -> tuple[str, list[str]]:
-    """Return what a command is about, which is its first argument, and the options after it.
+    """Split a command line into its first argument and the options.
 
     Args:
         arguments: of the command.
-        placeholder: stands for it where help is asked for and nothing else.
-        missing: what to say where it is not given.
+        placeholder: its name in the help, if only help is asked for.
+        missing: the error message if it is missing.
 
     Raises:
-        InputError: it is not given.
+        InputError: the argument is missing.
     """
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
@@ -52,15 +52,15 @@ def parse(
     """Parse options with tyro, or print their help and exit.
 
     Args:
-        kind: dataclass of the options; the Args of its docstring are their help.
+        kind: dataclass of the options; the Args of its docstring are the help texts.
         arguments: of the command line.
-        prog: what to call the command.
-        default: values of options that are not given; None for the dataclass's own.
-        more: a paragraph of the help, after what the docstring says.
+        prog: the command's name.
+        default: default values; None for the dataclass's own.
+        more: a paragraph of help, after the docstring.
         config: tyro's markers.
 
     Raises:
-        InputError: an option is unknown or has a wrong value; one line.
+        InputError: an option is unknown or invalid.
     """
     given: dict[str, Any] = {"prog": prog, "config": config} | ({} if default is None else {"default": default})
     if asks_for_help(arguments):
@@ -75,15 +75,15 @@ def parse(
 
 
 def require_options(arguments: Collection[str], kind: type, prog: str) -> None:
-    """Refuse an option that is neither of the dataclass nor of a run, before torch is imported to read the others.
+    """Raise for an option that belongs neither to the dataclass nor to a run, before torch is imported.
 
     Args:
         arguments: of the command line.
         kind: dataclass of the options besides those of a run.
-        prog: what to call the command.
+        prog: the command's name.
 
     Raises:
-        InputError: one is unknown; the nearest one is named.
+        InputError: an unknown option; the message suggests the nearest.
     """
     known = [*flags(kind), "--help", *map(flag, FIELDS)]
     for argument in arguments:
@@ -93,7 +93,7 @@ def require_options(arguments: Collection[str], kind: type, prog: str) -> None:
 
 
 def flag(name: str) -> str:
-    """Return the option of a field.
+    """Return a field's option.
 
     Example:
         >>> flag("sampling.top_k")
@@ -103,19 +103,19 @@ def flag(name: str) -> str:
 
 
 def flags(kind: Any) -> list[str]:
-    """Return the options of a dataclass; those of a record within it as `--record.field`."""
-    found: list[str] = []
+    """Return the options of a dataclass; those of a nested one as `--record.field`."""
+    options: list[str] = []
     for f in fields(kind):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         if is_dataclass(default):
-            found += [flag(f"{f.name}.{inner.name}") for inner in fields(default)]
+            options += [flag(f"{f.name}.{inner.name}") for inner in fields(default)]
         else:
-            found += [flag(f.name), flag(f"no_{f.name}")] if isinstance(default, bool) else [flag(f.name)]
-    return found
+            options += [flag(f.name), flag(f"no_{f.name}")] if isinstance(default, bool) else [flag(f.name)]
+    return options
 
 
 def _about(kind: type) -> str:
-    """What a docstring says before its Args."""
+    """Return a docstring up to its Args."""
     return cleandoc((kind.__doc__ or "").split("Args:")[0])
 
 
@@ -126,7 +126,7 @@ def _refuse_unknown(argument: str, known: Collection[str], prog: str) -> NoRetur
 
 
 def _refuse(event: ParseErrorEvent) -> NoReturn:
-    """Say in one line what tyro refuses, in place of its box."""
+    """Raise tyro's error as one line, in place of its box."""
     match event:
         case BadValue(argument=argument):
             wrong = f"{_name(argument)}: a value is missing; it takes {argument.lowered.metavar}"
@@ -142,7 +142,7 @@ def _refuse(event: ParseErrorEvent) -> NoReturn:
 
 
 def _unreadable(argument: Any, message: str) -> str:
-    """What is wrong with a value: Python names it at the end of what it says of a text that is no number."""
+    """Return what is wrong with a value; Python's own message has the value at its end."""
     kind = (argument.lowered.metavar or "").removeprefix("{None}|")
     rule = {"INT": "must be a whole number", "FLOAT": "must be a number"}.get(kind)
     told = f": {message}" if rule is None else f" {message.rpartition(': ')[2]}: {rule}"
@@ -150,6 +150,6 @@ def _unreadable(argument: Any, message: str) -> str:
 
 
 def _name(argument: Any) -> str:
-    """An option as it is written, or what stands for an argument without a name."""
+    """Return an option as written, or the placeholder of a positional argument."""
     names = argument.lowered.name_or_flags
     return str(names[0] if names[0].startswith("-") else argument.lowered.metavar or names[0])

@@ -1,4 +1,4 @@
-"""Where a command writes: tried before anything is computed, refused in one line; a picture that fails is a warning."""
+"""Checks that outputs can be written, before anything is computed. A picture that fails is only a warning."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator
@@ -13,19 +13,19 @@ from drpo.files import is_stream
 log = logging.getLogger("drpo")
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
-"""Endings of the pictures that a command can draw."""
+"""Suffixes of pictures."""
 
 
 @contextmanager
 def writing_folder(option: str, folder: Path) -> Iterator[None]:
-    """Make a folder, or refuse it; it is removed again where nothing has come of it.
+    """Create a folder, with its parents; remove it again if it stays empty.
 
     Args:
-        option: that names it, for the message.
-        folder: to write into; those above it are made too.
+        option: the option that names it, for the message.
+        folder: the folder to write into.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the folder is not writable.
     """
     with refusing(f"{option} {folder}", "name a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,15 +38,15 @@ def writing_folder(option: str, folder: Path) -> Iterator[None]:
 
 
 def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None:
-    """Refuse a file that cannot be written; nothing is left of the attempt.
+    """Raise unless a file can be written; the test leaves no file behind.
 
     Args:
-        option: that names it, for the message.
-        path: of the file, in a folder that is there; one that is there already stays as it is.
-        endings: those that the file's name may have; none for any.
+        option: the option that names it, for the message.
+        path: of the file, in an existing folder; an existing file is left unchanged.
+        endings: the allowed suffixes; empty allows any.
 
     Raises:
-        InputError: it has another ending, or cannot be written.
+        InputError: another suffix, or the file is not writable.
     """
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: no kind of picture that can be drawn; end it in {', '.join(endings)}")
@@ -58,7 +58,7 @@ def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None
             mode = path.lstat().st_mode
         except FileNotFoundError:
             return
-        if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):  # opening a pipe would wait for its reader
+        if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):  # opening a pipe would wait for a reader
             raise OSError("what is there is no file")
         if not S_ISLNK(mode):  # a link is replaced
             path.open("ab").close()
@@ -66,11 +66,11 @@ def require_file(option: str, path: Path, endings: Collection[str] = ()) -> None
 
 @contextmanager
 def refusing(what: str, advice: str) -> Iterator[None]:
-    """Turn what the operating system says against a path into one line.
+    """Turn the operating system's error about a path into one line.
 
     Args:
-        what: cannot be written, as the user gave it.
-        advice: what to do about it.
+        what: the path, as the user gave it.
+        advice: the remedy.
 
     Raises:
         InputError: in place of the system's error.
@@ -86,11 +86,11 @@ def refusing(what: str, advice: str) -> Iterator[None]:
 
 
 def attempt(what: str, folder: Path, write: Callable[[], Path]) -> Path | None:
-    """Draw or write what shows a result, or warn in one line: it must not make fail what is done.
+    """Write a picture or a report; warn in one line if that fails, because the result itself is safe.
 
     Args:
-        what: it is, in a word.
-        folder: what it is of.
+        what: its name, in a word.
+        folder: the folder it describes.
         write: writes it and returns its path.
     """
     try:

@@ -32,12 +32,12 @@ def overridden(
     Args:
         run: the recipe's.
         arguments: of the command line.
-        prog: what to call the command in messages.
-        others: the options besides; where one has the name of a field of the run, it stands in its place.
+        prog: the command's name, for messages.
+        others: the other options; one with the name of a run's field replaces it.
         without: fields of the run that cannot be overridden here.
 
     Raises:
-        InputError: an option is unknown, or has a value that it or the run refuses.
+        InputError: an unknown option, or a value that the option or the run rejects.
     """
     hidden = {f.name for f in fields(others)} | set(without)  # type: ignore[arg-type]
     recipe = flat_json(run)
@@ -60,13 +60,13 @@ def overridden(
 
 
 def helps(kind: type) -> Mapping[str, str]:
-    """Return what the Args of a docstring say: name -> text."""
-    said = read_docstring(kind.__doc__ or "").params
-    return {name.strip(): " ".join((p.description or "").split()) for p in said for name in p.arg_name.split(",")}
+    """Return the Args of a docstring: name -> text."""
+    arguments = read_docstring(kind.__doc__ or "").params
+    return {name.strip(): " ".join((p.description or "").split()) for p in arguments for name in p.arg_name.split(",")}
 
 
 def _column(name: str, recipe: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    """A field of a run as one of a section: its name, its type with its help, and the recipe's value."""
+    """Return a run's field as a field of a section: its name, its annotated type, and the recipe's value."""
     if name == RATE:
         return RATE, Annotated[float | None, tyro.conf.arg(help=RATE_HELP)], field(default=None)
     kind, (record, _, inner) = kind_of(FIELDS[name]), FIELDS[name].rpartition(".")
@@ -78,7 +78,7 @@ def _column(name: str, recipe: Mapping[str, Any]) -> tuple[str, Any, Any]:
 
 
 def _shown(name: str, recipe: Mapping[str, Any]) -> Any:
-    """A field of the recipe as tyro has it; an infinite number is text in JSON."""
+    """Return a recipe's value for tyro; infinite numbers are text in JSON."""
     return float(recipe[name]) if kind_of(FIELDS[name]) is float else recipe[name]
 
 
@@ -87,7 +87,7 @@ def _identifier(name: str) -> str:
 
 
 def _spec(name: str, optional: bool) -> PrimitiveConstructorSpec[Any]:
-    """How tyro reads and shows an object that is written as `name(arguments)`; it stays text until the run is built."""
+    """Return how tyro parses and shows a spec, `name(arguments)`; it stays text until the run is built."""
     shown = name.rpartition("_")[2].upper()
     return PrimitiveConstructorSpec(
         nargs=1,

@@ -1,4 +1,4 @@
-"""Other objectives on a recorded batch: the work of `drpo replay`."""
+"""The implementation of `drpo replay`."""
 
 import json
 from collections.abc import Sequence
@@ -21,31 +21,31 @@ from drpo.train.records import MODEL, refuse_old_run
 
 
 def replay(options: ReplayOptions) -> int:
-    """Ask other objectives what they would have done with a batch that a run has trained on."""
+    """Show what other objectives would have done with a batch of a run."""
     asked = [parse_spec(text, known.REGISTRY) for text in options.objectives]
     refuse_old_run(options.run)
     batch = recorded(options.run, options.step)
-    found = replayed(batch, asked)
+    result = replayed(batch, asked)
     console = Terminal()
-    trained = f", trained with {found.trained_with}" if found.trained_with else ""
-    updates = "1 update" if found.updates == 1 else f"{found.updates} updates"
-    console.print(f"{found.run}, step {found.step}: {found.tokens:,} tokens of {updates}{trained}\n")
-    for sheet in replay_sheets(found, batch, _decoder(options.run / MODEL)):
+    trained = f", trained with {result.trained_with}" if result.trained_with else ""
+    updates = "1 update" if result.updates == 1 else f"{result.updates} updates"
+    console.print(f"{result.run}, step {result.step}: {result.tokens:,} tokens of {updates}{trained}\n")
+    for sheet in replay_sheets(result, batch, _decoder(options.run / MODEL)):
         console.print(as_table(sheet), "")
-    draw_replay(found, batch, asked, options.out)
+    draw_replay(result, batch, asked, options.out)
     console.print(f"drawn to {options.out}")
     if options.json is not None:
-        write_text(options.json, json.dumps(finite(asdict(found)), indent=1) + "\n")
+        write_text(options.json, json.dumps(finite(asdict(result)), indent=1) + "\n")
         console.print(f"written to {options.json}")
     return 0
 
 
 def _decoder(model: Path) -> Decode | None:
-    """What turns ids into text, where the run has left its tokenizer."""
+    """Return a decoder of token ids, if the run has saved its tokenizer."""
     transformers_logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=True)
-    except Exception:  # none is there, or not one that can be read: ids do
+    except Exception:  # missing or unreadable: show ids instead
         return None
 
     def decode(ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Reports written: the work of `drpo report`."""
+"""The implementation of `drpo report`."""
 
 import webbrowser
 from pathlib import Path
@@ -30,5 +30,5 @@ def report(folder: Path, options: ReportOptions) -> int:
 def _write(folder: Path, options: ReportOptions) -> Path:
     if is_comparison(folder):
         return write_comparison_report(folder, read_comparison(folder), options.out)
-    # The objective is asked about every token; the others need only be shown as specs.
+    # Only the objective is evaluated; the other specs are only shown.
     return write_report(folder, open_run(folder, options.trust_remote_code, needed=("objective",)), options.out)

@@ -1,4 +1,4 @@
-"""Folders of runs that a command names: whether a run is there, and what is wrong with its records in one line."""
+"""Checks that a folder holds a run, and reports invalid records in one line."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from drpo.train.records import CONFIG, TRIALS, refuse_old_comparison
 
 
 def require_run(folder: Path) -> None:
-    """Raise unless a folder holds a run or a comparison's runs, or nothing yet.
+    """Raise unless a folder holds a run or a comparison, or is empty.
 
     Raises:
-        InputError: there is no such folder, or it holds something else.
+        InputError: no such folder, or it holds something else.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no run there, no such folder; a run makes its own as it begins")
@@ -25,13 +25,13 @@ def require_run(folder: Path) -> None:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn what records of the wrong shape make the reader raise into one line.
+    """Turn an error caused by invalid records into one line.
 
     Args:
-        folder: that is read, for the message.
+        folder: the folder, for the message.
 
     Raises:
-        InputError: in place of the reader's own error.
+        InputError: in place of the reader's error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The work of `drpo serve`: a vLLM server that `drpo train --engine http://...` can sample from and send weights to."""
+"""The implementation of `drpo serve`: a vLLM server for `drpo train --engine http://...`."""
 
 import importlib.util
 import ipaddress
@@ -19,25 +19,25 @@ from drpo.rollout.vllm import device_options, precision_options
 from drpo.rollout.vllm_worker import EXTENSION
 
 GATE = f"{Gate.__module__}.{Gate.__qualname__}"
-"""What vLLM is told to put before its own handlers."""
+"""The middleware that checks the token before vLLM's handlers."""
 
 
 def serve(model: str, options: ServeOptions, further: list[str]) -> None:
-    """Start a vLLM server in this process's place; does not return."""
+    """Replace this process with a vLLM server; does not return."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
     _require_loopback(options)
     line = command(model, options, further)
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens the calls that replace weights, behind the gate
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # enables the calls that replace weights, which require the token
     _give_token(options)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Trainer and server take turns on the same cores; bound ones would leave out those kept free for the other.
+    # Trainer and server alternate on the same cores; binding threads would leave cores idle.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.execv(line[0], line)
 
 
 def _require_loopback(options: ServeOptions) -> None:
-    """Refuse an address that others reach: tokens and weights would cross the network in the clear."""
+    """Raise for an address that other machines reach: tokens and weights would be sent unencrypted."""
     try:
         loopback = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
     except ValueError:
@@ -50,39 +50,39 @@ def _require_loopback(options: ServeOptions) -> None:
 
 
 def _give_token(options: ServeOptions) -> None:
-    """Leave a token in the environment, which other users cannot read; say it where it is new."""
+    """Put a token into the environment, which other users cannot read; print it if it is new."""
     if os.environ.get(TOKEN):
-        headers()  # raises where no request could carry it
+        headers()  # raises if it cannot be sent as a header
         return
     os.environ[TOKEN] = token = secrets.token_urlsafe(24)
     print(f"token: {TOKEN}={token} drpo train ... --engine http://{options.host}:{options.port}", flush=True)
 
 
 def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
-    """Return the command line of the server; what is further given wins, but for where it listens and to whom.
+    """Return the server's command line; `further` wins over drpo's options, except for address, port and middleware.
 
     Args:
         model: smollm2-135m, a folder or a hub id.
-        options: where it listens.
+        options: address, port and precision.
         further: options of `vllm serve`.
 
     Raises:
-        InputError: a precision that vLLM does not have here, or a model that no other program can load.
+        InputError: a precision that vLLM does not support, or a model that only drpo can load.
     """
     if model == TINY:
         raise InputError(f"serve: model={TINY!r} is made in memory, not on a disk; give a folder or a hub id")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {**precision_options(options.precision, device), **device_options(device)}
     return [
-        # Not `vllm serve`: in vllm-cpu that asks for the version of a distribution named vllm, and ends without one.
+        # Not `vllm serve`: in vllm-cpu it fails because no distribution is named vllm.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(smollm2.smollm2()) if model == SMOLLM2 else model),
         *(word for name, value in machine.items() for word in _option(name, value)),
-        *("--generation-config", "vllm"),  # the model's own must not change the distribution
-        *("--logprobs-mode", "processed_logprobs"),  # of the distribution that is drawn from
+        *("--generation-config", "vllm"),  # the model's generation config must not change the distribution
+        *("--logprobs-mode", "processed_logprobs"),  # of the sampling distribution
         *("--max-logprobs", "-1"),
-        *("--max-model-len", "-1"),  # the model's own, or what the cache has room for
-        "--enable-scale-out",  # the endpoint that takes and gives token ids
+        *("--max-model-len", "-1"),  # the model's length, or as much as the cache can hold
+        "--enable-scale-out",  # the endpoint with token ids in and out
         "--enable-prefix-caching",
         *("--worker-extension-cls", EXTENSION),
         *("--uvicorn-log-level", "warning"),
@@ -92,7 +92,7 @@ def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """An option of vLLM's constructor as one of its command line."""
+    """Return an argument of vLLM's constructor as command-line options."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]

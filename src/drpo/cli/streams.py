@@ -1,4 +1,4 @@
-"""Standard output and standard error: what they cannot take must not end what is worth more."""
+"""Standard output and standard error that do not end a run when they fail."""
 
 import errno
 import os
@@ -9,10 +9,10 @@ from typing import Any, TextIO, cast
 
 
 class OutputLostError(Exception):
-    """Standard output takes no more, of a command that has nothing to do but to write to it.
+    """Standard output failed, in a command whose only purpose is its output.
 
     Args:
-        error: what it said.
+        error: the stream's error.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -21,16 +21,16 @@ class OutputLostError(Exception):
 
 
 def reason(error: Exception) -> str:
-    """Return what the system says of an error, without its number."""
+    """Return the system's text of an error, without its number."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 class Stream:
-    """A stream whose first failure is handed on; from then on it leads nowhere.
+    """A stream that reports its first failure and then discards its output.
 
     Args:
-        stream: takes the text while it can.
-        lost: is told of the failure, and may raise.
+        stream: the stream.
+        lost: receives the first failure, and may raise.
     """
 
     def __init__(self, stream: TextIO, lost: Callable[[Exception], None]) -> None:
@@ -52,8 +52,8 @@ class Stream:
     def _try(self, do: Callable[[], object]) -> None:
         try:
             do()
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            # What still waits in its buffer must not fail again when the process ends.
+        except (OSError, ValueError) as error:  # ValueError: closed
+            # The buffered rest must not fail again at exit.
             with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             self._lost(error)
@@ -64,13 +64,13 @@ class Stream:
 
 @contextmanager
 def telling(goes_on: bool) -> Iterator[None]:
-    """While entered, no text ends the command because a stream is closed, full, gone or knows no such letter.
+    """Protect the block from streams that are closed, full or cannot encode a character.
 
     Args:
-        goes_on: what the command does is worth doing without its output: a line on standard error says that it is lost.
+        goes_on: the command continues without its output; a line on standard error reports the loss.
 
     Raises:
-        OutputLostError: standard output is lost, of a command that does not go on without it.
+        OutputLostError: standard output failed, and `goes_on` is False.
     """
     before = sys.stdout, sys.stderr
     _open_missing()
@@ -80,25 +80,25 @@ def telling(goes_on: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OutputLostError):  # of --help, which ends the process by itself
+        with suppress(OutputLostError):  # --help ends the process itself
             sys.stdout.flush()
         sys.stdout, sys.stderr = before
 
 
 def _open_missing() -> None:
-    """Lead streams that the shell closed (`>&-`) nowhere: else the next file to be opened would get their output."""
+    """Point streams that the shell closed (`>&-`) to the null device; else the next opened file gets their output."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError as error:
             if error.errno == errno.EBADF:
-                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free is this one
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free descriptor is this stream
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _lenient(stream: TextIO) -> TextIO:
-    """The same stream, which writes "?" for letters that its encoding does not have."""
+    """Make a stream write "?" for characters that it cannot encode."""
     if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
     return stream

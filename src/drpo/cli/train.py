@@ -1,4 +1,4 @@
-"""Training, from a recipe or from a checkpoint: the work of `drpo train`."""
+"""The implementation of `drpo train`: training from a recipe or from a checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -36,11 +36,11 @@ from drpo.train.verify import is_finished
 from drpo.train.watchdog import Watchdog
 
 LONGEST_STALL_S = 10**8
-"""Three years; timers know no more than some hundred."""
+"""Three years; an upper bound that timers can represent."""
 
 
 def begin(run: Run, options: TrainOptions) -> int:
-    """Train as a run says, in a new folder; of several processes, in each."""
+    """Train a run in a new folder; called in every process."""
     select_device()
     with process_group() as ranks:
         if is_elastic() and options.out is None:
@@ -52,17 +52,17 @@ def begin(run: Run, options: TrainOptions) -> int:
         folder = ranks.gather([wanted])[0]
         with _made("--out", folder, ranks):
             _require_free(folder, run)
-            ranks.barrier()  # before the first writes to it
+            ranks.barrier()  # before rank 0 writes to it
             return _run(run, folder, options, ranks)
 
 
 def resume(folder: Path, options: ResumeOptions) -> int:
-    """Go on with a run from its last checkpoint; of several processes, in each."""
+    """Resume a run from its last checkpoint; called in every process."""
     select_device()
     with process_group() as ranks:
         stored = at_server(open_run(folder, options.trust_remote_code), folder, options.engine)
         with reading(folder):
-            summarise(folder, stored)  # what is summed up at the end has to be readable before hours are spent
+            summarise(folder, stored)  # the summary at the end must be computable; check it first
             if is_finished(folder) and not (folder / CHECKPOINTS).exists():
                 raise InputError(f"{folder}: done, without a checkpoint, as a comparison's trials are; nothing to do")
         with _made("--resume", folder, ranks):
@@ -70,14 +70,14 @@ def resume(folder: Path, options: ResumeOptions) -> int:
 
 
 def _require_free(folder: Path, run: Run) -> None:
-    """A run begins where none is, or where one broke off before it had written down what it is.
+    """Raise unless a folder is free for a new run: empty, or abandoned before its configuration was written.
 
     Raises:
-        InputError: a run is there, or what is left of one.
+        InputError: a run, or a part of one, is there.
     """
     try:
         stored = read_json(folder / CONFIG)
-    except (FileNotFoundError, InputError):  # not there, or half written: power went off
+    except (FileNotFoundError, InputError):  # missing, or half written because of a power failure
         left = [name for name in (CHECKPOINTS, *FILES) if (folder / name).exists() and _holds(folder / name)]
         if left:
             raise InputError(
@@ -95,7 +95,7 @@ def _holds(path: Path) -> bool:
 
 @contextmanager
 def _made(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Let the first rank make the run's folder; what it may not make, no rank trains in."""
+    """Let rank 0 create the run's folder; if it fails, all ranks raise."""
     with ExitStack() as stack:
         with ranks.reraise_on_all():
             if ranks.is_main:
@@ -129,7 +129,7 @@ def _train_with(
 ) -> int:
     ranks, console = components.ranks, Terminal()
     live = console.is_terminal and not options.plain
-    # Weights that are divided cannot be asked about by one process alone.
+    # A single process cannot examine sharded weights.
     examined = options.doctor and ranks.is_main and not components.policy.equal_passes
     if ranks.all_reduce_max(examined and not _sound(run, components, console)):
         return 1
@@ -151,7 +151,7 @@ def _train_with(
 
 
 def _sound(run: Run, components: Components, console: Console) -> bool:
-    """Whether training may begin; says what is worth a note, and what is broken."""
+    """Run the doctor's short form, print its notes and faults, and return whether training may begin."""
     with console.status("checking that the numbers are sound; --no-doctor goes without"):
         findings = list(doctor.examine(run, components, doctor.QUICK))
     shown = [f for f in findings if f.verdict != "ok"]
@@ -159,7 +159,7 @@ def _sound(run: Run, components: Components, console: Console) -> bool:
     console.print(f"doctor: {sound} of {len(findings)} checks sound")
     for finding in shown:
         print_finding(console, finding)
-    # A reward may be meant as it is: only its author can know.
+    # A fault of the reward is only reported: it may be intended.
     broken = [f.check for f in findings if f.verdict == "broken" and f.check not in ("reward", "mutated")]
     if broken:
         console.print(
@@ -172,10 +172,10 @@ def _sound(run: Run, components: Components, console: Console) -> bool:
 def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report: Path | None, again: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for when in ("before", "after"):
-        found = summary[f"evaluation_{when}"]
-        if found:
-            mean, interval = mean_score(found["reward_mean"], found["low"], found["high"])
-            name = measure(found["reward_mean"], found["pass_at"]["1"], bool(interval))
+        evaluation = summary[f"evaluation_{when}"]
+        if evaluation:
+            mean, interval = mean_score(evaluation["reward_mean"], evaluation["low"], evaluation["high"])
+            name = measure(evaluation["reward_mean"], evaluation["pass_at"]["1"], bool(interval))
             table.add_row(f"{name} {when}", mean, interval)
     if (change := summary["evaluation_difference"]) is not None:
         shares = summary["evaluation_after"]["low"] is not None
@@ -201,7 +201,7 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report
 
 
 def _resume_flags(run: Run, options: TrainOptions) -> list[str]:
-    """What `drpo train --resume` needs to go on as this command would; what was found sound is not examined again."""
+    """Return the options for `drpo train --resume` that keep this command's settings, without the doctor."""
     trackers = ["--track", *options.track] if options.track else []
     plain = ["--plain"] if options.plain else []
     accepts = ["--accept-records"] if _accepts(options) else []
@@ -213,7 +213,7 @@ def _accepts(options: TrainOptions) -> bool:
 
 
 def _new_folder(wanted: Path) -> Path:
-    """Make a folder that nobody else has, of this name or with a number behind it."""
+    """Create a new folder of this name, with a number appended if it is taken."""
     if is_elastic():
         raise InputError(
             "--out: name the run's folder, in which processes that --max-restarts starts again find the run"

@@ -1,4 +1,4 @@
-"""Gradient weights drawn: the work of `drpo weights`."""
+"""The implementation of `drpo weights`."""
 
 from drpo import objectives
 from drpo.cli.commands.weights import WeightsOptions

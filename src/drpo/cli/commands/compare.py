@@ -15,30 +15,29 @@ from drpo.train.records import TRIALS, refuse_old_comparison
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
 BY_TRIAL = ("name", "objective", "seed")
-"""Fields of a run that each trial has of its own, and that are no options."""
+"""Fields of a run that are set per trial, so they are not options."""
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Train a recipe with several objectives, over seeds and regimes, and say what may be claimed of their differences.
+    """Train a recipe with several objectives, over seeds and regimes, and report which differences are significant.
 
       drpo compare demo --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --seeds 0 1 2 --updates 4 16
 
-    Every combination of the values given is a trial, a training of its own: without options 6 objectives x 3 seeds,
-    which are 18 trainings, in runs/compare-RECIPE. How many there are to do is said before the first begins. Ctrl-C
-    stops them, and `drpo compare --resume COMPARISON` goes on.
+    Every combination of the given values is a trial. The default is 6 objectives x 3 seeds: 18 trainings, in runs/compare-RECIPE. The number of trials is printed before the first begins. Ctrl-C stops them, and
+    `drpo compare --resume COMPARISON` resumes them.
 
     Args:
-        objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; behind an @ its own learning rates,
-            as in 'drpo(0.2) @ 1e-5 2e-5', so that none wins by its neighbour's tuning.
+        objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; optionally with learning rates after
+            an @: 'drpo(0.2) @ 1e-5 2e-5'. Tune each objective, for a fair comparison.
         seeds: each fixes the data order, the random numbers and the held-out problems.
-        learning_rate: of the objectives that bring none of their own; without it that of --optimizer.
-        task: where problems come from.
+        learning_rate: for objectives without an @; default: that of --optimizer.
+        task: the source of problems.
         updates: optimiser updates per rollout.
         sync_every: steps between weight syncs, from the trainer to the sampler.
         async_steps: steps that rollouts are sampled ahead of training.
         rollout_precision: of the sampler: fp32, bf16, int8, fp8_weights, fp8.
-        out: folder of the comparison; default runs/compare-RECIPE. One that is there is added to.
+        out: folder of the comparison; default runs/compare-RECIPE. Trials are added to an existing comparison.
         jobs: trials trained at once; default: as many as memory and cores allow.
         plain: plain lines in place of the live table.
     """
@@ -58,7 +57,7 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a comparison that was interrupted: its trials that have no result yet are trained.
+    """Resume an interrupted comparison: train its trials that have no result yet.
 
       drpo compare --resume runs/compare-demo
 
@@ -67,7 +66,7 @@ class ResumeOptions:
         plain: plain lines in place of the live table.
         trust_remote_code: import the code that the trials' configurations name as module:name; only for folders that
             you trust.
-        engine: address of the server that the trials sample with, where they do, as their configurations have it.
+        engine: address of the rollout server, if the trials use one; must equal the one in their configurations.
     """
 
     jobs: int | None = None
@@ -102,6 +101,6 @@ def compare(arguments: list[str]) -> int:
 
 
 def require_jobs(jobs: int | None) -> None:
-    """Refuse a number of jobs that cannot be."""
+    """Raise unless the number of jobs is at least 1."""
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs {jobs}: must be at least 1")

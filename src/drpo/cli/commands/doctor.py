@@ -9,14 +9,14 @@ from drpo.spec import import_named
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Check whether what this machine would train on is sound: a line per check, in a minute. Nothing is trained.
+    """Check that a run's numbers are sound on this machine: a line per check, in a minute. Nothing is trained.
 
       drpo doctor demo --precision bf16
 
-    The status is 1 where something is broken.
+    The exit status is 1 if something is broken.
 
     Args:
-        quick: the shorter form, which every training run begins with.
+        quick: the short form, with which every training run begins.
         json: print the findings as JSON.
     """
 
@@ -25,7 +25,7 @@ class DoctorOptions:
 
 
 def doctor(arguments: list[str]) -> int:
-    """`drpo doctor [RECIPE] [overrides]`; 1 where something is broken."""
+    """`drpo doctor [RECIPE] [overrides]`; returns 1 if something is broken."""
     named = bool(arguments) and not arguments[0].startswith("-")
     if not named and asks_for_help(arguments):
         parse(

@@ -8,7 +8,7 @@ from drpo.spec import import_named
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """Print what a report of a bug needs: versions, hardware, settings. No secret is printed.
+    """Print versions, hardware and settings for a bug report. No secret is printed.
 
       drpo env --json
 

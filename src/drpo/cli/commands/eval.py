@@ -1,4 +1,4 @@
-"""`drpo eval`: its first check; its options are in `drpo.cli.eval_options`, since they hold a run's records."""
+"""`drpo eval`: its first check. Its options are in `drpo.cli.eval_options`, which imports a run's records."""
 
 from pathlib import Path
 

@@ -19,8 +19,8 @@ class ExportOptions:
       drpo export runs/demo exported --dtype bf16
 
     Args:
-        step: of a run: the checkpoint after this many rollouts; 0 for the last there is.
-        dtype: fp32, as they were trained, or bf16, fp16.
+        step: of a run: the checkpoint after this many rollouts; 0 for the last.
+        dtype: fp32 (as trained), bf16 or fp16.
         trust_remote_code: import the model that the run's configuration names as module:name; only for folders that
             you trust.
     """

@@ -15,12 +15,12 @@ from drpo.train.records import ROLLOUTS
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Ask other objectives what they would have done with a batch that a run has trained on.
+    """Show what other objectives would have done with a batch that a run trained on.
 
-    A run's rollouts.jsonl keeps every token with both log-probabilities and its advantage: all that an objective sees.
-    So each can be asked, on the same tokens, how it would have weighted them: who is silenced or pulled back, to which
-    mu the gradient goes, at which tokens two objectives part, and how far their gradients point the same way. They
-    differ at the later updates of a step; on fresh samples nearly all agree. Nothing is trained.
+    A run's rollouts.jsonl records every token with both log-probabilities and its advantage: all inputs of an
+    objective. The replay computes how each objective weights the same tokens: the share of silenced and pulled-back
+    tokens, the gradient by mu, the tokens at which two objectives differ most, and the cosine between their gradients.
+    Objectives differ at the later updates of a step; on fresh samples nearly all agree. Nothing is trained.
 
       drpo replay runs/demo --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' 'dppo(0.15)' --step 8 --json replay.json
 
@@ -47,6 +47,6 @@ def replay(arguments: list[str]) -> int:
     require_file("--out", options.out, PICTURES)
     if options.json is not None:
         require_file("--json", options.json)
-    if not (options.run / ROLLOUTS).exists():  # all that a replay reads
+    if not (options.run / ROLLOUTS).exists():  # the only file that a replay reads
         require_run(options.run)
     return int(import_named("drpo.cli.replay", "replay", "command")(options))

@@ -16,11 +16,11 @@ class ReportOptions:
 
       drpo report runs/demo --open
 
-    Of a run: curves, trust region, gradient weights, and every token of every completion. Of a comparison: curves and
-    ends of every objective with intervals, differences seed by seed, what may be claimed, and every trial.
+    For a run: curves, trust region, gradient weights, and every token of every completion. For a comparison: curves and
+    final scores of every objective with intervals, differences per seed, significant differences, and every trial.
 
-    The file opens from disk and asks the network for nothing. `drpo train` and `drpo compare` write one at their end;
-    RUN may also be a folder that is worked on or was stopped.
+    The file opens from disk and makes no network requests. `drpo train` and `drpo compare` write one at their end. RUN
+    may also be a run in progress or a stopped one.
 
     Args:
         out: the file; default report.html in the folder.

@@ -13,12 +13,12 @@ class ServeOptions:
 
       drpo serve smollm2-135m --port 8001 -- --max-num-seqs 64
 
-    It answers drpo's own calls, of whoever sends the token that it prints or that DRPO_SERVER_TOKEN holds.
+    It answers drpo's calls if they carry the token that it prints or that DRPO_SERVER_TOKEN holds.
 
-    What stands behind -- are options of `vllm serve`, passed on as they are; they win over what drpo sets.
+    Options after -- are passed on to `vllm serve`; they win over drpo's settings.
 
     Args:
-        host: the address to listen on, of this machine alone. From another machine come through a tunnel:
+        host: the address to listen on; only loopback addresses. From another machine use a tunnel:
             ssh -N -L 8000:127.0.0.1:8000 HOST.
         port: the port to listen on.
         precision: of the weights and the compute: auto (bf16 where the processor has it), bf16, fp16, fp32, fp8.
@@ -32,8 +32,8 @@ class ServeOptions:
 def serve(arguments: list[str]) -> int:
     """`drpo serve MODEL [--port N] [--host ADDRESS] [--precision P] [-- options of vllm serve]`; does not return."""
     model, rest = leading(arguments, "MODEL", "serve: name a model first: smollm2-135m, a folder or a hub id")
-    own, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
-    options = parse(ServeOptions, own, f"drpo serve {model}")
+    ours, further = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
+    options = parse(ServeOptions, ours, f"drpo serve {model}")
     require_there(model)
     import_named("drpo.cli.serve", "serve", "command")(model, options, further)
     return 0

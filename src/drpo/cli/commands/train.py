@@ -14,33 +14,33 @@ from drpo.train.records import read_config
 
 USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]
 
-Train a model as a recipe says, but for the fields that are given; or go on with a run from its last checkpoint.
+Train a model by a recipe, with the given fields overridden; or resume a run from its last checkpoint.
 
   drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
 
-`drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` how a run goes on: with
---trust-remote-code where its configuration names code of your own, module:name.
+`drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` the options for resuming,
+such as --trust-remote-code if the configuration names your own code, module:name.
 """
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a model as a recipe says, but for the fields that are given.
+    """Train a model by a recipe, with the given fields overridden.
 
       drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
 
-    `drpo train --resume RUN` goes on with a run from its last checkpoint.
+    `drpo train --resume RUN` resumes a run from its last checkpoint.
 
     Args:
-        out: folder of the run; default runs/NAME, with a number behind it where that is taken.
+        out: folder of the run; default runs/NAME, with a number appended if that is taken.
         plain: plain lines in place of the live table.
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
         track: send the figures to trackers besides: trackio, tensorboard, wandb (offline unless WANDB_MODE or
             WANDB_API_KEY is set); one that fails costs a line, not the run.
-        stall: seconds that a phase of a step may take before the stacks are left in stalled.txt and the process ends
-            with status 75, or the run begins again. 0 waits for ever.
-        restarts: how often the run may begin again from its last checkpoint, in a new process in the place of this
-            one, after a phase that stalled or an engine that died; torchrun has --max-restarts for that.
+        stall: seconds that a phase of a step may take. After that the stacks are written to stalled.txt, and the run
+            restarts, or the process ends with status 75. 0 waits for ever.
+        restarts: how often the run may restart from its last checkpoint, after a phase that stalled or an engine that
+            died. With torchrun, use --max-restarts.
     """
 
     out: Path | None = None
@@ -53,7 +53,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions(TrainOptions):
-    """Go on with a run that was interrupted, from its last checkpoint and with its own configuration.
+    """Resume an interrupted run from its last checkpoint, with its own configuration.
 
       drpo train --resume runs/demo
 
@@ -63,12 +63,12 @@ class ResumeOptions(TrainOptions):
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
         track: send the figures to trackers besides, as `drpo train --help` says.
         stall: seconds that a phase may take, as `drpo train --help` says.
-        restarts: how often the run may begin again, as `drpo train --help` says.
+        restarts: how often the run may restart, as `drpo train --help` says.
         trust_remote_code: import the code that the run's configuration names as module:name; only for folders that
             you trust.
-        engine: address of the server that the run samples with, where it does; it may have moved.
-        accept_records: go on though records were deleted, cut or changed since the checkpoint (`drpo verify RUN` says
-            which); what is missing stays missing.
+        engine: address of the rollout server, if the run uses one; it may differ from the recorded one.
+        accept_records: resume although records were deleted, cut or changed since the checkpoint (`drpo verify RUN`
+            lists them); missing records stay missing.
     """
 
     trust_remote_code: bool = False

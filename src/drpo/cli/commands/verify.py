@@ -9,12 +9,12 @@ from drpo.train.verify import verify as parts_of
 
 USAGE = """usage: drpo verify RUN
 
-See whether everything in a run's folder is what was written: configuration, records, checkpoints, evaluations, model.
+Check that the files of a run are intact: configuration, records, checkpoints, evaluations, model.
 
   drpo verify runs/demo
 
-A line for each part; status 0 where all is sound, 1 where something is not. Nothing is changed and no code of the
-folder is run. Records after its last checkpoint have no sum yet.
+Prints a line per part; the exit status is 0 if all are intact, else 1. Nothing is changed and no code of the folder is
+run. Records after the last checkpoint have no checksum yet.
 """
 
 
@@ -31,7 +31,7 @@ def verify(arguments: list[str]) -> int:
         raise InputError(f"{folder}: no run there ({CONFIG} is missing)")
     sound = True
     console = Terminal(stderr=True)
-    with console.status("") as status:  # on a terminal alone, and gone with the last
+    with console.status("") as status:  # shown on a terminal only
         for part in parts_of(folder, lambda name: status.update(f"reading {printable(name)}")):
             sound = sound and part.sound
             print(printable(f"{'ok' if part.sound else 'WRONG':<6} {part.name:<24} {part.said}"))

@@ -18,20 +18,20 @@ from drpo.terminal import Terminal
 from drpo.train.records import TRIALS
 
 LONGEST_S = 86_400
-"""Between two looks."""
+"""Upper bound of the interval."""
 
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """Show a run that another process is at, or a comparison's runs: progress, curves, the last sample.
+    """Follow a run of another process, or a comparison's runs: progress, curves, the last sample.
 
       drpo watch runs/demo
 
-    It ends when the run does, or by Ctrl-C, which does nothing to the run.
+    It ends when the run does, or on Ctrl-C, which does not affect the run.
 
     Args:
-        once: print one picture and end; so it is where the output is no terminal.
-        every: seconds between looks.
+        once: print the state once and end; the default if the output is not a terminal.
+        every: seconds between updates.
     """
 
     once: bool = False
@@ -39,7 +39,7 @@ class WatchOptions:
 
 
 def watch(arguments: list[str]) -> int:
-    """`drpo watch RUN`: a run, or a comparison's runs, that another process is at; until it ends, or Ctrl-C."""
+    """`drpo watch RUN`: follow a run, or a comparison's runs, until it ends or Ctrl-C."""
     name, rest = leading(arguments, "RUN", "watch: name the run's folder first")
     options = parse(WatchOptions, rest, f"drpo watch {name}")
     if not 0 < options.every <= LONGEST_S:
@@ -49,7 +49,7 @@ def watch(arguments: list[str]) -> int:
     look = _Look(folder)
     console = Terminal()
     if options.once or not console.is_terminal:
-        # What is written to a file or a pipe has a width of its own.
+        # Output to a file or a pipe has a fixed width.
         console = console if console.is_terminal else Terminal(width=110)
         with reading(folder):
             console.print(look(console)[0])
@@ -57,13 +57,13 @@ def watch(arguments: list[str]) -> int:
     try:
         with reading(folder):
             _follow(look, console, options.every)
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the usual end
         return 0
     return 0
 
 
 class _Look:
-    """Draws what a folder holds at the moment, and says whether that will change no more."""
+    """Draws the present state of a folder, and returns whether it is final."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -74,7 +74,7 @@ class _Look:
             view = self._of(self._folder).look()
             return draw_view(view, console.width), view.summary is not None
         views = [self._of(trial).look() for trial in find_trials(self._folder)]
-        # Which runs a comparison has yet to begin is not seen here, so it is watched for as long as one likes.
+        # The trials that are still to begin are unknown here, so a comparison is followed until Ctrl-C.
         return draw_views(views, console.width) if views else Text(f"waiting for the runs of {self._folder}"), False
 
     def _of(self, folder: Path) -> Follower:

@@ -22,7 +22,7 @@ class WeightsOptions:
     Args:
         objectives: specs: 'drpo(0.2)' 'ppo(0.2,0.28)' ...
         mu: the sampler's probability of the token, one panel each.
-        out: the picture, a PNG, SVG or PDF by its ending.
+        out: the picture; its suffix selects PNG, SVG or PDF.
     """
 
     objectives: tyro.conf.Positional[tuple[str, ...]] = SHOWN
