@@ -24,8 +24,9 @@ class CompareOptions:
 
       drpo compare demo --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --seeds 0 1 2 --updates 4 16
 
-    Every combination of the given values is a trial. The default is 6 objectives x 3 seeds: 18 trainings, in runs/compare-RECIPE. The number of trials is printed before the first begins. Ctrl-C stops them, and
-    `drpo compare --resume COMPARISON` resumes them.
+    Every combination of the given values is a trial. The default is 6 objectives x 3 seeds: 18 trainings, in
+    runs/compare-RECIPE. The number of trials is printed before the first begins. Ctrl-C stops them, and `drpo compare
+    --resume COMPARISON` resumes them.
 
     Args:
         objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; optionally with learning rates after
