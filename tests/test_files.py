@@ -101,6 +101,13 @@ def test_a_picture_replaces_a_link(run: Path, victim: Path, ending: str):
     assert victim.read_text() == SECRET and (run / f"a.{ending}").stat().st_size > 100
 
 
+def test_a_name_in_a_picture_does_not_reach_the_terminal(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    figure = Figure()
+    figure.suptitle("a name: \x1b[31m")
+    files.save_figure(figure, tmp_path / "a.png")
+    assert not recwarn.list
+
+
 def test_a_trial_that_is_a_link_is_not_written_to(run: Path, victim: Path):
     (run / TRIALS).mkdir()
     (run / TRIALS / tiny_run().name).symlink_to(victim.parent)

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -180,7 +181,9 @@ def save_figure(figure: Any, path: Path, **options: Any) -> None:
         path: of the picture.
         options: of `Figure.savefig`.
     """
-    with replacing(path) as file:
+    with replacing(path) as file, warnings.catch_warnings():
+        # A letter that the font lacks is warned of as it is, and a name in a record may hold control characters.
+        warnings.simplefilter("ignore", UserWarning)
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=130, **options)
 
 

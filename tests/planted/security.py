@@ -60,6 +60,12 @@ def _but_hard_links(right: Any) -> Any:
 
 REPLACEMENTS = (
     Replacement(
+        "a picture warns of letters that its font lacks, as they are",
+        "drpo.files:save_figure",
+        lambda right: lambda figure, path, **options: figure.savefig(path, **options),
+        (f"{FILES}test_a_name_in_a_picture_does_not_reach_the_terminal",),
+    ),
+    Replacement(
         "files are written through links",
         "drpo.files:replacing",
         lambda right: _through,
