@@ -71,7 +71,7 @@ def test_no_command_imports_what_a_folder_names(here: Path, field: str, spec: st
 def test_a_report_needs_no_code_but_the_objectives(here: Path):
     """Of a folder whose every field names code; the report of each alone reads no more."""
     fields = {field: CODE for field, _ in NAMED if field != "objective"}
-    for i, task in enumerate(spec for field, spec in FIELDS if field == "task"):
+    for i, task in enumerate(spec for field, spec in NAMED if field == "task"):
         write_stranger(here / f"run-{i}", **fields | {"task": task})
         assert said(["report", f"run-{i}"]).status == 0
     write_stranger(here / "run", objective=CODE)
