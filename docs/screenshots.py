@@ -36,7 +36,7 @@ def at_a_token(page: Any) -> None:
     longest = max(rows, key=lambda row: len(row.locator(".snippet").inner_text()))
     longest.click()
     go_to(page, "rollouts")
-    page.locator("#view .token.held").first.hover()
+    page.locator("#view .token.masked").first.hover()
 
 
 def of_a_comparison(page: Any) -> None:
