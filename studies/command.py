@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: bad input is one line, and exit status 2."""
+"""Shared by the scripts of this folder: invalid input gives one line and exit status 2."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     """Run a script's command and return its exit status: 2 for bad input, 130 where Ctrl-C ended it.
 
     Args:
-        command: takes the arguments and returns the exit status.
+        command: receives the arguments and returns the exit status.
         arguments: None takes the process's own.
     """
     try:

@@ -1,7 +1,7 @@
 """Figures and tables of docs/study.md and docs/stability.md, from the results beside this file.
 
 `python studies/figures.py` draws the figures into docs/figures/ and puts the tables into the documents, each between
-`<!-- table NAME -->` and `<!-- end -->`. A test sees that the documents have what the results say.
+`<!-- table NAME -->` and `<!-- end -->`. A test checks that the documents are current.
 """
 
 import re
@@ -26,18 +26,18 @@ DOCUMENTS = (ROOT / "docs" / "study.md", ROOT / "docs" / "stability.md")
 
 @cache
 def read(name: str) -> Comparison:
-    """One of the comparisons whose results are committed."""
+    """Read one of the committed comparisons."""
     return replace(load_results(RESULTS / f"{name}.json"), name=name)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Format a Markdown table."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def percent(interval: Interval) -> str:
-    """A mean of accuracies with its bounds, those that no accuracy can have cut off."""
+    """Format a mean accuracy with its bounds, clipped to [0, 1]."""
     low, high = max(0.0, interval.low), min(1.0, interval.high)
     return f"{interval.value:.1%} ({low:.0%} to {high:.0%})"
 
@@ -47,7 +47,7 @@ def _fallen(c: Condition) -> str:
 
 
 def ends(comparison: Comparison) -> str:
-    """Where every objective ends in every regime, seed by seed."""
+    """Final scores of every objective in every regime, per seed."""
     fields = comparison.regime_fields
     rows = [
         [
@@ -65,18 +65,18 @@ def ends(comparison: Comparison) -> str:
 
 
 def claimed(comparison: Comparison) -> str:
-    """What the seeds allow to be claimed."""
+    """The claims that the seeds support."""
     fields = comparison.regime_fields
-    found = [
+    lines = [
         f"- `{c.better}` ends above `{c.worse}`{' with ' + label(c.regime, fields) if fields else ''}: "
         f"seed by seed by {c.difference.value:.2f} ({bounds(c.difference)})."
         for c in claims(best(conditions(comparison)))
     ]
-    return "\n".join(found) or "- Nothing: all intervals overlap."
+    return "\n".join(lines) or "- Nothing: all intervals overlap."
 
 
 def pooled(parts: Mapping[str, Comparison]) -> str:
-    """Of the objectives that all regimes have: all together, regimes as strata, and seed by seed against the first."""
+    """Pooled final scores of the objectives in all regimes, regimes as strata, and paired differences to the first."""
     strata = {
         (name, regime): {o: {c.seed: final(c) for c in trials if c.objective == o and c.over} for o in part.objectives}
         for name, part in parts.items()
@@ -112,7 +112,7 @@ def pooled(parts: Mapping[str, Comparison]) -> str:
 
 
 def region(comparison: Comparison) -> str:
-    """What the policy's distance from the sampler was, per regime and objective: means over steps and seeds."""
+    """The policy's distance from the sampler, per regime and objective: means over steps and seeds."""
     fields = comparison.regime_fields
 
     def mean(trials: Sequence[Trial], name: str, form: str) -> str:
@@ -137,23 +137,23 @@ def region(comparison: Comparison) -> str:
 
 
 def stability_table(comparison: Comparison) -> str:
-    """Where each objective ends, per task, updates per rollout and learning rate."""
-    found = conditions(comparison)
+    """Final scores of each objective, per task, updates per rollout and learning rate."""
+    results = conditions(comparison)
     fields = comparison.regime_fields
-    rates = sorted({c.learning_rate for c in found})
+    rates = sorted({c.learning_rate for c in results})
     rows = []
-    for task, updates in dict.fromkeys(_where(c, fields) for c in found):
-        here = [c for c in found if _where(c, fields) == (task, updates)]
+    for task, updates in dict.fromkeys(_where(c, fields) for c in results):
+        here = [c for c in results if _where(c, fields) == (task, updates)]
         for objective in comparison.objectives:
             mine = [[c for c in here if (c.objective, c.learning_rate) == (objective, rate)] for rate in rates]
             rows.append([task, str(updates), f"`{objective}`", *map(_mean_end, mine)])
     return markdown(["the tail is", "updates", "objective", *[f"{rate:g}" for rate in rates]], rows)
 
 
-def _mean_end(found: Sequence[Condition]) -> str:
-    """Over all seeds and samplers, and how many of these runs fell."""
-    fallen = sum(round(c.collapse.value * c.collapse.n) for c in found)
-    ended = t_interval([list(c.final.values()) for c in found])
+def _mean_end(of_cell: Sequence[Condition]) -> str:
+    """Mean final score over all seeds and samplers, and the number of runs that fell."""
+    fallen = sum(round(c.collapse.value * c.collapse.n) for c in of_cell)
+    ended = t_interval([list(c.final.values()) for c in of_cell])
     return f"{ended.value:.2f} ({ended.low:.2f} to {ended.high:.2f})" + (
         f", {fallen} of {ended.n} fell" if fallen else ""
     )
@@ -161,7 +161,7 @@ def _mean_end(found: Sequence[Condition]) -> str:
 
 @cache
 def _pooled_ends(name: str) -> dict[tuple[int, float], dict[str, Interval]]:
-    """(updates, learning rate) -> objective -> its mean end over both tasks and all samplers, which are the strata."""
+    """(updates, learning rate) -> objective -> mean final score; the strata are the tasks and samplers."""
     comparison = read(name)
     fields = comparison.regime_fields
     parts: dict[tuple[int, float], dict[str, list[list[float]]]] = {}
@@ -172,22 +172,22 @@ def _pooled_ends(name: str) -> dict[tuple[int, float], dict[str, Interval]]:
 
 
 def stability_pooled(name: str) -> str:
-    """Where each objective ends as updates grow staler and steps larger, both tasks and all samplers together."""
-    found = _pooled_ends(name)
+    """Final scores of each objective by updates and learning rate, pooled over both tasks and all samplers."""
+    pools = _pooled_ends(name)
     rows = [
-        [f"`{o}`", *(f"{of[o].value:.2f} ({of[o].low:.2f} to {of[o].high:.2f})" for of in found.values())]
+        [f"`{o}`", *(f"{of[o].value:.2f} ({of[o].low:.2f} to {of[o].high:.2f})" for of in pools.values())]
         for o in read(name).objectives
     ]
-    return markdown(["objective", *(f"{updates} updates, {lr:g}" for updates, lr in found)], rows)
+    return markdown(["objective", *(f"{updates} updates, {lr:g}" for updates, lr in pools)], rows)
 
 
 def stability_claims(name: str) -> str:
-    """What may be claimed of all strata together."""
+    """The claims supported by all strata together."""
     lines = []
     for (updates, learning_rate), of in _pooled_ends(name).items():
         worse = {a: [b for b in of if disjoint(of[a], of[b]) and of[a].value > of[b].value] for a in of}
-        said = [f"`{a}` ends above {', '.join(f'`{b}`' for b in below)}" for a, below in worse.items() if below]
-        lines.append(f"- {updates} updates, {learning_rate:g}: {'; '.join(said) or 'nothing'}.")
+        claims_of = [f"`{a}` ends above {', '.join(f'`{b}`' for b in below)}" for a, below in worse.items() if below]
+        lines.append(f"- {updates} updates, {learning_rate:g}: {'; '.join(claims_of) or 'nothing'}.")
     return "\n".join(lines)
 
 
@@ -198,7 +198,7 @@ RADII = (
 
 
 def radii(main: Comparison, others: Comparison) -> str:
-    """Where each ends with 16 updates beside a sampler in fp32, both tasks together: tight and wide regions."""
+    """Final scores by radius with 16 updates and a sampler in fp32, both tasks together."""
     rates = sorted({c.learning_rate for c in main.trials})
     trials = [
         c
@@ -209,8 +209,10 @@ def radii(main: Comparison, others: Comparison) -> str:
     def end(objective: str, learning_rate: float) -> str:
         here = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate)]
         strata = [[final(c) for c in here if c.config["task"] == task] for task in {c.config["task"] for c in here}]
-        found, fallen = t_interval(strata), sum(map(has_collapsed, here))
-        return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" + (f", {fallen} fell" if fallen else "")
+        interval, fallen = t_interval(strata), sum(map(has_collapsed, here))
+        return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})" + (
+            f", {fallen} fell" if fallen else ""
+        )
 
     return markdown(["objective", *(f"{r:g}" for r in rates)], [[f"`{o}`", *(end(o, r) for r in rates)] for o in RADII])
 
@@ -219,7 +221,7 @@ MOVEMENT = {"prob_diff_p99": "{:.3f}", "ratio_max": "{:.3g}", "k3": "{:.4f}", "e
 
 
 def stability_movement(comparison: Comparison) -> str:
-    """How far the policy went from the sampler at the middle learning rate: medians of the runs' means over steps."""
+    """The policy's distance from the sampler at the middle learning rate: medians of the runs' means over steps."""
     rates = sorted({c.learning_rate for c in comparison.trials})
     middle = [c for c in comparison.trials if c.learning_rate == rates[len(rates) // 2]]
     rows = []
@@ -253,7 +255,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """A document with its tables as the results have them now."""
+    """Return a document with its tables updated."""
     return re.sub(
         r"(<!-- table (.+?) -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text, flags=re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""How often intervals hold what they promise, by simulation: with few seeds, not as often as their name says."""
+"""Measures the coverage of confidence intervals by simulation: with few seeds it is below the nominal level."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,20 +12,20 @@ DISTRIBUTIONS: Mapping[str, Callable[[np.random.Generator, int], np.ndarray]] = 
     "normal": lambda generator, n: generator.normal(size=n),
     "skewed": lambda generator, n: generator.lognormal(sigma=1.0, size=n),
 }
-"""What a seed's result may look like: normal, or log-normal with sigma 1 (skewness 6.2)."""
+"""Distributions of a seed's result: normal, or log-normal with sigma 1 (skewness 6.2)."""
 
 INTERVALS: Mapping[str, tuple[Callable[[Strata, int], Interval], Callable[..., object]]] = {
     "mean, bootstrap": (lambda strata, i: stratified_interval(strata, np.mean, resamples=1000, seed=i), np.mean),
     "mean, t": (lambda strata, i: t_interval(strata), np.mean),
     "iqm, bootstrap": (lambda strata, i: stratified_interval(strata, iqm, resamples=1000, seed=i), iqm),
 }
-"""How an interval is made of strata, and the statistic whose true value it should hold."""
+"""Interval functions of strata, with the statistic that the interval should cover."""
 
 
 def coverage(
     interval: str, distribution: str, seeds: int, strata: int = 1, repeats: int = 4000, seed: int = 0
 ) -> Interval:
-    """Return in what share of simulated comparisons a nominal 95 % interval holds the true value.
+    """Return the share of simulated comparisons in which a nominal 95 % interval covers the true value.
 
     Stratum h lies h standard deviations above the first. The true value is that of a million draws of each stratum;
     with fewer than 4 values in all the interquartile mean is the mean, and so is its true value.
@@ -34,7 +34,7 @@ def coverage(
         interval: of `INTERVALS`.
         distribution: of `DISTRIBUTIONS`.
         seeds: per stratum, at least 2.
-        strata: how many.
+        strata: number of strata.
         repeats: simulated comparisons.
         seed: of the simulation.
 
@@ -42,7 +42,7 @@ def coverage(
         The share, with Wilson's interval; 0.95 would be honest.
 
     Raises:
-        InputError: fewer than 2 seeds, of which no interval can be made.
+        InputError: fewer than 2 seeds, which determine no interval.
 
     Example:
         >>> found = coverage("mean, t", "normal", seeds=3, repeats=400)
@@ -59,8 +59,8 @@ def coverage(
     truth = float(np.mean(everything) if seeds * strata < 4 else statistic(everything))  # type: ignore[arg-type]
     held = []
     for i in range(repeats):
-        found = make([list(DISTRIBUTIONS[distribution](generator, seeds) + h * spread) for h in range(strata)], i)
-        held.append(found.low <= truth <= found.high)
+        estimate = make([list(DISTRIBUTIONS[distribution](generator, seeds) + h * spread) for h in range(strata)], i)
+        held.append(estimate.low <= truth <= estimate.high)
     return rate(held)
 
 

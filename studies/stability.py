@@ -66,23 +66,23 @@ TITLES = {
 
 @dataclass(frozen=True)
 class StabilityOptions:
-    """See which trust region holds, on a tiny transformer over a long-tailed vocabulary, as maps.
+    """Map the stability of trust regions, with a tiny transformer over a long-tailed vocabulary.
 
       python studies/stability.py --objectives 'drpo(0.2)' 'ppo(0.2,0.28)' --rollout-precision fp32
 
-    There are two tasks, which differ in whether rare words are noise or carry the meaning. Every combination of the
-    values given is a training of seconds: without options 288 of them, in runs/lab, minutes on two cores. Ctrl-C stops
-    them; the same command goes on. docs/stability.md says what was found.
+    In one of two tasks rare words are noise, in the other they carry the meaning. Every combination of the given values
+    is a training of seconds. The default is 288 trainings in runs/lab, minutes on two cores. Ctrl-C stops them; the
+    same command resumes. docs/stability.md has the results.
 
     Args:
         objectives: none, ppo(0.2,0.28), spo(3), dppo(0.15), drpo(12.5), drpo(0.2), ..., or your own module:name; after
             an @ its own learning rates.
         seeds: of each.
-        updates: optimiser updates per rollout: how stale the data get.
+        updates: optimiser updates per rollout, which make the data stale.
         learning_rate: of each.
-        rollout_precision: of the sampler, beside a trainer in fp32: fp32, bf16, int8, fp8_weights, fp8.
-        out: folder for the comparison (OUT/stability) and the maps; what is there already is not done again.
-        jobs: trainings at once; default: one a core.
+        rollout_precision: of the sampler, with a trainer in fp32: fp32, bf16, int8, fp8_weights, fp8.
+        out: folder for the comparison (OUT/stability) and the maps; finished trainings are kept.
+        jobs: trainings at once; default: one per core.
         plain: plain lines in place of the live table.
     """
 
@@ -124,13 +124,13 @@ def stability(arguments: Sequence[str]) -> int:
 
 
 def _let_workers_import_the_language() -> None:
-    """Put this folder on the path of the processes that train: the runs name `tail_language:Tail` and `speaker`."""
+    """Put this folder on the workers' path: the runs name `tail_language:Tail` and `speaker`."""
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def _delete_rollouts(folder: Path) -> None:
-    """Delete the rollouts of the runs that are over; results.json does not need them."""
+    """Delete the rollouts of finished runs; results.json does not need them."""
     for trial in trial_folders(folder):
         if read_trial(trial).over:
             (trial / ROLLOUTS).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Maps of a comparison: where each objective ends and where it falls, over learning rate and updates per rollout."""
+"""Maps of a comparison: final scores and collapses over learning rate and updates per rollout."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ matplotlib.use("Agg")
 
 
 def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> Path:
-    """Draw a map per objective (columns) and sampler's precision (rows): colour and number are the mean end.
+    """Draw a map per objective (columns) and sampler's precision (rows): colour and number are the mean final score.
 
-    Below the number stands how many of its seeds collapsed or diverged, where any did.
+    Below the number is the count of collapsed or diverged seeds, if any.
 
     Args:
         comparison: varies updates, learning rate and objective, and perhaps the sampler's precision.
-            task: whose trials are drawn, a spec.
-            title: of the figure.
+        task: spec of the task whose trials are drawn.
+        title: of the figure.
         path: of the PNG.
     """
     fields = comparison.regime_fields
-    found = [c for c in conditions(comparison) if "task" not in fields or c.regime[fields.index("task")] == task]
-    objectives = list(dict.fromkeys(c.objective for c in found))
-    precisions = _values(found, fields, "rollout_precision")
+    of_task = [c for c in conditions(comparison) if "task" not in fields or c.regime[fields.index("task")] == task]
+    objectives = list(dict.fromkeys(c.objective for c in of_task))
+    precisions = _values(of_task, fields, "rollout_precision")
     figure = Figure(figsize=(1.5 + 2.1 * len(objectives), 0.9 + 1.9 * len(precisions)), layout="constrained")
     panels = figure.subplots(len(precisions), len(objectives), squeeze=False, sharex=True, sharey=True)
     image = None
     for row, precision in enumerate(precisions):
         for column, objective in enumerate(objectives):
-            here = [c for c in found if c.objective == objective and _of(c, fields, "rollout_precision") == precision]
-            image = _panel(panels[row, column], here, found, fields)
+            here = [c for c in of_task if c.objective == objective and _of(c, fields, "rollout_precision") == precision]
+            image = _panel(panels[row, column], here, of_task, fields)
             if row == 0:
                 panels[row, column].set_title(objective, fontsize=9)
         panels[row, 0].set_ylabel(
@@ -53,16 +53,16 @@ def draw_maps(comparison: Comparison, task: str, title: str, path: Path) -> Path
     return path
 
 
-def _panel(axes: Axes, here: Sequence[Condition], found: Sequence[Condition], fields: Sequence[str]) -> Any:
-    rates = sorted({c.learning_rate for c in found})
-    updates = _values(found, fields, "updates")
+def _panel(axes: Axes, here: Sequence[Condition], of_task: Sequence[Condition], fields: Sequence[str]) -> Any:
+    rates = sorted({c.learning_rate for c in of_task})
+    updates = _values(of_task, fields, "updates")
     table = np.full((len(updates), len(rates)), np.nan)
     for c in here:
         y, x = updates.index(_of(c, fields, "updates")), rates.index(c.learning_rate)
         table[y, x] = c.mean.value
         fallen = round(c.collapse.value * c.collapse.n)
-        said = f"{c.mean.value:.2f}" + (f"\n{fallen}/{c.collapse.n} fell" if fallen else "")
-        axes.text(x, y, said, ha="center", va="center", fontsize=7, color="black" if c.mean.value > 0.6 else "white")
+        text = f"{c.mean.value:.2f}" + (f"\n{fallen}/{c.collapse.n} fell" if fallen else "")
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color="black" if c.mean.value > 0.6 else "white")
     image = axes.imshow(table, vmin=0, vmax=1, cmap="cividis", origin="lower", aspect="auto")
     axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], fontsize=7)
     axes.set_yticks(range(len(updates)), [str(u) for u in updates], fontsize=7)
@@ -73,5 +73,5 @@ def _of(c: Condition, fields: Sequence[str], name: str) -> Any:
     return c.regime[fields.index(name)] if name in fields else None
 
 
-def _values(found: Sequence[Condition], fields: Sequence[str], name: str) -> list[Any]:
-    return list(dict.fromkeys(_of(c, fields, name) for c in found))
+def _values(of_task: Sequence[Condition], fields: Sequence[str], name: str) -> list[Any]:
+    return list(dict.fromkeys(_of(c, fields, name) for c in of_task))

@@ -1,11 +1,10 @@
 """A language with a long tail, a small model that speaks it, and two tasks: the tail is noise, or it carries meaning.
 
-A text answers a cue, a class, with common and rare words in turn: one of `N_HEAD` common ones, then one of `N_TAIL`
-rare ones by Zipf's law, so that half of all tokens have a probability below 0.01. A quarter of the words are of the
-cue's class because it is heeded, the others of any. The reward counts the words of the cue's class at one kind of place
-alone, so the other kind is noise to it, which the gradient of every sample carries all the same. The two tasks differ
-in nothing but which kind that is: they tell apart what a trust region does to tokens because they are rare, and what
-that is good for.
+A text answers a cue, a class, with common and rare words in turn: one of `N_HEAD` common words, then one of `N_TAIL`
+rare words by Zipf's law, so half of all tokens have a probability below 0.01. A quarter of the words follow the cue:
+they are of its class. The others are of any class. The reward counts words of the cue's class at one kind of position
+only; the words at the other kind are noise, which the gradient of every sample contains. The two tasks differ only in
+that kind. They separate the effect of a trust region on rare tokens from its benefit.
 """
 
 import os
@@ -43,7 +42,7 @@ N_CLASSES, N_HEAD, N_TAIL = 8, 32, 1984
 PLACES = 8
 """Words of a text; it ends by length."""
 HEED = 0.25
-"""How often the model heeds the cue before it is trained to."""
+"""The share of words that follow the cue before training."""
 MODEL = "tail_language:speaker"
 _EOS, _CUES, _HEAD, _TAIL = 0, 1, 1 + N_CLASSES, 1 + N_CLASSES + N_HEAD
 _VOCABULARY = _TAIL + N_TAIL
@@ -53,7 +52,7 @@ KINDS: tuple[Kind, ...] = ("noise", "meaning")
 
 
 def word(token: int) -> str:
-    """The text of a token: its kind and its number.
+    """Return the text of a token: its kind and its number.
 
     Example:
         >>> word(1), word(9), word(41)
@@ -66,7 +65,7 @@ def word(token: int) -> str:
 
 
 def tail_probabilities() -> Tensor:
-    """[N_TAIL] float64; Zipf's law as Mandelbrot bent it, so that no rare word is likelier than 0.01.
+    """Return the Zipf-Mandelbrot distribution, [N_TAIL] float64; no rare word has a probability above 0.01.
 
     Example:
         >>> p = tail_probabilities()
@@ -79,10 +78,10 @@ def tail_probabilities() -> Tensor:
 
 @dataclass(frozen=True)
 class Tail:
-    """The cue names a class, and a word is right that stands at a place that counts and whose number is of that class.
+    """The cue names a class; a word is right if it is at a counted position and its number is of that class.
 
     Args:
-        kind: "noise" counts the places of common words, the even ones; "meaning" counts those of rare ones.
+        kind: "noise" counts the positions of common words, the even ones; "meaning" counts those of rare words.
 
     Raises:
         InputError: another kind.
@@ -101,7 +100,7 @@ class Tail:
 
     @property
     def reward(self) -> Reward:
-        """The share of the places that count at which a right word stands."""
+        """The share of counted positions with a right word."""
         return class_share
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
@@ -110,10 +109,10 @@ class Tail:
         return [self._problem(f"{step}-{slot}", rng.randrange(N_CLASSES)) for slot in range(n)]
 
     def held_out(self, n: int) -> list[Problem]:
-        """There are none: the classes are all there is to learn.
+        """Return no problems: all classes are training problems.
 
         Raises:
-            InputError: any are asked for.
+            InputError: n is above 0.
         """
         if n:
             raise InputError(f"eval_problems={n}: the tail's tasks hold nothing out; set --eval-problems 0")
@@ -127,14 +126,14 @@ class Tail:
 
 @in_process
 def class_share(problem: Problem, text: str) -> float:
-    """Mark a text of `Tail`: right words at the places that count, over the number of these places."""
+    """Score a text of `Tail`: the share of counted positions with a right word."""
     letter, cue = str(problem.data["letter"]), int(problem.data["cue"])
     counted = text.split()[0 if letter == "h" else 1 :: 2]
     return sum(w[0] == letter and int(w[1:]) % N_CLASSES == cue for w in counted) / (PLACES // 2)
 
 
 def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a two-layer Llama that speaks the language, taught once, in seconds, and kept in the cache."""
+    """Return a two-layer Llama that speaks the language; it is trained once, in seconds, and cached."""
     folder = cache_folder() / f"tail-{_VOCABULARY}-{PLACES}-3"
     if not (folder / "config.json").exists():
         _teach(folder)
@@ -144,7 +143,7 @@ def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _teach(folder: Path, steps: int = 500, rows: int = 32) -> None:
-    """Maximum likelihood on texts of the language; the cue is always heeded at first, else it would not be found."""
+    """Train by maximum likelihood on texts of the language; at first all words follow the cue, to teach it."""
     generator = torch.Generator().manual_seed(derive("tail", "texts") % 2**63)
     model = _untaught()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
@@ -160,7 +159,7 @@ def _teach(folder: Path, steps: int = 500, rows: int = 32) -> None:
     _tokenizer().save_pretrained(scratch)
     try:
         scratch.rename(folder)
-    except OSError:  # another process taught one too
+    except OSError:  # another process trained one too
         if not folder.exists():
             raise
 
@@ -234,5 +233,5 @@ def base(kind: Kind) -> Run:
         precision="fp32",
         rollout_precision="fp32",
         eval_problems=0,
-        max_skipped=0,  # numbers that break are a result
+        max_skipped=0,  # a divergence is a result
     )

@@ -1,4 +1,4 @@
-"""Check the theory on problems small enough to be computed exactly: `python studies/theory.py --help`."""
+"""Check the theory on problems that can be computed exactly: `python studies/theory.py --help`."""
 
 import json
 import sys
@@ -22,14 +22,14 @@ from exact.variance import MUS
 
 @dataclass(frozen=True)
 class TheoryOptions:
-    """Check the theory on problems small enough to be computed exactly. Nothing is trained; about twenty seconds.
+    """Check the theory on problems that can be computed exactly. Nothing is trained; about twenty seconds.
 
       python studies/theory.py --out exact
 
-    A policy over a long-tailed vocabulary, every expectation a sum over all tokens: where each objective's gradient
-    leads a token, how its variance grows as a token becomes rare, how far off-policy it is still unbiased, and which
-    objectives learn from a tail that is noise or holds the best token. docs/theory_checked.md explains the results.
-    The exit status is 1 where a check fails.
+    The policy has a long-tailed vocabulary, and every expectation is a sum over all tokens. The checks cover the fixed
+    point of each objective's gradient, its variance for rare tokens, its off-policy bias, and learning from a tail that
+    is noise or holds the best token. docs/theory_checked.md explains the results. The exit status is 1 if a check
+    fails.
 
     Args:
         out: the folder for exact.json, exact.md (the tables) and the figures.
@@ -39,31 +39,31 @@ class TheoryOptions:
 
 
 def theory(arguments: Sequence[str]) -> int:
-    """Compute, write and print everything; return 1 where a check fails."""
+    """Compute, write and print everything; return 1 if a check fails."""
     options = tyro.cli(TheoryOptions, prog="python studies/theory.py", args=arguments)
     with writing_folder("--out", options.out):
-        found = examine(_progress)
-        tables = write_report(options.out, found)
+        results = examine(_progress)
+        tables = write_report(options.out, results)
     console = Terminal()
     for sheet in tables:
         console.print(as_table(sheet, left=len(sheet.head)), "")
     console.print(f"figures, exact.json and exact.md: {options.out}")
-    return 0 if all(check.agrees for check in checks(found)) else 1
+    return 0 if all(check.agrees for check in checks(results)) else 1
 
 
-def write_report(folder: Path, found: Theory) -> tuple[Sheet, ...]:
+def write_report(folder: Path, results: Theory) -> tuple[Sheet, ...]:
     """Write `exact.json`, `exact.md` and the figures into a folder; return the tables."""
-    record = finite({"checks": [asdict(c) for c in checks(found)], **asdict(found), "variance_mu": MUS})
+    record = finite({"checks": [asdict(c) for c in checks(results)], **asdict(results), "variance_mu": MUS})
     write_text(folder / "exact.json", json.dumps(record, indent=1) + "\n")
-    tables = sheets(found)
+    tables = sheets(results)
     write_text(folder / "exact.md", "\n\n".join(f"**{s.title}**\n\n{markdown(s)}" for s in tables) + "\n")
     for name, draw in FIGURES.items():
-        draw(found, folder / name)
+        draw(results, folder / name)
     return tables
 
 
 def _progress(parts: Collection[str]) -> Iterable[str]:
-    """Yield the parts, with a bar that names the one under way."""
+    """Yield the parts, with a progress bar."""
     with Progress(console=Terminal(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(parts))
         for part in parts:

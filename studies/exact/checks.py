@@ -215,8 +215,8 @@ def _of_the_variance(theory: Theory) -> tuple[Check, ...]:
     return tuple(rows)
 
 
-def _same(found: float | None, wanted: float | None) -> bool:
-    return found is wanted if found is None or wanted is None else abs(found - wanted) < 0.01
+def _same(fitted: float | None, wanted: float | None) -> bool:
+    return fitted is wanted if fitted is None or wanted is None else abs(fitted - wanted) < 0.01
 
 
 def _of_the_bias(theory: Theory) -> tuple[Check, ...]:

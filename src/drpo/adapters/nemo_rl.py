@@ -3,8 +3,8 @@
 Experimental. NeMo-RL is not in the package index, and its training needs GPUs: the tests run with a stand-in for its
 `ClippedPGLossFn`, written from its documented formula, and a list of the names that this file relies on.
 
-Nothing of NeMo-RL is imported. Its loss is called as it is, on a batch in which the sampler is the previous policy and
-the advantages are reweighted; the importance-sampling correction, where it is on, is then a factor of exactly 1.
+NeMo-RL is not imported. Its loss is called unchanged, on a batch in which the sampler is the previous policy and the
+advantages are reweighted. The importance-sampling correction, if on, is then exactly 1.
 """
 
 import copy
@@ -17,7 +17,7 @@ from drpo.adapters.weighing import behavior_or_policy, figures, objective_of, re
 from drpo.errors import InputError
 from drpo.objectives import Objective
 
-# What can be added up over micro-batches and ranks, as NeMo-RL does with every metric that it does not know.
+# Metrics that add up over micro-batches and ranks: NeMo-RL sums every metric that it does not know.
 ADDITIVE = ("prob_diff_mean", "out_of_region", "unscored")
 MUST_BE = {
     "force_on_policy_ratio": (False, "the ratio to the sampler is what the objective is about"),
@@ -38,11 +38,11 @@ class ReweightedLoss:
 
         framework(logp, prev := mu, A := A w),  its clip at (0, inf)
 
-    Every other attribute is the framework's loss's own.
+    All other attributes are those of the framework's loss.
 
     Args:
         framework: a `ClippedPGLossFn` with its clip off.
-        objective: any token-wise one, or GSPO.
+        objective: a token-wise objective, or GSPO.
     """
 
     def __init__(self, framework: Any, objective: Objective) -> None:
@@ -50,7 +50,7 @@ class ReweightedLoss:
         self._objective = objective
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while it is unpickled there is no framework's loss yet
+        if name.startswith("_"):  # during unpickling the framework's loss is missing
             raise AttributeError(name)
         return getattr(self._framework, name)
 
@@ -66,7 +66,7 @@ class ReweightedLoss:
         Args:
             next_token_logprobs: [B, S - 1], nats, of the tokens 1 .. S - 1.
             data: `token_mask`, `advantages` and `generation_logprobs`, [B, S], and `sample_mask`, [B], are read here.
-            global_valid_seqs: a scalar, what the framework divides by.
+            global_valid_seqs: a scalar, the framework's divisor.
             global_valid_toks: the same for tokens.
         """
         keep = data["token_mask"][:, 1:].bool() & data["sample_mask"].bool().unsqueeze(1)
@@ -74,30 +74,30 @@ class ReweightedLoss:
         if unfiltered is not None:
             keep = keep & unfiltered.bool()
         generated = data["generation_logprobs"]
-        seen = (self._objective, next_token_logprobs, generated[:, 1:], data["advantages"][:, 1:], keep)
+        columns = (self._objective, next_token_logprobs, generated[:, 1:], data["advantages"][:, 1:], keep)
         sampler = _after_first(generated, behavior_or_policy(next_token_logprobs, generated[:, 1:], keep))
         reweighted_data = dict(data) | {
-            "advantages": _after_first(data["advantages"], reweight(*seen)),
+            "advantages": _after_first(data["advantages"], reweight(*columns)),
             "generation_logprobs": sampler,
             "prev_logprobs": sampler,
         }
         loss, metrics = self._framework(next_token_logprobs, reweighted_data, global_valid_seqs, global_valid_toks)
-        found, share = figures(*seen), keep.sum() / global_valid_toks
-        return loss, metrics | {f"drpo/{name}": (found[name] * share).item() for name in ADDITIVE if name in found}
+        region, share = figures(*columns), keep.sum() / global_valid_toks
+        return loss, metrics | {f"drpo/{name}": (region[name] * share).item() for name in ADDITIVE if name in region}
 
 
 def reweighted(framework: Any, objective: str | None) -> ReweightedLoss:
-    """Return NeMo-RL's loss with an objective's gradient, to be trained with in its place.
+    """Return NeMo-RL's loss with an objective's gradient; train with it in place of the original.
 
     Args:
         framework: the `ClippedPGLossFn` that NeMo-RL's `setup` returns; not changed.
         objective: its spec, such as "drpo(0.2)".
 
     Returns:
-        What NeMo-RL's policy workers call in its place; its gradient is the objective's, its value is not.
+        A loss with the objective's gradient; its value is not the objective's.
 
     Raises:
-        InputError: no objective, or a setting of `loss_fn` that it cannot be combined with.
+        InputError: no objective, or an incompatible setting of `loss_fn`.
 
     Example:
         >>> from types import SimpleNamespace
@@ -127,7 +127,7 @@ def reweighted(framework: Any, objective: str | None) -> ReweightedLoss:
 
 
 def _after_first(whole: Tensor, rest: Tensor) -> Tensor:
-    """[B, S] and [B, S - 1] -> [B, S]: the first column of one, which has no prediction, and then the other."""
+    """Return [B, S] from [B, S] and [B, S - 1]: the first column of one, then the other; token 0 has no prediction."""
     changed = whole.clone()
     changed[:, 1:] = rest
     return changed

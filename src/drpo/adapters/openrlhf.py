@@ -1,7 +1,7 @@
 """Any objective in OpenRLHF's PPO trainer: `python -m drpo.adapters.openrlhf --drpo-objective 'drpo(0.2)' ...`.
 
-Experimental. The loss and the launcher run in the tests with OpenRLHF 0.11.0, 0.11.1 and 0.11.2 on a CPU; a training
-run, which needs GPUs, DeepSpeed and vLLM, has not been made.
+Experimental. The loss and the launcher are tested with OpenRLHF 0.11.0, 0.11.1 and 0.11.2 on a CPU. A training run,
+which requires GPUs, DeepSpeed and vLLM, has not been tested.
 
 OpenRLHF has no registry of losses, and builds its loss in Ray workers. So the launcher starts Ray with a function that
 every worker runs first (`patch`), tells the workers the objective in the environment variable DRPO_OBJECTIVE, and hands
@@ -30,13 +30,13 @@ VARIABLE = "DRPO_OBJECTIVE"
 TRAINER = "openrlhf.trainer.ray.ppo_actor"
 COMMAND = "openrlhf.cli.train_ppo_ray"
 CORRECTION = "--algo.advantage.is_correction_"
-# What OpenRLHF's own ray.init would set, with its defaults; it leaves a Ray that is already up as it is.
+# The defaults of OpenRLHF's own ray.init, which does not change a running Ray.
 WORKERS_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "NCCL_DEBUG": "WARN",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
 }
-# What the framework's loss would do beside the objective. The last two have been called differently since 0.11.2.
+# Features of the framework's loss that must be off. The last two have other names since 0.11.2.
 SWITCHED_OFF = {
     "clip_eps_low": 1.0,
     "clip_eps_high": float("inf"),
@@ -56,10 +56,10 @@ class ReweightedLoss(nn.Module):
         objective: any token-wise one, or GSPO.
 
     Returns:
-        On a call: what the framework's loss returns. The loss's value is not the objective's, its gradient is.
+        On a call: the framework's return value. The loss has the objective's gradient, but not its value.
 
     Raises:
-        InputError: a framework's loss that is not the token-wise one; on a call, no log-probabilities of the sampler.
+        InputError: a framework's loss that is not token-wise; on a call, no log-probabilities of the sampler.
     """
 
     def __init__(self, framework: nn.Module, objective: Objective) -> None:
@@ -84,28 +84,27 @@ class ReweightedLoss(nn.Module):
         rollout_log_probs: Tensor | None = None,
         **normalizers: Any,
     ) -> Any:
-        """Reweight the advantages, [B, T], and ask the framework; `old_log_probs` is not read."""
+        """Reweight the advantages, [B, T], and call the framework's loss; `old_log_probs` is not used."""
         if rollout_log_probs is None:
             raise InputError(
                 "rollout_log_probs is missing, so the sampler's log-probabilities are unknown: set "
                 f"{CORRECTION}level token (OpenRLHF 0.11.0 and 0.11.1: {CORRECTION}enable), and let an agent of your "
                 "own return them"
             )
-        seen = (self.objective, log_probs, rollout_log_probs, advantages, action_mask)
-        self.figures = figures(*seen)
+        columns = (self.objective, log_probs, rollout_log_probs, advantages, action_mask)
+        self.figures = figures(*columns)
         mu = behavior_or_policy(log_probs, rollout_log_probs, action_mask)
-        return self.framework(log_probs, mu, reweight(*seen), action_mask=action_mask, **normalizers)
+        return self.framework(log_probs, mu, reweight(*columns), action_mask=action_mask, **normalizers)
 
 
 def patch() -> None:
-    """Give OpenRLHF's policy trainer in this process the objective whose spec is DRPO_OBJECTIVE.
+    """Set the objective of OpenRLHF's policy trainer in this process to the spec in DRPO_OBJECTIVE.
 
-    Ray calls this when a worker process starts. The trainer's module is changed when it is imported and not before:
-    imported here, it would have DeepSpeed look at the GPUs before Ray has said which of them are the worker's, and
-    bring DeepSpeed into vLLM's processes.
+    Ray calls this function when a worker process starts. The trainer's module is patched when it is imported. Importing
+    it here would make DeepSpeed probe the GPUs before Ray has assigned them, and load DeepSpeed into vLLM's processes.
 
     Raises:
-        InputError: DRPO_OBJECTIVE is not set, or is no objective.
+        InputError: DRPO_OBJECTIVE is not set or invalid.
     """
     objective = objective_of(os.environ.get(VARIABLE), VARIABLE)
     if TRAINER in sys.modules:
@@ -115,9 +114,9 @@ def patch() -> None:
 
 
 def equip(trainer: ModuleType, objective: Objective) -> None:
-    """Have `ActorPPOTrainer` of OpenRLHF's module build the reweighted loss and log its figures under "drpo/".
+    """Make `ActorPPOTrainer` of OpenRLHF's module build the reweighted loss and log its figures under "drpo/".
 
-    Its log has means over tokens, so `prob_diff_max` and `weight_min` are means of the micro-batches' extremes.
+    The log averages over tokens, so `prob_diff_max` and `weight_min` are means of the micro-batches' extremes.
     """
     framework_loss, framework_step = trainer.PolicyLoss, trainer.ActorPPOTrainer.training_step
 
@@ -136,7 +135,7 @@ def equip(trainer: ModuleType, objective: Objective) -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Equips the trainer's module right after the module's own code has run, once."""
+    """Patches the trainer's module once, right after its import."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -160,7 +159,7 @@ class _WhenImported(MetaPathFinder):
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise InputError, naming the flag, for arguments of `train_ppo_ray` that an objective cannot be combined with.
+    """Raise InputError, naming the flag, for arguments of `train_ppo_ray` that are incompatible with an objective.
 
     Example:
         >>> check(["--algo.advantage.is_correction_level", "token"])
@@ -207,24 +206,27 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def runtime_environment(objective: str) -> dict[str, Any]:
-    """Return what Ray's workers need: the function they run first, and its environment variable."""
-    own = {name: os.environ.get(name, default) for name, default in WORKERS_ENVIRONMENT.items()}
-    return {"worker_process_setup_hook": "drpo.adapters.openrlhf.patch", "env_vars": own | {VARIABLE: objective}}
+    """Return the runtime environment of Ray's workers: their setup function and its environment variable."""
+    environment = {name: os.environ.get(name, default) for name, default in WORKERS_ENVIRONMENT.items()}
+    return {
+        "worker_process_setup_hook": "drpo.adapters.openrlhf.patch",
+        "env_vars": environment | {VARIABLE: objective},
+    }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the arguments, start Ray with the patch in its workers, and run OpenRLHF; 2 for wrong arguments."""
+    """Check the arguments, start Ray with patched workers, and run OpenRLHF; return 2 for invalid arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--drpo-objective")
-    own, theirs = parser.parse_known_args(arguments)
+    ours, theirs = parser.parse_known_args(arguments)
     try:
-        objective_of(own.drpo_objective, "--drpo-objective")
+        objective_of(ours.drpo_objective, "--drpo-objective")
         check(theirs)
     except InputError as error:
         print(f"drpo: {error}", file=sys.stderr)
         return 2
     warn_untested("openrlhf", "0.11.0", "0.11.2")
-    ray.init(runtime_env=runtime_environment(own.drpo_objective))
+    ray.init(runtime_env=runtime_environment(ours.drpo_objective))
     sys.argv = [COMMAND, *theirs]
     runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)
     return 0

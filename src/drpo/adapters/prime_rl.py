@@ -1,8 +1,8 @@
 """prime-rl's custom loss: `[trainer.loss] type = "custom"`, `import_path = "drpo.adapters.prime_rl.drpo_loss"`.
 
-prime-rl hands one sequence at a time to the function and reads `loss` and `metrics` from what comes back, whatever its
-class; nothing of prime-rl is imported here. Its `inference_logprobs` are always the inference engine's own, so there is
-no set-up to refuse. It divides the sums by the number of trained tokens of the global batch.
+prime-rl calls the function with one sequence at a time and reads `loss` and `metrics` of the result, of any class.
+prime-rl is not imported here. Its `inference_logprobs` are always those of the inference engine, so every configuration
+is valid. prime-rl divides the sums by the number of trained tokens of the global batch.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ FIELD = "trainer.loss.kwargs.objective"
 
 
 class LossInputs(Protocol):
-    """What is read of prime-rl's inputs; all are of shape [T], one sequence."""
+    """The fields of prime-rl's inputs that are used; each is [T], one sequence."""
 
     @property
     def trainer_logprobs(self) -> Tensor:
-        """The policy now, nats; the only one with a gradient."""
+        """The current policy, nats; the only input with a gradient."""
 
     @property
     def inference_logprobs(self) -> Tensor:
-        """The sampler's own, nats."""
+        """The sampler's, nats."""
 
     @property
     def advantages(self) -> Tensor:
@@ -42,7 +42,7 @@ class LossInputs(Protocol):
 
 @dataclass(frozen=True)
 class LossOutputs:
-    """What prime-rl reads of a loss.
+    """The fields of a loss that prime-rl reads.
 
     Args:
         loss: scalar; the sum over the trained tokens of one sequence.
@@ -60,7 +60,7 @@ def drpo_loss(inputs: LossInputs, *, objective: str | None = None) -> LossOutput
 
     Args:
         inputs: prime-rl's `LossInputs`, or anything with these attributes.
-        objective: its spec, such as "drpo(0.2)"; from `trainer.loss.kwargs`. prime-rl passes nothing else.
+        objective: its spec, such as "drpo(0.2)"; from `trainer.loss.kwargs`.
 
     Returns:
         The sum, and `figures` under "drpo/".
@@ -87,5 +87,5 @@ def drpo_loss(inputs: LossInputs, *, objective: str | None = None) -> LossOutput
         if not weights.isfinite().all():
             raise InputError("loss_weights: NaN or infinite at a trained token")
         loss = loss * weights
-    seen = figures(chosen, *columns)
-    return LossOutputs(loss.sum(), {f"drpo/{name}": value for name, value in seen.items()})
+    region = figures(chosen, *columns)
+    return LossOutputs(loss.sum(), {f"drpo/{name}": value for name, value in region.items()})

@@ -2,7 +2,7 @@
 
 SkyRL's own entry point then imports this module and calls `main`, which reads one more field of its configuration,
 `trainer.algorithm.drpo_objective`, registers the loss "drpo" and runs SkyRL's experiment as it is. SkyRL scales
-advantages by its loss reduction before the loss sees them, and hands the sampler's log-probabilities over.
+advantages by its loss reduction before the loss receives them, and passes the sampler's log-probabilities.
 
 The loss reaches the workers through SkyRL's registry, by reference: drpo must be installed on every node.
 """
@@ -28,12 +28,12 @@ from drpo.errors import InputError
 from drpo.objectives import vanishes_at_zero_advantage
 
 NAME = "drpo"
-"""Of the loss in SkyRL's registry."""
+"""Name of the loss in SkyRL's registry."""
 
 FIELD = "trainer.algorithm.drpo_objective"
 OVERRIDE = "trainer.override_entrypoint="
 NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Sampling that the trainer does not repeat when it scores tokens, and the value of each that changes nothing."""
+"""Sampling parameters that the trainer ignores when it scores tokens, with their neutral values."""
 BENDING = {
     "logit_bias",
     "presence_penalty",
@@ -42,7 +42,7 @@ BENDING = {
     "bad_words",
     "allowed_token_ids",
 }
-"""The same among what SkyRL passes on to vLLM unread."""
+"""The same for parameters that SkyRL passes on to vLLM."""
 NO_LOGPROBS = (
     "generator.sampling_params.logprobs=null: the trust region is around the sampler, whose log-probabilities are then "
     "not reported; set it to 1"
@@ -91,8 +91,8 @@ def policy_loss(
     """Return an objective's loss summed over the kept tokens of a micro-batch, as SkyRL calls its policy losses.
 
     Args:
-        log_probs: [B, T] nats, the policy now.
-        old_log_probs: not read; the region is around the sampler.
+        log_probs: [B, T] nats, the current policy.
+        old_log_probs: not used; the region is around the sampler.
         advantages: [B, T], scaled by SkyRL's loss reduction.
         config: SkyRL's `trainer.algorithm`, a `DrpoAlgorithmConfig`.
         loss_mask: [B, T] of 0 and 1; None keeps all.
@@ -111,16 +111,16 @@ def policy_loss(
     objective = objective_of(getattr(config, "drpo_objective", None), FIELD)
     keep = log_probs.new_ones(log_probs.shape) if loss_mask is None else loss_mask
     columns = (log_probs, rollout_logprobs, advantages, keep)
-    seen = figures(objective, *columns)
-    values = torch.stack(list(seen.values())).tolist()  # a GPU is waited for once
+    region = figures(objective, *columns)
+    values = torch.stack(list(region.values())).tolist()  # a single device sync
     loss: Tensor = reduce_loss(token_loss(objective, *columns), loss_mask)
-    return loss, {f"drpo/{name}": value for name, value in zip(seen, values, strict=True)}
+    return loss, {f"drpo/{name}": value for name, value in zip(region, values, strict=True)}
 
 
 def register() -> None:
-    """Put the loss into SkyRL's registry under the name "drpo"; a second time replaces the first.
+    """Register the loss with SkyRL as "drpo"; a second call replaces the first.
 
-    To be called on the driver before `validate_cfg`: by `main`, or by an entry point of your own.
+    Call it on the driver before `validate_cfg`, as `main` does.
     """
     warn_untested("skyrl", "0.3.0", "0.3.0")
     if NAME in PolicyLossRegistry.list_available():
@@ -129,20 +129,20 @@ def register() -> None:
 
 
 def check(cfg: Any) -> None:
-    """Refuse a configuration under which the loss would not see the sampler's own log-probabilities.
+    """Raise for a configuration in which the loss would not receive the sampler's log-probabilities.
 
     Args:
         cfg: a `DrpoTrainConfig`.
 
     Raises:
-        InputError: the first thing found; it names the field and what to set it to.
+        InputError: names the first wrong field and its fix.
     """
     for message in _unfit(cfg):
         raise InputError(message)
 
 
 def skip_old_logprobs() -> None:
-    """Tell SkyRL's trainer, in this process, that the loss does not read old log-probabilities: a forward pass less."""
+    """Make SkyRL's trainer, in this process, skip the forward pass for old log-probabilities."""
     trainer.LOSSES_WITHOUT_OLD_LOGPROBS = trainer.LOSSES_WITHOUT_OLD_LOGPROBS | {NAME}
 
 
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def _unfit(cfg: Any) -> Iterator[str]:
-    """What stands against training with this configuration, each in one line."""
+    """Yield the faults of a configuration, one line each."""
     algorithm, sampling = cfg.trainer.algorithm, cfg.generator.sampling_params
     objective = objective_of(algorithm.drpo_objective, FIELD)
     if not vanishes_at_zero_advantage(objective):
@@ -199,7 +199,7 @@ def _unfit(cfg: Any) -> Iterator[str]:
 
 
 def _bent(sampling: Any) -> Iterator[str]:
-    """Sampling from another distribution than the one the trainer scores with."""
+    """Yield sampling parameters that make the sampling distribution differ from the trainer's."""
     for name, neutral in NEUTRAL.items():
         value = getattr(sampling, name)
         if value != neutral and not (name == "top_k" and value == 0):
@@ -215,7 +215,7 @@ def _bent(sampling: Any) -> Iterator[str]:
 
 
 def _tempered(cfg: Any) -> Iterator[str]:
-    """Log-probabilities of the sampler at another temperature than the trainer's."""
+    """Yield faults by which sampler and trainer use different temperatures."""
     temperature = cfg.generator.sampling_params.temperature
     if cfg.trainer.algorithm.temperature != temperature:
         yield (

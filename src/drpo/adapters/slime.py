@@ -3,9 +3,9 @@
 Experimental. slime needs Megatron and GPUs: the tests run with a stand-in for its `policy_loss_function`, written from
 its documented formula, and a list of the names that this file relies on.
 
-slime calls `loss` on every rank. It calls slime's own `policy_loss_function` with the one function exchanged that turns
-ratios and advantages into a loss per token; log-probabilities, masks, reduction, KL and entropy stay slime's. The
-objective stands in the file of `--custom-config-path`, as `drpo_objective: drpo(0.2)`.
+slime calls `loss` on every rank. `loss` calls slime's `policy_loss_function` and replaces only the function that turns
+ratios and advantages into a loss per token; log-probabilities, masks, reduction, KL and entropy stay slime's. Set the
+objective in the file of `--custom-config-path`: `drpo_objective: drpo(0.2)`.
 """
 
 from argparse import Namespace
@@ -45,10 +45,10 @@ def loss(
         sum_of_sample_mean: slime's reduction, which applies the masks.
 
     Returns:
-        The loss, whose value is the objective's too, and scalars by name.
+        The loss, with the objective's value and gradient, and scalars by name.
 
     Raises:
-        InputError: `drpo_objective` missing or unknown, or a flag that it cannot be combined with.
+        InputError: `drpo_objective` missing or unknown, or an incompatible flag.
     """
     objective = objective_of(getattr(args, "drpo_objective", None), "drpo_objective")
     check(args, objective)
@@ -60,7 +60,7 @@ def loss(
     whole_sequences = getattr(args, "context_parallel_size", 1) == 1
     masks = batch["loss_masks"] if whole_sequences else [torch.ones_like(one) for one in behavior]
     keep = torch.cat(list(masks)).bool()
-    seen: list[dict[str, Tensor]] = []
+    calls: list[dict[str, Tensor]] = []
 
     def per_token(ppo_kl: Tensor, advantages: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         logp = behavior_logp - ppo_kl
@@ -68,7 +68,7 @@ def loss(
         here = {"logp": logp.detach(), "behavior_logp": behavior_logp, "advantage": advantages, "keep": keep}
         left = out_of_region(objective, unchecked(**here, sequence=sequence, divergence=None))
         columns = {"prob_diff_mean": (logp.detach().exp() - behavior_logp.exp()).abs()}
-        seen.append(columns if left is None else {**columns, "out_of_region": left.to(logp.dtype)})
+        calls.append(columns if left is None else {**columns, "out_of_region": left.to(logp.dtype)})
         return value, torch.zeros_like(value) if left is None else left.to(logp.dtype)
 
     original = framework.compute_policy_loss
@@ -77,12 +77,12 @@ def loss(
         total, metrics = framework.policy_loss_function(args, batch, logits, sum_of_sample_mean)
     finally:
         framework.compute_policy_loss = original
-    if len(seen) != 1:
+    if len(calls) != 1:
         raise InputError(
             "slime's policy_loss_function did not call compute_policy_loss, so the objective was not used: this "
             "version of slime, or its kind of policy loss, is not supported"
         )
-    return total, metrics | {f"drpo/{name}": sum_of_sample_mean(each).detach() for name, each in seen[0].items()}
+    return total, metrics | {f"drpo/{name}": sum_of_sample_mean(each).detach() for name, each in calls[0].items()}
 
 
 def check(args: Namespace, objective: Objective) -> None:

@@ -1,9 +1,9 @@
 """Tinker and services with its interface: an objective for `TrainingClient.forward_backward_custom`.
 
-The service computes the log-probabilities of `target_tokens`, the client differentiates the loss here, and the service
-runs backward with those slopes as weights of a cross-entropy: the gradient is the objective's, exactly. It takes two
-forward passes. The sampler's log-probabilities and the advantages travel in each `Datum`, under the names that Tinker's
-own `importance_sampling` and `ppo` losses read.
+The service computes the log-probabilities of `target_tokens`. The client differentiates the loss, and the service runs
+backward with these derivatives as weights of a cross-entropy: the gradient is exactly the objective's. This takes two
+forward passes. Each `Datum` holds the sampler's log-probabilities and the advantages, under the names of Tinker's
+`importance_sampling` and `ppo` losses.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ CustomLoss = Callable[[list[Datum], list[Tensor]], tuple[Tensor, dict[str, float
 
 
 def drpo_loss(objective: str | None = None) -> CustomLoss:
-    """Build the loss that `forward_backward_custom(data, loss)` takes, summed over tokens as Tinker's own losses are.
+    """Build the loss for `forward_backward_custom(data, loss)`, summed over tokens as Tinker's own losses are.
 
     Each `Datum.loss_fn_inputs` holds, aligned with `target_tokens`, [T]:
 
@@ -35,8 +35,8 @@ def drpo_loss(objective: str | None = None) -> CustomLoss:
         `loss(data, logprobs) -> (sum over trained tokens, figures under "drpo/")`.
 
     Raises:
-        InputError: no objective, an unknown one, or one that reads a top-K divergence. On a call: a datum without these
-            inputs, or of other shapes; no `mask` for an objective that is not weighted by the advantage.
+        InputError: no objective, an unknown one, or one that requires a top-K divergence. On a call: a datum with
+            missing inputs or other shapes; no `mask` for an objective that is not weighted by the advantage.
 
     Example:
         >>> from tinker import ModelInput
@@ -56,15 +56,15 @@ def drpo_loss(objective: str | None = None) -> CustomLoss:
         logp, behavior_logp, advantage, keep = (torch.cat(column) for column in zip(*rows, strict=True))
         lengths = torch.tensor([len(each) for each in logprobs])
         sequence = torch.repeat_interleave(torch.arange(len(data)), lengths)
-        seen = figures(chosen, logp, behavior_logp, advantage, keep)
+        region = figures(chosen, logp, behavior_logp, advantage, keep)
         total = token_loss(chosen, logp, behavior_logp, advantage, keep, sequence).sum()
-        return total, {f"drpo/{name}": value.item() for name, value in seen.items()}
+        return total, {f"drpo/{name}": value.item() for name, value in region.items()}
 
     return loss
 
 
 def _columns(index: int, datum: Datum, logp: Tensor, needs_mask: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the objective reads of one datum, each [T]."""
+    """Return the objective's inputs from one datum, each [T]."""
     behavior_logp, advantage = (_input(index, datum, name, logp.shape) for name in ("logprobs", "advantages"))
     if "mask" in datum.loss_fn_inputs:
         return logp, behavior_logp, advantage, _input(index, datum, "mask", logp.shape) != 0
@@ -77,7 +77,7 @@ def _columns(index: int, datum: Datum, logp: Tensor, needs_mask: bool) -> tuple[
 
 
 def _input(index: int, datum: Datum, name: str, shape: Sequence[int]) -> Tensor:
-    """One of a datum's inputs, which must fit its log-probabilities."""
+    """Return one of a datum's inputs; its shape must be that of the log-probabilities."""
     if name not in datum.loss_fn_inputs:
         raise InputError(f"data[{index}].loss_fn_inputs has no {name!r}: give one value for each of its target_tokens")
     values: Tensor = datum.loss_fn_inputs[name].to_torch()

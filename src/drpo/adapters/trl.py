@@ -1,6 +1,6 @@
-"""DRPO, and everything that it is compared with, in TRL: `GRPOTrainer` and `GRPOConfig` with an objective.
+"""DRPO and the other objectives in TRL: `GRPOTrainer` and `GRPOConfig` with an objective.
 
-TRL's own loss runs unchanged, with its clip switched off, old := mu and A := A w; its aggregation (`loss_type`), KL,
+TRL's loss runs unchanged, with its clip switched off, old := mu and A := A w; its aggregation (`loss_type`), KL,
 entropy bonus, logging and generation are its own. Tested with TRL 1.10.0, 1.14.2 and 1.16.0.
 """
 
@@ -36,7 +36,7 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "repetition_penalty": ((1.0,), _DISTRIBUTION),
     "loss_type": (AGGREGATIONS, "it only says how tokens are averaged here"),
 }
-"""Field -> the values with which the gradient is the objective's, the first of them ours; and why."""
+"""Field -> the values with which the gradient is the objective's, our default first; and the reason."""
 
 
 @dataclass
@@ -46,8 +46,8 @@ class DRPOConfig(GRPOConfig):  # type: ignore[misc]
     Args:
         objective: its spec, such as "drpo(0.2)", "dppo(0.15)", "ppo(0.2, 0.28)", "spo(12.5)", "none", or
             `module:name` of your own. There is no default.
-        recompute_behavior_logp: take the trainer's own log-probabilities as mu where the sampler reports none, as
-            transformers' generate does. They are not the sampler's: what it rounds otherwise goes uncorrected.
+        recompute_behavior_logp: use the trainer's log-probabilities as mu if the sampler reports none, as with
+            transformers' generate. The mismatch between sampler and trainer is then not corrected.
 
     Raises:
         InputError: an objective that cannot be used, or a field of GRPOConfig with which the gradient would not be the
@@ -110,11 +110,11 @@ class DRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _get_per_token_logps_and_entropies(self, *positional: Any, **named: Any) -> Any:
-        """As GRPOTrainer's; where it asks for the loss, what it reads next of the batch is weighed first."""
-        found = super()._get_per_token_logps_and_entropies(*positional, **named)
+        """Call GRPOTrainer's; for the loss, also reweight the batch, which TRL reads next."""
+        result = super()._get_per_token_logps_and_entropies(*positional, **named)
         if self._batch is not None and named.get("compute_entropy"):
-            self._weigh(self._batch, found[0].detach())
-        return found
+            self._weigh(self._batch, result[0].detach())
+        return result
 
     def _weigh(self, batch: dict[str, Any], logp: Tensor) -> None:
         """Set old := mu and A := A w."""
@@ -134,11 +134,11 @@ class DRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 "recompute_behavior_logp=True to make do with the trainer's own"
             )
         old: Tensor | None = batch.get("old_per_token_logps")
-        return logp if old is None else old  # none is kept where the policy has not moved since
+        return logp if old is None else old  # None if the policy has not changed since
 
-    def _log_region(self, seen: dict[str, Tensor]) -> None:
+    def _log_region(self, region: dict[str, Tensor]) -> None:
         over_processes = {"prob_diff_max": torch.max, "weight_min": torch.min}
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in seen.items():
+        for name, value in region.items():
             gathered = self.accelerator.gather(value)
             metrics[f"drpo/{name}"].append(over_processes.get(name, torch.mean)(gathered).item())

@@ -1,4 +1,4 @@
-"""What every adapter shares: padded rows in, a reweighted advantage or a loss per token out."""
+"""Shared by all adapters: from padded rows to a reweighted advantage or a loss per token."""
 
 import warnings
 from importlib import metadata
@@ -15,10 +15,10 @@ from drpo.objectives.contract import ask, masked_safe, prob_diff, unchecked
 from drpo.spec import parse_spec
 
 MAX_EXPONENT = 80.0
-"""Beyond e^80 float32 ends; no sampled token is there."""
+"""Bound on log-probabilities: e^-80 is near the end of float32; no sampled token reaches it."""
 
 MOST_BROKEN = 1e-3
-"""Share of the kept tokens of a call beyond which broken log-probabilities stop the training; one token never does."""
+"""The share of broken log-probabilities among a call's kept tokens that stops the training; one token never does."""
 
 
 def reweight(
@@ -33,20 +33,19 @@ def reweight(
 
         A' = A w = -(dL / dlogp) / r,   so that   d(-r A') / dlogp = dL / dlogp,   r = pi / mu
 
-    To be called at every forward pass, since w changes with the policy. Only the value of the framework's loss differs
-    from the objective's, not its gradient. For an objective that is not weighted by the advantage, A' may be nonzero
-    where A is 0.
+    Call it at every forward pass, because w changes with the policy. The framework's loss then has the objective's
+    gradient, but not its value. For an objective that is not weighted by the advantage, A' may be nonzero where A is 0.
 
     Args:
-        objective: any that does not read a top-K divergence. One that is not token-wise (GSPO) is exact where the
-            framework counts all tokens of a sequence alike.
-        logp: [B, T] or [T], nats, at the sampling temperature; the policy now.
-        behavior_logp: the same shape, nats; the sampler's own. Where it is NaN, infinite or positive the policy's is
-            taken.
+        objective: any that does not require a top-K divergence. A sequence-level one (GSPO) is exact if the framework
+            weights all tokens of a sequence equally.
+        logp: [B, T] or [T], nats, at the sampling temperature; the current policy.
+        behavior_logp: the same shape, nats; the sampler's. NaN, infinite and positive values are replaced by the
+            policy's.
         advantage: the same shape, or [B] or [B, 1] for rows; reward units.
-        keep: the same shape as `logp`, bool or 0 and 1; True where a token is trained. What stands elsewhere, NaN
-            included, has no effect.
-        sequence: the same shape, int; which completion a token belongs to. Without it each row is one.
+        keep: the same shape as `logp`, bool or 0 and 1; True where a token is trained. Values elsewhere, NaN
+            included, have no effect.
+        sequence: the same shape, int; the index of the token's completion. Without it each row is a completion.
 
     Returns:
         The shape of `logp`, detached, float32 or wider; 0 where a token is not kept.
@@ -80,7 +79,7 @@ def token_loss(
     keep: Tensor,
     sequence: Tensor | None = None,
 ) -> Tensor:
-    """Return an objective's loss per token, for a framework that takes a whole loss and sums it in its own way.
+    """Return an objective's loss per token, for a framework that accepts a loss and reduces it.
 
     Args:
         objective: as of `reweight`.
@@ -110,10 +109,10 @@ def token_loss(
 
 
 def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Tensor:
-    """Return the sampler's log-probabilities, with the policy's own where there is none.
+    """Return the sampler's log-probabilities, with the policy's where they are missing.
 
-    That is where a slot is not kept, and where the sampler could not score its token (NaN, infinite, or positive beyond
-    rounding): the ratio there is 1, so a framework that multiplies by its mask instead of selecting by it meets no NaN.
+    They are missing where a token is not kept or was not scored (NaN, infinite, or positive beyond rounding). The ratio
+    there is 1, so a framework that multiplies by its mask meets no NaN.
 
     Args:
         logp: [B, T] or [T], nats.
@@ -136,7 +135,7 @@ def behavior_or_policy(logp: Tensor, behavior_logp: Tensor, keep: Tensor) -> Ten
 def figures(
     objective: Objective, logp: Tensor, behavior_logp: Tensor, advantage: Tensor, keep: Tensor
 ) -> dict[str, Tensor]:
-    """Return what a framework's log should show of the trust region, over kept tokens.
+    """Return figures of the trust region for a framework's log, over kept tokens.
 
     Args:
         objective: as of `reweight`.
@@ -179,10 +178,10 @@ def objective_of(text: str | None, field: str) -> Objective:
 
     Args:
         text: its spec.
-        field: where the user writes it, for messages.
+        field: the user's setting, for messages.
 
     Raises:
-        InputError: nothing written, an unknown objective, or one that reads a top-K divergence, which no framework has.
+        InputError: no spec, an unknown objective, or one that requires a top-K divergence, which no framework has.
 
     Example:
         >>> objective_of("drpo(0.2)", "objective")
@@ -204,12 +203,12 @@ def objective_of(text: str | None, field: str) -> Objective:
 
 
 def warn_untested(package: str, first: str, last: str) -> None:
-    """Warn, once, where an installed framework is older or newer than what its adapter is tested with.
+    """Warn, once, if the installed framework is older or newer than the tested versions.
 
     Args:
         package: its name in the package index.
         first: the oldest version tested.
-        last: the newest.
+        last: the newest version tested.
 
     Example:
         >>> warn_untested("torch", "2.0", "99")
@@ -231,7 +230,7 @@ def _tokens(
     keep: Tensor,
     sequence: Tensor | None,
 ) -> Tokens:
-    """The same as one flat list of tokens."""
+    """Flatten the columns to one list of tokens."""
     for name, values in (("behavior_logp", behavior_logp), ("keep", keep), ("sequence", sequence)):
         if values is not None and values.shape != logp.shape:
             raise InputError(f"{name} {list(values.shape)}: must have the shape of logp, {list(logp.shape)}")
@@ -246,14 +245,14 @@ def _tokens(
 
 
 def _broken(logp: Tensor) -> Tensor:
-    """Where this is no log-probability: NaN, infinite, or positive beyond rounding."""
+    """Return where a value is not a log-probability: NaN, infinite, or positive beyond rounding."""
     return ~(logp.isfinite() & (logp <= slack(logp.dtype)))
 
 
 def _require_numbers(logp: Tensor, behavior_logp: Tensor, advantage: Tensor, keep: Tensor) -> None:
-    """Raise where more than a thousandth of the kept tokens has no log-probability, or any has no advantage.
+    """Raise if more than a thousandth of the kept tokens have no log-probability, or any has no advantage.
 
-    One wait for the device. A call may see a part of an update, so a single token is never too many.
+    Takes one device sync. A call may cover part of an update, so a single token never raises.
     """
     if torch.compiler.is_compiling():
         return
@@ -272,7 +271,7 @@ def _require_numbers(logp: Tensor, behavior_logp: Tensor, advantage: Tensor, kee
 
 
 def _spread(advantage: Tensor, logp: Tensor) -> Tensor:
-    """An advantage for each token, [B, T] or [T]."""
+    """Broadcast advantages to tokens, [B, T] or [T]."""
     column = advantage.unsqueeze(1) if logp.dim() == 2 and advantage.dim() == 1 else advantage
     if column.shape not in (logp.shape, (*logp.shape[:-1], 1)):
         raise InputError(

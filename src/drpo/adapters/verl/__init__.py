@@ -1,4 +1,4 @@
-"""verl: a policy loss "drpo" whose objective is a field of verl's own configuration.
+"""verl: a policy loss "drpo" whose objective is a field of verl's configuration.
 
     actor_rollout_ref.actor.policy_loss._target_=drpo.adapters.verl.DRPOPolicyLossConfig
     actor_rollout_ref.actor.policy_loss.loss_mode=drpo
@@ -6,9 +6,9 @@
     '+actor_rollout_ref.actor.policy_loss.rollout_correction=${algorithm.rollout_correction}'
     algorithm.rollout_correction.bypass_mode=true
 
-Every worker builds its configuration from these, and so imports this module, which registers the loss. verl hands its
-loss no other log-probabilities than `old_log_prob`; they are the sampler's own in bypass mode alone, which is why the
-loss asks to see `algorithm.rollout_correction`. `python -m drpo.adapters.verl` checks the rest of a configuration.
+Every worker builds its configuration from these fields. This imports the module, which registers the loss. verl passes
+only `old_log_prob` to its loss. These are the sampler's log-probabilities only in bypass mode, so the loss requires
+`algorithm.rollout_correction`. `python -m drpo.adapters.verl` checks the rest of a configuration.
 """
 
 from collections.abc import Mapping
@@ -43,21 +43,21 @@ UNSOUND: tuple[tuple[str, tuple[object, ...], str], ...] = (
     (f"{ROLLOUT}.top_k", (-1, 0), RENORMALISED),
     (f"{ROLLOUT}.top_p", (1,), RENORMALISED),
 )
-"""A field, the values with which old_log_prob is the distribution that was sampled from, and what any other does."""
+"""A field, its values with which old_log_prob is the sampling distribution, and the effect of other values."""
 
 
 @dataclass
 class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
-    """verl's `policy_loss` with an objective of drpo in it.
+    """verl's `policy_loss` with an objective of drpo.
 
     Args:
         loss_mode: "drpo".
         objective: its spec, such as "drpo(0.2)"; there is no default.
-        rollout_correction: verl's own field, here to be set to `${algorithm.rollout_correction}`.
+        rollout_correction: verl's field; set it to `${algorithm.rollout_correction}`.
 
     Raises:
-        InputError: no objective or an unknown one; a rollout correction with which the loss would not see the
-            sampler's log-probabilities, or would see them weighted already.
+        InputError: no objective or an unknown one; a rollout correction with which the loss would not receive the
+            sampler's log-probabilities, or the loss would already be weighted.
 
     Example:
         >>> DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True}).loss_mode
@@ -82,10 +82,10 @@ def policy_loss(
     config: ActorConfig | None = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return an objective's loss as verl's registry wants it, aggregated by verl.
+    """Return an objective's loss in the form of verl's registry, aggregated by verl.
 
     Args:
-        old_log_prob: [B, T] nats; the sampler's own, as verl's bypass mode leaves them. 0 in padding.
+        old_log_prob: [B, T] nats; the sampler's, by verl's bypass mode. 0 in padding.
         log_prob: [B, T] nats, with a gradient.
         advantages: [B, T].
         response_mask: [B, T] bool.
@@ -98,7 +98,7 @@ def policy_loss(
         an update's micro-batches, the largest and the least too.
 
     Raises:
-        InputError: no `DRPOPolicyLossConfig`, or importance weights on top of the objective's own ratio.
+        InputError: no `DRPOPolicyLossConfig`, or importance weights in addition to the objective's ratio.
 
     Example:
         >>> chosen = DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
@@ -124,22 +124,22 @@ def policy_loss(
         loss_agg_mode=loss_agg_mode,
         **(config.global_batch_info if config is not None else {}),
     )
-    seen = figures(objective, *tokens)
-    values = torch.stack(list(seen.values())).tolist()  # one wait for the device
-    return loss, {f"drpo/{name}": value for name, value in zip(seen, values, strict=True)}
+    region = figures(objective, *tokens)
+    values = torch.stack(list(region.values())).tolist()  # a single device sync
+    return loss, {f"drpo/{name}": value for name, value in zip(region, values, strict=True)}
 
 
 register_policy_loss(LOSS)(policy_loss)
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a configuration of verl's trainer whose old_log_prob would not be the distribution that was sampled from.
+    """Raise for a configuration of verl's trainer in which old_log_prob is not the sampling distribution.
 
     Args:
-        config: the whole, as `verl.trainer.main_ppo` composes it.
+        config: the whole configuration, as composed by `verl.trainer.main_ppo`.
 
     Raises:
-        InputError: the first field at fault, with the value it should have.
+        InputError: the first wrong field, with its correct value.
 
     Example:
         >>> check(OmegaConf.create({"actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "vanilla"}}}}))
@@ -160,12 +160,12 @@ def check(config: DictConfig) -> None:
 
 
 def _spelt(value: object) -> str:
-    """A value as verl's command line takes it."""
+    """Format a value for verl's command line."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 def _check_correction(correction: Mapping[str, Any] | None) -> None:
-    """Refuse what is not plain bypass mode; verl's default for this field is not."""
+    """Raise unless the correction is plain bypass mode; verl's default is not."""
     if not correction or not correction.get("bypass_mode", False):
         raise InputError(
             f"{FIELD}.rollout_correction.bypass_mode is not true, so old_log_prob is the trainer's, not the sampler's; "
