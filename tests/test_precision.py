@@ -290,7 +290,7 @@ def test_taking_weights_is_being_made_of_them() -> None:
     for weights, activations in KINDS:
         layer, other = linear(32, 16), linear(32, 16, seed=9)
         module = QuantizedLinear(layer, weights, activations, BF16)
-        module.take(other.weight)
+        module.load_weight(other.weight)
         x = made(5, 32, 2).to(BF16)
         assert torch.equal(module(x), QuantizedLinear(other, weights, activations, BF16)(x))
         assert {p.dtype for p in module.parameters()} == {BF16} and not any(
@@ -522,7 +522,7 @@ def check_layers_in_e4m3(device: torch.device, rows: int) -> None:
     layer.to(device)
     sampler = QuantizedLinear(layer, "e4m3", "e4m3", BF16)
     sampler.bias = nn.Parameter(layer.bias.to(BF16))
-    sampler.take(linear(64, 32).weight)
+    sampler.load_weight(linear(64, 32).weight)
     trainer = StraightThroughLinear(layer, "e4m3", "e4m3")
     assert sampler.weight.dtype == torch.float8_e4m3fn
     bound = 2**-6 * wanted.abs().amax(-1, keepdim=True)

@@ -134,11 +134,11 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a position sees the whole bucket",
-        "drpo.model.packing:_seen",
+        "drpo.model.packing:_visible",
         lambda right: lambda bucket, buckets, window: right(bucket, buckets, window) | True,
         (SAME, FEELS),
     ),
-    Replacement("the window is one position too wide", "drpo.model.packing:_seen", _wider, (WINDOWED,)),
+    Replacement("the window is one position too wide", "drpo.model.packing:_visible", _wider, (WINDOWED,)),
     Replacement(
         "padding has a gradient",
         "drpo.model.packing:_to_slots",

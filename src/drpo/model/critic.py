@@ -15,14 +15,14 @@ from drpo.types import MicroBatch
 
 
 class Critic:
-    """A model's decoder and one linear output, zero at first: the reward to be expected from here.
+    """A model's decoder and a linear output, zero at first, that estimates the expected return of a context.
 
     Args:
-        model: in float32, of the critic alone; its decoder is trained in place, and its own head is dropped.
-        dtype: of matrix products and activations; the weights, the head and the values are float32.
+        model: in float32, used by the critic alone; its decoder is trained in place, its head is dropped.
+        dtype: the dtype of matrix products and activations; the weights, the head and the values are float32.
 
     Attributes:
-        shares_prompts, limit, max_positions: as of `Policy`.
+        shares_prompts, limit, max_positions: as for `Policy`.
     """
 
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
@@ -39,47 +39,47 @@ class Critic:
 
     @property
     def equal_passes(self) -> bool:
-        """True where all ranks must make as many forward and backward passes, because they meet in them."""
+        """True if all ranks must run the same number of forward and backward passes (collectives inside)."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         device: torch.device = self.model.device
         return device
 
     def __call__(self, micro: MicroBatch) -> Tensor:
-        """Return V [T] of the contexts that a micro-batch's tokens were drawn in, float32, with gradients."""
+        """Return V [T] of the contexts of a micro-batch's tokens, float32, with gradients."""
         states = predictor_states(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
         values: Tensor = self.head(states.to(self.head.weight.dtype))[:, 0]
         return values
 
     def loss(self, micro: MicroBatch, clip: float | None) -> tuple[Tensor, Tensor]:
-        """Return the micro-batch's share of the value loss, sum(weight * loss), and V [T], detached.
+        """Return the micro-batch's part of the value loss, sum(weight * loss), and V [T], detached.
 
         Args:
-            micro: with its old values and returns.
-            clip: of `value_loss`.
+            micro: with old values and returns.
+            clip: as for `value_loss`.
         """
         assert micro.value is not None and micro.returns is not None
         value = self(micro)
         return (micro.weight * value_loss(value, micro.value, micro.returns, clip)).sum(), value.detach()
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the trained parameters, by name."""
         decoder = {f"decoder.{name}": p for name, p in self.model.get_decoder().named_parameters()}
         return decoder | {f"head.{name}": p for name, p in self.head.named_parameters()}
 
     def embeddings(self) -> list[nn.Parameter]:
-        """The weights of embeddings and of the head, which are no maps between hidden states."""
+        """Return the weights of the embeddings and of the head, which do not map hidden states to hidden states."""
         tables: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.Embedding)]
         return [m.weight for m in (*tables, self.head)]
 
     def checkpointed(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: what training changes, and the persistent buffers, by name."""
+        """Return a checkpoint's tensors, by name: the trained parameters and the persistent buffers."""
         buffers = persistent_buffers(self.model.get_decoder())
         return self.trainable() | {f"decoder.{name}": buffer for name, buffer in buffers.items()}
 
     def reduce_gradients(self, ranks: Ranks) -> None:
-        """Add up what the ranks have found; afterwards every parameter has a gradient, if only of zero."""
+        """Sum the gradients over the ranks; afterwards every parameter has a gradient, possibly zero."""
         ranks.all_reduce_gradients(self.trainable().values())

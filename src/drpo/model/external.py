@@ -1,4 +1,4 @@
-"""Models inside the checkpoints of other trainers: where they lie, and how their pieces go together."""
+"""Models in the checkpoints of other trainers: finding them and merging their shards."""
 
 import json
 import re
@@ -28,17 +28,17 @@ _OTHER = {
 
 
 def locate(folder: Path) -> Path:
-    """Return the folder that holds the model of a checkpoint, or of the newest checkpoint of a run.
+    """Return the model's folder in a checkpoint, or in the newest checkpoint of a run.
 
-    It is one with a `config.json` and weights, as transformers saves them; with an adapter of PEFT; or with the pieces
-    of FSDP that verl and SkyRL save, and a `huggingface` folder beside them. A run's folder holds steps
-    (`checkpoint-N`, `global_step_N`, `step_N`), a step may hold `actor`, `policy`, `huggingface`, ...
+    A model's folder holds `config.json` and weights, as transformers saves them; or a PEFT adapter; or the FSDP shards
+    of verl and SkyRL, with a folder `huggingface` beside them. A run's folder holds steps (`checkpoint-N`,
+    `global_step_N`, `step_N`); a step may hold `actor`, `policy`, `huggingface`, ...
 
     Args:
-        folder: of any of these trainers: drpo, TRL, verl, SkyRL, prime-rl, OpenRLHF; or a plain model's.
+        folder: a checkpoint or run of drpo, TRL, verl, SkyRL, prime-rl or OpenRLHF; or a plain model's folder.
 
     Raises:
-        InputError: none is there, or it is in pieces that only its trainer can merge; the message says how.
+        InputError: there is no model, or only its trainer can merge its shards; the message says how.
 
     Example:
         >>> import tempfile
@@ -60,15 +60,15 @@ def locate(folder: Path) -> Path:
 
 
 def described(source: str) -> str:
-    """Return where a model's configuration and tokenizer lie: beside its pieces, else where the model does."""
+    """Return the folder of configuration and tokenizer: `huggingface` beside FSDP shards, else the model's."""
     return str(Path(source) / "huggingface") if pieces_of(Path(source)) else source
 
 
 def base_of(folder: Path) -> str | None:
-    """Return the model that a folder's adapter is for; None where it holds no adapter.
+    """Return the base model of a folder's adapter; None without an adapter.
 
     Raises:
-        InputError: the adapter does not say.
+        InputError: the adapter names no base model.
     """
     file = folder / ADAPTER
     if not file.is_file():
@@ -77,29 +77,29 @@ def base_of(folder: Path) -> str | None:
         base = json.loads(file.read_text())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError, RecursionError):
         base = None
-    # A colon would name code, module:function, which a folder of weights has no business to run.
+    # A colon would name code, module:function, which a folder of weights must not run.
     if not isinstance(base, str) or not base or (":" in base and not Path(base).is_dir()):
         raise InputError(f"{file}: base_model_name_or_path={base!r} must name the model that the adapter is for")
     return base
 
 
 def pieces_of(folder: Path) -> list[Path]:
-    """Return the pieces of FSDP in a folder, by rank; none where its model is not in pieces.
+    """Return a folder's FSDP shards, by rank; empty if it holds none.
 
     Raises:
         InputError: some are missing.
     """
-    found = {int(m[2]): (int(m[1]), p) for p in folder.glob("model_world_size_*.pt") if (m := PIECES.fullmatch(p.name))}
-    sizes = {size for size, _ in found.values()}
-    if found and (len(sizes) > 1 or sorted(found) != list(range(max(sizes)))):
+    files = {int(m[2]): (int(m[1]), p) for p in folder.glob("model_world_size_*.pt") if (m := PIECES.fullmatch(p.name))}
+    sizes = {size for size, _ in files.values()}
+    if files and (len(sizes) > 1 or sorted(files) != list(range(max(sizes)))):
         raise InputError(
-            f"{folder}: pieces of ranks {sorted(found)} are there, of {sorted(sizes)}; copy the others too"
+            f"{folder}: pieces of ranks {sorted(files)} are there, of {sorted(sizes)}; copy the others too"
         )
-    return [found[rank][1] for rank in sorted(found)]
+    return [files[rank][1] for rank in sorted(files)]
 
 
 def merge(pieces: Sequence[Path]) -> dict[str, Tensor]:
-    """Put a model's weights together from what each rank of FSDP saved. Nothing but tensors is unpickled.
+    """Merge the FSDP shards of a model. Only tensors are unpickled.
 
     Args:
         pieces: the files of all ranks, in order.
@@ -108,7 +108,7 @@ def merge(pieces: Sequence[Path]) -> dict[str, Tensor]:
         Parameter name -> whole tensor, in the dtype that was saved.
 
     Raises:
-        InputError: a file that cannot be read, or that holds more than tensors.
+        InputError: a file cannot be read, or holds more than tensors.
     """
     states = [_read(piece) for piece in pieces]
     return {name: _whole(name, [state[name] for state in states]) for name in states[0]}
@@ -117,7 +117,7 @@ def merge(pieces: Sequence[Path]) -> dict[str, Tensor]:
 def _read(piece: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = torch.load(piece, map_location="cpu", weights_only=True)
-    except Exception as error:  # a zip, a pickle, or torch's own word that it would run code
+    except Exception as error:  # no zip, no pickle, or a pickle that would run code
         raise InputError(f"{piece} cannot be read as tensors alone: {str(error).strip().splitlines()[0]}") from None
     return state
 
@@ -136,7 +136,7 @@ def _whole(name: str, parts: Sequence[Tensor]) -> Tensor:
 
 
 def _join(local: list[Tensor], shape: tuple[int, ...], placements: Sequence[object]) -> Tensor:
-    """The whole tensor from its parts over a mesh of ranks, row by row of the mesh's first dimension."""
+    """Return the whole tensor from its parts over a mesh of ranks, recursing over the mesh's dimensions."""
     if not shape:
         return local[0]
     step = len(local) // shape[0]
@@ -159,5 +159,5 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _why(folder: Path) -> str:
-    found = next((what for pattern, what in _OTHER.items() if any(folder.glob(pattern))), None)
-    return f", only {found}" if found else " (no config.json with weights, in it or in its newest step)"
+    other = next((what for pattern, what in _OTHER.items() if any(folder.glob(pattern))), None)
+    return f", only {other}" if other else " (no config.json with weights, in it or in its newest step)"

@@ -1,4 +1,4 @@
-"""The head of a transformers model, as the operator reads it: measured, since families name their parts differently."""
+"""A transformers model's head as a `drpo.ops.Head`, measured because model families name its parts differently."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from drpo.errors import InputError
 from drpo.ops import Head
 
 PROBE = (2.0**-10, 1.0, 1e30)
-"""Logits that are put in place of the output layer's: small ones show the scale, huge ones the soft cap."""
+"""Logits that replace the output layer's: the small one shows the scale, the huge one the soft cap."""
 
 MOST_CAP = 1e6
-"""Nats. What the model makes of a logit of 1e30 is above it where there is no soft cap."""
+"""Nats; without a soft cap the model returns more than this for a logit of 1e30."""
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a model does to the results of its output layer.
+    """The scale and the soft cap that a model applies after its output layer.
 
     Args:
-        scale: > 0; of `drpo.ops.Head`.
-        soft_cap: nats, or None; of `drpo.ops.Head`.
+        scale: > 0; see `drpo.ops.Head`.
+        soft_cap: nats, or None; see `drpo.ops.Head`.
     """
 
     scale: float
@@ -36,14 +36,13 @@ class HeadShape:
 
 @torch.no_grad()
 def measure_head(model: PreTrainedModel) -> HeadShape:
-    """Return the scale and the soft cap of a model's logits, checked on a few tokens against its own logits.
+    """Return the scale and the soft cap of a model's logits, verified on a few tokens.
 
     Args:
-        model: any causal LM; two passes over a few tokens.
+        model: any causal LM; it runs twice over a few tokens.
 
     Raises:
-        InputError: the logits are something else than a linear layer's, scaled and softly capped; or the model cannot
-            read the tokens.
+        InputError: the logits are not a linear layer's, scaled and softly capped; or the model cannot read the tokens.
 
     Example:
         >>> from drpo.model import loading
@@ -74,7 +73,7 @@ def measure_head(model: PreTrainedModel) -> HeadShape:
 
 
 def _scale(scaled: Tensor, states: Tensor) -> float:
-    """What the states were multiplied by; 1 where all are 0."""
+    """Return the factor between states and scaled states; 1 where all are 0."""
     size = float(states.square().sum())
     return float((scaled * states).sum()) / size if size else 1.0
 

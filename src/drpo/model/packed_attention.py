@@ -1,4 +1,4 @@
-"""Attention over a packed row, and the hidden states of a micro-batch by it; padded rows where a model does not fit."""
+"""Attention over a packed row, and a micro-batch's hidden states; padded rows for models that cannot be packed."""
 
 import logging
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from drpo.types import Layout, MicroBatch
 log = logging.getLogger("drpo")
 
 PACKED = "drpo_packed"
-"""The name of this attention in transformers."""
+"""This attention's name in transformers."""
 
 HARMLESS = frozenset({"position_ids", "position_embeddings", "use_cache", "cache_position", "is_causal"})
-"""What models hand to every attention function, and which changes nothing in this one."""
+"""Arguments that models pass to every attention function and that have no effect here."""
 
 ORDINARY = {"full_attention", "sliding_attention"}
-"""Kinds of layers that look at keys and values as this attention does."""
+"""The layer types that this attention implements."""
 
 FEW_SCORES = 2**22
-"""Scores that a CPU's attention makes at once where it is written out: about what its cache holds."""
+"""Scores computed at once by the CPU attention below, about as many as fit into the cache."""
 
 
 def attention(
@@ -40,13 +40,13 @@ def attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend within segments and to their prefixes where a call brings a `packing`, else as transformers' SDPA does.
+    """Attend within segments and to their prefixes if `packing` is passed, else as transformers' SDPA.
 
-    Args, Returns: as of transformers' attention functions; see `_packed_attention` for the former.
+    Args, Returns: as for transformers' attention functions; see `_packed_attention` for packed rows.
     """
     if packing is None:
-        own = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        result: tuple[Tensor, Tensor | None] = own(module, query, key, value, attention_mask, **options)
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        result: tuple[Tensor, Tensor | None] = sdpa(module, query, key, value, attention_mask, **options)
         return result
     return _packed_attention(query, key, value, packing, **options), None
 
@@ -67,20 +67,20 @@ def _packed_attention(
     Args:
         query: [1, heads, N, D].
         key, value: [1, key heads, N, D].
-        packing: of the N positions.
-        scaling: of the scores; None is 1 / sqrt(D).
-        sliding_window: positions that a query sees, itself included, or None.
-        others: whatever else a model passes; what changes the scores is refused.
+        packing: the packing of the N positions.
+        scaling: factor of the scores; None is 1 / sqrt(D).
+        sliding_window: positions visible to a query, itself included, or None.
+        others: further arguments of the model; those that change the scores raise.
 
     Returns:
         [1, N, heads, D].
 
     Raises:
-        NotImplementedError: the model asks for what this attention does not do (soft caps, sinks, position biases).
+        NotImplementedError: the model requires soft caps, sinks, position biases or dropout.
     """
-    asked = [name for name, v in others.items() if name not in HARMLESS and v is not None and v is not False]
-    if asked or dropout:
-        raise NotImplementedError(f"packed attention: {', '.join(asked) or 'dropout'}")
+    unsupported = [name for name, v in others.items() if name not in HARMLESS and v is not None and v is not False]
+    if unsupported or dropout:
+        raise NotImplementedError(f"packed attention: {', '.join(unsupported) or 'dropout'}")
     dtype, kind = query.dtype, query.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -95,27 +95,27 @@ def _packed_attention(
 
 
 def _with_prefix(x: Sequence[Tensor], number: int, buckets: Sequence[Bucket]) -> Tensor:
-    """[R, Lk, heads, D] keys or values of one bucket, from those of all: its prefixes' and then its own."""
-    own = rows(x[number], buckets[number])
+    """Return the keys or values [R, Lk, heads, D] of one bucket, its prefixes' first."""
+    segments = rows(x[number], buckets[number])
     source, parent = buckets[number].source, buckets[number].parent
     if source is None or parent is None:
-        return own
-    before = rows(x[source], buckets[source]).index_select(0, parent)
-    return torch.cat([before, own], dim=1)
+        return segments
+    prefixes = rows(x[source], buckets[source]).index_select(0, parent)
+    return torch.cat([prefixes, segments], dim=1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
-    """Attention of R rows.
+    """Return the attention of R rows.
 
-    On a CPU the products and the softmax are written out, for as many rows at once as make `FEW_SCORES`: forward and
-    backward took a third of the time of PyTorch's own kernel in bfloat16 (64 rows of 31 queries and 70 keys, and 16 of
-    255 and 303), and as long in float32. Rows too long for that, and other devices, get PyTorch's.
+    On a CPU, explicit products and a softmax process as many rows at once as have `FEW_SCORES` scores. Forward and
+    backward take a third of the time of PyTorch's kernel in bfloat16 (64 rows of 31 queries and 70 keys; 16 rows of 255
+    and 303), and equal time in float32. Longer rows and other devices use PyTorch's kernel.
 
     Args:
         query: [R, Lq, heads, D].
         key, value: [R, Lk, key heads, D].
         bias: [R, 1, Lq, Lk], or None for plain causality.
-        scale: of the scores; None is 1 / sqrt(D).
+        scale: factor of the scores; None is 1 / sqrt(D).
 
     Returns:
         [R, Lq, heads, D].
@@ -126,7 +126,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
         columns = (query, key, value) if bias is None else (query, key, value, bias)
         parts = zip(*(x.split(at_once) for x in columns), strict=True)
         return torch.cat([_attend_written_out(*part, scale=scale) for part in parts])
-    if bias is not None:  # only without one does PyTorch share keys between heads in every kernel
+    if bias is not None:  # with a bias, not every PyTorch kernel shares keys between heads
         key, value = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (key, value))
     out: Tensor = nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2),
@@ -143,7 +143,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
 def _attend_written_out(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *, scale: float | None
 ) -> Tensor:
-    """The same, with the heads that share a key side by side as its queries."""
+    """Return the attention by explicit products; heads that share a key are batched as its queries."""
     nrows, n_queries, heads, width = query.shape
     n_keys, key_heads = key.shape[1:3]
     scaled = query * (width**-0.5 if scale is None else scale)
@@ -166,13 +166,13 @@ def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
     """Return the last hidden states [N, H] of N positions in one row, by `attention`.
 
     Args:
-        model: one that `enable_packed_attention` returned True for.
+        model: a model for which `enable_packed_attention` returned True.
         input_ids: [N] int64.
-        layout: of the N positions.
+        layout: the layout of the N positions.
     """
     out = model.get_decoder()(
         input_ids=input_ids[None],
-        # A mask of four dimensions is taken as it is, which keeps transformers from making one of [N, N].
+        # transformers uses a four-dimensional mask as it is, and so builds no mask [N, N].
         attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
         position_ids=layout.positions().to(input_ids.device)[None],
         use_cache=False,
@@ -183,9 +183,9 @@ def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
 
 
 def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
-    """Return the same as `packed`, for any model: a row for each sequence, prompts repeated, padded on the right.
+    """Return the same as `packed`, for any model: one right-padded row per sequence, prompts repeated.
 
-    Padding stands where causal attention cannot see it, so its id does not matter.
+    Causal attention never sees right padding, so its id does not matter.
     """
     first = [0, *accumulate(layout.length)]
     positions = [torch.arange(first[s], first[s + 1]) for s in range(len(layout.length))]
@@ -207,11 +207,11 @@ def predictor_states(
     """Return the last hidden states [T, H] that predict a micro-batch's tokens.
 
     Args:
-        model: whose decoder runs.
+        model: its decoder runs.
         micro: on the model's device.
-        dtype: of the products, and of the states.
-        shared: `packed`, as `enable_packed_attention` returned True for the model; else `padded`.
-        limit: of the model, as `sequence_limit` returned it.
+        dtype: the dtype of the products and of the states.
+        shared: True for `packed` (`enable_packed_attention` returned True for the model), False for `padded`.
+        limit: the model's limit, from `sequence_limit`.
 
     Raises:
         InputError: a sequence is longer than the limit.
@@ -225,35 +225,35 @@ def predictor_states(
 
 @torch.no_grad()
 def enable_packed_attention(model: PreTrainedModel) -> bool:
-    """Give a model packed attention and return True; where that does not give what its own gives, leave it and False.
+    """Set packed attention and return True; if it changes the model's states, restore the attention and return False.
 
-    Two prompts of different lengths with several answers each go both ways, past a sliding window, which is shortened
-    for them. Models whose attention is not transformers' own, or that mix positions in other ways (recurrence,
-    convolution), fail this and are run padded.
+    The check compares both on two prompts of different lengths with several answers each, beyond a shortened sliding
+    window. Models with another attention than transformers', or that mix positions in other ways (recurrence,
+    convolution), fail the check and run padded.
 
     Args:
-        model: in its own attention.
+        model: a model with its original attention.
     """
     layout = Layout(length=(5, 4, 2, 1, 3, 3, 1, 6), prefix=(-1, 0, 0, 0, -1, 4, 4, -1))
     ids = 1 + 7 * torch.arange(layout.n_positions) % (model.config.get_text_config().vocab_size - 1)
     ids = ids.to(model.device)
-    own = model.config._attn_implementation
+    original = model.config._attn_implementation
     with narrowed(model):
-        wanted = padded(model, ids, layout)
-        if _agrees(model, ids, layout, wanted):
+        expected = padded(model, ids, layout)
+        if _agrees(model, ids, layout, expected):
             return True
-    model.set_attn_implementation(own)
+    model.set_attn_implementation(original)
     return False
 
 
-def _agrees(model: PreTrainedModel, ids: Tensor, layout: Layout, wanted: Tensor) -> bool:
-    """Set packed attention, and compare what it gives with the states that are wanted."""
+def _agrees(model: PreTrainedModel, ids: Tensor, layout: Layout, expected: Tensor) -> bool:
+    """Set packed attention, and return whether its states equal the expected ones."""
     try:
         if not set(getattr(model.config.get_text_config(), "layer_types", None) or ()) <= ORDINARY:
             return False
         model.set_attn_implementation(PACKED)
-        found = packed(model, ids, layout)
-        return torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
-    except Exception as error:  # whatever a model does that this attention was not made for
+        states = packed(model, ids, layout)
+        return torch.allclose(states, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    except Exception as error:  # a model that packed attention does not support
         log.debug("%s cannot be packed: %s", type(model).__name__, error)
     return False

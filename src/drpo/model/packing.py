@@ -1,9 +1,9 @@
-"""Completions laid end to end, their shared prompts once: which position attends to which.
+"""Completions end to end in one packed row, each shared prompt once.
 
-Everything in a transformer but attention treats positions one by one, so a packed row [1, N] needs no padding anywhere
-else. Attention unpacks: segments of like length become the padded rows of one bucket, a segment that continues a prompt
-gets the prompt's keys and values in front of its own, and the outputs go back to their positions. Nothing leaks between
-completions, and the gradient of a shared prompt is the sum over the completions that saw it.
+All parts of a transformer but attention treat positions one by one, so a packed row [1, N] needs no padding there. For
+attention, segments of similar length become the padded rows of one bucket. A segment that continues a prompt gets the
+prompt's keys and values before its own. The outputs return to their positions. No completion attends to another, and
+the gradient of a shared prompt is the sum over its completions.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from torch.autograd.function import once_differentiable
 from drpo.types import Layout
 
 SPREAD = 1.5
-"""Longest over shortest of the segments in one bucket: bounds what padding costs in the attention."""
+"""Largest ratio of segment lengths in one bucket; bounds the cost of padding in the attention."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """R segments of like length, as rows of one attention call.
+    """R segments of similar length, as rows of one attention call.
 
     Args:
         segments: their numbers, longest first.
-        width: Lq, the longest.
-        start: of their first slot among all slots.
-        source: the bucket that their prefixes stand in, or None where they have none.
-        parent: [R] int64; each one's prefix as a row of `source`, or None.
-        prefix: lengths [R] int64 of the prefixes, 0 where there are none.
+        width: Lq, the longest length.
+        start: the bucket's first slot.
+        source: the bucket of their prefixes, or None without prefixes.
+        parent: [R] int64; the row of each segment's prefix in `source`, or None.
+        prefix: [R] int64; the prefixes' lengths, 0 without one.
     """
 
     segments: tuple[int, ...]
@@ -48,13 +48,13 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How the N positions of a layout become the M slots of padded rows, and back; for one forward pass.
+    """The map between the N positions of a layout and the M slots of padded rows, for one forward pass.
 
     Args:
         buckets: in the order of their slots; a bucket's `source` comes before it.
-        position: [M] int64; the position that stands in each slot, 0 where it is padding.
+        position: [M] int64; the position of each slot, 0 for padding.
         padding: [K] int64; the slots that are padding.
-        slot: [N] int64; the slot in which each position stands.
+        slot: [N] int64; the slot of each position.
     """
 
     buckets: tuple[Bucket, ...]
@@ -80,19 +80,19 @@ class Packing:
         return Packing(buckets, position.to(device), (~used).nonzero()[:, 0].to(device), slot.to(device))
 
     def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What bucket `number` adds to its scores, [R, 1, Lq, Lk] of 0 and -inf; None where plain causality will do."""
+        """Return the mask of bucket `number`'s scores, [R, 1, Lq, Lk] of 0 and -inf; None for plain causality."""
         bucket = self.buckets[number]
         if bucket.source is None and (window is None or window >= bucket.width):
             return None
         if (number, window, dtype) not in self._bias:
-            seen = _seen(bucket, self.buckets, window)
-            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            visible = _visible(bucket, self.buckets, window)
+            bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
             self._bias[number, window, dtype] = bias
         return self._bias[number, window, dtype]
 
 
 def _buckets(layout: Layout, device: torch.device) -> Iterator[Bucket]:
-    """Roots first; then what continues them, each bucket's prefixes in one bucket of roots."""
+    """Yield the roots' buckets, then their continuations'; the prefixes of a bucket are all in one bucket."""
     home: dict[int, tuple[int, int]] = {}  # segment -> its bucket and row
     start = 0
     roots = [s for s, p in enumerate(layout.prefix) if p < 0]
@@ -111,7 +111,7 @@ def _buckets(layout: Layout, device: torch.device) -> Iterator[Bucket]:
 
 
 def _alike(segments: list[int], layout: Layout) -> list[list[int]]:
-    """Longest first, cut where a segment would be padded to more than `SPREAD` times its length."""
+    """Sort segments longest first, and split where padding would exceed `SPREAD` times a segment's length."""
     parts: list[list[int]] = []
     for s in sorted(segments, key=lambda s: -layout.length[s]):
         if parts and layout.length[parts[-1][0]] <= SPREAD * layout.length[s]:
@@ -121,23 +121,23 @@ def _alike(segments: list[int], layout: Layout) -> list[list[int]]:
     return parts
 
 
-def _seen(bucket: Bucket, buckets: tuple[Bucket, ...], window: int | None) -> Tensor:
-    """[R, 1, Lq, Lk] bool: which keys, the prefix's and then its own, each query attends to."""
+def _visible(bucket: Bucket, buckets: tuple[Bucket, ...], window: int | None) -> Tensor:
+    """Return [R, 1, Lq, Lk] bool: the keys, prefix first, that each query attends to."""
     position = torch.arange(bucket.width, device=bucket.prefix.device)
-    behind = position[:, None] - position  # how far the key stands behind the query
-    own = ((behind >= 0) & (behind < (window or bucket.width)))[None].expand(len(bucket.segments), -1, -1)
+    distance = position[:, None] - position  # query - key
+    in_segment = ((distance >= 0) & (distance < (window or bucket.width)))[None].expand(len(bucket.segments), -1, -1)
     if bucket.source is None:
-        return own[:, None]
+        return in_segment[:, None]
     key = torch.arange(buckets[bucket.source].width, device=position.device)
     prefix = bucket.prefix[:, None, None]
-    there = (key < prefix).expand(-1, bucket.width, -1)
+    in_prefix = (key < prefix).expand(-1, bucket.width, -1)
     if window is not None:
-        there = there & (prefix + position[:, None] - key < window)
-    return torch.cat([there, own], dim=2)[:, None]
+        in_prefix = in_prefix & (prefix + position[:, None] - key < window)
+    return torch.cat([in_prefix, in_segment], dim=2)[:, None]
 
 
 class _Unpack(torch.autograd.Function):
-    """Positions [N, ...] -> slots [M, ...], padding 0. Every position has one slot, so the gradient needs no sums."""
+    """Positions [N, ...] -> slots [M, ...], padding 0. Each position has one slot, so the gradient needs no sums."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
@@ -165,7 +165,7 @@ class _Pack(torch.autograd.Function):
 
 
 def unpack(x: Tensor, packing: Packing) -> Tensor:
-    """Return positions [N, ...] as slots [M, ...], 0 where a slot is padding."""
+    """Return positions [N, ...] as slots [M, ...], 0 for padding."""
     slots: Tensor = _Unpack.apply(x, packing)  # type: ignore[no-untyped-call]
     return slots
 

@@ -1,4 +1,4 @@
-"""The model in training: float32 master weights, compute in the precision that suits the machine, one head operator."""
+"""The model in training: float32 master weights, computation in a chosen precision, log-probabilities by the head."""
 
 import copy
 from collections import Counter
@@ -26,25 +26,25 @@ peft = lazily("peft")
 
 
 class Policy:
-    """A transformers causal LM whose log-probabilities come from `linear_logprob`, at the sampling temperature.
+    """A transformers causal LM with log-probabilities from `linear_logprob`, at the sampling temperature.
 
     Args:
-        model: in float32; it is trained in place (with LoRA, its adapters are added to it and it is frozen).
-        precision: of matrix products and activations; the weights, their gradients and the optimiser stay float32.
-        temperature: the one at which completions are sampled.
+        model: in float32; trained in place (with LoRA, adapters are added and the rest is frozen).
+        precision: the precision of matrix products and activations; weights, gradients and optimiser stay float32.
+        temperature: the sampling temperature.
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
-        seed: of the adapters' initial values.
+        seed: the seed of the adapters' initial values.
 
     Attributes:
-        shares_prompts: whether a group's prompt goes through the model once; False for models whose own attention is
-            needed, which run each completion in a padded row.
-        precision: as given.
-        limit: the longest sequence that it trains on.
-        max_positions: of a micro-batch that memory has room for, where that was found out; else None.
+        shares_prompts: True where a group's prompt runs once; False for models without packed attention, which run each
+            completion in a padded row.
+        precision: as passed.
+        limit: the longest sequence that can be trained on.
+        max_positions: the positions of a micro-batch that fit into memory, if known from a failure; else None.
 
     Raises:
-        InputError: the model's logits are not those of a `drpo.ops.Head`; or the precision has a grid, and the model no
-            layers for it, or experts that LoRA would adapt.
+        InputError: the model's logits are not those of a `drpo.ops.Head`; or the precision has a grid, and the model
+            has no linear layers, or has experts that LoRA would adapt.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Policy:
         self._head_shape = measure_head(model)
         self._own_attention = model.config._attn_implementation
         self.shares_prompts = enable_packed_attention(model)
-        fake_quantize_(model, precision)  # behind the checks above, which compare roundings; before adapters wrap it
+        fake_quantize_(model, precision)  # after the checks above, which compare roundings; before adapters wrap it
         if lora_rank:
             _add_lora(model, lora_rank, seed)
 
@@ -76,12 +76,12 @@ class Policy:
 
     @property
     def equal_passes(self) -> bool:
-        """True where all ranks must make as many forward and backward passes, because they meet in them."""
+        """True if all ranks must run the same number of forward and backward passes (collectives inside)."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         device: torch.device = self.model.device
         return device
 
@@ -90,10 +90,10 @@ class Policy:
         return linear_logprob(self._chosen(micro), self.head, micro.target, self.temperature)
 
     def divergence(self, micro: MicroBatch, kinds: Iterable[str]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-        """Return what a call returns, and [T] of each kind: how far the policy is from the micro-batch's sampler.
+        """Return logp [T], entropy [T] and, by kind, the divergences [T] from the micro-batch's sampler.
 
         Raises:
-            InputError: the sampler did not report its most probable tokens.
+            InputError: the micro-batch has no top log-probabilities.
         """
         if micro.top_logprobs is None:
             raise InputError(
@@ -104,7 +104,7 @@ class Policy:
         return linear_divergence(chosen, self.head, micro.target, micro.top_logprobs, kinds, self.temperature)
 
     def loss(self, micro: MicroBatch, objective: Objective) -> PolicyLoss:
-        """Return the micro-batch's share of the loss, differentiable, and what was computed of its T tokens."""
+        """Return the micro-batch's part of the loss, differentiable, with the columns of its T tokens."""
         tokens = SampledTokens(
             micro.target,
             micro.behavior_logp,
@@ -117,38 +117,38 @@ class Policy:
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
-        """[T, H] the states that predict the trained tokens."""
+        """Return the hidden states [T, H] that predict the trained tokens."""
         return predictor_states(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the trained parameters, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def embeddings(self) -> list[nn.Parameter]:
-        """The weights of embeddings and of the head, which are no maps between hidden states."""
+        """Return the weights of the embeddings and of the head, which do not map hidden states to hidden states."""
         tables = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
         return [*tables, self.model.get_output_embeddings().weight]
 
     def reduce_gradients(self, ranks: Ranks) -> None:
-        """Add up what the ranks have found; afterwards every trainable parameter has a gradient, if only of zero."""
+        """Sum the gradients over the ranks; afterwards every trainable parameter has a gradient, possibly zero."""
         ranks.all_reduce_gradients(self.trainable().values())
 
     def checkpointed(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: what training changes, and the persistent buffers, by name."""
+        """Return a checkpoint's tensors, by name: the trained parameters and the persistent buffers."""
         return self.trainable() | persistent_buffers(self.model)
 
     def state(self) -> Mapping[str, Tensor]:
-        """The parameters, float32, and persistent buffers by the plain model's names, for an engine or a file.
+        """Return the float32 parameters and the persistent buffers by the plain model's names, for an engine or a file.
 
-        With LoRA these are new tensors, base plus adapter; the base is never changed, so nothing can drift.
+        With LoRA these are new tensors, base plus adapter; the base never changes, so nothing drifts.
         """
         return dict(self._merged())
 
     def plain(self) -> PreTrainedModel:
-        """Return a model of its own with these weights, adapters merged, that knows nothing of drpo.
+        """Return a separate transformers model with these weights, adapters merged.
 
         Raises:
-            InputError: a model built from the configuration holds other tensors than this one.
+            InputError: a model built from the configuration has other tensors than this one.
         """
         config = copy.deepcopy(self.model.config)
         config._attn_implementation = self._own_attention
@@ -160,7 +160,7 @@ class Policy:
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
-        """Return the logits [N, V] of one text [N], computed as in training but in float32, on no grid; on the CPU."""
+        """Return the logits [N, V] of one text [N] on the CPU, computed as in training but in float32, unrounded."""
         run = packed if self.shares_prompts else padded
         with unrounded():
             hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
@@ -169,7 +169,7 @@ class Policy:
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
         layers = ((_plain(n), m) for n, m in _adapted_layers(self.model))
-        # A mixture's stacked experts and its router are adapted too, by wrappers that name the parameter they wrap.
+        # PEFT adapts a mixture's stacked experts and its router by wrappers that name the wrapped parameter.
         adapted: dict[str, Any] = {f"{n}.{getattr(m, 'parameter_name', 'weight')}": m for n, m in layers}
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
@@ -188,24 +188,24 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Copy a whole state into a model.
 
     Args:
-        model: its tensors are changed in place.
+        model: changed in place.
         state: every parameter, a tied one once, and every persistent buffer, by name.
 
     Raises:
-        InputError: the model's tensors are others, or of other shapes.
+        InputError: the model's tensors have other names or shapes.
     """
-    own = named_tensors(model)
-    if odd := sorted(own.keys() ^ state.keys()) or [n for n, t in own.items() if t.shape != state[n].shape]:
+    tensors = named_tensors(model)
+    if odd := sorted(tensors.keys() ^ state.keys()) or [n for n, t in tensors.items() if t.shape != state[n].shape]:
         raise InputError(
             f"model {type(model).__name__}: built from its configuration it has other tensors than the trained model "
             f"({odd[0]!r} is missing on one side, or of another shape), so its folder could not be read back"
         )
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         tensor.copy_(state[name])
 
 
 def _plain(name: str) -> str:
-    """The name that a module or parameter has in the model without adapters."""
+    """Return the name of a module or parameter in the model without adapters."""
     return name.replace(".base_layer", "")
 
 
@@ -228,14 +228,14 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
 
 
 def _adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    """PEFT's layers, by name; the library loads only where there are some."""
+    """Yield PEFT's layers, by name; PEFT loads only where there are any."""
     if any(".lora_" in name for name, _ in model.named_parameters()):
         layer = peft.tuners.lora.LoraLayer
         yield from ((name, module) for name, module in model.named_modules() if isinstance(module, layer))
 
 
 def _require_weights_of_their_own(model: PreTrainedModel) -> None:
-    """Raise where an adapted weight is another module's too: two adapters of it merge into no one weight."""
+    """Raise if an adapted weight belongs to another module too: two adapters of one weight cannot be merged."""
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, layer in _adapted_layers(model):
         if holders[id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")))] > 1:

@@ -1,4 +1,4 @@
-"""How far a model's positions reach: rotary embeddings that depend on the longest sequence of a pass, and windows."""
+"""Limits of a model's positions: rotary embeddings that depend on the longest sequence of a pass, and windows."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 from drpo.errors import InputError
 
 CROSSED_WINDOW = 4
-"""The sliding window that `narrowed` sets: short enough that a check on about ten tokens crosses it."""
+"""The sliding window that `narrowed` sets, short enough to matter in a check on about ten tokens."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The longest sequence for which a model is one function of a text, whatever else is in the same pass.
+    """The longest sequence whose states do not depend on the other sequences of the pass.
 
     Args:
-        tokens: prompt and completion together; None where any length will do.
+        tokens: prompt and completion together; None without a limit.
         kind: transformers' name of the rotary embedding that sets the limit.
     """
 
@@ -30,18 +30,18 @@ class Limit:
 
     @property
     def why(self) -> str:
-        """Why there is nothing beyond the limit, to follow on "N positions" in a message."""
+        """The reason for the limit, to follow "N positions" in a message."""
         return f" for which its {self.kind} rotary embedding does not depend on what else is in the batch"
 
     def require(self, tokens: int, what: str = "a sequence") -> None:
-        """Check one length.
+        """Raise if a length exceeds the limit.
 
         Args:
             tokens: prompt and completion together.
-            what: has this length, for the message.
+            what: the sequence's name in the message.
 
         Raises:
-            InputError: it is longer than the limit.
+            InputError: the length exceeds the limit.
 
         Example:
             >>> Limit(4096, "longrope").require(4096)
@@ -57,17 +57,17 @@ class Limit:
 
 @torch.no_grad()
 def sequence_limit(model: PreTrainedModel) -> Limit:
-    """Return the limit that a model's rotary embeddings set.
+    """Return the limit set by a model's rotary embeddings.
 
-    transformers computes `longrope` with other factors, and `dynamic` with another base, for all sequences of a pass as
-    soon as its longest is beyond the length of pre-training, and tokens that a cache holds keep what they had. Up to
-    that length both are ordinary.
+    If the longest sequence of a pass exceeds the pre-training length, transformers computes `longrope` with other
+    factors, and `dynamic` with another base, for all sequences of the pass; cached tokens keep their values. Up to that
+    length both are ordinary.
 
     Args:
         model: any causal LM.
 
     Raises:
-        InputError: the model depends on the longest position of a pass in a way of its own.
+        InputError: the states depend on the longest position of a pass in some other way.
 
     Example:
         >>> from drpo.model.loading import tiny
@@ -86,20 +86,20 @@ def sequence_limit(model: PreTrainedModel) -> Limit:
 
 
 def _limits(module: nn.Module) -> Iterator[Limit]:
-    """Those of one rotary embedding; some models have several, by type of layer."""
+    """Yield the limits of one rotary embedding; some models have several, by layer type."""
     kinds = getattr(module, "rope_type", None)
     config: Any = getattr(module, "config", None)
     parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     for layer_type, kind in (kinds if isinstance(kinds, Mapping) else {None: kinds}).items():
-        own = parameters if layer_type is None else parameters.get(layer_type) or {}
+        rope = parameters if layer_type is None else parameters.get(layer_type) or {}
         if kind == "longrope":
-            yield Limit(int(own["original_max_position_embeddings"]), kind)
+            yield Limit(int(rope["original_max_position_embeddings"]), kind)
         elif isinstance(kind, str) and "dynamic" in kind:
             yield Limit(int(config.max_position_embeddings), kind)
 
 
 def _depends_on_the_longest(model: PreTrainedModel) -> bool:
-    """Whether a row's states change with the positions of another row; False where positions cannot be given."""
+    """Return whether a row's states change with another row's positions; False if positions cannot be passed."""
     last = _plain_value(model.config.get_text_config(), "max_position_embeddings")
     if last is None or last <= 8:
         return False
@@ -113,26 +113,26 @@ def _depends_on_the_longest(model: PreTrainedModel) -> bool:
         )
     except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):
         return False
-    scale = float(a.abs().max())  # of broken weights none: they are told of by their log-probabilities
+    scale = float(a.abs().max())  # not finite for broken weights, which the log-probabilities report
     return math.isfinite(scale) and not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale)
 
 
 @contextmanager
 def narrowed(model: PreTrainedModel, window: int = CROSSED_WINDOW) -> Iterator[None]:
-    """Shorten a model's sliding windows, so that a check on a few tokens looks past them; put them back afterwards.
+    """Shorten a model's sliding windows for a check on a few tokens; restore them afterwards.
 
     Args:
-        model: its configuration and layers are changed meanwhile.
-        window: of the configuration; one that is as short already stays.
+        model: its configuration and layers change meanwhile.
+        window: the configuration's new window; a shorter one stays.
     """
     configs = [model.config, model.config.get_text_config()]
     wide = _plain_value(configs[1], "sliding_window")
-    less = max(0, (wide or 0) - window)
-    holders: list[Any] = [*configs, *model.modules()] if less else []
-    before = [(holder, n) for holder in holders if (n := _plain_value(holder, "sliding_window")) and n > less]
+    excess = max(0, (wide or 0) - window)
+    holders: list[Any] = [*configs, *model.modules()] if excess else []
+    before = [(holder, n) for holder in holders if (n := _plain_value(holder, "sliding_window")) and n > excess]
     try:
         for holder, n in before:
-            holder.sliding_window = n - less  # a layer may count one more or less than the configuration
+            holder.sliding_window = n - excess  # a layer's window may differ from the configuration's by one
         yield
     finally:
         for holder, n in before:
@@ -140,6 +140,6 @@ def narrowed(model: PreTrainedModel, window: int = CROSSED_WINDOW) -> Iterator[N
 
 
 def _plain_value(holder: object, name: str) -> int | None:
-    """A whole number that an object holds itself; some configurations refuse to be asked what differs by layer."""
+    """Return an integer attribute from the object's own dict; some configurations raise for per-layer attributes."""
     value = vars(holder).get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

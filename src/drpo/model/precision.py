@@ -1,4 +1,4 @@
-"""What the name of a precision means on a device: the compute dtype, and the 8-bit grids of weights and activations."""
+"""Precisions by name: the compute dtype on a device, and the 8-bit grids of weights and activations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ NAMES = ("auto", *DTYPES, *GRIDS)
 
 @dataclass(frozen=True)
 class Precision:
-    """How a model computes.
+    """The number formats that a model computes with.
 
     Args:
-        dtype: of activations, and of what is on no grid; bfloat16 or float32 where something is.
-        weights: the grid of the linear layers' weights, one scale per output channel; None leaves them in `dtype`.
-        activations: the grid of the linear layers' inputs, one scale per token; None leaves them in `dtype`.
+        dtype: the dtype of activations and of all that is not on a grid; bfloat16 or float32 with a grid.
+        weights: the grid of the linear layers' weights, one scale per output channel; None keeps them in `dtype`.
+        activations: the grid of the linear layers' inputs, one scale per token; None keeps them in `dtype`.
     """
 
     dtype: torch.dtype
@@ -38,15 +38,15 @@ FP32 = Precision(torch.float32)
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Return what `name` means on `device`; the compute dtype of all but the plain ones is that of "auto".
+    """Return the precision called `name` on `device`; the 8-bit ones compute in the dtype of "auto".
 
     Args:
         name: "auto" (bf16 where the processor multiplies it, else fp32), "fp32", "bf16", "fp16", "int8" (weights),
             "fp8_weights" (e4m3 weights) or "fp8" (e4m3 weights and inputs of linear layers).
-        device: where it runs.
+        device: the model's device.
 
     Raises:
-        InputError: another name.
+        InputError: an unknown name.
 
     Example:
         >>> resolve_precision("fp32", torch.device("cpu"))
@@ -63,7 +63,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """True where bf16 matrix products are done by the hardware; emulated ones are slower than fp32."""
+    """Return whether the hardware multiplies bf16 matrices; emulation is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

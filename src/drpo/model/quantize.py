@@ -1,11 +1,11 @@
-"""Linear layers whose operands are quantized to the int8 or e4m3 grid, on any machine.
+"""Linear layers with operands quantized to the int8 or e4m3 grid, on any machine.
 
-Q(x) is x rounded to a grid of 8-bit values times one float32 scale per row, the row's largest magnitude over the
-grid's: rows of weights are output channels, rows of activations are tokens. bf16 holds every value of both grids, so
-where the hardware has no 8-bit product a bf16 product of grid values is that product, up to how it accumulates.
+Q(x) is x rounded to a grid of 8-bit values times one float32 scale per row: the row's largest magnitude over the
+grid's. Rows of weights are output channels, rows of activations are tokens. bf16 represents every value of both grids,
+so without an 8-bit product in hardware a bf16 product of grid values equals it, up to the order of accumulation.
 
-The linear layers of the decoder are meant, and the stacked experts of a mixture (their weights alone: the experts' own
-kernel multiplies them). The output head, embeddings, norms, biases and routers keep the compute dtype.
+This applies to the decoder's linear layers and to the weights of a mixture's stacked experts (their kernel multiplies
+dense weights). The output head, embeddings, norms, biases and routers keep the compute dtype.
 """
 
 import re
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LARGEST: Mapping[Grid, float] = {"int8": 127.0, "e4m3": 448.0}
-"""The largest magnitude of each grid; int8 leaves out -128, so that it is symmetric."""
+"""The largest magnitude of each grid; int8 excludes -128, to be symmetric."""
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""Rows of zeros get this scale, so that 0 / scale is 0."""
+"""The scale of rows of zeros, so that 0 / scale is 0."""
 
 ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.|$)")
-"""What transformers' mixtures call what chooses and weighs experts, in the names of modules."""
+"""Module names of the routers in transformers' mixtures of experts."""
 
 
 @lru_cache
 def has_e4m3_product(device: torch.device) -> bool:
-    """True where the hardware multiplies e4m3 by e4m3 with a scale per row of each, tried once.
+    """Return whether the hardware multiplies e4m3 by e4m3 with a scale per row of each; tested once.
 
-    CUDA alone is asked: a CPU's `_scaled_mm` gives the same numbers, more slowly than a bf16 product.
+    False on a CPU: its `_scaled_mm` returns the same numbers, but is slower than a bf16 product.
     """
     if device.type != "cuda":
         return False
@@ -53,10 +53,10 @@ def has_e4m3_product(device: torch.device) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """A tensor as values of a grid times a scale per row.
+    """A tensor as grid values times a scale per row.
 
     Args:
-        values: [..., R, C], grid values in any dtype that holds them all.
+        values: [..., R, C], grid values in any dtype that represents them all.
         scale: [..., R, 1] float32; [..., 1, C] where columns are the output channels.
     """
 
@@ -64,7 +64,7 @@ class QuantizedTensor:
     scale: Tensor
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the numbers that are meant, rounded to `dtype`."""
+        """Return values times scale, rounded to `dtype`."""
         return (self.values.float() * self.scale).to(dtype)
 
 
@@ -78,8 +78,8 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
     Args:
         x: [..., R, C], any float dtype.
         grid: "int8" or "e4m3".
-        dtype: that holds the values: float32, bfloat16, and float8_e4m3fn for e4m3.
-        dim: what one scale spans.
+        dtype: the dtype of the values: float32, bfloat16, or float8_e4m3fn for e4m3.
+        dim: the dimension that one scale spans.
 
     Example:
         >>> q = to_grid(torch.tensor([[0.1, -12.7, 0.0], [0.0, 0.0, 0.0]]), "int8")
@@ -88,7 +88,7 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
                 [   0.,    0.,    0.]]), tensor([0.1000]))
 
     Source: Micikevicius et al. 2022, "FP8 formats for deep learning" (arXiv:2209.05433): e4m3 has 3 bits of mantissa,
-    no infinity, and 448 for its largest value.
+    no infinity, and a largest value of 448.
     """
     wide = x.float()
     scale = (wide.abs().amax(dim, keepdim=True) / LARGEST[grid]).clamp(min=SMALLEST_SCALE)
@@ -98,9 +98,9 @@ def to_grid(x: Tensor, grid: Grid, dtype: torch.dtype = torch.float32, dim: int 
 
 
 def _multiply(x: Tensor, x_scale: Tensor | None, w: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """[T, out] = x [T, in] w^T + bias in `dtype`: products of grid values, scaled in float32 once they are summed.
+    """Return x [T, in] w^T + bias, [T, out] in `dtype`: sums of grid values, then scaled in float32.
 
-    On a CPU a sum is rounded to x's dtype before it is scaled: its bf16 product has no other result.
+    On a CPU the sums are rounded to x's dtype before scaling: its bf16 product returns bf16.
     """
     if x_scale is not None and w.values.dtype == torch.float8_e4m3fn:
         return torch._scaled_mm(x, w.values.T, scale_a=x_scale, scale_b=w.scale.T, bias=bias, out_dtype=dtype)
@@ -116,13 +116,13 @@ def _multiply(x: Tensor, x_scale: Tensor | None, w: QuantizedTensor, bias: Tenso
 
 
 def _held_in(dtype: torch.dtype, activations: Grid | None, weight: Tensor) -> torch.dtype:
-    """What holds the grid values of a layer that computes in `dtype`: e4m3 itself where the hardware multiplies it."""
+    """Return the dtype of a layer's grid values: e4m3 where the hardware multiplies it, else `dtype`."""
     fits = activations == "e4m3" and dtype == torch.bfloat16 and all(n % 16 == 0 for n in weight.shape)
     return torch.float8_e4m3fn if fits and has_e4m3_product(weight.device) else dtype
 
 
 def _inputs(x: Tensor, grid: Grid | None, held_in: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Values [T, in] and scales [T, 1] of x [T, in] on a grid; x itself and None where it is on none."""
+    """Return values [T, in] and scales [T, 1] of x [T, in] on a grid; x and None without a grid."""
     if grid is None:
         return x, None
     q = to_grid(x, grid, held_in)
@@ -130,13 +130,13 @@ def _inputs(x: Tensor, grid: Grid | None, held_in: torch.dtype) -> tuple[Tensor,
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer of a sampler, its weight on a grid for good: y = Q(x) Q(w)^T + bias, or x Q(w)^T + bias.
+    """A sampler's linear layer with a quantized weight: y = Q(x) Q(w)^T + bias, or x Q(w)^T + bias.
 
     Args:
-        linear: whose weight and bias are taken.
+        linear: the layer to quantize.
         weights: grid of the weight.
         activations: grid of the inputs, or None.
-        dtype: of the inputs and outputs.
+        dtype: the dtype of inputs and outputs.
     """
 
     def __init__(self, linear: nn.Linear, weights: Grid, activations: Grid | None, dtype: torch.dtype) -> None:
@@ -147,17 +147,17 @@ class QuantizedLinear(nn.Module):
         self.scale: Tensor
         self.register_buffer("scale", torch.empty(len(held), 1, device=held.device), persistent=False)
         self.bias = linear.bias
-        self.take(linear.weight)
+        self.load_weight(linear.weight)
 
     @torch.no_grad()
-    def take(self, weight: Tensor) -> None:
-        """Replace the weight [out, in]."""
+    def load_weight(self, weight: Tensor) -> None:
+        """Quantize a new weight [out, in]."""
         q = to_grid(weight.to(self.weight.device), self.weights, self.weight.dtype)
         self.weight.copy_(q.values)
         self.scale.copy_(q.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in x's dtype."""
+        """Map [..., in] to [..., out], in x's dtype."""
         values, scale = _inputs(x.flatten(0, -2), self.activations, self.weight.dtype)
         y = _multiply(values, scale, QuantizedTensor(self.weight, self.scale), self.bias, x.dtype)
         return y.view(*x.shape[:-1], -1)
@@ -165,11 +165,10 @@ class QuantizedLinear(nn.Module):
 
 @contextmanager
 def unrounded_inputs(model: nn.Module) -> Iterator[None]:
-    """Let a sampler's linear layers multiply their inputs as they are, for comparisons of two ways to the same figures.
+    """Do not quantize the inputs of a sampler's linear layers, to compare two computations of the same numbers.
 
-    Inputs that differ in their last bit round to different values here and there, and the next layer's then more often:
-    of two computations that agree to 2e-6 in float32 the logits were 2 to 6 % of their spread apart under fp8
-    (SmolLM2-135M).
+    Inputs that differ in their last bit may round to different grid values, and more so in each later layer: the logits
+    of two computations that agree to 2e-6 in float32 differed by 2 to 6 % of their spread under fp8 (SmolLM2-135M).
     """
     rounding = [(m, m.activations) for m in model.modules() if isinstance(m, QuantizedLinear)]
     for layer, _ in rounding:
@@ -186,10 +185,10 @@ _ROUNDED: ContextVar[bool] = ContextVar("rounded", default=True)
 
 @contextmanager
 def unrounded() -> Iterator[None]:
-    """Let every model in training multiply its weights and inputs as they are, on no grid.
+    """Do not quantize weights and inputs of any model in training.
 
-    An adapter beside a rounded weight is another function than the rounded sum of both, and rounded inputs differ as
-    said above; without a grid, a model in training and what is written of it are one function.
+    With a grid, an adapter beside a rounded weight differs from the rounded sum of both, and so do rounded inputs (see
+    `unrounded_inputs`). Without a grid, the model in training and its saved folder compute the same function.
     """
     before = _ROUNDED.set(False)
     try:
@@ -199,14 +198,14 @@ def unrounded() -> Iterator[None]:
 
 
 class StraightThroughLinear(nn.Linear):
-    """A linear layer in training: the same product of its master weight, and a gradient as if Q were the identity.
+    """A linear layer in training: the quantized product of its master weight, with the gradient of the identity for Q.
 
         y = Q(x) Q(w)^T + bias,    grad_x = g Q(w),    grad_w = g^T Q(x)
 
-    It computes in autocast's dtype, or x's own; the weight is quantised anew at every call.
+    It computes in autocast's dtype, or in x's; the weight is quantized at every call.
 
     Args:
-        linear: whose parameters it shares.
+        linear: the layer whose parameters it shares.
         weights: grid of the weight.
         activations: grid of the inputs, or None.
 
@@ -219,7 +218,7 @@ class StraightThroughLinear(nn.Linear):
         self.weights, self.activations = weights, activations
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Map [..., in] to [..., out]."""
         if not _ROUNDED.get():
             return super().forward(input)
         x = input.flatten(0, -2).to(_compute_dtype(input))
@@ -261,7 +260,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _DenseStraightThrough(torch.autograd.Function):
-    """Q(w) in a dtype, with the gradient of the identity; for weights whose product is another's business."""
+    """Q(w) in a dtype, with the gradient of the identity; for weights that another kernel multiplies."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, grid: Grid, dim: int, dtype: torch.dtype) -> Tensor:
@@ -275,7 +274,7 @@ class _DenseStraightThrough(torch.autograd.Function):
 
 
 def _dense_stack(weight: Tensor, grid: Grid, dim: int, dtype: torch.dtype) -> Tensor:
-    """Q of stacked matrices, as plain numbers; one matrix at a time, so that no copy in float32 is made of all."""
+    """Return Q of stacked matrices as dense numbers, matrix by matrix, to avoid a float32 copy of the whole."""
     return torch.stack([to_grid(one, grid, dim=dim).dense(dtype) for one in weight])
 
 
@@ -284,30 +283,30 @@ LoadWeights = Callable[[Tensor], object]
 
 @torch.no_grad()
 def quantize_(model: "PreTrainedModel", precision: Precision) -> dict[str, LoadWeights]:
-    """Bring a sampler's model to a precision, in place.
+    """Convert a sampler's model to a precision, in place.
 
     Args:
-        model: with float parameters; buffers (rotary frequencies) stay as they are.
-        precision: what to bring it to.
+        model: with float parameters; buffers (rotary frequencies) keep their dtype.
+        precision: the new precision.
 
     Returns:
-        For each parameter's name what puts a new value, in any float dtype, in its place; to be called under no_grad.
+        Parameter name -> function that loads a new value of any float dtype; call under no_grad.
 
     Raises:
-        InputError: the precision has a grid, and the model no linear layer that could be put on it.
+        InputError: the precision has a grid, and the model has no linear layer to quantize.
     """
     loaders: dict[str, LoadWeights] = {}
     if precision.weights is not None:
         for name, linear in _linears(model):
             layer = QuantizedLinear(linear, precision.weights, precision.activations, precision.dtype)
             model.set_submodule(name, layer)
-            loaders[f"{name}.weight"] = layer.take
+            loaders[f"{name}.weight"] = layer.load_weight
         for module_name, module, field in stacked_experts(model):
             parameter = getattr(module, field)
-            take = partial(_take_dense, parameter, precision.weights, _rows_of(module))
+            load = partial(_load_dense, parameter, precision.weights, _rows_of(module))
             parameter.data, wide = parameter.data.to(precision.dtype), parameter.data
-            take(wide)
-            loaders[f"{module_name}.{field}"] = take
+            load(wide)
+            loaders[f"{module_name}.{field}"] = load
     for name, parameter in model.named_parameters():
         if name not in loaders:
             parameter.data = parameter.data.to(precision.dtype)
@@ -315,16 +314,16 @@ def quantize_(model: "PreTrainedModel", precision: Precision) -> dict[str, LoadW
     return loaders
 
 
-def _take_dense(parameter: nn.Parameter, grid: Grid, dim: int, weight: Tensor) -> None:
+def _load_dense(parameter: nn.Parameter, grid: Grid, dim: int, weight: Tensor) -> None:
     parameter.copy_(_dense_stack(weight.to(parameter.device), grid, dim, parameter.dtype))
 
 
 def fake_quantize_(model: "PreTrainedModel", precision: Precision) -> None:
-    """Let a model in training compute with the products that `quantize_` gives a sampler; parameters stay as they are.
+    """Make a model in training compute the same products as a sampler after `quantize_`; parameters do not change.
 
     Args:
         model: changed in place: its linear layers become `StraightThroughLinear`, under the same names.
-        precision: where it has no grid, nothing is done.
+        precision: without a grid, nothing is done.
 
     Raises:
         InputError: as `quantize_`.
@@ -342,7 +341,7 @@ def fake_quantize_(model: "PreTrainedModel", precision: Precision) -> None:
 
 
 def _shadow(grid: Grid, fields: list[str], module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """For one call the module's own attributes stand before its parameters, which keep their names and values."""
+    """Set attributes that shadow the module's parameters for one call; the parameters do not change."""
     for name in fields if _ROUNDED.get() else ():
         weight = getattr(module, name)
         dtype = _compute_dtype(weight)
@@ -355,16 +354,18 @@ def _unshadow(fields: list[str], module: nn.Module, arguments: tuple[Any, ...], 
 
 
 def _linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
-    """The decoder's linear layers by their names in the model, the head and routers left out; at least one."""
-    inside = set(model.get_decoder().modules())  # where the head is not
-    # A subclass may compute something else.
-    found = [(n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)]
-    if not found:
+    """Return the decoder's linear layers by their names in the model, without routers; at least one."""
+    inside = set(model.get_decoder().modules())  # excludes the head
+    # Subclasses are excluded: they may compute something else.
+    linears = [
+        (n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)
+    ]
+    if not linears:
         raise InputError(
             f"model {type(model).__name__}: it has no linear layers to put on a grid of 8 bits; "
             f"set the precision to one of {', '.join(DTYPES)}"
         )
-    return found
+    return linears
 
 
 def stacked_experts(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, str]]:
@@ -377,5 +378,5 @@ def stacked_experts(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, 
 
 
 def _rows_of(module: nn.Module) -> int:
-    """The dimension of its stacked weights that a scale spans: the inputs of an output channel."""
+    """Return the dimension of stacked weights that a scale spans: the inputs of an output channel."""
     return -2 if getattr(module, "is_transposed", False) else -1

@@ -1,4 +1,4 @@
-"""How often a mixture of experts sends a token to other experts in the sampler than in the trainer."""
+"""Routing mismatch: how often sampler and trainer route a token of a mixture to different experts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from drpo.types import TokenSequence
 
 @dataclass(frozen=True)
 class RoutingMismatch:
-    """Where two copies of a mixture choose differently; order and weights of the chosen experts do not count.
+    """Differences between the expert choices of two copies of a mixture; order and weights of experts are ignored.
 
     Args:
-        share: of the (token, layer) pairs whose sets of experts differ, [0, 1]; the mean over layers.
-        by_layer: the same for each layer that has experts, from the first.
-        share_of_tokens: of the tokens for which at least one layer's sets differ, [0, 1].
+        share: share of (token, layer) pairs with different sets of experts, [0, 1]; the mean over layers.
+        by_layer: this share per layer with experts, from the first.
+        share_of_tokens: share of tokens with a difference in at least one layer, [0, 1].
         n_tokens: sampled tokens compared.
-        gap_differing: mean |pi - mu| over the tokens of `share_of_tokens`; None where there are none or no `logp` came.
-        gap_same: mean |pi - mu| over the others; None likewise.
+        gap_differing: mean |pi - mu| over tokens with a difference; None without such tokens or without `logp`.
+        gap_same: mean |pi - mu| over the other tokens; None likewise.
     """
 
     share: float
@@ -34,7 +34,7 @@ class RoutingMismatch:
 
     @property
     def n_layers(self) -> int:
-        """Layers that have experts."""
+        """The number of layers with experts."""
         return len(self.by_layer)
 
 
@@ -47,23 +47,22 @@ def routing_mismatch(
     trainer_dtype: torch.dtype = torch.float32,
     logp: Sequence[Tensor] | None = None,
 ) -> RoutingMismatch | None:
-    """Run both models over the same sequences and compare which experts each token's prediction goes through.
+    """Run both models over the same sequences and compare the experts of each token's prediction.
 
-    Both go through a plain forward pass, one sequence at a time: what is found is the models' difference, not that of
-    a cache or of packing.
+    Both run a plain forward pass, one sequence at a time, so neither a cache nor packing contributes a difference.
 
     Args:
-        sampler: an engine's copy.
-        trainer: a policy's model; its adapters are as they are.
+        sampler: an engine's model.
+        trainer: a policy's model, with its adapters.
         sequences: at least one; a sampled token is compared at the position that predicts it.
-        trainer_dtype: what the trainer computes in, by autocast (`Policy.dtype`).
-        logp: of each sequence, [M] float32, the policy's log-probabilities of its tokens, nats.
+        trainer_dtype: the trainer's autocast dtype (`Policy.dtype`).
+        logp: for each sequence, the policy's log-probabilities of its tokens, [M] float32, nats.
 
     Returns:
-        What differs, or None for models without experts.
+        The mismatch, or None for models without experts.
 
     Raises:
-        InputError: what the model's router chose cannot be seen.
+        InputError: the router's choices cannot be observed.
     """
     if not _experts(trainer):
         return None
@@ -87,21 +86,21 @@ def _mean(x: Tensor) -> float | None:
 
 
 def _experts(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that hold stacked experts, in order."""
+    """Return the modules with stacked experts, in order."""
     return list(dict.fromkeys(module for _, module, _ in stacked_experts(model)))
 
 
 def _chosen(model: PreTrainedModel, c: TokenSequence, dtype: torch.dtype) -> Tensor:
-    """[L, M, k] int64 on the CPU: the experts of each layer for each of a sequence's sampled tokens, ascending.
+    """Return the experts of each layer for a sequence's sampled tokens, ascending, [L, M, k] int64 on the CPU.
 
-    transformers hands every mixture's experts the numbers that its router chose, [positions, k], and that is where they
-    are read: after biases, groups and whatever else a router of that family considers.
+    transformers passes the router's choice, [positions, k], to every mixture's experts. It is read there, after the
+    biases, groups and other rules of the model family's router.
     """
-    seen: list[Tensor] = []
+    choices: list[Tensor] = []
 
     def note(module: nn.Module, arguments: tuple[object, ...], named: dict[str, object]) -> None:
-        given = (x for x in (*arguments, *named.values()) if isinstance(x, Tensor) and x.ndim == 2)
-        seen.extend([x for x in given if not x.is_floating_point()][:1])
+        tensors = (x for x in (*arguments, *named.values()) if isinstance(x, Tensor) and x.ndim == 2)
+        choices.extend([x for x in tensors if not x.is_floating_point()][:1])
 
     experts = _experts(model)
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in experts]
@@ -112,9 +111,9 @@ def _chosen(model: PreTrainedModel, c: TokenSequence, dtype: torch.dtype) -> Ten
     finally:
         for hook in hooks:
             hook.remove()
-    if len(seen) != len(experts) or any(len(x) != len(ids) for x in seen):
+    if len(choices) != len(experts) or any(len(x) != len(ids) for x in choices):
         raise InputError(
             f"model {type(model).__name__}: its experts are not handed their tokens in transformers' usual way, "
             "so what its router chose cannot be compared"
         )
-    return torch.stack(seen)[:, len(c.prompt_ids) - 1 : -1][:, c.sampled].sort(-1).values.cpu()
+    return torch.stack(choices)[:, len(c.prompt_ids) - 1 : -1][:, c.sampled].sort(-1).values.cpu()

