@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from what the source says of each metric; a test sees that it is current.
+"""Writes docs/metrics.md from the source's description of each metric; a test checks that it is current.
 
 python docs/metrics_page.py
 """
@@ -21,44 +21,44 @@ PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """<!-- written by docs/metrics_page.py; change drpo/train/metrics.py instead -->
 # Metrics
 
-`metrics.jsonl` has a line for each step, counted from 1. Each figure is over all that it speaks of at once, summed and
-then divided. [Trackers](runs.md#trackers) get the same names. `pi` is the policy when the token was trained on, `mu`
+`metrics.jsonl` has a line for each step, counted from 1. Each figure is a ratio of sums over all its items, not a
+mean of means. [Trackers](runs.md#trackers) get the same names. `pi` is the policy when the token was trained on, `mu`
 the sampler, `r = pi/mu`, `w` the [gradient weight](concepts.md#gradient-weight).
 """
 
 PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
-    ("Of a rollout", "Over the step's completions.", ROLLOUT_METRICS),
-    ("Of the parts of a reward", "Where the reward has parts, one for each.", PART_METRICS),
+    ("Rollouts", "Over the step's completions.", ROLLOUT_METRICS),
+    ("Reward parts", "One for each part of the reward.", PART_METRICS),
     (
-        "Of tokens",
-        "Over the tokens that were trained on, in all updates of the step. An objective's own per-token metrics stand\n"
-        "beside them, as means. Where every completion of a step is skipped, only `trained_tokens` of these is there.",
+        "Tokens",
+        "Over the tokens that were trained on, in all updates of the step. An objective's own per-token metrics are\n"
+        "added, as means. If every completion of a step is skipped, only `trained_tokens` is present.",
         TOKEN_METRICS,
     ),
     (
-        "Of the region",
+        "Trust region",
         "Where the objective has a method `out_of_region`; a region that is not symmetric shows in the two sides.",
         REGION_METRICS,
     ),
-    ("Of a top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
+    ("Top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
     (
-        "Of updates",
+        "Updates",
         "`loss` and `learning_rate` are those of the step's last update, `grad_norm` is the largest. Where a step has\n"
         "several updates, `updates` is a list with these and the figures of tokens for each; trackers call them\n"
         "`updates/0/loss`.",
         UPDATE_METRICS,
     ),
-    ("Of a critic", "With [`--critic`](ppo_critic.md).", VALUE_METRICS),
+    ("Critic", "With [`--critic`](ppo_critic.md).", VALUE_METRICS),
 )
 
 TAIL = """
-## Elsewhere
+## Other files
 
 `evaluations.jsonl` has `reward_mean` (avg@k) with `low` and `high`, its 95 % interval, `pass_at`, `mean_length`,
 `truncated`, `failed`, `problem_means`, and `difference` from step 0 over the same problems, with `difference_low` and
 `difference_high` ([what these intervals are worth](statistics.md#intervals-of-one-evaluation));
 `timing.jsonl` has the seconds of `sync`, `rollout`, `reward` and `update` of each step,
-and those of `evaluation` and `checkpoint` in lines of their own. What to do where a figure looks wrong: the symptoms on
+and those of `evaluation` and `checkpoint` in lines of their own. For remedies see the symptoms on
 [each objective's page](objectives/index.md), and the [doctor](doctor.md).
 """
 

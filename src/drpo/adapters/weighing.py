@@ -15,7 +15,7 @@ from drpo.objectives.contract import ask, masked_safe, prob_diff, unchecked
 from drpo.spec import parse_spec
 
 MAX_EXPONENT = 80.0
-"""Bound on log-probabilities: e^-80 is near the end of float32; no sampled token reaches it."""
+"""Bound on log-ratios: float32 overflows soon after e^80; no sampled token reaches it."""
 
 MOST_BROKEN = 1e-3
 """The share of broken log-probabilities among a call's kept tokens that stops the training; one token never does."""
