@@ -19,7 +19,7 @@ import pytest
 
 import drpo.rewards.python
 from drpo.errors import InputError
-from drpo.rewards import PythonTests, RewardConfig, RewardPool, sandboxed
+from drpo.rewards import PythonTests, RewardConfig, RewardPool, system_calls
 from drpo.types import Problem
 
 ADD = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0", "assert add('a', 'b') == 'ab'"]
@@ -368,9 +368,9 @@ MACHINES = pytest.mark.parametrize("machine", HEADERS)
 
 def verdict(machine, call, *arguments, of=None):
     """What the kernel would make of a call, by the rules of classic BPF for struct seccomp_data."""
-    number = sandboxed._MACHINES[of or machine][0]
+    number = system_calls.MACHINES[of or machine][0]
     data = struct.pack("=iI7Q", call, number, 0, *arguments, *[0] * (6 - len(arguments)))
-    steps, at, value = sandboxed.filter_of(machine), 0, 0
+    steps, at, value = system_calls.filter_of(machine), 0, 0
     while True:
         code, yes, no, operand = steps[at]
         at += 1
@@ -387,8 +387,8 @@ def verdict(machine, call, *arguments, of=None):
 
 def numbers(machine):
     """The table's calls."""
-    column = sandboxed._MACHINES[machine][1]
-    rows = [entry.split() for entry in sandboxed._CALLS.split(",")]
+    column = system_calls.MACHINES[machine][1]
+    rows = [entry.split() for entry in system_calls.CALLS.split(",")]
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
@@ -408,7 +408,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine):
 @MACHINES
 def test_the_filter_lets_through_what_the_table_says_and_nothing_else(machine):
     table = numbers(machine)
-    plain = {number for name, number in table.items() if name not in sandboxed._ARGUMENTS}
+    plain = {number for name, number in table.items() if name not in system_calls.ARGUMENTS}
     for call in range(1024):
         found = verdict(machine, call, 1 << 30, 1 << 30)
         assert found == (ALLOWED if call in plain else FORBIDDEN if call in table.values() else UNKNOWN), call

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import secrets
 import select
 import signal
@@ -20,6 +21,7 @@ from drpo.errors import InputError
 from drpo.rewards import sandboxed
 from drpo.rewards.fences import program
 from drpo.rewards.suites import Suite, longest, read_suite
+from drpo.rewards.system_calls import filter_of
 from drpo.types import Problem
 
 _START_SECONDS = 60.0
@@ -127,6 +129,7 @@ class PythonTests:
         with tempfile.TemporaryDirectory(prefix="drpo-sandbox-", ignore_cleanup_errors=True) as folder:
             job |= {"kind": suite.kind, "folder": folder, "cpu_seconds": int(self.seconds) + 2}
             job |= {"memory_mb": self.memory_mb, "file_mb": self.file_mb, "isolated": self.isolated}
+            job |= {"filter": filter_of(platform.machine())}
             job |= {"parent": os.getpid()}  # the sandbox ends when this process does
             with _started(job, folder) as output:
                 lines = _Lines(output, most=_MORE + len(suite) + 6 * max(map(longest, suite.pairs), default=0))
