@@ -45,8 +45,8 @@ def coverage(
         InputError: fewer than 2 seeds, which determine no interval.
 
     Example:
-        >>> found = coverage("mean, t", "normal", seeds=3, repeats=400)
-        >>> found.low < 0.95 < found.high
+        >>> interval = coverage("mean, t", "normal", seeds=3, repeats=400)
+        >>> interval.low < 0.95 < interval.high
         True
     """
     if seeds < 2:

@@ -186,8 +186,8 @@ def estimate(objective: Objective, problem: Bandit, logits: Tensor) -> Estimate:
         >>> from drpo.objectives import ImportanceSampling
         >>> b = bandit(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.0, 0.0, 1.0]))
         >>> logits = torch.zeros(1, 3, dtype=torch.float64)
-        >>> found = estimate(ImportanceSampling(), b, logits)  # unbiased, however far pi is from mu
-        >>> torch.allclose(-found.mean, value_gradient(b, logits))
+        >>> result = estimate(ImportanceSampling(), b, logits)  # unbiased, however far pi is from mu
+        >>> torch.allclose(-result.mean, value_gradient(b, logits))
         True
     """
     logp = torch.log_softmax(logits, -1)
@@ -256,8 +256,8 @@ def distance(problem: Bandit, logits: Tensor) -> Distance:
 
     Example:
         >>> b = bandit(torch.tensor([0.5, 0.5]), torch.zeros(2))
-        >>> found = distance(b, torch.tensor([[0.75, 0.25]]).double().log())
-        >>> round(found.tv, 6), round(found.chi_square, 6), round(found.squared_l2, 6)
+        >>> result = distance(b, torch.tensor([[0.75, 0.25]]).double().log())
+        >>> round(result.tv, 6), round(result.chi_square, 6), round(result.squared_l2, 6)
         (0.25, 0.25, 0.125)
     """
     logp = torch.log_softmax(logits, -1)

@@ -89,7 +89,7 @@ def fixed_point(objective: Objective, mu: Tensor, advantage: Tensor) -> Tensor:
 
 def fixed_points(mus: Sequence[float] = (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9)) -> tuple[FixedPoint, ...]:
     """Return where the token's own gradient leads from both sides, for every mu whose pi* is in (0, 1)."""
-    found: list[FixedPoint] = []
+    points: list[FixedPoint] = []
     mu = torch.tensor(mus, dtype=torch.float64).repeat(2)
     advantage = torch.ones(len(mu), dtype=torch.float64)
     advantage[len(mus) :] = -1
@@ -98,8 +98,8 @@ def fixed_points(mus: Sequence[float] = (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9)) -
         low = settle(objective, mu, advantage, torch.full_like(mu, 1e-6))
         high = settle(objective, mu, advantage, torch.full_like(mu, 1 - 1e-6))
         rows = zip(*(x.tolist() for x in (mu, advantage, predicted, low, high)), strict=True)
-        found += [FixedPoint(format_spec(objective, REGISTRY), *row) for row in rows if 0 < row[2] < 1]
-    return tuple(found)
+        points += [FixedPoint(format_spec(objective, REGISTRY), *row) for row in rows if 0 < row[2] < 1]
+    return tuple(points)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Penalty:
 def penalties(distributions: int = 20, vocab_size: int = 50, seed: int = 0) -> tuple[Penalty, ...]:
     """Return SPO's penalty beside chi-square, and DRPO's beside squared l2, over random pairs of distributions."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    results = []
     for objective, radius, name in ((SPO(0.3), 0.3, "chi_square"), (DRPO(0.2), 0.2, "squared_l2")):
         pairs: list[tuple[float, float]] = []
         for _ in range(distributions):
@@ -210,8 +210,8 @@ def penalties(distributions: int = 20, vocab_size: int = 50, seed: int = 0) -> t
             penalty = surrogate(objective, problem, logits[1]) - surrogate(ImportanceSampling(), problem, logits[1])
             pairs.append((float(penalty / (0.7 / (2 * radius))), getattr(distance(problem, logits[1]), name)))
         error = max(abs(a - b) / b for a, b in pairs)
-        found.append(Penalty(format_spec(objective, REGISTRY), name, *max(pairs, key=lambda pair: pair[1]), error))
-    return tuple(found)
+        results.append(Penalty(format_spec(objective, REGISTRY), name, *max(pairs, key=lambda pair: pair[1]), error))
+    return tuple(results)
 
 
 @dataclass(frozen=True)

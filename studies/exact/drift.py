@@ -90,18 +90,18 @@ def drift(
     problem = problem or drifting()
     direction = (problem.chance * problem.advantage).sum(0)
     path = [tilted(problem, direction, tv) for tv in tvs]
-    found = []
+    drifts = []
     for objective in objectives:
-        seen = [bias(objective, problem, logits) for logits in path]
-        relative = tuple(b.relative for b in seen)
+        biases = [bias(objective, problem, logits) for logits in path]
+        relative = tuple(b.relative for b in biases)
         clean = [tv for tv, b in zip(tvs, relative, strict=True) if b < UNBIASED]
         onset = max(clean) if relative[0] < UNBIASED else None
         smooth = onset == 0.0 and relative[1] > UNBIASED
         order = _order(tvs[1:4], relative[1:4]) if smooth else None
-        found.append(
-            Drift(format_spec(objective, REGISTRY), tuple(tvs), relative, tuple(b.cosine for b in seen), onset, order)
+        drifts.append(
+            Drift(format_spec(objective, REGISTRY), tuple(tvs), relative, tuple(b.cosine for b in biases), onset, order)
         )
-    return tuple(found)
+    return tuple(drifts)
 
 
 def _order(tvs: Sequence[float], biases: Sequence[float]) -> float:

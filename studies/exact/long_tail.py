@@ -95,9 +95,9 @@ def learn(objective: Objective, problem: Bandit, training: Training, seed: int =
     for _ in range(training.rounds):
         batch = frozen(resampled(problem, logits), generator)
         for _ in range(training.updates):
-            seen = estimate(objective, batch, logits)
-            scale = (seen.mean.square() + seen.variance.clamp(min=0) / training.batch).sqrt()
-            logits = logits - training.step * torch.where(scale > 0, seen.mean / scale, 0)
+            gradient = estimate(objective, batch, logits)
+            scale = (gradient.mean.square() + gradient.variance.clamp(min=0) / training.batch).sqrt()
+            logits = logits - training.step * torch.where(scale > 0, gradient.mean / scale, 0)
             logits = logits - logits.logsumexp(-1, keepdim=True)
         values.append(value(problem, logits).mean())
         moved.append(torch.tensor(distance(batch, logits).tv, dtype=torch.float64))
@@ -127,11 +127,11 @@ def learning(
     objectives: Sequence[Objective], problem: Bandit, training: Training | None = None, seed: int = 0
 ) -> tuple[Learnt, ...]:
     """Return how each objective learns the problem."""
-    found = []
+    results = []
     for objective in objectives:
         values, tv = learn(objective, problem, training or Training(), seed)
-        found.append(Learnt(format_spec(objective, REGISTRY), tuple(values.tolist()), tuple(tv.tolist())))
-    return tuple(found)
+        results.append(Learnt(format_spec(objective, REGISTRY), tuple(values.tolist()), tuple(tv.tolist())))
+    return tuple(results)
 
 
 @dataclass(frozen=True)
@@ -185,17 +185,17 @@ def noise(
         direction: [C, V]; the policy is on the path `tilted` by it.
         tvs: total variations.
     """
-    found = []
+    results = []
     for tv in tvs:
         logits = tilted(problem, direction, tv)
         true = value_gradient(problem, logits)
         for objective in objectives:
-            seen = estimate(objective, problem, logits)
-            along = -float((seen.mean * true).sum() / true.norm())
-            size = float(seen.mean.norm())
-            draws = seen.trace / along**2 if along > 1e-12 else float("inf")
-            found.append(Noise(format_spec(objective, REGISTRY), tv, along / size if size > 1e-12 else 0.0, draws))
-    return tuple(found)
+            gradient = estimate(objective, problem, logits)
+            along = -float((gradient.mean * true).sum() / true.norm())
+            size = float(gradient.mean.norm())
+            draws = gradient.trace / along**2 if along > 1e-12 else float("inf")
+            results.append(Noise(format_spec(objective, REGISTRY), tv, along / size if size > 1e-12 else 0.0, draws))
+    return tuple(results)
 
 
 def memorising(problem: Bandit, seed: int = 0) -> Tensor:

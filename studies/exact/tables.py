@@ -69,17 +69,17 @@ def _bias(theory: Theory) -> Sheet:
 def _learning(title: str, learnt: Sequence[Learnt], level: float) -> Sheet:
     rounds = [r for r in _SHOWN_ROUNDS if r < len(learnt[0].value)]
     rows = []
-    for found in learnt:
-        reached = found.reached(level)
-        values = (f"{found.value[r]:.3f}" for r in rounds)
-        rows.append((found.objective, *values, "never" if reached is None else str(reached)))
+    for result in learnt:
+        reached = result.reached(level)
+        values = (f"{result.value[r]:.3f}" for r in rounds)
+        rows.append((result.objective, *values, "never" if reached is None else str(reached)))
     return Sheet(title, ("objective", *(f"round {r}" for r in rounds), f"reaches {level:g} in round"), tuple(rows))
 
 
 def _staleness(theory: Theory) -> Sheet:
-    columns = {c.updates: {found.objective: found.value[-1] for found in c.learnt} for c in theory.noisy_staleness}
-    columns[Training().updates] = {found.objective: found.value[-1] for found in theory.noisy}
-    names = [found.objective for found in theory.noisy_staleness[0].learnt]
+    columns = {c.updates: {result.objective: result.value[-1] for result in c.learnt} for c in theory.noisy_staleness}
+    columns[Training().updates] = {result.objective: result.value[-1] for result in theory.noisy}
+    names = [result.objective for result in theory.noisy_staleness[0].learnt]
     rows = tuple((name, *(f"{column[name]:.3f}" for column in columns.values())) for name in names)
     head = ("objective", *(f"{updates} updates" for updates in columns))
     return Sheet("The tail is noise: true value after 15 rollouts, by updates on each", head, rows)

@@ -66,13 +66,13 @@ def word_variance(objective: Objective, mu: float, pi: float, advantage: float) 
 
 def variances(objectives: Sequence[Objective], mus: Sequence[float] = MUS) -> tuple[Variance, ...]:
     """Return the variance over mu of each objective in each of `CASES`, with its exponent."""
-    found = []
+    results = []
     for objective in objectives:
         for case, (advantage, moved, factor) in CASES.items():
             pis = [mu + moved if moved is not None else mu * (factor or 1.0) for mu in mus]
             traces = [word_variance(objective, mu, pi, advantage) for mu, pi in zip(mus, pis, strict=True)]
-            found.append(Variance(format_spec(objective, REGISTRY), case, tuple(traces), _exponent(mus, traces)))
-    return tuple(found)
+            results.append(Variance(format_spec(objective, REGISTRY), case, tuple(traces), _exponent(mus, traces)))
+    return tuple(results)
 
 
 def _exponent(mus: Sequence[float], traces: Sequence[float]) -> float | None:

@@ -152,8 +152,8 @@ def figures(
     Example:
         >>> from drpo.objectives import DRPO
         >>> pi, mu = torch.tensor([[0.5, 0.3]]), torch.tensor([[0.1, 0.3]])
-        >>> seen = figures(DRPO(0.2), pi.log(), mu.log(), torch.ones(1), torch.ones(1, 2))
-        >>> {name: round(value.item(), 2) for name, value in seen.items()}
+        >>> shown = figures(DRPO(0.2), pi.log(), mu.log(), torch.ones(1), torch.ones(1, 2))
+        >>> {name: round(value.item(), 2) for name, value in shown.items()}
         {'prob_diff_mean': 0.2, 'prob_diff_max': 0.4, 'out_of_region': 0.5, 'weight_min': -1.0, 'unscored': 0.0}
     """
     tokens = _tokens(objective, logp.detach(), behavior_logp, advantage, keep, None)

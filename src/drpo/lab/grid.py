@@ -81,7 +81,7 @@ def parse_variant(text: str) -> Variant:
     except InputError:
         raise
     except ValueError:
-        raise InputError(f"objectives: {text!r}: behind the @ stand learning rates, such as 1e-5 2e-5") from None
+        raise InputError(f"objectives: {text!r}: learning rates must follow the @, such as 1e-5 2e-5") from None
 
 
 def runs(base: Run, grid: Grid) -> list[Run]:

@@ -297,8 +297,8 @@ def reading(objective: Objective, tokens: Tokens) -> Reading:
         >>> from drpo.objectives import DRPO
         >>> pi, mu = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 0.9], [0.4, 0.4]))
         >>> both, a = torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.float64)
-        >>> found = reading(DRPO(0.2), Tokens(pi.log(), mu.log(), a, both, torch.arange(2)))
-        >>> found.weakened, found.pulled_back  # w = 0.5 and -1.5
+        >>> result = reading(DRPO(0.2), Tokens(pi.log(), mu.log(), a, both, torch.arange(2)))
+        >>> result.weakened, result.pulled_back  # w = 0.5 and -1.5
         (0.5, 0.5)
     """
     slope, w, r = gradient(objective, tokens), gradient_weight(objective, tokens), ratio(tokens)

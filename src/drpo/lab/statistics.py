@@ -116,8 +116,8 @@ def stratified_interval(
         InputError: a value that is not finite, or a level outside (0, 1).
 
     Example:
-        >>> found = stratified_interval([[0.5, 0.6, 0.7], [0.1, 0.2, 0.3]])
-        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3), found.n
+        >>> interval = stratified_interval([[0.5, 0.6, 0.7], [0.1, 0.2, 0.3]])
+        >>> round(interval.value, 3), round(interval.low, 3), round(interval.high, 3), interval.n
         (0.4, 0.325, 0.475, 6)
 
     Source: arXiv 2108.13264, section 4.1.
@@ -145,8 +145,8 @@ def t_interval(strata: Strata, level: float = 0.95) -> Interval:
         InputError: a value that is not finite, or a level outside (0, 1).
 
     Example:
-        >>> found = t_interval([[1.0, 2.0, 3.0]])
-        >>> round(found.low, 3), round(found.high, 3)
+        >>> interval = t_interval([[1.0, 2.0, 3.0]])
+        >>> round(interval.low, 3), round(interval.high, 3)
         (-0.484, 4.484)
 
     Source: F. E. Satterthwaite, Biometrics Bulletin 2 (1946).
@@ -182,8 +182,8 @@ def paired_difference(a: Seeded, b: Seeded, level: float = 0.95, resamples: int 
         InputError: a value that is not finite, or a level outside (0, 1).
 
     Example:
-        >>> found = paired_difference({"x": {0: 3.0, 1: 5.0, 2: 9.0}}, {"x": {0: 1.0, 1: 2.0, 3: 4.0}})
-        >>> found.bootstrap.value, found.bootstrap.n, found.left_out
+        >>> interval = paired_difference({"x": {0: 3.0, 1: 5.0, 2: 9.0}}, {"x": {0: 1.0, 1: 2.0, 3: 4.0}})
+        >>> interval.bootstrap.value, interval.bootstrap.n, interval.left_out
         (2.5, 2, 2)
     """
     both = {name: sorted(a[name].keys() & b[name].keys()) for name in a.keys() & b.keys()}
@@ -231,8 +231,8 @@ def rate(flags: Sequence[bool], level: float = 0.95) -> Interval:
     """Return the share of true flags, with Wilson's interval.
 
     Example:
-        >>> found = rate([True, False, False])
-        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+        >>> interval = rate([True, False, False])
+        >>> round(interval.value, 3), round(interval.low, 3), round(interval.high, 3)
         (0.333, 0.061, 0.792)
     """
     _require_level(level)

@@ -149,9 +149,9 @@ def _imports(body: Iterable[ast.stmt]) -> Iterable[str]:
 
 def _wanted(body: Iterable[ast.stmt]) -> Iterable[str]:
     nodes = [node for statement in body for node in ast.walk(statement)]
-    own = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    own |= {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    yield from {n.id for n in nodes if isinstance(n, ast.Name)} - own
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    defined |= {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    yield from {n.id for n in nodes if isinstance(n, ast.Name)} - defined
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module == "solution":
             yield from (alias.name for alias in node.names)

@@ -70,8 +70,8 @@ def _has_children() -> bool:
 def _kill_below(root: psutil.Process, spared: Collection[int]) -> None:
     """Kill in rounds until none is left: a process that was just starting shows up in the next round."""
     for _ in range(_ROUNDS):
-        found = [p for child in root.children() if child.pid not in spared for p in (child, *_descendants(child))]
-        living = [process for process in found if _lives(process)]
+        descendants = [p for child in root.children() if child.pid not in spared for p in (child, *_descendants(child))]
+        living = [process for process in descendants if _lives(process)]
         if not living:
             return
         for end in (psutil.Process.suspend, psutil.Process.kill):

@@ -104,8 +104,8 @@ def policy_loss(
         >>> chosen = DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
         >>> actor = ActorConfig(strategy="fsdp2", rollout_n=8, ppo_micro_batch_size_per_gpu=1, policy_loss=chosen)
         >>> mu, pi, yes = torch.tensor([[0.4, 1.0]]), torch.tensor([[0.5, 0.9]]), torch.tensor([[True, False]])
-        >>> loss, seen = policy_loss(mu.log(), pi.log(), torch.ones(1, 2), yes, config=actor)
-        >>> round(loss.item(), 4), round(seen["drpo/prob_diff_mean"], 4)
+        >>> loss, shown = policy_loss(mu.log(), pi.log(), torch.ones(1, 2), yes, config=actor)
+        >>> round(loss.item(), 4), round(shown["drpo/prob_diff_mean"], 4)
         (-1.1875, 0.1)
     """
     chosen = None if config is None else config.policy_loss
