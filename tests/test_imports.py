@@ -59,6 +59,7 @@ MATHEMATICS = (
 OPTIONAL = {
     ("ops/triton.py", "triton"),
     ("rollout/vllm.py", "vllm"),
+    ("rollout/vllm_patches.py", "vllm"),
     ("live/track.py", "torch.utils.tensorboard"),
     ("live/track.py", "trackio"),
     ("live/track.py", "wandb"),

@@ -58,6 +58,7 @@ IDENTIFIERS = {
     "require_top": "require_top_logprobs",
     "n_places": "n_positions",
     "most_places": "max_positions",
+    "vllm_worker": "vllm_patches",
     "foreign_code": "external_code",
     "BEGINS_AGAIN": "RESTARTS",
     "Crew": "PoolSize, WorkerPool",

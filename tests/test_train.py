@@ -251,7 +251,7 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
         safetensors.torch.save_file(tensors, path, metadata)
         full[0] |= path.name == stored.OPTIMIZER
 
-    monkeypatch.setattr("drpo.train.checkpoint.save_file", save_file)
+    monkeypatch.setattr("drpo.train.tensor_files.save_file", save_file)
     folder = tmp_path / "part"
     options = ["--steps", "4", "--checkpoint-every", "2", "--eval-problems", "4", "--no-doctor", "--out", str(folder)]
     assert cli.main(["train", "smoke", *options]) == 1

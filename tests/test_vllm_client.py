@@ -36,8 +36,8 @@ from drpo.rollout import ServerEngine, VLLMEngine, server, vllm
 from drpo.rollout.gate import CALLS, METHODS, RPC, Gate
 from drpo.rollout.server import Patience
 from drpo.rollout.vllm import precision_options, warn_untested
+from drpo.rollout.vllm_patches import refresh_packed
 from drpo.rollout.vllm_request import parameters
-from drpo.rollout.vllm_worker import refresh_packed
 from drpo.rollout.weight_sync import WeightSync
 from drpo.seeds import derive
 from drpo.train import setup
@@ -565,7 +565,7 @@ def test_serve_starts_vllm_with_what_the_trainer_needs(monkeypatch: pytest.Monke
         ("--generation-config", "vllm"),
         ("--logprobs-mode", "processed_logprobs"),
         ("--max-logprobs", "-1"),
-        ("--worker-extension-cls", "drpo.rollout.vllm_worker.WeightLoader"),
+        ("--worker-extension-cls", "drpo.rollout.vllm_patches.WeightLoader"),
         ("--max-num-seqs", "4"),
     } <= pairs
     assert "--enable-scale-out" in line and os.environ["VLLM_SERVER_DEV_MODE"] == "1"

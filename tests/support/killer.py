@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from drpo.rollout.transformers import TransformersEngine  # noqa: F401 (what a child would import late)
-from drpo.train import checkpoint, log
+from drpo.train import checkpoint, log, tensor_files
 from drpo.train.loop import train
 from support.worlds import tiny_run
 
 WRITES: tuple[tuple[Any, str], ...] = (
-    (checkpoint, "save_file"),
+    (tensor_files, "save_file"),
     (checkpoint, "_sync"),
     (log.RunLog, "write"),
     (Path, "write_text"),

@@ -16,7 +16,7 @@ from drpo.model import smollm2
 from drpo.model.names import SMOLLM2, TINY
 from drpo.rollout.gate import Gate
 from drpo.rollout.vllm import device_options, precision_options
-from drpo.rollout.vllm_worker import EXTENSION
+from drpo.rollout.vllm_patches import EXTENSION
 
 GATE = f"{Gate.__module__}.{Gate.__qualname__}"
 """The middleware that checks the token before vLLM's handlers."""

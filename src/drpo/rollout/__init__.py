@@ -1,4 +1,4 @@
-"""Rollouts: engines sample token ids and report their log-probabilities; the episode driver stands before them."""
+"""Rollouts: engines sample token ids with log-probabilities; the episode driver sends them requests."""
 
 from drpo.rollout.engine import Engine, NoEngine, ScriptedEngine
 from drpo.rollout.episodes import EpisodeDriver

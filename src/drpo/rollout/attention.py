@@ -1,4 +1,4 @@
-"""Attention of one new token per row, to its prompt's keys, which the row's group shares, and to its own."""
+"""Attention of one new token per row to its prompt's keys, shared by the group, and to the row's own keys."""
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,12 @@ from drpo.rollout.cache import GroupCache
 
 NAME = "drpo_grouped"
 
-# What models hand to every attention function, and which changes nothing in this one.
+# Arguments that models pass to every attention function and that have no effect here.
 HARMLESS = frozenset({"dropout", "position_ids", "position_embeddings", "use_cache", "cache_position", "is_causal"})
 
 
 class UnsupportedError(Exception):
-    """The model's attention asks for something that `grouped_attention` does not do."""
+    """The model's attention requires a feature that `grouped_attention` lacks."""
 
 
 def grouped_attention(
@@ -27,34 +27,34 @@ def grouped_attention(
     groups: GroupCache | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Attend from one new token of every row, as transformers' attention functions do.
+    """Attend from one new token of every row; a transformers attention function.
 
-    A prompt's keys meet the queries of all its rows, and of all heads that share a key-value head, in one product, and
-    are read once; so are a row's own. One softmax runs over both.
+    One product multiplies a prompt's keys by the queries of all its rows and of all heads that share a key-value head,
+    so the keys are read once; so are a row's own keys. One softmax runs over both.
 
     Args:
         module: the attention layer.
         query: [B, H, 1, D].
         key, value: [B, K, C, .]; what `GroupCache.update` returned.
-        attention_mask: None; `groups` knows what is seen.
-        scaling: of the scores; D ** -0.5 where None.
-        sliding_window: how far back the layer looks, or None.
+        attention_mask: None; `groups` holds the mask.
+        scaling: factor of the scores; None is D ** -0.5.
+        sliding_window: positions visible to a query, itself included, or None.
         groups: the cache.
-        others: what else the model asks for.
+        others: further arguments of the model.
 
     Returns:
         [B, 1, H, E], and no weights.
 
     Raises:
-        UnsupportedError: the model asks for more, such as a soft cap or a bias.
+        UnsupportedError: the model requires more, such as a soft cap or a bias.
     """
     if groups is None:
-        raise UnsupportedError("the cache is not handed on to the attention")
+        raise UnsupportedError("the model does not pass the cache to its attention")
     layer = groups.layers[module.layer_idx]
-    asked = sorted(name for name, v in others.items() if name not in HARMLESS and v is not None and v is not False)
-    if asked or attention_mask is not None or key is not layer.keys or sliding_window != layer.window:
+    extra = sorted(name for name, v in others.items() if name not in HARMLESS and v is not None and v is not False)
+    if extra or attention_mask is not None or key is not layer.keys or sliding_window != layer.window:
         raise UnsupportedError(
-            f"it asks for {', '.join(asked) or 'another mask, window, or keys than those of the cache'}"
+            f"it requires {', '.join(extra) or 'another mask, window, or keys than those of the cache'}"
         )
 
     n_rows, heads, _, width = query.shape

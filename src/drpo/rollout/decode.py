@@ -1,4 +1,4 @@
-"""Drawing tokens for many rows together, one step at a time."""
+"""Sampling tokens for many rows together, step by step."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,33 +19,33 @@ from drpo.types import Generation, Request, Sampling, TopK
 log = logging.getLogger("drpo")
 
 PREFILL_TOKENS = 16_384
-"""Most positions, padding included, that prompts fill in one forward pass: what bounds its memory."""
+"""Upper bound of positions, padding included, in one forward pass over prompts; bounds its memory."""
 
 PADDING = 1 / 8
-"""Most of a forward pass that may be padding."""
+"""Largest share of padding in a forward pass."""
 
 LOOK_EVERY = {"cpu": 1}
-"""Tokens between two looks at which rows have ended; `LOOK_SELDOM` on devices that must wait for each look."""
+"""Tokens between two checks for finished rows; `LOOK_SELDOM` on devices where a check is a sync."""
 
 LOOK_SELDOM = 8
 
 IDLE_STEPS = 0.5
-"""Work for rows that have ended, in steps of the whole batch, after which they are dropped; an estimate of the cost."""
+"""Wasted work on finished rows, in steps of the whole batch, after which they are dropped; estimates a drop's cost."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""How far the grouped attention's logits may be from the model's own, on average, in their standard deviations."""
+"""Largest mean difference of the grouped attention's logits from the model's, in standard deviations."""
 
 
 REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
-"""How far a cache may take logits from those without one; in 16 bits a mixture may send a token to another expert."""
+"""Largest mean difference of logits with and without a cache; in 16 bits a mixture may choose another expert."""
 
 
 class Decoder(Protocol):
-    """A model in the middle of B rows; made by reading the prompts.
+    """A model that has read the prompts of B rows and continues them.
 
     Args:
-        logits: [B, V] of each row's first token.
-        full: True where the next step copies all that is cached, so that dropping rows now costs nothing more.
+        logits: [B, V], of each row's first token.
+        full: True if the next step copies the cache, so that dropping rows now is free.
     """
 
     logits: Tensor
@@ -65,7 +65,7 @@ class Decoder(Protocol):
 
 
 class PlainDecoder:
-    """transformers' own attention and growing cache; each row has a copy of its prompt's keys and values."""
+    """Decodes with the model's attention and transformers' cache; each row copies its prompt's keys and values."""
 
     full = False
 
@@ -95,7 +95,7 @@ class PlainDecoder:
 
 
 class GroupDecoder:
-    """Attention that reads each prompt's keys and values once for all its samples, and a cache written in place."""
+    """Decodes with attention that reads a prompt's keys and values once for all samples, and a cache in place."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Tensor], samples: int) -> None:
         self.model = model
@@ -105,7 +105,7 @@ class GroupDecoder:
 
     @property
     def full(self) -> bool:
-        """True where the next step copies the cache."""
+        """True if the next step copies the cache."""
         return self.cache.full
 
     def step(self, token: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def _read_in_parts(
 
 
 def _parts(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Split prompts among forward passes, by length, so that little padding is read and no pass is too large."""
+    """Split prompts into forward passes by length, within `PREFILL_TOKENS` and `PADDING`."""
     part: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         positions = (len(part) + 1) * lengths[i]
@@ -191,22 +191,22 @@ def _empty(like: Tensor, n_prompts: int, width: int) -> Tensor:
 
 @contextmanager
 def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let the model use another of transformers' registered attention functions."""
-    own = model.config._attn_implementation
+    """Use another of transformers' registered attention functions; restore the model's afterwards."""
+    original = model.config._attn_implementation
     model.config._attn_implementation = name
     try:
         yield
     finally:
-        model.config._attn_implementation = own
+        model.config._attn_implementation = original
 
 
 def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> list[Generation]:
-    """Draw every row to its end.
+    """Sample every row to its end.
 
     Args:
-        decoder: has read the prompts; its row b is that of request b.
-        requests: of one `sampling` and one `stop`.
-        version: of the decoder's weights.
+        decoder: has read the prompts; row b belongs to request b.
+        requests: all with the same `sampling` and `stop`.
+        version: the version of the decoder's weights.
 
     Raises:
         BrokenLogpError: a row's logits are not finite.
@@ -217,7 +217,7 @@ def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> li
     tokens, logps, top = _draw_on(decoder, u, stop.to(decoder.logits.device), sampling)
     ends = torch.isin(tokens, stop)
     lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1]).tolist()
-    # Copies: ordinary tensors, not inference ones, and not views of the whole batch's.
+    # Clones, because inference tensors and views of the whole batch must not leave this function.
     return [
         generation(
             requests[b],
@@ -233,12 +233,12 @@ def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> li
 
 @torch.inference_mode()
 def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, TopK | None]:
-    """Return tokens and log-probabilities [B, N], and the most probable tokens [B, N, K] where they are asked for.
+    """Return tokens and log-probabilities [B, N], and the most probable tokens [B, N, K] if requested.
 
-    Each row goes on behind its first stop word, with anything.
+    Tokens after a row's first stop token are arbitrary.
 
-    Rows that have ended are dropped once the work done for them has cost about as much as dropping them, or where the
-    cache is copied anyhow; until then they go on, and what they draw is cut off at the end.
+    Finished rows are dropped when the work on them has cost about as much as dropping them, or when the cache is copied
+    anyway. Until then they continue, and their further tokens are discarded at the end.
     """
     device = decoder.logits.device
     u = u.to(device)
@@ -254,8 +254,8 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
         token, logp = draw(logits, u[active, t], sampling)
         tokens[active, t], logps[active, t] = token, logp
         if top is not None:
-            here = top_logprobs(logits, sampling)
-            top.ids[active, t], top.logp[active, t] = here.ids, here.logp
+            at_step = top_logprobs(logits, sampling)
+            top.ids[active, t], top.logp[active, t] = at_step.ids, at_step.logp
         if t + 1 == u.shape[1]:
             break
         alive &= ~torch.isin(token, stop)
@@ -272,33 +272,33 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
 
 
 def _room(tokens: Tensor, k: int) -> TopK:
-    """For k words at each of tokens [B, N]."""
+    """Return zeros for k tokens at each position of tokens [B, N]."""
     ids = tokens.new_zeros(*tokens.shape, k)
     return TopK(ids, torch.zeros_like(ids, dtype=torch.float32))
 
 
 @torch.inference_mode()
 def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
-    """True where `GroupDecoder` gives what `PlainDecoder` gives, tried on the end of this prompt.
+    """Return whether `GroupDecoder` returns the logits of `PlainDecoder`, compared on the end of this prompt.
 
     Raises:
-        InputError: `PlainDecoder` itself does not give what the model gives without a cache, text by text.
+        InputError: `PlainDecoder` does not return the model's logits without a cache.
     """
     prompts = [prompt[-1:], prompt[-8:]]
     try:
-        wanted = _uncached(model, prompts)
+        expected = _uncached(model, prompts)
         plain = _trial(PlainDecoder(model, prompts, 2))
-    except Exception as error:  # whatever a model requires besides tokens
+    except Exception as error:  # for example a model that requires other inputs than tokens
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
-    if (gap := _gap(plain, wanted)) >= REFUSED[plain.dtype]:
+    if (gap := _gap(plain, expected)) >= REFUSED[plain.dtype]:
         raise InputError(
             f"{type(model).__name__}: with a key-value cache and prompts padded on the left its logits differ from its "
             f"own by {gap:.1e} of their spread, so what it samples would not be what is trained"
         )
     try:
         grouped = _trial(GroupDecoder(model, prompts, 2))
-    except Exception as error:  # whatever a model does that the grouped attention was not made for
+    except Exception as error:  # a model that the grouped attention does not support
         log.debug("%s keeps its own attention: %s", type(model).__name__, error)
         return False
     gap = _gap(grouped, plain)
@@ -307,23 +307,23 @@ def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
-    """Mean difference, in standard deviations of `b`."""
+    """Return the mean difference, in standard deviations of `b`."""
     return float((a - b).abs().mean() / b.std())
 
 
 def _trial(decoder: Decoder) -> Tensor:
-    """Logits of a few steps, with a row dropped in between."""
-    seen = [decoder.logits]
+    """Return the logits of a few steps, with a row dropped in between."""
+    steps = [decoder.logits]
     for _ in range(2):
-        token = torch.arange(len(seen[-1]), device=seen[-1].device)
-        seen.append(decoder.step(token))
-    decoder.keep(torch.tensor([0, 2, 3], device=seen[-1].device))
-    seen.append(decoder.step(token[:3]))
-    return torch.cat(seen)
+        token = torch.arange(len(steps[-1]), device=steps[-1].device)
+        steps.append(decoder.step(token))
+    decoder.keep(torch.tensor([0, 2, 3], device=steps[-1].device))
+    steps.append(decoder.step(token[:3]))
+    return torch.cat(steps)
 
 
 def _uncached(model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor:
-    """What `_trial` should return: the logits of the same texts, whole, padded where nothing before can see it."""
+    """Return the logits expected from `_trial`, computed without a cache on whole, right-padded texts."""
     rows = [torch.cat([prompts[b // 2], torch.tensor([b, b, last])]) for b, last in enumerate((0, 0, 1, 2))]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits

@@ -1,4 +1,4 @@
-"""What an engine is: it samples rows of token ids, and knows no problems, templates, texts or tasks."""
+"""The engine protocol: engines sample rows of token ids, without problems, templates, texts or tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,34 +16,34 @@ class Engine(Protocol):
     """Samples with its own copy of the weights."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Return what was sampled for each request, in order.
+        """Return one generation per request, in order.
 
-        The random numbers of a row are a function of `Request.key` alone. Rows of equal prompts that stand side by side
-        may share the work on the prompt. Each generation carries `top_logprobs` where its request asks for them.
+        A row's random numbers depend on `Request.key` alone. Adjacent rows of equal prompts may share the work on the
+        prompt. Each generation has `top_logprobs` if its request asks for them.
         """
         ...
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Take new weights, by parameter name; later generations carry `version`."""
+        """Load new weights, by parameter name; later generations have this `version`."""
         ...
 
     def close(self) -> None:
-        """Release what the engine holds besides memory; it is not used afterwards."""
+        """Release processes and files; the engine is not used afterwards."""
         ...
 
 
 class NoEngine:
-    """In place of an engine, on a rank that leaves sampling to others."""
+    """The engine of a rank that does not sample."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Nothing is asked of it."""
+        """Return nothing; there are no requests."""
         return []
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 def generation(
@@ -54,10 +54,10 @@ def generation(
     version: int,
     top_logprobs: TopK | None = None,
 ) -> Generation:
-    """Return the generation of a request; arguments as of `Generation`.
+    """Return the generation of a request; arguments as for `Generation`.
 
     Raises:
-        BrokenLogpError: as `Generation`, or other top log-probabilities than were asked for; it names the request.
+        BrokenLogpError: as `Generation`, or other top log-probabilities than requested; names the request.
     """
     try:
         if top_logprobs is not None:
@@ -69,15 +69,15 @@ def generation(
 
 @dataclass
 class ScriptedEngine:
-    """An engine for tests: it "samples" the texts of a script, every token at the same log-probability.
+    """An engine for tests that returns scripted texts, each token with the same log-probability.
 
-    All other tokens share what the scripted one leaves, so that `top_logprobs` is a distribution too.
+    All other tokens share the remaining probability, so that `top_logprobs` is a distribution too.
 
     Args:
         tokenizer: encodes the scripted texts.
         script: request -> text.
         logp: log-probability reported for every token, nats.
-        loaded: versions that `load_weights` received, in order.
+        loaded: the versions passed to `load_weights`, in order.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ class ScriptedEngine:
     loaded: list[int] = field(default_factory=list)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Return what the script says, cut at `max_new_tokens`, with an EOS where it fits."""
+        """Return the scripted texts, cut at `max_new_tokens`, with an EOS if it fits."""
         return [self._generation(request) for request in requests]
 
     def _generation(self, request: Request) -> Generation:
@@ -103,7 +103,7 @@ class ScriptedEngine:
         return generation(request, token_ids, logp, finish_reason, self.version, top)
 
     def _top(self, token_ids: Tensor, k: int) -> TopK:
-        """The scripted token, then the first k - 1 others."""
+        """Return the scripted token, then the first k - 1 others."""
         others = torch.arange(k - 1).expand(len(token_ids), -1)
         ids = torch.cat([token_ids[:, None], others + (others >= token_ids[:, None])], 1)
         left = -torch.tensor(self.logp).expm1()
@@ -112,9 +112,9 @@ class ScriptedEngine:
         return TopK(ids, logp)
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Note the version; there are no weights to take."""
+        """Record the version; there are no weights."""
         self.version = version
         self.loaded.append(version)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Problems -> requests to an engine -> records of training; the one place that knows both problems and tokens."""
+"""Problems -> requests to an engine -> episodes; the only module that knows both problems and tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from drpo.types.problem import message
 
 @dataclass(frozen=True, eq=False)
 class EpisodeDriver:
-    """Has problems answered by an engine.
+    """Runs episodes of problems with an engine.
 
     Args:
-        engine: samples.
-        tokenizer: encodes prompts, with the model's chat template, and decodes what was sampled.
-        stop: ids of the tokens that end an answer.
-        limits: of the prompts that the model can read.
+        engine: samples the tokens.
+        tokenizer: encodes prompts, with the model's chat template, and decodes sampled tokens.
+        stop: token ids that end a turn.
+        limits: the limits of prompts that the model can read.
     """
 
     engine: Engine
@@ -32,10 +32,10 @@ class EpisodeDriver:
 
     @staticmethod
     def of(engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "EpisodeDriver":
-        """The driver of an engine that samples from a model.
+        """Return the driver of an engine that samples from a model.
 
         Raises:
-            InputError: the model depends on the longest position of a batch in a way of its own.
+            InputError: see `drpo.model.positions.sequence_limit`.
         """
         return EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), PromptLimits.of(model))
 
@@ -45,10 +45,10 @@ class EpisodeDriver:
         Args:
             problems: with unique ids.
             sampling: the distribution to sample from.
-            key: of the random numbers; those of an episode depend on it, the problem's id and the sample's number.
+            key: seeds the random numbers, together with the problem's id and the sample's number.
 
         Raises:
-            InputError: the model cannot read a prompt, or the engine's answer cannot be used.
+            InputError: the model cannot read a prompt, or the engine's output is invalid.
         """
         prompts = encode_prompts(self.tokenizer, self.limits, problems, sampling)
         rows = [(p, i, ids) for p, ids in zip(problems, prompts, strict=True) for i in range(sampling.samples)]

@@ -1,7 +1,7 @@
-"""The door of `drpo serve`: it lets in who knows the token, to the few calls that drpo makes.
+"""Access control of `drpo serve`: requires a token, and allows only the calls that drpo makes.
 
-vLLM's own key guards `/v1` alone, not the calls that replace weights or run a method in its workers. So every request
-passes here first, as an ASGI middleware (vLLM's `--middleware`), before any handler of vLLM's sees it.
+vLLM's API key guards `/v1` alone, not the calls that replace weights or run a worker's method. So an ASGI middleware
+(vLLM's `--middleware`) checks every request before vLLM handles it.
 """
 
 import hmac
@@ -19,13 +19,13 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 RPC = "/collective_rpc"
 CALLS = frozenset({RPC, "/reset_prefix_cache", "/update_weight_version", "/inference/v1/generate"})
-"""Everything that `ServerEngine` asks for."""
+"""All calls that `ServerEngine` makes."""
 OPEN = "/health"
-"""Whether the server lives, for whoever asks."""
+"""The health check, allowed without a token."""
 METHODS = frozenset({"drpo_dtype", "drpo_load_file"})
 """The workers' methods that may be called."""
 _MOST_BYTES = 2**16
-"""Of a call of a method: its name and a path."""
+"""Upper bound of the body of an RPC call, which holds a method's name and a path."""
 
 
 class Gate:
@@ -35,7 +35,7 @@ class Gate:
         app: the application behind the gate.
 
     Raises:
-        KeyError: the environment holds no token; then nobody may enter, and the server does not start.
+        KeyError: the environment holds no token, so the server must not start.
     """
 
     def __init__(self, app: App) -> None:
@@ -44,12 +44,12 @@ class Gate:
             raise KeyError(TOKEN)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 401 (no token) or 403 (no call of drpo's)."""
+        """Forward a request, or respond with 401 (wrong token) or 403 (call not allowed)."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] == OPEN):
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(HEADER.encode("ascii"), b"")
-        if not hmac.compare_digest(given, self._token):
+        token = dict(scope["headers"]).get(HEADER.encode("ascii"), b"")
+        if not hmac.compare_digest(token, self._token):
             await _refuse(scope, send, 401, f"set {TOKEN} to the token that `drpo serve` printed")
         elif scope["type"] != "http" or scope["path"] not in CALLS:
             await _refuse(scope, send, 403, "not a call that drpo makes")
@@ -64,7 +64,7 @@ class Gate:
 
 
 async def _body(receive: Receive) -> bytes:
-    """The whole body, or as much as is too much."""
+    """Return the whole body, or more than `_MOST_BYTES` of it."""
     body, more = b"", True
     while more and len(body) <= _MOST_BYTES:
         message = await receive()
@@ -74,7 +74,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _method(body: bytes) -> str:
-    """The method that is asked for; "" where the body is none that names one."""
+    """Return the method that an RPC body names, "" if it names none."""
     try:
         record = json.loads(body) if len(body) <= _MOST_BYTES else {}
         return str(record["method"])
@@ -83,7 +83,7 @@ def _method(body: bytes) -> str:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, to be read once more."""
+    """Return a `receive` that replays a body that was already read."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def replay() -> Message:

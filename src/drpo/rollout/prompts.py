@@ -1,4 +1,4 @@
-"""Prompts as a model reads them: the chat template, and the limits of what the model can read."""
+"""Prompts as token ids: the chat template, and the limits of prompts that a model can read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from drpo.types import Problem, Sampling
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
     """Return the [P] int64 ids of a problem's prompt, through the model's chat template where it has one.
 
-    Without a template the texts of its messages follow one another, a blank line between; what the tokenizer appends to
-    a text, an EOS as a rule, is left out, because the answer has yet to come.
+    Without a template the messages' texts are joined by blank lines. Special tokens that the tokenizer appends, usually
+    an EOS, are removed, because the answer follows.
 
     Raises:
-        InputError: the prompt is empty, the template refuses it or ends it with an EOS, or it is no Unicode.
+        InputError: the prompt is empty, the template raises or ends with an EOS, or the text is not valid Unicode.
     """
     text = _templated(tokenizer, problem)
     try:
@@ -57,7 +57,7 @@ def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
 
 
 def _unended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text with what the tokenizer puts before it, but with nothing after it and no EOS at its end."""
+    """Return a text's ids with the tokenizer's leading special tokens and without trailing ones."""
     ids: list[int] = tokenizer(text)["input_ids"]
     plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not plain:
@@ -71,14 +71,14 @@ def _unended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """What prompts a model can read.
+    """The prompts that a model can read.
 
     Args:
-        embeddings: ids are below it.
-        positions: tokens that it has positions for; None where any number does.
-        fixed: whether there are no others, so that the answer has to fit too; else positions are computed, and an
-            answer may run past those that the model was trained on.
-        why: there are no others, where that is not plain.
+        embeddings: the number of embeddings; token ids are below it.
+        positions: the number of positions; None without a limit.
+        fixed: True if prompt and answer together must fit; False for computed positions, where an answer may exceed
+            those of pre-training.
+        why: the reason for a fixed limit, or "".
     """
 
     embeddings: int
@@ -88,10 +88,10 @@ class PromptLimits:
 
     @staticmethod
     def of(model: PreTrainedModel) -> "PromptLimits":
-        """Those of a model; see `drpo.model.positions.sequence_limit` for the rotary embeddings that fix them.
+        """Return a model's limits; some rotary embeddings fix them, see `drpo.model.positions.sequence_limit`.
 
         Raises:
-            InputError: the model depends on the longest position of a batch in a way of its own.
+            InputError: as `sequence_limit`.
         """
         embeddings = len(model.get_input_embeddings().weight)
         rotary_limit = sequence_limit(model)
@@ -106,15 +106,15 @@ class PromptLimits:
         return PromptLimits(embeddings, stretched, not computed)
 
     def too_long(self, prompt_ids: Tensor, sampling: Sampling) -> bool:
-        """Whether a prompt, and where it matters its answer, has more tokens than there are positions."""
-        wanted = len(prompt_ids) + (sampling.max_new_tokens if self.fixed else 1)
-        return self.positions is not None and wanted > self.positions
+        """Return whether a prompt, with its answer if the limit is fixed, exceeds the positions."""
+        required = len(prompt_ids) + (sampling.max_new_tokens if self.fixed else 1)
+        return self.positions is not None and required > self.positions
 
     def require(self, problem: Problem, prompt_ids: Tensor, sampling: Sampling) -> None:
-        """Refuse a prompt that the model cannot read.
+        """Raise for a prompt that the model cannot read.
 
         Raises:
-            InputError: it is too long, or has an id without an embedding.
+            InputError: the prompt is too long, or has an id without an embedding.
         """
         highest = int(prompt_ids.max())
         if highest >= self.embeddings:
@@ -131,10 +131,10 @@ class PromptLimits:
             )
 
     def require_any(self, sampling: Sampling) -> None:
-        """Refuse answers so long that not even a prompt of one token fits.
+        """Raise if `max_new_tokens` leaves no room for a prompt of one token.
 
         Raises:
-            InputError: they are.
+            InputError: there is no room.
         """
         if self.fixed and self.positions is not None and sampling.max_new_tokens >= self.positions:
             raise InputError(
@@ -149,7 +149,7 @@ def encode_prompts(
     """Return the [P] int64 ids of each problem's prompt.
 
     Raises:
-        InputError: the model cannot read one of them; says which.
+        InputError: the model cannot read a prompt; names the problem.
     """
     prompts = [encode_prompt(tokenizer, problem) for problem in problems]
     for problem, ids in zip(problems, prompts, strict=True):
@@ -158,5 +158,5 @@ def encode_prompts(
 
 
 def fitting(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, sampling: Sampling) -> Callable[[Problem], bool]:
-    """Return what says of a problem whether its prompt is short enough for a model."""
+    """Return a predicate of problems: whether the prompt is short enough for the model."""
     return lambda problem: not limits.too_long(encode_prompt(tokenizer, problem), sampling)

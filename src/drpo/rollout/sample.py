@@ -1,4 +1,4 @@
-"""Drawing one token per row by inverting the distribution function, with each row's own random number."""
+"""Sampling one token per row by inverting the distribution function, with one random number per row."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from drpo.seeds import derive
 from drpo.types import Sampling, TopK
 
 CHUNK_ELEMENTS = 2**22
-"""Most logits that are made float32 at once, which bounds the memory of a draw."""
+"""Upper bound of logits converted to float32 at once; bounds the memory of a draw."""
 
 BLOCK = 256
-"""Tokens whose probabilities are summed in float32 before running sums are taken in float64."""
+"""Tokens summed in float32 per block; running sums of blocks are in float64."""
 
 
 def uniforms(seed: tuple[int | str, ...], n: int) -> Tensor:
@@ -25,12 +25,12 @@ def uniforms(seed: tuple[int | str, ...], n: int) -> Tensor:
 
 
 def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw a token per row; return it with its log-probability under the distribution that it was drawn from.
+    """Sample a token per row; return it with its log-probability under the distribution that it was sampled from.
 
-    The distribution is softmax(logits / temperature) in float32, cut to top-k and top-p and renormalised where those
-    are on; of greedy draws the log-probability is the model's. The token is the first whose cumulative probability
-    exceeds u, so the same u gives the same token whatever the other rows are, unless rounding of the logits moves a
-    boundary across u.
+    The distribution is softmax(logits / temperature) in float32, truncated by top-k and top-p and renormalised if these
+    are on. A greedy token has the model's log-probability. The token is the first whose cumulative probability exceeds
+    u, so the same u selects the same token independently of other rows, unless rounding of the logits moves a boundary
+    across u.
 
     Args:
         logits: [B, V], any float dtype.
@@ -59,10 +59,10 @@ def top_logprobs(logits: Tensor, sampling: Sampling) -> TopK:
         sampling: temperature, top_p, top_k (all as in `draw`), top_logprobs.
 
     Returns:
-        ids [B, K] and their log-probabilities [B, K] float32, nats; -inf only for what top-k or top-p rules out.
+        ids [B, K] and their log-probabilities [B, K] float32, nats; -inf only for tokens excluded by top-k or top-p.
 
     Raises:
-        InputError: more are asked for than the vocabulary has.
+        InputError: K exceeds the vocabulary's size.
 
     Example:
         >>> top = top_logprobs(torch.tensor([[0.25, 0.1, 0.65]]).log(), Sampling(top_logprobs=2))
@@ -75,12 +75,12 @@ def top_logprobs(logits: Tensor, sampling: Sampling) -> TopK:
             f"sampling.top_logprobs={sampling.top_logprobs}: the vocabulary has {vocab_size} tokens; ask for no more"
         )
     parts = logits.split(max(1, CHUNK_ELEMENTS // vocab_size))
-    found = [_log_distribution(rows, sampling).topk(sampling.top_logprobs) for rows in parts]
-    return TopK.cat([TopK(ids, logp) for logp, ids in found])
+    tops = [_log_distribution(rows, sampling).topk(sampling.top_logprobs) for rows in parts]
+    return TopK.cat([TopK(ids, logp) for logp, ids in tops])
 
 
 def _log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[B, V] log-probabilities of few rows; not the logarithm of a softmax, in which small ones are 0."""
+    """Return [B, V] log-probabilities by log_softmax, since small probabilities of a softmax round to 0."""
     log_p = torch.log_softmax(_scores(logits, sampling), dim=-1)
     if sampling.temperature == 0 or (sampling.top_k == 0 and sampling.top_p == 1):
         return log_p
@@ -88,13 +88,13 @@ def _log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _scores(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[B, V] float32: what the distribution is the softmax of, before it is truncated."""
+    """Return the logits over the temperature, [B, V] float32."""
     scores = logits.float()
     return scores if sampling.temperature in (0, 1) else scores / sampling.temperature
 
 
 def _draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """`draw` for few rows."""
+    """Sample as `draw` does, without splitting the rows."""
     scores = _scores(logits, sampling)
     if sampling.temperature == 0:
         token = scores.argmax(-1)
@@ -108,8 +108,8 @@ def _draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor
 def _invert(p: Tensor, u: Tensor) -> Tensor:
     """Return the first index of each row of p [B, V] at which the running sum exceeds u [B] times the row's sum.
 
-    In two levels, sums of blocks and then the block that is hit, so that no running sum goes over all of p. A p of NaN
-    gives any index in range.
+    Two levels, sums of blocks and then within a block, avoid a running sum over all of p. With NaN in p the index is
+    arbitrary but in range.
     """
     blocks = torch.nn.functional.pad(p, (0, pad)) if (pad := -p.shape[-1] % BLOCK) else p
     blocks = blocks.unflatten(-1, (-1, BLOCK))
@@ -118,19 +118,19 @@ def _invert(p: Tensor, u: Tensor) -> Tensor:
     block = torch.searchsorted(cumulative, threshold[:, None], right=True).clamp(max=cumulative.shape[-1] - 1)
     before = cumulative.gather(-1, (block - 1).clamp(min=0)).where(block > 0, 0)
     within = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
-    # The sum of the block was rounded: what is left of the threshold may lie at its very end.
+    # The block's sum was rounded, so the remaining threshold may lie at its very end.
     rest = _below(threshold - before[:, 0], within[:, -1])
     index = torch.searchsorted(within, rest[:, None], right=True)
     return (block * BLOCK + index)[:, 0].clamp(max=p.shape[-1] - 1)
 
 
 def _below(x: Tensor, total: Tensor) -> Tensor:
-    """At least a little below the total, so that the index found adds to it: its probability is above 0."""
+    """Return min(x, a float just below the total), so that the selected index has a probability above 0."""
     return torch.minimum(x, torch.nextafter(total, torch.zeros_like(total)))
 
 
 def _truncate(p: Tensor, sampling: Sampling) -> Tensor:
-    """Rule out what top-k and top-p leave out, and renormalise."""
+    """Set tokens excluded by top-k and top-p to 0, and renormalise."""
     if sampling.top_k == 0 and sampling.top_p == 1:
         return p
     ordered, index = p.sort(dim=-1, descending=True)

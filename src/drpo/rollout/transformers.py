@@ -21,20 +21,19 @@ from drpo.types import Generation, Request
 class TransformersEngine:
     """Samples with its own copy of a model's weights, in its own precision: any causal LM with a key-value cache.
 
-    A prompt goes through the model once and its keys and values are shared by the requests side by side that have it;
-    rows that have ended leave the batch. The same key draws the same tokens whatever else is in the batch *as long as
-    the logits are the same*: the random numbers depend on nothing else, but a matrix product may round differently with
-    another number of rows, and a draw that falls within that rounding of a boundary (about 1e-6 in float32, 1e-2 in
-    bf16) gives another token.
+    A prompt runs once, and adjacent requests with it share its keys and values; finished rows leave the batch. The same
+    key samples the same tokens in any batch *as long as the logits are the same*: the random numbers depend on the key
+    alone, but a matrix product may round differently with another number of rows, and a draw within that rounding of a
+    boundary (about 1e-6 in float32, 1e-2 in bf16) then selects another token.
 
     Args:
-        model: the model to copy; left as it is.
-        precision: of the copy.
-        device: of the copy.
-        max_rows: most rows decoded together; more are done in turns.
+        model: the model to copy; it does not change.
+        precision: the copy's precision.
+        device: the copy's device.
+        max_rows: upper bound of rows decoded together; more rows run in several batches.
 
     Raises:
-        InputError: a model that keeps something else than keys and values, or has nothing that the precision means.
+        InputError: the model caches something else than keys and values, or has no layers for the precision.
     """
 
     def __init__(
@@ -45,31 +44,31 @@ class TransformersEngine:
         device: torch.device | None = None,
         max_rows: int = 256,
     ) -> None:
-        windows(model)  # refuses models without a key-value cache
+        windows(model)  # raises for models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
         self._loaders = quantize_(self.model, precision)
         self._loaders |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
-        # After a prompt the head gets a strided slice, for which torch copies the head's weight once per row.
+        # After a prompt the head's input is a strided slice, for which torch would copy the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.version = 0
         self._max_rows = max_rows
-        self._grouped: bool | None = None  # whether samples can share their prompt's keys, once that was tried
+        self._grouped: bool | None = None  # whether samples can share their prompt's keys; None until tested
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Copy new parameters and persistent buffers in, by name, in the engine's precision, and stamp the version."""
+        """Load new parameters and persistent buffers, by name, in the engine's precision, and set the version."""
         for name in self._loaders:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
-        for name, take in self._loaders.items():
-            take(state[name])
+        for name, load in self._loaders.items():
+            load(state[name])
         self.version = version
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Return what was sampled for each request, in order.
+        """Return one generation per request, in order.
 
         Raises:
             BrokenLogpError: the model's logits are not finite.
@@ -79,9 +78,9 @@ class TransformersEngine:
             rows = [i for i, r in enumerate(requests) if (r.sampling, r.stop) == settings]
             for batch, per_prompt in batches([requests[i].prompt_ids for i in rows], self._max_rows):
                 members = [rows[at] for at in batch]
-                asked = [requests[i] for i in members]
-                decoder = self._decoder([r.prompt_ids for r in asked[::per_prompt]], per_prompt)
-                generations |= zip(members, draw_rows(decoder, asked, self.version), strict=True)
+                batch_requests = [requests[i] for i in members]
+                decoder = self._decoder([r.prompt_ids for r in batch_requests[::per_prompt]], per_prompt)
+                generations |= zip(members, draw_rows(decoder, batch_requests, self.version), strict=True)
         return [generations[i] for i in range(len(requests))]
 
     @torch.inference_mode()
@@ -94,11 +93,11 @@ class TransformersEngine:
 
 
 def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int], int]]:
-    """Split rows into batches that need little padding, and in which as many rows continue each prompt.
+    """Split rows into batches with little padding, in which every prompt has the same number of rows.
 
     Args:
-        prompts: of the rows, each [P] int64; equal ones that stand side by side are read once.
-        max_rows: most rows of a batch.
+        prompts: the rows' prompts, each [P] int64; adjacent equal ones are read once.
+        max_rows: upper bound of rows in a batch.
 
     Yields:
         The rows of a batch, prompt by prompt, and how many of them continue each prompt.

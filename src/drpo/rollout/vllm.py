@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in this process, with weights that are replaced in place after every update."""
+"""Rollouts by vLLM in this process, with weights synced in place after every update."""
 
 import copy
 import functools
@@ -6,12 +6,10 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,45 +17,45 @@ from drpo.errors import EngineError, InputError
 from drpo.model.loading import named_tensors
 from drpo.model.positions import Limit, sequence_limit
 from drpo.model.precision import has_fast_bf16
+from drpo.rollout.vllm_patches import EXTENSION, launcher_variables, spare_world, threads_kept, world_size
 from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
-from drpo.rollout.vllm_worker import EXTENSION
 from drpo.rollout.weight_sync import WeightSync
 from drpo.types import Generation, Request, Sampling
 
 log = logging.getLogger("drpo")
 
 TESTED = "0.32"
-"""The series of vLLM releases that the tests are run with; another one is used with a warning."""
+"""The series of vLLM releases that the tests run with; other releases cause a warning."""
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 CPU_CACHE_BYTES = 2 * 2**30
-"""Keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise; memory is used as the cache fills."""
+"""Bytes of the key-value cache on a CPU, unless VLLM_CPU_KVCACHE_SPACE is set; memory is used as the cache fills."""
 
 GPU_MEMORY_SHARE = 0.4
-"""Of a GPU's memory that vLLM takes, weights and cache; the trainer needs the rest."""
+"""Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest."""
 
 
 class VLLMEngine:
     """Samples with vLLM's own copy of a model, in the trainer's process.
 
-    Log-probabilities are those of the distribution that vLLM sampled from, temperature and truncation included. Every
-    request has a seed of its own, so that the same key draws the same tokens as long as the logits are the same (see
+    Log-probabilities are those of the distribution that vLLM sampled from, after temperature and truncation. Every
+    request has its own seed, so the same key samples the same tokens if the logits are the same (see
     `TransformersEngine`).
 
-    Where the process has joined others (torch.distributed), all of them must make their engines together; afterwards
-    each asks its own whenever it likes.
+    With several processes (torch.distributed), all ranks must create their engines together; afterwards each rank uses
+    its engine independently.
 
-    On a GPU that the trainer shares, vLLM sleeps between rollouts: its weights go to main memory and its cache is given
-    up. *That, and fp8, have not been run: no GPU was at hand.*
+    On a GPU shared with the trainer, vLLM sleeps between rollouts: its weights move to main memory and its cache is
+    released. *This and fp8 are untested: no GPU was available.*
 
     Args:
-        model: the model to copy; left as it is. Its device says whether vLLM should be one for CPUs or for GPUs.
-        precision: of the copy: auto, bf16, fp16, fp32, and on a GPU of compute capability 8.9 or newer fp8 (vLLM's own:
-            weights and activations, scales made when weights arrive).
+        model: the model to copy; it does not change. Its device selects vLLM's CPU or GPU build.
+        precision: the copy's: auto, bf16, fp16, fp32, and on a GPU of compute capability 8.9 or newer fp8 (vLLM's
+            weights and activations, with scales computed when weights are loaded).
 
     Attributes:
-        version: of the weights.
+        version: the weights' version.
 
     Raises:
         InputError: vLLM is missing, or cannot run the model at this precision on this machine.
@@ -71,10 +69,10 @@ class VLLMEngine:
         self._failed: EngineError | None = None
         numerics = {**precision_options(precision, model.device), **length_options(sequence_limit(model))}
         shared = {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True} if self._sleeps else {}
-        several = {"distributed_executor_backend": "external_launcher"} if _world_size() > 1 else {}
+        several = {"distributed_executor_backend": "external_launcher"} if world_size() > 1 else {}
         with (
             tempfile.TemporaryDirectory(prefix="drpo-vllm-") as folder,  # vLLM reads it once, while it starts
-            _place(model.device),
+            launcher_variables(model.device),
         ):
             config = copy.deepcopy(model.config)
             config.architectures = [type(model).__name__]
@@ -88,10 +86,10 @@ class VLLMEngine:
             raise _unfit(type(model).__name__, error) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Return what was sampled for each request, in order.
+        """Return one generation per request, in order.
 
         Raises:
-            InputError: a prompt leaves no room for an answer, or vLLM's output cannot be used.
+            InputError: a prompt leaves no room for an answer, or vLLM's output is invalid.
             EngineError: vLLM failed.
         """
         require_vocabulary(requests, self._vocabulary)
@@ -104,18 +102,18 @@ class VLLMEngine:
                 )
         try:
             outputs = self._ask(requests)
-        except Exception as error:  # whatever it is, it came from within vLLM, which is of no use afterwards
+        except Exception as error:  # any error from inside vLLM, which cannot be used afterwards
             self._failed = _broken("sampled", error)
             raise self._failed from error
         return [self._read(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Put new weights into the live model, forget all cached keys and values, and stamp the version.
+        """Load new weights into the live model, clear the key-value cache, and set the version.
 
         Raises:
-            EngineError: vLLM failed, perhaps before, in the background, where nobody has heard of it yet.
+            EngineError: vLLM failed, now or in an earlier call.
         """
-        if self._failed is not None:  # its unfinished requests would be found by another check, with another word
+        if self._failed is not None:  # else its unfinished requests would raise a less clear error below
             raise self._failed
         weights = self._weight_sync.checkpoint(state)
         try:
@@ -129,24 +127,23 @@ class VLLMEngine:
         self.version = version
 
     def close(self) -> None:
-        """Shut vLLM down, and give back its memory."""
+        """Shut vLLM down and release its memory."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             _vllm().distributed.cleanup_dist_env_and_memory()
 
     def _ask(self, requests: Sequence[Request]) -> list[Any]:
-        """vLLM's output for each request, in order."""
+        """Return vLLM's output for each request, in order."""
         self._wake()
-        how = [_vllm().SamplingParams(**parameters(r), flat_logprobs=True) for r in requests]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": r.prompt_ids.tolist()} for r in requests], how, use_tqdm=False
-        )
+        sampling = [_vllm().SamplingParams(**parameters(r), flat_logprobs=True) for r in requests]
+        prompts = [{"prompt_token_ids": r.prompt_ids.tolist()} for r in requests]
+        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
         self._sleep()
         return [output.outputs[0] for output in outputs]
 
     def _read(self, request: Request, output: Any) -> Generation:
-        """Log-probabilities stand in one row a position: the sampled token's, then the top ones."""
+        """Return the generation of an output; its row of each position holds the sampled token, then the top ones."""
         columns: dict[str, Any] = {"logp": None}
         if (reported := output.logprobs) is not None:
             rows = zip(reported.start_indices, reported.end_indices, strict=True)
@@ -162,7 +159,7 @@ class VLLMEngine:
         )
 
     def _try(self) -> None:
-        """Draw one token: some models are refused by their attention kernel only then."""
+        """Sample one token: some attention kernels reject a model only then."""
         self._ask([Request(torch.tensor([0]), Sampling(max_new_tokens=1), frozenset(), key=(0, "trial"))])
 
     def _sleep(self) -> None:
@@ -206,10 +203,10 @@ def precision_options(precision: str, device: torch.device) -> dict[str, Any]:
 def length_options(limit: Limit) -> dict[str, Any]:
     """Return vLLM's options for a model whose rotary embedding has a limit.
 
-    vLLM chooses longrope's factors once, by the longest sequence that it makes room for, and scales `dynamic` always.
+    vLLM chooses longrope's factors once, by its maximum sequence length, and always scales `dynamic`.
 
     Raises:
-        InputError: vLLM computes the embedding otherwise at every length.
+        InputError: vLLM computes the embedding differently at every length.
 
     Example:
         >>> length_options(Limit()), length_options(Limit(4096, "longrope"))
@@ -234,14 +231,14 @@ def device_options(device: torch.device) -> dict[str, Any]:
     """
     if device.type != "cpu":
         return {}
-    # A prompt that is read in parts draws random numbers that must be taken back, which a CPU's generator cannot do
-    # (vLLM 0.32 ends with "CPU Generator does not use offset").
+    # Chunked prefill rewinds the random generator, which is impossible on a CPU (vLLM 0.32 raises "CPU Generator does
+    # not use offset").
     return {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
 
 
 def _start(folder: str, options: Mapping[str, Any]) -> Any:
-    """vLLM's LLM over the model whose configuration is in the folder, its weights yet to come."""
-    with _threads_kept(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    """Return vLLM's LLM for the configuration in a folder, with dummy weights."""
+    with threads_kept(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         vllm = _vllm()
         try:
             return vllm.LLM(
@@ -254,18 +251,18 @@ def _start(folder: str, options: Mapping[str, Any]) -> Any:
                 enable_prefix_caching=True,
                 worker_extension_cls=EXTENSION,
                 seed=0,
-                **{"max_model_len": -1, **options},  # -1: the model's own, or what the cache has room for
+                **{"max_model_len": -1, **options},  # -1: the model's, or as much as fits into the cache
             )
-        except Exception as error:  # whatever it is, it is this model or machine that vLLM cannot use
+        except Exception as error:  # any error means that vLLM does not support this model or machine
             raise _unfit("the model", error) from error
 
 
 @functools.cache
 def _vllm() -> Any:
-    """The module, set to work in this process, to be quiet and to report nothing to its makers."""
+    """Import vLLM, configured to run in this process, quietly and without usage statistics."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Twice: vLLM reads the variable once it is imported, and says some things before.
+    # Both are needed: vLLM reads the variable at import, and logs some lines before.
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
     try:
         import vllm  # noqa: PLC0415 (an optional backend)
@@ -275,71 +272,13 @@ def _vllm() -> Any:
             "--engine transformers"
         ) from None
     warn_untested(vllm.__version__)
-    _spare_world()
+    spare_world()
     return vllm
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """On a CPU vLLM sets torch's threads to one and puts a function that does nothing in place of `set_num_threads`."""
-    function, threads = torch.set_num_threads, torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads = function
-        torch.set_num_threads(threads)
-
-
-def _world_size() -> int:
-    """Processes that have joined one another, this one included."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextmanager
-def _place(device: torch.device) -> Iterator[None]:
-    """Tell vLLM, which in a world of several processes asks the launcher's variables, which of them this is.
-
-    The launcher's LOCAL_RANK counts the node's devices; vLLM takes it for an index into those that the process sees.
-    """
-    if _world_size() == 1:
-        yield
-        return
-    ours = {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(device.index or 0)}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _spare_world() -> None:
-    """Let vLLM destroy torch's default group only where it made it, a world of one.
-
-    It does so whenever an engine ends, one that is merely collected included; the trainer's processes go on.
-    """
-    from vllm.distributed import parallel_state as state  # noqa: PLC0415 (an optional backend)
-
-    destroy_all, destroy_group = state.destroy_distributed_environment, dist.destroy_process_group
-
-    def destroy() -> None:
-        if _world_size() > 1:
-            dist.destroy_process_group = lambda group=None: None if group is None else destroy_group(group)
-        try:
-            destroy_all()
-        finally:
-            dist.destroy_process_group = destroy_group
-
-    state.destroy_distributed_environment = destroy
 
 
 @functools.cache
 def warn_untested(version: str) -> None:
-    """Say, once for each version, that it is not one that the tests are run with."""
+    """Warn, once per version, if the tests do not run with it."""
     if not version.startswith(f"{TESTED}."):
         log.warning(
             "vLLM %s: drpo is tested with %s.x only; `make test-vllm` tells whether this one works", version, TESTED

@@ -1,4 +1,4 @@
-"""What vLLM is asked, and how its answer becomes a generation: the same in process and over a server."""
+"""Requests to vLLM and generations from its outputs, shared by the engine in process and the server engine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ Pairs = Sequence[tuple[int, float]]
 
 
 def require_vocabulary(requests: Sequence[Request], vocabulary: int) -> None:
-    """Refuse requests for more top log-probabilities than there are tokens.
+    """Raise if a request asks for more top log-probabilities than the vocabulary has tokens.
 
     Raises:
-        InputError: there is one.
+        InputError: a request does.
     """
     most = max((r.sampling.top_logprobs for r in requests), default=0)
     if most > vocabulary:
@@ -35,19 +35,19 @@ def read_generation(
     vocabulary: int,
     version: int,
 ) -> Generation:
-    """Return what vLLM sampled for a request.
+    """Return the generation of vLLM's output for a request.
 
     Args:
-        request: what was asked.
-        token_ids: N of them, with the one that ended it.
-        logp: N log-probabilities, nats; None where they are missing.
-        finish_reason: vLLM's: "stop", "length", or something that went wrong.
-        top: for each of the N positions at least as many pairs as were asked for, in any order.
-        vocabulary: how many tokens there are.
-        version: of the weights.
+        request: the request.
+        token_ids: N token ids, including the stop token.
+        logp: N log-probabilities, nats; None if missing.
+        finish_reason: vLLM's: "stop", "length", or the name of a failure.
+        top: for each of the N positions at least `sampling.top_logprobs` pairs, in any order.
+        vocabulary: the vocabulary's size.
+        version: the weights' version.
 
     Raises:
-        InputError: vLLM gave up on it, its tokens are not possible, or its log-probabilities are missing or broken.
+        InputError: vLLM aborted the request, its tokens are impossible, or its log-probabilities are missing or broken.
     """
     if finish_reason not in ("stop", "length"):
         raise InputError(
@@ -66,10 +66,10 @@ def read_generation(
 
 
 def _require_possible(request: Request, token_ids: Sequence[int], top: Sequence[Pairs], vocabulary: int) -> None:
-    """Refuse tokens that were not asked for, or that the model does not have.
+    """Raise for more tokens than requested, or for ids outside the vocabulary.
 
     Raises:
-        InputError: there are too many, or one is no token.
+        InputError: there are such tokens.
     """
     most = request.sampling.max_new_tokens
     listed = [token for pairs in top for token, _ in pairs]
@@ -82,10 +82,10 @@ def _require_possible(request: Request, token_ids: Sequence[int], top: Sequence[
 
 
 def parameters(request: Request) -> dict[str, Any]:
-    """Return every parameter of vLLM's SamplingParams that decides what is drawn or when it ends.
+    """Return all parameters of vLLM's SamplingParams that affect what is sampled or when it ends.
 
-    All are sent, also those at vLLM's own defaults: what is not sent a server takes from the model's
-    generation_config.json. `ignore_eos` leaves the stop tokens to `stop_token_ids`, so there is one list of them.
+    Values equal to vLLM's defaults are sent too: a server takes missing ones from the model's generation_config.json.
+    `ignore_eos` leaves `stop_token_ids` as the only list of stop tokens.
 
     Example:
         >>> from drpo.types import Sampling
@@ -120,7 +120,7 @@ def parameters(request: Request) -> dict[str, Any]:
 
 
 def _top(positions: Sequence[Pairs], k: int) -> TopK:
-    """The k most probable of each position; vLLM sends the sampled token besides, first, where it is not among them."""
+    """Return the k most probable tokens of each position; vLLM adds the sampled token first if it is not among them."""
     chosen = [sorted(pairs, key=lambda pair: -pair[1])[:k] for pairs in positions]
     ids = torch.tensor([[token for token, _ in pairs] for pairs in chosen], dtype=torch.int64)
     return TopK(ids, torch.tensor([[logp for _, logp in pairs] for pairs in chosen]))

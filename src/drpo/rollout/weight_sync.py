@@ -1,4 +1,4 @@
-"""The weights as another program reads them: under the names, and in the shapes, of a checkpoint on disk."""
+"""Weights for another program: with the names and shapes of a checkpoint on disk."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ from drpo.model.loading import named_tensors
 
 
 class WeightSync:
-    """Turns a policy's state into the tensors of a checkpoint of the same model.
+    """Converts a policy's state into the tensors of a checkpoint of the same model.
 
     Args:
-        model: tells the names, and how transformers rearranged its parameters while it loaded them (the experts of a
-            mixture of experts are stacked, for one).
+        model: provides the names, and how transformers rearranged the parameters at loading (for example, it stacks the
+            experts of a mixture).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -23,13 +23,13 @@ class WeightSync:
         self._names = tuple(named_tensors(model))
 
     def checkpoint(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors, by their names in a checkpoint; a tied head has none of its own.
+        """Return the tensors, by their names in a checkpoint, without a tied head.
 
         Args:
             state: every parameter and persistent buffer by its name in the transformers model.
 
         Raises:
-            InputError: one is missing.
+            InputError: a tensor is missing.
 
         Example:
             >>> from drpo.model.loading import tiny
@@ -41,5 +41,5 @@ class WeightSync:
         for name in self._names:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
-        ours = {name: state[name].detach() for name in self._names}
-        return dict(revert_weight_conversion(self._model, ours))
+        tensors = {name: state[name].detach() for name in self._names}
+        return dict(revert_weight_conversion(self._model, tensors))

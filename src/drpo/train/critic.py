@@ -11,7 +11,7 @@ from torch import Tensor
 from drpo.credit.gae import GAE
 from drpo.model.critic import Critic
 from drpo.ranks import SINGLE_PROCESS, Ranks
-from drpo.train import checkpoint
+from drpo.train import checkpoint, tensor_files
 from drpo.train.step import optimize, per_sequence
 from drpo.types import Batch, CriticStats, MicroBatch, ScoredGroup
 
@@ -54,7 +54,7 @@ class CriticTrainer:
 
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's part of the critic's weights and optimiser state into a checkpoint; return the files."""
-        return checkpoint.write(folder, self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)
+        return tensor_files.write(folder, self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)
 
     def restore(self, folder: Path) -> None:
         """Go on as `save` left it, to the bit.
