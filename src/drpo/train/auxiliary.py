@@ -13,10 +13,10 @@ from drpo.types import MicroBatch
 
 @dataclass(frozen=True, eq=False)
 class AuxiliaryLosses:
-    """Losses of every token, beside the objective's.
+    """Losses per token, added to the objective's.
 
     Args:
-        reference: the frozen model, or None where its coefficient is 0.
+        reference: the frozen model, or None if its coefficient is 0.
         kl: coefficient of KL(pi || reference), >= 0.
         entropy: coefficient of the entropy bonus, >= 0.
     """
@@ -26,21 +26,21 @@ class AuxiliaryLosses:
     entropy: float
 
     def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> PolicyLoss:
-        """As `Policy.loss`, with these losses added to every token's."""
+        """Return what `Policy.loss` does, with these losses added to every token's."""
         kind = needed_divergence(objective.needs)
         divergence = None
         if kind is None:
             logp, entropy = policy(micro)
         else:
-            logp, entropy, moved = policy.divergence(micro, (kind,))
-            divergence = moved[kind]
+            logp, entropy, divergences = policy.divergence(micro, (kind,))
+            divergence = divergences[kind]
         tokens = micro.tokens(logp, divergence)
-        seen = ask(objective, tokens)
+        result = ask(objective, tokens)
         extra = entropy_bonus(entropy, self.entropy)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logp, _ = self.reference(micro)
             extra = extra + self.kl * reference_kl(logp, reference_logp, micro.behavior_logp)
-        share = (micro.weight * seen.loss).sum() + (micro.weight * extra).sum()
-        gradient = gradient_of(objective, seen, tokens)
-        return PolicyLoss(share, logp.detach(), entropy.detach(), gradient, seen.metrics, divergence)
+        loss = (micro.weight * result.loss).sum() + (micro.weight * extra).sum()
+        gradient = gradient_of(objective, result, tokens)
+        return PolicyLoss(loss, logp.detach(), entropy.detach(), gradient, result.metrics, divergence)

@@ -16,11 +16,11 @@ class Callback(Protocol):
     """Receives the events of a run."""
 
     def started(self, run: Run, folder: Path, step: int) -> None:
-        """The run begins, or goes on after `step` steps."""
+        """The run starts, or resumes after `step` steps."""
         ...
 
     def phase(self, name: str) -> None:
-        """A phase begins: rollout, reward, update, sync, evaluation, checkpoint."""
+        """A phase starts: rollout, reward, update, sync, evaluation, checkpoint."""
         ...
 
     def stepped(
@@ -34,16 +34,16 @@ class Callback(Protocol):
         ...
 
     def ended(self, summary: Mapping[str, Any]) -> None:
-        """The run has ended, or this session's share of it; the summary is what summary.json says."""
+        """The run has ended or was interrupted; `summary` is the content of summary.json."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """A message for the user."""
         ...
 
 
 class NullCallback:
-    """Does nothing; a base class for callbacks that need few of the events."""
+    """Does nothing; a base class for callbacks that use few of the events."""
 
     def started(self, run: Run, folder: Path, step: int) -> None:
         """Nothing."""
@@ -78,7 +78,7 @@ class CallbackList:
         self._failed: set[int] = set()
 
     def _call(self, call: Callable[[Callback], None]) -> None:
-        """Ctrl-C and the like are not caught: they are no `Exception`."""
+        """Call each callback; KeyboardInterrupt is no `Exception` and passes through."""
         for i, callback in enumerate(self._callbacks):
             try:
                 call(callback)

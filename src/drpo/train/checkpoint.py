@@ -37,18 +37,18 @@ def save(
     also: Callable[[Path], Sequence[Path]] | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Path:
-    """Write a checkpoint so that a crash at any moment leaves either all of it or none.
+    """Write a checkpoint atomically: a crash leaves all of it or none.
 
-    Where parameters are divided over the ranks, each writes its rows; otherwise the first writes all.
+    If parameters are sharded, each rank writes its rows; otherwise rank 0 writes all.
 
     Args:
-        folder: of all checkpoints of the run, which all ranks see.
-        progress: where the run stands.
+        folder: the run's checkpoints, visible to all ranks.
+        progress: the run's progress.
         trainable: parameters and persistent buffers by name.
         optimizer: over these parameters.
-        also: writes more files into the checkpoint's folder; called on every rank. What the first has not written it
-            must return.
-        ranks: who save together.
+        also: writes more files into the checkpoint's folder; called on every rank. Must return those that rank 0 did
+            not write.
+        ranks: the processes that save together.
 
     Returns:
         The checkpoint's folder, `step-NNNNNN`.
@@ -67,7 +67,7 @@ def save(
     try:
         with naming(final):
             _fill(scratch, progress, trainable, optimizer, also, ranks)
-    except BaseException:  # a full disk among others: what is half written takes the room that is lacking
+    except BaseException:  # for example a full disk; the partial folder takes space
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     if ranks.is_main:
@@ -85,7 +85,7 @@ def _fill(
     also: Callable[[Path], Sequence[Path]] | None,
     ranks: Ranks,
 ) -> None:
-    """Write everything into the checkpoint's folder and on to the disk."""
+    """Write all files into the checkpoint's folder and sync them to disk."""
     written = [*tensor_files.write(scratch, trainable, optimizer, ranks), *(also(scratch) if also else ())]
     sums = dict(ranks.gather([(path.name, sum_of(path)) for path in written]))
     if ranks.is_main:
@@ -96,24 +96,24 @@ def _fill(
 
 
 def newest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint whose files are what was written, or None where the run has none at all.
+    """Return the newest checkpoint whose checksums match, or None if the run has no checkpoint.
 
     Args:
-        folder: of all checkpoints of the run.
-        say: is told of each that is damaged, and so passed over.
+        folder: the run's checkpoints.
+        say: called with a message for each damaged checkpoint, which is skipped.
 
     Raises:
-        InputError: there are some, and all are damaged.
+        InputError: all checkpoints are damaged.
     """
-    found, why = complete(folder), ""
-    for checkpoint in reversed(found):
+    checkpoints, why = complete(folder), ""
+    for checkpoint in reversed(checkpoints):
         try:
             require_sound(checkpoint)
             return checkpoint
         except InputError as error:
             why = str(error)
             say(f"{why}; going on from the one before")
-    if found:
+    if checkpoints:
         raise InputError(f"{why}; no other checkpoint is left; start anew in another folder")
     return None
 
@@ -124,19 +124,16 @@ def restore(
     optimizer: torch.optim.Optimizer | None,
     prefix: str = "",
 ) -> Progress:
-    """Put a checkpoint's values into the parameters and the optimiser, to the bit.
-
-    It may have been written by any number of ranks, and be read by any other number.
+    """Restore the parameters and the optimiser from a checkpoint, bit for bit; see `tensor_files.load`.
 
     Args:
-        checkpoint: a folder that `save` made.
-        trainable: parameters and persistent buffers by name, of the same shapes; on this rank perhaps some rows of
-            each. A buffer that an earlier version did not write stays as it is.
+        checkpoint: a folder that `save` wrote.
+        trainable: parameters and persistent buffers by name, of the same shapes, whole or this rank's rows.
         optimizer: over these parameters, or None to load the weights alone.
-        prefix: of the files' names, as they were written.
+        prefix: prefix of the files' names.
 
     Returns:
-        Where the run stood.
+        The run's progress.
 
     Raises:
         InputError: the checkpoint is of another model, or cannot be read.
@@ -152,44 +149,44 @@ def restore(
 
 
 def prune(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
-    """Drop old checkpoints.
+    """Remove old checkpoints, except the last `keep` and the one with the highest score.
 
     Args:
-        folder: of all checkpoints of the run.
-        keep: how many of the last stay; of the others, the one with the highest score too.
-        scores: by step, of those that have one.
+        folder: the run's checkpoints.
+        keep: number of last checkpoints to keep.
+        scores: step -> score, where known.
     """
-    found = steps(folder)
-    best = max(found.keys() & scores.keys(), key=lambda step: (scores[step], step), default=None)
-    for step in list(found)[:-keep]:
+    checkpoints = steps(folder)
+    best = max(checkpoints.keys() & scores.keys(), key=lambda step: (scores[step], step), default=None)
+    for step in list(checkpoints)[:-keep]:
         if step != best:
-            _drop(found[step])
+            _drop(checkpoints[step])
 
 
 def tidy(folder: Path, sound: Path | None) -> None:
-    """Clear away what a crash left half written, and set aside as `.step-N.damaged` what was passed over.
+    """Remove partial checkpoints of a crash, and rename skipped ones to `.step-N.damaged`.
 
     Args:
-        folder: of all checkpoints of the run.
-        sound: the one that the run goes on from, or None.
+        folder: the run's checkpoints.
+        sound: the checkpoint that the run resumes from, or None.
     """
     for path in folder.glob(f".step-*{SCRATCH}"):
         remove(path)
     for path in named(folder):
         if not (path / STATE).is_file() or (sound is not None and step_of(path) > step_of(sound)):
-            aside = path.with_name(f".{path.name}.damaged")
-            remove(aside)
-            path.rename(aside)
+            damaged = path.with_name(f".{path.name}.damaged")
+            remove(damaged)
+            path.rename(damaged)
 
 
 def drop_all(folder: Path) -> None:
-    """Remove all checkpoints of a run at one stroke, as `_drop` does one."""
+    """Remove all checkpoints of a run atomically."""
     if folder.exists():
         _drop(folder)
 
 
 def _drop(checkpoint: Path) -> None:
-    """Remove it at one stroke, as far as its name goes; what a crash leaves of it is not taken for a checkpoint."""
+    """Remove a checkpoint; it is renamed first, so a crash leaves nothing with a checkpoint's name."""
     gone = _scratch(checkpoint)
     checkpoint.rename(gone)
     remove(gone)

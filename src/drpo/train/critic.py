@@ -16,21 +16,21 @@ from drpo.train.step import optimize, per_sequence
 from drpo.types import Batch, CriticStats, MicroBatch, ScoredGroup
 
 PREFIX = "critic_"
-"""Of its files in a checkpoint."""
+"""Prefix of the critic's files in a checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
 class CriticTrainer:
-    """A critic with what it takes to train it.
+    """A critic with its optimiser and settings.
 
     Args:
-        critic: whose values they are.
+        critic: the critic.
         optimizer: over `critic.trainable()`.
-        config: how the values are learnt.
+        config: the critic's settings.
         learning_rate: constant, >= 0.
         max_grad_norm: the critic's gradient is scaled down to this L2 norm, > 0; inf is off.
-        micro_batch_tokens: most positions that go through the model at once for the values; one completion always may.
-        ranks: who share the micro-batches; all have the same groups and batches.
+        micro_batch_tokens: upper bound of positions per micro-batch of values; a single completion may exceed it.
+        ranks: the processes that share the micro-batches; all have the same groups and batches.
     """
 
     critic: Critic
@@ -47,7 +47,7 @@ class CriticTrainer:
         return per_sequence(self.critic, groups, self.critic, self.micro_batch_tokens, self.ranks)
 
     def train(self, batches: Sequence[Batch]) -> list[CriticStats]:
-        """Train the critic on a step's batches and return what each update saw; none where there is no token."""
+        """Train the critic on a step's batches and return each update's statistics; empty without tokens."""
         if not any(batch.micro_batches for batch in batches):
             return []
         return [self._update(batch) for batch in batches for _ in range(self.config.updates)]
@@ -57,10 +57,10 @@ class CriticTrainer:
         return tensor_files.write(folder, self.critic.checkpointed(), self.optimizer, self.ranks, prefix=PREFIX)
 
     def restore(self, folder: Path) -> None:
-        """Go on as `save` left it, to the bit.
+        """Restore what `save` wrote, bit for bit.
 
         Raises:
-            InputError: the checkpoint has no critic, or another one.
+            InputError: the checkpoint has no critic, or another model's.
         """
         checkpoint.restore(folder, self.critic.checkpointed(), self.optimizer, prefix=PREFIX)
 
@@ -80,7 +80,7 @@ class CriticTrainer:
         return CriticStats(loss, norm, clipped, n_tokens, taken=math.isfinite(norm))
 
     def _backward(self, micro: MicroBatch) -> tuple[float, int]:
-        """Add a micro-batch's gradient; return its share of the loss, and how many values had left the clip."""
+        """Add a micro-batch's gradient; return its part of the loss, and the number of clipped values."""
         share, value = self.critic.loss(micro, self.config.clip)
         share.backward()
         assert micro.value is not None

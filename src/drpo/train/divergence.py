@@ -1,4 +1,4 @@
-"""How far a policy is from what sampled, exactly: over the whole vocabulary, at every token of a few completions."""
+"""Exact divergences of a policy from its sampler, over the whole vocabulary, at every token of a few completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ class ExactDivergence:
 
 @torch.no_grad()
 def exact_divergence(policy: Policy, episodes: Sequence[Episode]) -> ExactDivergence:
-    """Return how far the policy is from the sampler at every token of the completions.
+    """Return the policy's exact divergence from the sampler over all tokens of the completions.
 
-    Each episode goes through the model by itself, so that nothing depends on how others are packed.
+    Each sequence runs through the model alone, so the result does not depend on packing.
 
     Args:
         policy: at the temperature of the episodes.
         episodes: sampled with `sampling.top_logprobs` = V, the rows of the policy's head. V log-probabilities a
-            token: a few hundred tokens are plenty.
+            token: a few hundred tokens suffice.
 
     Raises:
-        InputError: no episodes, or one that does not carry the whole distribution, or of another temperature.
+        InputError: no episodes, or an episode without the whole distribution or of another temperature.
     """
     if not episodes:
         raise InputError("exact_divergence: no completions; at least one is needed")
@@ -54,8 +54,8 @@ def exact_divergence(policy: Policy, episodes: Sequence[Episode]) -> ExactDiverg
     columns = []
     for sequence in (s for e in episodes for s in e.sequences):
         (micro,) = pack([sequence], micro_batch_tokens=1).micro_batches
-        _, _, found = policy.divergence(micro.to(policy.device), ("topk_tv", "topk_kl"))
-        columns.append(torch.stack([found["topk_tv"], found["topk_kl"]]).cpu().double())
+        _, _, by_kind = policy.divergence(micro.to(policy.device), ("topk_tv", "topk_kl"))
+        columns.append(torch.stack([by_kind["topk_tv"], by_kind["topk_kl"]]).cpu().double())
     tv, kl = torch.cat(columns, 1)
     return ExactDivergence(
         tokens=len(tv),

@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder."""
+"""A lock: only one process at a time trains in a folder."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder.
 
     Raises:
-        InputError: one is at it.
+        InputError: another process is training there.
     """
     path = folder / LOCK
     with open(path, "ab", opener=opened_here) as file:

@@ -1,4 +1,4 @@
-"""The algorithm, top to bottom. What a run writes, and when it evaluates and saves, is `session.py`'s business."""
+"""The algorithm, top to bottom. `session.py` writes records, evaluates and saves."""
 
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,19 @@ def train(
     keep_model: bool = True,
     accept_records: bool = False,
 ) -> dict[str, Any]:
-    """Train from the last checkpoint in `folder`, or from the start, and return what summary.json says.
+    """Train from the last checkpoint in `folder`, or from the start, and return the content of summary.json.
 
     Args:
         run: the whole configuration.
-        folder: takes everything that the run leaves; made where it does not exist.
-        callback: is told what happens; None for none. An exception in it costs a line, not the run.
-        components: in place of what the configuration asks for, for tests and special rollouts.
-        keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
-        accept_records: go on with records that are not those that were written before the checkpoint; else refuse them.
+        folder: the run's folder; created if missing.
+        callback: receives the run's events, or None. Its exceptions are logged and do not end the run.
+        components: replace those built from the configuration, for tests and special rollouts.
+        keep_model: keep the trained model and a checkpoint at the end; else the records alone.
+        accept_records: resume although the records differ from those written before the checkpoint; else raise.
 
     Raises:
-        InputError: something that was given cannot be used. What was computed before is kept in the folder.
-        FloatingPointError: more gradients in a row were not finite than `run.faults.max_skipped`.
+        InputError: an argument or a file cannot be used. Finished work stays in the folder.
+        FloatingPointError: more than `run.faults.max_skipped` gradients in a row were not finite.
     """
     components = components or build(run)
     policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks

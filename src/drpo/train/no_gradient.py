@@ -1,13 +1,13 @@
-"""Steps that train on nothing: how many there were, what the data says of why, and what may help."""
+"""Steps without a gradient or a signal: their number, likely causes from the metrics, and flags that may help."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Records = Sequence[Mapping[str, Any]]
 ENOUGH = 5
-"""Steps of a run of which at least one must have a signal, or the run is no success."""
+"""A run of at least this many steps, none with a signal, is no success."""
 FIRST_WARNING = 3
-"""Steps in a row without a gradient before it is said; it is said again each time their number has doubled."""
+"""Steps in a row without a gradient before the first warning; the next ones follow when the number has doubled."""
 _MOSTLY = 0.5
 _OTHER_TERMS = (
     "the gradient is that of --entropy-bonus, --reference-kl, --kl-in-reward, a critic or the objective's own "
@@ -16,7 +16,7 @@ _OTHER_TERMS = (
 
 
 def without_gradient(record: Mapping[str, Any]) -> bool:
-    """Whether no update of a step had a gradient; one that was skipped had one, though it was not finite.
+    """Return whether no update of a step had a gradient; a skipped update had one, which was not finite.
 
     Args:
         record: of metrics.jsonl.
@@ -25,10 +25,10 @@ def without_gradient(record: Mapping[str, Any]) -> bool:
 
 
 def without_signal(record: Mapping[str, Any]) -> bool:
-    """Whether a step had nothing to learn from its rewards: no gradient, or none that a difference of rewards made.
+    """Return whether a step learned nothing from its rewards: no gradient, or none from differences of rewards.
 
-    Where all rewards of each group are equal, a gradient is that of an additive term (`--entropy-bonus`,
-    `--reference-kl`) or of `--kl-in-reward`. A critic learns from equal rewards too.
+    If all rewards of each group are equal, any gradient is an additive term's (`--entropy-bonus`, `--reference-kl`) or
+    that of `--kl-in-reward`. A critic learns from equal rewards too.
 
     Args:
         record: of metrics.jsonl.
@@ -49,13 +49,13 @@ def zero_grad_updates(record: Mapping[str, Any]) -> int:
 
 
 def trailing(metrics: Records) -> Records:
-    """Return the last steps, as far back as none of them had a signal."""
+    """Return the last steps in a row without a signal."""
     last = max((i for i, record in enumerate(metrics) if not without_signal(record)), default=-1)
     return metrics[last + 1 :]
 
 
 def due(steps: int) -> bool:
-    """Whether so many steps in a row without a gradient are to be spoken of: 3, 6, 12, 24, ...
+    """Return whether to warn after so many steps in a row without a gradient: 3, 6, 12, 24, ...
 
     Example:
         >>> [n for n in range(50) if due(n)]
@@ -66,7 +66,7 @@ def due(steps: int) -> bool:
 
 
 def lately(metrics: Records) -> str | None:
-    """Return the warning of a run whose last steps trained on nothing; None where they are fewer than 3.
+    """Return a warning if at least the last 3 steps had no signal, else None.
 
     Args:
         metrics: of metrics.jsonl, the steps in their order.
@@ -80,7 +80,7 @@ def lately(metrics: Records) -> str | None:
 
 
 def in_all(metrics: Records) -> str | None:
-    """Return what is to be said at the end of a run of which no update, or half the steps or more, had no signal.
+    """Return a final warning if half of a run's steps or more had no signal, else None.
 
     Args:
         metrics: of metrics.jsonl, all steps.
@@ -98,7 +98,7 @@ def in_all(metrics: Records) -> str | None:
 
 
 def explained(steps: Records) -> str:
-    """Return the likely causes, as far as the metrics of steps without a gradient show them, and the flags that help.
+    """Return likely causes from the metrics of steps without a gradient, and flags that may help.
 
     Example:
         >>> explained([{"frac_reward_zero_std": 1.0, "groups_all_wrong": 1.0, "truncated": 0.9}])
@@ -151,7 +151,7 @@ def counted(metrics: Records) -> dict[str, Any]:
 
 
 def learnt_nothing(summary: Mapping[str, Any]) -> bool:
-    """Whether not one step of a finished run of 5 steps or more had a signal: no success. Fewer may lack luck alone.
+    """Return whether a finished run of 5 steps or more had no step with a signal.
 
     Args:
         summary: of summary.json.
@@ -160,7 +160,7 @@ def learnt_nothing(summary: Mapping[str, Any]) -> bool:
 
 
 def _without_signal(metrics: Records) -> Records:
-    """The steps without a signal: all, a critic's too, where every completion of a run had the same reward."""
+    """Return the steps without a signal: all steps if every completion of the run had the same reward."""
     constant = len(metrics) >= FIRST_WARNING and all(record.get("reward_std") == 0 for record in metrics)
     if constant and len({record["reward_mean"] for record in metrics}) == 1:
         return metrics
@@ -168,6 +168,6 @@ def _without_signal(metrics: Records) -> Records:
 
 
 def _mean(steps: Records, name: str) -> float:
-    """Over the steps that have it; 0 where none has."""
+    """Return the mean over the steps that have it; 0 if none has."""
     values = [record[name] for record in steps if name in record]
     return sum(values) / len(values) if values else 0.0

@@ -19,8 +19,8 @@ class ReferenceReward:
     Args:
         reference: the frozen model.
         coefficient: reward units per nat, > 0.
-        micro_batch_tokens: most places that go through the model at once; one completion always may.
-        ranks: who share the micro-batches; all have the same groups.
+        micro_batch_tokens: upper bound of positions per micro-batch; a single completion may exceed it.
+        ranks: the processes that share the micro-batches; all have the same groups.
     """
 
     reference: Policy

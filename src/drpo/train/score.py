@@ -10,14 +10,14 @@ from drpo.types import Episode, Problem, RewardResult, ScoredGroup, Unscored
 def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], pool: RewardPool) -> list[ScoredGroup]:
     """Score every episode.
 
-    A reward that returns None abstains, which leaves its episode out of the group. One that raises, times out, dies
-    or returns something that is not a finite number has failed: then `pool.config.on_failure` says whether the
-    episode is left out too or scores 0; either way the group says why.
+    A reward that returns None abstains: its episode is left out of the group. A reward fails if it raises, times out,
+    dies or returns something that is not a finite number: `pool.config.on_failure` then leaves the episode out or
+    scores it 0. The group records the failure in both cases.
 
     Args:
-        problems: of the rollout.
+        problems: the problems of the rollout.
         rollout: the episodes of each problem.
-        pool: runs the reward, and says what becomes of failures.
+        pool: runs the reward; its configuration decides about failures.
 
     Returns:
         One group per problem, in the order of `problems`, its episodes in order.
@@ -29,14 +29,14 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
 
 
 def require_scored(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
-    """Refuse a rollout of which nothing has a score, and a failed reward where failures are to be errors.
+    """Raise if a rollout has no score at all, or if a reward failed and `on_failure` is "error".
 
     Args:
-        groups: of the whole rollout, whoever scored them.
-        config: says what a failure is.
+        groups: the groups of the whole rollout, on all ranks.
+        config: the reward pool's configuration.
 
     Raises:
-        InputError: no completion got a score, or the reward failed and `on_failure` is error.
+        InputError: no completion has a score, or a failure is an error.
     """
     failed = [(g.problem.id, failure) for g in groups for failure in g.failures]
     total = sum(len(g.episodes) + len(g.unscored) for g in groups)
@@ -52,7 +52,7 @@ def require_scored(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
 
 
 def _group(problem: Problem, pairs: Sequence[tuple[Episode, Scored]], zero: bool) -> ScoredGroup:
-    """Put a problem's episodes together; `zero` scores 0 where the reward failed."""
+    """Return the group of a problem's episodes; with `zero`, failed rewards score 0."""
     scores = [(e, RewardResult(0.0) if zero and m.failure else m.result, m.failure) for e, m in pairs]
     scored = [(e, result) for e, result, _ in scores if result is not None]
     return ScoredGroup(

@@ -50,16 +50,16 @@ class Components:
         policy: the model in training.
         optimizer: over its trainable parameters.
         driver: samples episodes with an engine, which has its own copy of the weights.
-        tokenizer: of the model.
+        tokenizer: the model's.
         credit: the rule that returns an advantage for every sampled token.
-        batch_config: how a rollout becomes batches.
-        auxiliary: losses beside the objective's, or None.
+        batch_config: how a rollout is split into batches.
+        auxiliary: losses added to the objective's, or None.
         reward: scores completions.
         held_out: the problems to evaluate on.
-        ranks: the processes that train together, of which this is one.
-        critic: in training, whose values give advantages, or None where a prompt's samples are compared.
+        ranks: the processes that train together, and this one's number.
+        critic: the critic in training, or None where a prompt's samples are compared.
         reference_reward: adds the KL to a reference model to the rewards of tokens, or None.
-        fits: True for a problem whose prompt is short enough; None where a longer one is an error.
+        fits: returns True for a problem whose prompt is short enough; None if a longer one is an error.
     """
 
     policy: Policy
@@ -78,7 +78,7 @@ class Components:
 
 
 def default_device() -> torch.device:
-    """Return the accelerator where there is one that torch can use, else the CPU."""
+    """Return torch's CUDA device if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -90,7 +90,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
         ranks: the processes that train together.
 
     Raises:
-        InputError: something in the configuration cannot be had.
+        InputError: something in the configuration is not available.
     """
     held_out = _problems(run)
     device = default_device()
@@ -136,7 +136,7 @@ def _around(
     held_out: list[Problem],
     ranks: Ranks,
 ) -> Components:
-    """The driver, whose engine has a copy of the model, and all that works on the model itself."""
+    """Build the other components around the driver; they train the model that the engine copied."""
     reference = _reference(run, model)
     auxiliary = _auxiliary(run, reference)
     policy = _policy(run, model, ranks)
@@ -145,11 +145,11 @@ def _around(
         updates=run.trainer.updates,
         reduction=run.objective.reduction,
         micro_batch_tokens=run.trainer.micro_batch_tokens,
-        # Auxiliary losses act on every token, and a critic learns from every one: then none is without a gradient.
+        # With auxiliary losses or a critic every token has a gradient.
         skip_zero_advantage=auxiliary is None
         and run.objective.critic is None
         and vanishes_at_zero_advantage(run.objective.loss),
-        # A model that must repeat them in padded rows should be given no more rows than its budget holds.
+        # A model that repeats prompts in padded rows needs micro-batches that count them repeatedly.
         share_prompts=policy.shares_prompts,
         ranks=ranks.size,
     )
@@ -171,7 +171,7 @@ def _around(
 
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
-    """What is trained: whole on every rank, or divided among them."""
+    """Return the policy: whole on every rank, or sharded."""
     precision, temperature = resolve_precision(run.model.precision, model.device), run.rollout.sampling.temperature
     if _divides(run, ranks):
         return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature)
@@ -183,7 +183,7 @@ def _divides(run: Run, ranks: Ranks) -> bool:
 
 
 def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
-    """A critic that begins as a copy of the initial model, loaded once more: whole on every rank, or divided."""
+    """Return a critic that starts from the initial model, loaded again: whole on every rank, or sharded."""
     if run.objective.critic is None:
         return None
     model, _ = loading.load(run.model.name)
@@ -203,7 +203,7 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
 
 
 def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
-    """What samples, with weights of its own; a server is asked by one rank."""
+    """Return the rollout engine with its own weights; each server belongs to one rank."""
     if run.rollout.engine == "vllm":
         return VLLMEngine(model, precision=run.rollout.precision)
     if servers:
@@ -212,7 +212,7 @@ def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) 
 
 
 def _problems(run: Run) -> list[Problem]:
-    """The held-out problems; reads all data first, because what is wrong with it should show before a model loads."""
+    """Return the held-out problems; reads all data, so that errors in it are raised before a model loads."""
     n = run.evaluation.problems
     held_out = (run.evaluation.task or run.data.task).held_out(n) if n else []
     sample_unseen(run.data.task, held_out, run.data.prompts, step=0, seed=run.seed)
@@ -222,7 +222,7 @@ def _problems(run: Run) -> list[Problem]:
 def _require_room(
     run: Run, limits: PromptLimits, tokenizer: PreTrainedTokenizerBase, held_out: Sequence[Problem]
 ) -> None:
-    """Refuse prompts that leave no room for the answer, of all steps, before the first."""
+    """Raise before the first step if a prompt of any step leaves no room for the answer."""
     limits.require_any(run.rollout.sampling)
     if run.data.drop_long_prompts or not limits.fixed:
         return
@@ -233,7 +233,7 @@ def _require_room(
 
 
 def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
-    """The initial model, loaded once more and frozen; None where nothing reads it."""
+    """Return the initial model, loaded again and frozen; None if unused."""
     if not run.objective.reference_kl and not run.objective.kl_in_reward:
         return None
     frozen, _ = loading.load(run.model.name)

@@ -27,8 +27,8 @@ class Trainable(Protocol):
     """A model in training: a policy or a critic.
 
     Attributes:
-        shares_prompts: whether a group's prompt goes through the model once.
-        max_positions: of a micro-batch that memory has room for, where that was found out; else None.
+        shares_prompts: True where a group's prompt runs once.
+        max_positions: the positions of a micro-batch that fit into memory, if known from a failure; else None.
     """
 
     shares_prompts: bool
@@ -36,17 +36,17 @@ class Trainable(Protocol):
 
     @property
     def equal_passes(self) -> bool:
-        """True where all ranks must make as many forward and backward passes, because they meet in them."""
+        """True if all ranks must run the same number of forward and backward passes (collectives inside)."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the trained parameters, by name."""
 
     def reduce_gradients(self, ranks: Ranks) -> None:
-        """Add up the gradients of all ranks; afterwards every trainable parameter has one, if only of zero."""
+        """Sum the gradients over the ranks; afterwards every trainable parameter has one, possibly zero."""
 
 
 def optimize(
@@ -61,21 +61,21 @@ def optimize(
 ) -> tuple[list[T], float]:
     """Take one optimiser step on a batch: add up the gradients of its micro-batches, clip the sum, step.
 
-    Each rank computes some of the micro-batches. All weights are fixed over the whole batch, so the ranks' gradients
-    add up to its gradient, and every rank takes the same step. A batch with nothing to train on still steps, with a
-    gradient of zero. Where the gradient's norm is not finite no step is taken.
+    Each rank computes some of the micro-batches. The weights are fixed over the whole batch, so the ranks' gradients
+    sum to its gradient, and every rank takes the same step. A batch without tokens still steps, with a gradient of
+    zero. If the gradient's norm is not finite, no step is taken.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         optimizer: over `model.trainable()`.
         batch: micro-batches with their weights.
-        backward: adds the gradient of a micro-batch, on the model's device, and returns what is to be known of it.
-        learning_rate: of this step.
+        backward: adds the gradient of a micro-batch on the model's device, and returns its result.
+        learning_rate: this step's.
         max_grad_norm: the gradient is scaled down to this L2 norm, > 0; inf is off.
-        ranks: who share the micro-batches; all have the same batch.
+        ranks: the processes that share the micro-batches; all have the same batch.
 
     Returns:
-        What `backward` returned for the micro-batches of all ranks, and the gradient's L2 norm before clipping.
+        The results of `backward` for the micro-batches of all ranks, and the gradient's L2 norm before clipping.
 
     Raises:
         InputError: a single completion does not fit into memory, or `max_grad_norm` is not above 0.
@@ -107,17 +107,14 @@ def update_policy(
     """Take one optimiser step of the policy on sum(weight * loss) over a batch.
 
     Args:
-        policy: what is trained.
+        policy: the model to train.
         optimizer: over `policy.trainable()`.
-        batch: as of `optimize`, like the rest.
         objective: loss per token.
-        learning_rate: of this step.
-        max_grad_norm: the gradient is scaled down to this L2 norm, > 0; inf is off.
         auxiliary: losses added to the objective's, or None.
-        ranks: who share the micro-batches.
+        batch, learning_rate, max_grad_norm, ranks: as for `optimize`.
 
     Returns:
-        What was seen and done, by all ranks.
+        The update's statistics, over all ranks.
     """
 
     def backward(micro: MicroBatch) -> tuple[float, TokenStats]:
@@ -129,7 +126,8 @@ def update_policy(
     results, norm = optimize(
         policy, optimizer, batch, backward, learning_rate=learning_rate, max_grad_norm=max_grad_norm, ranks=ranks
     )
-    token_stats = TokenStats.cat([seen for _, seen in results]) if results else TokenStats.none(bool(objective.needs))
+    parts = [part for _, part in results]
+    token_stats = TokenStats.cat(parts) if parts else TokenStats.none(bool(objective.needs))
     loss = sum(share for share, _ in results)
     return StepStats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
 
@@ -141,14 +139,14 @@ def per_sequence(
     micro_batch_tokens: int,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> list[Tensor]:
-    """Return a model's figure of every sampled token, [M] of each sequence of the groups, in order, on the CPU.
+    """Return a model's value of every sampled token, [M] for each sequence of the groups, in order, on the CPU.
 
     Args:
-        model: that computes; each rank computes some.
-        groups: of a rollout, the same on all ranks.
-        compute: the figures [T] of a micro-batch, on the model's device.
-        micro_batch_tokens: most places that go through the model at once; one completion always may.
-        ranks: among whom.
+        model: computes the values; each rank computes some.
+        groups: the groups of a rollout, the same on all ranks.
+        compute: micro-batch on the model's device -> values [T].
+        micro_batch_tokens: upper bound of positions per micro-batch; a single completion may exceed it.
+        ranks: the processes that share the micro-batches.
     """
 
     def numbered(micro: MicroBatch) -> list[tuple[int, Tensor]]:
@@ -171,9 +169,9 @@ def take_step(
     learning_rate: float,
     max_grad_norm: float,
 ) -> float:
-    """Scale the parameters' gradient down to an L2 norm, let the optimiser step, and return the norm that it had.
+    """Clip the parameters' gradient to an L2 norm, take the step, and return the norm before clipping.
 
-    Where that is not finite no step is taken, and nothing is changed.
+    If the norm is not finite, no step is taken and nothing changes.
 
     Raises:
         InputError: `max_grad_norm` is not above 0: no gradient would be left.
@@ -184,7 +182,7 @@ def take_step(
     total_norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
     norm = float(total_norm)
     if math.isfinite(norm):
-        if norm > max_grad_norm:  # asked here, because a scaling by 1 would still pass over all of it
+        if norm > max_grad_norm:  # scaling by 1 would still read and write every gradient
             torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -199,18 +197,17 @@ def within_memory(
     compute: Callable[[MicroBatch], T],
     begin: Callable[[], None] = lambda: None,
 ) -> list[T]:
-    """Compute something of every micro-batch; where one does not fit into memory, begin again with it in halves.
+    """Compute every micro-batch; if memory runs out, split the one that failed and start over.
 
-    A gradient that was left half added cannot be told from the others', so all are computed again. The model remembers
-    what did not fit, and later calls begin with smaller micro-batches. Ranks that meet in every pass cannot do this
-    alone.
+    A partly added gradient cannot be separated from the others, so all are computed again. The model remembers what did
+    not fit, and later calls start with smaller micro-batches. Models with collectives in every pass raise instead.
 
     Args:
-        model: that computes.
-        micro_batches: of one batch.
-        credits: of its completions.
+        model: the model that computes.
+        micro_batches: the micro-batches of one batch.
+        credits: its completions' credits.
         compute: receives a micro-batch on the model's device.
-        begin: is called before the first micro-batch, each time.
+        begin: called before the first micro-batch of each attempt.
 
     Raises:
         InputError: a single completion does not fit into memory.
@@ -231,10 +228,10 @@ def within_memory(
 
 
 def _halve(model: Trainable, micro: MicroBatch) -> None:
-    """Have the model take at most half of a micro-batch that did not fit.
+    """Set the model's limit to half of a micro-batch that did not fit.
 
     Raises:
-        InputError: it is a single completion.
+        InputError: the micro-batch is a single completion.
     """
     if len(micro.sequence.unique()) == 1:
         raise InputError(
@@ -252,7 +249,7 @@ def _halve(model: Trainable, micro: MicroBatch) -> None:
 
 
 def _fitting(micro: MicroBatch, credits: Sequence[Credit], model: Trainable) -> list[MicroBatch]:
-    """A micro-batch in parts that have fitted so far."""
+    """Return a micro-batch in parts within the model's limit."""
     if model.max_positions is None or len(micro.input_ids) <= model.max_positions:
         return [micro]
     return split_micro_batch(micro, credits, model.max_positions, model.shares_prompts)
@@ -261,21 +258,21 @@ def _fitting(micro: MicroBatch, credits: Sequence[Credit], model: Trainable) -> 
 def balance_micro_batches(
     micro_batches: Sequence[MicroBatch], ranks: Ranks
 ) -> tuple[list[MicroBatch], list[MicroBatch]]:
-    """Return the micro-batches that this rank computes: the largest first, each to the rank with the least to do.
+    """Return the micro-batches of this rank: the largest first, each to the rank with the least work.
 
     Args:
-        micro_batches: of a batch, the same on all ranks.
-        ranks: among whom.
+        micro_batches: a batch's micro-batches, the same on all ranks.
+        ranks: the processes that share them.
 
     Returns:
-        This rank's own, and as many that count nothing as make it equal with the rank that has most.
+        This rank's micro-batches, and as many with weights of 0 as equalise the number over the ranks.
     """
     size = [len(m.input_ids) for m in micro_batches]
-    hands: list[list[int]] = [[] for _ in range(ranks.size)]
+    shards: list[list[int]] = [[] for _ in range(ranks.size)]
     for i in sorted(range(len(size)), key=lambda i: -size[i]):
-        min(hands, key=lambda hand: sum(size[j] for j in hand)).append(i)
-    own = [micro_batches[i] for i in sorted(hands[ranks.rank])]
-    missing = max(map(len, hands)) - len(own)
+        min(shards, key=lambda shard: sum(size[j] for j in shard)).append(i)
+    local_batches = [micro_batches[i] for i in sorted(shards[ranks.rank])]
+    missing = max(map(len, shards)) - len(local_batches)
     smallest = min(micro_batches, key=lambda m: len(m.input_ids), default=None)
     idle = [replace(smallest, weight=torch.zeros_like(smallest.weight))] * missing if smallest else []
-    return own, idle
+    return local_batches, idle

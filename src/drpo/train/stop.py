@@ -10,14 +10,14 @@ from types import FrameType
 from drpo.errors import Interrupted
 
 SAME_REQUEST_S = 2.0
-"""Signals that follow one another so fast are one request: a terminal and a launcher both tell a process."""
+"""Signals within this time are one request: a terminal and a launcher may both signal a process."""
 
 
 class StopRequest:
-    """While entered, notes the first SIGINT or SIGTERM instead of dying of it; a second one acts at once.
+    """While entered, records the first SIGINT or SIGTERM; a second one interrupts at once.
 
     Args:
-        say: is told when the first signal comes.
+        say: called with a message at the first signal.
 
     Attributes:
         signal: the first one's number, or None.
@@ -31,23 +31,23 @@ class StopRequest:
         self._before: dict[int, signal.Handlers | Callable[..., object] | int | None] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Take the signals over, where this thread may."""
+        """Install the signal handlers; only the main thread may."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let the first signal end what is inside, where that is done again when the run is resumed.
+        """Let the first signal interrupt the block, for work that a resumed run repeats.
 
         Raises:
-            Interrupted: the signal came, or had come before.
+            Interrupted: a signal has come, inside or before.
         """
         self._interrupts = True
         try:

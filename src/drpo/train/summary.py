@@ -1,4 +1,4 @@
-"""A run in one page of JSON."""
+"""A run's summary: the content of summary.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from drpo.train.records import EVALUATIONS, METRICS, TIMING, read_records
 from drpo.types import FailureKind
 
 PHASES = ("sync", "rollout", "reward", "update")
-"""What a step is made of."""
+"""The phases of a step."""
 
 
 def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int = 0) -> dict[str, Any]:
-    """Return a run's summary: held-out evaluations before and after, work done and in vain, seconds, memory.
+    """Return a run's summary: held-out evaluations before and after, work, failures, seconds, memory.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         run: its configuration.
         stopped_by: number of the signal that ended it early, or None.
-        done: steps of its last checkpoint; records may have fewer, where `--accept-records` went on without some.
+        done: steps of its last checkpoint; records may have fewer after `--accept-records`.
     """
     evaluations = read_records(folder / EVALUATIONS)
     metrics = read_records(folder / METRICS)
@@ -55,7 +55,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
 
 
 def n_updates(metrics: Sequence[Mapping[str, Any]]) -> int:
-    """Return how many updates were made, those that were skipped left out.
+    """Return the number of updates, without skipped ones.
 
     Args:
         metrics: of metrics.jsonl.
@@ -66,13 +66,13 @@ def n_updates(metrics: Sequence[Mapping[str, Any]]) -> int:
 def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not evaluations:
         return None
-    wanted = ("step", "reward_mean", "low", "high", "pass_at", "n_problems", "n_samples")
-    found = {name: evaluations[-1][name] for name in wanted}
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
+    fields = ("step", "reward_mean", "low", "high", "pass_at", "n_problems", "n_samples")
+    record = {name: evaluations[-1][name] for name in fields}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
 
 
 def _difference(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The last evaluation's paired difference from step 0; None where it is not known."""
+    """Return the last evaluation's paired difference from step 0; None if unknown."""
     if not evaluations or evaluations[-1].get("difference") is None:
         return None
     last = evaluations[-1]
