@@ -1,4 +1,4 @@
-"""Rollouts by a vLLM server (`drpo serve`): requests over HTTP, weights through a folder that both can read."""
+"""Rollouts by a vLLM server (`drpo serve`): requests over HTTP, weights through a shared folder."""
 
 import json
 import logging
@@ -45,18 +45,18 @@ _PER_TOKEN = 1024
 _PIECE = 2**16
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-"""Data types of a weight sync besides bfloat16, from which fp8 is also made."""
+"""Dtypes of a weight sync other than bfloat16, which also serves fp8."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for.
+    """Time limits and retries of requests to a server.
 
     Args:
-        request_s: longest time that one request may take.
-        attempts: how often what failed is tried in all.
-        pause_s: before the second attempt; each later pause is twice the one before, up to `longest_pause_s`.
-        longest_pause_s: by default six minutes pass until a server is given up: time to start another.
+        request_s: time limit of one request.
+        attempts: attempts in all.
+        pause_s: pause before the second attempt; it doubles for each later one, up to `longest_pause_s`.
+        longest_pause_s: upper bound of a pause. The defaults wait six minutes in all, time to start another server.
     """
 
     request_s: float = 300.0
@@ -66,27 +66,26 @@ class Patience:
 
 
 class ServerEngine:
-    """Samples with a vLLM server that `drpo serve` started, on this machine or one that shares a folder with it.
+    """Samples with a vLLM server started by `drpo serve`, on this machine or on one that shares a folder with it.
 
-    Many requests are under way at a time. The weights go into a file in `folder`, which the server
-    is told to load; then it is told to forget its cached keys and values, and to label what it draws from now on. Each
-    answer carries that label, so one that was drawn with other weights (the server was restarted, another run sent its
-    own) is noticed, never trained on, and the weights are sent again.
+    Requests run concurrently. A weight sync writes a file to `folder`; the server loads it, clears its key-value cache,
+    and labels its responses from then on. A response with another label was sampled with other weights (the server was
+    restarted, or another run sent its own): it is discarded, and the weights are sent again.
 
-    What fails is tried again, with growing pauses, a bounded number of times.
+    Failed calls are retried a bounded number of times, with growing pauses.
 
     Args:
         address: http://host:port.
-        model: the transformers model that is served.
-        folder: where the weights are put, at the same path on both sides; None makes a temporary one on this machine.
-        patience: how long to wait.
-        concurrency: most requests under way at once.
+        model: the served transformers model.
+        folder: folder for the weights, at the same path on both machines; None uses a temporary one on this machine.
+        patience: time limits and retries.
+        concurrency: upper bound of concurrent requests.
 
     Attributes:
-        version: of the weights.
+        version: the weights' version.
 
     Raises:
-        InputError: there is no such server, or it was not started by `drpo serve`.
+        InputError: there is no such server, or `drpo serve` did not start it.
     """
 
     def __init__(
@@ -119,10 +118,10 @@ class ServerEngine:
         self._stage(named_tensors(model))
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Return what was sampled for each request, in order.
+        """Return one generation per request, in order.
 
         Raises:
-            InputError: the server stayed away for as long as `Patience` says, or its answers cannot be used.
+            InputError: the server failed in all attempts (`Patience`), or its responses are invalid.
         """
         require_vocabulary(requests, self._vocabulary)
         done: dict[int, Generation] = {}
@@ -135,9 +134,9 @@ class ServerEngine:
         raise self._server.gone(f"gave no usable answer in {self._patience.attempts} attempts ({failure})")
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Take new weights and send them; where the server is away, the next `generate` sends them and waits for it.
+        """Send new weights; if the server is unreachable, the next `generate` sends them and waits for it.
 
-        So a server that dies between two rollouts ends the run, if it must, in a rollout, before which all is saved.
+        So a server that dies between two rollouts ends the run, if at all, in a rollout, after all was saved.
         """
         self._stage(state)
         self.version = version
@@ -149,7 +148,7 @@ class ServerEngine:
             )
 
     def close(self) -> None:
-        """Remove the file of weights; the server goes on, with the weights that it has."""
+        """Remove the file of weights; the server continues with its weights."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._scratch.cleanup()
 
@@ -210,11 +209,11 @@ class ServerEngine:
 
 
 class UnreachableError(Exception):
-    """The server did not answer as a living one does; it may later."""
+    """The server is unreachable or failed; a retry may succeed."""
 
 
 class OtherWeightsError(UnreachableError):
-    """The server answered with weights that are not the last that it was sent."""
+    """The server sampled with other weights than the last that it was sent."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Around the algorithm: where a run starts, what it writes, when it evaluates and saves, and how it ends."""
+"""A run around the algorithm: start, records, evaluations, checkpoints and end."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -46,21 +46,21 @@ from drpo.train.summary import summarise
 from drpo.types import Batch, CriticStats, ScoredGroup, StepStats
 
 APART = ("rollout", "reward")
-"""The phases in which ranks do not talk to one another."""
+"""The phases without collectives."""
 
 
 class Session:
-    """One process's share of a run, from its start or its last checkpoint to its end or an interruption.
+    """A run in one process, from its start or last checkpoint to its end or an interruption.
 
-    Of several processes the first alone writes, to a folder that all can read.
+    With several processes only rank 0 writes, to a folder that all can read.
 
     Args:
         run: the configuration.
-        folder: of the run.
-        components: what it works with.
-        callback: is told what happens.
-        keep_model: leave the trained model and a checkpoint when the run is done; else only what it has recorded.
-        accept_records: go on with records that are not those that were written before the checkpoint.
+        folder: the run's folder.
+        components: the objects built from the configuration.
+        callback: receives the run's events.
+        keep_model: keep the trained model and a checkpoint at the end; else the records alone.
+        accept_records: resume although the records differ from those written before the checkpoint.
     """
 
     def __init__(
@@ -225,19 +225,19 @@ class Session:
             self.callback.ended(self.summary)
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers, from 0, of the steps still to do, until the last or until the run is asked to stop."""
+        """Yield the numbers, from 0, of the remaining steps, until the last or until a signal."""
         while not self._asked_to_stop() and self._done.step < self.run.trainer.steps:
             self._clock = Clock()
             yield self._done.step
 
     def _asked_to_stop(self) -> bool:
-        """True where any of the processes was; all then know by what."""
+        """Return whether any rank received a signal; all ranks then know it."""
         self._stopped_by = self._ranks.all_reduce_max(self._stop.signal or 0) or None
         return self._stopped_by is not None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase of the step and say that it began; in the update the weights are between two steps."""
+        """Time a phase of the step and report its start; during the update the weights are between two steps."""
         self.callback.phase(name)
         self._between_steps = name != "update"
         with self._clock(name), self._apart() if name in APART else nullcontext():
@@ -245,7 +245,7 @@ class Session:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """What fails inside on one rank fails on all, which can then still save together."""
+        """Re-raise one rank's exception on all ranks, so that they can still save together."""
         try:
             with self._ranks.reraise_on_all():
                 yield
@@ -335,7 +335,7 @@ class Session:
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[None]:
-        """Time what is not part of a step, in a line of its own."""
+        """Time work outside a step, in a separate line of timing.jsonl."""
         self.callback.phase(name)
         clock = Clock()
         with clock(name):
@@ -373,7 +373,7 @@ class Session:
         return self.components.critic.save(folder) if self.components.critic else []
 
     def _export(self) -> None:
-        """Write the trained model as any transformers program reads it, and check what was written."""
+        """Write the trained model in transformers' format, and verify it."""
         policy = self.components.policy
         logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
         if self._ranks.is_main:
@@ -386,7 +386,7 @@ def _due(every: int, step: int) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Clear away what a process that was killed left half written."""
+    """Remove partial files of a killed process."""
     for path in folder.glob(f"*{SCRATCH}"):
         remove(path)
 

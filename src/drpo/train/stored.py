@@ -1,4 +1,4 @@
-"""What is in a checkpoint's folder, and whether it is what was written; read without torch."""
+"""The contents of a checkpoint's folder, and their checksums. No torch."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors"
 
 
 SHA256SUMS = "SHA256SUMS"
-"""The file in a model's folder that has the sums of the others."""
+"""The file in a model's folder with the checksums of the others."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint knows besides tensors.
+    """A run's progress at a checkpoint.
 
     Args:
         step: rollouts trained on; also the cursor into the task's problems and every random stream's position.
@@ -53,10 +53,10 @@ def steps(folder: Path) -> dict[int, Path]:
 
 
 def require_sound(checkpoint: Path) -> None:
-    """Compare every file of a checkpoint with the checksum that was written with it.
+    """Raise unless every file of a checkpoint matches its checksum.
 
     Raises:
-        InputError: a file is missing, or is not what was written.
+        InputError: a file is missing, or its checksum differs.
     """
     _, own, sums = read_state(checkpoint)
     for name, wanted in sums.items():
@@ -78,7 +78,7 @@ def read_state(checkpoint: Path) -> tuple[Progress, str, dict[str, str]]:
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what state.json says besides the sums."""
+    """Return the SHA-256 of state.json without its checksums."""
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
@@ -100,7 +100,7 @@ def complete(folder: Path) -> list[Path]:
 
 
 def named(folder: Path) -> list[Path]:
-    """Return whatever has a checkpoint's name, complete or not, the oldest first."""
+    """Return all folders with a checkpoint's name, complete or not, the oldest first."""
     return sorted((p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)), key=step_of)
 
 
