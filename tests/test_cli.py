@@ -274,7 +274,7 @@ def test_a_run_of_an_earlier_version_is_refused(capsys, elsewhere, command: str,
     (elsewhere / "run" / "rollouts.jsonl").write_text('{"step": 1, "finish": "stop"}\n')
     status, out, err = said(capsys, *command.split())
     assert status == 2 and not out and err.count("\n") == 1, err
-    assert "run/config.json: a run of before 0.1.0" in err and f"commit {version} of the repository reads it" in err
+    assert "run/config.json: of an earlier version" in err and f"commit {version} of the repository reads it" in err
 
 
 @pytest.mark.usefixtures("without_pictures")

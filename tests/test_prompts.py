@@ -145,7 +145,7 @@ def test_long_prompts_are_dropped_counted_and_replaced():
     drawn = sample_unseen(Lengths(), (), 6, 0, 0, fits)
     assert len(drawn) == len({p.id for p in drawn}) == 6 and {len(p.prompt) for p in drawn} == {10, 20}
     run = configure(smoke(), prompts=6, steps=1)
-    object.__setattr__(run, "task", Lengths())
+    object.__setattr__(run.data, "task", Lengths())
     rollouts = Rollouts(run, None, (), fits=fits)
     assert all(fits(p) for p in rollouts._problems(0))
     assert rollouts.left_out() >= 2 and rollouts.left_out() == 0

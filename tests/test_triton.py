@@ -375,7 +375,7 @@ def run_operator(operator: str, device: str, t: int, v: int, dtype: torch.dtype)
             objective = DPPO(0.3, divergence="topk_kl")
             top_logp, ids = torch.randn(t, v, generator=generator).log_softmax(-1).topk(5)
             top = TopK(ids, top_logp).to(torch.device(device))
-        result = fused(hidden, weight, target, objective, **columns, top=top, temperature=0.6, chunk=3)
+        result = fused(hidden, weight, target, objective, **columns, top_logprobs=top, temperature=0.6, chunk=3)
         loss = result.loss
         found = {name: v for name, v in vars(result).items() if isinstance(v, Tensor)}
     loss.backward()

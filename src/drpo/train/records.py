@@ -19,7 +19,7 @@ CHECKPOINTS, MODEL = "checkpoints", "model"
 TRIALS, RESULTS = "trials", "results.json"
 """Of a comparison: the folder of its runs, and what is kept of them."""
 _OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
-"""What that folder was called before 0.1.0, and the version that reads it."""
+"""What that folder was called earlier, and the version that reads it."""
 _OLD_FIELDS = {
     "marking": ("reward_pool", "commit 6ad2188 of the repository"),
     "lag": ("async_steps", _READS_OLD),
@@ -223,7 +223,7 @@ def refuse_old_run(folder: Path) -> None:
         return
     for old, (new, version) in _OLD_FIELDS.items():
         if old in config:
-            raise InputError(f"{folder / CONFIG}: a run of before 0.1.0 ('{old}', now '{new}'); {version} reads it")
+            raise InputError(f"{folder / CONFIG}: of an earlier version ('{old}', now '{new}'); {version} reads it")
 
 
 def refuse_old_comparison(path: Path, names: Collection[str]) -> None:
@@ -237,9 +237,7 @@ def refuse_old_comparison(path: Path, names: Collection[str]) -> None:
         InputError: it has.
     """
     if _OLD_TRIALS in names and TRIALS not in names:
-        raise InputError(
-            f"{path}: a comparison of before 0.1.0 ('{_OLD_TRIALS}', now '{TRIALS}'); {_READS_OLD} reads it"
-        )
+        raise InputError(f"{path}: of an earlier version ('{_OLD_TRIALS}', now '{TRIALS}'); {_READS_OLD} reads it")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def read_value(name: str, value: Any) -> Any:
         >>> read_value("objective", "drpo(0.1)").delta, read_value("eval_every", 2)
         (0.1, 2)
     """
-    return _read(value, kind_of(FIELDS[name]), FIELDS[name], name, trust_remote_code=True)
+    return _read(value, kind_of(FIELDS[name]), FIELDS[name], name, True)
 
 
 def kind_of(path: str) -> Any:
