@@ -5,6 +5,7 @@ Not covered: how the report's page draws it (test_report_browser.py).
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from drpo.credit.advantages import mean
 from drpo.doctor import signal
 from drpo.errors import InputError
 from drpo.report.run_summary import held_out, run_summary
+from drpo.rewards import in_process
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, configure, from_json, load_run, to_json, trains_little
 from drpo.train.loop import train
@@ -23,7 +25,7 @@ from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothin
 from drpo.train.optim import AdamW, Constant
 from drpo.train.records import EVALUATIONS, METRICS, read_records
 from drpo.train.step import take_step
-from drpo.types import Problem, RewardResult, ScoredGroup
+from drpo.types import Problem, RewardResult, ScoredGroup, Transcript
 from support.tiny_world import completion
 from support.worlds import Letters, tiny_run
 
@@ -102,6 +104,23 @@ def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dic
     assert summary["warning"].startswith("nothing was learnt from rewards in 5 of 5 steps")
     shown = dict(run_summary(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
     assert shown["warning"] == summary["warning"] == notes.said[-1]
+
+
+@in_process
+def first_token(problem: Problem, transcript: Transcript) -> RewardResult:
+    """Never right; a turn earns what its first letter is."""
+    return RewardResult(0.0, turns=(float(ord(transcript.text[:1] or " ") % 2),))
+
+
+def test_rewards_of_turns_are_a_signal_where_every_total_is_the_same(tmp_path: Path) -> None:
+    summary = train(tiny_run(steps=5, task=Letters("never"), reward=first_token, eval_problems=0), tmp_path)
+    metrics = read_records(tmp_path / METRICS)
+    assert all(m["reward_std"] == 0 and m["grad_norm"] > 0 and m["frac_reward_zero_std"] < 1 for m in metrics)
+    assert summary["no_signal_steps"] == 0 and summary["warning"] is None and not learnt_nothing(summary)
+    same, other = (replace(group(0.0, 0.0), results=(RewardResult(0.0, turns=(0.5,)), RewardResult(0.0, turns=(t,))))
+                   for t in (0.5, 0.25))  # fmt: skip
+    assert rollout_metrics(1, [same, other])["frac_reward_zero_std"] == 0.5
+    assert [signal.carries_signal(g, mean) for g in (same, other)] == [False, True]
 
 
 def test_a_critic_learns_from_equal_rewards_unless_they_are_those_of_the_whole_run() -> None:

@@ -18,6 +18,12 @@ REPLACEMENTS = (
         (f"{LEARNING}test_a_gradient_that_no_reward_made_is_no_learning",),
     ),
     Replacement(
+        "rewards of turns are taken for none",
+        "drpo.train.metrics:_alike",
+        lambda right: lambda group: len(set(group.rewards.tolist())) <= 1,
+        (f"{LEARNING}test_rewards_of_turns_are_a_signal_where_every_total_is_the_same",),
+    ),
+    Replacement(
         "a hopeless task is sound to the doctor",
         "drpo.doctor.signal:too_few",
         lambda right: lambda carrying, groups: False,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import comb
 
 from drpo.credit.advantages import Advantage
+from drpo.credit.rules import group_credit
 from drpo.doctor.finding import Finding, judge
 from drpo.types import ScoredGroup
 
@@ -23,7 +24,7 @@ def carries_signal(group: ScoredGroup, advantage: Advantage) -> bool:
         group: a scored group.
         advantage: rewards of a group -> advantages.
     """
-    return len(group.rewards) >= 2 and bool((advantage(group.rewards) != 0).any())
+    return any(bool((credit.advantage != 0).any()) for credit in group_credit([group], advantage=advantage))
 
 
 def too_few(carrying: int, groups: int) -> bool:

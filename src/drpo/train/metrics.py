@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
+from drpo.credit.reference_kl import PART as KL_PART
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
 from drpo.objectives.contract import log_ratio, weight_of_gradient
 from drpo.types import (
@@ -32,8 +33,8 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_std": "standard deviation (population) of the rewards over scored completions",
     "groups_all_correct": "share of groups whose every reward is at least 1: nothing to learn",
     "groups_all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
-    "frac_reward_zero_std": "share of groups whose rewards are all equal (to a millionth of the largest), which give "
-    "no gradient; TRL's name for it",
+    "frac_reward_zero_std": "share of groups whose rewards are all equal (to a millionth of the largest), those of "
+    "their turns too, which give no gradient; TRL's name for it",
     "no_number": "share of completions without a digit, of problems whose answer has one; absent where none has",
     "length_terminated": "mean tokens of completions that ended with an EOS; absent where none did",
     "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
@@ -112,7 +113,7 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         "reward_std": float(rewards.std(correction=0)),
         "groups_all_correct": sum(bool((g.rewards >= 1).all()) for g in scored) / len(scored),
         "groups_all_wrong": sum(bool((g.rewards <= 0).all()) for g in scored) / len(scored),
-        "frac_reward_zero_std": sum(all_equal(g.rewards) for g in scored) / len(scored),
+        "frac_reward_zero_std": sum(_alike(g) for g in scored) / len(scored),
         "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
         "sampled_tokens": sum(e.n_sampled for e in episodes),
         "staleness": sum(step - 1 - e.version for e in episodes) / len(episodes),
@@ -128,6 +129,12 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         | _mean_length("length_truncated", episodes, "length")
         | _no_number(groups)
     )
+
+
+def _alike(group: ScoredGroup) -> bool:
+    """Whether the rewards of a group are all equal; the KL of `--kl-in-reward` is no reward of the task's."""
+    turns = {result.turns for result in group.results if KL_PART not in result.parts}
+    return all_equal(group.rewards) and len(turns) <= 1
 
 
 def part_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -161,7 +161,9 @@ def learnt_nothing(summary: Mapping[str, Any]) -> bool:
 
 def _without_signal(metrics: Records) -> Records:
     """Return the steps without a signal: all steps if every completion of the run had the same reward."""
-    constant = len(metrics) >= FIRST_WARNING and all(record.get("reward_std") == 0 for record in metrics)
+    constant = len(metrics) >= FIRST_WARNING and all(
+        record.get("reward_std") == 0 and record.get("frac_reward_zero_std", 1) == 1 for record in metrics
+    )
     if constant and len({record["reward_mean"] for record in metrics}) == 1:
         return metrics
     return [record for record in metrics if without_signal(record)]
