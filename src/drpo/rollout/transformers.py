@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from drpo.errors import InputError
 from drpo.model.loading import persistent_buffers
 from drpo.model.positions import narrowed
-from drpo.model.precision import FP32, Precision
+from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.rollout.cache import windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
@@ -90,6 +90,16 @@ class TransformersEngine:
             with unrounded_inputs(self.model), narrowed(self.model):
                 self._grouped = can_group(self.model, prompts[0])
         return (GroupDecoder if self._grouped else PlainDecoder)(self.model, prompts, samples)
+
+
+def make_engine(model: PreTrainedModel, precision: str = "auto") -> TransformersEngine:
+    """Return the engine at a precision named as in `--rollout-precision`.
+
+    Args:
+        model: the model to copy.
+        precision: a name; see `drpo.model.precision`.
+    """
+    return TransformersEngine(model, precision=resolve_precision(precision, model.device))
 
 
 def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int], int]]:

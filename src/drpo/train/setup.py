@@ -27,14 +27,13 @@ from drpo.rollout import (
     NoEngine,
     PromptLimits,
     ServerEngine,
-    TransformersEngine,
-    VLLMEngine,
     encode_prompts,
     fitting,
 )
+from drpo.spec import import_named
 from drpo.tasks import sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.train.config import Run
+from drpo.train.config import ENGINES, Run
 from drpo.train.critic import CriticTrainer
 from drpo.train.reference import ReferenceReward
 from drpo.types import Problem
@@ -204,11 +203,11 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
 
 def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
     """Return the rollout engine with its own weights; each server belongs to one rank."""
-    if run.rollout.engine == "vllm":
-        return VLLMEngine(model, precision=run.rollout.precision)
     if servers:
         return ServerEngine(servers[ranks.rank], model) if ranks.rank < len(servers) else NoEngine()
-    return TransformersEngine(model, precision=resolve_precision(run.rollout.precision, model.device))
+    module, _, name = ENGINES[run.rollout.engine].partition(":")
+    engine: Engine = import_named(module, name, "engine")(model, precision=run.rollout.precision)
+    return engine
 
 
 def _problems(run: Run) -> list[Problem]:

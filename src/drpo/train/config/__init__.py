@@ -5,6 +5,7 @@ Objects (task, reward, objective, advantage, critic, reduction, optimisers, sche
 """
 
 from drpo.train.config.groups import (
+    ENGINES,
     MOST_COMPLETIONS,
     CheckpointConfig,
     DataConfig,
@@ -21,6 +22,7 @@ from drpo.train.config.run import Run, arithmetic, configure, learning_rate, tra
 from drpo.train.config.saved import REGISTRIES, flat_json, from_json, kind_of, load_run, read_value, to_json
 
 __all__ = [
+    "ENGINES",
     "MOST_COMPLETIONS",
     "REGISTRIES",
     "CheckpointConfig",

@@ -21,7 +21,9 @@ from drpo.tasks import Addition, Task
 from drpo.train.optim import AdamW, Constant, Optimizer, Schedule
 from drpo.types import Sampling
 
-ENGINES = ("transformers", "vllm", "http://HOST:PORT")
+ENGINES = {"transformers": "drpo.rollout.transformers:make_engine", "vllm": "drpo.rollout.vllm:VLLMEngine"}
+"""Name of an engine in process -> the `module:name` of what makes it, called as `make(model, precision=NAME)`."""
+SERVER = "http://HOST:PORT"
 MOST_COMPLETIONS = 2**20
 """Of a step, and of an evaluation: an upper bound that catches typos before memory runs out."""
 MOST_RANK, MOST_PROCESSES = 2**14, 2**10
@@ -291,7 +293,7 @@ def _require_engine(engine: str) -> None:
         InputError: it is neither.
     """
     if not engine.startswith(("http://", "https://")):
-        one_of(ENGINES, engine=engine)
+        one_of((*ENGINES, SERVER), engine=engine)
         return
     for address in engine.split(","):
         try:
