@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.overrides import helps, overridden
 from drpo.recipes import RECIPES, find
-from drpo.train.config import Run, flat_json, from_json, to_json
+from drpo.train.config import REGISTRIES, Run, flat_json, from_json, to_json
 from drpo.train.fields import FIELDS, sections
 from drpo.train.optim import AdamW
 from support.forks import fork
@@ -188,6 +189,9 @@ def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
     assert status == 0
     flat = " ".join(out.replace("│", " ").split())
     assert all(f"--{name.replace('_', '-')}" in flat for name in FIELDS)
+    for name in set(REGISTRIES) - {"eval_task", "critic", "critic_optimizer"}:
+        about = re.split(rf"--{name} \S*[A-Z]+\(\.\.\.\)", flat)[1].partition("(default:")[0]
+        assert all(re.search(rf"\b{entry}\b", about) for entry in REGISTRIES[name].entries), name
     assert "'drpo(0.2)'" in flat and flat.index("most-used") < flat.index("--learning-rate") < flat.index("--lora-rank")
 
 

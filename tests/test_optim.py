@@ -81,7 +81,7 @@ def test_a_run_with_muon_is_resumed_to_the_bit(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["optimizer", "critic_optimizer"])
 def test_muon_is_refused_where_matrices_are_divided(name: str):
-    with pytest.raises(InputError, match=rf"^{name}=muon: it orthogonalises whole matrices; set --shard none"):
+    with pytest.raises(InputError, match=rf"^{name}=muon: it requires whole matrices; set --shard none"):
         configure(Run(), shard="fsdp", **{name: Muon()})
 
 

@@ -42,7 +42,7 @@ SPECS = (
     *("cispo", "gspo", "sapo", "mask(0.15)", "penalty('tv', 0.3)"),
 )
 OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
-assert {text.partition("(")[0] for text in OBJECTIVES} == {*objectives.REGISTRY.entries, "own"}
+assert {t.partition("(")[0] for t in OBJECTIVES} == {*objectives.REGISTRY.entries, "own"}, "SPECS has one of each name"
 
 
 def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The fields of a run as options of a command, in the sections of `drpo.train.fields`."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import field, fields, make_dataclass
 from types import NoneType
@@ -65,12 +66,19 @@ def helps(kind: type) -> Mapping[str, str]:
     return {name.strip(): " ".join((p.description or "").split()) for p in arguments for name in p.arg_name.split(",")}
 
 
+def _help(name: str, text: str) -> str:
+    """Return the help of a field; where it names some of its registry, the names that it leaves out follow."""
+    entries = REGISTRIES[name].entries if name in REGISTRIES else ()
+    also = [entry for entry in entries if not re.search(rf"\b{entry}\b", text)]
+    return f"{text} Also: {', '.join(also)}." if 0 < len(also) < len(entries) else text
+
+
 def _column(name: str, recipe: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """Return a run's field as a field of a section: its name, its annotated type, and the recipe's value."""
     if name == RATE:
         return RATE, Annotated[float | None, tyro.conf.arg(help=RATE_HELP)], field(default=None)
     kind, (record, _, inner) = kind_of(FIELDS[name]), FIELDS[name].rpartition(".")
-    shown = tyro.conf.arg(name=name, help=helps(kind_of(record) if record else Run)[inner])
+    shown = tyro.conf.arg(name=name, help=_help(name, helps(kind_of(record) if record else Run)[inner]))
     if name in REGISTRIES:
         optional = NoneType in get_args(kind)
         kind = Annotated[str | None if optional else str, _spec(name, optional)]

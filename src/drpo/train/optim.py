@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ from drpo.spec import Registry, names_code, parse_spec, split_call
 
 
 class Optimizer(Protocol):
-    """How a model's weights take their steps."""
+    """How a model's weights take their steps.
+
+    One that cannot work on a part of a matrix has `whole_matrices = True`; it is then refused with `--shard fsdp`.
+    """
 
     @property
     def learning_rate(self) -> float:
@@ -95,6 +98,7 @@ class Muon:
     momentum: float = 0.95
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    whole_matrices: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _require_rates("muon", self.learning_rate, self.betas, self.weight_decay)

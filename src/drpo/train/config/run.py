@@ -21,7 +21,6 @@ from drpo.train.config.groups import (
     require,
 )
 from drpo.train.fields import path_of
-from drpo.train.optim import Muon
 
 Record = TypeVar("Record")
 
@@ -81,9 +80,10 @@ class Run:
         whole = trainer.shard == "none"
         rank, rule = self.model.lora_rank, "adapters are trained with the model whole; set --shard none"
         require(whole or not rank, "lora_rank", rank, rule)
-        rule = "it orthogonalises whole matrices; set --shard none, or use adamw"
+        rule = "it requires whole matrices; set --shard none, or use adamw"
         for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
-            require(whole or not isinstance(optimizer, Muon), name, "muon", rule)
+            divisible = not getattr(optimizer, "whole_matrices", False)
+            require(whole or divisible, name, type(optimizer).__name__.lower(), rule)
 
 
 def configure(run: Run, **changes: Any) -> Run:
@@ -98,6 +98,7 @@ def configure(run: Run, **changes: Any) -> Run:
         InputError: no field of this name (the nearest one is named), or a value that it refuses.
 
     Example:
+        >>> from drpo.train.optim import Muon
         >>> run = configure(Run(), steps=4, eval_every=2, optimizer=Muon(momentum=0.9), learning_rate=2e-5)
         >>> run.trainer.steps, run.evaluation.every
         (4, 2)
