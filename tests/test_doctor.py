@@ -18,7 +18,7 @@ from torch import Tensor
 from drpo import doctor
 from drpo.cli import main
 from drpo.credit.gae import GAE
-from drpo.doctor import Finding, Size, machine, tokens
+from drpo.doctor import Finding, Size, machine, sync, tokens
 from drpo.doctor.mutation import mutate
 from drpo.objectives import DRPO
 from drpo.recipes.addition import smoke
@@ -267,6 +267,16 @@ def test_a_sound_set_up_passes(temperature: float, seed: int) -> None:
 def test_no_false_alarm(seed: int) -> None:
     run = a_run(1.0, seed=seed, precision="auto", rollout_precision="auto")
     assert broken(list(doctor.examine(run, build(run), doctor.QUICK))) == {}
+
+
+def test_a_model_of_few_positions_can_be_looked_at() -> None:
+    """The prompts of the canary are as long as it can read."""
+    components = components_of(a_run())
+    limits = replace(components.driver.limits, positions=120, fixed=True)
+    driver = replace(components.driver, limits=limits)
+    problems = components.held_out or a_run().data.task.held_out(8)
+    found = sync.canary(components.policy, driver, problems, sampling(samples=2, max_new_tokens=4), 0.0)
+    assert found.verdict == "ok", found
 
 
 def test_it_leaves_no_trace(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from torch import Tensor
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.probe_batch import trainer_logp
 from drpo.model.policy import Policy
-from drpo.rollout import EpisodeDriver
+from drpo.rollout import EpisodeDriver, fitting
 from drpo.types import Episode, Problem, Sampling
 
 PROMPT_CHARACTERS = 800
 """Length of the prompts: several whole blocks of a prefix cache with blocks of up to 128 tokens."""
+FEWEST_CHARACTERS = 50
+"""The least that they are shortened to for a model of few positions."""
 
 CHANGE, HEAD_CHANGE = 0.1, 0.5
 """Size of the change, relative to each tensor's; larger for the head, so a stale head shows too."""
@@ -33,7 +35,10 @@ def canary(
         sampling: a few tokens.
         usual_gap: mean |log mu - log pi| at equal weights.
     """
-    warm, cold = _prompts(problems)
+    fits, size = fitting(driver.tokenizer, driver.limits, sampling), PROMPT_CHARACTERS
+    while size > FEWEST_CHARACTERS and not all(map(fits, _prompts(problems, size))):
+        size //= 2
+    warm, cold = _prompts(problems, size)
     driver.run([warm], sampling, ("canary", 0))
     with changed(policy):
         driver.engine.load_weights(policy.state(), version=1)
@@ -105,12 +110,12 @@ def _by_problem(completions: Sequence[Episode], gaps: Sequence[Tensor]) -> dict[
     }
 
 
-def _prompts(problems: Sequence[Problem]) -> tuple[Problem, Problem]:
+def _prompts(problems: Sequence[Problem], size: int) -> tuple[Problem, Problem]:
     text = " ".join(p.prompt for p in problems)
-    text = text * (1 + PROMPT_CHARACTERS // len(text))
+    text = text * (1 + size // len(text))
     half = len(text) // 2
     # They differ in the first character, so they share no cached prefix.
     return (
-        Problem.of_text("canary-warm", f"1. {text[:PROMPT_CHARACTERS]}", ""),
-        Problem.of_text("canary-cold", f"2. {text[half:] + text[:half]}"[:PROMPT_CHARACTERS], ""),
+        Problem.of_text("canary-warm", f"1. {text[:size]}", ""),
+        Problem.of_text("canary-cold", f"2. {text[half:] + text[:half]}"[:size], ""),
     )
