@@ -338,6 +338,12 @@ def panels_of(metrics, evaluations=(), **changes):
     return {panel.title: (lines, levels, curves("panel", panel, {"": lines}, levels)) for panel, lines, levels in drawn}
 
 
+def test_a_critic_has_curves_of_its_own():
+    drawn = panels_of([{"step": 1, "explained_variance": 0.5, "value_loss": 2.0, "value_grad_norm": 3.0}])
+    assert list(drawn) == ["Critic: explained variance", "Critic: loss", "Critic: gradient norm"]
+    assert [lines[0].y for lines, _, _ in drawn.values()] == [[0.5], [2.0], [3.0]]
+
+
 def test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number():
     broken = [1.5, None, math.nan, math.inf, -math.inf, 0.5]
     keys = [key for panel in PANELS for key in panel.lines]

@@ -88,6 +88,16 @@ PANELS = (
         {"frac_reward_zero_std": "rewards equal", "groups_all_wrong": "all wrong", "groups_all_correct": "all correct"},
     ),
     Panel(NORM, "L2 norm", "Before clipping; the largest of the step's updates.", {"grad_norm": "norm"}),
+    Panel(
+        "Critic: explained variance",
+        "share of the returns' variance",
+        "1 is perfect, 0 no better than a constant; below 0 the critic is worse than that.",
+        {"explained_variance": "explained"},
+    ),
+    Panel(
+        "Critic: loss", "value loss", "On the step's last batch, in its last update.", {"value_loss": "loss"}, log=True
+    ),
+    Panel("Critic: gradient norm", "L2 norm", "Before clipping; the largest of the step.", {"value_grad_norm": "norm"}),
 )
 """The curves of a run, in order."""
 
