@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from drpo.errors import InputError
 from drpo.lab.replay import BUCKETS, SHOWN, context, reading, recorded, replay
 from drpo.objectives import REGISTRY, Tokens, gradient_weight, total
 from drpo.spec import parse_spec
+from drpo.terminal import FILE_WIDTH, Sheet, Terminal, as_table
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.records import ROLLOUTS, read_records
@@ -233,3 +235,15 @@ def test_tokens_without_a_tokenizer_are_ids(tmp_path, capsys, monkeypatch):
     folder = far(tmp_path)
     assert cli.main(["replay", str(folder), "--objectives", "drpo(0.2)", "none"]) == 0
     assert "id " in capsys.readouterr().out
+
+
+def test_no_number_of_a_table_is_cut(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    sheet = Sheet("", ("objective", "strengthened", "mass"), (("drpo(0.2)", "41.7%", "12345.678"),))
+    for width in (16, 20, 80):
+        out = StringIO()
+        Terminal(file=out, width=width).print(as_table(sheet))
+        assert "…" not in out.getvalue() and {*"12345.678"} <= {*out.getvalue()}
+    assert Terminal(file=StringIO()).width == FILE_WIDTH  # wide enough for a replay's tables
+    monkeypatch.setenv("COLUMNS", "70")
+    assert Terminal(file=StringIO()).width == 70

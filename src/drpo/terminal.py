@@ -1,6 +1,7 @@
 """Output to the terminal that is safe for text from untrusted records."""
 
 import logging
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,15 @@ from rich.table import Table
 
 from drpo.errors import printable
 
+FILE_WIDTH = 110
+"""Of output to a file or a pipe, unless COLUMNS says otherwise."""
+
 
 class Terminal(Console):
     """A console without markup; control, bidi and separator characters are shown as U+FFFD.
 
-    All output passes through `render`, so callers need not escape their text.
+    All output passes through `render`, so callers need not escape their text. It has `FILE_WIDTH` columns where it is
+    no terminal.
 
     Args:
         options: of rich's Console.
@@ -23,6 +28,8 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
+            self.width = FILE_WIDTH
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of a renderable, with unsafe characters replaced."""
@@ -56,7 +63,7 @@ class Sheet:
 
 
 def as_table(sheet: Sheet, left: int = 1, bold: Collection[int] = ()) -> Table:
-    """Return a sheet as a rich table.
+    """Return a sheet as a rich table; a number that does not fit is broken, not cut.
 
     Args:
         sheet: the table.
@@ -65,7 +72,10 @@ def as_table(sheet: Sheet, left: int = 1, bold: Collection[int] = ()) -> Table:
     """
     table = Table(box=None, pad_edge=False, header_style="bold", title=sheet.title or None, title_justify="left")
     for i, name in enumerate(sheet.head):
-        table.add_column(name, justify="left" if i < left else "right", no_wrap=i < left)
+        if i < left:
+            table.add_column(name, no_wrap=True)
+        else:
+            table.add_column(name, justify="right", overflow="fold")
     for i, row in enumerate(sheet.rows):
         table.add_row(*row, style="bold" if i in bold else None)
     return table

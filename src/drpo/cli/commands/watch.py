@@ -49,8 +49,6 @@ def watch(arguments: list[str]) -> int:
     look = _Look(folder)
     console = Terminal()
     if options.once or not console.is_terminal:
-        # Output to a file or a pipe has a fixed width.
-        console = console if console.is_terminal else Terminal(width=110)
         with reading(folder):
             console.print(look(console)[0])
         return 0
