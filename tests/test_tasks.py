@@ -413,7 +413,7 @@ def test_parquet_gives_messages_without_what_they_do_not_have(tmp_path):
     ("asked", "wrong"),
     [
         (from_("user", "assistant"), "the last message of 'q' is assistant's"),
-        ([], "the last message of 'q' is none's"),
+        ([], "'q' has no message"),
         (from_("user", "system", "user"), "'q' has a system message that is not the first"),
         (["1?"], "q.0 is no message with role and content: '1?'"),
         ([{"role": "user", "content": 1}], "q.0.content is no text: 1"),

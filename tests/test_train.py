@@ -488,3 +488,28 @@ def test_no_more_updates_than_configured_and_each_sees_its_share(tmp_path: Path)
     (metrics,) = read_records(tmp_path / METRICS)
     assert len(metrics["updates"]) == 3
     assert sum(u["trained_tokens"] for u in metrics["updates"]) == metrics["trained_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        (
+            {"objective": "drpo(0.2)"},
+            r"objective='drpo\(0.2\)' is text: build what it means with drpo.train.config.read_value",
+        ),
+        ({"critic": "gae"}, "critic='gae' is text"),
+        ({"steps": "3"}, "steps='3' is text"),
+        ({"objective": DRPO}, "objective DRPO is a class"),
+        ({"objective": 3}, "objective int has no `tokenwise`"),
+        ({"task": 3}, "task=3: a task has `sample`"),
+        ({"sampling": 3}, "sampling=3: RolloutConfig does not take it"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_one_line(changes, wrong):
+    with pytest.raises(InputError, match=wrong):
+        configure(tiny_run(), **changes)
+
+
+def test_a_folder_may_be_text(tmp_path):
+    train(tiny_run(steps=1), str(tmp_path / "run"), keep_model=False)
+    assert (tmp_path / "run" / METRICS).exists()

@@ -1,6 +1,7 @@
 """No problem that is evaluated on is ever sampled, whichever task the evaluation is of."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,3 +59,8 @@ def test_nothing_changes_where_nothing_is_shared():
 def test_a_task_that_is_all_held_out_says_so():
     with pytest.raises(InputError, match="nothing is left to train on"):
         sample_unseen(Cards(), [Problem.of_text("0", x, "") for x in "ABCD"], n=2, step=0, seed=0)
+
+
+def test_a_task_without_problems_is_said_to_have_none():
+    with pytest.raises(InputError, match=r"sample\(2, step=0, seed=...\) returned no problem"):
+        sample_unseen(SimpleNamespace(sample=lambda n, step, seed: []), [], n=2, step=0, seed=0)

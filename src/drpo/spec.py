@@ -221,5 +221,7 @@ def _import_path(value: Any, kind: str) -> str:
         if dataclasses.is_dataclass(value):
             name += _arguments(value)
     if "<" in name or (named is not value and not dataclasses.is_dataclass(value)):
-        raise InputError(f"{kind} {value!r} has no name to record it by; give it one at the top level of a module")
+        made = named is not value and "<" not in name
+        fix = f"make {name} a frozen dataclass" if made else "give it one at the top level of a module"
+        raise InputError(f"{kind} {value!r} has no name to record it by; {fix}")
     return f"{module}:{name}"

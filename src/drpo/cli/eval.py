@@ -37,7 +37,7 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
         options: the options.
         as_trained: whether completions are sampled as in the run's evaluations.
     """
-    task, reward = _examination(run, options)
+    task, reward = _examination(name, run, options)
     held_out = task.held_out(options.problems)
     transformers_logging.disable_progress_bar()
     model, tokenizer = loading.load(str(Path(name) / MODEL) if run is not None else name)
@@ -57,9 +57,11 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     return 0
 
 
-def _examination(run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
+def _examination(name: str, run: Run | None, options: EvalOptions) -> tuple[Task, Any]:
     if options.task is None and run is None:
-        raise InputError(f"eval: --task is needed for a model that is not a run; known: {', '.join(TASKS.entries)}")
+        raise InputError(
+            f"eval: {name} is no run's folder, and a model needs a --task; known: {', '.join(TASKS.entries)}"
+        )
     run_task = run and (run.evaluation.task or run.data.task)
     task: Task = run_task if options.task is None and run_task else parse_spec(str(options.task), TASKS)
     if options.reward is not None:

@@ -120,8 +120,10 @@ def _about(kind: type) -> str:
 
 
 def _refuse_unknown(argument: str, known: Collection[str], prog: str) -> NoReturn:
-    close = difflib.get_close_matches(argument.split("=")[0], known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"see {prog} --help"
+    # Without the dashes, which all options have in common.
+    names = [name.lstrip("-") for name in known]
+    close = difflib.get_close_matches(argument.split("=")[0].lstrip("-"), names, n=1)
+    hint = f"did you mean '--{close[0]}'?" if close else f"see {prog} --help"
     raise InputError(f"unknown option {argument!r}; {hint}")
 
 

@@ -31,7 +31,9 @@ def read_messages(value: Sequence[Any], name: str, where: str) -> tuple[Message,
         if not (isinstance(entry.get("content"), str) or entry.get("tool_calls")):
             raise InputError(f"{where}: {name}.{i}.content is no text: {repr(entry.get('content'))[:60]}")
     messages = tuple({k: v for k, v in entry.items() if v is not None} for entry in value)
-    last = messages[-1]["role"] if messages else "none"
+    if not messages:
+        raise InputError(f"{where}: {name!r} has no message; a prompt ends with the user's")
+    last = messages[-1]["role"]
     if last != "user":
         raise InputError(f"{where}: the last message of {name!r} is {last}'s; a prompt ends with the user's")
     if any(m["role"] == "system" for m in messages[1:]):

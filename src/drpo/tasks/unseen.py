@@ -49,6 +49,8 @@ def sample_unseen(
     problems: list[Problem] = []
     for again in range(_TRIES):
         drawn = task.sample(n, step, derive("unseen", seed, again) if again else seed)
+        if not drawn:
+            raise InputError(f"{task}: its sample({n}, step={step}, seed=...) returned no problem")
         unseen = [p for p in drawn if (c := _conversations(p))[0] not in ends and whole.isdisjoint(c)]
         fresh = [p for p in unseen if fits is None or fits(p)]
         problems += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh

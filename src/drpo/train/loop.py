@@ -14,7 +14,7 @@ from drpo.train.step import update_policy
 
 def train(
     run: Run,
-    folder: Path,
+    folder: Path | str,
     callback: Callback | None = None,
     components: Components | None = None,
     *,
@@ -38,7 +38,7 @@ def train(
     components = components or build(run)
     policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks
     callbacks = CallbackList(callback or NullCallback())
-    with Session(run, folder, components, callbacks, keep_model, accept_records) as session:
+    with Session(run, Path(folder), components, callbacks, keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():
             with session.phase("sync"):

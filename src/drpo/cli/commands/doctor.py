@@ -28,9 +28,8 @@ def doctor(arguments: list[str]) -> int:
     """`drpo doctor [RECIPE] [overrides]`; returns 1 if something is broken."""
     named = bool(arguments) and not arguments[0].startswith("-")
     if not named and asks_for_help(arguments):
-        parse(
-            DoctorOptions, arguments, "drpo doctor [RECIPE]", more="`drpo doctor RECIPE --help` shows those of a run."
-        )
+        more = "The recipe is demo if none is named. `drpo doctor RECIPE --help` shows the fields of a run besides."
+        parse(DoctorOptions, arguments, "drpo doctor [RECIPE]", more=more)
     recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
     require_recipe(recipe)
     prog = f"drpo doctor {recipe}"

@@ -5,6 +5,7 @@ Messages name a field as its option is called, by `drpo.train.fields`: `eval_eve
 
 import math
 from dataclasses import dataclass, field
+from inspect import getattr_static
 from urllib.parse import urlsplit
 
 from drpo.credentials import AUTH, without_password
@@ -15,8 +16,10 @@ from drpo.errors import InputError, nearest
 from drpo.model.names import SMOLLM2
 from drpo.model.precision import NAMES as PRECISIONS
 from drpo.objectives import DRPO, Objective
+from drpo.objectives.contract import require_objective
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import Reward, RewardConfig
+from drpo.spec import Unimported
 from drpo.tasks import Addition, Task
 from drpo.train.optim import AdamW, Constant, Optimizer, Schedule
 from drpo.types import Sampling
@@ -68,6 +71,7 @@ class DataConfig:
     drop_long_prompts: bool = False
 
     def __post_init__(self) -> None:
+        _require_task("task", self.task)
         at_least(1, prompts=self.prompts)
 
 
@@ -120,6 +124,9 @@ class RewardsConfig:
     pool: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
+        function: object = self.function
+        fits = function is None or callable(function) or isinstance(function, Unimported)
+        require(fits, "reward", function, "must be a function of (problem, text)")
         at_most(MOST_PROCESSES, **{"reward_pool.processes": self.pool.processes})
 
 
@@ -151,6 +158,8 @@ class ObjectiveConfig:
     entropy_bonus: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.loss, Unimported):
+            require_objective(self.loss)
         require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
         own = self.critic is None or self.discount == 1
         require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
@@ -220,6 +229,8 @@ class EvaluationConfig:
     samples: int = 1
 
     def __post_init__(self) -> None:
+        if self.task is not None:
+            _require_task("eval_task", self.task)
         at_least(1, eval_samples=self.samples)
         at_least(0, eval_every=self.every, eval_problems=self.problems)
         rule = f"with eval_samples={self.samples} an evaluation has more than {MOST_COMPLETIONS:,} completions"
@@ -265,6 +276,14 @@ def require(fine: bool, name: str, value: object, rule: str) -> None:
     """
     if not fine:
         raise InputError(f"{name}={value}: {rule}")
+
+
+def _require_task(name: str, task: Task | Unimported) -> None:
+    """Raise unless a field holds a task, or the placeholder of one."""
+    # Statically: a task's reward may import a library.
+    missing = [part for part in ("sample", "held_out", "reward") if getattr_static(task, part, None) is None]
+    rule = f"a task has `sample`, `held_out` and `reward`; this has no `{''.join(missing[:1])}`"
+    require(isinstance(task, Unimported) or not missing, name, task, rule)
 
 
 def at_least(least: int, **values: int) -> None:

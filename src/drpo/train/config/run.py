@@ -109,7 +109,19 @@ def configure(run: Run, **changes: Any) -> Run:
         ...
         drpo.errors.InputError: a run has no field 'step'; did you mean 'steps'?
     """
+    for name, value in changes.items():
+        if isinstance(value, str) and not isinstance(_at(run, path_of(name)), str):
+            built = f"drpo.train.config.read_value({name!r}, {value!r})"
+            raise InputError(f"{name}={value!r} is text: build what it means with {built}")
     return _changed(run, {path_of(name): value for name, value in changes.items()})
+
+
+def _at(run: Run, path: str) -> Any:
+    """The value at a path; None where there is none."""
+    value: Any = run
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def _changed(record: Record, changes: Mapping[str, Any]) -> Record:
@@ -125,9 +137,9 @@ def _changed(record: Record, changes: Mapping[str, Any]) -> Record:
     anything: Any = record
     try:
         changed: Record = replace(anything, **values)
-    except TypeError:
-        given = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise InputError(f"{given}: {record!r} has no field of this name") from None
+    except (TypeError, AttributeError) as error:  # a check's, which expects the field's own type
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise InputError(f"{given}: {type(record).__name__} does not take it ({error})") from None
     return changed
 
 
