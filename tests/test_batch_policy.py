@@ -296,7 +296,7 @@ def test_any_micro_batches_give_the_same_update(
     wanted, stats = gradients(policy, alone, objective)
     logp = by_sequence(alone.micro_batches, stats.tokens.logp)
     shapes = set()
-    for budget in (60, 100, 163, 10_000):
+    for budget in (60, 163, 10_000):
         (batch,) = batched(groups, replace(row_by_row, micro_batch_tokens=budget))
         shapes.add(tuple(m.layout for m in batch.micro_batches))
         found, other = gradients(policy, batch, objective)
@@ -305,7 +305,7 @@ def test_any_micro_batches_give_the_same_update(
         assert other.grad_norm == pytest.approx(stats.grad_norm, rel=tolerance)
         for i, values in by_sequence(batch.micro_batches, other.tokens.logp).items():
             torch.testing.assert_close(values, logp[i], rtol=0, atol=tolerance)
-    assert len(shapes) == 4
+    assert len(shapes) == 3
 
 
 def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[ScoredGroup]) -> None:

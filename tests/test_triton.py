@@ -58,12 +58,16 @@ SHAPES = [
     (3, TILE + 5),
     (2, 2 * TILE + 1),
 ]
+EDGES = {(1, 1), (3, 1), (5, 1000), (1, kernels.BLOCK), (1, TILE)}
+"""Slow in the interpreter: their neighbours show the same loops, each a little longer."""
 EPS = torch.finfo(torch.float32).eps
 
 
 def on(*shapes: tuple[int, int], large: bool = False) -> pytest.MarkDecorator:
     """Each shape in the interpreter and on a GPU, and there the vocabulary of Qwen3 too."""
-    cases = [pytest.param("cpu", *s, marks=pytest.mark.interpreted, id=f"{s[0]}x{s[1]}") for s in shapes]
+    slow = {shape: [pytest.mark.slow] for shape in EDGES if len(shapes) > 2}
+    marks = {shape: [pytest.mark.interpreted, *slow.get(shape, [])] for shape in shapes}
+    cases = [pytest.param("cpu", *s, marks=marks[s], id=f"{s[0]}x{s[1]}") for s in shapes]
     wide = [(64, 151_936)] if large else []
     cases += [pytest.param("cuda", *s, marks=pytest.mark.gpu, id=f"cuda-{s[0]}x{s[1]}") for s in [*shapes, *wide]]
     return pytest.mark.parametrize(("device", "c", "v"), cases)
