@@ -367,6 +367,8 @@ def test_figures_are_drawn_of_whatever_has_a_result(whole: Path, tmp_path: Path)
         (["compare", "--resume", "nowhere"], "no comparison there"),
         (["compare", "smoke", "--objectives", "dropo"], "did you mean 'drpo'"),
         (["compare", "smoke", "--objectives", "none @ x"], "must follow the @"),
+        (["compare", "smoke", "--seeds", "x"], "--seeds ['x']: must be whole numbers; see drpo compare smoke --help"),
+        (["compare", "smoke", "--learning-rate", "1e-3", "x"], "--learning-rate ['1e-3', 'x']: must be numbers"),
         (["compare", "smoke", "--jobs", "0"], "--jobs 0: must be at least 1"),
         (["compare", "smoke", "--updates", "99"], "updates=99"),
         (["compare", "smoke", "--objective", "none"], "unknown option '--objective'"),

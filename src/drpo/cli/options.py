@@ -146,7 +146,9 @@ def _refuse(event: ParseErrorEvent) -> NoReturn:
 def _unreadable(argument: Any, message: str) -> str:
     """Return what is wrong with a value; Python's own message has the value at its end."""
     kind = (argument.lowered.metavar or "").removeprefix("{None}|")
-    rule = {"INT": "must be a whole number", "FLOAT": "must be a number"}.get(kind)
+    rules = {"INT": "must be a whole number", "FLOAT": "must be a number"}
+    rules |= {"[INT [INT ...]]": "must be whole numbers", "[FLOAT [FLOAT ...]]": "must be numbers"}
+    rule = rules.get(kind)
     told = f": {message}" if rule is None else f" {message.rpartition(': ')[2]}: {rule}"
     return f"{_name(argument)}{told}"
 
