@@ -89,6 +89,14 @@ def holds(components: Components) -> str:
     return f"{said}\nits critic has {sum(own)} of {sum(all_)} values"
 
 
+def require_fresh_head(components: Components) -> None:
+    """The first pass reads the weights that a checkpoint loads after the components are built."""
+    policy = components.policy
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.zero_()
+    assert not policy.head.weight.any(), "the head was gathered before weights were loaded"
+
+
 def held(module: nn.Module) -> int:
     return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
 
@@ -103,7 +111,9 @@ def main(folder: str, kind: str, shard: str, stop: str) -> None:
     with process_group() as ranks:
         train(run, Path(folder), Stops(int(stop)), build(run, ranks))
         if shard == "fsdp":
-            print(holds(build(run, ranks)))
+            components = build(run, ranks)
+            print(holds(components))
+            require_fresh_head(components)
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ class ShardedPolicy(Policy):
     ) -> None:
         if precision.weights is not None or precision.activations is not None:
             raise InputError("shard=fsdp: weights that are divided cannot be on a grid of 8 bits; set --precision bf16")
-        self._whole_head: Tensor | None = None
-        super().__init__(model, precision=precision, temperature=temperature)
-        if self.head.bias is not None:
+        if getattr(model.get_output_embeddings(), "bias", None) is not None:
             raise InputError(f"shard=fsdp: the head of {type(model).__name__} has a bias; set --shard none")
+        self._whole_head: Tensor | None = None  # gathered by the first pass of an update; weights may be loaded before
+        super().__init__(model, precision=precision, temperature=temperature)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         mesh = init_device_mesh(device.type, (ranks.size,))
         _divide(model.get_decoder(), mesh)
