@@ -73,6 +73,20 @@ IDENTIFIERS = {
     "Seen": "TokenStatistics",
     "RunFacts": "RunFields",
     "Evidence": "ProbeBatch",
+    "lane": "worker",
+    "facts": "fields",
+    "learner": "CriticTrainer",
+    "Terms": "AuxiliaryLosses",
+    "Stats": "StepStats",
+    "Completion": "Episode",
+    "Unmarked": "Unscored",
+    "unmarked": "unscored",
+    "zeroed": "scored_zero",
+    "spelling": "spec",
+    "SPELLED": "REGISTRIES",
+    "foreign": "external",
+    "all_right": "groups_all_correct",
+    "all_wrong": "groups_all_wrong",
 }
 """In code: names of variables, functions, classes, arguments, attributes and modules."""
 

@@ -35,7 +35,7 @@ def drpo_loss(objective: str | None = None) -> CustomLoss:
         `loss(data, logprobs) -> (sum over trained tokens, figures under "drpo/")`.
 
     Raises:
-        InputError: no objective, an unknown one, or one that requires a top-K divergence. On a call: a datum with
+        InputError: no objective, an unknown objective, or an objective with a top-K divergence. On a call: a datum with
             missing inputs or other shapes; no `mask` for an objective that is not weighted by the advantage.
 
     Example:

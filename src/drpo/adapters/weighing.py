@@ -181,7 +181,7 @@ def objective_of(text: str | None, field: str) -> Objective:
         field: the user's setting, for messages.
 
     Raises:
-        InputError: no spec, an unknown objective, or one that requires a top-K divergence, which no framework has.
+        InputError: no spec, an unknown objective, or an objective with a top-K divergence, which no framework has.
 
     Example:
         >>> objective_of("drpo(0.2)", "objective")

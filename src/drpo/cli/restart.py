@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 def restart(folder: Path, left: int, flags: Sequence[str], why: str) -> None:
-    """Replace this process with one that resumes the run; return if no restart is left.
+    """Resume the run in a new process that replaces this one; return if no restart is left.
 
     Memory, threads and children of the process are discarded; its id stays, so a parent keeps waiting for it.
     torchrun restarts the processes that it started (`--max-restarts`).

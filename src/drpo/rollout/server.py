@@ -66,7 +66,7 @@ class Patience:
 
 
 class ServerEngine:
-    """Samples with a vLLM server started by `drpo serve`, on this machine or on one that shares a folder with it.
+    """Samples with a vLLM server started by `drpo serve`, on this machine or on a machine that shares a folder with it.
 
     Requests run concurrently. A weight sync writes a file to `folder`; the server loads it, clears its key-value cache,
     and labels its responses from then on. A response with another label was sampled with other weights (the server was

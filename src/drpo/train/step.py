@@ -197,7 +197,7 @@ def within_memory(
     compute: Callable[[MicroBatch], T],
     begin: Callable[[], None] = lambda: None,
 ) -> list[T]:
-    """Compute every micro-batch; if memory runs out, split the one that failed and start over.
+    """Compute every micro-batch; if memory runs out, split the failed micro-batch and start over.
 
     A partly added gradient cannot be separated from the others, so all are computed again. The model remembers what did
     not fit, and later calls start with smaller micro-batches. Models with collectives in every pass raise instead.
