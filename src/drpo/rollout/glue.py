@@ -1,0 +1,200 @@
+"""The tokens between two turns: what a chat template puts after a sampled turn and before the next.
+
+What the model sampled is never decoded and encoded again. The next turn's prompt is
+
+    prompt ids + sampled ids + glue ids
+
+where the glue is found by a sentinel: the template renders [user, assistant SENTINEL, *replies] with a generation
+prompt, and the text after SENTINEL is encoded alone. No prefix of another rendering is cut off: many templates render
+an earlier assistant's turn otherwise than the last one's.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from drpo.types import Message
+
+_OPENING: Message = {"role": "user", "content": "u"}
+
+
+def glue(
+    tokenizer: PreTrainedTokenizerBase,
+    replies: Sequence[Message],
+    *,
+    last: int,
+    stop: frozenset[int],
+    tools: Sequence[Mapping[str, Any]] = (),
+    calls: Sequence[Mapping[str, Any]] = (),
+) -> Tensor | None:
+    """Return the ids that follow a sampled turn, up to where the model speaks again; None where none can be told.
+
+    Args:
+        tokenizer: with a chat template.
+        replies: of the environment, at least one: user and tool messages.
+        last: the last id that was sampled. Where it is a stop token, the stop token that the template puts at the end
+            of a turn is left out, with the white space before it.
+        stop: ids of the tokens that end a turn.
+        tools: schemas of the episode's tools, as the first prompt had them.
+        calls: `tool_calls` of the sampled turn, for templates that take a tool's reply after a call alone.
+
+    Returns:
+        [K] int64, or None: the template refuses the replies, leaves out what they say, or renders the sentinel not
+        once. The conversation then has to be rendered anew, as a further sequence.
+
+    Example:
+        >>> from drpo.model.loading import tiny
+        >>> _, tokenizer = tiny()
+        >>> tokenizer.chat_template = (
+        ...     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+        ...     "{% if add_generation_prompt %}<assistant>{% endif %}"
+        ... )
+        >>> ids = glue(tokenizer, [{"role": "user", "content": "higher"}], last=0, stop=frozenset({0}))
+        >>> tokenizer.decode(ids)
+        '<user>higher<eos><assistant>'
+    """
+    hidden, contents = _hide_forgeries(tokenizer, replies)
+    sentinel = next(_unused_words(hidden))
+    text = _after_sentinel(tokenizer, sentinel, hidden, tools)
+    if text is None and calls:
+        text = _after_calls(tokenizer, sentinel, hidden, tools, calls, stop)
+    if text is None or not all(_says(text, reply) for reply in hidden):
+        return None
+    ids = _encode(tokenizer, text, contents)
+    if last in stop:
+        ids = ids[_end_of_turn(tokenizer, ids, stop) :]
+    return torch.tensor(ids, dtype=torch.int64) if ids else None
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> Tensor:
+    """Return the [P] int64 ids of a conversation up to where the model speaks, by the chat template.
+
+    Content that spells a special token is encoded letter by letter, so that no user and no tool can speak as another
+    role. Content without one is encoded with the template's text around it.
+
+    Raises:
+        Whatever the template raises; a template is a program.
+    """
+    hidden, contents = _hide_forgeries(tokenizer, messages)
+    text = _render(tokenizer, hidden, tools)
+    if any(text.count(placeholder) != 1 for placeholder in contents):  # rewritten, or left out, by the template
+        return torch.tensor(_encode(tokenizer, _render(tokenizer, messages, tools), {}, split=True), dtype=torch.int64)
+    return torch.tensor(_encode(tokenizer, text, contents), dtype=torch.int64)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    end: bool = False,
+) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tools=list(tools) or None, tokenize=False, add_generation_prompt=not end
+        )
+    )
+
+
+def _after_sentinel(
+    tokenizer: PreTrainedTokenizerBase, sentinel: str, replies: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """What a template puts after the assistant's words; None where it refuses, or does not say them once."""
+    try:
+        text = _render(tokenizer, [_OPENING, {"role": "assistant", "content": sentinel}, *replies], tools)
+    except Exception:  # a template is a program, which may raise anything
+        return None
+    return text.partition(sentinel)[2] if text.count(sentinel) == 1 else None
+
+
+def _after_calls(
+    tokenizer: PreTrainedTokenizerBase,
+    sentinel: str,
+    replies: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    calls: Sequence[Mapping[str, Any]],
+    stop: frozenset[int],
+) -> str | None:
+    """The same after a turn that calls tools: from the token that ends the turn."""
+    turn = [_OPENING, {"role": "assistant", "content": sentinel, "tool_calls": list(calls)}]
+    try:
+        so_far, whole = _render(tokenizer, turn, tools, end=True), _render(tokenizer, [*turn, *replies], tools)
+    except Exception:
+        return None
+    ends = [so_far.rfind(word) for i in stop if (word := str(tokenizer.convert_ids_to_tokens(i)))]
+    end = max(ends, default=-1)
+    if not whole.startswith(so_far) or end < so_far.find(sentinel):
+        return None
+    return whole[end:]
+
+
+def _unused_words(messages: Sequence[Message]) -> Iterator[str]:
+    """Words that no content has, and that templates neither trim nor rewrite."""
+    everything = "".join(str(m.get("content")) for m in messages)
+    return (word for i in count() if (word := f"Sentinel{i}Q4ZW") not in everything)
+
+
+def _says(text: str, reply: Message) -> bool:
+    """Whether a template's text has a reply's content, as it is or as JSON; some leave out roles they do not know."""
+    content = str(reply.get("content", "")).strip()
+    return content in text or json.dumps(content)[1:-1] in text
+
+
+def _hide_forgeries(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> tuple[list[Message], dict[str, str]]:
+    """Put a placeholder in place of each content that spells a special token; what each stands for."""
+    special = [token for token in tokenizer.all_special_tokens if token]
+    words = _unused_words(messages)
+    hidden, contents = [], {}
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str) and any(token in content for token in special):
+            placeholder = next(words)
+            contents[placeholder] = content
+            message = {**message, "content": placeholder}
+        hidden.append(message)
+    return hidden, contents
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, contents: Mapping[str, str], split: bool = False
+) -> list[int]:
+    """The ids of a template's text; what placeholders stand for is encoded apart, letter by letter."""
+    for placeholder, content in contents.items():
+        before, _, after = text.partition(placeholder)
+        return [
+            *_encode(tokenizer, before, {k: v for k, v in contents.items() if k != placeholder and k in before}),
+            *_inside(tokenizer, content, split=True),
+            *_encode(tokenizer, after, {k: v for k, v in contents.items() if k != placeholder and k in after}),
+        ]
+    return _inside(tokenizer, text, split)
+
+
+def _inside(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
+    """The ids of a text that does not begin one: without the space that SentencePiece puts before a text."""
+    anchor = "\n" if _adds_space(tokenizer) else ""
+    ids = tokenizer(anchor + text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+    skipped = len(tokenizer(anchor, add_special_tokens=False)["input_ids"]) if anchor else 0
+    return list(ids[skipped:])
+
+
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    first = tokenizer.convert_ids_to_tokens(tokenizer("x", add_special_tokens=False)["input_ids"])[0]
+    return str(first).startswith("\u2581")
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: frozenset[int]) -> int:
+    """How many of the glue's ids end the turn before: white space or special tokens, and a stop token; or none."""
+    for n, token in enumerate(ids):
+        if token in stop:
+            return n + 1
+        if str(tokenizer.decode([token], skip_special_tokens=True)).strip():
+            return 0
+    return 0
