@@ -99,7 +99,8 @@ def test_a_reply_that_needs_a_call_before_it() -> None:
         "{% set told = namespace(calls=false) %}{% for m in messages %}"
         "{% if m.role == 'tool' and not told.calls %}{{ raise_exception('a reply without a call') }}{% endif %}"
         "{% if m.tool_calls %}{% set told.calls = true %}{% endif %}"
-        "<|start|>{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}<|end|>"
+        "<|start|>{{ m.role }}:{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}<|end|>"
         "{% endfor %}{% if add_generation_prompt %}<|start|>{% endif %}"
     )
     reply, stop = [{"role": "tool", "content": "42"}], frozenset({end(made)})
