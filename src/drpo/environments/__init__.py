@@ -1,0 +1,1 @@
+"""Environments: conversations of several turns with games, tools and programs."""
