@@ -9,7 +9,8 @@ from hypothesis import given
 from transformers import PreTrainedTokenizerBase
 
 from drpo.model import loading
-from drpo.rollout.glue import encode_messages, glue
+from drpo.rollout.chat_template import encode_messages
+from drpo.rollout.glue import glue
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -117,7 +118,7 @@ def test_no_content_speaks_as_another_role(words: list[str]) -> None:
     plain = encode_messages(made, [{"role": "user", "content": "x"}])
     ids = encode_messages(made, [{"role": "user", "content": content}])
     special = set(made.convert_tokens_to_ids([*TOKENS, "<eos>"]))
-    assert [i for i in ids.tolist() if i in special] == [i for i in plain.tolist() if i in special]
+    assert [i for i in ids if i in special] == [i for i in plain if i in special]
     assert made.decode(ids) == f"<|start|>user\n{content}<|end|>\n<|start|>assistant\n"
     between = glue(made, [{"role": "user", "content": content}], last=end(made), stop=frozenset({end(made)}))
     assert between is not None and made.decode(between) == f"\n<|start|>user\n{content}<|end|>\n<|start|>assistant\n"
@@ -127,4 +128,4 @@ def test_content_without_special_tokens_is_encoded_as_always() -> None:
     made = tokenizer(CHATML)
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "3 + 4"}]
     wanted = made.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"]
-    assert encode_messages(made, messages).tolist() == list(wanted)
+    assert encode_messages(made, messages) == list(wanted)

@@ -10,15 +10,16 @@ an earlier assistant's turn otherwise than the last one's.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from drpo.rollout.chat_template import encode, hide_forgeries, render, unused_words
 from drpo.types import Message
+from drpo.types.environment import ToolSchema
 
 _OPENING: Message = {"role": "user", "content": "u"}
 
@@ -29,7 +30,7 @@ def glue(
     *,
     last: int,
     stop: frozenset[int],
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[ToolSchema] = (),
     calls: Sequence[Mapping[str, Any]] = (),
 ) -> Tensor | None:
     """Return the ids that follow a sampled turn, up to where the model speaks again; None where none can be told.
@@ -58,56 +59,25 @@ def glue(
         >>> tokenizer.decode(ids)
         '<user>higher<eos><assistant>'
     """
-    hidden, contents = _hide_forgeries(tokenizer, replies)
-    sentinel = next(_unused_words(hidden))
+    hidden, contents = hide_forgeries(tokenizer, replies)
+    sentinel = next(unused_words(hidden))
     text = _after_sentinel(tokenizer, sentinel, hidden, tools)
     if text is None and calls:
         text = _after_calls(tokenizer, sentinel, hidden, tools, calls, stop)
     if text is None or not all(_says(text, reply) for reply in hidden):
         return None
-    ids = _encode(tokenizer, text, contents)
+    ids = encode(tokenizer, text, contents)
     if last in stop:
         ids = ids[_end_of_turn(tokenizer, ids, stop) :]
     return torch.tensor(ids, dtype=torch.int64) if ids else None
 
 
-def encode_messages(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
-) -> Tensor:
-    """Return the [P] int64 ids of a conversation up to where the model speaks, by the chat template.
-
-    Content that spells a special token is encoded letter by letter, so that no user and no tool can speak as another
-    role. Content without one is encoded with the template's text around it.
-
-    Raises:
-        Whatever the template raises; a template is a program.
-    """
-    hidden, contents = _hide_forgeries(tokenizer, messages)
-    text = _render(tokenizer, hidden, tools)
-    if any(text.count(placeholder) != 1 for placeholder in contents):  # rewritten, or left out, by the template
-        return torch.tensor(_encode(tokenizer, _render(tokenizer, messages, tools), {}, split=True), dtype=torch.int64)
-    return torch.tensor(_encode(tokenizer, text, contents), dtype=torch.int64)
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
-    end: bool = False,
-) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tools=list(tools) or None, tokenize=False, add_generation_prompt=not end
-        )
-    )
-
-
 def _after_sentinel(
-    tokenizer: PreTrainedTokenizerBase, sentinel: str, replies: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+    tokenizer: PreTrainedTokenizerBase, sentinel: str, replies: Sequence[Message], tools: Sequence[ToolSchema]
 ) -> str | None:
     """What a template puts after the assistant's words; None where it refuses, or does not say them once."""
     try:
-        text = _render(tokenizer, [_OPENING, {"role": "assistant", "content": sentinel}, *replies], tools)
+        text = render(tokenizer, [_OPENING, {"role": "assistant", "content": sentinel}, *replies], tools)
     except Exception:  # a template is a program, which may raise anything
         return None
     return text.partition(sentinel)[2] if text.count(sentinel) == 1 else None
@@ -117,14 +87,14 @@ def _after_calls(
     tokenizer: PreTrainedTokenizerBase,
     sentinel: str,
     replies: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
+    tools: Sequence[ToolSchema],
     calls: Sequence[Mapping[str, Any]],
     stop: frozenset[int],
 ) -> str | None:
     """The same after a turn that calls tools: from the token that ends the turn."""
     turn = [_OPENING, {"role": "assistant", "content": sentinel, "tool_calls": list(calls)}]
     try:
-        so_far, whole = _render(tokenizer, turn, tools, end=True), _render(tokenizer, [*turn, *replies], tools)
+        so_far, whole = render(tokenizer, turn, tools, goes_on=False), render(tokenizer, [*turn, *replies], tools)
     except Exception:
         return None
     ends = [so_far.rfind(word) for i in stop if (word := str(tokenizer.convert_ids_to_tokens(i)))]
@@ -134,60 +104,10 @@ def _after_calls(
     return whole[end:]
 
 
-def _unused_words(messages: Sequence[Message]) -> Iterator[str]:
-    """Words that no content has, and that templates neither trim nor rewrite."""
-    everything = "".join(str(m.get("content")) for m in messages)
-    return (word for i in count() if (word := f"Sentinel{i}Q4ZW") not in everything)
-
-
 def _says(text: str, reply: Message) -> bool:
     """Whether a template's text has a reply's content, as it is or as JSON; some leave out roles they do not know."""
     content = str(reply.get("content", "")).strip()
     return content in text or json.dumps(content)[1:-1] in text
-
-
-def _hide_forgeries(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> tuple[list[Message], dict[str, str]]:
-    """Put a placeholder in place of each content that spells a special token; what each stands for."""
-    special = [token for token in tokenizer.all_special_tokens if token]
-    words = _unused_words(messages)
-    hidden, contents = [], {}
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) and any(token in content for token in special):
-            placeholder = next(words)
-            contents[placeholder] = content
-            message = {**message, "content": placeholder}
-        hidden.append(message)
-    return hidden, contents
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, contents: Mapping[str, str], split: bool = False
-) -> list[int]:
-    """The ids of a template's text; what placeholders stand for is encoded apart, letter by letter."""
-    for placeholder, content in contents.items():
-        before, _, after = text.partition(placeholder)
-        return [
-            *_encode(tokenizer, before, {k: v for k, v in contents.items() if k != placeholder and k in before}),
-            *_inside(tokenizer, content, split=True),
-            *_encode(tokenizer, after, {k: v for k, v in contents.items() if k != placeholder and k in after}),
-        ]
-    return _inside(tokenizer, text, split)
-
-
-def _inside(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
-    """The ids of a text that does not begin one: without the space that SentencePiece puts before a text."""
-    anchor = "\n" if _adds_space(tokenizer) else ""
-    ids = tokenizer(anchor + text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
-    skipped = len(tokenizer(anchor, add_special_tokens=False)["input_ids"]) if anchor else 0
-    return list(ids[skipped:])
-
-
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    first = tokenizer.convert_ids_to_tokens(tokenizer("x", add_special_tokens=False)["input_ids"])[0]
-    return str(first).startswith("\u2581")
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: frozenset[int]) -> int:

@@ -10,10 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.model.positions import sequence_limit
+from drpo.rollout.chat_template import encode_messages
 from drpo.types import Problem, Sampling
+from drpo.types.environment import ToolSchema
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tensor:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, tools: Sequence[ToolSchema] = ()) -> Tensor:
     """Return the [P] int64 ids of a problem's prompt, through the model's chat template where it has one.
 
     Without a template the messages' texts are joined by blank lines. Special tokens that the tokenizer appends, usually
@@ -22,7 +24,23 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
     Raises:
         InputError: the prompt is empty, the template raises or ends with an EOS, or the text is not valid Unicode.
     """
-    text = _templated(tokenizer, problem)
+    for content in (str(m.get("content")) for m in problem.messages):
+        _require_unicode(problem, content)
+    if tokenizer.chat_template:
+        ids = _templated(tokenizer, problem, tools)
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            raise InputError(
+                f"problem {problem.id!r}: the model's chat template ends the prompt with {tokenizer.eos_token!r}, "
+                "after which there is no answer; give the tokenizer a template that adds a generation prompt"
+            )
+    else:
+        ids = _unended(tokenizer, "\n\n".join(str(m["content"]) for m in problem.messages))
+    if not ids:
+        raise InputError(f"problem {problem.id!r}: its prompt {problem.prompt!r} has no tokens")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _require_unicode(problem: Problem, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -30,25 +48,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Tenso
             f"problem {problem.id!r}: its prompt holds half a character, {text[error.start]!a} at character "
             f"{error.start}; repair the data"
         ) from None
-    if tokenizer.chat_template:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes the special tokens itself
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            raise InputError(
-                f"problem {problem.id!r}: the model's chat template ends the prompt with {tokenizer.eos_token!r}, "
-                "after which there is no answer; give the tokenizer a template that adds a generation prompt"
-            )
-    else:
-        ids = _unended(tokenizer, text)
-    if not ids:
-        raise InputError(f"problem {problem.id!r}: its prompt {problem.prompt!r} has no tokens")
-    return torch.tensor(ids, dtype=torch.int64)
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
-    if not tokenizer.chat_template:
-        return "\n\n".join(str(m["content"]) for m in problem.messages)
+def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem, tools: Sequence[ToolSchema]) -> list[int]:
     try:
-        return str(tokenizer.apply_chat_template(list(problem.messages), tokenize=False, add_generation_prompt=True))
+        return encode_messages(tokenizer, problem.messages, tools)
     except Exception as error:  # a template is a program, which may raise anything
         has_system = problem.messages[0]["role"] == "system"
         hint = "; without a system message it may do: leave out the task's system" if has_system else ""
