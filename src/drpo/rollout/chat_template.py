@@ -94,7 +94,7 @@ def encode(
         pieces += [(before, False), (contents[placeholder], True)]
     ids: list[int] = []
     for piece, split in [*pieces, (rest, False)]:
-        whole = begins and not ids
+        whole = begins and not ids and not split
         ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if whole else _inside(tokenizer, piece, split)
     return ids
 

@@ -1,17 +1,45 @@
-"""Problems -> requests to an engine -> episodes; the only module that knows both problems and tokens."""
+"""Problems -> requests to an engine -> episodes; the only module that knows both problems and tokens.
 
-from collections.abc import Sequence
+An episode goes in turns. What the model samples is kept as ids and never encoded again; what the environment replies is
+put behind it by the chat template's own glue (`drpo.rollout.glue`). Turns are sampled in rounds: the first turns of all
+episodes, then the second turns of those that go on, and so on. So what is batched together depends on no clock.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.model.loading import stop_ids
+from drpo.rollout.conversation import Conversation
 from drpo.rollout.engine import Engine
-from drpo.rollout.prompts import PromptLimits, encode_prompts
-from drpo.types import Episode, Generation, Key, Problem, Request, Sampling, TokenSequence
-from drpo.types.problem import message
+from drpo.rollout.prompts import PromptLimits, encode_prompt, encode_prompts
+from drpo.rollout.tools import with_tools
+from drpo.types import Episode, Failure, Key, Problem, Request, Sampling
+from drpo.types.environment import Observation, StepResult, Turn
+
+
+class Environments(Protocol):
+    """Holds the environments of many episodes, wherever they run; an episode is known by its number."""
+
+    @property
+    def max_turns(self) -> int:
+        """After so many turns an episode ends."""
+        ...
+
+    def open(self, problems: Sequence[Problem]) -> list[Observation | Failure]:
+        """Open an episode for each problem, numbered from 0, and return what the model reads first."""
+        ...
+
+    def step(self, turns: Mapping[int, Turn]) -> dict[int, StepResult | Failure]:
+        """Return what each episode's environment answers to its turn."""
+        ...
+
+    def close(self) -> None:
+        """Close every episode."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,19 +51,21 @@ class EpisodeDriver:
         tokenizer: encodes prompts, with the model's chat template, and decodes sampled tokens.
         stop: token ids that end a turn.
         limits: the limits of prompts that the model can read.
+        environments: answer the model's turns; None where every episode is one turn.
     """
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     stop: frozenset[int]
     limits: PromptLimits
+    environments: Environments | None = None
 
     @staticmethod
     def of(engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "EpisodeDriver":
-        """Return the driver of an engine that samples from a model.
+        """The driver of an engine that samples from a model.
 
         Raises:
-            InputError: see `drpo.model.positions.sequence_limit`.
+            InputError: the model depends on the longest position of a batch in a way of its own.
         """
         return EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), PromptLimits.of(model))
 
@@ -44,41 +74,84 @@ class EpisodeDriver:
 
         Args:
             problems: with unique ids.
-            sampling: the distribution to sample from.
-            key: seeds the random numbers, together with the problem's id and the sample's number.
+            sampling: the distribution to sample from, turn by turn.
+            key: of the random numbers; those of an episode's first turn depend on it, the problem's id and the sample's
+                number, those of turn t > 0 on t besides.
 
         Raises:
-            InputError: the model cannot read a prompt, or the engine's output is invalid.
+            InputError: the model cannot read a prompt, or the engine's answer cannot be used.
         """
-        prompts = encode_prompts(self.tokenizer, self.limits, problems, sampling)
-        rows = [(p, i, ids) for p, ids in zip(problems, prompts, strict=True) for i in range(sampling.samples)]
+        conversations = self._begin(problems, sampling)
+        going_on, turn = [c for c in conversations if c.failure is None], 0
+        while going_on:
+            self._sample(going_on, sampling, key, turn)
+            turn += 1
+            going_on = self._answered(going_on, sampling, last=turn == self._max_turns)
+        if self.environments is not None:
+            self.environments.close()
+        episodes = iter([c.episode() for c in conversations])
+        return [tuple(islice(episodes, sampling.samples)) for _ in problems]
+
+    @property
+    def _max_turns(self) -> int:
+        return 1 if self.environments is None else self.environments.max_turns
+
+    def _begin(self, problems: Sequence[Problem], sampling: Sampling) -> list[Conversation]:
+        """The conversations of all episodes, each up to where the model speaks first."""
+        rows = [(p, i) for p in problems for i in range(sampling.samples)]
+        if self.environments is None:
+            prompts = encode_prompts(self.tokenizer, self.limits, problems, sampling)
+            read = zip(problems, prompts, self.tokenizer.batch_decode(prompts), strict=True)
+            per_row = [(p.messages, ids, shown) for p, ids, shown in read for _ in range(sampling.samples)]
+            return [
+                Conversation(n, p, i, sampling, messages, (), ids, shown, in_environment=False)
+                for n, ((p, i), (messages, ids, shown)) in enumerate(zip(rows, per_row, strict=True))
+            ]
+        opened = self.environments.open([p for p, _ in rows])
+        return [self._opened(n, p, i, sampling, o) for n, ((p, i), o) in enumerate(zip(rows, opened, strict=True))]
+
+    def _opened(
+        self, number: int, problem: Problem, sample: int, sampling: Sampling, opened: Observation | Failure
+    ) -> Conversation:
+        observation = Observation(problem.messages) if isinstance(opened, Failure) else opened
+        messages, tools = with_tools(self.tokenizer, observation)
+        read = Problem(problem.id, messages, problem.answer, problem.data)
+        prompt = encode_prompt(self.tokenizer, read, tools)
+        self.limits.require(read, prompt, sampling)
+        shown = self.tokenizer.decode(prompt)
+        conversation = Conversation(
+            number, problem, sample, sampling, messages, tools, prompt, shown, in_environment=True
+        )
+        if isinstance(opened, Failure):
+            conversation.fail(opened)
+        return conversation
+
+    def _sample(self, conversations: Sequence[Conversation], sampling: Sampling, key: Key, turn: int) -> None:
+        """Have the model take its next turn in each."""
         requests = [
-            Request(ids, sampling, self.stop, (*key, p.id, i), f"completion {i} of problem {p.id!r}")
-            for p, i, ids in rows
+            Request(
+                c.context,
+                sampling,
+                self.stop,
+                (*key, c.problem.id, c.sample, *([turn] if turn else [])),
+                f"completion {c.sample} of problem {c.problem.id!r}" + (f", turn {turn}" if turn else ""),
+            )
+            for c in conversations
         ]
         generations = self.engine.generate(requests)
         texts = self.tokenizer.batch_decode([g.token_ids for g in generations], skip_special_tokens=True)
-        shown = self.tokenizer.batch_decode(prompts)
-        episodes = (
-            _one_turn(problem, sample, shown[n // sampling.samples], prompt_ids, sampling, generation, text)
-            for n, ((problem, sample, prompt_ids), generation, text) in enumerate(
-                zip(rows, generations, texts, strict=True)
-            )
-        )
-        return [tuple(islice(episodes, sampling.samples)) for _ in problems]
+        for c, generation, text in zip(conversations, generations, texts, strict=True):
+            c.speak(generation, text)
 
-
-def _one_turn(
-    problem: Problem, sample: int, prompt: str, prompt_ids: Tensor, sampling: Sampling, g: Generation, text: str
-) -> Episode:
-    return Episode(
-        problem_id=problem.id,
-        sample=sample,
-        messages=(*problem.messages, message("assistant", text)),
-        prompt=prompt,
-        text=text,
-        finish_reason=g.finish_reason,
-        sampling=sampling,
-        turns=(len(g.token_ids),),
-        sequences=(TokenSequence.of(prompt_ids, g),),
-    )
+    def _answered(self, conversations: Sequence[Conversation], sampling: Sampling, *, last: bool) -> list[Conversation]:
+        """Let the environments answer; return the conversations that go on."""
+        if self.environments is None:
+            return []
+        ended = {c.number: c for c in conversations if c.finish_reason == "stop"}
+        results = self.environments.step({n: c.turn for n, c in ended.items()})
+        for number, result in results.items():
+            if isinstance(result, Failure):
+                ended[number].fail(result)
+            else:
+                ended[number].hear(result, self.tokenizer, self.stop, last=last)
+        return [c for c in ended.values() if c.goes_on and not self.limits.too_long(c.context, sampling)]

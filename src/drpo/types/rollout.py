@@ -123,6 +123,23 @@ class TokenSequence:
         return len(self.behavior_logp)
 
 
+@dataclass(frozen=True)
+class Played:
+    """What an environment had to say of an episode.
+
+    Args:
+        rewards: of each turn, in order, finite.
+        done: the environment ended the episode; else a limit did: of turns, or of tokens.
+        failed_calls: calls of tools that could not be read or that failed.
+        failure: why the environment could not go on; None where it could.
+    """
+
+    rewards: tuple[float, ...]
+    done: bool
+    failed_calls: int = 0
+    failure: Failure | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """One attempt at a problem, from its prompt to its end.
@@ -137,6 +154,7 @@ class Episode:
         sampling: the distribution it was sampled from.
         turns: sampled tokens of each turn, in order.
         sequences: its token ids; more than one only if a turn's prompt does not continue the previous turn's tokens.
+        played: what its environment reported; None without an environment.
     """
 
     problem_id: str
@@ -148,6 +166,7 @@ class Episode:
     sampling: Sampling
     turns: tuple[int, ...]
     sequences: tuple[TokenSequence, ...]
+    played: Played | None = None
 
     @property
     def n_sampled(self) -> int:
