@@ -1,6 +1,7 @@
 """Tools in the prompt: by the chat template where it knows of them, else in words."""
 
 import json
+
 from transformers import PreTrainedTokenizerBase
 
 from drpo.rollout.chat_template import render

@@ -1,10 +1,11 @@
 """Episodes -> scored groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig, RewardPool, Scored
-from drpo.types import Episode, Problem, RewardResult, ScoredGroup, Unscored
+from drpo.types import Episode, Failure, Problem, RewardResult, ScoredGroup, Unscored
 
 
 def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], pool: RewardPool) -> list[ScoredGroup]:
@@ -12,7 +13,8 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
 
     A reward that returns None abstains: its episode is left out of the group. A reward fails if it raises, times out,
     dies or returns something that is not a finite number: `pool.config.on_failure` then leaves the episode out or
-    scores it 0. The group records the failure in both cases.
+    scores it 0. The group records the failure in both cases. An
+    environment that fails counts as a failed reward; its rewards of turns are added to the reward's own.
 
     Args:
         problems: the problems of the rollout.
@@ -23,9 +25,32 @@ def score(problems: Sequence[Problem], rollout: Sequence[Sequence[Episode]], poo
         One group per problem, in the order of `problems`, its episodes in order.
     """
     groups = list(zip(problems, rollout, strict=True))
-    scores = iter(pool.score([(problem, e.transcript) for problem, episodes in groups for e in episodes]))
+    whole = [(problem, e.transcript) for problem, episodes in groups for e in episodes if _failure(e) is None]
+    scores = iter(pool.score(whole))
     zero = pool.config.on_failure == "zero"
-    return [_group(problem, [(e, next(scores)) for e in episodes], zero) for problem, episodes in groups]
+    return [_group(problem, [(e, _scored(e, scores)) for e in episodes], zero) for problem, episodes in groups]
+
+
+def _failure(episode: Episode) -> Failure | None:
+    return None if episode.played is None else episode.played.failure
+
+
+def _scored(episode: Episode, scores: Iterator[Scored]) -> Scored:
+    """An episode's next score, with what its environment gave for each turn; that of a failed environment has none."""
+    failure = _failure(episode)
+    if failure is not None:
+        return Scored(None, failure, 0.0)
+    scored = next(scores)
+    if episode.played is None or scored.result is None or not any(episode.played.rewards):
+        return scored
+    turns = scored.result.turns or (0.0,) * len(episode.turns)
+    both = tuple(map(_plus, turns, episode.played.rewards))
+    return replace(scored, result=replace(scored.result, turns=both))
+
+
+def _plus(reward: float | tuple[float, ...], of_turn: float) -> float | tuple[float, ...]:
+    """A turn's reward and the environment's; one for each token gets the environment's at the last."""
+    return (*reward[:-1], reward[-1] + of_turn) if isinstance(reward, tuple) else reward + of_turn
 
 
 def require_scored(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:

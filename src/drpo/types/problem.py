@@ -127,6 +127,11 @@ class RewardResult:
     parts: Mapping[str, float] = field(default_factory=dict)
     turns: tuple[float | tuple[float, ...], ...] = ()
 
+    @property
+    def whole(self) -> float:
+        """The total, and the rewards of all turns."""
+        return self.total + sum(sum(t) if isinstance(t, tuple) else t for t in self.turns)
+
     @staticmethod
     def of_floats(total: Any, parts: Mapping[Any, Any], turns: Iterable[Any]) -> "RewardResult":
         """Return a result of plain floats; a turn's list becomes a tuple."""

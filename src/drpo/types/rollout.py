@@ -231,8 +231,8 @@ class ScoredGroup:
 
     @property
     def rewards(self) -> Tensor:
-        """[n] float32; the total of each scored episode."""
-        return torch.tensor([result.total for result in self.results], dtype=torch.float32)
+        """[n] float32; the whole reward of each scored episode: its total, and what its turns have besides."""
+        return torch.tensor([result.whole for result in self.results], dtype=torch.float32)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
