@@ -1,12 +1,15 @@
 """Environments in this process: for those that are quick, always return and harm nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from drpo.environments.contract import Environment, EnvironmentTask
-from drpo.rewards.wording import one_line
+from drpo.rewards.scoring import one_line
 from drpo.seeds import derive
 from drpo.types import Failure, Problem
 from drpo.types.environment import Observation, StepResult, Turn
+
+T = TypeVar("T")
 
 
 class LocalEnvironments:
@@ -45,7 +48,7 @@ class LocalEnvironments:
         self._open.clear()
 
 
-def _safely[T](call: Callable[[], T]) -> T | Failure:
+def _safely(call: Callable[[], T]) -> T | Failure:
     try:
         return call()
     except Exception as error:
