@@ -94,7 +94,6 @@ def test_a_walk_arrives() -> None:
 
 
 def test_two_lookups_lead_to_the_answer() -> None:
-    pytest.importorskip("bm25s", reason="needs bm25s: pip install 'drpo[envs]'")
     task = Lookup()
     for problem in task.held_out(10):
         who = problem.prompt.removeprefix("In which valley does ").removesuffix(" work?")

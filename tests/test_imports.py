@@ -31,6 +31,7 @@ RANK = {
     "model": 4,
     "rewards": 4,
     "tasks": 5,
+    "environments": 6,
     "rollout": 5,
     "batch": 6,
     "train": 9,

@@ -17,6 +17,7 @@ from drpo.credit import credit_rule
 from drpo.credit.advantages import rloo
 from drpo.credit.gae import GAE
 from drpo.credit.reference_kl import with_reference_kl
+from drpo.credit.rules import turn_rewards
 from drpo.errors import InputError
 from drpo.objectives import ImportanceSampling, total
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
@@ -181,9 +182,11 @@ def test_the_kl_in_the_reward_keeps_the_total_and_says_its_part() -> None:
     k1 = (logp - reference_logp)[3:5].detach()
     assert [r.total for r in found.results] == [1.0, 0.0] and found.episodes == group.episodes
     assert found.results[0].parts == {"right": 1.0, "reference_kl": pytest.approx(-KL * float(k1[0].sum()))}
-    assert found.results[0].turns == (
-        (pytest.approx(-KL * float(k1[0, 0])), pytest.approx(0.5 - KL * float(k1[0, 1]))),
-    )
+    assert found.results[0].turns == (0.5,) and found.rewards.tolist() == [1.5, 0.0]
+    assert found.results[0].penalties == tuple(pytest.approx(-KL * float(k)) for k in k1[0])
+    assert torch.cat(turn_rewards(found.results[0], [2])).tolist() == [
+        pytest.approx(-KL * float(k1[0, 0])), pytest.approx(1.5 - KL * float(k1[0, 1]))
+    ]  # fmt: skip
 
 
 def test_reference_kl_values() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from drpo.credit.rules import turn_rewards
 from drpo.types import Episode, RewardResult, ScoredGroup
 
 PART = "reference_kl"
@@ -22,8 +21,8 @@ def with_reference_kl(
 
     mu is the sampler's distribution. A token's credit includes all later rewards, so on-policy the expected gradient is
     exactly that of E[R] - coefficient KL(pi || ref) over whole texts. The loss term k2
-    (`drpo.objectives.reference_kl`) is not exact for whole texts. The total is unchanged; the sum over an episode is
-    reported as the part `PART`.
+    (`drpo.objectives.reference_kl`) is not exact for whole texts. The KL goes into
+    `RewardResult.penalties`, and its sum over an episode into the part `PART`; the task's own rewards stay as they are.
 
     Args:
         groups: the groups of a rollout.
@@ -37,8 +36,7 @@ def with_reference_kl(
     def penalised(episode: Episode, result: RewardResult) -> RewardResult:
         behavior_logp = torch.cat([s.behavior_logp for s in episode.sequences])
         penalty = -coefficient * (behavior_logp - torch.cat([next(columns) for _ in episode.sequences]))
-        rewards = torch.cat(turn_rewards(replace(result, total=0.0), episode.turns)) + penalty
-        turns = tuple(tuple(turn.tolist()) for turn in rewards.split(episode.turns))
-        return replace(result, parts={**result.parts, PART: float(penalty.sum())}, turns=turns)
+        parts = {**result.parts, PART: float(penalty.sum())}
+        return replace(result, parts=parts, penalties=tuple(penalty.tolist()))
 
     return [replace(g, results=tuple(map(penalised, g.episodes, g.results))) for g in groups]

@@ -60,7 +60,7 @@ def group_credit(
 
 
 def _compared(group: ScoredGroup, advantage: Advantage, discount: float) -> list[Credit]:
-    by_token = any(isinstance(turn, tuple) for result in group.results for turn in result.turns)
+    by_token = any(r.penalties or any(isinstance(turn, tuple) for turn in r.turns) for r in group.results)
     lengths = [e.turns if by_token else (1,) * len(e.turns) for e in group.episodes]
     rewards = [turn_rewards(result, n) for result, n in zip(group.results, lengths, strict=True)]
     advantages = step_advantages(rewards, advantage, discount)
@@ -77,7 +77,7 @@ def _by_turn(episode: Episode, advantages: Sequence[Tensor]) -> list[Credit]:
 def turn_rewards(result: RewardResult, lengths: Sequence[int]) -> list[Tensor]:
     """Return the reward of each step of each turn, [K_t] float32; a turn's single number is its last step's.
 
-    The episode's total is added to the very last step.
+    The episode's total is added to the very last step, its penalties to the steps, which are then tokens.
 
     Args:
         result: an episode's reward.
@@ -92,6 +92,8 @@ def turn_rewards(result: RewardResult, lengths: Sequence[int]) -> list[Tensor]:
         turn if isinstance(turn, tuple) else (*(0.0,) * (n - 1), turn) for turn, n in zip(turns, lengths, strict=True)
     ]
     rewards = [torch.tensor(turn, dtype=torch.float32) for turn in steps]
+    if result.penalties:
+        rewards = [r + p for r, p in zip(rewards, torch.tensor(result.penalties).split(list(lengths)), strict=True)]
     rewards[-1][-1] += result.total
     return rewards
 

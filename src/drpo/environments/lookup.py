@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from drpo.environments.contract import Environment
 from drpo.environments.tools import ToolEpisode
@@ -190,7 +191,7 @@ def _library() -> Sequence[str]:
 
 
 @lru_cache
-def _index():  # type: ignore[no-untyped-def]  # bm25s has no types
+def _index() -> Any:
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(_library()), show_progress=False), show_progress=False)
     return index

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
-from drpo.credit.reference_kl import PART as KL_PART
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
 from drpo.objectives.contract import log_ratio, weight_of_gradient
 from drpo.types import (
@@ -132,9 +131,8 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
 
 
 def _alike(group: ScoredGroup) -> bool:
-    """Whether the rewards of a group are all equal; the KL of `--kl-in-reward` is no reward of the task's."""
-    turns = {result.turns for result in group.results if KL_PART not in result.parts}
-    return all_equal(group.rewards) and len(turns) <= 1
+    """Whether the task's rewards of a group are all equal, those of turns too."""
+    return all_equal(group.rewards) and len({result.turns for result in group.results}) <= 1
 
 
 def part_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:

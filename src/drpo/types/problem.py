@@ -115,6 +115,8 @@ class RewardResult:
         parts: name -> component, for people: each is a metric and a curve. They need not add up to `total`.
         turns: rewards of each turn, in order, in addition to the total: one number, or one per sampled token of the
             turn; empty where turns have none.
+        penalties: what the trainer adds to the reward of each sampled token, all turns in order: the KL to a reference
+            (`drpo.credit.reference_kl`). Not part of what the task gave; empty where there is none.
 
     Example:
         >>> RewardResult(1.5, {"right": 1.0, "short": 0.5}).total
@@ -126,10 +128,11 @@ class RewardResult:
     total: float
     parts: Mapping[str, float] = field(default_factory=dict)
     turns: tuple[float | tuple[float, ...], ...] = ()
+    penalties: tuple[float, ...] = ()
 
     @property
     def whole(self) -> float:
-        """The total, and the rewards of all turns."""
+        """What the task gave: the total, and the rewards of all turns."""
         return self.total + sum(sum(t) if isinstance(t, tuple) else t for t in self.turns)
 
     @staticmethod

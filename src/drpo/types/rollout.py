@@ -231,7 +231,7 @@ class ScoredGroup:
 
     @property
     def rewards(self) -> Tensor:
-        """[n] float32; the whole reward of each scored episode: its total, and what its turns have besides."""
+        """[n] float32; the whole reward of each scored episode: its total, and its turns' rewards."""
         return torch.tensor([result.whole for result in self.results], dtype=torch.float32)
 
     @property
