@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drpo.train.metrics import (
+    AUXILIARY_METRICS,
     DIVERGENCE_METRICS,
     PART_METRICS,
     REGION_METRICS,
@@ -41,6 +42,7 @@ PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
         REGION_METRICS,
     ),
     ("Top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
+    ("Auxiliary losses", "Over the same tokens.", AUXILIARY_METRICS),
     (
         "Updates",
         "`loss` and `learning_rate` are those of the step's last update, `grad_norm` is the largest. Where a step has\n"

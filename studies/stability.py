@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
-
 from command import run
 from drpo.cli.commands.compare import require_jobs
 from drpo.cli.compare import run_trials
+from drpo.cli.options import parse
 from drpo.cli.output import attempt, writing_folder
 from drpo.lab.grid import Grid, parse_variant, runs
 from drpo.lab.trial_result import prepare, read_comparison, read_trial, trial_folders
@@ -98,7 +97,7 @@ class StabilityOptions:
 
 def stability(arguments: Sequence[str]) -> int:
     """Train what is missing, print the tables, draw the maps and the report; return the exit status."""
-    options = tyro.cli(StabilityOptions, prog="python studies/stability.py", args=arguments)
+    options = parse(StabilityOptions, list(arguments), "python studies/stability.py")
     require_jobs(options.jobs)
     folder = options.out / "stability"
     planned = stability_runs(

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
 from rich.progress import Progress
 
 from command import run
+from drpo.cli.options import parse
 from drpo.cli.output import writing_folder
 from drpo.files import write_text
 from drpo.report.payload import finite
@@ -40,7 +40,7 @@ class TheoryOptions:
 
 def theory(arguments: Sequence[str]) -> int:
     """Compute, write and print everything; return 1 if a check fails."""
-    options = tyro.cli(TheoryOptions, prog="python studies/theory.py", args=arguments)
+    options = parse(TheoryOptions, list(arguments), "python studies/theory.py")
     with writing_folder("--out", options.out):
         results = examine(_progress)
         tables = write_report(options.out, results)

@@ -59,7 +59,18 @@ BAD = [
     (("train", "smoke", "--eval-task", "collections:OrderedDict"), "has no `sample`"),
     (("train", "smoke", "--reward", "collections:OrderedDict"), "must be a function of (problem, text)"),
     (("train", "smoke", "--reward", "operator:itemgetter(1)"), "make itemgetter a frozen dataclass"),
-    (("eval", "nowhere"), "nowhere is no run's folder"),
+    (("train", "smoke", "--optimizer", "operator:itemgetter(1)"), "has no `learning_rate`"),
+    (("train", "smoke", "--schedule", "math:sqrt"), "schedule=sqrt: must be a schedule with `warmup` and"),
+    (("train", "smoke", "--advantage", "collections:OrderedDict"), "has no `__call__`"),
+    (("train", "smoke", "--critic-optimizer", "adamw(1e-3)"), "there is no critic"),
+    (("train", "smoke", "--critic", "gae", "--advantage", "zscore"), "advantage=zscore: with a critic"),
+    (("train", "smoke", "--shard", "fsdp"), "--shard fsdp: this is one process"),
+    (("compare", "smoke", "--shard", "fsdp"), "unknown option '--shard'"),
+    (("train", "smoke", "--name", "../../x"), "name='../../x'"),
+    (("train", "smoke", "--name", ".."), "name='..'"),
+    (("train", "smoke", "--model", "smolm2-135m"), "model='smolm2-135m': no folder, and no hub id"),
+    (("export", "smolm2-135m", "new"), "did you mean 'smollm2-135m'"),
+    (("eval", "nowhere"), "model='nowhere'"),
     (("train", "smoke", "--learning-rate", "x"), "--learning-rate 'x': must be a number"),
     (("train", "smoke", "--steps", "x"), "--steps"),
     (("train", "smoke", "--steps"), "--steps"),
@@ -95,7 +106,8 @@ BAD = [
     (("train", "smoke", "--restarts", "-1"), "--restarts -1"),
     (("watch", ".", "--every", "1e300"), "--every 1e+300"),
     (("verify",), "folder"),
-    (("verify", "nowhere"), "nowhere"),
+    (("verify", "nowhere"), "nowhere: no such folder"),
+    (("verify", "compared"), "drpo verify compared/trials/NAME"),
     (("train", "smoke", "--track", "trackio", "wand"), "did you mean 'wandb'"),
     (("train", "smoke", "--model", "./nowhere"), "./nowhere"),
     (("train", "--resume", "nowhere"), "nowhere"),
@@ -127,6 +139,7 @@ BAD = [
 def test_bad_input_is_one_line_that_names_it_and_status_2(capsys, elsewhere, arguments, named):
     (elsewhere / "there.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n' * 3)
     (elsewhere / "begun").mkdir()
+    (elsewhere / "compared" / "trials").mkdir(parents=True)
     (elsewhere / "broken.jsonl").write_bytes(b'{"question": "1 + 1?", "answer": "2"}\n{"quest')
     status, out, err = said(capsys, *arguments)
     assert status == 2
@@ -255,7 +268,7 @@ def test_train_then_resume_then_eval(capsys, elsewhere, request):
     assert status == 2 and "--resume" in err
     assert said(capsys, "train", "--resume", str(folder), "--no-doctor")[0] == 0
     status, out, _ = said(capsys, "eval", str(folder), "--problems", "4", "--json", "--sampling.top-k", "5")
-    assert status == 0 and json.loads(out)["n_problems"] == 4
+    assert status == 0 and json.loads(out)["n_problems"] == 4 and json.loads(out)["step"] == 2
     status, _, err = said(capsys, "eval", str(folder), "--problems", "-5")
     assert status == 2 and "--problems -5: must be from 1" in err
     options = ("--task", "addition(1, 9)", "--problems", "4", "--sampling.samples", "2")

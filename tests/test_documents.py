@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from drpo import cli, objectives
-from drpo.cli.commands.compare import BY_TRIAL, CompareOptions
+from drpo.cli.commands.compare import NOT_OPTIONS, CompareOptions
 from drpo.cli.commands.doctor import DoctorOptions
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.commands.train import TrainOptions
@@ -223,7 +223,7 @@ def test_drpo_commands(
         assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
     if asked == "compare" and rest[0] != "--resume":
-        base, options = overridden(find(rest[0]), rest[1:], "drpo", CompareOptions, without=BY_TRIAL)
+        base, options = overridden(find(rest[0]), rest[1:], "drpo", CompareOptions, without=NOT_OPTIONS)
         assert len({run.name for run in planned(base, options)}) > 2
         return
     if asked == "serve":

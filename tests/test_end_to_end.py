@@ -128,10 +128,10 @@ def of_tokens(distribution: Tensor, record: dict[str, Any]) -> Tensor:
 
 def update_loss(
     case: Case, model: PreTrainedModel, reference: PreTrainedModel, records: list[dict[str, Any]]
-) -> Tensor:
-    """Of one update: advantages within a problem, all three terms, the reduction."""
+) -> tuple[Tensor, float]:
+    """Of one update: advantages within a problem, all three terms, the reduction; and the mean KL to the reference."""
     n_tokens = sum(len(r["token_ids"]) for r in records)
-    loss = torch.zeros((), dtype=torch.float64)
+    loss, total_kl = torch.zeros((), dtype=torch.float64), 0.0
     for record in records:
         group = [r["reward"] for r in records if r["problem"] == record["problem"]]
         advantage = record["reward"] - sum(group) / len(group)
@@ -140,10 +140,11 @@ def update_loss(
         with torch.no_grad():
             l_reference = of_tokens(distribution(reference, record, case.temperature), record)
         kl = torch.exp(l - m).detach() * (l - l_reference) ** 2 / 2
+        total_kl += float(kl.detach().sum())
         entropy = -(everything.exp() * everything).sum(-1)
         weight = case.weight(n_tokens, len(records), len(l))
         loss = loss + weight * (case.loss(l, m, advantage) + case.kl * kl - case.entropy * entropy).sum()
-    return loss
+    return loss, total_kl / n_tokens
 
 
 class AdamW:
@@ -171,12 +172,13 @@ def learning_rate(case: Case, index: int) -> float:
     return PEAK * case.decay((index - UPDATES) / (STEPS * UPDATES - UPDATES))
 
 
-def by_hand(case: Case, records: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[float]]:
-    """The trained weights, and the gradient's norm before each update."""
+def by_hand(case: Case, records: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[float], list[float]]:
+    """The trained weights, and before each update the gradient's norm and the mean KL to the reference."""
     model, reference = doubled(uneven()[0]), doubled(uneven()[0])
     parameters = dict(model.named_parameters())
     optimizer = AdamW(list(parameters.values()))
     norms: list[float] = []
+    kls: list[float] = []
     for step in range(STEPS):
         of_step = [r for r in records if r["step"] == step + 1]
         problems = list(dict.fromkeys(r["problem"] for r in of_step))
@@ -186,13 +188,14 @@ def by_hand(case: Case, records: list[dict[str, Any]]) -> tuple[dict[str, Tensor
             torch.testing.assert_close(torch.tensor(record["behavior_logp"]).double(), mu, rtol=0, atol=1e-3)
         for update in range(UPDATES):
             own = problems[PROMPTS_PER_UPDATE * update :][:PROMPTS_PER_UPDATE]
-            loss = update_loss(case, model, reference, [r for r in of_step if r["problem"] in own])
+            loss, kl = update_loss(case, model, reference, [r for r in of_step if r["problem"] in own])
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
             clipped = tuple(g * min(1.0, case.max_norm / norm) for g in gradients)
             optimizer.step(clipped, learning_rate(case, len(norms)))
             norms.append(norm)
-    return {name: p.detach() for name, p in parameters.items()}, norms
+            kls.append(kl)
+    return {name: p.detach() for name, p in parameters.items()}, norms, kls
 
 
 def settings(case: Case) -> Run:
@@ -214,9 +217,11 @@ def test_a_run_is_what_the_formulas_say(name: str, tmp_path: Path) -> None:
     run = settings(case)
     components = build(run)
     train(run, tmp_path, components=components, keep_model=False)
-    wanted, norms = by_hand(case, read_records(tmp_path / ROLLOUTS))
-    recorded = [u["grad_norm"] for m in read_records(tmp_path / METRICS) for u in m["updates"]]
-    assert recorded == pytest.approx(norms, rel=1e-4)
+    wanted, norms, kls = by_hand(case, read_records(tmp_path / ROLLOUTS))
+    updates = [u for m in read_records(tmp_path / METRICS) for u in m["updates"]]
+    assert [u["grad_norm"] for u in updates] == pytest.approx(norms, rel=1e-4)
+    if case.kl:
+        assert [u["reference_kl"] for u in updates] == pytest.approx(kls, rel=1e-3, abs=1e-9)
     assert 0 < sum(norm > case.max_norm for norm in norms) < len(norms), norms
     start, found = dict(uneven()[0].named_parameters()), components.policy.trainable()
     assert found.keys() == wanted.keys()

@@ -144,11 +144,16 @@ def test_what_cannot_be_varied_is_refused_by_name(made, named: str):
         made()
 
 
-def test_as_many_jobs_as_fit():
+def test_as_many_jobs_as_fit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert fitting("tiny", 3, n_trials=2).jobs == 2
     assert fitting("tiny", 3, n_trials=9).jobs == 3
     size = fitting("tiny", None, n_trials=99)
     assert 1 <= size.jobs * size.threads <= (os.cpu_count() or 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert fitting("tiny", 2, n_trials=2) == PoolSize(jobs=2, threads=3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
+    assert fitting("tiny", None, n_trials=2) == PoolSize(jobs=1, threads=1000)
 
 
 # Trials in processes.

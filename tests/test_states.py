@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from drpo import cli
 from drpo.errors import InputError
-from drpo.train import session
+from drpo.train import loop, session
 from drpo.train.records import CONFIG, read_json
 from support.pictures import without_pictures
 from support.runs import assert_same_run, put
@@ -104,8 +104,8 @@ def one_fault(faults: Faults, folder: Path, at: int, dies: bool) -> None:
     assert status is None if dies else status in (0, 1, 2), (at, status)
 
 
-def assert_goes_on(whole: Path, folder: Path) -> None:
-    assert go_on(folder) == 0
+def assert_goes_on(whole: Path, folder: Path, again: Callable[[Path], int] = go_on) -> None:
+    assert again(folder) == 0
     assert_same_run(whole, folder)
     assert not [path for path in folder.rglob("*") if ".writing" in path.name or path.name == ".lock"]
 
@@ -129,16 +129,22 @@ def test_a_fault_at_any_file_is_gone_on_from(whole: tuple[Path, int], faults: Fa
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "error"),
+    ("owner", "name", "error", "again"),
     [
-        (session, "require_scored", InputError("the reward has failed")),
-        (session.RewardPool, "__enter__", RuntimeError("can't start new thread")),
-        (session, "rollout_records", KeyboardInterrupt()),
+        (loop, "score", InputError("the reward has a wrong shape"), begin),
+        (session.RewardPool, "__enter__", RuntimeError("can't start new thread"), begin),
+        (session, "rollout_records", KeyboardInterrupt(), go_on),
     ],
     ids=["a reward", "set-up", "a second signal"],
 )
 def test_a_run_that_ends_before_its_first_checkpoint_is_gone_on_from(
-    whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception
+    whole: tuple[Path, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    error: Exception,
+    again: Callable[[Path], int],
 ):
     def fails(*_: Any) -> None:
         raise error
@@ -147,7 +153,9 @@ def test_a_run_that_ends_before_its_first_checkpoint_is_gone_on_from(
         patch.setattr(owner, name, fails)
         assert begin(tmp_path / "run") != 0
     (tmp_path / "run" / "old.writing").touch()  # as if it had been killed besides
-    assert_goes_on(whole[0], tmp_path / "run")
+    if name == "score":
+        assert begin(tmp_path / "run", "--seed", "1") == 2  # the untrained model's evaluation is another run's
+    assert_goes_on(whole[0], tmp_path / "run", again)
 
 
 def test_a_run_that_is_killed_behind_its_last_step_and_before_its_first_checkpoint_is_gone_on_from(

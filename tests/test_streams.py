@@ -6,13 +6,14 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drpo import cli
-from drpo.cli.streams import telling
+from drpo.cli.streams import fewer_warnings, telling
 from drpo.train import log
 from drpo.train.callbacks import CallbackList, NullCallback
 from drpo.train.loop import train
@@ -99,7 +100,7 @@ def test_an_error_that_cannot_be_told_keeps_its_status(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_no_file_gets_the_number_of_a_stream_that_is_closed(closed: str, tmp_path: Path):
-    program = "import os; from drpo.cli.streams import telling\n"
+    program = "import os; from drpo.cli.streams import fewer_warnings, telling\n"
     program += "with telling(True): print(os.open('probe', os.O_CREAT | os.O_RDWR), file=open('said', 'w'))"
     command = f'"{sys.executable}" -c "{program}" {closed}'
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, capture_output=True)
@@ -199,3 +200,13 @@ def test_a_folder_that_goes_away_is_one_line(
 def test_a_name_that_no_file_can_have_is_bad_input(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["export", "x" * 300, "exported"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_of_warnings_only_those_that_concern_the_user_are_shown(capsys: pytest.CaptureFixture[str]):
+    libraries = (os.__file__, log.__file__, pytest.__file__, "/venv/lib/site-packages/torch/nn/modules/module.py")
+    with fewer_warnings():
+        for file in (*libraries, "/home/me/reward.py", "/venv/lib/site-packages/torch/cuda/__init__.py"):
+            warnings.warn_explicit("odd\x1b", UserWarning, file, 7)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "UserWarning: odd\ufffd (/home/me/reward.py:7)"
+    assert len(shown) == 2 and "torch/cuda" in shown[1]

@@ -35,6 +35,7 @@ from drpo.objectives import (
     ratio,
     vanishes_at_zero_advantage,
 )
+from drpo.reductions import Horizon
 from drpo.rollout import ScriptedEngine
 from drpo.train import checkpoint, stored
 from drpo.train.callbacks import NullCallback
@@ -421,6 +422,7 @@ def test_additive_terms_train_every_completion(tmp_path: Path, terms: dict[str, 
     for metrics in read_records(tmp_path / METRICS):
         assert metrics["trained_tokens"] == metrics["sampled_tokens"]
         assert ("reward_parts/reference_kl" in metrics) == ("kl_in_reward" in terms)
+        assert ("reference_kl" in metrics) == ("reference_kl" in terms)
 
 
 def test_the_reference_stays_what_the_model_was():
@@ -501,7 +503,18 @@ def test_no_more_updates_than_configured_and_each_sees_its_share(tmp_path: Path)
         ({"steps": "3"}, "steps='3' is text"),
         ({"objective": DRPO}, "objective DRPO is a class"),
         ({"objective": 3}, "objective int has no `tokenwise`"),
-        ({"task": 3}, "task=3: a task has `sample`"),
+        ({"task": 3}, "task=3: must be a task with `sample` and .*; this has no `sample`"),
+        ({"eval_task": 3}, "eval_task=3: must be a task"),
+        ({"reward": 3}, "reward=3: must be a function"),
+        ({"advantage": 3}, "advantage=3: must be a function"),
+        ({"reduction": 3}, "reduction=3: must be a function"),
+        ({"reduction": Horizon}, "reduction=Horizon: is a class; pass an instance"),
+        ({"critic": 1}, "critic=1: must be None or GAE"),
+        ({"optimizer": 3}, "optimizer=3: must be an optimiser with `learning_rate` and `build`"),
+        ({"optimizer": AdamW}, "optimizer=AdamW: is a class"),
+        ({"critic_optimizer": 3}, "critic_optimizer=3: must be an optimiser"),
+        ({"schedule": 3}, "schedule=3: must be a schedule"),
+        ({"name": "a/b"}, "name='a/b'"),
         ({"sampling": 3}, "sampling=3: RolloutConfig does not take it"),
     ],
 )

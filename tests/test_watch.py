@@ -6,9 +6,11 @@ Not covered: how a real terminal draws the picture; rich and plotext are trusted
 import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,10 @@ def test_a_view_is_what_the_run_wrote(finished: Path):
     text = drawn(view)
     for shown in ("tiny-world", "6/6 steps", "finished", "rollout", "held-out mean reward after 6 steps", "a sample"):
         assert shown in text
+    assert "value loss" not in text
+    critic = [m | {"explained_variance": 0.25, "value_loss": 0.5} for m in view.metrics]
+    for line in (r"explained variance +\S+ +0.25 to 0.25", r"value loss +\S+ +0.5 to 0.5"):
+        assert re.search(line, drawn(replace(view, metrics=critic)))
 
 
 def test_a_run_that_goes_on_is_running_until_its_own_summary(folder: Path):

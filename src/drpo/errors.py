@@ -84,6 +84,16 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "step"), counted(4, "step")
+        ('1 step', '4 steps')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` for the known name nearest to `word`, else the list of known names.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.logging import RichHandler
 
 from drpo import __version__
-from drpo.cli.streams import OutputLostError, telling
+from drpo.cli.streams import OutputLostError, fewer_warnings, telling
 from drpo.credentials import keep_password, without_password
 from drpo.errors import EngineError, InputError, is_disk_full, is_out_of_memory, nearest, one_line
 from drpo.spec import SAFE_PATH, import_named
@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Set before torch loads: waiting threads sleep soon. With one other busy process, a rollout of the demo took 17 s,
     # and 20 s with libgomp's default; alone 7 s either way (8.5 s if threads sleep at once).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    with telling(goes_on=bool(arguments) and arguments[0] in LASTING and not {"-h", "--help"} & set(arguments)):
+    goes_on = bool(arguments) and arguments[0] in LASTING and not {"-h", "--help"} & set(arguments)
+    with telling(goes_on), fewer_warnings():
         _show_log()
         return _status(arguments)
 

@@ -49,7 +49,8 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.reward_pool) as pool, waiting:
         before = _before(Path(name), options) if run is not None and as_trained else {}
-        result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=0, before=before)
+        step = 0 if run is None else run.trainer.steps  # a finished run's model
+        result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=step, before=before)
     if options.json:
         print(json.dumps(finite(asdict(result))))
     else:

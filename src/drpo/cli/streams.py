@@ -1,11 +1,19 @@
-"""Standard output and standard error that do not end a run when they fail."""
+"""Standard output and standard error that do not end a run when they fail; which of Python's warnings are shown."""
 
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, cast
+
+from drpo.errors import one_line
+
+_LIBRARIES = (Path(os.__file__).parent, Path(__file__).parents[1])
+_ABOUT_THE_MACHINE = ("torch", "cuda")
+"""The folder of torch's warnings about a GPU that it cannot use."""
 
 
 class OutputLostError(Exception):
@@ -83,6 +91,34 @@ def telling(goes_on: bool) -> Iterator[None]:
         with suppress(OutputLostError):  # --help ends the process itself
             sys.stdout.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def fewer_warnings() -> Iterator[None]:
+    """Show, of Python's warnings, those of the user's own code and those about the GPU, in one line each.
+
+    The others are for the developers of libraries. `python -W` and PYTHONWARNINGS have all shown in Python's form.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    if _concerns_user(Path(filename)):
+        print(f"{category.__name__}: {one_line(message)} ({one_line(filename)}:{lineno})", file=sys.stderr)
+
+
+def _concerns_user(file: Path) -> bool:
+    """Whether a warning from this file concerns the user: it is no library's, or the one that knows the GPU."""
+    is_installed = bool({"site-packages", "dist-packages"} & set(file.parts)) or file.name.startswith("<")
+    is_library = is_installed or any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    return not is_library or file.parts[-3:-1] == _ABOUT_THE_MACHINE
 
 
 def _open_missing() -> None:

@@ -29,7 +29,7 @@ from drpo.train import loop
 from drpo.train.callbacks import CallbackList
 from drpo.train.config import Run, to_json
 from drpo.train.no_gradient import learnt_nothing
-from drpo.train.records import CHECKPOINTS, CONFIG, FILES, MODEL, read_json
+from drpo.train.records import CHECKPOINTS, CONFIG, EVALUATIONS, FILES, MODEL, TIMING, read_json
 from drpo.train.setup import Components, build
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
@@ -43,6 +43,11 @@ def begin(run: Run, options: TrainOptions) -> int:
     """Train a run in a new folder; called in every process."""
     select_device()
     with process_group() as ranks:
+        if run.trainer.shard != "none" and ranks.size == 1 and not is_elastic():
+            raise InputError(
+                f"--shard {run.trainer.shard}: this is one process, which divides nothing; start several with torchrun "
+                "--nproc-per-node, or leave it out"
+            )
         if is_elastic() and options.out is None:
             raise InputError(
                 "--out: name the run's folder, where processes that --max-restarts starts again find the run"
@@ -70,22 +75,27 @@ def resume(folder: Path, options: ResumeOptions) -> int:
 
 
 def _require_free(folder: Path, run: Run) -> None:
-    """Raise unless a folder is free for a new run: empty, or abandoned before its configuration was written.
+    """Raise unless a folder is free for a new run: empty, or left by a run of the same kind before its first step.
+
+    A run that failed before its first step is started again by the same command; where it has not even evaluated the
+    untrained model, by a command with other options too.
 
     Raises:
         InputError: a run, or a part of one, is there.
     """
+    done = [name for name in (CHECKPOINTS, *FILES) if (folder / name).exists() and _holds(folder / name)]
     try:
         stored = read_json(folder / CONFIG)
     except (FileNotFoundError, InputError):  # missing, or half written because of a power failure
-        left = [name for name in (CHECKPOINTS, *FILES) if (folder / name).exists() and _holds(folder / name)]
-        if left:
+        if done:
             raise InputError(
-                f"--out {folder}: {left[0]} is there, of a run whose {CONFIG} is missing or cannot be read; put that "
+                f"--out {folder}: {done[0]} is there, of a run whose {CONFIG} is missing or cannot be read; put that "
                 "back and resume, or name another folder"
             ) from None
         return
-    if not (is_elastic() and stored == to_json(run)):
+    same = stored == to_json(run)
+    begun = set(done) - {TIMING, EVALUATIONS} if same else done
+    if begun and not (is_elastic() and same):
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
 
 

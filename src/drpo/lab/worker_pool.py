@@ -41,6 +41,8 @@ class PoolSize:
 def fitting(model: str, jobs: int | None, n_trials: int) -> PoolSize:
     """Return the number of workers that memory and cores allow, with the cores divided between them.
 
+    OMP_NUM_THREADS, where it is set, is the number of threads of each worker.
+
     Args:
         model: the model of every trial.
         jobs: requested number of workers, or None for as many as fit.
@@ -48,13 +50,20 @@ def fitting(model: str, jobs: int | None, n_trials: int) -> PoolSize:
     """
     here = psutil.Process()
     cores = len(here.cpu_affinity()) if hasattr(here, "cpu_affinity") else os.cpu_count() or 1
+    threads = _threads_of_environment()
     need = loading.n_parameters(model) * _BYTES_PER_WEIGHT + _BYTES_BESIDES
     if torch.cuda.is_available():
         free, most = torch.cuda.mem_get_info()[0], 8
     else:
-        free, most = psutil.virtual_memory().available, cores
+        free, most = psutil.virtual_memory().available, max(1, cores // (threads or 1))
     at_once = max(1, min(jobs or most, n_trials, *([] if jobs else [free // need])))
-    return PoolSize(at_once, max(1, cores // at_once))
+    return PoolSize(at_once, threads or max(1, cores // at_once))
+
+
+def _threads_of_environment() -> int | None:
+    """Return the threads that OMP_NUM_THREADS asks for, at the outer level; None if it is unset or no number."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(stated) or None if stated.isdecimal() else None
 
 
 class Worker:

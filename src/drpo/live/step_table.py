@@ -7,7 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from drpo.errors import printable
+from drpo.errors import counted, printable
 from drpo.report.words import mean_score, measure, paired_change
 from drpo.terminal import Sheet, as_table
 from drpo.train.records import Evaluation
@@ -19,7 +19,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "entropy": ("entropy", "{:.2f}"),
     "|π-μ|": ("prob_diff_mean", "{:.4f}"),
     "p99": ("prob_diff_p99", "{:.3f}"),
-    "outside": ("out_of_region", "{:.2%}"),
+    "out_of_region": ("out_of_region", "{:.2%}"),
     "w min": ("weight_min", "{:.2f}"),
     "max|r·w|": ("scaled_weight_max", "{:.2f}"),
     "grad": ("grad_norm", "{:.3g}"),
@@ -51,7 +51,7 @@ def sample_panel(prompt: str, text: str, reward: float | None) -> Panel:
 
 def result(evaluation: Evaluation) -> str:
     """Return an evaluation in a line."""
-    when = "before training" if evaluation.step == 0 else f"after {evaluation.step} steps"
+    when = "before training" if evaluation.step == 0 else f"after {counted(evaluation.step, 'step')}"
     k, n = evaluation.n_samples, evaluation.n_problems
     mean, interval = mean_score(evaluation.reward_mean, evaluation.low, evaluation.high)
     change = _from_step_0(evaluation, shares=bool(interval))

@@ -18,10 +18,13 @@ from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10
 _BARS = "▁▂▃▄▅▆▇█"
-_CURVE_HEIGHT = 10
-_CURVES_FROM = 38  # lines of a terminal that also hold the curves
-CURVES: Mapping[str, str] = {"reward": "reward_mean", "|π-μ|": "prob_diff_mean"}
-"""Title -> the metric drawn under it."""
+CURVES: Mapping[str, str] = {
+    "reward": "reward_mean",
+    "|π-μ|": "prob_diff_mean",
+    "explained variance": "explained_variance",
+    "value loss": "value_loss",
+}
+"""Title of a curve -> its metric; without a critic the last two are absent."""
 
 
 def sparkline(values: Sequence[float], width: int, low: float, high: float) -> str:
@@ -101,7 +104,7 @@ def _curves(view: View, width: int) -> RenderableType:
         _, values = view.curve(metric)
         if values:
             low, high = min(values), max(values)
-            lines.add_row(name, sparkline(values, width - 30, low, high), f"{low:.3g} to {high:.3g}")
+            lines.add_row(name, sparkline(values, width - 45, low, high), f"{low:.3g} to {high:.3g}")
     return lines
 
 

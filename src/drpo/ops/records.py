@@ -77,7 +77,7 @@ class PolicyLoss:
         logp: log pi of the targets, nats, float32 or wider.
         entropy: the policy's at each token, nats.
         gradient: d (objective's loss) / d logp, before the token's weight.
-        metrics: the objective's, by name.
+        metrics: the objective's, and those of auxiliary losses, by name.
         divergence: the top-K divergence that the objective reads, or None.
     """
 

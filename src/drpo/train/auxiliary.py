@@ -10,6 +10,9 @@ from drpo.objectives.contract import ask, gradient_of
 from drpo.ops import PolicyLoss
 from drpo.types import MicroBatch
 
+KL = "reference_kl"
+"""Name of the metric of the KL to the reference model."""
+
 
 @dataclass(frozen=True, eq=False)
 class AuxiliaryLosses:
@@ -26,7 +29,7 @@ class AuxiliaryLosses:
     entropy: float
 
     def loss(self, policy: Policy, micro: MicroBatch, objective: Objective) -> PolicyLoss:
-        """Return what `Policy.loss` does, with these losses added to every token's."""
+        """Return what `Policy.loss` does, with these losses added to every token's, and the KL as a metric."""
         kind = needed_divergence(objective.needs)
         divergence = None
         if kind is None:
@@ -36,11 +39,12 @@ class AuxiliaryLosses:
             divergence = divergences[kind]
         tokens = micro.tokens(logp, divergence)
         result = ask(objective, tokens)
-        extra = entropy_bonus(entropy, self.entropy)
+        extra, metrics = entropy_bonus(entropy, self.entropy), dict(result.metrics)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logp, _ = self.reference(micro)
-            extra = extra + self.kl * reference_kl(logp, reference_logp, micro.behavior_logp)
+            kl = reference_kl(logp, reference_logp, micro.behavior_logp)
+            extra, metrics[KL] = extra + self.kl * kl, kl.detach()
         loss = (micro.weight * result.loss).sum() + (micro.weight * extra).sum()
         gradient = gradient_of(objective, result, tokens)
-        return PolicyLoss(loss, logp.detach(), entropy.detach(), gradient, result.metrics, divergence)
+        return PolicyLoss(loss, logp.detach(), entropy.detach(), gradient, metrics, divergence)

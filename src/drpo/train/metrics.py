@@ -81,6 +81,11 @@ DIVERGENCE_METRICS: Mapping[str, str] = {
     "divergence_p99": "99th percentile of it",
 }
 
+AUXILIARY_METRICS: Mapping[str, str] = {
+    "reference_kl": "mean of r (log pi - log reference)^2 / 2, nats: the KL to the initial model (k2), before its "
+    "coefficient; present with reference_kl",
+}
+
 UPDATE_METRICS: Mapping[str, str] = {
     "loss": "the batch's loss; near 0 is normal, since advantages sum to 0 in a group",
     "grad_norm": "L2 norm of the gradient before clipping",

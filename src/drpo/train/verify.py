@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError
+from drpo.errors import InputError, counted
 from drpo.train.records import (
     CHECKPOINTS,
     CONFIG,
@@ -89,7 +89,7 @@ def is_finished(folder: Path) -> bool:
 
 def _config(folder: Path) -> str:
     config = run_fields(read_json(folder / CONFIG))
-    return f"{config.model}, {config.objective}, {config.steps} steps"
+    return f"{config.model}, {config.objective}, {counted(config.steps, 'step')}"
 
 
 def _environment(folder: Path) -> str:
@@ -136,7 +136,7 @@ def _require_evaluations(folder: Path, steps: list[int]) -> None:
     if config.eval_problems and is_finished(folder):
         missing = {0, config.steps} - set(steps)
         if missing:
-            raise InputError(f"the evaluation after {min(missing)} steps is missing")
+            raise InputError(f"the evaluation after {counted(min(missing), 'step')} is missing")
     for record in read_records(folder / EVALUATIONS):
         low, mean, high = (record.get(name) for name in ("low", "reward_mean", "high"))
         if mean is None or low is None or high is None or not math.isfinite(low):
@@ -187,7 +187,7 @@ def _summary(folder: Path) -> str | None:
         return None
     summary, recorded = read_json(folder / SUMMARY), len(read_records(folder / METRICS))
     if summary["steps"] > recorded:
-        raise InputError(f"says {summary['steps']} steps, {METRICS} has {recorded}")
+        raise InputError(f"says {counted(summary['steps'], 'step')}, {METRICS} has {recorded}")
     if summary["finished"] and recorded < run_fields(read_json(folder / CONFIG)).steps:
-        raise InputError(f"says that the run is finished, {METRICS} has {recorded} steps")
-    return f"{summary['steps']} steps, {'finished' if summary['finished'] else 'not finished'}"
+        raise InputError(f"says that the run is finished, {METRICS} has {counted(recorded, 'step')}")
+    return f"{counted(summary['steps'], 'step')}, {'finished' if summary['finished'] else 'not finished'}"

@@ -14,8 +14,8 @@ from drpo.spec import import_named
 from drpo.train.records import TRIALS, refuse_old_comparison
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
-BY_TRIAL = ("name", "objective", "seed")
-"""Fields of a run that are set per trial, so they are not options."""
+NOT_OPTIONS = ("name", "objective", "seed", "shard")
+"""Fields of a run that are no options: those set per trial, and shard, since each trial is one process."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def compare(arguments: list[str]) -> int:
     prog = f"drpo compare {name}"
     require_options(rest, CompareOptions, prog)
     base, options = import_named("drpo.cli.overrides", "overridden", "command")(
-        find(name), rest, prog, CompareOptions, without=BY_TRIAL
+        find(name), rest, prog, CompareOptions, without=NOT_OPTIONS
     )
     require_jobs(options.jobs)
     return int(import_named("drpo.cli.compare", "begin", "command")(name, base, options))

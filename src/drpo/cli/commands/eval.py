@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drpo.cli.options import leading
+from drpo.cli.options import asks_for_help, leading
 from drpo.model.names import require_there
 from drpo.spec import import_named
 from drpo.train.records import METRICS
@@ -11,7 +11,7 @@ from drpo.train.records import METRICS
 def eval(arguments: list[str]) -> int:
     """`drpo eval MODEL|RUN [options]`."""
     name, rest = leading(arguments, "MODEL|RUN", "eval: name a model or a run's folder first")
-    if not (Path(name) / METRICS).exists():
+    if not (asks_for_help(rest) or (Path(name) / METRICS).exists()):
         require_there(name)
     asked = import_named("drpo.cli.eval_options", "read_options", "command")(name, rest)
     return int(import_named("drpo.cli.eval", "eval", "command")(name, *asked))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from drpo.errors import InputError, printable
 from drpo.terminal import Terminal
-from drpo.train.records import CHECKPOINTS, CONFIG, FILES
+from drpo.train.records import CHECKPOINTS, CONFIG, FILES, TRIALS
 from drpo.train.verify import verify as parts_of
 
 USAGE = """usage: drpo verify RUN
@@ -27,6 +27,10 @@ def verify(arguments: list[str]) -> int:
         given = " ".join(map(repr, arguments)) or "nothing"
         raise InputError(f"verify: name the run's folder, and nothing else; got {given}")
     folder = Path(arguments[0])
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a run's")
+    if (folder / TRIALS).is_dir():
+        raise InputError(f"{folder}: a comparison; verify its runs one by one: drpo verify {folder / TRIALS}/NAME")
     if not any((folder / name).exists() for name in (CONFIG, CHECKPOINTS, *FILES)):
         raise InputError(f"{folder}: no run there ({CONFIG} is missing)")
     sound = True

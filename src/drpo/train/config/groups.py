@@ -4,6 +4,7 @@ Messages name a field as its option is called, by `drpo.train.fields`: `eval_eve
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ MOST_COMPLETIONS = 2**20
 """Of a step, and of an evaluation: an upper bound that catches typos before memory runs out."""
 MOST_RANK, MOST_PROCESSES = 2**14, 2**10
 """Of adapters, and of processes that score: likewise."""
+CRITIC_OPTIMIZER = AdamW(1e-5)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class DataConfig:
     drop_long_prompts: bool = False
 
     def __post_init__(self) -> None:
-        _require_task("task", self.task)
+        _require_task(task=self.task)
         at_least(1, prompts=self.prompts)
 
 
@@ -160,6 +162,14 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Unimported):
             require_objective(self.loss)
+        _require_parts("a function", ("__call__",), advantage=self.advantage, reduction=self.reduction)
+        critic: object = self.critic
+        fits = critic is None or isinstance(critic, GAE | Unimported)
+        require(fits, "critic", critic, "must be None or GAE(...), --critic 'gae(1.0, 0.95)'")
+        read = critic is None or self.advantage is advantages.mean or isinstance(self.advantage, Unimported)
+        require(
+            read, "advantage", _name_of(self.advantage), "with a critic advantages are GAE's; leave one of the two out"
+        )
         require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
         own = self.critic is None or self.discount == 1
         require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
@@ -184,9 +194,12 @@ class OptimizerConfig:
     policy: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Constant)
     max_grad_norm: float = 1.0
-    critic: Optimizer = field(default_factory=lambda: AdamW(1e-5))
+    critic: Optimizer = CRITIC_OPTIMIZER
 
     def __post_init__(self) -> None:
+        parts = ("learning_rate", "build")
+        _require_parts("an optimiser", parts, optimizer=self.policy, critic_optimizer=self.critic)
+        _require_parts("a schedule", ("warmup", "__call__"), schedule=self.schedule)
         require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
 
 
@@ -230,7 +243,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if self.task is not None:
-            _require_task("eval_task", self.task)
+            _require_task(eval_task=self.task)
         at_least(1, eval_samples=self.samples)
         at_least(0, eval_every=self.every, eval_problems=self.problems)
         rule = f"with eval_samples={self.samples} an evaluation has more than {MOST_COMPLETIONS:,} completions"
@@ -278,12 +291,23 @@ def require(fine: bool, name: str, value: object, rule: str) -> None:
         raise InputError(f"{name}={value}: {rule}")
 
 
-def _require_task(name: str, task: Task | Unimported) -> None:
-    """Raise unless a field holds a task, or the placeholder of one."""
-    # Statically: a task's reward may import a library.
-    missing = [part for part in ("sample", "held_out", "reward") if getattr_static(task, part, None) is None]
-    rule = f"a task has `sample`, `held_out` and `reward`; this has no `{''.join(missing[:1])}`"
-    require(isinstance(task, Unimported) or not missing, name, task, rule)
+def _require_task(**tasks: object) -> None:
+    _require_parts("a task", ("sample", "held_out", "reward"), **tasks)
+
+
+def _require_parts(kind: str, parts: Sequence[str], **values: object) -> None:
+    """Raise unless each of some fields holds an object with these attributes, or the placeholder of one."""
+    for name, value in values.items():
+        # Statically: a task's reward may import a library.
+        missing = next((part for part in parts if getattr_static(value, part, None) is None), None)
+        rule = f"must be {kind} with {' and '.join(f'`{part}`' for part in parts)}; this has no `{missing}`"
+        require(missing is None or isinstance(value, Unimported), name, _name_of(value), rule)
+        require(not isinstance(value, type), name, _name_of(value), "is a class; pass an instance of it")
+
+
+def _name_of(value: object) -> object:
+    """Return the name of a class or function, for a message; anything else as it is."""
+    return getattr(value, "__name__", value)
 
 
 def at_least(least: int, **values: int) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from drpo.errors import InputError
+from drpo.errors import InputError, counted
 from drpo.objectives import DEFAULT_K, needed_divergence
+from drpo.spec import Unimported
 from drpo.train.config.groups import (
+    CRITIC_OPTIMIZER,
     MOST_COMPLETIONS,
     CheckpointConfig,
     DataConfig,
@@ -69,6 +71,10 @@ class Run:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        is_folder = self.name not in ("", ".", "..") and "/" not in self.name
+        require(
+            is_folder, "name", repr(self.name), "names a folder in runs/, so it has no /; --out names another place"
+        )
         sampling, trainer, prompts = self.rollout.sampling, self.trainer, self.data.prompts
         sampling.require_trainable(least=2 if self.objective.critic is None else 1)
         if needed_divergence(self.objective.loss.needs) is not None and sampling.top_logprobs == 0:
@@ -77,6 +83,11 @@ class Run:
         rule = f"with sampling.samples={sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions"
         require(prompts * sampling.samples <= MOST_COMPLETIONS, "prompts", prompts, rule)
         require(trainer.updates <= prompts, "updates", trainer.updates, f"at most prompts={prompts}")
+        optimizer = self.optimizer.critic
+        read = self.objective.critic is not None or optimizer == CRITIC_OPTIMIZER or isinstance(optimizer, Unimported)
+        require(
+            read, "critic_optimizer", optimizer, "there is no critic; set --critic 'gae(1.0, 0.95)' or leave it out"
+        )
         whole = trainer.shard == "none"
         rank, rule = self.model.lora_rank, "adapters are trained with the model whole; set --shard none"
         require(whole or not rank, "lora_rank", rank, rule)
@@ -182,5 +193,6 @@ def arithmetic(run: Run) -> str:
     """
     prompts, samples, updates = run.data.prompts, run.rollout.sampling.samples, run.trainer.updates
     n = prompts * samples
-    each = "1 update" if updates == 1 else f"{updates} updates of {n // updates} completions each"
-    return f"{prompts} prompts x {samples} samples = {n} completions a step, {each}, {run.trainer.steps} steps"
+    each = "1 update" if updates == 1 else f"{updates} updates of {counted(n // updates, 'completion')} each"
+    product = f"{counted(prompts, 'prompt')} x {counted(samples, 'sample')} = {counted(n, 'completion')}"
+    return f"{product} a step, {each}, {counted(run.trainer.steps, 'step')}"
