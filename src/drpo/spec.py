@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,6 +58,16 @@ def names_code(text: str) -> bool:
     """
     module, colon, _ = text.partition(":")
     return bool(colon) and "(" not in module
+
+
+def runs_code(text: str) -> bool:
+    """True for a spec that imports what it names: `module:name`, or one of the registries with such an argument.
+
+    Example:
+        >>> runs_code("my_rewards:exact"), runs_code("tools('my_tools:search')"), runs_code("records('C:/x.jsonl')")
+        (True, True, False)
+    """
+    return names_code(text) or re.search(r"""['"][^\W\d][\w.]*:[^\W\d][\w.]*['"(]""", text) is not None
 
 
 def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from drpo.terminal import Terminal
 from drpo.train.config import Run
 from drpo.train.evaluate import evaluate, means_before_training
 from drpo.train.records import EVALUATIONS, MODEL, read_records
-from drpo.train.setup import default_device, only_fitting
+from drpo.train.setup import default_device, environments_of, episode_limits, only_fitting
 
 
 def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> int:
@@ -44,10 +45,12 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     device = default_device()
     precision = resolve_precision(options.precision, device)
     driver = EpisodeDriver.of(TransformersEngine(model, precision=precision, device=device), model, tokenizer)
+    environments = environments_of(task, run or Run())
+    driver = replace(driver, environments=environments, episode_limits=episode_limits(run or Run()))
     if options.drop_long_prompts:
         held_out = only_fitting(held_out, fitting(tokenizer, driver.limits, options.sampling))
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
-    with RewardPool(reward, options.reward_pool) as pool, waiting:
+    with RewardPool(reward, options.reward_pool) as pool, environments or nullcontext(), waiting:
         before = _before(Path(name), options) if run is not None and as_trained else {}
         step = 0 if run is None else run.trainer.steps  # a finished run's model
         result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=step, before=before)

@@ -1,11 +1,13 @@
 """The doctor: checks that a run's numbers are sound on this machine. A check reports a figure, a budget and advice."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from drpo.doctor import distribution, machine, scoring, signal, sync, tokens
 from drpo.doctor.finding import Finding, Verdict
 from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
+from drpo.environments.rewards import turns_say_all
 from drpo.model.routing import RoutingMismatch, routing_mismatch
 from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
@@ -48,7 +50,7 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
         components: built from the run, untrained.
         size: the size of the examination.
     """
-    policy, driver = components.policy, components.driver
+    policy, driver = components.policy, replace(components.driver, environments=None)  # one turn of each episode
     stop = sorted(driver.stop)
     problems = sample_unseen(run.data.task, (), max(size.prompts, size.answers), 0, run.seed, components.fits)
     # Short completions suffice: their quality does not matter here.
@@ -99,6 +101,8 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
         row_tokens=longest + run.rollout.sampling.max_new_tokens,
         critic=None if components.critic is None else components.critic.critic,
     )
+    if components.reward is turns_say_all:  # there is no answer to score
+        return
     yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)
 
 
@@ -110,7 +114,8 @@ def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
         problems = run.data.task.sample(signal.FIRST, part, run.seed)
         return score(problems, components.driver.run(problems, sampling, ("doctor", "signal", run.seed)), pool)
 
-    with RewardPool(components.reward, run.rewards.pool) as pool:
+    environments = components.driver.environments or nullcontext()
+    with RewardPool(components.reward, run.rewards.pool) as pool, environments:
         return list(signal.sampled(draw, run.objective.advantage))
 
 

@@ -1,1 +1,8 @@
-"""Environments: conversations of several turns with games, tools and programs."""
+"""Environments: what answers a model's turns. `REGISTRY` has those that go with the problems of any task."""
+
+from drpo.environments.contract import EnvironmentMaker
+from drpo.spec import Registry
+
+REGISTRY: Registry[EnvironmentMaker] = Registry("environment", {"tools": "drpo.environments.tools:Tools"})
+
+__all__ = ["REGISTRY", "EnvironmentMaker"]

@@ -1,6 +1,6 @@
-"""What an environment is: one episode of a conversation, and a task that opens it."""
+"""What an environment is: one episode of a conversation; and what makes one for a problem."""
 
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from drpo.tasks import Task
 from drpo.types import Problem
@@ -23,11 +23,8 @@ class Environment(Protocol):
         ...
 
 
-class EnvironmentTask(Task, Protocol):
-    """A task whose problems are solved in several turns.
-
-    `reward` scores the whole episode besides what its turns earned; `no_reward` where the turns say it all.
-    """
+class EnvironmentMaker(Protocol):
+    """Makes the environment of each episode."""
 
     @property
     def max_turns(self) -> int:
@@ -38,7 +35,21 @@ class EnvironmentTask(Task, Protocol):
         """Return an episode's environment.
 
         Args:
-            problem: of `sample` or `held_out`.
+            problem: that the episode is an attempt at.
             seed: of the hidden state; the same for all samples of a problem, so that they can be compared.
         """
         ...
+
+
+class EnvironmentTask(Task, EnvironmentMaker, Protocol):
+    """A task whose problems are solved in several turns, in environments of its own.
+
+    `reward` scores the whole episode besides what its turns earned; `drpo.environments.rewards.turns_say_all` where
+    the turns earn it all. Where problems differ in more than their messages, the attribute `hidden_state = True` says
+    that `held_out` problems are set aside by the task itself; else those of equal messages count as the same.
+    """
+
+
+def makes_environments(task: Task) -> TypeGuard[EnvironmentTask]:
+    """Whether a task has environments of its own."""
+    return callable(getattr(task, "open", None))

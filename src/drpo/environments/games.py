@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 from drpo.environments.contract import Environment
 from drpo.environments.rewards import turns_say_all
@@ -42,6 +42,8 @@ class Guess:
         >>> task.open(problem, seed=0).step(Turn("0", (), "stop")).messages[0]["content"]
         'higher'
     """
+
+    hidden_state: ClassVar[bool] = True  # problems are told apart by their numbers
 
     low: int = 1
     high: int = 10
@@ -239,6 +241,8 @@ class WordGame:
         >>> feedback("stone", "shore")
         'S.O.E'
     """
+
+    hidden_state: ClassVar[bool] = True  # problems are told apart by their words
 
     turns: int = 6
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from drpo.environments.contract import Environment, EnvironmentTask
+from drpo.environments.contract import Environment, EnvironmentMaker
 from drpo.rewards.scoring import one_line
 from drpo.seeds import derive
 from drpo.types import Failure, Problem
@@ -16,25 +16,31 @@ class LocalEnvironments:
     """Holds the environments of many episodes in this process; what one raises costs its episode.
 
     Args:
-        task: opens them.
+        maker: opens them.
         seed: of the hidden states.
     """
 
-    def __init__(self, task: EnvironmentTask, seed: int = 0) -> None:
-        self._task, self._seed = task, seed
+    def __init__(self, maker: EnvironmentMaker, seed: int = 0) -> None:
+        self._maker, self._seed = maker, seed
         self._open: dict[int, Environment] = {}
+
+    def __enter__(self) -> "LocalEnvironments":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def max_turns(self) -> int:
-        """The task's."""
-        return self._task.max_turns
+        """The maker's."""
+        return self._maker.max_turns
 
     def open(self, problems: Sequence[Problem]) -> list[Observation | Failure]:
         """Open an episode for each problem; the hidden state is a function of the seed and the problem's id."""
         return [_safely(lambda n=n, p=p: self._opened(n, p)) for n, p in enumerate(problems)]  # type: ignore[misc]
 
     def _opened(self, number: int, problem: Problem) -> Observation:
-        self._open[number] = self._task.open(problem, derive("environment", self._seed, problem.id))
+        self._open[number] = self._maker.open(problem, derive("environment", self._seed, problem.id))
         return self._open[number].reset()
 
     def step(self, turns: Mapping[int, Turn]) -> dict[int, StepResult | Failure]:

@@ -3,12 +3,15 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils import get_json_schema
 
 from drpo.environments.calls import Call, MalformedCall, read_calls
+from drpo.environments.contract import Environment
 from drpo.errors import InputError
+from drpo.spec import import_named
 from drpo.types import Problem
 from drpo.types.environment import Observation, StepResult, ToolSchema, Turn
 
@@ -43,6 +46,70 @@ def tool_schema(tool: Tool) -> ToolSchema:
             "argument, and their types"
         ) from None
     return schema
+
+
+@dataclass(frozen=True, init=False)
+class Tools:
+    """Python functions that the model may call while it answers a problem of any task.
+
+    A function's schema comes from its annotations and its docstring. The model writes
+    `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, reads the result, and answers without a call in the end;
+    the task's reward scores that last turn. A call that cannot be read, or that fails, is answered with what was wrong.
+
+    Args:
+        functions: each as `module:function`.
+        turns: at most so many in an episode, the answer among them, 1 or more.
+
+    Raises:
+        InputError: no function, one that cannot be imported or has no docstring, two of one name, a number of turns
+            below 1.
+
+    Example:
+        >>> Tools("statistics:mean")
+        Traceback (most recent call last):
+        ...
+        drpo.errors.InputError: tool 'mean': Argument data is missing a type hint in function mean; a tool needs a \
+docstring with a line for every argument, and their types
+    """
+
+    functions: tuple[str, ...]
+    turns: int = 8
+
+    def __init__(self, *functions: str | tuple[str, ...], turns: int = 8) -> None:
+        names = [name for one in functions for name in (one if isinstance(one, tuple) else (one,))]
+        object.__setattr__(self, "functions", tuple(names))
+        object.__setattr__(self, "turns", turns)
+        if not names:
+            raise InputError("tools: name at least one function, as tools('module:function')")
+        if type(turns) is not int or turns < 1:
+            raise InputError(f"tools: turns={turns!r} must be a whole number of at least 1")
+        for tool in self.by_name().values():
+            tool_schema(tool)
+
+    @property
+    def max_turns(self) -> int:
+        """`turns`."""
+        return self.turns
+
+    def open(self, problem: Problem, seed: int) -> Environment:
+        """Return the episode of a problem."""
+        return ToolEpisode(problem, self.by_name())
+
+    def by_name(self) -> dict[str, Tool]:
+        """Import the functions.
+
+        Raises:
+            InputError: one cannot be imported, or two have one name.
+        """
+        return by_name([_function(name) for name in self.functions])
+
+
+def _function(spec: str) -> Tool:
+    module, colon, name = spec.partition(":")
+    tool = import_named(module, name, "tool") if colon else None
+    if not callable(tool):
+        raise InputError(f"tools: {spec!r} is no function; write it as 'module:function'")
+    return tool  # type: ignore[no-any-return]
 
 
 class ToolEpisode:

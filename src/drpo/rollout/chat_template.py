@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from drpo.types import Message
 from drpo.types.environment import ToolSchema
 
+BLANK_LINE = "\n\n"
+"""Between the messages of a model without a chat template."""
+
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
@@ -20,10 +23,10 @@ def render(
     *,
     goes_on: bool = True,
 ) -> str:
-    """Return what a chat template makes of a conversation.
+    """Return what a chat template makes of a conversation; without one, the messages' texts joined by blank lines.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: the model's.
         messages: of the conversation.
         tools: schemas of the tools that the model may call.
         goes_on: end where the model speaks next.
@@ -31,6 +34,8 @@ def render(
     Raises:
         Whatever the template raises; a template is a program.
     """
+    if not tokenizer.chat_template:
+        return BLANK_LINE.join(str(m["content"]) for m in messages)
     return str(
         tokenizer.apply_chat_template(
             [dict(m) for m in messages], tools=list(tools) or None, tokenize=False, add_generation_prompt=goes_on

@@ -52,12 +52,18 @@ class Conversation:
         self._turns: list[Generation] = []
         self._text = ""
         self._rewards: list[float] = []
-        self._failed_calls, self._done, self._in_environment = 0, False, in_environment
+        self._calls, self._failed_calls = 0, 0
+        self._done, self._in_environment = False, in_environment
 
     @property
     def context(self) -> Tensor:
         """[P] int64; what the model reads before its next turn."""
         return torch.cat([self._prompt, *map(_ids, self._said)])
+
+    @property
+    def n_sampled(self) -> int:
+        """Tokens that the model sampled so far."""
+        return sum(len(g.token_ids) for g in self._turns)
 
     @property
     def turn(self) -> Turn:
@@ -82,6 +88,7 @@ class Conversation:
             last: there will be no further turn.
         """
         self._rewards[-1] = result.reward
+        self._calls += len(result.calls)
         self._failed_calls += result.failed_calls
         self._done, self.goes_on = result.done, not (result.done or last)
         self._messages[-1:] = [{**self._messages[-1], **({"tool_calls": list(result.calls)} if result.calls else {})}]
@@ -102,10 +109,16 @@ class Conversation:
             self._said.append(between)
 
     def _branch(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Go on in a further sequence, whose prompt is the whole conversation, rendered anew."""
-        self._ended.append(_sequence(self._prompt, self._said))
-        self._prompt = torch.tensor(encode_messages(tokenizer, self._messages, self._tools), dtype=torch.int64)
-        self._said = []
+        """Go on in a further sequence, whose prompt is the whole conversation, rendered anew; or fail."""
+        try:
+            prompt = encode_messages(tokenizer, self._messages, self._tools)
+        except Exception as error:  # a template is a program, which may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.fail(Failure("raised", f"the model's chat template refuses the conversation: {reason}"))
+            return
+        if any(map(_is_turn, self._said)):
+            self._ended.append(_sequence(self._prompt, self._said))
+        self._prompt, self._said = torch.tensor(prompt, dtype=torch.int64), []
 
     def fail(self, failure: Failure) -> None:
         """End the episode: its environment failed."""
@@ -113,7 +126,7 @@ class Conversation:
 
     def episode(self) -> Episode:
         """Return the record of the episode."""
-        played = Played(tuple(self._rewards), self._done, self._failed_calls, self.failure)
+        played = Played(tuple(self._rewards), self._done, self._calls, self._failed_calls, self.failure)
         open_sequence = [_sequence(self._prompt, self._said)] if any(map(_is_turn, self._said)) else []
         return Episode(
             problem_id=self.problem.id,

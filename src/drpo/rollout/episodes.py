@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drpo.errors import InputError
 from drpo.model.loading import stop_ids
 from drpo.rollout.conversation import Conversation
 from drpo.rollout.engine import Engine
@@ -19,6 +21,24 @@ from drpo.rollout.prompts import PromptLimits, encode_prompt, encode_prompts
 from drpo.rollout.tools import with_tools
 from drpo.types import Episode, Failure, Key, Problem, Request, Sampling
 from drpo.types.environment import Observation, StepResult, Turn
+
+
+@dataclass(frozen=True)
+class EpisodeLimits:
+    """When an episode ends, whatever its environment says; None is no limit.
+
+    Args:
+        turns: after so many turns of the model.
+        tokens: where one more turn could bring it above so many sampled tokens.
+    """
+
+    turns: int | None = None
+    tokens: int | None = None
+
+    def reached(self, turns: int, tokens: int, sampling: Sampling) -> bool:
+        """Whether there is no further turn after so many turns and sampled tokens."""
+        enough = self.turns is not None and turns >= self.turns
+        return enough or (self.tokens is not None and tokens + sampling.max_new_tokens > self.tokens)
 
 
 class Environments(Protocol):
@@ -38,7 +58,15 @@ class Environments(Protocol):
         ...
 
     def close(self) -> None:
-        """Close every episode."""
+        """Close every episode; others may be opened afterwards."""
+        ...
+
+    def __enter__(self) -> "Environments":
+        """Start what episodes run in."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
         ...
 
 
@@ -52,6 +80,7 @@ class EpisodeDriver:
         stop: token ids that end a turn.
         limits: the limits of prompts that the model can read.
         environments: answer the model's turns; None where every episode is one turn.
+        episode_limits: end episodes; the environments have a limit of turns besides.
     """
 
     engine: Engine
@@ -59,6 +88,7 @@ class EpisodeDriver:
     stop: frozenset[int]
     limits: PromptLimits
     environments: Environments | None = None
+    episode_limits: EpisodeLimits = EpisodeLimits()
 
     @staticmethod
     def of(engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "EpisodeDriver":
@@ -81,20 +111,18 @@ class EpisodeDriver:
         Raises:
             InputError: the model cannot read a prompt, or the engine's answer cannot be used.
         """
-        conversations = self._begin(problems, sampling)
-        going_on, turn = [c for c in conversations if c.failure is None], 0
-        while going_on:
-            self._sample(going_on, sampling, key, turn)
-            turn += 1
-            going_on = self._answered(going_on, sampling, last=turn == self._max_turns)
-        if self.environments is not None:
-            self.environments.close()
+        try:
+            conversations = self._begin(problems, sampling)
+            going_on, turn = [c for c in conversations if c.failure is None], 0
+            while going_on:
+                self._sample(going_on, sampling, key, turn)
+                turn += 1
+                going_on = self._answered(going_on, sampling, turn)
+        finally:
+            if self.environments is not None:
+                self.environments.close()
         episodes = iter([c.episode() for c in conversations])
         return [tuple(islice(episodes, sampling.samples)) for _ in problems]
-
-    @property
-    def _max_turns(self) -> int:
-        return 1 if self.environments is None else self.environments.max_turns
 
     def _begin(self, problems: Sequence[Problem], sampling: Sampling) -> list[Conversation]:
         """The conversations of all episodes, each up to where the model speaks first."""
@@ -113,17 +141,25 @@ class EpisodeDriver:
     def _opened(
         self, number: int, problem: Problem, sample: int, sampling: Sampling, opened: Observation | Failure
     ) -> Conversation:
+        """A conversation that begins with what its environment says; one that cannot be read has failed."""
         observation = Observation(problem.messages) if isinstance(opened, Failure) else opened
-        messages, tools = with_tools(self.tokenizer, observation)
-        read = Problem(problem.id, messages, problem.answer, problem.data)
-        prompt = encode_prompt(self.tokenizer, read, tools)
-        self.limits.require(read, prompt, sampling)
+        failure = opened if isinstance(opened, Failure) else None
+        messages, tools = observation.messages, observation.tools
+        prompt = torch.empty(0, dtype=torch.int64)
+        if failure is None:
+            try:
+                messages, tools = with_tools(self.tokenizer, observation)
+                read = Problem(problem.id, messages, problem.answer, problem.data)
+                prompt = encode_prompt(self.tokenizer, read, tools)
+                self.limits.require(read, prompt, sampling)
+            except InputError as error:
+                failure = Failure("raised", str(error))
         shown = self.tokenizer.decode(prompt)
         conversation = Conversation(
             number, problem, sample, sampling, messages, tools, prompt, shown, in_environment=True
         )
-        if isinstance(opened, Failure):
-            conversation.fail(opened)
+        if failure is not None:
+            conversation.fail(failure)
         return conversation
 
     def _sample(self, conversations: Sequence[Conversation], sampling: Sampling, key: Key, turn: int) -> None:
@@ -143,15 +179,18 @@ class EpisodeDriver:
         for c, generation, text in zip(conversations, generations, texts, strict=True):
             c.speak(generation, text)
 
-    def _answered(self, conversations: Sequence[Conversation], sampling: Sampling, *, last: bool) -> list[Conversation]:
-        """Let the environments answer; return the conversations that go on."""
+    def _answered(self, conversations: Sequence[Conversation], sampling: Sampling, turns: int) -> list[Conversation]:
+        """Let the environments answer after so many turns; return the conversations that go on."""
         if self.environments is None:
             return []
+        enough = turns >= self.environments.max_turns
         ended = {c.number: c for c in conversations if c.finish_reason == "stop"}
         results = self.environments.step({n: c.turn for n, c in ended.items()})
         for number, result in results.items():
             if isinstance(result, Failure):
                 ended[number].fail(result)
             else:
-                ended[number].hear(result, self.tokenizer, self.stop, last=last)
+                c = ended[number]
+                last = enough or self.episode_limits.reached(turns, c.n_sampled, sampling)
+                c.hear(result, self.tokenizer, self.stop, last=last)
         return [c for c in ended.values() if c.goes_on and not self.limits.too_long(c.context, sampling)]

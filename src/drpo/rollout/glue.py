@@ -36,7 +36,7 @@ def glue(
     """Return the ids that follow a sampled turn, up to where the model speaks again; None where none can be told.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: the model's, with its chat template where it has one.
         replies: of the environment, at least one: user and tool messages.
         last: the last id that was sampled. Where it is a stop token, the stop token that the template puts at the end
             of a turn is left out, with the white space before it.
@@ -113,8 +113,8 @@ def _says(text: str, reply: Message) -> bool:
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: frozenset[int]) -> int:
     """How many of the glue's ids end the turn before: white space or special tokens, and a stop token; or none."""
     for n, token in enumerate(ids):
-        if token in stop:
-            return n + 1
         if str(tokenizer.decode([token], skip_special_tokens=True)).strip():
             return 0
+        if token in stop:
+            return n + 1
     return 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.model.positions import sequence_limit
-from drpo.rollout.chat_template import encode_messages
+from drpo.rollout.chat_template import BLANK_LINE, encode_messages
 from drpo.types import Problem, Sampling
 from drpo.types.environment import ToolSchema
 
@@ -34,7 +34,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, tools: S
                 "after which there is no answer; give the tokenizer a template that adds a generation prompt"
             )
     else:
-        ids = _unended(tokenizer, "\n\n".join(str(m["content"]) for m in problem.messages))
+        ids = _unended(tokenizer, BLANK_LINE.join(str(m["content"]) for m in problem.messages))
     if not ids:
         raise InputError(f"problem {problem.id!r}: its prompt {problem.prompt!r} has no tokens")
     return torch.tensor(ids, dtype=torch.int64)

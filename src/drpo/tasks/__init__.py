@@ -21,6 +21,13 @@ REGISTRY: Registry[Task] = Registry(
         "aime25": AIME25,
         "amc23": AMC23,
         "dapo_math": DapoMath,
+        # Solved in several turns; the room of environments builds on this one.
+        "calculator": "drpo.environments.calculator:Calculator",
+        "guess": "drpo.environments.games:Guess",
+        "walk": "drpo.environments.games:Walk",
+        "word_game": "drpo.environments.games:WordGame",
+        "lookup": "drpo.environments.lookup:Lookup",
+        "repair": "drpo.environments.repair:Repair",
     },
 )
 

@@ -22,7 +22,8 @@ def sample_unseen(
     """Draw training problems; redraw those that are in `held_out`, ignoring white space and case.
 
     Two problems match if their conversations, without the system message, are equal, or if one ends with the other:
-    examples before a question do not make it a different question.
+    examples before a question do not make it a different question. A task with the attribute `hidden_state` sets
+    its evaluation problems aside itself: they differ in more than what the model reads first.
 
     Args:
         task: the task to train on.
@@ -44,7 +45,7 @@ def sample_unseen(
         >>> {p.prompt.split("+")[1] for p in sample_unseen(Addition(1, 4), held_out, n=8, step=0, seed=0)}
         {' 1?'}
     """
-    conversations = [_conversations(p) for p in held_out]
+    conversations = [] if getattr(task, "hidden_state", False) else [_conversations(p) for p in held_out]
     whole, ends = {c[0] for c in conversations}, {end for c in conversations for end in c}
     problems: list[Problem] = []
     for again in range(_TRIES):
@@ -57,7 +58,10 @@ def sample_unseen(
         if len(problems) >= n:
             return problems[:n]
     why = "are in the evaluation set" + ("" if fits is None else " or are too long for the model")
-    raise InputError(f"{task}: nearly all of its problems {why}; nothing is left to train on")
+    raise InputError(
+        f"{task}: nearly all of its problems {why}; nothing is left to train on (where they differ in more than their "
+        "messages, give the task the attribute hidden_state=True)"
+    )
 
 
 def _conversations(problem: Problem) -> list[str]:

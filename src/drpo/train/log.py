@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from drpo.train.records import (
 from drpo.types import (
     Batch,
     Episode,
+    Failure,
     Generation,
+    Played,
     RewardResult,
     Sampling,
     ScoredGroup,
@@ -231,8 +234,7 @@ def rollout_records(step: int, groups: Sequence[ScoredGroup], trained: Trained) 
                 "reward": rewards.get(episode),
                 "failure": said,
                 **_reward_record(results.get(episode)),
-                **_episode_record(episode),
-                **trained.get(episode.sequence, {}),
+                **_episode_record(episode, trained),
             }
 
 
@@ -241,31 +243,60 @@ def _reward_record(result: RewardResult | None) -> dict[str, Any]:
     if result is None:
         return {}
     parts = {"reward_parts": dict(result.parts)} if result.parts else {}
-    return parts | ({"reward_turns": list(result.turns)} if result.turns else {})
+    turns = {"reward_turns": list(result.turns)} if result.turns else {}
+    return parts | turns | ({"reward_penalties": list(result.penalties)} if result.penalties else {})
 
 
-def _episode_record(episode: Episode) -> dict[str, Any]:
-    sequence = episode.sequence
+def _episode_record(episode: Episode, trained: Trained) -> dict[str, Any]:
+    """An episode, and what an update saw of it: of its first sequence; of further ones within "branches"."""
+    first, *branches = [_sequence_record(s) | dict(trained.get(s, {})) for s in episode.sequences] or [{}]
+    played = episode.played
     return {
         "problem": episode.problem_id,
         "sample": episode.sample,
         "text": episode.text,
         "finish_reason": episode.finish_reason,
-        "version": episode.version,
+        **({"version": episode.version} if episode.sequences else {}),
+        **first,
+        **({"branches": branches} if branches else {}),
+        **({} if played is None else {"messages": [dict(m) for m in episode.messages], **_played_record(episode)}),
+    }
+
+
+def _sequence_record(sequence: TokenSequence) -> dict[str, Any]:
+    """Its ids, and what is known of those that were sampled: all of them, unless "sampled" says which."""
+    whole = bool(sequence.sampled.all())
+    return {
         "prompt_ids": sequence.prompt_ids.tolist(),
         "token_ids": sequence.token_ids.tolist(),
+        **({} if whole else {"sampled": _spans(sequence.sampled)}),
         "behavior_logp": _decimals(sequence.behavior_logp),
     }
 
 
+def _spans(sampled: Tensor) -> list[list[int]]:
+    """The first position of each run of sampled tokens, and the one behind it.
+
+    Example:
+        >>> _spans(torch.tensor([True, True, False, True]))
+        [[0, 2], [3, 4]]
+    """
+    padded = torch.nn.functional.pad(sampled.int(), (1, 1))
+    edges = padded.diff().nonzero().flatten().tolist()
+    return [list(span) for span in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _played_record(episode: Episode) -> dict[str, Any]:
+    assert episode.played is not None
+    played = asdict(episode.played)
+    return {"turns": list(episode.turns), "played": played | {"rewards": list(episode.played.rewards)}}
+
+
 def in_flight_record(episode: Episode) -> dict[str, Any]:
     """Return all of an episode that `episode_of` needs, as plain JSON values."""
-    top = episode.sequence.top_logprobs
-    return (
-        _episode_record(episode)
-        | {"prompt": episode.prompt, "messages": [dict(m) for m in episode.messages]}
-        | ({} if top is None else {"top_ids": top.ids.tolist(), "top_logprobs": top.logp.tolist()})
-    )
+    record = _episode_record(episode, {}) | {"prompt": episode.prompt, "messages": [dict(m) for m in episode.messages]}
+    tops = [s.top_logprobs for s in episode.sequences]
+    return record | {"tops": [None if top is None else [top.ids.tolist(), top.logp.tolist()] for top in tops]}
 
 
 def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
@@ -274,27 +305,44 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
     Raises:
         KeyError, ValueError, TypeError, InputError: it is not such a record.
     """
-    top = None
-    if "top_ids" in record:
-        top = TopK(torch.tensor(record["top_ids"]), torch.tensor(record["top_logprobs"], dtype=torch.float32))
-    generation = Generation(
-        token_ids=torch.tensor(record["token_ids"]),
-        behavior_logp=torch.tensor(record["behavior_logp"], dtype=torch.float32),
-        finish_reason=record["finish_reason"],
-        version=record["version"],
-        top_logprobs=top,
-    )
+    sequences = [record, *record.get("branches", ())] if "token_ids" in record else []
+    played = record.get("played")
     return Episode(
         problem_id=record["problem"],
         sample=record["sample"],
         messages=tuple(record["messages"]),
         prompt=record["prompt"],
         text=record["text"],
-        finish_reason=generation.finish_reason,
+        finish_reason=record["finish_reason"],
         sampling=sampling,
-        turns=(len(generation.token_ids),),
-        sequences=(TokenSequence.of(torch.tensor(record["prompt_ids"]), generation),),
+        turns=tuple(record.get("turns", (len(record.get("behavior_logp", ())),))),
+        sequences=tuple(
+            _sequence_of(of_one, record["version"], top) for of_one, top in zip(sequences, record["tops"], strict=True)
+        ),
+        played=None if played is None else _played_of(played),
     )
+
+
+def _played_of(record: Mapping[str, Any]) -> Played:
+    failure = record["failure"]
+    given = {**record, "rewards": tuple(record["rewards"]), "failure": failure and Failure(**failure)}
+    return Played(**given)
+
+
+def _sequence_of(record: Mapping[str, Any], version: int, top: Sequence[Any] | None) -> TokenSequence:
+    token_ids = torch.tensor(record["token_ids"])
+    sampled = torch.zeros_like(token_ids, dtype=torch.bool)
+    for start, end in record.get("sampled", [[0, len(token_ids)]]):
+        sampled[start:end] = True
+    generation = Generation(  # which checks what the model sampled
+        token_ids=token_ids[sampled],
+        behavior_logp=torch.tensor(record["behavior_logp"], dtype=torch.float32),
+        finish_reason="stop",
+        version=version,
+        top_logprobs=None if top is None else TopK(torch.tensor(top[0]), torch.tensor(top[1], dtype=torch.float32)),
+    )
+    sequence = TokenSequence.of(torch.tensor(record["prompt_ids"]), generation)
+    return replace(sequence, token_ids=token_ids, sampled=sampled)
 
 
 class Clock:

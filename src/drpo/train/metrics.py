@@ -50,6 +50,17 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_abstained": "completions left out because their reward returned None",
 }
 
+TURN_METRICS: Mapping[str, str] = {
+    "turns": "mean turns of the model in an episode; these are there where episodes are in environments",
+    "turns_max": "most turns of an episode",
+    "turn_tokens": "mean sampled tokens of a turn",
+    "episodes_done": "share of episodes that their environment ended; a limit of turns or tokens ended the others",
+    "calls": "mean calls of tools in an episode that could be read",
+    "failed_calls": "mean calls of tools in an episode that could not be read or that failed",
+    "branches": "mean sequences of an episode besides the first: times that its history had to be rendered anew",
+    "environment_failed": "episodes whose environment failed; counted among reward_failed too",
+}
+
 PART_METRICS: Mapping[str, str] = {
     f"{REWARD_PARTS}NAME": "mean of the part NAME of the reward's `RewardResult`, over the episodes that have it",
 }
@@ -112,6 +123,7 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
     unscored = [u for g in groups for u in g.unscored]
     failures = [f for g in groups for f in g.failures]
     episodes = [e for g in groups for e in g.all_episodes]
+    ages = [step - 1 - e.version for e in episodes if e.sequences]
     record = {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
@@ -120,8 +132,8 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         "frac_reward_zero_std": sum(_alike(g) for g in scored) / len(scored),
         "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
         "sampled_tokens": sum(e.n_sampled for e in episodes),
-        "staleness": sum(step - 1 - e.version for e in episodes) / len(episodes),
-        "staleness_max": max(step - 1 - e.version for e in episodes),
+        "staleness": sum(ages) / len(ages),
+        "staleness_max": max(ages),
         "reward_failed": len(failures),
         **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
         "reward_abstained": sum(u.failure is None for u in unscored),
@@ -132,7 +144,27 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         | _mean_length("length_terminated", episodes, "stop")
         | _mean_length("length_truncated", episodes, "length")
         | _no_number(groups)
+        | _turn_metrics(episodes)
     )
+
+
+def _turn_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return the figures of `TURN_METRICS`; none where no episode is in an environment."""
+    played = [e.played for e in episodes if e.played is not None]
+    turns = [len(e.turns) for e in episodes]
+    if not played or not sum(turns):
+        return {}
+    n = len(episodes)
+    return {
+        "turns": sum(turns) / n,
+        "turns_max": max(turns),
+        "turn_tokens": sum(e.n_sampled for e in episodes) / sum(turns),
+        "episodes_done": sum(p.done for p in played) / n,
+        "calls": sum(p.calls for p in played) / n,
+        "failed_calls": sum(p.failed_calls for p in played) / n,
+        "branches": sum(max(0, len(e.sequences) - 1) for e in episodes) / n,
+        "environment_failed": sum(p.failure is not None for p in played),
+    }
 
 
 def _alike(group: ScoredGroup) -> bool:

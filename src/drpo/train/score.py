@@ -77,8 +77,8 @@ def require_scored(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
 
 
 def _group(problem: Problem, pairs: Sequence[tuple[Episode, Scored]], zero: bool) -> ScoredGroup:
-    """Return the group of a problem's episodes; with `zero`, failed rewards score 0."""
-    scores = [(e, RewardResult(0.0) if zero and m.failure else m.result, m.failure) for e, m in pairs]
+    """Return the group of a problem's episodes; with `zero`, failed rewards score 0, where there is a turn to score."""
+    scores = [(e, RewardResult(0.0) if zero and m.failure and e.turns else m.result, m.failure) for e, m in pairs]
     scored = [(e, result) for e, result, _ in scores if result is not None]
     return ScoredGroup(
         problem=problem,

@@ -140,7 +140,7 @@ class Session:
         self._idle = trailing(read_records(self.folder / METRICS))
         self._stack.callback(self.components.driver.engine.close)
         self._stack.enter_context(self.rollouts)
-        self._stack.enter_context(self.rewards)
+        self._start_processes()
         self._stack.enter_context(self._stop)
         self.callback.started(self.run, self.folder, self._done.step)
         if (warning := caution(self.run.objective.loss)) is not None:
@@ -151,6 +151,13 @@ class Session:
             self.callback.note(
                 "this model's attention cannot be packed: each completion is trained in a padded row with its prompt"
             )
+
+    def _start_processes(self) -> None:
+        """Start the processes of the reward and of environments."""
+        self._stack.enter_context(self.rewards)
+        for environments in (self.components.driver.environments, self.components.held_out_environments):
+            if environments is not None:
+                self._stack.enter_context(environments)
 
     def _require_records(self, last: Path | None) -> None:
         """Refuse records that are not what was written, before any is taken back.
@@ -348,10 +355,11 @@ class Session:
         sampling = replace(self.run.rollout.sampling, samples=self.run.evaluation.samples)
         step = self._done.step
         with suppress(Interrupted), self._aside("evaluation"):
-            engine = self.rollouts.current(self.components.policy.state, version=step)
+            driver = self.rollouts.current(self.components.policy.state, version=step)
+            driver = replace(driver, environments=self.components.held_out_environments)
             with self._apart(), self._stop.interrupting():
                 own = self._ranks.shard(self.components.held_out)
-                scored = score_held_out(engine, own, sampling, self.rewards, seed=self.run.seed)
+                scored = score_held_out(driver, own, sampling, self.rewards, seed=self.run.seed)
             before = means_before_training(read_records(self.folder / EVALUATIONS))
             result = summed_up(self.gather(scored), sampling.samples, step=step, before=before)
             self._log.write(EVALUATIONS, asdict(result))

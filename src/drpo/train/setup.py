@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.batch import BatchConfig
 from drpo.credit import CreditRule, credit_rule
+from drpo.environments.contract import makes_environments
+from drpo.environments.local import LocalEnvironments
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.critic import Critic
@@ -23,7 +25,9 @@ from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
     Engine,
+    Environments,
     EpisodeDriver,
+    EpisodeLimits,
     NoEngine,
     PromptLimits,
     ServerEngine,
@@ -31,7 +35,7 @@ from drpo.rollout import (
     fitting,
 )
 from drpo.spec import import_named
-from drpo.tasks import sample_unseen
+from drpo.tasks import Task, sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, Run
 from drpo.train.critic import CriticTrainer
@@ -59,6 +63,8 @@ class Components:
         critic: the critic in training, or None where a prompt's samples are compared.
         reference_reward: adds the KL to a reference model to the rewards of tokens, or None.
         fits: returns True for a problem whose prompt is short enough; None if a longer one is an error.
+        held_out_environments: answer the model's turns in evaluations; None where those are single turns. Those of
+            training are the driver's.
     """
 
     policy: Policy
@@ -74,6 +80,7 @@ class Components:
     critic: CriticTrainer | None = None
     reference_reward: ReferenceReward | None = None
     fits: Callable[[Problem], bool] | None = None
+    held_out_environments: Environments | None = None
 
 
 def default_device() -> torch.device:
@@ -104,11 +111,33 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     _require_room(run, limits, tokenizer, held_out)
     engine = _engine(run, model, ranks, servers)
     try:
-        driver = EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), limits)
-        return replace(_around(driver, run, model, tokenizer, held_out, ranks), fits=fits)
+        driver = EpisodeDriver(
+            engine,
+            tokenizer,
+            stop_ids(model, tokenizer),
+            limits,
+            environments_of(run.data.task, run),
+            episode_limits(run),
+        )
+        return replace(
+            _around(driver, run, model, tokenizer, held_out, ranks),
+            fits=fits,
+            held_out_environments=environments_of(run.evaluation.task or run.data.task, run),
+        )
     except BaseException:
         engine.close()  # while the processes are still together
         raise
+
+
+def environments_of(task: Task, run: Run) -> Environments | None:
+    """Return what answers the model's turns on a task's problems: its own environments, or the run's, or None."""
+    maker = task if makes_environments(task) else run.data.environment
+    return None if maker is None else LocalEnvironments(maker, run.seed)
+
+
+def episode_limits(run: Run) -> EpisodeLimits:
+    """Return when a run's episodes end, whatever their environments say."""
+    return EpisodeLimits(run.rollout.max_turns or None, run.rollout.max_episode_tokens or None)
 
 
 def only_fitting(problems: list[Problem], fits: Callable[[Problem], bool] | None) -> list[Problem]:
@@ -223,7 +252,7 @@ def _require_room(
 ) -> None:
     """Raise before the first step if a prompt of any step leaves no room for the answer."""
     limits.require_any(run.rollout.sampling)
-    if run.data.drop_long_prompts or not limits.fixed:
+    if run.data.drop_long_prompts or not limits.fixed or environments_of(run.data.task, run) is not None:
         return
     task, n, steps = run.data.task, run.data.prompts, range(run.trainer.steps)
     drawn = (sample_unseen(task, held_out, n, step, run.seed) for step in steps)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drpo.types.problem import Failure, FailureKind, FinishReason, Message, Problem, RewardResult, Transcript
-    from drpo.types.rollout import Episode, Generation, Key, Request, ScoredGroup, TokenSequence, Unscored
+    from drpo.types.rollout import Episode, Generation, Key, Played, Request, ScoredGroup, TokenSequence, Unscored
     from drpo.types.sampling import Sampling
     from drpo.types.tokens import TokenLoss, Tokens, TopK
     from drpo.types.training import Batch, Credit, CriticStats, Layout, MicroBatch, StepStats, TokenStats
@@ -27,6 +27,7 @@ __all__ = [
     "Layout",
     "Message",
     "MicroBatch",
+    "Played",
     "Problem",
     "Request",
     "RewardResult",

@@ -130,12 +130,14 @@ class Played:
     Args:
         rewards: of each turn, in order, finite.
         done: the environment ended the episode; else a limit did: of turns, or of tokens.
+        calls: of tools, that could be read; templates render them.
         failed_calls: calls of tools that could not be read or that failed.
         failure: why the environment could not go on; None where it could.
     """
 
     rewards: tuple[float, ...]
     done: bool
+    calls: int = 0
     failed_calls: int = 0
     failure: Failure | None = None
 
@@ -153,7 +155,8 @@ class Episode:
         finish_reason: the last turn's: "stop" for a stop token, "length" for the token limit.
         sampling: the distribution it was sampled from.
         turns: sampled tokens of each turn, in order.
-        sequences: its token ids; more than one only if a turn's prompt does not continue the previous turn's tokens.
+        sequences: its token ids; more than one only if a turn's prompt does not continue the previous turn's tokens;
+            none where its environment failed before the first turn.
         played: what its environment reported; None without an environment.
     """
 
@@ -180,7 +183,7 @@ class Episode:
 
     @property
     def version(self) -> int:
-        """The oldest version among the weights that sampled its tokens."""
+        """The oldest version among the weights that sampled its tokens, of which there is at least one."""
         return min(int(s.version.min()) for s in self.sequences)
 
     @property

@@ -13,6 +13,8 @@ from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
+from drpo.environments import EnvironmentMaker
+from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, nearest
 from drpo.model.names import SMOLLM2
 from drpo.model.precision import NAMES as PRECISIONS
@@ -63,17 +65,25 @@ class DataConfig:
     """The problems of a step.
 
     Args:
-        task: where problems come from: addition(1, 50), reasoning_gym('chain_sum'), gsm8k, records('my.jsonl', ...).
+        task: where problems come from: addition(1, 50), reasoning_gym('chain_sum'), gsm8k, records('my.jsonl', ...);
+            calculator, guess, walk, word_game, repair, lookup are solved in several turns.
+        environment: what answers the model's turns where the task itself does not: tools('my_tools:search'), your own
+            module:name; None is a single turn.
         prompts: problems per rollout.
         drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
     """
 
     task: Task = field(default_factory=Addition)
+    environment: EnvironmentMaker | None = None
     prompts: int = 8
     drop_long_prompts: bool = False
 
     def __post_init__(self) -> None:
         _require_task(task=self.task)
+        if self.environment is not None:
+            _require_parts("an object", ("max_turns", "open"), environment=self.environment)
+            alone = isinstance(self.task, Unimported) or not makes_environments(self.task)
+            require(alone, "environment", self.environment, "the task has environments of its own; leave it out")
         at_least(1, prompts=self.prompts)
 
 
@@ -90,6 +100,9 @@ class RolloutConfig:
         sync_every: steps between weight syncs, from the trainer to the sampler; 1 keeps it as fresh as it can be.
         async_steps: how many steps ahead of training a rollout is sampled; 0 samples each with the newest weights.
         overlap: sample the rollouts ahead while training; requires async_steps of at least 1.
+        max_turns: an episode ends after so many turns of the model; 0 leaves it to the environment.
+        max_episode_tokens: an episode ends where one more turn could bring it above so many sampled tokens; 0 is no
+            limit. sampling.max_new_tokens is the limit of a turn.
     """
 
     engine: str = "transformers"
@@ -98,10 +111,12 @@ class RolloutConfig:
     sync_every: int = 1
     async_steps: int = 0
     overlap: bool = False
+    max_turns: int = 0
+    max_episode_tokens: int = 0
 
     def __post_init__(self) -> None:
         at_least(1, sync_every=self.sync_every)
-        at_least(0, async_steps=self.async_steps)
+        at_least(0, async_steps=self.async_steps, max_turns=self.max_turns, max_episode_tokens=self.max_episode_tokens)
         at_most(MOST_COMPLETIONS, async_steps=self.async_steps)
         lengths = {f"sampling.{name}": getattr(self.sampling, name) for name in ("max_new_tokens", "top_logprobs")}
         at_most(MOST_COMPLETIONS, **lengths)

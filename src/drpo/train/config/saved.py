@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from drpo import objectives, reductions, rewards, tasks
+from drpo import environments, objectives, reductions, rewards, tasks
 from drpo.credit import advantages, gae
 from drpo.errors import InputError, nearest
-from drpo.spec import Registry, Unimported, format_spec, names_code, parse_spec
+from drpo.spec import Registry, Unimported, format_spec, parse_spec, runs_code
 from drpo.train import optim
 from drpo.train.config.groups import require
 from drpo.train.config.run import Run
@@ -32,6 +32,7 @@ _LARGEST = 2**63 - 1
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "task": tasks.REGISTRY,
     "eval_task": tasks.REGISTRY,
+    "environment": environments.REGISTRY,
     "reward": rewards.REGISTRY,
     "objective": objectives.REGISTRY,
     "advantage": advantages.REGISTRY,
@@ -167,7 +168,7 @@ def _within(path: str, name: str) -> str:
 
 def _from_spec(value: Any, registry: Registry[Any], name: str, trust_remote_code: bool) -> Any:
     require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
-    if not trust_remote_code and names_code(value):
+    if not trust_remote_code and runs_code(value):
         return Unimported(value)
     try:
         return parse_spec(value, registry)
