@@ -13,6 +13,7 @@ from drpo.train.metrics import (
     REGION_METRICS,
     ROLLOUT_METRICS,
     TOKEN_METRICS,
+    TURN_METRICS,
     UPDATE_METRICS,
     VALUE_METRICS,
 )
@@ -29,6 +30,7 @@ the sampler, `r = pi/mu`, `w` the [gradient weight](concepts.md#gradient-weight)
 
 PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     ("Rollouts", "Over the step's completions.", ROLLOUT_METRICS),
+    ("Turns", "Over the step's episodes, where they are in environments.", TURN_METRICS),
     ("Reward parts", "One for each part of the reward.", PART_METRICS),
     (
         "Tokens",

@@ -129,11 +129,11 @@ def test_tools_go_with_the_problems_of_any_task() -> None:
 
 
 def test_what_cannot_be_an_environment_is_refused_in_one_line() -> None:
-    with pytest.raises(InputError, match="environment=.*has environments of its own; leave it out"):
+    with pytest.raises(InputError, match=r"environment=.*has environments of its own; leave it out"):
         chat_run(environment=Tools("support.environments:double"))
-    with pytest.raises(InputError, match="environment=3: .*has no `max_turns`"):
+    with pytest.raises(InputError, match=r"environment=3: .*has no `max_turns`"):
         chat_run(task=Addition(), environment=3)
-    with pytest.raises(InputError, match="environment='tools.*is text"):
+    with pytest.raises(InputError, match=r"environment='tools.*is text"):
         chat_run(task=Addition(), environment="tools")
 
 

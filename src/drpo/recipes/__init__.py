@@ -27,6 +27,13 @@ RECIPES: Mapping[str, Recipe] = {
     "smoke": Recipe(
         "drpo.recipes.addition", "A random two-layer model goes through the whole loop in seconds; it learns nothing."
     ),
+    "calculator": Recipe(
+        "drpo.recipes.agents", "SmolLM2-135M learns to use a calculator for products of two factors, in minutes."
+    ),
+    "calculator_twice": Recipe(
+        "drpo.recipes.agents", "SmolLM2-135M learns to use a calculator twice, for products of three factors."
+    ),
+    "guess": Recipe("drpo.recipes.agents", 'SmolLM2-135M learns to guess a number by "higher" and "lower".'),
     "gsm8k": Recipe("drpo.recipes.math", "A 0.5B model learns grade-school word problems; requires a GPU."),
     "drpo_paper": Recipe(
         "drpo.recipes.math",
