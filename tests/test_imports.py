@@ -27,6 +27,7 @@ RANK = {
     "ops": 3,
     "methods": 3,
     "adapters": 3,
+    "workers": 3,
     "ranks": 3,
     "model": 4,
     "rewards": 4,

@@ -20,9 +20,10 @@ from drpo.rewards.characters import plain_characters
 from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.math import math_verify
-from drpo.rewards.worker import new_seal, unpack_answer
+from drpo.rewards.worker import read_scored
 from drpo.spec import format_spec, parse_spec
 from drpo.types import Problem, RewardResult, Transcript
+from drpo.workers.serve import new_seal, unseal
 from support import naughty_rewards, unimportable_reward
 from support.forks import fork
 
@@ -397,16 +398,16 @@ ANSWER = '{"result": {"total": 1.0, "parts": {}, "turns": []}, "failure": null, 
 @given(st.sampled_from([b"{}", b"1.0", b"null", ANSWER.encode()]), st.booleans())
 def test_an_answer_without_its_items_seal_is_none(line, asked):
     with pytest.raises((ValueError, KeyError, TypeError)):
-        unpack_answer(line, new_seal(1) if asked else None)
+        unseal(line, new_seal(1) if asked else None)
 
 
 def test_an_old_answer_and_anothers_are_none():
     old, new = new_seal(1), new_seal(2)
     line = json.dumps({"seal": old, **json.loads(ANSWER)}).encode()
-    assert unpack_answer(line, old).score == 1.0
+    assert read_scored(unseal(line, old)).score == 1.0
     for other in (new, new_seal(1), None):
         with pytest.raises(ValueError, match="not the answer"):
-            unpack_answer(line, other)
+            unseal(line, other)
 
 
 def test_an_empty_list_has_no_marks(pool):

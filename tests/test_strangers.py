@@ -405,7 +405,7 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 UNPICKLING = {"pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "joblib.load"}
 UNPICKLING |= {"cloudpickle.loads", "marshal.loads", "shelve.open", "numpy.load", "np.load", "yaml.load"}
 EVALUATING = {"eval", "exec", "compile", "__import__", "runpy.run_path", "os.system", "os.popen"}
-OWN_PICKLES = {"rewards/pool.py", "rewards/worker.py"}
+OWN_PICKLES = {"workers/serve.py", "rewards/worker.py", "environments/worker.py"}
 """Between a process and its own children, of what it has pickled itself."""
 MEANT = {
     ("rewards/sandboxed.py", "exec"),

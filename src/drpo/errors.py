@@ -14,6 +14,7 @@ _CONTROL = re.compile(
     "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
     "\ud800-\udfff]"  # surrogates, which cannot be encoded
 )
+_LONGEST = 200  # letters of an error's description
 
 
 class InputError(ValueError):
@@ -56,6 +57,21 @@ def one_line(text: object) -> str:
         'a b c'
     """
     return printable(" ".join(str(text).split()))
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line of at most 200 letters: its type and its message.
+
+    Example:
+        >>> describe(ValueError("bad\\n  news"))
+        'ValueError: bad news'
+    """
+    name = type(error).__name__
+    try:
+        text = " ".join(f"{name}: {error}".split()).removesuffix(":")
+    except Exception:  # an error's own __str__ may fail
+        text = name
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 _MEMORY = re.compile(

@@ -106,7 +106,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a reward has no memory limit",
-        "drpo.rewards.worker:_limit_memory",
+        "drpo.workers.serve:_limit_memory",
         lambda right: lambda memory: None,
         (f"{REWARDS}test_every_misdeed_costs_its_own_mark_only_and_order_is_kept",),
     ),
@@ -143,7 +143,7 @@ REPLACEMENTS = (
     Replacement("a fence inside a docstring ends the block", "drpo.rewards.fences:_end", _first_fence, (FOUND,)),
     Replacement(
         "an answer without its item's seal counts",
-        "drpo.rewards.worker:unpack_answer",
+        "drpo.workers.serve:unseal",
         _any_seal,
         (f"{REWARDS}test_every_misdeed_costs_its_own_mark_only_and_order_is_kept",),
     ),

@@ -10,7 +10,7 @@ from drpo.environments.arithmetic import calculate
 from drpo.environments.contract import Environment
 from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError
-from drpo.rewards import Reward
+from drpo.rewards import Reward, in_process
 from drpo.rewards.number import last_number
 from drpo.seeds import derive
 from drpo.types import Problem
@@ -22,6 +22,7 @@ _HELD_OUT = 512
 _SYSTEM = "You can use a calculator: write <calc>a * b</calc> and the result is sent to you. Then say the answer."
 
 
+@in_process
 @dataclass(frozen=True)
 class Calculator:
     """The task "What is a * b?", of several digits, with a calculator.

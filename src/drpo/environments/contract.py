@@ -8,7 +8,11 @@ from drpo.types.environment import Observation, StepResult, Turn
 
 
 class Environment(Protocol):
-    """One episode, used once. It receives text and never tokens to encode: those stay with the episode driver."""
+    """One episode, used once. It receives text and never tokens to encode: those stay with the episode driver.
+
+    Its answers depend on its problem, its seed and its turns alone, so an episode can be rebuilt in another process.
+    Each method may be a coroutine.
+    """
 
     def reset(self) -> Observation:
         """Return what the model reads first."""
@@ -24,7 +28,11 @@ class Environment(Protocol):
 
 
 class EnvironmentMaker(Protocol):
-    """Makes the environment of each episode."""
+    """Makes the environment of each episode. It is sent to worker processes, so it must be picklable.
+
+    A maker declared with `drpo.rewards.in_process` is called in the trainer's process instead: its environments are
+    quick, always return and harm nothing.
+    """
 
     @property
     def max_turns(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from drpo.environments.contract import Environment
 from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError
-from drpo.rewards import Reward
+from drpo.rewards import Reward, in_process
 from drpo.rewards.number import last_number
 from drpo.seeds import derive
 from drpo.types import Problem
@@ -21,6 +21,7 @@ _HELD_OUT = 512
 Said = Sequence[tuple[str, str]]
 
 
+@in_process
 @dataclass(frozen=True)
 class Guess:
     """Find a number between two bounds, told "higher" or "lower" after each guess.
@@ -122,6 +123,7 @@ class _Guessing:
 _WAYS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
 
 
+@in_process
 @dataclass(frozen=True)
 class Walk:
     """Walk to a goal on a grid, one step a turn, told where one is after each.
@@ -224,6 +226,7 @@ class _Walking:
 _WORDS = tuple(files(__package__).joinpath("words.txt").read_text(encoding="utf-8").split())
 
 
+@in_process
 @dataclass(frozen=True)
 class WordGame:
     """Find a word of five letters, told after each guess which of its letters are right and in place.

@@ -1,15 +1,12 @@
 """Environments in this process: for those that are quick, always return and harm nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
-from drpo.environments.contract import Environment, EnvironmentMaker
-from drpo.rewards.scoring import one_line
+from drpo.environments.contract import EnvironmentMaker
+from drpo.environments.host import EpisodeHost
 from drpo.seeds import derive
 from drpo.types import Failure, Problem
 from drpo.types.environment import Observation, StepResult, Turn
-
-T = TypeVar("T")
 
 
 class LocalEnvironments:
@@ -22,7 +19,7 @@ class LocalEnvironments:
 
     def __init__(self, maker: EnvironmentMaker, seed: int = 0) -> None:
         self._maker, self._seed = maker, seed
-        self._open: dict[int, Environment] = {}
+        self._host = EpisodeHost(maker)
 
     def __enter__(self) -> "LocalEnvironments":
         return self
@@ -37,25 +34,19 @@ class LocalEnvironments:
 
     def open(self, problems: Sequence[Problem]) -> list[Observation | Failure]:
         """Open an episode for each problem; the hidden state is a function of the seed and the problem's id."""
-        return [_safely(lambda n=n, p=p: self._opened(n, p)) for n, p in enumerate(problems)]  # type: ignore[misc]
-
-    def _opened(self, number: int, problem: Problem) -> Observation:
-        self._open[number] = self._maker.open(problem, derive("environment", self._seed, problem.id))
-        return self._open[number].reset()
+        self.close()
+        return [self._host.open(n, p, hidden_seed(self._seed, p)) for n, p in enumerate(problems)]
 
     def step(self, turns: Mapping[int, Turn]) -> dict[int, StepResult | Failure]:
         """Return what each episode's environment answers."""
-        return {n: _safely(lambda n=n, turn=turn: self._open[n].step(turn)) for n, turn in turns.items()}  # type: ignore[misc]
+        return {n: self._host.step(n, turn) for n, turn in turns.items()}
 
     def close(self) -> None:
         """Close every episode; what that raises is of no more interest."""
-        for environment in self._open.values():
-            _safely(environment.close)
-        self._open.clear()
+        for number in self._host.episodes:
+            self._host.close(number)
 
 
-def _safely(call: Callable[[], T]) -> T | Failure:
-    try:
-        return call()
-    except Exception as error:
-        return Failure("raised", one_line(error))
+def hidden_seed(seed: int, problem: Problem) -> int:
+    """Return the seed of the hidden state of a problem's episodes."""
+    return derive("environment", seed, problem.id)

@@ -85,6 +85,7 @@ _PEOPLE = 160
 _HELD_OUT = 40
 
 
+@in_process
 @dataclass(frozen=True)
 class Lookup:
     """The task "In which valley does X work?": the library says in which town X works, and where each town lies.

@@ -95,6 +95,11 @@ docstring with a line for every argument, and their types
         """Return the episode of a problem."""
         return ToolEpisode(problem, self.by_name())
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Import the functions in a worker process before its limits of time and memory hold."""
+        vars(self).update(state)
+        self.by_name()
+
     def by_name(self) -> dict[str, Tool]:
         """Import the functions.
 

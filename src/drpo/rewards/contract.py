@@ -11,7 +11,7 @@ Reward: TypeAlias = (
 )
 """Returns a finite number, a `RewardResult`, or None to abstain. See `reads_transcript` for its argument."""
 
-AnyReward = TypeVar("AnyReward", bound=Reward)
+Declared = TypeVar("Declared")
 
 
 def reads_transcript(reward: Reward) -> bool:
@@ -36,17 +36,19 @@ def reads_transcript(reward: Reward) -> bool:
     return parameters[1].name == "transcript" or annotated or annotation is Transcript
 
 
-def name_of(reward: Reward) -> str:
-    """Return a reward's name for messages: module:name, or its repr."""
+def name_of(reward: object) -> str:
+    """Return a reward's name for messages, or that of other code of the user: module:name, or its repr."""
     module, name = getattr(reward, "__module__", None), getattr(reward, "__qualname__", None)
     return f"{module}:{name}" if module and name else repr(reward)
 
 
-def in_process(reward: AnyReward) -> AnyReward:
+def in_process(reward: Declared) -> Declared:
     """Declare that a reward is fast, safe and always returns, so the pool calls it in the trainer's own process.
 
+    The same holds for what opens environments (`drpo.environments`).
+
     Args:
-        reward: a function, or an instance whose class allows attributes.
+        reward: a function, a class, or an instance whose class allows attributes.
 
     Returns:
         The same reward, with the attribute `in_process` set to True.
@@ -58,5 +60,5 @@ def in_process(reward: AnyReward) -> AnyReward:
         >>> brevity.in_process
         True
     """
-    reward.in_process = True  # type: ignore[union-attr]
+    reward.in_process = True  # type: ignore[attr-defined]
     return reward

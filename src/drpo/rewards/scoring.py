@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, describe, nearest
 from drpo.rewards.contract import Reward, name_of
 from drpo.types import Failure, Problem, RewardResult, Transcript
+from drpo.workers.limits import require_limits
 
 OnFailure: TypeAlias = Literal["drop", "zero", "error"]
-_LONGEST = 200  # letters of a failure's text
 _EXPECTED = "one number, a RewardResult, or None"
 
 
@@ -44,12 +44,7 @@ class RewardConfig:
     on_failure: OnFailure = "drop"
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise InputError(f"reward_pool.processes={self.processes}: must be at least 1")
-        if not 0 < self.seconds < math.inf:
-            raise InputError(f"reward_pool.seconds={self.seconds}: must be finite and above 0")
-        if not 0 <= self.memory_gb < math.inf:
-            raise InputError(f"reward_pool.memory_gb={self.memory_gb}: must be finite and 0 (no limit) or more")
+        require_limits("reward_pool", self.processes, self.seconds, self.memory_gb)
         if self.on_failure not in get_args(OnFailure):
             raise InputError(
                 f"reward_pool.on_failure={self.on_failure!r}{nearest(self.on_failure, get_args(OnFailure))}"
@@ -98,18 +93,8 @@ def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit too
-        failure = Failure("raised", one_line(error))
+        failure = Failure("raised", describe(error))
     return Scored(result, failure, time.perf_counter() - start)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as one short line."""
-    name = type(error).__name__
-    try:
-        text = " ".join(f"{name}: {error}".split()).removesuffix(":")
-    except Exception:  # an error's own __str__ may fail
-        text = name
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:

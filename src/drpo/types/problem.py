@@ -144,13 +144,13 @@ class RewardResult:
 
 
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
-"""How a reward can fail: it raised, exceeded its deadline, lost its process, returned NaN or an infinity, or returned
-something that is not a number (text, a list, an array)."""
+"""How a reward or an environment can fail: it raised, exceeded its deadline, lost its process, returned NaN or an
+infinity, or returned something that is not a number (text, a list, an array), or not an environment's answer."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a reward returned no score. A failure is not a wrong answer.
+    """Why a reward returned no score, or an environment no answer. A failure is not a wrong answer.
 
     Args:
         kind: see `FailureKind`; counted by kind.
