@@ -143,7 +143,7 @@ def test_trained_ids_are_the_sampled_ids(data: st.DataObject) -> None:
         assert torch.equal(parts["target"][i], c.sequence.token_ids)
         assert torch.equal(parts["behavior_logp"][i], c.sequence.behavior_logp)
         assert (parts["weight"][i] > 0).all()
-    assert batch.n_sequences == len(completions)
+    assert batch.n_episodes == len(completions)
     assert batch.n_tokens == sum(len(c.sequence.token_ids) for c in completions)
     for m in micros:
         assert m.layout.n_positions == len(m.input_ids)
@@ -376,7 +376,7 @@ def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: li
     empty = replace(groups[0], episodes=(), results=())
     (with_them,) = batched([lonely, groups[0], empty, groups[2]], how())
     (without,) = batched([groups[0], groups[2]], how())
-    assert (with_them.n_sequences, with_them.n_tokens) == (without.n_sequences, without.n_tokens)
+    assert (with_them.n_episodes, with_them.n_tokens) == (without.n_episodes, without.n_tokens)
     for one, other in zip(with_them.micro_batches, without.micro_batches, strict=True):
         assert one.layout == other.layout
         for name in ("input_ids", "position", "target", "behavior_logp", "advantage", "weight"):
@@ -389,7 +389,7 @@ def test_groups_with_nothing_to_compare_are_dropped_and_count_nowhere(groups: li
 def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, groups: list[ScoredGroup]) -> None:
     (batch,) = batched(groups, how(reduction=REDUCTIONS[reduction], micro_batch_tokens=budget))
     weight = torch.cat([m.weight for m in batch.micro_batches]).double()
-    expected = batch.n_tokens / (batch.n_sequences * 20) if reduction == "horizon" else 1.0
+    expected = batch.n_tokens / (batch.n_episodes * 20) if reduction == "horizon" else 1.0
     assert float(weight.sum()) == pytest.approx(expected, rel=1e-6)
     shares = {i: float(w.double().sum()) for i, w in by_sequence(batch.micro_batches, weight).items()}
     lengths = [len(c.sequence.token_ids) for g in groups for c in g.episodes]
@@ -406,7 +406,7 @@ def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, gr
     plain = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
     (all_rows,) = batched(groups, plain)
     (fewer,) = batched(groups, replace(plain, skip_zero_advantage=True))
-    assert (fewer.n_sequences, fewer.n_tokens) == (all_rows.n_sequences, all_rows.n_tokens) == (16, all_rows.n_tokens)
+    assert (fewer.n_episodes, fewer.n_tokens) == (all_rows.n_episodes, all_rows.n_tokens) == (16, all_rows.n_tokens)
     assert (all_rows.n_skipped, fewer.n_skipped) == (0, 10)
     assert (len(all_rows.micro_batches), len(fewer.micro_batches)) == (16, 6)
     wanted, _ = gradients(policy, all_rows, objective)
@@ -431,7 +431,7 @@ def test_a_batch_that_says_nothing_still_steps(before: int, rollout: list[Episod
             start = {name: p.detach().clone() for name, p in policy.trainable().items()}
             stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
         assert len(batch.micro_batches) == (0 if skip else 16)
-        assert (batch.n_sequences, stats.grad_norm, stats.loss) == (16, 0.0, 0.0)
+        assert (batch.n_episodes, stats.grad_norm, stats.loss) == (16, 0.0, 0.0)
         assert len(stats.tokens.logp) == len(stats.entropy) == sum(len(m.target) for m in batch.micro_batches)
         weights.append({name: p.detach().clone() for name, p in policy.trainable().items()})
         steps.append({float(state["step"]) for state in optimizer.state.values()})

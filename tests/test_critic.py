@@ -380,7 +380,7 @@ def test_the_figures_of_a_step(groups: list[ScoredGroup]):
 def test_groups_of_one_train_where_a_critic_gives_advantages():
     single = grouped([completion([5, 6], problem="a"), completion([7], problem="b")], [[1.0], [0.0]])
     (batch,) = batched(trainer_of(critic_of()), single, how())
-    assert batch.n_sequences == 2 and all(m.advantage.all() for m in batch.micro_batches)
+    assert batch.n_episodes == 2 and all(m.advantage.all() for m in batch.micro_batches)
 
 
 # ---- runs ----

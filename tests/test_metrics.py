@@ -253,7 +253,7 @@ def test_an_objective_is_evaluated_once(tokenwise: bool) -> None:
     found = linear_policy_loss(hidden, Head(torch.randn(5, 4)), sampled, objective)
     found.loss.backward()
     tokens = Tokens(found.logp, -one, one, one.bool(), torch.arange(3))
-    stats = StepStats(TokenStats(tokens, found.entropy, found.gradient, found.metrics), 0.0, 1.0, 1e-3)
+    stats = StepStats(TokenStats(tokens, found.entropy, found.gradient, found.metrics), tokens.sequence, 0.0, 1.0, 1e-3)
     record = step_metrics(3, some_groups(), [stats, stats], objective)
     assert objective.calls == 1
     assert record["mine"] == pytest.approx(math.exp(-1))
@@ -268,7 +268,9 @@ def stats_of(objective: Objective, tokens: Tokens, entropy: Tensor, at: slice, i
     if len(part.sequence):  # each update numbers its own completions from 0
         part = replace(part, sequence=part.sequence - part.sequence[0])
     seen = stats_of_tokens(objective, part, entropy[at])
-    return StepStats(seen, loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1))
+    return StepStats(
+        seen, part.sequence, loss=0.1 * i - 0.2, grad_norm=(3.0, 5.0, 1.0)[i % 3], learning_rate=1e-3 / (i + 1)
+    )
 
 
 def some_groups() -> list[ScoredGroup]:

@@ -1,15 +1,21 @@
-"""Scored groups and their credit -> the batch of each optimiser update."""
+"""Scored groups and their credit -> the batch of each optimiser update.
+
+A row is one `TokenSequence`: most episodes have one, an episode that branched has several. Reductions count episodes.
+What the objective takes as one sequence is `BatchConfig.sequence`; rows that have a sequence in common stay together,
+in one micro-batch and so on one rank.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from drpo.reductions import Reduction
-from drpo.types import Batch, Credit, Layout, MicroBatch, ScoredGroup, TokenSequence, TopK
+from drpo.types import Batch, Credit, Episode, Layout, MicroBatch, ScoredGroup, TokenSequence, TopK
 
 
 @dataclass(frozen=True)
@@ -18,11 +24,14 @@ class BatchConfig:
 
     Args:
         updates: optimiser updates per rollout; the groups are divided among them.
-        reduction: weight per token.
-        micro_batch_tokens: upper bound of positions per micro-batch; a single completion may exceed it.
-        skip_zero_advantage: leave out completions whose advantages are all 0; the normaliser still counts them.
-        share_prompts: run a prompt once for all completions that continue it.
-        ranks: processes that share the micro-batches; each receives work if there are enough completions.
+        reduction: weight per token; its sequences are episodes.
+        micro_batch_tokens: upper bound of positions per micro-batch; rows that stay together may exceed it.
+        skip_zero_advantage: leave out rows whose advantages are all 0, and those of the rows that stay with them; the
+            normaliser still counts them.
+        share_prompts: run a prompt once for all rows that continue it.
+        ranks: processes that share the micro-batches; each receives work if there are enough rows.
+        sequence: what the objective takes as one sequence: the sampled tokens of an "episode", of a "turn", or of a
+            "row", which keeps no rows together; of these a tokenwise objective may have any.
     """
 
     updates: int
@@ -31,41 +40,48 @@ class BatchConfig:
     skip_zero_advantage: bool
     share_prompts: bool = True
     ranks: int = 1
+    sequence: str = "episode"
 
 
 def make_batches(groups: Sequence[ScoredGroup], credits: Sequence[Credit], config: BatchConfig) -> list[Batch]:
     """Split a rollout's groups, in order, into the batches of its optimiser updates.
 
-    A sequence without credit is not trained and counts nowhere. The weights are fixed here, over each whole batch.
+    A row without credit is not trained and counts nowhere. The weights are fixed here, over each whole batch.
 
     Args:
         groups: the groups of one rollout.
-        credits: the credit of their sequences, as a credit rule returns it.
+        credits: the credit of their rows, as a credit rule returns it.
         config: see `BatchConfig`.
 
     Returns:
-        Up to `config.updates` batches; updates without any credited sequence are left out.
+        Up to `config.updates` batches; updates without any credited row are left out.
     """
-    of = {credit.sequence: credit for credit in credits}
+    credit_of = {credit.sequence: credit for credit in credits}
     edges = [len(groups) * i // config.updates for i in range(config.updates + 1)]
-    parts = [groups[start:end] for start, end in pairwise(edges)]
-    credited = [[of[s] for g in part for s in g.sequences if s in of] for part in parts]
-    return [_batch(part, config) for part in credited if part]
+    credited = [
+        [e for g in groups[start:end] for e in g.episodes if any(s in credit_of for s in e.sequences)]
+        for start, end in pairwise(edges)
+    ]
+    return [_batch(episodes, credit_of, config) for episodes in credited if episodes]
 
 
 def pack(
     sequences: Sequence[TokenSequence], micro_batch_tokens: int, share_prompts: bool = True, ranks: int = 1
 ) -> Batch:
-    """Return a batch of sequences with weights and credit 0, for forward passes alone.
+    """Return a batch of sequences with weights and credit 0, for forward passes alone; it keeps no rows together.
 
     Args:
-        sequences: `MicroBatch.sequence` numbers them.
+        sequences: `MicroBatch.row` numbers them.
         micro_batch_tokens, share_prompts, ranks: see `BatchConfig`.
     """
     credits = tuple(Credit(s, torch.zeros(s.n_sampled)) for s in sequences)
-    rows = [_row(i, credit, credit.advantage, share_prompts) for i, credit in enumerate(credits)]
-    micro_batches = tuple(_micro_batch(part) for part in _split(rows, micro_batch_tokens, ranks))
-    return Batch(micro_batches, credits, n_tokens=sum(s.n_sampled for s in sequences), n_skipped=0)
+    rows = [
+        _row(i, credit, torch.full((len(credit.advantage),), i), credit.advantage, share_prompts)
+        for i, credit in enumerate(credits)
+    ]
+    micro_batches = tuple(_micro_batch(part) for part in _split(_together(rows), micro_batch_tokens, ranks))
+    n_tokens = sum(s.n_sampled for s in sequences)
+    return Batch(micro_batches, credits, n_episodes=len(credits), n_tokens=n_tokens, n_skipped=0)
 
 
 def split_micro_batch(
@@ -74,87 +90,131 @@ def split_micro_batch(
     """Return the same tokens, with the same credit and weights, in micro-batches of at most `budget` positions.
 
     Args:
-        micro: the micro-batch to split.
-        credits: the credits of its batch, numbered by `MicroBatch.sequence`.
-        budget: positions; a single completion may exceed it.
+        micro: the micro-batch to split; rows that have a sequence in common stay together.
+        credits: the credits of its batch, numbered by `MicroBatch.row`.
+        budget: positions; rows that stay together may exceed it.
         share_prompts: see `BatchConfig`.
     """
-    numbers = micro.sequence.unique().tolist()
-    rows = [_row(i, credits[i], micro.weight[micro.sequence == i], share_prompts) for i in numbers]
-    return [_micro_batch(part) for part in _within_budget(rows, budget)]
+    tokens_of = {number: micro.row == number for number in micro.row.unique().tolist()}
+    rows = [
+        _row(number, credits[number], micro.sequence[own], micro.weight[own], share_prompts)
+        for number, own in tokens_of.items()
+    ]
+    return [_micro_batch(part) for part in _within_budget(_together(rows), budget)]
+
+
+_Prompt: TypeAlias = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One sequence of a batch; rows of equal `prompt` and `alone` share their prompt's positions."""
+    """One `TokenSequence` of a batch; rows of equal `prompt` and `alone` share their prompt's positions."""
 
+    number: int
     credit: Credit
+    sequence: Tensor
+    weight: Tensor
     prompt: tuple[int, ...]
     alone: int
-    number: int
-    weight: Tensor
-
-    @property
-    def sequence(self) -> TokenSequence:
-        return self.credit.sequence
 
     @property
     def own(self) -> Tensor:
         """The input ids after the prompt; the last token predicts nothing and is left out."""
-        return self.sequence.token_ids[:-1]
+        return self.credit.sequence.token_ids[:-1]
 
     @property
-    def before(self) -> tuple[tuple[int, ...], int]:
+    def before(self) -> _Prompt:
         """Equal for rows that share their prompt's positions."""
         return self.prompt, self.alone
 
 
-def _row(number: int, credit: Credit, weight: Tensor, share_prompts: bool) -> _Row:
+def _row(number: int, credit: Credit, sequence: Tensor, weight: Tensor, share_prompts: bool) -> _Row:
     prompt = tuple(credit.sequence.prompt_ids.tolist())
-    return _Row(credit, prompt, 0 if share_prompts else number, number, weight)
+    return _Row(number, credit, sequence, weight, prompt, 0 if share_prompts else number)
 
 
-def _batch(credits: Sequence[Credit], config: BatchConfig) -> Batch:
-    lengths = torch.tensor([len(c.advantage) for c in credits])
-    sequence = torch.arange(len(credits)).repeat_interleave(lengths)
-    weights = config.reduction(torch.ones_like(sequence, dtype=torch.bool), sequence).split(lengths.tolist())
-    rows = [_row(i, c, w, config.share_prompts) for i, (c, w) in enumerate(zip(credits, weights, strict=True))]
-    trained = [row for row in rows if row.credit.advantage.any() or not config.skip_zero_advantage]
+def _batch(episodes: Sequence[Episode], credit_of: Mapping[TokenSequence, Credit], config: BatchConfig) -> Batch:
+    columns = zip(
+        (s for e in episodes for s in e.sequences),
+        _numbers(episodes, "episode"),
+        _numbers(episodes, config.sequence),
+        strict=True,
+    )
+    credited = [(credit_of[s], episode, sequence) for s, episode, sequence in columns if s in credit_of]
+    credits, episode_of, sequence_of = zip(*credited, strict=True)
+    episode = torch.cat(episode_of)
+    weights = config.reduction(torch.ones_like(episode, dtype=torch.bool), episode).split(list(map(len, episode_of)))
+    rows = [
+        _row(i, credit, sequence, weight, config.share_prompts)
+        for i, (credit, sequence, weight) in enumerate(zip(credits, sequence_of, weights, strict=True))
+    ]
+    trained = [
+        unit
+        for unit in _together(rows)
+        if not config.skip_zero_advantage or any(r.credit.advantage.any() for r in unit)
+    ]
     return Batch(
         micro_batches=tuple(_micro_batch(part) for part in _split(trained, config.micro_batch_tokens, config.ranks)),
-        credits=tuple(credits),
-        n_tokens=int(lengths.sum()),
-        n_skipped=len(rows) - len(trained),
+        credits=credits,
+        n_episodes=len(episodes),
+        n_tokens=len(episode),
+        n_skipped=len(rows) - sum(map(len, trained)),
     )
 
 
-def _split(rows: Sequence[_Row], budget: int, ranks: int) -> list[list[_Row]]:
-    """Split rows into parts within the budget, about equal for the ranks; a prompt counts in each part that has it."""
-    prompts = {row.before: len(row.prompt) for row in rows}
-    positions = sum(prompts.values()) + sum(len(row.own) for row in rows)
-    turns = max(1, math.ceil(positions / (ranks * budget)))
-    for slack in (1.0, 1.1, 1.25, 1.5):
-        parts = _within_budget(rows, min(budget, math.ceil(slack * positions / (ranks * turns))))
-        if len(parts) <= ranks * turns:
-            return parts
-    return _within_budget(rows, budget) if ranks == 1 else parts
+def _numbers(episodes: Sequence[Episode], sequence: str) -> tuple[Tensor, ...]:
+    """Return, for each row of the episodes, the number of the sequence that each sampled token is of, [M] int64."""
+    tokens_of = {
+        "episode": [e.n_sampled for e in episodes],
+        "turn": [n for e in episodes for n in e.turns],
+        "row": [s.n_sampled for e in episodes for s in e.sequences],
+    }
+    counts = torch.tensor(tokens_of[sequence])
+    number: Tensor = torch.arange(len(counts)).repeat_interleave(counts)
+    return torch.split(number, tokens_of["row"])
 
 
-def _within_budget(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
-    """Split rows within the budget, prompts kept together, longest first, so that memory peaks at the start."""
-    longest: dict[tuple[tuple[int, ...], int], int] = {}
+def _together(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Return the rows in units that must not be split: a sequence of the objective is whole in each."""
+    units: dict[int, list[_Row]] = {}
     for row in rows:
-        longest[row.before] = max(longest.get(row.before, 0), len(row.prompt) + len(row.own))
+        units.setdefault(int(row.sequence[0]), []).append(row)
+    return list(units.values())
+
+
+def _positions(rows: Iterable[_Row], there: Container[_Prompt] = ()) -> int:
+    """Return how many positions rows add where some prompts are there already."""
+    prompts = {row.before: len(row.prompt) for row in rows if row.before not in there}
+    return sum(prompts.values()) + sum(len(row.own) for row in rows)
+
+
+def _split(units: Sequence[Sequence[_Row]], budget: int, ranks: int) -> list[list[_Row]]:
+    """Split rows into parts within the budget, about equal for the ranks; a prompt counts in each part that has it."""
+    positions = _positions([row for unit in units for row in unit])
+    rounds = max(1, math.ceil(positions / (ranks * budget)))
+    for slack in (1.0, 1.1, 1.25, 1.5):
+        parts = _within_budget(units, min(budget, math.ceil(slack * positions / (ranks * rounds))))
+        if len(parts) <= ranks * rounds:
+            return parts
+    return _within_budget(units, budget) if ranks == 1 else parts
+
+
+def _within_budget(units: Sequence[Sequence[_Row]], budget: int) -> list[list[_Row]]:
+    """Split rows within the budget, prompts kept together, longest first, so that memory peaks at the start."""
+    longest: dict[_Prompt, int] = {}
+    for unit in units:
+        longest[unit[0].before] = max(longest.get(unit[0].before, 0), _positions(unit))
     parts: list[list[_Row]] = []
+    prompts: set[_Prompt] = set()
     left = 0
-    for row in sorted(rows, key=lambda r: (-longest[r.before], r.before, -len(r.own))):
-        prompt_is_there = bool(parts) and parts[-1][-1].before == row.before
-        cost = len(row.own) + (0 if prompt_is_there else len(row.prompt))
+    for unit in sorted(units, key=lambda u: (-longest[u[0].before], u[0].before, -sum(len(r.own) for r in u))):
+        cost = _positions(unit, prompts)
         if not parts or cost > left:
             parts.append([])
-            left, cost = budget, len(row.own) + len(row.prompt)
-        parts[-1].append(row)
+            left, cost, prompts = budget, _positions(unit), set()
+        parts[-1] += unit
         left -= cost
+        prompts |= {row.before for row in unit}
     return parts
 
 
@@ -179,11 +239,13 @@ class _Segments:
 
 
 def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
+    prompts = {before: i for i, before in enumerate(dict.fromkeys(r.before for r in rows))}
+    rows = sorted(rows, key=lambda r: prompts[r.before])
     segments = _Segments()
     position: list[Tensor] = []
     for (prompt, _), members in groupby(rows, key=lambda r: r.before):
         position += _add_prompt(segments, torch.tensor(prompt), [row.own for row in members])
-    sequences = [r.sequence for r in rows]
+    sequences = [r.credit.sequence for r in rows]
     counts = torch.tensor([s.n_sampled for s in sequences])
     return MicroBatch(
         input_ids=torch.cat(segments.ids),
@@ -192,7 +254,8 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         target=torch.cat([s.token_ids[s.sampled] for s in sequences]),
         behavior_logp=torch.cat([s.behavior_logp for s in sequences]),
         advantage=torch.cat([r.credit.advantage for r in rows]),
-        sequence=torch.tensor([r.number for r in rows]).repeat_interleave(counts),
+        row=torch.tensor([r.number for r in rows]).repeat_interleave(counts),
+        sequence=torch.cat([r.sequence for r in rows]),
         weight=torch.cat([r.weight for r in rows]),
         top_logprobs=_top_logprobs(sequences),
         value=_joined([r.credit.value for r in rows]),

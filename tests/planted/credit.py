@@ -32,7 +32,11 @@ def _first_reward(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_zeros(right: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda credits, config: right([c for c in credits if c.advantage.any()] or credits, config)
+    def wrong(episodes: Sequence[Any], credit_of: Any, config: Any) -> Any:
+        moving = [e for e in episodes if any(credit_of[s].advantage.any() for s in e.sequences)]
+        return right(moving or episodes, credit_of, config)
+
+    return wrong
 
 
 REPLACEMENTS = (

@@ -71,7 +71,7 @@ def _gradient_gap(policy: Policy, completions: Sequence[Episode]) -> float:
     logp = [_plain_logp(policy, c, z) for c, z in _rows(policy, completions)]
     loss = torch.zeros(())
     for m in micros:
-        mine = torch.cat([logp[int(s)] for s in m.sequence.unique_consecutive()]).to(policy.device)
+        mine = torch.cat([logp[int(i)] for i in m.row.unique_consecutive()]).to(policy.device)
         loss = loss + (m.weight * objective(m.tokens(mine)).loss).sum().cpu()
     plain = torch.autograd.grad(loss, parameters, allow_unused=True)
     gaps = [

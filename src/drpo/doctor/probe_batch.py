@@ -130,8 +130,8 @@ def trainer_logp(policy: Policy, completions: Sequence[Episode]) -> list[Tensor]
 
 def by_completion(micros: Sequence[MicroBatch], columns: Sequence[Tensor]) -> list[Tensor]:
     """Split a column, in the order of the micro-batches, into each completion's part [N], on the CPU."""
-    column, sequence = torch.cat(list(columns)).cpu(), torch.cat([m.sequence for m in micros]).cpu()
-    return [column[sequence == i] for i in range(int(sequence.max()) + 1)]
+    column, row = torch.cat(list(columns)).cpu(), torch.cat([m.row for m in micros]).cpu()
+    return [column[row == i] for i in range(int(row.max()) + 1)]
 
 
 def plain_logits(policy: Policy, completions: Sequence[Episode]) -> Iterator[Tensor]:

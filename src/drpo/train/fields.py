@@ -40,6 +40,7 @@ FIELDS: Mapping[str, str] = {
     "discount": "objective.discount",
     "critic": "objective.critic",
     "reduction": "objective.reduction",
+    "sequence": "objective.sequence",
     "reference_kl": "objective.reference_kl",
     "kl_in_reward": "objective.kl_in_reward",
     "entropy_bonus": "objective.entropy_bonus",

@@ -179,8 +179,8 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
             records[credit.sequence] = {"update": i, **_advantage_record(credit.advantage)}
         if not seen.taken:  # nothing was trained, and what the policy said is no number
             continue
-        order = seen.tokens.sequence.argsort(stable=True)
-        trained, counts = seen.tokens.sequence.unique(return_counts=True)
+        order = seen.row.argsort(stable=True)
+        trained, counts = seen.row.unique(return_counts=True)
         for name in ("logp", "divergence"):
             column = getattr(seen.tokens, name)
             if column is not None:

@@ -180,6 +180,7 @@ def _around(
         # A model that repeats prompts in padded rows needs micro-batches that count them repeatedly.
         share_prompts=policy.shares_prompts,
         ranks=ranks.size,
+        sequence="row" if run.objective.loss.tokenwise else run.objective.sequence,
     )
     reward = run.rewards.function or run.data.task.reward
     return Components(

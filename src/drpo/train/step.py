@@ -117,19 +117,21 @@ def update_policy(
         The update's statistics, over all ranks.
     """
 
-    def backward(micro: MicroBatch) -> tuple[float, TokenStats]:
+    def backward(micro: MicroBatch) -> tuple[float, TokenStats, Tensor]:
         losses = policy.loss(micro, objective) if auxiliary is None else auxiliary.loss(policy, micro, objective)
         losses.loss.backward()
         tokens = micro.tokens(losses.logp, losses.divergence)
-        return float(losses.loss.detach()), TokenStats(tokens, losses.entropy, losses.gradient, losses.metrics).cpu()
+        stats = TokenStats(tokens, losses.entropy, losses.gradient, losses.metrics)
+        return float(losses.loss.detach()), stats.cpu(), micro.row.cpu()
 
     results, norm = optimize(
         policy, optimizer, batch, backward, learning_rate=learning_rate, max_grad_norm=max_grad_norm, ranks=ranks
     )
-    parts = [part for _, part in results]
+    parts = [part for _, part, _ in results]
     token_stats = TokenStats.cat(parts) if parts else TokenStats.none(bool(objective.needs))
-    loss = sum(share for share, _ in results)
-    return StepStats(token_stats, loss, norm, learning_rate, taken=math.isfinite(norm))
+    row = torch.cat([torch.empty(0, dtype=torch.int64), *(row for _, _, row in results)])
+    loss = sum(share for share, _, _ in results)
+    return StepStats(token_stats, row, loss, norm, learning_rate, taken=math.isfinite(norm))
 
 
 def per_sequence(
@@ -150,8 +152,8 @@ def per_sequence(
     """
 
     def numbered(micro: MicroBatch) -> list[tuple[int, Tensor]]:
-        figures, sequence = compute(micro).cpu(), micro.sequence.cpu()
-        return [(s, figures[sequence == s]) for s in sequence.unique().tolist()]
+        figures, row = compute(micro).cpu(), micro.row.cpu()
+        return [(i, figures[row == i]) for i in row.unique().tolist()]
 
     sequences = [s for group in groups for s in group.sequences]
     batch = pack(sequences, micro_batch_tokens, model.shares_prompts, ranks.size)
@@ -205,7 +207,7 @@ def within_memory(
     Args:
         model: the model that computes.
         micro_batches: the micro-batches of one batch.
-        credits: its completions' credits.
+        credits: of its rows.
         compute: receives a micro-batch on the model's device.
         begin: called before the first micro-batch of each attempt.
 
@@ -223,17 +225,17 @@ def within_memory(
         except torch.OutOfMemoryError:
             if model.equal_passes:
                 raise
-        _halve(model, todo[len(results)])
+        _halve(model, todo[len(results)], credits)
         todo = [part for micro in todo for part in _fitting(micro, credits, model)]
 
 
-def _halve(model: Trainable, micro: MicroBatch) -> None:
+def _halve(model: Trainable, micro: MicroBatch, credits: Sequence[Credit]) -> None:
     """Set the model's limit to half of a micro-batch that did not fit.
 
     Raises:
-        InputError: the micro-batch is a single completion.
+        InputError: the micro-batch is a single completion, with the rows that must stay together.
     """
-    if len(micro.sequence.unique()) == 1:
+    if len(split_micro_batch(micro, credits, 1, model.shares_prompts)) == 1:
         raise InputError(
             f"out of memory with a single completion of {len(micro.input_ids)} tokens: lower "
             "sampling.max_new_tokens, or set --precision bf16, --lora-rank or --shard fsdp"

@@ -20,7 +20,7 @@ class Tokens:
         behavior_logp: log mu(token | context), nats, <= 0, float32, as the sampler that drew the token reported it.
         advantage: float32, reward units; how much better than its group the completion was.
         keep: bool; True where the policy sampled the token and it is trained.
-        sequence: int64; equal numbers mean the same completion.
+        sequence: int64; equal numbers mean the same completion: all sampled tokens of an episode.
         divergence: float32; the top-K divergence that the objective's `needs` names, else None.
 
     Raises:

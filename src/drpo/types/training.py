@@ -1,6 +1,6 @@
 """The records of training: Credit -> Batch of MicroBatches -> StepStats.
 
-Shapes: T trained tokens, N positions of a micro-batch, S sequences of one optimiser batch.
+Shapes: T trained tokens, N positions of a micro-batch, R rows of one optimiser batch (a row is a `TokenSequence`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,9 +78,9 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Completions in one forward pass, packed without padding, and their T trained tokens.
+    """Rows in one forward pass, packed without padding, and their T trained tokens.
 
-    A group's prompt appears once, followed by any number of its completions.
+    A group's prompt appears once, followed by any number of rows that continue it.
 
     Args:
         input_ids: [N] int64; the segments of `layout`, end to end.
@@ -89,7 +89,9 @@ class MicroBatch:
         target: [T] int64; the sampled token ids.
         behavior_logp: [T] float32, nats.
         advantage: [T] float32.
-        sequence: [T] int64 in [0, S), numbered through the whole optimiser batch.
+        row: [T] int64 in [0, R); the number of the token's row among `Batch.credits`.
+        sequence: [T] int64 >= 0; the objective's sequence that the token belongs to, numbered through the whole
+            optimiser batch (`drpo.batch.BatchConfig.sequence`). All of a sequence's rows are here.
         weight: [T] float32; factor of each token's loss, fixed over the whole optimiser batch.
         top_logprobs: the sampler's most probable tokens at each of the T; None unless reported for all.
         value: [T] float32, see `Credit`; None without a critic, as is `returns`.
@@ -102,6 +104,7 @@ class MicroBatch:
     target: Tensor
     behavior_logp: Tensor
     advantage: Tensor
+    row: Tensor
     sequence: Tensor
     weight: Tensor
     top_logprobs: TopK | None = None
@@ -124,21 +127,18 @@ class Batch:
     """The data of one optimiser update.
 
     Args:
-        micro_batches: the trained completions, split by token budget.
-        credits: one per completion, S in all, including skipped ones; `MicroBatch.sequence` numbers them.
-        n_tokens: trained tokens of the update, including skipped completions.
-        n_skipped: completions whose advantages, and therefore gradients, are all exactly 0.
+        micro_batches: the trained rows, split by token budget.
+        credits: one per row, R in all, including skipped ones; `MicroBatch.row` numbers them.
+        n_episodes: the S of reductions, including skipped ones.
+        n_tokens: trained tokens of the update, including skipped rows.
+        n_skipped: rows left out because they have no gradient: all their advantages are exactly 0.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     credits: tuple[Credit, ...]
+    n_episodes: int
     n_tokens: int
     n_skipped: int
-
-    @property
-    def n_sequences(self) -> int:
-        """S; the normaliser counts skipped completions too."""
-        return len(self.credits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +188,7 @@ class StepStats:
 
     Args:
         token_stats: the update's T trained tokens, on the CPU.
+        row: [T] int64; of each, see `MicroBatch.row`.
         loss: the batch's loss, reward units.
         grad_norm: L2 norm of the whole gradient before clipping.
         learning_rate: this step's.
@@ -195,6 +196,7 @@ class StepStats:
     """
 
     token_stats: TokenStats
+    row: Tensor
     loss: float
     grad_norm: float
     learning_rate: float

@@ -155,6 +155,8 @@ class ObjectiveConfig:
         loss: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
         advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
+        sequence: what an objective that reads whole sequences (gspo) takes as one: episode, or each turn of it; the
+            reduction counts episodes either way.
         discount: of a reward for each turn that it lies ahead, (0, 1]; a critic has its own, per token (gamma).
         critic: gae(1.0, 0.95): a value model, trained beside the policy, gives every token its advantage (PPO with a
             critic), also to a prompt's only sample; None compares a prompt's samples.
@@ -168,6 +170,7 @@ class ObjectiveConfig:
     loss: Objective = field(default_factory=DRPO)
     advantage: Advantage = advantages.mean
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
+    sequence: str = "episode"
     discount: float = 1.0
     critic: GAE | None = None
     reference_kl: float = 0.0
@@ -184,6 +187,11 @@ class ObjectiveConfig:
         read = critic is None or self.advantage is advantages.mean or isinstance(self.advantage, Unimported)
         require(
             read, "advantage", _name_of(self.advantage), "with a critic advantages are GAE's; leave one of the two out"
+        )
+        one_of(("episode", "turn"), sequence=self.sequence)
+        reads = self.sequence == "episode" or not getattr(self.loss, "tokenwise", False)
+        require(
+            reads, "sequence", self.sequence, "the objective weighs each token by itself; leave it out, or use gspo"
         )
         require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
         own = self.critic is None or self.discount == 1
