@@ -15,6 +15,16 @@ from support.hand_comparison import large
 pytestmark = MARKS
 
 LIMIT_MB = 15
+TABLES_BEYOND_CARD = """[...document.querySelectorAll("table")]
+  .filter((table) => table.getBoundingClientRect().width > table.parentElement.clientWidth + 0.5)
+  .map((table) => table.innerText.slice(0, 80))"""
+BROKEN_HEADINGS = """[...document.querySelectorAll("thead th")].filter((heading) => {
+    const range = document.createRange();
+    range.selectNodeContents(heading);
+    const lines = new Set([...range.getClientRects()].map((box) => box.top)).size;
+    return lines > heading.innerText.split(/\\s+/).length;
+  }).map((heading) => heading.innerText)"""
+"""Headings of more lines than words."""
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +50,14 @@ def test_three_hundred_trials_are_drawn_on_a_screen_and_on_paper(tmp_path: Path,
     for width in (1280, 700, 380):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 1200, "height": 900})
+    assert page.evaluate(TABLES_BEYOND_CARD) == []
+    assert page.evaluate(BROKEN_HEADINGS) == []
     page.set_viewport_size({"width": 1280, "height": 900})
     page.wait_for_timeout(500)
     found.on_paper()
     assert all(right <= 0.5 for _, right, _ in found.charts())
+    assert page.evaluate(TABLES_BEYOND_CARD) == []
     found.check()
 
 

@@ -30,11 +30,11 @@ def ends_table(title: str, found: Sequence[Condition], chosen: Sequence[Conditio
 
 
 def differences_table(title: str, chosen: Sequence[Condition]) -> Sheet:
-    """Return by how much each objective of a regime (row) ends above each other (column)."""
+    """Return by how much each objective of a regime (row) ends above each other (column), two lines a cell."""
 
     def trial(a: Condition, b: Condition) -> str:
         d = difference(a, b)
-        return "\u2013" if a is b or d.n == 0 else f"{d.value:+.3f} ({bounds(d)})"
+        return "\u2013" if a is b or d.n == 0 else f"{d.value:+.3f}\n({bounds(d)})"
 
     rows = tuple((a.objective, *(trial(a, b) for b in chosen)) for a in chosen)
     return Sheet(title, ("", *(f"over {b.objective}" for b in chosen)), rows)
