@@ -109,6 +109,17 @@ def test_maxrl_is_zero_without_a_success_and_refuses_what_is_no_rate_of_success(
 
 
 @each_advantage
+@pytest.mark.parametrize("n_samples", [2, 3, 8, 33, 130])
+def test_many_groups_at_once_have_the_advantages_of_each_alone(name: str, n_samples: int) -> None:
+    """Bit for bit; among them groups of equal rewards, and of rewards that differ by rounding."""
+    draw = torch.Generator().manual_seed(n_samples)
+    different = torch.rand(20, n_samples, generator=draw)
+    groups = torch.cat([different, different.round(), torch.full((1, n_samples), 0.1), 5 + 1e-7 * different])
+    function = parse_spec(name, advantages.REGISTRY)
+    assert torch.equal(function(groups), torch.stack([function(group) for group in groups]))
+
+
+@each_advantage
 def test_a_group_of_one_is_refused_with_what_to_change(name: str) -> None:
     for rewards in ([1.0], []):
         with pytest.raises(InputError, match="samples"):

@@ -65,6 +65,16 @@ def test_rewards_of_steps_are_compared_as_the_definition_says(rewards: list[list
             torch.testing.assert_close(advantage[t], torch.tensor(wanted), rtol=1e-5, atol=1e-4)
 
 
+def test_a_users_own_advantage_receives_one_group_at_a_time():
+    def doubled(rewards: Tensor) -> Tensor:
+        assert rewards.shape == (2,)
+        return 2 * advantages.mean(rewards)
+
+    rewards = [[torch.tensor([1.0, 0.0, 3.0])], [torch.tensor([2.0])]]
+    found, half = step_advantages(rewards, doubled), step_advantages(rewards, advantages.mean)
+    assert all(torch.equal(a, 2 * b) for (a,), (b,) in zip(found, half, strict=True))
+
+
 def test_groups_with_nothing_to_compare_have_no_credit_unless_there_is_a_critic():
     rollout = [completion([1, 2], problem="alone"), *(completion([3], problem="two", sample=i) for i in range(2))]
     groups = grouped(rollout, [[1.0], [0.0, 1.0]])

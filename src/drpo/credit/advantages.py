@@ -3,8 +3,9 @@
 Rewards that differ by at most 1e-6 of the largest count as equal: such a difference is float32 rounding, which a
 division by the spread would enlarge to a signal.
 
-Every function takes `rewards`, [G] float, G >= 2, finite, and returns advantages [G] float32 in reward units (unitless
-for `zscore` and `maxrl`), computed in float64, where the mean of equal float32 numbers is exact.
+Every function takes `rewards`, [..., G] float, G >= 2, finite, and returns advantages [..., G] float32 in reward units
+(unitless for `zscore` and `maxrl`), computed in float64, where the mean of equal float32 numbers is exact. Each row has
+the advantages that it would have alone, bit for bit. A user's own function receives [G].
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drpo.checks import all_equal
+from drpo.checks import SAME
 from drpo.errors import InputError
 from drpo.spec import Registry
 
@@ -23,10 +24,10 @@ def mean(rewards: Tensor) -> Tensor:
     """Return R - mean(R).
 
     Args:
-        rewards: [G] float, G >= 2.
+        rewards: [..., G] float, G >= 2.
 
     Returns:
-        [G] float32.
+        [..., G] float32.
 
     Raises:
         InputError: G < 2, or a reward that is not finite.
@@ -44,10 +45,10 @@ def zscore(rewards: Tensor) -> Tensor:
     """Return (R - mean(R)) / std(R), with the sample's standard deviation (divisor G - 1); 0 for a constant group.
 
     Args:
-        rewards: [G] float, G >= 2.
+        rewards: [..., G] float, G >= 2.
 
     Returns:
-        [G] float32.
+        [..., G] float32.
 
     Raises:
         InputError: G < 2, or a reward that is not finite.
@@ -59,7 +60,7 @@ def zscore(rewards: Tensor) -> Tensor:
     Source: GRPO, arXiv 2402.03300, Section 4.1.2.
     """
     centered = _centered(rewards)
-    deviation = (centered.square().sum() / (len(centered) - 1)).sqrt()
+    deviation = (centered.square().sum(-1, keepdim=True) / (centered.shape[-1] - 1)).sqrt()
     return _quotient(centered, deviation).float()
 
 
@@ -67,10 +68,10 @@ def rloo(rewards: Tensor) -> Tensor:
     """Return R_i - mean of the others' rewards = (R_i - mean(R)) G / (G - 1).
 
     Args:
-        rewards: [G] float, G >= 2.
+        rewards: [..., G] float, G >= 2.
 
     Returns:
-        [G] float32.
+        [..., G] float32.
 
     Raises:
         InputError: G < 2, or a reward that is not finite.
@@ -81,18 +82,18 @@ def rloo(rewards: Tensor) -> Tensor:
 
     Source: RLOO, arXiv 2402.14740, Eq. 8.
     """
-    centered = _centered(rewards)
-    return (centered * len(centered) / (len(centered) - 1)).float()
+    centered, n = _centered(rewards), rewards.shape[-1]
+    return (centered * n / (n - 1)).float()
 
 
 def maxrl(rewards: Tensor) -> Tensor:
     """Return (R - mean(R)) / mean(R) where the mean is positive, else 0: the rarer the success, the larger the step.
 
     Args:
-        rewards: [G] float, G >= 2, >= 0.
+        rewards: [..., G] float, G >= 2, >= 0.
 
     Returns:
-        [G] float32.
+        [..., G] float32.
 
     Raises:
         InputError: G < 2, or a reward that is not finite or is negative (the mean would be no success rate).
@@ -104,21 +105,25 @@ def maxrl(rewards: Tensor) -> Tensor:
     Source: Maximum Likelihood Reinforcement Learning (MaxRL).
     """
     centered = _centered(rewards)
-    if (rewards < 0).any():
-        raise InputError(f"rewards={rewards.tolist()}: maxrl divides by their mean; none may be negative (use zscore)")
-    return _quotient(centered, rewards.double().mean()).float()
+    if (negative := (rewards < 0).any(-1)).any():
+        raise InputError(
+            f"rewards={rewards[negative][0].tolist()}: maxrl divides by their mean; none may be negative (use zscore)"
+        )
+    return _quotient(centered, rewards.double().mean(-1, keepdim=True)).float()
 
 
 def _centered(rewards: Tensor) -> Tensor:
-    if rewards.ndim != 1 or len(rewards) < 2:
+    if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise InputError(
             f"rewards of shape {list(rewards.shape)}: an advantage compares the G samples of one prompt; "
-            "it needs [G] with G >= 2 (sampling.samples)"
+            "it needs [..., G] with G >= 2 (sampling.samples)"
         )
-    if not torch.isfinite(rewards).all():
-        raise InputError(f"rewards={rewards.tolist()}: every reward must be a finite number")
+    if (broken := ~rewards.isfinite().all(-1)).any():
+        raise InputError(f"rewards={rewards[broken][0].tolist()}: every reward must be a finite number")
     wide = rewards.double()
-    return torch.zeros_like(wide) if all_equal(wide) else wide - wide.mean()
+    low, high = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
+    equal = high - low <= SAME * torch.maximum(low.abs(), high.abs())
+    return torch.where(equal, 0, wide - wide.mean(-1, keepdim=True))
 
 
 def _quotient(centered: Tensor, divisor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from drpo.credit.advantages import Advantage
+from drpo.credit.advantages import REGISTRY, Advantage
 from drpo.credit.gae import GAE, gae, whitened
 from drpo.types import Credit, Episode, RewardResult, ScoredGroup
 
@@ -128,11 +128,18 @@ def step_advantages(
         at_turn = [r[min(t, len(r) - 1)] for r in returns]
         longest = max(map(len, at_turn))
         steps = torch.stack([torch.cat([r, r[-1:].expand(longest - len(r))]) for r in at_turn], dim=1)
-        compared = torch.stack([advantage(step) for step in steps])
+        compared = _per_step(advantage, steps)
         for i, r in enumerate(returns):
             if t < len(r):
                 turns[i].append(compared[: len(r[t]), i])
     return turns
+
+
+def _per_step(advantage: Advantage, steps: Tensor) -> Tensor:
+    """Return the advantages [K, G] of K steps; a user's own function compares one group at a time."""
+    if advantage in REGISTRY.entries.values():
+        return advantage(steps)
+    return torch.stack([advantage(step) for step in steps])
 
 
 def _returns(rewards: Sequence[Tensor], discount: float) -> list[Tensor]:

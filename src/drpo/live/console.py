@@ -9,10 +9,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from drpo.live.step_table import HEAD, cells, result, sample_panel, table
+from drpo.live.step_table import HEAD, cells, result, sample_panel, steps_bar, table
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, arithmetic, flat_json
 from drpo.train.records import Evaluation
@@ -35,15 +34,7 @@ class RunConsole(NullCallback):
         self._console, self._in_place = console, live
         self._rows: deque[list[str]] = deque(maxlen=_ROWS)
         self._sample: tuple[str, str, float] | None = None
-        self._progress = Progress(
-            TextColumn("[bold]{task.fields[phase]:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = steps_bar(console, "[bold]{task.fields[phase]:<10}")
         self._task = self._progress.add_task("", total=None, phase="loading")
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
 

@@ -7,13 +7,13 @@ from types import TracebackType
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from drpo.errors import one_line
 from drpo.lab.trial_result import RUNNING, Trial, read_trial
 from drpo.lab.worker_pool import WorkerPool
 from drpo.live.follow import Follower, View
+from drpo.live.step_table import steps_bar
 from drpo.live.watch import draw_views
 
 
@@ -34,16 +34,7 @@ class ComparisonConsole:
         self._ended = set(self._over)
         self._followers: dict[Path, Follower] = {}
         self._views: Sequence[View] = ()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
+        self._progress = steps_bar(console, "{task.description}")
         total, done = sum(c.steps for c in known.values()), sum(self._steps.values())
         self._task = self._progress.add_task("", total=total, completed=done)
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._draw)

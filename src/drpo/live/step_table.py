@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -38,6 +40,25 @@ def cells(step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -
 def table(rows: Iterable[Sequence[str]]) -> Table:
     """Return rows of `cells` under their names."""
     return as_table(Sheet("", HEAD, tuple(map(tuple, rows))), left=0)
+
+
+def steps_bar(console: Console, label: str) -> Progress:
+    """Return a progress bar that counts steps, with the time so far and the time left.
+
+    Args:
+        console: where it is drawn.
+        label: the text before the bar, with the task's fields in rich's form.
+    """
+    return Progress(
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def sample_panel(prompt: str, text: str, reward: float | None) -> Panel:
