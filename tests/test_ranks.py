@@ -44,6 +44,8 @@ def test_two_processes_are_one_run(alone: Alone, tmp_path: Path):
 
 
 MORE = (
+    (3, "turns", "none"),
+    (2, "turns", "fsdp"),
     (4, "many", "none"),
     (4, "many", "fsdp"),
     (2, "many", "fsdp"),

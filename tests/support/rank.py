@@ -17,6 +17,7 @@ from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import Components, build
+from support.environments import Chat
 from support.tiny_world import STOPS, small, tiny
 from support.worlds import sampling, tiny_run
 
@@ -24,6 +25,14 @@ from support.worlds import sampling, tiny_run
 KINDS: dict[str, dict[str, Any]] = {
     "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
     # AdamW makes whole steps of gradients that are but rounding, so these take small ones.
+    "turns": {
+        "task": Chat(),
+        "prompts": 6,
+        "sampling": sampling(samples=4),
+        "updates": 2,
+        "micro_batch_tokens": 60,
+        "optimizer": AdamW(2e-4),
+    },
     "tied": {"model": "tiny", "optimizer": AdamW(2e-4)},  # its head is its embedding
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "optimizer": AdamW(2e-4)},
     "terms": {
