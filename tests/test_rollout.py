@@ -57,18 +57,6 @@ def same(a: Sequence[Episode], b: Sequence[Episode]) -> None:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_behavior_logp_is_the_models_own(temperature: float) -> None:
-    model, _ = tiny(STOPS)
-    completions = generated(model, sampling=replace(SAMPLING, temperature=temperature))
-    assert len(completions) == 16
-    for c in completions:
-        torch.testing.assert_close(c.sequence.behavior_logp, own_logp(model, c, temperature), rtol=0, atol=1e-5)
-    others = [t for t in TEMPERATURES if t != temperature]
-    for c in completions[-4:]:  # the tolerance tells temperatures apart
-        assert all((c.sequence.behavior_logp - own_logp(model, c, t)).abs().max() > 0.01 for t in others)
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_behavior_logp_in_bfloat16_is_the_bfloat16_models_own(temperature: float) -> None:
     """Within 0.1 nats: logits of about 6 rounded to 8 bits, by another route (cached keys, other shapes)."""
     model, _ = tiny(STOPS)
@@ -116,44 +104,6 @@ def test_neighbours_do_not_matter(batch: str) -> None:
     same(together, [found[key(c)] for c in together])
 
 
-def test_samples_beyond_a_completion_do_not_change_it() -> None:
-    model, _ = tiny(STOPS)
-    many = generated(model, sampling=replace(SAMPLING, samples=7))
-    same([c for c in many if c.sample < 4], generated(model))
-
-
-def test_a_shorter_limit_gives_the_beginning() -> None:
-    model, _ = tiny(STOPS)
-    shorter = generated(model, sampling=replace(SAMPLING, max_new_tokens=5))
-    for long, short in zip(generated(model), shorter, strict=True):
-        assert short.sequence.token_ids.tolist() == long.sequence.token_ids.tolist()[:5]
-
-
-def test_every_part_of_the_name_of_a_draw_matters() -> None:
-    """Seed, step, problem and sample number each change the completion of one and the same prompt."""
-    model, _ = tiny()
-    engine = transformers_engine(model)
-    problems = [Problem.of_text(name, "7 + 5 = ", "12") for name in ("a", "b", "11")]
-    drawn = [
-        tuple(c.sequence.token_ids.tolist())
-        for seed in ((0, 0), (1, 0), (0, 1), (1, 1), ("evaluation", 0))
-        for c in engine.generate(problems, SAMPLING, seed)
-    ]
-    assert len(drawn) == 5 * 3 * 4
-    assert len(set(drawn)) == len(drawn)
-
-
-def test_torchs_global_stream_is_neither_read_nor_moved() -> None:
-    model, _ = tiny(STOPS)
-    torch.manual_seed(1)
-    first = generated(model)
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    second = generated(model)
-    assert torch.equal(torch.get_rng_state(), before)
-    same(first, second)
-
-
 def test_uniforms_are_uniform_and_start_the_same_at_any_length() -> None:
     long = uniforms((0, 3, "p", 1), 5000)
     assert long.dtype == torch.float64
@@ -169,23 +119,6 @@ def test_uniforms_are_uniform_and_start_the_same_at_any_length() -> None:
 
 
 # ---- where a completion ends ----
-
-
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 12])
-def test_the_first_eos_ends_and_is_included(max_new_tokens: int) -> None:
-    """The padding token is the EOS here: what ends a completion is what was drawn, not what an id looks like."""
-    stops = STOPS | {0}
-    model, tokenizer = tiny(STOPS)
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
-    sampling = Sampling(samples=16, max_new_tokens=max_new_tokens)
-    completions = generated(model, sampling=sampling)
-    assert {c.finish_reason for c in completions} == {"stop", "length"}
-    for c in completions:
-        ids = c.sequence.token_ids.tolist()
-        assert len(ids) == len(c.sequence.behavior_logp) <= max_new_tokens
-        assert not stops.intersection(ids[:-1])
-        assert (ids[-1] in stops) == (c.finish_reason == "stop")
-        assert c.finish_reason == "stop" or len(ids) == max_new_tokens
 
 
 def test_stopping_cuts_what_would_have_been_drawn() -> None:
@@ -208,18 +141,6 @@ def test_stop_words_are_the_tokenizers_and_the_models(configured: int | list[int
     assert stop_ids(model, tokenizer) == expected
     model.generation_config = None
     assert stop_ids(model, tokenizer) == {0}
-
-
-def test_completions_come_in_order_and_say_where_they_come_from() -> None:
-    model, tokenizer = tiny(STOPS)
-    completions = generated(model)
-    assert [key(c) for c in completions] == [(p.id, i) for p in PROBLEMS for i in range(4)]
-    for c in completions:
-        problem = next(p for p in PROBLEMS if p.id == c.problem_id)
-        assert c.sequence.prompt_ids.tolist() == tokenizer(problem.prompt)["input_ids"]
-        assert c.text == tokenizer.decode(c.sequence.token_ids, skip_special_tokens=True)
-        assert "<eos>" not in c.text
-        assert (c.sampling, c.version) == (SAMPLING, 0)
 
 
 def test_completions_can_take_part_in_a_gradient() -> None:
@@ -409,21 +330,6 @@ def test_the_models_generation_config_changes_nothing_but_the_stop_words() -> No
 # ---- the engine's copy of the weights ----
 
 
-def test_the_engine_has_its_own_weights_until_load() -> None:
-    model, _ = tiny(STOPS)
-    engine = transformers_engine(model)
-    before = engine.generate(PROBLEMS, SAMPLING, (0,))
-    perturb(model, 0.1)
-    same(before, engine.generate(PROBLEMS, SAMPLING, (0,)))
-    engine.load_weights(dict(model.named_parameters()), version=3)
-    after = engine.generate(PROBLEMS, SAMPLING, (0,))
-    assert [c.version for c in before + after] == [0] * 16 + [3] * 16
-    ids = [[c.sequence.token_ids.tolist() for c in drawn] for drawn in (before, after)]
-    assert ids[0] != ids[1]
-    perturb(model, 0.1)
-    same(after, engine.generate(PROBLEMS, SAMPLING, (0,)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_sync_canary(dtype: torch.dtype) -> None:
     """After a large change and a load, every parameter arrived: the engine samples with the trainer's weights."""
@@ -439,20 +345,6 @@ def test_sync_canary(dtype: torch.dtype) -> None:
     fresh = engine.generate(PROBLEMS, SAMPLING, (0,))
     gaps = torch.cat([own_logp(model, c, 1.0) - c.sequence.behavior_logp for c in fresh])
     assert gaps.abs().mean() < (1e-5 if dtype == torch.float32 else 0.1)
-
-
-def test_a_load_that_lacks_a_weight_is_refused_whole() -> None:
-    model, _ = tiny(STOPS)
-    engine = transformers_engine(model)
-    before = engine.generate(PROBLEMS, SAMPLING, (0,))
-    last = list(dict(model.named_parameters()))[-1]
-    perturb(model, 0.3)
-    state = {name: p for name, p in model.named_parameters() if name != last}
-    with pytest.raises(InputError, match=last):
-        engine.load_weights(state, version=5)
-    after = engine.generate(PROBLEMS, SAMPLING, (0,))
-    assert {c.version for c in after} == {0}
-    same(before, after)
 
 
 def test_a_bfloat16_engine_rounds_its_parameters_and_nothing_else() -> None:
@@ -524,13 +416,6 @@ def test_the_templates_special_tokens_are_not_added_twice() -> None:
     ids = encode_prompt(tokenizer, problem).tolist()
     assert ids.count(bos) == 1
     assert ids[0] == bos
-
-
-def test_an_empty_prompt_is_refused_by_name() -> None:
-    """A base model without a template has nothing to go on: an error in words, not one about shapes."""
-    model, _ = tiny()
-    with pytest.raises(InputError, match="problem 'nothing'"):
-        transformers_engine(model).generate([Problem.of_text("nothing", "", "")], SAMPLING, (0,))
 
 
 # ---- what a completion refuses ----

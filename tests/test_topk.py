@@ -554,41 +554,11 @@ def sampled(k: int, *, temperature: float = 1.0, dtype: torch.dtype = torch.floa
     return transformers_engine(*tiny(STOPS), precision=Precision(dtype), **options).generate(PROBLEMS, asked, (0,))
 
 
-@pytest.mark.parametrize("temperature", [0.6, 1.5])
-def test_an_engine_reports_the_distribution_it_draws_from(temperature: float) -> None:
-    model, _ = tiny(STOPS)
-    for c in sampled(6, temperature=temperature):
-        whole = distribution(model, c, temperature)
-        assert c.sequence.top_logprobs is not None
-        assert c.sequence.top_logprobs.ids.shape == (len(c.sequence.token_ids), 6)
-        torch.testing.assert_close(c.sequence.top_logprobs.logp, whole.topk(6).values, rtol=0, atol=2e-5)
-        torch.testing.assert_close(
-            c.sequence.top_logprobs.logp, whole.gather(1, c.sequence.top_logprobs.ids), rtol=0, atol=2e-5
-        )
-        hit = c.sequence.top_logprobs.ids == c.sequence.token_ids[:, None]
-        torch.testing.assert_close(
-            c.sequence.top_logprobs.logp[hit], c.sequence.behavior_logp[hit.any(1)], rtol=1e-6, atol=1e-6
-        )
-
-
-def test_reporting_changes_nothing_that_is_drawn() -> None:
-    for without, with_ in zip(sampled(0), sampled(3), strict=True):
-        assert torch.equal(without.sequence.token_ids, with_.sequence.token_ids)
-        assert torch.equal(without.sequence.behavior_logp, with_.sequence.behavior_logp)
-        assert without.sequence.top_logprobs is None
-
-
 def test_neighbours_do_not_matter() -> None:
     for one, other in zip(sampled(5), sampled(5, max_rows=4), strict=True):
         assert one.sequence.top_logprobs is not None
         assert other.sequence.top_logprobs is not None
         torch.testing.assert_close(one.sequence.top_logprobs.logp, other.sequence.top_logprobs.logp, rtol=0, atol=1e-5)
-
-
-def test_more_tokens_than_the_vocabulary_has() -> None:
-    vocab_size = tiny()[0].config.vocab_size
-    with pytest.raises(InputError, match=f"top_logprobs={vocab_size + 1}: the vocabulary has {vocab_size} tokens"):
-        sampled(vocab_size + 1)
 
 
 FOUND = TopK(torch.tensor([[41, 7], [42, 8], [7, 43]]), torch.tensor([[-0.5, -1.0], [-0.2, -3.0], [-0.6, -torch.inf]]))

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,46 +44,34 @@ from drpo.train.callbacks import NullCallback
 from drpo.train.loop import train
 from drpo.train.stored import latest
 from drpo.types import Episode, Problem, Request, Sampling
-from support.fake_vllm import FakeServer, Sampler, fake_module
+from support.engines import QUICK, asking, fake_server, stand_in
+from support.fake_vllm import FakeServer
 from support.hostile import refused
 from support.rollouts import Prompted
-from support.tiny_world import PROBLEMS, STOPS, distribution, own_logp, perturb, tiny
+from support.tiny_world import PROBLEMS, STOPS, own_logp, perturb, tiny
 from support.worlds import sampling as tiny_sampling
 from support.worlds import tiny_run
 
 SAMPLING = Sampling(samples=3, max_new_tokens=5)
-QUICK = Patience(request_s=1.0, attempts=3, pause_s=0.01)
 FEW = PROBLEMS[:2]
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    fake = FakeServer(tiny(STOPS)[0])
-    yield fake
-    fake.stop()
+    with fake_server() as server:
+        yield server
 
 
 @pytest.fixture
-def engine(fake: FakeServer) -> Iterator[ServerEngine]:
-    model, tokenizer = tiny(STOPS)
-    engine = Prompted(ServerEngine(fake.address, model, patience=QUICK, concurrency=4), model, tokenizer)
-    yield engine
-    engine.close()
+def engine(fake: FakeServer) -> Iterator[Prompted]:
+    with asking(fake) as engine:
+        yield engine
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """The options of every engine of a stand-in for the module."""
-    options: list[dict[str, Any]] = []
-    module = fake_module(Sampler(tiny(STOPS)[0]), options)
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setitem(sys.modules, "vllm.distributed", module.distributed)
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-        monkeypatch.delenv(name)
-    vllm._vllm.cache_clear()
-    yield options
-    vllm._vllm.cache_clear()
+def started() -> Iterator[list[dict[str, Any]]]:
+    with stand_in() as options:
+        yield options
 
 
 @pytest.fixture
@@ -146,77 +133,6 @@ def test_every_completion_has_a_seed_of_its_own(engine: ServerEngine, fake: Fake
     seeds = {(tuple(a["token_ids"]), a["sampling_params"]["seed"]) for a in fake.asked}
     assert {seed for _, seed in seeds} == {derive(5, 7, p.id, i) for p in FEW for i in range(3)}
     assert len(seeds) == 6
-
-
-# Both engines keep the protocol
-
-
-@pytest.fixture(params=["in process", "server"])
-def either(request: pytest.FixtureRequest) -> Any:
-    if request.param == "server":
-        return request.getfixturevalue("engine")
-    request.getfixturevalue("started")
-    return vllm_engine(STOPS)
-
-
-@pytest.mark.parametrize("temperature", [0.6, 1.5])
-def test_log_probabilities_are_those_of_the_distribution(either: Any, temperature: float):
-    completions = either.generate(PROBLEMS, replace(SAMPLING, temperature=temperature), (0, 1))
-    assert [(c.problem_id, c.sample) for c in completions] == [(p.id, i) for p in PROBLEMS for i in range(3)]
-    close_to_distribution(completions, tiny(STOPS)[0], temperature)
-
-
-def test_the_first_stop_token_ends_and_is_kept(either: Any):
-    completions = either.generate(PROBLEMS, replace(SAMPLING, samples=8, max_new_tokens=12), (0,))
-    for c in completions:
-        ended = [int(t) in STOPS for t in c.sequence.token_ids]
-        assert not any(ended[:-1])
-        assert c.finish_reason == ("stop" if ended[-1] else "length")
-        assert ended[-1] or len(c.sequence.token_ids) == 12
-    assert {c.finish_reason for c in completions} == {"stop", "length"}
-
-
-@pytest.mark.parametrize("k", [1, 3, 256, 257])
-def test_the_most_probable_tokens_are_those_of_the_distribution(either: Any, k: int):
-    for c in either.generate(FEW, replace(SAMPLING, temperature=1.5, top_logprobs=k), (0,)):
-        assert (
-            c.sequence.top_logprobs is not None
-            and c.sequence.top_logprobs.ids.shape
-            == c.sequence.top_logprobs.logp.shape
-            == (len(c.sequence.token_ids), k)
-        )
-        full = distribution(tiny(STOPS)[0], c, 1.5)
-        assert torch.allclose(c.sequence.top_logprobs.logp, full.topk(k).values, atol=1e-5)
-        assert torch.allclose(c.sequence.top_logprobs.logp, full.gather(-1, c.sequence.top_logprobs.ids), atol=1e-5)
-        assert all(len(set(row.tolist())) == k for row in c.sequence.top_logprobs.ids)
-        close_to_distribution([c], tiny(STOPS)[0], 1.5)
-
-
-def test_more_top_tokens_than_there_are_is_refused(either: Any):
-    with pytest.raises(InputError, match=r"top_logprobs=258: the model has 257 tokens"):
-        either.generate(FEW, replace(SAMPLING, top_logprobs=258), (0,))
-
-
-def test_none_are_reported_unasked(either: Any):
-    assert all(c.sequence.top_logprobs is None for c in either.generate(FEW, SAMPLING, (0,)))
-
-
-def test_sync_canary(either: Any):
-    """A large change, while the prompts are cached: the new weights sample, and say so."""
-    old, new = tiny(STOPS)[0], perturb(tiny(STOPS)[0], 0.2)
-    either.generate(PROBLEMS, SAMPLING, (0,))
-    either.load_weights(dict(new.named_parameters()), version=4)
-    completions = either.generate(PROBLEMS, SAMPLING, (0,))
-    close_to_distribution(completions, new)
-    far = torch.cat([(c.sequence.behavior_logp - own_logp(old, c, 1.0)).abs() for c in completions])
-    assert far.mean() > 0.1
-    assert {c.version for c in completions} == {4}
-
-
-def test_a_state_that_lacks_a_weight_is_refused(either: Any):
-    with pytest.raises(InputError, match=r"lack 'model\.norm\.weight'"):
-        either.load_weights({n: p for n, p in tiny()[0].named_parameters() if n != "model.norm.weight"}, version=1)
-    assert either.version == 0
 
 
 # The engine in process
@@ -576,9 +492,9 @@ def test_serve_starts_vllm_with_what_the_trainer_needs(monkeypatch: pytest.Monke
     [
         ([], "name a model"),
         (["--port", "1"], "name a model"),
-        (["m", "--prot", "1"], "did you mean '--port'"),
+        (["o/m", "--prot", "1"], "did you mean '--port'"),
         (["tiny"], "model='tiny'"),
-        (["m", "--precision", "int8"], "rollout_precision='int8'"),
+        (["o/m", "--precision", "int8"], "rollout_precision='int8'"),
     ],
 )
 def test_serve_refuses_in_one_line(
@@ -594,7 +510,7 @@ def test_serve_refuses_in_one_line(
 
 def test_serve_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["serve", "m"]) == 2
+    assert cli.main(["serve", "o/m"]) == 2
     assert "docs/vllm.md" in capsys.readouterr().err
 
 

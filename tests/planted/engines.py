@@ -7,6 +7,7 @@ from typing import Any
 from planted import Replacement
 
 ROLLOUT = "tests/test_rollout.py::"
+ENGINES = "tests/test_engines.py::"
 SEEDS = "tests/test_vllm_client.py::test_every_completion_has_a_seed_of_its_own"
 
 
@@ -56,14 +57,14 @@ REPLACEMENTS = (
         "the samples of a prompt share their random numbers",
         "drpo.rollout.episodes:Request",
         _without_sample,
-        (f"{ROLLOUT}test_every_part_of_the_name_of_a_draw_matters", SEEDS),
+        (f"{ENGINES}test_every_part_of_a_key_matters", SEEDS),
     ),
     Replacement(
         "only one of the tokens that end a completion ends it",
         "drpo.rollout.transformers:TransformersEngine.generate",
         _asked(lambda engine, r: replace(r, stop=frozenset(sorted(r.stop)[:1]))),
         (
-            f"{ROLLOUT}test_the_first_eos_ends_and_is_included",
+            f"{ENGINES}test_the_first_stop_token_ends_and_is_kept",
             f"{ROLLOUT}test_stopping_cuts_what_would_have_been_drawn",
         ),
     ),

@@ -6,12 +6,13 @@ from typing import Any
 from planted import Replacement
 
 ROLLOUT = "tests/test_rollout.py::"
+ENGINES = "tests/test_engines.py::"
 DECODE = "tests/test_decode.py::"
 BATCH = "tests/test_batch_policy.py::"
 ROLLOUTS = "tests/test_rollouts.py::"
 CLIENT = "tests/test_vllm_client.py::"
-OWN_DISTRIBUTION = f"{ROLLOUT}test_behavior_logp_is_the_models_own"
-OWN_WEIGHTS = f"{ROLLOUT}test_the_engine_has_its_own_weights_until_load"
+OWN_DISTRIBUTION = f"{ENGINES}test_log_probabilities_are_the_models_own"
+OWN_WEIGHTS = f"{ENGINES}test_new_weights_sample_once_they_are_loaded"
 RESUMED = f"{ROLLOUTS}test_killed_and_resumed_is_one_run_bit_for_bit"
 SENT = f"{CLIENT}test_what_is_sent_is_the_distribution_and_nothing_is_left_to_a_generation_config"
 
@@ -120,7 +121,7 @@ REPLACEMENTS = (
         "drpo.rollout.sample:uniforms",
         _global_numbers,
         (
-            f"{ROLLOUT}test_torchs_global_stream_is_neither_read_nor_moved",
+            f"{ENGINES}test_the_key_alone_decides_what_is_drawn",
             f"{ROLLOUT}test_uniforms_are_uniform_and_start_the_same_at_any_length",
         ),
     ),
@@ -164,7 +165,7 @@ REPLACEMENTS = (
         "the temperature is not sent to vLLM",
         "drpo.rollout.vllm_request:parameters",
         lambda right: lambda request: right(request) | {"temperature": 1.0},
-        (SENT, f"{CLIENT}test_log_probabilities_are_those_of_the_distribution"),
+        (SENT, f"{ENGINES}test_log_probabilities_are_the_models_own"),
     ),
     Replacement(
         "the scale of 8-bit inputs is forgotten",

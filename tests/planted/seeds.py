@@ -7,6 +7,6 @@ REPLACEMENTS = (
         "every seed is 7",
         "drpo.seeds:derive",
         lambda right: lambda *parts: 7,
-        ("tests/test_rollout.py::test_every_part_of_the_name_of_a_draw_matters",),
+        ("tests/test_engines.py::test_every_part_of_a_key_matters",),
     ),
 )

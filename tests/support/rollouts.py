@@ -13,12 +13,12 @@ from drpo.types import Episode, Key, Problem, Sampling
 
 
 class Prompted:
-    """An engine with a driver before it; everything else is the engine's own."""
+    """An engine with a driver before it, and the model in training; everything else is the engine's own."""
 
     def __init__(
         self, engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        self.engine = engine
+        self.engine, self.trained = engine, model
         self.driver = EpisodeDriver.of(engine, model, tokenizer or loading.load_tokenizer("tiny"))
 
     def generate(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[Episode]:
