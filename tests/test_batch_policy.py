@@ -36,7 +36,6 @@ from drpo import reductions
 from drpo.errors import InputError
 from drpo.model.head import HeadShape
 from drpo.model.policy import Policy
-from drpo.model.precision import Precision
 from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
 from drpo.reductions import Horizon
 from drpo.rewards import RewardConfig, Scored
@@ -44,7 +43,6 @@ from drpo.train.optim import AdamW
 from drpo.train.score import require_scored, score
 from drpo.train.step import update_policy
 from drpo.types import (
-    Batch,
     Episode,
     Failure,
     MicroBatch,
@@ -52,7 +50,6 @@ from drpo.types import (
     RewardResult,
     Sampling,
     ScoredGroup,
-    StepStats,
     Transcript,
 )
 from support.rollouts import transformers_engine
@@ -73,15 +70,11 @@ from support.tiny_world import (
     sees,
     tiny,
 )
+from support.updates import Cramped, close, equal, gradients, policy_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 
 REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
-
-
-def policy_of(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32, **options: object) -> Policy:
-    options.setdefault("temperature", 1.0)
-    return Policy(model, precision=Precision(dtype), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -92,24 +85,6 @@ def rollout() -> list[Episode]:
 @pytest.fixture
 def groups(rollout: list[Episode]) -> list[ScoredGroup]:
     return grouped(rollout, REWARDS)
-
-
-def gradients(policy: Policy, batch: Batch, objective: object = DRPO(0.2)) -> tuple[dict[str, Tensor], StepStats]:
-    """The gradients that an update leaves behind; the step itself goes nowhere."""
-    still = torch.optim.SGD(policy.trainable().values(), lr=0.0)
-    stats = update_policy(policy, still, batch, objective, 0.0, 1e30)  # type: ignore[arg-type]
-    return {name: p.grad.clone() for name, p in policy.trainable().items()}, stats
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
-    scale = max(float(value.abs().max()) for value in other.values())
-    assert scale > 0
-    for name, value in one.items():
-        assert float((value - other[name]).abs().max()) <= tolerance * scale, name
 
 
 # ---- the tokens that are trained ----
@@ -449,20 +424,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(groups: list[ScoredGroup]
     stats = update_policy(policy, optimizer, batch, DRPO(0.2), 0.01, 1.0)
     assert not stats.taken and stats.grad_norm != stats.grad_norm and not optimizer.state
     assert equal(start, {name: p.detach() for name, p in policy.trainable().items()})
-
-
-class Cramped:
-    """A policy on a device that has room for so many positions."""
-
-    def __init__(self, policy: Policy, room: int) -> None:
-        self._loss, self._room, self.tried = policy.loss, room, []
-        policy.loss = self  # type: ignore[method-assign, assignment]
-
-    def __call__(self, micro: MicroBatch, objective: object) -> object:
-        self.tried.append(len(micro.input_ids))
-        if len(micro.input_ids) > self._room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return self._loss(micro, objective)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("share", [True, False])
