@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from drpo.environments.local import LocalEnvironments
+from drpo.environments.pool import EnvironmentPool
 from drpo.environments.tools import Tools
 from drpo.errors import InputError
 from drpo.rollout import EpisodeLimits
@@ -124,7 +125,9 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: P
 def test_tools_go_with_the_problems_of_any_task() -> None:
     run = configure(chat_run(task=Addition()), environment=Tools("support.environments:double"))
     components = talkative(run)
-    prompt = episodes(components, run, n=1)[0].prompt
+    assert isinstance(components.driver.environments, EnvironmentPool)  # a user's functions run in processes
+    driver = replace(components.driver, environments=LocalEnvironments(Tools("support.environments:double")))
+    prompt = episodes(replace(components, driver=driver), run, n=1)[0].prompt
     assert '"name": "double"' in prompt and "What is" in prompt
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from drpo.environments.rewards import turns_say_all
-from drpo.rewards import Reward
+from drpo.rewards import Reward, in_process
 from drpo.tasks import Addition
 from drpo.train.config import Run
 from drpo.train.setup import Components, build
@@ -18,6 +18,7 @@ TEMPLATE = (
 """It leaves out what tools say, so that the history has to be rendered anew after it."""
 
 
+@in_process
 @dataclass(frozen=True)
 class Chat:
     """Answers some turns, and rewards each by the share of its characters that are digits.

@@ -24,6 +24,9 @@ FIELDS: Mapping[str, str] = {
     "overlap": "rollout.overlap",
     "max_turns": "rollout.max_turns",
     "max_episode_tokens": "rollout.max_episode_tokens",
+    "environment_pool.processes": "rollout.environment_pool.processes",
+    "environment_pool.seconds": "rollout.environment_pool.seconds",
+    "environment_pool.memory_gb": "rollout.environment_pool.memory_gb",
     "sampling.samples": "rollout.sampling.samples",
     "sampling.max_new_tokens": "rollout.sampling.max_new_tokens",
     "sampling.temperature": "rollout.sampling.temperature",
@@ -66,7 +69,11 @@ FIELDS: Mapping[str, str] = {
 `learning_rate` is within the optimiser's spec; it is an option because it is the number that is changed most often.
 """
 
-RECORDS: Mapping[str, str] = {"sampling": "rollout.sampling", "reward_pool": "rewards.pool"}
+RECORDS: Mapping[str, str] = {
+    "sampling": "rollout.sampling",
+    "environment_pool": "rollout.environment_pool",
+    "reward_pool": "rewards.pool",
+}
 """Records of several options, which Python may change as a whole."""
 
 MOST_USED = (

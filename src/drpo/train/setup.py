@@ -8,10 +8,10 @@ from itertools import chain
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drpo import environments
 from drpo.batch import BatchConfig
 from drpo.credit import CreditRule, credit_rule
 from drpo.environments.contract import makes_environments
-from drpo.environments.local import LocalEnvironments
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.critic import Critic
@@ -131,8 +131,12 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
 
 def environments_of(task: Task, run: Run) -> Environments | None:
     """Return what answers the model's turns on a task's problems: its own environments, or the run's, or None."""
-    maker = task if makes_environments(task) else run.data.environment
-    return None if maker is None else LocalEnvironments(maker, run.seed)
+    maker = _maker_of(task, run)
+    return None if maker is None else environments.make(maker, run.seed, run.rollout.environment_pool)
+
+
+def _maker_of(task: Task, run: Run) -> environments.EnvironmentMaker | None:
+    return task if makes_environments(task) else run.data.environment
 
 
 def episode_limits(run: Run) -> EpisodeLimits:
@@ -253,7 +257,7 @@ def _require_room(
 ) -> None:
     """Raise before the first step if a prompt of any step leaves no room for the answer."""
     limits.require_any(run.rollout.sampling)
-    if run.data.drop_long_prompts or not limits.fixed or environments_of(run.data.task, run) is not None:
+    if run.data.drop_long_prompts or not limits.fixed or _maker_of(run.data.task, run) is not None:
         return
     task, n, steps = run.data.task, run.data.prompts, range(run.trainer.steps)
     drawn = (sample_unseen(task, held_out, n, step, run.seed) for step in steps)

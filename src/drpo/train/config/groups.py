@@ -13,7 +13,7 @@ from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
-from drpo.environments import EnvironmentMaker
+from drpo.environments import EnvironmentConfig, EnvironmentMaker
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, nearest
 from drpo.model.names import SMOLLM2
@@ -103,6 +103,7 @@ class RolloutConfig:
         max_turns: an episode ends after so many turns of the model; 0 leaves it to the environment.
         max_episode_tokens: an episode ends where one more turn could bring it above so many sampled tokens; 0 is no
             limit. sampling.max_new_tokens is the limit of a turn.
+        environment_pool: in how many processes environments run, and their limits of time and memory.
     """
 
     engine: str = "transformers"
@@ -113,11 +114,13 @@ class RolloutConfig:
     overlap: bool = False
     max_turns: int = 0
     max_episode_tokens: int = 0
+    environment_pool: EnvironmentConfig = field(default_factory=EnvironmentConfig)
 
     def __post_init__(self) -> None:
         at_least(1, sync_every=self.sync_every)
         at_least(0, async_steps=self.async_steps, max_turns=self.max_turns, max_episode_tokens=self.max_episode_tokens)
         at_most(MOST_COMPLETIONS, async_steps=self.async_steps)
+        at_most(MOST_PROCESSES, **{"environment_pool.processes": self.environment_pool.processes})
         lengths = {f"sampling.{name}": getattr(self.sampling, name) for name in ("max_new_tokens", "top_logprobs")}
         at_most(MOST_COMPLETIONS, **lengths)
         ahead = self.async_steps > 0 or not self.overlap
