@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from planted import Replacement
 
 T = "tests/test_turns.py::"
+DOCTOR = "tests/test_doctor_turns.py::test_a_sound_run_has_no_fault"
 TRAINED = f"{T}test_what_the_engine_sampled_is_trained_once_and_nothing_else"
 CREDITED = f"{T}test_a_token_is_credited_with_its_turn_and_what_follows"
 CHAINED = f"{T}test_a_critics_advantages_chain_through_turns_and_branches"
@@ -44,6 +46,30 @@ def _without_its_end(right: Callable[..., Any]) -> Callable[..., Any]:
         right(self, generation, text)
 
     return wrong
+
+
+def _encoded_again(right: Callable[..., Any]) -> Callable[..., Any]:
+    tokenizer: list[Any] = []
+
+    def wrong(self: Any, generation: Any, text: str) -> None:
+        import torch
+
+        from drpo.model.loading import tiny
+
+        if not tokenizer:
+            tokenizer.append(tiny()[1])
+        ended = [int(generation.token_ids[-1])] if generation.finish_reason == "stop" else []
+        ids = torch.tensor([*tokenizer[0](text, add_special_tokens=False)["input_ids"], *ended] or [0])
+        logp, n = torch.zeros(len(ids)), min(len(ids), len(generation.token_ids))
+        logp[:n] = generation.behavior_logp[:n]
+        right(self, replace(generation, token_ids=ids, behavior_logp=logp), text)
+
+    return wrong
+
+
+def _own_state(right: Callable[..., Any]) -> Callable[..., Any]:
+    opened = count()
+    return lambda *key: right(*key, next(opened))
 
 
 def _twice(right: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,14 +112,34 @@ def _alone(right: Callable[..., Any]) -> Callable[..., Any]:
 
 REPLACEMENTS = (
     Replacement(
-        "the mask of sampled tokens is off by one", "drpo.rollout.conversation:_sequence", _one_too_early, (TRAINED,)
+        "the mask of sampled tokens is off by one", "drpo.rollout.conversation:_sequence", _one_too_early, (TRAINED, DOCTOR)
     ),
-    Replacement("the glue between turns is trained", "drpo.rollout.conversation:_sequence", _all_of_it, (TRAINED,)),
+    Replacement(
+        "the glue between turns is trained", "drpo.rollout.conversation:_sequence", _all_of_it, (TRAINED, DOCTOR)
+    ),
+    Replacement(
+        "a turn is decoded and encoded again",
+        "drpo.rollout.conversation:Conversation.speak",
+        _encoded_again,
+        (TRAINED, DOCTOR),
+    ),
+    Replacement(
+        "all groups have the same hidden state",
+        "drpo.environments.local:derive",
+        lambda right: lambda *key: right(*key[:2]),
+        (DOCTOR,),
+    ),
+    Replacement(
+        "each sample of a problem has a hidden state of its own",
+        "drpo.environments.local:derive",
+        _own_state,
+        (DOCTOR,),
+    ),
     Replacement(
         "the stop token of a turn is not trained",
         "drpo.rollout.conversation:Conversation.speak",
         _without_its_end,
-        (TRAINED,),
+        (TRAINED, DOCTOR),
     ),
     Replacement("the advantage of a branch counts twice", "drpo.credit.rules:_by_turn", _twice, (CREDITED,)),
     Replacement(

@@ -38,6 +38,9 @@ from drpo.train.watchdog import Watchdog
 LONGEST_STALL_S = 10**8
 """Three years; an upper bound that timers can represent."""
 
+_REPORTED = ("reward", "mutated", "environment", "group")
+"""Checks of the doctor whose faults are only reported: a reward or an environment may be meant as it is."""
+
 
 def begin(run: Run, options: TrainOptions) -> int:
     """Train a run in a new folder; called in every process."""
@@ -169,8 +172,7 @@ def _sound(run: Run, components: Components, console: Console) -> bool:
     console.print(f"doctor: {sound} of {len(findings)} checks sound")
     for finding in shown:
         print_finding(console, finding)
-    # A fault of the reward is only reported: it may be intended.
-    broken = [f.check for f in findings if f.verdict == "broken" and f.check not in ("reward", "mutated")]
+    broken = [f.check for f in findings if f.verdict == "broken" and f.check not in _REPORTED]
     if broken:
         console.print(
             f"not trained, because of {', '.join(broken)}; `drpo doctor` says more, --no-doctor trains anyway",

@@ -1,45 +1,19 @@
 """The doctor: checks that a run's numbers are sound on this machine. A check reports a figure, a budget and advice."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from drpo.doctor import distribution, machine, scoring, signal, sync, tokens
+from drpo.doctor import distribution, episodes, machine, scoring, sync, tokens
 from drpo.doctor.finding import Finding, Verdict
 from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
+from drpo.doctor.size import QUICK, THOROUGH, Size
 from drpo.environments.rewards import turns_say_all
 from drpo.model.routing import RoutingMismatch, routing_mismatch
-from drpo.rewards import RewardPool
 from drpo.rollout import TransformersEngine
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.divergence import exact_divergence
-from drpo.train.score import score
 from drpo.train.setup import Components
-from drpo.types import ScoredGroup
-
-
-@dataclass(frozen=True)
-class Size:
-    """The size of an examination.
-
-    Args:
-        prompts, samples, new_tokens: size of the probe batch.
-        answers: number of problems on which the reward is tested.
-        slow_too: run the slower checks too: another temperature, the exact divergence, a mixture's routing, gradients.
-        longest: the largest `max_new_tokens` for which the signal check runs; it samples completions of full length.
-    """
-
-    prompts: int
-    samples: int
-    new_tokens: int
-    answers: int
-    slow_too: bool
-    longest: int = 2**20
-
-
-THOROUGH = Size(prompts=8, samples=8, new_tokens=32, answers=32, slow_too=True)
-QUICK = Size(prompts=4, samples=8, new_tokens=32, answers=8, slow_too=False, longest=256)
 
 
 def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator[Finding]:
@@ -78,8 +52,7 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
         yield replace(distribution.draws(other), check="draws at 0.6")
     yield tokens.stops(batch, stop, components.tokenizer, sampling.max_new_tokens)
     yield tokens.round_trip(policy, batch, problems[: size.prompts], components.tokenizer)
-    if run.objective.critic is None and run.rollout.sampling.max_new_tokens <= size.longest:
-        yield signal.signal(_sampled_groups(run, components), run.objective.advantage)
+    yield from episodes.examine(run, components, size)
     usual = float((batch.logp - batch.behavior_logp).abs().mean())
     short = replace(sampling, samples=2, max_new_tokens=min(8, sampling.max_new_tokens))
     yield sync.canary(policy, driver, problems, short, usual)
@@ -104,19 +77,6 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     if components.reward is turns_say_all:  # there is no answer to score
         return
     yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)
-
-
-def _sampled_groups(run: Run, components: Components) -> list[ScoredGroup]:
-    """Return a few scored groups, sampled as in training."""
-    sampling = replace(run.rollout.sampling, top_logprobs=0)
-
-    def draw(part: int) -> list[ScoredGroup]:
-        problems = run.data.task.sample(signal.FIRST, part, run.seed)
-        return score(problems, components.driver.run(problems, sampling, ("doctor", "signal", run.seed)), pool)
-
-    environments = components.driver.environments or nullcontext()
-    with RewardPool(components.reward, run.rewards.pool) as pool, environments:
-        return list(signal.sampled(draw, run.objective.advantage))
 
 
 def _routing(components: Components, batch: ProbeBatch) -> RoutingMismatch | None:
