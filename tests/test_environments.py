@@ -1,5 +1,7 @@
 """The environments that ship: what they answer, what earns a reward, that evaluation is set aside."""
 
+import json
+
 import pytest
 
 from drpo.environments.calculator import Calculator
@@ -7,7 +9,8 @@ from drpo.environments.contract import EnvironmentTask
 from drpo.environments.games import Guess, Walk, WordGame
 from drpo.environments.lookup import Lookup
 from drpo.environments.repair import Repair
-from drpo.environments.tools import MOST_CHARACTERS, ToolEpisode, by_name, tool_schema
+from drpo.environments.sandbox import python
+from drpo.environments.tools import MOST_CHARACTERS, ToolEpisode, Tools, by_name, tool_schema
 from drpo.errors import InputError
 from drpo.types import Problem
 from drpo.types.environment import StepResult, Turn
@@ -140,6 +143,27 @@ def test_calls_that_cannot_be_run_are_answered_with_what_was_wrong() -> None:
         assert told in result.messages[0]["content"] and result.failed_calls == failed and not result.done
         assert len(result.messages[0]["content"]) < MOST_CHARACTERS + 100
     assert episode.step(Turn("It is abab.", (), "stop")).done
+
+
+def test_programs_run_in_the_sandbox_and_their_output_is_told() -> None:
+    try:
+        python("1")
+    except InputError as refused:
+        pytest.skip(str(refused))
+    episode = Tools("python").open(Problem.of_text("0", "?", ""), seed=0)
+    said = [
+        ("print(1)\nimport sys; print('two', file=sys.stderr)\n3", "1\ntwo\n3\n"),
+        ("def f(x):\n    return 1 / x\nf(0)", 'File "program.py", line 2, in f\n    return 1 / x'),
+        ("x = (", "SyntaxError: '(' was never closed"),
+        ("print('\u00e9' * 9000)", "... (cut: more than 4,000 bytes)"),
+        ("import os; os._exit(3)", "Error: the program did not end"),
+        ("open('/tmp/x', 'w')", "Read-only file system"),
+        ("None", "(nothing was printed)"),
+    ]
+    for code, told in said:
+        call = json.dumps({"name": "python", "arguments": {"code": code}})
+        (message,) = episode.step(Turn(f"<tool_call>{call}</tool_call>", (), "stop")).messages
+        assert told in message["content"] and len(message["content"]) < 4100
 
 
 def test_a_tool_without_a_docstring_is_refused_in_one_line() -> None:

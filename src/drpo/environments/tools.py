@@ -19,6 +19,9 @@ Tool = Callable[..., Any]
 MOST_CHARACTERS = 20_000
 """Of a result; what is longer is cut, and that is said."""
 
+READY: Mapping[str, str] = {"python": "drpo.environments.sandbox:python"}
+"""Short names of tools that ship."""
+
 
 def tool_schema(tool: Tool) -> ToolSchema:
     """Return the schema of a function, from its annotations and its docstring.
@@ -57,7 +60,8 @@ class Tools:
     the task's reward scores that last turn. A call that cannot be read, or that fails, is answered with what was wrong.
 
     Args:
-        functions: each as `module:function`.
+        functions: each as `module:function`, or `python`: a sandbox in which the model's programs run
+            (`drpo.environments.sandbox`).
         turns: at most so many in an episode, the answer among them, 1 or more.
 
     Raises:
@@ -110,10 +114,10 @@ docstring with a line for every argument, and their types
 
 
 def _function(spec: str) -> Tool:
-    module, colon, name = spec.partition(":")
+    module, colon, name = READY.get(spec, spec).partition(":")
     tool = import_named(module, name, "tool") if colon else None
     if not callable(tool):
-        raise InputError(f"tools: {spec!r} is no function; write it as 'module:function'")
+        raise InputError(f"tools: {spec!r} is no function; write it as 'module:function', or {', '.join(READY)}")
     return tool  # type: ignore[no-any-return]
 
 
@@ -159,6 +163,8 @@ class ToolEpisode:
             return call.name, f"Error: {call.name}: {error}", True
         try:
             return call.name, _text(tool(**call.arguments)), False
+        except InputError:  # the tool cannot work here, whatever it is called with
+            raise
         except Exception as error:  # of the tool, for the model to learn from
             return call.name, _cut(f"Error: {type(error).__name__}: {error}"), True
 

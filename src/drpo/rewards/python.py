@@ -103,7 +103,7 @@ class PythonTests:
         token = secrets.token_hex(16)
         imports = sorted({name for p in suite.programs for name in p.imports} - {"solution"})
         job = {"code": code, "tests": suite.jobs(), "token": token, "imports": imports}
-        with self._sandbox(suite, job, problem) as (lines, deadline):
+        with _sandbox(self, "asserts", job, len(suite), _whose(problem)) as (lines, deadline):
             last = lines.next(deadline)
         passed = str(last.get("passed")) if last.get("token") == token else ""
         if sandboxed.SILENT in passed:
@@ -115,7 +115,8 @@ class PythonTests:
         """Which tests have the right answer; stops at the first wrong one unless `partial`."""
         passed: list[bool] = []
         job = {"code": code, "tests": suite.jobs(), "entry": suite.entry}
-        with self._sandbox(suite, job, problem) as (lines, deadline):
+        longest_answer = max(map(longest, suite.pairs), default=0)
+        with _sandbox(self, suite.kind, job, 6 * longest_answer, _whose(problem)) as (lines, deadline):
             for pair in suite.pairs:
                 answer = lines.next(deadline).get("answer")
                 passed.append(isinstance(answer, str) and suite.accepts(answer, pair))
@@ -123,27 +124,52 @@ class PythonTests:
                     break
         return passed
 
-    @contextmanager
-    def _sandbox(self, suite: Suite, job: dict[str, Any], problem: Problem | None) -> Iterator[tuple["_Lines", float]]:
-        """Start a sandbox on a job and read its first line; yield the other lines and their deadline."""
-        with tempfile.TemporaryDirectory(prefix="drpo-sandbox-", ignore_cleanup_errors=True) as folder:
-            job |= {"kind": suite.kind, "folder": folder, "cpu_seconds": int(self.seconds) + 2}
-            job |= {"memory_mb": self.memory_mb, "file_mb": self.file_mb, "isolated": self.isolated}
-            job |= {"filter": filter_of(platform.machine())}
-            job |= {"parent": os.getpid()}  # the sandbox ends when this process does
-            with _started(job, folder) as output:
-                lines = _Lines(output, most=_MORE + len(suite) + 6 * max(map(longest, suite.pairs), default=0))
-                first = lines.next(time.monotonic() + _START_SECONDS)
-                if "refused" in first:
-                    raise InputError(
-                        f"python_tests: no sandbox here ({first['refused']}); see docs/rewards.md, "
-                        "python_tests(isolated=False) does with less"
-                    )
-                if "broken" in first:
-                    raise InputError(f"{_whose(problem)}: its tests cannot be run: {first['broken']}")
-                if "begun" not in first:
-                    raise RuntimeError("the sandbox did not start")
-                yield lines, time.monotonic() + self.seconds
+
+def output_of(code: str, limits: PythonTests, most: int, whose: str) -> str | None:
+    """Run a program in the sandbox and return what it writes to its standard output.
+
+    Args:
+        code: the program.
+        limits: of time, memory and files; the rest of it is not read.
+        most: bytes of the output that are returned.
+        whose: named in errors.
+
+    Returns:
+        The beginning of the output; None if the program ran out of time or memory, or ended with a status other than 0.
+
+    Raises:
+        InputError: no sandbox is available.
+        RuntimeError: the sandbox did not start.
+    """
+    job = {"code": code, "tests": [{"input": "", "longest": most}], "entry": ""}
+    with _sandbox(limits, "stdin", job, 6 * most, whose) as (lines, deadline):
+        output: str | None = lines.next(deadline).get("answer")
+    return output
+
+
+@contextmanager
+def _sandbox(
+    limits: PythonTests, kind: str, job: dict[str, Any], longest_line: int, whose: str
+) -> Iterator[tuple["_Lines", float]]:
+    """Start a sandbox on a job and read its first line; yield the other lines and their deadline."""
+    with tempfile.TemporaryDirectory(prefix="drpo-sandbox-", ignore_cleanup_errors=True) as folder:
+        job |= {"kind": kind, "folder": folder, "cpu_seconds": int(limits.seconds) + 2}
+        job |= {"memory_mb": limits.memory_mb, "file_mb": limits.file_mb, "isolated": limits.isolated}
+        job |= {"filter": filter_of(platform.machine())}
+        job |= {"parent": os.getpid()}  # the sandbox ends when this process does
+        with _started(job, folder) as output:
+            lines = _Lines(output, most=_MORE + longest_line)
+            first = lines.next(time.monotonic() + _START_SECONDS)
+            if "refused" in first:
+                raise InputError(
+                    f"python_tests: no sandbox here ({first['refused']}); see docs/rewards.md, "
+                    "python_tests(isolated=False) does with less"
+                )
+            if "broken" in first:
+                raise InputError(f"{whose}: its tests cannot be run: {first['broken']}")
+            if "begun" not in first:
+                raise RuntimeError("the sandbox did not start")
+            yield lines, time.monotonic() + limits.seconds
 
 
 @lru_cache(maxsize=4096)
