@@ -26,12 +26,15 @@ from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
+from drpo.environments.tools import ToolEpisode
 from drpo.lab.trial_result import save_results
 from drpo.recipes import find
 from drpo.recipes.addition import demo
 from drpo.spec import parse_spec
 from drpo.train.config import flat_json
 from drpo.train.records import RESULTS
+from drpo.types import Problem
+from drpo.types.environment import Turn
 from stability import StabilityOptions
 from support.hand_comparison import large
 from support.pictures import without_pictures
@@ -40,8 +43,14 @@ from theory import TheoryOptions
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/*/README.md")])
 OF_FRAMEWORKS = ROOT / "docs" / "frameworks"  # their Python is run where the framework is: tests/adapters/pages.py
-OWN = {"mine": "own_objective", "my_rewards": "own_reward", "my_tasks": "own_task"}
-"""Modules of one's own that commands name -> the guide whose first Python is in them."""
+OWN = {
+    "mine": ("guides/own_objective", 0),
+    "my_rewards": ("guides/own_reward", 0),
+    "my_tasks": ("guides/own_task", 0),
+    "my_tools": ("agents", 0),
+    "my_games": ("agents", 1),
+}
+"""Modules of one's own that commands name -> the page, and the number of its block of Python that is in them."""
 
 LANGUAGES = {
     "python": "run",
@@ -158,11 +167,22 @@ def test_an_objective_as_the_readme_writes_one_trains():
     assert torch.allclose(logp.grad, torch.tensor([-1.0, -2.0]))
 
 
+def test_the_tool_of_the_page_can_be_called():
+    names: dict = {}
+    exec(next(b.text for b in PYTHON if b.name.startswith("docs/agents.md:")), names)
+    episode = ToolEpisode(Problem.of_text("0", "?", ""), {"price": names["price"]})
+    assert episode.reset().tools[0]["function"]["parameters"]["required"] == ["item"]
+    (reply,) = episode.step(
+        Turn('<tool_call>{"name": "price", "arguments": {"item": "bread"}}</tool_call>', (), "stop")
+    ).messages
+    assert reply == {"role": "tool", "name": "price", "content": "4"}
+
+
 def own_module(arguments: Sequence[str]) -> str | None:
     """The module of one's own that a command names, or that the run was made with which it names."""
     named = [c for c in of("drpo") if set(c.rest) & {w for w in arguments if w.startswith("runs/")}]
     words = [*arguments, *(word for c in named for word in c.rest)]
-    return next((module for module in OWN for word in words if word.startswith(f"{module}:")), None)
+    return next((module for module in OWN for word in words if re.search(rf"\b{module}:", word)), None)
 
 
 SHORT = ("train", "smoke", "--steps", "2")
@@ -189,8 +209,9 @@ def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], P
     Path("problems.jsonl").write_text("".join(rows))
     module = own_module(arguments)
     if module is not None:
-        page = f"docs/guides/{OWN[module]}.md:"
-        Path(f"{module}.py").write_text(next(b.text for b in PYTHON if b.name.startswith(page)))
+        page, number = OWN[module]
+        blocks = [b.text for b in PYTHON if b.name.startswith(f"docs/{page}.md:")]
+        Path(f"{module}.py").write_text(blocks[number])
     if "runs/compare-demo" in arguments:
         Path("runs/compare-demo").mkdir(parents=True)
         save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))
