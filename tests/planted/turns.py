@@ -112,7 +112,10 @@ def _alone(right: Callable[..., Any]) -> Callable[..., Any]:
 
 REPLACEMENTS = (
     Replacement(
-        "the mask of sampled tokens is off by one", "drpo.rollout.conversation:_sequence", _one_too_early, (TRAINED, DOCTOR)
+        "the mask of sampled tokens is off by one",
+        "drpo.rollout.conversation:_sequence",
+        _one_too_early,
+        (TRAINED, DOCTOR),
     ),
     Replacement(
         "the glue between turns is trained", "drpo.rollout.conversation:_sequence", _all_of_it, (TRAINED, DOCTOR)
