@@ -1,9 +1,14 @@
 """Environments in worker processes: what one does wrong costs its episode, and the others go on as if nothing was."""
 
+import random
+import time
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import psutil
 import pytest
+import torch
 
 from drpo.environments import EnvironmentConfig, EnvironmentPool, LocalEnvironments, make
 from drpo.environments.answers import checked_observation, checked_result, of_record, same, to_record
@@ -11,9 +16,11 @@ from drpo.environments.games import Guess
 from drpo.environments.repair import Repair
 from drpo.errors import InputError
 from drpo.rewards import in_process
-from drpo.types import Failure, Problem
+from drpo.types import Failure, Problem, Sampling
 from drpo.types.environment import Observation, StepResult, Turn
+from support.environments import TEMPLATE, Chat, talkative
 from support.naughty_environments import CONTROL, FINE, FORGED, LIES, Naughty
+from support.worlds import tiny_run
 
 DEADLINE = 1.0
 OUTCOMES = {
@@ -32,6 +39,29 @@ OUTCOMES = {
     "allocate shared": ("raised", "OSError: [Errno 12] Cannot allocate memory"),
 }
 HARMLESS = ("fork", "fork and leave", "fork a daemon")
+
+
+HOSTILE = {
+    "fine": (60, {}, None),
+    **{deed: (10, {"second": deed}, None) for deed in (*FINE, *HARMLESS, "print")},
+    **{deed: (10, {"second": deed}, kind) for deed, (kind, _) in OUTCOMES.items()},
+    **{lie: (10, {"second": lie}, "not_finite" if lie in ("nan", "inf") else "not_a_number") for lie in LIES},
+    "open that raises": (8, {"open": "raise"}, "raised"),
+    "open that dies": (8, {"open": "abort"}, "died"),
+    "open that hangs": (4, {"open": "late"}, "timed_out"),
+    "reset that raises": (8, {"reset": "raise"}, "raised"),
+    "reset that dies": (8, {"reset": "abort"}, "died"),
+    "reset that lies": (8, {"reset": "lie"}, "not_a_number"),
+    "reset without words": (8, {"reset": "empty"}, "not_a_number"),
+    "answer for itself": (8, {"second": "answer for itself"}, "died"),
+    "answer with a seal": (8, {"second": "answer with a seal"}, "died"),
+    "hang in C": (4, {"second": "hang in C"}, "timed_out"),
+    "allocate 6 GB": (8, {"second": "allocate 6 GB"}, "raised"),
+    "close that raises": (8, {"close": ("", "raise")}, None),
+    "close that dies": (8, {"close": ("", "os._exit")}, None),
+    "close that hangs": (4, {"close": ("", "hang")}, None),
+}
+"""Name -> how many of them, what they do, and the kind of failure that comes of it."""
 
 
 def problems(n: int, **data: object) -> list[Problem]:
@@ -201,3 +231,42 @@ def test_a_maker_that_processes_cannot_import_is_refused(pool):
         pool.open(problems(1, f=lambda: 0))
     with pytest.raises(InputError, match=r"^environment_pool\.processes=0: must be at least 1"):
         EnvironmentConfig(processes=0)
+
+
+@pytest.mark.slow
+def test_five_hundred_hostile_environments_cost_their_own_episodes_alone():
+    """Each failure of a rollout is counted by its kind; all others are the episodes of a rollout without failures."""
+    plan = [(name, data, kind) for name, (n, data, kind) in HOSTILE.items() for _ in range(n)]
+    random.Random(0).shuffle(plan)
+    asked = [Problem.of_text(f"{i} {name}", "?", "", data=data) for i, (name, data, _) in enumerate(plan)]
+    run = tiny_run(task=Chat())
+    driver = replace(talkative(run, TEMPLATE).driver, stop=frozenset(range(257)))  # no turn ends for want of tokens
+    played = partial(played_with, driver)
+    start = time.perf_counter()
+    with EnvironmentPool(Naughty(4), 7, EnvironmentConfig(processes=2, seconds=2 * DEADLINE, memory_gb=2)) as pool:
+        episodes = played(pool, asked)
+        assert all(e.played.failure is None for e in played(pool, problems(4)))
+    names = [name for name, _, _ in plan]
+    kinds = [e.played.failure and e.played.failure.kind for e in episodes]
+    # What another episode has forked may hold the pipe that this one closes.
+    kinds = ["died" if name == "close everything" else kind for name, kind in zip(names, kinds, strict=True)]
+    print(f"{len(episodes)} episodes in {time.perf_counter() - start:.1f} s: {Counter(kinds)}")
+    assert sum(name != "fine" for name in names) >= 500
+    assert Counter(zip(names, kinds, strict=True)) == {(name, kind): n for name, (n, _, kind) in HOSTILE.items()}
+    fine = [i for i, (name, data, kind) in enumerate(plan) if kind is None and (name in FINE or "second" not in data)]
+    harmless = [replace(asked[i], data={"second": names[i]} if names[i] in FINE else {}) for i in fine]
+    for i, alone in zip(fine, played(LocalEnvironments(Naughty(4), 7), harmless), strict=True):
+        assert repr(episodes[i].messages) == repr(alone.messages) and episodes[i].played == alone.played
+        assert all(map(torch.equal, *([s.token_ids for s in e.sequences] for e in (episodes[i], alone))))
+    (forged, plain) = (episodes[names.index(name)] for name in ("forged", "fine"))
+    assert ends(forged) == ends(plain)
+
+
+def played_with(driver, environments, asked):
+    groups = replace(driver, environments=environments).run(asked, Sampling(samples=1, max_new_tokens=12), (0,))
+    return [episode for (episode,) in groups]
+
+
+def ends(episode) -> int:
+    """How many tokens that end a role's words nobody sampled."""
+    return sum(int((s.token_ids[~s.sampled] == 0).sum() + (s.prompt_ids == 0).sum()) for s in episode.sequences)
