@@ -128,7 +128,7 @@ def test_new_weights_sample_once_they_are_loaded(engine: Prompted) -> None:
     """The engine keeps its own weights until then, and nothing of the old ones, such as a cached prompt, afterwards."""
     old, new = tiny(STOPS)[0], perturb(tiny(STOPS)[0], 0.2)
     before = engine.generate(PROBLEMS, SAMPLING, (0,))
-    perturb(engine.trained, 0.1)
+    perturb(engine.trained.requires_grad_(), 0.1)
     same(before, engine.generate(PROBLEMS, SAMPLING, (0,)))
     engine.load_weights(dict(new.named_parameters()), version=4)
     after = engine.generate(PROBLEMS, SAMPLING, (0,))
