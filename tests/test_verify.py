@@ -118,7 +118,7 @@ def test_a_checkpoint_without_sums_is_gone_on_from_and_that_is_said(stopped: Pat
     record = json.loads(state.read_text())
     del record["records"], record["sha256"]
     state.write_text(json.dumps(record))
-    assert {part.name: part.said for part in verify(folder)}[METRICS].endswith("is of an earlier version")
+    assert {part.name: part.message for part in verify(folder)}[METRICS].endswith("is of an earlier version")
     watch = StopsAfter(3)
     train(RUN, folder, watch)
     assert "without sums of the records" in watch.said

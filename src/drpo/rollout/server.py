@@ -189,8 +189,8 @@ class ServerEngine:
         return str(failures[0]) if failures else None
 
     def _ask(self, request: Request) -> "Generation | UnreachableError":
-        """One answer; a failure that may pass is returned, not raised, so that it does not hide the other answers."""
-        # The server's list of the most probable holds the sampled token first, and then as many as make up the number.
+        """Return a generation; a failure worth a retry is returned too, so that the other answers are kept."""
+        # The server's list begins with the sampled token, which may not be among the k most probable.
         k = request.sampling.top_logprobs
         more = {"logprobs": k + 1} if 0 < k < self._vocabulary else {}
         try:
@@ -218,13 +218,14 @@ class OtherWeightsError(UnreachableError):
 
 @contextmanager
 def _ended_at(until: float, line: Any) -> Iterator[None]:
-    """Shut a socket at some time: its own limit is for each piece that comes, and begins anew with the next.
+    """Shut a socket at the time `until`.
 
-    So an answer that drips would never end: its lines, those that announce that more follow, and those behind its body.
+    A socket's own timeout begins anew with every piece that arrives, so an answer that drips would never end: in its
+    header, in informational (1xx) answers before it, or in the trailer after its body.
     """
 
     def end() -> None:
-        with suppress(OSError, AttributeError):  # it has ended by itself, or there was none
+        with suppress(OSError, AttributeError):  # already closed, or never opened
             line.shutdown(SHUT_RDWR)
 
     timer = Timer(max(0.0, until - time.monotonic()), end)
@@ -243,7 +244,7 @@ def _ended_at(until: float, line: Any) -> Iterator[None]:
 
 
 class _Timely:
-    """Of a connection: the head of an answer comes within the limit, however it drips.
+    """Part of a connection class: the head of an answer must arrive within the time limit, even if it drips.
 
     Attributes:
         answering: the socket of the last answer.
@@ -275,13 +276,13 @@ class _HTTPSPool(urllib3.HTTPSConnectionPool):
 
 
 class Server:
-    """The calls that are made to a vLLM server; safe to use from many threads.
+    """The client of a vLLM server; safe to use from many threads.
 
     Args:
         address: http://host:port.
-        limit_s: longest time that a call may take.
-        connections: most that are kept open.
-        model: its name, for the command that starts a server.
+        limit_s: longest time of a call.
+        connections: most connections that are kept open.
+        model: name of the model, for the command in messages that starts a server.
     """
 
     def __init__(self, address: str, limit_s: float, connections: int, model: str) -> None:
@@ -297,27 +298,27 @@ class Server:
         return f"vLLM server {self._address}"
 
     def dtype(self) -> torch.dtype:
-        """The floating-point type that the server keeps its weights in."""
-        said = self._rpc("drpo_dtype")
-        if not said or not isinstance(said[0], dict):
+        """Return the floating-point type of the server's weights."""
+        results = self._rpc("drpo_dtype")
+        if not results or not isinstance(results[0], dict):
             raise self.gone("was not started by `drpo serve`")
-        return DTYPES.get(str(said[0].get("dtype")), torch.bfloat16)
+        return DTYPES.get(str(results[0].get("dtype")), torch.bfloat16)
 
     def load(self, file: Path, label: str) -> None:
-        """Have the weights in a file loaded, forget what was cached, and label what is drawn from now on."""
+        """Load the weights in a file, clear the prefix cache, and set the label of later answers."""
         self._rpc("drpo_load_file", str(file))
-        # What is still under way was given up here, so nobody reads it.
+        # Requests that still run were given up by this client.
         if not self._post("/reset_prefix_cache?reset_running_requests=true").get("success"):
             raise UnreachableError("it kept its prefix cache, whose keys are those of the old weights")
         self._post("/update_weight_version", {"new_version": label})
 
     def draw(self, prompt_ids: list[int], sampling: Mapping[str, Any], label: str) -> dict[str, Any]:
-        """Have one row sampled, by vLLM's parameters; return what `read_generation` reads.
+        """Sample one row with vLLM's sampling parameters; return arguments of `read_generation`.
 
         Raises:
-            OtherWeightsError: it was drawn with others than those labelled so.
+            OtherWeightsError: it was sampled with weights of another label.
             UnreachableError: there was no answer.
-            InputError: the answer is not one of vLLM's.
+            InputError: the answer is not vLLM's.
         """
         answer = self._post(
             "/inference/v1/generate",
@@ -336,11 +337,11 @@ class Server:
             ) from None
 
     def _read(self, response: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
-        """The body of an answer.
+        """Return the body of an answer.
 
         Raises:
-            InputError: it is longer than an answer can be.
-            UnreachableError: it is not there in time.
+            InputError: it is longer than `most` bytes.
+            UnreachableError: it has not arrived at the time `until`.
         """
         body = bytearray()
         with _ended_at(until, getattr(response.connection, "answering", None)):
@@ -353,19 +354,19 @@ class Server:
         return bytes(body)
 
     def gone(self, what: str) -> InputError:
-        """The error that says what is wrong and how a server is started."""
+        """Return an error that says what is wrong with the server, and how to start one."""
         port = urlsplit(self._address).port or 80
         return InputError(
             f"engine={self._address}: the vLLM server {what}; start one with `drpo serve {self._model} --port {port}`"
         )
 
     def _rpc(self, method: str, *args: str) -> list[Any]:
-        """Call a method of the server's workers; return what each of them said."""
+        """Call a method of the server's workers; return the result of each."""
         results = self._post("/collective_rpc", {"method": method, "args": list(args)}).get("results")
         return list(results) if isinstance(results, list) else []
 
     def _post(self, path: str, body: Mapping[str, Any] | None = None, most: int = MOST_BYTES) -> dict[str, Any]:
-        """Ask for something, and read at most so many bytes of the answer; nobody is followed elsewhere."""
+        """Send a request, and return its JSON answer of at most `most` bytes; redirects are not followed."""
         until = time.monotonic() + self._limit_s
         try:
             response = self._pool.request(
@@ -379,24 +380,24 @@ class Server:
                 preload_content=False,
                 decode_content=False,
             )
-            said = self._read(response, most, until).decode(errors="replace")
+            text = self._read(response, most, until).decode(errors="replace")
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(_reason(error)) from None
         if response.status >= 500:
-            raise UnreachableError(f"{path} failed with status {response.status}: {_quoted(said)}")
+            raise UnreachableError(f"{path} failed with status {response.status}: {_quoted(text)}")
         if response.status != 200:
-            raise self.gone(f"refused {path} with status {response.status}: {_quoted(said)}")
+            raise self.gone(f"refused {path} with status {response.status}: {_quoted(text)}")
         try:
-            answer = json.loads(said or "{}")
+            answer = json.loads(text or "{}")
         except (ValueError, RecursionError):
             raise UnreachableError(
-                f"{path} was answered by something that is not JSON: {_quoted(said, 80)!r}"
+                f"{path} was answered by something that is not JSON: {_quoted(text, 80)!r}"
             ) from None
         return answer if isinstance(answer, dict) else {}
 
 
 def _columns(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """A choice of the server's response, by the arguments of `read_generation`."""
+    """Return a choice of the server's answer as arguments of `read_generation`."""
     sent = {"token_ids": choice["token_ids"], "finish_reason": choice["finish_reason"]}
     if (reported := choice.get("logprobs")) is None:
         return {**sent, "logp": None}
@@ -406,13 +407,13 @@ def _columns(choice: Mapping[str, Any]) -> dict[str, Any]:
     return {**sent, "logp": logp, "top": top}
 
 
-def _quoted(said: str, most: int = 200) -> str:
-    """The beginning of what a server said, in one line, without what it was sent in confidence."""
-    return " ".join(without_secrets(said).split())[:most]
+def _quoted(text: str, most: int = 200) -> str:
+    """Return the beginning of a server's text in one line, without passwords and tokens."""
+    return " ".join(without_secrets(text).split())[:most]
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:
-    """What went wrong, without urllib3's description of its own objects."""
+    """Return what went wrong, without urllib3's description of its own objects."""
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "connection refused"
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):

@@ -1,4 +1,4 @@
-"""Accuracy on problems that training never samples: avg@k with an interval, its change, and unbiased pass@k."""
+"""Evaluation on held-out problems: avg@k with an interval, its change since step 0, and unbiased pass@k."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from drpo.types import Problem, Sampling, ScoredGroup
 RIGHT = 1.0
 """A score from here on counts as right in pass@k."""
 _FEWEST = 3
-"""Problems off 0, and off 1, that it takes for their spread to say something."""
+"""Fewest problems with a mean above 0, and below 1, whose spread is used."""
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def score_held_out(
 
     Args:
         driver: its engine holds the weights to evaluate.
-        problems: perhaps some of them, or none.
+        problems: held out; a rank's shard of them, possibly empty.
         sampling: may be greedy or truncated.
         pool: runs the reward.
         seed: of the random numbers.
@@ -76,7 +76,7 @@ def score_held_out(
 def summed_up(
     groups: Sequence[ScoredGroup], n_samples: int, *, step: int, before: Mapping[str, float] | None = None
 ) -> Evaluation:
-    """Return what the scored groups of all held-out problems say.
+    """Return the evaluation that the scored groups of all held-out problems give.
 
     Args:
         groups: of which at least one has a scored completion.
@@ -121,7 +121,7 @@ def means_before_training(evaluations: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _compared(now: Mapping[str, float], before: Mapping[str, float], n_samples: int | None) -> dict[str, float]:
-    """The difference of two evaluations, by its fields' names; none without a problem in common."""
+    """Return the fields of the difference between two evaluations; empty without a problem in common."""
     differences = np.array([now[name] - before[name] for name in now if name in before])
     if not len(differences):
         return {}
@@ -280,6 +280,6 @@ def pass_at_k(n: int, n_right: int, k: int) -> float:
 
 
 def _mean_pass_at(groups: Sequence[ScoredGroup], k: int) -> float:
-    """Over the groups with at least k scored completions; nan where there is none."""
+    """Return the mean pass@k of the groups with at least k scored completions; nan without any."""
     values = [pass_at_k(len(g.rewards), int((g.rewards >= RIGHT).sum()), k) for g in groups if len(g.rewards) >= k]
     return sum(values) / len(values) if values else math.nan

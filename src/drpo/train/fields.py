@@ -1,4 +1,4 @@
-"""The fields of a run: what each is called on the command line, and where it is. Known without importing torch.
+"""The options of a run on the command line, and the path of the field of each. Imports no torch.
 
 A new field of a run is a field of one of the groups in `drpo.train.config.groups`, and a line here.
 """
@@ -116,8 +116,8 @@ def sections() -> dict[str, list[str]]:
         >>> sections()["evaluation"]
         ['eval_task', 'eval_every', 'eval_problems', 'eval_samples']
     """
-    found: dict[str, list[str]] = {"most_used": list(MOST_USED)}
+    by_section: dict[str, list[str]] = {"most_used": list(MOST_USED)}
     for name, path in FIELDS.items():
         if name not in MOST_USED:
-            found.setdefault(path.partition(".")[0] if "." in path else "run", []).append(name)
-    return found
+            by_section.setdefault(path.partition(".")[0] if "." in path else "run", []).append(name)
+    return by_section

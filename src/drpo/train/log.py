@@ -1,4 +1,4 @@
-"""What a run leaves on disk: JSON lines that are the same to the byte when the run is repeated, and timings apart."""
+"""Writes the files of a run: JSON lines, equal byte for byte if the run is repeated, and timings in their own file."""
 
 import json
 import mmap
@@ -141,7 +141,7 @@ class RunLog:
 
 
 def _end_of(path: Path, step: int) -> int:
-    """How long a file is up to its last whole record of a step that is done; its steps only rise."""
+    """Return the length of a file up to its last whole record of a step that is done; steps never fall."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         end = text.rfind(b"\n") + 1
         while end:
@@ -226,20 +226,19 @@ def rollout_records(step: int, groups: Sequence[ScoredGroup], trained: Trained) 
         rewards: dict[Episode, float] = dict(zip(group.episodes, group.rewards.tolist(), strict=True))
         for episode in sorted(group.all_episodes, key=lambda e: e.sample):
             failure = failures.get(episode)
-            said = None if failure is None else failure.text
             yield {
                 "step": step,
                 "prompt": episode.prompt,
                 "answer": group.problem.answer,
                 "reward": rewards.get(episode),
-                "failure": said,
+                "failure": None if failure is None else failure.text,
                 **_reward_record(results.get(episode)),
                 **_episode_record(episode, trained),
             }
 
 
 def _reward_record(result: RewardResult | None) -> dict[str, Any]:
-    """What a reward said besides its total; nothing where it said no more."""
+    """Return the parts of a reward and its rewards of turns; empty without any."""
     if result is None:
         return {}
     parts = {"reward_parts": dict(result.parts)} if result.parts else {}

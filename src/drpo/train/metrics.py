@@ -1,4 +1,4 @@
-"""What a run records, each figure over all it speaks of at once: summed, then divided, never a mean of means."""
+"""The metrics of a run: each is a ratio of sums over all its items, never a mean of means."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ from drpo.types import (
 )
 
 REWARD_PARTS = "reward_parts/"
-"""Before the name of a part of the reward, in metrics."""
+"""Prefix of the metric of a part of the reward."""
 
 ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_mean": "mean reward over scored completions",
@@ -181,7 +181,7 @@ def part_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def _no_number(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Answers that cannot be right, whatever the reward reads."""
+    """Return the share of texts without a digit, of problems whose answer has one; empty without such problems."""
     numeric = [g for g in groups if _has_digit(g.problem.answer)]
     texts = [e.text for g in numeric for e in g.all_episodes]
     return {"no_number": sum(not _has_digit(text) for text in texts) / len(texts)} if texts else {}
@@ -213,14 +213,14 @@ def token_metrics(objective: Objective, stats: TokenStats) -> dict[str, float]:
     tokens, n = stats.tokens, len(stats.entropy)
     if n == 0:
         return {"trained_tokens": 0}
-    moved = prob_diff(tokens).abs()
+    distance = prob_diff(tokens).abs()
     r = ratio(tokens)
     w = weight_of_gradient(tokens, stats.gradient)
-    moved_by = log_ratio(tokens)
+    log_r = log_ratio(tokens)
     return {
         "entropy": float(stats.entropy.double().mean()),
-        "prob_diff_mean": float(moved.double().mean()),
-        "prob_diff_p99": _p99(moved),
+        "prob_diff_mean": float(distance.double().mean()),
+        "prob_diff_p99": _p99(distance),
         "masked": float((w <= 0).double().mean()),
         "weight_min": float(w.min()),
         "weight_mean": float(w.double().mean()),
@@ -228,8 +228,8 @@ def token_metrics(objective: Objective, stats: TokenStats) -> dict[str, float]:
         "ratio_mean": float(r.double().mean()),
         "ratio_max": float(r.max()),
         "scaled_weight_max": float((r * w).abs().max()),
-        "ratio_capped": int((moved_by > MAX_LOG_RATIO).sum()),
-        "k3": float((prob_diff(tokens, power=1.0) - moved_by).double().mean()),
+        "ratio_capped": int((log_r > MAX_LOG_RATIO).sum()),
+        "k3": float((prob_diff(tokens, power=1.0) - log_r).double().mean()),
         "trained_tokens": n,
         **_region_metrics(objective, tokens),
         **({} if tokens.divergence is None else _divergence_metrics(tokens.divergence)),

@@ -15,9 +15,9 @@ from drpo.spec import Registry, names_code, parse_spec, split_call
 
 
 class Optimizer(Protocol):
-    """How a model's weights take their steps.
+    """The settings of an optimiser, from which `build` makes it.
 
-    One that cannot work on a part of a matrix has `whole_matrices = True`; it is then refused with `--shard fsdp`.
+    An optimiser that requires whole matrices has `whole_matrices = True`; `--shard fsdp` refuses it.
     """
 
     @property
@@ -28,8 +28,8 @@ class Optimizer(Protocol):
         """Return the optimiser of these parameters; every group has the step's learning rate as `lr`.
 
         Args:
-            parameters: that training changes.
-            embeddings: the weights of embeddings and of the head, which are no maps between hidden states.
+            parameters: the trained ones.
+            embeddings: weights of the embeddings and the head, which Muon leaves to AdamW.
         """
 
 
@@ -147,7 +147,7 @@ class Combined(torch.optim.Optimizer):
             optimizer.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Let each take its step."""
+        """Step every optimiser."""
         for optimizer in self.optimizers:
             optimizer.step(closure)
 
@@ -196,7 +196,7 @@ class Constant:
         return peak * self._share(1 - (update - warmup) / max(1, total - warmup))
 
     def _share(self, left: float) -> float:
-        """Of the peak, where this share of the run is left."""
+        """Return the share of the peak rate at which this share of the run is left."""
         return 1.0
 
 

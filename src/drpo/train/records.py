@@ -1,4 +1,4 @@
-"""The records of a run, JSON lines: how they are read, what each may hold, and the sums that tell what was written."""
+"""Reads and checks the records of a run (JSON lines), and computes their checksums."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 TRIALS, RESULTS = "trials", "results.json"
-"""Of a comparison: the folder of its runs, and what is kept of them."""
+"""A comparison's folder of runs, and the file of its results."""
 _OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
-"""What that folder was called earlier, and the version that reads it."""
+"""The name of that folder in earlier versions, and the version that reads it."""
 _OLD_FIELDS = {
     "marking": ("reward_pool", "commit 6ad2188 of the repository"),
     "lag": ("async_steps", _READS_OLD),
@@ -79,7 +79,7 @@ class Written(TypedDict):
 
 @dataclass(frozen=True)
 class RunFields:
-    """What every run's config.json says, as far as it is read without building the run; objects by their specs."""
+    """The fields of config.json that are read without building the run; objects are specs."""
 
     name: str
     model: str
@@ -92,10 +92,10 @@ class RunFields:
 
 
 class Sum:
-    """The length and SHA-256 of what a file begins with; it goes on as the file grows, without reading it again.
+    """Length and SHA-256 of the beginning of a file; extended as the file grows, without reading it again.
 
     Attributes:
-        bytes: how many have been counted in.
+        bytes: length of what has been hashed.
     """
 
     def __init__(self) -> None:
@@ -103,14 +103,14 @@ class Sum:
         self._hash = hashlib.sha256()
 
     def plus(self, data: bytes) -> "Sum":
-        """Return the sum of the same and of what follows."""
+        """Return the sum of the same bytes followed by `data`."""
         new = Sum()
         new.bytes, new._hash = self.bytes + len(data), self._hash.copy()
         new._hash.update(data)
         return new
 
     def read(self, path: Path, upto: int | None = None) -> "Sum":
-        """Count in what a file holds behind the bytes counted so far, up to so many in all; return self."""
+        """Hash the bytes of a file after those hashed so far, up to `upto` in all; return self."""
         with path.open("rb") as file:
             file.seek(self.bytes)
             while block := file.read(_BLOCK if upto is None else min(_BLOCK, upto - self.bytes)):
@@ -119,7 +119,7 @@ class Sum:
         return self
 
     def record(self) -> Written:
-        """Return it as a checkpoint has it.
+        """Return the sum as a checkpoint stores it.
 
         Example:
             >>> Sum().plus(b"abc").record()["bytes"]
@@ -129,7 +129,7 @@ class Sum:
 
 
 def read_written(path: Path, written: Written) -> Sum:
-    """Return the sum of what a checkpoint says was written to a file, which still stands there.
+    """Check that a file still begins with what was written before a checkpoint; return that part's sum.
 
     Args:
         path: of the file.
@@ -141,14 +141,14 @@ def read_written(path: Path, written: Written) -> Sum:
     wanted = written["bytes"]
     if not path.is_file() and wanted:
         raise InputError(f"{path}: missing; {wanted:,} bytes of it were written before the last checkpoint")
-    found = Sum().read(path, wanted) if wanted else Sum()
-    if found.bytes < wanted:
+    actual = Sum().read(path, wanted) if wanted else Sum()
+    if actual.bytes < wanted:
         raise InputError(
-            f"{path}: cut, it has {found.bytes:,} of the {wanted:,} bytes that were written before the last checkpoint"
+            f"{path}: cut, it has {actual.bytes:,} of the {wanted:,} bytes that were written before the last checkpoint"
         )
-    if found.record() != written:
+    if actual.record() != written:
         raise InputError(f"{path}: changed, its first {wanted:,} bytes are not those that were written (SHA-256)")
-    return found
+    return actual
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -164,7 +164,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _whole(digits: str) -> int:
-    """A whole number that a float and a tensor have room for."""
+    """Return a whole number that fits 64 bits."""
     if len(digits) > 20 or abs(int(digits)) >= 2**63:
         raise ValueError(f"{digits[:20]}... is too large a number")
     return int(digits)
@@ -189,7 +189,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def run_fields(config: Mapping[str, Any]) -> RunFields:
-    """Return what config.json says of the run.
+    """Return the fields of a run's config.json that are read without building the run.
 
     Raises:
         InputError: a field is missing or of another type; the message names it.
@@ -257,7 +257,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each whole line of a JSON-lines file, with what it says; a last line cut short by a crash is left out.
+    """Yield each whole line of a JSON-lines file, and its record; a last line cut short by a crash is left out.
 
     Raises:
         InputError: a line is no record of a step, or has text where a number belongs.
@@ -271,7 +271,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_line(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
-    """Return a line of a JSON-lines file as text, and the record that it is.
+    """Return a line of a JSON-lines file as text, and its record.
 
     Raises:
         InputError: it is no record of a step; the message begins with `where`.
@@ -287,7 +287,7 @@ def read_line(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _require_types(file: str, record: Mapping[str, Any], where: str) -> None:
-    """What a program computes with must be numbers: figures all of them, of a completion what it was given."""
+    """Raise if a figure or a completion's reward is not a number, or a completion's text is not text."""
     if file in (METRICS, EVALUATIONS, TIMING):
         wrong = next((name for name, value in record.items() if not _is_figure(name, value)), None)
     elif file == ROLLOUTS:

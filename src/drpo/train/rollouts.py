@@ -30,19 +30,19 @@ from drpo.types import Episode, Problem
 IN_FLIGHT, OLD_WEIGHTS = "in_flight.jsonl", "old_weights.safetensors"
 
 Rollout = tuple[list[Problem], list[tuple[Episode, ...]]]
-"""Problems, and the episodes of each."""
+"""Problems, and the episodes of each problem."""
 
 
 class Rollouts:
-    """Hands a step its episodes, and the engine its weights.
+    """Samples the episodes of each step, and loads weights into the engine.
 
     Args:
-        run: says how stale completions may be, and whether they are sampled in the background.
-        driver: has problems answered; nobody else may call its engine meanwhile.
+        run: the configuration: how stale completions may be, and whether they are sampled in the background.
+        driver: samples episodes; nothing else may call its engine meanwhile.
         held_out: problems that training never samples.
-        ranks: who sample together, each its share of a rollout's problems.
-        apart: is entered around a weight sync, which ranks do without one another; None for `ranks.reraise_on_all`.
-        fits: says of a problem whether it may be used, and is asked of every one that is drawn; None for any.
+        ranks: the processes that sample together, each a shard of a rollout's problems.
+        apart: context of a weight sync, in which ranks make no collective calls; None for `ranks.reraise_on_all`.
+        fits: returns False for a drawn problem that is left out; None leaves none out.
     """
 
     def __init__(
@@ -61,7 +61,9 @@ class Rollouts:
         self._ahead: deque[Future[Rollout]] = deque()
         self._next = 0  # the first rollout that is not yet begun
         self._loaded: int | None = None  # version of the weights that the engine has
-        self._old: tuple[Mapping[str, Tensor], int] | None = None  # those it samples with, where training has moved on
+        self._old: tuple[Mapping[str, Tensor], int] | None = (
+            None  # the weights of the last sync and their version, where sync_every > 1
+        )
         self._thread = ThreadPoolExecutor(1, "rollout") if run.rollout.overlap else None
 
     def __enter__(self) -> "Rollouts":
@@ -74,11 +76,11 @@ class Rollouts:
             self._thread.shutdown(cancel_futures=True)
 
     def refresh(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
-        """Give the engine the weights that this step's rollouts are to be sampled with.
+        """Load the weights that this step's rollouts are sampled with into the engine.
 
         Args:
-            state: returns the policy's weights as they are.
-            version: of these weights: steps done.
+            state: returns the policy's current weights.
+            version: of these weights, in steps done.
         """
         self.settle()
         if self._run.rollout.sync_every == 1:
@@ -98,34 +100,34 @@ class Rollouts:
         while self._next <= min(step + self._run.rollout.async_steps, self._run.trainer.steps - 1):
             self._ahead.append(self._begin(self._next))
             self._next += 1
-        self._ahead[0].result()  # one that failed stays where it is, so that what follows keeps its number
+        self._ahead[0].result()  # a failed rollout stays in the queue, so that later ones keep their step
         return self._ahead.popleft().result()
 
     def settle(self) -> None:
-        """Wait for what is being sampled: it must end with the weights that it began with."""
+        """Wait until sampling in the background has ended, so that new weights do not reach it."""
         wait(self._ahead)
 
     def current(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> EpisodeDriver:
-        """Return the driver, its engine with the policy's present weights, for an evaluation."""
+        """Return the driver with the policy's current weights in its engine, for an evaluation."""
         self.settle()
         self._load(state, version)
         return self._driver
 
     def save(self, folder: Path, step: int) -> None:
-        """Write what only weights of the past could draw again: rollouts sampled ahead, and those weights.
+        """Write the rollouts sampled ahead, and the older weights that later ones are sampled with.
 
         A rollout that failed is left out, with those after it: a resumed run samples them with the weights it has.
         """
         self.settle()
         done = list(takewhile(lambda rollout: rollout.exception() is None, self._ahead))
         done = done[: -self._ranks.all_reduce_max(-len(done))]
-        own = [
+        local_records = [
             {"step": step + i, **in_flight_record(e)}
             for i, r in enumerate(done)
             for group in r.result()[1]
             for e in group
         ]
-        records = sorted(self._ranks.gather(own), key=lambda r: int(r["step"]))
+        records = sorted(self._ranks.gather(local_records), key=lambda r: int(r["step"]))
         if not self._ranks.is_main:
             return
         if records:
@@ -135,15 +137,15 @@ class Rollouts:
             save_file(dict(state), folder / OLD_WEIGHTS, metadata={"version": str(version)})
 
     def restore(self, folder: Path, step: int) -> None:
-        """Go on as `save` left it in the folder of a checkpoint after `step` steps.
+        """Restore what `save` wrote into the folder of a checkpoint after `step` steps.
 
         Raises:
-            InputError: what stands there cannot be read.
+            InputError: the files cannot be read.
         """
         try:
             records = read_records(folder / IN_FLIGHT)
             ahead = [
-                self._own(self._problems(number), [episode_of(r, self._run.rollout.sampling) for r in of_one])
+                self._local_part(self._problems(number), [episode_of(r, self._run.rollout.sampling) for r in of_one])
                 for number, of_one in groupby(records, key=lambda r: int(r["step"]))
             ]
             if (folder / OLD_WEIGHTS).exists():
@@ -155,13 +157,13 @@ class Rollouts:
         self._ahead = deque(map(_done, ahead))
         self._next = step + len(ahead)
 
-    def _own(self, problems: list[Problem], episodes: Sequence[Episode]) -> Rollout:
-        """This rank's shard of a whole rollout."""
-        own = self._ranks.shard(problems)
-        of: dict[str, list[Episode]] = {problem.id: [] for problem in problems}
+    def _local_part(self, problems: list[Problem], episodes: Sequence[Episode]) -> Rollout:
+        """Return this rank's shard of a whole rollout."""
+        local_problems = self._ranks.shard(problems)
+        by_problem: dict[str, list[Episode]] = {problem.id: [] for problem in problems}
         for episode in sorted(episodes, key=lambda e: e.sample):
-            of[episode.problem_id].append(episode)
-        return own, [tuple(of[problem.id]) for problem in own]
+            by_problem[episode.problem_id].append(episode)
+        return local_problems, [tuple(by_problem[problem.id]) for problem in local_problems]
 
     def _problems(self, step: int) -> list[Problem]:
         fits = self._counted_fit if self._fits else None
@@ -173,9 +175,9 @@ class Rollouts:
         return fine
 
     def left_out(self) -> int:
-        """Return how many problems did not fit since this was last asked."""
-        found, self._left_out = self._left_out, 0
-        return found
+        """Return how many problems were left out since the last call."""
+        count, self._left_out = self._left_out, 0
+        return count
 
     def _begin(self, step: int) -> Future[Rollout]:
         return _done(self._draw(step)) if self._thread is None else self._thread.submit(self._draw, step)
@@ -187,7 +189,7 @@ class Rollouts:
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:
             self._loaded = None  # unknown, should the sync fail
-            whole = state()  # which divided ranks gather together
+            whole = state()  # a collective call where the policy is sharded
             with self._apart():
                 self._driver.engine.load_weights(whole, version)
             self._loaded = version

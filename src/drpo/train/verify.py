@@ -1,4 +1,4 @@
-"""Whether everything in a run's folder is what was written, and fits together; read without torch."""
+"""Checks a run's files: their checksums, and whether the records agree with one another. Imports no torch."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -30,25 +30,25 @@ from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state,
 
 @dataclass(frozen=True)
 class Part:
-    """What was found of a part of a run.
+    """The result of checking one part of a run.
 
     Args:
-        name: the file or folder, as the run's folder calls it.
-        sound: False where something is wrong with it.
-        said: what was found, in a line.
+        name: of the file or folder, within the run's folder.
+        sound: False if something is wrong with it.
+        message: the result in one line.
     """
 
     name: str
     sound: bool
-    said: str
+    message: str
 
 
 def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iterator[Part]:
-    """Yield what is found of each part of a run that is there, or should be.
+    """Yield the result of each check, for every part of a run that is there or should be.
 
     Args:
         folder: of the run.
-        say: is told what is read next, which may take long.
+        say: receives the name of the part that is read next.
 
     Raises:
         InputError: an earlier version wrote the run.
@@ -65,25 +65,25 @@ def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iter
     for name, check in checks:
         say(name)
         try:
-            said = check()
+            message = check()
         except FileNotFoundError:
             yield Part(name, False, "missing")
         except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             yield Part(name, False, str(error).removeprefix(f"{folder / name}").lstrip(": ") or type(error).__name__)
         else:
-            if said is not None:
-                yield Part(name, True, said)
+            if message is not None:
+                yield Part(name, True, message)
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run says itself that it has come to its end; one that was killed behind its last step does not.
+    """Whether a run's summary says that it finished; a run killed after its last step has no such summary.
 
     Args:
         folder: of the run.
     """
     try:
         return bool(read_json(folder / SUMMARY).get("finished"))
-    except (FileNotFoundError, InputError):  # `verify` says so of it by itself
+    except (FileNotFoundError, InputError):  # `verify` reports the summary separately
         return False
 
 
@@ -98,7 +98,7 @@ def _environment(folder: Path) -> str:
 
 
 def _last_state(folder: Path) -> tuple[str, Progress] | None:
-    """The newest checkpoint that can be read, by name, and what it knows."""
+    """Return the name and the progress of the newest checkpoint that can be read; None without one."""
     for checkpoint in reversed(complete(folder / CHECKPOINTS)):
         try:
             return checkpoint.name, read_state(checkpoint)[0]
@@ -119,7 +119,7 @@ def _records(folder: Path, file: str) -> str | None:
         raise InputError("its steps do not rise")
     if file == METRICS and steps != list(range(1, len(steps) + 1)):
         missing = next(i for i, step in enumerate(steps, 1) if step != i)
-        raise InputError(f"step {missing} is missing, or there twice")
+        raise InputError(f"step {missing} is missing, or recorded twice")
     if file == EVALUATIONS:
         _require_evaluations(folder, steps)
     if last is None:
@@ -132,7 +132,7 @@ def _records(folder: Path, file: str) -> str | None:
 def _require_evaluations(folder: Path, steps: list[int]) -> None:
     config = run_fields(read_json(folder / CONFIG))
     if len(set(steps)) < len(steps):
-        raise InputError("a step is there twice")
+        raise InputError("a step is recorded twice")
     if config.eval_problems and is_finished(folder):
         missing = {0, config.steps} - set(steps)
         if missing:
@@ -171,7 +171,7 @@ def _model(folder: Path) -> str | None:
 
 
 def _require_whole(path: Path) -> None:
-    """A safetensors file has the length that its header says: 8 bytes, the header, the tensors one after the other."""
+    """Raise unless a safetensors file is as long as its header says: 8 bytes, the header, the tensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:

@@ -1,4 +1,4 @@
-"""Ends a process whose work has come to a standstill, and says where it stood."""
+"""Ends a process that hangs, and writes the stacks of its threads."""
 
 import faulthandler
 import os
@@ -18,22 +18,22 @@ STALLED, STATUS = "stalled.txt", 75
 """The file in a run's folder, and the exit status (EX_TEMPFAIL: try again)."""
 
 GRACE = 30.0
-"""Seconds that Python has to end the process by itself before the interpreter is ended from outside."""
+"""Seconds after which faulthandler ends a process that Python could not end."""
 
 
 class Watchdog(NullCallback):
-    """While entered, ends the process when a phase of a run does not end; it is a callback like any other.
+    """A callback that ends the process when a phase of a run takes too long.
 
     An engine may hang in code that no exception reaches. The stacks of all threads go to `stalled.txt` in the run's
-    folder, one line to stderr, and the process ends with status 75, or does what `then` says. The run's last checkpoint
-    is whole, so that `drpo train --resume` does the same step again. Where Python itself is held, the stacks are
-    written and the process is ended half a minute later by the interpreter's own watchdog, with status 1.
+    folder, one line to stderr, and the process calls `then` or ends with status 75; `drpo train --resume` goes on from
+    the last checkpoint. Where code holds the interpreter's lock, faulthandler writes the stacks and ends the process
+    half a minute later, with status 1.
 
     Args:
         folder: of the run.
-        seconds: that a phase may take; 0 is for ever.
+        seconds: longest time of a phase; 0 sets no limit.
         rank: of several processes; all but the first write to `stalled-RANK.txt`.
-        then: is called in a thread of its own; where it returns, the process ends.
+        then: called in a thread of its own, for example to restart the run; if it returns, the process ends.
     """
 
     def __init__(self, folder: Path, seconds: float, rank: int = 0, then: Callable[[], None] | None = None) -> None:
@@ -41,34 +41,34 @@ class Watchdog(NullCallback):
         self._seconds = seconds
         self._then = then
         self._doing, self._step = "starting", 0
-        self._its_own = False  # whether the file is
+        self._owns_file = False  # else the file may be that of another process, which trains this run
         self._timer: threading.Timer | None = None
         self._file: TextIO | None = None
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._its_own = not self._path.exists()
-            # behind the last time's, where it began again
+            self._owns_file = not self._path.exists()
+            # a restarted run appends
             self._file = open(self._path, "a", encoding="utf-8", opener=opened_here)
             try:
                 self._arm()
-            except BaseException:  # no thread is to be had
+            except BaseException:  # no thread could be started
                 self._leave()
                 raise
         return self
 
     def started(self, run: Run, folder: Path, step: int) -> None:
-        """Count from here."""
-        self._step, self._its_own = step, True
+        """Set the number of steps done."""
+        self._step, self._owns_file = step, True
 
     def phase(self, name: str) -> None:
-        """Something else begins, so what went before has ended."""
+        """Restart the timer for a new phase."""
         self._doing = f"{name}, step {self._step + 1}"
         self._arm()
 
     def stepped(self, step: int, *rest: object) -> None:
-        """Count on."""
+        """Set the number of steps done."""
         self._step = step
 
     def __exit__(
@@ -80,9 +80,8 @@ class Watchdog(NullCallback):
         if self._file is not None:
             self._disarm()
             self._file.close()
-            # A process that was refused leaves the file that it found to the one that is at this run.
-            with suppress(OSError):  # the folder may be gone; what ended the run is to be said, not that
-                if self._its_own and not self._path.stat().st_size:
+            with suppress(OSError):  # the folder may be gone; the error that ended the run is the one to report
+                if self._owns_file and not self._path.stat().st_size:
                     self._path.unlink()
 
     def _arm(self) -> None:
@@ -104,9 +103,9 @@ class Watchdog(NullCallback):
         print(f"{self._doing}: not done in {self._seconds:g} s", file=self._file, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
-        again = "" if self._then else f"; `drpo train --resume {self._path.parent}` goes on from the last checkpoint"
+        advice = "" if self._then else f"; `drpo train --resume {self._path.parent}` goes on from the last checkpoint"
         print(
-            f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}{again}",
+            f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}{advice}",
             file=sys.stderr,
             flush=True,
         )

@@ -38,5 +38,5 @@ def verify(arguments: list[str]) -> int:
     with console.status("") as status:  # shown on a terminal only
         for part in parts_of(folder, lambda name: status.update(f"reading {printable(name)}")):
             sound = sound and part.sound
-            print(printable(f"{'ok' if part.sound else 'WRONG':<6} {part.name:<24} {part.said}"))
+            print(printable(f"{'ok' if part.sound else 'WRONG':<6} {part.name:<24} {part.message}"))
     return 0 if sound else 1
