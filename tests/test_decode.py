@@ -14,8 +14,9 @@ from drpo.errors import InputError
 from drpo.model.loading import stop_ids
 from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
-from drpo.rollout.decode import GroupDecoder, PlainDecoder, can_group, draw_rows
+from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.sample import BLOCK, draw, uniforms
+from drpo.rollout.trial import can_group
 from drpo.types import Episode, Problem, Request, Sampling
 from support.architectures import FAMILIES, GROUPED, PLAIN
 from support.rollouts import transformers_engine
@@ -99,7 +100,7 @@ def prompts(*lengths: int) -> list[Tensor]:
 def test_shared_prompts_give_the_logits_of_copied_ones(family: str) -> None:
     """Through drops that leave groups of unequal sizes and drop whole groups, and through a growing cache."""
     model = made(GROUPED[family])
-    decoders = [kind(model, prompts(19, 3, 26, 20), 3) for kind in (GroupDecoder, PlainDecoder)]
+    decoders = [kind(model, prompts(19, 3, 26, 20), 3) for kind in (GroupDecoder.of_prompts, PlainDecoder)]
     torch.testing.assert_close(decoders[0].logits, decoders[1].logits, rtol=0, atol=2e-5)
     rows = 12
     drops = {3: [0, 1, 2, 3, 5, 6, 9, 10, 11], 9: [0, 1, 2, 4, 6, 8], cache.BLOCK + 1: [0, 1, 4]}
@@ -121,7 +122,7 @@ def test_prompts_are_shared_where_attention_is_ordinary(family: str) -> None:
 def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny(STOPS)
     before = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
-    monkeypatch.setattr(cache.GroupCache, "bias", lambda self, layer: torch.zeros(()))
+    monkeypatch.setattr(cache.GroupCache, "bias", lambda self, layer, n_queries: torch.zeros(1, 1, 1, 1))
     assert not can_group(model, prompts(9)[0])
     after = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
     assert [c.sequence.token_ids.tolist() for c in after] == [c.sequence.token_ids.tolist() for c in before]
@@ -134,7 +135,7 @@ def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.Monkey
 @torch.inference_mode()
 def test_a_request_that_is_not_served_is_refused(request_: dict[str, object]) -> None:
     model, _ = tiny()
-    groups = GroupDecoder(model, prompts(5), 2).cache
+    groups = GroupDecoder.of_prompts(model, prompts(5), 2).cache
     groups.room()
     key, value = groups.update(torch.randn(2, 2, 1, 8), torch.randn(2, 2, 1, 8), 0)
     arguments = (model.model.layers[0].self_attn, torch.randn(2, 4, 1, 8), key, value, None)

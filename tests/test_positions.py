@@ -17,7 +17,8 @@ from drpo.model.policy import Policy
 from drpo.model.positions import Limit, narrowed, sequence_limit
 from drpo.model.precision import FP32
 from drpo.rollout import ServerEngine, decode
-from drpo.rollout.decode import PlainDecoder, can_group
+from drpo.rollout.decode import PlainDecoder
+from drpo.rollout.trial import can_group
 from drpo.rollout.vllm import length_options
 from drpo.train import setup
 from drpo.train.config import configure

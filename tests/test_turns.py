@@ -108,6 +108,9 @@ class Recording:
             self.said.setdefault((str(problem), int(sample)), []).append((request.prompt_ids, generation))
         return generations
 
+    def release(self) -> None:
+        self._engine.release()
+
 
 @dataclass
 class Totals:

@@ -174,6 +174,27 @@ def test_it_sleeps_between_rollouts_where_the_trainer_shares_the_device(started:
     engine.generate(FEW, SAMPLING, (0,))
 
 
+def test_later_turns_find_their_prompts_beginning_in_the_prefix_cache(started: list[dict[str, Any]]):
+    """It does not sleep between the turns of a rollout, which would empty the cache; new weights do empty it."""
+    engine = VLLMEngine(tiny(STOPS)[0])
+    engine._sleeps = True
+    prompt, glue = torch.arange(1, 12), torch.tensor([3, 5])
+    first = Request(prompt, SAMPLING, STOPS, (0, "a", 0), goes_on=True)
+    (said,) = engine.generate([first])
+    assert not started[0]["asleep"] and engine.later_tokens == 0
+    later = torch.cat([prompt, said.token_ids, glue])
+    engine.generate([Request(later, SAMPLING, STOPS, (0, "a", 0, 1), after=said)])
+    assert started[0]["asleep"] and engine.later_tokens == len(later)
+    cached = engine.cached_tokens
+    assert len(prompt) + len(said.token_ids) - 4 <= cached < len(later)
+    engine.release()
+    engine.load_weights(dict(tiny(STOPS)[0].named_parameters()), 1)
+    engine.generate([Request(later, SAMPLING, STOPS, (0, "a", 0, 1), after=said, goes_on=True)])
+    assert engine.cached_tokens == cached and not started[0]["asleep"]
+    engine.release()
+    assert started[0]["asleep"]
+
+
 def test_of_several_processes_each_has_an_engine_on_the_one_device_that_it_sees(
     started: list[dict[str, Any]], destroyed: list[Any], monkeypatch: pytest.MonkeyPatch
 ):

@@ -29,7 +29,7 @@ def _by_length(right: Any) -> Any:
 
 
 def _without_sample(right: Any) -> Any:
-    return lambda ids, sampling, stop, key, name: right(ids, sampling, stop, key[:-1], name)
+    return lambda ids, sampling, stop, key, name, **more: right(ids, sampling, stop, key[:-1], name, **more)
 
 
 def _scores_reversed(right: Any) -> Any:

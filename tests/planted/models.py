@@ -122,7 +122,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a sampler's cache is trusted",
-        "drpo.rollout.decode:_gap",
+        "drpo.rollout.trial:_gap",
         lambda right: lambda a, b: 0.0,
         (f"{P}test_a_cache_that_gives_other_logits_is_refused",),
     ),

@@ -11,6 +11,7 @@ DECODE = "tests/test_decode.py::"
 BATCH = "tests/test_batch_policy.py::"
 ROLLOUTS = "tests/test_rollouts.py::"
 CLIENT = "tests/test_vllm_client.py::"
+TURN_CACHE = "tests/test_turn_cache.py::"
 OWN_DISTRIBUTION = f"{ENGINES}test_log_probabilities_are_the_models_own"
 OWN_WEIGHTS = f"{ENGINES}test_new_weights_sample_once_they_are_loaded"
 RESUMED = f"{ROLLOUTS}test_killed_and_resumed_is_one_run_bit_for_bit"
@@ -59,6 +60,25 @@ def _twice(right: Any) -> Any:
             yield name, value if base is None else 2 * value - base.detach()
 
     return merged
+
+
+def _keeps_turns(right: Any) -> Any:
+    def load_weights(self: Any, state: Any, version: int) -> None:
+        kept = self._kept
+        right(self, state, version)
+        self._kept = kept
+
+    return load_weights
+
+
+def _unread(right: Any) -> Any:
+    def take(self: Any, request: Any) -> Any:
+        from drpo.rollout.turn_cache import Continued
+
+        kept = self._rows.pop(request.after, None) if request.after is not None else None
+        return kept and Continued(kept[1], request.prompt_ids[len(kept[0]) - 1 :])
+
+    return take
 
 
 def _one_more_ahead(right: Any) -> Any:
@@ -130,6 +150,24 @@ REPLACEMENTS = (
         "drpo.rollout.decode:PlainDecoder.keep",
         _stays_behind,
         (f"{DECODE}test_completions_are_those_of_one_row_alone_without_a_cache[gemma2, soft cap]",),
+    ),
+    Replacement(
+        "what was kept of earlier turns outlives the weights that it was computed with",
+        "drpo.rollout.transformers:TransformersEngine.load_weights",
+        _keeps_turns,
+        (f"{TURN_CACHE}test_what_was_computed_with_old_weights_is_not_used",),
+    ),
+    Replacement(
+        "a kept row goes on whatever the prompt begins with",
+        "drpo.rollout.turn_cache:TurnCache.take",
+        _unread,
+        (f"{TURN_CACHE}test_a_prompt_that_does_not_begin_with_what_was_kept_is_read_anew",),
+    ),
+    Replacement(
+        "the token that a kept row sampled last counts as read",
+        "drpo.rollout.cache:GroupCache.n_own",
+        lambda right: lambda self, row, n_sampled: right(self, row, n_sampled + 1),
+        (f"{TURN_CACHE}test_going_on_is_tried_before_it_is_used",),
     ),
     Replacement(
         "the engine samples with the trainer's own tensors",

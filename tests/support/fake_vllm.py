@@ -25,10 +25,15 @@ class FakeRequestOutput:
     token_ids: list[int]
     rows: list[list[tuple[int, float]]]  # of each place: the sampled token, then the most probable
     finish: str
+    cached: int  # tokens of the prompt
+
+
+BLOCK = 4
+"""Tokens that are cached together, or not at all."""
 
 
 class Sampler:
-    """Draws as vLLM does, from a model of its own; keys of a prompt that it has seen are those of the weights then."""
+    """Draws as vLLM does, from a model of its own; keys of a text that it has seen are those of the weights then."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._initial = model
@@ -50,7 +55,9 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, prompt: list[int], how: Mapping[str, Any]) -> FakeRequestOutput:
-        model = self._seen.setdefault(tuple(prompt), self.model)
+        seen = max((text for text in self._seen if tuple(prompt[: len(text)]) == text), key=len, default=())
+        model = self._seen.get(seen, self.model)
+        cached = min(len(seen), len(prompt) - 1) // BLOCK * BLOCK
         generator = torch.Generator().manual_seed(how["seed"])
         ids: list[int] = []
         rows: list[list[tuple[int, float]]] = []
@@ -61,7 +68,8 @@ class Sampler:
             top = logp.topk(how["logprobs"])
             ids.append(token)
             rows.append([(token, float(logp[token])), *zip(top.indices.tolist(), top.values.tolist(), strict=True)])
-        return FakeRequestOutput(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length")
+        self._seen |= {tuple(prompt): model, tuple(prompt + ids[:-1]): model}
+        return FakeRequestOutput(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length", cached)
 
 
 def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = "0.32.0") -> Any:
@@ -105,7 +113,7 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
                 logprobs=[logp for _, logp in flat],
             )
             output = SimpleNamespace(token_ids=drawn.token_ids, logprobs=found, finish_reason=drawn.finish)
-            return SimpleNamespace(outputs=[output])
+            return SimpleNamespace(outputs=[output], num_cached_tokens=drawn.cached)
 
     def destroy() -> None:
         """Destroys a group of vLLM's, and then torch's default one."""

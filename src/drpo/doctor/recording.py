@@ -43,6 +43,10 @@ class RecordingEngine:
         """Load new weights into the engine."""
         self._engine.load_weights(state, version)
 
+    def release(self) -> None:
+        """Let the engine free what it keeps between turns."""
+        self._engine.release()
+
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()

@@ -1,4 +1,4 @@
-"""Attention of one new token per row to its prompt's keys, shared by the group, and to the row's own keys."""
+"""Attention of new tokens of a row to its prompt's keys, shared by the group, and to the row's own keys."""
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,14 @@ def grouped_attention(
     groups: GroupCache | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Attend from one new token of every row; a transformers attention function.
+    """Attend from the newest Q tokens of every row; a transformers attention function.
 
     One product multiplies a prompt's keys by the queries of all its rows and of all heads that share a key-value head,
     so the keys are read once; so are a row's own keys. One softmax runs over both.
 
     Args:
         module: the attention layer.
-        query: [B, H, 1, D].
+        query: [B, H, Q, D].
         key, value: [B, K, C, .]; what `GroupCache.update` returned.
         attention_mask: None; `groups` holds the mask.
         scaling: factor of the scores; None is D ** -0.5.
@@ -43,7 +43,7 @@ def grouped_attention(
         others: further arguments of the model.
 
     Returns:
-        [B, 1, H, E], and no weights.
+        [B, Q, H, E], and no weights.
 
     Raises:
         UnsupportedError: the model requires more, such as a soft cap or a bias.
@@ -57,15 +57,18 @@ def grouped_attention(
             f"it requires {', '.join(extra) or 'another mask, window, or keys than those of the cache'}"
         )
 
-    n_rows, heads, _, width = query.shape
+    n_rows, heads, n_queries, width = query.shape
     kv_heads, prompt_length = layer.prompt_keys.shape[1:3]
-    q = (query * (width**-0.5 if scaling is None else scaling)).reshape(n_rows, kv_heads, heads // kv_heads, width)
+    per_key, scale = heads // kv_heads, width**-0.5 if scaling is None else scaling
+    q = (query * scale).reshape(n_rows, kv_heads, per_key * n_queries, width)
     to_prompt = groups.by_row(groups.by_prompt(q) @ layer.prompt_keys.mT)
-    scores = torch.cat([to_prompt, q @ key.mT], dim=-1).add_(groups.bias(layer))
+    scores = torch.cat([to_prompt, q @ key.mT], dim=-1)
+    scores.unflatten(2, (per_key, n_queries)).add_(groups.bias(layer, n_queries)[:, :, None])
     weights = torch.softmax(scores, dim=-1)
     out = weights[..., prompt_length:] @ value
     out += groups.by_row(groups.by_prompt(weights[..., :prompt_length]) @ layer.prompt_values)
-    return out.reshape(n_rows, 1, heads, -1), None
+    out = out.unflatten(2, (per_key, n_queries)).permute(0, 3, 1, 2, 4).contiguous()
+    return out.reshape(n_rows, n_queries, heads, -1), None
 
 
 AttentionInterface.register(NAME, grouped_attention)

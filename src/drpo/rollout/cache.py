@@ -1,6 +1,8 @@
 """The key-value cache of a rollout: each prompt's keys and values once, and every row's, written in place."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +14,43 @@ from drpo.errors import InputError
 # Tokens by which a row's cache grows. Attention reads the whole buffer, so it should be small; it is copied at growth.
 BLOCK = 32
 
+KeysValues = tuple[Tensor, Tensor]
+"""A layer's keys [..., D] and values [..., E]."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeptPrompt:
+    """What was computed of a prompt of P tokens; the rows that continue it share this record.
+
+    Args:
+        layers: each layer's keys [K, P, D] and values [K, P, E].
+    """
+
+    layers: tuple[KeysValues, ...]
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return int(self.layers[0][0].shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRow:
+    """What was computed of a row: its prompt, and S tokens of its own.
+
+    Args:
+        prompt: the prompt's part.
+        layers: each layer's keys [K, S, D] and values [K, S, E].
+    """
+
+    prompt: KeptPrompt
+    layers: tuple[KeysValues, ...]
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return int(self.layers[0][0].shape[1])
+
 
 class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values.
@@ -22,6 +61,7 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         window: positions visible to a query, itself included, or None.
 
     After `resize`, `keys` [B, K, C, D] and `values` [B, K, C, E] are the B rows' own; the first `length` of C are used.
+    `written` [B, Q] bool says which of the next Q tokens are real, where some are padding; None if all are.
     """
 
     is_sliding = False
@@ -32,6 +72,7 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys: Tensor = prompt_keys.new_zeros(0, prompt_keys.shape[1], 0, prompt_keys.shape[3])
         self.values: Tensor = prompt_values.new_zeros(0, prompt_values.shape[1], 0, prompt_values.shape[3])
         self.length = 0
+        self.written: Tensor | None = None
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -40,10 +81,12 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append one token's keys and values [B, K, 1, .]; return the buffers."""
-        self.keys[:, :, self.length] = key_states[:, :, 0]
-        self.values[:, :, self.length] = value_states[:, :, 0]
-        self.length += 1
+        """Append the keys and values [B, K, Q, .] of Q tokens, except of padding; return the buffers."""
+        end = self.length + key_states.shape[2]
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            place = buffer[:, :, self.length : end]
+            place.copy_(new if self.written is None else torch.where(self.written[:, None, :, None], new, place))
+        self.length = end
         return self.keys, self.values
 
     def resize(self, rows: Tensor, capacity: int) -> None:
@@ -75,24 +118,53 @@ def _resized(old: Tensor, rows: Tensor, length: int, capacity: int) -> Tensor:
 class GroupCache(Cache):  # type: ignore[misc]
     """The cache of B rows, each a continuation of one of N prompts.
 
-    Row b continues prompt `prompt[b]` and is number `sample[b]` of its at most `width` = G rows.
+    Row b continues prompt `prompt[b]` and is number `sample[b]` of its at most `width` = G rows. Its own tokens are in
+    adjacent columns of the buffer, from column `start[b]` on; all rows end in the same column.
 
     Args:
         prompts: each layer's keys and values [N, K, P, .] of the prompts, left-padded.
-        mask: [N, P]; 1 for a prompt's tokens, 0 for padding.
-        samples: rows per prompt at the start; a prompt's rows are adjacent.
+        mask: [N, P]; nonzero for a prompt's tokens, 0 for padding.
+        prompt: [B] int64, ascending; the prompt of each row.
         windows: each layer's sliding window, or None.
     """
 
     def __init__(
-        self, prompts: Sequence[tuple[Tensor, Tensor]], mask: Tensor, samples: int, windows: Sequence[int | None]
+        self, prompts: Sequence[KeysValues], mask: Tensor, prompt: Tensor, windows: Sequence[int | None]
     ) -> None:
         super().__init__(layers=[GroupLayer(*kv, window) for kv, window in zip(prompts, windows, strict=True)])
-        row = torch.arange(len(mask) * samples, device=mask.device)
-        self.prompt, self.sample, self.width = row // samples, row % samples, samples
-        self._ragged = False
+        self.start = torch.zeros_like(prompt)
+        self._first_sampled = 0  # the column of the first token sampled with this cache
         self._padding = mask == 0
+        self._kept: list[KeptPrompt | None] = [None] * len(mask)
         self._biases: dict[int | None, Tensor] = {}
+        self._number(prompt)
+
+    @staticmethod
+    def of_rows(rows: Sequence[KeptRow], new: Sequence[int], windows: Sequence[int | None]) -> "GroupCache":
+        """Return the cache of kept rows and of their next tokens, whose columns are still empty.
+
+        Args:
+            rows: those of one prompt are adjacent.
+            new: [B]; how many further tokens of each row are about to be read.
+            windows: each layer's sliding window, or None.
+        """
+        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        device = rows[0].layers[0][0].device
+        longest = max(p.length for p in prompts)
+        mask = torch.tensor([[c >= longest - p.length for c in range(longest)] for p in prompts], device=device)
+        prompt = torch.tensor([number[row.prompt] for row in rows], device=device)
+        cache = GroupCache(
+            _aligned([p.layers for p in prompts], [longest] * len(prompts), longest), mask, prompt, windows
+        )
+        lengths = [row.length + n for row, n in zip(rows, new, strict=True)]
+        end = max(lengths)
+        cache.start = torch.tensor([end - n for n in lengths], device=device)
+        cache._first_sampled, cache._kept = end, list(prompts)
+        own = _aligned([row.layers for row in rows], [end - n for n in new], (end // BLOCK + 1) * BLOCK)
+        for layer, (keys, values) in zip(cache.layers, own, strict=True):
+            layer.keys, layer.values, layer.length = keys, values, end
+        return cache
 
     def room(self) -> None:
         """Make room for one more token in every row."""
@@ -107,15 +179,82 @@ class GroupCache(Cache):  # type: ignore[misc]
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows (ascending) and their prompts."""
-        kept, self.prompt = self.prompt[rows].unique_consecutive(return_inverse=True)
+        kept, prompt = self.prompt[rows].unique_consecutive(return_inverse=True)
         if len(kept) < len(self._padding):
             self._padding = self._padding[kept]
+            self._kept = [self._kept[i] for i in kept.tolist()]
             for layer in self.layers:
                 layer.prompt_keys, layer.prompt_values = layer.prompt_keys[kept], layer.prompt_values[kept]
-        self.sample = torch.arange(len(rows), device=rows.device) - torch.searchsorted(self.prompt, self.prompt)
-        self.width = int(self.sample.max()) + 1
-        self._ragged = len(rows) < len(kept) * self.width
+        self.start = self.start[rows]
+        self._number(prompt)
         self._resize(rows)
+
+    def part(self, rows: Tensor) -> "GroupCache":
+        """Return a copy of these rows (ascending)."""
+        part = copy.copy(self)
+        part.layers, part._biases = [copy.copy(layer) for layer in self.layers], {}
+        part.keep(rows)
+        return part
+
+    def rewind(self, n: int) -> None:
+        """Let the next token be written `n` columns earlier."""
+        for layer in self.layers:
+            layer.length -= n
+
+    def expect(self, written: Tensor | None) -> None:
+        """Say which of the next tokens are real; [B, Q] bool, or None if all are."""
+        for layer in self.layers:
+            layer.written = written
+
+    def take(self, part: "GroupCache", rows: Tensor, n: int) -> None:
+        """Copy the last `n` columns of a part into these rows."""
+        for layer, other in zip(self.layers, part.layers, strict=True):
+            columns = slice(layer.length - n, layer.length)
+            layer.keys[rows, :, columns] = other.keys[:, :, columns]
+            layer.values[rows, :, columns] = other.values[:, :, columns]
+
+    @property
+    def n_columns(self) -> int:
+        """B (P + C): what the B rows attend to."""
+        return len(self.prompt) * int(self._padding.shape[1] + self.layers[0].keys.shape[2])
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        tensors = [x for layer in self.layers for x in (layer.prompt_keys, layer.prompt_values)]
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in tensors)
+
+    def kept_prompt(self, row: int) -> KeptPrompt:
+        """Return the prompt of a row, the same record for all its rows."""
+        i = int(self.prompt[row])
+        kept = self._kept[i]
+        if kept is None:
+            begin = int(self._padding[i].sum())
+            kept = KeptPrompt(
+                tuple((x.prompt_keys[i, :, begin:].clone(), x.prompt_values[i, :, begin:].clone()) for x in self.layers)
+            )
+            self._kept[i] = kept
+        return kept
+
+    def n_own(self, row: int, n_sampled: int) -> int:
+        """Return the cached tokens of a row behind its prompt when so many were sampled; the last was not read."""
+        return self._first_sampled - int(self.start[row]) + n_sampled - 1
+
+    def kept_row(self, row: int, n_sampled: int) -> KeptRow:
+        """Return what was computed of a row up to its `n_sampled`-th token, which itself was not read."""
+        if not len(self.layers[0].keys):  # no token was read yet
+            self.room()
+        begin = int(self.start[row])
+        own = slice(begin, begin + self.n_own(row, n_sampled))
+        layers = tuple((x.keys[row, :, own].clone(), x.values[row, :, own].clone()) for x in self.layers)
+        return KeptRow(self.kept_prompt(row), layers)
+
+    def _number(self, prompt: Tensor) -> None:
+        """Number the rows of each prompt."""
+        self.prompt = prompt
+        self.sample = torch.arange(len(prompt), device=prompt.device) - torch.searchsorted(prompt, prompt)
+        self.width = int(self.sample.max()) + 1
+        self._ragged = len(prompt) < len(self._padding) * self.width
 
     def _resize(self, rows: Tensor) -> None:
         capacity = (self.layers[0].length // BLOCK + 1) * BLOCK
@@ -123,7 +262,7 @@ class GroupCache(Cache):  # type: ignore[misc]
             layer.resize(rows, capacity)
 
     def by_prompt(self, x: Tensor) -> Tensor:
-        """Map [B, K, R, y] (R query heads per key-value head) to [N, K, G * R, y], zeros for missing rows."""
+        """Map [B, K, R, y] (R queries per key-value head) to [N, K, G * R, y], zeros for missing rows."""
         if self._ragged:
             table = x.new_zeros(len(self._padding), self.width, *x.shape[1:])
             table[self.prompt, self.sample] = x
@@ -136,18 +275,41 @@ class GroupCache(Cache):  # type: ignore[misc]
         table: Tensor = x.unflatten(2, (self.width, -1)).transpose(1, 2)
         return table[self.prompt, self.sample] if self._ragged else table.flatten(0, 1)
 
-    def bias(self, layer: GroupLayer) -> Tensor:
-        """Return the mask [B, 1, 1, P + C] to add to scores: 0 where visible to the newest tokens, -inf elsewhere."""
+    def bias(self, layer: GroupLayer, n_queries: int) -> Tensor:
+        """Return the mask [B, 1, Q, P + C] to add to scores: 0 where visible to the newest Q tokens, -inf elsewhere."""
         if layer.window not in self._biases:
-            prompt_length, end = self._padding.shape[1], layer.get_seq_length()
-            hidden = self._padding.new_zeros(len(self.prompt), prompt_length + layer.keys.shape[2])
-            hidden[:, :prompt_length] = self._padding[self.prompt]
-            hidden[:, end:] = True
-            if layer.window is not None:  # left padding does not change distances
-                hidden[:, : max(0, end - layer.window)] = True
+            hidden = self._hidden(layer, n_queries)
             bias = torch.zeros(hidden.shape, dtype=layer.keys.dtype, device=hidden.device)
-            self._biases[layer.window] = bias.masked_fill_(hidden, -torch.inf)[:, None, None]
+            self._biases[layer.window] = bias.masked_fill_(hidden, -torch.inf)[:, None]
         return self._biases[layer.window]
+
+    def _hidden(self, layer: GroupLayer, n_queries: int) -> Tensor:
+        """Return [B, Q, P + C]: True where a position is invisible to one of the newest Q tokens."""
+        n_rows, prompt_length, device = len(self.prompt), self._padding.shape[1], self._padding.device
+        query = torch.arange(layer.length - n_queries, layer.length, device=device)[:, None]
+        own = torch.arange(layer.keys.shape[2], device=device)
+        start = self.start[:, None, None]
+        in_prompt = self._padding[self.prompt][:, None].expand(-1, n_queries, -1)
+        in_row = (own > query) | (own < start)
+        if layer.window is not None:  # left padding of prompts does not change distances; that of rows does
+            to_prompt = prompt_length - torch.arange(prompt_length, device=device) + query - start
+            in_prompt = in_prompt | (to_prompt >= layer.window)
+            in_row = in_row | (query - own >= layer.window)
+        return torch.cat([in_prompt, in_row.expand(n_rows, -1, -1)], dim=-1)
+
+
+def _aligned(rows: Sequence[tuple[KeysValues, ...]], ends: Sequence[int], capacity: int) -> list[KeysValues]:
+    """Return each layer's keys and values [B, K, capacity, .]; those of row b end before column `ends[b]`."""
+    layers: list[KeysValues] = []
+    for pieces in zip(*rows, strict=True):
+        both = []
+        for tensors in zip(*pieces, strict=True):
+            table = tensors[0].new_zeros(len(rows), tensors[0].shape[0], capacity, tensors[0].shape[2])
+            for row, (x, end) in enumerate(zip(tensors, ends, strict=True)):
+                table[row, :, end - x.shape[1] : end] = x
+            both.append(table)
+        layers.append((both[0], both[1]))
+    return layers
 
 
 def windows(model: PreTrainedModel) -> list[int | None]:

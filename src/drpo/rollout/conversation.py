@@ -61,6 +61,11 @@ class Conversation:
         return torch.cat([self._prompt, *map(_ids, self._said)])
 
     @property
+    def last_turn(self) -> Generation | None:
+        """The turn that the context continues; None before the first, and where it was rendered anew."""
+        return next((piece for piece in reversed(self._said) if isinstance(piece, Generation)), None)
+
+    @property
     def n_sampled(self) -> int:
         """Tokens that the model sampled so far."""
         return sum(len(g.token_ids) for g in self._turns)

@@ -1,22 +1,20 @@
 """Sampling tokens for many rows together, step by step."""
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from drpo.errors import InputError
 from drpo.rollout import attention
-from drpo.rollout.cache import GroupCache, windows
+from drpo.rollout.cache import GroupCache, KeptRow, windows
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, top_logprobs, uniforms
+from drpo.rollout.turn_cache import TurnCache
 from drpo.types import Generation, Request, Sampling, TopK
-
-log = logging.getLogger("drpo")
 
 PREFILL_TOKENS = 16_384
 """Upper bound of positions, padding included, in one forward pass over prompts; bounds its memory."""
@@ -32,12 +30,8 @@ LOOK_SELDOM = 8
 IDLE_STEPS = 0.5
 """Wasted work on finished rows, in steps of the whole batch, after which they are dropped; estimates a drop's cost."""
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Largest mean difference of the grouped attention's logits from the model's, in standard deviations."""
-
-
-REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
-"""Largest mean difference of logits with and without a cache; in 16 bits a mixture may choose another expert."""
+SCORES = 2**26
+"""Upper bound of attention scores held at once while further tokens of rows are read, unless one token has more."""
 
 
 class Decoder(Protocol):
@@ -95,13 +89,33 @@ class PlainDecoder:
 
 
 class GroupDecoder:
-    """Decodes with attention that reads a prompt's keys and values once for all samples, and a cache in place."""
+    """Decodes with attention that reads a prompt's keys and values once for all samples, and a cache in place.
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Tensor], samples: int) -> None:
-        self.model = model
+    Args:
+        model: the model.
+        cache: what was read of B rows.
+        logits: [B, V], of each row's next token.
+        position: [B] int64, of each row's next token.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: GroupCache, logits: Tensor, position: Tensor) -> None:
+        self.model, self.cache, self.logits, self.position = model, cache, logits, position
+
+    @staticmethod
+    def of_prompts(model: PreTrainedModel, prompts: Sequence[Tensor], samples: int) -> "GroupDecoder":
+        """Read prompts, each of which so many adjacent rows continue."""
         logits, mask, layers = _read_in_parts(model, prompts)
-        self.logits, self.position = logits.repeat_interleave(samples, 0), mask.sum(1).repeat_interleave(samples)
-        self.cache = GroupCache(layers, mask, samples, windows(model))
+        prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)
+        cache = GroupCache(layers, mask, prompt, windows(model))
+        return GroupDecoder(model, cache, logits.repeat_interleave(samples, 0), mask.sum(1).repeat_interleave(samples))
+
+    @staticmethod
+    def of_rows(model: PreTrainedModel, rows: Sequence[KeptRow], tokens: Sequence[Tensor]) -> "GroupDecoder":
+        """Go on with kept rows (those of one prompt adjacent), each of which is followed by further tokens [T >= 1]."""
+        cache = GroupCache.of_rows(rows, [len(t) for t in tokens], windows(model))
+        ends = [row.prompt.length + row.length + len(t) for row, t in zip(rows, tokens, strict=True)]
+        position = torch.tensor(ends, device=model.device)
+        return GroupDecoder(model, cache, _read_further(model, cache, tokens, position), position)
 
     @property
     def full(self) -> bool:
@@ -110,22 +124,74 @@ class GroupDecoder:
 
     def step(self, token: Tensor) -> Tensor:
         """Append token [B] and return the logits [B, V] of the next."""
-        self.cache.room()
-        with _attention(self.model, attention.NAME):
-            out = self.model(
-                input_ids=token[:, None],
-                position_ids=self.position[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-                groups=self.cache,
-            )
+        logits = _read_grouped(self.model, self.cache, token[:, None], self.position[:, None])
         self.position = self.position + 1
-        return _last(out.logits)
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (ascending) alone."""
         self.position = self.position[rows]
         self.cache.keep(rows)
+
+
+def _read_grouped(model: PreTrainedModel, cache: GroupCache, ids: Tensor, position: Tensor) -> Tensor:
+    """Append ids [B, Q] at positions [B, Q] to every row; return the logits [B, V] after the last of them."""
+    cache.room()
+    with _attention(model, attention.NAME):
+        out = model(
+            input_ids=ids,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            groups=cache,
+            **({"logits_to_keep": 1} if ids.shape[1] > 1 else {}),
+        )
+    return _last(out.logits)
+
+
+def _read_further(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Tensor], position: Tensor) -> Tensor:
+    """Read the further tokens of B rows, for which the cache has empty columns; return the logits [B, V] after them.
+
+    Args:
+        model: the model.
+        cache: of the rows.
+        tokens: of each row, [T >= 1].
+        position: [B] int64, after the last of them.
+    """
+    parts = [sorted(part) for part in _parts([len(t) for t in tokens])]
+    if len(parts) == 1:
+        return _read_padded(model, cache, tokens, position)
+    logits = torch.empty(0)
+    for part in parts:
+        rows, of_part = torch.tensor(part, device=model.device), [tokens[i] for i in part]
+        read = cache.part(rows)
+        next_logits = _read_padded(model, read, of_part, position[rows])
+        cache.take(read, rows, max(map(len, of_part)))
+        if not len(logits):
+            logits = next_logits.new_empty(len(tokens), next_logits.shape[1])
+        logits[rows] = next_logits
+    return logits
+
+
+def _read_padded(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Tensor], position: Tensor) -> Tensor:
+    """Read further tokens as `_read_further` does, left-padded, in slices whose scores fit `SCORES`."""
+    longest = max(map(len, tokens))
+    ids = torch.zeros(len(tokens), longest, dtype=torch.int64)
+    for row, t in enumerate(tokens):
+        ids[row, longest - len(t) :] = t
+    lengths = torch.tensor([len(t) for t in tokens])
+    real = (torch.arange(longest) >= longest - lengths[:, None]).to(model.device)
+    positions = (position[:, None] - longest + torch.arange(longest, device=model.device)).clamp(min=0)
+    heads = model.config.get_text_config().num_attention_heads
+    at_once = max(1, SCORES // (heads * cache.n_columns))
+    cache.rewind(longest)
+    logits = torch.empty(0)
+    for begin in range(0, longest, at_once):
+        at = slice(begin, begin + at_once)
+        cache.expect(real[:, at])
+        logits = _read_grouped(model, cache, ids[:, at].to(model.device), positions[:, at])
+    cache.expect(None)
+    return logits
 
 
 def _last(logits: Tensor) -> Tensor:
@@ -200,13 +266,20 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = original
 
 
-def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> list[Generation]:
+Leave = Callable[[Tensor, Tensor, Sequence[tuple[int, bool]]], None]
+"""Receives rows before they leave: their numbers in the decoder and in the batch, and what `_lengths` says of them."""
+
+
+def draw_rows(
+    decoder: Decoder, requests: Sequence[Request], version: int, turn_cache: TurnCache | None = None
+) -> list[Generation]:
     """Sample every row to its end.
 
     Args:
         decoder: has read the prompts; row b belongs to request b.
         requests: all with the same `sampling` and `stop`.
         version: the version of the decoder's weights.
+        turn_cache: receives the rows that go on, if the decoder can keep them.
 
     Raises:
         BrokenLogpError: a row's logits are not finite.
@@ -214,25 +287,55 @@ def draw_rows(decoder: Decoder, requests: Sequence[Request], version: int) -> li
     sampling = requests[0].sampling
     u = torch.stack([uniforms(r.key, sampling.max_new_tokens) for r in requests])
     stop = torch.tensor(sorted(requests[0].stop), dtype=torch.int64)
-    tokens, logps, top = _draw_on(decoder, u, stop.to(decoder.logits.device), sampling)
-    ends = torch.isin(tokens, stop)
-    lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1]).tolist()
+    kept = dict[int, KeptRow]()
+    leave: Leave | None = None
+    if turn_cache is not None and isinstance(decoder, GroupDecoder) and any(r.goes_on for r in requests):
+        leave = partial(_leave, decoder.cache, requests, turn_cache, kept)
+    tokens, logps, top = _draw_on(decoder, u, stop.to(decoder.logits.device), sampling, leave)
     # Clones, because inference tensors and views of the whole batch must not leave this function.
-    return [
+    generations = [
         generation(
             requests[b],
             tokens[b, :n].clone(),
             logps[b, :n].clone(),
-            "stop" if ends[b, n - 1] else "length",
+            "stop" if stopped else "length",
             version,
             None if top is None else TopK(top.ids[b, :n].clone(), top.logp[b, :n].clone()),
         )
-        for b, n in enumerate(lengths)
+        for b, (n, stopped) in enumerate(_lengths(tokens, stop))
     ]
+    if turn_cache is not None:
+        for b, row in kept.items():
+            turn_cache.put(generations[b], requests[b], row)
+    return generations
+
+
+def _lengths(tokens: Tensor, stop: Tensor) -> list[tuple[int, bool]]:
+    """Return how many tokens [B, N] each row has up to its first stop token, and whether there is one."""
+    ends = torch.isin(tokens, stop)
+    lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1])
+    return list(zip(lengths.tolist(), ends.any(1).tolist(), strict=True))
+
+
+def _leave(
+    cache: GroupCache,
+    requests: Sequence[Request],
+    turn_cache: TurnCache,
+    kept: dict[int, KeptRow],
+    rows: Tensor,
+    numbers: Tensor,
+    lengths: Sequence[tuple[int, bool]],
+) -> None:
+    """Copy the rows that go on, before they leave the batch."""
+    for row, b, (n, stopped) in zip(rows.tolist(), numbers.tolist(), lengths, strict=True):
+        if stopped and requests[b].goes_on and (copy := turn_cache.copy_row(cache, row, n)) is not None:
+            kept[b] = copy
 
 
 @torch.inference_mode()
-def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, TopK | None]:
+def _draw_on(
+    decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling, leave: Leave | None = None
+) -> tuple[Tensor, Tensor, TopK | None]:
     """Return tokens and log-probabilities [B, N], and the most probable tokens [B, N, K] if requested.
 
     Tokens after a row's first stop token are arbitrary.
@@ -265,9 +368,14 @@ def _draw_on(decoder: Decoder, u: Tensor, stop: Tensor, sampling: Sampling) -> t
                 break
             idle += every * (len(active) - len(going))
             if len(going) < len(active) and (decoder.full or idle > IDLE_STEPS * len(active)):
+                if leave is not None:
+                    gone = (~alive).nonzero()[:, 0]
+                    leave(gone, active[gone], _lengths(tokens[active[gone]], stop))
                 decoder.keep(going)
                 active, token, alive, idle = active[going], token[going], alive[going], 0
         logits = decoder.step(token)
+    if leave is not None:
+        leave(torch.arange(len(active)), active, _lengths(tokens[active], stop))
     return tokens.cpu(), logps.cpu(), None if top is None else top.to(torch.device("cpu"))
 
 
@@ -275,58 +383,3 @@ def _room(tokens: Tensor, k: int) -> TopK:
     """Return zeros for k tokens at each position of tokens [B, N]."""
     ids = tokens.new_zeros(*tokens.shape, k)
     return TopK(ids, torch.zeros_like(ids, dtype=torch.float32))
-
-
-@torch.inference_mode()
-def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
-    """Return whether `GroupDecoder` returns the logits of `PlainDecoder`, compared on the end of this prompt.
-
-    Raises:
-        InputError: `PlainDecoder` does not return the model's logits without a cache.
-    """
-    prompts = [prompt[-1:], prompt[-8:]]
-    try:
-        expected = _uncached(model, prompts)
-        plain = _trial(PlainDecoder(model, prompts, 2))
-    except Exception as error:  # for example a model that requires other inputs than tokens
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
-    if (gap := _gap(plain, expected)) >= REFUSED[plain.dtype]:
-        raise InputError(
-            f"{type(model).__name__}: with a key-value cache and prompts padded on the left its logits differ from its "
-            f"own by {gap:.1e} of their spread, so what it samples would not be what is trained"
-        )
-    try:
-        grouped = _trial(GroupDecoder(model, prompts, 2))
-    except Exception as error:  # a model that the grouped attention does not support
-        log.debug("%s keeps its own attention: %s", type(model).__name__, error)
-        return False
-    gap = _gap(grouped, plain)
-    log.debug("%s: grouped attention differs from its own by %.1e", type(model).__name__, gap)
-    return gap < TOLERANCE[grouped.dtype]
-
-
-def _gap(a: Tensor, b: Tensor) -> float:
-    """Return the mean difference, in standard deviations of `b`."""
-    return float((a - b).abs().mean() / b.std())
-
-
-def _trial(decoder: Decoder) -> Tensor:
-    """Return the logits of a few steps, with a row dropped in between."""
-    steps = [decoder.logits]
-    for _ in range(2):
-        token = torch.arange(len(steps[-1]), device=steps[-1].device)
-        steps.append(decoder.step(token))
-    decoder.keep(torch.tensor([0, 2, 3], device=steps[-1].device))
-    steps.append(decoder.step(token[:3]))
-    return torch.cat(steps)
-
-
-def _uncached(model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor:
-    """Return the logits expected from `_trial`, computed without a cache on whole, right-padded texts."""
-    rows = [torch.cat([prompts[b // 2], torch.tensor([b, b, last])]) for b, last in enumerate((0, 0, 1, 2))]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-    logits = model(input_ids=ids, use_cache=False).logits
-    end = [len(row) - 4 for row in rows]  # the prompt's last token
-    kept = [*((b, t) for t in range(3) for b in range(4)), *((b, 3) for b in (0, 2, 3))]
-    return torch.stack([logits[b, end[b] + t] for b, t in kept])

@@ -27,6 +27,10 @@ class Engine(Protocol):
         """Load new weights, by parameter name; later generations have this `version`."""
         ...
 
+    def release(self) -> None:
+        """Free what was kept for requests that continue earlier ones: no episode goes on."""
+        ...
+
     def close(self) -> None:
         """Release processes and files; the engine is not used afterwards."""
         ...
@@ -40,6 +44,9 @@ class NoEngine:
         return []
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -115,6 +122,9 @@ class ScriptedEngine:
         """Record the version; there are no weights."""
         self.version = version
         self.loaded.append(version)
+
+    def release(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""

@@ -121,6 +121,7 @@ class EpisodeDriver:
         finally:
             if self.environments is not None:
                 self.environments.close()
+                self.engine.release()
         episodes = iter([c.episode() for c in conversations])
         return [tuple(islice(episodes, sampling.samples)) for _ in problems]
 
@@ -171,6 +172,8 @@ class EpisodeDriver:
                 self.stop,
                 (*key, c.problem.id, c.sample, *([turn] if turn else [])),
                 f"completion {c.sample} of problem {c.problem.id!r}" + (f", turn {turn}" if turn else ""),
+                after=c.last_turn,
+                goes_on=self._may_go_on(c, sampling, turn + 1),
             )
             for c in conversations
         ]
@@ -178,6 +181,12 @@ class EpisodeDriver:
         texts = self.tokenizer.batch_decode([g.token_ids for g in generations], skip_special_tokens=True)
         for c, generation, text in zip(conversations, generations, texts, strict=True):
             c.speak(generation, text)
+
+    def _may_go_on(self, conversation: Conversation, sampling: Sampling, turns: int) -> bool:
+        """Whether there may be a further turn after so many."""
+        if self.environments is None or turns >= self.environments.max_turns:
+            return False
+        return not self.episode_limits.reached(turns, conversation.n_sampled, sampling)
 
     def _answered(self, conversations: Sequence[Conversation], sampling: Sampling, turns: int) -> list[Conversation]:
         """Let the environments answer after so many turns; return the conversations that go on."""

@@ -147,6 +147,9 @@ class ServerEngine:
                 "%s did not take the weights (%s); they are sent before the next rollout", self._server, problem
             )
 
+    def release(self) -> None:
+        """Do nothing: the server's prefix cache drops what it needs the room for."""
+
     def close(self) -> None:
         """Remove the file of weights; the server continues with its weights."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -13,9 +13,14 @@ from drpo.model.loading import persistent_buffers
 from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
-from drpo.rollout.cache import windows
-from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, can_group, draw_rows
+from drpo.rollout.cache import KeptPrompt, windows
+from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
+from drpo.rollout.trial import can_continue, can_group
+from drpo.rollout.turn_cache import Continued, TurnCache
 from drpo.types import Generation, Request
+
+KEPT_BYTES = 4 * 2**30
+"""Upper bound of what is kept between two turns; see `TurnCache`."""
 
 
 class TransformersEngine:
@@ -26,11 +31,15 @@ class TransformersEngine:
     alone, but a matrix product may round differently with another number of rows, and a draw within that rounding of a
     boundary (about 1e-6 in float32, 1e-2 in bf16) then selects another token.
 
+    Of a row that goes on (`Request.goes_on`) the keys and values are kept until the next call, and a request that
+    continues it (`Request.after`) reads only what is new: the last sampled token, and what follows it.
+
     Args:
         model: the model to copy; it does not change.
         precision: the copy's precision.
         device: the copy's device.
         max_rows: upper bound of rows decoded together; more rows run in several batches.
+        kept_bytes: upper bound of what is kept between two calls.
 
     Raises:
         InputError: the model caches something else than keys and values, or has no layers for the precision.
@@ -43,6 +52,7 @@ class TransformersEngine:
         precision: Precision = FP32,
         device: torch.device | None = None,
         max_rows: int = 256,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         windows(model)  # raises for models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
@@ -51,18 +61,28 @@ class TransformersEngine:
         # After a prompt the head's input is a strided slice, for which torch would copy the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.version = 0
-        self._max_rows = max_rows
+        self._max_rows, self._kept_bytes = max_rows, kept_bytes
         self._grouped: bool | None = None  # whether samples can share their prompt's keys; None until tested
+        self._continues: bool | None = None  # whether kept rows can go on; None until tested
+        self._kept = TurnCache(kept_bytes)
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Load new parameters and persistent buffers, by name, in the engine's precision, and set the version."""
+        """Load new parameters and persistent buffers, by name, in the engine's precision, and set the version.
+
+        What was kept of earlier turns is dropped: it was computed with the old weights.
+        """
+        self.release()
         for name in self._loaders:
             if name not in state:
                 raise InputError(f"weights for the rollout engine lack {name!r}")
         for name, load in self._loaders.items():
             load(state[name])
         self.version = version
+
+    def release(self) -> None:
+        """Drop what was kept of earlier turns."""
+        self._kept = TurnCache(self._kept_bytes)
 
     def close(self) -> None:
         """Do nothing."""
@@ -73,15 +93,28 @@ class TransformersEngine:
         Raises:
             BrokenLogpError: the model's logits are not finite.
         """
+        before = self._kept
+        self.release()
         generations: dict[int, Generation] = {}
         for settings in dict.fromkeys((r.sampling, r.stop) for r in requests):
             rows = [i for i, r in enumerate(requests) if (r.sampling, r.stop) == settings]
-            for batch, per_prompt in batches([requests[i].prompt_ids for i in rows], self._max_rows):
-                members = [rows[at] for at in batch]
-                batch_requests = [requests[i] for i in members]
-                decoder = self._decoder([r.prompt_ids for r in batch_requests[::per_prompt]], per_prompt)
-                generations |= zip(members, draw_rows(decoder, batch_requests, self.version), strict=True)
+            continued = {i: c for i in rows if (c := before.take(requests[i])) is not None}
+            for members in continued_batches(continued, self._max_rows):
+                decoder = self._continuing([continued.pop(i) for i in members])
+                generations |= self._drawn(decoder, members, requests)
+            anew = [i for i in rows if i not in generations]
+            for batch, per_prompt in batches([requests[i].prompt_ids for i in anew], self._max_rows):
+                members = [anew[at] for at in batch]
+                decoder = self._decoder([requests[i].prompt_ids for i in members[::per_prompt]], per_prompt)
+                generations |= self._drawn(decoder, members, requests)
         return [generations[i] for i in range(len(requests))]
+
+    def _drawn(self, decoder: Decoder, members: Sequence[int], requests: Sequence[Request]) -> dict[int, Generation]:
+        """Sample these of the requests, whose prompts the decoder has read."""
+        batch = [requests[i] for i in members]
+        keeps = self._grouped and any(r.goes_on for r in batch) and self._can_continue(batch[0].prompt_ids)
+        drawn = draw_rows(decoder, batch, self.version, self._kept if keeps else None)
+        return dict(zip(members, drawn, strict=True))
 
     @torch.inference_mode()
     def _decoder(self, prompts: Sequence[Tensor], samples: int) -> Decoder:
@@ -89,7 +122,21 @@ class TransformersEngine:
         if self._grouped is None:
             with unrounded_inputs(self.model), narrowed(self.model):
                 self._grouped = can_group(self.model, prompts[0])
-        return (GroupDecoder if self._grouped else PlainDecoder)(self.model, prompts, samples)
+        if self._grouped:
+            return GroupDecoder.of_prompts(self.model, prompts, samples)
+        return PlainDecoder(self.model, prompts, samples)
+
+    @torch.inference_mode()
+    def _continuing(self, rows: Sequence[Continued]) -> Decoder:
+        """Read what follows the kept rows."""
+        return GroupDecoder.of_rows(self.model, [c.row for c in rows], [c.tokens for c in rows])
+
+    def _can_continue(self, prompt: Tensor) -> bool:
+        """Whether the model can go on with kept rows."""
+        if self._continues is None:
+            with unrounded_inputs(self.model), narrowed(self.model):
+                self._continues = can_continue(self.model, prompt)
+        return self._continues
 
 
 def make_engine(model: PreTrainedModel, precision: str = "auto") -> TransformersEngine:
@@ -117,6 +164,8 @@ def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int
         >>> list(batches([a, a, b, b], max_rows=4)), list(batches([a, a, b, b], max_rows=3))
         ([([2, 3, 0, 1], 2)], [([2, 3], 2), ([0, 1], 2)])
     """
+    if not prompts:
+        return
     runs: list[list[int]] = []
     for i, prompt in enumerate(prompts):
         if i and (prompt is prompts[i - 1] or torch.equal(prompt, prompts[i - 1])):
@@ -130,3 +179,21 @@ def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int
     per_batch = max_rows // size
     for start in range(0, len(parts), per_batch):
         yield [i for part in parts[start : start + per_batch] for i in part], size
+
+
+def continued_batches(rows: Mapping[int, Continued], max_rows: int) -> Iterator[list[int]]:
+    """Split rows that continue kept ones into batches, by the length of their prompts, those of a prompt adjacent.
+
+    Args:
+        rows: by number.
+        max_rows: upper bound of rows in a batch.
+
+    Yields:
+        The numbers of a batch's rows.
+    """
+    by_prompt: dict[KeptPrompt, list[int]] = {}
+    for i, continued in rows.items():
+        by_prompt.setdefault(continued.row.prompt, []).append(i)
+    ordered = [i for prompt in sorted(by_prompt, key=lambda p: p.length) for i in by_prompt[prompt]]
+    for start in range(0, len(ordered), max_rows):
+        yield ordered[start : start + max_rows]

@@ -46,8 +46,11 @@ class VLLMEngine:
     With several processes (torch.distributed), all ranks must create their engines together; afterwards each rank uses
     its engine independently.
 
-    On a GPU shared with the trainer, vLLM sleeps between rollouts: its weights move to main memory and its cache is
-    released. *This and fp8 are untested: no GPU was available.*
+    Later turns of an episode find their prompt's beginning in vLLM's prefix cache, which is reset when weights are
+    loaded and not before.
+
+    On a GPU shared with the trainer, vLLM sleeps between rollouts, but not between the turns of one: its weights move
+    to main memory and its cache is released. *This and fp8 are untested: no GPU was available.*
 
     Args:
         model: the model to copy; it does not change. Its device selects vLLM's CPU or GPU build.
@@ -56,6 +59,8 @@ class VLLMEngine:
 
     Attributes:
         version: the weights' version.
+        later_tokens: prompt tokens of all later turns so far.
+        cached_tokens: how many of these vLLM found in its prefix cache.
 
     Raises:
         InputError: vLLM is missing, or cannot run the model at this precision on this machine.
@@ -64,6 +69,7 @@ class VLLMEngine:
     def __init__(self, model: PreTrainedModel, *, precision: str = "auto") -> None:
         self._weight_sync, self._vocabulary = WeightSync(model), int(model.config.get_text_config().vocab_size)
         self.version = 0
+        self.later_tokens, self.cached_tokens = 0, 0
         self._sleeps = model.device.type == "cuda"
         self._asleep = False
         self._failed: EngineError | None = None
@@ -126,6 +132,14 @@ class VLLMEngine:
             raise RuntimeError("vLLM kept its prefix cache, whose keys are those of the old weights")
         self.version = version
 
+    def release(self) -> None:
+        """Let vLLM sleep, if it shares a GPU; tell how much of the later turns' prompts was cached."""
+        if self.later_tokens:
+            share = self.cached_tokens / self.later_tokens
+            log.debug("vLLM's prefix cache had %.0f %% of the prompts of later turns so far", 100 * share)
+        if self._failed is None:
+            self._sleep()
+
     def close(self) -> None:
         """Shut vLLM down and release its memory."""
         if self._llm is not None:
@@ -139,7 +153,12 @@ class VLLMEngine:
         sampling = [_vllm().SamplingParams(**parameters(r), flat_logprobs=True) for r in requests]
         prompts = [{"prompt_token_ids": r.prompt_ids.tolist()} for r in requests]
         outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
-        self._sleep()
+        if not any(r.goes_on for r in requests):  # else `release` follows
+            self._sleep()
+        for request, output in zip(requests, outputs, strict=True):
+            if request.after is not None:
+                self.later_tokens += len(request.prompt_ids)
+                self.cached_tokens += output.num_cached_tokens or 0
         return [output.outputs[0] for output in outputs]
 
     def _read(self, request: Request, output: Any) -> Generation:
@@ -163,7 +182,7 @@ class VLLMEngine:
         self._ask([Request(torch.tensor([0]), Sampling(max_new_tokens=1), frozenset(), key=(0, "trial"))])
 
     def _sleep(self) -> None:
-        if self._sleeps:
+        if self._sleeps and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True
 

@@ -28,6 +28,11 @@ class Request:
         stop: token ids that end it.
         key: seeds its random numbers, which depend on nothing else.
         name: its name in error messages.
+        after: the generation that it continues: the prompt begins with that generation's prompt and tokens. None for a
+            first turn, and for a prompt that was rendered anew.
+        goes_on: if it ends at a stop token, a later request will probably continue it.
+
+    Engines may ignore the last two, which say how to save work; they change no distribution.
     """
 
     prompt_ids: Tensor
@@ -35,6 +40,8 @@ class Request:
     stop: frozenset[int]
     key: Key
     name: str = "request"
+    after: "Generation | None" = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,120 @@
+"""Which of a model's ways to decode return its own logits, tried on a few tokens."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from drpo.errors import InputError
+from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder
+
+log = logging.getLogger("drpo")
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest mean difference of the grouped attention's logits from the model's, in standard deviations."""
+
+REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
+"""Largest mean difference of logits with and without a cache; in 16 bits a mixture may choose another expert."""
+
+
+@torch.inference_mode()
+def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
+    """Return whether `GroupDecoder` returns the logits of `PlainDecoder`, compared on the end of this prompt.
+
+    Raises:
+        InputError: `PlainDecoder` does not return the model's logits without a cache.
+    """
+    prompts = [prompt[-1:], prompt[-8:]]
+    try:
+        expected = _uncached(model, prompts)
+        plain = _trial(PlainDecoder(model, prompts, 2))
+    except Exception as error:  # for example a model that requires other inputs than tokens
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
+    if (gap := _gap(plain, expected)) >= REFUSED[plain.dtype]:
+        raise InputError(
+            f"{type(model).__name__}: with a key-value cache and prompts padded on the left its logits differ from its "
+            f"own by {gap:.1e} of their spread, so what it samples would not be what is trained"
+        )
+    try:
+        grouped = _trial(GroupDecoder.of_prompts(model, prompts, 2))
+    except Exception as error:  # a model that the grouped attention does not support
+        log.debug("%s keeps its own attention: %s", type(model).__name__, error)
+        return False
+    gap = _gap(grouped, plain)
+    log.debug("%s: grouped attention differs from its own by %.1e", type(model).__name__, gap)
+    return gap < TOLERANCE[grouped.dtype]
+
+
+@torch.inference_mode()
+def can_continue(model: PreTrainedModel, prompt: Tensor) -> bool:
+    """Return whether `GroupDecoder` returns the model's logits when it goes on with kept rows.
+
+    Args:
+        model: one that `can_group`.
+        prompt: [P] int64; the comparison is on its end.
+    """
+    try:
+        continued, expected = _continued_trial(model, [prompt[-1:], prompt[-8:]])
+    except Exception as error:  # a model that reads one token of a row, but not several
+        log.debug("%s reads every turn anew: %s", type(model).__name__, error)
+        return False
+    gap = _gap(continued, expected)
+    log.debug("%s: logits of kept rows differ from its own by %.1e", type(model).__name__, gap)
+    return gap < TOLERANCE[continued.dtype]
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Return the mean difference, in standard deviations of `b`."""
+    return float((a - b).abs().mean() / b.std())
+
+
+def _trial(decoder: Decoder) -> Tensor:
+    """Return the logits of a few steps, with a row dropped in between."""
+    steps = [decoder.logits]
+    for _ in range(2):
+        token = torch.arange(len(steps[-1]), device=steps[-1].device)
+        steps.append(decoder.step(token))
+    decoder.keep(torch.tensor([0, 2, 3], device=steps[-1].device))
+    steps.append(decoder.step(token[:3]))
+    return torch.cat(steps)
+
+
+def _uncached(model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor:
+    """Return the logits expected from `_trial`, computed without a cache on whole, right-padded texts."""
+    rows = [torch.cat([prompts[b // 2], torch.tensor([b, b, last])]) for b, last in enumerate((0, 0, 1, 2))]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    end = [len(row) - 4 for row in rows]  # the prompt's last token
+    kept = [*((b, t) for t in range(3) for b in range(4)), *((b, 3) for b in (0, 2, 3))]
+    return torch.stack([logits[b, end[b] + t] for b, t in kept])
+
+
+def _continued_trial(model: PreTrainedModel, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits after the second and the third turn of a few rows, and those expected.
+
+    The rows differ in their prompts, in what they sampled and in what they read next.
+    """
+    decoder = GroupDecoder.of_prompts(model, texts, 2)
+    texts = [texts[b // 2] for b in range(4)]
+    continued, expected = [], []
+    for going in ({0: (3, 4), 2: (2, 3), 3: (1, 1)}, {1: (2, 2), 2: (3, 9)}):  # row -> tokens sampled, and read next
+        for _ in range(2):
+            decoder.step(torch.arange(len(texts), device=decoder.logits.device))
+        rows = [decoder.cache.kept_row(row, sampled) for row, (sampled, _) in going.items()]
+        further = [torch.arange(n) % 4 for _, n in going.values()]
+        said = [torch.full((sampled - 1,), row) for row, (sampled, _) in going.items()]
+        texts = [torch.cat([texts[row], *new]) for row, *new in zip(going, said, further, strict=True)]
+        decoder = GroupDecoder.of_rows(model, rows, further)
+        continued.append(decoder.logits)
+        expected.append(_last_logits(model, texts))
+    return torch.cat(continued), torch.cat(expected)
+
+
+def _last_logits(model: PreTrainedModel, texts: Sequence[Tensor]) -> Tensor:
+    """Return the logits after each text, computed without a cache on right-padded texts."""
+    ids = nn.utils.rnn.pad_sequence(list(texts), batch_first=True).to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.stack([logits[b, len(text) - 1] for b, text in enumerate(texts)])
