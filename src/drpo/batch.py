@@ -8,8 +8,7 @@ in one micro-batch and so on one rank.
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import TypeAlias
+from itertools import pairwise, starmap
 
 import torch
 from torch import Tensor
@@ -75,10 +74,8 @@ def pack(
         micro_batch_tokens, share_prompts, ranks: see `BatchConfig`.
     """
     credits = tuple(Credit(s, torch.zeros(s.n_sampled)) for s in sequences)
-    rows = [
-        _row(i, credit, torch.full((len(credit.advantage),), i), credit.advantage, share_prompts)
-        for i, credit in enumerate(credits)
-    ]
+    numbers = [torch.full((s.n_sampled,), i) for i, s in enumerate(sequences)]
+    rows = _rows(range(len(credits)), credits, numbers, [credit.advantage for credit in credits], share_prompts)
     micro_batches = tuple(_micro_batch(part) for part in _split(_together(rows), micro_batch_tokens, ranks))
     n_tokens = sum(s.n_sampled for s in sequences)
     return Batch(micro_batches, credits, n_episodes=len(credits), n_tokens=n_tokens, n_skipped=0)
@@ -95,42 +92,47 @@ def split_micro_batch(
         budget: positions; rows that stay together may exceed it.
         share_prompts: see `BatchConfig`.
     """
-    tokens_of = {number: micro.row == number for number in micro.row.unique().tolist()}
-    rows = [
-        _row(number, credits[number], micro.sequence[own], micro.weight[own], share_prompts)
-        for number, own in tokens_of.items()
-    ]
+    numbers = micro.row.unique().tolist()
+    tokens = [micro.row == number for number in numbers]
+    rows = _rows(
+        numbers,
+        [credits[number] for number in numbers],
+        [micro.sequence[own] for own in tokens],
+        [micro.weight[own] for own in tokens],
+        share_prompts,
+    )
     return [_micro_batch(part) for part in _within_budget(_together(rows), budget)]
-
-
-_Prompt: TypeAlias = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One `TokenSequence` of a batch; rows of equal `prompt` and `alone` share their prompt's positions."""
+    """One `TokenSequence` of a batch; rows of equal `prompt` share their prompt's positions."""
 
     number: int
     credit: Credit
     sequence: Tensor
     weight: Tensor
-    prompt: tuple[int, ...]
-    alone: int
+    prompt: int
 
     @property
     def own(self) -> Tensor:
         """The input ids after the prompt; the last token predicts nothing and is left out."""
         return self.credit.sequence.token_ids[:-1]
 
-    @property
-    def before(self) -> _Prompt:
-        """Equal for rows that share their prompt's positions."""
-        return self.prompt, self.alone
 
-
-def _row(number: int, credit: Credit, sequence: Tensor, weight: Tensor, share_prompts: bool) -> _Row:
-    prompt = tuple(credit.sequence.prompt_ids.tolist())
-    return _Row(number, credit, sequence, weight, prompt, 0 if share_prompts else number)
+def _rows(
+    numbers: Sequence[int],
+    credits: Sequence[Credit],
+    sequences: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    share_prompts: bool,
+) -> list[_Row]:
+    """Return rows with their prompts numbered in the order of their ids."""
+    ids = [tuple(credit.sequence.prompt_ids.tolist()) for credit in credits]
+    prompts = [(prompt, 0 if share_prompts else number) for prompt, number in zip(ids, numbers, strict=True)]
+    order = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
+    columns = zip(numbers, credits, sequences, weights, [order[prompt] for prompt in prompts], strict=True)
+    return list(starmap(_Row, columns))
 
 
 def _batch(episodes: Sequence[Episode], credit_of: Mapping[TokenSequence, Credit], config: BatchConfig) -> Batch:
@@ -144,10 +146,7 @@ def _batch(episodes: Sequence[Episode], credit_of: Mapping[TokenSequence, Credit
     credits, episode_of, sequence_of = zip(*credited, strict=True)
     episode = torch.cat(episode_of)
     weights = config.reduction(torch.ones_like(episode, dtype=torch.bool), episode).split(list(map(len, episode_of)))
-    rows = [
-        _row(i, credit, sequence, weight, config.share_prompts)
-        for i, (credit, sequence, weight) in enumerate(zip(credits, sequence_of, weights, strict=True))
-    ]
+    rows = _rows(range(len(credits)), credits, sequence_of, weights, config.share_prompts)
     trained = [
         unit
         for unit in _together(rows)
@@ -182,10 +181,14 @@ def _together(rows: Sequence[_Row]) -> list[list[_Row]]:
     return list(units.values())
 
 
-def _positions(rows: Iterable[_Row], there: Container[_Prompt] = ()) -> int:
+def _positions(rows: Iterable[_Row], there: Container[int] = ()) -> int:
     """Return how many positions rows add where some prompts are there already."""
-    prompts = {row.before: len(row.prompt) for row in rows if row.before not in there}
-    return sum(prompts.values()) + sum(len(row.own) for row in rows)
+    prompts = {row.prompt: len(row.credit.sequence.prompt_ids) for row in rows if row.prompt not in there}
+    return sum(prompts.values()) + _own_positions(rows)
+
+
+def _own_positions(rows: Iterable[_Row]) -> int:
+    return sum(len(row.credit.sequence.token_ids) - 1 for row in rows)
 
 
 def _split(units: Sequence[Sequence[_Row]], budget: int, ranks: int) -> list[list[_Row]]:
@@ -201,20 +204,20 @@ def _split(units: Sequence[Sequence[_Row]], budget: int, ranks: int) -> list[lis
 
 def _within_budget(units: Sequence[Sequence[_Row]], budget: int) -> list[list[_Row]]:
     """Split rows within the budget, prompts kept together, longest first, so that memory peaks at the start."""
-    longest: dict[_Prompt, int] = {}
+    longest: dict[int, int] = {}
     for unit in units:
-        longest[unit[0].before] = max(longest.get(unit[0].before, 0), _positions(unit))
+        longest[unit[0].prompt] = max(longest.get(unit[0].prompt, 0), _positions(unit))
     parts: list[list[_Row]] = []
-    prompts: set[_Prompt] = set()
+    prompts: set[int] = set()
     left = 0
-    for unit in sorted(units, key=lambda u: (-longest[u[0].before], u[0].before, -sum(len(r.own) for r in u))):
+    for unit in sorted(units, key=lambda u: (-longest[u[0].prompt], u[0].prompt, -_own_positions(u))):
         cost = _positions(unit, prompts)
         if not parts or cost > left:
             parts.append([])
             left, cost, prompts = budget, _positions(unit), set()
         parts[-1] += unit
         left -= cost
-        prompts |= {row.before for row in unit}
+        prompts |= {row.prompt for row in unit}
     return parts
 
 
@@ -239,12 +242,14 @@ class _Segments:
 
 
 def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
-    prompts = {before: i for i, before in enumerate(dict.fromkeys(r.before for r in rows))}
-    rows = sorted(rows, key=lambda r: prompts[r.before])
+    by_prompt: dict[int, list[_Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt, []).append(row)
+    rows = [row for members in by_prompt.values() for row in members]
     segments = _Segments()
     position: list[Tensor] = []
-    for (prompt, _), members in groupby(rows, key=lambda r: r.before):
-        position += _add_prompt(segments, torch.tensor(prompt), [row.own for row in members])
+    for first, *others in by_prompt.values():
+        position += _add_prompt(segments, first.credit.sequence.prompt_ids, [row.own for row in (first, *others)])
     sequences = [r.credit.sequence for r in rows]
     counts = torch.tensor([s.n_sampled for s in sequences])
     return MicroBatch(
