@@ -16,11 +16,13 @@ from drpo.environments.games import Guess
 from drpo.environments.repair import Repair
 from drpo.errors import InputError
 from drpo.rewards import in_process
+from drpo.train.loop import train
+from drpo.train.records import METRICS, read_records
 from drpo.types import Failure, Problem, Sampling
 from drpo.types.environment import Observation, StepResult, Turn
 from support.environments import TEMPLATE, Chat, talkative
-from support.naughty_environments import CONTROL, FINE, FORGED, LIES, Naughty
-from support.worlds import tiny_run
+from support.naughty_environments import CONTROL, FINE, FORGED, LIES, Hostile, Naughty
+from support.worlds import Letters, tiny_run
 
 DEADLINE = 1.0
 OUTCOMES = {
@@ -231,6 +233,18 @@ def test_a_maker_that_processes_cannot_import_is_refused(pool):
         pool.open(problems(1, f=lambda: 0))
     with pytest.raises(InputError, match=r"^environment_pool\.processes=0: must be at least 1"):
         EnvironmentConfig(processes=0)
+
+
+def test_a_run_counts_what_environments_do_wrong_and_ends_normally(tmp_path):
+    changes = {"prompts": 4, "sampling.samples": 2, "sampling.max_new_tokens": 4, "steps": 2, "eval_problems": 2}
+    run = tiny_run(task=Letters(), environment=Hostile(3), async_steps=1, overlap=True, **changes)
+    components = talkative(run, TEMPLATE)
+    always = frozenset(range(257))  # no turn ends for want of tokens
+    train(run, tmp_path, components=replace(components, driver=replace(components.driver, stop=always)))
+    steps = read_records(tmp_path / METRICS)
+    expected = {"environment_failed": 6, "reward_failed": 6, "reward_raised": 2, "reward_died": 2}
+    expected |= {"reward_not_a_number": 2, "reward_timed_out": 0, "turns_max": 3}
+    assert len(steps) == 2 and all({name: m[name] for name in expected} == expected for m in steps)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +152,13 @@ class Naughty:
         if "open" in problem.data:
             obey(problem.data["open"])
         return (Waiting if self.waits else Episode)(problem, seed)
+
+
+@dataclass(frozen=True)
+class Hostile(Naughty):
+    """Of a rollout's four problems, three come to grief in their second turn."""
+
+    def open(self, problem: Problem, seed: int) -> Episode:
+        deeds = {"1": "raise", "2": "kill -9", "3": "fake system"}
+        deed = None if problem.id.startswith("held-out") else deeds.get(problem.id.partition("-")[2])
+        return super().open(replace(problem, data={"second": deed} if deed else {}), seed)

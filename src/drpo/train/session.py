@@ -139,8 +139,8 @@ class Session:
         self._ranks.barrier()
         self._idle = trailing(read_records(self.folder / METRICS))
         self._stack.callback(self.components.driver.engine.close)
-        self._stack.enter_context(self.rollouts)
         self._start_processes()
+        self._stack.enter_context(self.rollouts)  # whose thread ends before the processes that it uses
         self._stack.enter_context(self._stop)
         self.callback.started(self.run, self.folder, self._done.step)
         if (warning := caution(self.run.objective.loss)) is not None:
