@@ -28,6 +28,13 @@ REGISTRY: Registry[Task] = Registry(
         "word_game": "drpo.environments.games:WordGame",
         "lookup": "drpo.environments.lookup:Lookup",
         "repair": "drpo.environments.repair:Repair",
+        # Environments of other libraries, which are optional.
+        "gem": "drpo.environments.libraries.gem:Gem",
+        "textarena": "drpo.environments.libraries.textarena:TextArena",
+        "skyrl_gym": "drpo.environments.libraries.skyrl_gym:SkyrlGym",
+        "trl_environment": "drpo.environments.libraries.trl:TrlEnvironment",
+        "openenv": "drpo.environments.libraries.openenv:OpenEnv",
+        "verifiers": "drpo.environments.libraries.verifiers:Verifiers",
     },
 )
 
