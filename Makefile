@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 DOCS   := .venv-docs
 
-.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
+.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-browser  those that open pages in a headless Chromium (apt-get install chromium)"
 	@echo "make test-vllm  those that need vLLM, in an environment of their own ($(VLLM))"
 	@echo "make test-adapters  those of drpo inside TRL, verl, SkyRL and others, in environments of their own (.adapters)"
+	@echo "make test-envs  those of environments of GEM, TextArena, skyrl-gym, TRL, OpenEnv and verifiers, in environments of their own"
 	@echo "make parity     put what test-adapters measured into docs/frameworks.md"
 	@echo "make lab        the exact problems, and the stability benchmark on a tiny transformer, with its maps (minutes)"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
@@ -45,7 +46,7 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters and not browser"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm and not gpu and not interpreted and not adapters and not envs and not browser"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests
@@ -74,7 +75,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt benchmarks/peers/vllm.txt
 test-vllm: setup-vllm
 	$(VLLM)/bin/python -m pytest -m vllm tests
 
-# Each framework in an environment of its own: what it requires; the framework itself without it, where not all of that
+# Each framework, or library of environments, in an environment of its own: what it requires; the framework itself without it, where not all of that
 # can be had on a CPU (NAME.bare.txt); then drpo.
 .adapters/%/.ready: tests/adapters/environments/%.txt constraints.txt
 	@echo "== making $(@D) and installing into it (once; minutes)"
@@ -128,6 +129,12 @@ test-others: .adapters/others/.ready $(OPENRLHF_OLDER:%=.adapters/openrlhf-%/.re
 	for version in $(OPENRLHF_OLDER); do \
 	    PYTHONPATH=.adapters/openrlhf-$$version .adapters/others/bin/python $(IN_FRAMEWORK) tests/adapters/test_openrlhf.py || exit 1; \
 	done
+
+test-envs: .adapters/gyms/.ready .adapters/openenv/.ready .adapters/verifiers/.ready .adapters/trl/.ready
+	.adapters/gyms/bin/python -m pytest -rs -m envs tests/envs/test_gyms.py
+	.adapters/openenv/bin/python -m pytest -rs -m envs tests/envs/test_openenv.py
+	.adapters/verifiers/bin/python -m pytest -rs -m envs tests/envs/test_verifiers.py
+	.adapters/trl/bin/python -m pytest -rs -m envs tests/envs/test_trl_environments.py
 
 parity: setup
 	$(BIN)/python -m tests.adapters.parity

@@ -14,6 +14,8 @@ MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is No
 collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]
 if find_spec("verifiers") is None:
     collect_ignore.append("src/drpo/environments/libraries/verifiers_bridge.py")
-collect_ignore += [f"tests/envs/{file}.py" for file in ("openenv_counter", "verifiers_sums")]  # imported by tests alone
+collect_ignore += [
+    f"tests/envs/{file}.py" for file in ("openenv_counter", "verifiers_boxed", "verifiers_riddles", "verifiers_sums")
+]  # imported by tests alone
 collect_ignore_glob = [f"tests/adapters/{file}_*.py" for file in MISSING]
 collect_ignore.append("tests/adapters/tinker_server.py")  # a script, for the environment of its tests

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from drpo.spec import format_spec, parse_spec
 from drpo.tasks import REGISTRY
 from drpo.types import Problem
 from drpo.types.environment import StepResult, Turn
+from envs.training import ten_steps
 
 pytestmark = pytest.mark.envs
 for library in ("gem", "textarena", "skyrl_gym"):
@@ -71,7 +73,7 @@ def test_an_episode_is_a_function_of_its_problem_and_its_turns(spec: str) -> Non
 @pytest.mark.parametrize("spec", GAMES)
 def test_evaluation_has_seeds_of_its_own_and_a_spec_gives_the_task_back(spec: str) -> None:
     task = parse_spec(spec, REGISTRY)
-    assert format_spec(task, REGISTRY) == spec and pickle.loads(pickle.dumps(task)) == task
+    assert parse_spec(format_spec(task, REGISTRY), REGISTRY) == task == pickle.loads(pickle.dumps(task))
     drawn, aside = task.sample(20, step=0, seed=0), task.held_out(20)
     assert drawn == task.sample(20, step=0, seed=0) and len({p.data["seed"] for p in drawn}) == 20
     assert not {p.data["seed"] for p in drawn} & {p.data["seed"] for p in aside}
@@ -135,3 +137,8 @@ def test_what_is_wrong_is_said_in_one_line(spec: str, message: str, monkeypatch:
     with pytest.raises(InputError, match=message) as raised:
         parse_spec(spec, REGISTRY)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("spec", ["gem('game:Game2048-v0-easy', turns=4)", "textarena('Bandit-v0', turns=4)"])
+def test_ten_steps_of_training(spec: str, tmp_path: Path) -> None:
+    ten_steps(parse_spec(spec, REGISTRY), tmp_path)

@@ -1,6 +1,7 @@
 """Environments of OpenEnv as tasks, without its server (`make test-envs`)."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from drpo.errors import InputError
 from drpo.spec import parse_spec
 from drpo.tasks import REGISTRY
 from drpo.types.environment import StepResult, Turn
+from envs.training import ten_steps
 
 pytestmark = pytest.mark.envs
 pytest.importorskip("openenv")
@@ -68,3 +70,8 @@ def test_what_is_wrong_is_said_in_one_line(arguments: str, message: str) -> None
     with pytest.raises(InputError, match=message) as raised:
         parse_spec(f"openenv({arguments})", REGISTRY)
     assert "\n" not in str(raised.value)
+
+
+def test_ten_steps_of_training(tmp_path: Path) -> None:
+    task = OpenEnv(COUNTER, turns=4, render="envs.openenv_counter:shown", parse="envs.openenv_counter:read")
+    ten_steps(task, tmp_path)

@@ -1,4 +1,6 @@
-"""A taskset as a user of verifiers writes it: sums, with a calculator as a tool."""
+"""A taskset as a user of verifiers writes it: sums, with an adder as a tool."""
+
+from collections.abc import Iterator
 
 import verifiers.v1 as vf
 
@@ -7,7 +9,11 @@ class SumData(vf.TaskData):
     answer: int
 
 
-class Adder(vf.Toolset[vf.ToolsetConfig, vf.State]):
+class SumConfig(vf.TasksetConfig):
+    pass
+
+
+class Adder(vf.Toolset[vf.SharedToolsetConfig, vf.State]):
     @vf.tool
     async def add(self, a: int, b: int) -> str:
         """Add two numbers."""
@@ -15,19 +21,19 @@ class Adder(vf.Toolset[vf.ToolsetConfig, vf.State]):
 
 
 class SumTask(vf.Task[SumData, vf.State, vf.TaskConfig]):
-    @classmethod
-    def toolsets(cls, config):
-        return [Adder(vf.ToolsetConfig())]
-
     @vf.reward
-    async def right(self, task, trace) -> float:
+    async def right(self, task: SumData, trace: vf.Trace) -> float:
         return float(str(task.answer) in (trace.last_reply or ""))
 
 
-class SumTaskset(vf.Taskset[SumTask, vf.TasksetConfig]):
-    def load(self):
+class SumTaskset(vf.Taskset[SumTask, SumConfig]):
+    def load(self) -> Iterator[SumTask]:
         for i in range(10):
             yield SumTask(SumData(prompt=f"What is {i} + 5?", answer=i + 5), self.config.task)
+
+    @classmethod
+    def toolsets(cls, config: SumConfig) -> list[vf.Toolset]:
+        return [Adder(vf.SharedToolsetConfig())]
 
 
 __all__ = ["SumTaskset"]

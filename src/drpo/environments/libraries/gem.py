@@ -22,7 +22,7 @@ class Gem(SeededTask):
         arguments: of the environment: {"max_number": 5}.
 
     Raises:
-        InputError: GEM is not installed, an unknown id, a value out of its range, or an environment that does not start.
+        InputError: GEM is not installed, an unknown id, a value out of its range, an environment that does not start.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -30,7 +30,9 @@ class Gem(SeededTask):
     def __post_init__(self) -> None:
         known = self._registered()
         if self.name not in known:
-            raise InputError(f"gem: unknown environment {self.name!r}{suggestion(self.name, known, 'gem.print_envs()')}")
+            raise InputError(
+                f"gem: unknown environment {self.name!r}{suggestion(self.name, known, 'gem.print_envs()')}"
+            )
         self.require()
 
     @property

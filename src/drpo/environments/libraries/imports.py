@@ -23,10 +23,10 @@ def library(name: str, task: str, install: str) -> ModuleType:
         InputError: it cannot be imported.
 
     Example:
-        >>> library("no_such_gym", "gym('x')", "no-such-gym")
+        >>> library("no_gym", "gym('x')", "no-gym")
         Traceback (most recent call last):
         ...
-        drpo.errors.InputError: task gym('x') needs no_such_gym: No module named 'no_such_gym'; run pip install no-such-gym
+        drpo.errors.InputError: task gym('x') needs no_gym: No module named 'no_gym'; run pip install no-gym
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -22,10 +22,10 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 class OpenEnv(SeededTask):
     """An environment of OpenEnv by its class: `openenv('my_envs:Echo')`.
 
-    The model reads an observation's own fields: a text alone where there is one field, else JSON. It writes the value of
-    the action's one field as plain text, or the fields as a JSON object, in a fence or not. Two functions may do
-    this otherwise. An action that cannot be read is answered with what is wrong; it earns nothing. `reset` gets the
-    game's seed, and the observations' rewards are the turns'.
+    The model reads an observation's own fields: a text alone where there is one field, else JSON. It writes the value
+    of the action's one required field as plain text, or its fields as a JSON object, in a fence or not. `render` and
+    `parse` name functions that do it otherwise. An action that cannot be read is answered with what is wrong, and earns
+    nothing. `reset` gets the problem's seed; the observations' rewards are those of the turns.
 
     Args:
         name: the class, as `module:Class`; it is made without arguments.
@@ -37,8 +37,8 @@ class OpenEnv(SeededTask):
         parse: text -> action, as `module:function`; a ValueError tells what is wrong; None is the rule above.
 
     Raises:
-        InputError: OpenEnv is not installed, something that cannot be imported, a value out of its range, an environment
-            that does not start.
+        InputError: OpenEnv is not installed, something that cannot be imported, a value out of its range, an
+            environment that does not start.
     """
 
     action: str | None = None

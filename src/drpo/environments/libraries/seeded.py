@@ -140,7 +140,7 @@ class SeededTask:
         return [self._problem(f"held-out-{i}", 2 * i + 1) for i in range(min(n, HELD_OUT))]
 
     def open(self, problem: Problem, seed: int) -> Environment:
-        """Return the episode of a game, which the problem's own seed decides: evaluation plays the same in every run."""
+        """Return the episode of a game. Its problem's own seed decides it, so evaluation is the same in every run."""
         return GameEpisode(self.game, problem.data["seed"], self.system)
 
     def require(self) -> None:

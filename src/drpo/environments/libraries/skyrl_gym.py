@@ -20,8 +20,8 @@ from drpo.types.problem import Message
 class SkyrlGym(RowsTask):
     """An environment of skyrl-gym: `skyrl_gym('gsm8k_multi_turn', "records('gsm8k.jsonl', 'question', 'answer')")`.
 
-    The environment gets what SkyRL gives it: the row's messages, its data, and its answer as `reward_spec.ground_truth`.
-    It earns the rewards.
+    The environment gets what SkyRL gives it: the row's messages and data, and its answer as `reward_spec.ground_truth`.
+    Its rewards are those of the turns.
 
     Args:
         environment: its id.

@@ -23,7 +23,7 @@ class TextArena(SeededTask):
         arguments: of the game: {"max_number": 5}.
 
     Raises:
-        InputError: TextArena is not installed, an unknown game, a value out of its range, or a game that does not start:
+        InputError: TextArena is not installed, an unknown game, a value out of its range, a game that does not start:
             it is for more players, or needs a file that the package does not have.
     """
 

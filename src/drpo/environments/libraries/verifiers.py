@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -33,9 +34,9 @@ class Verifiers:
     """A taskset of verifiers 0.4 by its id: `verifiers('my_taskset')`.
 
     Its environment plays each episode as it does under verifiers: users, tools, stops and scores are its own; the turns
-    are sampled here. It runs in this process, in verifiers' local runtime: tasksets that need a container are refused.
-    Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. An episode of several agents, or one that
-    rewrites what was said, fails: its tokens would not be those that were sampled.
+    are sampled here. It runs in verifiers' local runtime: tasksets that need a container are refused. Calls are read as
+    `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. An episode with a second conversation, or one in which
+    something that was said is rewritten, fails: what it would train on is not what was sampled.
 
     Args:
         taskset: its id, the name of an importable module.
@@ -45,7 +46,8 @@ class Verifiers:
         holdout: the first so many tasks are for evaluation, of a finite taskset half of them at most.
 
     Raises:
-        InputError: verifiers is not installed, a taskset that cannot be loaded or has no tasks, a value out of its range.
+        InputError: verifiers is not installed, a taskset that cannot be loaded or needs a container, a value out of its
+            range.
     """
 
     taskset: str
@@ -139,8 +141,12 @@ class _Loaded:
     def serving(self) -> Any:
         """The taskset with its servers, which end with this process."""
         wait_for(self._taskset.start())
-        atexit.register(lambda: asyncio.run_coroutine_threadsafe(self._taskset.stop(), event_loop()).result(10))
+        atexit.register(self._end)
         return self._taskset
+
+    def _end(self) -> None:
+        with suppress(Exception):  # threads can no longer be started: a folder of verifiers' may stay
+            asyncio.run_coroutine_threadsafe(self._taskset.stop(), event_loop()).result(timeout=10)
 
 
 @lru_cache(maxsize=8)
@@ -185,7 +191,7 @@ class _Episode:
         self._playing = asyncio.run_coroutine_threadsafe(serving.play(self._task, self._conversation), event_loop())
         asked = self._conversation.asked.get()
         if isinstance(asked, self._loaded.bridge.Over):
-            raise RuntimeError(asked.error or "the episode ended before the model was asked")
+            raise RuntimeError(one_line(asked.error or "the episode ended before the model was asked")[:300])
         self._heard = [_as_message(m) for m in asked.messages]
         self._tools = bool(asked.tools)
         return Observation(tuple(self._heard), tuple(asked.tools))
@@ -193,15 +199,17 @@ class _Episode:
     def step(self, turn: Turn) -> StepResult:
         read = read_calls(turn.text) if self._tools else []
         calls = [call for call in read if isinstance(call, Call)]
-        said = self._loaded.bridge.Answer(turn.text, [(c.name, c.arguments) for c in calls], turn.finish_reason == "length")
+        said = self._loaded.bridge.Answer(
+            turn.text, [(c.name, c.arguments) for c in calls], turn.finish_reason == "length"
+        )
         event_loop().call_soon_threadsafe(self._conversation.answers.put_nowait, said)
         asked = self._conversation.asked.get()
-        told = {"calls": tuple(c.as_message for c in calls), "failed_calls": len(read) - len(calls)}
+        told, failed = tuple(c.as_message for c in calls), len(read) - len(calls)
         if not isinstance(asked, self._loaded.bridge.Over):
-            return StepResult(self._news(asked, turn), **told)
+            return StepResult(self._news(asked, turn), calls=told, failed_calls=failed)
         if asked.error is not None:
-            raise RuntimeError(asked.error)
-        return StepResult(reward=asked.reward, done=True, **told)
+            raise RuntimeError(one_line(asked.error)[:300])
+        return StepResult(reward=asked.reward, done=True, calls=told, failed_calls=failed)
 
     def _news(self, asked: Any, turn: Turn) -> tuple[Message, ...]:
         """The messages behind the model's turn.

@@ -1,8 +1,8 @@
 """Plays episodes of verifiers with turns that come from elsewhere. Imported only where verifiers is installed.
 
-verifiers runs an episode as a program: its environment drives a harness, which asks a model over and over. Here the model
-is a `Conversation`: what the harness asks is handed to whoever waits for it, and the answer is waited for. So verifiers
-never sees a token and none is encoded again; its tools, stops, users and scores run unchanged.
+verifiers runs an episode as a program: its environment drives a harness, which asks a model over and over. Here the
+model is a `Conversation`: what the harness asks is handed to whoever waits for it, and the answer is waited for. So
+verifiers never sees a token, and none is encoded again; its tools, stops, users and scores run unchanged.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Conversation:
         self.asked.put(over)
 
 
-class TurnClient(vf.Client):
+class TurnClient(vf.Client):  # type: ignore[misc]
     """The model of all conversations."""
 
     async def get_response(
@@ -108,12 +108,12 @@ def _function(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     return {"name": name, "arguments": json.dumps(dict(arguments))}
 
 
-class TurnHarnessConfig(vf.HarnessConfig):
+class TurnHarnessConfig(vf.HarnessConfig):  # type: ignore[misc]
     """No more than verifiers' own fields."""
 
 
-class TurnHarness(vf.Harness[TurnHarnessConfig]):
-    """The loop of verifiers' `null` harness, in this process: ask, call the tools, ask again, until there is no call."""
+class TurnHarness(vf.Harness[TurnHarnessConfig]):  # type: ignore[misc]
+    """The loop of verifiers' `null` harness, in this process: ask, call the tools, ask again until there is no call."""
 
     APPENDS_SYSTEM_PROMPT = True
     SUPPORTS_MCP = True
@@ -127,7 +127,9 @@ class TurnHarness(vf.Harness[TurnHarnessConfig]):
         """Run one segment of the conversation; see `Harness.launch`."""
         system, prompt = self.resolve_prompt(data)
         messages: list[Any] = [] if system is None else [{"role": "system", "content": system}]
-        messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(message_to_wire, prompt or ())
+        messages += (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(message_to_wire, prompt or ())
+        )
         config = {"mcpServers": {n: {"url": u, "timeout": self.config.tool_timeout} for n, u in mcp_urls.items()}}
         async with AsyncExitStack() as stack, httpx.AsyncClient(timeout=None) as http:
             tools, dispatch, servers = await connect_mcp(config, stack)
@@ -147,7 +149,6 @@ class TurnHarness(vf.Harness[TurnHarnessConfig]):
                     if name in dispatch:
                         text = await call_mcp(servers, dispatch, name, json.loads(call["function"]["arguments"]))
                     messages.append({"role": "tool", "tool_call_id": call["id"], "name": name, "content": text})
-
 
 
 def _resolve_client(config: Any) -> vf.Client:
@@ -175,7 +176,9 @@ class Taskset:
         read = resolve_env_config({"id": env, "taskset": {"id": id, **config}})
         local = vf.SubprocessConfig()
         seats = {
-            name: seat.model_copy(update={"harness": TurnHarnessConfig(id=HARNESS), "max_turns": turns, "runtime": local})
+            name: seat.model_copy(
+                update={"harness": TurnHarnessConfig(id=HARNESS), "max_turns": turns, "runtime": local}
+            )
             for name, seat in agent_config_fields(read).items()
         }
         self._environment = load_environment(read.model_copy(update=seats))
