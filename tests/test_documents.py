@@ -27,6 +27,7 @@ from drpo.cli.compare import planned
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
 from drpo.environments.tools import ToolEpisode
+from drpo.errors import InputError
 from drpo.lab.trial_result import save_results
 from drpo.recipes import find
 from drpo.recipes.addition import demo
@@ -45,6 +46,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 OF_FRAMEWORKS = ROOT / "docs" / "frameworks"  # their Python is run where the framework is: tests/adapters/pages.py
 OWN = {
     "mine": ("guides/own_objective", 0),
+    "my_envs": ("bringing_environments", 0),
     "my_rewards": ("guides/own_reward", 0),
     "my_tasks": ("guides/own_task", 0),
     "my_tools": ("agents", 0),
@@ -185,6 +187,10 @@ def own_module(arguments: Sequence[str]) -> str | None:
     return next((module for module in OWN for word in words if re.search(rf"\b{module}:", word)), None)
 
 
+LIBRARIES = {"textarena(": "textarena", "gem(": "gem", "skyrl_gym(": "skyrl_gym"}
+"""Tasks of optional libraries -> the library."""
+
+
 SHORT = ("train", "smoke", "--steps", "2")
 
 
@@ -239,6 +245,10 @@ def test_drpo_commands(
     asked, *rest = shlex.split(line)
     others = {"train": TrainOptions, "doctor": DoctorOptions}
     make_what_it_reads([asked, *rest], kept)
+    if any(word.startswith(task) and find_spec(LIBRARIES[task]) is None for task in LIBRARIES for word in rest):
+        with pytest.raises(InputError, match="run pip install"):
+            overridden(find(rest[0]), rest[1:], "drpo", others[asked])
+        return
     if asked in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])
         assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)

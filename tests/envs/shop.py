@@ -1,12 +1,6 @@
 """Classes as users of TRL write them for `environment_factory`."""
 
-from dataclasses import replace
 from typing import Any
-
-from drpo.environments.contract import Environment
-from drpo.environments.libraries.trl import TrlEnvironment
-from drpo.types import Problem
-from drpo.types.environment import Observation, StepResult, Turn
 
 
 class Shop:
@@ -64,25 +58,3 @@ class Undocumented(NoTool):
 class Broken(Shop):
     def __init__(self) -> None:
         raise OSError("the shop\nis closed")
-
-
-class Calling(TrlEnvironment):
-    """The environment of a model that knows nothing of calls: every other text of its turns is read as one."""
-
-    def open(self, problem: Problem, seed: int) -> Environment:
-        return _Calls(super().open(problem, seed))
-
-
-class _Calls:
-    def __init__(self, inner: Environment) -> None:
-        self._inner = inner
-
-    def reset(self) -> Observation:
-        return self._inner.reset()
-
-    def step(self, turn: Turn) -> StepResult:
-        call = '<tool_call>{"name": "buy", "arguments": {"what": "tea"}}</tool_call>'
-        return self._inner.step(replace(turn, text=call if len(turn.text) % 2 else "No."))
-
-    def close(self) -> None:
-        self._inner.close()

@@ -15,6 +15,7 @@ from drpo.spec import format_spec, parse_spec
 from drpo.tasks import REGISTRY
 from drpo.types import Problem
 from drpo.types.environment import StepResult, Turn
+from envs.players import Guessing
 from envs.training import ten_steps
 
 pytestmark = pytest.mark.envs
@@ -124,7 +125,7 @@ def test_skyrl_gym_plays_the_rows_of_a_task() -> None:
         ("gem('game:GuessTheNumber-v1-easy')", "did you mean 'game:GuessTheNumber-v0-easy'"),
         ("gem('x')", r"unknown environment 'x'; gem.print_envs\(\) lists"),
         ("gem('game:GuessTheNumber-v0-easy', turns=0)", "turns=0 must be an integer from 1 to 1024"),
-        ("gem('qa:HotpotQA')", "the game of seed 0 does not start"),
+        ("gem('game:Wordle-v0-easy')", "the game of seed 0 does not start: .*words"),
         ("textarena('Go-Fish')", r"unknown game 'Go-Fish'; textarena.pprint_registry_detailed\(\) lists"),
         ("textarena('TicTacToe-v0')", "does not start: The number of players has to be 2"),
         ("textarena('GuessTheNumber-v0', arguments={'lowest': 1})", "unexpected keyword argument 'lowest'"),
@@ -139,6 +140,13 @@ def test_what_is_wrong_is_said_in_one_line(spec: str, message: str, monkeypatch:
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
 
 
-@pytest.mark.parametrize("spec", ["gem('game:Game2048-v0-easy', turns=4)", "textarena('Bandit-v0', turns=4)"])
-def test_ten_steps_of_training(spec: str, tmp_path: Path) -> None:
-    ten_steps(parse_spec(spec, REGISTRY), tmp_path)
+@pytest.mark.parametrize(
+    "task",
+    [
+        Guessing("game:GuessTheNumber-v0-easy"),
+        TextArena("Bandit-v0", turns=4),
+        SkyrlGym("gsm8k_multi_turn", "addition", 3),
+    ],
+)
+def test_ten_steps_of_training(task: EnvironmentTask, tmp_path: Path) -> None:
+    ten_steps(task, tmp_path)

@@ -13,7 +13,8 @@ from drpo.spec import format_spec, parse_spec
 from drpo.tasks import REGISTRY, Addition
 from drpo.types import Problem
 from drpo.types.environment import StepResult, Turn
-from envs.shop import Calling, Shop
+from envs.players import Buying
+from envs.shop import Shop
 from envs.training import ten_steps
 
 
@@ -135,5 +136,5 @@ def test_trl_offers_the_same_tools_and_the_same_prompt(tmp_path: Path, monkeypat
 
 @pytest.mark.envs
 def test_ten_steps_of_training(tmp_path: Path) -> None:
-    steps = ten_steps(Calling("envs.shop:Shop", "addition", turns=3), tmp_path)
+    steps = ten_steps(Buying("envs.shop:Shop", "addition", turns=3), tmp_path)
     assert all(f["calls"] > 0 for f in steps) and max(f["reward_mean"] for f in steps) > 0

@@ -79,15 +79,13 @@ def test_an_environment_plays_the_user_and_an_endless_taskset_goes_on() -> None:
     assert first.messages == ({"role": "user", "content": "lower"},) and second == StepResult(reward=1.0, done=True)
 
 
-@pytest.mark.parametrize("number", ["1", "2", "4"])
-def test_an_episode_that_cannot_be_trained_on_fails_in_one_line(number: str) -> None:
-    task = Verifiers("verifiers_riddles", config={"fault": int(number)})
-    messages = {
-        "1": "rewrote the conversation",
-        "2": "rewrote the conversation|without a new message",
-        "4": "no riddle today",
-    }
-    with pytest.raises(RuntimeError, match=messages[number]) as raised:
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("answer", "rewrote the conversation"), ("second", "rewrote the conversation"), ("raise", "no riddle today")],
+)
+def test_an_episode_that_cannot_be_trained_on_fails_in_one_line(fault: str, message: str) -> None:
+    task = Verifiers("verifiers_riddles", config={"fault": fault})
+    with pytest.raises(RuntimeError, match=message) as raised:
         play(task, task.held_out(1)[0], "5", "5")
     assert "\n" not in str(raised.value)
 

@@ -1,5 +1,6 @@
 """Optional libraries."""
 
+import dataclasses
 import difflib
 import importlib
 import logging
@@ -37,6 +38,11 @@ def library(name: str, task: str, install: str) -> ModuleType:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def made_anew(task: Any) -> tuple[type[Any], tuple[Any, ...]]:
+    """Return what `__reduce__` of a task returns, a dataclass, so that it is unpickled by its constructor."""
+    return type(task), tuple(getattr(task, f.name) for f in dataclasses.fields(task))
 
 
 def environment_class(spec: str, task: str) -> type[Any]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from drpo.environments.libraries.imports import made_anew
 from drpo.errors import InputError
 from drpo.rewards import Reward
 from drpo.spec import parse_spec
@@ -27,6 +28,10 @@ class RowsTask:
     rows: str
     turns: int = 8
     who: ClassVar[str] = "task"
+
+    def __reduce__(self) -> Any:
+        """As of all tasks of libraries."""
+        return made_anew(self)
 
     @cached_property
     def rows_task(self) -> Task:

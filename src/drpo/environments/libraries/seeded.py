@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from drpo.environments.contract import Environment
+from drpo.environments.libraries.imports import made_anew
 from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError, one_line
 from drpo.rewards import Reward
@@ -110,6 +111,10 @@ class SeededTask:
     turns: int = 32
     system: str | None = None
     hidden_state: ClassVar[bool] = True
+
+    def __reduce__(self) -> Any:
+        """A worker process makes the task anew, so that it imports the library before an episode's time counts."""
+        return made_anew(self)
 
     def game(self) -> Game:
         """Return a new game, not yet started."""

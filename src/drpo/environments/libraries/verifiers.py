@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from drpo.environments.calls import Call, read_calls
 from drpo.environments.contract import Environment
-from drpo.environments.libraries.imports import library
+from drpo.environments.libraries.imports import library, made_anew
 from drpo.environments.libraries.loop import event_loop, wait_for
 from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError, one_line
@@ -69,6 +69,10 @@ class Verifiers:
             raise InputError(f"{self.who}: cannot be loaded: {one_line(error)[:300]}") from None
         if needs_container:
             raise InputError(f"{self.who}: its tasks need a container, which drpo does not start")
+
+    def __reduce__(self) -> Any:
+        """As of all tasks of libraries."""
+        return made_anew(self)
 
     @property
     def who(self) -> str:
