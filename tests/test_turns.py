@@ -29,7 +29,7 @@ from drpo.train.config import configure
 from drpo.train.log import trained_records
 from drpo.train.score import score
 from drpo.train.setup import build
-from drpo.train.step import balance_micro_batches
+from drpo.train.step import balance_micro_batches, per_sequence
 from drpo.types import (
     Batch,
     Episode,
@@ -202,16 +202,20 @@ def test_what_the_engine_sampled_is_trained_once_and_nothing_else(world: World, 
 
 
 def test_a_branch_has_the_log_probabilities_of_a_plain_pass_over_it(world: World) -> None:
-    """Packed with its group, at every turn; and a record of each row has its own."""
+    """Packed with its group, at every turn; a record of each row has its own, and so have values row by row."""
     model, _ = tiny(STOPS)
     batch = world.batch(micro_batch_tokens=10_000, sequence="row")
-    _, stats = gradients(policy_of(model), batch)
+    policy = policy_of(model)
+    _, stats = gradients(policy, batch)
+    with torch.no_grad():
+        values = per_sequence(policy, world.groups, lambda micro: policy(micro)[0], micro_batch_tokens=150)
     assert (ratio(stats.tokens) - 1).abs().max() < 1e-5
     records = trained_records([batch], [stats])
     for i, s in enumerate(c.sequence for c in batch.credits):
         wanted = plain_logp(model, s).detach()
         torch.testing.assert_close(stats.tokens.logp[stats.row == i], wanted, rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.tensor(records[s]["logp"]), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(values[i], wanted, rtol=0, atol=1e-5)
 
 
 def test_environment_tokens_have_no_gradient_whatever_they_are(world: World) -> None:
