@@ -12,6 +12,7 @@ import pytest
 from drpo.doctor import Finding, Size, episodes
 from drpo.doctor.environment import Replay, environment
 from drpo.doctor.recording import RecordingEngine
+from drpo.environments.local import LocalEnvironments
 from drpo.environments.tools import Tools
 from drpo.tasks import Addition
 from drpo.train.config import Run, configure
@@ -31,8 +32,8 @@ def chat_run(**changes: object) -> Run:
     return tiny_run(**{"task": Chat(), "sampling.max_new_tokens": 12, **changes})
 
 
-def findings(run: Run, components: Components | None = None) -> dict[str, Finding]:
-    return {f.check: f for f in episodes.examine(run, components or talkative(run), SIZE)}
+def findings(run: Run, components: Components | None = None, size: Size = SIZE) -> dict[str, Finding]:
+    return {f.check: f for f in episodes.examine(run, components or talkative(run), size)}
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
@@ -145,6 +146,9 @@ def test_templates(template: str, role: str, verdict: str, said: str) -> None:
 
 
 def test_tools_are_called_in_the_script() -> None:
-    run = configure(chat_run(task=Addition()), environment=Tools("support.environments:double"))
-    found = findings(run)
+    tools = Tools("support.environments:double")
+    run = configure(chat_run(task=Addition()), environment=tools)
+    components = talkative(run)
+    here = replace(components.driver, environments=LocalEnvironments(tools))  # starting a process takes seconds
+    found = findings(run, replace(components, driver=here), replace(SIZE, slow_too=False))
     assert found["environment"].verdict == "ok" and found["group"].values["pairs"] == 2

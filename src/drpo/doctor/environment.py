@@ -135,20 +135,20 @@ class SeedsRead:
     """What seeds change in an environment.
 
     Args:
-        matters: episodes of one problem differ from one run's seed to another's.
-        shared: and yet problems that differ in their ids alone have the same episode.
+        matters: the episodes of one seed of the run are not those of another.
+        shared: and yet problems that differ in their ids alone have equal episodes.
     """
 
     matters: bool
     shared: bool
 
     @staticmethod
-    def of(of_seeds: Sequence[Replay], of_ids: Replay) -> "SeedsRead":
-        """Return what episodes say, all of equal turns.
+    def of(one: Replay, other: Replay) -> "SeedsRead":
+        """Return what episodes of two seeds of the run say; they have equal turns, and problems of different ids.
 
         Args:
-            of_seeds: one problem's, for each of some seeds of the run.
-            of_ids: of problems that differ in their ids alone, for one seed.
+            one: of a seed.
+            other: the same, of another.
         """
-        matters = any(r.answers != of_seeds[0].answers for r in of_seeds)
-        return SeedsRead(matters, matters and all(a == of_ids.answers[0] for a in of_ids.answers))
+        matters = one.answers != other.answers
+        return SeedsRead(matters, matters and all(answers == one.answers[0] for answers in one.answers))

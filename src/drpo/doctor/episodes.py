@@ -24,8 +24,8 @@ from drpo.types.environment import Observation, StepResult, Turn
 _REPLAYED = 2
 """Problems whose episodes are played again."""
 
-_SEEDS, _IDS = 4, 16
-"""Seeds of a run, and ids of a problem, that are tried to find out what an environment's hidden state depends on."""
+_IDS = 16
+"""Ids of a problem, for each of two seeds of a run, that show what an environment's hidden state depends on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +121,13 @@ class _Script:
 def _seeds_read(
     run: Run, environments: Environments, tokenizer: PreTrainedTokenizerBase, attempt: _Attempt
 ) -> SeedsRead:
-    one = _Script(tokenizer, [attempt])
-    of_seeds = []
-    for seed in range(_SEEDS):
-        others = environments_of(run.data.task, replace(run, seed=run.seed + 1 + seed))
-        assert others is not None
-        with others:
-            of_seeds.append(replay(others, one.problems, one))
-    problems = [replace(attempt.problem, id=f"doctor-{i}") for i in range(_IDS)]
-    return SeedsRead.of(of_seeds, replay(environments, problems, _Script(tokenizer, [attempt] * _IDS)))
+    script = _Script(tokenizer, [attempt] * _IDS)
+    problems = [replace(problem, id=f"doctor-{i}") for i, problem in enumerate(script.problems)]
+    others = environments_of(run.data.task, replace(run, seed=run.seed + 1))
+    assert others is not None
+    with others:
+        of_another_seed = replay(others, problems, script)
+    return SeedsRead.of(replay(environments, problems, script), of_another_seed)
 
 
 def _exchange(tokenizer: PreTrainedTokenizerBase, played: Replay) -> Exchange:
