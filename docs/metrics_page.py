@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drpo.train.metrics import (
     AUXILIARY_METRICS,
+    BY_TURN_METRICS,
     DIVERGENCE_METRICS,
     PART_METRICS,
     REGION_METRICS,
@@ -42,6 +43,12 @@ PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
         "Trust region",
         "Where the objective has a method `out_of_region`; a region that is not symmetric shows in the two sides.",
         REGION_METRICS,
+    ),
+    (
+        "Tokens by turn",
+        "Of the same tokens, where episodes are in environments; of the turns that there are\n"
+        "([drift by turn](agents.md#drift-by-turn)).",
+        BY_TURN_METRICS,
     ),
     ("Top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
     ("Auxiliary losses", "Over the same tokens.", AUXILIARY_METRICS),

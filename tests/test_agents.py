@@ -2,9 +2,12 @@
 
 import json
 import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +109,22 @@ def chat(run: Run, folder: Path, *callback: object) -> None:
     train(run, folder, *callback, components=talkative(run, TEMPLATE))
 
 
+def figures_by_turn(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the metrics of turns should be, from the log-probabilities of a step's rollouts."""
+    of_turn: dict[int, list[tuple[float, float]]] = {}
+    for record in records:
+        turns = iter([turn for turn, n in enumerate(record["turns"], 1) for _ in range(n)])
+        for row in [record, *record.get("branches", [])]:
+            for mu, pi in zip(row["behavior_logp"], row.get("logp", row["behavior_logp"]), strict=True):
+                turn = next(turns)
+                of_turn.setdefault(turn, []).extend([(mu, pi)] if "logp" in row else [])
+    means = {}
+    for turn, pairs in of_turn.items():
+        mu, pi = np.exp(np.array(pairs)).T
+        means |= {f"prob_diff_mean/turn_{turn}": np.abs(pi - mu).mean(), f"ratio_mean/turn_{turn}": (pi / mu).mean()}
+    return means
+
+
 @pytest.mark.parametrize("role", ["user", "tool"])
 def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, role: str) -> None:
     run = chat_run(task=Chat(role=role), steps=4, async_steps=1, overlap=True, checkpoint_every=2)
@@ -117,7 +136,10 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: P
     figures = read_records(tmp_path / "whole" / METRICS)[-1]
     assert figures["turns_max"] == 3 and (figures["branches"] > 0) == (role == "tool")
     assert figures["reward_mean"] > 0 and figures["grad_norm"] > 0
-    (first, *_) = [r for r in read_records(tmp_path / "whole" / ROLLOUTS) if len(r["turns"]) == 3]
+    rollouts = read_records(tmp_path / "whole" / ROLLOUTS)
+    by_turn = figures_by_turn([r for r in rollouts if r["step"] == 4])
+    assert {k: v for k, v in figures.items() if "/turn_" in k} == pytest.approx(by_turn, rel=1e-4) and len(by_turn) == 6
+    (first, *_) = [r for r in rollouts if len(r["turns"]) == 3]
     assert sum(first["reward_turns"]) == pytest.approx(first["reward"], abs=1e-6)
     assert ("branches" in first) == (role == "tool") and ("sampled" in first) == (role == "user")
 

@@ -9,7 +9,7 @@ from drpo.objectives import caution, radii
 from drpo.report.figures import Plot, band, brief, level, log_axis, look, make_facets, step_axis
 from drpo.terminal import Sheet
 from drpo.train.config import Run
-from drpo.train.metrics import REWARD_PARTS
+from drpo.train.metrics import MOST_TURNS, REWARD_PARTS
 
 Records = Sequence[Mapping[str, Any]]
 Levels = Sequence[tuple[str, float]]
@@ -46,6 +46,13 @@ PANELS = (
         "probability",
         "How far tokens have moved from the sampler.",
         {"prob_diff_p99": "99th percentile", "prob_diff_mean": "mean"},
+        log=True,
+    ),
+    Panel(
+        "|π-μ| by turn",
+        "probability",
+        "Mean over the tokens of each turn of episodes in environments.",
+        {f"prob_diff_mean/turn_{turn}": f"turn {turn}" for turn in range(1, MOST_TURNS + 1)},
         log=True,
     ),
     Panel(

@@ -21,6 +21,7 @@ from drpo.types import (
     ScoredGroup,
     StepStats,
     Tokens,
+    TokenSequence,
     TokenStats,
 )
 
@@ -59,6 +60,15 @@ TURN_METRICS: Mapping[str, str] = {
     "failed_calls": "mean calls of tools in an episode that could not be read or that failed",
     "branches": "mean sequences of an episode besides the first: times that its history had to be rendered anew",
     "environment_failed": "episodes whose environment failed; counted among reward_failed too",
+}
+
+MOST_TURNS = 8
+"""Turns that have figures of their own."""
+
+BY_TURN_METRICS: Mapping[str, str] = {
+    f"{name}/turn_{turn}": f"{meaning} over the tokens of turn {turn}"
+    for name, meaning in (("prob_diff_mean", "mean |pi - mu|"), ("ratio_mean", "mean of r"))
+    for turn in range(1, MOST_TURNS + 1)
 }
 
 PART_METRICS: Mapping[str, str] = {
@@ -293,6 +303,47 @@ def step_metrics(
 
 def _update_metrics(stats: StepStats) -> dict[str, float]:
     return {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate}
+
+
+def metrics_by_turn(
+    groups: Sequence[ScoredGroup], batches: Sequence[Batch], stats: Sequence[StepStats]
+) -> dict[str, float]:
+    """Return the figures of `BY_TURN_METRICS` for the first `MOST_TURNS` turns; none without environments.
+
+    Args:
+        groups: of the rollout.
+        batches: of its updates.
+        stats: of these, in order.
+    """
+    turn_of = {s: turn for g in groups for e in g.episodes if e.played for s, turn in _turns_of(e)}
+    if not turn_of:
+        return {}
+    taken = [(batch, s) for batch, s in zip(batches, stats, strict=True) if s.taken]
+    columns = [_by_row(s) for _, s in taken]
+    rows = [batch.credits[n].sequence for batch, s in taken for n in s.row.unique().tolist()]
+    turn = torch.cat([torch.empty(0), *(turn_of[row] for row in rows)])
+    moved, r = (torch.cat([torch.empty(0), *column]).double() for column in zip(*columns, strict=True))
+    record = {}
+    for number in range(1, MOST_TURNS + 1):
+        of_turn = turn == number
+        if of_turn.any():
+            record[f"prob_diff_mean/turn_{number}"] = float(moved[of_turn].mean())
+            record[f"ratio_mean/turn_{number}"] = float(r[of_turn].mean())
+    return record
+
+
+def _turns_of(episode: Episode) -> list[tuple[TokenSequence, Tensor]]:
+    """Each of an episode's sequences, with the number of each sampled token's turn, from 1."""
+    turns = torch.tensor(episode.turns)
+    number = torch.arange(1, 1 + len(turns)).repeat_interleave(turns)
+    parts = number.split([s.n_sampled for s in episode.sequences])
+    return list(zip(episode.sequences, parts, strict=True))
+
+
+def _by_row(stats: StepStats) -> tuple[Tensor, Tensor]:
+    """|pi - mu| and pi / mu of an update's tokens, row after row."""
+    order = stats.row.argsort(stable=True)
+    return prob_diff(stats.tokens).abs()[order], ratio(stats.tokens)[order]
 
 
 def value_metrics(batches: Sequence[Batch], stats: Sequence[CriticStats]) -> dict[str, float]:
