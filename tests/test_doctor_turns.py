@@ -70,7 +70,9 @@ class OfAnother(RecordingEngine):
     """Reads the end of a conversation alone from the second turn on."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        return super().generate([replace(r, prompt_ids=r.prompt_ids[-6:]) if len(r.key) > 5 else r for r in requests])
+        return super().generate(
+            [replace(r, prompt_ids=r.prompt_ids[-6:], after=None) if len(r.key) > 5 else r for r in requests]
+        )
 
     def turns_of(self, key: object, episode: object) -> list[object]:
         raise AssertionError("the doctor records by itself")
