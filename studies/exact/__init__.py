@@ -1,1 +1,1 @@
-"""Problems small enough to be computed exactly, and what the papers claim held against them."""
+"""Problems that are computed exactly, and the papers' claims compared with the results."""

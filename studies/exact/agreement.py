@@ -1,4 +1,4 @@
-"""Are the exact values right? Beside automatic differentiation, and beside draws by the million."""
+"""Compares the exact gradients with automatic differentiation, and with a million draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ def by_autograd(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor
 
 
 def draw(problem: Bandit, draws: int, seed: int) -> Tensor:
-    """Return which of the K * C * V possible draws came up, [draws] int64."""
+    """Return the indices of the sampled draws, of the K * C * V that are possible, [draws] int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.multinomial(problem.distribution.reshape(-1), draws, replacement=True, generator=generator)
 
@@ -47,7 +47,7 @@ def z_scores(exact: Estimate, sampled: Estimate, draws: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """An objective's exact gradient beside two other ways to it.
+    """An objective's exact gradient, compared with automatic differentiation and with sampling.
 
     Args:
         objective: its spec.
@@ -93,7 +93,7 @@ def agreement(objectives: Sequence[Objective], draws: int = 1_000_000, seed: int
 
 
 def mistaken(draws: int = 1_000_000, seed: int = 0) -> float:
-    """Return the largest |z| of an estimator that forgets the ratio, held against the exact surrogate's gradient."""
+    """Return the largest |z| of an estimator that forgets the ratio, compared with the exact surrogate's gradient."""
     problem, logits = crowd()
     forgetful = by_sampling(CISPO(0.0, 0.0), problem, logits, draw(problem, draws, seed))  # clip(r, 1, 1) = 1
     return float(z_scores(estimate(ImportanceSampling(), problem, logits), forgetful, draws).abs().max())

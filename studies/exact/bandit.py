@@ -24,7 +24,7 @@ from drpo.objectives import TOPK, Objective, Tokens, gradient, needed_divergence
 
 @dataclass(frozen=True, eq=False)
 class Bandit:
-    """What is drawn and what it earns; made by `bandit`, which checks it.
+    """The sampler's distribution and the rewards; `bandit` builds and checks it.
 
     Args:
         behavior_logp: [C, V] log mu, nats, the sampler's; every row a distribution.

@@ -1,4 +1,4 @@
-"""All exact problems in one go, and what each says of the theory."""
+"""Computes all exact problems, and compares the results with the theory."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -49,10 +49,10 @@ PANEL = (
     "penalty('k3', 0.5)",
     "penalty('k1', 0.1)",
 )
-"""What is compared; the first is the unregularised surrogate."""
+"""The objectives that are compared; the first is the unregularised surrogate."""
 
 SAMPLED = ("none", "ppo(0.2, 0.28)", "spo(0.2)", "dppo(0.05, divergence='topk_kl')", "drpo(0.2)", "gspo(0.2, 0.28)")
-"""What is held against a million draws."""
+"""Objectives whose exact gradients are compared with a million draws."""
 
 LEARNERS = (
     "none",
@@ -65,10 +65,10 @@ LEARNERS = (
     "drpo(0.2)",
     "drpo(0.02)",
 )
-"""What learns the long-tailed problems."""
+"""Objectives that are trained on the long-tailed problems."""
 
 STALE = ("none", "ppo(0.2, 0.28)", "cispo(0.2, 0.28)", "dppo(0.15)", "spo(0.2)", "drpo(0.2)")
-"""What learns the noisy tail with fewer updates per rollout as well."""
+"""Objectives that are also trained on the noisy tail with fewer updates per rollout."""
 
 EXPONENTS: dict[str, tuple[float | None, float | None]] = {
     "none": (-1, -1),
@@ -88,7 +88,7 @@ EXPONENTS: dict[str, tuple[float | None, float | None]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One claim and what was found of it.
+    """A claim of the theory, and the computed result.
 
     Args:
         name: in a few words.
@@ -124,7 +124,7 @@ class Theory:
 
 
 def examine(watched: Callable[[Collection[str]], Iterable[str]] = iter) -> Theory:
-    """Compute all of it; about twenty seconds on one core.
+    """Compute all results; about twenty seconds on one core.
 
     Args:
         watched: receives the names of the parts and yields each when it begins, as a progress bar does.
@@ -152,12 +152,12 @@ def examine(watched: Callable[[Collection[str]], Iterable[str]] = iter) -> Theor
 
 
 def parsed(texts: Sequence[str]) -> tuple[Objective, ...]:
-    """The objectives of these specs."""
+    """Return the objectives of these specs."""
     return tuple(parse_spec(text, REGISTRY) for text in texts)
 
 
 def checks(theory: Theory) -> tuple[Check, ...]:
-    """Return what the theory says beside what was found, claim by claim."""
+    """Return every claim of the theory with the computed result."""
     parts = (_of_the_values, _of_one_token, _of_the_variance, _of_the_bias, _of_the_tail)
     return tuple(check for part in parts for check in part(theory))
 

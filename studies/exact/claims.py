@@ -1,4 +1,4 @@
-"""What the papers say of one token's gradient, held against the objectives: fixed points, regions, penalties."""
+"""The papers' claims about one token's gradient, compared with the objectives: fixed points, regions, penalties."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _ROUNDS = 150
 
 
 def lone(pi: Tensor, mu: Tensor, advantage: Tensor) -> Tokens:
-    """Tokens that have nothing to do with each other, from probabilities and advantages, [T] each."""
+    """Return independent tokens from probabilities and advantages, [T] each."""
     n = len(pi)
     return Tokens(pi.log(), mu.log(), advantage, torch.ones(n, dtype=torch.bool), torch.arange(n))
 
@@ -48,7 +48,7 @@ def settle(objective: Objective, mu: Tensor, advantage: Tensor, start: Tensor, s
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Where one token ends.
+    """The fixed point of one token's probability.
 
     Args:
         objective: its spec.
@@ -104,7 +104,7 @@ def fixed_points(mus: Sequence[float] = (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9)) -
 
 @dataclass(frozen=True)
 class Stop:
-    """What becomes of a token of mu = 0.5, A = 1 under an objective that switches off.
+    """Where a token with mu = 0.5 and A = 1 stops, under an objective that masks.
 
     Args:
         objective: its spec.
@@ -120,7 +120,7 @@ class Stop:
 
 
 def stops(switches: Sequence[tuple[Objective, float]]) -> tuple[Stop, ...]:
-    """Return where objectives with a switch stop, given each with its boundary for mu = 0.5 and A = 1."""
+    """Return where objectives that mask stop; each is given with its boundary for mu = 0.5 and A = 1."""
     mu, one = torch.full((1,), 0.5, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     return tuple(
         Stop(
@@ -143,7 +143,7 @@ def _creep(objective: Objective, mu: Tensor, advantage: Tensor, start: Tensor, s
 
 @dataclass(frozen=True)
 class Region:
-    """DRPO's sign change beside DPPO's mask.
+    """DRPO's change of sign, compared with DPPO's mask.
 
     Args:
         cases: combinations of mu, pi, sign of A and delta.
@@ -179,7 +179,7 @@ def same_region(deltas: Sequence[float] = (0.05, 0.15, 0.5)) -> Region:
 
 @dataclass(frozen=True)
 class Penalty:
-    """An objective's expected penalty, in units of |A| / (2 radius), beside the divergence that it is said to be.
+    """An objective's expected penalty, in units of |A| / (2 radius), compared with the paper's divergence.
 
     Args:
         objective: its spec.
@@ -197,7 +197,7 @@ class Penalty:
 
 
 def penalties(distributions: int = 20, vocab_size: int = 50, seed: int = 0) -> tuple[Penalty, ...]:
-    """Return SPO's penalty beside chi-square, and DRPO's beside squared l2, over random pairs of distributions."""
+    """Compare SPO's penalty with chi-square, and DRPO's with squared l2, over random pairs of distributions."""
     generator = torch.Generator().manual_seed(seed)
     results = []
     for objective, radius, name in ((SPO(0.3), 0.3, "chi_square"), (DRPO(0.2), 0.2, "squared_l2")):
@@ -216,7 +216,7 @@ def penalties(distributions: int = 20, vocab_size: int = 50, seed: int = 0) -> t
 
 @dataclass(frozen=True)
 class Joint:
-    """Where a whole distribution ends, when the gradients of all words act through one softmax.
+    """The fixed point of a whole distribution, where the gradients of all tokens act through one softmax.
 
     Args:
         mu, advantage: of each word, in turn of contexts.

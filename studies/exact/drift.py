@@ -1,4 +1,4 @@
-"""Whose expected gradient points elsewhere than the true one, and from what drift on: exact biases along a path."""
+"""The exact bias of each objective's expected gradient, along a path away from the sampler."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Two long-tailed problems: one whose tail is noise, one whose tail holds the best word. Who learns, and how noisily.
+"""Two long-tailed problems: one whose tail is noise, one whose tail holds the best word.
+
+Which objectives learn, and how noisy they are.
 
 Half of the sampler's mass lies in eight frequent words, half in hundreds with mu = 0.001 each. Both problems are exact:
 gradients and their variances are sums over all words. The only random numbers are the coins of the noisy tail.
