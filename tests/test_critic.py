@@ -36,6 +36,7 @@ from drpo.train.loop import train
 from drpo.train.metrics import VALUE_METRICS, value_metrics
 from drpo.train.optim import AdamW
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
+from drpo.train.rollout_record import trained_rows
 from drpo.train.setup import build
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
 from support.runs import StopsAfter, assert_same_run
@@ -507,7 +508,7 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
     ):
         of_one = [r for r in records if (r["step"], r["update"]) == (step, update)]
         assert all("logp" in r for r in of_one)
-        tokens = tokens_of(of_one)
+        tokens = tokens_of(trained_rows(of_one, "episode"))
         weight = gradient_weight(run.objective.loss, tokens)
         assert float(weight.double().mean()) == pytest.approx(figures["weight_mean"])
         assert float(weight.min()) == figures["weight_min"]
@@ -516,7 +517,7 @@ def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
     for r in differing:
         assert sum(r["advantages"]) / len(r["advantages"]) == pytest.approx(r["advantage"], abs=1e-6)
     columns = trained_columns(read_rollouts(tmp_path, run.objective.loss, most_tokens=10**6))
-    assert columns["advantage"].tolist() == tokens_of(records).advantage.tolist()
+    assert columns["advantage"].tolist() == tokens_of(trained_rows(records, "episode")).advantage.tolist()
     replayed = recorded(tmp_path, step=2)
     last = [a for r in records if r["step"] == 2 for a in r.get("advantages", [r["advantage"]] * len(r["token_ids"]))]
     assert replayed.tokens.advantage.tolist() == last

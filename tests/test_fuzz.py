@@ -6,6 +6,7 @@ As many examples as `EXAMPLES` says; ten times as many, and others, in the slow 
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpo.cli import COMMANDS
+from drpo.cli.runs import reading
+from drpo.errors import InputError
+from drpo.lab.replay import recorded
+from drpo.live.follow import Follower
+from drpo.live.watch import draw_view
 from drpo.recipes.addition import smoke
+from drpo.report.run_page import browser_payloads
+from drpo.report.token_statistics import read_rollouts
 from drpo.train import loop
 from drpo.train.config import configure
 from drpo.train.records import CHECKPOINTS, CONFIG, MODEL
+from support.hand_run import conversation, write_lines, write_run
 from support.hostile import (
     CONTAINERS,
     INJECTED,
     NESTED,
     TEXT,
     bad_configurations,
+    limited,
     read_or_refused,
     refused,
     unusable_outputs,
@@ -34,6 +44,7 @@ EXAMPLES = {
     "command": 100,
     "data": 30,
     "records": 16,
+    "conversation": 30,
     "checkpoint": 24,
     "model": 12,
     "output": 30,
@@ -228,6 +239,40 @@ def test_records_of_a_run(run: Path, scale: int):
             (run / name).write_bytes(whole)
 
     fuzz("records", scale, st.tuples(damaged(run, LOGS), commands), check)
+
+
+@st.composite
+def damaged_conversations(draw: st.DrawFn) -> dict[str, Any]:
+    """A record of an episode of several turns, with a value replaced somewhere in it."""
+    record = conversation()
+    parts = [
+        record,
+        record["played"],
+        record["branches"][0],
+        *record["messages"],
+        record["messages"][4]["tool_calls"][0],
+    ]
+    part = draw(st.sampled_from(parts))
+    part[draw(st.sampled_from(sorted(part)))] = draw(NESTED | st.sampled_from([float("nan"), [[0, 2**62]], [2**62]]))
+    return record
+
+
+@SCALES
+def test_records_of_conversations(here: Path, scale: int):
+    run = write_run(here / "run")
+    readers: list[Callable[[], Any]] = [
+        lambda: browser_payloads(here / "run", run, read_rollouts(here / "run", run.objective.loss, 10**6)),
+        lambda: recorded(here / "run"),
+        lambda: draw_view(Follower(here / "run").look(), 80),
+    ]
+
+    def check(record: dict[str, Any]) -> None:
+        write_lines(here / "run" / "rollouts.jsonl", [record])
+        for reader in readers:
+            with limited(), suppress(InputError), reading(here / "run"):
+                reader()
+
+    fuzz("conversation", scale, damaged_conversations(), check)
 
 
 @st.composite

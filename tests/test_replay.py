@@ -176,7 +176,7 @@ def test_a_divergence_is_read_where_it_was_recorded_and_refused_elsewhere(tmp_pa
         ([{"step": 1, "text": "x"}], None, "none of its 1 completions has logp"),
         ([record(0, 1.0, [(-1.0, -1.0)])], 3, "step=3.*1 alone"),
         ([record(0, 1.0, [(-1.0, -1.0)]), record(0, 1.0, [(-1.0, -1.0)], step=4)], 2, "step=2.*1 to 4"),
-        ([{**record(0, 1.0, [(-1.0, -1.0)]), "behavior_logp": []}], None, "different lengths"),
+        ([{**record(0, 1.0, [(-1.0, -1.0)]), "behavior_logp": []}], None, "0 behavior_logp of 1 sampled"),
         ([{**record(0, 1.0, [(-1.0, -1.0)]), "advantage": None}], None, "cannot be used"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from drpo.lab.replay import recorded
 from drpo.model import loading
 from drpo.model.names import SMOLLM2
 from drpo.objectives import (
@@ -32,7 +33,7 @@ from drpo.report import browser, distribution, run_summary
 from drpo.report.figures import COLORS, plain
 from drpo.report.panels import MOST_POINTS, PANELS, Line, curves, drawn_lines, line_traces, numbers, thinned
 from drpo.report.payload import column_bytes, finite, json_bytes, packed
-from drpo.report.token_statistics import of_one_step, read_rollouts
+from drpo.report.token_statistics import Rollouts, of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.spec import format_spec
@@ -40,7 +41,9 @@ from drpo.train import metrics as metrics_of
 from drpo.train.config import configure
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
-from support.hand_run import RECORDS, record, write_run
+from drpo.train.records import METRICS, read_records
+from support.environments import TEMPLATE, Chat, talkative
+from support.hand_run import NASTY, RECORDS, conversation, record, write_run
 from support.large_run import word_tokenizer
 from support.pages import read_column, traces, unpacked
 from support.runs import tokens_of
@@ -128,6 +131,62 @@ def test_the_weights_of_a_run_are_those_of_its_updates(tmp_path, objective):
         expected = gradient_weight(objective, theirs)
         np.testing.assert_array_equal(np.concatenate([s.weight for s in of_update]), expected.numpy())
     assert len({float(w) for _, s in rollouts.trained() for w in s.weight}) > 1
+
+
+def test_an_episode_of_several_turns_by_hand():
+    """Environment tokens have no statistics, an untrained branch has none either, and each token has its advantage."""
+    (talk,) = of_one_step([conversation()], DRPO(0.2))
+    assert len(talk.token_ids) == 8 and 9 not in talk.token_ids and talk.lengths == (6, 2)
+    assert talk.trained.tolist() == [True] * 6 + [False] * 2 and talk.statistics is not None
+    np.testing.assert_allclose(talk.mu, [0.4] * 6 + [0.5] * 2, rtol=1e-6)
+    np.testing.assert_allclose(talk.statistics.weight, [0.5, 1.0, 1.0, 1.5, -0.5, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(talk.statistics.advantage, [0.5] * 3 + [0.25] * 3)
+    rollouts = Rollouts((talk,), 1)
+    ids = browser.vocabulary(rollouts)
+    table = browser.table(rollouts, ids, pieces(loading.load_tokenizer("tiny"), ids.tolist()))
+    places, values = browser.columns(rollouts, ids)
+    assert table["gaps"] == [[[6, 8]]] and (places["length"].tolist(), places["n_trained"].tolist()) == ([8], [6])
+    assert [values["advantage"][i] for i in places["advantage"]] == [0.5] * 3 + [0.25] * 3
+    (shown,) = table["conversation"]
+    said = [(m["role"], m["text"], m["turn"], m["reward"], m["branch"], m["failed"]) for m in shown["messages"]]
+    assert said[2:] == [
+        ("assistant", "one", None, None, False, False),
+        ("user", "2?", None, None, False, False),
+        ("assistant", None, 0, 0.0, False, False),  # the page has its text in the tokens
+        ("tool", "4", None, None, False, False),
+        ("assistant", None, 1, 0.5, False, False),
+        ("user", f"Error: {NASTY}", None, None, False, True),
+        ("assistant", None, 2, 0.0, True, False),
+    ]
+    assert shown["messages"][4]["calls"] == ('double({"x": 2})',)
+    assert [text for text, _ in shown["remarks"]] == [
+        "3 turns", "ended by the environment", "1 call", "1 failed call", "1 branch"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("role", "changes"),
+    [("user", {"objective": GSPO(0.05, 0.05), "sequence": "turn"}), ("tool", {"objective": GSPO(0.05, 0.05)})],
+)
+def test_of_a_run_in_environments_every_reader_has_what_the_trainer_had(tmp_path, role, changes):
+    """With environment tokens within the sequences, or with branches that are one sequence of the objective."""
+    task = {"task": Chat(role=role), "sampling.max_new_tokens": 12, "eval_problems": 0, "steps": 1}
+    run = tiny_run(**task, **changes)
+    train(run, tmp_path, components=talkative(run, TEMPLATE))
+    rollouts = read_rollouts(tmp_path, run.objective.loss, ALL, run.objective.sequence)
+    figures = read_records(tmp_path / METRICS)
+    for m in figures:
+        seen = [s for c, s in rollouts.trained() if c.record["step"] == m["step"]]
+        weight, moved = (np.concatenate([getattr(s, n) for s in seen]) for n in ("weight", "prob_diff"))
+        assert len(weight) == m["trained_tokens"] > 0
+        assert weight.mean(dtype=float) == pytest.approx(m["weight_mean"], rel=1e-6)
+        assert np.abs(moved).mean(dtype=float) == pytest.approx(m["prob_diff_mean"], rel=1e-4, abs=1e-9)
+        batch = recorded(tmp_path, m["step"])
+        units = [len(c.record["turns"]) if changes.get("sequence") else 1 for c, _ in rollouts.trained()]
+        assert len(batch.tokens.logp) == len(weight) and len(batch.tokens.sequence.unique()) == sum(units)
+    assert sum(len(c.token_ids) for c in rollouts.completions) == sum(m["sampled_tokens"] for m in figures)
+    assert max(len(c.lengths) for c in rollouts.completions) == (3 if role == "tool" else 1)
+    assert "Turns and tools" in panels_of(figures)
 
 
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**63 - 1])

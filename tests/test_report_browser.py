@@ -16,7 +16,7 @@ from drpo.report.run_page import write_report
 from drpo.train.config import load_run
 from drpo.train.records import MODEL
 from support.browsing import MARKS, WINDOW, Visit, launched, open_report
-from support.hand_run import NASTY, RECORDS, record, write_run
+from support.hand_run import NASTY, RECORDS, conversation, record, write_run
 from support.large_run import write_large_run
 
 pytestmark = MARKS
@@ -194,6 +194,108 @@ def test_a_script_in_a_completion_is_text(visit: Opener, tmp_path: Path):
     assert found.page.inner_text("#view").count(NASTY) == 5
     assert found.page.title() == "by-hand: drpo(0.2), seed 0"
     assert found.page.locator("#rollouts img, #rollouts script").count() == 0
+
+
+@pytest.fixture(scope="module")
+def talk_page(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunVisit]:
+    folder = tmp_path_factory.mktemp("talk")
+    long = {"role": "tool", "name": "search", "content": "x" * 400 + f"\n{NASTY}\x1b[2J"}
+    call = {"type": "function", "function": {"name": NASTY, "arguments": {"q": "y" * 300}}}
+    changed = conversation(sample=1, reward=None, failure="the server is gone", advantages=[0.5] * 6, step=2)
+    changed["messages"][4:6] = [{"role": "assistant", "content": "ab", "tool_calls": [call]}, long]
+    changed["played"] |= {"done": False, "failure": {"kind": "died", "text": "the server is gone"}}
+    nothing = {"role": "user", "content": "3?"}
+    unsaid = record("", 0.5, problem="none", step=3, finish_reason="length", reward=None, failure="no start")
+    unsaid |= {"messages": [nothing], "turns": [], "played": {**changed["played"], "rewards": []}}
+    for name in ("prompt_ids", "token_ids", "behavior_logp", "version", "update", "advantage"):
+        del unsaid[name]
+    found = open_report(chromium, write_report(folder, write_run(folder, [conversation(), changed, unsaid])), RunVisit)
+    yield found
+    found.page.context.close()
+
+
+@pytest.fixture
+def talk(talk_page: RunVisit) -> Iterator[RunVisit]:
+    """The report of a run of conversations."""
+    talk_page.page.set_viewport_size(WINDOW)
+    talk_page.page.emulate_media(media="screen", color_scheme="light")
+    talk_page.clear()
+    talk_page.sort_by_step()
+    yield talk_page
+    talk_page.check()
+
+
+def test_an_episode_of_several_turns_is_a_conversation(talk: RunVisit):
+    page = talk.page
+    assert (talk.listed(), talk.chosen()) == ([0, 1, 2], 0)
+    bubbles = page.locator("#view .bubble")
+    kinds = [b.get_attribute("class").removeprefix("bubble ") for b in bubbles.all()]
+    sampled, user = "assistant sampled", "user"
+    assert kinds == ["system", user, "assistant", user, sampled, "tool", sampled, user, sampled]
+    heads = [" ".join(b.inner_text().split()) for b in page.locator("#view .who").all()]
+    assert heads[2] == "assistant in the prompt" and heads[5] == "tool result of double"
+    assert heads[4] == "assistant turn 1 3 tokens reward 0" and heads[6] == "assistant turn 2 3 tokens reward 0.5"
+    assert "failed call" in heads[7] and sum("failed call" in head for head in heads) == 1
+    assert bubbles.nth(4).locator(".call").inner_text() == 'calls double({"x": 2})'
+    assert bubbles.nth(6).locator(".tokens").inner_text() == "cd<eos>" and bubbles.nth(7).locator(".token").count() == 0
+    order = page.locator("#view .conversation > li").evaluate_all("all => all.map((e) => e.className.split(' ')[0])")
+    assert order == ["bubble"] * 8 + ["branch", "bubble"]
+    chips = [chip.inner_text() for chip in page.locator("#view .chips li").all()]
+    assert chips[-5:] == ["3 turns", "ended by the environment", "1 call", "1 failed call", "1 branch"]
+    assert page.locator("#view .chips .warn").count() == 2
+
+
+def test_sampled_tokens_of_every_turn_have_their_numbers(talk: RunVisit):
+    """As many as there are, in the order of the turns; those of a branch that was not trained have no gradient."""
+    assert talk.page.locator("#view .token").count() == 8
+    shades = [talk.token(k).get_attribute("class").split()[1] for k in (0, 1, 3, 4)]
+    assert shades == ["down-2", "even", "up-3", "masked"]
+    talk.token(0).hover()
+    assert (talk.numbers()["A"], talk.numbers()["w"]) == ("0.5", "0.500")
+    talk.token(4).hover()
+    assert (talk.numbers()["A"], talk.numbers()["w"]) == ("0.25", "\u22120.500")
+    talk.token(6).hover()
+    assert "w" not in talk.numbers() and talk.page.inner_text("#tooltip .verdict") == "no gradient"
+    talk.page.fill("#search", "onerror")  # what the model read is searched too
+    assert talk.listed() == [0, 1]
+
+
+def test_an_episode_whose_environment_failed_says_so(talk: RunVisit):
+    talk.page.click('.row[data-rollout="2"]')
+    text = talk.page.inner_text("#view")
+    assert "no start" in text and "0 turns" in text and "the environment failed" in text
+    assert talk.page.locator("#view .bubble").count() == 1 and "old" not in text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_conversation_needs_no_sideways_scrolling(talk: RunVisit, width: int, scheme: str):
+    """With a call and a result of hundreds of letters without a space."""
+    page = talk.page
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.click('.row[data-rollout="1"]')
+    inside = "e => e.scrollWidth <= e.clientWidth"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#view").evaluate(inside) and page.locator("#view .bubble").count() == 9
+    assert all(b.evaluate(inside) for b in page.locator("#view .bubble").all())
+    assert page.locator("#rollouts img, #rollouts script").count() == 0
+    read, ground = (
+        page.locator("#view .bubble.tool .quoted").evaluate(f"e => getComputedStyle({e}).{name}")
+        for e, name in (("e", "color"), ("e.parentElement", "backgroundColor"))
+    )
+    assert (read, ground) == {
+        "light": ("rgb(26, 31, 38)", "rgb(246, 247, 249)"), "dark": ("rgb(230, 233, 237)", "rgb(15, 19, 24)")
+    }[scheme]  # fmt: skip
+
+
+def test_a_conversation_is_printed_whole(talk: RunVisit):
+    talk.page.click('.row[data-rollout="1"]')
+    talk.on_paper()
+    view = talk.page.locator("#view")
+    assert view.evaluate("e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth")
+    assert talk.page.evaluate("document.documentElement.scrollWidth") <= 703
+    assert talk.page.locator("#view .bubble").last.is_visible()
 
 
 FILTERED = [

@@ -25,7 +25,7 @@ from drpo.train.config import REGISTRIES, from_json, read_value, to_json
 from drpo.train.fields import FIELDS
 from drpo.train.log import environment
 from drpo.train.records import CONFIG, SUMMARY, TIMING
-from support.hand_run import RECORDS, write_run
+from support.hand_run import RECORDS, conversation, write_run
 from support.hostile import refused, said
 from support.runs import put
 from support.worlds import tiny_run
@@ -189,6 +189,12 @@ def steering(here: Path) -> Path:
     """A run whose every record steers the terminal and holds markup; its name breaks the line as well."""
     folder = here / "run"
     records = [r | {n: f"{n}{STEERING}" for n in ("prompt", "text", "answer", "problem")} for r in RECORDS]
+    talk = conversation(step=3)
+    for i, message in enumerate(talk["messages"]):
+        message["content"] += STEERING
+        message |= {} if message["role"] == "assistant" else {"role": f"{i}{STEERING}\nforged line", "name": STEERING}
+    talk["messages"][4]["tool_calls"][0]["function"] = {"name": STEERING, "arguments": {STEERING: STEERING}}
+    records.append(talk)
     write_run(folder, records)
     names = {"name": f"evil{STEERING}\nforged line", "model": f"model{STEERING}"}
     (folder / CONFIG).write_text(json.dumps(put(json.loads((folder / CONFIG).read_text()), names)))

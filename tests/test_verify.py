@@ -16,6 +16,7 @@ from drpo.train.callbacks import NullCallback
 from drpo.train.loop import train
 from drpo.train.records import CONFIG, EVALUATIONS, FILES, METRICS, MODEL, ROLLOUTS, SUMMARY, TIMING, Sum, read_records
 from drpo.train.verify import verify
+from support.hand_run import conversation
 from support.runs import StopsAfter, assert_same_run
 from support.worlds import sampling, tiny_run
 
@@ -207,6 +208,41 @@ def test_a_field_of_the_wrong_type_is_named_in_one_line(
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and f"{file} line" in said and "wrong type" in said
+
+
+BRANCH = {"prompt_ids": [1], "token_ids": [1, 2], "sampled": [[0, 1]], "behavior_logp": [-0.5]}
+UNFIT = [
+    ({"messages": {"role": "user"}}, "at messages"),
+    ({"messages": [{"role": 5}]}, r"at messages\[0\].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, r"at messages\[0\].content"),
+    ({"messages": [{"role": "user", "content": "x"}]}, "0 messages of the assistant, but 3 turns"),
+    ({"turns": [3, "3", 2]}, r"at turns\[1\]"),
+    ({"turns": [3, 5]}, "2 turns"),
+    ({"turns": [3, 3, 3]}, "turns must add up to the 8 sampled tokens"),
+    ({"turns": [8, 1, -1]}, "turns must add up to"),
+    ({"played": {"rewards": [0.0, 0.5], "done": True, "calls": 0, "failed_calls": 0, "failure": None}}, "2 played.rew"),
+    ({"played": {"rewards": [0.0, 0.5, 0.0], "done": "yes"}}, "played.done"),
+    ({"reward_turns": ["high", 0.0, 0.0]}, r"reward_turns\[0\]"),
+    ({"sampled": [[0, 2**62]]}, "sampled must be spans that rise, within the 10 token_ids"),
+    ({"sampled": [[0, 3], [2, 5]]}, "sampled must be spans that rise"),
+    ({"sampled": [[-3, 3]]}, "sampled must be spans that rise"),
+    ({"sampled": [[0, 3]]}, "6 behavior_logp of 3 sampled token_ids"),
+    ({"advantages": [0.5]}, "1 advantages of 6 sampled token_ids"),
+    ({"branches": [{}]}, "a branch has no token_ids"),
+    ({"branches": [{**BRANCH, "sampled": [[0, 3]]}]}, "within the 2 token_ids"),
+    ({"branches": [{**BRANCH, "behavior_logp": None}]}, r"at branches\[0\].behavior_logp"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), UNFIT)
+def test_turns_and_messages_that_do_not_fit_are_named_in_one_line(tmp_path: Path, changes: dict, named: str):
+    path = tmp_path / ROLLOUTS
+    path.write_text(json.dumps(conversation()) + "\n")
+    assert len(read_records(path)) == 1
+    path.write_text(json.dumps(conversation(**changes)) + "\n")
+    with pytest.raises(InputError, match=named) as refused:
+        read_records(path)
+    assert len(str(refused.value).splitlines()) == 1 and f"{ROLLOUTS} line 1: " in str(refused.value)
 
 
 def test_it_reads_without_torch(whole: Path):

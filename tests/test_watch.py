@@ -23,7 +23,7 @@ from drpo.cli.commands import watch as command
 from drpo.errors import InputError
 from drpo.live import follow
 from drpo.live.follow import Follower, Lines, View, find_trials, last_record
-from drpo.live.step_table import sample_panel
+from drpo.live.step_table import brief_conversation, sample_panel
 from drpo.live.watch import draw_view, draw_views, duration, sparkline
 from drpo.train.log import FILES, RunLog
 from drpo.train.loop import train
@@ -38,6 +38,7 @@ from drpo.train.records import (
     TRIALS,
     read_records,
 )
+from support.hand_run import conversation
 from support.runs import put
 from support.worlds import tiny_run
 
@@ -312,9 +313,33 @@ def test_it_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_sample_cannot_steer_the_terminal():
     console = Console(file=io.StringIO(), width=60)
-    console.print(sample_panel("a\x1b[2Jb", "c\r\x07d\n\te\x9b3mπ", 1.0))
+    console.print(sample_panel({"prompt": "a\x1b[2Jb", "text": "c\r\x07d\n\te\x9b3mπ", "reward": 1.0}))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "a�[2Jb" in text and "c��d" in text and "e�3mπ" in text
+
+
+def test_a_sample_of_an_episode_in_an_environment_is_a_conversation(folder: Path):
+    (_, _, last) = read_records(folder / METRICS)[-3:]
+    turns = {"turns": 2.5, "turns_max": 4, "turn_tokens": 3.0, "episodes_done": 0.75, "calls": 0, "branches": 0.5}
+    RunLog(folder).write(METRICS, {**last, "step": last["step"] + 1, **turns})
+    RunLog(folder).write(ROLLOUTS, conversation(step=last["step"] + 1))
+    text = drawn(Follower(folder).look(), width=150)
+    assert "turns: 2.5 on average, 4 at most, 3.0 tokens each, 75% of episodes done, 0.5 branches" in text
+    head = next(line for line in text.splitlines() if line.startswith("step"))
+    assert head.split()[-3:] == ["turns", "done", "s"] and "  2.5   75%" in text
+    title = "a sample, reward 0.5, 3 turns, ended by the environment, 1 call, 1 failed call, 1 branch"
+    sample = text[text.index(title) :]
+    rows = [line.strip("│ ") for line in sample.splitlines()[1:]]
+    assert [row.split()[0] for row in rows[:5]] == ["(3", "user", "assistant", "calls", "tool"]
+    assert rows[3] == 'calls double({"x": 2})' and rows[4].split() == ["tool", "double", "4"]
+    said = ("cd  [reward 0.5]", "[failed call]", "branch: the history is rendered anew")
+    assert all(text in sample for text in said)
+
+
+def test_the_line_of_a_sample_is_the_conversation_in_brief():
+    said = brief_conversation(conversation())
+    assert said.startswith("user '2?' -> assistant 'ab' (reward 0) -> tool '4' -> assistant 'cd' (reward 0.5) -> user ")
+    assert "onerror" not in said and said.endswith("""...\" -> assistant 'e' (reward 0)""")
 
 
 def test_ctrl_c_ends_the_watching_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -201,7 +201,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "text is taken for a number",
-        "drpo.train.records:_require_types",
+        "drpo.train.records:require_types",
         lambda right: lambda *given: None,
         (f"{V}a_field_of_the_wrong_type_is_named_in_one_line",),
     ),

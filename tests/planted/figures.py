@@ -33,10 +33,10 @@ def _together(right: Any) -> Any:
 
 
 def _one_sequence(right: Any) -> Any:
-    def tokens_of(records: Any) -> Any:
+    def tokens_of(rows: Any) -> Any:
         from dataclasses import replace
 
-        tokens = right(records)
+        tokens = right(rows)
         return replace(tokens, sequence=tokens.sequence * 0)
 
     return tokens_of

@@ -56,6 +56,40 @@ RECORDS = (
 """Two trained and one skipped at step 1; at step 2 one skipped and one unscored; at step 3 a bare EOS."""
 
 
+def conversation(**changes: Any) -> dict[str, Any]:
+    """A record of three turns: a tool called, a call that failed, and a branch that was not trained."""
+    tokenizer = loading.load_tokenizer("tiny")
+    one, two, three = ([*tokenizer(text)["input_ids"], EOS] for text in ("ab", "cd", "e"))
+    call = {"type": "function", "function": {"name": "double", "arguments": {"x": 2}}}
+    return {
+        **record("e", 0.5, reward=0.5, problem="talk"),
+        "token_ids": [*one, 9, 9, 9, 9, *two],
+        "sampled": [[0, 3], [7, 10]],
+        "behavior_logp": [math.log(0.4)] * 6,
+        "logp": [math.log(p) for p in (0.5, 0.4, 0.4, 0.3, 0.7, 0.4)],
+        "advantage": 0.375,
+        "advantages": [0.5] * 3 + [0.25] * 3,
+        "branches": [
+            {"prompt_ids": [1], "token_ids": three, "behavior_logp": [math.log(0.5)] * 2, "update": 0, "advantage": 0.0}
+        ],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "1?"},
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "2?"},
+            {"role": "assistant", "content": "ab", "tool_calls": [call]},
+            {"role": "tool", "name": "double", "content": "4"},
+            {"role": "assistant", "content": "cd"},
+            {"role": "user", "content": f"Error: {NASTY}"},
+            {"role": "assistant", "content": "e"},
+        ],
+        "turns": [3, 3, 2],
+        "played": {"rewards": [0.0, 0.5, 0.0], "done": True, "calls": 1, "failed_calls": 1, "failure": None},
+        "reward_turns": [0.0, 0.5, 0.0],
+        **changes,
+    }
+
+
 def write_run(folder: Path, records: Sequence[dict[str, Any]] = RECORDS, **changes: Any) -> Run:
     """Write what the report reads of a run."""
     run = tiny_run(name="by-hand", **changes)
@@ -83,7 +117,7 @@ def metrics(step: int, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "step": step,
         "reward_mean": step / 4,
-        "sampled_tokens": sum(len(r["token_ids"]) for r in records),
+        "sampled_tokens": sum(len(r.get("token_ids", ())) for r in records),
         "trained_tokens": sum(len(r["token_ids"]) for r in records if "logp" in r),
         "prob_diff_mean": 0.01 * step,
         "prob_diff_p99": 0.1 * step,

@@ -1,7 +1,7 @@
 """Replays a recorded batch under several objectives: which tokens each would move, how far, and where they disagree.
 
-Shapes: T tokens of the completions that the step trained on, in the order of the record. All results are about the
-gradient with respect to logp. The change of logp after an optimiser step differs, because tokens share the model's
+Shapes: T sampled tokens of the sequences that the step trained on, in the order of the record. All results are about
+the gradient with respect to logp. The change of logp after an optimiser step differs, because tokens share the model's
 weights; the weights are not used here.
 """
 
@@ -17,8 +17,15 @@ from torch import Tensor
 from drpo.errors import InputError
 from drpo.objectives import REGISTRY, Objective, Tokens, gradient, gradient_weight, needed_divergence, ratio
 from drpo.spec import format_spec, names_code, parse_spec
-from drpo.train.log import token_advantages
 from drpo.train.records import CONFIG, ROLLOUTS, read_json, read_records
+from drpo.train.rollout_record import (
+    sampled_ids,
+    sampled_positions,
+    sequences,
+    token_advantages,
+    trained_rows,
+    unit_numbers,
+)
 
 BUCKETS = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
 """Edges of the buckets of mu; each includes its lower edge, the last its upper edge too."""
@@ -39,9 +46,10 @@ class Recorded:
         divergence: the recorded top-K divergence, or None.
         tokens: T tokens, float64; `logp` is from before each token's update.
         token_ids: [T] int64.
-        place: [T] int64, position of each token in its completion.
-        completions: token ids of each completion, by `tokens.sequence`.
-        problems: problem id of each completion.
+        place: [T] int64, position of each token in its row.
+        row: [T] int64, the `TokenSequence` of each token: the completion, or a branch of an episode.
+        completions: token ids of each row after its prompt, those of an environment too.
+        problems: problem id of each row.
     """
 
     run: Path
@@ -52,6 +60,7 @@ class Recorded:
     tokens: Tokens
     token_ids: Tensor
     place: Tensor
+    row: Tensor
     completions: tuple[tuple[int, ...], ...]
     problems: tuple[str, ...]
 
@@ -59,7 +68,7 @@ class Recorded:
 def recorded(run: Path, step: int | None = None) -> Recorded:
     """Read one step's batch from a run's `rollouts.jsonl`.
 
-    Completions without `logp` are skipped: their gradient was 0 or their reward failed.
+    Sequences without `logp` are skipped: their gradient was 0 or their reward failed.
 
     Args:
         run: folder of a run.
@@ -72,7 +81,7 @@ def recorded(run: Path, step: int | None = None) -> Recorded:
         records = read_records(run / ROLLOUTS)
     except OSError as error:
         raise InputError(f"{run / ROLLOUTS} cannot be read: {error}") from None
-    trained = [r for r in records if "logp" in r]
+    trained = [r for r in records if any("logp" in s for s in sequences(r))]
     if not trained:
         reason = f"none of its {len(records)} completions has logp" if records else f"{ROLLOUTS} is missing or empty"
         raise InputError(f"{run}: {reason}; name the folder of a run that has trained")
@@ -81,56 +90,55 @@ def recorded(run: Path, step: int | None = None) -> Recorded:
         known = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]} alone"
         raise InputError(f"{run}: step={step} has no trained tokens; those that have: {known}")
     chosen = [r for r in trained if r["step"] == (steps[-1] if step is None else step)]
-    spec = _objective_of(run)
+    spec, sequence = _objective_of(run)
     try:
-        return _joined(run, chosen, spec)
+        return _joined(run, chosen, spec, sequence)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{run / ROLLOUTS}: a record of step {chosen[0]['step']} cannot be used: {error!r}") from None
 
 
-def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None) -> Recorded:
-    lengths = [len(r["logp"]) for r in records]
-    for r, n in zip(records, lengths, strict=True):
-        if len(r["behavior_logp"]) != n or len(r["token_ids"]) != n:
-            raise ValueError(f"completion {r['sample']} of problem {r['problem']!r} has columns of different lengths")
+def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, sequence: str) -> Recorded:
+    trained = trained_rows(records, sequence)
+    rows = [row.tokens for row in trained]
 
     def column(name: str) -> Tensor:
-        return torch.tensor([x for r in records for x in r[name]], dtype=torch.float64)
+        return torch.tensor([x for s in rows for x in s[name]], dtype=torch.float64)
 
-    count = torch.tensor(lengths)
-    advantage = torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float64)
-    sequence = torch.arange(len(records)).repeat_interleave(count)
-    has = all("divergence" in r for r in records)
+    advantage = torch.tensor([a for s in rows for a in token_advantages(s)], dtype=torch.float64)
+    has = all("divergence" in s for s in rows)
     known = has and spec is not None and not names_code(spec)  # code that a folder names is not imported
     kind = needed_divergence(parse_spec(str(spec), REGISTRY).needs) if known else None
     return Recorded(
         run=run,
         step=records[0]["step"],
-        updates=len({r["update"] for r in records}),
+        updates=len({s["update"] for s in rows}),
         objective=spec,
         divergence=kind,
         tokens=Tokens(
             column("logp"),
             column("behavior_logp"),
             advantage,
-            torch.ones_like(sequence, dtype=torch.bool),
-            sequence,
+            torch.ones_like(advantage, dtype=torch.bool),
+            torch.tensor(unit_numbers(trained), dtype=torch.int64),
             column("divergence") if kind is not None else None,
         ),
-        token_ids=torch.tensor([i for r in records for i in r["token_ids"]]),
-        place=torch.cat([torch.arange(n) for n in lengths]),
-        completions=tuple(tuple(r["token_ids"]) for r in records),
-        problems=tuple(r["problem"] for r in records),
+        token_ids=torch.tensor([i for s in rows for i in sampled_ids(s)]),
+        place=torch.tensor([i for s in rows for i in sampled_positions(s)]),
+        row=torch.tensor([i for i, row in enumerate(trained) for _ in row.units]),
+        completions=tuple(tuple(s["token_ids"]) for s in rows),
+        problems=tuple(records[row.episode]["problem"] for row in trained),
     )
 
 
-def _objective_of(run: Path) -> str | None:
+def _objective_of(run: Path) -> tuple[str | None, str]:
+    """The spec of a run's objective, and what it takes as one sequence, as far as its configuration says so."""
     try:
         objective = read_json(run / CONFIG).get("objective")
     except FileNotFoundError:
-        return None
-    spec = objective.get("loss") if isinstance(objective, dict) else None
-    return spec if isinstance(spec, str) else None
+        return None, "episode"
+    fields = objective if isinstance(objective, dict) else {}
+    spec = fields.get("loss")
+    return spec if isinstance(spec, str) else None, "turn" if fields.get("sequence") == "turn" else "episode"
 
 
 @dataclass(frozen=True)
@@ -353,7 +361,7 @@ def disputed(batch: Recorded, first: Tensor, second: Tensor) -> tuple[Disputed, 
         Disputed(
             token=i,
             token_id=int(batch.token_ids[i]),
-            problem=batch.problems[int(t.sequence[i])],
+            problem=batch.problems[int(batch.row[i])],
             place=int(batch.place[i]),
             mu=float(t.behavior_logp[i].exp()),
             pi=float(t.logp[i].exp()),
@@ -368,6 +376,6 @@ def disputed(batch: Recorded, first: Tensor, second: Tensor) -> tuple[Disputed, 
 
 def context(batch: Recorded, token: int, before: int = 12) -> tuple[tuple[int, ...], int]:
     """Return the ids of up to `before` tokens that precede a token in its completion, and the token's id."""
-    ids = batch.completions[int(batch.tokens.sequence[token])]
+    ids = batch.completions[int(batch.row[token])]
     place = int(batch.place[token])
     return ids[max(0, place - before) : place], ids[place]

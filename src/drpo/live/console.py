@@ -11,9 +11,10 @@ from rich.console import Group as Stack
 from rich.live import Live
 from rich.text import Text
 
-from drpo.live.step_table import HEAD, cells, result, sample_panel, steps_bar, table
+from drpo.live.step_table import brief_conversation, cells, result, sample_panel, scored, steps_bar, table
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, arithmetic, flat_json
+from drpo.train.log import rollout_records
 from drpo.train.records import Evaluation
 from drpo.types import ScoredGroup
 
@@ -32,8 +33,8 @@ class RunConsole(NullCallback):
 
     def __init__(self, console: Console, live: bool) -> None:
         self._console, self._in_place = console, live
-        self._rows: deque[list[str]] = deque(maxlen=_ROWS)
-        self._sample: tuple[str, str, float] | None = None
+        self._rows: deque[dict[str, str]] = deque(maxlen=_ROWS)
+        self._sample: Mapping[str, Any] | None = None
         self._progress = steps_bar(console, "[bold]{task.fields[phase]:<10}")
         self._task = self._progress.add_task("", total=None, phase="loading")
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
@@ -55,7 +56,7 @@ class RunConsole(NullCallback):
     def _draw(self) -> RenderableType:
         parts: list[RenderableType] = [table(self._rows)] if self._rows else []
         if self._sample is not None:
-            parts.append(sample_panel(*self._sample))
+            parts.append(sample_panel(self._sample))
         return Stack(*parts, self._progress)
 
     def _line(self, text: str, style: str = "") -> None:
@@ -81,14 +82,14 @@ class RunConsole(NullCallback):
     ) -> None:
         """Add a row or a line, and a new sample now and then."""
         row = cells(step, metrics, seconds)
-        sample = _sample(groups) if (step - 1) % SAMPLE_EVERY == 0 else None
+        sample = _sample(step, groups) if (step - 1) % SAMPLE_EVERY == 0 else None
         self._rows.append(row)
         self._sample = sample or self._sample
         self._progress.update(self._task, completed=step)
         if not self._in_place:
-            self._line("  ".join(f"{name} {cell}" for name, cell in zip(HEAD, row, strict=True)))
+            self._line("  ".join(f"{name} {cell}" for name, cell in row.items()))
             if sample is not None:
-                self._line(f"  sample (reward {sample[2]:g}): {sample[0]!r} -> {sample[1]!r}")
+                self._line(f"  sample ({scored(sample['reward'])}): {_said(sample)}")
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Say how it went."""
@@ -99,7 +100,15 @@ class RunConsole(NullCallback):
         self._line(text, "yellow")
 
 
-def _sample(groups: Sequence[ScoredGroup]) -> tuple[str, str, float] | None:
-    """The first prompt of the rollout, its first scored completion and the reward; None where nothing is scored."""
-    scored = next((g for g in groups if g.episodes), None)
-    return None if scored is None else (scored.episodes[0].prompt, scored.episodes[0].text, float(scored.rewards[0]))
+def _sample(step: int, groups: Sequence[ScoredGroup]) -> dict[str, Any] | None:
+    """The record of the rollout's first scored episode; None where nothing is scored."""
+    group = next((g for g in groups if g.episodes), None)
+    if group is None:
+        return None
+    return next(r for r in rollout_records(step, [group], {}) if r["reward"] is not None)
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    if "messages" in record:
+        return brief_conversation(record)
+    return f"{record['prompt']!r} -> {record['text']!r}"

@@ -24,6 +24,7 @@ from drpo.train.records import (
     parse_json,
     read_json,
     refuse_old_run,
+    require_types,
     run_fields,
 )
 
@@ -188,7 +189,7 @@ class Follower:
         """Return the run as it is now.
 
         Raises:
-            InputError: config.json or summary.json cannot be read.
+            InputError: config.json, summary.json or the last record of rollouts.jsonl cannot be read.
         """
         for lines in (self._metrics, self._timing, self._evaluations):
             lines.refresh()
@@ -198,7 +199,7 @@ class Follower:
             metrics=tuple(self._metrics.records),
             timing=tuple(self._timing.records),
             evaluations=[e for e in map(_evaluation, self._evaluations.records) if e is not None],
-            sample=last_record(self.folder / ROLLOUTS),
+            sample=_sample(self.folder / ROLLOUTS),
             summary=self._summary(),
             silent_s=time.time() - max(_written(self.folder / name) for name in (CONFIG, METRICS, TIMING, EVALUATIONS)),
         )
@@ -209,6 +210,13 @@ class Follower:
         # Every session writes its environment first and its summary last.
         old = _written(self.folder / SUMMARY) < _written(self.folder / ENVIRONMENT)
         return None if summary is None or (old and not summary.get("finished")) else summary
+
+
+def _sample(path: Path) -> Record | None:
+    record = last_record(path)
+    if record is not None:
+        require_types(path.name, record, f"{path}, the last record")
+    return record
 
 
 def _written(path: Path) -> float:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from drpo.errors import one_line
 from drpo.live.follow import View
-from drpo.live.step_table import cells, result, sample_panel, table
+from drpo.live.step_table import cells, result, sample_panel, table, turn_figures
 from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10
@@ -21,10 +21,11 @@ _BARS = "▁▂▃▄▅▆▇█"
 CURVES: Mapping[str, str] = {
     "reward": "reward_mean",
     "|π-μ|": "prob_diff_mean",
+    "turns": "turns",
     "explained variance": "explained_variance",
     "value loss": "value_loss",
 }
-"""Title of a curve -> its metric; without a critic the last two are absent."""
+"""Title of a curve -> its metric; without an environment or a critic theirs are absent."""
 
 
 def sparkline(values: Sequence[float], width: int, low: float, high: float) -> str:
@@ -73,6 +74,8 @@ def draw_view(view: View, width: int) -> RenderableType:
     if view.metrics:
         parts.append(table(cells(m["step"], m, view.seconds(m["step"])) for m in view.metrics[-_ROWS:]))
         parts.append(_curves(view, width))
+        if figures := turn_figures(view.metrics[-1]):
+            parts.append(Text(figures))
     if idle := sum(map(without_gradient, view.metrics)):
         parts.append(Text(f"no gradient in {idle} of {len(view.metrics)} steps", style="yellow"))
     if (warning := in_all(view.metrics) if view.summary is not None else lately(view.metrics)) is not None:
@@ -84,7 +87,7 @@ def draw_view(view: View, width: int) -> RenderableType:
     shown = [e for i, e in enumerate(view.evaluations) if i in (0, len(view.evaluations) - 1)]
     parts += [Text(result(e), style="bold") for e in shown]
     if (sample := view.sample) is not None:
-        parts.append(sample_panel(sample.get("prompt", ""), sample.get("text", ""), sample.get("reward")))
+        parts.append(sample_panel(sample))
     return Stack(*parts)
 
 

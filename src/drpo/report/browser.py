@@ -1,12 +1,14 @@
 """The rollouts of a run as the page's browser reads them: a table of completions and columns of tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drpo.report.conversation import remarks, utterances
 from drpo.report.token_statistics import Rollouts, Sampled
 from drpo.report.vocabulary import Piece
 
@@ -31,7 +33,9 @@ def table(rollouts: Rollouts, ids: NDArray[np.int64], pieces: Sequence[Piece] | 
 
     Returns:
         "questions": [prompt, answer] of each problem, once; "question": the place there; "text": None where the pieces
-        say it already; "state"; the record's other fields; "pieces", "special" and "ids" of the vocabulary.
+        or the conversation say it already; "state"; "gaps": spans of tokens that no update saw, where others of the
+        completion were trained; "conversation": of an episode in an environment; the record's other fields; "pieces",
+        "special" and "ids" of the vocabulary.
     """
     records = [c.record for c in rollouts.completions]
     questions = {(r["prompt"], r["answer"]): None for r in records}
@@ -42,7 +46,12 @@ def table(rollouts: Rollouts, ids: NDArray[np.int64], pieces: Sequence[Piece] | 
         "questions": [list(q) for q in questions],
         "question": [place[r["prompt"], r["answer"]] for r in records],
         "state": [c.state for c in rollouts.completions],
-        "text": [None if known and _spelled(c, known) else c.record["text"] for c in rollouts.completions],
+        "gaps": [_gaps(c) for c in rollouts.completions],
+        "text": [
+            None if "messages" in c.record else _unsaid(c.record["text"], c.token_ids, known)
+            for c in rollouts.completions
+        ],
+        "conversation": [_conversation(c, known) for c in rollouts.completions],
         "ids": ids.tolist(),
         "pieces": None if pieces is None else [p.text for p in pieces],
         "special": [] if pieces is None else [i for i, p in enumerate(pieces) if p.special],
@@ -50,17 +59,42 @@ def table(rollouts: Rollouts, ids: NDArray[np.int64], pieces: Sequence[Piece] | 
     }
 
 
-def _spelled(completion: Sampled, known: Mapping[int, Piece]) -> bool:
-    """Whether a completion's text is its pieces, one after the other."""
-    pieces = [known[i] for i in completion.token_ids.tolist()]
-    said: str = completion.record["text"]
-    return said == "".join(p.text for p in pieces if not p.special)
+def _unsaid(text: str, ids: NDArray[np.int64], known: Mapping[int, Piece] | None) -> str | None:
+    """A text; None where it is the pieces of these ids, one after the other."""
+    if known is None:
+        return text
+    pieces = [known[i] for i in ids.tolist()]
+    return None if text == "".join(p.text for p in pieces if not p.special) else text
+
+
+def _gaps(completion: Sampled) -> list[list[int]] | None:
+    if completion.statistics is None or completion.trained.all():
+        return None
+    edges = np.flatnonzero(np.diff(np.pad((~completion.trained).astype(np.int8), 1)))
+    spans: list[list[int]] = edges.reshape(-1, 2).tolist()
+    return spans
+
+
+def _conversation(completion: Sampled, known: Mapping[int, Piece] | None) -> dict[str, Any] | None:
+    """The messages of an episode, its turns and what is to be said of it; None where it was in no environment."""
+    record = completion.record
+    if "messages" not in record:
+        return None
+    turns = record.get("turns", [])
+    parts = np.split(completion.token_ids, np.cumsum(turns)[:-1]) if turns else []
+    said = [asdict(u) for u in utterances(record, completion.lengths)]
+    for one in said:
+        if one["turn"] is not None:
+            one["text"] = _unsaid(one["text"], parts[one["turn"]], known)
+    failed = bool((record.get("played") or {}).get("failure"))
+    return {"messages": said, "turns": turns, "remarks": remarks(record, completion.lengths), "failed": failed}
 
 
 def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> tuple[dict[str, Places], dict[str, list[float]]]:
     """Return what is one per token, and the numbers that these are places of.
 
-    All tokens are in "token" and "mu", those that were trained also in the other columns.
+    All tokens are in "token" and "mu", those that were trained also in the other columns. "advantage" is there where
+    some completion has several; "length" and "n_trained" are one per completion.
 
     Args:
         rollouts: of a run.
@@ -72,9 +106,12 @@ def columns(rollouts: Rollouts, ids: NDArray[np.int64]) -> tuple[dict[str, Place
     numbers = {"mu": _all(rollouts.completions, lambda c: c.mu, np.float64)}
     for name in ("pi", "ratio", "prob_diff", "weight"):
         numbers[name] = _all([seen for _, seen in trained], attrgetter(name), np.float64)
+    if any(len(np.unique(seen.advantage)) > 1 for _, seen in trained):
+        numbers["advantage"] = _all([seen for _, seen in trained], attrgetter("advantage"), np.float64)
     told = {name: three_digits(values) for name, values in numbers.items()}
     places = {
         "length": np.array([len(c.token_ids) for c in rollouts.completions], dtype=np.uint32),
+        "n_trained": np.array([c.trained.sum() for c in rollouts.completions], dtype=np.uint32),
         "token": token.astype(np.uint32),
         "out_of_region": _all(trained, lambda cs: cs[1].out_of_region, np.uint32),
     }

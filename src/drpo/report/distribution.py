@@ -143,7 +143,7 @@ def trained_columns(rollouts: Rollouts) -> Mapping[str, NDArray[Any]]:
     """Return all trained tokens of a run, [N] each: mu, pi, weight, advantage."""
     trained = list(rollouts.trained())
     columns = {name: [getattr(s, name) for _, s in trained] for name in ("pi", "weight", "advantage")}
-    columns["mu"] = [c.mu for c, _ in trained]
+    columns["mu"] = [c.mu[c.trained] for c, _ in trained]
     return {name: np.concatenate([np.empty(0), *parts]) for name, parts in columns.items()}
 
 

@@ -87,6 +87,20 @@ PANELS = (
         "Completions that ended by themselves, and those that were cut.",
         {"length_terminated": "ended", "length_truncated": "cut"},
     ),
+    Panel(
+        "Turns and tools",
+        "per episode",
+        "Means over the step's episodes. Done: the share that the environment ended; a limit ended the others. Branch: "
+        "the history was rendered anew.",
+        {
+            "turns": "turns",
+            "calls": "calls",
+            "failed_calls": "failed calls",
+            "branches": "branches",
+            "episodes_done": "done",
+        },
+    ),
+    Panel("Length of a turn", "tokens", "Sampled tokens, mean over the step's turns.", {"turn_tokens": "mean"}),
     Panel("Truncated", "share of completions", "Cut at max_new_tokens.", {"truncated": "cut"}),
     Panel(
         "Groups without a signal",

@@ -34,8 +34,9 @@ WEIGHTS = (
     "damps a token with w below 1, masks it at 0 and pulls it back below 0."
 )
 ROLLOUTS = (
-    "Every sampled completion, token by token. Point at a token, or move to it with ← →, for its numbers. j and k, or "
-    "↓ and ↑ with the list in focus, go through the list; / searches, Esc leaves the search."
+    "Every sampled completion, token by token; an episode in an environment is a conversation, in which the sampled "
+    "tokens are shaded and all else is plain. Point at a token, or move to it with ← →, for its numbers. j and k, or ↓ "
+    "and ↑ with the list in focus, go through the list; / searches, Esc leaves the search."
 )
 TIME = "Evaluations and checkpoints stand at the step that they follow; step 0 is before training."
 SCRIPTS = ("rollouts.js", "rollout_list.js", "rollout_view.js", "keys.js")
@@ -59,7 +60,7 @@ def run_page(folder: Path, run: Run) -> Page:
         folder: of the run, finished or not.
         run: its configuration.
     """
-    rollouts = read_rollouts(folder, run.objective.loss, MOST_TOKENS)
+    rollouts = read_rollouts(folder, run.objective.loss, MOST_TOKENS, run.objective.sequence)
     metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
     told, held = caution(run.objective.loss), held_out(evaluations)
     return Page(

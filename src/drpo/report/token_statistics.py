@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +12,33 @@ import torch
 from numpy.typing import NDArray
 
 from drpo.objectives import Objective, gradient_weight, out_of_region, prob_diff, ratio
-from drpo.train.log import token_advantages
 from drpo.train.records import METRICS, ROLLOUTS, read_lines, read_records
+from drpo.train.rollout_record import (
+    TrainedRow,
+    sampled_ids,
+    sequences,
+    token_advantages,
+    trained_rows,
+    unit_numbers,
+)
 from drpo.types import Tokens
 
 State = Literal["trained", "skipped", "unscored"]
-PER_TOKEN = ("prompt_ids", "token_ids", "behavior_logp", "logp", "divergence", "advantages")
+PER_TOKEN = (
+    "prompt_ids",
+    "token_ids",
+    "sampled",
+    "behavior_logp",
+    "logp",
+    "divergence",
+    "advantages",
+    "reward_penalties",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStatistics:
-    """What an update saw of the N tokens of one completion; every array has shape [N].
+    """What updates saw of the T trained tokens of one completion; every array has shape [T].
 
     Args:
         pi: the policy's probability before the update, float64.
@@ -47,16 +63,20 @@ class Sampled:
 
     Args:
         record: its record of rollouts.jsonl, without what is one per token.
-        token_ids: [N] int64.
+        token_ids: [N] int64; the sampled tokens of all its turns.
         mu: [N] float64; the sampler's probability of each token.
+        trained: [N] bool; True for the T tokens that an update saw.
+        lengths: of each of its sequences, how many of the N.
         state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
             "unscored" where it has no reward.
-        statistics: what the update saw, where it is "trained".
+        statistics: what the updates saw, where it is "trained".
     """
 
     record: Mapping[str, Any]
     token_ids: NDArray[np.int64]
     mu: NDArray[np.float64]
+    trained: NDArray[np.bool_]
+    lengths: tuple[int, ...]
     state: State
     statistics: TokenStatistics | None
 
@@ -78,7 +98,7 @@ class Rollouts:
         return ((c, c.statistics) for c in self.completions if c.statistics is not None)
 
 
-def read_rollouts(folder: Path, objective: Objective, most_tokens: int) -> Rollouts:
+def read_rollouts(folder: Path, objective: Objective, most_tokens: int, sequence: str = "episode") -> Rollouts:
     """Read the completions of a run and ask its objective about the tokens of every update.
 
     Args:
@@ -86,6 +106,7 @@ def read_rollouts(folder: Path, objective: Objective, most_tokens: int) -> Rollo
         objective: the run's; it is asked update by update, as the trainer did.
         most_tokens: where the run has more, a share of its groups is read that has about so many: the same ones
             every time.
+        sequence: what the objective took as one sequence, "episode" or "turn".
     """
     n_tokens = sum(m.get("sampled_tokens", 0) for m in read_records(folder / METRICS))
     share = min(1.0, most_tokens / max(1, n_tokens))
@@ -95,7 +116,7 @@ def read_rollouts(folder: Path, objective: Objective, most_tokens: int) -> Rollo
     for _, of_step in groupby((record for _, record in lines), key=lambda r: r["step"]):
         records = list(of_step)
         n_all += len(records)
-        found += of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], objective)
+        found += of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], objective, sequence)
     return Rollouts(tuple(found), n_all)
 
 
@@ -104,45 +125,53 @@ def _lot(step: int, problem: str) -> float:
     return zlib.crc32(f"{step}/{problem}".encode("utf-8", "surrogatepass")) / 2**32
 
 
-def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[Sampled]:
+def of_one_step(records: Sequence[Mapping[str, Any]], objective: Objective, sequence: str = "episode") -> list[Sampled]:
     """Return the completions of a step, in order.
 
     Args:
         records: of rollouts.jsonl; those of one update must all be there where the objective is not token-wise.
         objective: the run's.
+        sequence: what it took as one sequence, "episode" or "turn".
     """
-    trained = [i for i, r in enumerate(records) if "logp" in r]
-    statistics: dict[int, TokenStatistics] = {}
-    for update in sorted({records[i]["update"] for i in trained}):
-        of_update = [i for i in trained if records[i]["update"] == update]
-        statistics |= zip(of_update, asked([records[i] for i in of_update], objective), strict=True)
-    return [
-        Sampled(
-            record={k: v for k, v in record.items() if k not in PER_TOKEN},
-            token_ids=np.array(record["token_ids"], dtype=np.int64),
-            mu=np.exp(np.array(record["behavior_logp"], dtype=np.float64)),
-            state=_state(record),
-            statistics=statistics.get(i),
-        )
-        for i, record in enumerate(records)
-    ]
+    trained = trained_rows(records, sequence)
+    statistics: dict[int, list[TokenStatistics]] = {}
+    for update in sorted({row.tokens["update"] for row in trained}):
+        of_update = [row for row in trained if row.tokens["update"] == update]
+        for row, seen in zip(of_update, asked(of_update, objective), strict=True):
+            statistics.setdefault(row.episode, []).append(seen)
+    return [_sampled(record, statistics.get(i, [])) for i, record in enumerate(records)]
 
 
-def _state(record: Mapping[str, Any]) -> State:
-    if "logp" in record:
-        return "trained"
-    return "unscored" if record.get("reward") is None else "skipped"
+def _sampled(record: Mapping[str, Any], statistics: Sequence[TokenStatistics]) -> Sampled:
+    """A completion, with the statistics of those of its sequences that were trained."""
+    own = sequences(record)
+    lengths = [len(s["behavior_logp"]) for s in own]
+    return Sampled(
+        record={k: v for k, v in record.items() if k not in (*PER_TOKEN, "branches")},
+        token_ids=np.array([i for s in own for i in sampled_ids(s)], dtype=np.int64),
+        mu=np.exp(np.array([x for s in own for x in s["behavior_logp"]], dtype=np.float64)),
+        trained=np.repeat(np.array(["logp" in s for s in own], dtype=bool), lengths),
+        lengths=tuple(lengths),
+        state="trained" if statistics else "unscored" if record.get("reward") is None else "skipped",
+        statistics=_joined(statistics) if statistics else None,
+    )
 
 
-def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[TokenStatistics]:
-    """Return what the objective says of each completion of one update.
+def _joined(parts: Sequence[TokenStatistics]) -> TokenStatistics:
+    if len(parts) == 1:
+        return parts[0]
+    return TokenStatistics(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TokenStatistics)))
+
+
+def asked(rows: Sequence[TrainedRow], objective: Objective) -> list[TokenStatistics]:
+    """Return what the objective says of each row of one update.
 
     Args:
-        records: with "logp", all of the same update.
+        rows: all of the same update.
         objective: the run's.
     """
-    lengths = [len(r["token_ids"]) for r in records]
-    tokens = tokens_of(records)
+    lengths = [len(r.units) for r in rows]
+    tokens = tokens_of(rows)
     weight = gradient_weight(objective, tokens)
     left = out_of_region(objective, tokens)
     left = torch.zeros_like(tokens.keep) if left is None else left
@@ -151,18 +180,18 @@ def asked(records: Sequence[Mapping[str, Any]], objective: Objective) -> list[To
     return [TokenStatistics(*(part.numpy() for part in of_one)) for of_one in parts]
 
 
-def tokens_of(records: Sequence[Mapping[str, Any]]) -> Tokens:
-    """Return the tokens of some records with "logp", in order; each record is a sequence of its own."""
-    counts = torch.tensor([len(r["token_ids"]) for r in records])
+def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
+    """Return the sampled tokens of some rows, in order."""
 
     def column(name: str) -> torch.Tensor:
-        return torch.tensor([x for r in records for x in r[name]], dtype=torch.float32)
+        return torch.tensor([x for r in rows for x in r.tokens[name]], dtype=torch.float32)
 
+    sequence = torch.tensor(unit_numbers(rows), dtype=torch.int64)
     return Tokens(
         logp=column("logp"),
         behavior_logp=column("behavior_logp"),
-        advantage=torch.tensor([a for r in records for a in token_advantages(r)], dtype=torch.float32),
-        keep=torch.ones(int(counts.sum()), dtype=torch.bool),
-        sequence=torch.arange(len(records)).repeat_interleave(counts),
-        divergence=column("divergence") if "divergence" in records[0] else None,
+        advantage=torch.tensor([a for r in rows for a in token_advantages(r.tokens)], dtype=torch.float32),
+        keep=torch.ones_like(sequence, dtype=torch.bool),
+        sequence=sequence,
+        divergence=column("divergence") if "divergence" in rows[0].tokens else None,
     )

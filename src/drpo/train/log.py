@@ -196,17 +196,6 @@ def _advantage_record(advantage: Tensor) -> dict[str, Any]:
     return {"advantage": mean} | ({"advantages": _decimals(advantage)} if (advantage != advantage[0]).any() else {})
 
 
-def token_advantages(record: Mapping[str, Any]) -> list[float]:
-    """Return the advantage of each token of a completion that took part in an update, from its record.
-
-    Example:
-        >>> token_advantages({"token_ids": [7, 0], "advantage": 0.5})
-        [0.5, 0.5]
-    """
-    given: list[float] = record.get("advantages") or [record["advantage"]] * len(record["token_ids"])
-    return given
-
-
 def _decimals(values: Tensor) -> list[float]:
     """The shortest decimals that give the same float32 back."""
     return [float(str(x)) for x in values.numpy()]

@@ -11,6 +11,7 @@ import msgspec
 
 from drpo.errors import InputError
 from drpo.train.fields import FIELDS
+from drpo.train.rollout_record import fault
 
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
@@ -266,7 +267,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(lines, 1):
             if line.endswith(b"\n"):
                 text, record = read_line(line, f"{path} line {number}")
-                _require_types(path.name, record, f"{path} line {number}")
+                require_types(path.name, record, f"{path} line {number}")
                 yield text, record
 
 
@@ -286,13 +287,24 @@ def read_line(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
     return text, record
 
 
-def _require_types(file: str, record: Mapping[str, Any], where: str) -> None:
-    """Raise if a figure or a completion's reward is not a number, or a completion's text is not text."""
+def require_types(file: str, record: Mapping[str, Any], where: str) -> None:
+    """Raise if a figure or a completion's reward is not a number, its text not text, or its tokens do not fit.
+
+    Args:
+        file: name of the file of records.
+        record: of it.
+        where: it stands, for the message.
+
+    Raises:
+        InputError: something is of another type, or does not fit together.
+    """
     if file in (METRICS, EVALUATIONS, TIMING):
         wrong = next((name for name, value in record.items() if not _is_figure(name, value)), None)
     elif file == ROLLOUTS:
         wrong = next((name for name in _TEXTS if not isinstance(record.get(name, ""), str)), None)
         wrong = wrong or ("reward" if not _is_number(record.get("reward")) else None)
+        if wrong is None and (said := fault(record)) is not None:
+            raise InputError(f"{where}: {said if len(said) < 200 else said[:197] + '...'}")
     else:
         return
     if wrong is not None:

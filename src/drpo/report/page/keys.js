@@ -32,7 +32,7 @@ function keyAction(event, list, view) {
 
 async function showRollouts() {
   const columns = {};
-  for (const name of COLUMNS) columns[name] = await readColumn(name);
+  for (const name of COLUMNS) if (byId(`payload-${name}`)) columns[name] = await readColumn(name);
   const rollouts = new Rollouts(JSON.parse(await payloadText("rollouts")), columns);
   const view = new RolloutView(rollouts);
   const list = new RolloutList(rollouts, (i) => view.show(i));

@@ -24,6 +24,11 @@ function count(n) {
   return n.toLocaleString("en-US");
 }
 
+/** A number with its noun. */
+function counted(n, noun) {
+  return `${n} ${noun}${n === 1 ? "" : "s"}`;
+}
+
 /** What the controls ask for; a bound that is not given is null. */
 function wanted() {
   const bound = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
@@ -121,6 +126,7 @@ class RolloutList {
     const { table, columns, weights } = this.rollouts;
     const said = [rewardText(table.reward[i]), `step ${table.step[i]}`];
     said.push(`${columns.length[i]} tokens${table.finish_reason[i] === "length" ? ", cut" : ""}`);
+    if (table.conversation[i]) said.push(counted(table.conversation[i].turns.length, "turn"));
     if (weights[i]) said.push(`w ${brief(weights[i].least)} to ${brief(weights[i].greatest)}`);
     if (weights[i]?.out_of_region) said.push(`${weights[i].out_of_region} out of region`);
     return said;

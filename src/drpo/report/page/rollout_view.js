@@ -20,6 +20,10 @@ const STATES = {
 
 const TOKENS_ROLE = { class: "tokens", role: "group", "aria-label": "Tokens; left and right arrows move from one to the next" };
 
+/** How the messages of a conversation are set; any other role is set as "other". */
+const ROLES = ["system", "user", "assistant", "tool"];
+const BRANCH = "Branch: the history was rendered anew here, and a further sequence of tokens begins.";
+
 function shadeOf(w) {
   if (w <= 0) return SHADES[0];
   return SHADES.find(({ below }, i) => i > 0 && w < below) ?? SHADES.at(-1);
@@ -49,14 +53,14 @@ function showLegend(rollouts) {
 
 class RolloutView {
   constructor(rollouts) {
-    Object.assign(this, { rollouts, i: null, tokens: [] });
+    Object.assign(this, { rollouts, i: null, tokens: [], explained: null });
     this.host = byId("view");
     this.tooltip = byId("tooltip");
     this.host.addEventListener("mouseover", (event) => this.explain(event.target.closest(".token")));
     this.host.addEventListener("mouseleave", () => this.explain(null));
     this.host.addEventListener("focusin", (event) => this.explain(event.target.closest(".token")));
     this.host.addEventListener("focusout", () => this.explain(null));
-    this.host.addEventListener("scroll", () => this.explain(null));
+    this.host.addEventListener("scroll", () => this.follow());
   }
 
   show(i) {
@@ -69,29 +73,61 @@ class RolloutView {
 
   parts(i) {
     const { prompt, answer } = this.rollouts.question(i);
-    const state = STATES[this.rollouts.table.state[i]];
-    const failure = this.rollouts.table.failure[i];
+    const { state, failure, conversation } = this.rollouts.table;
+    const talk = conversation[i];
+    const note = STATES[state[i]] ? [el("p", { class: "state" }, STATES[state[i]])] : [];
     return [
-      el("ul", { class: "chips" }, this.chips(i).map((text) => el("li", {}, text))),
-      ...quoted("Prompt", prompt),
+      el("ul", { class: "chips" }, this.chips(i).map(([text, mark]) => el("li", mark ? { class: mark } : {}, text))),
+      ...(talk ? [] : quoted("Prompt", prompt)),
       ...quoted("Reference answer", answer),
-      ...quoted("The reward failed", failure ?? ""),
-      el("h3", {}, "Completion"),
-      ...(state ? [el("p", { class: "state" }, state)] : []),
-      el("div", TOKENS_ROLE, this.tokens.map((token, k) => this.span(token, k))),
+      ...quoted(talk?.failed ? "The environment failed" : "The reward failed", failure[i] ?? ""),
+      ...(talk ? this.conversation(talk, note) : [el("h3", {}, "Completion"), ...note, this.spans(0, this.tokens.length)]),
+      ...(talk ? [el("details", {}, el("summary", {}, "The first prompt as the model read it"), el("div", { class: "quoted" }, visible(prompt)))] : []),
     ];
   }
 
+  /** Pairs of a text and how it is marked, if at all. */
   chips(i) {
     const t = this.rollouts.table;
-    const chips = [`step ${t.step[i]}`, `problem ${t.problem[i]}, sample ${t.sample[i]}`];
-    if (t.update[i] !== null) chips.push(`update ${t.update[i] + 1}`);
-    chips.push(rewardText(t.reward[i]));
-    if (t.advantage[i] !== null) chips.push(`A = ${brief(t.advantage[i])}`);
-    chips.push(`${this.rollouts.columns.length[i]} tokens`, t.finish_reason[i] === "length" ? "cut at the limit" : "ended by itself");
-    const age = t.step[i] - 1 - t.version[i];
-    if (age > 0) chips.push(`weights ${age} ${age === 1 ? "step" : "steps"} old`);
+    const chips = [[`step ${t.step[i]}`], [`problem ${t.problem[i]}, sample ${t.sample[i]}`]];
+    if (t.update[i] !== null) chips.push([`update ${t.update[i] + 1}`]);
+    chips.push([rewardText(t.reward[i])]);
+    if (t.advantage[i] !== null) chips.push([`A = ${brief(t.advantage[i])}`]);
+    chips.push([`${this.rollouts.columns.length[i]} tokens`]);
+    if (t.conversation[i]) chips.push(...t.conversation[i].remarks.map(([text, warns]) => [text, warns ? "warn" : ""]));
+    else chips.push([t.finish_reason[i] === "length" ? "cut at the limit" : "ended by itself"]);
+    const age = t.version[i] === null ? 0 : t.step[i] - 1 - t.version[i];
+    if (age > 0) chips.push([`weights ${counted(age, "step")} old`]);
     return chips;
+  }
+
+  /** The messages of an episode, those that the model sampled token by token. */
+  conversation({ messages, turns }, note) {
+    const start = startsOf(turns);
+    const body = ({ text, turn }) => (turn === null ? el("div", { class: "quoted" }, visible(text)) : this.spans(start[turn], start[turn + 1]));
+    return [
+      el("h3", {}, "Conversation"),
+      ...note,
+      el("ol", { class: "conversation" }, messages.flatMap((m) => [
+        ...(m.branch ? [el("li", { class: "branch" }, BRANCH)] : []),
+        el("li", { class: `bubble ${bubbleStyle(m)}` }, this.heading(m, turns), body(m), m.calls.map((call) => el("div", { class: "call" }, "calls ", el("code", {}, visible(call))))),
+      ])),
+    ];
+  }
+
+  heading({ role, name, turn, reward, failed }, turns) {
+    const about = [];
+    if (role === "tool") about.push(`result${name === "" ? "" : ` of ${name}`}`);
+    if (turn !== null) about.push(`turn ${turn + 1}`, counted(turns[turn], "token"));
+    if (turn === null && role === "assistant") about.push("in the prompt");
+    if (reward !== null) about.push(`reward ${brief(reward)}`);
+    const marks = failed ? [el("span", { class: "warn" }, "failed call")] : [];
+    return el("div", { class: "who" }, el("strong", {}, visible(role)), about.map((text) => el("span", {}, visible(text))), marks);
+  }
+
+  /** The tokens from one to before another. */
+  spans(first, behind) {
+    return el("div", TOKENS_ROLE, this.tokens.slice(first, behind).map((token, k) => this.span(token, first + k)));
   }
 
   /** Only one token is a stop of the Tab key; the arrows lead on from there. */
@@ -112,17 +148,26 @@ class RolloutView {
   }
 
   explain(span) {
+    this.explained = span;
     this.tooltip.hidden = span === null;
     if (span === null) return;
     this.tooltip.replaceChildren(...this.numbers(this.tokens[span.dataset.k]));
     this.place(span.getClientRects()[0] ?? span.getBoundingClientRect());
   }
 
+  /** Keeps the numbers beside their token while the view is scrolled, also by the arrow keys; away where it has gone. */
+  follow() {
+    if (this.explained === null) return;
+    const [token, frame] = [this.explained, this.host].map((element) => element.getBoundingClientRect());
+    if (token.bottom < frame.top || token.top > frame.bottom) this.explain(null);
+    else this.place(token);
+  }
+
   numbers(token) {
     const advantage = this.rollouts.table.advantage[this.i];
     const rows = [
       ["\u03bc", token.mu], ["\u03c0", token.pi], ["r = \u03c0/\u03bc", token.r], ["D = \u03c0\u2212\u03bc", token.D],
-      ["A", advantage === null ? undefined : brief(advantage)], ["w", token.wShown],
+      ["A", token.A ?? (advantage === null ? undefined : brief(advantage))], ["w", token.wShown],
     ].filter(([, value]) => value !== undefined);
     const row = ([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value));
     return [
@@ -139,6 +184,10 @@ class RolloutView {
     const y = bottom + 8 + offsetHeight > innerHeight ? top - offsetHeight - 8 : bottom + 8;
     Object.assign(this.tooltip.style, { left: `${Math.max(8, x)}px`, top: `${y}px` });
   }
+}
+
+function bubbleStyle({ role, turn }) {
+  return `${ROLES.includes(role) ? role : "other"}${turn === null ? "" : " sampled"}`;
 }
 
 function quoted(title, text) {

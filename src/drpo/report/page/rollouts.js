@@ -1,6 +1,6 @@
 // The completions of a run: columns of numbers, turned into tokens when a completion is looked at.
 
-const COLUMNS = ["length", "token", "out_of_region", "mu", "pi", "ratio", "prob_diff", "weight"];
+const COLUMNS = ["length", "n_trained", "token", "out_of_region", "mu", "pi", "ratio", "prob_diff", "weight", "advantage"];
 
 /** Reads what `payload.column_bytes` wrote. */
 async function readColumn(name) {
@@ -24,7 +24,7 @@ class Rollouts {
     this.n = columns.length.length;
     this.start = startsOf(columns.length);
     // Trained tokens have columns of their own, which leave the others out.
-    this.trainedStart = startsOf(columns.length.map((length, i) => (this.isTrained(i) ? length : 0)));
+    this.trainedStart = startsOf(columns.n_trained);
     this.special = new Set(table.special);
     this.texts = new Array(this.n).fill(null);
     this.weights = Array.from({ length: this.n }, (_, i) => (this.isTrained(i) ? this.weightsOf(i) : null));
@@ -45,10 +45,23 @@ class Rollouts {
   }
 
   text(i) {
-    const places = () => this.columns.token.subarray(this.start[i], this.start[i + 1]);
-    const joined = () => Array.from(places(), (p) => (this.special.has(p) ? "" : this.table.pieces[p])).join("");
-    this.texts[i] ??= this.table.text[i] ?? joined();
+    const talk = this.table.conversation[i];
+    this.texts[i] ??= talk ? this.exchange(i, talk) : this.table.text[i] ?? this.joined(this.start[i], this.start[i + 1]);
     return this.texts[i];
+  }
+
+  /** The tokens of a span as text, without those that are marks for the model. */
+  joined(first, behind) {
+    const places = this.columns.token.subarray(first, behind);
+    return Array.from(places, (p) => (this.special.has(p) ? "" : this.table.pieces[p])).join("");
+  }
+
+  /** What was said from the model's first turn on, a line for each message. */
+  exchange(i, { messages, turns }) {
+    const start = startsOf(turns);
+    const said = ({ text, turn }) => text ?? this.joined(this.start[i] + start[turn], this.start[i] + start[turn + 1]);
+    const first = messages.findIndex(({ turn }) => turn !== null);
+    return first < 0 ? "" : messages.slice(first).map(said).join("\n");
   }
 
   question(i) {
@@ -70,15 +83,22 @@ class Rollouts {
 
   /** The tokens of a completion; the numbers as they are shown, but for `w`, which is one to compare with. */
   tokens(i) {
-    const { token, out_of_region } = this.columns;
+    let t = this.trainedStart[i];
+    const gaps = this.table.gaps[i] ?? [];
     return Array.from({ length: this.columns.length[i] }, (_, k) => {
-      const [at, t] = [this.start[i] + k, this.trainedStart[i] + k];
-      const place = token[at];
+      const at = this.start[i] + k;
+      const place = this.columns.token[at];
       const drawn = { id: this.table.ids[place], text: this.piece(place), special: this.special.has(place), mu: shown(this.number("mu", at)) };
-      if (!this.isTrained(i)) return drawn;
-      const [pi, r, D, w] = ["pi", "ratio", "prob_diff", "weight"].map((name) => this.number(name, t));
-      return { ...drawn, pi: shown(pi), r: shown(r), D: shown(D), w, wShown: shown(w), out_of_region: out_of_region[t] === 1 };
+      if (!this.isTrained(i) || gaps.some(([first, behind]) => first <= k && k < behind)) return drawn;
+      return { ...drawn, ...this.seen(t++) };
     });
+  }
+
+  /** What an update saw of a trained token. */
+  seen(t) {
+    const [pi, r, D, w] = ["pi", "ratio", "prob_diff", "weight"].map((name) => this.number(name, t));
+    const seen = { pi: shown(pi), r: shown(r), D: shown(D), w, wShown: shown(w), out_of_region: this.columns.out_of_region[t] === 1 };
+    return this.columns.advantage ? { ...seen, A: brief(this.number("advantage", t)) } : seen;
   }
 }
 
