@@ -16,7 +16,7 @@ from drpo.rewards.contract import name_of
 from drpo.types import Failure, Problem
 from drpo.types.environment import Observation, StepResult, Turn
 from drpo.workers.pool import ProcessPool, pickled
-from drpo.workers.process import Service, WorkerProcess
+from drpo.workers.process import Service, WorkerProcess, preload
 
 _Process: TypeAlias = WorkerProcess[Answer | Failure]
 _AGAIN = "rebuilt after the death of its process"
@@ -191,6 +191,6 @@ def _pool(maker: EnvironmentMaker, config: EnvironmentConfig) -> ProcessPool[Ans
     name = name_of(maker)
     handler = pickled("environment", name, worker.EpisodeHandler(maker))
     # Whatever of this room the maker imports, such as the schemas of tools, takes seconds to import.
-    modules = tuple(module for module in sys.modules if module.startswith("drpo.environments."))
-    service = Service("environment", handler, of_record, _LONGEST_ANSWER, config.memory_gb, modules)
+    preload([module for module in sys.modules if module.startswith("drpo.environments.")])
+    service = Service("environment", handler, of_record, _LONGEST_ANSWER, config.memory_gb)
     return ProcessPool(service, name, config.processes)

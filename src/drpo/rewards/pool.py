@@ -10,7 +10,7 @@ from drpo.rewards.contract import Reward, name_of, reads_transcript
 from drpo.rewards.scoring import RewardConfig, Scored, call
 from drpo.types import Failure, Problem, Transcript
 from drpo.workers.pool import ProcessPool, pickled
-from drpo.workers.process import Service
+from drpo.workers.process import Service, preload
 
 _LONGEST_ANSWER = 1 << 16
 
@@ -94,8 +94,8 @@ class RewardPool:
 def _pool(reward: Reward, config: RewardConfig) -> ProcessPool[Scored]:
     name, module = name_of(reward), getattr(reward, "__module__", None) or ""
     handler = pickled("reward", name, worker.Scorer(reward))
-    modules = (worker.__name__, *([module] if module.startswith("drpo.") else []))
-    service = Service("reward", handler, worker.read_scored, _LONGEST_ANSWER, config.memory_gb, modules)
+    preload([worker.__name__, *([module] if module.startswith("drpo.") else [])])
+    service = Service("reward", handler, worker.read_scored, _LONGEST_ANSWER, config.memory_gb)
     return ProcessPool(service, name, config.processes)
 
 

@@ -18,6 +18,7 @@ START_SECONDS = 120.0  # a process imports torch and the user's module, on a bus
 REMEDY = "define it at the top level of a module, or declare it with drpo.rewards.in_process"
 _LONGEST_WAIT = 86400.0  # seconds; poll counts milliseconds in 31 bits; the loop waits again
 _CHUNK = 1 << 16
+_PRELOADED = ["__main__", serve.__name__, "torch"]
 _SCRIPT = 'a script that uses a pool needs `if __name__ == "__main__":`'
 
 T = TypeVar("T")
@@ -33,7 +34,6 @@ class Service(Generic[T]):
         read: converts the record of an answer; raises ValueError, KeyError or TypeError if it is none.
         longest: bytes of the longest answer.
         memory_gb: GiB of address space that a process may allocate after the import; 0 is no limit.
-        modules: imported once, before any process is forked; importing them must not fail.
     """
 
     kind: str
@@ -41,7 +41,6 @@ class Service(Generic[T]):
     read: Callable[[dict[str, Any]], T]
     longest: int
     memory_gb: float
-    modules: tuple[str, ...] = ()
 
     @property
     def invalid(self) -> Failure:
@@ -65,7 +64,7 @@ class WorkerProcess(Generic[T]):
     """
 
     def __init__(self, service: Service[T]) -> None:
-        context = _context(service.modules)
+        context = _context()
         requests, self._requests = context.Pipe(duplex=False)
         self._answers, answers = context.Pipe(duplex=False)
         arguments = (requests, answers, service.handler, int(service.memory_gb * 2**30))
@@ -183,12 +182,18 @@ def wait(workers: Sequence[WorkerProcess[Any]]) -> None:
     poll.poll(None if left == math.inf else math.ceil(1000 * min(max(left, 0.0), _LONGEST_WAIT)))
 
 
-def _context(modules: Sequence[str]) -> Any:
+def preload(modules: Sequence[str]) -> None:
+    """Have modules imported once, before any process is forked, as long as none was; importing them must not fail.
+
+    So a killed process is replaced in milliseconds. torch is among them because importing it would cost every process
+    seconds. A user's module is not: an error in it would silently end the server that forks.
+    """
+    _PRELOADED.extend(module for module in modules if module not in _PRELOADED)
+
+
+def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # The server imports these modules once and forks every process, so a killed process is replaced in milliseconds.
-    # torch is among them because importing it would cost every process seconds. A user's module is not: an error in it
-    # would silently end the server.
-    context.set_forkserver_preload(["__main__", serve.__name__, "torch", *modules])
+    context.set_forkserver_preload(_PRELOADED)
     return context
