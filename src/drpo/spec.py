@@ -226,9 +226,9 @@ def _import_path(value: Any, kind: str) -> str:
     named = value if hasattr(value, "__qualname__") else type(value)
     module, name = named.__module__, named.__qualname__
     if named is not value:
-        own = [n for n, v in vars(sys.modules[module]).items() if v is value]
-        if own:
-            return f"{module}:{own[0]}"
+        names = [n for n, v in vars(sys.modules[module]).items() if v is value]
+        if names:
+            return f"{module}:{names[0]}"
         if dataclasses.is_dataclass(value):
             name += _arguments(value)
     if "<" in name or (named is not value and not dataclasses.is_dataclass(value)):

@@ -137,14 +137,14 @@ class View:
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps that have a metric as a number, and the numbers."""
-        found = {m["step"]: float(m[name]) for m in self.metrics if isinstance(m.get(name), int | float)}
-        finite = {step: value for step, value in found.items() if math.isfinite(value)}
+        numbers = {m["step"]: float(m[name]) for m in self.metrics if isinstance(m.get(name), int | float)}
+        finite = {step: value for step, value in numbers.items() if math.isfinite(value)}
         return list(finite), list(finite.values())
 
     def seconds(self, step: int) -> dict[str, float]:
         """Seconds per phase of a step; empty where they are not known."""
-        found = next((t for t in reversed(self.timing) if t["step"] == step and "update" in t), {})
-        return {phase: seconds for phase, seconds in found.items() if phase != "step"}
+        record = next((t for t in reversed(self.timing) if t["step"] == step and "update" in t), {})
+        return {phase: seconds for phase, seconds in record.items() if phase != "step"}
 
     def phases(self) -> dict[str, float]:
         """Seconds per phase, over the whole run."""

@@ -21,10 +21,10 @@ THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""
 
 
-def ends_table(title: str, found: Sequence[Condition], chosen: Sequence[Condition]) -> Sheet:
+def ends_table(title: str, results: Sequence[Condition], chosen: Sequence[Condition]) -> Sheet:
     """Return the conditions of a regime, the highest end first; the best rate of each objective is marked."""
-    several = len({c.learning_rate for c in found}) > 1
-    ordered = sorted(found, key=lambda c: -c.mean.value)
+    several = len({c.learning_rate for c in results}) > 1
+    ordered = sorted(results, key=lambda c: -c.mean.value)
     rows = tuple((*row(c), bounds(c.iqm), "best rate" if several and c in chosen else "") for c in ordered)
     return Sheet(title, (*head(THRESHOLD), "iqm, 95 % (bootstrap)", ""), rows)
 
@@ -94,7 +94,7 @@ def counts(comparison: Comparison) -> dict[str, int]:
 
 def cautions(objectives: Sequence[str]) -> list[str]:
     """Return what is to be minded, with the objectives that it is true of."""
-    said: defaultdict[str, list[str]] = defaultdict(list)
+    names_of: defaultdict[str, list[str]] = defaultdict(list)
     for name in objectives:
         if names_code(name):  # a page is made without running what its folder names
             continue
@@ -103,8 +103,8 @@ def cautions(objectives: Sequence[str]) -> list[str]:
         except InputError:  # nothing that can be built; the page shows it as it is written
             continue
         if text is not None:
-            said[text].append(name)
-    return [f"{', '.join(names)}: {text}." for text, names in said.items()]
+            names_of[text].append(name)
+    return [f"{', '.join(names)}: {text}." for text, names in names_of.items()]
 
 
 def trials_tables(comparison: Comparison, links: Sequence[str]) -> tuple[Sheet, Sheet]:
@@ -115,11 +115,18 @@ def trials_tables(comparison: Comparison, links: Sequence[str]) -> tuple[Sheet, 
         links: to the report of each trial.
     """
     configs = [{k: v for k, v in texts(trial.config).items() if k != "name"} for trial in comparison.trials]
-    own = differing(configs)
+    fields = differing(configs)
     rows = tuple(
-        (t.name, t.status, str(len(t.series[REWARD])), *(config.get(name, "-") for name in own), t.reason or "", link)
+        (
+            t.name,
+            t.status,
+            str(len(t.series[REWARD])),
+            *(config.get(name, "-") for name in fields),
+            t.reason or "",
+            link,
+        )
         for t, config, link in zip(comparison.trials, configs, links, strict=True)
     )
-    head = ("trial", "status", "steps", *(name.replace("_", " ") for name in own), "reason", "report")
-    shared = tuple(pair for pair in configs[0].items() if pair[0] not in own)
+    head = ("trial", "status", "steps", *(name.replace("_", " ") for name in fields), "reason", "report")
+    shared = tuple(pair for pair in configs[0].items() if pair[0] not in fields)
     return Sheet("", head, rows), Sheet("What all trials share", ("field", "value"), shared)

@@ -22,14 +22,14 @@ def print_comparison(console: Console, comparison: Comparison, threshold: float 
         threshold: of the training reward, for the column that says when it was reached.
         best_only: leave out all learning rates of an objective but its best.
     """
-    found = conditions(comparison, threshold)
-    shown, fields, chosen = best(found) if best_only else found, comparison.regime_fields, best(found)
+    results = conditions(comparison, threshold)
+    shown, fields, chosen = best(results) if best_only else results, comparison.regime_fields, best(results)
     for regime in dict.fromkeys(c.regime for c in shown):
         here = [c for c in shown if c.regime == regime]
         sheet = Sheet(label(regime, fields), head(threshold), tuple(map(row, here)))
         marked = {i for i, c in enumerate(here) if c in chosen} if len(chosen) < len(shown) else ()
         console.print(as_table(sheet, bold=marked))
-    for line in claim_lines(found, fields):
+    for line in claim_lines(results, fields):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -67,9 +67,9 @@ def collapse(c: Condition) -> str:
     return f"{fallen}/{c.collapse.n}" + (f", {c.n_diverged} diverged" if c.n_diverged else "")
 
 
-def claim_lines(found: Sequence[Condition], fields: Sequence[str]) -> Iterator[str]:
+def claim_lines(results: Sequence[Condition], fields: Sequence[str]) -> Iterator[str]:
     """Yield what may be claimed, a line each, then of how many pairs; where nothing may be, a line that says so."""
-    chosen = best(found)
+    chosen = best(results)
     made = list(claims(chosen))
     for claim in made:
         where = f" ({label(claim.regime, fields)})" if fields else ""
@@ -80,5 +80,5 @@ def claim_lines(found: Sequence[Condition], fields: Sequence[str]) -> Iterator[s
     if made:
         pairs = sum(a.regime == b.regime for a, b in combinations(chosen, 2))
         yield f"of {pairs} pairs that were compared, {len(made)}: among many, some intervals part by chance"
-    elif len(found) > 1:
+    elif len(results) > 1:
         yield "no claim: all intervals overlap, or there are too few seeds for any"

@@ -41,10 +41,10 @@ def boundary(objective: Objective, mu: NDArray[np.float64]) -> tuple[NDArray[np.
         >>> low.round(2).tolist(), high.round(2).tolist()
         ([nan, 0.3, 0.7], [0.3, 0.7, nan])
     """
-    found = borders(objective, torch.from_numpy(mu))
-    if found is None:
+    sides = borders(objective, torch.from_numpy(mu))
+    if sides is None:
         return np.full_like(mu, np.nan), np.full_like(mu, np.nan)
-    return found[0].numpy(), found[1].numpy()
+    return sides[0].numpy(), sides[1].numpy()
 
 
 def drawn_at(objective: Objective) -> NDArray[np.float64]:
@@ -124,16 +124,16 @@ def boundary_traces(objective: Objective) -> Iterator[dict[str, Any]]:
     diagonal = {"line": {"color": GREY, "width": 1}, "mode": "lines", "hoverinfo": "skip"}
     yield {"x": [1e-8, 1], "y": [1e-8, 1], "name": "π = μ", **diagonal}
     for i, other in enumerate(o for o in regions(objective) if caution(o) is None):
-        mu, name, own = drawn_at(other), format_spec(other, REGISTRY), other is objective
+        mu, name, is_trained = drawn_at(other), format_spec(other, REGISTRY), other is objective
         form = {"color": COLORS[2 + i % 3], "width": 1.8, "dash": DASHES[1 + i % 3]}
         for pi, first in zip(boundary(other, mu), (True, False), strict=True):
             yield {
                 "x": mu.tolist(),
                 "y": pi.tolist(),
-                "name": f"{name}, this run's" if own else name,
+                "name": f"{name}, this run's" if is_trained else name,
                 "legendgroup": name,
                 "showlegend": first,
-                "line": {"color": GREY, "width": 3.5} if own else form,
+                "line": {"color": GREY, "width": 3.5} if is_trained else form,
                 "mode": "lines",
                 "hoverinfo": "skip",
             }

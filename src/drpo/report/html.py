@@ -153,7 +153,7 @@ def inline(script: str) -> str:
         ...
         ValueError: a script must not hold '</script'
     """
-    found = re.search(r"</script|<script|<!--", script, flags=re.IGNORECASE)
-    if found:
-        raise ValueError(f"a script must not hold {found[0]!r}")
+    match = re.search(r"</script|<script|<!--", script, flags=re.IGNORECASE)
+    if match:
+        raise ValueError(f"a script must not hold {match[0]!r}")
     return script

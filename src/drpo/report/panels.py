@@ -187,11 +187,11 @@ def drawn_lines(run: Run, metrics: Records, evaluations: Records) -> list[tuple[
     held_out = held_out_line(evaluations)
     interval = ", with 95 % intervals" if sum(x is not None for x in held_out.low or ()) > 1 else ""
     caption = f"On problems that training never samples{interval}."
-    found = [(panel, lines_of(panel, metrics)) for panel in (PANELS[0], parts_panel(metrics), *PANELS[1:])]
-    found.insert(1, (Panel("Held-out reward", "score", caption, {}), [held_out] if held_out.known else []))
+    drawn = [(panel, lines_of(panel, metrics)) for panel in (PANELS[0], parts_panel(metrics), *PANELS[1:])]
+    drawn.insert(1, (Panel("Held-out reward", "score", caption, {}), [held_out] if held_out.known else []))
     caption = "Mean of each part over the completions of held-out problems that have it."
-    found.insert(3, (Panel("Parts of the held-out reward", "score", caption, {}), held_out_part_lines(evaluations)))
-    return [(panel, lines, levels(panel, run)) for panel, lines in found if lines]
+    drawn.insert(3, (Panel("Parts of the held-out reward", "score", caption, {}), held_out_part_lines(evaluations)))
+    return [(panel, lines, levels(panel, run)) for panel, lines in drawn if lines]
 
 
 def levels(panel: Panel, run: Run) -> Levels:

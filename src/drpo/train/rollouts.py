@@ -183,8 +183,9 @@ class Rollouts:
         return _done(self._draw(step)) if self._thread is None else self._thread.submit(self._draw, step)
 
     def _draw(self, step: int) -> Rollout:
-        own = self._ranks.shard(self._problems(step))
-        return own, self._driver.run(own, self._run.rollout.sampling, (self._run.seed, step)) if own else []
+        problems = self._ranks.shard(self._problems(step))
+        key = (self._run.seed, step)
+        return problems, self._driver.run(problems, self._run.rollout.sampling, key) if problems else []
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:

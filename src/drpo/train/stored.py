@@ -43,8 +43,8 @@ class Progress:
 
 def latest(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in a run's checkpoint folder, or None."""
-    found = complete(folder)
-    return found[-1] if found else None
+    checkpoints = complete(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def steps(folder: Path) -> dict[int, Path]:
@@ -58,12 +58,12 @@ def require_sound(checkpoint: Path) -> None:
     Raises:
         InputError: a file is missing, or its checksum differs.
     """
-    _, own, sums = read_state(checkpoint)
+    _, state_sum, sums = read_state(checkpoint)
     for name, wanted in sums.items():
         path = checkpoint / name
         if not path.is_file():
             raise InputError(f"checkpoint {path}: missing")
-        if wanted != (own if name == STATE else sum_of(path)):
+        if wanted != (state_sum if name == STATE else sum_of(path)):
             raise InputError(f"checkpoint {path}: damaged, its SHA-256 is not what was written with it")
 
 

@@ -42,7 +42,7 @@ class ModelConfig:
     """The policy's model, and how it is trained.
 
     Args:
-        name: smollm2-135m, tiny, a folder, or a hub id.
+        name: smollm2-135m, tiny, a folder, or a hub id, owner/name.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
             int8 with straight-through gradients; weights stay fp32.
@@ -197,8 +197,8 @@ class ObjectiveConfig:
             reads, "sequence", self.sequence, "the objective weighs each token by itself; leave it out, or use gspo"
         )
         require(0 < self.discount <= 1, "discount", self.discount, "must be in (0, 1]")
-        own = self.critic is None or self.discount == 1
-        require(own, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
+        fits = self.critic is None or self.discount == 1
+        require(fits, "discount", self.discount, "a critic has its own; write it as --critic 'gae(gamma=...)'")
         positive = self.kl_in_reward == 0 or self.critic is not None or self.advantage is not advantages.maxrl
         require(positive, "kl_in_reward", self.kl_in_reward, "with it rewards may be negative, which maxrl refuses")
         for name in ("reference_kl", "kl_in_reward", "entropy_bonus"):
