@@ -27,14 +27,14 @@ def library(name: str, task: str, install: str) -> ModuleType:
         >>> library("no_gym", "gym('x')", "no-gym")
         Traceback (most recent call last):
         ...
-        drpo.errors.InputError: task gym('x') needs no_gym: No module named 'no_gym'; run pip install no-gym
+        drpo.errors.InputError: gym('x') needs no_gym: No module named 'no_gym'; run pip install no-gym
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
         return importlib.import_module(name)
     except Exception as error:  # a library may raise anything as it is imported
-        raise InputError(f"task {task} needs {name}: {one_line(error)}; run pip install {install}") from None
+        raise InputError(f"{task} needs {name}: {one_line(error)}; run pip install {install}") from None
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -22,6 +22,7 @@ from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError, one_line
 from drpo.rewards import Reward
 from drpo.seeds import derive
+from drpo.spec import names_code
 from drpo.types import Problem
 from drpo.types.environment import Observation, StepResult, Turn
 from drpo.types.problem import Message, message
@@ -31,7 +32,7 @@ _BRIDGE = "drpo.environments.libraries.verifiers_bridge"
 
 @dataclass(frozen=True)
 class Verifiers:
-    """A taskset of verifiers 0.4 by its id: `verifiers('my_taskset')`.
+    """A taskset of verifiers 0.4 by its class: `verifiers('my_taskset:MyTaskset')`.
 
     Its environment plays each episode as it does under verifiers: users, tools, stops and scores are its own; the turns
     are sampled here. It runs in verifiers' local runtime: tasksets that need a container are refused. Calls are read as
@@ -39,9 +40,9 @@ class Verifiers:
     something that was said is rewritten, fails: what it would train on is not what was sampled.
 
     Args:
-        taskset: its id, the name of an importable module.
+        taskset: the class, as `module:Class`; the module is what verifiers calls the taskset's id.
         config: fields of its configuration: {"game": "Wordle-v0"}.
-        environment: the id of another environment than the taskset's own; empty is its own.
+        environment: the class of another environment than the taskset's own, as `module:Class`; empty is its own.
         turns: at most, 1 to 1024.
         holdout: the first so many tasks are for evaluation, of a finite taskset half of them at most.
 
@@ -61,6 +62,9 @@ class Verifiers:
         for name, value, low, high in (("turns", self.turns, 1, 1024), ("holdout", self.holdout, 0, 10**6)):
             if type(value) is not int or not low <= value <= high:
                 raise InputError(f"{self.who}: {name}={value!r} must be an integer from {low} to {high}")
+        for name, spec in (("taskset", self.taskset), ("environment", self.environment or "a:B")):
+            if not (names_code(spec) and all(part.isidentifier() for part in spec.split(":"))):
+                raise InputError(f"{self.who}: {name}={spec!r} must name a class, as 'module:Class'")
         try:
             needs_container = _loaded(self).tasks.task_type().NEEDS_CONTAINER
         except InputError:
@@ -130,8 +134,14 @@ class _Loaded:
         if here not in sys.path:
             sys.path.append(here)  # last, as for all modules that specs name
         self.bridge = library(_BRIDGE, task.who, "verifiers")
-        self._taskset = self.bridge.Taskset(task.taskset, task.config, task.environment, task.turns)
+        module, _, name = task.taskset.partition(":")
+        other, _, environment = task.environment.partition(":")
+        self._taskset = self.bridge.Taskset(module, task.config, other, task.turns)
         self.tasks, self.endless = self._taskset.tasks, self._taskset.endless
+        exported = {"taskset": (self.tasks, name), "environment": (self._taskset.environment, environment)}
+        for kind, (value, wanted) in exported.items():
+            if wanted and type(value).__name__ != wanted:
+                raise InputError(f"{task.who}: the module's {kind} is {type(value).__name__}, not {wanted}")
         self._unread: Iterator[Any] = iter(self.tasks)
         self._read: list[Any] = []
 

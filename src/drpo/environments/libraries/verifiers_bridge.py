@@ -181,8 +181,8 @@ class Taskset:
             )
             for name, seat in agent_config_fields(read).items()
         }
-        self._environment = load_environment(read.model_copy(update=seats))
-        self.tasks = self._environment.taskset
+        self.environment = load_environment(read.model_copy(update=seats))
+        self.tasks = self.environment.taskset
         self._serving = AsyncExitStack()
 
     @property
@@ -192,7 +192,7 @@ class Taskset:
 
     async def start(self) -> None:
         """Serve model calls and shared tools."""
-        await self._serving.enter_async_context(self._environment.serving())
+        await self._serving.enter_async_context(self.environment.serving())
 
     async def stop(self) -> None:
         """Serve no more."""
@@ -202,7 +202,7 @@ class Taskset:
         """Play an episode of a task, its turns from the conversation."""
         context = vf.ModelContext(model="drpo", client=_CONFIG)
         try:
-            episode = await self._environment.run_episode(task, context, on_trace=conversation.join)
+            episode = await self.environment.run_episode(task, context, on_trace=conversation.join)
         except asyncio.CancelledError:
             conversation.end(Over(0.0, "the episode was closed"))
             raise
