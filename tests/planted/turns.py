@@ -144,6 +144,12 @@ REPLACEMENTS = (
         _without_its_end,
         (TRAINED, DOCTOR),
     ),
+    Replacement(
+        "a turn's figures begin one token late",
+        "drpo.train.metrics:_turns_of",
+        lambda right: lambda episode: [(row, turn.roll(1)) for row, turn in right(episode)],
+        ("tests/test_agents.py::test_killed_and_resumed_is_one_run_bit_for_bit",),
+    ),
     Replacement("the advantage of a branch counts twice", "drpo.credit.rules:_by_turn", _twice, (CREDITED,)),
     Replacement(
         "a turn has the reward of the turn after it",
