@@ -1,11 +1,13 @@
 """Conversations through a model's chat template, as text and as token ids; no content speaks as another role.
 
-Content that spells a special token is encoded letter by letter. Content without one is encoded with the template's text
-around it, as always.
+A text of a message that spells a special token is encoded letter by letter. One that spells none is encoded with the
+template's text around it, as always.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,56 +53,60 @@ def encode_messages(
     Raises:
         Whatever the template raises.
     """
-    hidden, contents = hide_forgeries(tokenizer, messages)
-    text = render(tokenizer, hidden, tools)
-    if all(text.count(placeholder) == 1 for placeholder in contents):
-        return encode(tokenizer, text, contents, begins=True)
-    raise ValueError("a message spells a special token, and the template leaves it out or repeats it")
+    hidden, texts = hide_forgeries(tokenizer, [*messages, *tools])
+    return encode(tokenizer, render(tokenizer, hidden[: len(messages)], hidden[len(messages) :]), texts, begins=True)
 
 
 def unused_words(messages: Sequence[Message]) -> Iterator[str]:
-    """Yield words that no content has, and that templates neither trim nor rewrite."""
-    everything = "".join(str(m.get("content")) for m in messages)
+    """Yield words that no text of messages has, and that templates neither trim nor rewrite."""
+    everything = "".join(map(str, messages))
     return (word for i in count() if (word := f"Sentinel{i}Q4ZW") not in everything)
 
 
 def hide_forgeries(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> tuple[list[Message], dict[str, str]]:
-    """Return messages with a placeholder for each content that spells a special token, and what each stands for."""
+    """Return messages with a placeholder for each text that spells a special token, and what each stands for.
+
+    Contents, names, arguments of calls: whatever a template may render. Tools are hidden in the same way.
+    """
     special = [token for token in tokenizer.all_special_tokens if token]
     words = unused_words(messages)
-    hidden, contents = [], {}
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) and any(token in content for token in special):
-            placeholder = next(words)
-            contents[placeholder] = content
-            message = {**message, "content": placeholder}
-        hidden.append(message)
-    return hidden, contents
+    texts: dict[str, str] = {}
+
+    def hide(value: Any) -> Any:
+        match value:
+            case str() if any(token in value for token in special):
+                placeholder = next(words)
+                texts[placeholder] = value
+                return placeholder
+            case Mapping():
+                return {hide(key): hide(inner) for key, inner in value.items()}
+            case list() | tuple():
+                return [hide(inner) for inner in value]
+        return value
+
+    return [hide(message) for message in messages], texts
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, contents: Mapping[str, str], *, begins: bool = False
+    tokenizer: PreTrainedTokenizerBase, text: str, texts: Mapping[str, str], *, begins: bool = False
 ) -> list[int]:
     """Return the ids of a template's text, with what its placeholders stand for encoded letter by letter.
 
     Args:
         tokenizer: it.
         text: of `render`.
-        contents: of `hide_forgeries`; each placeholder occurs once.
+        texts: of `hide_forgeries`.
         begins: the text is the first of its sequence; else it goes on from another, and no space is put before it.
     """
-    order = sorted(contents, key=text.index)
-    pieces, rest = [], text
-    for placeholder in order:
-        before, _, rest = rest.partition(placeholder)
-        pieces += [(before, False), (contents[placeholder], True)]
+    pieces = re.split(f"({'|'.join(texts)})", text) if texts else [text]
     ids: list[int] = []
-    for piece, split in [*pieces, (rest, False)]:
-        whole = begins and not ids and not split
-        ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if whole else _inside(tokenizer, piece, split)
+    for i, piece in enumerate(pieces):  # every second one is a placeholder
+        if begins and i == 0:
+            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        else:
+            ids += _inside(tokenizer, texts[piece] if i % 2 else piece, split=i % 2 == 1)
     return ids
 
 

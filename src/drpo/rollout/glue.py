@@ -59,14 +59,14 @@ def glue(
         >>> tokenizer.decode(ids)
         '<user>higher<eos><assistant>'
     """
-    hidden, contents = hide_forgeries(tokenizer, replies)
+    (*hidden, turn), texts = hide_forgeries(tokenizer, [*replies, {"calls": calls}])
     sentinel = next(unused_words(hidden))
     text = _after_sentinel(tokenizer, sentinel, hidden, tools)
     if text is None and calls:
-        text = _after_calls(tokenizer, sentinel, hidden, tools, calls, stop)
+        text = _after_calls(tokenizer, sentinel, hidden, tools, turn["calls"], stop)
     if text is None or not all(_says(text, reply) for reply in hidden):
         return None
-    ids = encode(tokenizer, text, contents)
+    ids = encode(tokenizer, text, texts)
     if last in stop:
         ids = ids[_end_of_turn(tokenizer, ids, stop) :]
     return torch.tensor(ids, dtype=torch.int64) if ids else None
