@@ -40,6 +40,16 @@ def library(name: str, task: str, install: str) -> ModuleType:
         root.setLevel(level)
 
 
+def require_turns(task: str, turns: int) -> None:
+    """Raise unless a limit of turns is in its range.
+
+    Raises:
+        InputError: it is not.
+    """
+    if type(turns) is not int or not 1 <= turns <= 1024:
+        raise InputError(f"{task}: turns={turns!r} must be an integer from 1 to 1024")
+
+
 def made_anew(task: Any) -> tuple[type[Any], tuple[Any, ...]]:
     """Return what `__reduce__` of a task returns, a dataclass, so that it is unpickled by its constructor."""
     return type(task), tuple(getattr(task, f.name) for f in dataclasses.fields(task))

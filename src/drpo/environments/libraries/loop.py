@@ -1,6 +1,7 @@
 """One event loop in a thread of its own, for libraries whose environments are coroutines."""
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Coroutine
 from functools import lru_cache
@@ -15,6 +16,16 @@ def event_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="environments", daemon=True).start()
     return loop
+
+
+def settled(value: Any) -> Any:
+    """Return a method's value, after waiting for it where the method is a coroutine.
+
+    Example:
+        >>> settled(3), settled(asyncio.sleep(0, 4))
+        (3, 4)
+    """
+    return wait_for(value) if inspect.iscoroutine(value) else value
 
 
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:

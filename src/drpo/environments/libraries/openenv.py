@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, get_args
 
 from drpo.environments.libraries.imports import environment_class, library
-from drpo.environments.libraries.loop import wait_for
+from drpo.environments.libraries.loop import settled
 from drpo.environments.libraries.seeded import Answer, Game, SeededTask
 from drpo.errors import InputError
 from drpo.spec import import_named
@@ -84,22 +84,18 @@ class _OpenEnvGame:
         self._environment, self._render, self._parse = environment, render, parse
 
     def reset(self, seed: int) -> str:
-        return self._render(_settled(self._environment.reset_async(seed=seed)))
+        return self._render(settled(self._environment.reset_async(seed=seed)))
 
     def step(self, action: str) -> Answer:
         try:
             parsed = self._parse(action)
         except ValueError as error:
             return Answer(f"Error: {' '.join(str(error).split())[:500]}", 0.0, False, failed=True)
-        observation = _settled(self._environment.step_async(parsed))
+        observation = settled(self._environment.step_async(parsed))
         return Answer(self._render(observation), float(observation.reward or 0.0), bool(observation.done))
 
     def close(self) -> None:
         self._environment.close()
-
-
-def _settled(value: Any) -> Any:
-    return wait_for(value) if inspect.iscoroutine(value) else value
 
 
 def _function(spec: str, task: str) -> Callable[[Any], Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from drpo.environments.libraries.imports import made_anew
+from drpo.environments.libraries.imports import made_anew, require_turns
 from drpo.errors import InputError
 from drpo.rewards import Reward
 from drpo.spec import parse_spec
@@ -62,7 +62,6 @@ class RowsTask:
         Raises:
             InputError: a field out of its range, or no task.
         """
-        if type(self.turns) is not int or not 1 <= self.turns <= 1024:
-            raise InputError(f"{self.who}: turns={self.turns!r} must be an integer from 1 to 1024")
+        require_turns(self.who, self.turns)
         if callable(getattr(self.rows_task, "open", None)):
             raise InputError(f"{self.who}: rows={self.rows!r} has environments of its own; name a task without them")

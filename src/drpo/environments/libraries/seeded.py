@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from drpo.environments.contract import Environment
-from drpo.environments.libraries.imports import made_anew
+from drpo.environments.libraries.imports import made_anew, require_turns
 from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError, one_line
 from drpo.rewards import Reward
@@ -154,8 +154,7 @@ class SeededTask:
         Raises:
             InputError: a field out of its range, or a game that does not start.
         """
-        if type(self.turns) is not int or not 1 <= self.turns <= 1024:
-            raise InputError(f"{self.who}: turns={self.turns!r} must be an integer from 1 to 1024")
+        require_turns(self.who, self.turns)
         self._problem("0", 0)
 
     def _problem(self, id: str, seed: int) -> Problem:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from drpo.environments.contract import Environment
 from drpo.environments.libraries.imports import environment_class
-from drpo.environments.libraries.loop import wait_for
+from drpo.environments.libraries.loop import settled
 from drpo.environments.libraries.rows import RowsTask
 from drpo.environments.libraries.seeded import Randomness
 from drpo.environments.rewards import turns_say_all
@@ -99,7 +99,7 @@ class _Episode:
             result = self._tools.step(turn)
             over = result.done or self._turns_left == 0
             if over and hasattr(self._made, "get_reward"):
-                result = replace(result, reward=float(_settled(self._made.get_reward())))
+                result = replace(result, reward=float(settled(self._made.get_reward())))
         return result
 
     def close(self) -> None:
@@ -123,10 +123,6 @@ def _as_text(tool: Tool) -> Tool:
 
     @functools.wraps(tool)
     def called(*args: Any, **kwargs: Any) -> str:
-        return str(_settled(tool(*args, **kwargs)))
+        return str(settled(tool(*args, **kwargs)))
 
     return called
-
-
-def _settled(value: Any) -> Any:
-    return wait_for(value) if inspect.iscoroutine(value) else value

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from drpo.environments.calls import Call, read_calls
 from drpo.environments.contract import Environment
-from drpo.environments.libraries.imports import library, made_anew
+from drpo.environments.libraries.imports import library, made_anew, require_turns
 from drpo.environments.libraries.loop import event_loop, wait_for
 from drpo.environments.rewards import turns_say_all
 from drpo.errors import InputError, one_line
@@ -59,12 +59,12 @@ class Verifiers:
     hidden_state: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (("turns", self.turns, 1, 1024), ("holdout", self.holdout, 0, 10**6)):
-            if type(value) is not int or not low <= value <= high:
-                raise InputError(f"{self.who}: {name}={value!r} must be an integer from {low} to {high}")
+        require_turns(self.who, self.turns)
+        if type(self.holdout) is not int or not 0 <= self.holdout <= 10**6:
+            raise InputError(f"{self.who}: holdout={self.holdout!r} must be an integer from 0 to 1,000,000")
         for name, spec in (("taskset", self.taskset), ("environment", self.environment or "a:B")):
             if not (names_code(spec) and all(part.isidentifier() for part in spec.split(":"))):
-                raise InputError(f"{self.who}: {name}={spec!r} must name a class, as 'module:Class'")
+                raise InputError(f"{self.who}: {name}={spec!r} must name a class, as 'module:Class', with no dots")
         try:
             needs_container = _loaded(self).tasks.task_type().NEEDS_CONTAINER
         except InputError:
@@ -133,6 +133,7 @@ class _Loaded:
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.append(here)  # last, as for all modules that specs name
+        library("verifiers.v1", task.who, "verifiers")
         self.bridge = library(_BRIDGE, task.who, "verifiers")
         module, _, name = task.taskset.partition(":")
         other, _, environment = task.environment.partition(":")
