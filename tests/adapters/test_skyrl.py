@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.episodes import Padded, require_masks
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
 from drpo.errors import InputError
+from drpo.reductions import Horizon, sequence_mean, token_mean
 
 pytest.importorskip("skyrl", reason="SkyRL is not installed; `make test-skyrl` installs it in .adapters/skyrl")
 pytestmark = pytest.mark.adapters
@@ -33,7 +36,9 @@ from skyrl.backends.skyrl_train.utils.ppo_utils import (  # noqa: E402
     sync_registries,
 )
 from skyrl.backends.skyrl_train.workers.worker import PolicyWorkerBase  # noqa: E402
+from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors  # noqa: E402
 from skyrl.train.dataset.replay_buffer import Experience  # noqa: E402
+from skyrl.train.generators.skyrl_gym_generator import TurnOutput  # noqa: E402
 from skyrl.train.trainer import RayPPOTrainer  # noqa: E402
 from skyrl.train.utils import validate_cfg  # noqa: E402
 
@@ -189,6 +194,61 @@ def test_padding_has_no_effect(junk: float):
     assert found[0] == found[1]
 
 
+AVERAGES = {"token_mean": token_mean, "sequence_mean": sequence_mean, "seq_mean_token_sum_norm": Horizon(MAX_SEQ_LEN)}
+"""SkyRL's `loss_reduction` -> our reduction that averages in the same way."""
+
+
+def in_skyrl(spec: str, batch: Padded, reduction: str) -> tuple[Tensor, dict[str, float]]:
+    """SkyRL-gym's episodes: laid out, averaged and reduced by SkyRL, in micro-batches of two.
+
+    SkyRL-gym writes mask and log-probability 0 for what the environment says (`TurnOutput`), and SkyRL puts the
+    padding before the tokens.
+    """
+    ends = batch.inside.sum(1).tolist()
+    response, mask, sampler = (
+        [row[:n].tolist() for row, n in zip(column, ends, strict=True)]
+        for column in (batch.target, batch.keep.long(), batch.behavior_logp)
+    )
+    rewards = [[0.0] * n for n in ends]
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    *_, masks, scores, _ = convert_prompts_responses_to_batch_tensors(
+        tokenizer, [[1]] * len(ends), response, rewards, mask, sampler
+    )
+
+    def right(column: Tensor) -> Tensor:
+        return torch.stack([torch.cat([row[n:], row[:n]]) for row, n in zip(column, ends, strict=True)])
+
+    advantages = apply_loss_reduction_to_advantages_minibatch(
+        right(batch.advantage), masks, reduction, MICRO, MAX_SEQ_LEN, PROMPTS
+    )
+    loss_of, config = PolicyLossRegistry.get(skyrl.NAME), configured(objective=spec).trainer.algorithm
+    logp, losses, shown = right(batch.logp), [], {}
+    for a in range(0, len(logp), MICRO):
+        part = slice(a, a + MICRO)
+        loss, seen = loss_of(
+            logp[part], None, advantages[part], config=config, loss_mask=masks[part], rollout_logprobs=scores[part]
+        )
+        losses.append(loss)
+        shown |= {f"{name} {a}": value for name, value in seen.items()}
+    return torch.stack(losses).sum(), shown
+
+
+@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.1, 0.1)"])
+def test_tokens_of_environments_have_no_part_in_skyrls_loss(spec: str):
+    skyrl.register()
+    each = [require_masks(partial(in_skyrl, reduction=how), spec, reduction=ours) for how, ours in AVERAGES.items()]
+    record("SkyRL, turns of SkyRL-gym", VERSION, spec, max(each))
+
+
+def test_skyrl_gym_marks_what_the_environment_said():
+    named = {"output": "", "new_obs": [], "rollout_expert_indices": None, "reward": None}
+    turn = TurnOutput(output_ids=[5, 6], output_logprobs=[-1.0, -2.0], obs_ids=[7, 8, 9], **named)
+    assert turn.get_turn_loss_mask() == [1, 1, 0, 0, 0]
+    assert turn.get_turn_rollout_logprobs() == [-1.0, -2.0, 0.0, 0.0, 0.0]
+    stopped = TurnOutput(output_ids=[5, 1], output_logprobs=[-1.0, 0.0], obs_ids=[7], added_eos=True, **named)
+    assert stopped.get_turn_loss_mask() == [1, 0, 0]
+
+
 def test_validation_knows_the_loss_once_it_is_registered():
     with pytest.raises(AssertionError, match="invalid policy_loss_type: drpo"):
         validate_cfg(configured())
@@ -285,6 +345,7 @@ UNFIT = {
     "trainer.algorithm.off_policy_correction.outlier_token_is_threshold_low=1e-4": "off_policy_correction .* is on",
     "trainer.algorithm.use_tis=true": r"use_tis\) is on",
     "trainer.fully_async.enabled=true": r"fully_async\.enabled=true: .*drpo\.adapters\.skyrl\.register",
+    "generator.use_conversation_multi_turn=false": r"use_conversation_multi_turn=false: .*set it to true",
     "generator.sampling_params.top_p=0.9": r"sampling_params\.top_p=0\.9: .* set it to 1\.0",
     "generator.sampling_params.top_k=50": r"sampling_params\.top_k=50: .* set it to -1",
     "generator.sampling_params.min_p=0.1": r"sampling_params\.min_p=0\.1: .* set it to 0\.0",
@@ -308,6 +369,7 @@ def test_fit_configurations_are_not():
     skyrl.check(configured("generator.sampling_params.temperature=0.7", processed))
     skyrl.check(configured("generator.sampling_params.top_k=0", "generator.sampling_params.logprobs=0"))
     skyrl.check(configured("generator.sampling_params.additional_kwargs.seed=1"))
+    skyrl.check(configured("generator.use_conversation_multi_turn=false", "generator.batched=true"))
 
 
 def test_objectives_that_do_not_fit_are_refused():

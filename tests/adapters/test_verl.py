@@ -29,16 +29,19 @@ from verl import __version__ as version
 from verl.trainer.ppo import core_algos
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.workers.config import ActorConfig, FSDPActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
 import drpo.adapters.verl
 from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.episodes import Padded, require_masks
 from adapters.pages import run_page
 from adapters.parity import record
 from adapters.verl_batches import directly, full, sampled
 from drpo.adapters.verl import LOSS, TARGET, DRPOPolicyLossConfig, check, policy_loss
 from drpo.errors import InputError
+from drpo.reductions import Horizon, sequence_mean, token_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 BYPASS = {"bypass_mode": True}
@@ -164,6 +167,38 @@ def test_a_trained_token_without_a_score_is_on_policy_and_counted():
     arguments = (mu, batch.logp, batch.advantage.unsqueeze(1).expand(mu.shape), batch.keep)
     loss, seen = policy_loss(*arguments, config=actor())
     assert loss.isfinite() and seen["drpo/unscored"] == pytest.approx(1 / batch.keep.sum().item())
+
+
+AVERAGES = {"token-mean": token_mean, "seq-mean-token-mean": sequence_mean, "seq-mean-token-sum-norm": Horizon(HORIZON)}
+"""verl's `loss_agg_mode` -> our reduction that averages in the same way."""
+
+
+def in_verl(spec: str, batch: Padded, mode: str) -> tuple[Tensor, dict[str, float]]:
+    """verl's whole ppo_loss of episodes of its agent loop, which writes mask and log-probability 0 for what tools say.
+
+    Read in verl/utils/tokenizer/continuous_token.py (`align_response_metadata`) of verl 0.9.1. Its engine counts
+    `batch_num_tokens` over the same mask (`loss_mask`, which is `response_mask` there).
+    """
+    logp, ends = batch.logp, batch.inside.sum(1).tolist()
+    columns = {"old_log_probs": batch.behavior_logp, "advantages": batch.advantage, "response_mask": batch.keep}
+    data = cpu.batch_of(
+        [torch.ones(1, dtype=torch.long)] * len(ends),
+        [row[:n] for row, n in zip(batch.target, ends, strict=True)],
+        {name: [row[:n] for row, n in zip(values, ends, strict=True)] for name, values in columns.items()},
+        dp_size=1,
+        batch_num_tokens=int(batch.keep.sum()),
+        global_batch_size=len(ends),
+    )
+    last = torch.zeros(1, dtype=logp.dtype)
+    output = {"log_probs": cpu.nested([torch.cat([row[:n], last]) for row, n in zip(logp, ends, strict=True)])}
+    loss, metrics = ppo_loss(actor(spec, loss_agg_mode=mode, loss_scale_factor=HORIZON), output, data)
+    return loss, {name: metric.aggregate() for name, metric in metrics.items() if name.startswith("drpo/")}
+
+
+@pytest.mark.parametrize("spec", [*SPECS, "gspo(0.1, 0.1)"])
+def test_tokens_of_tools_have_no_part_in_verls_loss(spec: str):
+    each = [require_masks(partial(in_verl, mode=how), spec, reduction=ours) for how, ours in AVERAGES.items()]
+    record("verl, turns of its agent loop, ppo_loss", version, spec, max(each))
 
 
 def test_a_micro_batch_of_padding_alone():
@@ -386,6 +421,8 @@ def test_canary():
     agent = (Path(verl.__file__).parent / "experimental" / "agent_loop" / "agent_loop.py").read_text()
     sampling = ("temperature=config.temperature", "top_p=config.top_p", "top_k=config.top_k", "repetition_penalty=1.0")
     assert re.search(r",\s+".join(map(re.escape, (*sampling, "logprobs=config.calculate_log_probs"))), agent)
+    merging = inspect.getsource(ContinuousTokenBuilder.align_response_metadata)
+    assert "aligned_mask += [0] * merge_result.appended_token_count" in merging, "a tool's tokens have mask 0"
 
 
 def test_untested_versions_are_named(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from typing import Any
 from planted import Replacement
 
 T = "tests/adapters/test_weighing.py::"
+TOOLS = "tests/adapters/test_tool_tokens.py::"
 PADDING = f"{T}test_what_stands_in_padding_has_no_effect"
 
 
@@ -21,7 +22,24 @@ def _unscored_as_it_is(right: Any) -> Any:
     return lambda logp, behavior_logp, keep: behavior_logp.where(keep.bool(), logp.detach())
 
 
+def _of_tools_too(right: Any) -> Any:
+    def tokens(objective: Any, logp: Any, behavior_logp: Any, advantage: Any, keep: Any, sequence: Any) -> Any:
+        return right(objective, logp, behavior_logp, advantage, keep | True, sequence)
+
+    return tokens
+
+
 REPLACEMENTS = (
+    Replacement(
+        "an adapter takes what tools wrote for a part of the sequence",
+        "drpo.adapters.weighing:_tokens",
+        _of_tools_too,
+        (
+            f"{TOOLS}test_tokens_of_tools_have_no_part_in_it[gspo(0.1, 0.1)-reweighted]",
+            f"{TOOLS}test_tokens_of_tools_have_no_part_in_it[drpo(0.2)-in_prime_rl]",
+            f"{TOOLS}test_a_sequence_is_the_sampled_tokens_of_the_episode",
+        ),
+    ),
     Replacement(
         "the advantage is not divided by the ratio that the framework multiplies with",
         "drpo.adapters.weighing:MAX_EXPONENT",

@@ -189,6 +189,11 @@ def _unfit(cfg: Any) -> Iterator[str]:
         yield NO_LOGPROBS
     if algorithm.use_tis or off_policy_correction_enabled(algorithm.off_policy_correction):
         yield SECOND_CORRECTION
+    if not (cfg.generator.use_conversation_multi_turn or cfg.generator.batched):
+        yield (
+            "generator.use_conversation_multi_turn=false: SkyRL then trains an end token that it appends itself, with "
+            "a log-probability of 0 in place of the sampler's; set it to true"
+        )
     if cfg.trainer.fully_async.enabled:
         yield (
             "trainer.fully_async.enabled=true: this entry point runs SkyRL's synchronous trainer; call "
