@@ -57,6 +57,7 @@ def write_stranger(folder: Path, **fields: Any) -> None:
 
 NAMED = [(name, CODE) for name in (*REGISTRIES, "model")]
 NAMED.append(("task", f"records('p.jsonl', 'q', 'a', reward_name='{CODE}')"))
+NAMED.append(("environment", f"tools('{CODE}')"))
 
 
 @pytest.mark.parametrize(("field", "spec"), NAMED)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from drpo.errors import InputError
-from drpo.spec import names_code
+from drpo.spec import runs_code
 from drpo.train.config import REGISTRIES, Run, configure, flat_json, load_run
 from drpo.train.fields import FIELDS
 from drpo.train.records import CONFIG
@@ -63,12 +63,7 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
 def external_code(run: Run) -> dict[str, str]:
     """Return the fields of a run that name code to import: name -> spec."""
     specs = {name: text for name, text in flat_json(run).items() if name in CODE and text is not None}
-    named = {name: text for name, text in specs.items() if names_code(text)}
-    for name, task in (("task", run.data.task), ("eval_task", run.evaluation.task)):
-        reward = getattr(task, "reward_name", "")
-        if names_code(reward):
-            named[name] = reward
-    return named
+    return {name: text for name, text in specs.items() if runs_code(text)}
 
 
 def resume_flag(run: Run) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives import REGISTRY, Objective, Tokens, gradient, gradient_weight, needed_divergence, ratio
-from drpo.spec import format_spec, names_code, parse_spec
+from drpo.spec import format_spec, parse_spec, runs_code
 from drpo.train.records import CONFIG, ROLLOUTS, read_json, read_records
 from drpo.train.rollout_record import (
     sampled_ids,
@@ -106,7 +106,7 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, s
 
     advantage = torch.tensor([a for s in rows for a in token_advantages(s)], dtype=torch.float64)
     has = all("divergence" in s for s in rows)
-    known = has and spec is not None and not names_code(spec)  # code that a folder names is not imported
+    known = has and spec is not None and not runs_code(spec)  # code that a folder names is not imported
     kind = needed_divergence(parse_spec(str(spec), REGISTRY).needs) if known else None
     return Recorded(
         run=run,

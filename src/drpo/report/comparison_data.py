@@ -14,7 +14,7 @@ from drpo.objectives import REGISTRY, caution
 from drpo.report.comparison_table import bounds, head, row
 from drpo.report.panels import REWARD
 from drpo.report.run_summary import machine, texts
-from drpo.spec import names_code, parse_spec
+from drpo.spec import parse_spec, runs_code
 from drpo.terminal import Sheet
 
 THRESHOLD = 0.5
@@ -96,7 +96,7 @@ def cautions(objectives: Sequence[str]) -> list[str]:
     """Return what is to be minded, with the objectives that it is true of."""
     names_of: defaultdict[str, list[str]] = defaultdict(list)
     for name in objectives:
-        if names_code(name):  # a page is made without running what its folder names
+        if runs_code(name):  # a page is made without running what its folder names
             continue
         try:
             text = caution(parse_spec(name, REGISTRY))

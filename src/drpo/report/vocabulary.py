@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.model import loading
-from drpo.spec import names_code
+from drpo.spec import runs_code
 from drpo.train.config import Run
 from drpo.train.records import MODEL
 
@@ -35,7 +35,7 @@ def find_tokenizer(folder: Path, run: Run) -> PreTrainedTokenizerBase | None:
     A model that the run names as module:function is not imported for it.
     """
     exported = folder / MODEL
-    if not exported.exists() and names_code(run.model.name):
+    if not exported.exists() and runs_code(run.model.name):
         return None
     try:
         return loading.load_tokenizer(str(exported) if exported.exists() else run.model.name)
