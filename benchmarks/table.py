@@ -232,6 +232,17 @@ def _overlap_rows(case: Record) -> list[Row]:
     return rows
 
 
+def _turns_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n in case["about"]):
+        seconds, tokens = column(rounds, name, "seconds"), column(rounds, name, "tokens")
+        each = spread([s / n for s, n in zip(seconds, tokens, strict=True)], 1000)
+        context, extra = middle(column(rounds, name, "context")), middle(column(rounds, name, "extra_bytes"), 2**-20)
+        rows.append([case["name"], name, each, _against(case, name), context, extra, str(len(seconds))])
+    return rows
+
+
 Renderer = Callable[[Record], list[Row]]
 PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     "step": (
@@ -309,5 +320,15 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "the trainer's machine nothing.",
         ("sampler", "schedule", "s", "times in turn", "rollout s", "update s", "sync s", "rounds"),
         _overlap_rows,
+    ),
+    "turns": (
+        "Turns of an episode",
+        "Milliseconds per sampled token of whole episodes, reading included, 8 samples a prompt. `kept`: a row's keys "
+        "and values stay from turn to turn, so that a later turn reads only what is new; `read anew`: it reads its "
+        "whole context. `one turn` samples as many tokens at once, after a prompt that has what is heard between the "
+        "turns too, so that its context is as long at the end. `turns apart` are rollouts of one turn, each with "
+        "prompts as long as the context of an episode's turn, which a group shares.",
+        ("case", "who", "ms a token", "times one turn", "context at the end", "extra MiB", "rounds"),
+        _turns_rows,
     ),
 }

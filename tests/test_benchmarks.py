@@ -17,7 +17,7 @@ from benchmarks.results import Results
 from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
 from benchmarks.worker_pool import WorkerError, WorkerPool, plain
-from benchmarks.workers import drpo_overlap
+from benchmarks.workers import drpo_overlap, drpo_turns
 from benchmarks.workers.drpo_mismatch import figures
 
 MACHINE = {
@@ -159,6 +159,14 @@ def test_overlap_measures_the_same_run_twice():
             assert {"rollout", "update", "sync"} <= record["phases"].keys() and record["seconds"] > 0
             away = entrant.worker.setup["away_s"]
             assert away is None or record["seconds"] >= 2 * away
+
+
+def test_turns_sample_equally_many_tokens_in_equal_contexts():
+    scale = Scale(quick=True, repeats=1, cuda=False, memory_bytes=8 * 2**30, fast_bf16=False)
+    case, *_ = PARTS["turns"](scale)
+    _, repetition = drpo_turns.prepare(case.entrants[0].worker.setup)
+    records = [repetition({**entrant.request, "round": 1}) for entrant in case.entrants]
+    assert {(r["tokens"], r["context"]) for r in records} == {(24, 15 + case.parameters["heard"])}
 
 
 def test_mismatch_measures_vllm_where_it_is(monkeypatch: pytest.MonkeyPatch):

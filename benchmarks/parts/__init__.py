@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from benchmarks.cases import Case
-from benchmarks.parts import growth, head, mismatch, overlap, rollout, step
+from benchmarks.parts import growth, head, mismatch, overlap, rollout, step, turns
 from benchmarks.parts.scale import Scale
 
 PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
@@ -13,6 +13,7 @@ PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
     "growth": growth.cases,
     "mismatch": mismatch.cases,
     "overlap": overlap.cases,
+    "turns": turns.cases,
 }
 
 __all__ = ["PARTS", "Scale"]
