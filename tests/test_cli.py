@@ -237,7 +237,8 @@ def test_every_recipe_is_built_recorded_and_listed(capsys, name):
     assert from_json(json.loads(json.dumps(to_json(run)))) == run
     _, out, _ = said(capsys, "recipes")
     function = getattr(import_module(RECIPES[name].module), name)
-    assert f"{name:<10}  {function.__doc__.splitlines()[0]}\n" in out
+    width = max(map(len, RECIPES))
+    assert f"{name:<{width}}  {function.__doc__.splitlines()[0]}\n" in out
 
 
 def test_overrides_reach_the_run():

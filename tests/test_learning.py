@@ -115,7 +115,7 @@ def first_token(problem: Problem, transcript: Transcript) -> RewardResult:
 def test_rewards_of_turns_are_a_signal_where_every_total_is_the_same(tmp_path: Path) -> None:
     summary = train(tiny_run(steps=5, task=Letters("never"), reward=first_token, eval_problems=0), tmp_path)
     metrics = read_records(tmp_path / METRICS)
-    assert all(m["reward_std"] == 0 and m["grad_norm"] > 0 and m["frac_reward_zero_std"] < 1 for m in metrics)
+    assert all(m["grad_norm"] > 0 and m["frac_reward_zero_std"] < 1 for m in metrics)
     assert summary["no_signal_steps"] == 0 and summary["warning"] is None and not learnt_nothing(summary)
     same, other = (replace(group(0.0, 0.0), results=(RewardResult(0.0, turns=(0.5,)), RewardResult(0.0, turns=(t,))))
                    for t in (0.5, 0.25))  # fmt: skip
