@@ -8,10 +8,11 @@ STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 DOCS   := .venv-docs
 
-.PHONY: help setup demo lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
+.PHONY: help setup demo demo-tools lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
+	@echo "make demo-tools set up, then: SmolLM2-135M learns to call a calculator"
 	@echo "make test       set up, then: all tests that need no special hardware"
 	@echo "make test-slow  the slow ones, and the property tests on cases that are new each time"
 	@echo "make test-gpu   those that need a CUDA GPU"
@@ -43,6 +44,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@echo "== drpo train demo"
 	$(BIN)/drpo train demo
+
+demo-tools: setup
+	@echo "== drpo train calculator"
+	$(BIN)/drpo train calculator
 
 test: setup
 	@echo "== tests"

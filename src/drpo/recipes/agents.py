@@ -22,7 +22,7 @@ from drpo.types import Sampling
 
 def calculator() -> Run:
     """SmolLM2-135M learns to use a calculator for products of two factors, in minutes."""
-    return _agent("calculator", Calculator(), steps=6, turn_tokens=24, episode_tokens=48)
+    return _agent("calculator", Calculator(), steps=4, turn_tokens=24, episode_tokens=48)
 
 
 def calculator_twice() -> Run:
@@ -32,7 +32,7 @@ def calculator_twice() -> Run:
 
 def guess() -> Run:
     """SmolLM2-135M learns to guess a number by "higher" and "lower"."""
-    return _agent("guess", Guess(), steps=12, turn_tokens=8, episode_tokens=32)
+    return _agent("guess", Guess(), steps=10, turn_tokens=8, episode_tokens=32)
 
 
 def _agent(name: str, task: Task, *, steps: int, turn_tokens: int, episode_tokens: int) -> Run:
@@ -44,5 +44,5 @@ def _agent(name: str, task: Task, *, steps: int, turn_tokens: int, episode_token
         objective=ObjectiveConfig(DRPO(0.2), reduction=Horizon(episode_tokens)),
         optimizer=OptimizerConfig(AdamW(2e-5), Linear()),
         trainer=TrainerConfig(steps=steps, updates=2, micro_batch_tokens=2048),
-        evaluation=EvaluationConfig(problems=100),
+        evaluation=EvaluationConfig(problems=50),
     )
