@@ -158,6 +158,9 @@ def test_what_cannot_be_an_environment_is_refused_in_one_line() -> None:
         chat_run(environment=Tools("support.environments:double"))
     with pytest.raises(InputError, match=r"environment=3: .*has no `max_turns`"):
         chat_run(task=Addition(), environment=3)
+    for name in ("max_turns", "max_episode_tokens"):
+        with pytest.raises(InputError, match=f"{name}=3: an episode of this task is a single turn"):
+            chat_run(**{"task": Addition(), name: 3})
     with pytest.raises(InputError, match=r"environment='tools.*is text"):
         chat_run(task=Addition(), environment="tools")
 

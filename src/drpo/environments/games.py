@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import Any, ClassVar
 
 from drpo.environments.contract import Environment
-from drpo.environments.rewards import turns_say_all
+from drpo.environments.rewards import PaidByTurns
 from drpo.errors import InputError
-from drpo.rewards import Reward, in_process
+from drpo.rewards import in_process
 from drpo.rewards.number import last_number
 from drpo.seeds import derive
 from drpo.types import Problem
@@ -23,7 +23,7 @@ Said = Sequence[tuple[str, str]]
 
 @in_process
 @dataclass(frozen=True)
-class Guess:
+class Guess(PaidByTurns):
     """Find a number between two bounds, told "higher" or "lower" after each guess.
 
     An episode that finds it earns 1. Guessing without using the hints wins turns / (high - low + 1) of them at most.
@@ -55,16 +55,6 @@ class Guess:
         _require("guess", self.low < self.high, "high", self.high, f"must be above low={self.low}")
         _require("guess", 1 <= self.turns <= 64, "turns", self.turns, "must be from 1 to 64")
         _require("guess", 0 <= self.examples <= 2, "examples", self.examples, "must be from 0 to 2")
-
-    @property
-    def reward(self) -> Reward:
-        """The turns earn it all."""
-        return turns_say_all
-
-    @property
-    def max_turns(self) -> int:
-        """The guesses."""
-        return self.turns
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw numbers; see `Task.sample`. There are few, so evaluation sees the same numbers in other episodes."""
@@ -125,7 +115,7 @@ _WAYS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
 
 @in_process
 @dataclass(frozen=True)
-class Walk:
+class Walk(PaidByTurns):
     """Walk to a goal on a grid, one step a turn, told where one is after each.
 
     An episode that reaches the goal earns 1.
@@ -147,16 +137,6 @@ class Walk:
         _require("walk", 1 <= self.distance <= 8, "distance", self.distance, "must be from 1 to 8")
         _require("walk", self.distance <= self.turns <= 64, "turns", self.turns, "must be from distance to 64")
         _require("walk", 0 <= self.examples <= 2, "examples", self.examples, "must be from 0 to 2")
-
-    @property
-    def reward(self) -> Reward:
-        """The turns earn it all."""
-        return turns_say_all
-
-    @property
-    def max_turns(self) -> int:
-        """The steps."""
-        return self.turns
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw a start and a goal; see `Task.sample`."""
@@ -228,7 +208,7 @@ _WORDS = tuple(files(__package__).joinpath("words.txt").read_text(encoding="utf-
 
 @in_process
 @dataclass(frozen=True)
-class WordGame:
+class WordGame(PaidByTurns):
     """Find a word of five letters, told after each guess which of its letters are right and in place.
 
     The reply has a letter that is in place as a capital, one that is elsewhere in the word as a small letter, and a dot
@@ -251,16 +231,6 @@ class WordGame:
 
     def __post_init__(self) -> None:
         _require("word_game", 1 <= self.turns <= 64, "turns", self.turns, "must be from 1 to 64")
-
-    @property
-    def reward(self) -> Reward:
-        """The turns earn it all."""
-        return turns_say_all
-
-    @property
-    def max_turns(self) -> int:
-        """The guesses."""
-        return self.turns
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw words of the first four fifths of the list; see `Task.sample`."""

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drpo.environments.contract import Environment
-from drpo.environments.rewards import turns_say_all
+from drpo.environments.rewards import PaidByTurns
 from drpo.errors import InputError
-from drpo.rewards import PythonTests, Reward
+from drpo.rewards import PythonTests
 from drpo.seeds import derive
 from drpo.types import Problem
 from drpo.types.environment import Observation, StepResult, Turn
@@ -63,7 +63,7 @@ _HELD_OUT = ("mean", "clamp")
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(PaidByTurns):
     """The task to mend a Python function; each turn is a program, and is told which tests it fails.
 
     A program that passes all tests earns 1. Programs run in the sandbox of `PythonTests`.
@@ -83,16 +83,6 @@ class Repair:
         if type(self.turns) is not int or not 1 <= self.turns <= 16:
             raise InputError(f"repair: turns={self.turns!r} must be an integer from 1 to 16")
         PythonTests(seconds=self.seconds)
-
-    @property
-    def reward(self) -> Reward:
-        """The turns earn it all."""
-        return turns_say_all
-
-    @property
-    def max_turns(self) -> int:
-        """The programs."""
-        return self.turns
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw a program and its fault, of those not held out; see `Task.sample`."""

@@ -47,7 +47,7 @@ class Conversation:
         self.finish_reason: FinishReason = "stop"
         self._sampling, self._messages, self._tools, self._shown = sampling, list(messages), tools, shown
         self._prompt = prompt  # of the sequence that goes on
-        self._said: list[Generation | Tensor] = []  # behind that prompt: turns, and glue between them
+        self._pieces: list[Generation | Tensor] = []  # behind that prompt: turns, and glue between them
         self._ended: list[TokenSequence] = []  # sequences before a branch
         self._turns: list[Generation] = []
         self._text = ""
@@ -58,12 +58,12 @@ class Conversation:
     @property
     def context(self) -> Tensor:
         """[P] int64; what the model reads before its next turn."""
-        return torch.cat([self._prompt, *map(_ids, self._said)])
+        return torch.cat([self._prompt, *map(_ids, self._pieces)])
 
     @property
     def last_turn(self) -> Generation | None:
         """The turn that the context continues; None before the first, and where it was rendered anew."""
-        return next((piece for piece in reversed(self._said) if isinstance(piece, Generation)), None)
+        return next((piece for piece in reversed(self._pieces) if isinstance(piece, Generation)), None)
 
     @property
     def n_sampled(self) -> int:
@@ -77,7 +77,7 @@ class Conversation:
 
     def speak(self, generation: Generation, text: str) -> None:
         """Add a turn of the model, `text` being its tokens decoded."""
-        self._said.append(generation)
+        self._pieces.append(generation)
         self._turns.append(generation)
         self._messages.append(message("assistant", text))
         self._text, self.finish_reason = text, generation.finish_reason
@@ -111,7 +111,7 @@ class Conversation:
         if between is None:
             self._branch(tokenizer)
         else:
-            self._said.append(between)
+            self._pieces.append(between)
 
     def _branch(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Go on in a further sequence, whose prompt is the whole conversation, rendered anew; or fail."""
@@ -121,9 +121,9 @@ class Conversation:
             reason = " ".join(str(error).split()) or type(error).__name__
             self.fail(Failure("raised", f"the model's chat template refuses the conversation: {reason}"))
             return
-        if any(map(_is_turn, self._said)):
-            self._ended.append(_sequence(self._prompt, self._said))
-        self._prompt, self._said = torch.tensor(prompt, dtype=torch.int64), []
+        if any(map(_is_turn, self._pieces)):
+            self._ended.append(_sequence(self._prompt, self._pieces))
+        self._prompt, self._pieces = torch.tensor(prompt, dtype=torch.int64), []
 
     def fail(self, failure: Failure) -> None:
         """End the episode: its environment failed."""
@@ -132,7 +132,7 @@ class Conversation:
     def episode(self) -> Episode:
         """Return the record of the episode."""
         played = Played(tuple(self._rewards), self._done, self._calls, self._failed_calls, self.failure)
-        open_sequence = [_sequence(self._prompt, self._said)] if any(map(_is_turn, self._said)) else []
+        open_sequence = [_sequence(self._prompt, self._pieces)] if any(map(_is_turn, self._pieces)) else []
         return Episode(
             problem_id=self.problem.id,
             sample=self.sample,
@@ -155,16 +155,16 @@ def _is_turn(piece: Generation | Tensor) -> bool:
     return isinstance(piece, Generation)
 
 
-def _sequence(prompt: Tensor, said: Sequence[Generation | Tensor]) -> TokenSequence:
+def _sequence(prompt: Tensor, pieces: Sequence[Generation | Tensor]) -> TokenSequence:
     """The record of a prompt and what followed it; what was replied after the last turn is left out."""
-    last = max(i for i, piece in enumerate(said) if _is_turn(piece))
-    said = said[: last + 1]
-    turns = [piece for piece in said if isinstance(piece, Generation)]
+    last = max(i for i, piece in enumerate(pieces) if _is_turn(piece))
+    pieces = pieces[: last + 1]
+    turns = [piece for piece in pieces if isinstance(piece, Generation)]
     tops = [g.top_logprobs for g in turns if g.top_logprobs is not None]
     return TokenSequence(
         prompt_ids=prompt,
-        token_ids=torch.cat([_ids(piece) for piece in said]),
-        sampled=torch.cat([torch.full((len(_ids(piece)),), _is_turn(piece)) for piece in said]),
+        token_ids=torch.cat([_ids(piece) for piece in pieces]),
+        sampled=torch.cat([torch.full((len(_ids(piece)),), _is_turn(piece)) for piece in pieces]),
         behavior_logp=torch.cat([g.behavior_logp for g in turns]),
         version=torch.cat([torch.full_like(g.token_ids, g.version) for g in turns]),
         top_logprobs=TopK.cat(tops) if tops else None,

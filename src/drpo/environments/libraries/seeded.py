@@ -10,9 +10,8 @@ import numpy as np
 
 from drpo.environments.contract import Environment
 from drpo.environments.libraries.imports import made_anew, require_turns
-from drpo.environments.rewards import turns_say_all
+from drpo.environments.rewards import PaidByTurns
 from drpo.errors import InputError, one_line
-from drpo.rewards import Reward
 from drpo.seeds import derive
 from drpo.types import Problem
 from drpo.types.environment import Observation, StepResult, Turn
@@ -96,7 +95,7 @@ def _restore(state: Any) -> None:
 
 
 @dataclass(frozen=True)
-class SeededTask:
+class SeededTask(PaidByTurns):
     """A task whose problems are the games of seeds: even seeds for training, odd ones for evaluation.
 
     A subclass names its game in `name` and makes one with `game`; its turns earn everything.
@@ -124,16 +123,6 @@ class SeededTask:
     def who(self) -> str:
         """The task in messages."""
         return f"{type(self).__name__.lower()}({self.name!r})"
-
-    @property
-    def reward(self) -> Reward:
-        """The turns earn it all."""
-        return turns_say_all
-
-    @property
-    def max_turns(self) -> int:
-        """`turns`."""
-        return self.turns
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw games; see `Task.sample`."""

@@ -18,9 +18,8 @@ from drpo.environments.calls import Call, read_calls
 from drpo.environments.contract import Environment
 from drpo.environments.libraries.imports import library, made_anew, require_turns
 from drpo.environments.libraries.loop import event_loop, wait_for
-from drpo.environments.rewards import turns_say_all
+from drpo.environments.rewards import PaidByTurns
 from drpo.errors import InputError, one_line
-from drpo.rewards import Reward
 from drpo.seeds import derive
 from drpo.spec import names_code
 from drpo.types import Problem
@@ -31,7 +30,7 @@ _BRIDGE = "drpo.environments.libraries.verifiers_bridge"
 
 
 @dataclass(frozen=True)
-class Verifiers:
+class Verifiers(PaidByTurns):
     """A taskset of verifiers 0.4 by its class: `verifiers('my_taskset:MyTaskset')`.
 
     Its environment plays each episode as it does under verifiers: users, tools, stops and scores are its own; the turns
@@ -82,16 +81,6 @@ class Verifiers:
     def who(self) -> str:
         """The task in messages."""
         return f"verifiers({self.taskset!r})"
-
-    @property
-    def reward(self) -> Reward:
-        """The taskset's own scores come with the turns."""
-        return turns_say_all
-
-    @property
-    def max_turns(self) -> int:
-        """`turns`."""
-        return self.turns
 
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         """Draw tasks without replacement, in a new order every epoch; of an endless taskset, the next ones."""

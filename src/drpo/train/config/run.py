@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, counted
 from drpo.objectives import DEFAULT_K, needed_divergence
 from drpo.spec import Unimported
@@ -80,6 +81,7 @@ class Run:
         if needed_divergence(self.objective.loss.needs) is not None and sampling.top_logprobs == 0:
             rollout = replace(self.rollout, sampling=replace(sampling, top_logprobs=DEFAULT_K))
             object.__setattr__(self, "rollout", rollout)
+        self._require_turns()
         rule = f"with sampling.samples={sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions"
         require(prompts * sampling.samples <= MOST_COMPLETIONS, "prompts", prompts, rule)
         require(trainer.updates <= prompts, "updates", trainer.updates, f"at most prompts={prompts}")
@@ -95,6 +97,17 @@ class Run:
         for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
             divisible = not getattr(optimizer, "whole_matrices", False)
             require(whole or divisible, name, type(optimizer).__name__.lower(), rule)
+
+    def _require_turns(self) -> None:
+        """Raise for limits of turns where nothing answers a turn."""
+        tasks = [task for task in (self.data.task, self.evaluation.task) if task is not None]
+        answered = self.data.environment is not None or any(
+            isinstance(task, Unimported) or makes_environments(task) for task in tasks
+        )
+        for name in ("max_turns", "max_episode_tokens"):
+            value = getattr(self.rollout, name)
+            rule = "an episode of this task is a single turn; leave it out, or set --environment"
+            require(answered or not value, name, value, rule)
 
 
 def configure(run: Run, **changes: Any) -> Run:
