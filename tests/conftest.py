@@ -1,5 +1,6 @@
 """Settings that every test shares: a test draws the same random numbers wherever and after whatever it runs."""
 
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,11 @@ def _draw_from_nothing_else() -> None:
 
 
 _draw_from_nothing_else()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not look through it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

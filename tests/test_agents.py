@@ -125,7 +125,7 @@ def figures_by_turn(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return means
 
 
-@pytest.mark.parametrize("role", ["user", "tool"])
+@pytest.mark.parametrize("role", [pytest.param("user", marks=pytest.mark.slow), "tool"])
 def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, role: str) -> None:
     run = chat_run(task=Chat(role=role), steps=4, async_steps=1, overlap=True, checkpoint_every=2)
     chat(run, tmp_path / "whole")

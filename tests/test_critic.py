@@ -353,6 +353,7 @@ def test_a_token_without_weight_is_a_removed_token(groups: list[ScoredGroup]):
     close(gradients(trainer, masked), gradients(trainer, replace(other, micro_batches=(rest,))))
 
 
+@pytest.mark.slow
 def test_the_critic_learns_the_rewards(groups: list[ScoredGroup]):
     """On one rollout again and again, with lambda 1, its values become what was earned."""
     trainer = trainer_of(critic_of(), GAE(lam=1.0, clip=None, updates=60), rate=3e-3)

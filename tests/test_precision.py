@@ -492,7 +492,8 @@ def test_a_policys_distribution_is_its_samplers(build: Callable[[], PreTrainedMo
         assert gaps[0] < share * gaps[1], (activations, gaps)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 4])
 def test_it_learns(tmp_path, rank: int) -> None:
     run = tiny_run(
         precision="fp8",

@@ -197,6 +197,7 @@ def test_a_mixture_trains(folder: str, tmp_path, precision: str, rollout_precisi
     }
 
 
+@pytest.mark.slow
 def test_a_mixture_learns(folder: str, tmp_path) -> None:
     run = tiny_run(
         model=folder, steps=20, prompts=8, sampling=sampling(samples=8), optimizer=AdamW(1e-2), eval_problems=32

@@ -162,6 +162,7 @@ def test_gym_seeds_are_different_streams():
     assert set(prompts(first.held_out(5))).isdisjoint(prompts(second.held_out(5)))
 
 
+@pytest.mark.slow
 def test_gym_streams_go_on_past_one_dataset():
     assert len(set(prompts(ReasoningGym("countdown").sample(150, 0, 0)))) == 150
 

@@ -192,7 +192,7 @@ def untracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "hang"])
-@pytest.mark.parametrize(("at", "after"), [("open", 0), ("log", 0), ("log", 3), ("close", 0)])
+@pytest.mark.parametrize(("at", "after"), [("open", 0), ("log", 3), ("close", 0)])
 def test_a_tracker_that_fails_costs_a_line_and_not_a_bit_of_the_run(
     tmp_path: Path, untracked: Path, at: str, after: int, how: str
 ):

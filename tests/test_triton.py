@@ -503,12 +503,15 @@ def test_without_triton() -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("which", ["interpreted and not slow", pytest.param("interpreted", marks=pytest.mark.slow)])
-def test_in_triton_s_interpreter(which: str) -> None:
-    """Run this file's tests marked `interpreted`, none of which may be skipped."""
+@pytest.mark.parametrize(
+    ("which", "shapes"),
+    [("interpreted and not slow", "x37 or x4099"), pytest.param("interpreted", "", marks=pytest.mark.slow)],
+)
+def test_in_triton_s_interpreter(which: str, shapes: str) -> None:
+    """Run this file's tests marked `interpreted`, none of which may be skipped: of short rows, and of long ones."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short"]
     done = subprocess.run(
-        [*command, "--maxfail=3", "-m", which, str(Path(__file__).resolve())],
+        [*command, "--maxfail=3", "-m", which, "-k", shapes, str(Path(__file__).resolve())],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ def payload(page: str, name: str) -> bytes:
 
 def figures(page: str) -> dict[str, Any]:
     """The figures of a page by name; plotly refuses one that has a field it does not know."""
-    found = json.loads(payload(page, "figures"))
+    found: dict[str, Any] = json.loads(payload(page, "figures"))["figures"]
     for figure in found.values():
         plotly.graph_objects.Figure(figure)
     return found

@@ -93,16 +93,15 @@ class Plot:
 
 
 @cache
-def _template() -> dict[str, Any]:
-    """Ours over plotly's own."""
-    whole: dict[str, Any] = (
-        plotly.graph_objects.Figure().update_layout(template=TEMPLATE).layout.template.to_plotly_json()
-    )
+def template() -> dict[str, Any]:
+    """Return the template of all figures, ours over plotly's own; a page holds it once and gives it to each figure."""
+    figure = plotly.graph_objects.Figure().update_layout(template=TEMPLATE)
+    whole: dict[str, Any] = figure.layout.template.to_plotly_json()
     return whole
 
 
 def make_figure(traces: Iterable[Mapping[str, Any]], height: int, **layout: Any) -> Figure:
-    """Return a figure in the reports' template.
+    """Return a figure without a template, which the page adds.
 
     Args:
         traces: each with its "type"; a line or points without.
@@ -111,7 +110,7 @@ def make_figure(traces: Iterable[Mapping[str, Any]], height: int, **layout: Any)
     """
     drawn = [{"type": "scatter", **trace} for trace in traces]
     # At once: `update_layout` takes as long as all else of a report.
-    return plotly.graph_objects.Figure(data=drawn, layout={"template": _template(), "height": height, **layout})
+    return plotly.graph_objects.Figure(data=drawn, layout={"template": "none", "height": height, **layout})
 
 
 def make_facets(facets: Mapping[str, Iterable[Mapping[str, Any]]], columns: int, height: int, **options: Any) -> Figure:
@@ -127,7 +126,7 @@ def make_facets(facets: Mapping[str, Iterable[Mapping[str, Any]]], columns: int,
     rows = math.ceil(len(facets) / columns)
     total = rows * height + (60 if any(facets) else 0)
     titled = {"margin": {"t": 44}, "legend": {"y": 1 + 22 / total}} if any(facets) else {}
-    layout = {"template": _template(), "height": total, **titled}
+    layout = {"template": "none", "height": total, **titled}
     figure = plotly.graph_objects.Figure(layout=layout).set_subplots(
         rows, columns, subplot_titles=list(facets), vertical_spacing=min(0.3, 76 / total), **options
     )

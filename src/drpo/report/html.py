@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from drpo.files import write_text
-from drpo.report.figures import Plot, plain, plotly
+from drpo.report.figures import Plot, plain, plotly, template
 from drpo.report.payload import json_bytes, packed
 from drpo.terminal import Sheet
 
@@ -93,7 +93,7 @@ def render(page: Page) -> str:
     script = "\n".join(part(name) for name in names)
     plots = [plot for section in page.sections for plot in section.plots]
     figures = {plot.id: plain(plot.figure.to_plotly_json()) for plot in plots}
-    payloads = {**page.payloads, "figures": json_bytes(figures)}
+    payloads = {**page.payloads, "figures": json_bytes({"template": template(), "figures": figures})}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("drpo.report", "page"),
         autoescape=True,
