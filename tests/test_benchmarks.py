@@ -219,6 +219,7 @@ def test_a_worker_that_is_not_there_stands_in_the_record():
     assert "No module named" in record["failures"]["no_such_module"] and record["rounds"] == [{}]
 
 
+@pytest.mark.slow
 def test_the_head_part_runs_quickly_without_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "quick.json"
     assert main(["--quick", "--only", "head", "--peers", "none", "--repeats", "1", "--out", str(path)]) == 0

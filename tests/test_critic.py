@@ -388,6 +388,7 @@ def test_groups_of_one_train_where_a_critic_gives_advantages():
 # ---- runs ----
 
 
+@pytest.mark.slow
 def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
     """A prompt's only sample has no group to be compared with."""
     settings = {"prompts": 64, "sampling": sampling(samples=1), "eval_problems": 32, "critic": GAE()}

@@ -272,7 +272,7 @@ def asking(texts):
     return [(QUESTION, text) for text in texts]
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def pool(request):
     with RewardPool(naughty_rewards.obey, RewardConfig(processes=request.param, seconds=1, memory_gb=2)) as pool:
         yield pool

@@ -1,4 +1,4 @@
-"""Trainings without what is drawn at their end."""
+"""Commands without what they draw."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,8 @@ import pytest
 
 @contextmanager
 def without_pictures() -> Iterator[None]:
-    """`drpo train` writes no report: that of a smoke run takes longer than all the rest of it."""
+    """`drpo train` writes no report, which takes longer than a smoke run itself, and `drpo weights` no file."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drpo.cli.weights.draw_png", lambda objectives, mus, path: None)
         patch.setattr("drpo.cli.train.write_report", lambda folder, run: None)
         yield

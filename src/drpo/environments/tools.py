@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from drpo.environments.calls import Call, MalformedCall, read_calls
 from drpo.environments.contract import Environment
 from drpo.errors import InputError
 from drpo.spec import import_named
 from drpo.types import Problem
+from drpo.types.calls import Call, MalformedCall
 from drpo.types.environment import Observation, StepResult, ToolSchema, Turn
 
 Tool = Callable[..., Any]
@@ -138,7 +138,7 @@ class ToolEpisode:
 
     def step(self, turn: Turn) -> StepResult:
         """Run the turn's calls, one after the other; a turn without one ends the episode."""
-        calls = read_calls(turn.text)
+        calls = turn.tool_calls
         if not calls:
             return StepResult(done=True)
         told = [self._run(call) for call in calls]

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from drpo.rollout.chat_template import encode_messages
 from drpo.rollout.glue import glue
 from drpo.types import Episode, Failure, FinishReason, Generation, Message, Problem, Sampling, TokenSequence, TopK
+from drpo.types.calls import Call, MalformedCall, without_calls
 from drpo.types.environment import StepResult, ToolSchema, Turn
 from drpo.types.problem import message
 from drpo.types.rollout import Played
@@ -45,12 +46,14 @@ class Conversation:
         self.failure: Failure | None = None
         self.goes_on = True
         self.finish_reason: FinishReason = "stop"
-        self._sampling, self._messages, self._tools, self._shown = sampling, list(messages), tools, shown
+        self.tools = tools
+        self._sampling, self._messages, self._shown = sampling, list(messages), shown
         self._prompt = prompt  # of the sequence that goes on
         self._pieces: list[Generation | Tensor] = []  # behind that prompt: turns, and glue between them
         self._ended: list[TokenSequence] = []  # sequences before a branch
         self._turns: list[Generation] = []
         self._text = ""
+        self._native_calls: Sequence[Call | MalformedCall] = ()
         self._rewards: list[float] = []
         self._calls, self._failed_calls = 0, 0
         self._done, self._in_environment = False, in_environment
@@ -73,14 +76,22 @@ class Conversation:
     @property
     def turn(self) -> Turn:
         """The last turn, as an environment receives it."""
-        return Turn(self._text, tuple(self._turns[-1].token_ids.tolist()), self.finish_reason)
+        return Turn(
+            self._text, tuple(self._turns[-1].token_ids.tolist()), self.finish_reason, tuple(self._native_calls)
+        )
 
-    def speak(self, generation: Generation, text: str) -> None:
-        """Add a turn of the model, `text` being its tokens decoded."""
+    def speak(self, generation: Generation, text: str, native_calls: Sequence[Call | MalformedCall] = ()) -> None:
+        """Add a turn of the model.
+
+        Args:
+            generation: its tokens.
+            text: these decoded.
+            native_calls: of tools, in the chat template's own form.
+        """
         self._pieces.append(generation)
         self._turns.append(generation)
         self._messages.append(message("assistant", text))
-        self._text, self.finish_reason = text, generation.finish_reason
+        self._text, self._native_calls, self.finish_reason = text, native_calls, generation.finish_reason
         self._rewards.append(0.0)
 
     def hear(self, result: StepResult, tokenizer: PreTrainedTokenizerBase, stop: frozenset[int], *, last: bool) -> None:
@@ -105,7 +116,7 @@ class Conversation:
             result.messages,
             last=int(self._turns[-1].token_ids[-1]),
             stop=stop,
-            tools=self._tools,
+            tools=self.tools,
             calls=result.calls,
         )
         if between is None:
@@ -116,7 +127,7 @@ class Conversation:
     def _branch(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Go on in a further sequence, whose prompt is the whole conversation, rendered anew; or fail."""
         try:
-            prompt = encode_messages(tokenizer, self._messages, self._tools)
+            prompt = encode_messages(tokenizer, [_called_once(m) for m in self._messages], self.tools)
         except Exception as error:  # a template is a program, which may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             self.fail(Failure("raised", f"the model's chat template refuses the conversation: {reason}"))
@@ -145,6 +156,11 @@ class Conversation:
             sequences=(*self._ended, *open_sequence),
             played=played if self._in_environment else None,
         )
+
+
+def _called_once(said: Message) -> Message:
+    """A message whose calls the template writes: they are no part of its text."""
+    return {**said, "content": without_calls(said["content"])} if said.get("tool_calls") else said
 
 
 def _ids(piece: Generation | Tensor) -> Tensor:

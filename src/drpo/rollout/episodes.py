@@ -17,9 +17,11 @@ from drpo.errors import InputError
 from drpo.model.loading import stop_ids
 from drpo.rollout.conversation import Conversation
 from drpo.rollout.engine import Engine
+from drpo.rollout.native_calls import native_calls
 from drpo.rollout.prompts import PromptLimits, encode_prompt, encode_prompts
 from drpo.rollout.tools import with_tools
-from drpo.types import Episode, Failure, Key, Problem, Request, Sampling
+from drpo.types import Episode, Failure, Generation, Key, Problem, Request, Sampling
+from drpo.types.calls import Call, MalformedCall
 from drpo.types.environment import Observation, StepResult, Turn
 
 
@@ -180,7 +182,13 @@ class EpisodeDriver:
         generations = self.engine.generate(requests)
         texts = self.tokenizer.batch_decode([g.token_ids for g in generations], skip_special_tokens=True)
         for c, generation, text in zip(conversations, generations, texts, strict=True):
-            c.speak(generation, text)
+            c.speak(generation, text, self._native_calls(c, generation))
+
+    def _native_calls(self, conversation: Conversation, generation: Generation) -> Sequence[Call | MalformedCall]:
+        if not conversation.tools:
+            return ()
+        said, before = generation.token_ids.tolist(), conversation.context.tolist()
+        return native_calls(self.tokenizer, said, conversation.tools, before)
 
     def _may_go_on(self, conversation: Conversation, sampling: Sampling, turns: int) -> bool:
         """Whether there may be a further turn after so many."""

@@ -1,10 +1,12 @@
 """Tools in the prompt: by the chat template where it knows of them, else in words."""
 
 import json
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from drpo.rollout.chat_template import render
+from drpo.rollout.native_calls import reads_its_calls
 from drpo.types import Message
 from drpo.types.environment import Observation, ToolSchema
 from drpo.types.problem import message
@@ -26,13 +28,17 @@ def with_tools(
         observation: of the environment.
 
     Returns:
-        The observation's own where the template renders tools; else no tools, and messages whose first is a system
-        message that describes them.
+        The observation's own where the template renders tools, and calls in its form can be read; else no tools, and
+        messages whose first is a system message that describes them and another form of calls.
     """
     messages, tools = observation.messages, observation.tools
-    if not tools or (tokenizer.chat_template and render(tokenizer, messages, tools) != render(tokenizer, messages)):
+    if not tools or (_renders(tokenizer, messages, tools) and reads_its_calls(tokenizer)):
         return messages, tools
     about = _ABOUT.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
     if messages[0]["role"] == "system":
         return (message("system", f"{messages[0]['content']}\n\n{about}"), *messages[1:]), ()
     return (message("system", about), *messages), ()
+
+
+def _renders(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> bool:
+    return bool(tokenizer.chat_template) and render(tokenizer, messages, tools) != render(tokenizer, messages)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from drpo.types.calls import Call, MalformedCall, read_calls
 from drpo.types.problem import FinishReason, Message
 
 ToolSchema: TypeAlias = Mapping[str, Any]
@@ -31,11 +32,18 @@ class Turn:
         text: the sampled tokens, decoded without special tokens.
         token_ids: the sampled tokens, with the stop token where there is one.
         finish_reason: "stop" where a stop token ended it, "length" where the limit of tokens did.
+        native_calls: calls of tools in the chat template's own form.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    native_calls: tuple[Call | MalformedCall, ...] = ()
+
+    @property
+    def tool_calls(self) -> tuple[Call | MalformedCall, ...]:
+        """The calls of tools that the turn holds: in the chat template's own form, else as JSON in <tool_call> tags."""
+        return self.native_calls or tuple(read_calls(self.text))
 
 
 @dataclass(frozen=True)

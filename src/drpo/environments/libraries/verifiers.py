@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drpo.environments.calls import Call, read_calls
 from drpo.environments.contract import Environment
 from drpo.environments.libraries.imports import library, made_anew, require_turns
 from drpo.environments.libraries.loop import event_loop, wait_for
@@ -23,6 +22,7 @@ from drpo.errors import InputError, one_line
 from drpo.seeds import derive
 from drpo.spec import names_code
 from drpo.types import Problem
+from drpo.types.calls import Call
 from drpo.types.environment import Observation, StepResult, Turn
 from drpo.types.problem import Message, message
 
@@ -201,7 +201,7 @@ class _Episode:
         return Observation(tuple(self._heard), tuple(asked.tools))
 
     def step(self, turn: Turn) -> StepResult:
-        read = read_calls(turn.text) if self._tools else []
+        read = turn.tool_calls if self._tools else ()
         calls = [call for call in read if isinstance(call, Call)]
         said = self._loaded.bridge.Answer(
             turn.text, [(c.name, c.arguments) for c in calls], turn.finish_reason == "length"

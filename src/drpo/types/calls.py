@@ -1,4 +1,4 @@
-"""Calls of tools, read out of what a model wrote."""
+"""Calls of tools, and their plain form: JSON in tags."""
 
 import json
 import re
@@ -53,6 +53,16 @@ def read_calls(text: str) -> list[Call | MalformedCall]:
         []
     """
     return [_read(body) for body in _TAGGED.findall(text)]
+
+
+def without_calls(text: str) -> str:
+    """Return a text without what stands in <tool_call> tags.
+
+    Example:
+        >>> without_calls("Let me see. <tool_call>...</tool_call>")
+        'Let me see.'
+    """
+    return _TAGGED.sub("", text).strip()
 
 
 def _read(body: str) -> Call | MalformedCall:
