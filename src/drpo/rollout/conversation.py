@@ -125,16 +125,23 @@ class Conversation:
             self._pieces.append(between)
 
     def _branch(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Go on in a further sequence, whose prompt is the whole conversation, rendered anew; or fail."""
+        """Go on in a further sequence, whose prompt is the whole conversation, rendered anew; or fail.
+
+        Where that begins with all that was read and said so far, token by token, it is no further sequence.
+        """
         try:
-            prompt = encode_messages(tokenizer, [_called_once(m) for m in self._messages], self.tools)
+            ids = encode_messages(tokenizer, [_called_once(m) for m in self._messages], self.tools)
         except Exception as error:  # a template is a program, which may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             self.fail(Failure("raised", f"the model's chat template refuses the conversation: {reason}"))
             return
+        prompt, so_far = torch.tensor(ids, dtype=torch.int64), self.context
+        if len(prompt) > len(so_far) and torch.equal(prompt[: len(so_far)], so_far):
+            self._pieces.append(prompt[len(so_far) :])
+            return
         if any(map(_is_turn, self._pieces)):
             self._ended.append(_sequence(self._prompt, self._pieces))
-        self._prompt, self._pieces = torch.tensor(prompt, dtype=torch.int64), []
+        self._prompt, self._pieces = prompt, []
 
     def fail(self, failure: Failure) -> None:
         """End the episode: its environment failed."""

@@ -41,4 +41,7 @@ def with_tools(
 
 
 def _renders(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> bool:
-    return bool(tokenizer.chat_template) and render(tokenizer, messages, tools) != render(tokenizer, messages)
+    try:
+        return bool(tokenizer.chat_template) and render(tokenizer, messages, tools) != render(tokenizer, messages)
+    except Exception:  # a template is a program, which may raise anything; who encodes the prompt will say so
+        return False
