@@ -39,11 +39,11 @@ def _all_of_it(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_its_end(right: Callable[..., Any]) -> Callable[..., Any]:
-    def wrong(self: Any, generation: Any, text: str) -> None:
+    def wrong(self: Any, generation: Any, text: str, *rest: Any) -> None:
         if generation.finish_reason == "stop" and len(generation.token_ids) > 1:
             ids, logp = generation.token_ids[:-1], generation.behavior_logp[:-1]
             generation = replace(generation, token_ids=ids, behavior_logp=logp)
-        right(self, generation, text)
+        right(self, generation, text, *rest)
 
     return wrong
 
@@ -51,7 +51,7 @@ def _without_its_end(right: Callable[..., Any]) -> Callable[..., Any]:
 def _encoded_again(right: Callable[..., Any]) -> Callable[..., Any]:
     tokenizer: list[Any] = []
 
-    def wrong(self: Any, generation: Any, text: str) -> None:
+    def wrong(self: Any, generation: Any, text: str, *rest: Any) -> None:
         import torch
 
         from drpo.model.loading import tiny
@@ -62,7 +62,7 @@ def _encoded_again(right: Callable[..., Any]) -> Callable[..., Any]:
         ids = torch.tensor([*tokenizer[0](text, add_special_tokens=False)["input_ids"], *ended] or [0])
         logp, n = torch.zeros(len(ids)), min(len(ids), len(generation.token_ids))
         logp[:n] = generation.behavior_logp[:n]
-        right(self, replace(generation, token_ids=ids, behavior_logp=logp), text)
+        right(self, replace(generation, token_ids=ids, behavior_logp=logp), text, *rest)
 
     return wrong
 

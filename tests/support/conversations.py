@@ -39,7 +39,7 @@ TOOL: ToolSchema = {
     },
 }
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"word": "x"}}}
-_SPECIAL = re.compile(r"<\|[\w/▁｜ ]+\|?>|</?[a-z_]+>|\[/?[A-Z_]+\]|<[\w▁｜]+>")
+_SPECIAL = re.compile(r"<\W?[\w/\u2581 ]+\W?>|</?[a-z_]+>|\[/?[A-Z_]+\]")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def play(made: PreTrainedTokenizerBase, script: Script) -> tuple[Episode, Saying
 
 
 def check(made: PreTrainedTokenizerBase, script: Script) -> int | None:
-    """Hold an episode to what was asked and said; return its number of branches, or None where its template refused it."""
+    """Hold an episode to what was asked and said; return its number of branches, None where its template refused it."""
     episode, engine = play(made, script)
     sequences = episode.sequences
     trained = [s.token_ids[s.sampled] for s in sequences]
