@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.model.loading import stop_ids
 from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.sample import BLOCK, draw, uniforms
 from drpo.rollout.trial import can_group
+from drpo.rollout.turn_ends import stop_ids
 from drpo.types import Episode, Problem, Request, Sampling
 from support.architectures import FAMILIES, GROUPED, PLAIN
 from support.rollouts import transformers_engine

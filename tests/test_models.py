@@ -8,6 +8,7 @@ import torch
 
 from drpo.errors import InputError
 from drpo.model import loading, smollm2
+from drpo.rollout.turn_ends import stop_ids
 
 
 def test_tiny_reads_and_writes_any_text():
@@ -34,7 +35,7 @@ def test_a_saved_folder_loads_in_float32_without_dropout(tmp_path: Path):
 def test_stop_ids_take_the_tokenizers_and_the_configurations():
     model, tokenizer = loading.tiny()
     model.generation_config.eos_token_id = [5, 7]
-    assert loading.stop_ids(model, tokenizer) == {0, 5, 7}
+    assert stop_ids(model, tokenizer) == {0, 5, 7}
 
 
 def test_a_wheel_that_is_not_the_known_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from drpo.errors import InputError
-from drpo.model.loading import stop_ids
 from drpo.model.precision import Precision
 from drpo.rollout import ScriptedEngine, encode_prompt
 from drpo.rollout.engine import generation
 from drpo.rollout.sample import draw, uniforms
+from drpo.rollout.turn_ends import stop_ids
 from drpo.train.config import Run, configure
 from drpo.types import Episode, Generation, Problem, Request, Sampling
 from support.architectures import FAMILIES

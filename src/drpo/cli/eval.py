@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo.cli.eval_options import EvalOptions
+from drpo.cli.template_options import read_template
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.precision import resolve_precision
@@ -19,6 +20,7 @@ from drpo.report.words import mean_score, paired_change
 from drpo.rewards import REGISTRY as REWARDS
 from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver, TransformersEngine, fitting
+from drpo.rollout.template_settings import set_template
 from drpo.spec import parse_spec
 from drpo.tasks import REGISTRY as TASKS
 from drpo.tasks import Task
@@ -42,9 +44,12 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     held_out = task.held_out(options.problems)
     transformers_logging.disable_progress_bar()
     model, tokenizer = loading.load(str(Path(name) / MODEL) if run is not None else name)
+    template = None if options.chat_template is None else read_template(options.chat_template)
+    set_template(tokenizer, template, options.template)
     device = default_device()
     precision = resolve_precision(options.precision, device)
-    driver = EpisodeDriver.of(TransformersEngine(model, precision=precision, device=device), model, tokenizer)
+    engine = TransformersEngine(model, precision=precision, device=device)
+    driver = EpisodeDriver.of(engine, model, tokenizer, options.stop)
     environments = environments_of(task, run or Run())
     driver = replace(driver, environments=environments, episode_limits=episode_limits(run or Run()))
     if options.drop_long_prompts:

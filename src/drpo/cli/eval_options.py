@@ -1,10 +1,15 @@
 """The options of `drpo eval`; their defaults are those of the evaluated run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from drpo.cli.folder import open_run
 from drpo.cli.options import parse
+from drpo.cli.template_options import split_template
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig
 from drpo.train.config import MOST_COMPLETIONS, Run
@@ -25,6 +30,11 @@ class EvalOptions:
         reward: exact_number, math_verify, module:function; default: the task's own.
         problems: number of problems.
         sampling: sampling settings; samples is k of avg@k. Greedy and truncated sampling are allowed here.
+        stop: tokens that end a turn, each by its text or its id; default: the run's, or the model's EOS tokens and the
+            token with which its chat template ends a turn.
+        chat_template: a file with a Jinja template in place of the tokenizer's. --template.NAME VALUE sets an argument
+            of the template, such as --template.enable-thinking false.
+        template: those arguments.
         drop_long_prompts: skip problems whose prompts are too long for the model; otherwise they are an error.
         reward_pool: processes and limits of the reward, and the handling of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
@@ -38,6 +48,9 @@ class EvalOptions:
     reward: str | None = None
     problems: int = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(samples=1))
+    stop: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: where its turns end)")] = ()
+    chat_template: Path | None = None
+    template: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = None
     drop_long_prompts: bool = False
     reward_pool: RewardConfig = field(default_factory=RewardConfig)
     precision: str = "auto"
@@ -66,19 +79,23 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
             "a model of its last checkpoint"
         )
     default = EvalOptions() if run is None else _of_the_run(run)
-    options = parse(EvalOptions, arguments, f"drpo eval {name}", default)
+    template, arguments = split_template(arguments)
+    options = replace(parse(EvalOptions, arguments, f"drpo eval {name}", default), template=template or None)
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
     if run is not None:
         needed_fields = ("eval_task" if run.evaluation.task else "task", *(() if options.reward else ("reward",)))
         run = open_run(Path(name), options.trust_remote_code, needed=() if options.task else needed_fields)
-    return run, options, options.sampling == default.sampling
+    settings = ("sampling", "stop", "chat_template", "template")
+    as_trained = all(getattr(options, setting) == getattr(default, setting) for setting in settings)
+    return run, options, as_trained
 
 
 def _of_the_run(run: Run) -> EvalOptions:
     return EvalOptions(
         sampling=replace(run.rollout.sampling, samples=run.evaluation.samples),
         problems=run.evaluation.problems,
+        stop=run.rollout.stop,
         reward_pool=run.rewards.pool,
         drop_long_prompts=run.data.drop_long_prompts,
     )

@@ -18,6 +18,7 @@ from drpo.terminal import Terminal
 from drpo.train import checkpoint, stored
 from drpo.train.config import Run
 from drpo.train.records import CHECKPOINTS, METRICS, MODEL
+from drpo.train.setup import load_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +47,7 @@ def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTra
     config, step = open_run(run, options.trust_remote_code, needed=()), options.step
     if (run / MODEL).is_dir() and step in (0, config.trainer.steps):
         return loading.load(str(run / MODEL))
-    model, tokenizer = loading.load(open_run(run, options.trust_remote_code, needed=("model",)).model.name)
+    model, tokenizer = load_model(open_run(run, options.trust_remote_code, needed=("model",)))
     temperature, rank = config.rollout.sampling.temperature, config.model.lora_rank
     policy = Policy(model, precision=FP32, temperature=temperature, lora_rank=rank, seed=config.seed)
     chosen = _checkpoint(run, config, step)

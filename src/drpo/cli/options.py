@@ -12,6 +12,7 @@ import tyro
 # tyro's only report of an error besides a box on the terminal. It is private: pyproject.toml bounds the version.
 from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingArgs, ParseErrorEvent, on_parse_error
 
+from drpo.cli.template_options import PREFIX
 from drpo.errors import InputError, nearest
 from drpo.train.fields import FIELDS
 
@@ -87,6 +88,8 @@ def require_options(arguments: Collection[str], kind: type, prog: str) -> None:
     """
     known = [*flags(kind), "--help", *map(flag, FIELDS)]
     for argument in arguments:
+        if argument.startswith(PREFIX):
+            continue
         name = argument.split("=")[0].replace("_", "-")
         if argument.startswith("--") and name not in known and name.replace("--no-", "--", 1) not in known:
             _refuse_unknown(argument, known, prog)

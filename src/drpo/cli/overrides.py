@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import field, fields, make_dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -11,11 +12,13 @@ from docstring_parser import parse as read_docstring
 from tyro.constructors import PrimitiveConstructorSpec
 
 from drpo.cli.options import parse
+from drpo.cli.template_options import read_template, split_template
 from drpo.train.config import REGISTRIES, Run, configure, flat_json, kind_of, read_value
 from drpo.train.fields import FIELDS, sections
 
 Options = TypeVar("Options")
 
+TEMPLATE = "chat_template"
 RATE, RATE_HELP = "learning_rate", "the peak; replaces the learning rate of --optimizer"
 
 OF_THE_RECIPE = (
@@ -40,7 +43,8 @@ def overridden(
     Raises:
         InputError: an unknown option, or a value that the option or the run rejects.
     """
-    hidden = {f.name for f in fields(others)} | set(without)  # type: ignore[arg-type]
+    of_template, arguments = split_template(arguments)
+    hidden = {f.name for f in fields(others)} | {"template", *without}  # type: ignore[arg-type]
     recipe = flat_json(run)
     columns: list[Any] = []
     shown = {title: [name for name in names if name not in hidden] for title, names in sections().items()}
@@ -54,10 +58,13 @@ def overridden(
     values = {
         name: getattr(getattr(given, title), _identifier(name)) for title, names in shown.items() for name in names
     }
-    rate = values.pop(RATE, None)
+    rate, template = values.pop(RATE, None), values.pop(TEMPLATE, None)
     changes = {name: read_value(name, value) for name, value in values.items() if value != _shown(name, recipe)}
     options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
-    return configure(run, **changes, **({} if rate is None else {RATE: rate})), options
+    changes |= {} if rate is None else {RATE: rate}
+    changes |= {} if template is None else {TEMPLATE: read_template(template)}
+    changes |= {"template": {**(recipe["template"] or {}), **of_template}} if of_template else {}
+    return configure(run, **changes), options
 
 
 def helps(kind: type) -> Mapping[str, str]:
@@ -78,16 +85,21 @@ def _column(name: str, recipe: Mapping[str, Any]) -> tuple[str, Any, Any]:
     if name == RATE:
         return RATE, Annotated[float | None, tyro.conf.arg(help=RATE_HELP)], field(default=None)
     kind, (record, _, inner) = kind_of(FIELDS[name]), FIELDS[name].rpartition(".")
-    shown = tyro.conf.arg(name=name, help=_help(name, helps(kind_of(record) if record else Run)[inner]))
+    about, default = _help(name, helps(kind_of(record) if record else Run)[inner]), _shown(name, recipe)
+    hint = "(default: none)" if default == () else None
+    shown = tyro.conf.arg(name=name, help=about, help_behavior_hint=hint)
+    if name == TEMPLATE:
+        return TEMPLATE, Annotated[Path | None, shown], field(default=None)
     if name in REGISTRIES:
         optional = NoneType in get_args(kind)
         kind = Annotated[str | None if optional else str, _spec(name, optional)]
-    return _identifier(name), Annotated[kind, shown], field(default=_shown(name, recipe))
+    return _identifier(name), Annotated[kind, shown], field(default=default)
 
 
 def _shown(name: str, recipe: Mapping[str, Any]) -> Any:
-    """Return a recipe's value for tyro; infinite numbers are text in JSON."""
-    return float(recipe[name]) if kind_of(FIELDS[name]) is float else recipe[name]
+    """Return a recipe's value for tyro; in JSON infinite numbers are text, and tuples lists."""
+    value = recipe[name]
+    return float(value) if kind_of(FIELDS[name]) is float else tuple(value) if isinstance(value, list) else value
 
 
 def _identifier(name: str) -> str:

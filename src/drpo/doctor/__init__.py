@@ -6,6 +6,7 @@ from dataclasses import replace
 from drpo.doctor import distribution, episodes, machine, scoring, sync, tokens
 from drpo.doctor.finding import Finding, Verdict
 from drpo.doctor.probe_batch import ProbeBatch, at_temperature, gather
+from drpo.doctor.prompt import prompt
 from drpo.doctor.size import QUICK, THOROUGH, Size
 from drpo.environments.rewards import turns_say_all
 from drpo.model.routing import RoutingMismatch, routing_mismatch
@@ -50,6 +51,7 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
             other = look(0.6, max(2, size.prompts // 2))
         yield distribution.temperature(other)
         yield replace(distribution.draws(other), check="draws at 0.6")
+    yield prompt(components.tokenizer, stop, problems[0])
     yield tokens.stops(batch, stop, components.tokenizer, sampling.max_new_tokens)
     yield tokens.round_trip(policy, batch, problems[: size.prompts], components.tokenizer)
     yield from episodes.examine(run, components, size)

@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from drpo.doctor.finding import Finding, Verdict
-from drpo.doctor.tokens import end_of_turn
 from drpo.rollout.chat_template import render
 from drpo.rollout.glue import glue
+from drpo.rollout.turn_ends import turn_end
 from drpo.types import Message
 from drpo.types.environment import ToolSchema
 
@@ -57,7 +57,7 @@ def template(
     """
     if not tokenizer.chat_template:
         return Finding("template", "ok", "no chat template: a blank line stands between messages", "no branch")
-    end = end_of_turn(tokenizer)
+    end = turn_end(tokenizer)
     last = end if end in stop else min(stop)
     between = glue(tokenizer, exchange.replies, last=last, stop=stop, tools=exchange.tools, calls=exchange.calls)
     try:

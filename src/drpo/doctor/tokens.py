@@ -9,6 +9,7 @@ from drpo.doctor.finding import Finding, judge
 from drpo.doctor.probe_batch import ProbeBatch, by_completion, micro_batches
 from drpo.model.policy import Policy
 from drpo.rollout import encode_prompt
+from drpo.rollout.turn_ends import turn_end
 from drpo.types import Episode, Problem
 
 EXPECTED = 20.0
@@ -16,24 +17,22 @@ EXPECTED = 20.0
 
 
 def stops(batch: ProbeBatch, stop: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Finding:
-    """Whether completions end at the model's EOS, and only there."""
+    """Whether completions end at the tokens that end a turn, and only there."""
     ended = [c for c in batch.completions if c.finish_reason == "stop"]
     wrong = [w for w in (_wrong_end(c, frozenset(stop), max_new_tokens) for c in batch.completions) if w]
     expected = float(batch.stops.double().sum())
-    turn = end_of_turn(tokenizer)
+    turn = turn_end(tokenizer)
     named = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in list(stop)[:4])
-    if turn is not None and turn not in stop:
-        token = tokenizer.convert_ids_to_tokens(turn)
-        advice = (
-            f"the chat template ends a turn with {token!r}, which ends no completion: set the tokenizer's eos_token"
-        )
-    elif wrong:
+    if wrong:
         advice = f"{wrong[0]}: the engine's EOS is not the model's"
     elif not ended and expected > EXPECTED:
         advice = f"no completion ends, though {expected:.0f} were expected: the engine's EOS is not the model's"
     else:
         advice = ""
     verdict, advice = judge(not advice, advice)
+    if verdict == "ok" and turn is not None and turn not in stop:
+        token = tokenizer.convert_ids_to_tokens(turn)
+        verdict, advice = "note", f"the chat template ends a turn with {token!r}, which --stop does not name"
     return Finding(
         "stops",
         verdict,
@@ -54,19 +53,6 @@ def _wrong_end(c: Episode, stop: frozenset[int], max_new_tokens: int) -> str | N
     if c.finish_reason == "length" and (last in stop or c.n_sampled != max_new_tokens):
         return f"{who} is said to be cut, but has {c.n_sampled} of {max_new_tokens} tokens and ends with {last}"
     return None
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token that the chat template writes after an assistant's message, or None."""
-    if not tokenizer.chat_template:
-        return None
-    reply = "drpo"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    suffix = tokenizer(text[text.rindex(reply) + len(reply) :], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
-    token_id: int | None = next((i for i in suffix if i in special), None)
-    return token_id
 
 
 def round_trip(

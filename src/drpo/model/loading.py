@@ -227,14 +227,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids of the tokens that end a completion: the tokenizer's EOS and those of the generation config."""
-    generation: Any = model.generation_config
-    configured = generation.eos_token_id if generation is not None else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
-
-
 def tiny(*, vocab_seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a random two-layer Llama over bytes and its tokenizer, with which the real loop runs in seconds.
 

@@ -57,6 +57,19 @@ def encode_messages(
     return encode(tokenizer, render(tokenizer, hidden[: len(messages)], hidden[len(messages) :]), texts, begins=True)
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the ids of a tokenizer's special tokens, by text: those with a name, and all that it marks as special.
+
+    Example:
+        >>> from drpo.model.loading import tiny
+        >>> special_tokens(tiny()[1])
+        {'<eos>': 0}
+    """
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    marked = ((str(token), i) for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {text: i for text, i in (*named, *marked) if text}
+
+
 def unused_words(messages: Sequence[Message]) -> Iterator[str]:
     """Yield words that no text of messages has, and that templates neither trim nor rewrite."""
     everything = "".join(map(str, messages))
@@ -70,7 +83,7 @@ def hide_forgeries(
 
     Contents, names, arguments of calls: whatever a template may render. Tools are hidden in the same way.
     """
-    special = [token for token in tokenizer.all_special_tokens if token]
+    special = special_tokens(tokenizer)
     words = unused_words(messages)
     texts: dict[str, str] = {}
 

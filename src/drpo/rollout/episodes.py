@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
-from drpo.model.loading import stop_ids
 from drpo.rollout.conversation import Conversation
 from drpo.rollout.engine import Engine
 from drpo.rollout.native_calls import native_calls
 from drpo.rollout.prompts import PromptLimits, encode_prompt, encode_prompts
 from drpo.rollout.tools import with_tools
+from drpo.rollout.turn_ends import stop_ids
 from drpo.types import Episode, Failure, Generation, Key, Problem, Request, Sampling
 from drpo.types.calls import Call, MalformedCall
 from drpo.types.environment import Observation, StepResult, Turn
@@ -93,13 +93,22 @@ class EpisodeDriver:
     episode_limits: EpisodeLimits = EpisodeLimits()
 
     @staticmethod
-    def of(engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "EpisodeDriver":
+    def of(
+        engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()
+    ) -> "EpisodeDriver":
         """The driver of an engine that samples from a model.
 
+        Args:
+            engine: it.
+            model: its weights and generation defaults.
+            tokenizer: the model's.
+            stop: as for `stop_ids`.
+
         Raises:
-            InputError: the model depends on the longest position of a batch in a way of its own.
+            InputError: the model depends on the longest position of a batch in a way of its own, or `stop_ids` refuses
+                a token.
         """
-        return EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer), PromptLimits.of(model))
+        return EpisodeDriver(engine, tokenizer, stop_ids(model, tokenizer, stop), PromptLimits.of(model))
 
     def run(self, problems: Sequence[Problem], sampling: Sampling, key: Key) -> list[tuple[Episode, ...]]:
         """Return the episodes of every problem: `sampling.samples` of each, in order.

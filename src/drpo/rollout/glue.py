@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from drpo.rollout.chat_template import encode, hide_forgeries, render, unused_words
+from drpo.rollout.chat_template import encode, hide_forgeries, render, special_tokens, unused_words
+from drpo.rollout.turn_ends import turn_end
 from drpo.types import Message
 from drpo.types.environment import ToolSchema
 
@@ -38,8 +39,9 @@ def glue(
     Args:
         tokenizer: the model's, with its chat template where it has one.
         replies: of the environment, at least one: user and tool messages.
-        last: the last id that was sampled. Where it is a stop token, the stop token that the template puts at the end
-            of a turn is left out, with the white space before it.
+        last: the last id that was sampled. Where it is a special stop token, the stop token that the template puts at
+            the end of a turn is left out, with the white space before it; a stop token of text ends no turn of the
+            template, which adds its own.
         stop: ids of the tokens that end a turn.
         tools: schemas of the episode's tools, as the first prompt had them.
         calls: `tool_calls` of the sampled turn, for templates that take a tool's reply after a call alone.
@@ -68,7 +70,7 @@ def glue(
         return None
     ids = encode(tokenizer, text, texts)
     if last in stop:
-        ids = ids[_end_of_turn(tokenizer, ids, stop) :]
+        ids = ids[_end_of_turn(tokenizer, ids, last, stop) :]
     return torch.tensor(ids, dtype=torch.int64) if ids else None
 
 
@@ -97,7 +99,8 @@ def _after_calls(
         so_far, whole = render(tokenizer, turn, tools, goes_on=False), render(tokenizer, [*turn, *replies], tools)
     except Exception:
         return None
-    ends = [so_far.rfind(word) for i in stop if (word := str(tokenizer.convert_ids_to_tokens(i)))]
+    tokens = {*stop, turn_end(tokenizer)} - {None}
+    ends = [so_far.rfind(word) for i in tokens if (word := str(tokenizer.convert_ids_to_tokens(i)))]
     end = max(ends, default=-1)
     if not whole.startswith(so_far) or end < so_far.find(sentinel):
         return None
@@ -110,11 +113,15 @@ def _says(text: str, reply: Message) -> bool:
     return content in text or json.dumps(content)[1:-1] in text
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: frozenset[int]) -> int:
-    """How many of the glue's ids end the turn before: white space or special tokens, and a stop token; or none."""
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], last: int, stop: frozenset[int]) -> int:
+    """How many of the glue's ids end the turn before: white space or special tokens, and a stop token; or none.
+
+    None too where `last` is another stop token than the template's and no special one, such as a word.
+    """
     for n, token in enumerate(ids):
         if str(tokenizer.decode([token], skip_special_tokens=True)).strip():
             return 0
         if token in stop:
-            return n + 1
+            ends = token == last or last in special_tokens(tokenizer).values()
+            return n + 1 if ends else 0
     return 0

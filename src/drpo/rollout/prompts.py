@@ -67,7 +67,9 @@ def _unended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if not plain:
         return ids
     starts = (i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain)
-    ids = ids[: next(starts, len(ids) - len(plain)) + len(plain)]
+    start = next(starts, max(0, len(ids) - len(plain)))
+    has_two = start > 0 and ids[start - 1] == plain[0] == tokenizer.bos_token_id  # the text has BOS too
+    ids = [*ids[: start - has_two], *ids[start : start + len(plain)]]
     while ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     return ids

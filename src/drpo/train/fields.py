@@ -13,11 +13,14 @@ FIELDS: Mapping[str, str] = {
     "model": "model.name",
     "lora_rank": "model.lora_rank",
     "precision": "model.precision",
+    "chat_template": "model.chat_template",
+    "template": "model.chat_template_kwargs",
     "task": "data.task",
     "environment": "data.environment",
     "prompts": "data.prompts",
     "drop_long_prompts": "data.drop_long_prompts",
     "engine": "rollout.engine",
+    "stop": "rollout.stop",
     "rollout_precision": "rollout.precision",
     "sync_every": "rollout.sync_every",
     "async_steps": "rollout.async_steps",
@@ -67,6 +70,7 @@ FIELDS: Mapping[str, str] = {
 """Name of the option -> the field, by its path within the run: --eval-every is `run.evaluation.every`.
 
 `learning_rate` is within the optimiser's spec; it is an option because it is the number that is changed most often.
+`template` is --template.NAME VALUE, for any name.
 """
 
 RECORDS: Mapping[str, str] = {

@@ -15,7 +15,7 @@ from drpo.environments.contract import makes_environments
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.critic import Critic
-from drpo.model.loading import stop_ids
+from drpo.model.names import TINY
 from drpo.model.policy import Policy
 from drpo.model.precision import resolve_precision
 from drpo.model.saving import require_savable
@@ -34,6 +34,8 @@ from drpo.rollout import (
     encode_prompts,
     fitting,
 )
+from drpo.rollout.template_settings import set_template
+from drpo.rollout.turn_ends import eos_ids, stop_ids
 from drpo.spec import import_named
 from drpo.tasks import Task, sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
@@ -100,7 +102,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     """
     held_out = _problems(run)
     device = default_device()
-    model, tokenizer = loading.load(run.model.name)
+    model, tokenizer = load_model(run)
     require_savable(model, tokenizer)
     model.to(device)
     servers = run.rollout.engine.split(",") if run.rollout.engine.startswith("http") else []
@@ -114,7 +116,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
         driver = EpisodeDriver(
             engine,
             tokenizer,
-            stop_ids(model, tokenizer),
+            stop_ids(model, tokenizer, run.rollout.stop),
             limits,
             environments_of(run.data.task, run),
             episode_limits(run),
@@ -127,6 +129,32 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     except BaseException:
         engine.close()  # while the processes are still together
         raise
+
+
+def load_model(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a run's model and tokenizer, which have the run's chat template and end turns where the run does.
+
+    Both are saved with the trained model: the template as the tokenizer's, the tokens that end a turn as the EOS ids of
+    its generation defaults.
+
+    Raises:
+        InputError: there is no such model, or it does not go with the run's template or stop tokens.
+    """
+    name = run.model.name
+    model, tokenizer = loading.load(name)
+    set_template(tokenizer, run.model.chat_template or None, run.model.chat_template_kwargs)
+    stop, known = stop_ids(model, tokenizer, run.rollout.stop), eos_ids(model, tokenizer)
+    if not tokenizer.chat_template and name != TINY:
+        log.info(
+            "model=%r has no chat template: it reads the messages' texts with blank lines between, and no roles; "
+            "--chat-template FILE gives it one",
+            name,
+        )
+    if stop != known and model.generation_config is not None:
+        added = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(stop))
+        log.info("model=%r: a turn ends with %s; the saved model's generation_config.json says so too", name, added)
+        model.generation_config.eos_token_id = sorted(stop)
+    return model, tokenizer
 
 
 def environments_of(task: Task, run: Run) -> Environments | None:

@@ -4,9 +4,10 @@ Messages name a field as its option is called, by `drpo.train.fields`: `eval_eve
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
+from typing import Any
 from urllib.parse import urlsplit
 
 from drpo.credentials import AUTH, without_password
@@ -46,11 +47,18 @@ class ModelConfig:
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
             int8 with straight-through gradients; weights stay fp32.
+        chat_template: a file with a Jinja template in place of the tokenizer's (in Python and in config.json its text,
+            or "" for the tokenizer's own); it is saved with the model. --template.NAME VALUE sets an argument of the
+            template, such as --template.enable-thinking false.
+        chat_template_kwargs: arguments of the chat template by name, of JSON's types; the saved model's template has
+            them as its defaults.
     """
 
     name: str = SMOLLM2
     lora_rank: int = 0
     precision: str = "auto"
+    chat_template: str = ""
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         at_least(0, lora_rank=self.lora_rank)
@@ -58,6 +66,9 @@ class ModelConfig:
         one_of(PRECISIONS, precision=self.precision)
         rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
         require(self.precision != "fp16", "precision", self.precision, rule)
+        is_text = not self.chat_template or "{" in self.chat_template
+        rule = "must be a Jinja template's text, which has { in it; a file goes after --chat-template"
+        require(is_text, "chat_template", repr(self.chat_template), rule)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,8 @@ class RolloutConfig:
             of several processes the first ask a server each, where several are named with commas between.
         sampling: how completions are drawn; its temperature scales mu and pi alike. Where the objective reads a top-K
             divergence and top_logprobs is 0, it becomes 20.
+        stop: tokens that end a turn, each by its text or its id, in place of the model's EOS tokens and the token with
+            which its chat template ends a turn.
         precision: of the sampler's own copy of the weights: auto, bf16, fp32, int8, fp8_weights, fp8.
         sync_every: steps between weight syncs, from the trainer to the sampler; 1 keeps it as fresh as it can be.
         async_steps: how many steps ahead of training a rollout is sampled; 0 samples each with the newest weights.
@@ -108,6 +121,7 @@ class RolloutConfig:
 
     engine: str = "transformers"
     sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
     precision: str = "auto"
     sync_every: int = 1
     async_steps: int = 0
@@ -129,6 +143,7 @@ class RolloutConfig:
         bare = without_password(self.engine)
         require(bare == self.engine, "engine", bare, f"its password would be recorded; set {AUTH}=user:password")
         _require_engine(self.engine)
+        require("" not in self.stop, "stop", self.stop, "a token has a text; leave the empty one out")
 
 
 @dataclass(frozen=True)
