@@ -101,24 +101,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `path` at the end of the block; on any failure nothing changes.
-
-    Args:
-        path: of the folder. An existing one is removed; if it is a link, only the link.
-    """
-    scratch = _beside(path)
-    scratch.mkdir()
-    try:
-        yield scratch
-        remove(path)
-        scratch.rename(path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
 def require_plain(path: str | Path) -> None:
     """Raise if a path exists and is a symbolic link, has several hard links, or is not a regular file.
 

@@ -22,7 +22,7 @@ from drpo.types import Sampling
 
 def calculator() -> Run:
     """SmolLM2-135M learns to use a calculator for products of two factors, in minutes."""
-    return _agent("calculator", Calculator(), steps=6, turn_tokens=24, episode_tokens=48)
+    return _agent("calculator", Calculator(), steps=7, turn_tokens=24, episode_tokens=48)
 
 
 def calculator_twice() -> Run:
