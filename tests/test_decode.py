@@ -15,7 +15,7 @@ from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.sample import BLOCK, draw, uniforms
-from drpo.rollout.trial import can_group
+from drpo.rollout.trial import can_group, can_share_prefix
 from drpo.rollout.turn_ends import stop_ids
 from drpo.types import Episode, Problem, Request, Sampling
 from support.architectures import FAMILIES, GROUPED, PLAIN
@@ -114,9 +114,70 @@ def test_shared_prompts_give_the_logits_of_copied_ones(family: str) -> None:
         torch.testing.assert_close(shared, copied, rtol=0, atol=5e-5)
 
 
+def begun(*lengths: int, common: int = 40) -> list[Tensor]:
+    """Prompts that begin with the same tokens, and go on with so many others, the first of them different."""
+    (first,) = prompts(common)
+    return [torch.cat([first, torch.tensor([i + 1]), *prompts(n - 1)]) for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("family", GROUPED)
+@torch.inference_mode()
+def test_what_prompts_begin_with_is_read_once(family: str) -> None:
+    """With the rest of two of them padded, in three passes; windows count padding, so there it is not done."""
+    model, asked = made(GROUPED[family]), begun(9, 3, 26, 20)
+    n = decode.common_prefix(model, asked)
+    assert n == (0 if any(cache.windows(model)) else 40)
+    positions: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, args, options: positions.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    once = GroupDecoder.of_prompts(model, asked, 2, n)
+    assert n == 0 or positions == [40, 3, 9, 2 * 26]
+    whole = GroupDecoder.of_prompts(model, asked, 2)
+    torch.testing.assert_close(once.logits, whole.logits, rtol=0, atol=2e-5)
+    for step in range(cache.BLOCK + 3):
+        if step == 5:
+            for decoder in (once, whole):
+                decoder.keep(torch.tensor([1, 2, 3, 6]))
+        token = torch.arange(8 if step < 5 else 4) + step
+        torch.testing.assert_close(once.step(token), whole.step(token), rtol=0, atol=5e-5)
+
+
+def test_prompts_with_a_common_beginning_have_the_completions_of_one_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny(STOPS)
+    monkeypatch.setattr(decode, "PREFIX_TOKENS", 4)
+    used: list[int] = []
+    monkeypatch.setattr(
+        "drpo.rollout.transformers.common_prefix", lambda *given: used.append(decode.common_prefix(*given)) or used[-1]
+    )
+    asked = [Problem.of_text(f"p{n}", f"What is {n} + 2?", "") for n in (1, 22, 333)]
+    check(model, transformers_engine(model).generate(asked, SAMPLING, (7,)), stop_ids(model, tokenizer))
+    assert used == [len("What is ")]
+    monkeypatch.setattr("drpo.rollout.transformers.can_share_prefix", lambda *_: False)
+    monkeypatch.setattr(decode.GroupDecoder, "of_prompts", _without_prefix(decode.GroupDecoder.of_prompts))
+    check(model, transformers_engine(model).generate(asked, SAMPLING, (7,)), stop_ids(model, tokenizer))
+
+
+def _without_prefix(of_prompts: Callable[..., GroupDecoder]) -> Callable[..., GroupDecoder]:
+    def whole(model: PreTrainedModel, asked: Sequence[Tensor], samples: int, prefix: int = 0) -> GroupDecoder:
+        assert prefix == 0
+        return of_prompts(model, asked, samples)
+
+    return whole
+
+
+def test_few_tokens_in_common_are_read_with_each_prompt() -> None:
+    model, _ = tiny(STOPS)
+    assert decode.common_prefix(model, begun(1, 5, common=decode.PREFIX_TOKENS - 1)) == 0
+    assert decode.common_prefix(model, begun(1, 5, common=decode.PREFIX_TOKENS)) == decode.PREFIX_TOKENS
+    assert decode.common_prefix(model, begun(5)) == decode.common_prefix(model, prompts(40, 41)) == 0
+
+
 @pytest.mark.parametrize("family", [*GROUPED, *PLAIN])
 def test_prompts_are_shared_where_attention_is_ordinary(family: str) -> None:
-    assert can_group(made({**GROUPED, **PLAIN}[family]), prompts(9)[0]) == (family in GROUPED)
+    model = made({**GROUPED, **PLAIN}[family])
+    assert can_group(model, prompts(9)[0]) == (family in GROUPED)
+    assert family not in GROUPED or can_share_prefix(model, prompts(9)[0])
 
 
 def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

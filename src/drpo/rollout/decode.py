@@ -1,5 +1,6 @@
 """Sampling tokens for many rows together, step by step."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,9 @@ PREFILL_TOKENS = 16_384
 
 PADDING = 1 / 8
 """Largest share of padding in a forward pass."""
+
+PREFIX_TOKENS = 32
+"""Fewest tokens that prompts have to begin with in common for these to be read once, instead of with each prompt."""
 
 LOOK_EVERY = {"cpu": 1}
 """Tokens between two checks for finished rows; `LOOK_SELDOM` on devices where a check is a sync."""
@@ -102,9 +106,16 @@ class GroupDecoder:
         self.model, self.cache, self.logits, self.position = model, cache, logits, position
 
     @staticmethod
-    def of_prompts(model: PreTrainedModel, prompts: Sequence[Tensor], samples: int) -> "GroupDecoder":
-        """Read prompts, each of which so many adjacent rows continue."""
-        logits, mask, layers = _read_in_parts(model, prompts)
+    def of_prompts(model: PreTrainedModel, prompts: Sequence[Tensor], samples: int, prefix: int = 0) -> "GroupDecoder":
+        """Read prompts, each of which so many adjacent rows continue.
+
+        Args:
+            model: the model.
+            prompts: each [P] int64.
+            samples: rows of each.
+            prefix: all prompts begin with the same so many tokens, and have more; those are read once.
+        """
+        logits, mask, layers = _read_in_parts(model, prompts, prefix)
         prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)
         cache = GroupCache(layers, mask, prompt, windows(model))
         return GroupDecoder(model, cache, logits.repeat_interleave(samples, 0), mask.sum(1).repeat_interleave(samples))
@@ -198,8 +209,26 @@ def _last(logits: Tensor) -> Tensor:
     return logits[:, -1]
 
 
-def _read(model: PreTrainedModel, prompts: Sequence[Tensor], cache: DynamicCache) -> tuple[Tensor, Tensor]:
-    """Read prompts, left-padded, into an empty cache; return the next tokens' logits [N, V] and the mask [N, P]."""
+def common_prefix(model: PreTrainedModel, prompts: Sequence[Tensor]) -> int:
+    """Return how many tokens all prompts begin with that are worth to be read once, each having more; 0 for none.
+
+    None with sliding windows, which count the padding between those tokens and the rest of a prompt.
+    """
+    shortest = min(map(len, prompts)) - 1
+    if len(prompts) == 1 or shortest < PREFIX_TOKENS or any(windows(model)):
+        return 0
+    equal = torch.stack([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts]).all(0)
+    n = int(equal.long().cumprod(0).sum())
+    return n if n >= PREFIX_TOKENS else 0
+
+
+def _read(
+    model: PreTrainedModel, prompts: Sequence[Tensor], cache: DynamicCache, before: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Read prompts, left-padded, into a cache; return the next tokens' logits [N, V] and the mask [N, P].
+
+    The cache holds `before` tokens that come before each prompt.
+    """
     width = max(len(p) for p in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -209,8 +238,8 @@ def _read(model: PreTrainedModel, prompts: Sequence[Tensor], cache: DynamicCache
     ids, mask = ids.to(model.device), mask.to(model.device)
     out = model(
         input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        attention_mask=torch.cat([mask.new_ones(len(mask), before), mask], dim=1) if before else mask,
+        position_ids=(mask.cumsum(1) - 1 + before).clamp(min=before),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -219,22 +248,36 @@ def _read(model: PreTrainedModel, prompts: Sequence[Tensor], cache: DynamicCache
 
 
 def _read_in_parts(
-    model: PreTrainedModel, prompts: Sequence[Tensor]
+    model: PreTrainedModel, prompts: Sequence[Tensor], prefix: int
 ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-    """Read prompts of any lengths; return logits [N, V], mask [N, P] and each layer's keys and values [N, K, P, .]."""
+    """Read prompts of any lengths, the tokens that all begin with once.
+
+    Returns:
+        Logits [N, V], the mask [N, P] and each layer's keys and values [N, K, P, .].
+    """
     width = max(len(p) for p in prompts)
     mask = torch.zeros(len(prompts), width, dtype=torch.int64, device=model.device)
     logits, layers = torch.empty(0), list[tuple[Tensor, Tensor]]()
-    for part in _parts([len(p) for p in prompts]):
-        read = DynamicCache()  # without the model's windows: the shared cache keeps all keys
-        next_logits, part_mask = _read(model, [prompts[i] for i in part], read)
+    begun = DynamicCache()  # without the model's windows: the shared cache keeps all keys
+    if prefix:
+        _read(model, [prompts[0][:prefix]], begun)
+    for part in _parts([len(p) - prefix for p in prompts]):
+        read = copy.deepcopy(begun)
+        if prefix:
+            read.batch_repeat_interleave(len(part))
+        next_logits, part_mask = _read(model, [prompts[i][prefix:] for i in part], read, prefix)
         if not layers:
             logits = next_logits.new_empty(len(prompts), next_logits.shape[1])
             layers = [(_empty(x.keys, len(prompts), width), _empty(x.values, len(prompts), width)) for x in read.layers]
         start = width - part_mask.shape[1]
         logits[part], mask[part, start:] = next_logits, part_mask
         for (keys, values), new in zip(layers, read.layers, strict=True):
-            keys[part, :, start:], values[part, :, start:] = new.keys, new.values
+            keys[part, :, start:], values[part, :, start:] = new.keys[:, :, prefix:], new.values[:, :, prefix:]
+    for i, prompt in enumerate(prompts if prefix else ()):  # right before the rest of the prompt
+        at = slice(width - len(prompt), width - len(prompt) + prefix)
+        mask[i, at] = 1
+        for (keys, values), first in zip(layers, begun.layers, strict=True):
+            keys[i, :, at], values[i, :, at] = first.keys[0], first.values[0]
     return logits, mask, layers
 
 

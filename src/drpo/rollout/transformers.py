@@ -14,8 +14,8 @@ from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.rollout.cache import KeptPrompt, windows
-from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
-from drpo.rollout.trial import can_continue, can_group
+from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, common_prefix, draw_rows
+from drpo.rollout.trial import can_continue, can_group, can_share_prefix
 from drpo.rollout.turn_cache import Continued, TurnCache
 from drpo.types import Generation, Request
 
@@ -64,6 +64,7 @@ class TransformersEngine:
         self._max_rows, self._kept_bytes = max_rows, kept_bytes
         self._grouped: bool | None = None  # whether samples can share their prompt's keys; None until tested
         self._continues: bool | None = None  # whether kept rows can go on; None until tested
+        self._shares_prefix: bool | None = None  # whether what prompts begin with can be read once; None until tested
         self._kept = TurnCache(kept_bytes)
 
     @torch.no_grad()
@@ -123,8 +124,16 @@ class TransformersEngine:
             with unrounded_inputs(self.model), narrowed(self.model):
                 self._grouped = can_group(self.model, prompts[0])
         if self._grouped:
-            return GroupDecoder.of_prompts(self.model, prompts, samples)
+            return GroupDecoder.of_prompts(self.model, prompts, samples, self._prefix(prompts))
         return PlainDecoder(self.model, prompts, samples)
+
+    def _prefix(self, prompts: Sequence[Tensor]) -> int:
+        """How many tokens that all prompts begin with are read once."""
+        n = common_prefix(self.model, prompts)
+        if n and self._shares_prefix is None:
+            with unrounded_inputs(self.model), narrowed(self.model):
+                self._shares_prefix = can_share_prefix(self.model, prompts[0])
+        return n if self._shares_prefix else 0
 
     @torch.inference_mode()
     def _continuing(self, rows: Sequence[Continued]) -> Decoder:

@@ -66,6 +66,25 @@ def can_continue(model: PreTrainedModel, prompt: Tensor) -> bool:
     return gap < TOLERANCE[continued.dtype]
 
 
+@torch.inference_mode()
+def can_share_prefix(model: PreTrainedModel, prompt: Tensor) -> bool:
+    """Return whether `GroupDecoder` returns the model's logits when it reads once what all prompts begin with.
+
+    Args:
+        model: one that `can_group`.
+        prompt: [P] int64; the comparison is on its end.
+    """
+    prompts = [prompt[-8:-2], prompt[-8:]]
+    try:
+        shared = GroupDecoder.of_prompts(model, prompts, 1, prefix=3).logits
+    except Exception as error:  # a model that goes on from a cache by one token alone
+        log.debug("%s reads each prompt as a whole: %s", type(model).__name__, error)
+        return False
+    gap = _gap(shared, _last_logits(model, prompts))
+    log.debug("%s: logits after a shared prefix differ from its own by %.1e", type(model).__name__, gap)
+    return gap < TOLERANCE[shared.dtype]
+
+
 def _gap(a: Tensor, b: Tensor) -> float:
     """Return the mean difference, in standard deviations of `b`."""
     return float((a - b).abs().mean() / b.std())
