@@ -213,6 +213,7 @@ def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], P
     """Put files and folders that a command names where it will look for them."""
     rows = [f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)]
     Path("problems.jsonl").write_text("".join(rows))
+    Path("chatml.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     module = own_module(arguments)
     if module is not None:
         page, number = OWN[module]
