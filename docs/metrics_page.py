@@ -13,6 +13,7 @@ from drpo.train.metrics import (
     PART_METRICS,
     REGION_METRICS,
     ROLLOUT_METRICS,
+    ROUTING_METRICS,
     TOKEN_METRICS,
     TURN_METRICS,
     UPDATE_METRICS,
@@ -52,6 +53,7 @@ PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     ),
     ("Top-K divergence", "Where the objective reads one.", DIVERGENCE_METRICS),
     ("Auxiliary losses", "Over the same tokens.", AUXILIARY_METRICS),
+    ("Mixtures of experts", "With [`--routing-replay`](precision.md#routing-replay).", ROUTING_METRICS),
     (
         "Updates",
         "`loss` and `learning_rate` are those of the step's last update, `grad_norm` is the largest. Where a step has\n"

@@ -14,6 +14,7 @@ from drpo.errors import InputError
 from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
+from drpo.rollout.routes import ReadRoutes
 from drpo.rollout.sample import BLOCK, draw, uniforms
 from drpo.rollout.trial import can_group, can_share_prefix
 from drpo.rollout.turn_ends import stop_ids
@@ -261,7 +262,7 @@ class Scripted:
 
     def __init__(self, ends: Sequence[int]) -> None:
         self.ends, self.names, self.rows = torch.tensor(ends), torch.arange(len(ends)), list[int]()
-        self.logits = self._say()
+        self.logits, self.routes = self._say(), ReadRoutes(None, len(ends))
 
     def _say(self) -> Tensor:
         word = torch.where(self.ends == len(self.rows) + 1, 0, self.names + 1)

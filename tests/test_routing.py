@@ -8,19 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    GraniteMoeConfig,
-    GraniteMoeForCausalLM,
-    JetMoeConfig,
-    JetMoeForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-)
+from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.model.policy import Policy
@@ -32,7 +20,8 @@ from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import build
 from drpo.types import Sampling
-from support.architectures import FAMILIES, mixture, settings
+from support.architectures import mixture, settings
+from support.mixtures import MIXTURES, fresh
 from support.rollouts import transformers_engine
 from support.tiny_world import PROBLEMS, completion, own_logp, perturb, tiny
 from support.worlds import sampling, tiny_run
@@ -40,29 +29,6 @@ from support.worlds import sampling, tiny_run
 SEQUENCES = [
     e.sequence for e in [completion([5, 6, 7, 8, 9]), completion([200, 3], prompt_ids=(9, 8, 7, 6), problem="q")]
 ]
-
-
-def _of(kind: type, config: type, **more: object) -> PreTrainedModel:
-    return kind(config(**settings(num_experts_per_tok=2, moe_intermediate_size=32, **more)))
-
-
-MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
-    "qwen3": mixture,
-    "mixtral": FAMILIES["mixtral, experts"],
-    "qwen2, a shared expert": lambda: _of(
-        Qwen2MoeForCausalLM, Qwen2MoeConfig, num_experts=8, shared_expert_intermediate_size=32
-    ),
-    "olmoe": lambda: _of(OlmoeForCausalLM, OlmoeConfig, num_experts=8),
-    "granite": lambda: _of(GraniteMoeForCausalLM, GraniteMoeConfig, num_local_experts=8),
-    "glm4, a dense layer and groups": lambda: _of(
-        Glm4MoeForCausalLM, Glm4MoeConfig, n_routed_experts=8, first_k_dense_replace=1, head_dim=8
-    ),
-}
-
-
-def fresh(name: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return MIXTURES[name]().eval()
 
 
 def router(model: PreTrainedModel, layer: int) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from drpo.reductions import Reduction
-from drpo.types import Batch, Credit, Episode, Layout, MicroBatch, ScoredGroup, TokenSequence, TopK
+from drpo.types import Batch, Credit, Episode, Layout, MicroBatch, Routes, ScoredGroup, TokenSequence, TopK
+from drpo.types.routes import known, none_chosen
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,30 @@ def split_micro_batch(
         share_prompts,
     )
     return [_micro_batch(part) for part in _within_budget(_together(rows), budget)]
+
+
+def routes_of_rows(
+    micro: MicroBatch, credits: Sequence[Credit], share_prompts: bool, routes: Tensor
+) -> list[tuple[int, Routes]]:
+    """Return the number of each row of a micro-batch, and its own part of what was chosen at all N positions.
+
+    Args:
+        micro: the micro-batch.
+        credits: the credits of its batch, numbered by `MicroBatch.row`.
+        share_prompts: see `BatchConfig`.
+        routes: [N, L, k], see `Routes`.
+    """
+    numbers = micro.row.unique_consecutive().tolist()
+    nothing = [torch.empty(0)] * len(numbers)
+    rows, _, position = _placed(_rows(numbers, [credits[n] for n in numbers], nothing, nothing, share_prompts))
+    prompts: dict[int, Tensor] = {}
+    parts = []
+    for row, at in zip(rows, position, strict=True):
+        end = int(at[0]) + 1
+        if end not in prompts:
+            prompts[end] = routes[end - len(row.credit.sequence.prompt_ids) : end].clone()
+        parts.append((row.number, Routes(prompts[end], torch.cat([routes[at[1:]], none_chosen(1, routes)]))))
+    return parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,15 +266,20 @@ class _Segments:
         return Layout(tuple(map(len, self.ids)), tuple(self.prefix))
 
 
-def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
+def _placed(rows: Sequence[_Row]) -> tuple[list[_Row], _Segments, list[Tensor]]:
+    """Return rows ordered by their prompts, their segments, and of each row the positions that predict its N tokens."""
     by_prompt: dict[int, list[_Row]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt, []).append(row)
-    rows = [row for members in by_prompt.values() for row in members]
     segments = _Segments()
     position: list[Tensor] = []
     for first, *others in by_prompt.values():
         position += _add_prompt(segments, first.credit.sequence.prompt_ids, [row.own for row in (first, *others)])
+    return [row for members in by_prompt.values() for row in members], segments, position
+
+
+def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
+    rows, segments, position = _placed(rows)
     sequences = [r.credit.sequence for r in rows]
     counts = torch.tensor([s.n_sampled for s in sequences])
     return MicroBatch(
@@ -265,6 +295,7 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         top_logprobs=_top_logprobs(sequences),
         value=_joined([r.credit.value for r in rows]),
         returns=_joined([r.credit.returns for r in rows]),
+        routes=_routes(sequences, position, sum(map(len, segments.ids))),
     )
 
 
@@ -279,6 +310,21 @@ def _top_logprobs(sequences: Sequence[TokenSequence]) -> TopK | None:
     tops = [s.top_logprobs for s in sequences if s.top_logprobs is not None]
     same = len(tops) == len(sequences) and len({top.ids.shape[1] for top in tops}) == 1
     return TopK.cat(tops) if same else None
+
+
+def _routes(sequences: Sequence[TokenSequence], position: Sequence[Tensor], n: int) -> Tensor | None:
+    """Return the experts to replay at each of n positions; for a shared prompt, of the first row that has them."""
+    given = [(s.routes, at) for s, at in zip(sequences, position, strict=True) if s.routes is not None]
+    if not given:
+        return None
+    routes = none_chosen(n, given[0][0].tokens)
+    for of_row, at in given:
+        routes[at[1:]] = of_row.tokens[:-1]
+        end = int(at[0]) + 1
+        prompt = routes[end - len(of_row.prompt) : end]
+        lacking = ~known(prompt)
+        prompt[lacking] = of_row.prompt[lacking]
+    return routes
 
 
 def _add_prompt(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:

@@ -81,7 +81,7 @@ def routing(mismatch: RoutingMismatch) -> Finding:
     """How often a mixture of experts routes a token differently in the sampler and the trainer."""
     verdict, advice = judge(
         mismatch.share <= ROUTED_NOTE,
-        "a finer --rollout-precision brings the sampler's choices nearer to the trainer's",
+        "--routing-replay sampler trains with the sampler's choices; a finer --rollout-precision brings them nearer",
         "note",
     )
     apart = "" if mismatch.gap_differing is None else f"; mean |pi-mu| {mismatch.gap_differing:.4f} there"

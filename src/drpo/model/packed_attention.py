@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from drpo.model.packing import Bucket, Packing, pack, rows, unpack
 from drpo.model.positions import Limit, narrowed
 from drpo.types import Layout, MicroBatch
+from drpo.types.routes import none_chosen
 
 log = logging.getLogger("drpo")
 
@@ -162,13 +163,14 @@ AttentionInterface.register(PACKED, attention)
 AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
+def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout, routes: Tensor | None = None) -> Tensor:
     """Return the last hidden states [N, H] of N positions in one row, by `attention`.
 
     Args:
         model: a model for which `enable_packed_attention` returned True.
         input_ids: [N] int64.
         layout: the layout of the N positions.
+        routes: [N, L, k]; experts to replay, of a model with `RoutingReplay`, or None.
     """
     out = model.get_decoder()(
         input_ids=input_ids[None],
@@ -177,32 +179,52 @@ def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
         position_ids=layout.positions().to(input_ids.device)[None],
         use_cache=False,
         packing=Packing.of(layout, input_ids.device),
+        **told(routes),
     )
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
 
 
-def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout) -> Tensor:
+def told(routes: Tensor | None) -> dict[str, Tensor]:
+    """Return the further argument of a decoder with `RoutingReplay`; none where there is nothing to replay."""
+    return {} if routes is None else {"routes": routes}
+
+
+def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout, routes: Tensor | None = None) -> Tensor:
     """Return the same as `packed`, for any model: one right-padded row per sequence, prompts repeated.
 
     Causal attention never sees right padding, so its id does not matter.
     """
+    at, slot = (x.to(input_ids.device) for x in padded_rows(layout))
+    ids = input_ids[at.clamp(min=0)]
+    if routes is not None:
+        routes = torch.where((at < 0)[..., None, None], none_chosen(1, routes), routes[at]).flatten(0, 1)
+    out = model.get_decoder()(input_ids=ids, use_cache=False, **told(routes))
+    hidden: Tensor = out.last_hidden_state.flatten(0, 1)[slot]
+    return hidden
+
+
+def padded_rows(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return the position that each slot [B, W] of padded rows holds, -1 for padding, and each position's slot [N]."""
     first = [0, *accumulate(layout.length)]
     positions = [torch.arange(first[s], first[s + 1]) for s in range(len(layout.length))]
     tails = [s for s in range(len(positions)) if s not in layout.prefix]
     rows = [torch.cat([positions[p], positions[s]]) if (p := layout.prefix[s]) >= 0 else positions[s] for s in tails]
     width = max(map(len, rows))
-    slot = torch.empty(len(input_ids), dtype=torch.int64)
+    slot = torch.empty(first[-1], dtype=torch.int64)
     for b, row in enumerate(rows):
         slot[row] = b * width + torch.arange(len(row))
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(input_ids.device)
-    out = model.get_decoder()(input_ids=input_ids[ids], use_cache=False)
-    hidden: Tensor = out.last_hidden_state.flatten(0, 1)[slot.to(input_ids.device)]
-    return hidden
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1), slot
 
 
 def predictor_states(
-    model: PreTrainedModel, micro: MicroBatch, dtype: torch.dtype, *, shared: bool, limit: Limit
+    model: PreTrainedModel,
+    micro: MicroBatch,
+    dtype: torch.dtype,
+    *,
+    shared: bool,
+    limit: Limit,
+    routes: Tensor | None = None,
 ) -> Tensor:
     """Return the last hidden states [T, H] that predict a micro-batch's tokens.
 
@@ -212,6 +234,7 @@ def predictor_states(
         dtype: the dtype of the products and of the states.
         shared: True for `packed` (`enable_packed_attention` returned True for the model), False for `padded`.
         limit: the model's limit, from `sequence_limit`.
+        routes: [N, L, k]; experts to replay at the micro-batch's positions, of a model with `RoutingReplay`, or None.
 
     Raises:
         InputError: a sequence is longer than the limit.
@@ -219,7 +242,7 @@ def predictor_states(
     layout = micro.layout
     limit.require(max(layout.prefix_length(s) + n for s, n in enumerate(layout.length)))
     with torch.autocast(micro.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = (packed if shared else padded)(model, micro.input_ids, layout)
+        hidden = (packed if shared else padded)(model, micro.input_ids, layout, routes)
     return hidden[micro.position].to(dtype)
 
 

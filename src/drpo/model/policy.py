@@ -13,10 +13,11 @@ from drpo.errors import InputError
 from drpo.lazily import lazily
 from drpo.model.head import measure_head
 from drpo.model.loading import named_tensors, persistent_buffers
-from drpo.model.packed_attention import enable_packed_attention, packed, padded, predictor_states
+from drpo.model.packed_attention import enable_packed_attention, packed, padded, padded_rows, predictor_states
 from drpo.model.positions import sequence_limit
 from drpo.model.precision import Precision
 from drpo.model.quantize import fake_quantize_, stacked_experts, unrounded
+from drpo.model.routing_replay import RoutingReplay
 from drpo.objectives import Objective
 from drpo.ops import Head, PolicyLoss, SampledTokens, linear_divergence, linear_logprob, linear_policy_loss
 from drpo.ranks import Ranks
@@ -34,6 +35,7 @@ class Policy:
         temperature: the sampling temperature.
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
         seed: the seed of the adapters' initial values.
+        replays: a mixture whose micro-batches say which experts to use (`MicroBatch.routes`).
 
     Attributes:
         shares_prompts: True where a group's prompt runs once; False for models without packed attention, which run each
@@ -44,11 +46,18 @@ class Policy:
 
     Raises:
         InputError: the model's logits are not those of a `drpo.ops.Head`; or the precision has a grid, and the model
-            has no linear layers, or has experts that LoRA would adapt.
+            has no linear layers, or has experts that LoRA would adapt; or the choice of experts cannot be replayed.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, precision: Precision, temperature: float, lora_rank: int = 0, seed: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        precision: Precision,
+        temperature: float,
+        lora_rank: int = 0,
+        seed: int = 0,
+        replays: bool = False,
     ) -> None:
         if lora_rank and precision.weights is not None and any(stacked_experts(model)):
             raise InputError(
@@ -65,8 +74,11 @@ class Policy:
         self._own_attention = model.config._attn_implementation
         self.shares_prompts = enable_packed_attention(model)
         fake_quantize_(model, precision)  # after the checks above, which compare roundings; before adapters wrap it
+        self.replay = RoutingReplay(model) if replays else None
         if lora_rank:
             _add_lora(model, lora_rank, seed)
+        if self.replay is not None:
+            self.replay.check(model)
 
     @property
     def head(self) -> Head:
@@ -118,7 +130,31 @@ class Policy:
 
     def _chosen(self, micro: MicroBatch) -> Tensor:
         """Return the hidden states [T, H] that predict the trained tokens."""
-        return predictor_states(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
+        routes = None if self.replay is None else micro.routes
+        if self.replay is not None and routes is not None:
+            self.replay.require(routes)
+        return predictor_states(
+            self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit, routes=routes
+        )
+
+    @torch.no_grad()
+    def routes(self, micro: MicroBatch) -> Tensor:
+        """Return the experts that a model that replays itself chooses at a micro-batch's N positions, [N, L, k]."""
+        assert self.replay is not None
+        with self.replay.recording() as chosen:
+            predictor_states(self.model, micro, self.dtype, shared=self.shares_prompts, limit=self.limit)
+            return self._by_position(chosen(), micro)
+
+    def routing_metrics(self, micro: MicroBatch) -> dict[str, Tensor]:
+        """Return `routing_replaced` [T] of the last pass, over this micro-batch; empty where nothing was replayed."""
+        if self.replay is None or micro.routes is None:
+            return {}
+        differs = self._by_position(self.replay.differs, micro)
+        return {"routing_replaced": differs[micro.position].float()}
+
+    def _by_position(self, x: Tensor, micro: MicroBatch) -> Tensor:
+        """Return what the layers saw, in the order of the micro-batch's N positions."""
+        return x if self.shares_prompts else x[padded_rows(micro.layout)[1].to(x.device)]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters, by name."""

@@ -1,7 +1,9 @@
-"""Routing mismatch: how often sampler and trainer route a token of a mixture to different experts."""
+"""Which experts a mixture's routers choose, and how often those of sampler and trainer differ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from transformers import PreTrainedModel
 from drpo.errors import InputError
 from drpo.model.quantize import stacked_experts
 from drpo.types import TokenSequence
+from drpo.types.routes import compact
 
 
 @dataclass(frozen=True)
@@ -85,35 +88,95 @@ def _mean(x: Tensor) -> float | None:
     return float(x.mean()) if len(x) else None
 
 
+class RouteRecorder:
+    """Notes which experts a model's routers choose.
+
+    transformers passes the router's choice, [positions, k], to every mixture's experts. It is read there, after the
+    biases, groups and other rules of the model family's router.
+
+    Args:
+        model: with stacked experts; adapters may be put on it later.
+
+    Attributes:
+        experts: the modules with stacked experts, in order.
+        shape: L layers with experts, and k experts to a token; known after a forward pass.
+
+    Raises:
+        InputError: the model has no experts.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._name = type(model).__name__
+        self.experts = _experts(model)
+        if not self.experts:
+            raise InputError(
+                f"routing_replay: {self._name} has no experts, whose choice could be replayed; set --routing-replay off"
+            )
+        largest = max(len(p) for m in self.experts for p in m.parameters(recurse=False) if p.ndim == 3)
+        self._dtype = compact(largest)
+        self.shape = (len(self.experts), 0)
+        self._seen: list[list[Tensor]] = [[] for _ in self.experts]
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the choices of every forward pass within."""
+        hooks = [
+            module.register_forward_pre_hook(partial(self._note, layer), with_kwargs=True)
+            for layer, module in enumerate(self.experts)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.drop()
+
+    def _note(self, layer: int, module: nn.Module, arguments: tuple[object, ...], named: dict[str, object]) -> None:
+        if (choice := handed_choice(arguments, named)) is not None:
+            self._seen[layer].append(choice.to(self._dtype))
+
+    def drop(self) -> None:
+        """Forget what was noted."""
+        self._seen = [[] for _ in self.experts]
+
+    def take(self, n_rows: int) -> Tensor:
+        """Return what was chosen since the last call, in passes over the same rows: [n_rows, Q, L, k], see `Routes`.
+
+        Raises:
+            InputError: the experts of a layer were not handed what its router chose.
+        """
+        seen, self._seen = self._seen, [[] for _ in self.experts]
+        layers = [[x.view(n_rows, -1, x.shape[-1]) for x in of_layer] for of_layer in seen if of_layer]
+        tables = [torch.cat(of_layer, dim=1) for of_layer in layers]
+        if len(tables) != len(self.experts) or len({t.shape for t in tables}) != 1:
+            raise InputError(
+                f"model {self._name}: its experts are not handed their tokens in transformers' usual way, "
+                "so what its router chose cannot be read"
+            )
+        self.shape = (len(tables), tables[0].shape[-1])
+        return torch.stack(tables, dim=2)
+
+
+def handed_choice(arguments: tuple[object, ...], named: dict[str, object]) -> Tensor | None:
+    """Return the choice [n, k] among the arguments of a mixture's experts; None if there is none."""
+    tensors = [x for x in (*arguments, *named.values()) if isinstance(x, Tensor) and x.ndim == 2]
+    return next((x for x in tensors if not x.is_floating_point()), None)
+
+
 def _experts(model: PreTrainedModel) -> list[nn.Module]:
     """Return the modules with stacked experts, in order."""
     return list(dict.fromkeys(module for _, module, _ in stacked_experts(model)))
 
 
 def _chosen(model: PreTrainedModel, c: TokenSequence, dtype: torch.dtype) -> Tensor:
-    """Return the experts of each layer for a sequence's sampled tokens, ascending, [L, M, k] int64 on the CPU.
+    """Return the experts of each layer for a sequence's sampled tokens, ascending, [L, M, k] on the CPU.
 
-    transformers passes the router's choice, [positions, k], to every mixture's experts. It is read there, after the
-    biases, groups and other rules of the model family's router.
+    Raises:
+        InputError: the router's choices cannot be observed.
     """
-    choices: list[Tensor] = []
-
-    def note(module: nn.Module, arguments: tuple[object, ...], named: dict[str, object]) -> None:
-        tensors = (x for x in (*arguments, *named.values()) if isinstance(x, Tensor) and x.ndim == 2)
-        choices.extend([x for x in tensors if not x.is_floating_point()][:1])
-
-    experts = _experts(model)
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in experts]
+    recorder = RouteRecorder(model)
     ids = torch.cat([c.prompt_ids, c.token_ids]).to(model.device)
-    try:
-        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            model.get_decoder()(input_ids=ids[None], use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(choices) != len(experts) or any(len(x) != len(ids) for x in choices):
-        raise InputError(
-            f"model {type(model).__name__}: its experts are not handed their tokens in transformers' usual way, "
-            "so what its router chose cannot be compared"
-        )
-    return torch.stack(choices)[:, len(c.prompt_ids) - 1 : -1][:, c.sampled].sort(-1).values.cpu()
+    with recorder.listening(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        model.get_decoder()(input_ids=ids[None], use_cache=False)
+        chosen = recorder.take(1)[0].transpose(0, 1)
+    return chosen[:, len(c.prompt_ids) - 1 : -1][:, c.sampled].sort(-1).values.cpu()

@@ -31,21 +31,28 @@ class ShardedPolicy(Policy):
         ranks: the processes that share the weights.
         device: this rank's device.
         precision: as for `Policy`; no grid.
-        temperature: as for `Policy`.
+        temperature, replays: as for `Policy`.
 
     Raises:
         InputError: as `Policy`; or an 8-bit precision.
     """
 
     def __init__(
-        self, model: PreTrainedModel, ranks: Ranks, device: torch.device, *, precision: Precision, temperature: float
+        self,
+        model: PreTrainedModel,
+        ranks: Ranks,
+        device: torch.device,
+        *,
+        precision: Precision,
+        temperature: float,
+        replays: bool = False,
     ) -> None:
         if precision.weights is not None or precision.activations is not None:
             raise InputError("shard=fsdp: weights that are divided cannot be on a grid of 8 bits; set --precision bf16")
         if getattr(model.get_output_embeddings(), "bias", None) is not None:
             raise InputError(f"shard=fsdp: the head of {type(model).__name__} has a bias; set --shard none")
         self._whole_head: Tensor | None = None  # gathered by the first pass of an update; weights may be loaded before
-        super().__init__(model, precision=precision, temperature=temperature)
+        super().__init__(model, precision=precision, temperature=temperature, replays=replays)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         mesh = init_device_mesh(device.type, (ranks.size,))
         _divide(model.get_decoder(), mesh)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from drpo.rollout.chat_template import encode_messages
 from drpo.rollout.glue import glue
+from drpo.rollout.routes import joined
 from drpo.types import Episode, Failure, FinishReason, Generation, Message, Problem, Sampling, TokenSequence, TopK
 from drpo.types.calls import Call, MalformedCall, without_calls
 from drpo.types.environment import StepResult, ToolSchema, Turn
@@ -191,4 +192,5 @@ def _sequence(prompt: Tensor, pieces: Sequence[Generation | Tensor]) -> TokenSeq
         behavior_logp=torch.cat([g.behavior_logp for g in turns]),
         version=torch.cat([torch.full_like(g.token_ids, g.version) for g in turns]),
         top_logprobs=TopK.cat(tops) if tops else None,
+        routes=joined(len(prompt), pieces),
     )

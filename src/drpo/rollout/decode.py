@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from drpo.model.routing import RouteRecorder
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, KeptRow, windows
 from drpo.rollout.engine import generation
+from drpo.rollout.routes import ReadRoutes
 from drpo.rollout.sample import draw, top_logprobs, uniforms
 from drpo.rollout.turn_cache import TurnCache
 from drpo.types import Generation, Request, Sampling, TopK
@@ -43,10 +45,12 @@ class Decoder(Protocol):
 
     Args:
         logits: [B, V], of each row's first token.
+        routes: the experts that its rows were read by; gathers nothing unless asked to.
         full: True if the next step copies the cache, so that dropping rows now is free.
     """
 
     logits: Tensor
+    routes: ReadRoutes
 
     @property
     def full(self) -> bool:
@@ -67,10 +71,19 @@ class PlainDecoder:
 
     full = False
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Tensor], samples: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Tensor],
+        samples: int,
+        recorder: RouteRecorder | None = None,
+    ) -> None:
         self.model = model
         self.cache = DynamicCache(config=model.config)
+        self.routes = ReadRoutes(recorder, len(prompts))
         logits, mask = _read(model, prompts, self.cache)
+        self.routes.read(range(len(prompts)), list(map(len, prompts)))
+        self.routes.repeat(samples)
         self.cache.batch_repeat_interleave(samples)
         self.logits, self.mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
 
@@ -100,13 +113,22 @@ class GroupDecoder:
         cache: what was read of B rows.
         logits: [B, V], of each row's next token.
         position: [B] int64, of each row's next token.
+        routes: the experts that the rows were read by.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: GroupCache, logits: Tensor, position: Tensor) -> None:
-        self.model, self.cache, self.logits, self.position = model, cache, logits, position
+    def __init__(
+        self, model: PreTrainedModel, cache: GroupCache, logits: Tensor, position: Tensor, routes: ReadRoutes
+    ) -> None:
+        self.model, self.cache, self.logits, self.position, self.routes = model, cache, logits, position, routes
 
     @staticmethod
-    def of_prompts(model: PreTrainedModel, prompts: Sequence[Tensor], samples: int, prefix: int = 0) -> "GroupDecoder":
+    def of_prompts(
+        model: PreTrainedModel,
+        prompts: Sequence[Tensor],
+        samples: int,
+        prefix: int = 0,
+        recorder: RouteRecorder | None = None,
+    ) -> "GroupDecoder":
         """Read prompts, each of which so many adjacent rows continue.
 
         Args:
@@ -114,19 +136,29 @@ class GroupDecoder:
             prompts: each [P] int64.
             samples: rows of each.
             prefix: all prompts begin with the same so many tokens, and have more; those are read once.
+            recorder: listens to the model; None where routes are not reported.
         """
-        logits, mask, layers = _read_in_parts(model, prompts, prefix)
+        routes = ReadRoutes(recorder, len(prompts))
+        logits, mask, layers = _read_in_parts(model, prompts, prefix, routes)
+        routes.repeat(samples)
         prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)
         cache = GroupCache(layers, mask, prompt, windows(model))
-        return GroupDecoder(model, cache, logits.repeat_interleave(samples, 0), mask.sum(1).repeat_interleave(samples))
+        position = mask.sum(1).repeat_interleave(samples)
+        return GroupDecoder(model, cache, logits.repeat_interleave(samples, 0), position, routes)
 
     @staticmethod
-    def of_rows(model: PreTrainedModel, rows: Sequence[KeptRow], tokens: Sequence[Tensor]) -> "GroupDecoder":
+    def of_rows(
+        model: PreTrainedModel,
+        rows: Sequence[KeptRow],
+        tokens: Sequence[Tensor],
+        recorder: RouteRecorder | None = None,
+    ) -> "GroupDecoder":
         """Go on with kept rows (those of one prompt adjacent), each of which is followed by further tokens [T >= 1]."""
         cache = GroupCache.of_rows(rows, [len(t) for t in tokens], windows(model))
         ends = [row.prompt.length + row.length + len(t) for row, t in zip(rows, tokens, strict=True)]
         position = torch.tensor(ends, device=model.device)
-        return GroupDecoder(model, cache, _read_further(model, cache, tokens, position), position)
+        routes = ReadRoutes(recorder, len(rows))
+        return GroupDecoder(model, cache, _read_further(model, cache, tokens, position, routes), position, routes)
 
     @property
     def full(self) -> bool:
@@ -160,7 +192,9 @@ def _read_grouped(model: PreTrainedModel, cache: GroupCache, ids: Tensor, positi
     return _last(out.logits)
 
 
-def _read_further(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Tensor], position: Tensor) -> Tensor:
+def _read_further(
+    model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Tensor], position: Tensor, routes: ReadRoutes
+) -> Tensor:
     """Read the further tokens of B rows, for which the cache has empty columns; return the logits [B, V] after them.
 
     Args:
@@ -168,15 +202,20 @@ def _read_further(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Te
         cache: of the rows.
         tokens: of each row, [T >= 1].
         position: [B] int64, after the last of them.
+        routes: notes the experts that read them.
     """
     parts = [sorted(part) for part in _parts([len(t) for t in tokens])]
+    lengths = list(map(len, tokens))
     if len(parts) == 1:
-        return _read_padded(model, cache, tokens, position)
+        logits = _read_padded(model, cache, tokens, position)
+        routes.read(range(len(tokens)), lengths)
+        return logits
     logits = torch.empty(0)
     for part in parts:
         rows, of_part = torch.tensor(part, device=model.device), [tokens[i] for i in part]
         read = cache.part(rows)
         next_logits = _read_padded(model, read, of_part, position[rows])
+        routes.read(part, [lengths[i] for i in part])
         cache.take(read, rows, max(map(len, of_part)))
         if not len(logits):
             logits = next_logits.new_empty(len(tokens), next_logits.shape[1])
@@ -248,7 +287,7 @@ def _read(
 
 
 def _read_in_parts(
-    model: PreTrainedModel, prompts: Sequence[Tensor], prefix: int
+    model: PreTrainedModel, prompts: Sequence[Tensor], prefix: int, routes: ReadRoutes
 ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
     """Read prompts of any lengths, the tokens that all begin with once.
 
@@ -261,11 +300,13 @@ def _read_in_parts(
     begun = DynamicCache()  # without the model's windows: the shared cache keeps all keys
     if prefix:
         _read(model, [prompts[0][:prefix]], begun)
+        routes.begin()
     for part in _parts([len(p) - prefix for p in prompts]):
         read = copy.deepcopy(begun)
         if prefix:
             read.batch_repeat_interleave(len(part))
         next_logits, part_mask = _read(model, [prompts[i][prefix:] for i in part], read, prefix)
+        routes.read(part, [len(prompts[i]) - prefix for i in part])
         if not layers:
             logits = next_logits.new_empty(len(prompts), next_logits.shape[1])
             layers = [(_empty(x.keys, len(prompts), width), _empty(x.values, len(prompts), width)) for x in read.layers]
@@ -335,6 +376,8 @@ def draw_rows(
     if turn_cache is not None and isinstance(decoder, GroupDecoder) and any(r.goes_on for r in requests):
         leave = partial(_leave, decoder.cache, requests, turn_cache, kept)
     tokens, logps, top = _draw_on(decoder, u, stop.to(decoder.logits.device), sampling, leave)
+    ended = _lengths(tokens, stop)
+    routes = decoder.routes.routes([r.prompt_ids for r in requests], [n for n, _ in ended])
     # Clones, because inference tensors and views of the whole batch must not leave this function.
     generations = [
         generation(
@@ -344,8 +387,9 @@ def draw_rows(
             "stop" if stopped else "length",
             version,
             None if top is None else TopK(top.ids[b, :n].clone(), top.logp[b, :n].clone()),
+            routes[b],
         )
-        for b, (n, stopped) in enumerate(_lengths(tokens, stop))
+        for b, (n, stopped) in enumerate(ended)
     ]
     if turn_cache is not None:
         for b, row in kept.items():
@@ -417,6 +461,7 @@ def _draw_on(
                 decoder.keep(going)
                 active, token, alive, idle = active[going], token[going], alive[going], 0
         logits = decoder.step(token)
+        decoder.routes.step(active)
     if leave is not None:
         leave(torch.arange(len(active)), active, _lengths(tokens[active], stop))
     return tokens.cpu(), logps.cpu(), None if top is None else top.to(torch.device("cpu"))

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from drpo.errors import BrokenLogpError
-from drpo.types import FinishReason, Generation, Request, TopK
+from drpo.types import FinishReason, Generation, Request, Routes, TopK
 
 
 class Engine(Protocol):
@@ -60,6 +60,7 @@ def generation(
     finish_reason: FinishReason,
     version: int,
     top_logprobs: TopK | None = None,
+    routes: Routes | None = None,
 ) -> Generation:
     """Return the generation of a request; arguments as for `Generation`.
 
@@ -69,7 +70,7 @@ def generation(
     try:
         if top_logprobs is not None:
             top_logprobs.require(len(token_ids), request.sampling.top_logprobs)
-        return Generation(token_ids, behavior_logp, finish_reason, version, top_logprobs)
+        return Generation(token_ids, behavior_logp, finish_reason, version, top_logprobs, routes)
     except BrokenLogpError as error:
         raise BrokenLogpError(f"{request.name}: {error}") from None
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from drpo.model.loading import persistent_buffers
 from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
+from drpo.model.routing import RouteRecorder
 from drpo.rollout.cache import KeptPrompt, windows
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, common_prefix, draw_rows
 from drpo.rollout.trial import can_continue, can_group, can_share_prefix
@@ -40,9 +42,11 @@ class TransformersEngine:
         device: the copy's device.
         max_rows: upper bound of rows decoded together; more rows run in several batches.
         kept_bytes: upper bound of what is kept between two calls.
+        routes: report the experts that a mixture's routers choose (`Generation.routes`).
 
     Raises:
-        InputError: the model caches something else than keys and values, or has no layers for the precision.
+        InputError: the model caches something else than keys and values, or has no layers for the precision, or no
+            experts whose routes it could report.
     """
 
     def __init__(
@@ -53,10 +57,12 @@ class TransformersEngine:
         device: torch.device | None = None,
         max_rows: int = 256,
         kept_bytes: int = KEPT_BYTES,
+        routes: bool = False,
     ) -> None:
         windows(model)  # raises for models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
         self._loaders = quantize_(self.model, precision)
+        self._recorder = RouteRecorder(self.model) if routes else None
         self._loaders |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
         # After a prompt the head's input is a strided slice, for which torch would copy the head's weight once per row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
@@ -94,6 +100,10 @@ class TransformersEngine:
         Raises:
             BrokenLogpError: the model's logits are not finite.
         """
+        with nullcontext() if self._recorder is None else self._recorder.listening():
+            return self._generated(requests)
+
+    def _generated(self, requests: Sequence[Request]) -> list[Generation]:
         before = self._kept
         self.release()
         generations: dict[int, Generation] = {}
@@ -114,6 +124,7 @@ class TransformersEngine:
         """Sample these of the requests, whose prompts the decoder has read."""
         batch = [requests[i] for i in members]
         keeps = self._grouped and any(r.goes_on for r in batch) and self._can_continue(batch[0].prompt_ids)
+        self._forget_routes()
         drawn = draw_rows(decoder, batch, self.version, self._kept if keeps else None)
         return dict(zip(members, drawn, strict=True))
 
@@ -123,9 +134,11 @@ class TransformersEngine:
         if self._grouped is None:
             with unrounded_inputs(self.model), narrowed(self.model):
                 self._grouped = can_group(self.model, prompts[0])
+        prefix = self._prefix(prompts) if self._grouped else 0
+        self._forget_routes()
         if self._grouped:
-            return GroupDecoder.of_prompts(self.model, prompts, samples, self._prefix(prompts))
-        return PlainDecoder(self.model, prompts, samples)
+            return GroupDecoder.of_prompts(self.model, prompts, samples, prefix, self._recorder)
+        return PlainDecoder(self.model, prompts, samples, self._recorder)
 
     def _prefix(self, prompts: Sequence[Tensor]) -> int:
         """How many tokens that all prompts begin with are read once."""
@@ -138,7 +151,13 @@ class TransformersEngine:
     @torch.inference_mode()
     def _continuing(self, rows: Sequence[Continued]) -> Decoder:
         """Read what follows the kept rows."""
-        return GroupDecoder.of_rows(self.model, [c.row for c in rows], [c.tokens for c in rows])
+        self._forget_routes()
+        return GroupDecoder.of_rows(self.model, [c.row for c in rows], [c.tokens for c in rows], self._recorder)
+
+    def _forget_routes(self) -> None:
+        """Forget the choices of checks, and of steps whose tokens were not kept."""
+        if self._recorder is not None:
+            self._recorder.drop()
 
     def _can_continue(self, prompt: Tensor) -> bool:
         """Whether the model can go on with kept rows."""
@@ -148,14 +167,15 @@ class TransformersEngine:
         return self._continues
 
 
-def make_engine(model: PreTrainedModel, precision: str = "auto") -> TransformersEngine:
+def make_engine(model: PreTrainedModel, precision: str = "auto", routes: bool = False) -> TransformersEngine:
     """Return the engine at a precision named as in `--rollout-precision`.
 
     Args:
         model: the model to copy.
         precision: a name; see `drpo.model.precision`.
+        routes: as for `TransformersEngine`.
     """
-    return TransformersEngine(model, precision=resolve_precision(precision, model.device))
+    return TransformersEngine(model, precision=resolve_precision(precision, model.device), routes=routes)
 
 
 def batches(prompts: Sequence[Tensor], max_rows: int) -> Iterator[tuple[list[int], int]]:

@@ -13,6 +13,7 @@ FIELDS: Mapping[str, str] = {
     "model": "model.name",
     "lora_rank": "model.lora_rank",
     "precision": "model.precision",
+    "routing_replay": "model.routing_replay",
     "chat_template": "model.chat_template",
     "template": "model.chat_template_kwargs",
     "task": "data.task",

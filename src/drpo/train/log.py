@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -34,6 +35,7 @@ from drpo.types import (
     Generation,
     Played,
     RewardResult,
+    Routes,
     Sampling,
     ScoredGroup,
     StepStats,
@@ -284,7 +286,23 @@ def in_flight_record(episode: Episode) -> dict[str, Any]:
     """Return all of an episode that `episode_of` needs, as plain JSON values."""
     record = _episode_record(episode, {}) | {"prompt": episode.prompt, "messages": [dict(m) for m in episode.messages]}
     tops = [s.top_logprobs for s in episode.sequences]
-    return record | {"tops": [None if top is None else [top.ids.tolist(), top.logp.tolist()] for top in tops]}
+    record |= {"tops": [None if top is None else [top.ids.tolist(), top.logp.tolist()] for top in tops]}
+    routes = [s.routes for s in episode.sequences]
+    if any(r is not None for r in routes):
+        record["routes"] = [None if r is None else _routes_record(r) for r in routes]
+    return record
+
+
+def _routes_record(routes: Routes) -> dict[str, Any]:
+    """The dtype, layers and experts to a token, and the bytes of both tensors in base64."""
+    shape = {"dtype": str(routes.tokens.dtype).removeprefix("torch."), "shape": list(routes.tokens.shape[1:])}
+    return shape | {n: b64encode(x.numpy().tobytes()).decode() for n, x in vars(routes).items()}
+
+
+def _routes_of(record: Mapping[str, Any]) -> Routes:
+    dtype = {"uint8": torch.uint8, "int16": torch.int16}[record["dtype"]]
+    both = [torch.frombuffer(bytearray(b64decode(record[n])), dtype=dtype) for n in ("prompt", "tokens")]
+    return Routes(*(x.view(-1, *record["shape"]) for x in both))
 
 
 def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
@@ -305,7 +323,10 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
         sampling=sampling,
         turns=tuple(record.get("turns", (len(record.get("behavior_logp", ())),))),
         sequences=tuple(
-            _sequence_of(of_one, record["version"], top) for of_one, top in zip(sequences, record["tops"], strict=True)
+            replace(_sequence_of(of_one, record["version"], top), routes=route and _routes_of(route))
+            for of_one, top, route in zip(
+                sequences, record["tops"], record.get("routes", [None] * len(sequences)), strict=True
+            )
         ),
         played=None if played is None else _played_of(played),
     )

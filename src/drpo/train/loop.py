@@ -49,6 +49,8 @@ def train(
                 scored = score(problems, rollout, session.rewards)
             groups = session.gather(scored)  # of all ranks
             with session.phase("update"):
+                if components.first_pass:
+                    groups = components.first_pass.add_to(groups)  # the experts that all updates use
                 if components.reference_reward:
                     groups = components.reference_reward.add_to(groups)  # a reward per token
                 values = critic.values(groups) if critic else None

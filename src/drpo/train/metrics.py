@@ -24,6 +24,7 @@ from drpo.types import (
     TokenSequence,
     TokenStats,
 )
+from drpo.types.routes import known
 
 REWARD_PARTS = "reward_parts/"
 """Prefix of the metric of a part of the reward."""
@@ -105,6 +106,12 @@ DIVERGENCE_METRICS: Mapping[str, str] = {
 AUXILIARY_METRICS: Mapping[str, str] = {
     "reference_kl": "mean of r (log pi - log reference)^2 / 2, nats: the KL to the initial model (k2), before its "
     "coefficient; present with reference_kl",
+}
+
+ROUTING_METRICS: Mapping[str, str] = {
+    "routing_replaced": "share of trained tokens for which the trainer would itself have chosen other experts, in at "
+    "least one layer; the two are there with routing_replay",
+    "routing_missing": "positions of prompts and completions without a choice to replay, where the trainer's own holds",
 }
 
 UPDATE_METRICS: Mapping[str, str] = {
@@ -344,6 +351,12 @@ def _by_row(stats: StepStats) -> tuple[Tensor, Tensor]:
     """|pi - mu| and pi / mu of an update's tokens, row after row."""
     order = stats.row.argsort(stable=True)
     return prob_diff(stats.tokens).abs()[order], ratio(stats.tokens)[order]
+
+
+def routing_metrics(batches: Sequence[Batch]) -> dict[str, int]:
+    """Return `routing_missing` of a step's batches; nothing where no experts are replayed."""
+    routes = [micro.routes for batch in batches for micro in batch.micro_batches if micro.routes is not None]
+    return {"routing_missing": sum(int((~known(r)).sum()) for r in routes)} if routes else {}
 
 
 def value_metrics(batches: Sequence[Batch], stats: Sequence[CriticStats]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from drpo.train.config import Run, to_json, trains_little
 from drpo.train.evaluate import means_before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
-from drpo.train.metrics import metrics_by_turn, step_metrics, value_metrics
+from drpo.train.metrics import metrics_by_turn, routing_metrics, step_metrics, value_metrics
 from drpo.train.no_gradient import due, lately, trailing
 from drpo.train.records import (
     CHECKPOINTS,
@@ -298,6 +298,7 @@ class Session:
                 "step": done.step,
                 **step_metrics(done.step, groups, stats, self.run.objective.loss),
                 **metrics_by_turn(groups, batches, stats),
+                **routing_metrics(batches),
                 **value_metrics(batches, critic_stats),
             }
             self._log.write(ROLLOUTS, *rollout_records(done.step, groups, trained_records(batches, stats)))

@@ -42,6 +42,7 @@ from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, Run
 from drpo.train.critic import CriticTrainer
 from drpo.train.reference import ReferenceReward
+from drpo.train.routing import FirstPass
 from drpo.types import Problem
 
 log = logging.getLogger("drpo")
@@ -67,6 +68,7 @@ class Components:
         fits: returns True for a problem whose prompt is short enough; None if a longer one is an error.
         held_out_environments: answer the model's turns in evaluations; None where those are single turns. Those of
             training are the driver's.
+        first_pass: adds the policy's own choice of experts to a rollout, or None where that is not replayed.
     """
 
     policy: Policy
@@ -83,6 +85,7 @@ class Components:
     reference_reward: ReferenceReward | None = None
     fits: Callable[[Problem], bool] | None = None
     held_out_environments: Environments | None = None
+    first_pass: FirstPass | None = None
 
 
 def default_device() -> torch.device:
@@ -228,15 +231,26 @@ def _around(
         ranks=ranks,
         critic=_critic(run, ranks),
         reference_reward=_reference_reward(run, reference, ranks),
+        first_pass=FirstPass(policy, run.trainer.micro_batch_tokens, ranks)
+        if run.model.routing_replay == "trainer"
+        else None,
     )
 
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
     """Return the policy: whole on every rank, or sharded."""
     precision, temperature = resolve_precision(run.model.precision, model.device), run.rollout.sampling.temperature
+    replays = run.model.routing_replay != "off"
     if _divides(run, ranks):
-        return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature)
-    return Policy(model, precision=precision, temperature=temperature, lora_rank=run.model.lora_rank, seed=run.seed)
+        return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature, replays=replays)
+    return Policy(
+        model,
+        precision=precision,
+        temperature=temperature,
+        lora_rank=run.model.lora_rank,
+        seed=run.seed,
+        replays=replays,
+    )
 
 
 def _divides(run: Run, ranks: Ranks) -> bool:
@@ -268,7 +282,8 @@ def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) 
     if servers:
         return ServerEngine(servers[ranks.rank], model) if ranks.rank < len(servers) else NoEngine()
     module, _, name = ENGINES[run.rollout.engine].partition(":")
-    engine: Engine = import_named(module, name, "engine")(model, precision=run.rollout.precision)
+    reports = {"routes": True} if run.model.routing_replay == "sampler" else {}
+    engine: Engine = import_named(module, name, "engine")(model, precision=run.rollout.precision, **reports)
     return engine
 
 

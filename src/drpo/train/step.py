@@ -121,7 +121,8 @@ def update_policy(
         losses = policy.loss(micro, objective) if auxiliary is None else auxiliary.loss(policy, micro, objective)
         losses.loss.backward()
         tokens = micro.tokens(losses.logp, losses.divergence)
-        stats = TokenStats(tokens, losses.entropy, losses.gradient, losses.metrics)
+        metrics = {**losses.metrics, **policy.routing_metrics(micro)}
+        stats = TokenStats(tokens, losses.entropy, losses.gradient, metrics)
         return float(losses.loss.detach()), stats.cpu(), micro.row.cpu()
 
     results, norm = optimize(
@@ -151,18 +152,35 @@ def per_sequence(
         ranks: the processes that share the micro-batches.
     """
 
-    def numbered(micro: MicroBatch) -> list[tuple[int, Tensor]]:
+    def numbered(micro: MicroBatch, credits: Sequence[Credit]) -> list[tuple[int, Tensor]]:
         figures, row = compute(micro).cpu(), micro.row.cpu()
         return [(i, figures[row == i]) for i in row.unique().tolist()]
 
+    return per_row(model, groups, numbered, micro_batch_tokens, ranks)
+
+
+def per_row(
+    model: Trainable,
+    groups: Sequence[ScoredGroup],
+    compute: Callable[[MicroBatch, Sequence[Credit]], list[tuple[int, T]]],
+    micro_batch_tokens: int,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> list[T]:
+    """Return what a model computes of every sequence of the groups, in order.
+
+    Args:
+        compute: micro-batch on the model's device, credits of its batch -> the number of each of its rows, with what
+            was computed of it, on the CPU.
+        model, groups, micro_batch_tokens, ranks: as for `per_sequence`.
+    """
     sequences = [s for group in groups for s in group.sequences]
     batch = pack(sequences, micro_batch_tokens, model.shares_prompts, ranks.size)
     local, idle = balance_micro_batches(batch.micro_batches, ranks)
-    computed = within_memory(model, local, batch.credits, numbered)
+    computed = within_memory(model, local, batch.credits, lambda micro: compute(micro, batch.credits))
     for micro in idle if model.equal_passes else ():
-        numbered(micro.to(model.device))
+        compute(micro.to(model.device), batch.credits)
     pairs = ranks.gather([pair for of_one in computed for pair in of_one])
-    return [figures for _, figures in sorted(pairs, key=lambda pair: pair[0])]
+    return [of_row for _, of_row in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def take_step(

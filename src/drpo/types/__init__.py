@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from drpo.types.problem import Failure, FailureKind, FinishReason, Message, Problem, RewardResult, Transcript
     from drpo.types.rollout import Episode, Generation, Key, Played, Request, ScoredGroup, TokenSequence, Unscored
+    from drpo.types.routes import Routes
     from drpo.types.sampling import Sampling
     from drpo.types.tokens import TokenLoss, Tokens, TopK
     from drpo.types.training import Batch, Credit, CriticStats, Layout, MicroBatch, StepStats, TokenStats
@@ -31,6 +32,7 @@ __all__ = [
     "Problem",
     "Request",
     "RewardResult",
+    "Routes",
     "Sampling",
     "ScoredGroup",
     "StepStats",
@@ -45,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for file in ("sampling", "problem", "tokens", "rollout", "training") if name in __all__ else ():
+    for file in ("sampling", "problem", "tokens", "routes", "rollout", "training") if name in __all__ else ():
         names = vars(import_module(f"{__name__}.{file}"))
         if name in names:
             return names[name]

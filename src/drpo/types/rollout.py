@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drpo.errors import BrokenLogpError, InputError
 from drpo.types.problem import Failure, FinishReason, Message, Problem, RewardResult, Transcript
+from drpo.types.routes import Routes
 from drpo.types.sampling import Sampling
 from drpo.types.tokens import TopK
 
@@ -54,10 +55,12 @@ class Generation:
         finish_reason: "stop" or "length".
         version: the weights' version, as passed to `Engine.load_weights`.
         top_logprobs: the sampler's most probable tokens at each of the N positions, or None if not requested.
+        routes: the experts that read the request's prompt and these N tokens; None unless the engine reports them.
 
     Raises:
         BrokenLogpError: log-probabilities that are missing, NaN, infinite or positive, or not one per token;
             `top_logprobs` of another shape than [N, K], or with log-probabilities that are NaN or positive.
+        InputError: `routes` of another number of tokens.
 
     Example:
         >>> Generation(torch.tensor([7, 0]), torch.tensor([-0.5, 0.25]), "stop", version=0)
@@ -72,6 +75,7 @@ logits are broken or were not reported
     finish_reason: FinishReason
     version: int
     top_logprobs: TopK | None = None
+    routes: Routes | None = None
 
     def __post_init__(self) -> None:
         if self.behavior_logp is None:
@@ -90,6 +94,8 @@ logits are broken or were not reported
             )
         if self.top_logprobs is not None:
             self.top_logprobs.require(len(self.token_ids), self.top_logprobs.ids.shape[-1])
+        if self.routes is not None and len(self.routes.tokens) != len(self.token_ids):
+            raise InputError(f"routes of {len(self.routes.tokens)} tokens for {len(self.token_ids)} token_ids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +111,7 @@ class TokenSequence:
         behavior_logp: [M] float32, nats, <= 0; the sampler's log-probability of each.
         version: [M] int64; the version of the weights that sampled each: the number of rollouts trained on before.
         top_logprobs: the sampler's most probable tokens at each of the M, if `sampling.top_logprobs` > 0.
+        routes: the experts to replay for the P and the N tokens, or None.
     """
 
     prompt_ids: Tensor
@@ -113,6 +120,7 @@ class TokenSequence:
     behavior_logp: Tensor
     version: Tensor
     top_logprobs: TopK | None = None
+    routes: Routes | None = None
 
     @staticmethod
     def of(prompt_ids: Tensor, generation: Generation) -> "TokenSequence":
@@ -121,7 +129,7 @@ class TokenSequence:
         version = torch.full_like(ids, generation.version)
         return TokenSequence(
             prompt_ids, ids, torch.ones_like(ids, dtype=torch.bool), generation.behavior_logp, version,
-            generation.top_logprobs,
+            generation.top_logprobs, generation.routes,
         )  # fmt: skip
 
     @property

@@ -96,6 +96,7 @@ class MicroBatch:
         top_logprobs: the sampler's most probable tokens at each of the T; None unless reported for all.
         value: [T] float32, see `Credit`; None without a critic, as is `returns`.
         returns: [T] float32, see `Credit`.
+        routes: [N, L, k]; the experts to replay at each position, see `Routes`; None if no row has any.
     """
 
     input_ids: Tensor
@@ -110,6 +111,7 @@ class MicroBatch:
     top_logprobs: TopK | None = None
     value: Tensor | None = None
     returns: Tensor | None = None
+    routes: Tensor | None = None
 
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""

@@ -47,6 +47,9 @@ class ModelConfig:
         lora_rank: 0 trains all weights; r trains rank-r adapters.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
             int8 with straight-through gradients; weights stay fp32.
+        routing_replay: of a mixture of experts, whose choice of experts the updates use: off, each pass its own;
+            sampler, what the sampler chose for each token; trainer, what the trainer itself chose before the first of
+            a rollout's updates. Weights of the chosen experts, and gradients, are the trainer's own either way.
         chat_template: a file with a Jinja template in place of the tokenizer's (in Python and in config.json its text,
             or "" for the tokenizer's own); it is saved with the model. --template.NAME VALUE sets an argument of the
             template, such as --template.enable-thinking false.
@@ -57,6 +60,7 @@ class ModelConfig:
     name: str = SMOLLM2
     lora_rank: int = 0
     precision: str = "auto"
+    routing_replay: str = "off"
     chat_template: str = ""
     chat_template_kwargs: Mapping[str, Any] | None = None
 
@@ -64,6 +68,7 @@ class ModelConfig:
         at_least(0, lora_rank=self.lora_rank)
         at_most(MOST_RANK, lora_rank=self.lora_rank)
         one_of(PRECISIONS, precision=self.precision)
+        one_of(("off", "sampler", "trainer"), routing_replay=self.routing_replay)
         rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
         require(self.precision != "fp16", "precision", self.precision, rule)
         is_text = not self.chat_template or "{" in self.chat_template

@@ -82,6 +82,7 @@ class Run:
             rollout = replace(self.rollout, sampling=replace(sampling, top_logprobs=DEFAULT_K))
             object.__setattr__(self, "rollout", rollout)
         self._require_turns()
+        self._require_replay()
         rule = f"with sampling.samples={sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions"
         require(prompts * sampling.samples <= MOST_COMPLETIONS, "prompts", prompts, rule)
         require(trainer.updates <= prompts, "updates", trainer.updates, f"at most prompts={prompts}")
@@ -97,6 +98,14 @@ class Run:
         for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
             divisible = not getattr(optimizer, "whole_matrices", False)
             require(whole or divisible, name, type(optimizer).__name__.lower(), rule)
+
+    def _require_replay(self) -> None:
+        """Raise for a replay of experts that would change nothing, or that the engine cannot serve."""
+        replay, engine = self.model.routing_replay, self.rollout.engine
+        rule = "with updates=1 each pass is the first; set --updates 2 or more, --routing-replay sampler, or off"
+        require(replay != "trainer" or self.trainer.updates > 1, "routing_replay", replay, rule)
+        rule = f"engine={engine} does not report which experts it chose; set --engine transformers"
+        require(replay != "sampler" or engine == "transformers", "routing_replay", replay, rule)
 
     def _require_turns(self) -> None:
         """Raise for limits of turns where nothing answers a turn."""
