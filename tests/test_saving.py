@@ -15,6 +15,7 @@ from drpo.model.loading import named_tensors, persistent_buffers
 from drpo.model.policy import Policy
 from drpo.model.precision import FP32, Precision
 from drpo.model.saving import cast, probe, require_savable, save_model
+from drpo.rollout.turn_ends import stop_ids
 from drpo.rollout.weight_sync import WeightSync
 from drpo.train import checkpoint, stored
 from drpo.train.optim import AdamW
@@ -198,7 +199,7 @@ def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path,
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": [0, 7]}')
     loaded, tokenizer = loading.load(str(tmp_path))
-    assert "temperature" in caplog.text and loading.stop_ids(loaded, tokenizer) == {0, 7}
+    assert "temperature" in caplog.text and stop_ids(loaded, tokenizer) == {0, 7}
     require_savable(loaded, tokenizer)
     save_model(policy_of(loaded).plain(), tokenizer, tmp_path / "again")
 

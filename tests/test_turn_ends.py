@@ -182,7 +182,7 @@ def test_the_papers_recipe_starts_on_a_base_model_and_its_folder_is_complete(tmp
     assert status in (0, 1), capsys.readouterr()  # 1: it learnt nothing, which no one asks of random weights
     Path("brief.jinja").unlink()
     said = capsys.readouterr()
-    assert "a turn ends with '<|endoftext|>', '<|im_end|>'" in said.err + said.out
+    assert "a turn ends with '<|endoftext|>', '<|im_end|>'" in " ".join((said.err + said.out).split())
     _, made = base_model()
     rollouts = read_records(Path("run/rollouts.jsonl"))
     last = {made.convert_ids_to_tokens(r["token_ids"][-1]) for r in rollouts if r["finish_reason"] == "stop"}
