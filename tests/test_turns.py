@@ -156,7 +156,7 @@ def world() -> World:
     tokenizer.chat_template = TEMPLATE
     driver = EpisodeDriver.of(Recording(TransformersEngine(model)), model, tokenizer)  # type: ignore[arg-type]
     driver = replace(driver, environments=LocalEnvironments(Talking()))  # type: ignore[arg-type]
-    rollout = driver.run(PROBLEMS[:3], Sampling(samples=3, max_new_tokens=9), (2,))
+    rollout = driver.run(PROBLEMS[:3], Sampling(samples=3, max_new_tokens=9), (3,))
     world = World(rollout, driver.engine.said)  # type: ignore[attr-defined]
     assert {len(e.turns) for e in world.episodes} == {1, 2, 3} and {len(e.sequences) for e in world.episodes} == {1, 2}
     return world
