@@ -160,9 +160,11 @@ def test_prompts_with_a_common_beginning_have_the_completions_of_one_row_alone(m
 
 
 def _without_prefix(of_prompts: Callable[..., GroupDecoder]) -> Callable[..., GroupDecoder]:
-    def whole(model: PreTrainedModel, asked: Sequence[Tensor], samples: int, prefix: int = 0) -> GroupDecoder:
+    def whole(
+        model: PreTrainedModel, asked: Sequence[Tensor], samples: int, prefix: int = 0, *rest: object
+    ) -> GroupDecoder:
         assert prefix == 0
-        return of_prompts(model, asked, samples)
+        return of_prompts(model, asked, samples, prefix, *rest)
 
     return whole
 
