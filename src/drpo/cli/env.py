@@ -14,6 +14,7 @@ import torch
 
 from drpo import __version__
 from drpo.cli.commands.env import EnvOptions
+from drpo.model.device import choose_device
 from drpo.model.precision import FP32, resolve_precision
 from drpo.model.smollm2 import cache_folder
 from drpo.train.log import environment
@@ -59,7 +60,8 @@ def collect() -> dict[str, Any]:
         "threads": known["threads"],
         "memory": f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} free",
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
-        "precision auto": "fp32" if resolve_precision("auto", _device()) == FP32 else "bf16",
+        "device auto": choose_device().type,
+        "precision auto": "fp32" if resolve_precision("auto", choose_device()) == FP32 else "bf16",
         "torch build": _build(),
         "versions": {name: v for name, v in known["versions"].items() if name != "drpo"},
         "optional": {name: _version(name) for name in OPTIONAL},
@@ -83,10 +85,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {text}" for name, text in value.items() if text is not None) or "-"
     return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _gpu(index: int) -> str:

@@ -14,6 +14,7 @@ from drpo.cli.eval_options import EvalOptions
 from drpo.cli.template_options import read_template
 from drpo.errors import InputError
 from drpo.model import loading
+from drpo.model.device import choose_device
 from drpo.model.precision import resolve_precision
 from drpo.report.payload import finite
 from drpo.report.words import mean_score, paired_change
@@ -28,7 +29,7 @@ from drpo.terminal import Terminal
 from drpo.train.config import Run
 from drpo.train.evaluate import evaluate, means_before_training
 from drpo.train.records import EVALUATIONS, MODEL, read_records
-from drpo.train.setup import default_device, environments_of, episode_limits, only_fitting
+from drpo.train.setup import environments_of, episode_limits, only_fitting
 
 
 def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> int:
@@ -46,7 +47,7 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     model, tokenizer = loading.load(str(Path(name) / MODEL) if run is not None else name)
     template = None if options.chat_template is None else read_template(options.chat_template)
     set_template(tokenizer, template, options.template)
-    device = default_device()
+    device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
     engine = TransformersEngine(model, precision=precision, device=device)
     driver = EpisodeDriver.of(engine, model, tokenizer, options.stop)

@@ -38,6 +38,7 @@ class EvalOptions:
         drop_long_prompts: skip problems whose prompts are too long for the model; otherwise they are an error.
         reward_pool: processes and limits of the reward, and the handling of its failures; default: the run's own.
         precision: auto, fp32, bf16, fp16, int8, fp8_weights, fp8.
+        device: auto (cuda, else Apple's mps, else cpu), cuda, mps, cpu.
         seed: of the sampling.
         json: print the result as JSON.
         trust_remote_code: import the task and reward that a run's configuration names as module:name; only for folders
@@ -54,6 +55,7 @@ class EvalOptions:
     drop_long_prompts: bool = False
     reward_pool: RewardConfig = field(default_factory=RewardConfig)
     precision: str = "auto"
+    device: str = "auto"
     seed: int = 0
     json: bool = False
     trust_remote_code: bool = False

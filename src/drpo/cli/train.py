@@ -27,7 +27,7 @@ from drpo.report.words import mean_score, measure, no_gradient, paired_change
 from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.callbacks import CallbackList
-from drpo.train.config import Run, to_json
+from drpo.train.config import Run, configure, to_json
 from drpo.train.no_gradient import learnt_nothing
 from drpo.train.records import CHECKPOINTS, CONFIG, EVALUATIONS, FILES, MODEL, TIMING, read_json
 from drpo.train.setup import Components, build
@@ -69,6 +69,7 @@ def resume(folder: Path, options: ResumeOptions) -> int:
     select_device()
     with process_group() as ranks:
         stored = at_server(open_run(folder, options.trust_remote_code), folder, options.engine)
+        stored = stored if options.device is None else configure(stored, device=options.device)
         with reading(folder):
             summarise(folder, stored)  # the summary at the end must be computable; check it first
             if is_finished(folder) and not (folder / CHECKPOINTS).exists():

@@ -60,7 +60,7 @@ def measure_head(model: PreTrainedModel) -> HeadShape:
     except Exception as error:  # a model that requires more than text, or that transformers itself cannot run here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model {type(model).__name__}: it cannot read a text by itself ({reason})") from None
-    small, one, huge = logits[n:, 0].double().tolist()
+    small, one, huge = logits[n:, 0].float().tolist()
     if not small > 0 or inputs.shape != hidden.shape:
         raise _refused(model)
     before = _scale(inputs, hidden)  # MiniCPM 3 scales the states, not the logits

@@ -46,7 +46,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         device: the model's device.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or numbers that the device does not have.
 
     Example:
         >>> resolve_precision("fp32", torch.device("cpu"))
@@ -58,6 +58,8 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         return Precision(DTYPES[name])
     if name not in NAMES:
         raise InputError(f"precision={name!r}{nearest(name, NAMES)}")
+    if device.type == "mps" and name.startswith("fp8"):
+        raise InputError(f"precision={name}: Apple's GPUs have no floating point of 8 bits; set bf16, fp32 or int8")
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     return Precision(dtype, *GRIDS.get(name, ()))
 

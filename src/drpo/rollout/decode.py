@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from drpo.model.device import has_float64
 from drpo.model.routing import RouteRecorder
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, KeptRow, windows
@@ -431,7 +432,7 @@ def _draw_on(
     anyway. Until then they continue, and their further tokens are discarded at the end.
     """
     device = decoder.logits.device
-    u = u.to(device)
+    u = u.to(device) if has_float64(device) else u
     tokens = torch.zeros(u.shape, dtype=torch.int64, device=device)
     logps = torch.zeros(u.shape, dtype=torch.float32, device=device)
     top = _room(tokens, sampling.top_logprobs) if sampling.top_logprobs else None
@@ -441,7 +442,7 @@ def _draw_on(
     idle = 0
     logits = decoder.logits
     for t in range(u.shape[1]):
-        token, logp = draw(logits, u[active, t], sampling)
+        token, logp = draw(logits, u[active.to(u.device), t], sampling)
         tokens[active, t], logps[active, t] = token, logp
         if top is not None:
             at_step = top_logprobs(logits, sampling)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
+from drpo.model.device import where_float64
 from drpo.seeds import derive
 from drpo.types import Sampling, TopK
 
@@ -34,7 +35,7 @@ def draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]
 
     Args:
         logits: [B, V], any float dtype.
-        u: [B] float64 in [0, 1).
+        u: [B] float64 in [0, 1); on the CPU where the device has no float64.
         sampling: temperature (0 means the most probable token), top_p, top_k.
 
     Returns:
@@ -101,7 +102,7 @@ def _draw(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor
         p = torch.softmax(scores, dim=-1)
     else:
         p = _truncate(torch.softmax(scores, dim=-1), sampling)
-        token = _invert(p, u)
+        token = _invert(where_float64(p), u).to(p.device)
     return token, p.gather(-1, token[:, None])[:, 0].log()
 
 

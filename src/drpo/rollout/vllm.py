@@ -244,10 +244,15 @@ def length_options(limit: Limit) -> dict[str, Any]:
 def device_options(device: torch.device) -> dict[str, Any]:
     """Return the options that vLLM needs on this kind of device.
 
+    Raises:
+        InputError: a device that vLLM does not have.
+
     Example:
         >>> device_options(torch.device("cpu"))["enable_chunked_prefill"]
         False
     """
+    if device.type == "mps":
+        raise InputError("engine='vllm': it has no Apple GPU; set --device cpu, or --engine transformers")
     if device.type != "cpu":
         return {}
     # Chunked prefill rewinds the random generator, which is impossible on a CPU (vLLM 0.32 raises "CPU Generator does

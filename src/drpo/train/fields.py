@@ -14,6 +14,7 @@ FIELDS: Mapping[str, str] = {
     "lora_rank": "model.lora_rank",
     "precision": "model.precision",
     "routing_replay": "model.routing_replay",
+    "device": "model.device",
     "chat_template": "model.chat_template",
     "template": "model.chat_template_kwargs",
     "task": "data.task",

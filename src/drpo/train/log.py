@@ -379,9 +379,16 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": _accelerator(),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
+
+
+def _accelerator() -> str | None:
+    """The name of the GPU that torch finds, whether the run uses it or not; None without one."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "Apple MPS" if torch.backends.mps.is_available() else None
 
 
 def peak_memory() -> int:

@@ -15,6 +15,7 @@ from drpo.environments.contract import makes_environments
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.critic import Critic
+from drpo.model.device import choose_device
 from drpo.model.names import TINY
 from drpo.model.policy import Policy
 from drpo.model.precision import resolve_precision
@@ -88,11 +89,6 @@ class Components:
     first_pass: FirstPass | None = None
 
 
-def default_device() -> torch.device:
-    """Return torch's CUDA device if available, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     """Load the model and build what the run needs.
 
@@ -104,7 +100,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
         InputError: something in the configuration is not available.
     """
     held_out = _problems(run)
-    device = default_device()
+    device = choose_device(run.model.device, ranks.size)
     model, tokenizer = load_model(run)
     require_savable(model, tokenizer)
     model.to(device)
@@ -262,7 +258,7 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     if run.objective.critic is None:
         return None
     model, _ = loading.load(run.model.name)
-    model.to(default_device())
+    model.to(choose_device(run.model.device, ranks.size))
     dtype = resolve_precision(run.model.precision, model.device).dtype
     critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
     optimizer = run.optimizer.critic.build(list(critic.trainable().values()), critic.embeddings())

@@ -240,11 +240,16 @@ def within_memory(
             for micro in todo:
                 results.append(compute(micro.to(model.device)))
             return results
-        except torch.OutOfMemoryError:
-            if model.equal_passes:
+        except RuntimeError as error:
+            if model.equal_passes or not _is_out_of_memory(error):
                 raise
         _halve(model, todo[len(results)], credits)
         todo = [part for micro in todo for part in _fitting(micro, credits, model)]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory; torch has no class of its own for Apple's."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 def _halve(model: Trainable, micro: MicroBatch, credits: Sequence[Credit]) -> None:
@@ -266,6 +271,8 @@ def _halve(model: Trainable, micro: MicroBatch, credits: Sequence[Credit]) -> No
     )
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
+    elif model.device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _fitting(micro: MicroBatch, credits: Sequence[Credit], model: Trainable) -> list[MicroBatch]:

@@ -67,12 +67,14 @@ class ResumeOptions(TrainOptions):
         trust_remote_code: import the code that the run's configuration names as module:name; only for folders that
             you trust.
         engine: address of the rollout server, if the run uses one; it may differ from the recorded one.
+        device: cuda, mps or cpu, in place of the recorded one; numbers then round otherwise.
         accept_records: resume although records were deleted, cut or changed since the checkpoint (`drpo verify RUN`
             lists them); missing records stay missing.
     """
 
     trust_remote_code: bool = False
     engine: str | None = None
+    device: str | None = None
     accept_records: bool = False
 
 

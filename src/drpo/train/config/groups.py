@@ -17,6 +17,7 @@ from drpo.credit.gae import GAE
 from drpo.environments import EnvironmentConfig, EnvironmentMaker
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, nearest
+from drpo.model.device import DEVICES
 from drpo.model.names import SMOLLM2
 from drpo.model.precision import NAMES as PRECISIONS
 from drpo.objectives import DRPO, Objective
@@ -50,6 +51,7 @@ class ModelConfig:
         routing_replay: of a mixture of experts, whose choice of experts the updates use: off, each pass its own;
             sampler, what the sampler chose for each token; trainer, what the trainer itself chose before the first of
             a rollout's updates. Weights of the chosen experts, and gradients, are the trainer's own either way.
+        device: auto (cuda, else Apple's mps, else cpu), cuda, mps, cpu.
         chat_template: a file with a Jinja template in place of the tokenizer's (in Python and in config.json its text,
             or "" for the tokenizer's own); it is saved with the model. --template.NAME VALUE sets an argument of the
             template, such as --template.enable-thinking false.
@@ -61,6 +63,7 @@ class ModelConfig:
     lora_rank: int = 0
     precision: str = "auto"
     routing_replay: str = "off"
+    device: str = "auto"
     chat_template: str = ""
     chat_template_kwargs: Mapping[str, Any] | None = None
 
@@ -69,6 +72,7 @@ class ModelConfig:
         at_most(MOST_RANK, lora_rank=self.lora_rank)
         one_of(PRECISIONS, precision=self.precision)
         one_of(("off", "sampler", "trainer"), routing_replay=self.routing_replay)
+        one_of(DEVICES, device=self.device)
         rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
         require(self.precision != "fp16", "precision", self.precision, rule)
         is_text = not self.chat_template or "{" in self.chat_template
