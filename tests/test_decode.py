@@ -8,18 +8,19 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from drpo.errors import InputError
 from drpo.rollout import cache, decode, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.routes import ReadRoutes
 from drpo.rollout.sample import BLOCK, draw, uniforms
-from drpo.rollout.trial import can_group, can_share_prefix
+from drpo.rollout.time_steps import limit_time_steps
+from drpo.rollout.trial import Way, can_share_prefix, way_to_decode
 from drpo.rollout.turn_ends import stop_ids
 from drpo.types import Episode, Problem, Request, Sampling
 from support.architectures import FAMILIES, GROUPED, PLAIN
+from support.families import build
 from support.rollouts import transformers_engine
 from support.tiny_world import PROBLEMS, STOPS, distribution, tiny
 
@@ -179,7 +180,7 @@ def test_few_tokens_in_common_are_read_with_each_prompt() -> None:
 @pytest.mark.parametrize("family", [*GROUPED, *PLAIN])
 def test_prompts_are_shared_where_attention_is_ordinary(family: str) -> None:
     model = made({**GROUPED, **PLAIN}[family])
-    assert can_group(model, prompts(9)[0]) == (family in GROUPED)
+    assert way_to_decode(model, prompts(9)[0]) is (Way.GROUPED if family in GROUPED else Way.PLAIN)
     assert family not in GROUPED or can_share_prefix(model, prompts(9)[0])
 
 
@@ -187,7 +188,7 @@ def test_a_grouped_attention_that_differs_is_not_used(monkeypatch: pytest.Monkey
     model, _ = tiny(STOPS)
     before = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
     monkeypatch.setattr(cache.GroupCache, "bias", lambda self, layer, n_queries: torch.zeros(1, 1, 1, 1))
-    assert not can_group(model, prompts(9)[0])
+    assert way_to_decode(model, prompts(9)[0]) is Way.PLAIN
     after = transformers_engine(model).generate(PROBLEMS, SAMPLING, (7,))
     assert [c.sequence.token_ids.tolist() for c in after] == [c.sequence.token_ids.tolist() for c in before]
 
@@ -219,20 +220,39 @@ def test_the_models_own_attention_is_put_back() -> None:
     assert engine.model.config._attn_implementation == model.config._attn_implementation
 
 
+# ---- recurrent states ----
+
+
 @pytest.mark.parametrize(
-    "build",
+    ("family", "way"),
     [
-        lambda: MambaForCausalLM(MambaConfig(vocab_size=257, hidden_size=16, state_size=4, num_hidden_layers=2)),
-        lambda: Lfm2ForCausalLM(
-            Lfm2Config(vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-                       num_attention_heads=2, num_key_value_heads=1, layer_types=["conv", "full_attention"])
-        ),
+        ("lfm2", Way.PLAIN),
+        ("nemotron_h", Way.PLAIN),
+        ("rwkv", Way.UNCACHED),
     ],
-    ids=["mamba", "lfm2"],
-)  # fmt: skip
-def test_a_recurrent_state_is_refused_in_words(build: Callable[[], PreTrainedModel]) -> None:
-    with pytest.raises(InputError, match="ForCausalLM keeps a recurrent state"):
-        transformers_engine(build())
+)
+def test_a_recurrent_state_is_repeated_and_dropped_with_its_row(family: str, way: Way) -> None:
+    """Short convolutions; Mamba 2, with limits of its time steps; a cache of its own, which is left alone."""
+    model, (_, tokenizer) = made(lambda: build(family)), tiny()
+    engine = transformers_engine(model)
+    completions = engine.generate(PROBLEMS, SAMPLING, (7,))
+    assert engine.way is way
+    check(model, completions, stop_ids(model, tokenizer))
+
+
+@torch.inference_mode()
+def test_steps_keep_the_limits_of_time_steps() -> None:
+    """Which transformers applies to a whole text, but not to a token behind a cache."""
+    model, texts = made(lambda: build("nemotron_h")), prompts(9, 5)
+    (mixer,) = (module for module in model.modules() if hasattr(module, "time_step_limit"))
+    mixer.time_step_limit = (2.0, 3.0)
+    apart = PlainDecoder(model, texts, 1).step(torch.tensor([1, 2]))
+    hooks = limit_time_steps(model)
+    near = PlainDecoder(model, texts, 1).step(torch.tensor([1, 2]))
+    whole = torch.stack([model(torch.cat([t, torch.tensor([i + 1])])[None]).logits[0, -1] for i, t in enumerate(texts)])
+    assert len(hooks) == 1 and not limit_time_steps(tiny()[0])
+    torch.testing.assert_close(near, whole, rtol=0, atol=2e-5)
+    assert float((apart - whole).abs().max()) > 1e-4
 
 
 # ---- prompts of other lengths ----

@@ -1,17 +1,42 @@
 """The families of docs/models.md: one function in the trainer, transformers, the sampler and the saved folder."""
 
+from pathlib import Path
+
 import pytest
 
-from support.families import DOCUMENT, FAMILIES, documented, show
+from drpo.model.loading import load
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32
+from drpo.model.saving import save_model
+from drpo.objectives import DRPO
+from drpo.train.loop import train
+from drpo.train.optim import AdamW
+from drpo.train.setup import build as components_of
+from support.families import DOCUMENT, FAMILIES, build, documented, show, widest
+from support.rollouts import transformers_engine
+from support.tiny_world import tiny
+from support.worlds import sampling, tiny_run
 
-HANDFUL = ("deepseek_v3", "gemma4_text", "phi3, longrope", "llama4_text")
-"""Buffers that are no parameters, of two kinds; a rotary embedding with a limit; one that is refused."""
+HANDFUL = ("deepseek_v3", "gemma4_text", "phi3, longrope", "qwen3_5", "bert")
+"""Buffers that are no parameters, of two kinds; a rotary embedding with a limit; images, recurrence; one refused."""
+
+TRAINED = (
+    "falcon_h1", "gemma3", "gemma4", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "llama4", "mamba", "mamba2",
+    "mistral3", "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_next", "recurrent_gemma", "zamba2",
+)  # fmt: skip
+"""Recurrent states of every kind, and models for images."""
 
 
 def _require(family: str) -> None:
     result = show(family)
     assert result.gap < 1e-4, result
     assert result.row == documented()[family], f"PYTHONPATH=tests python -m support.families writes {DOCUMENT} anew"
+
+
+def _folder(family: str, folder: Path) -> Path:
+    build(family).save_pretrained(folder)
+    tiny()[1].save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("family", HANDFUL)
@@ -25,7 +50,45 @@ def test_every_family_is_as_documented(family: str):
     _require(family)
 
 
-def test_the_table_names_every_family_and_trains_sixty():
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("family", TRAINED)
+def test_after_three_steps_of_training_it_is_still_one_function(family: str, rank: int, tmp_path: Path):
+    run = tiny_run(
+        model=str(_folder(family, tmp_path / "model")),
+        lora_rank=rank,
+        steps=3,
+        prompts=4,
+        sampling=sampling(samples=4),
+        optimizer=AdamW(1e-3),
+        objective=DRPO(0.2),
+    )
+    components = components_of(run)
+    before = {name: p.detach().clone() for name, p in components.policy.state().items()}
+    assert train(run, tmp_path / "run", components=components)["finished"]
+    after = components.policy.state()
+    assert any(not after[name].equal(before[name]) for name in before)
+    saved, tokenizer = load(str(tmp_path / "run"))
+    assert type(saved) is type(components.policy.model)
+    assert widest(components.policy, transformers_engine(saved, tokenizer), tokenizer) < 1e-4
+
+
+def test_the_table_names_every_family_and_trains_a_hundred():
     rows = documented()
     assert tuple(rows) == FAMILIES
-    assert sum("refused" not in row for row in rows.values()) >= 60
+    assert sum("refused" not in row for row in rows.values()) >= 100
+
+
+def test_only_the_language_model_of_a_model_for_images_is_trained(tmp_path: Path):
+    source = _folder("gemma3", tmp_path / "model")
+    (source / "preprocessor_config.json").write_text('{"crop": 1}')
+    model, tokenizer = load(str(source))
+    assert type(model).__name__ == "Gemma3ForConditionalGeneration"
+    policy = Policy(model, precision=FP32, temperature=1.0)
+    trained = set(policy.trainable())
+    assert trained and all(name.startswith("model.language_model.") for name in trained)
+    assert len(trained) < len(policy.state())
+    adapted = Policy(load(str(source))[0], precision=FP32, temperature=1.0, lora_rank=2)
+    assert all(name.startswith("model.language_model.") for name in adapted.trainable())
+    save_model(policy.plain(), tokenizer, tmp_path / "saved")
+    assert (tmp_path / "saved" / "preprocessor_config.json").read_text() == '{"crop": 1}'

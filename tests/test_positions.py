@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
@@ -18,7 +18,7 @@ from drpo.model.positions import Limit, narrowed, sequence_limit
 from drpo.model.precision import FP32
 from drpo.rollout import ServerEngine, decode
 from drpo.rollout.decode import PlainDecoder
-from drpo.rollout.trial import can_group
+from drpo.rollout.trial import Way, way_to_decode
 from drpo.rollout.vllm import length_options
 from drpo.train import setup
 from drpo.train.config import configure
@@ -136,10 +136,10 @@ def test_packing_is_checked_past_a_window_that_no_check_could_fill(monkeypatch: 
 def test_shared_prompts_are_checked_past_it_too(monkeypatch: pytest.MonkeyPatch):
     model, prompt = mistral(4096), torch.arange(1, 12)
     with narrowed(model):
-        assert can_group(model, prompt)
+        assert way_to_decode(model, prompt) is Way.GROUPED
         monkeypatch.setattr(decode, "windows", lambda model: [3, 3])
         monkeypatch.setattr("drpo.rollout.attention.HARMLESS", frozenset())
-        assert not can_group(model, prompt)
+        assert way_to_decode(model, prompt) is Way.PLAIN
 
 
 def test_windows_are_put_back_as_they_were():
@@ -151,7 +151,7 @@ def test_windows_are_put_back_as_they_were():
     assert [vars(m).get("sliding_window") for m in model.modules()] == before
 
 
-def test_a_cache_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_that_gives_other_logits_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     right = PlainDecoder.step
 
     def wrong(self: PlainDecoder, token: Tensor) -> Tensor:
@@ -160,5 +160,22 @@ def test_a_cache_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PlainDecoder, "step", wrong)
     engine = transformers_engine(*loading.tiny())
-    with pytest.raises(InputError, match="would not be what is trained"):
-        engine.generate([Problem.of_text("p", "7 + 5 = ?", "")], Sampling(samples=2, max_new_tokens=2), (0,))
+    problem, sampling = Problem.of_text("p", "7 + 5 = ?", ""), Sampling(samples=2, max_new_tokens=3)
+    for sampled in engine.generate([problem], sampling, (0,)):
+        logp = own_logp(engine.model, sampled, 1.0)
+        torch.testing.assert_close(sampled.sequence.behavior_logp, logp, rtol=0, atol=2e-5)
+    assert engine.way is Way.UNCACHED and "--engine vllm" in caplog.text
+
+
+def test_padding_that_changes_a_text_is_refused(monkeypatch: pytest.MonkeyPatch):
+    model, _ = loading.tiny()
+    own = type(model.model).forward
+
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
+        out = own(self, *args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state + out.last_hidden_state.mean(1, keepdim=True)
+        return out
+
+    monkeypatch.setattr(type(model.model), "forward", forward)
+    with pytest.raises(InputError, match="padding behind it"):
+        packed_attention.require_unseen_padding(model)

@@ -36,6 +36,7 @@ from drpo.model.quantize import (
     to_grid,
     unrounded_inputs,
 )
+from drpo.rollout.trial import Way
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.types import Sampling
@@ -351,7 +352,7 @@ def test_decoding_with_rounded_layers_shares_prompts_and_gives_the_forward_passs
     kind = resolve_precision(name, CPU)
     engine = transformers_engine(model, precision=Precision(F32, kind.weights, kind.activations))
     completions = engine.generate(PROBLEMS, Sampling(samples=3, max_new_tokens=12), (0,))
-    assert engine._grouped
+    assert engine.way is Way.GROUPED
     for c in completions:
         wanted = distribution(engine.model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
         # Of inputs that differ in the last bit a few round to the next value of e4m3, a sixteenth away.

@@ -16,6 +16,7 @@ from drpo.model.precision import FP32, Precision
 from drpo.model.quantize import quantize_
 from drpo.model.routing import routing_mismatch
 from drpo.objectives import DRPO
+from drpo.rollout.trial import Way
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import build
@@ -156,7 +157,7 @@ def test_a_mixture_trains(folder: str, tmp_path, precision: str, rollout_precisi
     components = build(run)
     before = {n: p.detach().clone() for n, p in components.policy.state().items()}
     summary = train(run, tmp_path / "run", components=components)
-    assert summary["finished"] and components.policy.shares_prompts and components.driver.engine._grouped
+    assert summary["finished"] and components.policy.shares_prompts and components.driver.engine.way is Way.GROUPED
     after = components.policy.state()
     assert {n for n in before if not torch.equal(before[n], after[n])} >= {
         f"model.layers.0.{n}" for n in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj.weight")

@@ -17,7 +17,7 @@ from drpo.model.positions import narrowed
 from drpo.model.precision import resolve_precision
 from drpo.rollout import TransformersEngine, cache, decode
 from drpo.rollout.transformers import continued_batches
-from drpo.rollout.trial import can_continue
+from drpo.rollout.trial import Way, can_continue
 from drpo.rollout.turn_cache import Continued
 from drpo.types import Generation, Request, Sampling
 from support.architectures import GROUPED, PLAIN
@@ -255,7 +255,7 @@ def test_a_model_that_cannot_go_on_reads_everything_anew(monkeypatch: pytest.Mon
     model, _ = tiny()
     engine = TransformersEngine(model)
     assert_own(model, talk(engine))
-    assert engine._grouped and not engine._continues
+    assert engine.way is Way.GROUPED and not engine._continues
 
 
 def test_bf16_goes_on_within_its_rounding() -> None:

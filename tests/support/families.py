@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from drpo.doctor.probe_batch import trainer_logp
 from drpo.errors import InputError
 from drpo.model import loading
-from drpo.model.loading import named_tensors
+from drpo.model.loading import named_tensors, reader_of
 from drpo.model.policy import Policy
 from drpo.model.precision import FP32
 from drpo.model.saving import probe, require_savable, save_model
@@ -39,6 +45,14 @@ SIZES: Mapping[str, Any] = dict(
 )  # fmt: skip
 """What is set wherever a family's configuration has it."""
 
+VISION: Mapping[str, Any] = dict(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+    image_size=28, patch_size=14, depth=1, num_heads=2, out_hidden_size=32, num_position_embeddings=16,
+    position_embedding_size=16, vision_output_dim=16, projector_input_dim=16, projector_output_dim=16,
+    deepstack_visual_indexes=(0,), fullatt_block_indexes=(0,),
+)  # fmt: skip
+"""The same for what reads images, which no text runs through."""
+
 LATENT = (
     "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
 )  # fmt: skip
@@ -49,17 +63,53 @@ LONGROPE = ROPE | dict(
     original_max_position_embeddings=24,
 )  # fmt: skip
 LLAMA3 = ROPE | dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+MROPE = dict(rope_parameters=dict(rope_theta=10000.0, mrope_section=[2, 1, 1]))
+DELTA = dict(layer_types=["linear_attention", "full_attention"])
 OWN: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(LATENT, MLA),
     "codegen": dict(rotary_dim=8),
     "gptj": dict(rotary_dim=8),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"), DELTA),
+    "bamba": dict(attn_layer_indices=[1], mamba_chunk_size=8),
+    "falcon_h1": dict(mamba_d_ssm=64, mamba_chunk_size=8),
+    "granitemoehybrid": dict(layer_types=["mamba", "attention"], mamba_chunk_size=8),
+    "jamba": dict(attn_layer_period=2, attn_layer_offset=1),
+    "kimi_linear": DELTA | MLA | dict(linear_head_dim=8, linear_num_heads=4, num_experts_per_tok=2),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention"], num_dense_layers=1),
+    "mamba2": dict(num_heads=4, head_dim=16, n_groups=1, state_size=8, chunk_size=8),
+    "minimax": dict(block_size=8),
+    "nemotron_h": dict(
+        layers_block_type=["mamba", "moe", "attention", "mlp"],
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        n_groups=1,
+        chunk_size=8,
+        ssm_state_size=8,
+    ),
+    "zamba": dict(num_hidden_layers=4, layers_block_type=["mamba", "hybrid", "mamba", "hybrid"]),
+    "zamba2": dict(
+        num_hidden_layers=4,
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+        chunk_size=8,
+        n_mamba_heads=4,
+    ),
     "llama, dynamic": dict(
         max_position_embeddings=24, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
     ),
     "llama, linear": dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0)),
     "llama, llama3": dict(rope_parameters=LLAMA3),
     "llama, yarn": dict(rope_parameters=ROPE | dict(rope_type="yarn", factor=4.0)),
+    "gemma3n_text": dict(
+        layer_types=["sliding_attention", "full_attention"],
+        num_kv_shared_layers=0,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0, 0.0],
+        intermediate_size=[48, 48],
+    ),
+    "qwen2_vl": MROPE,
+    "qwen2_5_vl": MROPE,
     "phi3, longrope": dict(original_max_position_embeddings=24, rope_parameters=LONGROPE),
     "phimoe, longrope": dict(rope_parameters=LONGROPE | dict(short_mscale=1.1, long_mscale=1.3)),
 }
@@ -69,14 +119,16 @@ FAMILIES = tuple(
     """
 afmoe; apertus; arcee; aria_text; axk1; axk2; bamba; bart; bert; biogpt; bitnet; bloom; codegen; cohere; cohere2; cwm;
 deepseek_v2; deepseek_v3; deepseek_v32; diffllama; doge; dots1; ernie4_5; ernie4_5_moe; exaone4; exaone_moe; falcon;
-falcon_mamba; flex_olmo; fuyu; gemma; gemma2; gemma3_text; gemma4_text; glm; glm4; glm4_moe; glm4_moe_lite; glm_moe_dsa;
-gpt2; gpt_bigcode; gpt_neox; gpt_neox_japanese; gpt_oss; gptj; granite; granite_swa; granitemoe; granitemoe_swa;
-granitemoeshared; helium; hrm_text; hunyuan_v1_dense; hunyuan_v1_moe; hy_v3; hy_v4; hyperclovax; jais2; jamba; jetmoe;
-laguna; lfm2; llama; llama, dynamic; llama, linear; llama, llama3; llama, yarn; llama4_text; mamba; mellum;
-mimo_v2_flash; minicpm3; minimax; minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mixtral;
-modernbert-decoder; moshi; mpt; nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmoe; opt; persimmon; phi; phi3;
-phi3, longrope; phimoe; phimoe, longrope; qwen2; qwen2_moe; qwen3; qwen3_5_text; qwen3_moe; qwen3_next;
-recurrent_gemma; rwkv; seed_oss; smollm3; solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm
+falcon_h1; falcon_mamba; flex_olmo; fuyu; gemma; gemma2; gemma3; gemma3_text; gemma3n_text; gemma4; gemma4_text; glm;
+glm4; glm4_moe; glm4_moe_lite; glm_moe_dsa; gpt2; gpt_bigcode; gpt_neox; gpt_neox_japanese; gpt_oss; gptj; granite;
+granite_swa; granitemoe; granitemoe_swa; granitemoehybrid; granitemoeshared; helium; hrm_text; hunyuan_v1_dense;
+hunyuan_v1_moe; hy_v3; hy_v4; hyperclovax; internvl; jais2; jamba; jetmoe; kimi_linear; laguna; lfm2; lfm2_moe; llama;
+llama, dynamic; llama, linear; llama, llama3; llama, yarn; llama4; llama4_text; llava; mamba; mamba2; mellum;
+mimo_v2_flash; minicpm3; minimax; minimax_m2; minimax_m3_vl_text; ministral; ministral3; mistral; mistral3; mixtral;
+modernbert-decoder; moshi; mpt; nanochat; nemotron; nemotron_h; olmo; olmo2; olmo3; olmo_hybrid; olmoe; opt; persimmon;
+phi; phi3; phi3, longrope; phimoe; phimoe, longrope; qwen2; qwen2_5_vl; qwen2_moe; qwen2_vl; qwen3; qwen3_5;
+qwen3_5_moe; qwen3_5_moe_text; qwen3_5_text; qwen3_moe; qwen3_next; qwen3_vl; recurrent_gemma; rwkv; seed_oss; smollm3;
+solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm; xlstm; zamba; zamba2
 """.strip()
     .replace("\n", " ")
     .split("; ")
@@ -128,19 +180,30 @@ def documented() -> dict[str, str]:
 def build(family: str) -> PreTrainedModel:
     """A tiny model with random numbers in every parameter and persistent buffer, zeros nowhere; always the same."""
     kind, _, _ = family.partition(",")
-    default = AutoConfig.for_model(kind)
-    sizes = {k: v for k, v in SIZES.items() if k in vars(default) and not (v == 6 and vars(default)[k] is None)}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**sizes, **OWN.get(family, {})})
-    return stirred(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), 0.1)
+    default, own = AutoConfig.for_model(kind), OWN.get(family, {})
+    if "vision_config" not in default.sub_configs:
+        config = AutoConfig.for_model(kind, **{**_sizes(default, SIZES), **own})
+    else:
+        vision = default.vision_config or default.sub_configs["vision_config"]()
+        parts = {"text_config": default.text_config, "vision_config": vision}
+        sizes = {"text_config": {**_sizes(default.text_config, SIZES), **own}, "vision_config": _sizes(vision, VISION)}
+        config = AutoConfig.for_model(kind, **{n: {"model_type": p.model_type} | sizes[n] for n, p in parts.items()})
+        config.architectures = [AutoModelForMultimodalLM._model_mapping[type(config)].__name__]
+    return stirred(reader_of(config).from_config(config, dtype=torch.float32).eval(), 0.1)
+
+
+def _sizes(default: PreTrainedConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in sizes.items() if k in vars(default) and not (v == 6 and vars(default)[k] is None)}
 
 
 @torch.no_grad()
 def stirred(model: PreTrainedModel, scale: float) -> PreTrainedModel:
     """Move every parameter and persistent buffer that is a number; ids stay."""
     generator = torch.Generator().manual_seed(1)
-    for tensor in named_tensors(model).values():
-        if tensor.is_floating_point():
+    derived = ("slope_rate", "_decay")  # MiniMax's buffers follow from each other
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point() and not name.endswith(derived):
             tensor.add_(scale * torch.randn(tensor.shape, generator=generator))
     return model
 
@@ -160,7 +223,7 @@ def show(family: str) -> Result:
         gap = widest(policy, engine, tokenizer)
     except InputError as error:
         return Result(family, name, str(error))
-    sampler = "shared prompts" if engine._grouped else "plain"
+    sampler = engine.way.value
     try:
         adapted = Policy(copy.deepcopy(model), precision=FP32, temperature=1.0, lora_rank=2)
     except InputError as error:
@@ -185,6 +248,7 @@ def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedToke
         saved = Path(folder) / "model"
         save_model(policy.plain(), tokenizer, saved, policy.logits(probe(policy.model)))
         read, _ = loading.load(str(saved))
+    assert type(read) is type(policy.model)
     columns = [
         torch.cat(column)
         for column in (

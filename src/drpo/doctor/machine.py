@@ -201,7 +201,9 @@ def _optimiser_bytes(model: Policy | Critic) -> int:
 def _cache_bytes(policy: Policy) -> int:
     """Return the bytes of one token's keys and values in the sampler."""
     config = policy.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    if not heads:  # recurrent layers alone
+        return 0
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * width * 2)
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from drpo.batch import BatchConfig, make_batches
 from drpo.credit import advantages, group_credit
+from drpo.model.decoder import decoder_of
 from drpo.model.policy import Policy
 from drpo.reductions import token_mean
 from drpo.rollout import EpisodeDriver
@@ -143,7 +144,7 @@ def plain_logits(policy: Policy, completions: Sequence[Episode]) -> Iterator[Ten
         # Padding is on the right: causal attention does not read it.
         ids = pad_sequence([torch.cat([s.prompt_ids, s.token_ids]) for s in rows], batch_first=True).to(policy.device)
         with torch.autocast(policy.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
-            hidden = policy.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = decoder_of(policy.model)(input_ids=ids, use_cache=False).last_hidden_state
         for s, row in zip(rows, hidden, strict=True):
             start = len(s.prompt_ids) - 1
             yield rounded.logits(row[start : start + len(s.token_ids)].to(policy.dtype).float()).cpu()

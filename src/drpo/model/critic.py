@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drpo.credit.gae import value_loss
+from drpo.model.decoder import decoder_of
 from drpo.model.loading import persistent_buffers
 from drpo.model.packed_attention import enable_packed_attention, predictor_states
 from drpo.model.positions import sequence_limit
@@ -67,7 +68,7 @@ class Critic:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters, by name."""
-        decoder = {f"decoder.{name}": p for name, p in self.model.get_decoder().named_parameters()}
+        decoder = {f"decoder.{name}": p for name, p in decoder_of(self.model).named_parameters()}
         return decoder | {f"head.{name}": p for name, p in self.head.named_parameters()}
 
     def embeddings(self) -> list[nn.Parameter]:
@@ -77,7 +78,7 @@ class Critic:
 
     def checkpointed(self) -> dict[str, Tensor]:
         """Return a checkpoint's tensors, by name: the trained parameters and the persistent buffers."""
-        buffers = persistent_buffers(self.model.get_decoder())
+        buffers = persistent_buffers(decoder_of(self.model))
         return self.trainable() | {f"decoder.{name}": buffer for name, buffer in buffers.items()}
 
     def reduce_gradients(self, ranks: Ranks) -> None:

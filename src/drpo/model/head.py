@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drpo.errors import InputError
+from drpo.model.decoder import decoder_of
 from drpo.ops import Head
 
 PROBE = (2.0**-10, 1.0, 1e30)
@@ -49,7 +50,7 @@ def measure_head(model: PreTrainedModel) -> HeadShape:
         >>> measure_head(loading.tiny()[0])
         HeadShape(scale=1.0, soft_cap=None)
     """
-    layer, decoder = model.get_output_embeddings(), model.get_decoder()
+    layer, decoder = model.get_output_embeddings(), decoder_of(model)
     if not isinstance(getattr(layer, "weight", None), Tensor) or not isinstance(decoder, PreTrainedModel):
         raise _refused(model)
     n = len(PROBE)

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -63,10 +65,32 @@ def _loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if _to_be_fetched(source):
             log.info("model=%r: fetching it from the Hugging Face hub", name)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        reader = reader_of(config)
+        if reader is AutoModelForMultimodalLM and not Path(source).is_dir() and not hub_constants.HF_HUB_OFFLINE:
+            snapshot_download(source, allow_patterns="*processor_config.json")  # the trained model's folder gets them
+        model = reader.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # libraries raise many kinds of errors for a broken folder
         raise InputError(_not_loaded(name, error)) from None
     return model.eval(), tokenizer
+
+
+def reader_of(config: PreTrainedConfig) -> Any:
+    """Return transformers' auto class that reads a model whole: that of models for images or sound where it is one.
+
+    Args:
+        config: its `architectures` decide between a model for images and texts and its language model.
+
+    Example:
+        >>> reader_of(LlamaConfig()).__name__
+        'AutoModelForCausalLM'
+    """
+    whole: Any = AutoModelForMultimodalLM._model_mapping
+    if type(config) not in whole:
+        return AutoModelForCausalLM
+    language: Any = AutoModelForCausalLM._model_mapping
+    named = whole[type(config)].__name__ in (config.architectures or ())
+    return AutoModelForMultimodalLM if named or type(config) not in language else AutoModelForCausalLM
 
 
 def _require_savable_generation(model: PreTrainedModel, name: str) -> None:
@@ -145,7 +169,7 @@ def _merged(folder: Path, pieces: list[Path]) -> tuple[PreTrainedModel, PreTrain
     """Return a model from FSDP shards and the configuration beside them."""
     described = external.described(str(folder))
     config = AutoConfig.from_pretrained(described, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    model = reader_of(config).from_config(config, trust_remote_code=False, dtype=torch.float32)
     weights = external.merge(pieces)
     missing, odd = model.load_state_dict(weights, strict=False)
     absent = [name for name in missing if name not in (model._tied_weights_keys or ())]
@@ -173,7 +197,7 @@ def n_parameters(name: str) -> int:
     try:
         config = AutoConfig.from_pretrained(external.described(source), trust_remote_code=False)
         with torch.device("meta"):
-            return int(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters())
+            return int(reader_of(config).from_config(config, trust_remote_code=False).num_parameters())
     except Exception as error:
         raise InputError(_not_loaded(name, error)) from None
 

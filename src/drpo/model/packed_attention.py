@@ -11,6 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from drpo.errors import InputError
+from drpo.model.decoder import decoder_of
 from drpo.model.packing import Bucket, Packing, pack, rows, unpack
 from drpo.model.positions import Limit, narrowed
 from drpo.types import Layout, MicroBatch
@@ -172,7 +174,7 @@ def packed(model: PreTrainedModel, input_ids: Tensor, layout: Layout, routes: Te
         layout: the layout of the N positions.
         routes: [N, L, k]; experts to replay, of a model with `RoutingReplay`, or None.
     """
-    out = model.get_decoder()(
+    out = decoder_of(model)(
         input_ids=input_ids[None],
         # transformers uses a four-dimensional mask as it is, and so builds no mask [N, N].
         attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
@@ -199,7 +201,7 @@ def padded(model: PreTrainedModel, input_ids: Tensor, layout: Layout, routes: Te
     ids = input_ids[at.clamp(min=0)]
     if routes is not None:
         routes = torch.where((at < 0)[..., None, None], none_chosen(1, routes), routes[at]).flatten(0, 1)
-    out = model.get_decoder()(input_ids=ids, use_cache=False, **told(routes))
+    out = decoder_of(model)(input_ids=ids, use_cache=False, **told(routes))
     hidden: Tensor = out.last_hidden_state.flatten(0, 1)[slot]
     return hidden
 
@@ -267,6 +269,24 @@ def enable_packed_attention(model: PreTrainedModel) -> bool:
             return True
     model.set_attn_implementation(original)
     return False
+
+
+@torch.no_grad()
+def require_unseen_padding(model: PreTrainedModel) -> None:
+    """Raise if a text's states change with the padding behind it, as in a row of `padded`.
+
+    Raises:
+        InputError: they do.
+    """
+    lengths = (3, 11)
+    ids = 1 + 7 * torch.arange(sum(lengths), device=model.device) % (model.config.get_text_config().vocab_size - 1)
+    together = padded(model, ids, Layout(lengths, (-1, -1)))
+    alone = torch.cat([padded(model, text, Layout((len(text),), (-1,))) for text in ids.split(lengths)])
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
+        raise InputError(
+            f"model {type(model).__name__}: a text's states change with the padding behind it, so log-probabilities "
+            "would depend on what else is in the batch, which drpo does not train"
+        )
 
 
 def _agrees(model: PreTrainedModel, ids: Tensor, layout: Layout, expected: Tensor) -> bool:

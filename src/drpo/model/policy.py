@@ -11,9 +11,17 @@ from transformers import PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.lazily import lazily
+from drpo.model.decoder import decoder_of, freeze_unread, outside
 from drpo.model.head import measure_head
 from drpo.model.loading import named_tensors, persistent_buffers
-from drpo.model.packed_attention import enable_packed_attention, packed, padded, padded_rows, predictor_states
+from drpo.model.packed_attention import (
+    enable_packed_attention,
+    packed,
+    padded,
+    padded_rows,
+    predictor_states,
+    require_unseen_padding,
+)
 from drpo.model.positions import sequence_limit
 from drpo.model.precision import Precision
 from drpo.model.quantize import fake_quantize_, stacked_experts, unrounded
@@ -73,6 +81,9 @@ class Policy:
         self._head_shape = measure_head(model)
         self._own_attention = model.config._attn_implementation
         self.shares_prompts = enable_packed_attention(model)
+        if not self.shares_prompts:
+            require_unseen_padding(model)
+        freeze_unread(model)
         fake_quantize_(model, precision)  # after the checks above, which compare roundings; before adapters wrap it
         self.replay = RoutingReplay(model) if replays else None
         if lora_rank:
@@ -248,12 +259,13 @@ def _plain(name: str) -> str:
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", bias="none")
     try:
+        config.exclude_modules = {*outside(model), *_unlike_layers(model), *_refused_by_peft(model, config)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, model)
         model.eval()
         with torch.no_grad():
-            model.get_decoder()(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
+            decoder_of(model)(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
         _require_weights_of_their_own(model)
     except Exception as error:  # a router that is a linear layer with two outputs, a layer that PEFT does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -261,6 +273,39 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
             f"lora_rank={rank}: adapters cannot be put on all linear layers of {type(model).__name__} ({reason}); set "
             "lora_rank 0"
         ) from None
+
+
+def _unlike_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of linear layers that an adapter cannot be put beside.
+
+    They return more than a tensor (a router's choices), or their weight is used without calling them.
+    """
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    called = dict[nn.Module, object]()
+    hooks = [m.register_forward_hook(lambda m, _, out: called.update({m: out})) for m in linear.values()]
+    try:
+        ids = torch.arange(4, device=model.device)[None]
+        states = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = {name: m.weight for name, m in linear.items() if m not in called and m.weight.requires_grad}
+    odd = [name for name, m in linear.items() if not isinstance(called.get(m, states), Tensor)]
+    if not silent or not states.requires_grad:
+        return odd
+    gradients = torch.autograd.grad(states.sum(), list(silent.values()), allow_unused=True)  # None: not used at all
+    return odd + [name for name, gradient in zip(silent, gradients, strict=True) if gradient is not None]
+
+
+def _refused_by_peft(model: PreTrainedModel, config: Any) -> list[str]:
+    """Return the last names of layers that PEFT refuses to adapt: Mamba's kernels read their weights."""
+    refused = []
+    for name in {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}:
+        try:
+            peft.tuners.tuners_utils._check_lora_target_modules_mamba(config, model, name)
+        except ValueError:
+            refused.append(name)
+    return refused
 
 
 def _adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from drpo.errors import InputError
+from drpo.model.decoder import decoder_of
 
 CROSSED_WINDOW = 4
 """The sliding window that `narrowed` sets, short enough to matter in a check on about ten tokens."""
@@ -108,8 +109,7 @@ def _depends_on_the_longest(model: PreTrainedModel) -> bool:
     far = near + torch.tensor([[0], [last - 5]], device=model.device)
     try:
         a, b = (
-            model.get_decoder()(input_ids=ids, position_ids=p, use_cache=False).last_hidden_state[0]
-            for p in (near, far)
+            decoder_of(model)(input_ids=ids, position_ids=p, use_cache=False).last_hidden_state[0] for p in (near, far)
         )
     except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):
         return False

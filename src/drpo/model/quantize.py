@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from drpo.errors import InputError
+from drpo.model.decoder import decoder_of
 from drpo.model.precision import DTYPES, Grid, Precision
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def _unshadow(fields: list[str], module: nn.Module, arguments: tuple[Any, ...], 
 
 def _linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
     """Return the decoder's linear layers by their names in the model, without routers; at least one."""
-    inside = set(model.get_decoder().modules())  # excludes the head
+    inside = set(decoder_of(model).modules())  # excludes the head
     # Subclasses are excluded: they may compute something else.
     linears = [
         (n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drpo.errors import InputError
+from drpo.model.decoder import decoder_of
 from drpo.model.quantize import stacked_experts
 from drpo.types import TokenSequence
 from drpo.types.routes import compact
@@ -177,6 +178,6 @@ def _chosen(model: PreTrainedModel, c: TokenSequence, dtype: torch.dtype) -> Ten
     recorder = RouteRecorder(model)
     ids = torch.cat([c.prompt_ids, c.token_ids]).to(model.device)
     with recorder.listening(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        model.get_decoder()(input_ids=ids[None], use_cache=False)
+        decoder_of(model)(input_ids=ids[None], use_cache=False)
         chosen = recorder.take(1)[0].transpose(0, 1)
     return chosen[:, len(c.prompt_ids) - 1 : -1][:, c.sampled].sort(-1).values.cpu()

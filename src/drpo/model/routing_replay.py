@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from drpo.errors import InputError
+from drpo.model.decoder import decoder_of
 from drpo.model.routing import RouteRecorder, handed_choice
 from drpo.types.routes import missing
 
@@ -79,7 +80,7 @@ class RoutingReplay:
             self._routers = _routers(model, self._recorder)
         except Exception as error:
             raise self._refused(_reason(error)) from None
-        model.get_decoder().register_forward_pre_hook(self._begin, with_kwargs=True)
+        decoder_of(model).register_forward_pre_hook(self._begin, with_kwargs=True)
         for layer, router in enumerate(self._routers):
             router.module.register_forward_pre_hook(partial(self._enter, layer, router))
             router.module.register_forward_hook(self._leave, always_call=True)
@@ -243,7 +244,7 @@ def _scores(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Tensor:
 def _routers(model: PreTrainedModel, recorder: RouteRecorder) -> list[Router]:
     """Return the router of each layer with experts: where `topk` returns what the experts are handed."""
     listen, hooks = _Listen(), []
-    for module in model.get_decoder().modules():
+    for module in decoder_of(model).modules():
         hooks.append(module.register_forward_pre_hook(lambda m, _: listen.inside.append((m, []))))
         hooks.append(module.register_forward_hook(lambda *_: _drop_last(listen.inside), always_call=True))
     try:
@@ -289,7 +290,7 @@ def _probe(model: PreTrainedModel) -> Tensor:
 def _states(model: PreTrainedModel, ids: Tensor, routes: Tensor | None = None) -> Tensor:
     """Return the last hidden states of a text [n]."""
     told = {} if routes is None else {"routes": routes}
-    states: Tensor = model.get_decoder()(input_ids=ids[None], use_cache=False, **told).last_hidden_state
+    states: Tensor = decoder_of(model)(input_ids=ids[None], use_cache=False, **told).last_hidden_state
     return states
 
 

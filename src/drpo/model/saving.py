@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,13 +11,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drpo.errors import InputError
 from drpo.files import naming, remove
 from drpo.model.loading import named_tensors, persistent_buffers
+
+log = logging.getLogger("drpo")
 
 UNSOUND = "unsound"
 """Suffix of a folder that does not hold the trained model."""
@@ -131,6 +135,7 @@ def save_model(
             scratch.mkdir(parents=True)
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
+            _copy_processors(model, scratch)
             _level_modes(scratch)
     except OSError:  # for example a full disk; the partial folder takes space
         shutil.rmtree(scratch, ignore_errors=True)
@@ -201,11 +206,30 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
 def _reader(model: PreTrainedModel) -> Any:
     """Return the class that reads a model's folder: transformers' for its configuration, else the model's."""
     kind: Any = type(model)
-    mapping: Any = AutoModelForCausalLM._model_mapping
-    if kind.is_remote_code() or type(model.config) not in mapping:
+    if kind.is_remote_code():
         return kind
-    known = mapping[type(model.config)]
-    return kind if isinstance(known, tuple) and kind in known else known
+    mappings: list[Any] = [AutoModelForCausalLM._model_mapping, AutoModelForMultimodalLM._model_mapping]
+    known = [mapping[type(model.config)] for mapping in mappings if type(model.config) in mapping]
+    classes = [read for reads in known for read in (reads if isinstance(reads, tuple) else (reads,))]
+    return kind if kind in classes or not classes else classes[0]
+
+
+def _copy_processors(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the settings by which images and sound become inputs from where the model was loaded from."""
+    if model.config.get_text_config() is model.config:
+        return
+    source = str(model.config._name_or_path)
+    config = try_to_load_from_cache(source, "config.json") if source and not Path(source).is_dir() else None
+    origin = Path(config).parent if isinstance(config, str) else Path(source)
+    files = sorted(origin.glob("*processor_config.json")) if source else []
+    for path in files:
+        shutil.copy(path, folder)
+    if not files:
+        log.warning(
+            "%s: there is no preprocessor_config.json or processor_config.json beside the model's weights, so the "
+            "trained model's folder has none either; it is needed to give the model images or sound",
+            source or type(model).__name__,
+        )
 
 
 def _level_modes(folder: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.model.critic import Critic
+from drpo.model.decoder import decoder_of
 from drpo.model.loading import persistent_buffers
 from drpo.model.policy import Policy
 from drpo.model.precision import Precision
@@ -55,7 +56,7 @@ class ShardedPolicy(Policy):
         super().__init__(model, precision=precision, temperature=temperature, replays=replays)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         mesh = init_device_mesh(device.type, (ranks.size,))
-        _divide(model.get_decoder(), mesh)
+        _divide(decoder_of(model), mesh)
         if tied:
             model.get_output_embeddings().weight = model.get_input_embeddings().weight
         else:
@@ -101,7 +102,7 @@ class ShardedPolicy(Policy):
     @torch.no_grad()
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         # After a forward pass alone the embedding is still gathered, and not the same parameter as a head tied to it.
-        self.model.get_decoder().reshard()
+        decoder_of(self.model).reshard()
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter)
         yield from persistent_buffers(self.model).items()
@@ -122,7 +123,7 @@ class ShardedCritic(Critic):
     def __init__(self, model: PreTrainedModel, ranks: Ranks, *, dtype: torch.dtype) -> None:
         super().__init__(model, dtype=dtype)
         mesh = init_device_mesh(model.device.type, (ranks.size,))
-        for outermost in (_divide(model.get_decoder(), mesh), _divide_module(self.head, mesh)):
+        for outermost in (_divide(decoder_of(model), mesh), _divide_module(self.head, mesh)):
             # FSDP2 keeps the outermost module gathered until a backward pass; a rollout's values run without one.
             outermost.set_reshard_after_forward(True, recurse=False)
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from drpo.errors import InputError
-
 # Tokens by which a row's cache grows. Attention reads the whole buffer, so it should be small; it is copied at growth.
 BLOCK = 32
 
@@ -316,18 +314,9 @@ def windows(model: PreTrainedModel) -> list[int | None]:
     """Return the sliding window of each of the model's cached layers, None without one.
 
     Raises:
-        InputError: a layer caches something else than keys and values, or transformers has no cache for the model.
+        NotImplementedError: a layer has a recurrent state besides keys and values, or in place of them.
     """
-    try:
-        layers = DynamicCache(config=model.config).layers
-    except Exception as error:  # encoder-decoders, and configurations without layer types
-        raise InputError(
-            f"{type(model).__name__}: transformers has no key-value cache for it ({type(error).__name__}: {error}); "
-            "the rollout engine samples from decoders whose layers all keep keys and values"
-        ) from None
+    layers = DynamicCache(config=model.config).layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-        raise InputError(
-            f"{type(model).__name__} keeps a recurrent state besides keys and values, or in place of them; "
-            "the rollout engine samples from models whose layers all keep keys and values"
-        )
+        raise NotImplementedError("a recurrent state")
     return [layer.sliding_window if layer.is_sliding else None for layer in layers]

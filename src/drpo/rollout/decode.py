@@ -1,6 +1,7 @@
 """Sampling tokens for many rows together, step by step."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from drpo.model.device import has_float64
 from drpo.model.routing import RouteRecorder
@@ -68,7 +70,7 @@ class Decoder(Protocol):
 
 
 class PlainDecoder:
-    """Decodes with the model's attention and transformers' cache; each row copies its prompt's keys and values."""
+    """Decodes with the model's layers and transformers' cache, recurrent states too; each row copies its prompt's."""
 
     full = False
 
@@ -85,25 +87,27 @@ class PlainDecoder:
         logits, mask = _read(model, prompts, self.cache)
         self.routes.read(range(len(prompts)), list(map(len, prompts)))
         self.routes.repeat(samples)
-        self.cache.batch_repeat_interleave(samples)
-        self.logits, self.mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
+        self.attends = any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
+        rows = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)
+        self.logits, self.mask = logits[rows], mask[rows]
+        self.cache.reorder_cache(rows)
 
     def step(self, token: Tensor) -> Tensor:
         """Append token [B] and return the logits [B, V] of the next."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
         out = self.model(
             input_ids=token[:, None],
-            attention_mask=self.mask,
+            attention_mask=self.mask if self.attends else None,
             position_ids=self.mask.sum(1, keepdim=True) - 1,
-            past_key_values=self.cache,
             use_cache=True,
+            **_as_argument(self.model, self.cache),
         )
         return _last(out.logits)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (ascending) alone."""
         self.mask = self.mask[rows]
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)  # which, unlike `batch_select_indices`, recurrent states have too
 
 
 class GroupDecoder:
@@ -245,6 +249,12 @@ def _read_padded(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Ten
     return logits
 
 
+def _as_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """Return the cache by the model's name for it: models of recurrent layers alone have one of their own."""
+    named = "cache_params" in inspect.signature(model.forward).parameters
+    return {"cache_params" if named else "past_key_values": cache}
+
+
 def _last(logits: Tensor) -> Tensor:
     return logits[:, -1]
 
@@ -280,9 +290,9 @@ def _read(
         input_ids=ids,
         attention_mask=torch.cat([mask.new_ones(len(mask), before), mask], dim=1) if before else mask,
         position_ids=(mask.cumsum(1) - 1 + before).clamp(min=before),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **_as_argument(model, cache),
     )
     return _last(out.logits), mask
 

@@ -15,10 +15,11 @@ from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.model.routing import RouteRecorder
-from drpo.rollout.cache import KeptPrompt, windows
+from drpo.rollout.cache import KeptPrompt
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, common_prefix, draw_rows
-from drpo.rollout.trial import can_continue, can_group, can_share_prefix
+from drpo.rollout.trial import Way, can_continue, can_share_prefix, way_to_decode
 from drpo.rollout.turn_cache import Continued, TurnCache
+from drpo.rollout.uncached import UncachedDecoder
 from drpo.types import Generation, Request
 
 KEPT_BYTES = 4 * 2**30
@@ -26,12 +27,12 @@ KEPT_BYTES = 4 * 2**30
 
 
 class TransformersEngine:
-    """Samples with its own copy of a model's weights, in its own precision: any causal LM with a key-value cache.
+    """Samples with its own copy of a model's weights, in its own precision: any causal LM.
 
-    A prompt runs once, and adjacent requests with it share its keys and values; finished rows leave the batch. The same
-    key samples the same tokens in any batch *as long as the logits are the same*: the random numbers depend on the key
-    alone, but a matrix product may round differently with another number of rows, and a draw within that rounding of a
-    boundary (about 1e-6 in float32, 1e-2 in bf16) then selects another token.
+    A prompt runs once, and adjacent requests with it share its keys and values, or copy its recurrent states; finished
+    rows leave the batch. The same key samples the same tokens in any batch *as long as the logits are the same*: the
+    random numbers depend on the key alone, but a matrix product may round differently with another number of rows, and
+    a draw within that rounding of a boundary (about 1e-6 in float32, 1e-2 in bf16) then selects another token.
 
     Of a row that goes on (`Request.goes_on`) the keys and values are kept until the next call, and a request that
     continues it (`Request.after`) reads only what is new: the last sampled token, and what follows it.
@@ -45,8 +46,7 @@ class TransformersEngine:
         routes: report the experts that a mixture's routers choose (`Generation.routes`).
 
     Raises:
-        InputError: the model caches something else than keys and values, or has no layers for the precision, or no
-            experts whose routes it could report.
+        InputError: the model has no layers for the precision, or no experts whose routes it could report.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class TransformersEngine:
         kept_bytes: int = KEPT_BYTES,
         routes: bool = False,
     ) -> None:
-        windows(model)  # raises for models without a key-value cache
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
         self._loaders = quantize_(self.model, precision)
         self._recorder = RouteRecorder(self.model) if routes else None
@@ -68,7 +67,7 @@ class TransformersEngine:
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         self.version = 0
         self._max_rows, self._kept_bytes = max_rows, kept_bytes
-        self._grouped: bool | None = None  # whether samples can share their prompt's keys; None until tested
+        self.way: Way | None = None  # None until tested on the first prompt
         self._continues: bool | None = None  # whether kept rows can go on; None until tested
         self._shares_prefix: bool | None = None  # whether what prompts begin with can be read once; None until tested
         self._kept = TurnCache(kept_bytes)
@@ -123,7 +122,7 @@ class TransformersEngine:
     def _drawn(self, decoder: Decoder, members: Sequence[int], requests: Sequence[Request]) -> dict[int, Generation]:
         """Sample these of the requests, whose prompts the decoder has read."""
         batch = [requests[i] for i in members]
-        keeps = self._grouped and any(r.goes_on for r in batch) and self._can_continue(batch[0].prompt_ids)
+        keeps = self.way is Way.GROUPED and any(r.goes_on for r in batch) and self._can_continue(batch[0].prompt_ids)
         self._forget_routes()
         drawn = draw_rows(decoder, batch, self.version, self._kept if keeps else None)
         return dict(zip(members, drawn, strict=True))
@@ -131,14 +130,21 @@ class TransformersEngine:
     @torch.inference_mode()
     def _decoder(self, prompts: Sequence[Tensor], samples: int) -> Decoder:
         """Read the prompts."""
-        if self._grouped is None:
+        if self.way is None:
             with unrounded_inputs(self.model), narrowed(self.model):
-                self._grouped = can_group(self.model, prompts[0])
-        prefix = self._prefix(prompts) if self._grouped else 0
+                self.way = way_to_decode(self.model, prompts[0])
+        prefix = self._prefix(prompts) if self.way is Way.GROUPED else 0
         self._forget_routes()
-        if self._grouped:
+        if self.way is Way.GROUPED:
             return GroupDecoder.of_prompts(self.model, prompts, samples, prefix, self._recorder)
-        return PlainDecoder(self.model, prompts, samples, self._recorder)
+        if self.way is Way.PLAIN:
+            return PlainDecoder(self.model, prompts, samples, self._recorder)
+        if self._recorder is not None:
+            raise InputError(
+                f"{type(self.model).__name__} is sampled without a cache, where the choices of its routers are not "
+                "gathered; set --routing-replay trainer or off"
+            )
+        return UncachedDecoder(self.model, prompts, samples)
 
     def _prefix(self, prompts: Sequence[Tensor]) -> int:
         """How many tokens that all prompts begin with are read once."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder
+from drpo.rollout.time_steps import limit_time_steps
+from drpo.rollout.uncached import UncachedDecoder
 
 log = logging.getLogger("drpo")
 
@@ -19,25 +22,71 @@ REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 """Largest mean difference of logits with and without a cache; in 16 bits a mixture may choose another expert."""
 
 
+class Way(Enum):
+    """How a model is sampled from; the first that returns its own logits."""
+
+    GROUPED = "shared prompts"
+    """`GroupDecoder`."""
+    PLAIN = "plain"
+    """`PlainDecoder`."""
+    UNCACHED = "without a cache"
+    """`UncachedDecoder`."""
+
+
 @torch.inference_mode()
-def can_group(model: PreTrainedModel, prompt: Tensor) -> bool:
-    """Return whether `GroupDecoder` returns the logits of `PlainDecoder`, compared on the end of this prompt.
+def way_to_decode(model: PreTrainedModel, prompt: Tensor) -> Way:
+    """Return the way to sample from a model, from comparisons on the end of a prompt with its logits without a cache.
+
+    A model whose steps leave out the limits of its time steps gets them here (`limit_time_steps`).
+
+    Args:
+        model: the engine's own.
+        prompt: [P] int64.
 
     Raises:
-        InputError: `PlainDecoder` does not return the model's logits without a cache.
+        InputError: the model does not read tokens alone, or not the same ones to the same logits.
     """
     prompts = [prompt[-1:], prompt[-8:]]
     try:
         expected = _uncached(model, prompts)
-        plain = _trial(PlainDecoder(model, prompts, 2))
     except Exception as error:  # for example a model that requires other inputs than tokens
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
-    if (gap := _gap(plain, expected)) >= REFUSED[plain.dtype]:
+    _limit_time_steps(model, prompts, expected)
+    plain = _plain(model, prompts)
+    if plain is not None and _gap(plain, expected) < REFUSED[plain.dtype]:
+        return Way.GROUPED if _can_group(model, prompts, plain) else Way.PLAIN
+    if (gap := _gap(_trial(UncachedDecoder(model, prompts, 2)), expected)) >= REFUSED[expected.dtype]:
         raise InputError(
-            f"{type(model).__name__}: with a key-value cache and prompts padded on the left its logits differ from its "
-            f"own by {gap:.1e} of their spread, so what it samples would not be what is trained"
+            f"{type(model).__name__}: with other texts in its batch its logits differ by {gap:.1e} of their spread, so "
+            "what it samples would not be what is trained"
         )
+    log.warning(
+        "%s: transformers' cache does not hold its state between two tokens, so every token reads its whole text anew; "
+        "keep completions short, or sample with --engine vllm if vLLM knows the model",
+        type(model).__name__,
+    )
+    return Way.UNCACHED
+
+
+def _limit_time_steps(model: PreTrainedModel, prompts: Sequence[Tensor], expected: Tensor) -> None:
+    """Let steps keep the limits of their time steps, unless that changes the model's logits without a cache."""
+    if (hooks := limit_time_steps(model)) and _gap(_uncached(model, prompts), expected) >= TOLERANCE[expected.dtype]:
+        for hook in hooks:
+            hook.remove()
+
+
+def _plain(model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor | None:
+    """Return `PlainDecoder`'s logits; None if it does not run."""
+    try:
+        return _trial(PlainDecoder(model, prompts, 2))
+    except Exception as error:  # a model with a cache of its own
+        log.debug("%s does not run with transformers' cache: %s", type(model).__name__, error)
+        return None
+
+
+def _can_group(model: PreTrainedModel, prompts: Sequence[Tensor], plain: Tensor) -> bool:
+    """Return whether `GroupDecoder` returns the logits of `PlainDecoder`."""
     try:
         grouped = _trial(GroupDecoder.of_prompts(model, prompts, 2))
     except Exception as error:  # a model that the grouped attention does not support
@@ -53,7 +102,7 @@ def can_continue(model: PreTrainedModel, prompt: Tensor) -> bool:
     """Return whether `GroupDecoder` returns the model's logits when it goes on with kept rows.
 
     Args:
-        model: one that `can_group`.
+        model: one whose way is `Way.GROUPED`.
         prompt: [P] int64; the comparison is on its end.
     """
     try:
@@ -71,7 +120,7 @@ def can_share_prefix(model: PreTrainedModel, prompt: Tensor) -> bool:
     """Return whether `GroupDecoder` returns the model's logits when it reads once what all prompts begin with.
 
     Args:
-        model: one that `can_group`.
+        model: one whose way is `Way.GROUPED`.
         prompt: [P] int64; the comparison is on its end.
     """
     prompts = [prompt[-8:-2], prompt[-8:]]
