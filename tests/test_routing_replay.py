@@ -31,6 +31,7 @@ from drpo.train.setup import build
 from drpo.types import Episode, MicroBatch, Request, Routes, Sampling
 from drpo.types.routes import compact, known, none_chosen
 from support.architectures import FAMILIES, mixture, settings
+from support.families import build as build_family
 from support.mixtures import MIXTURES, fresh, in_groups
 from support.rollouts import transformers_engine
 from support.tiny_world import PROBLEMS, REWARDS, batched, grouped, how, perturb, tiny, with_sequence
@@ -102,6 +103,28 @@ def test_a_mixture_does_what_it_is_told(name: str) -> None:
     assert torch.equal(chosen(model, IDS, routes=other), other)
     assert replay.differs.tolist() == (other.sort(-1).values != own.sort(-1).values).flatten(1).any(1).tolist()
     assert torch.equal(states(model, IDS), before)  # a pass that is told nothing chooses itself
+
+
+REPLAYED = """
+afmoe aria_text axk1 axk2 cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo
+glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe
+hy_v3 hy_v4 jamba laguna mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text mixtral nemotron_h olmoe qwen2_moe
+qwen3_moe qwen3_next solar_open
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", REPLAYED.split())
+def test_families_of_mixtures_pass_the_self_check(family: str) -> None:
+    model = build_family(family)
+    RoutingReplay(model).check(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["phimoe", "jetmoe", "llama4_text"])
+def test_families_of_mixtures_that_do_not_are_refused(family: str) -> None:
+    with pytest.raises(InputError, match=r"routing_replay: .*set --routing-replay off"):
+        RoutingReplay(build_family(family))
 
 
 def test_weights_are_the_trainers_own_by_hand() -> None:

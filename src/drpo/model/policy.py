@@ -157,11 +157,12 @@ class Policy:
             return self._by_position(chosen(), micro)
 
     def routing_metrics(self, micro: MicroBatch) -> dict[str, Tensor]:
-        """Return `routing_replaced` [T] of the last pass, over this micro-batch; empty where nothing was replayed."""
-        if self.replay is None or micro.routes is None:
+        """Return `routing_replaced` [T] of the last pass, over this micro-batch; empty for a model without replay."""
+        if self.replay is None:
             return {}
-        differs = self._by_position(self.replay.differs, micro)
-        return {"routing_replaced": differs[micro.position].float()}
+        if micro.routes is None:
+            return {"routing_replaced": torch.zeros_like(micro.behavior_logp)}
+        return {"routing_replaced": self._by_position(self.replay.differs, micro)[micro.position].float()}
 
     def _by_position(self, x: Tensor, micro: MicroBatch) -> Tensor:
         """Return what the layers saw, in the order of the micro-batch's N positions."""
