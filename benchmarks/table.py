@@ -243,6 +243,26 @@ def _turns_rows(case: Record) -> list[Row]:
     return rows
 
 
+def _checkpointing_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n in case["about"]):
+        seconds, extra = column(rounds, name, "seconds"), column(rounds, name, "extra_bytes")
+        memory = "1" if name == case["baseline"] else spread(ratios(rounds, name, case["baseline"], "extra_bytes"))
+        rows.append(
+            [
+                case["name"],
+                name,
+                spread(seconds),
+                _against(case, name),
+                middle(extra, 2**-20),
+                memory,
+                str(len(seconds)),
+            ]
+        )
+    return rows
+
+
 Renderer = Callable[[Record], list[Row]]
 PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
     "step": (
@@ -330,5 +350,12 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "prompts as long as the context of an episode's turn, which a group shares.",
         ("case", "who", "ms a token", "times one turn", "context at the end", "extra MiB", "rounds"),
         _turns_rows,
+    ),
+    "checkpointing": (
+        "Activation checkpointing",
+        "One update (batching, forward, backward, optimiser) with all activations kept, and with each layer computed "
+        "again in the backward pass (`--checkpoint-activations on`); gradients are the same.",
+        ("case", "layers computed again", "s", "times off", "extra MiB", "memory / off", "rounds"),
+        _checkpointing_rows,
     ),
 }

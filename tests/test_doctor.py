@@ -1,10 +1,8 @@
 """The doctor finds each fault and names it, and says nothing of a sound set-up."""
 
 import copy
-import gc
 import json
 import re
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +16,7 @@ from torch import Tensor
 from drpo import doctor
 from drpo.cli import main
 from drpo.credit.gae import GAE
-from drpo.doctor import Finding, Size, machine, sync, tokens
+from drpo.doctor import Finding, Size, sync, tokens
 from drpo.doctor.mutation import mutate
 from drpo.objectives import DRPO
 from drpo.recipes.addition import smoke
@@ -291,29 +289,6 @@ def test_it_leaves_no_trace(tmp_path: Path) -> None:
         train(run, tmp_path / f"{lora_rank}-examined", components=examined)
         train(run, tmp_path / f"{lora_rank}-plain")
         assert_same_run(tmp_path / f"{lora_rank}-examined", tmp_path / f"{lora_rank}-plain")
-
-
-def test_counting_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graphs that it is counted on, and that nobody goes back through, go with it."""
-    run = a_run()
-    components = components_of(run)
-    (completions,) = components.driver.run(
-        run.data.task.sample(1, 0, 0), replace(run.rollout.sampling, samples=4), (0,)
-    )
-    hooks, kept = torch.autograd.graph.saved_tensors_hooks, []
-
-    def watched(pack: Callable[[Tensor], Tensor], unpack: Callable[[Tensor], Tensor]) -> object:
-        def packed(tensor: Tensor) -> Tensor:
-            saved = pack(tensor)
-            kept.extend([weakref.ref(saved)] if tensor.grad_fn is not None else [])
-            return saved
-
-        return hooks(packed, unpack)
-
-    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", watched)
-    machine._kept(components.policy, completions)
-    gc.collect()
-    assert kept and all(reference() is None for reference in kept)
 
 
 def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from benchmarks.cases import Case
-from benchmarks.parts import growth, head, mismatch, overlap, rollout, step, turns
+from benchmarks.parts import checkpointing, growth, head, mismatch, overlap, rollout, step, turns
 from benchmarks.parts.scale import Scale
 
 PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
@@ -14,6 +14,7 @@ PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
     "mismatch": mismatch.cases,
     "overlap": overlap.cases,
     "turns": turns.cases,
+    "checkpointing": checkpointing.cases,
 }
 
 __all__ = ["PARTS", "Scale"]

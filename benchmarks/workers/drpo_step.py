@@ -34,13 +34,16 @@ def configuration(setup: Mapping[str, Any]) -> Run:
     """Return the run that a setup stands for; what a setup does not name is the default of `Run`.
 
     Args:
-        setup: model (a folder), precision, reward, prompts, samples, new_tokens, learning_rate.
+        setup: model (a folder), precision, reward, prompts, samples, new_tokens, learning_rate; micro_batch_tokens and
+            checkpoint_activations, if they are not the defaults.
 
     Returns:
         One optimiser update per rollout.
     """
+    optional = ("micro_batch_tokens", "checkpoint_activations")
     return configure(
         Run(),
+        **{name: setup[name] for name in optional if name in setup},
         name="bench",
         model=setup["model"],
         task=Addition(setup["low"], setup["high"]),

@@ -14,6 +14,7 @@ from drpo.rollout import TransformersEngine
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.divergence import exact_divergence
+from drpo.train.memory import StepShape
 from drpo.train.setup import Components
 
 
@@ -68,14 +69,8 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     yield machine.paths(policy, group[:2], with_gradient=size.slow_too)
     yield machine.region(run.objective.loss, first.values["prob_diff_p99"])
     longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
-    yield machine.memory(
-        policy,
-        group,
-        micro_batch_tokens=run.trainer.micro_batch_tokens,
-        rows=run.data.prompts * run.rollout.sampling.samples,
-        row_tokens=longest + run.rollout.sampling.max_new_tokens,
-        critic=None if components.critic is None else components.critic.critic,
-    )
+    shape = StepShape.of(run, longest)
+    yield machine.memory(policy, shape, None if components.critic is None else components.critic.critic)
     if components.reward is turns_say_all:  # there is no answer to score
         return
     yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)

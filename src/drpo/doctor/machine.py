@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.probe_batch import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
+from drpo.model.activations import is_checkpointed
 from drpo.model.critic import Critic
 from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii
-from drpo.ops.chunk_logits import CHUNK_BYTES
+from drpo.train.memory import SHARE, StepShape, estimate_step, free_bytes
 from drpo.types import Episode
 
 SAME = 1e-3
@@ -109,118 +107,29 @@ def region(objective: Objective, prob_diff_p99: float) -> Finding:
     )
 
 
-@dataclass(frozen=True)
-class _Need:
-    """Bytes by purpose."""
-
-    optimiser: int
-    critic: int
-    activations: int
-    head: int
-    cache: int
-
-    @property
-    def total(self) -> int:
-        return self.optimiser + self.critic + max(self.activations + self.head, self.cache)
-
-
-def memory(
-    policy: Policy,
-    completions: Sequence[Episode],
-    *,
-    micro_batch_tokens: int,
-    rows: int,
-    row_tokens: int,
-    critic: Critic | None = None,
-) -> Finding:
+def memory(policy: Policy, shape: StepShape, critic: Critic | None = None) -> Finding:
     """Estimate the memory that the largest step needs beyond the memory in use, without running it.
-
-    Saved activations are measured on two small micro-batches and extrapolated linearly in the number of positions.
 
     Args:
         policy: the model in training, before its first step.
-        completions: of one problem, at least four.
-        micro_batch_tokens: the largest number of positions in a micro-batch.
-        rows: number of completions sampled together.
-        row_tokens: length of the longest prompt plus completion.
+        shape: of the step.
         critic: the critic, before its first step, or None.
     """
-    small, large = _kept(policy, completions[:2]), _kept(policy, completions)
-    per_position = (large[1] - small[1]) / max(1, large[0] - small[0])
-    held = CHUNK_BYTES.get(policy.device.type, 2**30)
-    need = _Need(
-        optimiser=_optimiser_bytes(policy),
-        # The critic runs after the policy and saves the same activations, without the head.
-        critic=0 if critic is None else _optimiser_bytes(critic),
-        activations=int(small[1] + max(0.0, per_position) * max(0, micro_batch_tokens - small[0])),
-        head=3 * held,
-        cache=rows * row_tokens * _cache_bytes(policy),
-    )
-    free = _free(policy.device)
+    need, free = estimate_step(policy, shape, critic), free_bytes(policy.device)
+    again = is_checkpointed(policy.model)
+    advice = "lower --micro-batch-tokens or --prompts, train adapters (--lora-rank 16) or another model"
     verdict, advice = judge(
-        need.total <= 0.9 * free,
-        "lower --micro-batch-tokens or --prompts, train adapters (--lora-rank 16) or another model",
+        need.total <= SHARE * free, advice if again else f"set --checkpoint-activations on, {advice}"
     )
-    of_critic = "" if critic is None else f"those of the critic {need.critic / 2**30:.1f}, "
     gib = {name: value / 2**30 for name, value in vars(need).items()}
+    of_critic = "" if critic is None else f"those of the critic {gib['critic']:.1f}, "
     return Finding(
         "memory",
         verdict,
         f"the largest step needs {need.total / 2**30:.1f} GiB more (gradient and optimiser {gib['optimiser']:.1f}, "
-        f"{of_critic}{micro_batch_tokens} positions {gib['activations']:.1f}, head {gib['head']:.1f}, "
-        f"keys and values of {rows} rows {gib['cache']:.1f})",
+        f"{of_critic}{need.positions} positions{', layers computed again,' if again else ''} {gib['activations']:.1f}, "
+        f"head {gib['head']:.1f}, keys and values of {shape.rows} rows {gib['cache']:.1f})",
         f"{free / 2**30:.1f} GiB free",
         advice,
         {"need_bytes": need.total, "free_bytes": free},
     )
-
-
-def _kept(policy: Policy, completions: Sequence[Episode]) -> tuple[int, int]:
-    """Return the positions of completions as one micro-batch, and the bytes that autograd saves, without weights."""
-    (micro,) = micro_batches(policy, completions, micro_batch_tokens=2**30)
-    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that holds its own output would never be freed
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = policy.loss(micro, DRPO(0.2)).loss
-    del loss
-    return micro.layout.n_positions, sum(sizes.values())
-
-
-def _optimiser_bytes(model: Policy | Critic) -> int:
-    """Return the bytes of the gradient and AdamW's two moments."""
-    return sum(3 * p.numel() * p.element_size() for p in model.trainable().values())
-
-
-def _cache_bytes(policy: Policy) -> int:
-    """Return the bytes of one token's keys and values in the sampler."""
-    config = policy.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
-    if not heads:  # recurrent layers alone
-        return 0
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * 2)
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    available = int(psutil.virtual_memory().available)
-    limit = _cgroup_limit()
-    return available if limit is None else min(available, limit - psutil.Process().memory_info().rss)
-
-
-def _cgroup_limit() -> int | None:
-    """Return the container's memory limit in bytes, or None."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

@@ -61,6 +61,7 @@ FIELDS: Mapping[str, str] = {
     "updates": "trainer.updates",
     "micro_batch_tokens": "trainer.micro_batch_tokens",
     "shard": "trainer.shard",
+    "checkpoint_activations": "trainer.checkpoint_activations",
     "eval_task": "evaluation.task",
     "eval_every": "evaluation.every",
     "eval_problems": "evaluation.problems",

@@ -14,6 +14,7 @@ from drpo.credit import CreditRule, credit_rule
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError
 from drpo.model import loading
+from drpo.model.activations import checkpoint_activations
 from drpo.model.critic import Critic
 from drpo.model.device import choose_device
 from drpo.model.names import TINY
@@ -32,6 +33,7 @@ from drpo.rollout import (
     NoEngine,
     PromptLimits,
     ServerEngine,
+    encode_prompt,
     encode_prompts,
     fitting,
 )
@@ -42,11 +44,15 @@ from drpo.tasks import Task, sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, Run
 from drpo.train.critic import CriticTrainer
+from drpo.train.memory import StepShape, fits_with_all_activations
 from drpo.train.reference import ReferenceReward
 from drpo.train.routing import FirstPass
 from drpo.types import Problem
 
 log = logging.getLogger("drpo")
+
+OPENING_TOKENS = 512
+"""A guess of what an episode begins with, where an environment says it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +126,13 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
             environments_of(run.data.task, run),
             episode_limits(run),
         )
-        return replace(
+        components = replace(
             _around(driver, run, model, tokenizer, held_out, ranks),
             fits=fits,
             held_out_environments=environments_of(run.evaluation.task or run.data.task, run),
         )
+        _set_checkpointing(run, components)
+        return components
     except BaseException:
         engine.close()  # while the processes are still together
         raise
@@ -164,6 +172,28 @@ def environments_of(task: Task, run: Run) -> Environments | None:
 
 def _maker_of(task: Task, run: Run) -> environments.EnvironmentMaker | None:
     return task if makes_environments(task) else run.data.environment
+
+
+def _set_checkpointing(run: Run, components: Components) -> None:
+    """Checkpoint the activations of the policy and its critic, if the run or the free memory says so."""
+    policy, critic = components.policy, None if components.critic is None else components.critic.critic
+    setting = run.trainer.checkpoint_activations
+    if setting == "auto":
+        fits = fits_with_all_activations(policy, critic, _largest_step(run, components), components.ranks)
+        setting = "off" if fits else "on"
+    if setting == "on":
+        for model in (policy, critic):
+            if model is not None:
+                checkpoint_activations(model.model)
+
+
+def _largest_step(run: Run, components: Components) -> StepShape:
+    """Return the shape of a run's largest step, as far as the prompts of its first rollout show."""
+    maker = _maker_of(run.data.task, run)
+    if maker is not None:
+        return StepShape.of(run, OPENING_TOKENS, run.rollout.max_turns or maker.max_turns)
+    first = sample_unseen(run.data.task, (), run.data.prompts, 0, run.seed, components.fits)
+    return StepShape.of(run, max(len(encode_prompt(components.tokenizer, problem)) for problem in first))
 
 
 def episode_limits(run: Run) -> EpisodeLimits:

@@ -261,7 +261,7 @@ def _halve(model: Trainable, micro: MicroBatch, credits: Sequence[Credit]) -> No
     if len(split_micro_batch(micro, credits, 1, model.shares_prompts)) == 1:
         raise InputError(
             f"out of memory with a single completion of {len(micro.input_ids)} tokens: lower "
-            "sampling.max_new_tokens, or set --precision bf16, --lora-rank or --shard fsdp"
+            "sampling.max_new_tokens, or set --checkpoint-activations on, --precision bf16, --lora-rank or --shard fsdp"
         )
     model.max_positions = (len(micro.input_ids) + 1) // 2
     log.warning(

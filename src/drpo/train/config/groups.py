@@ -263,16 +263,21 @@ class TrainerConfig:
         micro_batch_tokens: most tokens, padding included, that go through the model at once.
         shard: of several processes (torchrun): none, each holds the whole model; fsdp, weights, gradients and optimiser
             are divided among them, a critic's too.
+        checkpoint_activations: on keeps only the inputs of the model's layers for the backward pass, which computes
+            each layer again: far less memory, an update up to a third longer, the same gradients; off keeps everything;
+            auto is on where the largest step would not fit into memory otherwise.
     """
 
     steps: int = 20
     updates: int = 1
     micro_batch_tokens: int = 4096
     shard: str = "none"
+    checkpoint_activations: str = "auto"
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, updates=self.updates, micro_batch_tokens=self.micro_batch_tokens)
         one_of(("none", "fsdp"), shard=self.shard)
+        one_of(("auto", "on", "off"), checkpoint_activations=self.checkpoint_activations)
 
 
 @dataclass(frozen=True)
