@@ -19,8 +19,8 @@ from benchmarks.rounds import measure
 from benchmarks.table import headline
 from benchmarks.worker_pool import WorkerPool
 from drpo.errors import InputError, nearest
+from drpo.model.device import choose_device
 from drpo.model.precision import has_fast_bf16
-from drpo.train.setup import default_device
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
         repeats=arguments.repeats or (2 if arguments.quick else 5),
         cuda=here["accelerator"] is not None,
         memory_bytes=machine.memory_bytes(),
-        fast_bf16=has_fast_bf16(default_device()),
+        fast_bf16=has_fast_bf16(choose_device()),
     )
     name = machine.name(here) + ("-quick" if scale.quick else "")
     results = Results(arguments.out or FOLDER / f"{name}.json", here)

@@ -8,15 +8,15 @@ import torch
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.model import loading
+from drpo.model.device import choose_device
 from drpo.model.precision import resolve_precision
 from drpo.rollout import EpisodeDriver, TransformersEngine
-from drpo.train.setup import default_device
 from drpo.types import Problem, Sampling
 
 
 def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
     """Load the engine; a request has "prompts", "samples", "new_tokens", "round"."""
-    device = default_device()
+    device = choose_device()
     model, tokenizer = loading.load(setup["model"])
     engine = TransformersEngine(model.to(device), precision=resolve_precision(setup["precision"], device))
     driver = EpisodeDriver.of(engine, model, tokenizer)

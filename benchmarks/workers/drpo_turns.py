@@ -10,9 +10,9 @@ from torch import Tensor
 from benchmarks.workers.measure import Meter
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo.model import loading
+from drpo.model.device import choose_device
 from drpo.model.precision import resolve_precision
 from drpo.rollout import TransformersEngine, decode
-from drpo.train.setup import default_device
 from drpo.types import Generation, Request, Sampling
 
 
@@ -21,7 +21,7 @@ def prepare(setup: Mapping[str, Any]) -> tuple[Record, Repetition]:
 
     "kept" False has every turn read anew; "apart" True makes of each turn a rollout with prompts that a group shares.
     """
-    device = default_device()
+    device = choose_device()
     model, _ = loading.load(setup["model"])
     precision = resolve_precision(setup["precision"], device)
     engines = {
