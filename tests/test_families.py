@@ -21,8 +21,8 @@ HANDFUL = ("deepseek_v3", "gemma4_text", "phi3, longrope", "qwen3_5", "bert")
 """Buffers that are no parameters, of two kinds; a rotary embedding with a limit; images, recurrence; one refused."""
 
 TRAINED = (
-    "falcon_h1", "gemma3", "gemma4", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "llama4", "mamba", "mamba2",
-    "mistral3", "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_next", "recurrent_gemma", "zamba2",
+    "bamba", "falcon_h1", "gemma3", "gemma4", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "llama4", "mamba",
+    "mamba2", "mistral3", "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_next", "recurrent_gemma",
 )  # fmt: skip
 """Recurrent states of every kind, and models for images."""
 

@@ -21,6 +21,7 @@ from drpo.model.routing_replay import RoutingReplay
 from drpo.objectives import DRPO
 from drpo.rollout import TransformersEngine
 from drpo.rollout.routes import joined
+from drpo.rollout.trial import Way
 from drpo.train.config import configure
 from drpo.train.log import episode_of, in_flight_record
 from drpo.train.loop import train
@@ -183,7 +184,7 @@ def test_the_sampler_reports_what_it_chose(grouped_rows: bool, begin: bool) -> N
     """As one pass over each whole text chooses, also where rows end at different times."""
     model = perturb(mixture(), 0.1)
     engine = TransformersEngine(model, routes=True)
-    engine._grouped = grouped_rows
+    engine.way = Way.GROUPED if grouped_rows else Way.PLAIN
     stop = frozenset(range(0, 257, 9))
     before = torch.arange(40) if begin else IDS[:0]  # long enough to be read once for all
     prompts = [torch.cat([before, IDS[:p]]) for p in (3, 8, 5)]

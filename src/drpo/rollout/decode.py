@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
@@ -250,9 +250,14 @@ def _read_padded(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Ten
 
 
 def _as_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
-    """Return the cache by the model's name for it: models of recurrent layers alone have one of their own."""
-    named = "cache_params" in inspect.signature(model.forward).parameters
-    return {"cache_params" if named else "past_key_values": cache}
+    """Return the cache by the model's name for it."""
+    return {_cache_name(type(model)): cache}
+
+
+@lru_cache
+def _cache_name(kind: type[PreTrainedModel]) -> str:
+    """Return a model's argument for its cache; models of recurrent layers alone have a name of their own."""
+    return "cache_params" if "cache_params" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _last(logits: Tensor) -> Tensor:
