@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -251,7 +251,8 @@ def _read_padded(model: PreTrainedModel, cache: GroupCache, tokens: Sequence[Ten
 
 def _as_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
     """Return the cache by the model's name for it."""
-    return {_cache_name(type(model)): cache}
+    kind: Any = type(model)
+    return {_cache_name(kind): cache}
 
 
 @lru_cache
