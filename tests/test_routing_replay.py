@@ -4,6 +4,7 @@ Not covered: GPUs; vLLM, which is refused.
 """
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,12 +34,18 @@ from drpo.types import Episode, MicroBatch, Request, Routes, Sampling
 from drpo.types.routes import compact, known, none_chosen
 from support.architectures import FAMILIES, mixture, settings
 from support.families import build as build_family
+from support.forks import KillItself, fork
 from support.mixtures import MIXTURES, fresh, in_groups
 from support.rollouts import transformers_engine
-from support.tiny_world import PROBLEMS, REWARDS, batched, grouped, how, perturb, tiny, with_sequence
+from support.runs import assert_same_run
+from support.tiny_world import PROBLEMS, REWARDS, batched, completion, grouped, how, perturb, tiny, with_sequence
 from support.worlds import sampling, tiny_run
 
 FP8 = Precision(torch.float32, "e4m3", "e4m3")
+HAND_MADE = [
+    completion(range(60 + 9 * i, 70 + 11 * i), prompt_ids=PROMPT, problem="p0" if i < 2 else "p1", sample=i % 2)
+    for i, PROMPT in enumerate([(5, 6, 7), (5, 6, 7), (9, 8, 7, 6, 4), (9, 8, 7, 6, 4)])
+]
 IDS = torch.tensor([5, 9, 77, 31, 200, 8, 8, 64])
 
 
@@ -66,7 +73,8 @@ def without(episodes: Sequence[Episode]) -> list[Episode]:
 
 def micros(episodes: Sequence[Episode], policy: Policy, tokens: int = 200) -> list[MicroBatch]:
     config = how(share_prompts=policy.shares_prompts, micro_batch_tokens=tokens)
-    return list(batched(grouped(episodes, REWARDS), config)[0].micro_batches)
+    rewards = REWARDS if len(episodes) == sum(map(len, REWARDS)) else ((1.0, 0.0), (0.0, 1.0))
+    return list(batched(grouped(episodes, rewards), config)[0].micro_batches)
 
 
 def trained(policy: Policy, batch: Sequence[MicroBatch]) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -117,8 +125,14 @@ qwen3_moe qwen3_next solar_open
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REPLAYED.split())
 def test_families_of_mixtures_pass_the_self_check(family: str) -> None:
-    model = build_family(family)
-    RoutingReplay(model).check(model)
+    """Also in the rows that the trainer computes: told its own choices, no bit changes."""
+    policy = Policy(build_family(family), precision=FP32, temperature=1.0, replays=True)
+    micro = micros(without(HAND_MADE), policy)[0]
+    told = replace(micro, routes=policy.routes(micro))
+    with torch.no_grad():
+        assert torch.equal(policy(micro)[0], policy(told)[0])
+        other = replace(micro, routes=told.routes.roll(1, 0))
+        assert not torch.equal(policy(micro)[0], policy(other)[0]) and policy.routing_metrics(other)
 
 
 @pytest.mark.slow
@@ -191,6 +205,7 @@ def test_the_sampler_reports_what_it_chose(grouped_rows: bool, begin: bool) -> N
     requests = [Request(p, Sampling(max_new_tokens=12), stop, (0, len(p), i)) for p in prompts for i in range(3)]
     generations = engine.generate(requests)
     assert len({len(g.token_ids) for g in generations}) > 2 and bool(engine._shares_prefix) == begin
+    assert engine.way is (Way.GROUPED if grouped_rows else Way.PLAIN)
     for request, g in zip(requests, generations, strict=True):
         routes = torch.cat([g.routes.prompt, g.routes.tokens])
         expected = chosen(model, torch.cat([request.prompt_ids, g.token_ids]))
@@ -303,6 +318,24 @@ def test_a_run_replays(tmp_path, replay: str, updates: int) -> None:
     assert 0 < metrics["routing_replaced"] < 1
     told = build(run).driver.run(run.data.task.sample(1, 0, 0), run.rollout.sampling, (0, 0))[0][0].sequence.routes
     assert (told is not None) == (replay == "sampler")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path) -> None:
+    """Rollouts in flight come back with their routes; without these the resumed update would choose otherwise."""
+    perturb(mixture(), 0.1).save_pretrained(tmp_path / "mixture")
+    tiny()[1].save_pretrained(tmp_path / "mixture")
+    run = tiny_run(
+        model=str(tmp_path / "mixture"), steps=3, prompts=2, updates=1, sampling=sampling(samples=4), async_steps=1,
+        precision="fp32", rollout_precision="fp8", routing_replay="sampler", optimizer=AdamW(1e-2), checkpoint_every=2,
+    )  # fmt: skip
+    train(run, tmp_path / "whole")
+    killed = fork(tmp_path / "out", train, run, tmp_path / "killed", KillItself(2, "update"))
+    assert killed.end()[0] == -signal.SIGKILL
+    assert train(run, tmp_path / "killed")["finished"]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    counts = [m.get("routing_missing") for m in read_records(tmp_path / "killed" / METRICS)]
+    assert set(counts) <= {0, None} and 0 in counts  # a step that trains nothing has no count
 
 
 @pytest.mark.parametrize(
