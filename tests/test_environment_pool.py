@@ -1,5 +1,6 @@
 """Environments in worker processes: what one does wrong costs its episode, and the others go on as if nothing was."""
 
+import json
 import random
 import time
 from collections import Counter
@@ -17,11 +18,11 @@ from drpo.environments.repair import Repair
 from drpo.errors import InputError
 from drpo.rewards import in_process
 from drpo.train.loop import train
-from drpo.train.records import METRICS, read_records
+from drpo.train.records import METRICS, ROLLOUTS, read_line, read_records, require_types
 from drpo.types import Failure, Problem, Sampling
 from drpo.types.environment import Observation, StepResult, Turn
 from support.environments import TEMPLATE, Chat, talkative
-from support.naughty_environments import CONTROL, FINE, FORGED, LIES, Hostile, Naughty
+from support.naughty_environments import CONTROL, FINE, FORGED, HELLO, LIES, NOT_FINITE, Hostile, Naughty
 from support.worlds import Letters, tiny_run
 
 DEADLINE = 1.0
@@ -47,7 +48,7 @@ HOSTILE = {
     "fine": (60, {}, None),
     **{deed: (10, {"second": deed}, None) for deed in (*FINE, *HARMLESS, "print")},
     **{deed: (10, {"second": deed}, kind) for deed, (kind, _) in OUTCOMES.items()},
-    **{lie: (10, {"second": lie}, "not_finite" if lie in ("nan", "inf") else "not_a_number") for lie in LIES},
+    **{lie: (10, {"second": lie}, "not_finite" if lie in NOT_FINITE else "not_a_number") for lie in LIES},
     "open that raises": (8, {"open": "raise"}, "raised"),
     "open that dies": (8, {"open": "abort"}, "died"),
     "open that hangs": (4, {"open": "late"}, "timed_out"),
@@ -139,7 +140,7 @@ def test_lies_are_told_from_answers(pool):
     assert all(isinstance(result, Observation) for result in pool.open(problems(len(LIES))))
     for lie, result in zip(LIES, say(pool, *LIES), strict=True):
         assert result == checked_result(LIES[lie][0])
-        assert result.kind == ("not_finite" if lie in ("nan", "inf") else "not_a_number")
+        assert result.kind == ("not_finite" if lie in NOT_FINITE else "not_a_number")
         assert result.text.startswith("step returned ") and LIES[lie][1] in result.text and len(result.text) < 200
     deep: list = []
     for _ in range(100_000):
@@ -148,6 +149,21 @@ def test_lies_are_told_from_answers(pool):
     assert checked_observation(Observation(({"role": "wizard", "content": "a"},))).text == (
         "reset returned a message of role 'wizard' (str); it may be system, user, assistant, tool"
     )
+    assert checked_observation(Observation((HELLO,), ({"name": "f"},))).text.startswith(
+        "reset returned the tool {'name': 'f'} (dict); it is "
+    )
+
+
+def test_a_record_of_what_is_no_lie_can_be_read():
+    for name, said in FINE.items():
+        result = checked_result(said)
+        messages = [{"role": "assistant", "content": "a", "tool_calls": result.calls}, *result.messages]
+        record = {"step": 1, "messages": messages, "failed_calls": result.failed_calls}
+        read = read_line(json.dumps(record).encode(), name)[1]
+        require_types(ROLLOUTS, read, name)
+        assert [m["content"] for m in read["messages"]] == [m["content"] for m in messages]
+    large = checked_result(FINE["calls of a large number"]).calls[0]["function"]["arguments"]
+    assert large == {"x": ["1000000000000000000000000000000"]}
 
 
 def test_what_is_no_lie_arrives_as_it_was_said(pool):

@@ -1,11 +1,15 @@
 """The environments that ship: what they answer, what earns a reward, that evaluation is set aside."""
 
 import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 
+from drpo.environments import make
 from drpo.environments.calculator import Calculator
-from drpo.environments.contract import EnvironmentTask
+from drpo.environments.contract import Environment, EnvironmentTask
 from drpo.environments.games import Guess, Walk, WordGame
 from drpo.environments.lookup import Lookup
 from drpo.environments.repair import Repair
@@ -164,6 +168,47 @@ def test_programs_run_in_the_sandbox_and_their_output_is_told() -> None:
         call = json.dumps({"name": "python", "arguments": {"code": code}})
         (message,) = episode.step(Turn(f"<tool_call>{call}</tool_call>", (), "stop")).messages
         assert told in message["content"] and len(message["content"]) < 4100
+
+
+async def later(x: int) -> int:
+    """Return a number.
+
+    Args:
+        x: the number.
+    """
+    return x
+
+
+SHAPELESS = partial(grow, "a")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (5, "5 is no function"),
+        ("statistics", "'statistics' is no function"),
+        (f"{__name__}:SHAPELESS", "is no function"),
+        (f"{__name__}:later", "is a coroutine or a generator; a tool returns its result"),
+    ],
+)
+def test_what_is_no_tool_is_refused_in_one_line(function: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Tools(function)
+
+
+@pytest.mark.parametrize("turns", [0, True, "3", None])
+def test_a_number_of_turns_is_a_whole_number(turns: Any) -> None:
+    with pytest.raises(InputError, match=f"max_turns={turns!r} must be a whole number of at least 1"):
+        make(_Endless(turns))
+
+
+@dataclass
+class _Endless:
+    max_turns: Any
+    in_process: bool = True
+
+    def open(self, problem: Problem, seed: int) -> Environment:
+        raise NotImplementedError
 
 
 def test_a_tool_without_a_docstring_is_refused_in_one_line() -> None:

@@ -245,6 +245,7 @@ OUTCOMES = {
     "none": (None, None, None),
     "nan": (None, "not_finite", "returned nan"),
     "inf": (None, "not_finite", "returned -inf"),
+    "large": (None, "not_finite", "returned 1e+39, above 1e+30 in size"),
     "string": (None, "not_a_number", f"returned 'yes' (str){ODD}"),
     "list": (None, "not_a_number", f"returned [1.0] (list){ODD}"),
     "too few": (None, "not_a_number", f"returned [] (list){ODD}"),

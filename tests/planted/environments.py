@@ -1,10 +1,12 @@
 """Mistakes with environments that run in worker processes."""
 
+import math
 from typing import Any
 
 from planted import Replacement
 
 POOL = "tests/test_environment_pool.py::"
+FORGED = "tests/test_glue.py::test_tokens_that_begin_a_role_are_forged_by_none_whatever_the_tokenizer_calls_them"
 
 
 def _last_call_alone(right: Any) -> Any:
@@ -33,6 +35,30 @@ REPLACEMENTS = (
         "drpo.environments.answers:checked_result",
         lambda right: lambda value: value,
         (f"{POOL}test_lies_are_told_from_answers",),
+    ),
+    Replacement(
+        "an answer may be nested without an end",
+        "drpo.environments.answers:_deeper",
+        lambda right: lambda value, levels: False,
+        (f"{POOL}test_lies_are_told_from_answers",),
+    ),
+    Replacement(
+        "a reward may be too large for float32",
+        "drpo.environments.answers:is_reward",
+        lambda right: math.isfinite,
+        (f"{POOL}test_lies_are_told_from_answers",),
+    ),
+    Replacement(
+        "a token that is special without a name begins a role",
+        "drpo.rollout.chat_template:special_tokens",
+        lambda right: lambda tokenizer: dict.fromkeys(tokenizer.all_special_tokens, 0),
+        (FORGED,),
+    ),
+    Replacement(
+        "a token that the template puts between turns begins a role",
+        "drpo.rollout.chat_template:_between_turns",
+        lambda right: lambda tokenizer, template: frozenset(),
+        (FORGED,),
     ),
     Replacement(
         "an episode may be rebuilt into another one",

@@ -25,6 +25,10 @@ def reply(content: object, role: str = "user", **rest: object) -> StepResult:
     return StepResult(({"role": role, "content": content},), **rest)  # type: ignore[arg-type]
 
 
+def nested(levels: int) -> list[object]:
+    return [nested(levels - 1)] if levels else []
+
+
 LIES = {
     "none": (None, "step returned None (NoneType), not a StepResult"),
     "text": ("done", "step returned 'done' (str), not a StepResult"),
@@ -47,9 +51,24 @@ LIES = {
     "silent": (StepResult(), "step returned no message, and the episode is not done"),
     "done of text": (reply("a", done="no"), "step returned done='no' (str), not a bool"),
     "failed calls": (reply("a", failed_calls=-1), "failed_calls=-1 (int), not an integer of at least 0"),
+    "beyond float32": (reply("a", reward=1e39), "step returned reward=1e+39, above 1e+30 in size"),
+    "countless failed calls": (reply("a", failed_calls=10**30), f"failed_calls={10**30} (int), not an integer"),
+    "name of a number": (
+        StepResult(({"role": "tool", "content": "a", "name": 5},)),
+        "a message whose name is 5 (int), not a text",
+    ),
+    "calls of text": (
+        StepResult(({**HELLO, "tool_calls": ["f"]},)),
+        "a message whose tool_calls are ['f'] (list), not mappings",
+    ),
+    "nested": (StepResult(({**HELLO, "rest": nested(100)},)), "messages nested too deeply; at most 64 levels"),
+    "nested call": (reply("a", calls=({"function": nested(100)},)), "calls nested too deeply; at most 64 levels"),
     "calls": (reply("a", calls=({1, 2},)), "calls=({1, 2},) (tuple), not a tuple of mappings"),
 }
 """What to say -> what is returned, and what its failure's text ends in or holds."""
+
+NOT_FINITE = ("nan", "inf", "beyond float32")
+"""The lies that are numbers, though none to train on."""
 
 FINE = {
     "true": reply("a", reward=True),
@@ -60,6 +79,8 @@ FINE = {
     "control": reply(CONTROL),
     "long": reply("\u00e9" * 900_000),
     "calls of NaN": reply("a", calls=({"function": {"name": "f", "arguments": {"x": float("nan")}}},)),
+    "calls of a large number": reply("a", calls=({"function": {"name": "f", "arguments": {"x": [10**30]}}},)),
+    "nested a little": StepResult(({**HELLO, "rest": nested(50)},)),
 }
 
 

@@ -21,6 +21,7 @@ VALUES = {
     "none": None,
     "nan": float("nan"),
     "inf": float("-inf"),
+    "large": 1e39,
     "string": "yes",
     "list": [1.0],
     "too few": [],

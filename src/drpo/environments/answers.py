@@ -4,19 +4,22 @@ An answer that a chat template, a tokenizer or an advantage could stumble over i
 """
 
 import json
-import math
 import numbers
-from collections.abc import Mapping
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 import numpy as np
 
 from drpo.types import Failure, Message
 from drpo.types.environment import Observation, StepResult
+from drpo.types.problem import is_reward, not_a_reward
 
 Answer: TypeAlias = Observation | StepResult
 MOST_CHARACTERS = 1_000_000
 """Of the messages of an answer, and of its tools or calls, as JSON."""
+_DEEPEST = 64
+"""So many lists and mappings may stand within one another: what reads them later goes one deeper for each."""
+_MOST_FAILED_CALLS = 1_000_000
 
 _FIRST, _REPLIES = ("system", "user", "assistant", "tool"), ("user", "tool")
 
@@ -45,7 +48,7 @@ def checked_observation(value: object) -> Observation | Failure:
         messages = _messages("reset", value.messages, _FIRST)
         if not messages:
             _refuse("reset returned no message")
-        return Observation(messages, _plain("reset", "tools", value.tools))
+        return Observation(messages, _tools(value.tools))
     except _InvalidError as error:
         return error.failure
 
@@ -72,8 +75,9 @@ def checked_result(value: object) -> StepResult | Failure:
             _refuse(f"step returned done={_shown(done)}, not a bool")
         if not (done or messages):
             _refuse("step returned no message, and the episode is not done")
-        if type(value.failed_calls) is not int or value.failed_calls < 0:
-            _refuse(f"step returned failed_calls={_shown(value.failed_calls)}, not an integer of at least 0")
+        if type(value.failed_calls) is not int or not 0 <= value.failed_calls <= _MOST_FAILED_CALLS:
+            shown = _shown(value.failed_calls)
+            _refuse(f"step returned failed_calls={shown}, not an integer of at least 0, and at most a million")
         calls = _plain("step", "calls", value.calls)
         return StepResult(messages, _finite(value.reward), bool(done), calls, value.failed_calls)
     except _InvalidError as error:
@@ -114,12 +118,30 @@ def _messages(method: str, messages: object, roles: tuple[str, ...]) -> tuple[Me
             _refuse(f"{method} returned a message of role {_shown(message.get('role'))}; it may be {', '.join(roles)}")
         if not isinstance(message.get("content"), str):
             _refuse(f"{method} returned a message whose content is {_shown(message.get('content'))}, not a text")
+        if not isinstance(message.get("name"), str | None):
+            _refuse(f"{method} returned a message whose name is {_shown(message['name'])}, not a text")
+        calls = message.get("tool_calls")
+        if calls is not None and not _are_mappings(calls):
+            _refuse(f"{method} returned a message whose tool_calls are {_shown(calls)}, not mappings")
+    return plain
+
+
+def _tools(tools: object) -> tuple[Mapping[str, Any], ...]:
+    plain = _plain("reset", "tools", tools)
+    for tool in plain:
+        match tool:
+            case {"function": {"name": str()}}:
+                continue
+        _refuse(f'reset returned the tool {_shown(tool)}; it is {{"type": "function", "function": {{"name": ...}}}}')
     return plain
 
 
 def _plain(method: str, name: str, mappings: object) -> tuple[Mapping[str, Any], ...]:
-    """Return mappings as JSON keeps them, each half of a character replaced: tokenizers cannot encode it."""
-    if not (isinstance(mappings, tuple | list) and all(isinstance(mapping, Mapping) for mapping in mappings)):
+    """Return mappings as JSON keeps them, each half of a character replaced: tokenizers cannot encode it.
+
+    A whole number beyond 64 bits, which a model may write in a call, is kept as a text: records hold none.
+    """
+    if not _are_mappings(mappings):
         _refuse(f"{method} returned {name}={_shown(mappings)}, not a tuple of mappings")
     try:
         text = json.dumps([dict(mapping) for mapping in mappings], ensure_ascii=False)
@@ -127,14 +149,29 @@ def _plain(method: str, name: str, mappings: object) -> tuple[Mapping[str, Any],
         _refuse(f"{method} returned {name} that are not JSON: {' '.join(str(error).split())[:100]}")
     if len(text) > MOST_CHARACTERS:
         _refuse(f"{method} returned {name} of {len(text):,} characters; at most {MOST_CHARACTERS:,}")
-    return tuple(json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    plain = json.loads(whole, parse_int=lambda digits: n if abs(n := int(digits)) < 2**63 else digits)
+    if _deeper(plain, _DEEPEST):
+        _refuse(f"{method} returned {name} nested too deeply; at most {_DEEPEST} levels")
+    return tuple(plain)
+
+
+def _are_mappings(value: object) -> TypeGuard[Sequence[Mapping[Any, Any]]]:
+    return isinstance(value, tuple | list) and all(isinstance(one, Mapping) for one in value)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether more lists and mappings than so many stand within one another."""
+    if not isinstance(value, list | dict):
+        return False
+    return levels == 0 or any(_deeper(v, levels - 1) for v in (value.values() if isinstance(value, dict) else value))
 
 
 def _finite(reward: Any) -> float:
     if not isinstance(reward, numbers.Real | np.bool_):
         _refuse(f"step returned reward={_shown(reward)}, not a number")
-    if not math.isfinite(float(reward)):
-        raise _InvalidError(Failure("not_finite", f"step returned reward={float(reward)}"))
+    if not is_reward(float(reward)):
+        raise _InvalidError(Failure("not_finite", f"step returned reward={not_a_reward(float(reward))}"))
     return float(reward)
 
 

@@ -65,8 +65,8 @@ class Tools:
         turns: at most so many in an episode, the answer among them, 1 or more.
 
     Raises:
-        InputError: no function, one that cannot be imported or has no docstring, two of one name, a number of turns
-            below 1.
+        InputError: no function, one that cannot be imported, has no docstring or is a coroutine or a generator, two of
+            one name, a number of turns below 1.
 
     Example:
         >>> Tools("statistics:mean")
@@ -114,10 +114,12 @@ docstring with a line for every argument, and their types
 
 
 def _function(spec: str) -> Tool:
-    module, colon, name = READY.get(spec, spec).partition(":")
-    tool = import_named(module, name, "tool") if colon else None
-    if not callable(tool):
+    module, colon, name = READY.get(spec, spec).partition(":") if isinstance(spec, str) else ("", "", "")
+    tool: Any = import_named(module, name, "tool") if colon else None
+    if not (callable(tool) and hasattr(tool, "__name__")):
         raise InputError(f"tools: {spec!r} is no function; write it as 'module:function', or {', '.join(READY)}")
+    if inspect.iscoroutinefunction(tool) or inspect.isgeneratorfunction(tool) or inspect.isasyncgenfunction(tool):
+        raise InputError(f"tools: {spec!r} is a coroutine or a generator; a tool returns its result: `def`, no `yield`")
     return tool  # type: ignore[no-any-return]
 
 

@@ -1,6 +1,5 @@
 """The settings of a reward pool, and the result of one call of a reward."""
 
-import math
 import numbers
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from drpo.errors import InputError, describe, nearest
 from drpo.rewards.contract import Reward, name_of
 from drpo.types import Failure, Problem, RewardResult, Transcript
+from drpo.types.problem import is_reward, not_a_reward
 from drpo.workers.limits import require_limits
 
 OnFailure: TypeAlias = Literal["drop", "zero", "error"]
@@ -108,8 +108,8 @@ def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:
     for number in (result.total, *result.parts.values(), *of_turns):
         if not isinstance(number, numbers.Real | np.bool_):
             return None, Failure("not_a_number", f"returned {_shown(number)}; a reward returns {_EXPECTED}")
-        if not math.isfinite(float(number)):
-            return None, Failure("not_finite", f"returned {float(number)}")
+        if not is_reward(float(number)):
+            return None, Failure("not_finite", f"returned {not_a_reward(float(number))}")
     return RewardResult.of_floats(result.total, result.parts, result.turns), None
 
 

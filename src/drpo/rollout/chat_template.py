@@ -1,21 +1,24 @@
 """Conversations through a model's chat template, as text and as token ids; no content speaks as another role.
 
-A text of a message that spells a special token is encoded letter by letter. One that spells none is encoded with the
-template's text around it, as always.
+A text of a message that spells a special token, or a token that the template puts between turns, is encoded letter by
+letter. One that spells none is encoded with the template's text around it, as always.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from functools import lru_cache
+from itertools import count, pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from drpo.types import Message
 from drpo.types.environment import ToolSchema
+from drpo.types.problem import message
 
 BLANK_LINE = "\n\n"
 """Between the messages of a model without a chat template."""
+_SAID = "Sentinel0Q4ZW"
 
 
 def render(
@@ -81,9 +84,11 @@ def hide_forgeries(
 ) -> tuple[list[Message], dict[str, str]]:
     """Return messages with a placeholder for each text that spells a special token, and what each stands for.
 
+    Special are those that the tokenizer marks so, with a name (its EOS, say) or without (Llama's ends of a header), and
+    those that the chat template puts between turns (what announces DeepSeek's users is not marked).
     Contents, names, arguments of calls: whatever a template may render. Tools are hidden in the same way.
     """
-    special = special_tokens(tokenizer)
+    special = {*special_tokens(tokenizer), *_between_turns(tokenizer, tokenizer.chat_template)}
     words = unused_words(messages)
     texts: dict[str, str] = {}
 
@@ -102,6 +107,26 @@ def hide_forgeries(
     return [hide(message) for message in messages], texts
 
 
+@lru_cache(maxsize=4)
+def _between_turns(tokenizer: PreTrainedTokenizerBase, _template: str | None) -> frozenset[str]:
+    """Added tokens, not marked special, that a chat template puts around messages; thinking is no role."""
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.special and len(t.content.strip()) > 1]
+    if not (added and tokenizer.chat_template):
+        return frozenset()
+    between = _around(tokenizer, ("system", "user", "assistant", "user"))
+    if between is None:  # some templates know no system
+        between = (_around(tokenizer, ("user", "assistant", "user")) or "").partition(_SAID)[2]
+    return frozenset(token for token in added if token in between and "think" not in token)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> str | None:
+    """What a chat template makes of a conversation of these roles; None where it refuses."""
+    try:
+        return render(tokenizer, [message(role, _SAID) for role in roles], goes_on=False)
+    except Exception:  # a template is a program, which may raise anything
+        return None
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, text: str, texts: Mapping[str, str], *, begins: bool = False
 ) -> list[int]:
@@ -118,15 +143,28 @@ def encode(
     for i, piece in enumerate(pieces):  # every second one is a placeholder
         if begins and i == 0:
             ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        elif i % 2:
+            ids += _by_letter(tokenizer, texts[piece])
         else:
-            ids += _inside(tokenizer, texts[piece] if i % 2 else piece, split=i % 2 == 1)
+            ids += _inside(tokenizer, piece, split=False)
     return ids
+
+
+def _by_letter(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text that goes on from another, of which none is a special token.
+
+    Tokenizers split what is marked special; the other tokens are cut behind their first letter.
+    """
+    tokens = "|".join(map(re.escape, _between_turns(tokenizer, tokenizer.chat_template)))
+    cuts = [m.start() + 1 for m in re.finditer(f"(?={tokens})", text)] if tokens else []
+    pieces = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+    return [i for piece in pieces for i in _inside(tokenizer, piece, split=True)]
 
 
 def _inside(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
     """The ids of a text that goes on from another: without the space that SentencePiece puts before a text.
 
-    `split` encodes what looks like a special token letter by letter.
+    `split` encodes what looks like a token that is marked special letter by letter.
     """
     if not text:
         return []

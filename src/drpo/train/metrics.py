@@ -47,7 +47,7 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_raised": "of these, the reward raised an exception",
     "reward_timed_out": "of these, it ran past reward_pool.seconds",
     "reward_died": "of these, its process died",
-    "reward_not_finite": "of these, it returned NaN or an infinity",
+    "reward_not_finite": "of these, it returned NaN, an infinity, or a number above 1e30 in size",
     "reward_not_a_number": "of these, it returned something else than a number or None",
     "reward_abstained": "completions left out because their reward returned None",
 }

@@ -1,5 +1,6 @@
 """What a reward reads and returns: problems, transcripts and scores. No tensors, no torch."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -143,9 +144,29 @@ class RewardResult:
         return RewardResult(float(total), named, tuple(per_turn))
 
 
+LARGEST_REWARD = 1e30
+"""Of one reward, so that the sums over turns, tokens and groups fit float32, in which advantages are trained."""
+
+
+def is_reward(number: float) -> bool:
+    """Whether a number can be trained on: it is finite, and at most 1e30 in size.
+
+    Example:
+        >>> is_reward(-2.5), is_reward(1e39), is_reward(float("nan"))
+        (True, False, False)
+    """
+    return abs(number) <= LARGEST_REWARD
+
+
+def not_a_reward(number: float) -> str:
+    """Return a number for which `is_reward` is false, for a message."""
+    return f"{number}, above {LARGEST_REWARD:g} in size" if math.isfinite(number) else str(number)
+
+
 FailureKind: TypeAlias = Literal["raised", "timed_out", "died", "not_finite", "not_a_number"]
-"""How a reward or an environment can fail: it raised, exceeded its deadline, lost its process, returned NaN or an
-infinity, or returned something that is not a number (text, a list, an array), or not an environment's answer."""
+"""How a reward or an environment can fail: it raised, exceeded its deadline, lost its process, returned NaN, an
+infinity or a number above 1e30 in size, or returned something that is not a number (text, a list, an array), or not an
+environment's answer."""
 
 
 @dataclass(frozen=True)
