@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from drpo.rollout import cache, decode, sample
+from drpo.rollout import cache, decode, prefill, sample
 from drpo.rollout.attention import UnsupportedError, grouped_attention
 from drpo.rollout.decode import GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.routes import ReadRoutes
@@ -127,7 +127,7 @@ def begun(*lengths: int, common: int = 40) -> list[Tensor]:
 def test_what_prompts_begin_with_is_read_once(family: str) -> None:
     """With the rest of two of them padded, in three passes; windows count padding, so there it is not done."""
     model, asked = made(GROUPED[family]), begun(9, 3, 26, 20)
-    n = decode.common_prefix(model, asked)
+    n = prefill.common_prefix(model, asked)
     assert n == (0 if any(cache.windows(model)) else 40)
     positions: list[int] = []
     model.register_forward_pre_hook(
@@ -147,10 +147,10 @@ def test_what_prompts_begin_with_is_read_once(family: str) -> None:
 
 def test_prompts_with_a_common_beginning_have_the_completions_of_one_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny(STOPS)
-    monkeypatch.setattr(decode, "PREFIX_TOKENS", 4)
+    monkeypatch.setattr(prefill, "PREFIX_TOKENS", 4)
     used: list[int] = []
     monkeypatch.setattr(
-        "drpo.rollout.transformers.common_prefix", lambda *given: used.append(decode.common_prefix(*given)) or used[-1]
+        "drpo.rollout.transformers.common_prefix", lambda *given: used.append(prefill.common_prefix(*given)) or used[-1]
     )
     asked = [Problem.of_text(f"p{n}", f"What is {n} + 2?", "") for n in (1, 22, 333)]
     check(model, transformers_engine(model).generate(asked, SAMPLING, (7,)), stop_ids(model, tokenizer))
@@ -172,9 +172,9 @@ def _without_prefix(of_prompts: Callable[..., GroupDecoder]) -> Callable[..., Gr
 
 def test_few_tokens_in_common_are_read_with_each_prompt() -> None:
     model, _ = tiny(STOPS)
-    assert decode.common_prefix(model, begun(1, 5, common=decode.PREFIX_TOKENS - 1)) == 0
-    assert decode.common_prefix(model, begun(1, 5, common=decode.PREFIX_TOKENS)) == decode.PREFIX_TOKENS
-    assert decode.common_prefix(model, begun(5)) == decode.common_prefix(model, prompts(40, 41)) == 0
+    assert prefill.common_prefix(model, begun(1, 5, common=prefill.PREFIX_TOKENS - 1)) == 0
+    assert prefill.common_prefix(model, begun(1, 5, common=prefill.PREFIX_TOKENS)) == prefill.PREFIX_TOKENS
+    assert prefill.common_prefix(model, begun(5)) == prefill.common_prefix(model, prompts(40, 41)) == 0
 
 
 @pytest.mark.parametrize("family", [*GROUPED, *PLAIN])
@@ -262,13 +262,13 @@ def test_steps_keep_the_limits_of_time_steps() -> None:
     "lengths", [[5], [40] * 16, [1, 400, 2, 390, 40, 41, 44], list(range(1, 200)), [6000] * 5, [20_000, 3]]
 )
 def test_prompts_are_read_with_little_padding_and_within_bounds(lengths: list[int]) -> None:
-    parts = list(decode._parts(lengths))
+    parts = list(prefill.parts_of(lengths))
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
     for part in parts:
         places = len(part) * max(lengths[i] for i in part)
-        assert len(part) == 1 or places <= decode.PREFILL_TOKENS
-        assert places - sum(lengths[i] for i in part) <= decode.PADDING * places
-    assert len(list(decode._parts([40] * 16))) == 1
+        assert len(part) == 1 or places <= prefill.PREFILL_TOKENS
+        assert places - sum(lengths[i] for i in part) <= prefill.PADDING * places
+    assert len(list(prefill.parts_of([40] * 16))) == 1
 
 
 # ---- rows that have ended ----

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from drpo.model.positions import narrowed
 from drpo.model.precision import resolve_precision
-from drpo.rollout import TransformersEngine, cache, decode
+from drpo.rollout import TransformersEngine, cache, decode, prefill
 from drpo.rollout.transformers import continued_batches
 from drpo.rollout.trial import Way, can_continue
 from drpo.rollout.turn_cache import Continued
@@ -151,7 +151,7 @@ def test_a_later_turn_reads_only_what_is_new() -> None:
     going_on = take_turn(engine, going_on, 1)
     engine.generate(())  # what is not continued by the next call is kept no longer
     new = [1 + heard(0, row.number) for row in rows if len(row.generations) == 2]
-    assert sum(n for n in new if n > 1) <= sum(read) <= sum(new) * (1 + 2 * decode.PADDING)
+    assert sum(n for n in new if n > 1) <= sum(read) <= sum(new) * (1 + 2 * prefill.PADDING)
     read.clear()
     take_turn(engine, going_on, 2)
     assert sum(read) >= sum(len(row.requests[-1].prompt_ids) for row in going_on)

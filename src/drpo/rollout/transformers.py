@@ -16,7 +16,8 @@ from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.model.routing import RouteRecorder
 from drpo.rollout.cache import KeptPrompt
-from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, common_prefix, draw_rows
+from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
+from drpo.rollout.prefill import common_prefix
 from drpo.rollout.trial import Way, can_continue, can_share_prefix, way_to_decode
 from drpo.rollout.turn_cache import Continued, TurnCache
 from drpo.rollout.uncached import UncachedDecoder
