@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +195,15 @@ SHAPELESS = partial(grow, "a")
 def test_what_is_no_tool_is_refused_in_one_line(function: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         Tools(function)
+
+
+def test_a_module_with_a_mistake_in_its_syntax_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mistaken_tools.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be imported: invalid syntax \(mistaken_tools.py, line 1\)"):
+        Tools("mistaken_tools:f")
 
 
 @pytest.mark.parametrize("turns", [0, True, "3", None])

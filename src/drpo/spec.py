@@ -170,7 +170,7 @@ def import_named(module: str, name: str, kind: str) -> Any:
         value: Any = importlib.import_module(module)
         for part in name.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise InputError(f"{kind} '{module}:{name}' cannot be imported: {error}") from None
     return value
 
