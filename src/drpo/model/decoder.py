@@ -19,10 +19,12 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         >>> type(decoder_of(tiny()[0])).__name__
         'LlamaModel'
     """
-    found: PreTrainedModel = model.get_decoder()
-    while found.get_output_embeddings() is not None:  # Llama 4: a whole language model, whose decoder has no usual name
-        named = found.get_decoder()
-        inner = [part for part in found.children() if isinstance(part, PreTrainedModel)] if named is found else [named]
+    found = model
+    while found is model or found.get_output_embeddings() is not None:  # Llama 4: a language model with its own head
+        named: nn.Module = found.get_decoder()  # in ModernBERT its head has that name
+        inner = [part for part in found.children() if isinstance(part, PreTrainedModel)]
+        if isinstance(named, PreTrainedModel) and named is not found:
+            inner = [named]
         if len(inner) != 1:
             break
         found = inner[0]
