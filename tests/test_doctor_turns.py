@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 import pytest
+import torch
 
 from drpo.doctor import Finding, Size, episodes
 from drpo.doctor.environment import Replay, environment
-from drpo.doctor.recording import RecordingEngine
+from drpo.doctor.recording import RecordingEngine, Sampled
 from drpo.environments.local import LocalEnvironments
 from drpo.environments.tools import Tools
 from drpo.tasks import Addition
 from drpo.train.config import Run, configure
 from drpo.train.setup import Components, build
 from drpo.types import Generation, Problem, Request
+from drpo.types.calls import Call
 from drpo.types.environment import Observation, StepResult
 from planted import all_replacements
 from support.environments import TEMPLATE, Chat, Chatting, talkative
@@ -145,6 +147,24 @@ def test_templates(template: str, role: str, verdict: str, said: str) -> None:
     found = findings(run, talkative(run, template))["template"]
     assert found.verdict == verdict and said in found.advice, found
     assert (found.values["branches"] > 0) == (said == "rendered anew for a further turn")
+
+
+def test_a_turn_is_played_again_with_its_calls_in_the_templates_form() -> None:
+    run = configure(chat_run(task=Addition()), environment=Tools("support.environments:double"))
+    tokenizer = build(run).tokenizer
+    tokenizer.chat_template = (
+        "{{ tools | tojson if tools }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "<tool_call><function={{ c.function.name }}>{% for k, v in c.function.arguments.items() %}"
+        "<parameter={{ k }}>{{ v }}</parameter>{% endfor %}</function></tool_call>{% endfor %}{% endfor %}"
+    )
+    problem = Problem.of_text("0", "?", "")
+    said = "<tool_call><function=double><parameter=x>2</parameter></function></tool_call>"
+    ids = torch.tensor(tokenizer(said)["input_ids"])
+    request = Request(ids[:1], run.rollout.sampling, frozenset(), (0, "0", 0), "completion 0")
+    sampled = Sampled(request, Generation(ids, torch.zeros(len(ids)), "stop", 0))
+    script = episodes._Script(tokenizer, [episodes._Attempt(problem, None, [sampled])])  # type: ignore[arg-type]
+    turn, *_ = script(0, Tools("support.environments:double").open(problem, seed=0).reset())
+    assert turn.tool_calls == (Call("double", {"x": 2}),)
 
 
 def test_tools_are_called_in_the_script() -> None:

@@ -14,12 +14,13 @@ from drpo.doctor.size import Size
 from drpo.doctor.template import Exchange, template
 from drpo.rewards import RewardPool
 from drpo.rollout import Environments
+from drpo.rollout.native_calls import native_calls
 from drpo.rollout.tools import with_tools
 from drpo.train.config import Run
 from drpo.train.score import score
 from drpo.train.setup import Components, environments_of
-from drpo.types import Episode, Generation, Problem, ScoredGroup
-from drpo.types.environment import Observation, StepResult, Turn
+from drpo.types import Episode, Problem, ScoredGroup
+from drpo.types.environment import Observation, StepResult, ToolSchema, Turn
 
 _REPLAYED = 2
 """Problems whose episodes are played again."""
@@ -109,13 +110,15 @@ class _Script:
         return [a.problem for a in self._attempts]
 
     def __call__(self, number: int, observation: Observation) -> list[Turn]:
-        ended = [t.generation for t in self._attempts[number].turns if t.generation.finish_reason == "stop"]
-        return [*map(self._turn, ended), *scripted(observation)]
+        ended = [t for t in self._attempts[number].turns if t.generation.finish_reason == "stop"]
+        _, tools = with_tools(self._tokenizer, observation)
+        return [*(self._turn(t, tools) for t in ended), *scripted(observation)]
 
-    def _turn(self, generation: Generation) -> Turn:
-        ids = generation.token_ids
+    def _turn(self, sampled: Sampled, tools: Sequence[ToolSchema]) -> Turn:
+        ids, before = sampled.generation.token_ids.tolist(), sampled.request.prompt_ids.tolist()
         text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
-        return Turn(text, tuple(ids.tolist()), generation.finish_reason)
+        calls = native_calls(self._tokenizer, ids, tools, before) if tools else ()
+        return Turn(text, tuple(ids), sampled.generation.finish_reason, calls)
 
 
 def _seeds_read(

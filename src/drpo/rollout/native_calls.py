@@ -1,7 +1,7 @@
 """Calls of tools in the form in which a model's chat template writes them.
 
 A tokenizer that says how its answers are read (`response_template`) is believed. Of the others the template is asked:
-it renders a call with words that occur nowhere else, and the form is the one that reads this call back.
+it renders a call with words that occur nowhere else, and the form that reads this call back is taken.
 """
 
 from collections.abc import Mapping, Sequence

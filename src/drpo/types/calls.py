@@ -56,7 +56,7 @@ def read_calls(text: str) -> list[Call | MalformedCall]:
 
 
 def without_calls(text: str) -> str:
-    """Return a text without what stands in <tool_call> tags.
+    """Return a text without its <tool_call> tags and their contents.
 
     Example:
         >>> without_calls("Let me see. <tool_call>...</tool_call>")

@@ -51,7 +51,7 @@ def compact(n_experts: int) -> torch.dtype:
 
 
 def missing(dtype: torch.dtype) -> int:
-    """Return what stands in place of an expert's number where there is no choice: the dtype's largest number."""
+    """Return the number that means "no choice": the dtype's largest."""
     return torch.iinfo(dtype).max
 
 
