@@ -147,7 +147,13 @@ def test_every_block_has_a_language_that_is_run_or_read():
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=[b.name for b in PYTHON])
-def test_python_blocks_run_and_print_what_they_say(block: Block, capsys: pytest.CaptureFixture[str]):
+def test_python_blocks_run_and_print_what_they_say(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in (m for m in OWN if f"from {m} import" in block.text):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        write_own_module(module, tmp_path)
     exec(compile(block.text, block.name, "exec"), {"__name__": "example"})
     promised = re.findall(r"print\(.*\)\s*#\s*(.+)$", block.text, flags=re.M)
     assert capsys.readouterr().out.split("\n")[: len(promised)] == promised
@@ -187,6 +193,13 @@ def own_module(arguments: Sequence[str]) -> str | None:
     return next((module for module in OWN for word in words if re.search(rf"\b{module}:", word)), None)
 
 
+def write_own_module(module: str, folder: Path) -> None:
+    """Write a module of one's own as its page has it."""
+    page, number = OWN[module]
+    blocks = [b.text for b in PYTHON if b.name.startswith(f"docs/{page}.md:")]
+    (folder / f"{module}.py").write_text(blocks[number])
+
+
 LIBRARIES = {"textarena(": "textarena", "gem(": "gem", "skyrl_gym(": "skyrl_gym"}
 """Tasks of optional libraries -> the library."""
 
@@ -216,9 +229,7 @@ def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], P
     Path("chatml.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     module = own_module(arguments)
     if module is not None:
-        page, number = OWN[module]
-        blocks = [b.text for b in PYTHON if b.name.startswith(f"docs/{page}.md:")]
-        Path(f"{module}.py").write_text(blocks[number])
+        write_own_module(module, Path())
     if "runs/compare-demo" in arguments:
         Path("runs/compare-demo").mkdir(parents=True)
         save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))

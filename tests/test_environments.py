@@ -1,6 +1,8 @@
 """The environments that ship: what they answer, what earns a reward, that evaluation is set aside."""
 
 import json
+import re
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,12 +199,21 @@ def test_what_is_no_tool_is_refused_in_one_line(function: Any, said: str) -> Non
         Tools(function)
 
 
-def test_a_module_with_a_mistake_in_its_syntax_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f(:\n", "invalid syntax (mistaken_tools.py, line 1)"),
+        ("import sys\n\nsys.exit(3)\n", "SystemExit: 3 (mistaken_tools.py, line 3)"),
+        ("def f():\n    return P\n\nf()\n", "NameError: name 'P' is not defined (mistaken_tools.py, line 2)"),
+    ],
+)
+def test_a_module_with_a_mistake_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
-    (tmp_path / "mistaken_tools.py").write_text("def f(:\n")
+    monkeypatch.delitem(sys.modules, "mistaken_tools", raising=False)
+    (tmp_path / "mistaken_tools.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"cannot be imported: invalid syntax \(mistaken_tools.py, line 1\)"):
+    with pytest.raises(InputError, match=re.escape(f"cannot be imported: {said}")):
         Tools("mistaken_tools:f")
 
 
@@ -226,3 +237,27 @@ def test_a_tool_without_a_docstring_is_refused_in_one_line() -> None:
         tool_schema(lambda x: x)
     with pytest.raises(InputError, match="two have one name"):
         by_name([grow, grow])
+
+
+@pytest.mark.parametrize("name", ["unnamed", "many"])
+def test_a_tool_whose_arguments_have_no_names_in_a_call_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"tool {name!r}: the model names every argument in a call, and .*x: int"):
+        Tools(f"{__name__}:{name}")
+
+
+def unnamed(x: int, /) -> int:
+    """Return a number.
+
+    Args:
+        x: the number.
+    """
+    return x
+
+
+def many(*x: int) -> int:
+    """Return how many there are.
+
+    Args:
+        x: numbers.
+    """
+    return len(x)

@@ -82,7 +82,7 @@ def test_a_call_that_cannot_be_read_says_why() -> None:
 
 
 def played(made: PreTrainedTokenizerBase, first: str) -> tuple[str, int, int]:
-    """An episode in which the model says something, then "42": what it read first, its calls, and the failed ones."""
+    """An episode in which the model says something, then "42": what it read; calls and failed ones of the first."""
 
     def script(request: Request) -> str:
         return first if request.key[-1] == 0 else "42"
@@ -96,7 +96,9 @@ def played(made: PreTrainedTokenizerBase, first: str) -> tuple[str, int, int]:
     )
     ((episode,),) = driver.run([Problem.of_text("0", "?", "42")], Sampling(samples=1, max_new_tokens=200), (0,))
     assert episode.played is not None and episode.played.failure is None
-    return episode.prompt, episode.played.calls, episode.played.failed_calls
+    assert len(episode.played.calls) == len(episode.played.failed_calls) == len(episode.turns)
+    assert not any(episode.played.calls[1:]) and not any(episode.played.failed_calls[1:])
+    return episode.prompt, episode.played.calls[0], episode.played.failed_calls[0]
 
 
 @pytest.mark.parametrize("name", FORMS)

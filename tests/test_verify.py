@@ -211,6 +211,7 @@ def test_a_field_of_the_wrong_type_is_named_in_one_line(
 
 
 BRANCH = {"prompt_ids": [1], "token_ids": [1, 2], "sampled": [[0, 1]], "behavior_logp": [-0.5]}
+PLAYED = {"rewards": [], "done": True, "calls": [], "failed_calls": [], "failure": None}
 UNFIT = [
     ({"messages": {"role": "user"}}, "at messages"),
     ({"messages": [{"role": 5}]}, r"at messages\[0\].role"),
@@ -220,7 +221,9 @@ UNFIT = [
     ({"turns": [3, 5]}, "2 turns"),
     ({"turns": [3, 3, 3]}, "turns must add up to the 8 sampled tokens"),
     ({"turns": [8, 1, -1]}, "turns must add up to"),
-    ({"played": {"rewards": [0.0, 0.5], "done": True, "calls": 0, "failed_calls": 0, "failure": None}}, "2 played.rew"),
+    ({"played": {**PLAYED, "rewards": [0.0, 0.5]}}, "2 played.rewards, but 3 turns"),
+    ({"played": {**PLAYED, "failed_calls": [1]}}, "1 played.failed_calls, but 3 turns"),
+    ({"played": {**PLAYED, "calls": 0}}, "played.calls"),
     ({"played": {"rewards": [0.0, 0.5, 0.0], "done": "yes"}}, "played.done"),
     ({"reward_turns": ["high", 0.0, 0.0]}, r"reward_turns\[0\]"),
     ({"sampled": [[0, 2**62]]}, "sampled must be spans that rise, within the 10 token_ids"),

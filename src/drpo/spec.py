@@ -7,11 +7,12 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from drpo.errors import InputError, nearest
+from drpo.errors import InputError, describe, nearest
 
 T = TypeVar("T")
 
@@ -172,7 +173,15 @@ def import_named(module: str, name: str, kind: str) -> Any:
             value = getattr(value, part)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise InputError(f"{kind} '{module}:{name}' cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise InputError(f"{kind} '{module}:{name}' cannot be imported: {describe(error)}{_line(error)}") from None
     return value
+
+
+def _line(error: BaseException) -> str:
+    """Where an error was raised: the file's name, and the line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def format_spec(value: T, registry: Registry[T]) -> str:

@@ -84,7 +84,13 @@ def conversation(**changes: Any) -> dict[str, Any]:
             {"role": "assistant", "content": "e"},
         ],
         "turns": [3, 3, 2],
-        "played": {"rewards": [0.0, 0.5, 0.0], "done": True, "calls": 1, "failed_calls": 1, "failure": None},
+        "played": {
+            "rewards": [0.0, 0.5, 0.0],
+            "done": True,
+            "calls": [1, 0, 0],
+            "failed_calls": [0, 1, 0],
+            "failure": None,
+        },
         "reward_turns": [0.0, 0.5, 0.0],
         **changes,
     }

@@ -19,6 +19,7 @@ Tool = Callable[..., Any]
 MOST_CHARACTERS = 20_000
 """Of a result; what is longer is cut, and that is said."""
 
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 READY: Mapping[str, str] = {"python": "drpo.environments.sandbox:python"}
 """Short names of tools that ship."""
 
@@ -27,7 +28,8 @@ def tool_schema(tool: Tool) -> ToolSchema:
     """Return the schema of a function, from its annotations and its docstring.
 
     Raises:
-        InputError: an argument without a type or without a line in the docstring's Args.
+        InputError: an argument without a type or without a line in the docstring's Args, or one that has no name in a
+            call.
 
     Example:
         >>> def double(x: int) -> int:
@@ -40,6 +42,12 @@ def tool_schema(tool: Tool) -> ToolSchema:
         >>> tool_schema(double)["function"]["parameters"]["required"]
         ['x']
     """
+    unnamed = next((p for p in inspect.signature(tool).parameters.values() if p.kind in _UNNAMED), None)
+    if unnamed is not None:
+        raise InputError(
+            f"tool {getattr(tool, '__name__', tool)!r}: the model names every argument in a call, and {unnamed} cannot "
+            "be named; leave out `/` and `*` before it"
+        )
     try:
         schema: ToolSchema = get_json_schema(tool)
     except Exception as error:  # transformers raises several kinds of its own

@@ -21,7 +21,7 @@ class Utterance:
         turn: number of the model's turn, from 0; None where the model did not sample it.
         reward: of the turn; None where turns have none.
         branch: whether the history was rendered anew before the turn, which begins a further sequence.
-        failed: whether it tells the model of an error, in an episode that has failed calls.
+        failed: whether it tells the model that a call of the turn before failed.
     """
 
     role: str
@@ -52,11 +52,11 @@ def utterances(record: Mapping[str, Any], lengths: Sequence[int]) -> list[Uttera
     at = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
     turn_of = {i: turn for turn, i in enumerate(at[len(at) - len(turns) :])}
     rewards, branches = turn_rewards(record), branch_turns(turns, lengths)
-    some_failed = bool((record.get("played") or {}).get("failed_calls"))
-    found, spoken = [], False
+    failed_calls = dict(enumerate((record.get("played") or {}).get("failed_calls", ())))
+    found, last = [], None
     for i, m in enumerate(messages):
         turn = turn_of.get(i)
-        spoken = spoken or turn is not None
+        last = last if turn is None else turn
         text = _text(m.get("content"))
         found.append(
             Utterance(
@@ -67,7 +67,7 @@ def utterances(record: Mapping[str, Any], lengths: Sequence[int]) -> list[Uttera
                 turn=turn,
                 reward=rewards[turn] if rewards and turn is not None else None,
                 branch=turn in branches,
-                failed=some_failed and spoken and turn is None and text.startswith("Error"),
+                failed=turn is None and bool(failed_calls.get(last)) and text.startswith("Error"),
             )
         )
     return found
@@ -153,11 +153,11 @@ def remarks(record: Mapping[str, Any], lengths: Sequence[int]) -> list[tuple[str
         Pairs of a text, and whether it is a warning.
 
     Example:
-        >>> remarks({"turns": [2, 1], "played": {"done": True, "calls": 1}}, [2, 1])
+        >>> remarks({"turns": [2, 1], "played": {"done": True, "calls": [1, 0]}}, [2, 1])
         [('2 turns', False), ('ended by the environment', False), ('1 call', False), ('1 branch', True)]
     """
     played, n = record.get("played") or {}, len(lengths) - 1
     said = [(counted(len(record.get("turns", ())), "turn"), False), (ending(record), bool(played.get("failure")))]
-    numbers = {"call": played.get("calls"), "failed call": played.get("failed_calls")}
+    numbers = {"call": sum(played.get("calls", ())), "failed call": sum(played.get("failed_calls", ()))}
     said += [(counted(count, what), what != "call") for what, count in numbers.items() if count]
     return said + ([("1 branch" if n == 1 else f"{n} branches", True)] if n > 0 else [])

@@ -56,7 +56,8 @@ class Conversation:
         self._text = ""
         self._native_calls: Sequence[Call | MalformedCall] = ()
         self._rewards: list[float] = []
-        self._calls, self._failed_calls = 0, 0
+        self._calls: list[int] = []
+        self._failed_calls: list[int] = []
         self._done, self._in_environment = False, in_environment
 
     @property
@@ -94,6 +95,8 @@ class Conversation:
         self._messages.append(message("assistant", text))
         self._text, self._native_calls, self.finish_reason = text, native_calls, generation.finish_reason
         self._rewards.append(0.0)
+        self._calls.append(0)
+        self._failed_calls.append(0)
 
     def hear(self, result: StepResult, tokenizer: PreTrainedTokenizerBase, stop: frozenset[int], *, last: bool) -> None:
         """Add what the environment answers: by the template's glue, or by a branch where it has none.
@@ -105,8 +108,7 @@ class Conversation:
             last: there will be no further turn.
         """
         self._rewards[-1] = result.reward
-        self._calls += len(result.calls)
-        self._failed_calls += result.failed_calls
+        self._calls[-1], self._failed_calls[-1] = len(result.calls), result.failed_calls
         self._done, self.goes_on = result.done, not (result.done or last)
         self._messages[-1:] = [{**self._messages[-1], **({"tool_calls": list(result.calls)} if result.calls else {})}]
         self._messages += result.messages
@@ -150,7 +152,8 @@ class Conversation:
 
     def episode(self) -> Episode:
         """Return the record of the episode."""
-        played = Played(tuple(self._rewards), self._done, self._calls, self._failed_calls, self.failure)
+        of_turns = (tuple(self._calls), tuple(self._failed_calls))
+        played = Played(tuple(self._rewards), self._done, *of_turns, self.failure)
         open_sequence = [_sequence(self._prompt, self._pieces)] if any(map(_is_turn, self._pieces)) else []
         return Episode(
             problem_id=self.problem.id,

@@ -278,8 +278,8 @@ def _spans(sampled: Tensor) -> list[list[int]]:
 
 def _played_record(episode: Episode) -> dict[str, Any]:
     assert episode.played is not None
-    played = asdict(episode.played)
-    return {"turns": list(episode.turns), "played": played | {"rewards": list(episode.played.rewards)}}
+    played = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(episode.played).items()}
+    return {"turns": list(episode.turns), "played": played}
 
 
 def in_flight_record(episode: Episode) -> dict[str, Any]:
@@ -333,9 +333,8 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
 
 
 def _played_of(record: Mapping[str, Any]) -> Played:
-    failure = record["failure"]
-    given = {**record, "rewards": tuple(record["rewards"]), "failure": failure and Failure(**failure)}
-    return Played(**given)
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+    return Played(**given | {"failure": record["failure"] and Failure(**record["failure"])})
 
 
 def _sequence_of(record: Mapping[str, Any], version: int, top: Sequence[Any] | None) -> TokenSequence:

@@ -177,8 +177,8 @@ def _turn_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "turns_max": max(turns),
         "turn_tokens": sum(e.n_sampled for e in episodes) / sum(turns),
         "episodes_done": sum(p.done for p in played) / n,
-        "calls": sum(p.calls for p in played) / n,
-        "failed_calls": sum(p.failed_calls for p in played) / n,
+        "calls": sum(sum(p.calls) for p in played) / n,
+        "failed_calls": sum(sum(p.failed_calls) for p in played) / n,
         "branches": sum(max(0, len(e.sequences) - 1) for e in episodes) / n,
         "environment_failed": sum(p.failure is not None for p in played),
     }

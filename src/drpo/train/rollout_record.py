@@ -26,8 +26,8 @@ class _Failure(TypedDict, total=False):
 class _Played(TypedDict):
     rewards: list[float]
     done: bool
-    calls: int
-    failed_calls: int
+    calls: list[int]
+    failed_calls: list[int]
     failure: _Failure | None
 
 
@@ -173,8 +173,8 @@ def _turns_fault(record: Record) -> str | None:
     said = sum(m.get("role") == "assistant" for m in record.get("messages", ()))
     if "messages" in record and said < len(turns):
         return f"{said} messages of the assistant, but {len(turns)} turns"
-    of_turns = {"played.rewards": played and played["rewards"], "reward_turns": record.get("reward_turns")}
-    for name, rewards in of_turns.items():
-        if rewards and len(rewards) != len(turns):
-            return f"{len(rewards)} {name}, but {len(turns)} turns"
+    of_turns = {f"played.{name}": played[name] for name in ("rewards", "calls", "failed_calls")} if played else {}
+    for name, values in [*of_turns.items(), ("reward_turns", record.get("reward_turns"))]:
+        if values and len(values) != len(turns):
+            return f"{len(values)} {name}, but {len(turns)} turns"
     return None

@@ -145,15 +145,15 @@ class Played:
     Args:
         rewards: of each turn, in order, finite.
         done: the environment ended the episode; else a limit did: of turns, or of tokens.
-        calls: of tools, that could be read; templates render them.
-        failed_calls: calls of tools that could not be read or that failed.
+        calls: how many calls of tools could be read in each turn.
+        failed_calls: how many of each turn could not be read or failed.
         failure: why the environment could not go on; None where it could.
     """
 
     rewards: tuple[float, ...]
     done: bool
-    calls: int = 0
-    failed_calls: int = 0
+    calls: tuple[int, ...] = ()
+    failed_calls: tuple[int, ...] = ()
     failure: Failure | None = None
 
 
