@@ -1,4 +1,5 @@
-"""Draw the pictures of docs/report.md from a run's report, in light and dark, or from a comparison's, in light.
+"""Draw the pictures of docs/report.md from a run's report, in light and dark, or from a comparison's, in light; where
+episodes are in an environment, the conversation of docs/agents.md.
 
     python docs/screenshots.py RUN/report.html [--out docs/figures]
     python docs/screenshots.py COMPARISON/report.html
@@ -39,6 +40,19 @@ def at_a_token(page: Any) -> None:
     page.locator("#view .token.masked").first.hover()
 
 
+def in_a_conversation(page: Any) -> None:
+    """The browser, showing the first episode of three turns or more that has a gradient and earned a reward."""
+    go_to(page, "rollouts")
+    for row in page.locator(".row").all():
+        row.click()
+        chips = page.locator("#view .chips").inner_text()
+        turns, shaded = page.locator("#view .sampled").count(), page.locator("#view .token[class*=up-]").count()
+        if turns >= 3 and shaded and "reward 1" in chips:
+            break
+    go_to(page, "rollouts")
+    page.mouse.move(0, 0)
+
+
 def of_a_comparison(page: Any) -> None:
     """Rewards, and where each objective ends."""
     page.set_viewport_size({"width": 1280, "height": 1565})
@@ -48,6 +62,7 @@ def of_a_comparison(page: Any) -> None:
 VIEWS = {"top": at_the_top, "region": in_the_plane, "rollouts": at_a_token}
 
 
+VIEWS_OF_EPISODES = {"conversation": in_a_conversation}
 VIEWS_OF_A_COMPARISON = {"comparison": of_a_comparison}
 
 
@@ -77,7 +92,9 @@ def main() -> None:
             compared = page.locator("#differences").count() > 0
             if compared and scheme == "dark":
                 continue
-            for name, view in (VIEWS_OF_A_COMPARISON if compared else VIEWS).items():
+            talks = not compared and page.locator("#view .bubble").count() > 0
+            views = VIEWS_OF_A_COMPARISON if compared else VIEWS_OF_EPISODES if talks else VIEWS
+            for name, view in views.items():
                 view(page)
                 path = options.out / f"report-{name}-{scheme}.png"
                 page.screenshot(path=path)

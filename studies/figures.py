@@ -1,4 +1,4 @@
-"""Figures and tables of docs/study.md and docs/stability.md, from the results beside this file.
+"""Figures and tables of docs/study.md, docs/stability.md and docs/agents.md, from the results beside this file.
 
 `python studies/figures.py` draws the figures into docs/figures/ and puts the tables into the documents, each between
 `<!-- table NAME -->` and `<!-- end -->`. A test checks that the documents are current.
@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 
+import agents
 from comparison_figures import draw_curves, draw_finals
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
 from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
@@ -21,7 +22,7 @@ from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-DOCUMENTS = (ROOT / "docs" / "study.md", ROOT / "docs" / "stability.md")
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents"))
 
 
 @cache
@@ -250,6 +251,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "stability pooled": lambda: stability_pooled("stability"),
     "stability claims": lambda: stability_claims("stability"),
     "radii": lambda: radii(read("stability"), read("radii")),
+    "agents": lambda: markdown(
+        ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())
+    ),
     "stability movement": lambda: stability_movement(read("stability")),
 }
 
@@ -268,6 +272,7 @@ def draw() -> None:
         draw_finals(read(name), FIGURES / f"study_{name}_ends.png")
     for kind in KINDS:
         draw_maps(read("stability"), task_of(kind), f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
+    agents.draw(agents.read_results())
 
 
 if __name__ == "__main__":

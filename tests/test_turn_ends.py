@@ -90,11 +90,20 @@ def test_arguments_of_a_template_are_its_defaults_everywhere_and_in_the_saved_to
     assert loaded.apply_chat_template(messages, tokenize=False, b="C")[-1] == "C"
 
 
+def test_a_template_may_mark_what_the_model_says_and_leave_a_loop() -> None:
+    inner = "{% generation %}{{ m.content }}{{ b }}{% endgeneration %}{% break %}"
+    made = tokenizer("{% for m in messages %}" + inner + "{% endfor %}")
+    set_template(made, None, {"b": "B"})
+    assert made.apply_chat_template([{"role": "user", "content": "x"}] * 2, tokenize=False) == "xB"
+
+
 @pytest.mark.parametrize(
     ("template", "arguments", "line"),
     [
         ("{% for %}", {}, r"chat_template: it is no Jinja template \(.*, line 1\)"),
         (None, {"enable_thinkin": 1}, "template.enable_thinkin: .* did you mean 'enable_thinking'"),
+        ("{% set ns = namespace(a=raise_exception) %}", {"b": 1}, "template.b: .* of this name; it reads none"),
+        ("{{ messages }}", {"raise_exception": 1}, "template.raise_exception: drpo or the tokenizer sets it"),
         (None, {"messages": 1}, "template.messages: drpo or the tokenizer sets it"),
         (None, {"eos_token": "x"}, "template.eos_token: drpo or the tokenizer sets it"),
     ],

@@ -4,14 +4,33 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _get_template_variables
 
 from drpo.errors import InputError, nearest
 
 _OF_DRPO = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """Arguments of every template that drpo sets itself."""
+
+
+class _Generation(Extension):
+    """The tag `generation`, with which templates of transformers mark what the model says."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what stands between the tag and its end."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+_JINJA = ImmutableSandboxedEnvironment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+_FUNCTIONS = frozenset({*_JINJA.globals, "raise_exception", "strftime_now"})
+"""Names that every template may read without an argument of the name: Jinja's own, and those of transformers."""
 
 
 def set_template(
@@ -49,7 +68,7 @@ def set_template(
         raise InputError(
             f"template.{next(iter(arguments))}: the model has no chat template; --chat-template FILE gives it one"
         )
-    given = {*_OF_DRPO, *tokenizer.special_tokens_map}
+    given = {*_OF_DRPO, *_FUNCTIONS, *tokenizer.special_tokens_map}
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"": tokenizer.chat_template}
     known = sorted({name for text in named.values() for name in _variables(text)} - given)
     for name in arguments:
@@ -67,13 +86,12 @@ def set_template(
 def _variables(template: str) -> frozenset[str]:
     """The names that a template reads and does not set."""
     try:
-        names: frozenset[str] = _get_template_variables(template)
+        return frozenset(find_undeclared_variables(_JINJA.parse(template)))
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise InputError(
             f"chat_template: it is no Jinja template ({error}{'' if line is None else f', line {line}'})"
         ) from None
-    return names
 
 
 def _default(name: str, value: Any) -> str:
