@@ -32,7 +32,7 @@ def calculator_twice() -> Run:
 
 def guess() -> Run:
     """SmolLM2-135M learns to guess a number by "higher" and "lower"."""
-    return _agent("guess", Guess(), steps=10, turn_tokens=8, episode_tokens=32)
+    return _agent("guess", Guess(), steps=20, turn_tokens=8, episode_tokens=32)
 
 
 def _agent(name: str, task: Task, *, steps: int, turn_tokens: int, episode_tokens: int) -> Run:
