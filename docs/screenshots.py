@@ -49,7 +49,7 @@ def in_a_conversation(page: Any) -> None:
         turns, shaded = page.locator("#view .sampled").count(), page.locator("#view .token[class*=up-]").count()
         if turns >= 3 and shaded and "reward 1" in chips:
             break
-    go_to(page, "rollouts")
+    page.locator("#view").evaluate("view => { view.scrollIntoView({behavior: 'instant'}); view.scrollTop = 1e6; }")
     page.mouse.move(0, 0)
 
 
