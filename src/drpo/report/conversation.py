@@ -53,7 +53,7 @@ def utterances(record: Mapping[str, Any], lengths: Sequence[int]) -> list[Uttera
     turn_of = {i: turn for turn, i in enumerate(at[len(at) - len(turns) :])}
     rewards, branches = turn_rewards(record), branch_turns(turns, lengths)
     failed_calls = dict(enumerate((record.get("played") or {}).get("failed_calls", ())))
-    found, last = [], None
+    found, last = [], -1
     for i, m in enumerate(messages):
         turn = turn_of.get(i)
         last = last if turn is None else turn

@@ -20,7 +20,7 @@ _OF_DRPO = ("messages", "tools", "documents", "add_generation_prompt", "continue
 class _Generation(Extension):
     """The tag `generation`, with which templates of transformers mark what the model says."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 (as its base class has it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """Return what stands between the tag and its end."""
