@@ -16,7 +16,7 @@ from torch import Tensor
 from drpo import doctor
 from drpo.cli import main
 from drpo.credit.gae import GAE
-from drpo.doctor import Finding, Size, sync, tokens
+from drpo.doctor import Finding, Size, scoring, sync, tokens
 from drpo.doctor.mutation import mutate
 from drpo.objectives import DRPO
 from drpo.recipes.addition import smoke
@@ -192,10 +192,6 @@ def deaf(part: str) -> Callable[[Components], Components]:
     return engine_of(lambda engine: Deaf(engine, lambda name: part in name))
 
 
-def marked_by(reward: Reward) -> Callable[[Components], Components]:
-    return lambda components: replace(components, reward=reward)
-
-
 def trained_at(temperature: float) -> Callable[[Components], Components]:
     def plant(components: Components) -> Components:
         components.policy.temperature = temperature
@@ -223,11 +219,10 @@ FAULTS = {
     "a warm prefix cache": Fault(engine_of(WarmCache), "sync", "reset its prefix cache"),
     "a wrong EOS": Fault(engine_of(WrongEOS), "stops", "EOS"),
     "log-probabilities shifted by one token": Fault(engine_of(Shifted), "alignment", "shifted by one token"),
-    "a reward of 1 for what cannot be read": Fault(marked_by(credulous), "reward", "holds no answer"),
-    "a reward of 1 for any number": Fault(marked_by(generous), "reward", "answers of other problems"),
-    "a reward that loses the sign": Fault(marked_by(signless), "mutated", r"sign flipped\) scores 1 where the answer"),
-    "a reward that misses right answers": Fault(marked_by(severe), "reward", "the reference answer"),
 }
+
+
+SLOW = pytest.mark.slow
 
 
 def broken(findings: Sequence[Finding]) -> dict[str, str]:
@@ -248,7 +243,18 @@ def test_every_fault_is_found_and_named(name: str) -> None:
     assert re.search(fault.said, found[fault.check]), found[fault.check]
 
 
-SLOW = pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reward", "check", "said"),
+    [
+        (credulous, "reward", "holds no answer"),
+        (generous, "reward", "answers of other problems"),
+        (signless, "mutated", r"sign flipped\) scores 1 where the answer"),
+        (severe, "reward", "the reference answer"),
+    ],
+)
+def test_every_fault_of_a_reward_is_found_and_named(reward: Reward, check: str, said: str) -> None:
+    found = broken(scoring.reward(reward, a_run().data.task.held_out(SIZE.answers)))
+    assert re.search(said, found[check]), found
 
 
 @pytest.mark.parametrize(
@@ -277,18 +283,18 @@ def test_a_model_of_few_positions_can_be_looked_at() -> None:
     assert found.verdict == "ok", found
 
 
-def test_it_leaves_no_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=SLOW), 2])
+def test_it_leaves_no_trace(tmp_path: Path, lora_rank: int) -> None:
     """Weights, adapters, optimiser, random numbers: the run after it is the run without it."""
-    for lora_rank in (0, 2):
-        run = configure(a_run(), lora_rank=lora_rank, steps=2)
-        examined = build(run)
-        before = {n: p.clone() for n, p in examined.policy.trainable().items()}
-        assert list(doctor.examine(run, examined, SIZE))
-        assert all(torch.equal(before[n], p) for n, p in examined.policy.trainable().items())
-        assert examined.policy.dtype == torch.float32 and examined.policy.temperature == 1.0
-        train(run, tmp_path / f"{lora_rank}-examined", components=examined)
-        train(run, tmp_path / f"{lora_rank}-plain")
-        assert_same_run(tmp_path / f"{lora_rank}-examined", tmp_path / f"{lora_rank}-plain")
+    run = configure(a_run(), lora_rank=lora_rank, steps=2)
+    examined = build(run)
+    before = {n: p.clone() for n, p in examined.policy.trainable().items()}
+    assert list(doctor.examine(run, examined, SIZE))
+    assert all(torch.equal(before[n], p) for n, p in examined.policy.trainable().items())
+    assert examined.policy.dtype == torch.float32 and examined.policy.temperature == 1.0
+    train(run, tmp_path / "examined", components=examined)
+    train(run, tmp_path / "plain")
+    assert_same_run(tmp_path / "examined", tmp_path / "plain")
 
 
 def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> None:
@@ -314,7 +320,8 @@ def findings_of(objective: float) -> dict[str, Finding]:
 
 
 def test_a_region_out_of_reach_is_a_note() -> None:
-    assert findings_of(12.5)["region"].verdict == "note"
+    run = a_run(objective=DRPO(12.5))
+    assert next(f for f in doctor.examine(run, components_of(run), SIZE) if f.check == "region").verdict == "note"
     assert findings_of(0.2)["region"].verdict == "ok"
 
 

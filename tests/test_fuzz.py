@@ -1,6 +1,6 @@
 """Bad input of every kind, made up by hypothesis: one line that names it, status 2, no traceback, no hang, no code run.
 
-As many examples as `EXAMPLES` says; twenty times as many, and others, in the slow form.
+As many examples as `EXAMPLES` says; thirty times as many, and others, in the slow form.
 """
 
 import json
@@ -40,13 +40,13 @@ from support.hostile import (
 )
 
 EXAMPLES = {
-    "configuration": 80,
-    "command": 50,
-    "data": 15,
+    "configuration": 50,
+    "command": 30,
+    "data": 10,
     "records": 8,
     "conversation": 20,
     "checkpoint": 12,
-    "model": 6,
+    "model": 4,
     "output": 15,
 }
 
@@ -93,7 +93,7 @@ READERS = (
 )
 """Commands that read the whole configuration of a run."""
 
-SCALES = pytest.mark.parametrize("scale", [1, pytest.param(20, marks=pytest.mark.slow)])
+SCALES = pytest.mark.parametrize("scale", [1, pytest.param(30, marks=pytest.mark.slow)])
 
 
 @SCALES

@@ -505,10 +505,10 @@ def test_without_triton() -> None:
 @needs_triton
 @pytest.mark.parametrize(
     ("which", "shapes"),
-    [("interpreted and not slow", "x37 or x4099"), pytest.param("interpreted", "", marks=pytest.mark.slow)],
+    [("interpreted and not slow", "x37"), pytest.param("interpreted", "", marks=pytest.mark.slow)],
 )
 def test_in_triton_s_interpreter(which: str, shapes: str) -> None:
-    """Run this file's tests marked `interpreted`, none of which may be skipped: of short rows, and of long ones."""
+    """Run this file's tests marked `interpreted`, none of which may be skipped: of short rows, and slowly of all."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short"]
     done = subprocess.run(
         [*command, "--maxfail=3", "-m", which, "-k", shapes, str(Path(__file__).resolve())],
