@@ -10,6 +10,7 @@ from drpo.train.metrics import (
     AUXILIARY_METRICS,
     BY_TURN_METRICS,
     DIVERGENCE_METRICS,
+    FILTER_METRICS,
     PART_METRICS,
     REGION_METRICS,
     ROLLOUT_METRICS,
@@ -32,6 +33,12 @@ the sampler, `r = pi/mu`, `w` the [gradient weight](concepts.md#gradient-weight)
 
 PARTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     ("Rollouts", "Over the step's completions.", ROLLOUT_METRICS),
+    (
+        "Length and resampling",
+        "Counts, absent where 0, of [`--overlong`](methods.md#long-completions) and\n"
+        "[`--dynamic-sampling`](methods.md#dynamic-sampling).",
+        FILTER_METRICS,
+    ),
     ("Turns", "Over the step's episodes, where they are in environments.", TURN_METRICS),
     ("Reward parts", "One for each part of the reward.", PART_METRICS),
     (

@@ -29,11 +29,13 @@ def exact(name: str, rewards: list[float]) -> list[float]:
         "zscore": lambda: [float(x - centre) / math.sqrt(variance) if variance else 0.0 for x in r],
         "rloo": lambda: [float(x - (sum(r, Fraction(0)) - x) / (n - 1)) for x in r],
         "maxrl": lambda: [float((x - centre) / centre) if centre > 0 else 0.0 for x in r],
+        "reward": lambda: rewards,
     }[name]()
 
 
 NAMES = ["mean", "zscore", "rloo", "maxrl"]
 each_advantage = pytest.mark.parametrize("name", NAMES)
+each_and_reward = pytest.mark.parametrize("name", [*NAMES, "reward"])
 scores = st.integers(-64, 64).map(lambda k: k / 16)
 groups = st.lists(scores, min_size=2, max_size=12)
 
@@ -47,7 +49,7 @@ def advantage(name: str, rewards: list[float]) -> Tensor:
     return parse_spec(name, advantages.REGISTRY)(torch.tensor(rewards, dtype=torch.float32))
 
 
-@each_advantage
+@each_and_reward
 @given(rewards=groups)
 def test_advantage_is_its_definition(name: str, rewards: list[float]) -> None:
     rewards = usable(name, rewards)
@@ -80,7 +82,7 @@ def test_eight_times_095_is_exactly_zero_and_one_failure_spares_no_row(name: str
     assert mixed[0] < 0
 
 
-@each_advantage
+@each_and_reward
 @given(rewards=groups, data=st.data())
 def test_advantage_follows_the_order_of_the_group(name: str, rewards: list[float], data: st.DataObject) -> None:
     rewards = usable(name, rewards)
@@ -108,7 +110,7 @@ def test_maxrl_is_zero_without_a_success_and_refuses_what_is_no_rate_of_success(
         advantage("maxrl", [-1.0, 1.5])
 
 
-@each_advantage
+@each_and_reward
 @pytest.mark.parametrize("n_samples", [2, 3, 8, 33, 130])
 def test_many_groups_at_once_have_the_advantages_of_each_alone(name: str, n_samples: int) -> None:
     """Bit for bit; among them groups of equal rewards, and of rewards that differ by rounding."""
@@ -119,14 +121,14 @@ def test_many_groups_at_once_have_the_advantages_of_each_alone(name: str, n_samp
     assert torch.equal(function(groups), torch.stack([function(group) for group in groups]))
 
 
-@each_advantage
+@each_and_reward
 def test_a_group_of_one_is_refused_with_what_to_change(name: str) -> None:
     for rewards in ([1.0], []):
         with pytest.raises(InputError, match="samples"):
             advantage(name, rewards)
 
 
-@each_advantage
+@each_and_reward
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_reward_that_is_no_number_is_refused(name: str, bad: float) -> None:
     with pytest.raises(InputError, match="finite"):
@@ -141,7 +143,7 @@ def test_advantage_leaves_the_rewards_alone(name: str) -> None:
     assert rewards._version == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_and_reward
 def test_advantage_spec_round_trip(name: str) -> None:
     assert format_spec(parse_spec(name, advantages.REGISTRY), advantages.REGISTRY) == name
     assert parse_spec(name, advantages.REGISTRY) is getattr(advantages, name)

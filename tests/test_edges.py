@@ -158,7 +158,7 @@ def test_what_moves_at_zero_advantage_is_never_skipped(where: Any) -> None:
 def test_rounding_is_no_signal() -> None:
     noise = torch.tensor([0.1, 0.1, 0.1, 0.10000001])
     assert noise[3] != noise[0]
-    for rule in advantages.REGISTRY.entries.values():
+    for rule in (advantages.mean, advantages.zscore, advantages.rloo, advantages.maxrl):
         assert not rule(noise).any()
         assert rule(torch.tensor([0.1, 0.1, 0.1, 0.1001])).any()
     assert not gae.whitened(noise).any()

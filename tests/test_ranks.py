@@ -53,6 +53,8 @@ MORE = (
     (4, "few", "fsdp"),
     (2, "few", "fsdp"),
     (2, "terms", "none"),
+    (2, "resampled", "none"),
+    (3, "resampled", "fsdp"),
     (3, "terms", "fsdp"),
     (2, "critic", "none"),
     (3, "critic", "fsdp"),

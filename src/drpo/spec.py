@@ -100,7 +100,8 @@ def parse_spec(text: str, registry: Registry[T]) -> T:
     """Return the object of a spec; the text is parsed, never evaluated.
 
     Args:
-        text: `name` or `name(arguments)` with a name of the registry, or `module:name`, `module:name(arguments)`.
+        text: `name` or `name(arguments)` with a name of the registry, in small or capital letters, or `module:name`,
+            `module:name(arguments)`.
         registry: of the kind of object that is expected.
 
     Raises:
@@ -122,6 +123,7 @@ def _parsed(text: str, entries: Mapping[str, Callable[..., Any] | str], kind: st
     module, _, call = text.partition(":")
     if not names_code(text):
         name, args, kwargs = split_call(text)
+        name = name if name in entries else name.lower()
         if name not in entries:
             raise InputError(f"unknown {kind} {name!r}{nearest(name, entries)}")
         entry = _imported(entries[name], kind)

@@ -41,6 +41,18 @@ def _without_zeros(right: Callable[..., Any]) -> Callable[..., Any]:
 
 REPLACEMENTS = (
     Replacement(
+        "masked completions are trained",
+        "drpo.credit.rules:_trained",
+        lambda right: lambda groups, credits: list(credits),
+        ("tests/test_methods.py::test_a_masked_completion_counts_in_its_group_and_is_not_trained",),
+    ),
+    Replacement(
+        "advantages are whitened within each group",
+        "drpo.credit.rules:_whitened",
+        lambda right: lambda credits: [c for i in range(0, len(credits), 4) for c in right(credits[i : i + 4])],
+        ("tests/test_methods.py::test_the_gradient_of_a_batch_is_the_papers[reinforce++]",),
+    ),
+    Replacement(
         "a completion is compared with the whole rollout",
         "drpo.credit.rules:group_credit",
         _compares_the_rollout,

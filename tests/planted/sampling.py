@@ -9,7 +9,7 @@ ROLLOUT = "tests/test_rollout.py::"
 ENGINES = "tests/test_engines.py::"
 DECODE = "tests/test_decode.py::"
 BATCH = "tests/test_batch_policy.py::"
-ROLLOUTS = "tests/test_rollouts.py::"
+ROLLOUTS, AGAIN = "tests/test_rollouts.py::", "tests/test_dynamic_sampling.py::"
 CLIENT = "tests/test_vllm_client.py::"
 TURN_CACHE = "tests/test_turn_cache.py::"
 OWN_DISTRIBUTION = f"{ENGINES}test_log_probabilities_are_the_models_own"
@@ -198,6 +198,12 @@ REPLACEMENTS = (
         "drpo.train.rollouts:Rollouts.save",
         lambda right: lambda self, folder, step: None,
         (f"{RESUMED}[1-1-True]",),
+    ),
+    Replacement(
+        "a group that is sampled again repeats its random numbers",
+        "drpo.train.rollouts:Rollouts._sample",
+        lambda right: lambda self, problems, key: right(self, problems, key[:2]),
+        (f"{AGAIN}test_groups_of_equal_rewards_are_sampled_again_up_to_the_bound_and_dropped_beyond",),
     ),
     Replacement(
         "the temperature is not sent to vLLM",

@@ -47,6 +47,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "sync_every": 2,
         "optimizer": AdamW(2e-4),
     },
+    "resampled": {
+        "prompts": 6,
+        "sampling": sampling(samples=4),
+        "updates": 2,
+        "dynamic_sampling": 2,
+        "async_steps": 1,
+        "optimizer": AdamW(2e-4),
+    },
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
     "vllm": {"model": "support.rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
     "critic": {

@@ -93,6 +93,7 @@ USAGE = f"""drpo {__version__}: trust-region policy optimisation for language mo
 Try:
   drpo train demo                         SmolLM2-135M learns to add on a CPU, in minutes
   drpo train demo --objective 'dppo(0.15)' --seed 1 --out runs/dppo
+  drpo train demo --method grpo           as a paper trains: grpo, dapo, ppo, rloo, cispo, ...
   drpo weights 'drpo(0.2)' 'dppo(0.2)' 'ppo(0.2,0.28)' 'spo(0.2)'
 
 Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').

@@ -95,6 +95,20 @@ def require_options(arguments: Collection[str], kind: type, prog: str) -> None:
             _refuse_unknown(argument, known, prog)
 
 
+def given(arguments: Collection[str]) -> set[str]:
+    """Return the names of the options of a command line.
+
+    Example:
+        >>> sorted(given(["--sampling.max-new-tokens=8", "--steps", "2"]))
+        ['sampling.max_new_tokens', 'steps']
+    """
+    return {_name_in(argument) for argument in arguments if argument.startswith("--")}
+
+
+def _name_in(argument: str) -> str:
+    return argument.split("=")[0].removeprefix("--").replace("-", "_")
+
+
 def flag(name: str) -> str:
     """Return a field's option.
 

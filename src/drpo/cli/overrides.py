@@ -11,7 +11,8 @@ import tyro
 from docstring_parser import parse as read_docstring
 from tyro.constructors import PrimitiveConstructorSpec
 
-from drpo.cli.options import parse
+from drpo.cli.methods import method_changes
+from drpo.cli.options import given, parse
 from drpo.cli.template_options import read_template, split_template
 from drpo.train.config import REGISTRIES, Run, configure, flat_json, kind_of, read_value
 from drpo.train.fields import FIELDS, sections
@@ -37,7 +38,8 @@ def overridden(
         run: the recipe's.
         arguments: of the command line.
         prog: the command's name, for messages.
-        others: the other options; one with the name of a run's field replaces it.
+        others: the other options; one with the name of a run's field replaces it, and one called `method` sets what a
+            paper does, where no option says otherwise.
         without: fields of the run that cannot be overridden here.
 
     Raises:
@@ -54,13 +56,15 @@ def overridden(
         columns.append((title, section, field(default_factory=section)))
     kind = make_dataclass("Fields", columns, bases=(others,), frozen=True)
     kind.__doc__ = others.__doc__
-    given: Any = parse(kind, arguments, prog, more=OF_THE_RECIPE, config=(tyro.conf.OmitArgPrefixes,))
+    chosen: Any = parse(kind, arguments, prog, more=OF_THE_RECIPE, config=(tyro.conf.OmitArgPrefixes,))
     values = {
-        name: getattr(getattr(given, title), _identifier(name)) for title, names in shown.items() for name in names
+        name: getattr(getattr(chosen, title), _identifier(name)) for title, names in shown.items() for name in names
     }
     rate, template = values.pop(RATE, None), values.pop(TEMPLATE, None)
     changes = {name: read_value(name, value) for name, value in values.items() if value != _shown(name, recipe)}
-    options = others(**{f.name: getattr(given, f.name) for f in fields(others)})  # type: ignore[arg-type]
+    options = others(**{f.name: getattr(chosen, f.name) for f in fields(others)})  # type: ignore[arg-type]
+    if (method := getattr(options, "method", None)) is not None:
+        changes = method_changes(run, method, changes, given(arguments)) | changes
     changes |= {} if rate is None else {RATE: rate}
     changes |= {} if template is None else {TEMPLATE: read_template(template)}
     changes |= {"template": {**(recipe["template"] or {}), **of_template}} if of_template else {}
@@ -112,7 +116,7 @@ def _spec(name: str, optional: bool) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{{None}}|{shown}(...)" if optional else f"{shown}(...)",
-        instance_from_str=lambda words: None if optional and words[0] == "None" else words[0],
+        instance_from_str=lambda words: None if optional and words[0].lower() == "none" else words[0],
         is_instance=lambda value: value is None or isinstance(value, str),
         str_from_instance=lambda value: [str(value)],
     )

@@ -8,21 +8,20 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from drpo import objectives as known
 from drpo.cli.commands.replay import ReplayOptions
 from drpo.files import write_text
 from drpo.lab.replay import recorded
 from drpo.lab.replay import replay as replayed
+from drpo.methods import parse_objective
 from drpo.report.payload import finite
 from drpo.report.replay import Decode, draw_replay, replay_sheets
-from drpo.spec import parse_spec
 from drpo.terminal import Terminal, as_table
 from drpo.train.records import MODEL, refuse_old_run
 
 
 def replay(options: ReplayOptions) -> int:
     """Show what other objectives would have done with a batch of a run."""
-    asked = [parse_spec(text, known.REGISTRY) for text in options.objectives]
+    asked = [parse_objective(text) for text in options.objectives]
     refuse_old_run(options.run)
     batch = recorded(options.run, options.step)
     result = replayed(batch, asked)

@@ -1,16 +1,15 @@
 """The implementation of `drpo weights`."""
 
-from drpo import objectives
 from drpo.cli.commands.weights import WeightsOptions
 from drpo.errors import printable
+from drpo.methods import parse_objective
 from drpo.report.weights import draw_png, draw_text
-from drpo.spec import parse_spec
 from drpo.terminal import Terminal
 
 
 def weights(options: WeightsOptions) -> int:
     """Draw the gradient weight of objectives, on the screen and to a file."""
-    drawn = [parse_spec(text, objectives.REGISTRY) for text in options.objectives]
+    drawn = [parse_objective(text) for text in options.objectives]
     draw_png(drawn, options.mu, options.out)
     width = min(100, Terminal().width)
     for mu in options.mu:

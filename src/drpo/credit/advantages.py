@@ -1,4 +1,4 @@
-"""Rewards of one prompt's G samples -> advantages, exactly 0 where all rewards are equal.
+"""Rewards of one prompt's G samples -> advantages; but for `reward`, exactly 0 where all rewards are equal.
 
 Rewards that differ by at most 1e-6 of the largest count as equal: such a difference is float32 rounding, which a
 division by the spread would enlarge to a signal.
@@ -112,7 +112,29 @@ def maxrl(rewards: Tensor) -> Tensor:
     return _quotient(centered, rewards.double().mean(-1, keepdim=True)).float()
 
 
-def _centered(rewards: Tensor) -> Tensor:
+def reward(rewards: Tensor) -> Tensor:
+    """Return R itself: no baseline within the group; `--whiten` then centres and scales the whole rollout.
+
+    Args:
+        rewards: [..., G] float, G >= 2.
+
+    Returns:
+        [..., G] float32.
+
+    Raises:
+        InputError: G < 2, or a reward that is not finite.
+
+    Example:
+        >>> reward(torch.tensor([1.0, 0.0, 0.0]))
+        tensor([1., 0., 0.])
+
+    Source: REINFORCE++, arXiv 2501.03262.
+    """
+    _require(rewards)
+    return rewards.float()
+
+
+def _require(rewards: Tensor) -> None:
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise InputError(
             f"rewards of shape {list(rewards.shape)}: an advantage compares the G samples of one prompt; "
@@ -120,6 +142,10 @@ def _centered(rewards: Tensor) -> Tensor:
         )
     if (broken := ~rewards.isfinite().all(-1)).any():
         raise InputError(f"rewards={rewards[broken][0].tolist()}: every reward must be a finite number")
+
+
+def _centered(rewards: Tensor) -> Tensor:
+    _require(rewards)
     wide = rewards.double()
     low, high = wide.amin(-1, keepdim=True), wide.amax(-1, keepdim=True)
     equal = high - low <= SAME * torch.maximum(low.abs(), high.abs())
@@ -130,4 +156,6 @@ def _quotient(centered: Tensor, divisor: Tensor) -> Tensor:
     return torch.where(divisor > 0, centered / torch.where(divisor > 0, divisor, 1), 0)
 
 
-REGISTRY: Registry[Advantage] = Registry("advantage", {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl})
+REGISTRY: Registry[Advantage] = Registry(
+    "advantage", {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl, "reward": reward}
+)

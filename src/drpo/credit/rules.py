@@ -5,6 +5,7 @@ episodes has rewards per token, else one), M sampled tokens of a sequence.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import starmap
 from typing import TypeAlias
@@ -21,16 +22,24 @@ CreditRule: TypeAlias = Callable[[Sequence[ScoredGroup], Sequence[Tensor] | None
 A pure function. Sequences without credit are not trained."""
 
 
-def credit_rule(advantage: Advantage, critic: GAE | None = None, discount: float = 1.0) -> CreditRule:
+def credit_rule(
+    advantage: Advantage,
+    critic: GAE | None = None,
+    discount: float = 1.0,
+    whiten: bool = False,
+    drop_equal: bool = False,
+) -> CreditRule:
     """Return a run's credit rule: `gae_credit` with a critic, `group_credit` without.
 
     Args:
         advantage: rewards of a group -> advantages; unused with a critic.
         critic: the critic's settings, or None.
         discount: factor per turn between a token and a later reward, (0, 1]; unused with a critic (`GAE.gamma`).
+        whiten: whiten the advantages of the whole rollout together; unused with a critic (`GAE.whiten`).
+        drop_equal: leave out groups whose rewards are all equal; unused with a critic.
     """
     if critic is None:
-        return partial(group_credit, advantage=advantage, discount=discount)
+        return partial(group_credit, advantage=advantage, discount=discount, whiten=whiten, drop_equal=drop_equal)
     return partial(gae_credit, critic=critic)
 
 
@@ -40,6 +49,8 @@ def group_credit(
     *,
     advantage: Advantage,
     discount: float = 1.0,
+    whiten: bool = False,
+    drop_equal: bool = False,
 ) -> list[Credit]:
     """Return credit from comparing the returns within each group at every token; see `step_advantages`.
 
@@ -50,13 +61,34 @@ def group_credit(
         values: unused.
         advantage: rewards of a group -> advantages.
         discount: factor per turn between a token and a later reward, (0, 1].
+        whiten: shift and scale the advantages of the rollout's tokens to mean 0 and standard deviation 1, as
+            REINFORCE++ does (arXiv 2501.03262); see `drpo.credit.gae.whitened`.
+        drop_equal: leave out groups whose rewards are all equal, so that the normaliser does not count their tokens;
+            the filter of DAPO (arXiv 2503.14476, Eq. 11).
 
     Example:
         >>> from drpo.credit.advantages import mean
         >>> group_credit([], advantage=mean)
         []
     """
-    return [c for group in groups if len(group.episodes) >= 2 for c in _compared(group, advantage, discount)]
+    compared = [g for g in groups if len(g.episodes) >= 2 and not (drop_equal and g.equal_rewards)]
+    credits = [c for group in compared for c in _compared(group, advantage, discount)]
+    return _trained(groups, _whitened(credits) if whiten else credits)
+
+
+def _whitened(credits: Sequence[Credit]) -> list[Credit]:
+    """Return the credit of all sequences, whitened together."""
+    if not credits:
+        return []
+    advantage = whitened(torch.cat([credit.advantage for credit in credits]))
+    parts = advantage.split([len(credit.advantage) for credit in credits])
+    return [replace(credit, advantage=part) for credit, part in zip(credits, parts, strict=True)]
+
+
+def _trained(groups: Sequence[ScoredGroup], credits: Sequence[Credit]) -> list[Credit]:
+    """Return the credit of the episodes that are not masked."""
+    masked = {s for group in groups for e in group.masked for s in e.sequences}
+    return [credit for credit in credits if credit.sequence not in masked]
 
 
 def _compared(group: ScoredGroup, advantage: Advantage, discount: float) -> list[Credit]:
@@ -174,4 +206,4 @@ def gae_credit(groups: Sequence[ScoredGroup], values: Sequence[Tensor] | None, *
     advantage, returns = gae(reward, value, episode, critic.gamma, critic.lam)
     advantage = whitened(advantage) if critic.whiten else advantage
     columns = [column.split([s.n_sampled for s in sequences]) for column in (advantage, value, returns)]
-    return list(starmap(Credit, zip(sequences, *columns, strict=True)))
+    return _trained(groups, list(starmap(Credit, zip(sequences, *columns, strict=True))))

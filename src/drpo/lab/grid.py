@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from drpo.errors import InputError
+from drpo.methods import parse_objective
 from drpo.objectives import REGISTRY, Objective
 from drpo.spec import format_spec, parse_spec
 from drpo.train.config import REGISTRIES, Run, configure, to_json
@@ -75,7 +76,7 @@ def parse_variant(text: str) -> Variant:
     spec, _, rates = text.partition("@")
     try:
         return Variant(
-            parse_spec(spec.strip(), REGISTRY),
+            parse_objective(spec.strip()),
             tuple(float(r) for r in re.split(r"[,\s]+", rates.strip()) if r),
         )
     except InputError:

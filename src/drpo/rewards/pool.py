@@ -3,6 +3,7 @@
 import pickle
 from collections import deque
 from collections.abc import Sequence
+from threading import Lock
 
 from drpo.errors import InputError, describe
 from drpo.rewards import worker
@@ -41,6 +42,7 @@ class RewardPool:
         self.config = config or RewardConfig()
         self._reward = reward
         self._reads_transcript = reads_transcript(reward)
+        self._one_at_a_time = Lock()  # the thread that samples ahead scores too, where it samples groups again
         self._pool = None if getattr(reward, "in_process", False) else _pool(reward, self.config)
 
     def __enter__(self) -> "RewardPool":
@@ -67,6 +69,10 @@ class RewardPool:
         Raises:
             InputError: a process died and could not be started again.
         """
+        with self._one_at_a_time:
+            return self._scores(items)
+
+    def _scores(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Scored]:
         if self._pool is None:
             return [call(self._reward, problem, self._read(problem, answer)) for problem, answer in items]
         waiting = deque((place, _pack(p, self._read(p, answer))) for place, (p, answer) in enumerate(items))

@@ -244,6 +244,7 @@ def _episode_record(episode: Episode, trained: Trained) -> dict[str, Any]:
     return {
         "problem": episode.problem_id,
         "sample": episode.sample,
+        **({"attempt": episode.attempt} if episode.attempt else {}),
         "text": episode.text,
         "finish_reason": episode.finish_reason,
         **({"version": episode.version} if episode.sequences else {}),
@@ -329,6 +330,7 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
             )
         ),
         played=None if played is None else _played_of(played),
+        attempt=record.get("attempt", 0),
     )
 
 

@@ -44,15 +44,17 @@ def train(
             with session.phase("sync"):
                 session.rollouts.refresh(policy.state, version=step)
             with session.phase("rollout"):
-                problems, rollout = session.rollouts.take(step)  # this rank's; alone: all
+                rollout = session.rollouts.take(step)  # this rank's; alone: all
             with session.phase("reward"):
-                scored = score(problems, rollout, session.rewards)
+                scored = rollout.scored or score(rollout.problems, rollout.episodes, session.rewards)
             groups = session.gather(scored)  # of all ranks
             with session.phase("update"):
                 if components.first_pass:
                     groups = components.first_pass.add_to(groups)  # the experts that all updates use
                 if components.reference_reward:
                     groups = components.reference_reward.add_to(groups)  # a reward per token
+                if components.overlong:
+                    groups = components.overlong(groups)  # a penalty for length, or a mask on what was cut
                 values = critic.values(groups) if critic else None
                 credits = components.credit(groups, values)  # an advantage for every sampled token
                 batches = make_batches(groups, credits, components.batch_config)  # one per update; weights fixed here

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drpo.checks import all_equal
 from drpo.credit.gae import explained_variance
+from drpo.credit.overlong import PART as OVERLONG
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
 from drpo.objectives.contract import log_ratio, weight_of_gradient
 from drpo.types import (
@@ -50,6 +50,14 @@ ROLLOUT_METRICS: Mapping[str, str] = {
     "reward_not_finite": "of these, it returned NaN, an infinity, or a number above 1e30 in size",
     "reward_not_a_number": "of these, it returned something else than a number or None",
     "reward_abstained": "completions left out because their reward returned None",
+}
+
+FILTER_METRICS: Mapping[str, str] = {
+    "overlong_masked": "completions cut at the limit that --overlong mask left out of the loss",
+    "overlong_punished": "completions whose length --overlong shaped punished; reward_parts/overlong is the mean over "
+    "all completions",
+    "resampled_groups": "groups that --dynamic-sampling sampled again, all their rewards being equal",
+    "resampling_attempts": "how often it sampled one of them again, in all; each costs as much as a group",
 }
 
 TURN_METRICS: Mapping[str, str] = {
@@ -146,7 +154,7 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         "reward_std": float(rewards.std(correction=0)),
         "groups_all_correct": sum(bool((g.rewards >= 1).all()) for g in scored) / len(scored),
         "groups_all_wrong": sum(bool((g.rewards <= 0).all()) for g in scored) / len(scored),
-        "frac_reward_zero_std": sum(_alike(g) for g in scored) / len(scored),
+        "frac_reward_zero_std": sum(g.equal_rewards for g in scored) / len(scored),
         "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
         "sampled_tokens": sum(e.n_sampled for e in episodes),
         "staleness": sum(ages) / len(ages),
@@ -182,11 +190,6 @@ def _turn_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "branches": sum(max(0, len(e.sequences) - 1) for e in episodes) / n,
         "environment_failed": sum(p.failure is not None for p in played),
     }
-
-
-def _alike(group: ScoredGroup) -> bool:
-    """Whether the task's rewards of a group are all equal, those of turns too."""
-    return all_equal(group.rewards) and len({result.turns for result in group.results}) <= 1
 
 
 def part_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -351,6 +354,18 @@ def _by_row(stats: StepStats) -> tuple[Tensor, Tensor]:
     """|pi - mu| and pi / mu of an update's tokens, row after row."""
     order = stats.row.argsort(stable=True)
     return prob_diff(stats.tokens).abs()[order], ratio(stats.tokens)[order]
+
+
+def filter_metrics(groups: Sequence[ScoredGroup]) -> dict[str, int]:
+    """Return the counts of `FILTER_METRICS` that are not 0."""
+    attempts = [g.all_episodes[0].attempt for g in groups if g.all_episodes]
+    counts = {
+        "overlong_masked": sum(len(g.masked) for g in groups),
+        "overlong_punished": sum(result.parts.get(OVERLONG, 0) < 0 for g in groups for result in g.results),
+        "resampled_groups": sum(attempt > 0 for attempt in attempts),
+        "resampling_attempts": sum(attempts),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def routing_metrics(batches: Sequence[Batch]) -> dict[str, int]:

@@ -3,6 +3,9 @@
 Rollout s is sampled when step s - async_steps begins, with the weights that the engine then has. The engine receives
 new weights when a step begins whose number is a multiple of `sync_every`. So completions are at most
 async_steps + sync_every - 1 steps old, however long anything takes, and sampling in the background changes nothing.
+
+With `dynamic_sampling` a rollout is scored as soon as it is sampled, and groups whose rewards are all equal are sampled
+again with the same weights, each attempt with random numbers of its own. Ranks do so apart from each other.
 """
 
 import json
@@ -10,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
 from pathlib import Path
 from types import TracebackType
@@ -20,17 +24,31 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.ranks import SINGLE_PROCESS, Ranks
+from drpo.rewards import RewardPool
 from drpo.rollout import EpisodeDriver
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
 from drpo.train.log import episode_of, in_flight_record
 from drpo.train.records import read_records
-from drpo.types import Episode, Problem
+from drpo.train.score import score
+from drpo.types import Episode, Key, Problem, ScoredGroup
 
 IN_FLIGHT, OLD_WEIGHTS = "in_flight.jsonl", "old_weights.safetensors"
 
-Rollout = tuple[list[Problem], list[tuple[Episode, ...]]]
-"""Problems, and the episodes of each problem."""
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """What a rank sampled for a step.
+
+    Args:
+        problems: the problems.
+        episodes: the episodes of each.
+        scored: their groups, where they were scored as they were sampled (`--dynamic-sampling`); empty elsewhere.
+    """
+
+    problems: list[Problem]
+    episodes: list[tuple[Episode, ...]]
+    scored: list[ScoredGroup] = field(default_factory=list)
 
 
 class Rollouts:
@@ -43,6 +61,7 @@ class Rollouts:
         ranks: the processes that sample together, each a shard of a rollout's problems.
         apart: context of a weight sync, in which ranks make no collective calls; None for `ranks.reraise_on_all`.
         fits: returns False for a drawn problem that is left out; None leaves none out.
+        rewards: score episodes where groups of equal rewards are sampled again; None is fine elsewhere.
     """
 
     def __init__(
@@ -53,8 +72,10 @@ class Rollouts:
         ranks: Ranks = SINGLE_PROCESS,
         apart: Callable[[], AbstractContextManager[None]] | None = None,
         fits: Callable[[Problem], bool] | None = None,
+        rewards: RewardPool | None = None,
     ) -> None:
         self._run, self._driver, self._held_out, self._ranks = run, driver, held_out, ranks
+        self._rewards = rewards
         self._apart = apart or ranks.reraise_on_all
         self._fits = fits
         self._left_out = 0
@@ -92,7 +113,7 @@ class Rollouts:
         self._load(lambda: old, age)
 
     def take(self, step: int) -> Rollout:
-        """Return this rank's problems of a step and their episodes, after beginning the one `async_steps` ahead.
+        """Return this rank's rollout of a step, after beginning the one `async_steps` ahead.
 
         Raises:
             Whatever the engine raised while it sampled them.
@@ -124,7 +145,7 @@ class Rollouts:
         local_records = [
             {"step": step + i, **in_flight_record(e)}
             for i, r in enumerate(done)
-            for group in r.result()[1]
+            for group in r.result().episodes
             for e in group
         ]
         records = sorted(self._ranks.gather(local_records), key=lambda r: int(r["step"]))
@@ -163,7 +184,7 @@ class Rollouts:
         by_problem: dict[str, list[Episode]] = {problem.id: [] for problem in problems}
         for episode in sorted(episodes, key=lambda e: e.sample):
             by_problem[episode.problem_id].append(episode)
-        return local_problems, [tuple(by_problem[problem.id]) for problem in local_problems]
+        return Rollout(local_problems, [tuple(by_problem[problem.id]) for problem in local_problems])
 
     def _problems(self, step: int) -> list[Problem]:
         fits = self._counted_fit if self._fits else None
@@ -184,8 +205,21 @@ class Rollouts:
 
     def _draw(self, step: int) -> Rollout:
         problems = self._ranks.shard(self._problems(step))
-        key = (self._run.seed, step)
-        return problems, self._driver.run(problems, self._run.rollout.sampling, key) if problems else []
+        episodes = self._sample(problems, (self._run.seed, step))
+        if not self._run.rollout.dynamic_sampling or self._rewards is None:
+            return Rollout(problems, episodes)
+        scored = score(problems, episodes, self._rewards)
+        for attempt in range(1, 1 + self._run.rollout.dynamic_sampling):
+            equal = [i for i, group in enumerate(scored) if group.equal_rewards and len(group.episodes) > 1]
+            again = [problems[i] for i in equal]
+            sampled = self._sample(again, (self._run.seed, step, attempt))
+            new = [tuple(replace(e, attempt=attempt) for e in group) for group in sampled]
+            for i, group, of_one in zip(equal, score(again, new, self._rewards), new, strict=True):
+                scored[i], episodes[i] = group, of_one
+        return Rollout(problems, episodes, scored)
+
+    def _sample(self, problems: Sequence[Problem], key: Key) -> list[tuple[Episode, ...]]:
+        return self._driver.run(problems, self._run.rollout.sampling, key) if problems else []
 
     def _load(self, state: Callable[[], Mapping[str, Tensor]], version: int) -> None:
         if self._loaded != version:

@@ -21,7 +21,7 @@ from drpo.train.config import Run, to_json, trains_little
 from drpo.train.evaluate import means_before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
-from drpo.train.metrics import metrics_by_turn, routing_metrics, step_metrics, value_metrics
+from drpo.train.metrics import filter_metrics, metrics_by_turn, routing_metrics, step_metrics, value_metrics
 from drpo.train.no_gradient import due, lately, trailing
 from drpo.train.records import (
     CHECKPOINTS,
@@ -77,7 +77,7 @@ class Session:
         self._accept_records = accept_records
         self.rewards = RewardPool(components.reward, run.rewards.pool)
         self.rollouts = Rollouts(
-            run, components.driver, components.held_out, components.ranks, self._apart, components.fits
+            run, components.driver, components.held_out, components.ranks, self._apart, components.fits, self.rewards
         )
         self.summary: dict[str, Any] = {}
         self._ranks = components.ranks
@@ -297,6 +297,7 @@ class Session:
             metrics = {
                 "step": done.step,
                 **step_metrics(done.step, groups, stats, self.run.objective.loss),
+                **filter_metrics(groups),
                 **metrics_by_turn(groups, batches, stats),
                 **routing_metrics(batches),
                 **value_metrics(batches, critic_stats),

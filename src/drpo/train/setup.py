@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drpo import environments
 from drpo.batch import BatchConfig
 from drpo.credit import CreditRule, credit_rule
+from drpo.credit.overlong import Overlong
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError
 from drpo.model import loading
@@ -42,12 +44,12 @@ from drpo.rollout.turn_ends import eos_ids, stop_ids
 from drpo.spec import import_named
 from drpo.tasks import Task, sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.train.config import ENGINES, Run
+from drpo.train.config import ENGINES, Run, episode_tokens
 from drpo.train.critic import CriticTrainer
 from drpo.train.memory import StepShape, fits_with_all_activations
 from drpo.train.reference import ReferenceReward
 from drpo.train.routing import FirstPass
-from drpo.types import Problem
+from drpo.types import Problem, ScoredGroup
 
 log = logging.getLogger("drpo")
 
@@ -72,6 +74,7 @@ class Components:
         ranks: the processes that train together, and this one's number.
         critic: the critic in training, or None where a prompt's samples are compared.
         reference_reward: adds the KL to a reference model to the rewards of tokens, or None.
+        overlong: punishes or masks long episodes, or None.
         fits: returns True for a problem whose prompt is short enough; None if a longer one is an error.
         held_out_environments: answer the model's turns in evaluations; None where those are single turns. Those of
             training are the driver's.
@@ -90,6 +93,7 @@ class Components:
     ranks: Ranks = SINGLE_PROCESS
     critic: CriticTrainer | None = None
     reference_reward: ReferenceReward | None = None
+    overlong: Callable[[Sequence[ScoredGroup]], list[ScoredGroup]] | None = None
     fits: Callable[[Problem], bool] | None = None
     held_out_environments: Environments | None = None
     first_pass: FirstPass | None = None
@@ -249,7 +253,13 @@ def _around(
         optimizer=optimizer,
         driver=driver,
         tokenizer=tokenizer,
-        credit=credit_rule(run.objective.advantage, run.objective.critic, run.objective.discount),
+        credit=credit_rule(
+            run.objective.advantage,
+            run.objective.critic,
+            run.objective.discount,
+            run.objective.whiten,
+            drop_equal=run.rollout.dynamic_sampling > 0,
+        ),
         batch_config=batch_config,
         auxiliary=auxiliary,
         reward=reward,
@@ -257,10 +267,15 @@ def _around(
         ranks=ranks,
         critic=_critic(run, ranks),
         reference_reward=_reference_reward(run, reference, ranks),
+        overlong=None if run.rewards.overlong is None else partial(_ruled, run.rewards.overlong, episode_tokens(run)),
         first_pass=FirstPass(policy, run.trainer.micro_batch_tokens, ranks)
         if run.model.routing_replay == "trainer"
         else None,
     )
+
+
+def _ruled(overlong: Overlong, limit: int, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    return overlong(groups, limit)
 
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:

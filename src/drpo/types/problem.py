@@ -117,7 +117,8 @@ class RewardResult:
         turns: rewards of each turn, in order, in addition to the total: one number, or one per sampled token of the
             turn; empty where turns have none.
         penalties: what the trainer adds to the reward of each sampled token, all turns in order: the KL to a reference
-            (`drpo.credit.reference_kl`). Not part of what the task gave; empty where there is none.
+            (`drpo.credit.reference_kl`), at the last one the penalty of an overlong episode (`drpo.credit.overlong`).
+            Not part of what the task gave; empty where there is none.
 
     Example:
         >>> RewardResult(1.5, {"right": 1.0, "short": 0.5}).total

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from drpo.checks import all_equal
 from drpo.errors import BrokenLogpError, InputError
 from drpo.types.problem import Failure, FinishReason, Message, Problem, RewardResult, Transcript
 from drpo.types.routes import Routes
@@ -173,6 +174,7 @@ class Episode:
         sequences: its token ids; more than one only if a turn's prompt does not continue the previous turn's tokens;
             none where its environment failed before the first turn.
         played: what its environment reported; None without an environment.
+        attempt: how often its group had been sampled before (`--dynamic-sampling`).
     """
 
     problem_id: str
@@ -185,6 +187,7 @@ class Episode:
     turns: tuple[int, ...]
     sequences: tuple[TokenSequence, ...]
     played: Played | None = None
+    attempt: int = 0
 
     @property
     def n_sampled(self) -> int:
@@ -239,6 +242,7 @@ class ScoredGroup:
         results: the reward of each; all numbers are finite.
         unscored: the other G - n; they enter neither the advantages nor the loss.
         scored_zero: those of the n whose reward failed and which therefore score 0.
+        masked: those of the n that count in the group's advantages and are not trained (`drpo.credit.overlong`).
     """
 
     problem: Problem
@@ -246,11 +250,17 @@ class ScoredGroup:
     results: tuple[RewardResult, ...]
     unscored: tuple[Unscored, ...] = ()
     scored_zero: tuple[Unscored, ...] = ()
+    masked: tuple[Episode, ...] = ()
 
     @property
     def rewards(self) -> Tensor:
         """[n] float32; the whole reward of each scored episode: its total, and its turns' rewards."""
         return torch.tensor([result.whole for result in self.results], dtype=torch.float32)
+
+    @property
+    def equal_rewards(self) -> bool:
+        """Whether the task's rewards of all n are equal (to 1e-6 of the largest), those of turns too."""
+        return all_equal(self.rewards) and len({result.turns for result in self.results}) <= 1
 
     @property
     def failures(self) -> tuple[Failure, ...]:

@@ -18,8 +18,9 @@ Train a model by a recipe, with the given fields overridden; or resume a run fro
 
   drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
 
-`drpo train RECIPE --help` shows every field with its default, `drpo train --resume --help` the options for resuming,
-such as --trust-remote-code if the configuration names your own code, module:name.
+--method grpo sets what GRPO is: objective, advantage and reduction together. `drpo train RECIPE --help` shows the
+methods and every field with its default, `drpo train --resume --help` the options for resuming, such as
+--trust-remote-code if the configuration names your own code, module:name.
 """
 
 
@@ -29,9 +30,13 @@ class TrainOptions:
 
       drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
 
-    `drpo train --resume RUN` resumes a run from its last checkpoint.
+    --method grpo sets what GRPO is: objective, advantage and reduction together. `drpo train --resume RUN` resumes a
+    run from its last checkpoint.
 
     Args:
+        method: set objective, advantage or critic, reduction and rule about length together, as a paper does: grpo,
+            dr_grpo, dapo, gspo, cispo, sapo, ppo, rloo, reinforce++, reinforce++_baseline, spo, dppo, drpo. Options
+            given besides win; the first lines say what was set.
         out: folder of the run; default runs/NAME, with a number appended if that is taken.
         plain: plain lines in place of the live table.
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
@@ -43,6 +48,7 @@ class TrainOptions:
             died. With torchrun, use --max-restarts.
     """
 
+    method: str | None = None
     out: Path | None = None
     plain: bool = False
     doctor: bool = True
@@ -58,6 +64,7 @@ class ResumeOptions(TrainOptions):
       drpo train --resume runs/demo
 
     Args:
+        method: not used: the run keeps its own.
         out: not used: the run stays where it is.
         plain: plain lines in place of the live table.
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
@@ -105,4 +112,5 @@ def recipes(arguments: list[str]) -> int:
     width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
         print(f"  {name:<{width}}  {recipe.about}")
+    print("\nEach trains with DRPO; --method grpo, dapo, ppo, ... trains as another paper does (drpo train --help).")
     return 0

@@ -18,7 +18,7 @@ from drpo.train.config.groups import (
     RolloutConfig,
     TrainerConfig,
 )
-from drpo.train.config.run import Run, arithmetic, configure, learning_rate, trains_little
+from drpo.train.config.run import Run, arithmetic, configure, episode_tokens, learning_rate, trains_little, value_of
 from drpo.train.config.saved import REGISTRIES, flat_json, from_json, kind_of, load_run, read_value, to_json
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "TrainerConfig",
     "arithmetic",
     "configure",
+    "episode_tokens",
     "flat_json",
     "from_json",
     "kind_of",
@@ -46,4 +47,5 @@ __all__ = [
     "read_value",
     "to_json",
     "trains_little",
+    "value_of",
 ]

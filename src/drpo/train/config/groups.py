@@ -14,6 +14,7 @@ from drpo.credentials import AUTH, without_password
 from drpo.credit import advantages
 from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
+from drpo.credit.overlong import Overlong
 from drpo.environments import EnvironmentConfig, EnvironmentMaker
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, nearest
@@ -34,8 +35,8 @@ ENGINES = {"transformers": "drpo.rollout.transformers:make_engine", "vllm": "drp
 SERVER = "http://HOST:PORT"
 MOST_COMPLETIONS = 2**20
 """Of a step, and of an evaluation: an upper bound that catches typos before memory runs out."""
-MOST_RANK, MOST_PROCESSES = 2**14, 2**10
-"""Of adapters, and of processes that score: likewise."""
+MOST_RANK, MOST_PROCESSES, MOST_ATTEMPTS = 2**14, 2**10, 2**10
+"""Of adapters, of processes that score, and of further attempts at a prompt: likewise."""
 CRITIC_OPTIMIZER = AdamW(1e-5)
 
 
@@ -122,6 +123,8 @@ class RolloutConfig:
         sync_every: steps between weight syncs, from the trainer to the sampler; 1 keeps it as fresh as it can be.
         async_steps: how many steps ahead of training a rollout is sampled; 0 samples each with the newest weights.
         overlap: sample the rollouts ahead while training; requires async_steps of at least 1.
+        dynamic_sampling: sample a prompt whose completions all have the same reward again, at most so many times; what
+            stays equal is left out of the update. 0 is off.
         max_turns: an episode ends after so many turns of the model; 0 leaves it to the environment.
         max_episode_tokens: an episode ends where one more turn could bring it above so many sampled tokens; 0 is no
             limit. sampling.max_new_tokens is the limit of a turn.
@@ -135,6 +138,7 @@ class RolloutConfig:
     sync_every: int = 1
     async_steps: int = 0
     overlap: bool = False
+    dynamic_sampling: int = 0
     max_turns: int = 0
     max_episode_tokens: int = 0
     environment_pool: EnvironmentConfig = field(default_factory=EnvironmentConfig)
@@ -142,7 +146,9 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         at_least(1, sync_every=self.sync_every)
         at_least(0, async_steps=self.async_steps, max_turns=self.max_turns, max_episode_tokens=self.max_episode_tokens)
+        at_least(0, dynamic_sampling=self.dynamic_sampling)
         at_most(MOST_COMPLETIONS, async_steps=self.async_steps)
+        at_most(MOST_ATTEMPTS, dynamic_sampling=self.dynamic_sampling)
         at_most(MOST_PROCESSES, **{"environment_pool.processes": self.environment_pool.processes})
         lengths = {f"sampling.{name}": getattr(self.sampling, name) for name in ("max_new_tokens", "top_logprobs")}
         at_most(MOST_COMPLETIONS, **lengths)
@@ -161,16 +167,23 @@ class RewardsConfig:
 
     Args:
         function: exact_number, math_verify, or your own module:function; None is the task's own.
+        overlong: what becomes of long completions, before advantages: None; mask, those cut at the limit are not
+            trained; shaped, the last tokens before the limit cost up to 1, shaped(C, penalty=1.0) the last C (DAPO's
+            soft punishment, a fifth of the limit).
         pool: how many processes run it, its limits of time and memory, and what a failure of it costs.
     """
 
     function: Reward | None = None
+    overlong: Overlong | None = None
     pool: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
         function: object = self.function
         fits = function is None or callable(function) or isinstance(function, Unimported)
         require(fits, "reward", function, "must be a function of (problem, text)")
+        overlong: object = self.overlong
+        fits = overlong is None or callable(overlong) or isinstance(overlong, Unimported)
+        require(fits, "overlong", overlong, "must be None, mask or Shaped(...), --overlong 'shaped(4096)'")
         at_most(MOST_PROCESSES, **{"reward_pool.processes": self.pool.processes})
 
 
@@ -180,7 +193,9 @@ class ObjectiveConfig:
 
     Args:
         loss: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
-        advantage: mean, zscore, rloo, maxrl; not asked where there is a critic.
+        advantage: mean, zscore, rloo, maxrl, or reward, the reward itself; not asked where there is a critic.
+        whiten: shift and scale the advantages of a whole rollout's tokens to mean 0 and standard deviation 1, as
+            REINFORCE++ does; a critic has its own (gae(whiten=False)).
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
         sequence: what an objective that reads whole sequences (gspo) takes as one: episode, or each turn of it; the
             reduction counts episodes either way.
@@ -196,6 +211,7 @@ class ObjectiveConfig:
 
     loss: Objective = field(default_factory=DRPO)
     advantage: Advantage = advantages.mean
+    whiten: bool = False
     reduction: Reduction = field(default_factory=lambda: Horizon(256))
     sequence: str = "episode"
     discount: float = 1.0
@@ -215,6 +231,8 @@ class ObjectiveConfig:
         require(
             read, "advantage", _name_of(self.advantage), "with a critic advantages are GAE's; leave one of the two out"
         )
+        rule = "a critic has its own; write it as --critic 'gae(whiten=True)'"
+        require(critic is None or not self.whiten, "whiten", self.whiten, rule)
         one_of(("episode", "turn"), sequence=self.sequence)
         reads = self.sequence == "episode" or not getattr(self.loss, "tokenwise", False)
         require(

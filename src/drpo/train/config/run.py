@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from drpo.credit import advantages
+from drpo.credit.overlong import Shaped
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, counted
 from drpo.objectives import DEFAULT_K, needed_divergence
@@ -82,7 +84,11 @@ class Run:
             rollout = replace(self.rollout, sampling=replace(sampling, top_logprobs=DEFAULT_K))
             object.__setattr__(self, "rollout", rollout)
         self._require_turns()
+        self._require_overlong()
         self._require_replay()
+        rule = "a critic learns from equal rewards too; leave one of the two out"
+        again = self.rollout.dynamic_sampling
+        require(not again or self.objective.critic is None, "dynamic_sampling", again, rule)
         rule = f"with sampling.samples={sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions"
         require(prompts * sampling.samples <= MOST_COMPLETIONS, "prompts", prompts, rule)
         require(trainer.updates <= prompts, "updates", trainer.updates, f"at most prompts={prompts}")
@@ -107,6 +113,18 @@ class Run:
         rule = f"engine={engine} does not report which experts it chose; set --engine transformers"
         require(replay != "sampler" or engine == "transformers", "routing_replay", replay, rule)
 
+    def _require_overlong(self) -> None:
+        """Raise for a punishment of length that cannot be measured, or that the advantage refuses."""
+        overlong = self.rewards.overlong
+        if not isinstance(overlong, Shaped):
+            return
+        known = not any(isinstance(part, Unimported) for part in (self.data.task, self.data.environment))
+        cache, most = overlong.cache or 0, episode_tokens(self)
+        rule = f"a completion has at most {most} tokens; --overlong shaped takes the last fifth of them"
+        require(cache <= most or not known, "overlong", f"shaped({cache})", rule)
+        fits = self.objective.critic is not None or self.objective.advantage is not advantages.maxrl
+        require(fits, "overlong", "shaped", "with it rewards may be negative, which maxrl refuses")
+
     def _require_turns(self) -> None:
         """Raise for limits of turns where nothing answers a turn."""
         tasks = [task for task in (self.data.task, self.evaluation.task) if task is not None]
@@ -117,6 +135,21 @@ class Run:
             value = getattr(self.rollout, name)
             rule = "an episode of this task is a single turn; leave it out, or set --environment"
             require(answered or not value, name, value, rule)
+
+
+def episode_tokens(run: Run) -> int:
+    """Return the most tokens that the model can sample in an episode of a run's task.
+
+    Example:
+        >>> from drpo.recipes.agents import calculator
+        >>> episode_tokens(configure(Run(), **{"sampling.max_new_tokens": 32})), episode_tokens(calculator())
+        (32, 72)
+    """
+    rollout, task = run.rollout, run.data.task
+    maker = task if makes_environments(task) else run.data.environment
+    turns = 1 if maker is None else rollout.max_turns or getattr(maker, "max_turns", 1)
+    tokens = turns * rollout.sampling.max_new_tokens
+    return min(tokens, rollout.max_episode_tokens or tokens)
 
 
 def configure(run: Run, **changes: Any) -> Run:
@@ -143,17 +176,17 @@ def configure(run: Run, **changes: Any) -> Run:
         drpo.errors.InputError: a run has no field 'step'; did you mean 'steps'?
     """
     for name, value in changes.items():
-        if isinstance(value, str) and not isinstance(_at(run, path_of(name)), str):
+        if isinstance(value, str) and not isinstance(value_of(run, name), str):
             built = f"drpo.train.config.read_value({name!r}, {value!r})"
             raise InputError(f"{name}={value!r} is text: build what it means with {built}")
     return _changed(run, {path_of(name): value for name, value in changes.items()})
 
 
-def _at(run: Run, path: str) -> Any:
-    """The value at a path; None where there is none."""
+def value_of(run: Run, name: str) -> Any:
+    """Return the value of an option's field; None where the run has no such field."""
     value: Any = run
-    for name in path.split("."):
-        value = getattr(value, name, None)
+    for part in path_of(name).split("."):
+        value = getattr(value, part, None)
     return value
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from drpo import environments, objectives, reductions, rewards, tasks
-from drpo.credit import advantages, gae
+from drpo import environments, methods, objectives, reductions, rewards, tasks
+from drpo.credit import advantages, gae, overlong
 from drpo.errors import InputError, nearest
 from drpo.spec import Registry, Unimported, format_spec, parse_spec, runs_code
 from drpo.train import optim
@@ -34,6 +34,7 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "eval_task": tasks.REGISTRY,
     "environment": environments.REGISTRY,
     "reward": rewards.REGISTRY,
+    "overlong": overlong.REGISTRY,
     "objective": objectives.REGISTRY,
     "advantage": advantages.REGISTRY,
     "critic": gae.REGISTRY,
@@ -170,6 +171,8 @@ def _from_spec(value: Any, registry: Registry[Any], name: str, trust_remote_code
     require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
     if not trust_remote_code and runs_code(value):
         return Unimported(value)
+    if registry is objectives.REGISTRY:
+        methods.require_no_method(value)
     try:
         return parse_spec(value, registry)
     except InputError as error:
