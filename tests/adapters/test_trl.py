@@ -41,6 +41,9 @@ class NoisySampler:
         completion_ids = [torch.randint(1, 250, (n,), generator=self.draw).tolist() for n in lengths]
         rows = zip(prompt_ids, completion_ids, strict=True)
         logprobs = [self.scored(trainer.model, prompt, completion) for prompt, completion in rows]
+        long = next((row for row in logprobs if len(row) > 4), None)
+        if self.missing and long is not None:
+            long[2] = math.nan  # a single one: more of them in a micro-batch are refused
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
 
     def scored(self, model: nn.Module, prompt: list[int], completion: list[int]) -> list[float]:
@@ -51,8 +54,6 @@ class NoisySampler:
         # Towards probable tokens too, so that shifts of probability cross the radii, not just ratios.
         mu = torch.where(torch.rand(len(completion), generator=self.draw) < 0.3, -noise.abs() - 0.01, logp + noise)
         scored: list[float] = mu.clamp(max=-1e-3).tolist()
-        if self.missing and len(scored) > 4:
-            scored[2] = math.nan
         return scored
 
 
