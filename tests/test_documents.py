@@ -26,6 +26,7 @@ from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
+from drpo.cli.own_data import own_run
 from drpo.environments.tools import ToolEpisode
 from drpo.errors import InputError
 from drpo.lab.trial_result import save_results
@@ -226,6 +227,7 @@ def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], P
     """Put files and folders that a command names where it will look for them."""
     rows = [f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)]
     Path("problems.jsonl").write_text("".join(rows))
+    Path("recipe.py").write_text("from drpo.recipes.addition import demo as recipe\n")
     Path("chatml.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     module = own_module(arguments)
     if module is not None:
@@ -260,6 +262,16 @@ def test_drpo_commands(
     if any(word.startswith(task) and find_spec(LIBRARIES[task]) is None for task in LIBRARIES for word in rest):
         with pytest.raises(InputError, match="run pip install"):
             overridden(find(rest[0]), rest[1:], "drpo", others[asked])
+        return
+    if asked == "init":
+        Path("recipe.py").unlink()
+        monkeypatch.setattr("drpo.cli.init.fitted", lambda run, given: run)  # which samples a hundred answers
+        assert cli.main([asked, *rest, "--model", "tiny", "--no-doctor"]) == 0
+        return
+    if asked == "train" and rest[0] == "--data":
+        monkeypatch.setattr("drpo.cli.own_data.measured_changes", lambda run, given: {})  # which loads the demo's model
+        run, _ = own_run(rest, "drpo")
+        assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
     if asked in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])

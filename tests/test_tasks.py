@@ -291,8 +291,8 @@ def test_records_count_what_they_drop(tmp_path):
     test = [{"q": "is it in the test?", "a": "yes"}, {"q": "is it in the test?", "a": "twice"}]
     task = records(write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", test))
     assert str(task.counts) == (
-        "7 rows (2 incomplete, 2 repeated, 1 questions with conflicting answers, 1 overlapping the held-out set): "
-        "1 to train on, 2 held out"
+        "7 rows: 1 to train on, 2 held out; dropped: 2 without a question or an answer, 2 repeated, "
+        "1 with conflicting answers, 1 in the held-out set"
     )
     assert prompts(task.sample(1, 0, 0)) == ["What is 1+1?"]
     assert task.sample(1, 0, 0)[0].answer == "2"
@@ -469,10 +469,17 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path):
         ("zzz/train.jsonl", "{folder}/zzz/train.jsonl: no such file; the folder {folder}/zzz does not exist"),
         ("nowhere", "{folder}/nowhere: no such file or folder"),
         ("", "{folder}: no split 'train'; known: bad, binary, list, text, trains"),
-        ("empty", "{folder}/empty: no .jsonl, .json or .parquet file in this folder"),
+        ("empty", "{folder}/empty: no .jsonl, .json, .csv or .parquet file in this folder"),
         ("bad.jsonl", "{folder}/bad.jsonl line 3: not JSON: Expecting ',' delimiter: line 1 column 9 (char 8)"),
         ("list.jsonl", "{folder}/list.jsonl line 1: [1] is not an object with named fields"),
         ("list.json", "{folder}/list.json item 2: 'two' is not an object with named fields"),
+        (
+            "short.csv",
+            "{folder}/short.csv line 2: 3 values, where line 1 names 2 fields (q, a); put quotes around a value that "
+            "holds commas",
+        ),
+        ("twice.csv", "{folder}/twice.csv line 1: two fields are named 'q'"),
+        ("open.csv", "{folder}/open.csv line 2: not CSV: unexpected end of data"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
@@ -480,6 +487,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
     (tmp_path / "bad.jsonl").write_text('{"q": 1}\n\n{"q": 1 "a"}')
     (tmp_path / "list.jsonl").write_text("[1]")
     (tmp_path / "list.json").write_text('[{}, "two"]')
+    (tmp_path / "short.csv").write_text("q,a\n1, 2,3\n")
+    (tmp_path / "twice.csv").write_text("q,q\n1,2\n")
+    (tmp_path / "open.csv").write_text('q,a\n"1,2\n')
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "text.parquet").write_text("no parquet")
     if name != "":
@@ -489,6 +499,25 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
         message = message.replace("known: bad, binary, list, text, trains", "did you mean 'trains'?")
     with refused(message.format(folder=tmp_path)):
         read_rows(str(tmp_path / name), "train")
+
+
+def test_a_table_of_commas_has_texts_and_quoted_lines(tmp_path):
+    (tmp_path / "a.csv").write_bytes('\ufeffq,a\r\n"1, 2\nand 3?",\r\n\r\n01.0,"say ""so"""\r\n'.encode())
+    assert read_rows(str(tmp_path / "a.csv"), "unused") == [
+        {"q": "1, 2\nand 3?", "a": None},
+        {"q": "01.0", "a": 'say "so"'},
+    ]
+    assert read_rows(str(tmp_path), "a") == read_rows(str(tmp_path / "a.csv"), "unused")
+
+
+def test_examples_are_neither_trained_nor_evaluated_on(tmp_path):
+    path = write(tmp_path / "a.jsonl", questions(20))
+    task = records(path, shots=(("Question  3", "3"), ("other", "0")), holdout=5)
+    asked = prompts([*task.sample(task.counts.train, 0, 0), *task.held_out(99)])
+    assert "question 3" not in asked and len(set(asked)) == 19
+    assert str(task.counts) == "20 rows: 14 to train on, 5 held out; dropped: 1 shown as examples"
+    tested = records(path, shots=(("question 3", "3"),), test=write(tmp_path / "test.jsonl", questions(4)))
+    assert "question 3" not in prompts(tested.held_out(9)) and tested.counts.held_out == 3
 
 
 @pytest.mark.parametrize("name", ["binary.jsonl", "text.parquet"])
@@ -540,7 +569,7 @@ def test_records_refuse_arguments_that_cannot_be_right(changes, message):
 
 def test_records_without_anything_to_train_on(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"q": "", "a": ""}])
-    with pytest.raises(InputError, match=r"a\.jsonl: nothing to train on \(1 rows \(1 incomplete"):
+    with pytest.raises(InputError, match=r"a\.jsonl: nothing to train on \(1 rows: 0 to train"):
         records(path).sample(1, 0, 0)
 
 

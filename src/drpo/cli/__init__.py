@@ -34,8 +34,13 @@ COMMANDS: Mapping[str, Command] = {
         "drpo.cli.commands.train",
         {
             "train RECIPE [--FIELD VALUE ...]": "train; drpo train RECIPE --help shows every field with its default",
+            "train --data FILE": "train on your own questions and answers: JSON lines, CSV, parquet",
             "train --resume RUN": "resume a run from its last checkpoint",
         },
+    ),
+    "init": Command(
+        "drpo.cli.commands.init",
+        {"init [FILE]": "write a recipe for your own data, and show what the model will read"},
     ),
     "watch": Command(
         "drpo.cli.commands.watch",
@@ -94,6 +99,7 @@ Try:
   drpo train demo                         SmolLM2-135M learns to add on a CPU, in minutes
   drpo train demo --objective 'dppo(0.15)' --seed 1 --out runs/dppo
   drpo train demo --method grpo           as a paper trains: grpo, dapo, ppo, rloo, cispo, ...
+  drpo train --data my.jsonl              the same for your own questions and answers
   drpo weights 'drpo(0.2)' 'dppo(0.2)' 'ppo(0.2,0.28)' 'spo(0.2)'
 
 Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').

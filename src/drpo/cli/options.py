@@ -105,6 +105,29 @@ def given(arguments: Collection[str]) -> set[str]:
     return {_name_in(argument) for argument in arguments if argument.startswith("--")}
 
 
+def option_value(arguments: Sequence[str], name: str) -> str | None:
+    """Return the last value of an option, before the command line is parsed; None if the option is not there.
+
+    Args:
+        arguments: of the command line.
+        name: of the option's field.
+
+    Raises:
+        InputError: the option is there without a value.
+
+    Example:
+        >>> option_value(["--prompt-field", "q", "--steps=2"], "prompt_field"), option_value([], "steps")
+        ('q', None)
+    """
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument.startswith("--") and _name_in(argument) == name:
+            found = argument.partition("=")[2] if "=" in argument else following
+            if found is None or (found is following and found.startswith("--")):
+                raise InputError(f"{flag(name)}: a value is missing")
+    return found
+
+
 def _name_in(argument: str) -> str:
     return argument.split("=")[0].removeprefix("--").replace("-", "_")
 

@@ -14,6 +14,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 from drpo.cli.methods import method_changes
 from drpo.cli.options import given, parse
 from drpo.cli.template_options import read_template, split_template
+from drpo.recipes import find, is_recipe_file
+from drpo.reductions import Horizon
 from drpo.train.config import REGISTRIES, Run, configure, flat_json, kind_of, read_value
 from drpo.train.fields import FIELDS, sections
 
@@ -46,10 +48,14 @@ def overridden(
         InputError: an unknown option, or a value that the option or the run rejects.
     """
     of_template, arguments = split_template(arguments)
-    hidden = {f.name for f in fields(others)} | {"template", *without}  # type: ignore[arg-type]
+    own = {f.name for f in fields(others)}  # type: ignore[arg-type]
+    hidden = own | {"template", *without}
     recipe = flat_json(run)
     columns: list[Any] = []
-    shown = {title: [name for name in names if name not in hidden] for title, names in sections().items()}
+    shown = {
+        f"{title}_fields" if title in own else title: [name for name in names if name not in hidden]
+        for title, names in sections().items()
+    }
     for title, names in shown.items():
         section = make_dataclass(title, [_column(name, recipe) for name in names], frozen=True)
         section.__doc__ = ""
@@ -69,6 +75,21 @@ def overridden(
     changes |= {} if template is None else {TEMPLATE: read_template(template)}
     changes |= {"template": {**(recipe["template"] or {}), **of_template}} if of_template else {}
     return configure(run, **changes), options
+
+
+def recipe_run(
+    name: str, arguments: list[str], prog: str, others: type[Options], without: Collection[str] = ()
+) -> tuple[Run, Options]:
+    """Return a recipe's run with the command line's overrides, and the other options; see `overridden`.
+
+    The horizon of a recipe's file follows --sampling.max-new-tokens where it is that number in the file.
+    """
+    recipe = find(name)
+    run, options = overridden(recipe, arguments, prog, others, without)
+    before, now = (r.rollout.sampling.max_new_tokens for r in (recipe, run))
+    if is_recipe_file(name) and run.objective.reduction == Horizon(before) and "reduction" not in given(arguments):
+        run = configure(run, reduction=Horizon(now))
+    return run, options
 
 
 def helps(kind: type) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """Rewards: functions from a problem and an answer to a score; and the pool that runs them in processes."""
 
 from drpo.rewards.contract import Reward, in_process
+from drpo.rewards.match import ExactMatch
 from drpo.rewards.number import exact_number
 from drpo.rewards.pool import RewardPool
 from drpo.rewards.python import PythonTests
@@ -11,6 +12,7 @@ REGISTRY: Registry[Reward] = Registry(
     "reward",
     {
         "exact_number": exact_number,
+        "exact_match": ExactMatch,
         "math_verify": "drpo.rewards.math:math_verify",  # sympy takes half a second to import
         "python_tests": PythonTests,
     },
@@ -18,6 +20,7 @@ REGISTRY: Registry[Reward] = Registry(
 
 __all__ = [
     "REGISTRY",
+    "ExactMatch",
     "PythonTests",
     "Reward",
     "RewardConfig",

@@ -28,6 +28,7 @@ class Counts:
         repeats: rows dropped because they repeat an earlier question.
         conflicting: distinct questions dropped because they have several answers.
         overlapping: distinct questions dropped because they are in the held-out set.
+        shots: distinct questions dropped because the examples of every prompt have them, with their answers.
         train: questions to train on.
         held_out: questions to evaluate on.
     """
@@ -37,16 +38,22 @@ class Counts:
     repeats: int
     conflicting: int
     overlapping: int
+    shots: int
     train: int
     held_out: int
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        return (
-            f"{self.rows:,} rows ({self.incomplete:,} incomplete, {self.repeats:,} repeated, {self.conflicting:,} "
-            f"questions with conflicting answers, {self.overlapping:,} overlapping the held-out set): "
-            f"{self.train:,} to train on, {self.held_out:,} held out"
-        )
+        dropped = {
+            "without a question or an answer": self.incomplete,
+            "repeated": self.repeats,
+            "with conflicting answers": self.conflicting,
+            "in the held-out set": self.overlapping,
+            "shown as examples": self.shots,
+        }
+        why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items() if n)
+        kept = f"{self.rows:,} rows: {self.train:,} to train on, {self.held_out:,} held out"
+        return f"{kept}; dropped: {why}" if why else f"{kept}; none dropped"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Records:
     answers and questions of the held-out set are dropped first; `counts` reports them.
 
     Args:
-        path: a .jsonl, .json or .parquet file; a folder with such files named by split; or a hub id, "owner/name".
+        path: a .jsonl, .json, .csv or .parquet file; a folder of such files named by split; or a hub id, "owner/name".
         prompt: the field with the question: a text, or a list of messages that ends with the user's, as in TRL and
             verl. Dotted names reach into nested fields: "prompt.0.content".
         answer: the field with the answer: text, a number (1e-05 is read as 0.00001, 72.0 as 72) or a boolean.
@@ -81,7 +88,7 @@ class Records:
             space and case; None compares all.
         reward_name: a built-in reward, or your own as "module:function".
         shots: examples that precede every question as earlier turns: pairs of a question, to which `template` is
-            applied too, and a reply.
+            applied too, and a reply. Questions of the data that are among them are dropped.
 
     Raises:
         InputError: an invalid argument, on construction; invalid data, on first use.
@@ -151,14 +158,18 @@ class Records:
     def _data(self) -> _Split:
         rows = [] if self.split is None else read_rows(self.path, self.split, self.config)
         complete = self._questions(rows, self.path)
-        questions, repeats, conflicting = collapse(complete)
+        distinct, repeats, conflicting = collapse(complete)
+        shown = [Question(ask, reply) for ask, reply in self.shots]
+        questions = without(distinct, shown, None)
+        n_shots = len(distinct) - len(questions)
         if self.test is None:
             questions = _shuffled(questions)
             size = min(self.holdout, len(questions) // 2)
             held_out, questions = questions[:size], questions[size:]
         else:
             # Shuffled, because sets are often sorted by difficulty and the first n must represent all.
-            held_out = _shuffled(self._questions(self._test_rows(self.test), f"{self.path} {self.test}"))
+            tested = self._questions(self._test_rows(self.test), f"{self.path} {self.test}")
+            held_out = _shuffled(without(tested, shown, None))
         train = without(questions, held_out, self.overlap_prefix)
         counts = Counts(
             rows=len(rows),
@@ -166,6 +177,7 @@ class Records:
             repeats=repeats,
             conflicting=conflicting,
             overlapping=len(questions) - len(train),
+            shots=n_shots,
             train=len(train),
             held_out=len(held_out),
         )
@@ -181,8 +193,8 @@ class Records:
             where = f"{source} row {number}"
             asked = reach(row, self.prompt, where)
             messages = read_messages(asked, self.prompt, where) if isinstance(asked, list) else ()
-            text = conversation_text(messages) if messages else _text(asked, self.prompt, where)
-            answer = self._final(_text(reach(row, self.answer, where), self.answer, where), where)
+            text = conversation_text(messages) if messages else as_text(asked, self.prompt, where)
+            answer = self._final(as_text(reach(row, self.answer, where), self.answer, where), where)
             if text and answer:
                 questions.append(Question(text, answer, row, messages))
         return questions
@@ -210,7 +222,21 @@ class Records:
         return self.template.replace("{prompt}", text)  # not str.format: templates of mathematics contain braces
 
 
-def _text(value: Any, name: str, where: str) -> str:
+def as_text(value: Any, name: str, where: str) -> str:
+    """Return a field's value as text; "" for None, NaN and infinities.
+
+    Args:
+        value: text, a number or a boolean.
+        name: of the field, for the error message.
+        where: the row, for the error message.
+
+    Raises:
+        InputError: another kind of value.
+
+    Example:
+        >>> as_text(" 72 ", "answer", "row 1"), as_text(72.0, "answer", "row 1")
+        ('72', '72')
+    """
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,5 +1,7 @@
-"""Rows of named fields from JSON Lines and parquet files, from folders of them, and from the Hugging Face hub."""
+"""Rows of named fields from JSON Lines, CSV and parquet files, from folders of them, and from the Hugging Face hub."""
 
+import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from drpo.spec import import_named
 datasets = lazily("datasets")
 Row = Mapping[str, Any]
 _HALF = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def is_file(source: str) -> bool:
@@ -30,8 +32,8 @@ def read_rows(source: str, split: str, config: str | None = None) -> list[Row]:
     """Read the rows of a file, of one split of a folder, or of one split of a hub dataset.
 
     Args:
-        source: a .jsonl, .json (one object a line, or one array) or .parquet file; a folder with files named
-            `split.jsonl` or `split-00000-of-00002.parquet`; or a hub id, "owner/name".
+        source: a .jsonl, .json (one object a line, or one array), .csv (whose first line names the fields) or .parquet
+            file; a folder with files named `split.jsonl` or `split-00000-of-00002.parquet`; or a hub id, "owner/name".
         split: the part of a folder or hub dataset; unused for a file.
         config: the configuration of a hub dataset; unused otherwise.
 
@@ -100,7 +102,7 @@ def _near(path: Path) -> str:
 def _split_files(folder: Path, split: str) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
     if not files:
-        raise InputError(f"{folder}: no .jsonl, .json or .parquet file in this folder")
+        raise InputError(f"{folder}: no .jsonl, .json, .csv or .parquet file in this folder")
     splits = {file: file.name.split(".")[0].split("-")[0] for file in files}
     if split not in splits.values():
         raise InputError(f"{folder}: no split {split!r}{nearest(split, sorted(set(splits.values())))}")
@@ -112,6 +114,8 @@ def _read_file(path: Path) -> list[Row]:
         if path.suffix == ".parquet":
             rows: list[Row] = import_named("drpo.tasks.parquet", "read_parquet", "reader")(path)
             return rows
+        if path.suffix == ".csv":
+            return list(_parse_csv(path, path.read_text(encoding="utf-8-sig")))
         return list(_parse_json(path, path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_near(path)}") from None
@@ -126,6 +130,24 @@ def _parse_json(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may contain U+2028
         if line.strip():
             yield _named(_decode(line, f"{path} line {number}"), f"{path} line {number}")
+
+
+def _parse_csv(path: Path, text: str) -> Iterator[Row]:
+    """Yield the lines of a table, all values as text; the first line names the fields, an empty value is none."""
+    table = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = next(table, [])
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{path} line 1: two fields are named {twice!r}")
+        for values in table:
+            if values and len(values) != len(names):
+                wrong = f"{len(values)} values, where line 1 names {len(names)} fields ({', '.join(names)})"
+                raise InputError(f"{path} line {table.line_num}: {wrong}; put quotes around a value that holds commas")
+            if values:
+                yield {name: value or None for name, value in zip(names, values, strict=True)}
+    except csv.Error as error:
+        raise InputError(f"{path} line {table.line_num}: not CSV: {error}") from None
 
 
 def _named(row: Any, where: str) -> Row:

@@ -42,7 +42,7 @@ from drpo.rollout import (
 from drpo.rollout.template_settings import set_template
 from drpo.rollout.turn_ends import eos_ids, stop_ids
 from drpo.spec import import_named
-from drpo.tasks import Task, sample_unseen
+from drpo.tasks import Known, Records, Task, sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, Run, episode_tokens
 from drpo.train.critic import CriticTrainer
@@ -110,6 +110,8 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
         InputError: something in the configuration is not available.
     """
     held_out = _problems(run)
+    if ranks.is_main and isinstance(run.data.task, Records | Known):
+        log.info("%s: %s", run.data.task.path or type(run.data.task).__name__, run.data.task.counts)
     device = choose_device(run.model.device, ranks.size)
     model, tokenizer = load_model(run)
     require_savable(model, tokenizer)

@@ -9,7 +9,7 @@ import tyro
 
 from drpo.cli.options import leading, parse, require_options
 from drpo.errors import InputError
-from drpo.recipes import RECIPES, find, require_recipe
+from drpo.recipes import RECIPES, require_recipe
 from drpo.spec import import_named
 from drpo.train.records import TRIALS, refuse_old_comparison
 
@@ -94,11 +94,11 @@ def compare(arguments: list[str]) -> int:
     require_recipe(name)
     prog = f"drpo compare {name}"
     require_options(rest, CompareOptions, prog)
-    base, options = import_named("drpo.cli.overrides", "overridden", "command")(
-        find(name), rest, prog, CompareOptions, without=NOT_OPTIONS
+    base, options = import_named("drpo.cli.overrides", "recipe_run", "command")(
+        name, rest, prog, CompareOptions, without=NOT_OPTIONS
     )
     require_jobs(options.jobs)
-    return int(import_named("drpo.cli.compare", "begin", "command")(name, base, options))
+    return int(import_named("drpo.cli.compare", "begin", "command")(Path(name).stem, base, options))
 
 
 def require_jobs(jobs: int | None) -> None:

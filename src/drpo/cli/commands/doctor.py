@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from drpo.cli.options import asks_for_help, parse, require_options
-from drpo.recipes import find, require_recipe
+from drpo.recipes import require_recipe
 from drpo.spec import import_named
 
 
@@ -28,11 +28,11 @@ def doctor(arguments: list[str]) -> int:
     """`drpo doctor [RECIPE] [overrides]`; returns 1 if something is broken."""
     named = bool(arguments) and not arguments[0].startswith("-")
     if not named and asks_for_help(arguments):
-        more = "The recipe is demo if none is named. `drpo doctor RECIPE --help` shows the fields of a run besides."
+        more = "RECIPE is a name or a file of yours; demo without one. `drpo doctor RECIPE --help` shows all fields."
         parse(DoctorOptions, arguments, "drpo doctor [RECIPE]", more=more)
     recipe, rest = (arguments[0], arguments[1:]) if named else ("demo", arguments)
     require_recipe(recipe)
     prog = f"drpo doctor {recipe}"
     require_options(rest, DoctorOptions, prog)
-    run, options = import_named("drpo.cli.overrides", "overridden", "command")(find(recipe), rest, prog, DoctorOptions)
+    run, options = import_named("drpo.cli.overrides", "recipe_run", "command")(recipe, rest, prog, DoctorOptions)
     return int(import_named("drpo.cli.doctor", "doctor", "command")(recipe, run, options))

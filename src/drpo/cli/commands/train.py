@@ -6,17 +6,30 @@ from typing import Annotated
 
 import tyro
 
-from drpo.cli.options import asks_for_help, leading, parse, require_options
-from drpo.errors import InputError
-from drpo.recipes import RECIPES, find, require_recipe
+from drpo.cli.options import asks_for_help, given, leading, option_value, parse, require_options
+from drpo.errors import InputError, nearest
+from drpo.recipes import DATA, RECIPES, require_recipe
 from drpo.spec import import_named
 from drpo.train.records import read_config
 
-USAGE = """usage: drpo train RECIPE [--FIELD VALUE ...] | --resume RUN [OPTIONS]
+USAGE = """usage: drpo train RECIPE | --data FILE | --resume RUN [--FIELD VALUE ...]
 
-Train a model by a recipe, with the given fields overridden; or resume a run from its last checkpoint.
+Train a model by a recipe, or on your own questions and answers, with the given fields overridden; or resume a run from
+its last checkpoint.
 
   drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
+
+RECIPE is a name of the list below, or a file of yours, my_recipe.py: Python with a function `recipe()` that returns a
+Run, as `drpo init` writes it.
+
+--data my.jsonl takes JSON lines, JSON, CSV or parquet, a folder of them or a hub dataset. What the columns mean, the
+reward and the length of answers are guessed, and said; these options say them instead:
+
+  --prompt-field NAME   the column of the question
+  --answer-field NAME   the column of the answer
+  --system TEXT         the system message
+  --shots N             the first N rows become examples before every question
+  --reward REWARD       exact_number, exact_match, math_verify, or your own module:function
 
 --method grpo sets what GRPO is: objective, advantage and reduction together. `drpo train RECIPE --help` shows the
 methods and every field with its default, `drpo train --resume --help` the options for resuming, such as
@@ -58,6 +71,36 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class DataOptions(TrainOptions):
+    """Train a model on your own questions and answers; what the options do not say is guessed, and said.
+
+      drpo train --data my.jsonl --system 'Reply with a number.'
+
+    `drpo init my.jsonl` writes the same as a recipe that you can edit.
+
+    Args:
+        data: a .jsonl, .json, .csv or .parquet file; a folder with such files named by split; or a hub id, owner/name.
+        prompt_field: the column of the question; default: the one with a usual name.
+        answer_field: the column of the answer; default: the one with a usual name.
+        system: the system message; default: none, or one that asks for the form that the guessed reward reads.
+        shots: the first rows become examples before every question; they are not trained on.
+        method: grpo, dapo, ppo, ...: what a paper does, as `drpo train RECIPE --help` says.
+        out: folder of the run; default runs/NAME, with a number appended if that is taken.
+        plain: plain lines in place of the live table.
+        doctor: check first that the numbers are sound, as `drpo train RECIPE --help` says.
+        track: send the figures to trackers besides: trackio, tensorboard, wandb.
+        stall: seconds that a phase of a step may take, as `drpo train RECIPE --help` says.
+        restarts: how often the run may restart, as `drpo train RECIPE --help` says.
+    """
+
+    data: str = ""
+    prompt_field: str | None = None
+    answer_field: str | None = None
+    system: str | None = None
+    shots: int = 0
+
+
+@dataclass(frozen=True)
 class ResumeOptions(TrainOptions):
     """Resume an interrupted run from its last checkpoint, with its own configuration.
 
@@ -86,21 +129,54 @@ class ResumeOptions(TrainOptions):
 
 
 def train(arguments: list[str]) -> int:
-    """`drpo train RECIPE [overrides]` or `drpo train --resume RUN`."""
+    """`drpo train RECIPE [overrides]`, `drpo train --data FILE [overrides]` or `drpo train --resume RUN`."""
     if arguments and arguments[0] == "--resume":
         name, rest = leading(arguments[1:], "RUN", "train --resume: name the run's folder")
         resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
         read_config(Path(name))
         return int(import_named("drpo.cli.train", "resume", "command")(Path(name), resumed))
-    name, rest = leading(arguments, "RECIPE", f"train: name a recipe first; known: {', '.join(RECIPES)}")
+    if "data" in given(arguments):
+        return _on_data(arguments)
+    known = f"known: {', '.join(RECIPES)}; on your own data: drpo train --data my.jsonl"
+    name, rest = leading(arguments, "RECIPE", f"train: name a recipe first, or the file of one; {known}")
     if arguments[0].startswith("-"):  # --help alone
         print(f"{USAGE}\nRecipes:")
         return recipes([])
     require_recipe(name)
     prog = f"drpo train {name}"
     require_options(rest, TrainOptions, prog)
-    run, options = import_named("drpo.cli.overrides", "overridden", "command")(find(name), rest, prog, TrainOptions)
+    run, options = import_named("drpo.cli.overrides", "recipe_run", "command")(name, rest, prog, TrainOptions)
     return int(import_named("drpo.cli.train", "begin", "command")(run, options))
+
+
+def _on_data(arguments: list[str]) -> int:
+    if not arguments[0].startswith("-"):
+        raise InputError(f"train {arguments[0]}: --data has a recipe of its own; leave {arguments[0]} out")
+    if "task" in given(arguments):
+        raise InputError("--task: --data is the task; leave one of the two out")
+    prog = "drpo train --data"
+    require_options(arguments, DataOptions, prog)
+    require_data(str(option_value(arguments, "data")), "--data ")
+    run, options = import_named("drpo.cli.own_data", "own_run", "command")(arguments, prog)
+    return int(import_named("drpo.cli.train", "begin", "command")(run, options))
+
+
+def require_data(source: str, option: str = "") -> None:
+    """Raise if a path to data leads nowhere, before anything is imported.
+
+    Args:
+        source: as `drpo.tasks.Records.path`.
+        option: what names it, for the message.
+
+    Raises:
+        InputError: no such file or folder; the message suggests the nearest.
+    """
+    path = Path(source).expanduser()
+    is_path = source.endswith(DATA) or source.startswith((".", "/", "~")) or "/" not in source
+    if not source or (is_path and not path.exists()):
+        there = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
+        hint = nearest(path.name, there)
+        raise InputError(f"{option}{source}: no such file or folder{hint if 'did you mean' in hint else ''}")
 
 
 def recipes(arguments: list[str]) -> int:

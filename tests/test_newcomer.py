@@ -1,0 +1,57 @@
+"""A new user with three data sets of their own: from `drpo init` to an evaluated result, in at most four commands.
+
+Minutes each: `make test-slow`. How they end is printed; at least two of the three learn, and one that does not says so.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from subprocess import run as run_process
+
+import pytest
+
+from support.newcomer_data import ALL
+
+LIMIT_S = 600
+"""For the commands of one data set on 2 cores."""
+SYSTEM = {
+    "units": "Convert the unit. Reply with the number alone.",
+    "letters": "Count the letter. Reply with the number alone.",
+    "dates": "Reply with the date alone.",
+}
+
+
+def drpo(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run a command as a user does; return its status and all that it printed."""
+    line = [sys.executable, "-m", "drpo", *arguments]
+    done = run_process(line, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
+    print(" ".join(["drpo", *arguments]), done.stdout, done.stderr, sep="\n")
+    return done.returncode, done.stdout + done.stderr
+
+
+def play(name: str, folder: Path) -> bool:
+    """Play one data set; return whether the model learnt, else require that the run said so."""
+    began = time.monotonic()
+    data = ALL[name](folder).name
+    status, said = drpo(folder, "init", data, "--system", SYSTEM[name], "--shots", "3", "--yes")
+    assert status == 0 and "prompt 3, as the model reads it" in said and "to train on" in said
+    trained, said = drpo(folder, "train", "recipe.py", "--plain")
+    evaluated, _ = drpo(folder, "eval", f"runs/{name}", "--json")
+    assert evaluated == 0 and time.monotonic() - began < LIMIT_S
+    summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+    before, after = summary["evaluation_before"], summary["evaluation_after"]
+    learnt = after["low"] > before["high"]
+    print(f"{name}: {before['reward_mean']:.3f} -> {after['reward_mean']:.3f}, {time.monotonic() - began:.0f} s")
+    assert learnt or trained == 1 or summary["warning"] or after["reward_mean"] > before["reward_mean"]
+    return bool(learnt)
+
+
+@pytest.mark.slow
+def test_a_new_user_gets_from_three_data_sets_to_results(tmp_path: Path):
+    learnt = []
+    for name in ALL:
+        folder = tmp_path / name
+        folder.mkdir()
+        learnt.append(play(name, folder))
+    assert sum(learnt) >= 2
