@@ -3,14 +3,19 @@
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
 
+from drpo import cli
 from drpo.errors import InputError
 from drpo.ranks import SINGLE_PROCESS, Ranks, select_device
 from drpo.train.config import Run, configure
@@ -19,6 +24,7 @@ from drpo.train.step import balance_micro_batches
 from drpo.train.stored import STATE
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
+from support.runs import DETERMINISTIC
 from support.tiny_world import REWARDS, STOPS, batched, grouped, how, sampled, tiny
 
 Alone = Callable[[str], Path]
@@ -58,6 +64,10 @@ MORE = (
     (3, "terms", "fsdp"),
     (2, "critic", "none"),
     (3, "critic", "fsdp"),
+    (2, "lora", "none"),
+    (2, "lora", "fsdp"),
+    (3, "lora", "fsdp"),
+    (2, "experts", "fsdp"),
 )
 
 
@@ -107,6 +117,36 @@ def test_a_critic_stopped_on_two_processes_and_resumed_on_three_then_on_one(alon
     assert_nearly_same_run(alone("critic"), folder)
 
 
+@pytest.mark.slow
+def test_adapters_killed_on_two_processes_and_resumed_are_one_run_bit_for_bit(alone: Alone, tmp_path: Path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    launch(2, whole, "lora", "fsdp")
+    assert_divided(launch(2, killed, "lora", "fsdp", stop=5), "weights")
+    last = killed / "checkpoints" / "step-000005"
+    files = [load_file(path) for path in sorted(last.glob("weights-*-of-00002.safetensors"))]
+    assert len(files) == 2 and all(files) and all(".lora_" in name for file in files for name in file)
+    shutil.rmtree(last)  # as if killed before it was written
+    launch(2, killed, "lora", "fsdp")
+    for name in DETERMINISTIC:
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    for path in sorted((whole / "checkpoints").glob("step-000010/*.safetensors")):
+        assert_equal(load_file(path), load_file(killed / path.relative_to(whole)))
+    assert_equal(*(load_file(folder / "model" / "model.safetensors") for folder in (whole, killed)))
+    exported = [export_step(folder, 9, tmp_path / name) for name, folder in (("a", alone("lora")), ("b", killed))]
+    torch.testing.assert_close(exported[0], exported[1], rtol=2e-4, atol=2e-5)
+
+
+def assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def export_step(run: Path, step: int, target: Path) -> dict[str, Tensor]:
+    """The weights that `drpo export` writes of a checkpoint."""
+    assert cli.main(["export", str(run), str(target), "--step", str(step), "--trust-remote-code"]) == 0
+    return load_file(target / "model.safetensors")
+
+
 @given(n=st.integers(0, 40), size=st.integers(1, 9), engines=st.integers(1, 9))
 def test_shares_are_all_of_it_in_order(n: int, size: int, engines: int):
     items = list(range(n))
@@ -148,10 +188,6 @@ def test_each_process_sees_its_own_device(monkeypatch: pytest.MonkeyPatch):
         select_device()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"shard": "zero3"}, "shard='zero3'; known: none, fsdp"), ({"shard": "fsdp", "lora_rank": 4}, "set --shard none")],
-)
-def test_what_cannot_be_divided_is_refused(changes: dict[str, object], message: str):
-    with pytest.raises(InputError, match=message):
-        configure(Run(), **changes)  # type: ignore[arg-type]
+def test_an_unknown_way_of_dividing_is_refused():
+    with pytest.raises(InputError, match="shard='zero3'; known: none, fsdp"):
+        configure(Run(), shard="zero3")

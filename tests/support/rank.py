@@ -19,6 +19,7 @@ from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.setup import Components, build
+from support.architectures import mixture
 from support.environments import Chat
 from support.tiny_world import STOPS, small, tiny
 from support.worlds import sampling, tiny_run
@@ -55,6 +56,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "async_steps": 1,
         "optimizer": AdamW(2e-4),
     },
+    "lora": {"lora_rank": 2, "prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
+    "experts": {"lora_rank": 2, "model": "support.rank:mixed", "optimizer": AdamW(2e-4)},
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
     "vllm": {"model": "support.rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
     "critic": {
@@ -76,7 +79,15 @@ def short() -> Any:
     return tiny(STOPS)
 
 
-CHECKPOINTED = ("few", "tied", "critic")
+def mixed() -> Any:
+    """A mixture of experts that many words end."""
+    _, tokenizer = tiny(STOPS)
+    model = mixture()
+    model.generation_config.eos_token_id = sorted({0, *STOPS})
+    return model, tokenizer
+
+
+CHECKPOINTED = ("few", "tied", "critic", "experts")
 """Kinds whose divided models compute their layers again; gradients are the same."""
 
 

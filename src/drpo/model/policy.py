@@ -223,12 +223,19 @@ class Policy:
             if ".lora_" in name:
                 continue
             plain = _plain(name)
-            if plain in adapted:
-                yield plain, parameter + adapted[plain].get_delta_weight("default")
-            else:
-                yield plain, parameter.detach()
+            weight = self._whole(parameter)
+            yield plain, weight + self._delta(adapted[plain]) if plain in adapted else weight
         for name, buffer in persistent_buffers(self.model).items():
             yield _plain(name), buffer
+
+    def _whole(self, parameter: Tensor) -> Tensor:
+        """Return a parameter's values, detached."""
+        return parameter.detach()
+
+    def _delta(self, layer: Any) -> Tensor:
+        """Return what a layer of PEFT adds to the weight that it adapts."""
+        delta: Tensor = layer.get_delta_weight("default")
+        return delta
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A policy and a critic with weights, gradients and optimiser state sharded over the ranks (FSDP2)."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from transformers import PreTrainedModel
 from drpo.errors import InputError
 from drpo.model.critic import Critic
 from drpo.model.decoder import decoder_of
-from drpo.model.loading import persistent_buffers
 from drpo.model.policy import Policy
 from drpo.model.precision import Precision
 from drpo.ops import Head
@@ -25,14 +25,15 @@ class ShardedPolicy(Policy):
 
     FSDP2 gathers a layer's weights when the layer computes, and reduces and scatters its gradient. The head is never
     called as a layer: its weight is gathered once per update, and its gradient is reduced and scattered once, in
-    `reduce_gradients`. All ranks must run the same number of forward and backward passes.
+    `reduce_gradients`. With LoRA frozen weights and adapters are both sharded. All ranks must run the same number of
+    forward and backward passes.
 
     Args:
         model: in float32, whole, on `device`; every rank holds all of it until it is sharded here.
         ranks: the processes that share the weights.
         device: this rank's device.
         precision: as for `Policy`; no grid.
-        temperature, replays: as for `Policy`.
+        temperature, lora_rank, seed, replays: as for `Policy`.
 
     Raises:
         InputError: as `Policy`; or an 8-bit precision.
@@ -46,6 +47,8 @@ class ShardedPolicy(Policy):
         *,
         precision: Precision,
         temperature: float,
+        lora_rank: int = 0,
+        seed: int = 0,
         replays: bool = False,
     ) -> None:
         if precision.weights is not None or precision.activations is not None:
@@ -53,7 +56,9 @@ class ShardedPolicy(Policy):
         if getattr(model.get_output_embeddings(), "bias", None) is not None:
             raise InputError(f"shard=fsdp: the head of {type(model).__name__} has a bias; set --shard none")
         self._whole_head: Tensor | None = None  # gathered by the first pass of an update; weights may be loaded before
-        super().__init__(model, precision=precision, temperature=temperature, replays=replays)
+        super().__init__(
+            model, precision=precision, temperature=temperature, lora_rank=lora_rank, seed=seed, replays=replays
+        )
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         mesh = init_device_mesh(device.type, (ranks.size,))
         _divide(decoder_of(model), mesh)
@@ -77,7 +82,8 @@ class ShardedPolicy(Policy):
     def head(self) -> Head:
         """The whole output layer, gathered from all ranks."""
         if self._whole_head is None:
-            self._whole_head = _whole(self._divided_head).detach().requires_grad_(self._divided_head.requires_grad)
+            divided = self._divided_head
+            self._whole_head = self._whole(divided).requires_grad_(divided.requires_grad)
         return self._head_shape.of(self._whole_head, None)
 
     @property
@@ -97,15 +103,18 @@ class ShardedPolicy(Policy):
 
     def state(self) -> Mapping[str, Tensor]:
         """Return whole weights and persistent buffers by the plain model's names; a collective, call on all ranks."""
-        return dict(self._gathered())
-
-    @torch.no_grad()
-    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         # After a forward pass alone the embedding is still gathered, and not the same parameter as a head tied to it.
         decoder_of(self.model).reshard()
-        for name, parameter in self.model.named_parameters():
-            yield name, _whole(parameter)
-        yield from persistent_buffers(self.model).items()
+        return super().state()
+
+    def _whole(self, parameter: Tensor) -> Tensor:
+        """Return a parameter's values, gathered from all ranks."""
+        return _gathered(parameter)
+
+    def _delta(self, layer: Any) -> Tensor:
+        """Return what a layer of PEFT adds to the weight that it adapts, from whole adapters."""
+        with _whole_parameters(layer.lora_A), _whole_parameters(layer.lora_B):
+            return super()._delta(layer)
 
 
 class ShardedCritic(Critic):
@@ -159,5 +168,18 @@ def _fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def _whole(parameter: Tensor) -> Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+@contextmanager
+def _whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Put gathered values in the place of a module's sharded parameters; a collective."""
+    sharded = [(m, name, p) for m in module.modules() for name, p in m._parameters.items() if isinstance(p, DTensor)]
+    for owner, name, parameter in sharded:
+        owner._parameters[name] = nn.Parameter(_gathered(parameter), requires_grad=False)
+    try:
+        yield
+    finally:
+        for owner, name, parameter in sharded:
+            owner._parameters[name] = parameter
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()

@@ -282,17 +282,15 @@ def _ruled(overlong: Overlong, limit: int, groups: Sequence[ScoredGroup]) -> lis
 
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
     """Return the policy: whole on every rank, or sharded."""
-    precision, temperature = resolve_precision(run.model.precision, model.device), run.rollout.sampling.temperature
-    replays = run.model.routing_replay != "off"
-    if _divides(run, ranks):
-        return ShardedPolicy(model, ranks, model.device, precision=precision, temperature=temperature, replays=replays)
-    return Policy(
+    divided = partial(ShardedPolicy, ranks=ranks, device=model.device)
+    make = divided if _divides(run, ranks) else Policy
+    return make(
         model,
-        precision=precision,
-        temperature=temperature,
+        precision=resolve_precision(run.model.precision, model.device),
+        temperature=run.rollout.sampling.temperature,
         lora_rank=run.model.lora_rank,
         seed=run.seed,
-        replays=replays,
+        replays=run.model.routing_replay != "off",
     )
 
 

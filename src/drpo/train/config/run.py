@@ -98,8 +98,6 @@ class Run:
             read, "critic_optimizer", optimizer, "there is no critic; set --critic 'gae(1.0, 0.95)' or leave it out"
         )
         whole = trainer.shard == "none"
-        rank, rule = self.model.lora_rank, "adapters are trained with the model whole; set --shard none"
-        require(whole or not rank, "lora_rank", rank, rule)
         rule = "it requires whole matrices; set --shard none, or use adamw"
         for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
             divisible = not getattr(optimizer, "whole_matrices", False)
