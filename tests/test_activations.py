@@ -20,6 +20,7 @@ from drpo.errors import InputError
 from drpo.model import activations
 from drpo.model.activations import checkpoint_activations, count_activations, decoder_layers, is_checkpointed
 from drpo.model.critic import Critic
+from drpo.model.nf4 import hold_base_
 from drpo.model.policy import Policy
 from drpo.model.precision import FP32, Precision
 from drpo.objectives import DRPO
@@ -195,6 +196,7 @@ PEAKS = {
     "fp32": (FP32, 0, "off", StepShape(40, 100, prompts=4, samples=4, micro_batch_tokens=900)),
     "bf16": (BF16, 0, "off", StepShape(24, 60, prompts=4, samples=4)),
     "adapters, long rows": (FP32, 4, "off", StepShape(24, 700, prompts=1, samples=2)),
+    "nf4 under adapters": (BF16, 4, "off", StepShape(24, 300, prompts=1, samples=4)),
     "computed again": (FP32, 0, "on", StepShape(40, 300, prompts=2, samples=4)),
     "computed again, bf16": (BF16, 0, "on", StepShape(40, 60, prompts=4, samples=8)),
 }
@@ -205,7 +207,9 @@ PEAKS = {
 @pytest.mark.parametrize("case", PEAKS)
 def test_the_estimate_is_within_15_percent_of_the_peak(case: str) -> None:
     precision, lora_rank, setting, shape = PEAKS[case]
-    policy = Policy(deep(8, hidden_size=64), precision=precision, temperature=1.0, lora_rank=lora_rank)
+    model = deep(8, hidden_size=64)
+    hold_base_(model, "nf4" if case.startswith("nf4") else "fp32")
+    policy = Policy(model, precision=precision, temperature=1.0, lora_rank=lora_rank)
     need = estimate_step(policy, shape, checkpointed=setting == "on")
     if setting == "on":
         checkpoint_activations(policy.model)

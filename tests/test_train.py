@@ -82,9 +82,9 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path):
     assert environment["versions"]["torch"] and environment["cores"]
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int):
-    run = tiny_run(lora_rank=lora_rank, optimizer=AdamW(1e-2))
+@pytest.mark.parametrize(("lora_rank", "base"), [(0, "fp32"), (2, "fp32"), (2, "nf4")])
+def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int, base: str):
+    run = tiny_run(lora_rank=lora_rank, optimizer=AdamW(1e-2), base_precision=base)
     components = build(run)
     train(run, tmp_path, components=components)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / MODEL)
@@ -142,11 +142,14 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, lora_rank: int):
+@pytest.mark.parametrize(
+    ("lora_rank", "base"),
+    [pytest.param(0, "fp32", marks=pytest.mark.slow), (2, "fp32"), pytest.param(2, "nf4", marks=pytest.mark.slow)],
+)
+def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, lora_rank: int, base: str):
     """2N steps in one go equal N, kill -9 somewhere in the next step, resume, N more."""
     run = tiny_run(steps=4, checkpoint_every=2, eval_every=2, lora_rank=lora_rank, schedule=Cosine(warmup=1))
-    run = configure(run, kl_in_reward=0.1 if lora_rank else 0.0)
+    run = configure(run, kl_in_reward=0.1 if lora_rank else 0.0, base_precision=base)
     train(run, tmp_path / "whole")
     folder = tmp_path / "killed"
     assert fork(tmp_path / "out", train, run, folder, KillItself(2, "sync")).end()[0] == -signal.SIGKILL

@@ -11,6 +11,7 @@ from drpo.cli.folder import open_run
 from drpo.cli.output import writing_folder
 from drpo.errors import InputError
 from drpo.model import loading
+from drpo.model.nf4 import hold_base_
 from drpo.model.policy import Policy
 from drpo.model.precision import FP32
 from drpo.model.saving import cast, save_model
@@ -48,6 +49,7 @@ def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTra
     if (run / MODEL).is_dir() and step in (0, config.trainer.steps):
         return loading.load(str(run / MODEL))
     model, tokenizer = load_model(open_run(run, options.trust_remote_code, needed=("model",)))
+    hold_base_(model, config.model.base_precision)
     temperature, rank = config.rollout.sampling.temperature, config.model.lora_rank
     policy = Policy(model, precision=FP32, temperature=temperature, lora_rank=rank, seed=config.seed)
     chosen = _checkpoint(run, config, step)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from drpo.errors import InputError
 from drpo.lazily import lazily
 from drpo.model import external
 from drpo.model.names import SMOLLM2, TINY, require_there
+from drpo.model.nf4 import held_layers
 from drpo.model.smollm2 import smollm2, smollm2_folder
 from drpo.spec import import_named
 
@@ -134,9 +136,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters, tied ones once, and persistent buffers, by name, detached.
 
     Args:
-        model: any module.
+        model: any module; weights that it holds in NF4 are in new memory.
     """
-    return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *persistent_buffers(model).items()]}
+    held = ((f"{name}.weight", layer.held.dense(torch.float32)) for name, layer in held_layers(model))
+    tensors = chain(model.named_parameters(), held, persistent_buffers(model).items())
+    return {name: tensor.detach() for name, tensor in tensors}
 
 
 def _source(name: str) -> str:

@@ -2,7 +2,10 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from drpo.lazily import lazily
 from drpo.model.decoder import decoder_of, freeze_unread, outside
 from drpo.model.head import measure_head
 from drpo.model.loading import named_tensors, persistent_buffers
+from drpo.model.nf4 import NF4Linear, held_layers
 from drpo.model.packed_attention import (
     enable_packed_attention,
     packed,
@@ -38,7 +42,8 @@ class Policy:
     """A transformers causal LM with log-probabilities from `linear_logprob`, at the sampling temperature.
 
     Args:
-        model: in float32; trained in place (with LoRA, adapters are added and the rest is frozen).
+        model: in float32, with LoRA also with weights held in NF4; trained in place (with LoRA, adapters are added and
+            the rest is frozen).
         precision: the precision of matrix products and activations; weights, gradients and optimiser stay float32.
         temperature: the sampling temperature.
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
@@ -101,6 +106,11 @@ class Policy:
     def equal_passes(self) -> bool:
         """True if all ranks must run the same number of forward and backward passes (collectives inside)."""
         return False
+
+    @property
+    def gathered_bytes(self) -> int:
+        """The most bytes of other ranks' weights and gradients that this rank holds at once."""
+        return 0
 
     @property
     def device(self) -> torch.device:
@@ -188,9 +198,15 @@ class Policy:
     def state(self) -> Mapping[str, Tensor]:
         """Return the float32 parameters and the persistent buffers by the plain model's names, for an engine or a file.
 
-        With LoRA these are new tensors, base plus adapter; the base never changes, so nothing drifts.
+        With LoRA a weight, base plus adapter, is computed when it is read, in new memory; the base never changes, so
+        nothing drifts.
         """
-        return dict(self._merged())
+        adapted = {_adapted_name(name, layer): layer for name, layer in _adapted_layers(self.model)}
+        held = ((f"{name}.weight", layer) for name, layer in held_layers(self.model))
+        buffers = persistent_buffers(self.model).items()
+        tensors: Iterable[tuple[str, Tensor | NF4Linear]] = chain(self.model.named_parameters(), held, buffers)
+        plain = {_plain(name): tensor for name, tensor in tensors if ".lora_" not in name}
+        return _Computed({name: partial(self._merged, t, adapted.get(name)) for name, t in plain.items()})
 
     def plain(self) -> PreTrainedModel:
         """Return a separate transformers model with these weights, adapters merged.
@@ -215,27 +231,38 @@ class Policy:
         return self.head.logits(hidden).cpu()
 
     @torch.no_grad()
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        layers = ((_plain(n), m) for n, m in _adapted_layers(self.model))
-        # PEFT adapts a mixture's stacked experts and its router by wrappers that name the wrapped parameter.
-        adapted: dict[str, Any] = {f"{n}.{getattr(m, 'parameter_name', 'weight')}": m for n, m in layers}
-        for name, parameter in self.model.named_parameters():
-            if ".lora_" in name:
-                continue
-            plain = _plain(name)
-            weight = self._whole(parameter)
-            yield plain, weight + self._delta(adapted[plain]) if plain in adapted else weight
-        for name, buffer in persistent_buffers(self.model).items():
-            yield _plain(name), buffer
+    def _merged(self, base: Tensor | NF4Linear, adapter: Any) -> Tensor:
+        """Return a weight's values, with what an adapter adds to it where there is one."""
+        weight = base.held.dense(torch.float32) if isinstance(base, NF4Linear) else self._whole(base)
+        return weight if adapter is None else weight + self._delta(adapter)
 
     def _whole(self, parameter: Tensor) -> Tensor:
-        """Return a parameter's values, detached."""
+        """Return a tensor's values, detached."""
         return parameter.detach()
 
     def _delta(self, layer: Any) -> Tensor:
         """Return what a layer of PEFT adds to the weight that it adapts."""
         delta: Tensor = layer.get_delta_weight("default")
         return delta
+
+
+@dataclass(frozen=True)
+class _Computed(Mapping[str, Tensor]):
+    """Tensors by name, each computed when it is read."""
+
+    compute: Mapping[str, Callable[[], Tensor]]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.compute[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.compute
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.compute)
+
+    def __len__(self) -> int:
+        return len(self.compute)
 
 
 @torch.no_grad()
@@ -262,6 +289,14 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 def _plain(name: str) -> str:
     """Return the name of a module or parameter in the model without adapters."""
     return name.replace(".base_layer", "")
+
+
+def _adapted_name(name: str, layer: Any) -> str:
+    """Return the plain model's name of the weight that a layer of PEFT adapts.
+
+    PEFT adapts a mixture's stacked experts and its router by wrappers that name the wrapped parameter.
+    """
+    return f"{_plain(name)}.{getattr(layer, 'parameter_name', 'weight')}"
 
 
 def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from drpo.errors import InputError, nearest
 
@@ -17,6 +18,8 @@ GRIDS: Mapping[str, tuple[Grid, Grid | None]] = {
     "fp8": ("e4m3", "e4m3"),
 }
 NAMES = ("auto", *DTYPES, *GRIDS)
+BASE_PRECISIONS = ("fp32", "nf4")
+"""How weights that are frozen beside adapters may be held; see `drpo.model.nf4`."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that a product of x is computed in: autocast's where it is on, else x's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from drpo.errors import InputError
 from drpo.model.decoder import decoder_of
-from drpo.model.precision import DTYPES, Grid, Precision
+from drpo.model.precision import DTYPES, Grid, Precision, compute_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -222,15 +222,10 @@ class StraightThroughLinear(nn.Linear):
         """Map [..., in] to [..., out]."""
         if not _ROUNDED.get():
             return super().forward(input)
-        x = input.flatten(0, -2).to(_compute_dtype(input))
+        x = input.flatten(0, -2).to(compute_dtype(input))
         operands = (x, self.weight, self.bias, self.weights, self.activations)
         y: Tensor = _StraightThrough.apply(*operands)  # type: ignore[no-untyped-call]
         return y.view(*input.shape[:-1], -1)
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -345,7 +340,7 @@ def _shadow(grid: Grid, fields: list[str], module: nn.Module, arguments: tuple[A
     """Set attributes that shadow the module's parameters for one call; the parameters do not change."""
     for name in fields if _ROUNDED.get() else ():
         weight = getattr(module, name)
-        dtype = _compute_dtype(weight)
+        dtype = compute_dtype(weight)
         vars(module)[name] = _DenseStraightThrough.apply(weight, grid, _rows_of(module), dtype)  # type: ignore[no-untyped-call]
 
 
@@ -354,13 +349,20 @@ def _unshadow(fields: list[str], module: nn.Module, arguments: tuple[Any, ...], 
         vars(module).pop(name, None)
 
 
-def _linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
-    """Return the decoder's linear layers by their names in the model, without routers; at least one."""
+def decoder_linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
+    """Return the decoder's linear layers by their names in the model, without routers.
+
+    Args:
+        model: any causal LM.
+    """
     inside = set(decoder_of(model).modules())  # excludes the head
     # Subclasses are excluded: they may compute something else.
-    linears = [
-        (n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)
-    ]
+    return [(n, m) for n, m in model.named_modules() if m in inside and type(m) is nn.Linear and not ROUTER.search(n)]
+
+
+def _linears(model: "PreTrainedModel") -> list[tuple[str, nn.Linear]]:
+    """Return the decoder's linear layers; at least one."""
+    linears = decoder_linears(model)
     if not linears:
         raise InputError(
             f"model {type(model).__name__}: it has no linear layers to put on a grid of 8 bits; "

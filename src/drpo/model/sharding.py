@@ -79,6 +79,21 @@ class ShardedPolicy(Policy):
         return True
 
     @property
+    def gathered_bytes(self) -> int:
+        """The most bytes of whole weights and gradients that this rank holds at once, beside its own rows.
+
+        They are the head, what is around the layers (the embedding), two layers, since the next one is gathered while
+        one computes, and a gradient as computed and as sent.
+        """
+        decoder, head = decoder_of(self.model), self._divided_head
+        within = {p for layer in decoder.layers for p in layer.parameters()}
+        around = [p for p in decoder.parameters() if p not in within]
+        parts = [around, *(list(layer.parameters()) for layer in decoder.layers)]
+        layers = sorted(sum(p.nbytes for p in part) for part in parts[1:])
+        gradient = max(sum(p.nbytes for p in part if p.requires_grad) for part in parts)
+        return int(sum(p.nbytes for p in [*around, head]) + sum(layers[-2:]) + 2 * gradient)
+
+    @property
     def head(self) -> Head:
         """The whole output layer, gathered from all ranks."""
         if self._whole_head is None:
@@ -105,7 +120,7 @@ class ShardedPolicy(Policy):
         """Return whole weights and persistent buffers by the plain model's names; a collective, call on all ranks."""
         # After a forward pass alone the embedding is still gathered, and not the same parameter as a head tied to it.
         decoder_of(self.model).reshard()
-        return super().state()
+        return dict(super().state())
 
     def _whole(self, parameter: Tensor) -> Tensor:
         """Return a parameter's values, gathered from all ranks."""
@@ -171,7 +186,7 @@ def _fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
 @contextmanager
 def _whole_parameters(module: nn.Module) -> Iterator[None]:
     """Put gathered values in the place of a module's sharded parameters; a collective."""
-    sharded = [(m, name, p) for m in module.modules() for name, p in m._parameters.items() if isinstance(p, DTensor)]
+    sharded = [(m, n, p) for m in module.modules() for n, p in m.named_parameters(recurse=False)]
     for owner, name, parameter in sharded:
         owner._parameters[name] = nn.Parameter(_gathered(parameter), requires_grad=False)
     try:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.model.loading import persistent_buffers
+from drpo.model.nf4 import dense_
 from drpo.model.positions import narrowed
 from drpo.model.precision import FP32, Precision, resolve_precision
 from drpo.model.quantize import quantize_, unrounded_inputs
@@ -61,6 +62,7 @@ class TransformersEngine:
         routes: bool = False,
     ) -> None:
         self.model = copy.deepcopy(model).to(device or model.device).eval().requires_grad_(False)
+        dense_(self.model, precision.dtype)
         self._loaders = quantize_(self.model, precision)
         self._recorder = RouteRecorder(self.model) if routes else None
         self._loaders |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}

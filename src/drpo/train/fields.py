@@ -12,6 +12,7 @@ FIELDS: Mapping[str, str] = {
     "seed": "seed",
     "model": "model.name",
     "lora_rank": "model.lora_rank",
+    "base_precision": "model.base_precision",
     "precision": "model.precision",
     "routing_replay": "model.routing_replay",
     "device": "model.device",

@@ -14,6 +14,7 @@ from drpo.batch import pack
 from drpo.errors import is_out_of_memory
 from drpo.model.activations import count_activations, decoder_layers, is_checkpointed
 from drpo.model.critic import Critic
+from drpo.model.nf4 import held_layers
 from drpo.model.policy import Policy
 from drpo.ops.chunk_logits import CHUNK_BYTES
 from drpo.ranks import Ranks
@@ -83,6 +84,8 @@ class StepMemory:
 
     Args:
         positions: of the largest micro-batch.
+        gathered: weights and gradients of other ranks that this one holds for a while.
+        dense: the largest frozen weight that is held in NF4, as numbers for a product.
         optimiser: the policy's gradient and the optimiser's moments.
         critic: the same of a critic.
         activations: of the largest micro-batch, with the gradients within a layer.
@@ -92,6 +95,8 @@ class StepMemory:
     """
 
     positions: int
+    gathered: int
+    dense: int
     optimiser: int
     critic: int
     activations: int
@@ -101,7 +106,7 @@ class StepMemory:
     @property
     def total(self) -> int:
         """The most that is needed at once."""
-        return self.optimiser + self.critic + max(self.activations + self.head, self.cache)
+        return self.optimiser + self.critic + max(self.gathered + self.dense + self.activations + self.head, self.cache)
 
 
 def estimate_step(
@@ -121,6 +126,8 @@ def estimate_step(
     activations = count_activations(policy, micro, few)
     return StepMemory(
         positions=len(micro.input_ids),
+        gathered=policy.gathered_bytes,
+        dense=max((layer.dense_bytes(policy.dtype) for _, layer in held_layers(policy.model)), default=0),
         optimiser=_optimiser_bytes(policy),
         critic=0 if critic is None else _optimiser_bytes(critic),
         activations=activations.peak(again),
@@ -157,7 +164,7 @@ def fits_with_all_activations(policy: Policy, critic: Critic | None, shape: Step
     if not decoder_layers(policy.model):
         return True  # nothing can be computed again
     most = _optimiser_bytes(policy) + (0 if critic is None else _optimiser_bytes(critic))
-    most += _most_activations(policy, shape)
+    most += policy.gathered_bytes + _most_activations(policy, shape)
     if not ranks.all_reduce_max(most > SHARE * free_bytes(policy.device)):
         return True
     excess = [text for text in ranks.gather([_excess(policy, critic, shape)]) if text]

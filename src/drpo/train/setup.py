@@ -20,6 +20,7 @@ from drpo.model.activations import checkpoint_activations
 from drpo.model.critic import Critic
 from drpo.model.device import choose_device
 from drpo.model.names import TINY
+from drpo.model.nf4 import hold_base_
 from drpo.model.policy import Policy
 from drpo.model.precision import resolve_precision
 from drpo.model.saving import require_savable
@@ -115,6 +116,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     device = choose_device(run.model.device, ranks.size)
     model, tokenizer = load_model(run)
     require_savable(model, tokenizer)
+    hold_base_(model, run.model.base_precision)
     model.to(device)
     servers = run.rollout.engine.split(",") if run.rollout.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
@@ -354,6 +356,7 @@ def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
     if not run.objective.reference_kl and not run.objective.kl_in_reward:
         return None
     frozen, _ = loading.load(run.model.name)
+    hold_base_(frozen, run.model.base_precision)
     return Policy(
         frozen.to(model.device).requires_grad_(False),
         precision=resolve_precision(run.model.precision, model.device),

@@ -20,6 +20,7 @@ from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, nearest
 from drpo.model.device import DEVICES
 from drpo.model.names import SMOLLM2
+from drpo.model.precision import BASE_PRECISIONS, GRIDS
 from drpo.model.precision import NAMES as PRECISIONS
 from drpo.objectives import DRPO, Objective
 from drpo.objectives.contract import require_objective
@@ -47,6 +48,8 @@ class ModelConfig:
     Args:
         name: smollm2-135m, tiny, a folder, or a hub id, owner/name.
         lora_rank: 0 trains all weights; r trains rank-r adapters.
+        base_precision: of the frozen weights beside adapters: fp32; or nf4 (QLoRA), 4.5 bits a weight of the decoder's
+            linear layers. The trained model is saved whole either way, with the weights as held and the adapters added.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
             int8 with straight-through gradients; weights stay fp32.
         routing_replay: of a mixture of experts, whose choice of experts the updates use: off, each pass its own;
@@ -62,6 +65,7 @@ class ModelConfig:
 
     name: str = SMOLLM2
     lora_rank: int = 0
+    base_precision: str = "fp32"
     precision: str = "auto"
     routing_replay: str = "off"
     device: str = "auto"
@@ -72,6 +76,7 @@ class ModelConfig:
         at_least(0, lora_rank=self.lora_rank)
         at_most(MOST_RANK, lora_rank=self.lora_rank)
         one_of(PRECISIONS, precision=self.precision)
+        self._require_held_base()
         one_of(("off", "sampler", "trainer"), routing_replay=self.routing_replay)
         one_of(DEVICES, device=self.device)
         rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
@@ -79,6 +84,15 @@ class ModelConfig:
         is_text = not self.chat_template or "{" in self.chat_template
         rule = "must be a Jinja template's text, which has { in it; a file goes after --chat-template"
         require(is_text, "chat_template", repr(self.chat_template), rule)
+
+    def _require_held_base(self) -> None:
+        """Raise for frozen weights in few bits where nothing is frozen, or where they are rounded once more."""
+        base = self.base_precision
+        one_of(BASE_PRECISIONS, base_precision=base)
+        rule = "weights in 4 bits stay as they are, and adapters are trained beside them; set --lora-rank 16"
+        require(base == "fp32" or self.lora_rank > 0, "base_precision", base, rule)
+        rule = f"its weights would be rounded once more, to precision={self.precision}; set --precision bf16 or fp32"
+        require(base == "fp32" or self.precision not in GRIDS, "base_precision", base, rule)
 
 
 @dataclass(frozen=True)

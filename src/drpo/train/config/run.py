@@ -97,7 +97,9 @@ class Run:
         require(
             read, "critic_optimizer", optimizer, "there is no critic; set --critic 'gae(1.0, 0.95)' or leave it out"
         )
-        whole = trainer.shard == "none"
+        whole, base = trainer.shard == "none", self.model.base_precision
+        rule = "weights in 4 bits are not divided; set --shard none, or leave --base-precision out"
+        require(whole or base == "fp32", "base_precision", base, rule)
         rule = "it requires whole matrices; set --shard none, or use adamw"
         for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
             divisible = not getattr(optimizer, "whole_matrices", False)
