@@ -112,6 +112,9 @@ BAD = [
     (("train", "smoke", "--model", "./nowhere"), "./nowhere"),
     (("train", "--resume", "nowhere"), "nowhere"),
     (("train", "--resume"), "folder"),
+    (("train", "--from"), "folder"),
+    (("train", "--from", "nowhere"), "nowhere"),
+    (("train", "smoke", "--from", "nowhere"), "--from: comes first"),
     (("watch",), "folder"),
     (("watch", "nowhere"), "nowhere"),
     (("watch", "."), "no run there"),
@@ -156,7 +159,8 @@ def test_the_overview_names_every_command(capsys, arguments):
 
 @pytest.mark.parametrize(
     "command",
-    [(name,) for name in COMMANDS] + [("train", "smoke"), ("train", "--resume"), ("compare", "--resume")],
+    [(name,) for name in COMMANDS]
+    + [("train", "smoke"), ("train", "--resume"), ("train", "--from"), ("compare", "--resume")],
     ids=" ".join,
 )
 def test_help_names_its_command_and_gives_an_example(capsys, command):

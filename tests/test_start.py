@@ -29,6 +29,11 @@ ANSWERED_AT_ONCE = [
     *(["train", "demo", "--stepz", "3"], ["train", "--resume", "nowhere"], ["eval", "./nowhere"], ["watch", "nowhere"]),
     *([c, "--help"] for c in ("watch", "export", "verify", "report", "doctor", "serve", "compare")),
     *([c, "--help"] for c in ("weights", "replay", "env")),
+    *(
+        ["train", "--from", "--help"],
+        ["train", "--from", "nowhere"],
+        ["train", "--resume", "nowhere", "--task", "gsm8k"],
+    ),
 ]
 
 

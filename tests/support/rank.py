@@ -27,6 +27,7 @@ from support.worlds import sampling, tiny_run
 # Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
 KINDS: dict[str, dict[str, Any]] = {
     "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
+    "fewer": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40, "steps": 6},
     # AdamW makes whole steps of gradients that are but rounding, so these take small ones.
     "turns": {
         "task": Chat(),

@@ -35,7 +35,8 @@ COMMANDS: Mapping[str, Command] = {
         {
             "train RECIPE [--FIELD VALUE ...]": "train; drpo train RECIPE --help shows every field with its default",
             "train --data FILE": "train on your own questions and answers: JSON lines, CSV, parquet",
-            "train --resume RUN": "resume a run from its last checkpoint",
+            "train --resume RUN [--steps N]": "go on with a run from its last checkpoint, also with more steps",
+            "train --from RUN": "start a new run from the weights of another",
         },
     ),
     "init": Command(

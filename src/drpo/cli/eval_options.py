@@ -13,7 +13,8 @@ from drpo.cli.template_options import split_template
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig
 from drpo.train.config import MOST_COMPLETIONS, Run
-from drpo.train.records import METRICS, MODEL
+from drpo.train.records import METRICS
+from drpo.train.verify import holds_final_model
 from drpo.types import Sampling
 
 
@@ -75,7 +76,7 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
         InputError: the run has not finished, an option is invalid, or the folder's configuration names code.
     """
     run = open_run(Path(name), trust_remote_code=False, needed=()) if (Path(name) / METRICS).exists() else None
-    if run is not None and not (Path(name) / MODEL).exists():
+    if run is not None and not holds_final_model(Path(name), run.trainer.steps):
         raise InputError(
             f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
             "a model of its last checkpoint"

@@ -17,9 +17,9 @@ from drpo.model.precision import FP32
 from drpo.model.saving import cast, save_model
 from drpo.terminal import Terminal
 from drpo.train import checkpoint, stored
-from drpo.train.config import Run
 from drpo.train.records import CHECKPOINTS, METRICS, MODEL
 from drpo.train.setup import load_model
+from drpo.train.verify import holds_final_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,24 +44,52 @@ def _given(name: str, options: ExportOptions) -> tuple[PreTrainedModel, PreTrain
 
 
 def _trained(run: Path, options: ExportOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model of a run, at its end or at a checkpoint."""
-    config, step = open_run(run, options.trust_remote_code, needed=()), options.step
-    if (run / MODEL).is_dir() and step in (0, config.trainer.steps):
-        return loading.load(str(run / MODEL))
-    model, tokenizer = load_model(open_run(run, options.trust_remote_code, needed=("model",)))
+    return trained(run, options.step, options.trust_remote_code, f"export: --step {options.step}")
+
+
+def trained(
+    run: Path, step: int, trust_remote_code: bool, option: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model of a run, at its end or at a checkpoint.
+
+    Args:
+        run: its folder.
+        step: the checkpoint after so many steps; 0 for the newest weights.
+        trust_remote_code: import the model that the run's configuration names as module:name.
+        option: what asked for it, for messages.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged.
+    """
+    chosen, _ = weights_of(run, step, option)
+    if chosen.name == MODEL:
+        return loading.load(str(chosen))
+    config = open_run(run, trust_remote_code, needed=("model",))
+    model, tokenizer = load_model(config)
     hold_base_(model, config.model.base_precision)
     temperature, rank = config.rollout.sampling.temperature, config.model.lora_rank
     policy = Policy(model, precision=FP32, temperature=temperature, lora_rank=rank, seed=config.seed)
-    chosen = _checkpoint(run, config, step)
     stored.require_sound(chosen)
     checkpoint.restore(chosen, policy.checkpointed(), None)
     return policy.plain(), tokenizer
 
 
-def _checkpoint(run: Path, config: Run, step: int) -> Path:
-    there = stored.steps(run / CHECKPOINTS)
+def weights_of(run: Path, step: int, option: str) -> tuple[Path, int]:
+    """Return the folder of a run's weights, its model's or a checkpoint, and the steps that they had been trained.
+
+    Args:
+        run, step, option: as for `trained`.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    there, steps = stored.steps(run / CHECKPOINTS), open_run(run, False, needed=()).trainer.steps
+    final = holds_final_model(run, steps)
+    if final and step in (0, steps):
+        return run / MODEL, steps
     if not there or (step and step not in there):
         held = ", ".join(map(str, there)) or "none"
-        finished = f", and {config.trainer.steps}, its end" if (run / MODEL).is_dir() else ""
-        raise InputError(f"export: --step {step}: {run} holds checkpoints after steps {held}{finished}")
-    return there[step or max(there)]
+        raise InputError(
+            f"{option}: {run} holds checkpoints after steps {held}{f', and {steps}, its end' if final else ''}"
+        )
+    return there[step or max(there)], step or max(there)

@@ -16,7 +16,8 @@ from drpo.cli.options import given, parse
 from drpo.cli.template_options import read_template, split_template
 from drpo.recipes import find, is_recipe_file
 from drpo.reductions import Horizon
-from drpo.train.config import REGISTRIES, Run, configure, flat_json, kind_of, read_value
+from drpo.train.chapters import MAY_CHANGE
+from drpo.train.config import REGISTRIES, Run, configure, flat_json, kind_of, load_run, read_value
 from drpo.train.fields import FIELDS, sections
 
 Options = TypeVar("Options")
@@ -24,28 +25,47 @@ Options = TypeVar("Options")
 TEMPLATE = "chat_template"
 RATE, RATE_HELP = "learning_rate", "the peak; replaces the learning rate of --optimizer"
 
+_OBJECTS = "Objects are written as specs: drpo(0.2), mean."
 OF_THE_RECIPE = (
-    "The other options are the fields of a run; those not given are the recipe's. Objects are written as "
-    "specs: drpo(0.2), mean. One step is one rollout: `prompts` problems, `sampling.samples` completions of each, "
-    "`updates` optimiser updates."
+    f"The other options are the fields of a run; those not given are the recipe's. {_OBJECTS} One step is one rollout: "
+    "`prompts` problems, `sampling.samples` completions of each, `updates` optimiser updates."
 )
+OF_THE_RUN = f"The other options are fields of the run, as they are now; those not given stay. {_OBJECTS}"
 
 
 def overridden(
     run: Run, arguments: list[str], prog: str, others: type[Options], without: Collection[str] = ()
 ) -> tuple[Run, Options]:
-    """Apply `--field value` overrides to a recipe's run, and read the options of a dataclass besides.
+    """Apply `--field value` overrides to a recipe's run, and read the options of a dataclass besides; see `changes`.
+
+    Raises:
+        InputError: an unknown option, or a value that the option or the run rejects.
+    """
+    changed, options = changes(run, arguments, prog, others, without)
+    return configure(run, **changed), options
+
+
+def changes(
+    run: Run,
+    arguments: list[str],
+    prog: str,
+    others: type[Options],
+    without: Collection[str] = (),
+    about: str = OF_THE_RECIPE,
+) -> tuple[dict[str, Any], Options]:
+    """Read `--field value` overrides of a run, for `configure`, and the options of a dataclass besides.
 
     Args:
-        run: the recipe's.
+        run: the recipe's, or that of a folder, whose code need not be imported.
         arguments: of the command line.
         prog: the command's name, for messages.
         others: the other options; one with the name of a run's field replaces it, and one called `method` sets what a
             paper does, where no option says otherwise.
         without: fields of the run that cannot be overridden here.
+        about: what the help says of the fields.
 
     Raises:
-        InputError: an unknown option, or a value that the option or the run rejects.
+        InputError: an unknown option, or a value that the option rejects.
     """
     of_template, arguments = split_template(arguments)
     own = {f.name for f in fields(others)}  # type: ignore[arg-type]
@@ -56,25 +76,38 @@ def overridden(
         f"{title}_fields" if title in own else title: [name for name in names if name not in hidden]
         for title, names in sections().items()
     }
+    shown = {title: names for title, names in shown.items() if names}
     for title, names in shown.items():
         section = make_dataclass(title, [_column(name, recipe) for name in names], frozen=True)
         section.__doc__ = ""
         columns.append((title, section, field(default_factory=section)))
     kind = make_dataclass("Fields", columns, bases=(others,), frozen=True)
     kind.__doc__ = others.__doc__
-    chosen: Any = parse(kind, arguments, prog, more=OF_THE_RECIPE, config=(tyro.conf.OmitArgPrefixes,))
+    chosen: Any = parse(kind, arguments, prog, more=about, config=(tyro.conf.OmitArgPrefixes,))
     values = {
         name: getattr(getattr(chosen, title), _identifier(name)) for title, names in shown.items() for name in names
     }
     rate, template = values.pop(RATE, None), values.pop(TEMPLATE, None)
-    changes = {name: read_value(name, value) for name, value in values.items() if value != _shown(name, recipe)}
+    changed = {name: read_value(name, value) for name, value in values.items() if value != _shown(name, recipe)}
     options = others(**{f.name: getattr(chosen, f.name) for f in fields(others)})  # type: ignore[arg-type]
     if (method := getattr(options, "method", None)) is not None:
-        changes = method_changes(run, method, changes, given(arguments)) | changes
-    changes |= {} if rate is None else {RATE: rate}
-    changes |= {} if template is None else {TEMPLATE: read_template(template)}
-    changes |= {"template": {**(recipe["template"] or {}), **of_template}} if of_template else {}
-    return configure(run, **changes), options
+        changed = method_changes(run, method, changed, given(arguments)) | changed
+    changed |= {} if rate is None else {RATE: rate}
+    changed |= {} if template is None else {TEMPLATE: read_template(template)}
+    changed |= {"template": {**(recipe["template"] or {}), **of_template}} if of_template else {}
+    return changed, options
+
+
+def changes_of_run(
+    folder: Path, arguments: list[str], prog: str, others: type[Options]
+) -> tuple[dict[str, Any], Options]:
+    """Read the changes of a run that goes on, without running its code; see `changes`.
+
+    Raises:
+        InputError: there is no run, an unknown option, or a value that the option rejects.
+    """
+    run = load_run(folder, trust_remote_code=False)
+    return changes(run, arguments, prog, others, FIELDS.keys() - set(MAY_CHANGE), OF_THE_RUN)
 
 
 def recipe_run(

@@ -19,7 +19,8 @@ from drpo.cli.methods import method_lines
 from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.cli.restart import restart
 from drpo.cli.runs import reading
-from drpo.errors import EngineError, InputError, nearest
+from drpo.errors import EngineError, InputError, counted, nearest
+from drpo.files import remove
 from drpo.live.console import RunConsole
 from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, is_elastic, process_group, select_device
@@ -30,8 +31,10 @@ from drpo.train import loop
 from drpo.train.callbacks import CallbackList
 from drpo.train.config import Run, configure, to_json
 from drpo.train.no_gradient import learnt_nothing
-from drpo.train.records import CHECKPOINTS, CONFIG, EVALUATIONS, FILES, MODEL, TIMING, read_json
+from drpo.train.origin import ORIGIN, START
+from drpo.train.records import CHECKPOINTS, CONFIG, EVALUATIONS, FILES, MODEL, TIMING, TRIALS, read_json
 from drpo.train.setup import Components, build
+from drpo.train.stored import latest, step_of
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
 from drpo.train.watchdog import Watchdog
@@ -43,8 +46,14 @@ _REPORTED = ("reward", "mutated", "environment", "group")
 """Checks of the doctor whose faults are only reported: a reward or an environment may be meant as it is."""
 
 
-def begin(run: Run, options: TrainOptions) -> int:
-    """Train a run in a new folder; called in every process."""
+def begin(run: Run, options: TrainOptions, start: Callable[[Path], None] | None = None) -> int:
+    """Train a run in a new folder; called in every process.
+
+    Args:
+        run: the configuration.
+        options: the options.
+        start: writes the model that the run begins with into its folder, as `START`; None for the configuration's.
+    """
     select_device()
     with process_group() as ranks:
         if options.method is not None and ranks.is_main:
@@ -61,24 +70,65 @@ def begin(run: Run, options: TrainOptions) -> int:
         with ranks.reraise_on_all():
             wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.is_main else Path())
         folder = ranks.gather([wanted])[0]
+        run = run if start is None else configure(run, model=str(folder / START))
         with _made("--out", folder, ranks):
             _require_free(folder, run)
             ranks.barrier()  # before rank 0 writes to it
-            return _run(run, folder, options, ranks)
+            with _started(start, folder, ranks):
+                return _run(run, folder, options, ranks)
 
 
-def resume(folder: Path, options: ResumeOptions) -> int:
-    """Resume a run from its last checkpoint; called in every process."""
+@contextmanager
+def _started(start: Callable[[Path], None] | None, folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let rank 0 write the model that a run begins with; it is removed again if nothing has come of the run."""
+    try:
+        with ranks.reraise_on_all():
+            if ranks.is_main and start is not None:
+                start(folder)
+        yield
+    finally:
+        if ranks.is_main and start is not None and not (folder / CONFIG).exists():
+            for name in (START, ORIGIN):
+                remove(folder / name)
+
+
+def resume(folder: Path, options: ResumeOptions, changes: Mapping[str, Any]) -> int:
+    """Go on with a run from its last checkpoint; called in every process.
+
+    Args:
+        folder: of the run.
+        options: the options.
+        changes: fields of the run that change, by option, for `configure`.
+    """
     select_device()
     with process_group() as ranks:
         stored = at_server(open_run(folder, options.trust_remote_code), folder, options.engine)
         stored = stored if options.device is None else configure(stored, device=options.device)
+        run = configure(stored, **changes)
         with reading(folder):
-            summarise(folder, stored)  # the summary at the end must be computable; check it first
-            if is_finished(folder) and not (folder / CHECKPOINTS).exists():
-                raise InputError(f"{folder}: done, without a checkpoint, as a comparison's trials are; nothing to do")
+            summarise(folder, run)  # the summary at the end must be computable; check it first
+            _require_steps(folder, run, changes)
         with _made("--resume", folder, ranks):
-            return _run(stored, folder, options, ranks)
+            return _run(run, folder, options, ranks)
+
+
+def _require_steps(folder: Path, run: Run, changes: Mapping[str, Any]) -> None:
+    """Raise unless a run can go on, and the changes have a step to act on."""
+    last = latest(folder / CHECKPOINTS)
+    done, steps = 0 if last is None else step_of(last), run.trainer.steps
+    if changes and folder.resolve().parent.name == TRIALS:
+        raise InputError(f"{folder}: a comparison's trial keeps its settings; train its configuration by itself")
+    if is_finished(folder) and not (folder / CHECKPOINTS).exists():
+        instead = f"drpo train --from {folder} begins a new run with its weights" if (folder / MODEL).exists() else ""
+        why = "done, without a checkpoint, as a comparison's trials are"
+        raise InputError(f"{folder}: {why}; {instead or 'nothing to do'}")
+    if "steps" in changes and steps < done:
+        raise InputError(
+            f"--steps {steps}: {counted(done, 'step')} are done; give more, or begin a new run with the weights of an "
+            f"earlier checkpoint: drpo train --from {folder / CHECKPOINTS}/step-N"
+        )
+    if changes and "steps" not in changes and done >= steps:
+        raise InputError(f"{folder}: all {counted(steps, 'step')} are done, so nothing would change; add --steps")
 
 
 def _require_free(folder: Path, run: Run) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from drpo.errors import InputError
 from drpo.objectives import REGISTRY, Objective, Tokens, gradient, gradient_weight, needed_divergence, ratio
 from drpo.spec import format_spec, parse_spec, runs_code
+from drpo.train.chapters import read_chapters, value_at
 from drpo.train.records import CONFIG, ROLLOUTS, read_json, read_records
 from drpo.train.rollout_record import (
     sampled_ids,
@@ -90,7 +91,7 @@ def recorded(run: Path, step: int | None = None) -> Recorded:
         known = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]} alone"
         raise InputError(f"{run}: step={step} has no trained tokens; those that have: {known}")
     chosen = [r for r in trained if r["step"] == (steps[-1] if step is None else step)]
-    spec, sequence = _objective_of(run)
+    spec, sequence = _objective_of(run, chosen[0]["step"])
     try:
         return _joined(run, chosen, spec, sequence)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -130,15 +131,17 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, s
     )
 
 
-def _objective_of(run: Path) -> tuple[str | None, str]:
-    """The spec of a run's objective, and what it takes as one sequence, as far as its configuration says so."""
+def _objective_of(run: Path, step: int) -> tuple[str | None, str]:
+    """The spec of a run's objective at a step, and what it took as one sequence, as far as its configuration says."""
     try:
         objective = read_json(run / CONFIG).get("objective")
     except FileNotFoundError:
         return None, "episode"
     fields = objective if isinstance(objective, dict) else {}
-    spec = fields.get("loss")
-    return spec if isinstance(spec, str) else None, "turn" if fields.get("sequence") == "turn" else "episode"
+    chapters = read_chapters(run)
+    spec = value_at(chapters, "objective", step, fields.get("loss"))
+    sequence = value_at(chapters, "sequence", step, fields.get("sequence"))
+    return spec if isinstance(spec, str) else None, "turn" if sequence == "turn" else "episode"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from drpo.errors import InputError, one_line
+from drpo.train.chapters import described, read_chapters
 from drpo.train.records import (
     CONFIG,
     ENVIRONMENT,
@@ -114,6 +115,7 @@ class View:
         sample: the last completion in rollouts.jsonl.
         summary: of a run that has ended; None while it goes on, also after a resume.
         silent_s: seconds since anything was written.
+        chapters: a line for each place where its settings were changed.
     """
 
     folder: Path
@@ -124,6 +126,7 @@ class View:
     sample: Record | None
     summary: Record | None
     silent_s: float
+    chapters: Sequence[str] = ()
 
     @property
     def step(self) -> int:
@@ -201,6 +204,7 @@ class Follower:
             evaluations=[e for e in map(_evaluation, self._evaluations.records) if e is not None],
             sample=_sample(self.folder / ROLLOUTS),
             summary=self._summary(),
+            chapters=self._chapters(),
             silent_s=time.time() - max(_written(self.folder / name) for name in (CONFIG, METRICS, TIMING, EVALUATIONS)),
         )
 
@@ -210,6 +214,10 @@ class Follower:
         # Every session writes its environment first and its summary last.
         old = _written(self.folder / SUMMARY) < _written(self.folder / ENVIRONMENT)
         return None if summary is None or (old and not summary.get("finished")) else summary
+
+    def _chapters(self) -> tuple[str, ...]:
+        """What is said of each chapter."""
+        return tuple(map(described, read_chapters(self.folder)))
 
 
 def _sample(path: Path) -> Record | None:

@@ -70,6 +70,7 @@ def draw_view(view: View, width: int) -> RenderableType:
         Text(one_line(f"{config.name}: {config.model} learns with {config.objective}, ") + " ", style="bold")
         + Text(f"{config.optimizer}, seed {config.seed}", style="bold"),
         _progress(view),
+        *(Text(chapter) for chapter in view.chapters),
     ]
     if view.metrics:
         parts.append(table(cells(m["step"], m, view.seconds(m["step"])) for m in view.metrics[-_ROWS:]))

@@ -177,6 +177,12 @@ def level(span: Sequence[float], y: float, name: str) -> dict[str, Any]:
     return {"x": list(span), "y": [y, y], "name": name, "mode": "lines", "line": line, "hoverinfo": "skip"}
 
 
+def upright(x: float) -> dict[str, Any]:
+    """Return a vertical line through a figure of one plot."""
+    line = {"color": GREY, "width": 1.2, "dash": "dash"}
+    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}
+
+
 def brief(value: float | None) -> str:
     """Write a number to three digits; a dash for one that is not there.
 

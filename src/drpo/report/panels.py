@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drpo.objectives import caution, radii
-from drpo.report.figures import Plot, band, brief, level, log_axis, look, make_facets, step_axis
+from drpo.report.figures import Plot, band, brief, level, log_axis, look, make_facets, step_axis, upright
 from drpo.terminal import Sheet
 from drpo.train.config import Run
 from drpo.train.metrics import MOST_TURNS, REWARD_PARTS
@@ -230,6 +230,7 @@ def curves(
     flat: Levels = (),
     names: Sequence[str] = (),
     axis: Mapping[str, Any] | None = None,
+    chapters: Sequence[float] = (),
 ) -> Plot:
     """Return the figure of a panel: its lines, with a band where they have intervals.
 
@@ -240,6 +241,7 @@ def curves(
         flat: name and height of horizontal lines.
         names: of the lines in the order of their colours; else as they come.
         axis: the horizontal one; None for steps.
+        chapters: where vertical lines stand.
     """
     every = [line for lines in facets.values() for line in lines]
     order = list(dict.fromkeys([*names, *(line.name for line in every)]))
@@ -257,6 +259,8 @@ def curves(
     vertical = log_axis(y for line in every for y in line.y) if panel.log else {"nticks": 6}
     figure = make_facets(drawn, columns, 240, shared_yaxes="all")
     figure.update_layout(hovermode="x unified", showlegend=len(named) + len(flat) > 1)
+    if chapters:
+        figure.update_layout(shapes=[upright(x) for x in chapters])
     figure.update_xaxes(**axis).update_yaxes(**vertical).update_yaxes(title_text=panel.unit, col=1)
     return Plot(id, panel.title, figure, panel.caption, wide=columns > 1)
 

@@ -1,9 +1,10 @@
 """The report of one run: report.html."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drpo.errors import counted
 from drpo.objectives import REGISTRY, caution
 from drpo.report.browser import columns, table, vocabulary
 from drpo.report.distribution import histogram_plot, scatter_plots
@@ -14,7 +15,9 @@ from drpo.report.run_summary import configuration, held_out, phase_seconds, run_
 from drpo.report.token_statistics import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
 from drpo.spec import format_spec
+from drpo.train.chapters import Chapter, described, read_chapters
 from drpo.train.config import Run
+from drpo.train.origin import read_origin
 from drpo.train.records import ENVIRONMENT, EVALUATIONS, METRICS, TIMING, read_json, read_records
 
 MOST_TOKENS = 1_500_000
@@ -23,6 +26,7 @@ CURVES = (
     "One point per step. π is the policy as it was before each update, μ the sampler that drew the tokens. A line has "
     "a gap where a step has no number; of long ones the least and the greatest of every few steps are drawn."
 )
+CHANGED = "Vertical lines are where the run went on with other settings: its chapters, in the summary above."
 REGION = (
     "Each point is a trained token. On the diagonal the policy is where the sampler was; the lines are where trust "
     "regions end. Logarithmic axes show the unlikely tokens, where a region in the ratio is narrow and one in |π - μ| "
@@ -62,16 +66,16 @@ def run_page(folder: Path, run: Run) -> Page:
     """
     rollouts = read_rollouts(folder, run.objective.loss, MOST_TOKENS, run.objective.sequence)
     metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
-    told, held = caution(run.objective.loss), held_out(evaluations)
+    told, held, chapters = caution(run.objective.loss), held_out(evaluations), read_chapters(folder)
     return Page(
         kind="report",
         title=f"{run.name}: {format_spec(run.objective.loss, REGISTRY)}, seed {run.seed}",
         caution=f"{told}." if told else "",
         result=("Held-out reward", " \u2192 ".join(mean for mean, _ in held)),
         lines=[text for _, text in held] or ["The run was not evaluated."],
-        summary=run_summary(run, _environment(folder), metrics),
+        summary=[*run_summary(run, _environment(folder), metrics), *_origin(folder), *chapter_lines(chapters)],
         sections=[
-            curves_section(run, metrics, evaluations),
+            curves_section(run, metrics, evaluations, chapters),
             *token_sections(run, rollouts),
             Section("rollouts", "Rollouts", "Rollouts", ROLLOUTS, include="rollouts.html"),
             time_section(read_records(folder / TIMING)),
@@ -82,11 +86,19 @@ def run_page(folder: Path, run: Run) -> Page:
     )
 
 
-def curves_section(run: Run, metrics: Records, evaluations: Records) -> Section:
+def curves_section(run: Run, metrics: Records, evaluations: Records, chapters: Sequence[Chapter] = ()) -> Section:
     """Return the curves of a run, and what they say in numbers."""
-    drawn = drawn_lines(run, metrics, evaluations)
-    plots = [curves(f"panel-{i}", panel, {"": lines}, flat) for i, (panel, lines, flat) in enumerate(drawn)]
-    return Section("curves", "Curves", "Curves", CURVES, plots, [numbers(drawn)] if drawn else [])
+    drawn, begins = drawn_lines(run, metrics, evaluations), [chapter.step + 0.5 for chapter in chapters]
+    plots = [
+        curves(f"panel-{i}", panel, {"": lines}, flat, chapters=begins) for i, (panel, lines, flat) in enumerate(drawn)
+    ]
+    text = f"{CURVES} {CHANGED}" if chapters else CURVES
+    return Section("curves", "Curves", "Curves", text, plots, [numbers(drawn)] if drawn else [])
+
+
+def chapter_lines(chapters: Sequence[Chapter]) -> list[tuple[str, str]]:
+    """Return a pair for each chapter: its number, and what it changed."""
+    return [(f"chapter {i}", described(chapter)) for i, chapter in enumerate(chapters, 2)]
 
 
 def token_sections(run: Run, rollouts: Rollouts) -> list[Section]:
@@ -128,6 +140,11 @@ def browser_payloads(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, by
         "rollouts": json_bytes(table(rollouts, ids, known) | {"values": values}),
         **{name: column_bytes(column) for name, column in places.items()},
     }
+
+
+def _origin(folder: Path) -> list[tuple[str, str]]:
+    origin = read_origin(folder)
+    return [] if origin is None else [("begins from", f"{origin.run} after {counted(origin.step, 'step')}")]
 
 
 def _environment(folder: Path) -> Mapping[str, Any]:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drpo.objectives import Objective, gradient_weight, out_of_region, prob_diff, ratio
+from drpo.objectives import REGISTRY, Objective, gradient_weight, out_of_region, prob_diff, ratio
+from drpo.spec import parse_spec, runs_code
+from drpo.train.chapters import read_chapters, value_at
 from drpo.train.records import METRICS, ROLLOUTS, read_lines, read_records
 from drpo.train.rollout_record import (
     TrainedRow,
@@ -103,20 +105,26 @@ def read_rollouts(folder: Path, objective: Objective, most_tokens: int, sequence
 
     Args:
         folder: of the run.
-        objective: the run's; it is asked update by update, as the trainer did.
+        objective: the run's; it is asked update by update, as the trainer did. Where it was changed, that of the step.
         most_tokens: where the run has more, a share of its groups is read that has about so many: the same ones
             every time.
         sequence: what the objective took as one sequence, "episode" or "turn".
     """
+    chapters = read_chapters(folder)
     n_tokens = sum(m.get("sampled_tokens", 0) for m in read_records(folder / METRICS))
     share = min(1.0, most_tokens / max(1, n_tokens))
     path, n_all = folder / ROLLOUTS, 0
     found: list[Sampled] = []
     lines = read_lines(path) if path.exists() else iter(())
-    for _, of_step in groupby((record for _, record in lines), key=lambda r: r["step"]):
+    for step, of_step in groupby((record for _, record in lines), key=lambda r: r["step"]):
         records = list(of_step)
         n_all += len(records)
-        found += of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], objective, sequence)
+        spec = value_at(chapters, "objective", step, None)  # None: it is the present one
+        if spec is not None and runs_code(spec):  # code that a folder names is not imported; its steps are left out
+            continue
+        asked_of = objective if spec is None else parse_spec(spec, REGISTRY)
+        unit = value_at(chapters, "sequence", step, sequence)
+        found += of_one_step([r for r in records if _lot(r["step"], r["problem"]) < share], asked_of, unit)
     return Rollouts(tuple(found), n_all)
 
 

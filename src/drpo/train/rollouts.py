@@ -157,15 +157,20 @@ class Rollouts:
             state, version = self._old
             save_file(dict(state), folder / OLD_WEIGHTS, metadata={"version": str(version)})
 
-    def restore(self, folder: Path, step: int) -> None:
+    def restore(self, folder: Path, step: int, ahead: bool = True) -> None:
         """Restore what `save` wrote into the folder of a checkpoint after `step` steps.
+
+        Args:
+            folder: of the checkpoint.
+            step: steps done.
+            ahead: restore the rollouts sampled ahead; False has them sampled again.
 
         Raises:
             InputError: the files cannot be read.
         """
         try:
-            records = read_records(folder / IN_FLIGHT)
-            ahead = [
+            records = read_records(folder / IN_FLIGHT) if ahead else []
+            rollouts = [
                 self._local_part(self._problems(number), [episode_of(r, self._run.rollout.sampling) for r in of_one])
                 for number, of_one in groupby(records, key=lambda r: int(r["step"]))
             ]
@@ -175,8 +180,8 @@ class Rollouts:
                     self._old = (state, int(held.metadata()["version"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"checkpoint {folder} cannot be read: {error}") from None
-        self._ahead = deque(map(_done, ahead))
-        self._next = step + len(ahead)
+        self._ahead = deque(map(_done, rollouts))
+        self._next = step + len(rollouts)
 
     def _local_part(self, problems: list[Problem], episodes: Sequence[Episode]) -> Rollout:
         """Return this rank's shard of a whole rollout."""

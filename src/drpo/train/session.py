@@ -17,7 +17,9 @@ from drpo.rewards import RewardPool
 from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.callbacks import Callback
-from drpo.train.config import Run, to_json, trains_little
+from drpo.train.chapters import Chapter, described, write_chapters
+from drpo.train.config import Run, load_run, to_json, trains_little
+from drpo.train.continued import chapters_of, samples_anew
 from drpo.train.evaluate import means_before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
@@ -43,6 +45,7 @@ from drpo.train.setup import Components
 from drpo.train.stop import StopRequest
 from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
+from drpo.train.verify import is_finished
 from drpo.types import Batch, CriticStats, ScoredGroup, StepStats
 
 APART = ("rollout", "reward")
@@ -120,20 +123,20 @@ class Session:
                 self._stack.enter_context(locked(self.folder))
         if self._ranks.is_main:
             _tidy(self.folder)
-            if not _holds(self.folder / CONFIG, to_json(self.run)):  # what is right is not put at risk
-                write_json(self.folder / CONFIG, to_json(self.run))
-            write_json(self.folder / ENVIRONMENT, environment())
         # Nothing of ours draws from the global generator; a user's objective may.
         torch.manual_seed(derive("global", self.run.seed))
         last = checkpoint.newest_sound(self.folder / CHECKPOINTS, self.callback.note)
         if last is not None:
             self._done = checkpoint.restore(last, self.components.policy.checkpointed(), self.components.optimizer)
-            self.rollouts.restore(last, self._done.step)
+        chapters = chapters_of(self.folder, self.run, self._done.step)
+        if last is not None:
+            self.rollouts.restore(last, self._done.step, ahead=not samples_anew(chapters, self._done.step))
             if self.components.critic is not None:
                 self.components.critic.restore(last)
         with self._ranks.reraise_on_all():  # all have read what is there
             self._require_records(last)
         if self._ranks.is_main:
+            self._write_configuration(chapters)
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
         self._ranks.barrier()
@@ -143,6 +146,8 @@ class Session:
         self._stack.enter_context(self.rollouts)  # whose thread ends before the processes that it uses
         self._stack.enter_context(self._stop)
         self.callback.started(self.run, self.folder, self._done.step)
+        if chapters and chapters[-1].step == self._done.step:
+            self.callback.note(described(chapters[-1]))
         if (warning := caution(self.run.objective.loss)) is not None:
             self.callback.note(warning)
         if (warning := trains_little(self.run)) is not None:
@@ -151,6 +156,15 @@ class Session:
             self.callback.note(
                 "this model's attention cannot be packed: each completion is trained in a padded row with its prompt"
             )
+
+    def _write_configuration(self, chapters: Sequence[Chapter]) -> None:
+        """Write what this session works with, in an order in which a crash loses nothing."""
+        write_json(self.folder / ENVIRONMENT, environment())
+        if self._done.step < self.run.trainer.steps and is_finished(self.folder):
+            (self.folder / SUMMARY).unlink()  # of a run that goes on
+        write_chapters(self.folder, chapters)  # first: those that are not in config.json are dropped at the next start
+        if not _holds(self.folder / CONFIG, to_json(self.run)):  # what is right is not put at risk
+            write_json(self.folder / CONFIG, to_json(self.run))
 
     def _start_processes(self) -> None:
         """Start the processes of the reward and of environments."""
@@ -187,7 +201,10 @@ class Session:
         Raises:
             InputError: it has none now.
         """
-        every = self.run.checkpoints.every
+        try:
+            every = load_run(self.folder, trust_remote_code=False).checkpoints.every  # of the session that recorded
+        except InputError:
+            every = self.run.checkpoints.every
         recorded = read_records(self.folder / METRICS) if self.keep_model and every else []
         if recorded and recorded[-1]["step"] > every:
             raise InputError(

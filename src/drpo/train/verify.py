@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError, counted
+from drpo.errors import InputError, counted, one_line
+from drpo.train.chapters import CHAPTERS, described, read_chapters
+from drpo.train.origin import START, read_origin
 from drpo.train.records import (
     CHECKPOINTS,
     CONFIG,
@@ -56,9 +58,11 @@ def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iter
     refuse_old_run(folder)
     checks: list[tuple[str, Callable[[], str | None]]] = [
         (CONFIG, partial(_config, folder)),
+        (CHAPTERS, partial(_chapters, folder)),
         (ENVIRONMENT, partial(_environment, folder)),
         *((file, partial(_records, folder, file)) for file in FILES),
         *((f"{CHECKPOINTS}/{c.name}", partial(_checkpoint, c)) for c in named(folder / CHECKPOINTS)),
+        (START, partial(_start, folder)),
         (MODEL, partial(_model, folder)),
         (SUMMARY, partial(_summary, folder)),
     ]
@@ -87,9 +91,29 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
+def holds_final_model(folder: Path, steps: int) -> bool:
+    """Whether a run's model is that of its last step; one that was lengthened keeps the earlier one until its end.
+
+    Args:
+        folder: of the run.
+        steps: of its configuration.
+    """
+    if not (folder / MODEL).is_dir():
+        return False
+    return is_finished(folder) or max((m["step"] for m in read_records(folder / METRICS)), default=0) >= steps
+
+
 def _config(folder: Path) -> str:
     config = run_fields(read_json(folder / CONFIG))
     return f"{config.model}, {config.objective}, {counted(config.steps, 'step')}"
+
+
+def _chapters(folder: Path) -> str | None:
+    chapters = read_chapters(folder)
+    steps = [chapter.step for chapter in chapters]
+    if steps != sorted(set(steps)):
+        raise InputError("its steps do not rise")
+    return "; ".join(map(described, chapters)) or None
 
 
 def _environment(folder: Path) -> str:
@@ -158,12 +182,23 @@ def _model(folder: Path) -> str | None:
         if is_finished(folder) and complete(folder / CHECKPOINTS):
             raise InputError("missing, though the run is finished; drpo train --resume writes it again")
         return None
-    sums = model / SHA256SUMS
-    if not sums.exists():
+    if not (model / SHA256SUMS).exists():
         for path in sorted(model.glob("*.safetensors")):
             _require_whole(path)
         return "no sums, of an earlier version or half written; its tensors have the length that they should"
-    lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
+    return _summed(model)
+
+
+def _start(folder: Path) -> str | None:
+    origin = read_origin(folder)
+    if origin is None:
+        return None
+    return f"{_summed(folder / START)}; the weights of {one_line(origin.run)} after {counted(origin.step, 'step')}"
+
+
+def _summed(model: Path) -> str:
+    """Compare the files of a model's folder with their sums."""
+    lines = [line.split("  ", 1) for line in (model / SHA256SUMS).read_text().splitlines()]
     for wanted, name in lines:
         if sum_of(model / name) != wanted:
             raise InputError(f"{name} is not what was written (SHA-256)")

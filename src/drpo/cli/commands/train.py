@@ -1,21 +1,23 @@
 """`drpo train` and `drpo recipes`: their options."""
 
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from drpo.cli.options import asks_for_help, given, leading, option_value, parse, require_options
+from drpo.cli.options import asks_for_help, flag, given, leading, option_value, parse, require_options
 from drpo.errors import InputError, nearest
 from drpo.recipes import DATA, RECIPES, require_recipe
 from drpo.spec import import_named
+from drpo.train.chapters import MAY_CHANGE, require_may_change
+from drpo.train.origin import checkpoint_named
 from drpo.train.records import read_config
 
-USAGE = """usage: drpo train RECIPE | --data FILE | --resume RUN [--FIELD VALUE ...]
+USAGE = """usage: drpo train RECIPE | --data FILE | --resume RUN | --from RUN [--FIELD VALUE ...]
 
-Train a model by a recipe, or on your own questions and answers, with the given fields overridden; or resume a run from
-its last checkpoint.
+Train a model by a recipe, or on your own questions and answers, with the given fields overridden.
 
   drpo train demo --objective 'dppo(0.15)' --steps 8 --out runs/dppo
 
@@ -31,10 +33,18 @@ reward and the length of answers are guessed, and said; these options say them i
   --shots N             the first N rows become examples before every question
   --reward REWARD       exact_number, exact_match, math_verify, or your own module:function
 
+--resume goes on with a run from its last checkpoint, also with more steps or other settings: `--resume runs/dppo
+--steps 16`. --from starts a new run from the weights of another: `--from runs/dppo --task 'addition(1, 99)'`.
+
 --method grpo sets what GRPO is: objective, advantage and reduction together. `drpo train RECIPE --help` shows the
 methods and every field with its default, `drpo train --resume --help` the options for resuming, such as
 --trust-remote-code if the configuration names your own code, module:name.
 """
+
+CHANGES = (
+    "The fields of the run that may be given besides: {}. `drpo train --resume RUN --help` shows what they mean, and "
+    "the run's values. A run keeps all others; `drpo train --from RUN` starts a new one from its weights."
+)
 
 
 @dataclass(frozen=True)
@@ -102,12 +112,14 @@ class DataOptions(TrainOptions):
 
 @dataclass(frozen=True)
 class ResumeOptions(TrainOptions):
-    """Resume an interrupted run from its last checkpoint, with its own configuration.
+    """Go on with a run from its last checkpoint: an interrupted one, or one that is to have more steps.
 
-      drpo train --resume runs/demo
+      drpo train --resume runs/demo --steps 400
+
+    Fields of the run that are given here change from the next step on, and are recorded as a new chapter of the run.
 
     Args:
-        method: not used: the run keeps its own.
+        method: not possible here; name the fields that change.
         out: not used: the run stays where it is.
         plain: plain lines in place of the live table.
         doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
@@ -128,13 +140,42 @@ class ResumeOptions(TrainOptions):
     accept_records: bool = False
 
 
+@dataclass(frozen=True)
+class FromOptions(TrainOptions):
+    """Start a new run from the weights of another, with its configuration, in a folder of its own.
+
+      drpo train --from runs/demo --task 'addition(1, 99)' --out runs/larger
+
+    RUN is a run's folder, for the newest weights, or one of its checkpoints, runs/demo/checkpoints/step-000020.
+
+    Args:
+        method: set objective, advantage and reduction together, as `drpo train --help` says.
+        out: folder of the new run; default runs/NAME, with a number appended if that is taken.
+        plain: plain lines in place of the live table.
+        doctor: check first that the numbers are sound on this machine (`drpo doctor`, in short); else do not train.
+        track: send the figures to trackers besides, as `drpo train --help` says.
+        stall: seconds that a phase may take, as `drpo train --help` says.
+        restarts: how often the run may restart, as `drpo train --help` says.
+        trust_remote_code: import the code that the other run's configuration names as module:name; only for folders
+            that you trust.
+        engine: address of the rollout server, if the other run used one; or what samples in its place.
+    """
+
+    trust_remote_code: bool = False
+    engine: str | None = None
+
+
 def train(arguments: list[str]) -> int:
-    """`drpo train RECIPE [overrides]`, `drpo train --data FILE [overrides]` or `drpo train --resume RUN`."""
+    """`drpo train` with a recipe, `--data FILE`, `--resume RUN` or `--from RUN`, each with overrides."""
     if arguments and arguments[0] == "--resume":
-        name, rest = leading(arguments[1:], "RUN", "train --resume: name the run's folder")
-        resumed = parse(ResumeOptions, rest, f"drpo train --resume {name}")
-        read_config(Path(name))
-        return int(import_named("drpo.cli.train", "resume", "command")(Path(name), resumed))
+        return _resume(arguments[1:])
+    if arguments and arguments[0] == "--from":
+        return _from(arguments[1:])
+    if "from" in given(arguments):
+        raise InputError(
+            "--from: comes first, in place of a recipe: drpo train --from RUN --FIELD VALUE takes the run's "
+            "configuration; with that of a recipe: drpo train RECIPE --model RUN"
+        )
     if "data" in given(arguments):
         return _on_data(arguments)
     known = f"known: {', '.join(RECIPES)}; on your own data: drpo train --data my.jsonl"
@@ -177,6 +218,40 @@ def require_data(source: str, option: str = "") -> None:
         there = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
         hint = nearest(path.name, there)
         raise InputError(f"{option}{source}: no such file or folder{hint if 'did you mean' in hint else ''}")
+
+
+def _resume(arguments: list[str]) -> int:
+    name, rest = leading(arguments, "RUN", "train --resume: name the run's folder")
+    folder, prog = Path(name), f"drpo train --resume {name}"
+    if asks_for_help(rest) and not folder.is_dir():
+        parse(ResumeOptions, rest, prog, more=CHANGES.format(", ".join(map(flag, MAY_CHANGE))))
+    require_options(rest, ResumeOptions, prog)
+    if "method" in given(rest):
+        raise InputError(
+            "--method: a resumed run changes by single fields, as --objective and --advantage; start a new run from "
+            f"its weights: drpo train --from {folder} --method NAME"
+        )
+    require_may_change(given(rest) - {f.name for f in fields_of(ResumeOptions)}, folder)
+    read_config(folder)
+    changes, options = import_named("drpo.cli.overrides", "changes_of_run", "command")(
+        folder, rest, prog, ResumeOptions
+    )
+    return int(import_named("drpo.cli.train", "resume", "command")(folder, options, changes))
+
+
+def _from(arguments: list[str]) -> int:
+    name, rest = leading(arguments, "RUN", "train --from: name the run's folder, or one of its checkpoints")
+    prog, (folder, step) = f"drpo train --from {name}", checkpoint_named(Path(name))
+    if asks_for_help(rest) and not folder.is_dir():
+        more = (
+            "The other options are the fields of a run; `drpo train --from RUN --help` shows them, with RUN's values."
+        )
+        parse(FromOptions, rest, prog, more=more)
+    require_options(rest, FromOptions, prog)
+    if "model" in given(rest):
+        raise InputError(f"--model: the weights are those of {name}; leave it out")
+    read_config(folder)
+    return int(import_named("drpo.cli.start", "begin_from", "command")(folder, step, rest, prog))
 
 
 def recipes(arguments: list[str]) -> int:
