@@ -20,6 +20,7 @@ from drpo.errors import InputError
 from drpo.ranks import SINGLE_PROCESS, Ranks, select_device
 from drpo.train.config import Run, configure
 from drpo.train.loop import train
+from drpo.train.records import METRICS, read_records
 from drpo.train.step import balance_micro_batches
 from drpo.train.stored import STATE
 from support.processes import assert_nearly_same_run, launch
@@ -68,6 +69,10 @@ MORE = (
     (2, "lora", "fsdp"),
     (3, "lora", "fsdp"),
     (2, "experts", "fsdp"),
+    (2, "replay", "none"),
+    (2, "replay", "fsdp"),
+    (2, "own replay", "none"),
+    (2, "own replay", "fsdp"),
 )
 
 
@@ -81,6 +86,10 @@ MORE = (
 def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone: Alone, tmp_path: Path):
     launch(processes, tmp_path / "run", kind, shard)
     assert_nearly_same_run(alone(kind), tmp_path / "run")
+    if "replay" in kind:
+        metrics = [m for m in read_records(tmp_path / "run" / METRICS) if m["trained_tokens"]]
+        assert metrics and all(m["routing_missing"] == 0 for m in metrics)
+        assert kind == "own replay" or all(m["routing_replaced"] > 0 for m in metrics)
 
 
 def assert_divided(said: str, what: str) -> None:

@@ -1,6 +1,6 @@
 """Routing replay: a mixture is told which experts to use, weighs them itself, and trains as if it had chosen them.
 
-Not covered: GPUs; vLLM, which is refused.
+Not covered: GPUs; what vLLM reports (test_reported_routes.py, test_vllm.py).
 """
 
 import json
@@ -26,6 +26,7 @@ from drpo.rollout.trial import Way
 from drpo.train.config import configure
 from drpo.train.log import episode_of, in_flight_record
 from drpo.train.loop import train
+from drpo.train.metrics import routing_metrics
 from drpo.train.optim import AdamW
 from drpo.train.records import METRICS, read_records
 from drpo.train.routing import FirstPass
@@ -35,7 +36,7 @@ from drpo.types.routes import compact, known, none_chosen
 from support.architectures import FAMILIES, mixture, settings
 from support.families import build as build_family
 from support.forks import KillItself, fork
-from support.mixtures import MIXTURES, fresh, in_groups
+from support.mixtures import MIXTURES, chosen, fresh, in_groups, states
 from support.rollouts import transformers_engine
 from support.runs import assert_same_run
 from support.tiny_world import PROBLEMS, REWARDS, batched, completion, grouped, how, perturb, tiny, with_sequence
@@ -47,19 +48,6 @@ HAND_MADE = [
     for i, PROMPT in enumerate([(5, 6, 7), (5, 6, 7), (9, 8, 7, 6, 4), (9, 8, 7, 6, 4)])
 ]
 IDS = torch.tensor([5, 9, 77, 31, 200, 8, 8, 64])
-
-
-@torch.no_grad()
-def states(model: PreTrainedModel, ids: Tensor, **more: Tensor) -> Tensor:
-    return model.get_decoder()(input_ids=ids[None], use_cache=False, **more).last_hidden_state[0]
-
-
-def chosen(model: PreTrainedModel, ids: Tensor, **more: Tensor) -> Tensor:
-    """[n, L, k]: what the experts are handed in one pass over a text."""
-    recorder = RouteRecorder(model)
-    with recorder.listening():
-        states(model, ids, **more)
-        return recorder.take(1)[0]
 
 
 def rollout(model: PreTrainedModel, precision: Precision = FP32, samples: int = 4) -> list[Episode]:
@@ -271,20 +259,50 @@ def test_replay_cures_the_mismatch_of_an_8_bit_sampler(shares: bool) -> None:
     assert 0 < replaced.mean() < 1 and replaced.shape == told[0].target.shape
 
 
-def test_positions_without_a_choice_are_counted() -> None:
-    """A prompt that a cache had: the metric counts it once, since the group shares it."""
+def dropped(episodes: Sequence[Episode], shares: bool) -> tuple[dict[str, int], int]:
+    """The metrics of one batch, and the positions that prompts have in it."""
+    (batch,) = batched(grouped(episodes, REWARDS), how(share_prompts=shares, micro_batch_tokens=10_000))
+    rows = [batch.credits[n].sequence for m in batch.micro_batches for n in m.row.unique().tolist()]
+    lengths = [tuple(s.prompt_ids.tolist()) for s in rows]
+    return routing_metrics([batch]), sum(map(len, set(lengths) if shares else lengths))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_positions_without_a_choice_are_counted(shares: bool) -> None:
+    """A prompt that a cache had: once where the group shares it, else in each row; padding is no position."""
     episodes = rollout(mixture())
     hidden = [
         with_sequence(e, routes=Routes(none_chosen(len(r.prompt), r.prompt), r.tokens))
         for e in episodes
         if (r := e.sequence.routes)
     ]
-    policy = Policy(mixture(), precision=FP32, temperature=1.0, replays=True)
-    batch = micros(hidden, policy, tokens=10_000)
-    lengths = {e.problem_id: len(e.sequence.prompt_ids) for e in episodes}
-    assert sum(int((~known(m.routes)).sum()) for m in batch) == sum(lengths.values())
-    one = micros([hidden[0], *episodes[1:]], policy, tokens=10_000)  # another row of the group has the prompt's
-    assert all(known(m.routes).all() for m in one)
+    counts, positions = dropped(hidden, shares)
+    assert counts == {"routing_missing": positions, "routing_conflicts": 0}
+    assert dropped(episodes, shares)[0] == {"routing_missing": 0, "routing_conflicts": 0}
+    some = [h if h.sample == 0 else e for h, e in zip(hidden, episodes, strict=True)]
+    missing = dropped(some, shares)[0]["routing_missing"]  # where the group shares it, another row has the prompt's
+    assert missing == 0 if shares else 0 < missing < positions
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_choices_that_a_shared_prompt_has_no_room_for_are_counted(shares: bool) -> None:
+    """An engine may read a prompt anew for each sample, and choose otherwise; order among the k means nothing."""
+    episodes = rollout(mixture())
+    longest = max(episodes, key=lambda e: len(e.sequence.prompt_ids))
+    first = longest.sequence.routes
+    assert first is not None
+    moved = (first.prompt + 1) % 8
+    moved[0] = first.prompt[0].flip(-1)
+    again = [
+        with_sequence(e, routes=Routes(moved, r.tokens))
+        if (e.problem_id, e.sample) == (longest.problem_id, 2) and (r := e.sequence.routes)
+        else e
+        for e in episodes
+    ]
+    counts, _ = dropped(again, shares)
+    differing = (moved.sort(-1).values != first.prompt.sort(-1).values).flatten(1).any(1)
+    assert 0 < differing.sum() < len(moved)
+    assert counts == {"routing_missing": 0, "routing_conflicts": int(differing.sum()) if shares else 0}
 
 
 def test_the_first_pass_holds_in_later_updates() -> None:
@@ -342,7 +360,6 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path) -
     ("changes", "said"),
     [
         (dict(routing_replay="trainer", updates=1), "routing_replay=trainer: with updates=1"),
-        (dict(routing_replay="sampler", engine="vllm"), "routing_replay=sampler: engine=vllm does not report"),
         (dict(routing_replay="smapler"), "routing_replay='smapler'"),
     ],
 )

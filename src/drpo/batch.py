@@ -281,6 +281,7 @@ def _placed(rows: Sequence[_Row]) -> tuple[list[_Row], _Segments, list[Tensor]]:
 def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
     rows, segments, position = _placed(rows)
     sequences = [r.credit.sequence for r in rows]
+    routes, conflicts = _routes(sequences, position, sum(map(len, segments.ids)))
     counts = torch.tensor([s.n_sampled for s in sequences])
     return MicroBatch(
         input_ids=torch.cat(segments.ids),
@@ -295,7 +296,8 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         top_logprobs=_top_logprobs(sequences),
         value=_joined([r.credit.value for r in rows]),
         returns=_joined([r.credit.returns for r in rows]),
-        routes=_routes(sequences, position, sum(map(len, segments.ids))),
+        routes=routes,
+        routing_conflicts=conflicts,
     )
 
 
@@ -312,19 +314,27 @@ def _top_logprobs(sequences: Sequence[TokenSequence]) -> TopK | None:
     return TopK.cat(tops) if same else None
 
 
-def _routes(sequences: Sequence[TokenSequence], position: Sequence[Tensor], n: int) -> Tensor | None:
-    """Return the experts to replay at each of n positions; for a shared prompt, of the first row that has them."""
+def _routes(sequences: Sequence[TokenSequence], position: Sequence[Tensor], n: int) -> tuple[Tensor | None, int]:
+    """Return the experts to replay at each of n positions, and how many choices of rows are others than these.
+
+    A shared prompt's position has the choice of the first row that has one there.
+    """
     given = [(s.routes, at) for s, at in zip(sequences, position, strict=True) if s.routes is not None]
     if not given:
-        return None
-    routes = none_chosen(n, given[0][0].tokens)
+        return None, 0
+    routes, conflicts = none_chosen(n, given[0][0].tokens), 0
+    first: dict[int, Tensor] = {}
     for of_row, at in given:
         routes[at[1:]] = of_row.tokens[:-1]
-        end = int(at[0]) + 1
-        prompt = routes[end - len(of_row.prompt) : end]
-        lacking = ~known(prompt)
-        prompt[lacking] = of_row.prompt[lacking]
-    return routes
+        own, end = of_row.prompt, int(at[0]) + 1
+        if own is not first.get(end):
+            prompt = routes[end - len(own) : end]
+            lacking = ~known(prompt)
+            prompt[lacking] = own[lacking]
+            differs = (prompt.sort(-1).values != own.sort(-1).values).flatten(1).any(1)
+            conflicts += int((differs & known(own)).sum())
+        first.setdefault(end, own)
+    return routes, conflicts
 
 
 def _add_prompt(segments: _Segments, prompt: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from drpo.rollout import ServerEngine, VLLMEngine, vllm
 from drpo.rollout.server import Patience
@@ -18,10 +19,10 @@ QUICK = Patience(request_s=1.0, attempts=3, pause_s=0.01)
 
 
 @contextmanager
-def stand_in() -> Iterator[list[dict[str, Any]]]:
+def stand_in(model: PreTrainedModel | None = None) -> Iterator[list[dict[str, Any]]]:
     """Put a stand-in in the place of the module `vllm`; yield the options of every engine that is made with it."""
     options: list[dict[str, Any]] = []
-    module = fake_module(Sampler(tiny(STOPS)[0]), options)
+    module = fake_module(Sampler(model or tiny(STOPS)[0]), options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "vllm", module)
         patch.setitem(sys.modules, "vllm.distributed", module.distributed)

@@ -1,6 +1,8 @@
 """A stand-in for vLLM, in process and as a server: it draws from a real model, caches prompts, and fails on demand."""
 
+import base64
 import copy
+import io
 import json
 import os
 import threading
@@ -13,11 +15,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from drpo.model.quantize import stacked_experts
+from drpo.model.routing import RouteRecorder, experts_by_layer
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class FakeRequestOutput:
     rows: list[list[tuple[int, float]]]  # of each place: the sampled token, then the most probable
     finish: str
     cached: int  # tokens of the prompt
+    chosen: np.ndarray | None = None  # [tokens read, layers, k]: a mixture's experts
 
 
 BLOCK = 4
@@ -48,13 +55,16 @@ class Sampler:
         self._seen: dict[tuple[int, ...], PreTrainedModel] = {}
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        model = copy.deepcopy(self.model)
-        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+        model, checkpoint = copy.deepcopy(self.model), dict(weights)
+        if any(stacked_experts(model)):  # its experts are single in a checkpoint
+            loaded = type(model).from_pretrained(None, config=model.config, state_dict=checkpoint)
+            checkpoint = loaded.state_dict()
+        missing, unexpected = model.load_state_dict(checkpoint, strict=False)
         assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
         self.model = model
 
     @torch.no_grad()
-    def draw(self, prompt: list[int], how: Mapping[str, Any]) -> FakeRequestOutput:
+    def draw(self, prompt: list[int], how: Mapping[str, Any], routes: bool = False) -> FakeRequestOutput:
         seen = max((text for text in self._seen if tuple(prompt[: len(text)]) == text), key=len, default=())
         model = self._seen.get(seen, self.model)
         cached = min(len(seen), len(prompt) - 1) // BLOCK * BLOCK
@@ -69,7 +79,25 @@ class Sampler:
             ids.append(token)
             rows.append([(token, float(logp[token])), *zip(top.indices.tolist(), top.values.tolist(), strict=True)])
         self._seen |= {tuple(prompt): model, tuple(prompt + ids[:-1]): model}
-        return FakeRequestOutput(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length", cached)
+        chosen = reported_routes(model, prompt + ids[:-1]) if routes else None
+        return FakeRequestOutput(ids, rows, "stop" if ids[-1] in how["stop_token_ids"] else "length", cached, chosen)
+
+
+def reported_routes(model: PreTrainedModel, ids: list[int]) -> np.ndarray:
+    """As vLLM reports them: a row for each layer, of zeros where there are no experts."""
+    recorder = RouteRecorder(model)
+    with recorder.listening():
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+        chosen = recorder.take(1)[0].numpy()
+    table = np.zeros((len(ids), model.config.num_hidden_layers, chosen.shape[-1]), np.uint8)
+    table[:, list(experts_by_layer(model))] = chosen
+    return table
+
+
+class EngineArgs:
+    """The defaults of vLLM's that are asked for."""
+
+    enable_return_routed_experts = False
 
 
 def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = "0.32.0") -> Any:
@@ -103,7 +131,7 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
             return [self._output(p["prompt_token_ids"], vars(h)) for p, h in zip(prompts, how, strict=True)]
 
         def _output(self, prompt: list[int], how: Mapping[str, Any]) -> Any:
-            drawn = sampler.draw(prompt, how)
+            drawn = sampler.draw(prompt, how, routes=started[-1].get("enable_return_routed_experts", False))
             ends = [sum(map(len, drawn.rows[: i + 1])) for i in range(len(drawn.rows))]
             flat = [pair for row in drawn.rows for pair in row]
             found = SimpleNamespace(
@@ -112,7 +140,9 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
                 token_ids=[token for token, _ in flat],
                 logprobs=[logp for _, logp in flat],
             )
-            output = SimpleNamespace(token_ids=drawn.token_ids, logprobs=found, finish_reason=drawn.finish)
+            output = SimpleNamespace(
+                token_ids=drawn.token_ids, logprobs=found, finish_reason=drawn.finish, routed_experts=drawn.chosen
+            )
             return SimpleNamespace(outputs=[output], num_cached_tokens=drawn.cached)
 
     def destroy() -> None:
@@ -130,7 +160,9 @@ def fake_module(sampler: Sampler, started: list[dict[str, Any]], version: str = 
 
     state = SimpleNamespace(destroy_distributed_environment=destroy)
     distributed = SimpleNamespace(parallel_state=state, cleanup_dist_env_and_memory=cleanup)
-    return SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace, __version__=version, distributed=distributed)
+    return SimpleNamespace(
+        LLM=LLM, SamplingParams=SimpleNamespace, EngineArgs=EngineArgs, __version__=version, distributed=distributed
+    )
 
 
 ANSWERS: Mapping[str, tuple[int, bytes]] = {
@@ -149,10 +181,11 @@ class FakeServer:
 
     Args:
         model: what it samples from at first.
+        routes: whether it was started with `--enable-return-routed-experts`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.sampler = Sampler(model)
+    def __init__(self, model: PreTrainedModel, routes: bool = False) -> None:
+        self.sampler, self.routes = Sampler(model), routes
         self.faults: deque[str] = deque()  # one for each of the next answers to a drawing
         self.asked: list[dict[str, Any]] = []
         self.loads = 0
@@ -210,7 +243,7 @@ class FakeServer:
             self.asked.append(body)
             fault = self.faults.popleft() if self.faults else ""
             how = body["sampling_params"]
-            drawn = self.sampler.draw(body["token_ids"], how)
+            drawn = self.sampler.draw(body["token_ids"], how, self.routes)
         if fault in ANSWERS:
             return ANSWERS[fault]
         if fault == "echo":
@@ -233,8 +266,16 @@ class FakeServer:
             "finish_reason": "abort" if fault == "abort" else drawn.finish,
             "logprobs": None if fault == "no logprobs" else {"content": places},
             "weight_versions": [{"version": label, "start": 0, "end": len(drawn.token_ids)}],
+            "routed_experts": None if drawn.chosen is None else _base64(self._altered(drawn.chosen, fault)),
         }
         return {"choices": [] if fault == "no choice" else [choice]}
+
+    def _altered(self, chosen: np.ndarray, fault: str) -> np.ndarray:
+        if fault == "another model":
+            return chosen + 8
+        if fault == "another length":
+            return chosen[1:]
+        return chosen.astype(np.float32) if fault == "no numbers of experts" else chosen
 
     def _place(self, row: list[tuple[int, float]], asked: int) -> dict[str, Any]:
         """As vLLM does: a dictionary, the sampled token first, cut after as many as were asked for."""
@@ -266,3 +307,9 @@ class FakeServer:
                 pass
 
         return Handler
+
+
+def _base64(array: np.ndarray) -> str:
+    file = io.BytesIO()
+    np.save(file, array)
+    return base64.b64encode(file.getvalue()).decode()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -15,8 +16,11 @@ from transformers import (
     PreTrainedModel,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
+from drpo.model.routing import RouteRecorder
 from support.architectures import FAMILIES, mixture, settings
 
 
@@ -50,3 +54,26 @@ def in_groups() -> PreTrainedModel:
     more = settings(n_routed_experts=8, n_group=2, topk_group=1, num_experts_per_tok=2, moe_intermediate_size=32)
     config = DeepseekV3Config(**{**more, **latent, "num_key_value_heads": 4, "first_k_dense_replace": 1})
     return DeepseekV3ForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def states(model: PreTrainedModel, ids: Tensor, **more: Tensor) -> Tensor:
+    """The last hidden states of one pass over a text, [n, H]."""
+    return model.get_decoder()(input_ids=ids[None], use_cache=False, **more).last_hidden_state[0]
+
+
+def chosen(model: PreTrainedModel, ids: Tensor, **more: Tensor) -> Tensor:
+    """[n, L, k]: what the experts are handed in one pass over a text."""
+    recorder = RouteRecorder(model)
+    with recorder.listening():
+        states(model, ids, **more)
+        return recorder.take(1)[0]
+
+
+def for_vllm() -> PreTrainedModel:
+    """A tiny Qwen3 mixture with a dense first layer, and heads of a size that vLLM's CPU attention knows."""
+    more = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+    experts = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(**settings(**more, **experts, mlp_only_layers=[0], max_position_embeddings=1024))
+    return Qwen3MoeForCausalLM(config).eval()

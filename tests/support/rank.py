@@ -24,6 +24,16 @@ from support.environments import Chat
 from support.tiny_world import STOPS, small, tiny
 from support.worlds import sampling, tiny_run
 
+# The rounding of weights alone makes a token's experts differ, and is the same for any number of rows.
+MIXTURE: dict[str, Any] = {
+    "model": "support.rank:mixed",
+    "rollout_precision": "fp8_weights",
+    "prompts": 6,
+    "sampling": sampling(samples=4),
+    "micro_batch_tokens": 40,
+    "optimizer": AdamW(2e-4),
+}
+
 # Completions of 1 to 8 tokens; in "few" most ranks of four have nothing to train on.
 KINDS: dict[str, dict[str, Any]] = {
     "many": {"prompts": 6, "sampling": sampling(samples=4), "updates": 2, "micro_batch_tokens": 40},
@@ -61,6 +71,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "experts": {"lora_rank": 2, "model": "support.rank:mixed", "optimizer": AdamW(2e-4)},
     # Two batches of one or two completions, so that the critic of the other rank has nothing to learn from.
     "vllm": {"model": "support.rank:wide", "engine": "vllm", "prompts": 6, "sampling": sampling(samples=4)},
+    "replay": MIXTURE | {"routing_replay": "sampler"},
+    "own replay": MIXTURE | {"routing_replay": "trainer", "updates": 2},
     "critic": {
         "prompts": 3,
         "sampling": sampling(samples=1),

@@ -110,9 +110,7 @@ class RouteRecorder:
         self._name = type(model).__name__
         self.experts = _experts(model)
         if not self.experts:
-            raise InputError(
-                f"routing_replay: {self._name} has no experts, whose choice could be replayed; set --routing-replay off"
-            )
+            raise _without_experts(model)
         largest = max(len(p) for m in self.experts for p in m.parameters(recurse=False) if p.ndim == 3)
         self._dtype = compact(largest)
         self.shape = (len(self.experts), 0)
@@ -162,6 +160,29 @@ def handed_choice(arguments: tuple[object, ...], named: dict[str, object]) -> Te
     """Return the choice [n, k] among the arguments of a mixture's experts; None if there is none."""
     tensors = [x for x in (*arguments, *named.values()) if isinstance(x, Tensor) and x.ndim == 2]
     return next((x for x in tensors if not x.is_floating_point()), None)
+
+
+def experts_by_layer(model: PreTrainedModel) -> dict[int, int]:
+    """Return E of each of a model's decoder layers that has experts, by the layer's number, ascending.
+
+    Raises:
+        InputError: the model has no experts.
+    """
+    found: dict[int, int] = {}
+    for name, module, field in stacked_experts(model):
+        numbers = [int(part) for part in name.split(".") if part.isdigit()]
+        if numbers:
+            found[numbers[0]] = max(found.get(numbers[0], 0), len(getattr(module, field)))
+    if not found:
+        raise _without_experts(model)
+    return found
+
+
+def _without_experts(model: PreTrainedModel) -> InputError:
+    return InputError(
+        f"routing_replay: {type(model).__name__} has no experts, whose choice could be replayed; set --routing-replay "
+        "off"
+    )
 
 
 def _experts(model: PreTrainedModel) -> list[nn.Module]:

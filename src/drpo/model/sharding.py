@@ -18,6 +18,7 @@ from drpo.model.policy import Policy
 from drpo.model.precision import Precision
 from drpo.ops import Head
 from drpo.ranks import Ranks
+from drpo.types import MicroBatch
 
 
 class ShardedPolicy(Policy):
@@ -105,6 +106,12 @@ class ShardedPolicy(Policy):
     def _divided_head(self) -> nn.Parameter:
         weight: nn.Parameter = self.model.get_output_embeddings().weight
         return weight
+
+    def routes(self, micro: MicroBatch) -> Tensor:
+        """Return what `Policy.routes` does; a pass without a backward pass would leave outermost weights gathered."""
+        routes = super().routes(micro)
+        decoder_of(self.model).reshard()
+        return routes
 
     def reduce_gradients(self, ranks: Ranks) -> None:
         """Reduce and scatter the head's gradient; FSDP2 has reduced the others."""

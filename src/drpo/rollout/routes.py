@@ -1,6 +1,7 @@
 """The experts that a sampler's routers choose, gathered row by row while rows are read and sampled."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,6 +75,19 @@ class ReadRoutes:
         for t, (rows, choices) in enumerate(self._steps[:longest]):
             table[rows.cpu(), t] = choices.cpu()
         return table
+
+
+def with_shared_prompts(generations: Sequence[Generation]) -> list[Generation]:
+    """Return generations whose equal choices for a prompt are one tensor, where an engine reports them by sample."""
+    first: dict[bytes, Tensor] = {}
+    shared = []
+    for g in generations:
+        if (routes := g.routes) is not None:
+            prompt = first.setdefault(routes.prompt.numpy().tobytes(), routes.prompt)
+            shared.append(replace(g, routes=Routes(prompt, routes.tokens)))
+        else:
+            shared.append(g)
+    return shared
 
 
 def joined(prompt_length: int, pieces: Sequence[Generation | Tensor]) -> Routes | None:

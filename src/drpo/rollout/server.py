@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import tempfile
 import time
 import uuid
@@ -27,14 +26,14 @@ from drpo.credentials import headers, without_secrets
 from drpo.errors import InputError
 from drpo.model.loading import named_tensors
 from drpo.model.positions import sequence_limit
+from drpo.model.routing import experts_by_layer
+from drpo.rollout.routes import with_shared_prompts
+from drpo.rollout.server_answer import columns
 from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
 from drpo.rollout.weight_sync import WeightSync
 from drpo.types import Generation, Request
 
 log = logging.getLogger("drpo")
-
-FLOOR = -9999.0
-"""What vLLM's server sends for a log-probability that is missing, NaN or -inf."""
 
 CONNECT_S = 5.0
 
@@ -80,12 +79,14 @@ class ServerEngine:
         folder: folder for the weights, at the same path on both machines; None uses a temporary one on this machine.
         patience: time limits and retries.
         concurrency: upper bound of concurrent requests.
+        routes: report the experts that a mixture's routers choose (`Generation.routes`); the server must have been
+            started with `--enable-return-routed-experts`.
 
     Attributes:
         version: the weights' version.
 
     Raises:
-        InputError: there is no such server, or `drpo serve` did not start it.
+        InputError: there is no such server, or `drpo serve` did not start it; or routes of a model without experts.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ServerEngine:
         folder: Path | None = None,
         patience: Patience | None = None,
         concurrency: int = 128,
+        routes: bool = False,
     ) -> None:
         if (limit := sequence_limit(model)).tokens is not None:
             raise InputError(
@@ -103,6 +105,10 @@ class ServerEngine:
                 "started; set --engine transformers, or vllm"
             )
         self.version = 0
+        self._experts = experts_by_layer(model) if routes else None
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        # Of each token: most numbers of experts that are reported, of two bytes, four characters for three bytes.
+        self._route_bytes = 0 if self._experts is None else 3 * layers * max(self._experts.values())
         self._weight_sync, self._vocabulary = WeightSync(model), int(model.config.get_text_config().vocab_size)
         self._patience = patience or Patience()
         self._server = Server(address, self._patience.request_s, concurrency, model.name_or_path)
@@ -128,7 +134,7 @@ class ServerEngine:
         for attempt in range(self._patience.attempts):
             failure = self._attempt(requests, done)
             if failure is None:
-                return [done[i] for i in range(len(requests))]
+                return with_shared_prompts([done[i] for i in range(len(requests))])
             if attempt + 1 < self._patience.attempts:
                 self._wait(attempt, f"{len(requests) - len(done)} of {len(requests)} requests failed ({failure})")
         raise self._server.gone(f"gave no usable answer in {self._patience.attempts} attempts ({failure})")
@@ -197,8 +203,11 @@ class ServerEngine:
         k = request.sampling.top_logprobs
         more = {"logprobs": k + 1} if 0 < k < self._vocabulary else {}
         try:
-            columns = self._server.draw(request.prompt_ids.tolist(), parameters(request) | more, self._label)
-            return read_generation(request, **columns, vocabulary=self._vocabulary, version=self.version)
+            prompt, sampling = request.prompt_ids.tolist(), parameters(request) | more
+            drawn = self._server.draw(prompt, sampling, self._label, self._route_bytes)
+            return read_generation(
+                request, **drawn, vocabulary=self._vocabulary, version=self.version, experts=self._experts
+            )
         except UnreachableError as problem:
             return problem
 
@@ -315,8 +324,16 @@ class Server:
             raise UnreachableError("it kept its prefix cache, whose keys are those of the old weights")
         self._post("/update_weight_version", {"new_version": label})
 
-    def draw(self, prompt_ids: list[int], sampling: Mapping[str, Any], label: str) -> dict[str, Any]:
+    def draw(
+        self, prompt_ids: list[int], sampling: Mapping[str, Any], label: str, route_bytes: int = 0
+    ) -> dict[str, Any]:
         """Sample one row with vLLM's sampling parameters; return arguments of `read_generation`.
+
+        Args:
+            prompt_ids: P token ids.
+            sampling: vLLM's sampling parameters.
+            label: of the weights.
+            route_bytes: most bytes that the answer has of the experts of each token; 0 reads none.
 
         Raises:
             OtherWeightsError: it was sampled with weights of another label.
@@ -326,14 +343,16 @@ class Server:
         answer = self._post(
             "/inference/v1/generate",
             {"token_ids": prompt_ids, "sampling_params": sampling},
-            most=MOST_BYTES + _PER_TOKEN * sampling["max_tokens"] * (2 + sampling["logprobs"]),
+            most=MOST_BYTES
+            + _PER_TOKEN * sampling["max_tokens"] * (2 + sampling["logprobs"])
+            + route_bytes * (len(prompt_ids) + sampling["max_tokens"]),
         )
         try:
             (choice,) = answer["choices"]
             labels = {span["version"] for span in choice["weight_versions"]}
             if labels != {label}:
                 raise OtherWeightsError("it has other weights: it was restarted, or another run sent its own")
-            return _columns(choice)
+            return columns(choice, routes=route_bytes > 0)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.gone(
                 f"gave an answer that is not vLLM's ({type(error).__name__}: {_quoted(str(error))})"
@@ -397,17 +416,6 @@ class Server:
                 f"{path} was answered by something that is not JSON: {_quoted(text, 80)!r}"
             ) from None
         return answer if isinstance(answer, dict) else {}
-
-
-def _columns(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a choice of the server's answer as arguments of `read_generation`."""
-    sent = {"token_ids": choice["token_ids"], "finish_reason": choice["finish_reason"]}
-    if (reported := choice.get("logprobs")) is None:
-        return {**sent, "logp": None}
-    positions = reported["content"]
-    logp = [float(position["logprob"]) if position["logprob"] > FLOOR else math.nan for position in positions]
-    top = [[(pair["token_id"], float(pair["logprob"])) for pair in position["top_logprobs"]] for position in positions]
-    return {**sent, "logp": logp, "top": top}
 
 
 def _quoted(text: str, most: int = 200) -> str:

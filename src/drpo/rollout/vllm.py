@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from drpo.errors import EngineError, InputError
 from drpo.model.loading import named_tensors
 from drpo.model.positions import Limit, sequence_limit
 from drpo.model.precision import has_fast_bf16
+from drpo.model.routing import experts_by_layer
+from drpo.rollout.routes import with_shared_prompts
 from drpo.rollout.vllm_patches import EXTENSION, launcher_variables, spare_world, threads_kept, world_size
 from drpo.rollout.vllm_request import parameters, read_generation, require_vocabulary
 from drpo.rollout.weight_sync import WeightSync
@@ -56,6 +59,7 @@ class VLLMEngine:
         model: the model to copy; it does not change. Its device selects vLLM's CPU or GPU build.
         precision: the copy's: auto, bf16, fp16, fp32, and on a GPU of compute capability 8.9 or newer fp8 (vLLM's
             weights and activations, with scales computed when weights are loaded).
+        routes: report the experts that a mixture's routers choose (`Generation.routes`).
 
     Attributes:
         version: the weights' version.
@@ -63,10 +67,12 @@ class VLLMEngine:
         cached_tokens: how many of these vLLM found in its prefix cache.
 
     Raises:
-        InputError: vLLM is missing, or cannot run the model at this precision on this machine.
+        InputError: vLLM is missing, or cannot run the model at this precision on this machine; or routes of a model
+            without experts, or of a vLLM that does not report them.
     """
 
-    def __init__(self, model: PreTrainedModel, *, precision: str = "auto") -> None:
+    def __init__(self, model: PreTrainedModel, *, precision: str = "auto", routes: bool = False) -> None:
+        self._experts = experts_by_layer(model) if routes else None
         self._weight_sync, self._vocabulary = WeightSync(model), int(model.config.get_text_config().vocab_size)
         self.version = 0
         self.later_tokens, self.cached_tokens = 0, 0
@@ -83,7 +89,8 @@ class VLLMEngine:
             config = copy.deepcopy(model.config)
             config.architectures = [type(model).__name__]
             config.save_pretrained(folder)
-            self._llm = _start(folder, {**numerics, **device_options(model.device), **shared, **several})
+            options = {**numerics, **device_options(model.device), **shared, **several}
+            self._llm = _start(folder, options, routes)
         try:
             self.load_weights(named_tensors(model), version=0)
             self._try()
@@ -111,7 +118,7 @@ class VLLMEngine:
         except Exception as error:  # any error from inside vLLM, which cannot be used afterwards
             self._failed = _broken("sampled", error)
             raise self._failed from error
-        return [self._read(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return with_shared_prompts([self._read(r, output) for r, output in zip(requests, outputs, strict=True)])
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """Load new weights into the live model, clear the key-value cache, and set the version.
@@ -174,12 +181,15 @@ class VLLMEngine:
             finish_reason=output.finish_reason,
             vocabulary=self._vocabulary,
             version=self.version,
+            chosen=output.routed_experts if self._experts else None,
+            experts=self._experts,
             **columns,
         )
 
     def _try(self) -> None:
-        """Sample one token: some attention kernels reject a model only then."""
-        self._ask([Request(torch.tensor([0]), Sampling(max_new_tokens=1), frozenset(), key=(0, "trial"))])
+        """Sample one token: some attention kernels reject a model only then, and routes may be missing."""
+        request = Request(torch.tensor([0]), Sampling(max_new_tokens=1), frozenset(), key=(0, "trial"))
+        self._read(request, self._ask([request])[0])
 
     def _sleep(self) -> None:
         if self._sleeps and not self._asleep:
@@ -260,10 +270,26 @@ def device_options(device: torch.device) -> dict[str, Any]:
     return {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
 
 
-def _start(folder: str, options: Mapping[str, Any]) -> Any:
+def routes_options(vllm: Any) -> dict[str, Any]:
+    """Return the options with which vLLM reports the experts that its routers choose.
+
+    Raises:
+        InputError: this version does not.
+    """
+    name = "enable_return_routed_experts"
+    if not hasattr(vllm.EngineArgs, name):
+        raise InputError(
+            f"routing_replay=sampler: vLLM {vllm.__version__} does not report which experts its routers choose; "
+            f"{TESTED} does; install it, or set --engine transformers"
+        )
+    return {name: True}
+
+
+def _start(folder: str, options: Mapping[str, Any], routes: bool) -> Any:
     """Return vLLM's LLM for the configuration in a folder, with dummy weights."""
     with threads_kept(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         vllm = _vllm()
+        reports = routes_options(vllm) if routes else {}
         try:
             return vllm.LLM(
                 model=folder,
@@ -275,10 +301,10 @@ def _start(folder: str, options: Mapping[str, Any]) -> Any:
                 enable_prefix_caching=True,
                 worker_extension_cls=EXTENSION,
                 seed=0,
-                **{"max_model_len": -1, **options},  # -1: the model's, or as much as fits into the cache
+                **{"max_model_len": -1, **options, **reports},  # -1: the model's, or as much as fits into the cache
             )
         except Exception as error:  # any error means that vLLM does not support this model or machine
-            raise _unfit("the model", error) from error
+            raise _unfit("the model and report its experts" if routes else "the model", error) from error
 
 
 @functools.cache
@@ -310,7 +336,9 @@ def warn_untested(version: str) -> None:
 
 
 def _unfit(model: str, error: Exception) -> InputError:
-    reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    refused = re.search(r"Value error, (.+?)(?: \[type=|$)", str(error), flags=re.M)  # pydantic's last line is a link
+    reason = refused[1] if refused else lines[-1] if lines else type(error).__name__
     return InputError(f"engine='vllm': vLLM cannot run {model} here ({reason.strip()}); set --engine transformers")
 
 

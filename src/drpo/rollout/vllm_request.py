@@ -1,14 +1,16 @@
 """Requests to vLLM and generations from its outputs, shared by the engine in process and the server engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from drpo.errors import InputError
 from drpo.rollout.engine import generation
 from drpo.seeds import derive
-from drpo.types import Generation, Request, TopK
+from drpo.types import Generation, Request, Routes, TopK
+from drpo.types.routes import compact, none_chosen
 
 Pairs = Sequence[tuple[int, float]]
 """Token ids with their log-probabilities, nats."""
@@ -34,6 +36,8 @@ def read_generation(
     top: Sequence[Pairs] = (),
     vocabulary: int,
     version: int,
+    chosen: np.ndarray | None = None,
+    experts: Mapping[int, int] | None = None,
 ) -> Generation:
     """Return the generation of vLLM's output for a request.
 
@@ -45,9 +49,12 @@ def read_generation(
         top: for each of the N positions at least `sampling.top_logprobs` pairs, in any order.
         vocabulary: the vocabulary's size.
         version: the weights' version.
+        chosen: vLLM's `routed_experts`; read only with `experts`.
+        experts: the number of experts of each layer that has any; None for a generation without routes.
 
     Raises:
-        InputError: vLLM aborted the request, its tokens are impossible, or its log-probabilities are missing or broken.
+        InputError: vLLM aborted the request, its tokens are impossible, its log-probabilities are missing or broken, or
+            what its routers chose is.
     """
     if finish_reason not in ("stop", "length"):
         raise InputError(
@@ -62,7 +69,42 @@ def read_generation(
         "stop" if finish_reason == "stop" else "length",
         version,
         _top(top, k) if k else None,
+        None if experts is None else _routes(request, chosen, len(token_ids), experts),
     )
+
+
+def _routes(request: Request, chosen: np.ndarray | None, n: int, experts: Mapping[int, int]) -> Routes:
+    """Return the routes of a prompt and of the n tokens sampled after it.
+
+    Args:
+        request: the request.
+        chosen: [P + n - 1, decoder layers, k] integers, zeros in layers without experts; nothing read the last token.
+        n: sampled tokens.
+        experts: layer -> number of experts.
+
+    Raises:
+        InputError: they are missing, of another shape, or name experts that the model does not have.
+    """
+    if chosen is None:
+        raise InputError(
+            f"{request.name}: vLLM reported no routed_experts, which routing_replay=sampler requires; start a server "
+            "with `drpo serve MODEL -- --enable-return-routed-experts`, or set --routing-replay off"
+        )
+    read, layers, largest = len(request.prompt_ids) + n - 1, list(experts), max(experts.values())
+    if chosen.ndim != 3 or len(chosen) != read or chosen.shape[1] <= layers[-1] or chosen.dtype.kind not in "iu":
+        raise InputError(
+            f"{request.name}: vLLM sent routed_experts of {list(chosen.shape)} {chosen.dtype}; it must have integers "
+            f"for each of the {read} tokens that it read and for each of the model's layers; set --routing-replay off"
+        )
+    table = chosen[:, layers].astype(np.int64)
+    if table.size and not 0 <= table.min() <= table.max() < largest:
+        raise InputError(
+            f"{request.name}: vLLM sent experts {table.min()} to {table.max()} of a model that has {largest}; set "
+            "--routing-replay off"
+        )
+    compacted = torch.from_numpy(table).to(compact(largest))
+    prompt, tokens = compacted[: len(request.prompt_ids)], compacted[len(request.prompt_ids) :]
+    return Routes(prompt.clone(), torch.cat([tokens, none_chosen(1, tokens)]))
 
 
 def _require_possible(request: Request, token_ids: Sequence[int], top: Sequence[Pairs], vocabulary: int) -> None:

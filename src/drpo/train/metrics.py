@@ -118,8 +118,10 @@ AUXILIARY_METRICS: Mapping[str, str] = {
 
 ROUTING_METRICS: Mapping[str, str] = {
     "routing_replaced": "share of trained tokens for which the trainer would itself have chosen other experts, in at "
-    "least one layer; the two are there with routing_replay",
+    "least one layer; the three are there with routing_replay",
     "routing_missing": "positions of prompts and completions without a choice to replay, where the trainer's own holds",
+    "routing_conflicts": "positions of shared prompts for which a sample's experts are not those replayed, which are "
+    "an earlier sample's; counted for each such sample",
 }
 
 UPDATE_METRICS: Mapping[str, str] = {
@@ -369,9 +371,14 @@ def filter_metrics(groups: Sequence[ScoredGroup]) -> dict[str, int]:
 
 
 def routing_metrics(batches: Sequence[Batch]) -> dict[str, int]:
-    """Return `routing_missing` of a step's batches; nothing where no experts are replayed."""
-    routes = [micro.routes for batch in batches for micro in batch.micro_batches if micro.routes is not None]
-    return {"routing_missing": sum(int((~known(r)).sum()) for r in routes)} if routes else {}
+    """Return what was not replayed of a step's batches; nothing where no experts are replayed."""
+    told = [(m.routes, m.routing_conflicts) for batch in batches for m in batch.micro_batches if m.routes is not None]
+    if not told:
+        return {}
+    return {
+        "routing_missing": sum(int((~known(routes)).sum()) for routes, _ in told),
+        "routing_conflicts": sum(conflicts for _, conflicts in told),
+    }
 
 
 def value_metrics(batches: Sequence[Batch], stats: Sequence[CriticStats]) -> dict[str, float]:

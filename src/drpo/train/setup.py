@@ -322,10 +322,11 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
 
 def _engine(run: Run, model: PreTrainedModel, ranks: Ranks, servers: list[str]) -> Engine:
     """Return the rollout engine with its own weights; each server belongs to one rank."""
+    routes = run.model.routing_replay == "sampler"
     if servers:
-        return ServerEngine(servers[ranks.rank], model) if ranks.rank < len(servers) else NoEngine()
+        return ServerEngine(servers[ranks.rank], model, routes=routes) if ranks.rank < len(servers) else NoEngine()
     module, _, name = ENGINES[run.rollout.engine].partition(":")
-    reports = {"routes": True} if run.model.routing_replay == "sampler" else {}
+    reports = {"routes": True} if routes else {}
     engine: Engine = import_named(module, name, "engine")(model, precision=run.rollout.precision, **reports)
     return engine
 

@@ -97,6 +97,8 @@ class MicroBatch:
         value: [T] float32, see `Credit`; None without a critic, as is `returns`.
         returns: [T] float32, see `Credit`.
         routes: [N, L, k]; the experts to replay at each position, see `Routes`; None if no row has any.
+        routing_conflicts: choices that rows have for their shared prompt's positions, and that are not in `routes`,
+            because another row's are.
     """
 
     input_ids: Tensor
@@ -112,6 +114,7 @@ class MicroBatch:
     value: Tensor | None = None
     returns: Tensor | None = None
     routes: Tensor | None = None
+    routing_conflicts: int = 0
 
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""

@@ -106,12 +106,10 @@ class Run:
             require(whole or divisible, name, type(optimizer).__name__.lower(), rule)
 
     def _require_replay(self) -> None:
-        """Raise for a replay of experts that would change nothing, or that the engine cannot serve."""
-        replay, engine = self.model.routing_replay, self.rollout.engine
+        """Raise for a replay of experts that would change nothing."""
+        replay = self.model.routing_replay
         rule = "with updates=1 each pass is the first; set --updates 2 or more, --routing-replay sampler, or off"
         require(replay != "trainer" or self.trainer.updates > 1, "routing_replay", replay, rule)
-        rule = f"engine={engine} does not report which experts it chose; set --engine transformers"
-        require(replay != "sampler" or engine == "transformers", "routing_replay", replay, rule)
 
     def _require_overlong(self) -> None:
         """Raise for a punishment of length that cannot be measured, or that the advantage refuses."""
