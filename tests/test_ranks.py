@@ -90,6 +90,8 @@ def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone
         metrics = [m for m in read_records(tmp_path / "run" / METRICS) if m["trained_tokens"]]
         assert metrics and all(m["routing_missing"] == 0 for m in metrics)
         assert kind == "own replay" or all(m["routing_replaced"] > 0 for m in metrics)
+    attempts = [m.get("resampling_attempts", 0) for m in read_records(tmp_path / "run" / METRICS)]
+    assert any(attempts) == (kind == "resampled")
 
 
 def assert_divided(said: str, what: str) -> None:

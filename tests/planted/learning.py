@@ -20,7 +20,7 @@ REPLACEMENTS = (
     Replacement(
         "rewards of turns are taken for none",
         "drpo.types.rollout:ScoredGroup.equal_rewards",
-        lambda right: lambda group: len(set(group.rewards.tolist())) <= 1,
+        lambda right: lambda group: len({result.total for result in group.results}) <= 1,
         (f"{LEARNING}test_rewards_of_turns_are_a_signal_where_every_total_is_the_same",),
     ),
     Replacement(
