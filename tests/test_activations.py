@@ -28,7 +28,7 @@ from drpo.recipes.addition import smoke
 from drpo.train import memory
 from drpo.train.config import Run, configure
 from drpo.train.memory import StepShape, estimate_step, largest_micro_batch
-from drpo.train.optim import AdamW
+from drpo.train.optim import AdamW, AdamW8bit
 from drpo.train.setup import build
 from drpo.train.step import update_policy
 from drpo.types import Batch
@@ -39,6 +39,10 @@ from support.worlds import sampling
 
 BF16 = Precision(torch.bfloat16)
 FP8 = Precision(torch.bfloat16, "e4m3", "e4m3")
+
+
+def adamw(policy: Policy) -> torch.optim.Optimizer:
+    return AdamW(1e-6).build(list(policy.trainable().values()), policy.embeddings())
 
 
 def deep(n_layers: int, **more: object) -> PreTrainedModel:
@@ -192,28 +196,33 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return most
 
 
+ADAMW = (AdamW(1e-6), torch.float32)
 PEAKS = {
-    "fp32": (FP32, 0, "off", StepShape(40, 100, prompts=4, samples=4, micro_batch_tokens=900)),
-    "bf16": (BF16, 0, "off", StepShape(24, 60, prompts=4, samples=4)),
-    "adapters, long rows": (FP32, 4, "off", StepShape(24, 700, prompts=1, samples=2)),
-    "nf4 under adapters": (BF16, 4, "off", StepShape(24, 300, prompts=1, samples=4)),
-    "computed again": (FP32, 0, "on", StepShape(40, 300, prompts=2, samples=4)),
-    "computed again, bf16": (BF16, 0, "on", StepShape(40, 60, prompts=4, samples=8)),
+    "fp32": (FP32, 0, "off", StepShape(40, 100, prompts=4, samples=4, micro_batch_tokens=900), *ADAMW),
+    "bf16": (BF16, 0, "off", StepShape(24, 60, prompts=4, samples=4), *ADAMW),
+    "adapters, long rows": (FP32, 4, "off", StepShape(24, 700, prompts=1, samples=2), *ADAMW),
+    "nf4 under adapters": (BF16, 4, "off", StepShape(24, 300, prompts=1, samples=4), *ADAMW),
+    "computed again": (FP32, 0, "on", StepShape(40, 300, prompts=2, samples=4), *ADAMW),
+    "computed again, bf16": (BF16, 0, "on", StepShape(40, 60, prompts=4, samples=8), *ADAMW),
+    "moments in 8 bits": (FP32, 0, "on", StepShape(40, 60, prompts=4, samples=4), AdamW8bit(1e-6), torch.float32),
+    "bf16 weights": (BF16, 0, "on", StepShape(40, 60, prompts=4, samples=4), AdamW(1e-6), torch.bfloat16),
+    "all in few bits": (BF16, 0, "on", StepShape(40, 60, prompts=4, samples=4), AdamW8bit(1e-6), torch.bfloat16),
+    "bf16 base of adapters": (BF16, 4, "on", StepShape(40, 60, prompts=4, samples=4), AdamW(1e-6), torch.bfloat16),
 }
-"""Precision, rank of adapters, whether layers are computed again, and the largest step."""
+"""Precision, rank of adapters, whether layers are computed again, the largest step, optimiser, dtype of weights."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", PEAKS)
 def test_the_estimate_is_within_15_percent_of_the_peak(case: str) -> None:
-    precision, lora_rank, setting, shape = PEAKS[case]
+    precision, lora_rank, setting, shape, spec, dtype = PEAKS[case]
     model = deep(8, hidden_size=64)
     hold_base_(model, "nf4" if case.startswith("nf4") else "fp32")
-    policy = Policy(model, precision=precision, temperature=1.0, lora_rank=lora_rank)
-    need = estimate_step(policy, shape, checkpointed=setting == "on")
+    policy = Policy(model, precision=precision, temperature=1.0, lora_rank=lora_rank, master_weights=dtype)
+    optimizer = spec.build(list(policy.trainable().values()), policy.embeddings())
+    need = estimate_step(policy, optimizer, shape, checkpointed=setting == "on")
     if setting == "on":
         checkpoint_activations(policy.model)
-    optimizer = AdamW(1e-6).build(list(policy.trainable().values()), policy.embeddings())
     micro = largest_micro_batch(shape, policy)
     batch = Batch((micro, micro), credits=(), n_episodes=0, n_tokens=0, n_skipped=0)
 
@@ -251,7 +260,7 @@ def test_what_fits_by_the_quick_bound_fits_by_the_estimate() -> None:
     for make in (*FAMILIES.values(), mixture):
         policy = Policy(made(make), precision=BF16, temperature=1.0)
         for shape in (StepShape(8, 8, prompts=1, samples=2), StepShape(60, 60, prompts=2, samples=8)):
-            need = estimate_step(policy, shape, checkpointed=False)
+            need = estimate_step(policy, adamw(policy), shape, checkpointed=False)
             assert need.activations + need.head <= memory._most_activations(policy, shape)
 
 
@@ -268,8 +277,8 @@ def test_an_unknown_setting_is_one_line() -> None:
 
 def test_the_doctor_says_that_layers_are_computed_again() -> None:
     policy, shape = Policy(deep(4), precision=FP32, temperature=1.0), StepShape(10, 50, prompts=2, samples=4)
-    kept = machine.memory(policy, shape)
+    kept = machine.memory(policy, adamw(policy), shape)
     checkpoint_activations(policy.model)
-    again = machine.memory(policy, shape)
+    again = machine.memory(policy, adamw(policy), shape)
     assert "layers computed again" in again.figure and "layers computed again" not in kept.figure
     assert again.values["need_bytes"] < kept.values["need_bytes"]

@@ -73,6 +73,8 @@ MORE = (
     (2, "replay", "fsdp"),
     (2, "own replay", "none"),
     (2, "own replay", "fsdp"),
+    (2, "compact", "none"),
+    (3, "compact", "fsdp"),
 )
 
 
@@ -113,6 +115,15 @@ def test_stopped_on_two_processes_and_resumed_on(then: Sequence[int], alone: Alo
         assert sorted((folder / "checkpoints").glob("step-*"))[-1].name == "step-000007"
     train(run_of("many", "fsdp"), folder)
     assert_nearly_same_run(alone("many"), folder)
+
+
+@pytest.mark.slow
+def test_moments_in_8_bits_are_read_by_any_number_of_processes(alone: Alone, tmp_path: Path):
+    folder = tmp_path / "run"
+    launch(2, folder, "compact", "fsdp", stop=4)
+    launch(3, folder, "compact", "fsdp", stop=7)
+    train(run_of("compact", "fsdp"), folder)
+    assert_nearly_same_run(alone("compact"), folder)
 
 
 @pytest.mark.slow

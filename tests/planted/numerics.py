@@ -6,6 +6,7 @@ from planted import Replacement
 
 LOSS = "tests/test_policy_loss.py::"
 EDGES = "tests/test_edges.py::"
+COMPACT = "tests/test_compact_adamw.py::"
 
 
 def plain_product(right: Any) -> Any:
@@ -14,6 +15,17 @@ def plain_product(right: Any) -> Any:
     import torch
 
     return lambda hidden, factor: ((hidden * factor[:, None]).to(hidden.dtype), torch.ones(1))
+
+
+def squared(right: Any) -> Any:
+    """What is small beside the largest of its block becomes 0, as its square would."""
+
+    def write(parts: Any, mean: Any, square: Any) -> None:
+        right(parts, mean, square)
+        if len(parts) == 4:
+            parts[2][square < 4e-4 * square.max()] = 0  # `square` is its own root by now
+
+    return write
 
 
 REPLACEMENTS = (
@@ -82,5 +94,23 @@ REPLACEMENTS = (
         "drpo.adapters.weighing:MOST_BROKEN",
         lambda right: 1.0,
         (f"{EDGES}test_adapters_stop_at_a_thousandth_of_broken_log_probabilities",),
+    ),
+    Replacement(
+        "bf16 weights are rounded to the nearest",
+        "drpo.train.compact_adamw:round_stochastically",
+        lambda right: lambda x, generator: x.bfloat16(),
+        (f"{COMPACT}test_steps_too_small_for_bfloat16_are_taken_on_average",),
+    ),
+    Replacement(
+        "of the second moment the square is held in 8 bits",
+        "drpo.train.compact_adamw:_write",
+        squared,
+        (f"{COMPACT}test_a_small_moment_beside_a_large_one_makes_no_large_step",),
+    ),
+    Replacement(
+        "every step rounds by the same numbers",
+        "drpo.train.compact_adamw:derive",
+        lambda right: lambda *parts: 0,
+        (f"{COMPACT}test_rounding_depends_on_seed_place_and_step_alone",),
     ),
 )

@@ -17,7 +17,7 @@ from drpo.train import memory
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
-from drpo.train.optim import AdamW
+from drpo.train.optim import AdamW, AdamW8bit
 from drpo.train.setup import Components, build
 from support.architectures import mixture
 from support.environments import Chat
@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": AdamW(2e-4),
     },
     "tied": {"model": "tiny", "optimizer": AdamW(2e-4)},  # its head is its embedding
+    "compact": {"prompts": 6, "updates": 2, "optimizer": AdamW8bit(2e-4)},
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "optimizer": AdamW(2e-4)},
     "terms": {
         "prompts": 3,

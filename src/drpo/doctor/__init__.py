@@ -70,7 +70,7 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
     yield machine.region(run.objective.loss, first.values["prob_diff_p99"])
     longest = max(len(c.sequence.prompt_ids) for c in batch.completions)
     shape = StepShape.of(run, longest)
-    yield machine.memory(policy, shape, None if components.critic is None else components.critic.critic)
+    yield machine.memory(policy, components.optimizer, shape, components.critic)
     if components.reward is turns_say_all:  # there is no answer to score
         return
     yield from scoring.reward(components.reward, problems[: size.answers], run.rewards.pool)

@@ -10,9 +10,11 @@ from torch import Tensor
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.probe_batch import at_temperature, chosen_logp, micro_batches, plain_logits, trainer_logp
 from drpo.model.activations import is_checkpointed
-from drpo.model.critic import Critic
+from drpo.model.master_weights import in_float32
 from drpo.model.policy import Policy
 from drpo.objectives import DRPO, Objective, caution, radii
+from drpo.train.compact_adamw import CompactAdamW
+from drpo.train.critic import CriticTrainer
 from drpo.train.memory import SHARE, StepShape, estimate_step, free_bytes
 from drpo.types import Episode
 
@@ -30,7 +32,7 @@ def paths(policy: Policy, completions: Sequence[Episode], with_gradient: bool) -
     """
     dtype, policy.dtype = policy.dtype, torch.float32
     try:
-        with at_temperature(policy, 0.8):
+        with at_temperature(policy, 0.8), in_float32(policy.model):
             with torch.no_grad():
                 ours = torch.cat(trainer_logp(policy, completions))
                 plain = torch.cat([_plain_logp(policy, c, z) for c, z in _rows(policy, completions)])
@@ -107,17 +109,22 @@ def region(objective: Objective, prob_diff_p99: float) -> Finding:
     )
 
 
-def memory(policy: Policy, shape: StepShape, critic: Critic | None = None) -> Finding:
+def memory(
+    policy: Policy, optimizer: torch.optim.Optimizer, shape: StepShape, critic: CriticTrainer | None = None
+) -> Finding:
     """Estimate the memory that the largest step needs beyond the memory in use, without running it.
 
     Args:
         policy: the model in training, before its first step.
+        optimizer: of its trainable parameters.
         shape: of the step.
-        critic: the critic, before its first step, or None.
+        critic: the critic with its optimiser, before its first step, or None.
     """
-    need, free = estimate_step(policy, shape, critic), free_bytes(policy.device)
+    need, free = estimate_step(policy, optimizer, shape, critic), free_bytes(policy.device)
     again = is_checkpointed(policy.model)
     advice = "lower --micro-batch-tokens or --prompts, train adapters (--lora-rank 16) or another model"
+    if need.optimiser > need.total / 4 and not isinstance(optimizer, CompactAdamW):
+        advice = f"set --optimizer 'adamw8bit(...)', {advice}"
     verdict, advice = judge(
         need.total <= SHARE * free, advice if again else f"set --checkpoint-activations on, {advice}"
     )

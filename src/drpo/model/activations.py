@@ -125,18 +125,23 @@ class _Count:
     further_outputs: tuple[None, ...] | None = None  # of a layer, beside the hidden states; None: it returns no tuple
 
     def know(self, tensors: Iterable[Tensor]) -> None:
-        self.known |= {t.untyped_storage().data_ptr() for t in tensors if not isinstance(t, DTensor)}
+        self.known |= {_storage(t) for t in tensors if not isinstance(t, DTensor)}
 
     def note(self, layer: int | None, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.known.add(storage.data_ptr())
+        if _storage(tensor) not in self.known:
+            self.known.add(_storage(tensor))
             if layer is None:
                 self.rest += storage.nbytes()
             else:
                 self.of_layer[layer] += storage.nbytes()
                 self.largest = max(self.largest, storage.nbytes())
         return tensor.detach()  # a node that holds its own output would never be freed
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what is the same for tensors that share memory, those without memory (docs/what_fits.py) included."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def count_activations(model: Policy | Critic, micro: MicroBatch, sample: MicroBatch) -> ActivationBytes:

@@ -1,4 +1,4 @@
-"""The model in training: float32 master weights, computation in a chosen precision, log-probabilities by the head."""
+"""The model in training: master weights, computation in a chosen precision, log-probabilities by the head."""
 
 import copy
 from collections import Counter
@@ -17,6 +17,7 @@ from drpo.lazily import lazily
 from drpo.model.decoder import decoder_of, freeze_unread, outside
 from drpo.model.head import measure_head
 from drpo.model.loading import named_tensors, persistent_buffers
+from drpo.model.master_weights import computing_in_float32, hold_in_bfloat16, widen_embeddings
 from drpo.model.nf4 import NF4Linear, held_layers
 from drpo.model.packed_attention import (
     enable_packed_attention,
@@ -44,11 +45,13 @@ class Policy:
     Args:
         model: in float32, with LoRA also with weights held in NF4; trained in place (with LoRA, adapters are added and
             the rest is frozen).
-        precision: the precision of matrix products and activations; weights, gradients and optimiser stay float32.
+        precision: the precision of matrix products and activations.
         temperature: the sampling temperature.
         lora_rank: 0 trains every parameter; r > 0 trains rank-r adapters of all linear layers but the head.
         seed: the seed of the adapters' initial values.
         replays: a mixture whose micro-batches say which experts to use (`MicroBatch.routes`).
+        master_weights: dtype of the matrices that are held: float32 or, where the precision is bfloat16, bfloat16. With
+            LoRA those of the frozen model alone.
 
     Attributes:
         shares_prompts: True where a group's prompt runs once; False for models without packed attention, which run each
@@ -59,7 +62,8 @@ class Policy:
 
     Raises:
         InputError: the model's logits are not those of a `drpo.ops.Head`; or the precision has a grid, and the model
-            has no linear layers, or has experts that LoRA would adapt; or the choice of experts cannot be replayed.
+            has no linear layers, or has experts that LoRA would adapt; or the choice of experts cannot be replayed; or
+            the model cannot hold bfloat16 weights.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Policy:
         lora_rank: int = 0,
         seed: int = 0,
         replays: bool = False,
+        master_weights: torch.dtype = torch.float32,
     ) -> None:
         if lora_rank and precision.weights is not None and any(stacked_experts(model)):
             raise InputError(
@@ -83,18 +88,47 @@ class Policy:
         self.limit = sequence_limit(model)
         self.temperature = temperature
         self.max_positions: int | None = None
-        self._head_shape = measure_head(model)
-        self._own_attention = model.config._attn_implementation
-        self.shares_prompts = enable_packed_attention(model)
-        if not self.shares_prompts:
-            require_unseen_padding(model)
-        freeze_unread(model)
-        fake_quantize_(model, precision)  # after the checks above, which compare roundings; before adapters wrap it
-        self.replay = RoutingReplay(model) if replays else None
-        if lora_rank:
-            _add_lora(model, lora_rank, seed)
-        if self.replay is not None:
-            self.replay.check(model)
+        if master_weights == torch.bfloat16:
+            self._require_bfloat16_products()
+            hold_in_bfloat16(model)
+        with computing_in_float32(model):  # the checks compare roundings
+            self._head_shape = measure_head(model)
+            self._own_attention = model.config._attn_implementation
+            self.shares_prompts = enable_packed_attention(model)
+            if not self.shares_prompts:
+                require_unseen_padding(model)
+            freeze_unread(model)
+            fake_quantize_(model, precision)  # after the checks above; before adapters wrap it
+            self.replay = RoutingReplay(model) if replays else None
+            if lora_rank:
+                _add_lora(model, lora_rank, seed)
+            if self.replay is not None:
+                self.replay.check(model)
+        if master_weights == torch.bfloat16:
+            widen_embeddings(model)
+            self._require_two_kinds()
+
+    def _require_bfloat16_products(self) -> None:
+        """Raise for weights in bfloat16 with products in another dtype."""
+        if self.precision != Precision(torch.bfloat16):
+            raise InputError(
+                "master_weights=bf16: the trainer's products are not in bf16, which precision auto selects where the "
+                "hardware has it; set --precision bf16, or --master-weights fp32"
+            )
+
+    def _require_two_kinds(self) -> None:
+        """Raise for a model that does not run with matrices in bfloat16 and the rest in float32."""
+        ids = torch.arange(4, device=self.device)
+        run = packed if self.shares_prompts else padded
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, self.dtype):
+                run(self.model, ids, Layout((4,), (-1,)))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"master_weights=bf16: {type(self.model).__name__} does not run with weights of two kinds ({reason}); "
+                "set --master-weights fp32"
+            ) from None
 
     @property
     def head(self) -> Head:
@@ -196,7 +230,7 @@ class Policy:
         return self.trainable() | persistent_buffers(self.model)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the float32 parameters and the persistent buffers by the plain model's names, for an engine or a file.
+        """Return the parameters and the persistent buffers by the plain model's names, for an engine or a file.
 
         With LoRA a weight, base plus adapter, is computed when it is read, in new memory; the base never changes, so
         nothing drifts.
@@ -226,7 +260,7 @@ class Policy:
     def logits(self, input_ids: Tensor) -> Tensor:
         """Return the logits [N, V] of one text [N] on the CPU, computed as in training but in float32, unrounded."""
         run = packed if self.shares_prompts else padded
-        with unrounded():
+        with unrounded(), computing_in_float32(self.model):
             hidden = run(self.model, input_ids.to(self.device), Layout((len(input_ids),), (-1,)))
         return self.head.logits(hidden).cpu()
 
@@ -306,6 +340,9 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, model)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name and parameter.dtype == torch.bfloat16:  # PEFT gives them the frozen weight's
+                parameter.data = parameter.data.float()
         model.eval()
         with torch.no_grad():
             decoder_of(model)(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)

@@ -14,6 +14,7 @@ FIELDS: Mapping[str, str] = {
     "lora_rank": "model.lora_rank",
     "base_precision": "model.base_precision",
     "precision": "model.precision",
+    "master_weights": "model.master_weights",
     "routing_replay": "model.routing_replay",
     "device": "model.device",
     "chat_template": "model.chat_template",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch.distributed.tensor import DTensor
 
 from drpo.batch import pack
 from drpo.errors import is_out_of_memory
@@ -18,7 +17,10 @@ from drpo.model.nf4 import held_layers
 from drpo.model.policy import Policy
 from drpo.ops.chunk_logits import CHUNK_BYTES
 from drpo.ranks import Ranks
+from drpo.train.compact_adamw import local_bytes
 from drpo.train.config import Run
+from drpo.train.critic import CriticTrainer
+from drpo.train.optim import state_bytes
 from drpo.types import Generation, MicroBatch, TokenSequence
 
 log = logging.getLogger("drpo")
@@ -110,14 +112,20 @@ class StepMemory:
 
 
 def estimate_step(
-    policy: Policy, shape: StepShape, critic: Critic | None = None, *, checkpointed: bool | None = None
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    shape: StepShape,
+    critic: CriticTrainer | None = None,
+    *,
+    checkpointed: bool | None = None,
 ) -> StepMemory:
     """Return what the largest step needs; runs two layers of the policy on its largest micro-batch, forward.
 
     Args:
         policy: the model in training, before its first step.
+        optimizer: of its trainable parameters.
         shape: of the step.
-        critic: the critic, or None. It runs after the policy, and keeps no more than the policy.
+        critic: the critic with its optimiser, or None. It runs after the policy, and keeps no more than the policy.
         checkpointed: whether layers keep their inputs alone; None is as the policy is.
     """
     micro = largest_micro_batch(shape, policy)
@@ -128,11 +136,11 @@ def estimate_step(
         positions=len(micro.input_ids),
         gathered=policy.gathered_bytes,
         dense=max((layer.dense_bytes(policy.dtype) for _, layer in held_layers(policy.model)), default=0),
-        optimiser=_optimiser_bytes(policy),
-        critic=0 if critic is None else _optimiser_bytes(critic),
+        optimiser=_optimiser_bytes(policy, optimizer),
+        critic=0 if critic is None else _optimiser_bytes(critic.critic, critic.optimizer),
         activations=activations.peak(again),
         head=_head_bytes(policy, micro, activations.gradients),
-        cache=shape.rows * shape.row_tokens * _cache_bytes(policy),
+        cache=shape.rows * shape.row_tokens * cache_bytes(policy),
     )
 
 
@@ -153,21 +161,24 @@ def largest_micro_batch(shape: StepShape, model: Policy | Critic) -> MicroBatch:
     return micro.to(model.device)
 
 
-def fits_with_all_activations(policy: Policy, critic: Critic | None, shape: StepShape, ranks: Ranks) -> bool:
+def fits_with_all_activations(
+    policy: Policy, optimizer: torch.optim.Optimizer, critic: CriticTrainer | None, shape: StepShape, ranks: Ranks
+) -> bool:
     """Return whether the largest step fits into the free memory of every rank if nothing is computed again; log it.
 
     Args:
-        policy, critic: in training, before their first step.
+        policy, optimizer, critic: in training, before their first step.
         shape: of the largest step.
         ranks: the processes that train together; all return the same.
     """
     if not decoder_layers(policy.model):
         return True  # nothing can be computed again
-    most = _optimiser_bytes(policy) + (0 if critic is None else _optimiser_bytes(critic))
+    most = _optimiser_bytes(policy, optimizer)
+    most += 0 if critic is None else _optimiser_bytes(critic.critic, critic.optimizer)
     most += policy.gathered_bytes + _most_activations(policy, shape)
     if not ranks.all_reduce_max(most > SHARE * free_bytes(policy.device)):
         return True
-    excess = [text for text in ranks.gather([_excess(policy, critic, shape)]) if text]
+    excess = [text for text in ranks.gather([_excess(policy, optimizer, critic, shape)]) if text]
     if excess:
         log.info("checkpoint_activations=on, since %s; updates take up to a third longer", excess[0])
     else:
@@ -175,11 +186,11 @@ def fits_with_all_activations(policy: Policy, critic: Critic | None, shape: Step
     return not excess
 
 
-def _excess(policy: Policy, critic: Critic | None, shape: StepShape) -> str:
+def _excess(policy: Policy, optimizer: torch.optim.Optimizer, critic: CriticTrainer | None, shape: StepShape) -> str:
     """Return by what the largest step exceeds the free memory if all activations are kept; empty if it fits."""
     free = free_bytes(policy.device)
     try:
-        need = estimate_step(policy, shape, critic, checkpointed=False)
+        need = estimate_step(policy, optimizer, shape, critic, checkpointed=False)
     except Exception as error:
         if policy.equal_passes or not is_out_of_memory(error):  # the other ranks wait in the pass
             raise
@@ -196,14 +207,13 @@ def _most_activations(policy: Policy, shape: StepShape) -> int:
     widths = sum(sum(p.shape[-2:]) * p.shape[:-2].numel() for x in layers for p in x.parameters() if p.ndim > 1)
     heads = getattr(policy.model.config.get_text_config(), "num_attention_heads", 0)
     positions = max(shape.row_tokens, min(shape.micro_batch_tokens, shape.rows * shape.row_tokens))
-    copies = 2 * sum(p.nbytes for p in policy.model.parameters())
+    copies = 8 * sum(p.numel() for p in policy.model.parameters())
     return int(4 * 4 * positions * (widths + len(layers) * heads * shape.row_tokens) + copies)
 
 
-def _optimiser_bytes(model: Policy | Critic) -> int:
-    """Return this rank's bytes of the gradient and AdamW's two moments."""
-    own = (p.to_local() if isinstance(p, DTensor) else p for p in model.trainable().values())
-    return sum(3 * p.nbytes for p in own)
+def _optimiser_bytes(model: Policy | Critic, optimizer: torch.optim.Optimizer) -> int:
+    """Return this rank's bytes of the gradient and the optimiser's moments."""
+    return sum(map(local_bytes, model.trainable().values())) + state_bytes(optimizer)
 
 
 def _head_bytes(policy: Policy, micro: MicroBatch, later: int) -> int:
@@ -212,10 +222,12 @@ def _head_bytes(policy: Policy, micro: MicroBatch, later: int) -> int:
     vocab_size, width = weight.shape
     tokens = len(micro.input_ids)
     chunk = min(CHUNK_BYTES.get(policy.device.type, 2**30), 4 * tokens * vocab_size)
-    return int(max(0, chunk - later) + 8 * tokens * width + (4 * vocab_size * width if weight.requires_grad else 0))
+    rounded = 0 if weight.dtype == policy.dtype else policy.dtype.itemsize  # a copy in the dtype of the product
+    held = rounded + (4 if weight.requires_grad else 0)
+    return int(max(0, chunk - later) + 8 * tokens * width + held * vocab_size * width)
 
 
-def _cache_bytes(policy: Policy) -> int:
+def cache_bytes(policy: Policy) -> int:
     """Return the bytes of one token's keys and values in the sampler."""
     config = policy.model.config.get_text_config()
     queries = getattr(config, "num_attention_heads", 0)  # a recurrent model may have none

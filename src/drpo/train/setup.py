@@ -19,10 +19,11 @@ from drpo.model import loading
 from drpo.model.activations import checkpoint_activations
 from drpo.model.critic import Critic
 from drpo.model.device import choose_device
+from drpo.model.master_weights import hold_in_bfloat16
 from drpo.model.names import TINY
 from drpo.model.nf4 import hold_base_
 from drpo.model.policy import Policy
-from drpo.model.precision import resolve_precision
+from drpo.model.precision import DTYPES, resolve_precision
 from drpo.model.saving import require_savable
 from drpo.model.sharding import ShardedCritic, ShardedPolicy
 from drpo.objectives import vanishes_at_zero_advantage
@@ -42,6 +43,7 @@ from drpo.rollout import (
 )
 from drpo.rollout.template_settings import set_template
 from drpo.rollout.turn_ends import eos_ids, stop_ids
+from drpo.seeds import derive
 from drpo.spec import import_named
 from drpo.tasks import Known, Records, Task, sample_unseen
 from drpo.train.auxiliary import AuxiliaryLosses
@@ -117,6 +119,8 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     model, tokenizer = load_model(run)
     require_savable(model, tokenizer)
     hold_base_(model, run.model.base_precision)
+    if run.model.master_weights == "bf16":
+        hold_in_bfloat16(model)  # before the device has to hold it, and the engine copies it
     model.to(device)
     servers = run.rollout.engine.split(",") if run.rollout.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
@@ -187,7 +191,9 @@ def _set_checkpointing(run: Run, components: Components) -> None:
     policy, critic = components.policy, None if components.critic is None else components.critic.critic
     setting = run.trainer.checkpoint_activations
     if setting == "auto":
-        fits = fits_with_all_activations(policy, critic, _largest_step(run, components), components.ranks)
+        fits = fits_with_all_activations(
+            policy, components.optimizer, components.critic, _largest_step(run, components), components.ranks
+        )
         setting = "off" if fits else "on"
     if setting == "on":
         for model in (policy, critic):
@@ -237,7 +243,7 @@ def _around(
     reference = _reference(run, model)
     auxiliary = _auxiliary(run, reference)
     policy = _policy(run, model, ranks)
-    optimizer = run.optimizer.policy.build(list(policy.trainable().values()), policy.embeddings())
+    optimizer = _optimizer(run, policy)
     batch_config = BatchConfig(
         updates=run.trainer.updates,
         reduction=run.objective.reduction,
@@ -282,10 +288,19 @@ def _ruled(overlong: Overlong, limit: int, groups: Sequence[ScoredGroup]) -> lis
     return overlong(groups, limit)
 
 
+def _optimizer(run: Run, policy: Policy) -> torch.optim.Optimizer:
+    """Return the policy's optimiser, with the seed of its rounding where it rounds."""
+    parameters = list(policy.trainable().values())
+    rounds = any(p.dtype == torch.bfloat16 for p in parameters)
+    seed = {"seed": derive("rounding", run.seed)} if rounds else {}
+    return run.optimizer.policy.build(parameters, policy.embeddings(), **seed)
+
+
 def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
     """Return the policy: whole on every rank, or sharded."""
     divided = partial(ShardedPolicy, ranks=ranks, device=model.device)
-    make = divided if _divides(run, ranks) else Policy
+    whole = partial(Policy, master_weights=DTYPES[run.model.master_weights])
+    make = divided if _divides(run, ranks) else whole
     return make(
         model,
         precision=resolve_precision(run.model.precision, model.device),
@@ -358,10 +373,13 @@ def _reference(run: Run, model: PreTrainedModel) -> Policy | None:
         return None
     frozen, _ = loading.load(run.model.name)
     hold_base_(frozen, run.model.base_precision)
+    if run.model.master_weights == "bf16":
+        hold_in_bfloat16(frozen)
     return Policy(
         frozen.to(model.device).requires_grad_(False),
         precision=resolve_precision(run.model.precision, model.device),
         temperature=run.rollout.sampling.temperature,
+        master_weights=DTYPES[run.model.master_weights],
     )
 
 

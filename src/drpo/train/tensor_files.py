@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, empty
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from drpo.errors import InputError
@@ -117,6 +117,18 @@ class _TensorFiles:
         tensor: Tensor = next(file for file in self._files if name in file.keys()).get_tensor(name)  # noqa: SIM118
         return tensor
 
+    def like(self, name: str, parameter: Tensor) -> Tensor:
+        """Return an empty tensor of a stored one's dtype and shape, divided over the ranks as a parameter's rows."""
+        if parameter.dim() == 0:
+            return self.whole(name).to(parameter.device)
+        file = next(file for file in self._files if name in file.keys())  # noqa: SIM118
+        some = file.get_slice(name)[:0]
+        shape = (len(parameter), *some.shape[1:])
+        if not isinstance(parameter, DTensor):
+            return torch.empty(shape, dtype=some.dtype, device=parameter.device)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return empty(shape, dtype=some.dtype, device_mesh=mesh, placements=placements)
+
     def copy(self, name: str, into: Tensor) -> None:
         """Copy a tensor's rows, or this rank's shard of them, into `into`."""
         local, first = _rows(into)
@@ -145,6 +157,6 @@ def _load_moments(optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tens
         if kind == "step":
             value = moments.whole(key).to(parameter.device)
         else:
-            value = torch.empty_like(parameter, requires_grad=False)
+            value = moments.like(key, parameter)
             moments.copy(key, value)
         optimizer.state[parameter][kind] = value

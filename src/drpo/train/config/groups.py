@@ -51,7 +51,10 @@ class ModelConfig:
         base_precision: of the frozen weights beside adapters: fp32; or nf4 (QLoRA), 4.5 bits a weight of the decoder's
             linear layers. The trained model is saved whole either way, with the weights as held and the adapters added.
         precision: of the trainer's compute: auto (bf16 where the processor has it), bf16, fp32, or fp8, fp8_weights,
-            int8 with straight-through gradients; weights stay fp32.
+            int8 with straight-through gradients.
+        master_weights: what the trainer holds and updates: fp32; or bf16, two bytes a weight instead of four, its
+            gradient too, rounded stochastically so that small steps count on average. With lora_rank the frozen model
+            alone is bf16. Norms and biases stay fp32, and so does the saved model.
         routing_replay: of a mixture of experts, whose choice of experts the updates use: off, each pass its own;
             sampler, what the sampler chose for each token; trainer, what the trainer itself chose before the first of
             a rollout's updates. Weights of the chosen experts, and gradients, are the trainer's own either way.
@@ -67,6 +70,7 @@ class ModelConfig:
     lora_rank: int = 0
     base_precision: str = "fp32"
     precision: str = "auto"
+    master_weights: str = "fp32"
     routing_replay: str = "off"
     device: str = "auto"
     chat_template: str = ""
@@ -77,6 +81,10 @@ class ModelConfig:
         at_most(MOST_RANK, lora_rank=self.lora_rank)
         one_of(PRECISIONS, precision=self.precision)
         self._require_held_base()
+        one_of(("fp32", "bf16"), master_weights=self.master_weights)
+        fits = self.master_weights == "fp32" or self.precision in ("auto", "bf16")
+        rule = f"products of bf16 weights are bf16, not {self.precision}; set --precision bf16 or --master-weights fp32"
+        require(fits, "master_weights", self.master_weights, rule)
         one_of(("off", "sampler", "trainer"), routing_replay=self.routing_replay)
         one_of(DEVICES, device=self.device)
         rule = "small gradients round to 0 in it; set --precision bf16 or fp32 (--rollout-precision fp16 is possible)"
@@ -266,8 +274,8 @@ class OptimizerConfig:
     """How weights take their steps.
 
     Args:
-        policy: adamw(1e-6, betas=(0.9, 0.999), weight_decay=0.01), muon(1e-6), or your own module:name(...); the
-            first argument is the peak learning rate.
+        policy: adamw(1e-6, betas=(0.9, 0.999), weight_decay=0.01), adamw8bit(1e-6) with moments in a quarter of the
+            memory, muon(1e-6), or your own module:name(...); the first argument is the peak learning rate.
         schedule: of the learning rate: constant, linear, cosine, each with warmup=STEPS.
         max_grad_norm: gradients, a critic's too, are scaled down to this L2 norm, > 0; inf is off.
         critic: of the critic, as `optimizer`; its learning rate is constant.

@@ -104,6 +104,19 @@ class Run:
         for name, optimizer in (("optimizer", self.optimizer.policy), ("critic_optimizer", self.optimizer.critic)):
             divisible = not getattr(optimizer, "whole_matrices", False)
             require(whole or divisible, name, type(optimizer).__name__.lower(), rule)
+        self._require_rounding()
+
+    def _require_rounding(self) -> None:
+        """Raise for bfloat16 weights that cannot be divided, or whose optimiser would lose small steps."""
+        if self.model.master_weights == "fp32":
+            return
+        whole, rule = self.trainer.shard == "none", "weights of two kinds are not divided; set --shard none"
+        require(whole, "master_weights", self.model.master_weights, rule)
+        optimizer: object = self.optimizer.policy
+        rounds = getattr(optimizer, "rounds_stochastically", isinstance(optimizer, Unimported))
+        rounds = rounds or self.model.lora_rank > 0  # adapters are float32
+        rule = "it would lose small steps of bf16 weights; use adamw or adamw8bit, or set --master-weights fp32"
+        require(rounds, "optimizer", type(optimizer).__name__.lower(), rule)
 
     def _require_replay(self) -> None:
         """Raise for a replay of experts that would change nothing."""
