@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from drpo.cli.commands.train import ResumeOptions, TrainOptions
+from drpo.cli.commands.train import DataOptions, ResumeOptions
 from drpo.cli.options import flag, flags
 from drpo.cli.template_options import PREFIX
 from drpo.spec import runs_code
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "coming_from.md"
 NAMES = ROOT / "tests" / "option_names"
 FRAMEWORKS = {"TRL": "trl", "verl": "verl", "OpenRLHF": "openrlhf", "prime-rl": "prime_rl", "Unsloth": "unsloth"}
 OURS = {flag(name): name for name in FIELDS if name != "template"}
-BESIDES = {*flags(TrainOptions), *flags(ResumeOptions), "--resume", "--from"}
+BESIDES = {*flags(DataOptions), *flags(ResumeOptions), "--resume", "--from"}
 SWITCHES = {"--drop-long-prompts", "--overlap", "--whiten"}
 
 
