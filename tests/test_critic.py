@@ -33,7 +33,8 @@ from drpo.train import stored
 from drpo.train.config import Run, configure, from_json, learning_rate, to_json
 from drpo.train.critic import PREFIX, CriticTrainer
 from drpo.train.loop import train
-from drpo.train.metrics import VALUE_METRICS, value_metrics
+from drpo.train.metric_tables import VALUE_METRICS
+from drpo.train.metrics import value_metrics
 from drpo.train.optim import AdamW
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.rollout_record import trained_rows

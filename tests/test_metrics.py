@@ -43,15 +43,8 @@ from drpo.rollout import ScriptedEngine
 from drpo.spec import parse_spec
 from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, summed_up, wilson
 from drpo.train.log import rollout_records
-from drpo.train.metrics import (
-    REGION_METRICS,
-    ROLLOUT_METRICS,
-    TOKEN_METRICS,
-    UPDATE_METRICS,
-    rollout_metrics,
-    step_metrics,
-    token_metrics,
-)
+from drpo.train.metric_tables import REGION_METRICS, ROLLOUT_METRICS, TOKEN_METRICS, UPDATE_METRICS
+from drpo.train.metrics import rollout_metrics, step_metrics, token_metrics
 from drpo.types import (
     Failure,
     Problem,

@@ -37,9 +37,9 @@ from drpo.report.token_statistics import Rollouts, of_one_step, read_rollouts
 from drpo.report.vocabulary import Piece, find_tokenizer, pieces
 from drpo.rewards import exact_number
 from drpo.spec import format_spec
-from drpo.train import metrics as metrics_of
 from drpo.train.config import configure
 from drpo.train.loop import train
+from drpo.train.metric_tables import KINDS
 from drpo.train.optim import AdamW
 from drpo.train.records import METRICS, read_records
 from support.environments import TEMPLATE, Chat, talkative
@@ -406,7 +406,7 @@ def test_a_critic_has_curves_of_its_own():
 def test_every_curve_is_the_records_and_has_a_gap_where_these_have_no_number():
     broken = [1.5, None, math.nan, math.inf, -math.inf, 0.5]
     keys = [key for panel in PANELS for key in panel.lines]
-    assert set(keys) <= {key for name, table in vars(metrics_of).items() if name.endswith("_METRICS") for key in table}
+    assert set(keys) <= {key for table in KINDS.values() for key in table}
     metrics = [
         {"step": s, **{key: y + i for i, key in enumerate(keys) if y is not None}} for s, y in enumerate(broken, 1)
     ]

@@ -14,7 +14,8 @@ import yaml
 
 from drpo import objectives
 from drpo.spec import parse_spec
-from drpo.train import metrics
+from drpo.train import metric_tables
+from drpo.train.run_warnings import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -80,23 +81,25 @@ def home(module: str, name: str) -> set[str]:
 
 
 METRICS_PAGE = load(DOCS / "metrics_page.py")
+KNOWN = {name for table in metric_tables.KINDS.values() for name in table}
 
 
 def test_the_page_of_metrics_is_what_the_source_says():
     assert METRICS_PAGE.PAGE.read_text() == METRICS_PAGE.page(), "python docs/metrics_page.py"
-    tables = {name for name in vars(metrics) if name.endswith("_METRICS")}
-    assert {id(figures) for *_, figures in METRICS_PAGE.PARTS} == {id(getattr(metrics, name)) for name in tables}
+    assert METRICS_PAGE.WARNINGS.read_text() == METRICS_PAGE.warnings_page(), "python docs/metrics_page.py"
+    tables = {id(table) for name, table in vars(metric_tables).items() if name.endswith("_METRICS")}
+    assert {id(table) for table in metric_tables.KINDS.values()} == tables
+    assert {name for rule in RULES for name in rule.reads} <= KNOWN
 
 
 def test_the_symptoms_name_metrics_that_there_are():
-    known = {name for *_, figures in METRICS_PAGE.PARTS for name in figures}
     named = set()
     for path in (DOCS / "objectives").glob("*.md"):
         symptoms = path.read_text().partition("## Symptoms")[2]
         named |= {
             n for cell in re.findall(r"^\| ([^|]*)\|", symptoms, flags=re.M) for n in re.findall(r"`(\w+)`", cell)
         }
-    assert len(named) > 5 and named <= known | set(objectives.REGISTRY.entries), named - known
+    assert len(named) > 5 and named <= KNOWN | set(objectives.REGISTRY.entries), named - KNOWN
 
 
 def test_every_objective_has_a_page_with_its_figure():

@@ -28,12 +28,13 @@ ANSWERED_AT_ONCE = [
     *(["train", "nowhere.py"], ["train", "--data", "nowhere.jsonl"], ["init", "nowhere.jsonl"], ["init", "--help"]),
     *(["train", "demo", "--stepz", "3"], ["train", "--resume", "nowhere"], ["eval", "./nowhere"], ["watch", "nowhere"]),
     *([c, "--help"] for c in ("watch", "export", "verify", "report", "doctor", "serve", "compare")),
-    *([c, "--help"] for c in ("weights", "replay", "env")),
+    *([c, "--help"] for c in ("weights", "replay", "env", "explain")),
     *(
         ["train", "--from", "--help"],
         ["train", "--from", "nowhere"],
         ["train", "--resume", "nowhere", "--task", "gsm8k"],
     ),
+    *(["explain"], ["explain", "k3"], ["explain", "entropy_colapse"]),
 ]
 
 

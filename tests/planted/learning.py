@@ -2,7 +2,7 @@
 
 from planted import Replacement
 
-LEARNING, METRICS = "tests/test_learning.py::", "tests/test_metrics.py::"
+LEARNING, METRICS, WARNINGS = "tests/test_learning.py::", "tests/test_metrics.py::", "tests/test_warnings.py::"
 
 REPLACEMENTS = (
     Replacement(
@@ -64,5 +64,23 @@ REPLACEMENTS = (
         "drpo.objectives.terms:reference_kl",
         lambda right: lambda logp, reference, behavior, estimator="k2": 2 * right(logp, reference, behavior, estimator),
         ("tests/test_terms.py::test_the_kl_is_of_tokens_in_their_contexts_and_not_of_texts",),
+    ),
+    Replacement(
+        "low entropy alone is called a collapse",
+        "drpo.train.warning_rules:Gain.unpaid",
+        lambda right: lambda gain: True,
+        (f"{WARNINGS}test_sound_runs_raise_none",),
+    ),
+    Replacement(
+        "a warning is said at every step",
+        "drpo.train.warned:_is_due",
+        lambda right: lambda warning: True,
+        (f"{WARNINGS}test_one_is_said_when_it_begins_and_when_it_has_lasted_twice_as_long",),
+    ),
+    Replacement(
+        "a whole step is taken for its first update",
+        "drpo.train.warned:kept",
+        lambda right: lambda record: {name: value for name, value in right(record).items() if name != "updates"},
+        (f"{WARNINGS}test_a_planted_failure_is_named_and_nothing_else",),
     ),
 )

@@ -87,6 +87,10 @@ COMMANDS: Mapping[str, Command] = {
         "drpo.cli.commands.replay",
         {"replay RUN [--objectives ...]": "show what other objectives would have done with a run's batch"},
     ),
+    "explain": Command(
+        "drpo.cli.commands.explain",
+        {"explain [NAME]": "what a metric or a warning means, what is normal, and what to do"},
+    ),
     "env": Command("drpo.cli.commands.env", {"env": "print versions, hardware and settings, for a bug report"}),
 }
 

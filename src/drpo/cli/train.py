@@ -25,7 +25,7 @@ from drpo.live.console import RunConsole
 from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, is_elastic, process_group, select_device
 from drpo.report.run_page import write_report
-from drpo.report.words import mean_score, measure, no_gradient, paired_change
+from drpo.report.words import mean_score, measure, no_gradient, paired_change, warnings_in_words
 from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.callbacks import CallbackList
@@ -258,6 +258,8 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report
         kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary["reward_failures"].items() if n)
         table.add_row("reward failed", f"{summary['reward_failed']:,}", f"completions: {kinds}")
     console.print(table)
+    if summary["warnings"]:
+        console.print(f"warnings     {warnings_in_words(summary['warnings'])}", soft_wrap=True)
     if report is not None:
         console.print(f"report       {report}", soft_wrap=True)
     if summary["finished"]:

@@ -28,6 +28,7 @@ from drpo.train.records import (
     require_types,
     run_fields,
 )
+from drpo.train.warned import WarningLog, summed_up
 
 _LAST_BYTES = 2**16
 _MOST_BYTES = 2**24
@@ -109,13 +110,14 @@ class View:
     Args:
         folder: of the run.
         config: what config.json says; None before the run has begun.
-        metrics: of every step, without those of its single updates.
+        metrics: of every step, without those of its single updates, but for step 1's first.
         timing: of every step and of what lies between steps.
         evaluations: so far.
         sample: the last completion in rollouts.jsonl.
         summary: of a run that has ended; None while it goes on, also after a resume.
         silent_s: seconds since anything was written.
         chapters: a line for each place where its settings were changed.
+        warnings: raised so far, as summary.json has them.
     """
 
     folder: Path
@@ -127,6 +129,7 @@ class View:
     summary: Record | None
     silent_s: float
     chapters: Sequence[str] = ()
+    warnings: Sequence[Record] = ()
 
     @property
     def step(self) -> int:
@@ -175,6 +178,20 @@ class View:
         return "ended early" if signal is None else f"stopped by signal {one_line(signal)}"
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """How much of the records the warnings have been asked about.
+
+    Args:
+        of: the list of metrics that they are of.
+        metrics, evaluations: numbers of records.
+    """
+
+    of: Sequence[Record] = ()
+    metrics: int = 0
+    evaluations: int = 0
+
+
 class Follower:
     """Looks at a run's folder again and again.
 
@@ -184,9 +201,10 @@ class Follower:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._metrics = Lines(folder / METRICS, lambda r: {k: v for k, v in r.items() if k != "updates"})
+        self._metrics = Lines(folder / METRICS, _without_updates)
         self._timing = Lines(folder / TIMING)
         self._evaluations = Lines(folder / EVALUATIONS)
+        self._warnings, self._taken = WarningLog(), _Taken()
 
     def look(self) -> View:
         """Return the run as it is now.
@@ -206,7 +224,17 @@ class Follower:
             summary=self._summary(),
             chapters=self._chapters(),
             silent_s=time.time() - max(_written(self.folder / name) for name in (CONFIG, METRICS, TIMING, EVALUATIONS)),
+            warnings=self._warned(),
         )
+
+    def _warned(self) -> list[dict[str, Any]]:
+        """The warnings so far; records that were read anew are asked anew."""
+        metrics, evaluations = self._metrics.records, self._evaluations.records
+        if self._taken.of is not metrics:
+            self._warnings, self._taken = WarningLog(), _Taken(metrics)
+        self._warnings.add(metrics[self._taken.metrics :], evaluations[self._taken.evaluations :])
+        self._taken = _Taken(metrics, len(metrics), len(evaluations))
+        return summed_up(self._warnings.warned, metrics[-1]["step"] if metrics else 0)
 
     def _summary(self) -> Record | None:
         """The summary, unless it is that of a session before the one that goes on."""
@@ -218,6 +246,14 @@ class Follower:
     def _chapters(self) -> tuple[str, ...]:
         """What is said of each chapter."""
         return tuple(map(described, read_chapters(self.folder)))
+
+
+def _without_updates(record: Record) -> Record:
+    figures = {name: value for name, value in record.items() if name != "updates"}
+    match record.get("updates"):
+        case [dict(first), *_] if record["step"] == 1:
+            return figures | {"updates": [first]}
+    return figures
 
 
 def _sample(path: Path) -> Record | None:

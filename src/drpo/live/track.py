@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from drpo.files import require_own, write_text
 from drpo.train.config import Run, to_json
 from drpo.train.records import Evaluation
+from drpo.train.warned import RunWarning
 from drpo.types import ScoredGroup
 
 PROJECT = "drpo"
@@ -32,6 +33,10 @@ class Tracker(Protocol):
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Take the figures of a step; there may be several calls for one step."""
+        ...
+
+    def alert(self, step: int, warning: RunWarning) -> None:
+        """Take a warning, as the tracker shows one: an alert where it has them."""
         ...
 
     def close(self) -> None:
@@ -77,7 +82,7 @@ class Tracked:
 
     def __init__(self, name: str, opener: Opener, say: Callable[[str], None], patience_s: float = _PATIENCE_S) -> None:
         self._name, self._open, self._say, self._patience_s = name, opener, say, patience_s
-        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(_MOST_WAITING)
+        self._queue: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._dropped = threading.Event()
 
@@ -111,23 +116,29 @@ class Tracked:
     ) -> None:
         """Hand over what metrics.jsonl and timing.jsonl say of the step."""
         figures = {name: value for name, value in metrics.items() if name != "step"}
-        self._hand_over((step, flattened(figures) | flattened(seconds, "seconds/")))
+        self._log(step, flattened(figures) | flattened(seconds, "seconds/"))
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Hand over what evaluations.jsonl says."""
         apart = ("step", "problem_means")  # single problems are no curves
         record = {name: value for name, value in asdict(evaluation).items() if name not in apart}
-        figures = flattened(record, "evaluation/")
-        self._hand_over((evaluation.step, figures))
+        self._log(evaluation.step, flattened(record, "evaluation/"))
 
     def ended(self, summary: Mapping[str, Any]) -> None:
         """Hand over the seconds of the whole run, those between steps among them."""
-        self._hand_over((summary["steps"], flattened(summary["seconds"], "seconds_in_all/")))
+        self._log(summary["steps"], flattened(summary["seconds"], "seconds_in_all/"))
 
     def note(self, text: str) -> None:
         """Nothing."""
 
-    def _hand_over(self, item: tuple[int, dict[str, float]] | None) -> None:
+    def warned(self, warning: RunWarning) -> None:
+        """Hand over a warning."""
+        self._hand_over(lambda tracker: tracker.alert(warning.last_step, warning))
+
+    def _log(self, step: int, figures: dict[str, float]) -> None:
+        self._hand_over(lambda tracker: tracker.log(step, figures))
+
+    def _hand_over(self, item: Callable[[Tracker], None] | None) -> None:
         if not self._dropped.is_set():
             try:
                 self._queue.put_nowait(item)
@@ -138,7 +149,7 @@ class Tracked:
         try:
             tracker = self._open(run, folder, step)
             while (item := self._queue.get()) is not None:
-                tracker.log(*item)
+                item(tracker)
             tracker.close()
         except BaseException as error:  # a package may also try to exit
             lines = str(error).splitlines()
@@ -171,6 +182,9 @@ class _TensorBoard:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
+    def alert(self, step: int, warning: RunWarning) -> None:
+        self._writer.add_text(f"warnings/{warning.name}", warning.text, step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -199,6 +213,9 @@ class _WandB:
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.log({**figures, "step": step})
 
+    def alert(self, step: int, warning: RunWarning) -> None:
+        self._run.alert(title=warning.name, text=f"step {step}: {warning.text}", level="WARN")
+
     def close(self) -> None:
         self._run.finish()
 
@@ -219,6 +236,9 @@ class _Trackio:
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.log(dict(figures), step=step)
+
+    def alert(self, step: int, warning: RunWarning) -> None:
+        self._run.alert(title=warning.name, text=warning.text, step=step)
 
     def close(self) -> None:
         self._run.finish()

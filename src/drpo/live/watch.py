@@ -14,6 +14,7 @@ from rich.text import Text
 from drpo.errors import one_line
 from drpo.live.follow import View
 from drpo.live.step_table import cells, result, sample_panel, table, turn_figures
+from drpo.report.words import warnings_in_words
 from drpo.train.no_gradient import in_all, lately, without_gradient
 
 _ROWS = 10
@@ -81,6 +82,8 @@ def draw_view(view: View, width: int) -> RenderableType:
         parts.append(Text(f"no gradient in {idle} of {len(view.metrics)} steps", style="yellow"))
     if (warning := in_all(view.metrics) if view.summary is not None else lately(view.metrics)) is not None:
         parts.append(Text(warning, style="yellow"))
+    if view.warnings:
+        parts.append(Text(f"warnings: {warnings_in_words(view.warnings)}", style="yellow"))
     if phases := view.phases():
         total = sum(phases.values()) or 1.0
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in sorted(phases.items(), key=lambda p: -p[1]))

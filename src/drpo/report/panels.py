@@ -9,7 +9,7 @@ from drpo.objectives import caution, radii
 from drpo.report.figures import Plot, band, brief, level, log_axis, look, make_facets, step_axis, upright
 from drpo.terminal import Sheet
 from drpo.train.config import Run
-from drpo.train.metrics import MOST_TURNS, REWARD_PARTS
+from drpo.train.metric_tables import MOST_TURNS, REWARD_PARTS
 
 Records = Sequence[Mapping[str, Any]]
 Levels = Sequence[tuple[str, float]]

@@ -6,24 +6,28 @@ from typing import Any
 
 from drpo.recipes import RECIPES, find
 from drpo.report.figures import COLORS, Plot, brief, make_figure, step_axis
-from drpo.report.words import mean_score, no_gradient, paired_change
+from drpo.report.words import mean_score, no_gradient, paired_change, where_it_held
 from drpo.terminal import Sheet
 from drpo.train.config import Run, arithmetic, flat_json
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
+from drpo.train.warned import raised
 
 Records = Sequence[Mapping[str, Any]]
 MOST_BARS = 200
 _HATCHES = ("", "/", "x", "-", "\\", ".", "+")
 
 
-def run_summary(run: Run, environment: Mapping[str, Any], metrics: Records) -> list[tuple[str, str]]:
+def run_summary(
+    run: Run, environment: Mapping[str, Any], metrics: Records, evaluations: Records = ()
+) -> list[tuple[str, str]]:
     """Return what ran, as pairs of a name and a value.
 
     Args:
         run: the configuration.
         environment: of environment.json; may be empty.
         metrics: of the steps done.
+        evaluations: so far.
     """
     specs = flat_json(run)
     pairs = [
@@ -36,6 +40,7 @@ def run_summary(run: Run, environment: Mapping[str, Any], metrics: Records) -> l
         ("seed", str(run.seed)),
         ("tokens", _tokens(metrics)),
         *_no_gradient(metrics),
+        *((f"warning {w['name']}", f"{where_it_held(w)}: {w['text']}") for w in raised(metrics, evaluations)),
     ]
     return pairs + ([("machine", machine(environment))] if environment else [])
 

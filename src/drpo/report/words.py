@@ -1,7 +1,7 @@
 """Numbers of a run in words, the same in the report and on the terminal."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -59,6 +59,39 @@ def paired_change(difference: float, low: float | None, high: float | None, shar
     unit = " points" if shares else ""
     interval = "" if low is None or high is None else f"paired, 95 % interval {signed(low)} to {signed(high)}{unit}"
     return f"{signed(difference)}{unit}", interval
+
+
+def where_it_held(warning: Mapping[str, Any]) -> str:
+    """Return at which steps a warning held, in words.
+
+    Args:
+        warning: of a summary's `warnings`.
+
+    Example:
+        >>> where_it_held({"first_step": 4, "last_step": 9, "steps": 5, "ongoing": True})
+        'since step 4, at 5 steps'
+        >>> where_it_held({"first_step": 4, "last_step": 9, "steps": 6, "ongoing": False})
+        'steps 4 to 9'
+    """
+    first, last, steps = warning["first_step"], warning["last_step"], warning["steps"]
+    if first == last:
+        return f"at step {first}"
+    between = f"since step {first}" if warning["ongoing"] else f"steps {first} to {last}"
+    return between if steps == last - first + 1 else f"{between}, at {steps} steps"
+
+
+def warnings_in_words(warnings: Sequence[Mapping[str, Any]]) -> str:
+    """Return the names of a run's warnings and where they held, in a line; empty without any.
+
+    Args:
+        warnings: of a summary.
+
+    Example:
+        >>> warnings_in_words([{"name": "truncation", "first_step": 4, "last_step": 9, "steps": 6, "ongoing": False}])
+        'truncation (steps 4 to 9); drpo explain NAME says what to do'
+    """
+    named = ", ".join(f"{w['name']} ({where_it_held(w)})" for w in warnings)
+    return f"{named}; drpo explain NAME says what to do" if named else ""
 
 
 def no_gradient(counts: Mapping[str, Any]) -> tuple[str, str]:

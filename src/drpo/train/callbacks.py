@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from drpo.train.config import Run
 from drpo.train.records import Evaluation
+from drpo.train.warned import RunWarning
 from drpo.types import ScoredGroup
 
 log = logging.getLogger("drpo")
@@ -41,6 +42,10 @@ class Callback(Protocol):
         """A message for the user."""
         ...
 
+    def warned(self, warning: RunWarning) -> None:
+        """A warning begins, or goes on for twice as long; `note` has its text already."""
+        ...
+
 
 class NullCallback:
     """Does nothing; a base class for callbacks that use few of the events."""
@@ -63,6 +68,9 @@ class NullCallback:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def warned(self, warning: RunWarning) -> None:
         """Nothing."""
 
 
@@ -113,3 +121,7 @@ class CallbackList:
     def note(self, text: str) -> None:
         """Call each."""
         self._call(lambda callback: callback.note(text))
+
+    def warned(self, warning: RunWarning) -> None:
+        """Call each."""
+        self._call(lambda callback: callback.warned(warning))

@@ -1,6 +1,6 @@
 """The metrics of a run: each is a ratio of sums over all its items, never a mean of means."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from drpo.credit.gae import explained_variance
 from drpo.credit.overlong import PART as OVERLONG
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
 from drpo.objectives.contract import log_ratio, weight_of_gradient
+from drpo.train.metric_tables import MOST_TURNS, REWARD_PARTS
 from drpo.types import (
     Batch,
     CriticStats,
@@ -25,122 +26,6 @@ from drpo.types import (
     TokenStats,
 )
 from drpo.types.routes import known
-
-REWARD_PARTS = "reward_parts/"
-"""Prefix of the metric of a part of the reward."""
-
-ROLLOUT_METRICS: Mapping[str, str] = {
-    "reward_mean": "mean reward over scored completions",
-    "reward_std": "standard deviation (population) of the rewards over scored completions",
-    "groups_all_correct": "share of groups whose every reward is at least 1: nothing to learn",
-    "groups_all_wrong": "share of groups whose every reward is at most 0: nothing to learn",
-    "frac_reward_zero_std": "share of groups whose rewards are all equal (to a millionth of the largest), those of "
-    "their turns too, which give no gradient; TRL's name for it",
-    "no_number": "share of completions without a digit, of problems whose answer has one; absent where none has",
-    "length_terminated": "mean tokens of completions that ended with an EOS; absent where none did",
-    "length_truncated": "mean tokens of completions cut at max_new_tokens; absent where none was",
-    "truncated": "share of completions cut at max_new_tokens",
-    "sampled_tokens": "tokens sampled",
-    "staleness": "mean age of the weights that sampled the completions: steps trained since",
-    "staleness_max": "staleness of the oldest completion",
-    "reward_failed": "completions whose reward failed; left out, or scored 0 where reward_pool.on_failure is zero",
-    "reward_raised": "of these, the reward raised an exception",
-    "reward_timed_out": "of these, it ran past reward_pool.seconds",
-    "reward_died": "of these, its process died",
-    "reward_not_finite": "of these, it returned NaN, an infinity, or a number above 1e30 in size",
-    "reward_not_a_number": "of these, it returned something else than a number or None",
-    "reward_abstained": "completions left out because their reward returned None",
-}
-
-FILTER_METRICS: Mapping[str, str] = {
-    "overlong_masked": "completions cut at the limit that --overlong mask left out of the loss",
-    "overlong_punished": "completions whose length --overlong shaped punished; reward_parts/overlong is the mean over "
-    "all completions",
-    "resampled_groups": "groups that --dynamic-sampling sampled again, all their rewards being equal",
-    "resampling_attempts": "how often it sampled one of them again, in all; each costs as much as a group",
-}
-
-TURN_METRICS: Mapping[str, str] = {
-    "turns": "mean turns of the model in an episode; these are there where episodes are in environments",
-    "turns_max": "most turns of an episode",
-    "turn_tokens": "mean sampled tokens of a turn",
-    "episodes_done": "share of episodes that their environment ended; a limit of turns or tokens ended the others",
-    "calls": "mean calls of tools in an episode that could be read",
-    "failed_calls": "mean calls of tools in an episode that could not be read or that failed",
-    "branches": "mean sequences of an episode besides the first: times that its history had to be rendered anew",
-    "environment_failed": "episodes whose environment failed; counted among reward_failed too",
-}
-
-MOST_TURNS = 8
-"""Turns that have figures of their own."""
-
-BY_TURN_METRICS: Mapping[str, str] = {
-    f"{name}/turn_{turn}": f"{meaning} over the tokens of turn {turn}"
-    for name, meaning in (("prob_diff_mean", "mean |pi - mu|"), ("ratio_mean", "mean of r"))
-    for turn in range(1, MOST_TURNS + 1)
-}
-
-PART_METRICS: Mapping[str, str] = {
-    f"{REWARD_PARTS}NAME": "mean of the part NAME of the reward's `RewardResult`, over the episodes that have it",
-}
-
-TOKEN_METRICS: Mapping[str, str] = {
-    "entropy": "mean entropy of the policy, nats",
-    "prob_diff_mean": "mean |pi - mu|",
-    "prob_diff_p99": "99th percentile of |pi - mu|",
-    "masked": "share of tokens with gradient weight <= 0: masked, or pulled back",
-    "weight_min": "smallest gradient weight w (1 is the plain policy gradient)",
-    "weight_mean": "mean gradient weight",
-    "weight_max": "largest gradient weight",
-    "ratio_mean": "mean of r = pi / mu; 1 on-policy",
-    "ratio_max": "largest r",
-    "scaled_weight_max": "largest |r w|: how much one token's gradient is scaled",
-    "ratio_capped": "tokens whose ratio was capped at e^20",
-    "k3": "estimate of KL(mu || pi), nats: mean of r - 1 - log r",
-    "trained_tokens": "tokens whose log-probability was computed; completions with zero advantage are skipped",
-}
-
-REGION_METRICS: Mapping[str, str] = {
-    "out_of_region": "share of tokens that have left the objective's region; the three are there where it has one",
-    "out_of_region_low": "share of tokens that have left it with pi below mu",
-    "out_of_region_high": "share of tokens that have left it with pi above mu",
-}
-
-DIVERGENCE_METRICS: Mapping[str, str] = {
-    "divergence_mean": "mean of the top-K divergence that the objective reads; present where it reads one",
-    "divergence_p99": "99th percentile of it",
-}
-
-AUXILIARY_METRICS: Mapping[str, str] = {
-    "reference_kl": "mean of r (log pi - log reference)^2 / 2, nats: the KL to the initial model (k2), before its "
-    "coefficient; present with reference_kl",
-}
-
-ROUTING_METRICS: Mapping[str, str] = {
-    "routing_replaced": "share of trained tokens for which the trainer would itself have chosen other experts, in at "
-    "least one layer; the three are there with routing_replay",
-    "routing_missing": "positions of prompts and completions without a choice to replay, where the trainer's own holds",
-    "routing_conflicts": "positions of shared prompts for which a sample's experts are not those replayed, which are "
-    "an earlier sample's; counted for each such sample",
-}
-
-UPDATE_METRICS: Mapping[str, str] = {
-    "loss": "the batch's loss; near 0 is normal, since advantages sum to 0 in a group",
-    "grad_norm": "L2 norm of the gradient before clipping",
-    "learning_rate": "of the update",
-    "zero_grad_updates": "updates of the step whose gradient was exactly 0: every advantage 0, or no token kept",
-    "skipped_updates": "updates of the step that were skipped, their gradient not being finite; absent where none",
-}
-
-VALUE_METRICS: Mapping[str, str] = {
-    "value_loss": "the critic's loss on the last batch, in its last update; these are there where the run has a critic",
-    "value_grad_norm": "largest L2 norm of the critic's gradient before clipping",
-    "value_mean": "mean value over the rollout's tokens, before the critic learns from it",
-    "value_clipped": "share of tokens, over all the critic's updates, whose value had moved further than the clip",
-    "value_skipped": "updates of the critic that were skipped, their gradient not being finite; absent where none",
-    "explained_variance": "1 - Var(return - value) / Var(return) over the rollout's tokens, before the critic learns "
-    "from it: 1 is perfect, 0 no better than a constant; absent where all returns are equal",
-}
 
 
 def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -24,7 +24,6 @@ from drpo.train.evaluate import means_before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
 from drpo.train.metrics import filter_metrics, metrics_by_turn, routing_metrics, step_metrics, value_metrics
-from drpo.train.no_gradient import due, lately, trailing
 from drpo.train.records import (
     CHECKPOINTS,
     CONFIG,
@@ -46,6 +45,7 @@ from drpo.train.stop import StopRequest
 from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
+from drpo.train.warned import WarningLog
 from drpo.types import Batch, CriticStats, ScoredGroup, StepStats
 
 APART = ("rollout", "reward")
@@ -89,7 +89,7 @@ class Session:
         self._stop = StopRequest(callback.note)
         self._stopped_by: int | None = None  # the signal, as all ranks know it
         self._done = Progress()
-        self._idle: Sequence[Mapping[str, Any]] = ()  # metrics of the last steps, as far back as none had a gradient
+        self._warnings = WarningLog()
         self._between_steps = True
         self._failed_together = False
         self._stack = ExitStack()
@@ -140,7 +140,8 @@ class Session:
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
         self._ranks.barrier()
-        self._idle = trailing(read_records(self.folder / METRICS))
+        if self._ranks.is_main:
+            self._warnings = WarningLog(read_records(self.folder / METRICS), read_records(self.folder / EVALUATIONS))
         self._stack.callback(self.components.driver.engine.close)
         self._start_processes()
         self._stack.enter_context(self.rollouts)  # whose thread ends before the processes that it uses
@@ -325,9 +326,6 @@ class Session:
         self._done, self._between_steps = done, True  # from here on a checkpoint may claim the step
         if self._ranks.is_main:
             self.callback.stepped(done.step, metrics, self._clock.seconds, groups)
-            self._idle = trailing([*self._idle, metrics])
-            if due(len(self._idle)) and (warning := lately(self._idle)) is not None:
-                self.callback.note(warning)
         if left_out := self.rollouts.left_out():
             self.callback.note(
                 f"step {done.step}: {left_out} problems left out: their prompts are too long for the model"
@@ -337,6 +335,14 @@ class Session:
         if done.step < self.run.trainer.steps and (broken or _due(self.run.checkpoints.every, done.step)):
             self._save()
         self.evaluate_if_due()
+        if self._ranks.is_main:
+            self._warn(metrics)
+
+    def _warn(self, metrics: Mapping[str, Any]) -> None:
+        """Say which warnings a step and its evaluation raise."""
+        for warning in self._warnings.add([metrics]):
+            self.callback.note(warning.text)
+            self.callback.warned(warning)
 
     def _count_skipped(self, whose: str, skipped: int, updates: Sequence[StepStats | CriticStats]) -> int:
         """The updates in a row, up to the last of these, that were not made.
@@ -384,6 +390,7 @@ class Session:
             before = means_before_training(read_records(self.folder / EVALUATIONS))
             result = summed_up(self.gather(scored), sampling.samples, step=step, before=before)
             self._log.write(EVALUATIONS, asdict(result))
+            self._warnings.add([], [asdict(result)])
             self.callback.evaluated(result)
 
     def _save(self) -> None:

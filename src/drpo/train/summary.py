@@ -11,6 +11,7 @@ from drpo.train.config import Run
 from drpo.train.log import peak_memory
 from drpo.train.no_gradient import counted
 from drpo.train.records import EVALUATIONS, METRICS, TIMING, read_records
+from drpo.train.warned import raised
 from drpo.types import FailureKind
 
 PHASES = ("sync", "rollout", "reward", "update")
@@ -44,6 +45,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         "steps": steps,
         "updates": n_updates(metrics),
         **counted(metrics),
+        "warnings": raised(metrics, evaluations),
         "sampled_tokens": sum(m["sampled_tokens"] for m in metrics),
         "trained_tokens": sum(m.get("trained_tokens", 0) for m in metrics),
         "reward_failed": sum(m["reward_failed"] for m in metrics),

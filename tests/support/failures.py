@@ -1,0 +1,219 @@
+"""Real runs of the tiny model that fail, each in one way: what differs from a run that learns."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from drpo.objectives import PPOClip
+from drpo.rewards import in_process
+from drpo.train.config import Run, configure
+from drpo.train.optim import AdamW, Constant
+from drpo.train.setup import Components
+from drpo.types import Generation, Problem, Request, TokenLoss, Tokens
+from support.rank import short
+from support.worlds import LOSS, Letters, flaky, never, sampling, tiny_run
+
+
+def learns(**changes: Any) -> Run:
+    """A run that learns to begin with a digit, with a model whose completions end."""
+    plain = {
+        "model": "support.rank:short",
+        "reward": begins,
+        "steps": 20,
+        "prompts": 8,
+        "sampling": sampling(samples=8, max_new_tokens=16),
+        "optimizer": AdamW(3e-3),
+        "eval_problems": 0,
+        "checkpoint_every": 0,
+    }
+    return tiny_run(**(plain | changes))
+
+
+def peaked() -> Any:
+    """The same model, far more certain of what it says."""
+    model, tokenizer = short()
+    with torch.no_grad():
+        model.model.norm.weight *= 8.0
+    return model, tokenizer
+
+
+# ---- rewards ----
+
+
+@in_process
+def begins(problem: Problem, text: str) -> float:
+    return float(text[:1].isdigit())
+
+
+@in_process
+def same(problem: Problem, text: str) -> float:
+    return 0.3
+
+
+@in_process
+def always(problem: Problem, text: str) -> float:
+    return 1.0
+
+
+@in_process
+def by_lot(problem: Problem, text: str) -> float:
+    """Has nothing to do with the text, the same text gets another each time."""
+    return float(_LOTS.random() < 0.5)
+
+
+@in_process
+def longer(problem: Problem, text: str) -> float:
+    """Pays for more than is usual by now, so that the mean stays where it is while texts grow."""
+    return _apart(len(text))
+
+
+@in_process
+def shorter(problem: Problem, text: str) -> float:
+    """The same for less than is usual."""
+    return -_apart(len(text))
+
+
+def _apart(length: int) -> float:
+    _USUAL["length"] += 0.02 * (length - _USUAL["length"])
+    return length - _USUAL["length"]
+
+
+@in_process
+def begins_otherwise(problem: Problem, text: str) -> float:
+    return 1 - begins(problem, text)
+
+
+_LOTS, _USUAL = random.Random(0), {"length": 8.0}
+
+
+@dataclass(frozen=True)
+class Otherwise(Letters):
+    """Held-out problems that want the opposite of what training pays for."""
+
+    @property
+    def reward(self) -> Any:
+        return begins_otherwise
+
+
+# ---- objectives and schedules ----
+
+
+class Now:
+    """The plain objective, which does something else in some updates; each call is a micro-batch of one update."""
+
+    tokenwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, when: Callable[[int], bool], factor: float) -> None:
+        self.when, self.factor, self.calls = when, factor, 0
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        self.calls += 1
+        loss = LOSS(tokens).loss
+        return TokenLoss(loss * self.factor if self.when(self.calls) else loss)
+
+
+SPIKES = Now(lambda call: call == 31, 1000.0)
+BREAKS = Now(lambda call: call % 4 == 3, float("nan"))
+
+
+@dataclass(frozen=True)
+class Explodes:
+    """A learning rate that is a hundred times as large from the middle of the run on."""
+
+    warmup: int = 0
+
+    def __call__(self, peak: float, *, update: int, total: int, per_step: int) -> float:
+        return peak * (100.0 if update > total // 2 else 1.0)
+
+
+# ---- samplers ----
+
+
+@dataclass
+class Wrong:
+    """An engine whose log-probabilities are not those that it sampled with."""
+
+    engine: Any
+    change: Callable[[torch.Tensor], torch.Tensor]
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        found = self.engine.generate(requests)
+        return [replace(g, behavior_logp=self.change(g.behavior_logp).clamp(max=-1e-3)) for g in found]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def with_wrong_logp(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Components], Components]:
+    def changed(components: Components) -> Components:
+        engine = Wrong(components.driver.engine, change)
+        return replace(components, driver=replace(components.driver, engine=engine))  # type: ignore[arg-type]
+
+    return changed
+
+
+def _noisy(logp: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(logp))
+    return logp + 0.8 * torch.randn(logp.shape, generator=generator)
+
+
+def _as_it_is(components: Components) -> Components:
+    return components
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run, and the warning that it must raise.
+
+    Args:
+        warning: its name.
+        changes: of a run that learns.
+        components: what is done to those built from it.
+    """
+
+    warning: str
+    changes: Mapping[str, Any]
+    components: Callable[[Components], Components] = _as_it_is
+
+    @property
+    def run(self) -> Run:
+        return configure(learns(), **self.changes)
+
+
+_ROOM = {"optimizer": AdamW(1e-2), "sampling": sampling(samples=8, max_new_tokens=32)}
+
+FAILURES: Mapping[str, Failure] = {
+    "a reward that is the same for all": Failure("no_signal", {"reward": same}),
+    "a reward that pays for nothing": Failure("nothing_correct", {"reward": never}),
+    "a reward that pays for anything": Failure("everything_correct", {"reward": always}),
+    "a reward that raises": Failure("failing_rewards", {"reward": flaky}),
+    "too few tokens": Failure("truncation", {"model": "tiny"}),
+    "a learning rate that is too large, for nothing": Failure(
+        "entropy_collapse", {"reward": by_lot, "optimizer": AdamW(5e-2), "objective": LOSS}
+    ),
+    "an entropy bonus that is too large": Failure(
+        "entropy_explosion",
+        {"reward": by_lot, "model": "support.failures:peaked", "optimizer": AdamW(2e-2), "entropy_bonus": 2.0},
+    ),
+    "a sampler's temperature that is left out": Failure("sampler_mismatch", {}, with_wrong_logp(lambda x: 0.6 * x)),
+    "a sampler with noise": Failure("sampler_mismatch", {}, with_wrong_logp(_noisy)),
+    "updates that go further and further": Failure(
+        "rising_out_of_region",
+        {"updates": 8, "objective": PPOClip(0.2, 0.2), "optimizer": AdamW(3e-2), "schedule": Constant(warmup=20)},
+    ),
+    "a batch that breaks the gradient": Failure("gradient_spike", {"objective": SPIKES}),
+    "a reward for longer texts": Failure("length_drift", {"reward": longer, **_ROOM}),
+    "a reward for shorter texts": Failure("length_drift", {"reward": shorter, **_ROOM}),
+    "a learning rate that explodes": Failure(
+        "reward_collapse", {"optimizer": AdamW(1e-2), "schedule": Explodes(), "steps": 30, "objective": LOSS}
+    ),
+    "a reward that is hacked": Failure(
+        "reward_hacking",
+        {"optimizer": AdamW(1e-2), "eval_task": Otherwise(), "eval_every": 10, "eval_problems": 24, "eval_samples": 8},
+    ),
+    "gradients that are not finite": Failure("repeated_skips", {"objective": BREAKS}),
+}
