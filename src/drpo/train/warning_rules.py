@@ -191,7 +191,7 @@ _MISMATCH = {"ratio_mean": "mean pi/mu", "k3": "k3"}
 def mismatch(past: Past) -> bool:
     """Whether policy and sampler differ in the first update, before anything was learnt."""
     first = _first_update(past)
-    return abs(first.get("ratio_mean", 1.0) - 1) > RATIO_OFF or first.get("k3", 0.0) > K3_OFF
+    return bool(abs(first.get("ratio_mean", 1.0) - 1) > RATIO_OFF or first.get("k3", 0.0) > K3_OFF)
 
 
 def outside(past: Past) -> bool:
