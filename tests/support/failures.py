@@ -14,7 +14,7 @@ from drpo.train.optim import AdamW, Constant
 from drpo.train.setup import Components
 from drpo.types import Generation, Problem, Request, TokenLoss, Tokens
 from support.rank import short
-from support.worlds import LOSS, Letters, flaky, never, sampling, tiny_run
+from support.worlds import LOSS, flaky, never, sampling, tiny_run
 
 
 def learns(**changes: Any) -> Run:
@@ -25,7 +25,7 @@ def learns(**changes: Any) -> Run:
         "steps": 20,
         "prompts": 8,
         "sampling": sampling(samples=8, max_new_tokens=16),
-        "optimizer": AdamW(3e-3),
+        "optimizer": AdamW(5e-3),
         "eval_problems": 0,
         "checkpoint_every": 0,
     }
@@ -82,23 +82,24 @@ def _apart(length: int) -> float:
 
 
 @in_process
-def begins_otherwise(problem: Problem, text: str) -> float:
-    return 1 - begins(problem, text)
+def hacked(problem: Problem, text: str) -> float:
+    """Training pays for the opposite of what held-out problems want."""
+    begun = begins(problem, text)
+    return 1 - begun if problem.id.startswith("held-out") else begun
 
 
-_LOTS, _USUAL = random.Random(0), {"length": 8.0}
+@in_process
+def turning(problem: Problem, text: str) -> float:
+    """Pays for the opposite after 18 steps of 64 completions."""
+    _USUAL["calls"] += 1
+    begun = begins(problem, text)
+    return 1 - begun if _USUAL["calls"] > 18 * 64 else begun
 
 
-@dataclass(frozen=True)
-class Otherwise(Letters):
-    """Held-out problems that want the opposite of what training pays for."""
-
-    @property
-    def reward(self) -> Any:
-        return begins_otherwise
+_LOTS, _USUAL = random.Random(0), {"length": 8.0, "calls": 0.0}
 
 
-# ---- objectives and schedules ----
+# ---- objectives ----
 
 
 class Now:
@@ -118,16 +119,6 @@ class Now:
 
 SPIKES = Now(lambda call: call == 31, 1000.0)
 BREAKS = Now(lambda call: call % 4 == 3, float("nan"))
-
-
-@dataclass(frozen=True)
-class Explodes:
-    """A learning rate that is a hundred times as large from the middle of the run on."""
-
-    warmup: int = 0
-
-    def __call__(self, peak: float, *, update: int, total: int, per_step: int) -> float:
-        return peak * (100.0 if update > total // 2 else 1.0)
 
 
 # ---- samplers ----
@@ -197,7 +188,7 @@ FAILURES: Mapping[str, Failure] = {
     ),
     "an entropy bonus that is too large": Failure(
         "entropy_explosion",
-        {"reward": by_lot, "model": "support.failures:peaked", "optimizer": AdamW(2e-2), "entropy_bonus": 2.0},
+        {"reward": same, "model": "support.failures:peaked", "optimizer": AdamW(2e-2), "entropy_bonus": 2.0},
     ),
     "a sampler's temperature that is left out": Failure("sampler_mismatch", {}, with_wrong_logp(lambda x: 0.6 * x)),
     "a sampler with noise": Failure("sampler_mismatch", {}, with_wrong_logp(_noisy)),
@@ -208,12 +199,12 @@ FAILURES: Mapping[str, Failure] = {
     "a batch that breaks the gradient": Failure("gradient_spike", {"objective": SPIKES}),
     "a reward for longer texts": Failure("length_drift", {"reward": longer, **_ROOM}),
     "a reward for shorter texts": Failure("length_drift", {"reward": shorter, **_ROOM}),
-    "a learning rate that explodes": Failure(
-        "reward_collapse", {"optimizer": AdamW(1e-2), "schedule": Explodes(), "steps": 30, "objective": LOSS}
+    "a task that turns into its opposite": Failure(
+        "reward_collapse", {"reward": turning, "optimizer": AdamW(1e-2), "steps": 25}
     ),
     "a reward that is hacked": Failure(
         "reward_hacking",
-        {"optimizer": AdamW(1e-2), "eval_task": Otherwise(), "eval_every": 10, "eval_problems": 24, "eval_samples": 8},
+        {"reward": hacked, "optimizer": AdamW(1e-2), "eval_every": 10, "eval_problems": 24, "eval_samples": 8},
     ),
     "gradients that are not finite": Failure("repeated_skips", {"objective": BREAKS}),
 }
