@@ -73,7 +73,11 @@ def run_page(folder: Path, run: Run) -> Page:
         caution=f"{told}." if told else "",
         result=("Held-out reward", " \u2192 ".join(mean for mean, _ in held)),
         lines=[text for _, text in held] or ["The run was not evaluated."],
-        summary=[*run_summary(run, _environment(folder), metrics, evaluations), *_origin(folder), *chapter_lines(chapters)],
+        summary=[
+            *run_summary(run, _environment(folder), metrics, evaluations),
+            *_origin(folder),
+            *chapter_lines(chapters),
+        ],
         sections=[
             curves_section(run, metrics, evaluations, chapters),
             *token_sections(run, rollouts),

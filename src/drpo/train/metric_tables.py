@@ -252,13 +252,18 @@ AUXILIARY_METRICS: Mapping[str, Meaning] = {
 ROUTING_METRICS: Mapping[str, Meaning] = {
     "routing_replaced": Meaning(
         "share of trained tokens for which the trainer would itself have chosen other experts, in at least one layer; "
-        "the two are there with routing_replay",
+        "the three are there with routing_replay",
         "a few per cent with bf16 rollouts, more with fp8, and more with each update",
     ),
     "routing_missing": Meaning(
         "positions of prompts and completions without a choice to replay, where the trainer's own holds",
         "0",
         "an engine that reports all choices: --engine transformers",
+    ),
+    "routing_conflicts": Meaning(
+        "positions of shared prompts for which a sample's experts are not those replayed, which are an earlier "
+        "sample's; counted for each such sample",
+        "0 where the engine reads a prompt once for all of its samples",
     ),
 }
 

@@ -140,8 +140,7 @@ class Session:
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
         self._ranks.barrier()
-        if self._ranks.is_main:
-            self._warnings = WarningLog(read_records(self.folder / METRICS), read_records(self.folder / EVALUATIONS))
+        self._warnings = WarningLog(read_records(self.folder / METRICS), read_records(self.folder / EVALUATIONS))
         self._stack.callback(self.components.driver.engine.close)
         self._start_processes()
         self._stack.enter_context(self.rollouts)  # whose thread ends before the processes that it uses
