@@ -253,6 +253,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "stability movement": lambda: stability_movement(read("stability")),
     "replay by precision": replay.precisions,
     "replay by initial weights": replay.spreads,
+    "replay in runs": replay.runs,
+    "replay costs": replay.costs,
 }
 
 
@@ -271,6 +273,7 @@ def draw() -> None:
     for kind in KINDS:
         draw_maps(read("stability"), task_of(kind), f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
     agents.draw(agents.read_results())
+    replay.draw_runs(FIGURES / "routing_replay.png")
 
 
 if __name__ == "__main__":

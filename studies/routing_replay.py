@@ -40,11 +40,10 @@ from drpo.train.optim import AdamW, Constant
 from drpo.train.records import METRICS, read_records
 from drpo.types import Batch, MicroBatch, Problem, Request, Sampling, TokenSequence
 
-SMALL, MIDDLE, LARGE = "2 layers, 2 of 8 experts", "4 layers, 4 of 32 experts", "8 layers, 8 of 64 experts"
+SMALL, LARGER = "2 layers, 2 of 8 experts", "4 layers, 4 of 32 experts"
 SIZES = {
     SMALL: dict(num_hidden_layers=2, hidden_size=32, num_experts=8, num_experts_per_tok=2),
-    MIDDLE: dict(num_hidden_layers=4, hidden_size=64, num_experts=32, num_experts_per_tok=4),
-    LARGE: dict(num_hidden_layers=8, hidden_size=128, num_experts=64, num_experts_per_tok=8),
+    LARGER: dict(num_hidden_layers=4, hidden_size=64, num_experts=32, num_experts_per_tok=4),
 }
 PRECISIONS = ("bf16", "int8", "fp8_weights", "fp8")
 SPREADS = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -123,7 +122,7 @@ def measure(size: str, precision: str, spread: float, seed: int) -> Measured:
 
 def measured(seeds: Sequence[int]) -> Iterator[Measured]:
     """Yield every precision with one spread of initial weights, and every spread with fp8."""
-    for size in (SMALL, MIDDLE):
+    for size in SIZES:
         cases = [(p, SPREAD) for p in PRECISIONS] + [("fp8", s) for s in SPREADS if s != SPREAD]
         for precision, spread in cases:
             for seed in seeds:

@@ -88,6 +88,7 @@ def runs() -> str:
                 [
                     f"`{replay}`",
                     str(updates),
+                    str(len(of)),
                     _mean(t_interval([[_end(r) for r in of.values()]])),
                     _mean(t_interval([[_whole(r, "reward_mean") for r in of.values()]])),
                     *("-" if replay == "off" else _difference(of, off, f) for f in (_end, _area)),
@@ -95,8 +96,9 @@ def runs() -> str:
                     "-" if replay == "off" else f"{fmean(_whole(r, 'routing_replaced') for r in of.values()):.1%}",
                 ]
             )
-    head = ["`--routing-replay`", "updates", "reward, last tenth", "reward, all steps", "last tenth, against `off`"]
-    return markdown([*head, "all steps, against `off`", "mean abs(pi - mu)", "k3", "replaced"], rows)
+    head = ["`--routing-replay`", "updates", "seeds", "reward, last tenth", "reward, all steps"]
+    against = ["last tenth, against `off`", "all steps, against `off`"]
+    return markdown([*head, *against, "mean abs(pi - mu)", "k3", "replaced"], rows)
 
 
 def _whole(run: Record, name: str) -> float:
@@ -120,7 +122,8 @@ def _difference(of: Mapping[int, Record], off: Mapping[int, Record], f: Callable
 
 
 def _mean(interval: Interval) -> str:
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    low, high = max(0.0, interval.low), min(1.0, interval.high)
+    return f"{interval.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def draw_runs(path: Path) -> Path:
@@ -149,7 +152,7 @@ def _panel(axes: Axes, of: Sequence[Record], name: str) -> None:
             steps = range(1, 1 + len(curves[0]))
             for curve in curves:
                 axes.plot(steps, curve, color=COLORS[i], linewidth=0.5, alpha=0.4)
-            axes.plot(steps, np.nanmean(curves, axis=0), color=COLORS[i], linewidth=1.9, label=replay)
+            axes.plot(steps, np.ma.masked_invalid(curves).mean(axis=0), color=COLORS[i], linewidth=1.9, label=replay)
 
 
 # ---- costs ----
