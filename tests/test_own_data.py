@@ -220,6 +220,7 @@ def test_one_command_trains_on_own_data_and_records_what_was_guessed(capsys: pyt
         assert line in " ".join(err.split())
     run = load_run(Path("runs/sums"))
     assert run.data.task == read_own(OwnData("sums.jsonl", system="Add."))
+    assert run.data.task.system == "Add."
     assert run.objective.reduction == Horizon(4)
 
 

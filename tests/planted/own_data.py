@@ -38,7 +38,7 @@ REPLACEMENTS = (
         (f"{OWN}a_reply_matches_by_itself_or_by_the_answer_that_it_marks",),
     ),
     Replacement(
-        "what a user says of the columns is not listened to",
+        "a system message that a user writes is not listened to",
         "drpo.recipes.own_data:read_own",
         lambda right: lambda data: right(replace(data, system=None)),
         (f"{OWN}one_command_trains_on_own_data_and_records_what_was_guessed",),
