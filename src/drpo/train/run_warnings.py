@@ -149,7 +149,7 @@ RULES: tuple[Rule, ...] = (
             "reward's best gain is left (or it never gained)"
         ),
         reason=(
-            f"Low entropy alone is no fault. {_SMOLLM2} go down to 5 to 17 % of their entropy and keep 66 % or more of "
+            f"Low entropy alone is no fault. {_SMOLLM2} go down to 6 to 21 % of their entropy and keep 66 % or more of "
             "their gain."
         ),
         advice=(
