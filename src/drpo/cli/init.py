@@ -14,6 +14,7 @@ from drpo.cli.commands.train import require_data
 from drpo.cli.doctor import doctor
 from drpo.cli.output import refusing
 from drpo.errors import InputError, nearest, printable
+from drpo.files import write_text
 from drpo.model import loading
 from drpo.model.names import require_there
 from drpo.recipes import DATA, find
@@ -51,8 +52,8 @@ def init(data: str | None, options: InitOptions) -> int:
     run = fitted(neutral(task, model), given=())
     text = recipe_text(run, str(options.out))
     advice = "name a file in a folder that is there"
-    with refusing(f"--out {options.out}", advice), options.out.open("x", encoding="utf-8") as file:
-        file.write(text)
+    with refusing(f"--out {options.out}", advice):
+        write_text(options.out, text)
     written = find(str(options.out))
     _show_prompts(console, written)
     console.print(f"wrote {options.out}", soft_wrap=True)

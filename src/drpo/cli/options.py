@@ -5,6 +5,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import cleandoc
+from itertools import zip_longest
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -120,7 +121,7 @@ def option_value(arguments: Sequence[str], name: str) -> str | None:
         ('q', None)
     """
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         if argument.startswith("--") and _name_in(argument) == name:
             found = argument.partition("=")[2] if "=" in argument else following
             if found is None or (found is following and found.startswith("--")):

@@ -1,5 +1,6 @@
 """`drpo init`: its options."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def init(arguments: list[str]) -> int:
     options = parse(InitOptions, rest, "drpo init [FILE]")
     if not is_recipe_file(options.out.name):
         raise InputError(f"--out {options.out}: a recipe is a file of Python; end its name in .py")
-    if options.out.exists():
+    if os.path.lexists(options.out):
         raise InputError(f"--out {options.out}: a file is there, which is not replaced; name another")
     if data is not None:
         require_data(data)
