@@ -30,6 +30,7 @@ parts:
   step     one training step whole, against TRL's GRPOTrainer, phase by phase, and against the floor
   rollout  tokens per second, against transformers' generate and vLLM
   head     the loss from hidden states, against autograd, Liger's GRPO loss and cut-cross-entropy (CUDA)
+  head_parts  what a bias, a scale and a soft cap of the head cost
   growth   how one update grows as tokens, group, prompt, response and vocabulary double
   mismatch how far the sampler's probabilities are from the trainer's, by precision
   overlap  what sampling in the background gains

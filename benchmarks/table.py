@@ -195,6 +195,17 @@ def _head_rows(case: Record) -> list[Row]:
     return rows
 
 
+def _head_parts_rows(case: Record) -> list[Row]:
+    rounds = case["rounds"]
+    rows = []
+    for name in (n for n in case["entrants"] if n in case["about"]):
+        seconds, extra = column(rounds, name, "seconds"), column(rounds, name, "extra_bytes")
+        rows.append(
+            [case["name"], name, spread(seconds, 1000), _against(case, name), middle(extra, 2**-20), str(len(seconds))]
+        )
+    return rows
+
+
 def _growth_rows(case: Record) -> list[Row]:
     rounds = case["rounds"]
     rows: list[Row] = []
@@ -316,6 +327,13 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
             "rounds",
         ),
         _head_rows,
+    ),
+    "head_parts": (
+        "Bias, scale and soft cap",
+        "Forward and backward of the weight alone, and with a bias that is trained, a scale of 0.5, a soft cap of 30, "
+        "and all of them. Times are ratios to the weight alone.",
+        ("case", "head", "ms", "times the weight alone", "extra MiB", "rounds"),
+        _head_parts_rows,
     ),
     "growth": (
         "Growth",

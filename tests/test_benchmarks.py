@@ -18,7 +18,9 @@ from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
 from benchmarks.worker_pool import WorkerError, WorkerPool, plain
 from benchmarks.workers import drpo_overlap, drpo_turns
+from benchmarks.workers import head as head_worker
 from benchmarks.workers.drpo_mismatch import figures
+from benchmarks.workers.head_inputs import make
 
 MACHINE = {
     "processor": "AMD EPYC 9555",
@@ -141,6 +143,19 @@ def test_every_part_has_cases_for_a_cpu_and_says_what_does_not_fit():
     assert not cases[0].skipped and {e.name for e in cases[0].entrants} >= {"products alone", "linear_policy_loss"}
 
 
+def test_the_parts_of_the_head_are_what_their_names_say():
+    x = make({"tokens": 4, "vocabulary": 8, "hidden": 2, "dtype": "fp32", "row": 4})
+    heads = {part: head_worker.head(x, part) for part in ("", "bias", "scale", "soft cap", "all")}
+    found = {part: (h.bias is not None, h.scale, h.soft_cap) for part, h in heads.items()}
+    assert found == {
+        "": (False, 1.0, None),
+        "bias": (True, 1.0, None),
+        "scale": (False, 0.5, None),
+        "soft cap": (False, 1.0, 30.0),
+        "all": (True, 0.5, 30.0),
+    }
+
+
 def test_mismatch_by_hand():
     # r = 1 and 2 at pi = 0.5 and 0.5: k3 = (0 + 1 - log 2) / 2, gaps 0 and 0.25, of which one is above 0.15.
     found = figures(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.25]).log())
@@ -231,3 +246,13 @@ def test_the_head_part_runs_quickly_without_peers(tmp_path: Path, capsys: pytest
         assert case["failures"] == {n: "skipped: not among --peers" for n in ("Liger GRPO", "CCE")}
     assert "Liger GRPO has no figure" in path.with_suffix(".md").read_text()
     assert str(Path.home()) not in path.read_text() and str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_head_stand_beside_the_weight_alone(tmp_path: Path):
+    path = tmp_path / "quick.json"
+    assert main(["--quick", "--only", "head_parts", "--repeats", "1", "--out", str(path)]) == 0
+    for case in json.loads(path.read_text())["cases"]:
+        (answers,) = case["rounds"]
+        assert list(answers) == ["the weight alone", "bias", "scale", "soft cap", "all"] and not case["failures"]
+    assert "times the weight alone" in path.with_suffix(".md").read_text()

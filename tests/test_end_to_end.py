@@ -5,7 +5,6 @@ losses, additive terms, reductions, clipping, learning rates and AdamW.
 """
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from drpo.objectives import DRPO, GSPO, PPOClip
 from drpo.reductions import horizon, sequence_mean, token_mean
 from drpo.rewards import in_process
 from drpo.train import optim
-from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
 from drpo.train.loop import train
 from drpo.train.optim import Constant, Cosine, Linear
@@ -29,6 +27,7 @@ from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.setup import build
 from drpo.train.stored import OPTIMIZER, WEIGHTS, latest
 from drpo.types import Problem, TokenLoss, Tokens
+from support.runs import CopiesAt
 from support.tiny_world import doubled
 from support.worlds import sampling, tiny_run
 
@@ -242,17 +241,6 @@ class DropsTokens:
     def __call__(self, tokens: Tokens) -> TokenLoss:
         ratio = (tokens.logp - tokens.behavior_logp).exp()
         return TokenLoss(-ratio * tokens.advantage * (torch.rand(len(ratio)) < 0.5))
-
-
-class CopiesAt(NullCallback):
-    """Copies the run's folder when a step is recorded, which is what a kill at this moment would leave."""
-
-    def __init__(self, step: int, source: Path, target: Path) -> None:
-        self.step, self.source, self.target = step, source, target
-
-    def stepped(self, step: int, *rest: Any) -> None:
-        if step == self.step:
-            shutil.copytree(self.source, self.target)
 
 
 def test_a_resumed_run_draws_the_random_numbers_that_it_would_have_drawn(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from drpo.errors import InputError
 from drpo.model import loading, saving
 from drpo.model.loading import named_tensors, persistent_buffers
-from drpo.model.policy import Policy
+from drpo.model.policy import Policy, fill
 from drpo.model.precision import FP32, Precision
 from drpo.model.saving import cast, probe, require_savable, save_model
 from drpo.rollout.turn_ends import stop_ids
@@ -187,10 +187,22 @@ def test_a_folder_without_given_logits_is_compared_with_the_model_itself(tmp_pat
         save_model(Doubled(model.config), tokenizer, tmp_path / "model")
 
 
-def test_adapters_of_a_weight_that_two_modules_share_are_refused():
-    model, tokenizer = loading.tiny()
+def test_layers_that_share_a_weight_share_its_adapter():
+    policy = policy_of(_sharing(*loading.tiny()), lora_rank=2)
+    stir_adapters(policy)
+    assert len(policy.trainable()) == 2 * (2 * 7 - 1)
+    merged, ids = _sharing(*loading.tiny()), torch.arange(9)
+    fill(merged, policy.state())
+    torch.testing.assert_close(policy.logits(ids), merged(ids[None]).logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_of_a_weight_that_an_embedding_uses_too_is_refused():
+    model, _ = loading.tiny()
+    layer = model.model.layers[0]
+    layer.table = torch.nn.Embedding(*layer.mlp.up_proj.weight.shape)
+    layer.table.weight = layer.mlp.up_proj.weight
     with pytest.raises(InputError, match=r"lora_rank=2.*up_proj shares its weight"):
-        policy_of(_sharing(model, tokenizer), lora_rank=2)
+        policy_of(model, lora_rank=2)
 
 
 def test_generation_defaults_that_cannot_be_written_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):

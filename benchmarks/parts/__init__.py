@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 
 from benchmarks.cases import Case
-from benchmarks.parts import checkpointing, growth, head, mismatch, overlap, rollout, step, turns
+from benchmarks.parts import checkpointing, growth, head, head_parts, mismatch, overlap, rollout, step, turns
 from benchmarks.parts.scale import Scale
 
 PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
     "step": step.cases,
     "rollout": rollout.cases,
     "head": head.cases,
+    "head_parts": head_parts.cases,
     "growth": growth.cases,
     "mismatch": mismatch.cases,
     "overlap": overlap.cases,

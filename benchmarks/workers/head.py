@@ -1,6 +1,7 @@
 """The head by this project's operators, by plain autograd, and as the three matrix products alone."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ LOGITS_AT_ONCE = 2**31
 """Bytes of logits that the matrix products alone are given room for; longer inputs go through in pieces."""
 
 
-def linear_logprob(x: Inputs) -> None:
+def linear_logprob(x: Inputs, part: str = "") -> None:
     """`drpo.ops.linear_logprob`, then the gradient of a policy-gradient loss."""
-    logp = ops.linear_logprob(x.hidden, ops.Head(x.weight), x.target)[0]
+    logp = ops.linear_logprob(x.hidden, head(x, part), x.target)[0]
     (-(logp - x.behavior_logp).exp() * x.advantage).mean().backward()
 
 
-def linear_policy_loss(x: Inputs) -> None:
+def linear_policy_loss(x: Inputs, part: str = "") -> None:
     """`drpo.ops.linear_policy_loss` with drpo(0.2)."""
     tokens = ops.SampledTokens(
         target=x.target,
@@ -30,7 +31,15 @@ def linear_policy_loss(x: Inputs) -> None:
         sequence=x.sequence,
         weight=torch.full_like(x.advantage, 1 / len(x.target)),
     )
-    ops.linear_policy_loss(x.hidden, ops.Head(x.weight), tokens, DRPO(0.2)).loss.backward()
+    ops.linear_policy_loss(x.hidden, head(x, part), tokens, DRPO(0.2)).loss.backward()
+
+
+def head(x: Inputs, part: str) -> ops.Head:
+    """The weight alone, or with a "bias", a "scale", a "soft cap", or "all" of them."""
+    bias = torch.zeros_like(x.weight[:, 0], requires_grad=True) if part in ("bias", "all") else None
+    return ops.Head(
+        x.weight, bias, 0.5 if part in ("scale", "all") else 1.0, 30.0 if part in ("soft cap", "all") else None
+    )
 
 
 def log_softmax(x: Inputs) -> None:
@@ -70,9 +79,17 @@ class Products:
         self._grad_weight = torch.zeros_like(x.weight, requires_grad=False)
 
 
-METHODS: Mapping[str, Callable[[Inputs], object]] = {
+OPERATORS: Mapping[str, Callable[..., object]] = {
     "linear_logprob": linear_logprob,
     "linear_policy_loss": linear_policy_loss,
+}
+METHODS: Mapping[str, Callable[[Inputs], object]] = {
+    **OPERATORS,
+    **{
+        f"{name}, {p}": partial(f, part=p)
+        for name, f in OPERATORS.items()
+        for p in ("bias", "scale", "soft cap", "all")
+    },
     "log_softmax": log_softmax,
     "products": Products(),
 }

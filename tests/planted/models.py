@@ -56,9 +56,9 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a weight of two modules is adapted twice and merged once",
-        "drpo.model.policy:_require_weights_of_their_own",
+        "drpo.model.policy:_share_adapters",
         lambda right: lambda model: None,
-        (f"{S}test_adapters_of_a_weight_that_two_modules_share_are_refused",),
+        (f"{S}test_layers_that_share_a_weight_share_its_adapter",),
     ),
     Replacement(
         "tensors that share memory show at the end",

@@ -1,10 +1,7 @@
 """Every family of causal LMs in transformers, tiny: built from its configuration class, sampled, trained on, saved."""
 
-import copy
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,12 @@ from transformers import (
 )
 
 from drpo.doctor.probe_batch import trainer_logp
-from drpo.errors import InputError
 from drpo.model import loading
 from drpo.model.loading import named_tensors, reader_of
 from drpo.model.policy import Policy
-from drpo.model.precision import FP32
-from drpo.model.saving import probe, require_savable, save_model
+from drpo.model.saving import probe, save_model
 from drpo.rollout import TransformersEngine
 from drpo.types import Problem, Sampling
-from support.rollouts import transformers_engine
 from support.tiny_world import own_logp
 
 SIZES: Mapping[str, Any] = dict(
@@ -115,6 +109,24 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 }
 """What a family needs besides; borders of rotary embeddings stand within what is sampled."""
 
+WIDER: Mapping[str, Any] = dict(
+    hidden_size=128, intermediate_size=128, head_dim=32, moe_intermediate_size=64, shared_intermediate_size=64,
+    shared_expert_intermediate_size=64, n_embd=128, d_model=128, ffn_dim=128, word_embed_proj_dim=128, mamba_d_head=64,
+    linear_key_head_dim=32, linear_value_head_dim=32,
+)  # fmt: skip
+WIDER_MLA = dict(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128, head_dim=64)
+WIDER_OWN: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(LATENT, WIDER_MLA),
+    "codegen": dict(rotary_dim=32),
+    "falcon_h1": dict(mamba_d_ssm=256),
+    "gemma3n_text": dict(intermediate_size=[128, 128]),
+    "gptj": dict(rotary_dim=32),
+    "mamba2": dict(head_dim=64),
+    "nemotron_h": dict(mamba_head_dim=64),
+    "phi3, longrope": dict(rope_parameters=LONGROPE | dict(short_factor=[1.1] * 16, long_factor=[4.0] * 16)),
+}
+"""For vLLM, whose kernels for CPUs know heads from 32 numbers on."""
+
 FAMILIES = tuple(
     """
 afmoe; apertus; arcee; aria_text; axk1; axk2; bamba; bart; bert; biogpt; bitnet; bloom; codegen; cohere; cohere2; cwm;
@@ -135,59 +147,24 @@ solar_open; stablelm; starcoder2; trocr; vaultgemma; whisper; xglm; xlstm; zamba
 )
 """Those of the table: transformers' model type, and after a comma what is special."""
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-HEAD = "| family | class | trainer | sampler | LoRA |"
-
 PROBLEMS = (Problem.of_text("short", "7+5=", "12"), Problem.of_text("long", "What is 7 + 5?", "12"))
 SAMPLING = Sampling(samples=2, max_new_tokens=10)
 """Prompts of 4 and 14 tokens, so that windows of 6 are crossed in the prompt, at its end and in the completion."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What is shown of a family.
-
-    Args:
-        family: its name here: transformers' model type, and what is special.
-        model: the class.
-        trainer: "packed", "padded", or why it is refused.
-        sampler: "shared prompts", "plain", or "".
-        lora: "yes", or why not.
-        gap: largest difference, in nats, among the trainer, plain transformers, the sampler and the folder read back.
-    """
-
-    family: str
-    model: str
-    trainer: str
-    sampler: str = ""
-    lora: str = ""
-    gap: float = 0.0
-
-    @property
-    def row(self) -> str:
-        """Of the table; figures of a refusal are left out, since they may differ by processor."""
-        said = re.sub(r"[\d.]+e-\d+", "...", self.trainer).replace("|", "/")
-        cells = (said, self.sampler, self.lora) if self.sampler else (f"refused: {said}", "", "")
-        return f"| {' | '.join((self.family, f'`{self.model}`', *cells))} |"
-
-
-def documented() -> dict[str, str]:
-    """The table's rows, by family."""
-    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
-    return {row.split(" | ")[0].removeprefix("| "): row for row in rows[rows.index(HEAD) + 2 :]}
-
-
-def build(family: str) -> PreTrainedModel:
+def build(family: str, *, wider: bool = False) -> PreTrainedModel:
     """A tiny model with random numbers in every parameter and persistent buffer, zeros nowhere; always the same."""
     kind, _, _ = family.partition(",")
     torch.manual_seed(0)
-    default, own = AutoConfig.for_model(kind), OWN.get(family, {})
+    default, own, usual = AutoConfig.for_model(kind), OWN.get(family, {}), SIZES
+    if wider:
+        own, usual = {**own, **WIDER_OWN.get(family, {})}, {**SIZES, **WIDER}
     if "vision_config" not in default.sub_configs:
-        config = AutoConfig.for_model(kind, **{**_sizes(default, SIZES), **own})
+        config = AutoConfig.for_model(kind, **{**_sizes(default, usual), **own})
     else:
         vision = default.vision_config or default.sub_configs["vision_config"]()
         parts = {"text_config": default.text_config, "vision_config": vision}
-        sizes = {"text_config": {**_sizes(default.text_config, SIZES), **own}, "vision_config": _sizes(vision, VISION)}
+        sizes = {"text_config": {**_sizes(default.text_config, usual), **own}, "vision_config": _sizes(vision, VISION)}
         config = AutoConfig.for_model(kind, **{n: {"model_type": p.model_type} | sizes[n] for n, p in parts.items()})
         config.architectures = [AutoModelForMultimodalLM._model_mapping[type(config)].__name__]
     return stirred(reader_of(config).from_config(config, dtype=torch.float32).eval(), 0.1)
@@ -206,30 +183,6 @@ def stirred(model: PreTrainedModel, scale: float) -> PreTrainedModel:
         if tensor.is_floating_point() and not name.endswith(derived):
             tensor.add_(scale * torch.randn(tensor.shape, generator=generator))
     return model
-
-
-def show(family: str) -> Result:
-    """Sample, train on, save and read back one family."""
-    model, (_, tokenizer) = build(family), loading.tiny()
-    name = type(model).__name__
-    try:
-        require_savable(model, tokenizer)
-        engine = transformers_engine(model, tokenizer)
-        policy = Policy(stirred(copy.deepcopy(model), 0.05), precision=FP32, temperature=1.0)
-    except InputError as error:
-        return Result(family, name, str(error))
-    trainer = "packed" if policy.shares_prompts else "padded"
-    try:
-        gap = widest(policy, engine, tokenizer)
-    except InputError as error:
-        return Result(family, name, str(error))
-    sampler = engine.way.value
-    try:
-        adapted = Policy(copy.deepcopy(model), precision=FP32, temperature=1.0, lora_rank=2)
-    except InputError as error:
-        return Result(family, name, trainer, sampler, str(error), gap)
-    stir_adapters(adapted)
-    return Result(family, name, trainer, sampler, "yes", max(gap, widest(adapted, engine, tokenizer)))
 
 
 @torch.no_grad()
@@ -260,10 +213,3 @@ def widest(policy: Policy, engine: TransformersEngine, tokenizer: PreTrainedToke
     ]
     table = torch.stack(columns)
     return float((table.amax(0) - table.amin(0)).max())
-
-
-if __name__ == "__main__":
-    text, found = DOCUMENT.read_text(), [show(family) for family in FAMILIES]
-    assert all(result.gap < 1e-4 for result in found), [result for result in found if result.gap >= 1e-4]
-    table = "\n".join([HEAD, "|---|---|---|---|---|", *(result.row for result in found)])
-    DOCUMENT.write_text(f"{text[: text.index(HEAD)]}{table}\n")

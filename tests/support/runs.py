@@ -1,6 +1,7 @@
 """What tests of runs share: whether two are one, and a callback that ends one."""
 
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from copy import deepcopy
@@ -57,6 +58,17 @@ class StopsAfter(NullCallback):
 
     def note(self, text: str) -> None:
         self.said += text
+
+
+class CopiesAt(NullCallback):
+    """Copies the run's folder when a step is recorded, which is what a kill at this moment would leave."""
+
+    def __init__(self, step: int, source: Path, target: Path) -> None:
+        self.step, self.source, self.target = step, source, target
+
+    def stepped(self, step: int, *rest: Any) -> None:
+        if step == self.step:
+            shutil.copytree(self.source, self.target)
 
 
 def tokens_of(records: list[dict]) -> Tokens:

@@ -100,5 +100,5 @@ def _with_probe(model: PreTrainedModel, layer: nn.Module, ids: Tensor) -> tuple[
 def _refused(model: PreTrainedModel) -> InputError:
     return InputError(
         f"model {type(model).__name__}: its logits are not those of one linear layer, scaled and softly capped, which "
-        "is what drpo trains"
+        "is what drpo trains, with any --engine"
     )

@@ -285,7 +285,7 @@ def require_unseen_padding(model: PreTrainedModel) -> None:
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
         raise InputError(
             f"model {type(model).__name__}: a text's states change with the padding behind it, so log-probabilities "
-            "would depend on what else is in the batch, which drpo does not train"
+            "would depend on what else is in the batch, which drpo does not train, with any --engine"
         )
 
 

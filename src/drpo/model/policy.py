@@ -346,7 +346,7 @@ def _add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
         model.eval()
         with torch.no_grad():
             decoder_of(model)(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
-        _require_weights_of_their_own(model)
+        _share_adapters(model)
     except Exception as error:  # a router that is a linear layer with two outputs, a layer that PEFT does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -369,7 +369,8 @@ def _unlike_layers(model: PreTrainedModel) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    silent = {name: m.weight for name, m in linear.items() if m not in called and m.weight.requires_grad}
+    used = {id(m.weight) for m in called if isinstance(m, nn.Linear)}  # by the module itself, or one that shares it
+    silent = {name: m.weight for name, m in linear.items() if id(m.weight) not in used and m.weight.requires_grad}
     odd = [name for name, m in linear.items() if not isinstance(called.get(m, states), Tensor)]
     if not silent or not states.requires_grad:
         return odd
@@ -395,9 +396,19 @@ def _adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
         yield from ((name, module) for name, module in model.named_modules() if isinstance(module, layer))
 
 
-def _require_weights_of_their_own(model: PreTrainedModel) -> None:
-    """Raise if an adapted weight belongs to another module too: two adapters of one weight cannot be merged."""
+def _share_adapters(model: PreTrainedModel) -> None:
+    """Give the layers that share a weight (Zamba's repeated blocks) one adapter, which can be merged into that weight.
+
+    Raises:
+        InputError: an adapted weight belongs to a module without an adapter too.
+    """
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    adapted: dict[int, list[tuple[str, Any]]] = {}
     for name, layer in _adapted_layers(model):
-        if holders[id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")))] > 1:
+        weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+        adapted.setdefault(id(weight), []).append((name, layer))
+    for weight, ((name, first), *others) in adapted.items():
+        if holders[weight] > 1 + len(others):
             raise InputError(f"{_plain(name)} shares its weight with another module")
+        for _, layer in others:
+            layer.lora_A, layer.lora_B = first.lora_A, first.lora_B

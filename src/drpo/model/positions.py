@@ -81,7 +81,8 @@ def sequence_limit(model: PreTrainedModel) -> Limit:
     if _depends_on_the_longest(model):
         raise InputError(
             f"model {type(model).__name__}: its states depend on the longest position of a batch in a way of its own, "
-            "so log-probabilities would depend on what else is in the batch, which drpo does not train"
+            "so log-probabilities would depend on what else is in the batch, which drpo does not train, with any "
+            "--engine"
         )
     return Limit()
 

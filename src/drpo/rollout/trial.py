@@ -21,6 +21,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 """Largest mean difference of logits with and without a cache; in 16 bits a mixture may choose another expert."""
 
+OTHERWISE = "sample with --engine vllm if vLLM knows the model"
+"""What remains where this sampler does not do."""
+
 
 class Way(Enum):
     """How a model is sampled from; the first that returns its own logits."""
@@ -51,7 +54,9 @@ def way_to_decode(model: PreTrainedModel, prompt: Tensor) -> Way:
         expected = _uncached(model, prompts)
     except Exception as error:  # for example a model that requires other inputs than tokens
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{type(model).__name__} cannot be sampled from, token by token: {reason}") from None
+        raise InputError(
+            f"{type(model).__name__} cannot be sampled from, token by token: {reason}; {OTHERWISE}"
+        ) from None
     _limit_time_steps(model, prompts, expected)
     plain = _plain(model, prompts)
     if plain is not None and _gap(plain, expected) < REFUSED[plain.dtype]:
@@ -59,12 +64,13 @@ def way_to_decode(model: PreTrainedModel, prompt: Tensor) -> Way:
     if (gap := _gap(_trial(UncachedDecoder(model, prompts, 2)), expected)) >= REFUSED[expected.dtype]:
         raise InputError(
             f"{type(model).__name__}: with other texts in its batch its logits differ by {gap:.1e} of their spread, so "
-            "what it samples would not be what is trained"
+            f"what it samples would not be what is trained; {OTHERWISE}"
         )
     log.warning(
         "%s: transformers' cache does not hold its state between two tokens, so every token reads its whole text anew; "
-        "keep completions short, or sample with --engine vllm if vLLM knows the model",
+        "keep completions short, or %s",
         type(model).__name__,
+        OTHERWISE,
     )
     return Way.UNCACHED
 

@@ -1,0 +1,75 @@
+"""What vLLM makes of the folders that are saved of each family: the column vLLM of the table in docs/models.md.
+
+`PYTHONPATH=tests .venv-vllm/bin/python -m support.family_vllm` writes it anew, or only the rows of the families named
+behind, and prints why vLLM did not load a folder.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from drpo.model import loading
+from drpo.model.positions import sequence_limit
+from drpo.model.saving import save_model
+from drpo.rollout.vllm import _vllm, device_options, length_options
+from support.families import FAMILIES, PROBLEMS, build
+from support.family_table import documented, trains, write
+from support.forks import fork
+from support.tiny_world import completion, own_logp
+
+TOLERANCE = 1e-3
+"""Nats between vLLM and plain transformers, both in float32."""
+FOUND = "largest difference: "
+
+
+def cell(family: str, folder: Path) -> tuple[str, str]:
+    """What the table says, and what vLLM said last."""
+    known = documented()[family]["class"].strip("`") in _vllm().ModelRegistry.get_supported_archs()
+    _, said = fork(folder / "out", load, family, folder / "model").end()
+    gap = next((float(line.removeprefix(FOUND)) for line in said.splitlines() if line.startswith(FOUND)), None)
+    last = (said.strip().splitlines() or ["nothing"])[-1]
+    if gap is None:
+        return "known" if known else "no", last
+    return "loaded" if gap < TOLERANCE else "differs", last
+
+
+def load(family: str, folder: Path) -> None:
+    """Save a family's folder, let vLLM read it and sample, and print how far it is from plain transformers."""
+    model, (_, tokenizer) = build(family, wider=True), loading.tiny()
+    save_model(model, tokenizer, folder)
+    vllm = _vllm()
+    llm = vllm.LLM(
+        model=str(folder),
+        dtype="float32",
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        enforce_eager=True,
+        seed=0,
+        **{
+            "max_model_len": 128,
+            **length_options(sequence_limit(model)),
+            **device_options(model.device),
+            "kv_cache_memory_bytes": 2**27,
+        },
+    )
+    prompts = [tokenizer(problem.prompt)["input_ids"] for problem in PROBLEMS]
+    drawn = vllm.SamplingParams(temperature=1.0, max_tokens=10, logprobs=0, seed=0, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], drawn, use_tqdm=False)
+    gap = 0.0
+    for ids, output in zip(prompts, outputs, strict=True):
+        tokens = list(output.outputs[0].token_ids)
+        reported = torch.tensor([row[t].logprob for row, t in zip(output.outputs[0].logprobs, tokens, strict=True)])
+        gap = max(gap, float((reported - own_logp(model, completion(tokens, prompt_ids=ids), 1.0)).abs().max()))
+    print(f"\n{FOUND}{gap}", flush=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or [family for family, row in documented().items() if trains(row)]:
+        assert name in FAMILIES, name
+        with tempfile.TemporaryDirectory() as scratch:
+            said, why = cell(name, Path(scratch))
+        write({name: {"vLLM": said}})
+        print(f"{name}: {said}: {why}", flush=True)
