@@ -72,6 +72,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "lfm2": dict(layer_types=["conv", "full_attention"]),
     "lfm2_moe": dict(layer_types=["conv", "full_attention"], num_dense_layers=1),
     "mamba2": dict(num_heads=4, head_dim=16, n_groups=1, state_size=8, chunk_size=8),
+    "minicpm3": MLA | dict(dim_model_base=64),
     "minimax": dict(block_size=8),
     "nemotron_h": dict(
         layers_block_type=["mamba", "moe", "attention", "mlp"],

@@ -25,7 +25,7 @@ from support.rollouts import transformers_engine
 from support.runs import CopiesAt, assert_same_run
 from support.tiny_world import batched, completion, grouped, how
 from support.updates import equal, gradients
-from support.worlds import sampling, tiny_run
+from support.worlds import Letters, sampling, tiny_run
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 COLUMNS = ("family", "class", "trainer", "sampler", "LoRA", "checkpointing", "resume", "vLLM")
@@ -119,11 +119,12 @@ def resume(family: str, folder: Path) -> str:
     sampled = sampling(samples=4, max_new_tokens=12)
     run = tiny_run(
         model=str(model),
+        task=Letters("codes"),
         steps=2,
-        prompts=2,
+        prompts=4,
         sampling=sampled,
         checkpoint_every=1,
-        eval_problems=0,
+        eval_problems=2,
         optimizer=AdamW(1e-3),
     )
     train(run, folder / "whole", CopiesAt(2, folder / "whole", folder / "killed"))

@@ -49,7 +49,8 @@ def way_to_decode(model: PreTrainedModel, prompt: Tensor) -> Way:
     Raises:
         InputError: the model does not read tokens alone, or not the same ones to the same logits.
     """
-    prompts = [prompt[-1:], prompt[-8:]]
+    text = prompt[-8:] if len(prompt) > 1 else prompt.repeat(2)  # two texts of different lengths
+    prompts = [prompt[-1:], text]
     try:
         expected = _uncached(model, prompts)
     except Exception as error:  # for example a model that requires other inputs than tokens
