@@ -7,7 +7,7 @@ SIZE = {"tokens": 512, "vocabulary": 49_152, "hidden": 576, "row": 512}
 QUICK_SIZE = {"tokens": 64, "vocabulary": 512, "hidden": 32, "row": 64}
 PARTS = ("bias", "scale", "soft cap", "all")
 OPERATORS = ("linear_policy_loss", "linear_logprob")
-ALONE = "the weight alone"
+WEIGHT = "the weight alone"
 
 
 def cases(scale: Scale) -> list[Case]:
@@ -21,7 +21,7 @@ def cases(scale: Scale) -> list[Case]:
 
 def _case(scale: Scale, dtype: str, operator: str) -> Case:
     size = {**(QUICK_SIZE if scale.quick else SIZE), "dtype": dtype}
-    methods = {ALONE: operator, **{part: f"{operator}, {part}" for part in PARTS}}
+    methods = {WEIGHT: operator, **{part: f"{operator}, {part}" for part in PARTS}}
     worker = Worker(OURS, "head", {})
     entrants = tuple(Entrant(name, worker, {**size, "method": method}) for name, method in methods.items())
-    return Case("head_parts", f"{operator}, {dtype}, T {size['tokens']:,}", ALONE, entrants, size)
+    return Case("head_parts", f"{operator}, {dtype}, T {size['tokens']:,}", WEIGHT, entrants, size)
