@@ -17,7 +17,6 @@ _WIDEST = 120
 class ExplainOptions:
     """Say what a metric or a warning means, how it is computed, what is normal, and what to do.
 
-      drpo explain k3
       drpo explain entropy_collapse
 
     Without a name it lists all.
