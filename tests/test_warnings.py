@@ -28,7 +28,7 @@ from drpo.train.config import Run, load_run
 from drpo.train.loop import train
 from drpo.train.metric_tables import KINDS
 from drpo.train.records import EVALUATIONS, METRICS, SUMMARY, read_records
-from drpo.train.run_warnings import RULES
+from drpo.train.run_warnings import BY_NAME, RULES
 from drpo.train.setup import build
 from drpo.train.warned import RunWarning, WarningLog, raised
 from support import histories
@@ -179,7 +179,10 @@ def test_a_run_that_resumes_has_the_warnings_of_one_that_did_not(fault: str, cut
     )
 )
 def test_any_figures_can_be_asked(figures: list[dict[str, float]]) -> None:
-    raised([{"step": i, **record} for i, record in enumerate(figures, 1)], [evaluation(3, 0.5), evaluation(4, 0.1)])
+    steps = [{"step": i, **record} for i, record in enumerate(figures, 1)]
+    found = raised(steps, [evaluation(3, 0.5), evaluation(4, 0.1)])
+    assert {warning["name"] for warning in found} <= BY_NAME.keys()
+    assert json.dumps(found, allow_nan=False)
 
 
 def test_the_doctor_asks_for_the_same_k3() -> None:

@@ -76,9 +76,8 @@ def _metric(name: str, meaning: Meaning) -> Iterator[str]:
 
 
 def _row(head: str, text: str) -> str:
-    """A text beside its head, or below one that is long."""
+    """A text beside its head, or below a long head."""
     width, indent = min(_WIDEST, shutil.get_terminal_size((100, 24)).columns), " " * 14
-    begin = f"  {head:<11} " if len(head) <= 11 else f"  {head}\n{indent}"
     if len(head) > 11:
         return f"  {head}\n" + fill(text, width, initial_indent=indent, subsequent_indent=indent)
-    return fill(text, width, initial_indent=begin, subsequent_indent=indent)
+    return fill(text, width, initial_indent=f"  {head:<11} ", subsequent_indent=indent)

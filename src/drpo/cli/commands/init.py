@@ -29,7 +29,7 @@ class InitOptions:
         system: the system message; default: none, or one that asks for the form that the guessed reward reads.
         shots: the first rows become examples before every question; they are not trained on.
         reward: exact_number, exact_match, math_verify, or your own module:function; default: by the answers.
-        out: the file to write; one that is there is not replaced.
+        out: the file to write; an existing file is not replaced.
         yes: ask nothing, take all defaults.
         doctor: check that the numbers are sound on this machine.
     """
@@ -53,7 +53,7 @@ def init(arguments: list[str]) -> int:
     if not is_recipe_file(options.out.name):
         raise InputError(f"--out {options.out}: a recipe is a file of Python; end its name in .py")
     if os.path.lexists(options.out):
-        raise InputError(f"--out {options.out}: a file is there, which is not replaced; name another")
+        raise InputError(f"--out {options.out}: the file exists and is not replaced; name another")
     if data is not None:
         require_data(data)
     return int(import_named("drpo.cli.init", "init", "command")(data, options))
