@@ -53,7 +53,7 @@ def init(arguments: list[str]) -> int:
     if not is_recipe_file(options.out.name):
         raise InputError(f"--out {options.out}: a recipe is a file of Python; end its name in .py")
     if os.path.lexists(options.out):
-        raise InputError(f"--out {options.out}: the file exists and is not replaced; name another")
+        raise InputError(f"--out {options.out}: a file is there, which is not replaced; name another")
     if data is not None:
         require_data(data)
     return int(import_named("drpo.cli.init", "init", "command")(data, options))
