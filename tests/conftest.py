@@ -54,7 +54,9 @@ def _seeded() -> None:
     """Tests that draw from a global generator draw the same in any order and process."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)  # torch.manual_seed formats a stack for each device that is not there
 
 
 @pytest.fixture(name="without_pictures")
