@@ -28,6 +28,7 @@ prints the same on the terminal, of any metric or warning; `drpo explain` alone 
 
 WORDS: Mapping[str, str] = {
     "Rollouts": "Over the step's completions.",
+    "Signal": "Of the advantages that the step trained with ([no learning signal](doctor.md#no-learning-signal)).",
     "Length and resampling": (
         "Counts, absent where 0, of [`--overlong`](methods.md#long-completions) and\n"
         "[`--dynamic-sampling`](methods.md#dynamic-sampling)."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from drpo.credit.advantages import reward
 from drpo.credit.gae import GAE
 from drpo.errors import InputError
 from drpo.reductions import token_mean
@@ -128,6 +129,10 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
         ({"dynamic_sampling": -1}, r"dynamic_sampling=-1: must be 0 or more"),
         ({"dynamic_sampling": 5000}, r"dynamic_sampling=5000: at most 1,024"),
         ({"dynamic_sampling": 2, "critic": GAE()}, r"dynamic_sampling=2: a critic learns from equal rewards too"),
+        (
+            {"dynamic_sampling": 2, "advantage": reward},
+            r"dynamic_sampling=2: --advantage reward learns from equal rewards too; leave one of the two out",
+        ),
     )
     for changes, message in refused:
         with pytest.raises(InputError, match=message):

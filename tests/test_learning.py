@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from drpo.credit.advantages import mean
+from drpo.credit import credit_rule
+from drpo.credit.advantages import mean, reward
+from drpo.credit.gae import GAE
+from drpo.credit.overlong import Shaped, mask
+from drpo.credit.reference_kl import with_reference_kl, without_reference_kl
 from drpo.doctor import signal
 from drpo.errors import InputError
 from drpo.report.run_summary import held_out, run_summary
@@ -20,8 +24,8 @@ from drpo.rewards import in_process
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, configure, from_json, load_run, to_json, trains_little
 from drpo.train.loop import train
-from drpo.train.metrics import rollout_metrics
-from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing
+from drpo.train.metrics import rollout_metrics, signal_metrics
+from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing, without_signal
 from drpo.train.optim import AdamW, Constant
 from drpo.train.records import EVALUATIONS, METRICS, read_records
 from drpo.train.step import take_step
@@ -99,7 +103,7 @@ def test_the_causes_that_are_named_fit_what_was_seen() -> None:
 @pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}, {"kl_in_reward": 0.1}])
 def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dict[str, Any]) -> None:
     notes = Notes()
-    summary = train(tiny_run(steps=5, task=Letters("never"), eval_problems=0, **term), tmp_path, notes)
+    summary = train(tiny_run(steps=5, reward=by_problem, eval_problems=0, **term), tmp_path, notes)
     assert summary["zero_grad_steps"] < 5 == summary["no_signal_steps"] and learnt_nothing(summary)
     assert summary["warning"].startswith("nothing was learnt from rewards in 5 of 5 steps")
     shown = dict(run_summary(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))
@@ -120,14 +124,72 @@ def test_rewards_of_turns_are_a_signal_where_every_total_is_the_same(tmp_path: P
     same, other = (replace(group(0.0, 0.0), results=(RewardResult(0.0, turns=(0.5,)), RewardResult(0.0, turns=(t,))))
                    for t in (0.5, 0.25))  # fmt: skip
     assert rollout_metrics(1, [same, other])["frac_reward_zero_std"] == 0.5
-    assert [signal.carries_signal(g, mean) for g in (same, other)] == [False, True]
+    assert signal.carrying([same, other], credit_rule(mean)) == 1
+
+
+@in_process
+def by_problem(problem: Problem, text: str) -> float:
+    """The same for all completions of a problem, and another for the next problem."""
+    return float(int(problem.id.rpartition("-")[2]) % 2)
+
+
+def test_an_advantage_that_compares_no_group_learns_from_equal_rewards(tmp_path: Path) -> None:
+    notes = Notes()
+    run = tiny_run(steps=5, reward=by_problem, advantage=reward, eval_problems=0)
+    summary = train(run, tmp_path, notes, keep_model=False)
+    assert summary["frac_reward_zero_std"] == 1 and summary["zero_grad_steps"] == 0
+    assert summary["no_signal_steps"] == 0 and not learnt_nothing(summary)
+    assert summary["warning"] is None and summary["warnings"] == [] == notes.said
+    assert [m["groups_with_signal"] for m in read_records(tmp_path / METRICS)] == [0.5] * 5  # 0 for the other problems
+
+
+def share(groups: list[ScoredGroup], values: list[torch.Tensor] | None = None, **rule: Any) -> float:
+    advantage = rule.pop("advantage", mean)
+    return signal_metrics(groups, credit_rule(advantage, **rule)(groups, values))["groups_with_signal"]
+
+
+def test_a_group_has_a_signal_where_it_trains_on_an_advantage_that_is_not_0() -> None:
+    wrong, right, differ = group(0.0, 0.0), group(1.0, 1.0), group(0.0, 1.0)
+    rollout = [wrong, right, differ, differ]
+    assert share(rollout) == 0.5 and share(rollout, drop_equal=True) == 0.5
+    assert share(rollout, advantage=reward) == 0.75 and share(rollout, advantage=reward, whiten=True) == 1
+    assert share([right] * 4, advantage=reward) == 1 and share([right] * 4, advantage=reward, whiten=True) == 0
+    assert share(rollout, advantage=lambda rewards: rewards - 0.25) == 1  # a user's own
+    value = [torch.zeros(2)] * 8
+    assert share(rollout, value, critic=GAE(1.0, 0.95, whiten=False)) == 0.75
+    assert share([wrong] * 4, value, critic=GAE(1.0, 0.95)) == 0 and share([wrong, right], value[:4], critic=GAE()) == 1
+    other = group(0.0, 1.0)
+    assert share([replace(differ, masked=differ.episodes), other]) == 0.5
+    late = played(group(1.0, 1.0), turns=(1, 2))  # the same reward after one turn and after two
+    assert late.equal_rewards and share([late]) == 0 and share([late], discount=0.5) == 1
+
+
+def test_a_punishment_of_length_is_a_signal_and_the_kl_to_the_initial_model_is_none() -> None:
+    same = group(0.0, 0.0)
+    logp = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -1.0])]
+    near = with_reference_kl([same], logp, 0.1)
+    assert share(near) == 1 and share(without_reference_kl(near)) == 0
+    long = replace(same, episodes=(completion([1, 2], sample=0), completion([1, 2, 3, 4], sample=1)))
+    both = Shaped(2)(with_reference_kl([long], [torch.zeros(2), torch.zeros(4)], 0.1), 4)
+    alone, punished = without_reference_kl(both)[0].results, Shaped(2)([long], 4)[0].results
+    assert [r.penalties for r in alone] == [r.penalties for r in punished] == [(), (0.0, 0.0, 0.0, -1.0)]
+    assert share(without_reference_kl(both)) == 1 and share(mask([same], 2)) == 0
+
+
+def test_what_a_step_trained_on_decides_whether_it_had_a_signal() -> None:
+    equal = {"grad_norm": 0.1, "frac_reward_zero_std": 1.0}
+    assert without_signal(equal) and not without_signal(equal | {"groups_with_signal": 0.1})
+    critic = equal | {"value_mean": 0.2}
+    assert not without_signal(critic) and without_signal(critic | {"groups_with_signal": 0.0})
 
 
 def test_a_critic_learns_from_equal_rewards_unless_they_are_those_of_the_whole_run() -> None:
     step = {"grad_norm": 1.0, "frac_reward_zero_std": 1.0, "reward_std": 0.0, "value_mean": 0.2}
     same, other = step | {"reward_mean": 0.3}, step | {"reward_mean": 0.4}
     assert in_all([same, same, other]) is None and lately([same, same, other]) is None
-    assert str(in_all([same] * 3)).startswith("nothing was learnt from rewards in 3 of 3 steps")
+    assert str(in_all([same] * 3)).startswith("nothing was learnt from rewards in 3 of 3 steps: every completion of")
+    without_baseline = {name: value for name, value in same.items() if name != "value_mean"} | {"groups_with_signal": 1}
+    assert in_all([without_baseline] * 3) == in_all([same] * 3)
 
 
 def test_rewards_that_differ_by_rounding_are_equal_to_the_metric_as_to_the_advantage() -> None:
@@ -159,18 +221,36 @@ def group(*rewards: float) -> ScoredGroup:
     return ScoredGroup(Problem.of_text("p", "", "1"), completions, tuple(map(RewardResult, rewards)))
 
 
+def played(scored: ScoredGroup, turns: tuple[int, int]) -> ScoredGroup:
+    """The group with episodes of so many turns, of a token each."""
+    episodes = tuple(replace(completion(list(range(1, 1 + n)), sample=i), turns=(1,) * n) for i, n in enumerate(turns))
+    return replace(scored, episodes=episodes)
+
+
+def test_the_doctor_counts_the_groups_that_the_run_would_train_on() -> None:
+    right = [group(1.0, 1.0)] * signal.MOST
+    assert signal.signal(right, credit_rule(reward)).values["share"] == 1
+    assert signal.signal(right, credit_rule(reward, whiten=True)).verdict == "note"
+    mixed = [group(1.0, 1.0), *[group(0.0, 0.0)] * 7, *[group(0.0, 0.0)] * 8]  # whitened by eight, as in two steps
+    assert signal.carrying(mixed, credit_rule(reward, whiten=True)) == 8
+    assert len(list(signal.sampled(lambda part: right[:8], credit_rule(reward)))) == signal.FIRST
+
+
 def test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a_hopeless_task() -> None:
-    hopeless = list(signal.sampled(lambda part: [group(0.0, 0.0)] * signal.FIRST, mean))
+    hopeless = list(signal.sampled(lambda part: [group(0.0, 0.0)] * signal.FIRST, credit_rule(mean)))
     assert len(hopeless) == signal.MOST
-    found = signal.signal(hopeless, mean)
+    found = signal.signal(hopeless, credit_rule(mean))
     assert found.verdict == "note" and "--sampling.max-new-tokens" in found.advice and found.values["share"] == 0
-    right = signal.signal([group(1.0, 1.0)] * signal.MOST, mean).advice
-    alike = signal.signal([group(0.3, 0.3)] * signal.MOST, mean).advice
+    right = signal.signal([group(1.0, 1.0)] * signal.MOST, credit_rule(mean)).advice
+    alike = signal.signal([group(0.3, 0.3)] * signal.MOST, credit_rule(mean)).advice
     assert "a harder --task" in right and "max-new-tokens" not in right
     assert "--reward" in alike and "--task" not in alike
     sound = [group(0.0, 1.0), *[group(0.0, 0.0)] * 7]
-    assert list(signal.sampled(lambda part: sound, mean)) == sound and signal.signal(sound, mean).verdict == "ok"
-    assert signal.signal([group(0.0, 0.0)] * 8, mean).verdict == "ok"  # of so few nothing can be said
+    assert (
+        list(signal.sampled(lambda part: sound, credit_rule(mean))) == sound
+        and signal.signal(sound, credit_rule(mean)).verdict == "ok"
+    )
+    assert signal.signal([group(0.0, 0.0)] * 8, credit_rule(mean)).verdict == "ok"  # of so few nothing can be said
     generator = torch.Generator().manual_seed(0)
     carrying = torch.rand(2000, 32, generator=generator) < 0.25
     assert sum(signal.too_few(int(n), 32) for n in carrying.sum(1)) / 2000 < 0.02

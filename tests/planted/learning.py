@@ -18,6 +18,24 @@ REPLACEMENTS = (
         (f"{LEARNING}test_a_gradient_that_no_reward_made_is_no_learning",),
     ),
     Replacement(
+        "equal rewards are taken for no signal, whatever the advantage",
+        "drpo.train.no_gradient:without_signal",
+        lambda right: lambda record: right({k: v for k, v in record.items() if k != "groups_with_signal"}),
+        (f"{LEARNING}test_an_advantage_that_compares_no_group_learns_from_equal_rewards",),
+    ),
+    Replacement(
+        "the KL in the reward is taken for a signal",
+        "drpo.train.session:without_reference_kl",
+        lambda right: lambda groups: groups,
+        (f"{LEARNING}test_a_gradient_that_no_reward_made_is_no_learning[term2]",),
+    ),
+    Replacement(
+        "the doctor takes equal rewards for no signal, whatever the advantage",
+        "drpo.doctor.signal:carrying",
+        lambda right: lambda groups, credit: sum(not group.equal_rewards for group in groups),
+        (f"{LEARNING}test_the_doctor_counts_the_groups_that_the_run_would_train_on",),
+    ),
+    Replacement(
         "rewards of turns are taken for none",
         "drpo.types.rollout:ScoredGroup.equal_rewards",
         lambda right: lambda group: len({result.total for result in group.results}) <= 1,
@@ -26,7 +44,7 @@ REPLACEMENTS = (
     Replacement(
         "a hopeless task is sound to the doctor",
         "drpo.doctor.signal:too_few",
-        lambda right: lambda carrying, groups: False,
+        lambda right: lambda n, groups: False,
         (f"{LEARNING}test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a_hopeless_task",),
     ),
     Replacement(

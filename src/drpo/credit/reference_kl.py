@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from drpo.credit.overlong import PART as OVERLONG
 from drpo.types import Episode, RewardResult, ScoredGroup
 
 PART = "reference_kl"
@@ -40,3 +41,17 @@ def with_reference_kl(
         return replace(result, parts=parts, penalties=tuple(penalty.tolist()))
 
     return [replace(g, results=tuple(map(penalised, g.episodes, g.results))) for g in groups]
+
+
+def without_reference_kl(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    """Return groups whose tokens' penalties are those of length alone; the parts of their rewards stay.
+
+    Args:
+        groups: with what `with_reference_kl` and then `drpo.credit.overlong` made of their penalties.
+    """
+    return [replace(g, results=tuple(map(_of_length_alone, g.results))) for g in groups]
+
+
+def _of_length_alone(result: RewardResult) -> RewardResult:
+    n, of_length = len(result.penalties), result.parts.get(OVERLONG, 0.0)
+    return replace(result, penalties=(*(0.0,) * (n - 1), of_length) if of_length and n else ())

@@ -54,7 +54,8 @@ def examine(run: Run, components: Components, size: Size) -> Iterator[Finding]:
 
     def draw(part: int) -> list[ScoredGroup]:
         problems = run.data.task.sample(signal.FIRST, part, run.seed)
-        return score(problems, driver.run(problems, sampling, key), pool)
+        groups = score(problems, driver.run(problems, sampling, key), pool)
+        return components.overlong(groups) if components.overlong else groups
 
     if environments is None and not with_signal:
         return
@@ -68,8 +69,8 @@ def examine(run: Run, components: Components, size: Size) -> Iterator[Finding]:
                 return  # what follows would be of other tokens, or fail
             yield from _of_turns(run, components, environments, attempts, size)
         if with_signal:
-            groups = signal.sampled(lambda part: draw(part) if part else first, run.objective.advantage)
-            yield signal.signal(list(groups), run.objective.advantage)
+            groups = signal.sampled(lambda part: draw(part) if part else first, components.credit)
+            yield signal.signal(list(groups), components.credit)
 
 
 def _of_turns(

@@ -1,15 +1,14 @@
-"""Checks that groups have a gradient: a group whose rewards are all equal has none."""
+"""Checks that groups have a signal: an advantage, as the run computes it, that is not 0."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import comb
 
-from drpo.credit.advantages import Advantage
-from drpo.credit.rules import group_credit
+from drpo.credit import CreditRule
 from drpo.doctor.finding import Finding, judge
 from drpo.types import ScoredGroup
 
 FEWEST = 0.1
-"""The smallest acceptable share of groups with a gradient."""
+"""The smallest acceptable share of groups with a signal."""
 _HEALTHY = 0.25
 _CHANCE = 0.01
 _MOSTLY = 0.5
@@ -17,73 +16,75 @@ FIRST, MOST = 8, 32
 """Number of groups sampled at first, and at most."""
 
 
-def carries_signal(group: ScoredGroup, advantage: Advantage) -> bool:
-    """Whether any completion of a group has a non-zero advantage.
+def carrying(groups: Sequence[ScoredGroup], credit: CreditRule) -> int:
+    """Return how many groups have a trained completion whose advantage is not 0.
 
     Args:
-        group: a scored group.
-        advantage: rewards of a group -> advantages.
+        groups: scored groups; each `FIRST` of them are credited together, as those of a step.
+        credit: the run's rule, without a critic.
     """
-    return any(bool((credit.advantage != 0).any()) for credit in group_credit([group], advantage=advantage))
+    parts = [groups[i : i + FIRST] for i in range(0, len(groups), FIRST)]
+    pushed = {c.sequence for part in parts for c in credit(part, None) if bool(c.advantage.any())}
+    return sum(any(s in pushed for s in g.sequences) for g in groups)
 
 
-def too_few(carrying: int, groups: int) -> bool:
+def too_few(n: int, groups: int) -> bool:
     """Whether a share is below a tenth, and significantly below that of a sound task (p < 0.01).
 
     In a sound task a quarter of the groups carry a signal. 8 groups are too few to decide; of 32, 2 or fewer are
     significant.
 
     Args:
-        carrying: number of groups with a signal.
+        n: number of groups with a signal.
         groups: number of groups.
 
     Example:
         >>> too_few(0, 8), too_few(0, 32), too_few(2, 32), too_few(3, 32)
         (False, True, True, False)
     """
-    chance = sum(comb(groups, i) * _HEALTHY**i * (1 - _HEALTHY) ** (groups - i) for i in range(carrying + 1))
-    return carrying < FEWEST * groups and chance < _CHANCE
+    chance = sum(comb(groups, i) * _HEALTHY**i * (1 - _HEALTHY) ** (groups - i) for i in range(n + 1))
+    return n < FEWEST * groups and chance < _CHANCE
 
 
-def sampled(draw: Callable[[int], Sequence[ScoredGroup]], advantage: Advantage) -> Iterator[ScoredGroup]:
+def sampled(draw: Callable[[int], Sequence[ScoredGroup]], credit: CreditRule) -> Iterator[ScoredGroup]:
     """Yield groups, a few at a time, until a tenth of them carry a signal; at most `MOST`.
 
     Args:
         draw: receives an index i, from 0, and returns the i-th `FIRST` groups.
-        advantage: as in `carries_signal`.
+        credit: as in `carrying`.
     """
-    carrying = 0
+    n = 0
     for part in range(MOST // FIRST):
         groups = draw(part)
         yield from groups
-        carrying += sum(carries_signal(g, advantage) for g in groups)
-        if carrying >= FEWEST * FIRST * (part + 1):
+        n += carrying(groups, credit)
+        if n >= FEWEST * FIRST * (part + 1):
             return
 
 
-def signal(groups: Sequence[ScoredGroup], advantage: Advantage) -> Finding:
-    """Report the share of groups, sampled as in training, that have a gradient.
+def signal(groups: Sequence[ScoredGroup], credit: CreditRule) -> Finding:
+    """Report the share of groups, sampled as in training, that have a signal.
 
     Args:
         groups: scored, sampled with the run's problems, samples and length.
-        advantage: as in `carries_signal`.
+        credit: as in `carrying`.
     """
-    n, carrying = len(groups), sum(carries_signal(g, advantage) for g in groups)
+    n, with_signal = len(groups), carrying(groups, credit)
     wrong = sum(bool(len(g.rewards)) and bool((g.rewards <= 0).all()) for g in groups)
     right = sum(bool(len(g.rewards)) and bool((g.rewards >= 1).all()) for g in groups)
     episodes = [e for g in groups for e in g.all_episodes]
     cut = sum(e.finish_reason == "length" for e in episodes) / max(1, len(episodes))
     unscored = sum(len(g.unscored) for g in groups) / max(1, len(episodes))
-    verdict, advice = judge(not too_few(carrying, n), _advice(wrong / n, right / n, cut, unscored), otherwise="note")
+    verdict, advice = judge(not too_few(with_signal, n), _advice(wrong / n, right / n, cut, unscored), otherwise="note")
     return Finding(
         "signal",
         verdict,
-        f"{carrying} of {n} groups carry a signal; {wrong} all wrong, {right} all correct; {cut:.0%} of "
+        f"{with_signal} of {n} groups carry a signal; {wrong} all wrong, {right} all correct; {cut:.0%} of "
         "completions cut",
         f"{FEWEST:.0%} of groups",
         advice,
         {
-            "share": carrying / max(1, n),
+            "share": with_signal / max(1, n),
             "groups": n,
             "groups_all_wrong": wrong,
             "groups_all_correct": right,
@@ -101,4 +102,4 @@ def _advice(wrong: float, right: float, cut: float, unscored: float) -> str:
     if right < _MOSTLY and wrong < _MOSTLY:
         flags = [*more, "--reward"]
     longer = ["--sampling.max-new-tokens"] if right < _MOSTLY and cut >= _MOSTLY else []
-    return f"most steps would train on nothing, since all rewards of a group are equal; try {', '.join(longer + flags)}"
+    return f"most steps would train on nothing, since nearly all advantages are 0; try {', '.join(longer + flags)}"

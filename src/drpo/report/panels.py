@@ -103,10 +103,16 @@ PANELS = (
     Panel("Length of a turn", "tokens", "Sampled tokens, mean over the step's turns.", {"turn_tokens": "mean"}),
     Panel("Truncated", "share of completions", "Cut at max_new_tokens.", {"truncated": "cut"}),
     Panel(
-        "Groups without a signal",
+        "Groups and their signal",
         "share of groups",
-        "Rewards that are all equal give no gradient: all wrong, all correct, or alike in between.",
-        {"frac_reward_zero_std": "rewards equal", "groups_all_wrong": "all wrong", "groups_all_correct": "all correct"},
+        "With a signal: a trained token's advantage is not 0. An advantage that compares a group's samples is 0 where "
+        "their rewards are equal: all wrong, all correct, or alike in between.",
+        {
+            "groups_with_signal": "with a signal",
+            "frac_reward_zero_std": "rewards equal",
+            "groups_all_wrong": "all wrong",
+            "groups_all_correct": "all correct",
+        },
     ),
     Panel(NORM, "L2 norm", "Before clipping; the largest of the step's updates.", {"grad_norm": "norm"}),
     Panel(

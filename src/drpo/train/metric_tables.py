@@ -36,16 +36,16 @@ ROLLOUT_METRICS: Mapping[str, Meaning] = {
         "above 0; for rewards of 0 and 1 at most 0.5, and near 0 where nearly all are wrong or right",
     ),
     "groups_all_correct": Meaning(
-        "share of groups whose every reward is at least 1: nothing to learn",
+        "share of groups whose every reward is at least 1",
         "rises as the task is learnt; above a half most of the sampling is spent on nothing",
     ),
     "groups_all_wrong": Meaning(
-        "share of groups whose every reward is at most 0: nothing to learn",
+        "share of groups whose every reward is at most 0",
         "falls as the task is learnt",
     ),
     "frac_reward_zero_std": Meaning(
-        "share of groups whose rewards are all equal (to a millionth of the largest), those of their turns too, which "
-        "give no gradient; TRL's name for it",
+        "share of groups whose rewards are all equal (to a millionth of the largest), those of their turns too; an "
+        "advantage that compares a group's samples is 0 there; TRL's name for it",
         "0.1 to 0.7; more where a task is nearly solved or too hard",
     ),
     "no_number": Meaning(
@@ -87,6 +87,14 @@ ROLLOUT_METRICS: Mapping[str, Meaning] = {
         "completions left out because their reward returned None",
         "0, unless the reward is meant to abstain",
         "look at these completions in rollouts.jsonl: their `reward` is null",
+    ),
+}
+
+SIGNAL_METRICS: Mapping[str, Meaning] = {
+    "groups_with_signal": Meaning(
+        "share of groups with a trained token whose advantage is not 0, as the step trained it: with the run's "
+        "advantage or critic, whitening and filters; what --kl-in-reward alone makes does not count",
+        "0.3 to 0.9 where a group's samples are compared; near 1 with --whiten, --advantage reward or a critic",
     ),
 }
 
@@ -340,6 +348,7 @@ SECONDS_METRICS: Mapping[str, Meaning] = {
 
 KINDS: Mapping[str, Mapping[str, Meaning]] = {
     "Rollouts": ROLLOUT_METRICS,
+    "Signal": SIGNAL_METRICS,
     "Length and resampling": FILTER_METRICS,
     "Turns": TURN_METRICS,
     "Reward parts": PART_METRICS,

@@ -16,6 +16,7 @@ from drpo.objectives.contract import log_ratio, weight_of_gradient
 from drpo.train.metric_tables import MOST_TURNS, REWARD_PARTS
 from drpo.types import (
     Batch,
+    Credit,
     CriticStats,
     Episode,
     FailureKind,
@@ -253,6 +254,19 @@ def filter_metrics(groups: Sequence[ScoredGroup]) -> dict[str, int]:
         "resampling_attempts": sum(attempts),
     }
     return {name: count for name, count in counts.items() if count}
+
+
+def signal_metrics(groups: Sequence[ScoredGroup], credits: Sequence[Credit]) -> dict[str, float]:
+    """Return the figures of `SIGNAL_METRICS`.
+
+    Args:
+        groups: of the rollout.
+        credits: of the sequences that are trained, by the rewards.
+    """
+    pushed = {credit.sequence for credit in credits if bool(credit.advantage.any())}
+    scored = [g for g in groups if len(g.rewards)]
+    with_signal = sum(any(s in pushed for s in g.sequences) for g in scored)
+    return {"groups_with_signal": with_signal / len(scored)}
 
 
 def routing_metrics(batches: Sequence[Batch]) -> dict[str, int]:

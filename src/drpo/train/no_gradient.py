@@ -13,6 +13,7 @@ _OTHER_TERMS = (
     "the gradient is that of --entropy-bonus, --reference-kl, --kl-in-reward, a critic or the objective's own "
     "terms alone"
 )
+_CONSTANT = "every completion of the run had the same reward, which prefers none to another"
 
 
 def without_gradient(record: Mapping[str, Any]) -> bool:
@@ -25,21 +26,22 @@ def without_gradient(record: Mapping[str, Any]) -> bool:
 
 
 def without_signal(record: Mapping[str, Any]) -> bool:
-    """Return whether a step learned nothing from its rewards: no gradient, or none from differences of rewards.
+    """Return whether a step learned nothing from its rewards: no gradient, or every advantage that they make is 0.
 
-    If all rewards of each group are equal, any gradient is an additive term's (`--entropy-bonus`, `--reference-kl`) or
-    that of `--kl-in-reward`. A critic learns from equal rewards too.
+    Any gradient is then an additive term's (`--entropy-bonus`, `--reference-kl`) or that of `--kl-in-reward`.
+    Records of earlier versions do not say what the advantages were: there equal rewards in each group are no signal,
+    except to a critic.
 
     Args:
         record: of metrics.jsonl.
 
     Example:
         >>> equal = {"grad_norm": 0.1, "frac_reward_zero_std": 1.0}
-        >>> without_signal(equal), without_signal(equal | {"value_mean": 0.2})
+        >>> without_signal(equal | {"groups_with_signal": 0.0}), without_signal(equal | {"groups_with_signal": 1.0})
         (True, False)
     """
     alike = record.get("frac_reward_zero_std") == 1 and "value_mean" not in record
-    return without_gradient(record) or alike
+    return without_gradient(record) or record.get("groups_with_signal", float(not alike)) == 0
 
 
 def zero_grad_updates(record: Mapping[str, Any]) -> int:
@@ -91,7 +93,8 @@ def in_all(metrics: Records) -> str | None:
     count, all_idle = f"{len(steps)} of {len(metrics)} steps", len(steps) == len(metrics)
     if any(not without_gradient(record) for record in steps):
         much = "nothing" if all_idle else "little"
-        return f"{much} was learnt from rewards in {count}: {_OTHER_TERMS}; {explained(steps)}"
+        why = _OTHER_TERMS if all(map(without_signal, steps)) else _CONSTANT
+        return f"{much} was learnt from rewards in {count}: {why}; {explained(steps)}"
     if all_idle:
         return f"nothing was learnt: no update of {len(metrics)} steps had a gradient; {explained(steps)}"
     return f"little was learnt: {count} had no gradient; {explained(steps)}"

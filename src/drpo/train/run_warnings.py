@@ -44,8 +44,8 @@ class Rule:
 
 
 _SIGNAL = (
-    *("frac_reward_zero_std", "groups_all_wrong", "groups_all_correct", "grad_norm", "skipped_updates", "value_mean"),
-    *("truncated", "no_number", "masked", "reward_failed", "reward_abstained"),
+    *("groups_with_signal", "frac_reward_zero_std", "groups_all_wrong", "groups_all_correct", "grad_norm"),
+    *("skipped_updates", "value_mean", "truncated", "no_number", "masked", "reward_failed", "reward_abstained"),
 )
 _SMOLLM2 = (
     "Of 63 committed runs of SmolLM2-135M (`studies/results`), the 18 with a sampler as fine as the trainer, which all "
@@ -58,10 +58,10 @@ RULES: tuple[Rule, ...] = (
         name="no_signal",
         reads=_SIGNAL,
         means=(
-            "The rewards of each group are all equal, though neither all wrong nor all correct, or nothing is left to "
-            "train on: no update learns from rewards."
+            "Every advantage is 0, since the rewards of each group are all equal, though neither all wrong nor all "
+            "correct, or nothing is left to train on: no update learns from rewards."
         ),
-        threshold=f"{FIRST_WARNING} steps in a row without a gradient, or with one that no reward made",
+        threshold=f"{FIRST_WARNING} steps in a row without a gradient, or in which every advantage by rewards is 0",
         reason=(
             "One such step is chance where groups are few; a sound task, of which a quarter of the groups carry a "
             f"signal, has {FIRST_WARNING} in a row of 8 groups in 1 of 1,000 cases."

@@ -141,7 +141,10 @@ def says_starved(past: Past) -> str:
     """Return the line of `no_gradient`, which names causes and remedies."""
     if idle(past):
         return str(lately(past.steps))
-    return f"nearly all groups of the last {WINDOW} steps teach nothing: {explained(past.steps[-WINDOW:])}"
+    last = past.steps[-WINDOW:]
+    taught = fmean(figures(last, "groups_with_signal") or [0.0]) > 1 - STARVED
+    fault = "has equal rewards" if taught else "teaches nothing"
+    return f"nearly every group of the last {WINDOW} steps {fault}: {explained(last)}"
 
 
 def no_other_cause(past: Past) -> bool:

@@ -86,9 +86,7 @@ class Run:
         self._require_turns()
         self._require_overlong()
         self._require_replay()
-        rule = "a critic learns from equal rewards too; leave one of the two out"
-        again = self.rollout.dynamic_sampling
-        require(not again or self.objective.critic is None, "dynamic_sampling", again, rule)
+        self._require_comparison()
         rule = f"with sampling.samples={sampling.samples} a step has more than {MOST_COMPLETIONS:,} completions"
         require(prompts * sampling.samples <= MOST_COMPLETIONS, "prompts", prompts, rule)
         require(trainer.updates <= prompts, "updates", trainer.updates, f"at most prompts={prompts}")
@@ -105,6 +103,14 @@ class Run:
             divisible = not getattr(optimizer, "whole_matrices", False)
             require(whole or divisible, name, type(optimizer).__name__.lower(), rule)
         self._require_rounding()
+
+    def _require_comparison(self) -> None:
+        """Raise where groups of equal rewards would be sampled again though training learns from them."""
+        again, objective = self.rollout.dynamic_sampling, self.objective
+        source = "--advantage reward" if objective.advantage is advantages.reward else ""
+        source = source if objective.critic is None else "a critic"
+        rule = f"{source} learns from equal rewards too; leave one of the two out"
+        require(not (again and source), "dynamic_sampling", again, rule)
 
     def _require_rounding(self) -> None:
         """Raise for bfloat16 weights that cannot be divided, or whose optimiser would lose small steps."""
