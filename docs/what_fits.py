@@ -20,10 +20,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Pr
 
 from drpo.model.decoder import decoder_of
 from drpo.model.master_weights import hold_in_bfloat16, widen_embeddings
+from drpo.model.nf4 import NF4Linear, held_layers
 from drpo.model.packed_attention import PACKED
 from drpo.model.policy import Policy
 from drpo.model.positions import Limit
 from drpo.model.precision import Precision
+from drpo.model.quantize import decoder_linears
 from drpo.ops.chunk_logits import CHUNK_BYTES
 from drpo.train.memory import SHARE, StepShape, cache_bytes, estimate_step
 from drpo.train.optim import AdamW, AdamW8bit, Optimizer
@@ -76,6 +78,7 @@ class Method:
         optimizer: of the policy.
         master_weights: dtype of the weights that are held.
         lora_rank: of the adapters; 0 trains all weights.
+        base_precision: of the frozen layers beside adapters.
         checkpointed: layers keep their inputs alone.
     """
 
@@ -83,6 +86,7 @@ class Method:
     optimizer: Optimizer
     master_weights: torch.dtype = torch.float32
     lora_rank: int = 0
+    base_precision: str = "fp32"
     checkpointed: bool = True
 
 
@@ -95,6 +99,13 @@ METHODS: Mapping[str, Method] = {
     ),
     "LoRA": Method(
         "--checkpoint-activations on --lora-rank 16 --master-weights bf16", AdamW(), torch.bfloat16, lora_rank=16
+    ),
+    "QLoRA": Method(
+        "--checkpoint-activations on --lora-rank 16 --master-weights bf16 --base-precision nf4",
+        AdamW(),
+        torch.bfloat16,
+        lora_rank=16,
+        base_precision="nf4",
     ),
 }
 """In the order of preference."""
@@ -161,6 +172,9 @@ class Weightless(Policy):
     def __init__(self, config: PreTrainedConfig, method: Method) -> None:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        if method.base_precision == "nf4":
+            for name, layer in decoder_linears(model):
+                model.set_submodule(name, NF4Linear(layer))
         if method.lora_rank:
             adapters = LoraConfig(r=method.lora_rank, target_modules=r".*\.layers\..*_proj")
             inject_adapter_in_model(adapters, model)
@@ -183,9 +197,11 @@ class Weightless(Policy):
 
 
 @cache
-def policy(model: str, layers: int, master_weights: torch.dtype, lora_rank: int) -> Policy:
+def policy(
+    model: str, layers: int, master_weights: torch.dtype = torch.float32, lora_rank: int = 0, base: str = "fp32"
+) -> Policy:
     """Return a model with so many layers that is trained in some way, without weights."""
-    return Weightless(MODELS[model].build(layers), Method("", AdamW(), master_weights, lora_rank))
+    return Weightless(MODELS[model].build(layers), Method("", AdamW(), master_weights, lora_rank, base))
 
 
 def extended(model: str, of_layers: Callable[[int], float]) -> float:
@@ -200,11 +216,12 @@ def needed(model: str, context: str, method: str) -> float:
     shape = StepShape(PROMPT, CONTEXTS[context] - PROMPT, prompts=8, samples=8)
 
     def taken(layers: int) -> float:
-        trained = policy(model, layers, how.master_weights, how.lora_rank)
+        trained = policy(model, layers, how.master_weights, how.lora_rank, how.base_precision)
         optimizer = how.optimizer.build(list(trained.trainable().values()), trained.embeddings())
         need = estimate_step(trained, optimizer, shape, checkpointed=how.checkpointed)
-        weights = sum(p.nbytes for p in trained.model.parameters())
-        return weights + need.optimiser + need.activations + need.head
+        codes = [tensor for _, layer in held_layers(trained.model) for tensor in (layer.codes, layer.absmax)]
+        weights = sum(tensor.nbytes for tensor in [*trained.model.parameters(), *codes])
+        return weights + need.dense + need.optimiser + need.activations + need.head
 
     with as_on_a_gpu():
         return round(extended(model, taken) / GIB, 1)
@@ -212,7 +229,7 @@ def needed(model: str, context: str, method: str) -> float:
 
 def n_weights(model: str) -> int:
     """Return how many weights a model has."""
-    return round(extended(model, lambda layers: policy(model, layers, torch.float32, 0).model.num_parameters()))
+    return round(extended(model, lambda layers: policy(model, layers).model.num_parameters()))
 
 
 Needs = Mapping[tuple[str, str, str], float]
@@ -241,7 +258,7 @@ def page(needs: Needs) -> str:
     sampler = []
     for name in MODELS:
         weights = n_weights(name)
-        token = extended(name, lambda layers, name=name: cache_bytes(policy(name, layers, torch.float32, 0)))
+        token = extended(name, lambda layers, name=name: cache_bytes(policy(name, layers)))
         caches = [f"{n * token / GIB:.2f}" for n in CONTEXTS.values()]
         sampler.append([name, f"{weights / 1e9:.2f}", f"{2 * weights / GIB:.1f}", *caches])
     parts = [
@@ -249,7 +266,7 @@ def page(needs: Needs) -> str:
         "## The first way that fits\n\nThe ways, in the order in which they are tried:\n\n"
         + _table(["way", "options"], methods),
         _table(["model", "context", *(f"{card} GB" for card in CARDS)], fits),
-        "A dash: none of them. Then remain [fewer bits or several GPUs](low_memory.md).",
+        "A dash: none of them. Then remain [shorter answers, or several GPUs](low_memory.md).",
         "## GiB of each way\n\n" + _table(["model", "context", *METHODS], gib),
         SAMPLER
         + _table(

@@ -204,6 +204,7 @@ RUNS: dict[str, dict[str, object]] = {
     "bf16 weights": {"optimizer": AdamW(1e-3), **LOW},
     "both": {"optimizer": AdamW8bit(1e-3), **LOW},
     "adapters on a bf16 model": {"optimizer": AdamW(1e-2), "lora_rank": 2, **LOW},
+    "adapters on a model in 4 bits": {"optimizer": AdamW(1e-2), "lora_rank": 2, "base_precision": "nf4", **LOW},
 }
 
 

@@ -36,9 +36,9 @@ def page_of(needs: object) -> str:
     return str(WHAT_FITS.page(needs))
 
 
-@pytest.mark.parametrize("model", ["Qwen2.5-0.5B"])
-def test_a_cell_is_the_estimate(model: str) -> None:
-    cell = (model, "2k", "8-bit, bf16")
+@pytest.mark.parametrize("way", ["8-bit, bf16", "QLoRA"])
+def test_a_cell_is_the_estimate(way: str) -> None:
+    cell = ("Qwen2.5-0.5B", "2k", way)
     assert STATED[cell] == WHAT_FITS.needed(*cell)
 
 
@@ -49,7 +49,8 @@ def test_a_way_that_saves_memory_takes_less() -> None:
             gib = [STATED[model, context, way] for way in ways]
             assert gib == sorted(gib, reverse=True), (model, context)
             weights = WEIGHTS[model] / 2**30
-            assert gib[ways.index("full")] > 16 * weights and 2 * weights < gib[-1], (model, context)
+            assert gib[ways.index("full")] > 16 * weights and 2 * weights < gib[ways.index("LoRA")], (model, context)
+            assert gib[ways.index("QLoRA")] > 0.5 * weights, (model, context)
 
 
 @pytest.mark.slow
