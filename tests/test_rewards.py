@@ -20,7 +20,7 @@ from drpo.rewards.characters import plain_characters
 from drpo.rewards.contract import reads_transcript
 from drpo.rewards.gym import GymScore, make_dataset
 from drpo.rewards.math import math_verify
-from drpo.rewards.worker import read_scored
+from drpo.rewards.worker import read_scores
 from drpo.spec import format_spec, parse_spec
 from drpo.types import Problem, RewardResult, Transcript
 from drpo.workers.serve import new_seal, unseal
@@ -393,7 +393,9 @@ def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
         assert outcomes(pool.score(asking(["5"]))) == scored(5.0)
 
 
-ANSWER = '{"result": {"total": 1.0, "parts": {}, "turns": []}, "failure": null, "seconds": 0.0}'
+ANSWER = (
+    '{"scores": [{"result": {"total": 1.0, "parts": {}, "turns": []}, "failure": null, "seconds": 0.0, "usage": {}}]}'
+)
 
 
 @given(st.sampled_from([b"{}", b"1.0", b"null", ANSWER.encode()]), st.booleans())
@@ -405,7 +407,7 @@ def test_an_answer_without_its_items_seal_is_none(line, asked):
 def test_an_old_answer_and_anothers_are_none():
     old, new = new_seal(1), new_seal(2)
     line = json.dumps({"seal": old, **json.loads(ANSWER)}).encode()
-    assert read_scored(unseal(line, old)).score == 1.0
+    assert [s.score for s in read_scores(unseal(line, old))] == [1.0]
     for other in (new, new_seal(1), None):
         with pytest.raises(ValueError, match="not the answer"):
             unseal(line, other)

@@ -1,17 +1,54 @@
 """The interface of a reward: a callable from a problem and a transcript, or a text, to a score."""
 
 import inspect
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
 
-from drpo.types import Problem, RewardResult, Transcript
+from drpo.types import Failure, FailureKind, Problem, RewardResult, Transcript
 
+Score: TypeAlias = float | RewardResult | None
 Reward: TypeAlias = (
-    Callable[[Problem, Transcript], float | RewardResult | None] | Callable[[Problem, str], float | RewardResult | None]
+    Callable[[Problem, Transcript], Score | Awaitable[Score]] | Callable[[Problem, str], Score | Awaitable[Score]]
 )
-"""Returns a finite number, a `RewardResult`, or None to abstain. See `reads_transcript` for its argument."""
+"""Returns a finite number, a `RewardResult`, or None to abstain; an `async def` is awaited. See `reads_transcript` for
+its argument."""
 
 Declared = TypeVar("Declared")
+
+CONCURRENCY = 32
+"""Calls of an async reward that are awaited at once in a process, unless its attribute `concurrency` says otherwise."""
+
+
+class ScoreError(Exception):
+    """A reward has no score, and knows which kind of failure that is.
+
+    Args:
+        kind: see `FailureKind`.
+        text: what happened, one line.
+    """
+
+    def __init__(self, kind: FailureKind, text: str) -> None:
+        super().__init__(text)
+        self.failure = Failure(kind, text)
+
+
+def is_async(reward: object) -> bool:
+    """Whether calls of a reward are awaited: it, or its class's `__call__`, is `async def`, or `is_async` is true.
+
+    Example:
+        >>> async def remote(problem, text):
+        ...     return 1.0
+        >>> is_async(remote), is_async(lambda problem, text: 1.0)
+        (True, False)
+    """
+    declared = bool(getattr(reward, "is_async", False))
+    return declared or any(map(inspect.iscoroutinefunction, (reward, getattr(type(reward), "__call__", None))))  # noqa: B004
+
+
+def concurrency(reward: object) -> int:
+    """Return how many calls of an async reward are awaited at once in a process: its `concurrency`, or 32."""
+    number: Any = getattr(reward, "concurrency", CONCURRENCY)
+    return max(1, int(number))
 
 
 def reads_transcript(reward: Reward) -> bool:

@@ -1,19 +1,27 @@
 """Runs rewards in child processes under deadlines, so no completion can hang or crash the run or give it a NaN."""
 
+import asyncio
+import math
 import pickle
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from zlib import crc32
 
 from drpo.errors import InputError, describe
 from drpo.rewards import worker
-from drpo.rewards.contract import Reward, name_of, reads_transcript
-from drpo.rewards.scoring import RewardConfig, Scored, call
+from drpo.rewards.contract import Reward, concurrency, is_async, name_of, reads_transcript
+from drpo.rewards.scoring import Item, RewardConfig, Scored, call, call_all
 from drpo.types import Failure, Problem, Transcript
 from drpo.workers.pool import ProcessPool, pickled
 from drpo.workers.process import Service, preload
 
 _LONGEST_ANSWER = 1 << 16
+_MOST_AT_ONCE = 256
+"""Items of one request to a process whose reward is async."""
+_GRACE_SECONDS = 2.0
+"""After the limits of its calls, until a process that awaits them is taken for hung."""
 
 
 class RewardPool:
@@ -22,6 +30,9 @@ class RewardPool:
     The reward runs in child processes. If it hangs, crashes, forks or calls `os._exit`, only its own score is lost. A
     reward marked `in_process` is called in this process instead. Child processes import the reward by its module and
     name, and they import the main script too: a script that uses a pool needs `if __name__ == "__main__":`.
+
+    A process awaits many calls of an async reward at once. Where that process dies or hangs, each of its calls is tried
+    again alone.
 
     Args:
         reward: called as `reward(problem, transcript)` or `reward(problem, text)` (see `reads_transcript`). It returns
@@ -43,10 +54,18 @@ class RewardPool:
         self._reward = reward
         self._reads_transcript = reads_transcript(reward)
         self._one_at_a_time = Lock()  # the thread that samples ahead scores too, where it samples groups again
-        self._pool = None if getattr(reward, "in_process", False) else _pool(reward, self.config)
+        self._seconds = max(self.config.seconds, float(getattr(reward, "longest_seconds", 0.0)))
+        self._pool = None if getattr(reward, "in_process", False) else _pool(reward, self.config, self._seconds)
 
     def __enter__(self) -> "RewardPool":
-        """Start the processes and wait until one has imported the reward."""
+        """Start the processes and wait until one has imported the reward.
+
+        Raises:
+            InputError: it cannot be imported, or cannot start.
+        """
+        start = getattr(self._reward, "start", None)
+        if callable(start):
+            start()
         if self._pool is not None:
             self._pool.start()
         return self
@@ -73,22 +92,56 @@ class RewardPool:
             return self._scores(items)
 
     def _scores(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Scored]:
+        read = [(problem, self._read(problem, answer)) for problem, answer in items]
         if self._pool is None:
-            return [call(self._reward, problem, self._read(problem, answer)) for problem, answer in items]
-        waiting = deque((place, _pack(p, self._read(p, answer))) for place, (p, answer) in enumerate(items))
+            return self._here(read)
         scores: dict[int, Scored] = {}
+        jobs, in_work = deque(self._jobs(read)), {}
         with self._pool.requests():
             while len(scores) < len(items):
                 for process in self._pool.workers:
-                    if waiting and process.free:
-                        process.give(*waiting.popleft(), self.config.seconds)
-                scores |= {event.place: self._scored(event.answer) for event in self._pool.attend()}
+                    if jobs and process.free:
+                        places = jobs.popleft()
+                        in_work[places[0]] = places
+                        process.give(places[0], _pack([read[i] for i in places]), self._limit(places))
+                for event in self._pool.attend():
+                    places = in_work.pop(event.place)
+                    if len(places) > 1 and not _answers(event.answer, places):
+                        jobs.extend((place,) for place in places)  # one of them took the process from all
+                    else:
+                        scores |= zip(places, self._scored(event.answer), strict=True)
         return [scores[place] for place in range(len(items))]
 
-    def _scored(self, answer: Scored | Failure) -> Scored:
-        if isinstance(answer, Scored):
+    def _here(self, items: Sequence[Item]) -> list[Scored]:
+        """Score in this process."""
+        if not is_async(self._reward):
+            return [call(self._reward, problem, answer) for problem, answer in items]
+        with ThreadPoolExecutor(1) as apart:  # this thread may have an event loop: a notebook's has
+            return apart.submit(asyncio.run, call_all(self._reward, items, self._seconds)).result()
+
+    def _jobs(self, items: Sequence[Item]) -> list[tuple[int, ...]]:
+        """Return the places of the items of each request: one, or of an async reward many.
+
+        A text always goes to the same process, which may know its score.
+        """
+        if not is_async(self._reward):
+            return [(place,) for place in range(len(items))]
+        shares: list[list[int]] = [[] for _ in range(self.config.processes)]
+        for place, (_, answer) in enumerate(items):
+            text = answer.text if isinstance(answer, Transcript) else answer
+            shares[crc32(text.encode("utf-8", "replace")) % len(shares)].append(place)
+        return [tuple(s[i : i + _MOST_AT_ONCE]) for s in shares for i in range(0, len(s), _MOST_AT_ONCE)]
+
+    def _limit(self, places: Sequence[int]) -> float:
+        """Return the deadline of a request."""
+        if not is_async(self._reward):
+            return self._seconds
+        return self._seconds * math.ceil(len(places) / concurrency(self._reward)) + _GRACE_SECONDS
+
+    def _scored(self, answer: list[Scored] | Failure) -> list[Scored]:
+        if not isinstance(answer, Failure):
             return answer
-        return Scored(None, answer, self.config.seconds if answer.kind == "timed_out" else 0.0)
+        return [Scored(None, answer, self._seconds if answer.kind == "timed_out" else 0.0)]
 
     def _read(self, problem: Problem, answer: str | Transcript) -> str | Transcript:
         """Return the text or the transcript, as the reward expects; nothing else is sent to its process."""
@@ -97,16 +150,26 @@ class RewardPool:
         return answer if isinstance(answer, Transcript) else Transcript.of_text(problem, answer)
 
 
-def _pool(reward: Reward, config: RewardConfig) -> ProcessPool[Scored]:
+def _answers(answer: list[Scored] | Failure, places: Sequence[int]) -> bool:
+    return not isinstance(answer, Failure) and len(answer) == len(places)
+
+
+def _pool(reward: Reward, config: RewardConfig, seconds: float) -> ProcessPool[list[Scored]]:
     name, module = name_of(reward), getattr(reward, "__module__", None) or ""
-    handler = pickled("reward", name, worker.Scorer(reward))
+    handler = pickled("reward", name, worker.Scorer(reward, seconds))
     preload([worker.__name__, *([module] if module.startswith("drpo.") else [])])
-    service = Service("reward", handler, worker.read_scored, _LONGEST_ANSWER, config.memory_gb)
-    return ProcessPool(service, name, config.processes)
+    longest = _LONGEST_ANSWER * (_MOST_AT_ONCE if is_async(reward) else 1)
+    return ProcessPool(
+        Service("reward", handler, worker.read_scores, longest, config.memory_gb), name, config.processes
+    )
 
 
-def _pack(problem: Problem, answer: str | Transcript) -> bytes:
+def _pack(items: Sequence[Item]) -> bytes:
     try:
-        return pickle.dumps((problem, answer))
+        return pickle.dumps(items)
     except Exception as error:
-        raise InputError(f"problem {problem.id!r} cannot be sent to the reward's process: {describe(error)}") from None
+        for problem, answer in items if len(items) > 1 else ():
+            _pack([(problem, answer)])
+        raise InputError(
+            f"problem {items[0][0].id!r} cannot be sent to the reward's process: {describe(error)}"
+        ) from None

@@ -1,15 +1,17 @@
 """The settings of a reward pool, and the result of one call of a reward."""
 
+import asyncio
 import numbers
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from drpo.errors import InputError, describe, nearest
-from drpo.rewards.contract import Reward, name_of
+from drpo.rewards.contract import Reward, ScoreError, concurrency, name_of
+from drpo.rewards.usage import counted
 from drpo.types import Failure, Problem, RewardResult, Transcript
 from drpo.types.problem import is_reward, not_a_reward
 from drpo.workers.limits import require_limits
@@ -59,11 +61,13 @@ class Scored:
         result: finite numbers; None if the reward abstained or failed.
         failure: what went wrong, or None.
         seconds: wall-clock time of the call; the deadline if it timed out, 0 if its process died.
+        usage: what it asked of an endpoint, by name of the metric (`drpo.rewards.usage`); empty where it asked none.
     """
 
     result: RewardResult | None
     failure: Failure | None
     seconds: float
+    usage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -71,11 +75,15 @@ class Scored:
         return None if self.result is None else self.result.total
 
 
+Item: TypeAlias = tuple[Problem, str | Transcript]
+"""A problem, and the text or the transcript, as the reward expects."""
+
+
 def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
     """Score one completion; an exception of the reward becomes a `Failure`.
 
     Args:
-        reward: see `drpo.rewards.contract`.
+        reward: see `drpo.rewards.contract`; not async.
         problem: the question.
         answer: the text or the transcript, as the reward expects.
 
@@ -83,18 +91,62 @@ def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
         KeyboardInterrupt: while the reward ran.
     """
     start = time.perf_counter()
-    result: RewardResult | None = None
     anything: Any = reward
-    try:
-        result, failure = _read(anything(problem, answer))
-        wrong = None if result is None else _misfit(result, answer)
-        if wrong is not None:
-            result, failure = None, Failure("not_a_number", f"{name_of(reward)} returned {wrong}")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # sys.exit too
-        failure = Failure("raised", describe(error))
-    return Scored(result, failure, time.perf_counter() - start)
+    with counted() as usage:
+        try:
+            result, failure = _checked(reward, anything(problem, answer), answer)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit too
+            result, failure = None, _failure_of(error)
+    return Scored(result, failure, time.perf_counter() - start, dict(usage))
+
+
+async def call_all(reward: Reward, items: Sequence[Item], seconds: float) -> list[Scored]:
+    """Score completions with an async reward, as many at once as its `concurrency` says.
+
+    Args:
+        reward: whose calls are awaited.
+        items: problems and answers.
+        seconds: limit of each call, from when it begins; a call that is late is cancelled.
+    """
+    limit = asyncio.Semaphore(concurrency(reward))
+
+    async def one(problem: Problem, answer: str | Transcript) -> Scored:
+        async with limit:
+            return await _call_async(reward, problem, answer, seconds)
+
+    return list(await asyncio.gather(*(one(problem, answer) for problem, answer in items)))
+
+
+async def _call_async(reward: Reward, problem: Problem, answer: str | Transcript, seconds: float) -> Scored:
+    start = time.perf_counter()
+    anything: Any = reward
+    with counted() as usage:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                value = await anything(problem, answer)
+            result, failure = _checked(reward, value, answer)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            late = isinstance(error, TimeoutError) and limit.expired()
+            failure = Failure("timed_out", f"timed out after {seconds:g} s") if late else _failure_of(error)
+            result = None
+    return Scored(result, failure, time.perf_counter() - start, dict(usage))
+
+
+def _checked(reward: Reward, value: Any, answer: str | Transcript) -> tuple[RewardResult | None, Failure | None]:
+    """Convert what a reward returned for an answer to a result that fits it, or to a failure."""
+    result, failure = _read(value)
+    wrong = None if result is None else _misfit(result, answer)
+    if wrong is not None:
+        return None, Failure("not_a_number", f"{name_of(reward)} returned {wrong}")
+    return result, failure
+
+
+def _failure_of(error: BaseException) -> Failure:
+    return error.failure if isinstance(error, ScoreError) else Failure("raised", describe(error))
 
 
 def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:
