@@ -2,9 +2,12 @@
 computed again, runs that go on, and adapters change nothing of it. What vLLM makes of them: test_vllm_families.py.
 """
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from drpo.model.loading import load
 from drpo.model.policy import Policy
@@ -88,7 +91,16 @@ def test_after_three_steps_of_training_it_is_still_one_function(family: str, ran
     assert any(not after[name].equal(before[name]) for name in before)
     saved, tokenizer = load(str(tmp_path / "run"))
     assert type(saved) is type(components.policy.model)
-    assert widest(components.policy, transformers_engine(saved, tokenizer), tokenizer) < 1e-4
+    gap = widest(components.policy, transformers_engine(saved, tokenizer), tokenizer)
+    assert gap < 1e-4 or gap < 3 * _rounding(saved)  # Zamba's, with adapters
+
+
+def _rounding(model: PreTrainedModel) -> float:
+    """The largest difference of a model's log-probabilities in float32 from those in float64."""
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        single, double = (m(input_ids=ids, use_cache=False).logits for m in (model, copy.deepcopy(model).double()))
+    return float((single.log_softmax(-1) - double.log_softmax(-1)).abs().max())
 
 
 def test_the_table_names_every_family_and_trains_a_hundred():
