@@ -29,6 +29,9 @@ prints the same on the terminal, of any metric or warning; `drpo explain` alone 
 WORDS: Mapping[str, str] = {
     "Rollouts": "Over the step's completions.",
     "Signal": "Of the advantages that the step trained with ([no learning signal](doctor.md#no-learning-signal)).",
+    "Endpoints of rewards": (
+        "Where the reward is a [judge or another service](rewards.md#a-judge-or-a-service); evaluations have them too."
+    ),
     "Length and resampling": (
         "Counts, absent where 0, of [`--overlong`](methods.md#long-completions) and\n"
         "[`--dynamic-sampling`](methods.md#dynamic-sampling)."

@@ -58,6 +58,10 @@ PLANTED: dict[str, tuple[str, Callable[[], Records]]] = {
         "everything_correct",
         lambda: changed(**DEAD, groups_all_wrong=lambda s: 0.0, groups_all_correct=lambda s: 1.0),
     ),
+    "a judge that does not keep to its form": (
+        "failing_endpoint",
+        lambda: changed(endpoint_calls=after(0, 60, 60), endpoint_failed=after(8, 4, 1)),
+    ),
     "a verifier that times out": ("failing_rewards", lambda: changed(reward_failed=after(8, 20, 1))),
     "too few tokens": ("truncation", lambda: changed(truncated=lambda s: 0.9)),
     "a learning rate at which the policy repeats itself": (

@@ -71,6 +71,16 @@ def runs_code(text: str) -> bool:
     return names_code(text) or re.search(r"""['"][^\W\d][\w.]*:[^\W\d][\w.]*['"(]""", text) is not None
 
 
+def contacts(text: str) -> bool:
+    """True for a spec with an address in it.
+
+    Example:
+        >>> contacts("judge('http://localhost:8000/v1')"), contacts("exact_match(case=True)")
+        (True, False)
+    """
+    return "://" in text
+
+
 def split_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """Split `"name(1, k='x')"` into its name, positional and keyword arguments, all literals.
 

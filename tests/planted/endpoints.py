@@ -2,9 +2,63 @@
 
 from planted import Replacement
 
+ENDPOINTS = "tests/test_endpoints.py::test_"
+ALL = f"{ENDPOINTS}scores_come_back_in_order_and_what_fails_is_counted_and_costs_its_own_score_only"
 ASYNC = "tests/test_async_rewards.py::test_"
 
+
+def _first(right):
+    def wrong(text, low, high):
+        return right(text[: text.find("}", text.find('"score"')) + 1], low, high)
+
+    return wrong
+
+
+def _forgetful(right):
+    return lambda: type(right())()
+
+
 REPLACEMENTS = (
+    Replacement(
+        "text and true are scores of a service",
+        "drpo.rewards.judge:number",
+        lambda right: lambda value, name: float(value) if isinstance(value, str | bool) else right(value, name),
+        (ALL,),
+    ),
+    Replacement(
+        "the first object with a score is the judge's",
+        "drpo.rewards.judge:read_score",
+        _first,
+        (ALL, f"{ENDPOINTS}the_last_object_with_a_score_counts"),
+    ),
+    Replacement(
+        "a service's answer may be of any size", "drpo.rewards.endpoint:MOST_BYTES", lambda right: 2**40, (ALL,)
+    ),
+    Replacement("a service that is busy is not asked again", "drpo.rewards.endpoint:_AGAIN", lambda right: (), (ALL,)),
+    Replacement(
+        "an equal request is sent again",
+        "drpo.rewards.endpoint:_service",
+        _forgetful,
+        (f"{ENDPOINTS}an_equal_request_is_sent_once_also_while_it_is_in_flight",),
+    ),
+    Replacement(
+        "a key is in the text of a failure",
+        "drpo.rewards.endpoint:Endpoint._quoted",
+        lambda right: lambda self, text: text[:100],
+        (f"{ENDPOINTS}a_key_is_sent_and_neither_recorded_nor_quoted",),
+    ),
+    Replacement(
+        "an address that a folder names is asked",
+        "drpo.train.config.saved:contacts",
+        lambda right: lambda text: False,
+        (f"{ENDPOINTS}an_address_that_a_folder_names_is_not_asked",),
+    ),
+    Replacement(
+        "what an evaluation and a step ask of a service is not counted",
+        "drpo.train.score:total_usage",
+        lambda right: lambda usages: {},
+        (f"{ENDPOINTS}a_run_counts_what_its_judge_was_asked",),
+    ),
     Replacement(
         "async rewards are awaited one after the other",
         "drpo.rewards.scoring:concurrency",

@@ -42,8 +42,8 @@ class EvalOptions:
         device: auto (cuda, else Apple's mps, else cpu), cuda, mps, cpu.
         seed: of the sampling.
         json: print the result as JSON.
-        trust_remote_code: import the task and reward that a run's configuration names as module:name; only for folders
-            that you trust.
+        trust_remote_code: import the task and reward that a run's configuration names as module:name, and ask the
+            address that its reward names; only for folders that you trust.
     """
 
     task: str | None = None

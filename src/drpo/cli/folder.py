@@ -3,8 +3,9 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from drpo.credentials import without_password
 from drpo.errors import InputError
-from drpo.spec import runs_code
+from drpo.spec import contacts, runs_code
 from drpo.train.config import REGISTRIES, Run, configure, flat_json, load_run
 from drpo.train.fields import FIELDS
 from drpo.train.records import CONFIG
@@ -28,9 +29,10 @@ def open_run(folder: Path, trust_remote_code: bool, needed: Collection[str] = CO
     code = {} if trust_remote_code else external_code(run)
     for name in needed:
         if name in code:
+            does = "run code" if runs_code(code[name]) else "send texts to an address"
             raise InputError(
-                f"{folder / CONFIG}: {FIELDS[name]}={code[name]!r} would run code that this folder names; "
-                "where you trust it, add --trust-remote-code"
+                f"{folder / CONFIG}: {FIELDS[name]}={without_password(code[name])!r} would {does} that this folder "
+                "names; where you trust it, add --trust-remote-code"
             )
     return run
 
@@ -61,9 +63,9 @@ def at_server(run: Run, folder: Path, engine: str | None) -> Run:
 
 
 def external_code(run: Run) -> dict[str, str]:
-    """Return the fields of a run that name code to import: name -> spec."""
+    """Return the fields of a run that name code to import, or an address that a reward asks: name -> spec."""
     specs = {name: text for name, text in flat_json(run).items() if name in CODE and text is not None}
-    return {name: text for name, text in specs.items() if runs_code(text)}
+    return {name: text for name, text in specs.items() if runs_code(text) or (name == "reward" and contacts(text))}
 
 
 def resume_flag(run: Run) -> str:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.mutation import mutate, mutated
 from drpo.rewards import Reward, RewardConfig, RewardPool, Scored
+from drpo.rewards.contract import is_graded
 from drpo.types import Problem
 
 PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
@@ -39,7 +40,7 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
         none = pool.score(empty)
         fooled = mutated(mutations, pool.score([(m.problem, form.format(m.answer)) for m in mutations]))
     scores = [*gold, *wrong, *none]
-    advice = _fault(problems, gold, wrong, none, empty)
+    advice = _misgraded(gold, wrong, none) if is_graded(scorer) else _fault(problems, gold, wrong, none, empty)
     verdict, advice = judge(not advice, advice)
     seconds = sorted(m.seconds for m in scores)
     failures = [m.failure for m in scores if m.failure is not None]
@@ -61,7 +62,7 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
         verdict,
         f"{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
         f"{1000 * values['p95_s']:.1f} ms p95, {late} of {len(scores)} timed out, {len(failures) - late} failed",
-        "1, 0, 0",
+        "reference answers above the others" if is_graded(scorer) else "1, 0, 0",
         advice,
         values,
     )
@@ -85,6 +86,17 @@ def _fault(
         if not _right(m):
             verdict = f"makes it fail ({m.failure.text})" if m.failure else f"scores {m.score}"
             return f"the reference answer {p.answer!r} of problem {p.id!r} {verdict}: is it what the reward looks for?"
+    return ""
+
+
+def _misgraded(gold: Sequence[Scored], wrong: Sequence[Scored], none: Sequence[Scored]) -> str:
+    """Return the worst fault of the scores of a reward that grades; "" if there is none."""
+    failures = [m.failure for m in (*gold, *wrong, *none) if m.failure is not None]
+    if len(failures) > (len(gold) + len(wrong) + len(none)) / 20:
+        return f"it fails on {len(failures)} answers; the first: {failures[0].text}"
+    for others, what in ((wrong, "answers of other problems"), (none, "texts without an answer")):
+        if gold and others and _mean(gold) <= _mean(others):
+            return f"reference answers score no more than {what}: no policy can learn from that"
     return ""
 
 

@@ -15,6 +15,8 @@ REGISTRY: Registry[Reward] = Registry(
         "exact_match": ExactMatch,
         "math_verify": "drpo.rewards.math:math_verify",  # sympy takes half a second to import
         "python_tests": PythonTests,
+        "judge": "drpo.rewards.judge:Judge",  # an HTTP client, which few runs need
+        "http_reward": "drpo.rewards.judge:HttpReward",
     },
 )
 

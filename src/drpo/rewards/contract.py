@@ -45,6 +45,11 @@ def is_async(reward: object) -> bool:
     return declared or any(map(inspect.iscoroutinefunction, (reward, getattr(type(reward), "__call__", None))))  # noqa: B004
 
 
+def is_graded(reward: object) -> bool:
+    """Whether a reward grades, so that a right answer may score below 1: its attribute `graded` is true."""
+    return bool(getattr(reward, "graded", False))
+
+
 def concurrency(reward: object) -> int:
     """Return how many calls of an async reward are awaited at once in a process: its `concurrency`, or 32."""
     number: Any = getattr(reward, "concurrency", CONCURRENCY)

@@ -98,6 +98,37 @@ SIGNAL_METRICS: Mapping[str, Meaning] = {
     ),
 }
 
+ENDPOINT_METRICS: Mapping[str, Meaning] = {
+    "endpoint_calls": Meaning(
+        "scores that a judge or another service was asked for; these are there where the reward is one",
+        "the completions, without those whose score is known",
+    ),
+    "endpoint_failed": Meaning(
+        "of these, without a score: no answer after all retries, refused, or an answer without a valid score",
+        "0; a few in a hundred of a small judge",
+    ),
+    "endpoint_retries": Meaning(
+        "attempts after the first: there was no connection, no answer, or status 429 or from 500 on",
+        "0",
+        "a smaller `concurrency` where the service refuses for the number of requests, more `seconds` where it is slow",
+    ),
+    "endpoint_cached": Meaning(
+        "scores that were known from an equal request and not asked for again",
+        "rises as completions become alike",
+    ),
+    "endpoint_seconds": Meaning(
+        "seconds of all calls together, retries included; calls run side by side, so a step takes less",
+        "calls times the service's own time",
+        "more `concurrency`, where seconds/reward is much of the step",
+    ),
+    "endpoint_prompt_tokens": Meaning(
+        "tokens that the judge read, as it reports them; what it costs grows with them", "calls times the prompt"
+    ),
+    "endpoint_completion_tokens": Meaning(
+        "tokens that the judge wrote, as it reports them", "calls times its answer, at most `max_tokens` each"
+    ),
+}
+
 FILTER_METRICS: Mapping[str, Meaning] = {
     "overlong_masked": Meaning(
         "completions cut at the limit that --overlong mask left out of the loss",
@@ -348,6 +379,7 @@ SECONDS_METRICS: Mapping[str, Meaning] = {
 
 KINDS: Mapping[str, Mapping[str, Meaning]] = {
     "Rollouts": ROLLOUT_METRICS,
+    "Endpoints of rewards": ENDPOINT_METRICS,
     "Signal": SIGNAL_METRICS,
     "Length and resampling": FILTER_METRICS,
     "Turns": TURN_METRICS,

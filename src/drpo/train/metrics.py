@@ -13,7 +13,8 @@ from drpo.credit.gae import explained_variance
 from drpo.credit.overlong import PART as OVERLONG
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
 from drpo.objectives.contract import log_ratio, weight_of_gradient
-from drpo.train.metric_tables import MOST_TURNS, REWARD_PARTS
+from drpo.rewards.usage import total as total_usage
+from drpo.train.metric_tables import ENDPOINT_METRICS, MOST_TURNS, REWARD_PARTS
 from drpo.types import (
     Batch,
     Credit,
@@ -57,8 +58,15 @@ def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float
         | _mean_length("length_terminated", episodes, "stop")
         | _mean_length("length_truncated", episodes, "length")
         | _no_number(groups)
+        | endpoint_metrics(groups)
         | _turn_metrics(episodes)
     )
+
+
+def endpoint_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Return the figures of `ENDPOINT_METRICS`; none where no reward asked an endpoint."""
+    usage = total_usage(g.usage for g in groups)
+    return {name: usage.get(name, 0) for name in ENDPOINT_METRICS} if usage else {}
 
 
 def _turn_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from drpo.errors import InputError
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import RewardPool
+from drpo.rewards.usage import total as total_usage
 from drpo.rollout import EpisodeDriver
 from drpo.tasks import sample_unseen
 from drpo.train.config import Run
@@ -220,7 +221,8 @@ class Rollouts:
             sampled = self._sample(again, (self._run.seed, step, attempt))
             new = [tuple(replace(e, attempt=attempt) for e in group) for group in sampled]
             for i, group, of_one in zip(equal, score(again, new, self._rewards), new, strict=True):
-                scored[i], episodes[i] = group, of_one
+                usage = total_usage((scored[i].usage, group.usage))
+                scored[i], episodes[i] = replace(group, usage=usage), of_one
         return Rollout(problems, episodes, scored)
 
     def _sample(self, problems: Sequence[Problem], key: Key) -> list[tuple[Episode, ...]]:

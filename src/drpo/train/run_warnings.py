@@ -128,6 +128,25 @@ RULES: tuple[Rule, ...] = (
         says=rules.says_failed,
     ),
     Rule(
+        name="failing_endpoint",
+        reads=("endpoint_calls", "endpoint_failed"),
+        means="The judge or the service that scores has no score for many completions, which then teach nothing.",
+        threshold=(
+            f"{rules.ENDPOINT_FAILED:.0%} of the calls of {_W}, of at least {rules.ENDPOINT_LEAST}; retries are not "
+            "counted, only what they did not mend"
+        ),
+        reason=(
+            "A judge at temperature 0 follows its form nearly always, and a passing fault of the service is mended by "
+            "retries: one in twenty is neither."
+        ),
+        advice=(
+            "the `failure` of these completions in rollouts.jsonl says why: more `seconds` or a smaller `concurrency` "
+            "of the reward where it is late or refuses, more `max_tokens` where judgements are cut"
+        ),
+        holds=lambda past: rules.endpoint_failed(past) >= rules.ENDPOINT_FAILED,
+        says=rules.says_endpoint,
+    ),
+    Rule(
         name="truncation",
         reads=("truncated",),
         means="Most completions are cut at max_new_tokens, so that no answer is scored, and they do not become fewer.",

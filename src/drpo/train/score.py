@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig, RewardPool, Scored
+from drpo.rewards.usage import total as total_usage
 from drpo.types import Episode, Failure, Problem, RewardResult, ScoredGroup, Unscored
 
 
@@ -86,4 +87,5 @@ def _group(problem: Problem, pairs: Sequence[tuple[Episode, Scored]], zero: bool
         results=tuple(result for _, result in scored),
         unscored=tuple(Unscored(e, f) for e, s, f in scores if s is None),
         scored_zero=tuple(Unscored(e, f) for e, s, f in scores if s is not None and f is not None),
+        usage=total_usage(m.usage for _, m in pairs),
     )

@@ -25,6 +25,7 @@ from drpo.train.evaluate import means_before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
 from drpo.train.metrics import (
+    endpoint_metrics,
     filter_metrics,
     metrics_by_turn,
     routing_metrics,
@@ -402,8 +403,9 @@ class Session:
                 own = self._ranks.shard(self.components.held_out)
                 scored = score_held_out(driver, own, sampling, self.rewards, seed=self.run.seed)
             before = means_before_training(read_records(self.folder / EVALUATIONS))
-            result = summed_up(self.gather(scored), sampling.samples, step=step, before=before)
-            self._log.write(EVALUATIONS, asdict(result))
+            groups = self.gather(scored)
+            result = summed_up(groups, sampling.samples, step=step, before=before)
+            self._log.write(EVALUATIONS, {**asdict(result), **endpoint_metrics(groups)})
             self._warnings.add([], [asdict(result)])
             self.callback.evaluated(result)
 

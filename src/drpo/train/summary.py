@@ -9,6 +9,7 @@ from drpo.objectives import REGISTRY
 from drpo.spec import format_spec
 from drpo.train.config import Run
 from drpo.train.log import peak_memory
+from drpo.train.metric_tables import ENDPOINT_METRICS
 from drpo.train.no_gradient import counted
 from drpo.train.records import EVALUATIONS, METRICS, TIMING, read_records
 from drpo.train.warned import raised
@@ -50,10 +51,17 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         "trained_tokens": sum(m.get("trained_tokens", 0) for m in metrics),
         "reward_failed": sum(m["reward_failed"] for m in metrics),
         "reward_failures": {k: sum(m.get(f"reward_{k}", 0) for m in metrics) for k in get_args(FailureKind)},
+        **_endpoints([*metrics, *evaluations]),
         "seconds": _seconds(timing),
         "training_seconds": sum(v for k, v in _seconds(timing).items() if k in PHASES),
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def _endpoints(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what rewards asked of endpoints in training and evaluations; empty where none did."""
+    asked = [record for record in records if "endpoint_calls" in record]
+    return {"endpoints": {name: sum(r.get(name, 0) for r in asked) for name in ENDPOINT_METRICS}} if asked else {}
 
 
 def n_updates(metrics: Sequence[Mapping[str, Any]]) -> int:

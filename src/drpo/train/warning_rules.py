@@ -29,6 +29,7 @@ SPIKE, SPIKE_HISTORY, SPIKE_LEAST = 10.0, 20, 10
 LENGTH_FACTOR = 2.0
 SKIPPED, SKIPPED_STEPS = 3, 10
 FAILED = 0.1
+ENDPOINT_FAILED, ENDPOINT_LEAST = 0.05, 20
 LENGTH = "length"
 """Name of the mean length of a step's completions, beside its metrics."""
 
@@ -267,7 +268,19 @@ def failed(past: Past) -> float:
     return sum(figures(last, "reward_failed")) / completions if len(last) == WINDOW and completions > 0 else 0.0
 
 
+def endpoint_failed(past: Past) -> float:
+    """The share of calls of an endpoint in the last steps that gave no score; 0 where they were few."""
+    last = past.steps[-WINDOW:]
+    calls = sum(figures(last, "endpoint_calls"))
+    return sum(figures(last, "endpoint_failed")) / calls if calls >= ENDPOINT_LEAST else 0.0
+
+
 # ---- what each rule says ----
+
+
+def says_endpoint(past: Past) -> str:
+    """Return the line of an endpoint that fails."""
+    return f"{endpoint_failed(past):.0%} of the calls of the reward's endpoint in the last {WINDOW} steps gave no score"
 
 
 def says_cut(past: Past) -> str:

@@ -3,7 +3,8 @@
 Shapes: P prompt tokens, N tokens after the prompt, M of them sampled, G episodes of one problem.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -243,6 +244,7 @@ class ScoredGroup:
         unscored: the other G - n; they enter neither the advantages nor the loss.
         scored_zero: those of the n whose reward failed and which therefore score 0.
         masked: those of the n that count in the group's advantages and are not trained (`drpo.credit.overlong`).
+        usage: what the rewards of all G asked of endpoints, by name of the metric (`drpo.rewards.usage`).
     """
 
     problem: Problem
@@ -251,6 +253,7 @@ class ScoredGroup:
     unscored: tuple[Unscored, ...] = ()
     scored_zero: tuple[Unscored, ...] = ()
     masked: tuple[Episode, ...] = ()
+    usage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rewards(self) -> Tensor:

@@ -188,7 +188,7 @@ class RewardsConfig:
     """What scores completions, and in which processes.
 
     Args:
-        function: exact_number, math_verify, or your own module:function; None is the task's own.
+        function: exact_number, math_verify, judge(URL, RUBRIC), or your own module:function; None is the task's own.
         overlong: what becomes of long completions, before advantages: None; mask, those cut at the limit are not
             trained; shaped, the last tokens before the limit cost up to 1, shaped(C, penalty=1.0) the last C (DAPO's
             soft punishment, a fifth of the limit).

@@ -18,7 +18,7 @@ import msgspec
 from drpo import environments, methods, objectives, reductions, rewards, tasks
 from drpo.credit import advantages, gae, overlong
 from drpo.errors import InputError, nearest
-from drpo.spec import Registry, Unimported, format_spec, parse_spec, runs_code
+from drpo.spec import Registry, Unimported, contacts, format_spec, parse_spec, runs_code
 from drpo.train import optim
 from drpo.train.config.groups import require
 from drpo.train.config.run import Run
@@ -82,8 +82,8 @@ def from_json(record: Mapping[str, Any], trust_remote_code: bool = True) -> Run:
 
     Args:
         record: by group and field; those that are left out have their defaults.
-        trust_remote_code: import the fields whose spec is `module:name`; False puts an `Unimported` in their place,
-            which keeps the spec and can do nothing.
+        trust_remote_code: import the fields whose spec is `module:name`, and let rewards have addresses; False puts an
+            `Unimported` in their place, which keeps the spec and can do nothing.
 
     Raises:
         InputError: an unknown field, or a value that a field refuses; the message names its path.
@@ -169,7 +169,7 @@ def _within(path: str, name: str) -> str:
 
 def _from_spec(value: Any, registry: Registry[Any], name: str, trust_remote_code: bool) -> Any:
     require(isinstance(value, str), name, _shown(value), "must be text, as on the command line")
-    if not trust_remote_code and runs_code(value):
+    if not trust_remote_code and (runs_code(value) or (registry is rewards.REGISTRY and contacts(value))):
         return Unimported(value)
     if registry is objectives.REGISTRY:
         methods.require_no_method(value)
