@@ -254,19 +254,19 @@ def test_the_gradient_is_the_plain_models(groups: list[ScoredGroup], rollout: li
 # ---- micro-batches and neighbours ----
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(
-    ("objective", "dtype", "tolerance"),
+    ("objective", "dtype", "tolerance", "reduction"),
     [
-        (DRPO(0.2), torch.float64, 1e-10),
-        (PPOClip(), torch.float64, 1e-10),
-        (GSPO(), torch.float64, 1e-10),
-        (DRPO(0.2), torch.float32, 2e-5),
+        (DRPO(0.2), torch.float64, 1e-10, "horizon"),
+        (DRPO(0.2), torch.float64, 1e-10, "token_mean"),
+        (PPOClip(), torch.float64, 1e-10, "sequence_mean"),
+        (GSPO(), torch.float64, 1e-10, "token_mean"),
+        (DRPO(0.2), torch.float32, 2e-5, "horizon"),
     ],
-    ids=["drpo-float64", "ppo-float64", "gspo-float64", "drpo-float32"],
+    ids=["drpo", "drpo token_mean", "ppo sequence_mean", "gspo token_mean", "drpo float32"],
 )
 def test_any_micro_batches_give_the_same_update(
-    dtype: torch.dtype, tolerance: float, objective: object, reduction: str, groups: list[ScoredGroup]
+    objective: object, dtype: torch.dtype, tolerance: float, reduction: str, groups: list[ScoredGroup]
 ) -> None:
     model, _ = tiny(STOPS)
     model = perturb(model, 0.02)
@@ -379,9 +379,12 @@ def test_weights_sum_to_what_the_reduction_says(reduction: str, budget: int, gro
         assert shares[i] == pytest.approx(share, rel=1e-6)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("objective", [DRPO(0.2), PPOClip()], ids=["drpo", "ppo"])
-def test_skipping_zero_advantages_is_exact(reduction: str, objective: object, groups: list[ScoredGroup]) -> None:
+@pytest.mark.parametrize(
+    ("objective", "reduction"),
+    [(DRPO(0.2), "horizon"), (DRPO(0.2), "token_mean"), (PPOClip(), "sequence_mean")],
+    ids=["drpo horizon", "drpo token_mean", "ppo sequence_mean"],
+)
+def test_skipping_zero_advantages_is_exact(objective: object, reduction: str, groups: list[ScoredGroup]) -> None:
     """To the bit, one row at a time; the normaliser counts what is skipped."""
     policy = policy_of(perturb(tiny(STOPS)[0], 0.02))
     plain = how(micro_batch_tokens=1, reduction=REDUCTIONS[reduction])
@@ -685,11 +688,11 @@ def test_lora_starts_as_the_model_and_depends_on_its_seed_alone() -> None:
     assert all(torch.equal(p, state[name]) for name, p in plain.named_parameters())
 
 
-def test_merging_a_thousand_times_leaves_the_base_as_it_was() -> None:
+def test_merging_many_times_leaves_the_base_as_it_was() -> None:
     policy = lora()
     before = base_weights(policy)
     first = {name: value.clone() for name, value in policy.state().items()}
-    for _ in range(1000):
+    for _ in range(200):
         state = policy.state()
     assert equal(base_weights(policy), before)
     assert equal(dict(state), first)

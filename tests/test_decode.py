@@ -43,24 +43,16 @@ def exact(p: Tensor, u: float) -> int:
 # ---- completions ----
 
 
-@torch.no_grad()
-def alone(model: PreTrainedModel, prompt: Tensor, u: Tensor, stops: frozenset[int]) -> list[int]:
-    """The tokens of one row, each from a forward pass over all before it."""
-    ids = prompt.tolist()
-    for number in u.tolist():
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-        ids.append(exact(torch.softmax(logits, -1), number))
-        if ids[-1] in stops:
-            break
-    return ids[len(prompt) :]
-
-
 def check(model: PreTrainedModel, completions: Sequence[Episode], stops: frozenset[int]) -> None:
+    """Each token is the one drawn from the logits behind all before it, of one row alone, without a cache."""
     for c in completions:
-        u = uniforms((7, c.problem_id, c.sample), c.sampling.max_new_tokens)
-        assert c.sequence.token_ids.tolist() == alone(model, c.sequence.prompt_ids, u, stops), (c.problem_id, c.sample)
-        logp = distribution(model, c, 1.0).gather(-1, c.sequence.token_ids[:, None])[:, 0]
-        torch.testing.assert_close(c.sequence.behavior_logp, logp, rtol=0, atol=2e-5)
+        logp, ids = distribution(model, c, 1.0), c.sequence.token_ids
+        u = uniforms((7, c.problem_id, c.sample), c.sampling.max_new_tokens)[: len(ids)]
+        drawn = [exact(torch.softmax(row, -1), number) for row, number in zip(logp, u.tolist(), strict=True)]
+        assert ids.tolist() == drawn, (c.problem_id, c.sample)
+        ends = [i in stops for i in drawn]
+        assert not any(ends[:-1]) and (ends[-1] or len(ids) == c.sampling.max_new_tokens)
+        torch.testing.assert_close(c.sequence.behavior_logp, logp.gather(-1, ids[:, None])[:, 0], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", [*GROUPED, *PLAIN])

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from drpo import doctor
 from drpo.cli import main
 from drpo.credit.gae import GAE
-from drpo.doctor import Finding, Size, scoring, sync, tokens
+from drpo.doctor import Finding, Size, machine, scoring, sync, tokens
 from drpo.doctor.mutation import mutate
 from drpo.objectives import DRPO
 from drpo.recipes.addition import smoke
@@ -33,6 +32,9 @@ from support.tiny_world import STOPS, completion, own_logp
 from support.worlds import sampling
 
 SIZE = Size(prompts=6, samples=8, new_tokens=16, answers=8, slow_too=True)
+LITTLE = Size(prompts=2, samples=2, new_tokens=8, answers=2, slow_too=True)
+WITHOUT_SIGNAL = replace(SIZE, longest=1)
+"""What rewards there are takes most of the time, and is no fault of an engine."""
 
 
 def a_run(temperature: float = 1.0, **changes: object) -> Run:
@@ -234,7 +236,7 @@ def test_every_fault_is_found_and_named(name: str) -> None:
     fault = FAULTS[name]
     run = a_run(fault.temperature)
     findings = []
-    for finding in doctor.examine(run, fault.plant(components_of(run)), SIZE):
+    for finding in doctor.examine(run, fault.plant(components_of(run)), WITHOUT_SIGNAL):
         findings.append(finding)
         if finding.check == fault.check:
             break  # what comes after it is another fault's
@@ -259,11 +261,24 @@ def test_every_fault_of_a_reward_is_found_and_named(reward: Reward, check: str, 
 
 @pytest.mark.parametrize(
     ("temperature", "seed"),
-    [(1.0, 0), (0.7, 1), *(pytest.param(*case, marks=SLOW) for case in ((1.0, 1), (1.0, 2), (0.7, 0), (0.7, 2)))],
+    [(0.7, 1), *(pytest.param(*case, marks=SLOW) for case in ((1.0, 1), (1.0, 2), (0.7, 0), (0.7, 2)))],
 )
 def test_a_sound_set_up_passes(temperature: float, seed: int) -> None:
     run = a_run(temperature, seed=seed)
     assert broken(list(doctor.examine(run, components_of(run), SIZE))) == {}
+
+
+def test_a_sound_set_up_passes_and_its_figures_are_there_for_programs() -> None:
+    run = a_run(objective=DRPO(0.2))
+    findings = list(doctor.examine(run, components_of(run), SIZE))
+    assert broken(findings) == {}
+    found = {f.check: f for f in findings}
+    values = found["ratio"].values
+    assert abs(values["ratio_mean"] - 1) < 1e-4 and 0 <= values["k3"] < 1e-6 and values["tokens"] > 200
+    assert found["paths"].values["gradient"] < 1e-4
+    assert found["reward"].values["gold"] == 1.0
+    assert found["region"].verdict == "ok"
+    assert machine.region(DRPO(12.5), values["prob_diff_p99"]).verdict == "note"  # a radius out of reach
 
 
 @pytest.mark.slow
@@ -289,7 +304,7 @@ def test_it_leaves_no_trace(tmp_path: Path, lora_rank: int) -> None:
     run = configure(a_run(), lora_rank=lora_rank, steps=2)
     examined = build(run)
     before = {n: p.clone() for n, p in examined.policy.trainable().items()}
-    assert list(doctor.examine(run, examined, SIZE))
+    assert list(doctor.examine(run, examined, LITTLE))
     assert all(torch.equal(before[n], p) for n, p in examined.policy.trainable().items())
     assert examined.policy.dtype == torch.float32 and examined.policy.temperature == 1.0
     train(run, tmp_path / "examined", components=examined)
@@ -304,32 +319,13 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
     for critic in (None, GAE()):
         examined = configure(run, critic=critic)
         components = components_of(examined)
-        (found,) = (f for f in doctor.examine(examined, components, SIZE) if f.check == "memory")
+        (found,) = (f for f in doctor.examine(examined, components, LITTLE) if f.check == "memory")
         needs[critic is not None] = found.values["need_bytes"]
         assert ("those of the critic" in found.figure) == (critic is not None)
     train(examined, tmp_path, components=components)
     parameters = components.critic.critic.trainable().values()
     held = [p.grad for p in parameters] + [v for p in parameters for v in components.critic.optimizer.state[p].values()]
     assert needs[True] - needs[False] == sum(v.nbytes for v in held if v.ndim > 0) > 0
-
-
-@cache
-def findings_of(objective: float) -> dict[str, Finding]:
-    run = a_run(objective=DRPO(objective))
-    return {f.check: f for f in doctor.examine(run, components_of(run), SIZE)}
-
-
-def test_a_region_out_of_reach_is_a_note() -> None:
-    run = a_run(objective=DRPO(12.5))
-    assert next(f for f in doctor.examine(run, components_of(run), SIZE) if f.check == "region").verdict == "note"
-    assert findings_of(0.2)["region"].verdict == "ok"
-
-
-def test_figures_are_there_for_programs() -> None:
-    values = findings_of(0.2)["ratio"].values
-    assert abs(values["ratio_mean"] - 1) < 1e-4 and 0 <= values["k3"] < 1e-6 and values["tokens"] > 200
-    assert findings_of(0.2)["paths"].values["gradient"] < 1e-4
-    assert findings_of(0.2)["reward"].values["gold"] == 1.0
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,8 +145,15 @@ def test_updates_skipped_in_a_row_are_counted_across_a_stop(tmp_path: Path):
 # Evaluations
 
 
-@pytest.mark.parametrize("where", [0, 2, 4])
-@pytest.mark.parametrize("how", ["fails", "is stopped"])
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("fails", 0),
+        ("fails", 4),
+        ("is stopped", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fails", 2), ("is stopped", 0), ("is stopped", 4))),
+    ],
+)
 def test_an_evaluation_that_was_cut_short_is_made_up(
     how: str, where: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

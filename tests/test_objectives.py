@@ -176,12 +176,13 @@ def check(got: Tensor, want: list[float], scale: list[float], truth: list[Truth]
             assert abs(value - want[i]) <= allowed, f"token {i}: {value!r}, not {want[i]!r}; {t}"
 
 
-def check_gradient_and_weight(case: Case, tokens: Tokens) -> None:
-    """Require the gradient and the gradient weight of every kept token, in the tokens' own precision."""
-    dtype, kept, truth = tokens.logp.dtype, tokens.keep, [t for t in of(case, tokens) if t]
-    slope, weight = gradient(case.objective, tokens)[kept], gradient_weight(case.objective, tokens)[kept]
-    check(slope, [t.gradient for t in truth], [t.scale for t in truth], truth, dtype)
-    check(weight, [t.weight for t in truth], [t.weight_scale for t in truth], truth, dtype)
+def check_gradient_and_weight(case: Case, tokens: Tokens, truth: list[Truth]) -> tuple[Tensor, Tensor]:
+    """Require the gradient and the gradient weight of every kept token, in the tokens' own precision; return both."""
+    dtype, kept = tokens.logp.dtype, tokens.keep
+    slope, weight = gradient(case.objective, tokens), gradient_weight(case.objective, tokens)
+    check(slope[kept], [t.gradient for t in truth], [t.scale for t in truth], truth, dtype)
+    check(weight[kept], [t.weight for t in truth], [t.weight_scale for t in truth], truth, dtype)
+    return slope, weight
 
 
 def draw_probabilities(make: random.Random) -> tuple[float, float]:
@@ -233,25 +234,18 @@ def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
 
 
 @each_case
-@each_precision
 @half_as_often
 @given(tokens=batches())
-def test_gradient_and_weight_are_the_printed_formula(case: Case, dtype: torch.dtype, tokens: Tokens) -> None:
-    tokens = cast(tokens, dtype)
-    check_gradient_and_weight(case, tokens)
-    slope, weight = gradient(case.objective, tokens), gradient_weight(case.objective, tokens)
-    assert slope.dtype == dtype
-    assert (slope[~tokens.keep] == 0).all()
-    assert (weight[~tokens.keep | (tokens.advantage == 0)] == 1).all()
-
-
-@each_case
-@half_as_often
-@given(tokens=batches())
-def test_loss_is_the_printed_formula(case: Case, tokens: Tokens) -> None:
-    tokens = take(tokens, tokens.keep.nonzero()[:, 0])
-    loss, truth = case.objective(tokens).loss, [t for t in of(case, tokens) if t]
-    assert loss.shape == tokens.logp.shape
+def test_loss_gradient_and_weight_are_the_printed_formula(case: Case, tokens: Tokens) -> None:
+    """In float64 and float32: what a batch holds is the same number in both, so both have one truth."""
+    kept, truth = tokens.keep, [t for t in of(case, tokens) if t]
+    for dtype in TOLERANCE:
+        slope, weight = check_gradient_and_weight(case, cast(tokens, dtype), truth)
+        assert slope.dtype == dtype
+        assert (slope[~kept] == 0).all()
+        assert (weight[~kept | (tokens.advantage == 0)] == 1).all()
+    loss = case.objective(take(tokens, kept.nonzero()[:, 0])).loss
+    assert loss.shape == (int(kept.sum()),)
     check(loss, [t.loss for t in truth], [t.scale + abs(t.loss) for t in truth], truth, torch.float64)
 
 
@@ -388,14 +382,14 @@ def test_spo_is_drpo_of_power_one(tokens: Tokens, radius: float) -> None:
 @each_case
 def test_extreme_ratios_stay_finite_and_exact_in_float32(case: Case) -> None:
     """Log-ratios from -40 to 40, and of 100 where mu underflows; the likelier of pi and mu at e^-0.5, e^-5, e^-30."""
-    log_ratio = [*(float(k) for k in range(-40, 41)), 100.0]
+    log_ratio = [*(float(k) for k in range(-40, 41, 2)), -1.0, 1.0, 19.0, 21.0, 100.0]
     columns: list[tuple[float, float, float]] = []
     for top in (-0.5, -5.0, -30.0):
         for a in (1.5, -1.5):
             columns += [(top + min(k, 0), top - max(k, 0), a) for k in log_ratio]
     logp, behavior_logp, advantage = (list(c) for c in zip(*columns, strict=True))
     tokens = make_tokens(logp, behavior_logp, advantage, dtype=torch.float32)
-    check_gradient_and_weight(case, tokens)
+    check_gradient_and_weight(case, tokens, [t for t in of(case, tokens) if t])
     assert torch.isfinite(case.objective(tokens).loss).all()
 
 
@@ -620,7 +614,7 @@ def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> N
 @each_case
 def test_bfloat16_inputs_are_widened_before_any_arithmetic(case: Case) -> None:
     """The only error is the rounding of the result; arithmetic in bfloat16 would put many tokens on the wrong side."""
-    grid = -torch.logspace(-3, 1, 24)
+    grid = -torch.logspace(-3, 1, 15)
     logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(grid, grid, indexing="ij"))
     n = len(logp)
     advantage = torch.ones(n)

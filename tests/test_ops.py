@@ -18,6 +18,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.ops import Head, chunk_logits, linear_logprob, reference
+from support.grids import each_pair
 from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, error, inputs, logits_at_once
 
 TOKENS = (1, 7, 64)
@@ -71,10 +72,7 @@ def rounding(name: str, hidden: Tensor, weight: Tensor, temperature: float) -> f
     return each if factor is None else each * float(torch.linalg.matrix_norm(factor.double(), 2)) / temperature
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("v", WORDS)
-@pytest.mark.parametrize("t", TOKENS)
-@pytest.mark.parametrize("operator", [reference.linear_logprob, linear_logprob], ids=["reference", "chunked"])
+@each_pair("operator, t, v, temperature", [reference.linear_logprob, linear_logprob], TOKENS, WORDS, TEMPERATURES)
 def test_values_are_the_formula(operator: Operator, t: int, v: int, temperature: float) -> None:
     hidden, weight, target = inputs(t, v, torch.float64)
     logp, entropy = operator(hidden, Head(weight), target, temperature)
@@ -83,10 +81,7 @@ def test_values_are_the_formula(operator: Operator, t: int, v: int, temperature:
     np.testing.assert_allclose(entropy.numpy(), wanted_entropy, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("v", WORDS)
-@pytest.mark.parametrize("t", TOKENS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@each_pair("dtype, t, v, temperature", [torch.float64, torch.float32], TOKENS, WORDS, TEMPERATURES)
 def test_outputs_and_gradients(dtype: torch.dtype, t: int, v: int, temperature: float) -> None:
     hidden, weight, target = inputs(t, v, dtype)
     true = truth(hidden, weight, target, temperature)
@@ -120,10 +115,7 @@ def test_entropy_is_never_negative() -> None:
     assert (logp <= 0).all()
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("v", WORDS)
-@pytest.mark.parametrize("t", TOKENS)
-@pytest.mark.parametrize("master", [False, True], ids=["weight bf16", "weight f32"])
+@each_pair("master, t, v, temperature", [False, True], TOKENS, WORDS, TEMPERATURES)
 def test_bfloat16_is_no_worse_than_the_usual_way(master: bool, t: int, v: int, temperature: float) -> None:
     hidden, weight, target = inputs(t, v, torch.bfloat16)
     if master:

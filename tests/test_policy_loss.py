@@ -19,6 +19,7 @@ from drpo.ops import PolicyLoss, chunk_logits
 from drpo.reductions import Horizon
 from drpo.spec import parse_spec
 from drpo.types import TokenLoss, Tokens
+from support.grids import each_pair
 from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, error, fused, inputs, logits_at_once
 
 REDUCTIONS = {"token_mean": reductions.token_mean, "sequence_mean": reductions.sequence_mean, "horizon": Horizon(20)}
@@ -99,9 +100,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], keep: Tens
     torch.testing.assert_close(found["logp"], torch.where(keep, wanted["logp"], 0), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@each_pair("name, reduction, temperature", [*OBJECTIVES], [*REDUCTIONS], TEMPERATURES)
 def test_it_is_the_plain_loss(name: str, reduction: str, temperature: float) -> None:
     hidden, weight, target = inputs(T, V, torch.float64)
     given = columns(reduction=reduction)

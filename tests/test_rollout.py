@@ -73,10 +73,11 @@ def test_other_architectures_report_their_own_distribution_and_do_not_see_paddin
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     model.generation_config = GenerationConfig(eos_token_id=sorted(STOPS))
-    together = generated(model)
+    few, sampling = PROBLEMS[1:], replace(SAMPLING, samples=2)
+    together = generated(model, few, sampling)
     for c in together:
         torch.testing.assert_close(c.sequence.behavior_logp, own_logp(model, c, 1.0), rtol=0, atol=2e-5)
-    same(together, [c for p in PROBLEMS for c in generated(model, [p])])
+    same(together, [c for p in few for c in generated(model, [p], sampling)])
 
 
 # ---- what decides the draw ----
@@ -93,15 +94,15 @@ BATCHES: dict[str, Callable[[PreTrainedModel], list[Episode]]] = {
 }
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-def test_neighbours_do_not_matter(batch: str) -> None:
+def test_neighbours_do_not_matter() -> None:
     """Nor does the left padding that unequal prompts need, nor the rows that end and leave."""
     model, _ = tiny(STOPS)
     together = generated(model)
     assert len({len(c.sequence.prompt_ids) for c in together}) == len(PROBLEMS)
     assert len({len(c.sequence.token_ids) for c in together}) > 3
-    found = {key(c): c for c in BATCHES[batch](model)}
-    same(together, [found[key(c)] for c in together])
+    for batch in BATCHES.values():
+        found = {key(c): c for c in batch(model)}
+        same(together, [found[key(c)] for c in together])
 
 
 def test_uniforms_are_uniform_and_start_the_same_at_any_length() -> None:
@@ -172,7 +173,7 @@ def drawn(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor
 def test_frequencies_are_the_softmax(temperature: float) -> None:
     """By a chi-square test with random numbers, and to one count of all with evenly spaced ones."""
     p = torch.softmax(LOGITS.double() / temperature, dim=-1)
-    n = 30_000
+    n = 10_000
     random = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     token, _ = drawn(LOGITS, random, Sampling(temperature=temperature))
     possible = p > 0
@@ -256,7 +257,7 @@ def test_truncation_leaves_only_the_allowed_and_renormalises(top_k: int, top_p: 
     p = torch.softmax(WITHOUT_TIES.double() / temperature, dim=-1).numpy()
     kept = kept_words(p, top_k, top_p)
     mass = sum(p[word] for word in kept)
-    n = 20_000
+    n = 4_000
     token, logp = drawn(WITHOUT_TIES, grid(n), Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
     assert {word for word in kept if n * p[word] / mass > 1} <= set(token.tolist()) <= kept
     torch.testing.assert_close(logp.double(), torch.tensor(np.log(p[token.numpy()] / mass)), rtol=0, atol=1e-6)
@@ -265,13 +266,13 @@ def test_truncation_leaves_only_the_allowed_and_renormalises(top_k: int, top_p: 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (2, 1.0), (0, 0.8)])
 def test_the_mean_ratio_under_truncation_is_the_kept_mass(top_k: int, top_p: float) -> None:
     """Why truncated sampling is refused for training: on-policy, the ratio would not average 1 but the mass kept."""
-    token, behavior_logp = drawn(WITHOUT_TIES, grid(100_000), Sampling(top_k=top_k, top_p=top_p))
+    token, behavior_logp = drawn(WITHOUT_TIES, grid(10_000), Sampling(top_k=top_k, top_p=top_p))
     logp = torch.log_softmax(WITHOUT_TIES, dim=-1)
     p = logp.double().exp().numpy()
     mass = sum(p[word] for word in kept_words(p, top_k, top_p))
     ratio = float((logp[token] - behavior_logp).double().exp().mean())
-    assert ratio == pytest.approx(mass, abs=1e-5)
-    assert (ratio == pytest.approx(1, abs=1e-5)) == (top_k == 0 and top_p == 1)
+    assert ratio == pytest.approx(mass, abs=1e-4)
+    assert (ratio == pytest.approx(1, abs=1e-4)) == (top_k == 0 and top_p == 1)
 
 
 @pytest.mark.parametrize(

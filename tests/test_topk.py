@@ -43,6 +43,7 @@ from drpo.train.setup import build
 from drpo.train.step import update_policy
 from drpo.types import Episode, Request, Sampling, TokenLoss, Tokens, TopK
 from support.architectures import FAMILIES
+from support.grids import each_pair
 from support.head import CHUNKS, HEAD, TEMPERATURES, Largest, fused, inputs, logits_at_once
 from support.rollouts import Prompted, transformers_engine, with_engine
 from support.tiny_world import PROBLEMS, STOPS, batched, distribution, grouped, perturb, tiny, with_sequence
@@ -298,9 +299,7 @@ def whole_distribution(hidden: Tensor, weight: Tensor, temperature: float) -> Te
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("k", [1, 3, V])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_pair("dtype, k, temperature", [*DTYPES], [1, 3, V], TEMPERATURES)
 def test_log_probabilities_at_the_ids_are_the_distributions(dtype: torch.dtype, k: int, temperature: float) -> None:
     hidden, weight, target = inputs(T, V, dtype)
     ids = sampler_of(hidden, weight, k, temperature).ids
@@ -319,9 +318,7 @@ def test_log_probabilities_at_the_ids_are_the_distributions(dtype: torch.dtype, 
             torch.testing.assert_close(at.exp().sum(1), torch.ones_like(logp), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("k", [1, 4, V])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@each_pair("dtype, k, temperature", [torch.float64, torch.float32], [1, 4, V], TEMPERATURES)
 def test_divergences_of_the_operator_are_the_enumerations(dtype: torch.dtype, k: int, temperature: float) -> None:
     hidden, weight, target = inputs(T, V, dtype)
     generator = torch.Generator().manual_seed(3)
@@ -381,10 +378,7 @@ def plain_loss(
     return total(objective, tokens, given["token_weight"])
 
 
-@pytest.mark.parametrize("k", [3, V])
-@pytest.mark.parametrize("temperature", [0.6, 1.5])
-@pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@each_pair("tied, name, temperature, k", [False, True], [*READERS], [0.6, 1.5], [3, V])
 def test_the_loss_is_the_plain_one(name: str, temperature: float, k: int, tied: bool) -> None:
     """Value and both gradients: the divergence decides who is trained, and has no gradient itself."""
     _, weight, target = inputs(T, V, torch.float64)
@@ -471,7 +465,7 @@ class LargestMade(Largest):
 def test_never_holds_the_logits_even_where_all_words_are_asked_for(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    t, v = 300, 515
+    t, v = 180, 515
     hidden, weight, target = inputs(t, v, dtype)
     monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": 8 * v * dtype.itemsize})
     monkeypatch.setattr(chunk_logits, "GATHERED", 8 * v)

@@ -191,8 +191,18 @@ def untracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", ["raise", "exit", "hang"])
-@pytest.mark.parametrize(("at", "after"), [("open", 0), ("log", 3), ("close", 0)])
+@pytest.mark.parametrize(
+    ("at", "after", "how"),
+    [
+        ("open", 0, "raise"),
+        ("log", 3, "raise"),
+        ("log", 3, "hang"),
+        ("close", 0, "exit"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("open", 0, "exit"), ("open", 0, "hang"))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("log", 3, "exit"), ("close", 0, "raise"))),
+        pytest.param("close", 0, "hang", marks=pytest.mark.slow),
+    ],
+)
 def test_a_tracker_that_fails_costs_a_line_and_not_a_bit_of_the_run(
     tmp_path: Path, untracked: Path, at: str, after: int, how: str
 ):

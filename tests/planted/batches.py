@@ -111,7 +111,7 @@ REPLACEMENTS = (
         "each micro-batch is divided by its own number of rows",
         "drpo.batch:_micro_batch",
         _own_mean,
-        (f"{MICRO_BATCHES}[float64-drpo-horizon]", f"{BATCH}test_weights_sum_to_what_the_reduction_says"),
+        (f"{MICRO_BATCHES}[drpo]", f"{BATCH}test_weights_sum_to_what_the_reduction_says"),
     ),
     Replacement(
         "the anchor is rounded to bfloat16 on its way",

@@ -8,7 +8,7 @@ from planted import Replacement
 OBJECTIVES = "tests/test_objectives.py::"
 TOPK = "tests/test_topk.py::"
 
-FORMULA = f"{OBJECTIVES}test_gradient_and_weight_are_the_printed_formula"
+FORMULA = f"{OBJECTIVES}test_loss_gradient_and_weight_are_the_printed_formula"
 FINITE_DIFFERENCE = f"{OBJECTIVES}test_gradient_is_the_finite_difference_of_the_loss"
 QUADRANT = f"{OBJECTIVES}test_weight_in_each_quadrant_of_advantage_and_ratio"
 BOUNDARY = f"{OBJECTIVES}test_drpo_weight_is_zero_on_the_boundary_and_turns_round_beyond"
@@ -93,7 +93,7 @@ REPLACEMENTS = (
         "the penalty applies inside the radius instead of outside",
         "drpo.objectives.quadratic:_quadratic",
         _inside,
-        (f"{FORMULA}[float64-drpo(0.1,outside=0.15)]", QUADRANT),
+        (f"{FORMULA}[drpo(0.1,outside=0.15)]", QUADRANT),
     ),
     Replacement(
         "PPO's clip looks at the ratio and not at the advantage's sign",
@@ -105,25 +105,25 @@ REPLACEMENTS = (
         "PPO's two radii are swapped",
         "drpo.objectives.clip:PPOClip.__call__",
         _swapped("low", "high"),
-        (f"{FORMULA}[float64-ppo(0.2,0.28)]",),
+        (f"{FORMULA}[ppo(0.2,0.28)]",),
     ),
     Replacement(
         "DPPO's two radii are swapped",
         "drpo.objectives.mask:DPPO.__call__",
         _swapped("delta_low", "delta_high"),
-        (f"{FORMULA}[float64-dppo(0.1,0.2)]",),
+        (f"{FORMULA}[dppo(0.1,0.2)]",),
     ),
     Replacement(
         "SAPO's temperatures are exchanged",
         "drpo.objectives.surrogate:SAPO.__call__",
         _swapped("tau_positive", "tau_negative"),
-        (f"{FORMULA}[float64-sapo(1,1.05)]", GOLDEN),
+        (f"{FORMULA}[sapo(1,1.05)]", GOLDEN),
     ),
     Replacement(
         "masked tokens count in the length of a GSPO sequence",
         "drpo.objectives.clip:_mean_over_sequence",
         lambda right: lambda values, keep, sequence: right(values, keep | True, sequence),
-        (f"{REMOVED}[token_mean-gspo(0.3,0.4)]", f"{FORMULA}[float64-gspo(0.3,0.4)]"),
+        (f"{REMOVED}[token_mean-gspo(0.3,0.4)]", f"{FORMULA}[gspo(0.3,0.4)]"),
     ),
     Replacement(
         "the ratio is not capped",

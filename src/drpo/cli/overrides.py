@@ -83,7 +83,9 @@ def changes(
         columns.append((title, section, field(default_factory=section)))
     kind = make_dataclass("Fields", columns, bases=(others,), frozen=True)
     kind.__doc__ = others.__doc__
-    chosen: Any = parse(kind, arguments, prog, more=about, config=(tyro.conf.OmitArgPrefixes,))
+    chosen: Any = parse(
+        kind, arguments, prog, more=about, config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
+    )
     values = {
         name: getattr(getattr(chosen, title), _identifier(name)) for title, names in shown.items() for name in names
     }
