@@ -170,7 +170,7 @@ REPLACEMENTS = (
         "no answer is mutated",
         "drpo.doctor.scoring:mutate",
         lambda right: lambda problems: [],
-        (f"{DOCTOR}test_every_fault_is_found_and_named[a reward that loses the sign]",),
+        (f"{DOCTOR}test_every_fault_of_a_reward_is_found_and_named",),
     ),
     Replacement(
         "a mutation may equal the answer",
