@@ -16,8 +16,8 @@ from drpo.rewards import REGISTRY, RewardConfig, RewardPool, endpoint, in_proces
 from drpo.rewards.contract import ScoreError, is_async
 from drpo.rewards.judge import HttpReward, Judge, read_score
 from drpo.rewards.usage import total
-from drpo.spec import format_spec, parse_spec
-from drpo.train.config import Run, configure, to_json
+from drpo.spec import Unimported, format_spec, parse_spec
+from drpo.train.config import Run, configure, load_run, to_json
 from drpo.train.loop import train
 from drpo.train.records import EVALUATIONS, METRICS, read_records
 from drpo.types import Problem, Transcript
@@ -204,6 +204,7 @@ def test_an_address_that_a_folder_names_is_not_asked(spec, tmp_path):
     ):
         open_run(tmp_path, trust_remote_code=False, needed=("reward",))
     assert external_code(run) == {"reward": spec}
+    assert load_run(tmp_path, trust_remote_code=False).rewards.function == Unimported(spec)  # which can do nothing
     assert open_run(tmp_path, trust_remote_code=True).rewards.function == run.rewards.function
 
 

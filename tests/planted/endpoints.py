@@ -18,7 +18,30 @@ def _forgetful(right):
     return lambda: type(right())()
 
 
+CLASSIFIER = "tests/test_classifier.py::test_"
+
+
+def _always_padded(right):
+    def wrong(self, texts):
+        places = sorted(texts)
+        return (places[i : i + self._config.batch] for i in range(0, len(places), self._config.batch))
+
+    return wrong
+
+
 REPLACEMENTS = (
+    Replacement(
+        "padding hides the end of a text from a reward model",
+        "drpo.rewards.classifier_model:LoadedClassifier._batches",
+        _always_padded,
+        (f"{CLASSIFIER}scores_are_the_models_one_by_one_however_they_are_batched",),
+    ),
+    Replacement(
+        "a reward model travels to processes",
+        "drpo.rewards.classifier:Classifier.__getstate__",
+        lambda right: lambda self: dict(vars(self)),
+        (f"{CLASSIFIER}it_is_written_as_a_spec_and_travels_without_its_model",),
+    ),
     Replacement(
         "text and true are scores of a service",
         "drpo.rewards.judge:number",
@@ -50,6 +73,12 @@ REPLACEMENTS = (
     Replacement(
         "an address that a folder names is asked",
         "drpo.train.config.saved:contacts",
+        lambda right: lambda text: False,
+        (f"{ENDPOINTS}an_address_that_a_folder_names_is_not_asked",),
+    ),
+    Replacement(
+        "an address that a folder names is nothing to refuse",
+        "drpo.cli.folder:contacts",
         lambda right: lambda text: False,
         (f"{ENDPOINTS}an_address_that_a_folder_names_is_not_asked",),
     ),

@@ -17,6 +17,7 @@ REGISTRY: Registry[Reward] = Registry(
         "python_tests": PythonTests,
         "judge": "drpo.rewards.judge:Judge",  # an HTTP client, which few runs need
         "http_reward": "drpo.rewards.judge:HttpReward",
+        "classifier": "drpo.rewards.classifier:Classifier",
     },
 )
 

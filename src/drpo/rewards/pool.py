@@ -12,7 +12,7 @@ from zlib import crc32
 from drpo.errors import InputError, describe
 from drpo.rewards import worker
 from drpo.rewards.contract import Reward, concurrency, is_async, name_of, reads_transcript
-from drpo.rewards.scoring import Item, RewardConfig, Scored, call, call_all
+from drpo.rewards.scoring import Item, RewardConfig, Scored, call, call_all, call_batch
 from drpo.types import Failure, Problem, Transcript
 from drpo.workers.pool import ProcessPool, pickled
 from drpo.workers.process import Service, preload
@@ -114,6 +114,8 @@ class RewardPool:
 
     def _here(self, items: Sequence[Item]) -> list[Scored]:
         """Score in this process."""
+        if hasattr(self._reward, "score_all"):
+            return call_batch(self._reward, items)
         if not is_async(self._reward):
             return [call(self._reward, problem, answer) for problem, answer in items]
         with ThreadPoolExecutor(1) as apart:  # this thread may have an event loop: a notebook's has

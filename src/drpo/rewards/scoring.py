@@ -102,6 +102,27 @@ def call(reward: Reward, problem: Problem, answer: str | Transcript) -> Scored:
     return Scored(result, failure, time.perf_counter() - start, dict(usage))
 
 
+def call_batch(reward: Any, items: Sequence[Item]) -> list[Scored]:
+    """Score completions with a reward that takes all at once: `score_all(items)` returns a score, or an error, of each.
+
+    An exception of `score_all` is the failure of all.
+    """
+    start = time.perf_counter()
+    values: Sequence[Any]
+    try:
+        values = list(reward.score_all(items))
+        if len(values) != len(items):
+            raise ValueError(f"{len(values)} scores of {len(items)} completions")
+    except Exception as error:
+        values = [error] * len(items)
+    seconds = (time.perf_counter() - start) / max(1, len(items))
+    return [Scored(*_outcome(reward, value, answer), seconds) for value, (_, answer) in zip(values, items, strict=True)]
+
+
+def _outcome(reward: Reward, value: Any, answer: str | Transcript) -> tuple[RewardResult | None, Failure | None]:
+    return (None, _failure_of(value)) if isinstance(value, Exception) else _checked(reward, value, answer)
+
+
 async def call_all(reward: Reward, items: Sequence[Item], seconds: float) -> list[Scored]:
     """Score completions with an async reward, as many at once as its `concurrency` says.
 
