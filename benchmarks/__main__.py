@@ -35,6 +35,7 @@ parts:
   mismatch how far the sampler's probabilities are from the trainer's, by precision
   overlap  what sampling in the background gains
   turns    what the later turns of an episode cost, against one long turn
+  resampling  groups with a signal, and the time of each, with --dynamic-sampling and without
   checkpointing  what an update costs and saves where layers are computed again
 
 Each peer is installed into .bench/PEER on first use. Every competitor loads its model once and they take turns, round

@@ -254,6 +254,27 @@ def _turns_rows(case: Record) -> list[Row]:
     return rows
 
 
+def _resampling_rows(case: Record) -> list[Row]:
+    names = ("groups_with_signal", "groups", "sampled_groups", "tokens", "seconds")
+    rows = []
+    for who in (n for n in case["entrants"] if n in case["about"]):
+        signals, groups, sampled, tokens, seconds = (sum(column(case["rounds"], who, name)) for name in names)
+        each = [seconds / signals] if signals else []
+        rows.append(
+            [
+                case["name"],
+                who,
+                f"{signals:.0f} of {groups:.0f}",
+                f"{sampled:.0f}",
+                middle([100 * signals / sampled] if sampled else []),
+                middle([tokens / signals] if signals else []),
+                middle(each),
+                str(len(column(case["rounds"], who, "seconds"))),
+            ]
+        )
+    return rows
+
+
 def _checkpointing_rows(case: Record) -> list[Row]:
     rounds = case["rounds"]
     rows = []
@@ -368,6 +389,23 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         "prompts as long as the context of an episode's turn, which a group shares.",
         ("case", "who", "ms a token", "times one turn", "context at the end", "extra MiB", "rounds"),
         _turns_rows,
+    ),
+    "resampling": (
+        "Dynamic sampling",
+        "Groups with a signal, of those of the step and of all that were sampled for it; what one of them costs in "
+        "sampled tokens and in seconds of the whole step. Sums over the rounds; both entrants of a round have the "
+        "same weights, seed and problems.",
+        (
+            "task",
+            "sampling",
+            "groups with a signal",
+            "groups sampled",
+            "% with a signal",
+            "tokens a signal",
+            "s a signal",
+            "rounds",
+        ),
+        _resampling_rows,
     ),
     "checkpointing": (
         "Activation checkpointing",

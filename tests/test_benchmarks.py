@@ -17,7 +17,7 @@ from benchmarks.results import Results
 from benchmarks.rounds import column, measure, ratios, summary, take_turns
 from benchmarks.table import render
 from benchmarks.worker_pool import WorkerError, WorkerPool, plain
-from benchmarks.workers import drpo_overlap, drpo_turns
+from benchmarks.workers import drpo_overlap, drpo_resampling, drpo_turns
 from benchmarks.workers import head as head_worker
 from benchmarks.workers.drpo_mismatch import figures
 from benchmarks.workers.head_inputs import make
@@ -174,6 +174,17 @@ def test_overlap_measures_the_same_run_twice():
             assert {"rollout", "update", "sync"} <= record["phases"].keys() and record["seconds"] > 0
             away = entrant.worker.setup["away_s"]
             assert away is None or record["seconds"] >= 2 * away
+
+
+@pytest.mark.slow
+def test_resampling_counts_what_is_sampled_again():
+    """No sum of the tiny model is right, so that every group is sampled again as often as it may be."""
+    scale = Scale(quick=True, repeats=1, cuda=False, memory_bytes=8 * 2**30, fast_bf16=False)
+    case, _ = PARTS["resampling"](scale)
+    _, repetition = drpo_resampling.prepare(case.entrants[0].worker.setup)
+    once, again = (repetition({**entrant.request, "round": 1}) for entrant in case.entrants)
+    assert (once["groups"], once["sampled_groups"]) == (2, 2) and (again["groups"], again["sampled_groups"]) == (2, 8)
+    assert again["tokens"] > 2 * once["tokens"] > 0 and once["groups_with_signal"] == again["groups_with_signal"] == 0
 
 
 def test_turns_sample_equally_many_tokens_in_equal_contexts():

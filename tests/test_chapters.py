@@ -241,7 +241,8 @@ REFUSED = [
     (["--model", "tiny"], "--model: a resumed run keeps it"),
     (["--seed", "1"], "--seed: a resumed run keeps it"),
     (["--critic", "gae(1.0, 0.95)"], "--critic: a resumed run keeps it"),
-    (["--eval-problems", "9"], "--eval-problems: a resumed run keeps it"),
+    (["--eval-problems", "9"], "--eval-problems: a resumed run keeps it, since training left these problems out alone"),
+    (["--eval-task", "addition(1, 9)"], "`drpo eval` scores on others"),
     (["--no-overlap"], "--no-overlap: a resumed run keeps it"),
     (["--template.date", "1 May"], "--template.date: a resumed run keeps it"),
     (["--reward", "exact_number", "--steps", "9"], "drpo train --from"),
@@ -296,13 +297,28 @@ def test_the_report_has_a_line_and_a_sentence_for_each_chapter(lengthened: Path)
 def test_the_objective_changes_and_each_step_is_asked_of_its_own(copy: Path, capsys):
     """By the command, with much that may change together."""
     changes = ["--objective", "dppo(0.05, divergence='topk_tv')", "--learning-rate", "0.01", "--schedule", "linear"]
-    changes += ["--sampling.temperature", "0.9", "--eval-every", "2", "--steps", "5", "--sampling.max-new-tokens", "6"]
+    changes += [
+        "--sampling.temperature",
+        "0.9",
+        "--eval-every",
+        "2",
+        "--eval-samples",
+        "4",
+        "--steps",
+        "5",
+        "--sampling.max-new-tokens",
+        "6",
+    ]
     trusted = ["--trust-remote-code", "--no-doctor", "--plain"]
     assert cli.main(["train", "--resume", str(copy), *changes, *trusted]) == 0
     assert "from step 4: " in capsys.readouterr().out
     chapter, run = read_chapters(copy)[-1], load_run(copy)
     assert chapter.changes["objective"][0] == "drpo(0.2)" and isinstance(run.objective.loss, DPPO)
     assert chapter.changes["sampling.top_logprobs"] == (0, 20) and chapter.changes["steps"] == (3, 5)
+    assert chapter.changes["eval_samples"] == (1, 4)
+    evaluations = {e["step"]: e for e in read_records(copy / EVALUATIONS)}
+    assert [evaluations[step]["n_samples"] for step in (0, 3, 4, 5)] == [1, 1, 4, 4]
+    assert list(evaluations[4]["pass_at"]) == ["1", "2", "4"] and evaluations[4]["difference"] is not None
     asked = {c.record["step"] for c, _ in read_rollouts(copy, run.objective.loss, 10**6).trained()}
     assert min(asked) <= 3 < max(asked) and "from step 4: " in (copy / "report.html").read_text()
     assert cli.main(["verify", str(copy)]) == 0

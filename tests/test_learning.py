@@ -23,6 +23,7 @@ from drpo.report.run_summary import held_out, run_summary
 from drpo.rewards import in_process
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, configure, from_json, load_run, to_json, trains_little
+from drpo.train.evaluate import summed_up
 from drpo.train.loop import train
 from drpo.train.metrics import rollout_metrics, signal_metrics
 from drpo.train.no_gradient import due, explained, in_all, lately, learnt_nothing, trailing, without_signal
@@ -174,6 +175,13 @@ def test_a_punishment_of_length_is_a_signal_and_the_kl_to_the_initial_model_is_n
     alone, punished = without_reference_kl(both)[0].results, Shaped(2)([long], 4)[0].results
     assert [r.penalties for r in alone] == [r.penalties for r in punished] == [(), (0.0, 0.0, 0.0, -1.0)]
     assert share(without_reference_kl(both)) == 1 and share(mask([same], 2)) == 0
+
+
+def test_of_two_evaluations_the_one_of_fewer_samples_says_how_sure_their_difference_is() -> None:
+    groups = [replace(group(0.0, 1.0), problem=Problem.of_text(str(i), "", "1")) for i in range(30)]
+    before = {str(i): 0.0 for i in range(30)}
+    lows = [summed_up(groups, 2, step=1, before=before, n_before=n).difference_low for n in (1, 2, 8, None)]
+    assert lows[0] is not None and lows[0] < lows[1] == lows[2] == lows[3]
 
 
 def test_what_a_step_trained_on_decides_whether_it_had_a_signal() -> None:

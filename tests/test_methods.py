@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drpo import cli
 from drpo.batch import make_batches
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.methods import method_changes, method_lines
@@ -21,7 +22,7 @@ from drpo.credit.overlong import Shaped, mask
 from drpo.errors import InputError
 from drpo.lab.grid import parse_variant
 from drpo.methods import METHODS, described, find
-from drpo.objectives import PPOClip
+from drpo.objectives import SPO, ImportanceSampling, PPOClip
 from drpo.recipes import find as recipe
 from drpo.reductions import Horizon, token_mean
 from drpo.train.config import Run, configure, load_run, read_value
@@ -322,6 +323,28 @@ def test_the_lines_say_what_was_set_what_options_changed_and_what_is_left_out():
         "sequence_mean; by your options --reduction token_mean instead",
         "  without its KL to the initial model, 0.04: --reference-kl 0.04",
     ]
+
+
+@pytest.mark.slow
+def test_the_doctor_and_a_comparison_take_a_method_as_train_does(monkeypatch, capsys):
+    seen: list[Run] = []
+    monkeypatch.setattr("drpo.cli.compare.prepare", lambda folder, runs: seen.extend(runs))
+    monkeypatch.setattr("drpo.cli.compare._compare", lambda *_: 0)
+    monkeypatch.setattr("drpo.cli.doctor.build", lambda run: seen.append(run) or build(changed("grop")))
+    compare = ["compare", "smoke", "--method", "DAPO", "--seeds", "0", "1"]
+    assert (
+        cli.main(compare) == 0 and cli.main([*compare, "--advantage", "mean", "--objectives", "none", "spo(12.5)"]) == 0
+    )
+    assert capsys.readouterr().out.count("method DAPO, arXiv 2503.14476: --objective 'ppo(") == 2
+    dapo = changed("dapo")
+    assert [configure(run, name="smoke") for run in seen[:2]] == [configure(dapo, seed=seed) for seed in (0, 1)]
+    assert [run.objective.loss for run in seen[2:4]] == [ImportanceSampling(), SPO(12.5)]
+    assert {run.objective.advantage for run in seen[2:]} == {mean} and seen[-1].rollout.dynamic_sampling == 3
+    assert cli.main(["doctor", "smoke", "--method", "reinforce++", "--no-whiten", "--quick"]) == 2
+    assert seen[-1] == changed("reinforce++", ["no_whiten"])
+    assert "by your options --no-whiten instead" in capsys.readouterr().out
+    assert cli.main(["doctor", "smoke", "--method", "grop"]) == cli.main(["compare", "smoke", "--method", "grop"]) == 2
+    assert capsys.readouterr().err.count("did you mean 'grpo'?") == 2
 
 
 @pytest.mark.slow

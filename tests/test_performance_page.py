@@ -98,3 +98,11 @@ def test_a_figure_is_what_was_measured(cell: str, wanted: Sequence[float]):
 
 def test_a_wrong_figure_is_noticed():
     assert not agree("4.2x (4.0 to 5.3)", [4.22, 4.06, 5.23]) and agree("4.2x (4.1 to 5.2)", [4.22, 4.06, 5.23])
+
+
+def test_the_page_of_dynamic_sampling_has_the_figures_that_were_measured():
+    measured = json.loads((RESULTS.parent / "cpu-2core-epyc-avx2.json").read_text())["cases"]
+    wanted = [row[2:7] for case in measured if case["part"] == "resampling" for row in PARTS["resampling"][3](case)]
+    page = (ROOT / "docs" / "methods.md").read_text()
+    lines = page.partition("| task | | groups with a signal")[2].split("\n\n")[0].splitlines()[2:]
+    assert [[cell.removesuffix(" %") for cell in line.strip("| ").split(" | ")][-5:] for line in lines] == wanted

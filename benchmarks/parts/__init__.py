@@ -3,7 +3,18 @@
 from collections.abc import Callable, Mapping
 
 from benchmarks.cases import Case
-from benchmarks.parts import checkpointing, growth, head, head_parts, mismatch, overlap, rollout, step, turns
+from benchmarks.parts import (
+    checkpointing,
+    growth,
+    head,
+    head_parts,
+    mismatch,
+    overlap,
+    resampling,
+    rollout,
+    step,
+    turns,
+)
 from benchmarks.parts.scale import Scale
 
 PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
@@ -15,6 +26,7 @@ PARTS: Mapping[str, Callable[[Scale], list[Case]]] = {
     "mismatch": mismatch.cases,
     "overlap": overlap.cases,
     "turns": turns.cases,
+    "resampling": resampling.cases,
     "checkpointing": checkpointing.cases,
 }
 

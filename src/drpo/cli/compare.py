@@ -4,12 +4,13 @@ from pathlib import Path
 
 from drpo.cli.commands.compare import CompareOptions, ResumeOptions
 from drpo.cli.folder import at_server, open_run, resume_flag
+from drpo.cli.methods import print_method
 from drpo.cli.output import attempt, writing_folder
 from drpo.cli.runs import reading
 from drpo.errors import InputError, one_line
 from drpo.lab.compare import begun, models_of
 from drpo.lab.compare import compare as train_trials
-from drpo.lab.grid import REGIME, Grid, parse_regime, parse_variant, runs
+from drpo.lab.grid import REGIME, Grid, Variant, parse_regime, parse_variant, runs
 from drpo.lab.trial_result import FAILED, prepare, read_comparison, read_trial
 from drpo.lab.worker_pool import fitting
 from drpo.live.progress import ComparisonConsole
@@ -24,6 +25,7 @@ def begin(name: str, base: Run, options: CompareOptions) -> int:
     """Train every combination of the given values, in a new or an existing comparison."""
     folder = options.out or Path("runs") / f"compare-{name}"
     planned_runs = planned(base, options)
+    print_method(Terminal(), base, options.method)
     with writing_folder("--out", folder):
         if (folder / CONFIG).exists():
             raise InputError(f"--out {folder}: a single run is there; name another folder")
@@ -44,14 +46,16 @@ def resume(folder: Path, options: ResumeOptions) -> int:
 
 
 def planned(base: Run, options: CompareOptions) -> list[Run]:
-    """Return the runs of a comparison's trials.
+    """Return the runs of a comparison's trials; without objectives that of the method.
 
     Raises:
         InputError: an invalid objective or regime.
     """
     regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
-    grid = Grid(tuple(map(parse_variant, options.objectives)), options.seeds, options.learning_rate, regimes)
-    return runs(base, grid)
+    variants = tuple(map(parse_variant, options.objectives))
+    if options.method is not None and not variants:
+        variants = (Variant(base.objective.loss),)
+    return runs(base, Grid(variants, options.seeds, options.learning_rate, regimes))
 
 
 def run_trials(folder: Path, trials: list[Path], jobs: int | None, plain: bool) -> int:

@@ -9,6 +9,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.doctor import DoctorOptions
+from drpo.cli.methods import print_method
 from drpo.doctor import QUICK, THOROUGH, Finding, Verdict, examine
 from drpo.terminal import Terminal
 from drpo.train.config import Run
@@ -21,6 +22,7 @@ def doctor(recipe: str, run: Run, options: DoctorOptions) -> int:
     """Check that a run's numbers are sound on this machine; return 1 if something is broken."""
     transformers_logging.disable_progress_bar()
     console = Terminal(stderr=options.json)
+    print_method(console, run, options.method)
     findings: list[Finding] = []
     with console.status(Text(f"looking at {recipe}: {run.model.name}, {run.rollout.engine}")) as waiting:
         components = build(run)

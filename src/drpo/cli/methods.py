@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from rich.console import Console
+
 from drpo import methods
 from drpo.train.config import Run, configure, episode_tokens, value_of
 
@@ -52,3 +54,9 @@ def method_lines(run: Run, name: str) -> list[str]:
     given = f"; by your options {' '.join(others)} instead" if others else ""
     line = f"method {name}, {method.source}: {methods.described(method)}{given}"
     return [line, *([f"  without {method.without}"] if method.without else [])]
+
+
+def print_method(console: Console, run: Run, name: str | None) -> None:
+    """Print `method_lines`; nothing without a method."""
+    if name is not None:
+        console.print("\n".join(method_lines(run, name)), soft_wrap=True, highlight=False)

@@ -15,7 +15,7 @@ from drpo import doctor
 from drpo.cli.commands.train import ResumeOptions, TrainOptions
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import at_server, open_run, resume_flag
-from drpo.cli.methods import method_lines
+from drpo.cli.methods import print_method
 from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.cli.restart import restart
 from drpo.cli.runs import reading
@@ -56,8 +56,8 @@ def begin(run: Run, options: TrainOptions, start: Callable[[Path], None] | None 
     """
     select_device()
     with process_group() as ranks:
-        if options.method is not None and ranks.is_main:
-            Terminal().print("\n".join(method_lines(run, options.method)), soft_wrap=True, highlight=False)
+        if ranks.is_main:
+            print_method(Terminal(), run, options.method)
         if run.trainer.shard != "none" and ranks.size == 1 and not is_elastic():
             raise InputError(
                 f"--shard {run.trainer.shard}: this is one process, which divides nothing; start several with torchrun "

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "micro_batch_tokens",
     "checkpoint_activations",
     "eval_every",
+    "eval_samples",
     "checkpoint_every",
     "keep_checkpoints",
     "max_skipped",
@@ -57,7 +58,7 @@ _WHY = {
     "objective": "the checkpoint has a critic of these settings, or none",
     "optimizer": "the checkpoint's moments are this optimizer's; --learning-rate may change",
     "trainer": "the steps done were divided so",
-    "evaluation": "the evaluations done are of it; `drpo eval` scores a finished run on anything",
+    "evaluation": "training left these problems out alone, and gains are of them; `drpo eval` scores on others",
 }
 """Group of a field -> why a resume keeps it."""
 

@@ -74,7 +74,12 @@ def score_held_out(
 
 
 def summed_up(
-    groups: Sequence[ScoredGroup], n_samples: int, *, step: int, before: Mapping[str, float] | None = None
+    groups: Sequence[ScoredGroup],
+    n_samples: int,
+    *,
+    step: int,
+    before: Mapping[str, float] | None = None,
+    n_before: int | None = None,
 ) -> Evaluation:
     """Return the evaluation that the scored groups of all held-out problems give.
 
@@ -83,7 +88,9 @@ def summed_up(
         n_samples: completions drawn per problem.
         step: for the record.
         before: `problem_means` of the evaluation to compare with, or None.
+        n_before: completions that it drew per problem; None for as many.
     """
+    fewest = min(n_samples, n_before or n_samples)
     episodes = [e for g in groups for e in g.all_episodes]
     scored = [g for g in groups if len(g.rewards)]
     means = {g.problem.id: float(g.rewards.double().mean()) for g in scored}
@@ -105,7 +112,7 @@ def summed_up(
         failed=sum(len(g.unscored) + len(g.scored_zero) for g in groups),
         reward_parts=part_means(groups),
         problem_means=means,
-        **_compared(means, before or {}, n_samples if bounded else None),
+        **_compared(means, before or {}, fewest if bounded else None),
     )
 
 
@@ -185,7 +192,8 @@ def difference_interval(
 
     Args:
         differences: [..., n] float64, in [-1, 1] where `n_samples` is given.
-        n_samples: k of either evaluation; None where scores leave [0, 1]: then nothing is added.
+        n_samples: k of either evaluation, the smaller where they differ; None where scores leave [0, 1]: then nothing
+            is added.
         level: of confidence, in (0, 1).
 
     Returns:

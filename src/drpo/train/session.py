@@ -402,9 +402,10 @@ class Session:
             with self._apart(), self._stop.interrupting():
                 own = self._ranks.shard(self.components.held_out)
                 scored = score_held_out(driver, own, sampling, self.rewards, seed=self.run.seed)
-            before = means_before_training(read_records(self.folder / EVALUATIONS))
+            records = read_records(self.folder / EVALUATIONS)
+            before, drew = means_before_training(records), next((e.get("n_samples") for e in records), None)
             groups = self.gather(scored)
-            result = summed_up(groups, sampling.samples, step=step, before=before)
+            result = summed_up(groups, sampling.samples, step=step, before=before, n_before=drew)
             self._log.write(EVALUATIONS, {**asdict(result), **endpoint_metrics(groups)})
             self._warnings.add([], [asdict(result)])
             self.callback.evaluated(result)

@@ -1,13 +1,13 @@
 """`drpo compare`: its options."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from drpo.cli.options import leading, parse, require_options
+from drpo.cli.options import given, leading, parse, require_options
 from drpo.errors import InputError
 from drpo.recipes import RECIPES, require_recipe
 from drpo.spec import import_named
@@ -31,6 +31,8 @@ class CompareOptions:
     Args:
         objectives: none, ppo(0.2,0.28), spo(12.5), dppo(0.15), drpo(0.2), ...; optionally with learning rates after
             an @: 'drpo(0.2) @ 1e-5 2e-5'. Tune each objective, for a fair comparison.
+        method: what all trials share, as a paper does: grpo, dapo, ppo, ...; `drpo train RECIPE --help` says what each
+            sets. Its objective is the only one, unless --objectives names others.
         seeds: each fixes the data order, the random numbers and the held-out problems.
         learning_rate: for objectives without an @; default: that of --optimizer.
         task: the source of problems.
@@ -44,6 +46,7 @@ class CompareOptions:
     """
 
     objectives: tuple[str, ...] = ("none", "ppo(0.2,0.28)", "spo(12.5)", "dppo(0.15)", "drpo(12.5)", "drpo(0.2)")
+    method: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     learning_rate: Annotated[tuple[float, ...], OF_THE_RECIPE] = ()
     task: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
@@ -79,14 +82,14 @@ class ResumeOptions:
 def compare(arguments: list[str]) -> int:
     """`drpo compare RECIPE [options]` or `drpo compare --resume COMPARISON`."""
     if arguments and arguments[0] == "--resume":
-        given, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
-        resumed = parse(ResumeOptions, rest, f"drpo compare --resume {given}")
+        folder, rest = leading(arguments[1:], "COMPARISON", "compare --resume: name the comparison's folder")
+        resumed = parse(ResumeOptions, rest, f"drpo compare --resume {folder}")
         require_jobs(resumed.jobs)
-        if Path(given).is_dir():
-            refuse_old_comparison(Path(given), os.listdir(given))
-        if not (Path(given) / TRIALS).is_dir():
-            raise InputError(f"{given}: no comparison there ({TRIALS}/ is missing)")
-        return int(import_named("drpo.cli.compare", "resume", "command")(Path(given), resumed))
+        if Path(folder).is_dir():
+            refuse_old_comparison(Path(folder), os.listdir(folder))
+        if not (Path(folder) / TRIALS).is_dir():
+            raise InputError(f"{folder}: no comparison there ({TRIALS}/ is missing)")
+        return int(import_named("drpo.cli.compare", "resume", "command")(Path(folder), resumed))
     name, rest = leading(arguments, "RECIPE", f"compare: name a recipe first; known: {', '.join(RECIPES)}")
     if arguments[0].startswith("-"):  # --help alone
         more = "`drpo compare RECIPE --help` shows the fields of a run besides."
@@ -98,6 +101,8 @@ def compare(arguments: list[str]) -> int:
         name, rest, prog, CompareOptions, without=NOT_OPTIONS
     )
     require_jobs(options.jobs)
+    if options.method is not None and "objectives" not in given(rest):
+        options = replace(options, objectives=())  # the method's
     return int(import_named("drpo.cli.compare", "begin", "command")(Path(name).stem, base, options))
 
 

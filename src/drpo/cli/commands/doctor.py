@@ -16,10 +16,12 @@ class DoctorOptions:
     The exit status is 1 if something is broken.
 
     Args:
+        method: as a paper does: grpo, dapo, ppo, ...; `drpo train RECIPE --help` says what each sets.
         quick: the short form, with which every training run begins.
         json: print the findings as JSON.
     """
 
+    method: str | None = None
     quick: bool = False
     json: bool = False
 
