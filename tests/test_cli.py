@@ -190,8 +190,14 @@ def test_a_switch_that_turns_off_is_suggested_as_one(capsys):
     assert "did you mean '--no-doctor'" in said(capsys, "train", "smoke", "--no-doctr")[2]
 
 
-@pytest.mark.parametrize("name", ["runs/nope", "./nope", "../nope", "/nope", "~/nope", "a/b/c", "nope/"])
-@pytest.mark.parametrize("command", [("eval",), ("export",), ("train", "smoke", "--model")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *((("eval",), name) for name in ("runs/nope", "./nope", "../nope", "/nope", "~/nope", "a/b/c", "nope/")),
+        (("export",), "runs/nope"),
+        (("train", "smoke", "--model"), "./nope"),
+    ],
+)
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(capsys, monkeypatch, command, name):
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
     after = ("new",) if command == ("export",) else ()

@@ -72,7 +72,7 @@ NEAR = tuple(Problem.of_text(f"n{n}", "12 * 34 + 5 - 67 = " * 2 + "?" * n, "") f
     ("problems", "samples", "max_rows"),
     [(PROBLEMS[2:3], 1, 256), (PROBLEMS, 1, 2), (PROBLEMS[1::-1], 3, 4), (NEAR, 2, 256)],
 )
-def test_any_shape_of_batch(problems: Sequence[Problem], samples: int, max_rows: int) -> None:
+def test_any_shape_of_batch(problems: Sequence[Problem], samples: int, max_rows: int, small_blocks: None) -> None:
     """One row; turns of other prompts than those asked for side by side; long enough for the cache to grow."""
     model, tokenizer = tiny()
     sampling = Sampling(samples=samples, max_new_tokens=2 * cache.BLOCK + 3)
@@ -89,16 +89,22 @@ def prompts(*lengths: int) -> list[Tensor]:
     return [torch.randint(1, 257, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that grows after a few tokens."""
+    monkeypatch.setattr(cache, "BLOCK", 8)
+
+
 @pytest.mark.parametrize("family", GROUPED)
 @torch.inference_mode()
-def test_shared_prompts_give_the_logits_of_copied_ones(family: str) -> None:
+def test_shared_prompts_give_the_logits_of_copied_ones(family: str, small_blocks: None) -> None:
     """Through drops that leave groups of unequal sizes and drop whole groups, and through a growing cache."""
     model = made(GROUPED[family])
     decoders = [kind(model, prompts(19, 3, 26, 20), 3) for kind in (GroupDecoder.of_prompts, PlainDecoder)]
     torch.testing.assert_close(decoders[0].logits, decoders[1].logits, rtol=0, atol=2e-5)
     rows = 12
-    drops = {3: [0, 1, 2, 3, 5, 6, 9, 10, 11], 9: [0, 1, 2, 4, 6, 8], cache.BLOCK + 1: [0, 1, 4]}
-    for step in range(cache.BLOCK + 6):
+    drops = {3: [0, 1, 2, 3, 5, 6, 9, 10, 11], 6: [0, 1, 2, 4, 6, 8], cache.BLOCK + 1: [0, 1, 4]}
+    for step in range(cache.BLOCK + 4):
         if step in drops:
             for decoder in decoders:
                 decoder.keep(torch.tensor(drops[step]))
@@ -116,7 +122,7 @@ def begun(*lengths: int, common: int = 40) -> list[Tensor]:
 
 @pytest.mark.parametrize("family", GROUPED)
 @torch.inference_mode()
-def test_what_prompts_begin_with_is_read_once(family: str) -> None:
+def test_what_prompts_begin_with_is_read_once(family: str, small_blocks: None) -> None:
     """With the rest of two of them padded, in three passes; windows count padding, so there it is not done."""
     model, asked = made(GROUPED[family]), begun(9, 3, 26, 20)
     n = prefill.common_prefix(model, asked)

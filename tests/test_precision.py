@@ -331,7 +331,7 @@ def test_the_engines_distribution_is_that_of_the_rounded_weights(
     model, _tokenizer = build(), tiny()[1]
     engine = transformers_engine(model, precision=Precision(F32, grid))
     for seed in (0, 1):
-        completions = engine.generate(PROBLEMS, Sampling(samples=3, max_new_tokens=12), (seed,))
+        completions = engine.generate(PROBLEMS[::2], Sampling(samples=2, max_new_tokens=12), (seed,))
         twin = build()
         twin.load_state_dict(model.state_dict())
         reference, gaps = rounded(twin, grid), []

@@ -97,12 +97,13 @@ def test_figures_and_tables_are_the_runs(tmp_path):
     assert "25.0% → 75.0%" in text and "an abacus" in text
 
 
-def test_a_run_of_ten_thousand_steps_has_a_page_of_bounded_size(tmp_path):
+def test_a_run_of_thousands_of_steps_has_a_page_of_bounded_size(tmp_path):
     run = write_run(tmp_path, RECORDS[:2])
     keys = [key for panel in PANELS[:4] for key in panel.lines]
-    rows = [{"step": s, "sampled_tokens": 9, **{k: (s * 7919 % 1000) / 999 for k in keys}} for s in range(1, 10_001)]
+    steps = range(1, 3001)
+    rows = [{"step": s, "sampled_tokens": 9, **{k: (s * 7919 % 1000) / 999 for k in keys}} for s in steps]
     write_lines(tmp_path / "metrics.jsonl", rows)
-    write_lines(tmp_path / "timing.jsonl", [{"step": s, "update": 1.0, "rollout": 2.0} for s in range(1, 10_001)])
+    write_lines(tmp_path / "timing.jsonl", [{"step": s, "update": 1.0, "rollout": 2.0} for s in steps])
     path = run_page.write_report(tmp_path, run)
     assert path.stat().st_size < 3_000_000
     drawn = figures(path.read_text())

@@ -110,8 +110,7 @@ def assert_goes_on(whole: Path, folder: Path, again: Callable[[Path], int] = go_
     assert not [path for path in folder.rglob("*") if ".writing" in path.name or path.name == ".lock"]
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5])
-@pytest.mark.parametrize("dies", [True, False], ids=["killed", "disk full"])
+@pytest.mark.parametrize(("dies", "share"), [(True, 0.5), (False, 0.05)], ids=["killed", "disk full"])
 def test_a_fault_at_a_file_is_gone_on_from(
     whole: tuple[Path, int], faults: Faults, tmp_path: Path, dies: bool, share: float
 ):
