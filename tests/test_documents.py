@@ -238,7 +238,8 @@ def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], P
     if arguments[0] == "eval" and "exported" in arguments:
         assert cli.main(["export", "tiny", "exported"]) == 0
     makes = arguments[0] in ("train", "compare") and "--resume" not in arguments
-    for folder in (word for word in arguments if word.startswith("runs/") and not makes and not Path(word).exists()):
+    reads = arguments[2].partition("/checkpoints")[:1] if arguments[1:2] == ["--from"] else () if makes else arguments
+    for folder in (word for word in reads if word.startswith("runs/") and not Path(word).exists()):
         made = [c.rest for c in of("drpo") if c.rest[0] == "train" and f"{module}:" in str(c) and folder in c.rest]
         put([w for w in made[0] if w not in ("--out", folder)] if made else SHORT, Path(folder))
 
@@ -273,7 +274,7 @@ def test_drpo_commands(
         run, _ = own_run(rest, "drpo")
         assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
-    if asked in others and rest[0] not in ("--resume", "smoke") and "--help" not in rest:
+    if asked in others and rest[0] not in ("--resume", "--from", "smoke") and "--help" not in rest:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])
         assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
@@ -284,7 +285,9 @@ def test_drpo_commands(
     if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port
         return
-    if asked == "train" and "--resume" in rest:  # the doctor examined the run when it was made, as `train smoke` shows
+    if asked == "train" and {"--resume", "--from"} & {
+        *rest
+    }:  # the doctor examined the run when it was made, as `train smoke` shows
         monkeypatch.setattr("drpo.cli.train._sound", lambda *given: True)
     with nullcontext() if "mine:" in line else without_pictures():  # one's own objective is drawn as well
         try:

@@ -25,7 +25,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the KL in the reward is taken for a signal",
-        "drpo.train.session:without_reference_kl",
+        "drpo.train.setup:without_reference_kl",
         lambda right: lambda groups: groups,
         (f"{LEARNING}test_a_gradient_that_no_reward_made_is_no_learning[term2]",),
     ),

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from drpo.credit.reference_kl import without_reference_kl
 from drpo.errors import InputError, Interrupted
 from drpo.files import SCRATCH, remove, require_own, require_plain
 from drpo.model.saving import probe, save_model
@@ -55,7 +54,7 @@ from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
 from drpo.train.warned import WarningLog
-from drpo.types import Batch, Credit, CriticStats, ScoredGroup, StepStats
+from drpo.types import Batch, CriticStats, ScoredGroup, StepStats
 
 APART = ("rollout", "reward")
 """The phases without collectives."""
@@ -323,7 +322,7 @@ class Session:
             metrics = {
                 "step": done.step,
                 **step_metrics(done.step, groups, stats, self.run.objective.loss),
-                **signal_metrics(groups, self._credits_by_rewards(groups, batches)),
+                **signal_metrics(groups, self.components.credits_by_rewards(groups, batches)),
                 **filter_metrics(groups),
                 **metrics_by_turn(groups, batches, stats),
                 **routing_metrics(batches),
@@ -346,12 +345,6 @@ class Session:
         self.evaluate_if_due()
         if self._ranks.is_main:
             self._warn(metrics)
-
-    def _credits_by_rewards(self, groups: Sequence[ScoredGroup], batches: Sequence[Batch]) -> list[Credit]:
-        """Return the credit of a step's trained sequences, without what a KL in the reward alone makes of it."""
-        if self.components.reference_reward is None or self.components.critic is not None:
-            return [credit for batch in batches for credit in batch.credits]
-        return self.components.credit(without_reference_kl(groups), None)
 
     def _warn(self, metrics: Mapping[str, Any]) -> None:
         """Say which warnings a step and its evaluation raise."""

@@ -13,6 +13,7 @@ from drpo import environments
 from drpo.batch import BatchConfig
 from drpo.credit import CreditRule, credit_rule
 from drpo.credit.overlong import Overlong
+from drpo.credit.reference_kl import without_reference_kl
 from drpo.environments.contract import makes_environments
 from drpo.errors import InputError
 from drpo.model import loading
@@ -52,7 +53,7 @@ from drpo.train.critic import CriticTrainer
 from drpo.train.memory import StepShape, fits_with_all_activations
 from drpo.train.reference import ReferenceReward
 from drpo.train.routing import FirstPass
-from drpo.types import Problem, ScoredGroup
+from drpo.types import Batch, Credit, Problem, ScoredGroup
 
 log = logging.getLogger("drpo")
 
@@ -100,6 +101,17 @@ class Components:
     fits: Callable[[Problem], bool] | None = None
     held_out_environments: Environments | None = None
     first_pass: FirstPass | None = None
+
+    def credits_by_rewards(self, groups: Sequence[ScoredGroup], batches: Sequence[Batch]) -> list[Credit]:
+        """Return the credit of a step's trained sequences, without what a KL in the reward alone makes of it.
+
+        Args:
+            groups: of the step, as `credit` received them.
+            batches: of the step.
+        """
+        if self.reference_reward is None or self.critic is not None:
+            return [credit for batch in batches for credit in batch.credits]
+        return self.credit(without_reference_kl(groups), None)
 
 
 def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
