@@ -53,6 +53,15 @@ class Answer:
     def n(self) -> int:
         return len(self.l)
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the reward is the sum of, brevity counting half: in the second group the sums alone are equal."""
+        short = float(self.n <= 5)
+        return {"right": self.reward - 0.5 * short, "short": short}
+
+
+WEIGHTS = {"right": 1.0, "short": 0.5}
+
 
 Rollout = list[list[Answer]]
 
@@ -140,6 +149,22 @@ def dapo(rollout: Rollout, loss: Loss) -> Tensor:
     return reduced(rollout, outcome(rollout, standardised, soft_overlong), loss, "tokens")
 
 
+def gdpo(rollout: Rollout) -> Tensor:
+    """GDPO: each reward standardised in its group, the weighted sum, and that over all completions of the batch."""
+    summed = []
+    for group in rollout:
+        of_parts = {name: standardised([o.parts[name] for o in group]) for name in WEIGHTS}
+        summed.append([sum(w * of_parts[name][i] for name, w in WEIGHTS.items()) for i in range(len(group))])
+    flat = [a for group in summed for a in group]
+    centre = sum(flat) / len(flat)
+    deviation = math.sqrt(sum((a - centre) ** 2 for a in flat) / len(flat))
+    advantages = [
+        [[(a - centre) / deviation] * o.n for o, a in zip(g, of_one, strict=True)]
+        for g, of_one in zip(rollout, summed, strict=True)
+    ]
+    return reduced(rollout, advantages, PPO, "each")
+
+
 def gspo(rollout: Rollout) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for group in rollout:
@@ -203,6 +228,7 @@ PAPERS: dict[str, Callable[[Rollout], Tensor]] = {
     "grpo": lambda o: reduced(o, outcome(o, standardised), PPO, "each"),
     "dr_grpo": lambda o: reduced(o, outcome(o, centred), PPO, "budget"),
     "dapo": lambda o: dapo(useful(o), clipped(0.2, 0.28)),
+    "gdpo": gdpo,
     "gspo": gspo,
     "cispo": lambda o: dapo(useful(o), cispo),
     "sapo": lambda o: reduced(o, outcome(o, standardised), sapo, "each"),
@@ -235,7 +261,7 @@ def scored(rollout: Rollout) -> list[ScoredGroup]:
         ScoredGroup(
             Problem.of_text(f"p{i}", "?", ""),
             tuple(episode_of(i, j, o) for j, o in enumerate(group)),
-            tuple(RewardResult(o.reward) for o in group),
+            tuple(RewardResult(o.reward, o.parts, weights=WEIGHTS) for o in group),
         )
         for i, group in enumerate(rollout)
     ]

@@ -394,7 +394,8 @@ def test_what_a_reward_writes_between_two_calls_is_no_answer_to_the_next():
 
 
 ANSWER = (
-    '{"scores": [{"result": {"total": 1.0, "parts": {}, "turns": []}, "failure": null, "seconds": 0.0, "usage": {}}]}'
+    '{"scores": [{"result": {"total": 1.0, "parts": {}, "turns": [], "weights": {}}, '
+    '"failure": null, "seconds": 0.0, "usage": {}}]}'
 )
 
 

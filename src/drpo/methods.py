@@ -101,6 +101,17 @@ def dapo() -> Method:
     )
 
 
+def gdpo() -> Method:
+    """GDPO: GRPO with each reward of a sum normalised within the group by itself, then over the rollout."""
+    return Method(
+        PPOClip(0.2, 0.2),
+        advantages.gdpo,
+        reductions.sequence_mean,
+        "arXiv 2601.05242",
+        without="its KL to the initial model, GRPO's: --reference-kl",
+    )
+
+
 def gspo() -> Method:
     """Group Sequence Policy Optimization: one ratio per completion."""
     return Method(GSPO(3e-4, 4e-4), advantages.zscore, reductions.sequence_mean, "arXiv 2507.18071")
@@ -189,6 +200,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "dapo": dapo,
+    "gdpo": gdpo,
     "gspo": gspo,
     "cispo": cispo,
     "sapo": sapo,

@@ -5,10 +5,11 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -30,12 +31,29 @@ class Registry(Generic[T]):
             is imported on demand.
         instance_of: the class that every object must be an instance of; None allows any.
         explicit: names that are never written without their first argument, though it has a default.
+        of_sum: builds the object of a sum, `a + 0.2*b`; None where there are no sums.
+        summands: what such an object is the sum of; None for any other.
     """
 
     kind: str
     entries: Mapping[str, Callable[..., Any] | str]
     instance_of: type | None = None
     explicit: frozenset[str] = frozenset()
+    of_sum: Callable[[Sequence["Summand[Any]"]], T] | None = None
+    summands: Callable[[T], Sequence["Summand[Any]"] | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summand(Generic[T]):
+    """A weighted product of objects, which a sum such as `math_verify + 0.2*format*length(256)` has several of.
+
+    Args:
+        factors: the objects.
+        weight: a number.
+    """
+
+    factors: tuple[T, ...]
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +66,84 @@ class Unimported:
 
     text: str
     needs: ClassVar[frozenset[str]] = frozenset()
+
+
+_STRING_OR_CODE = re.compile(
+    r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(?<![\w.])([^\W\d][\w.]*):(?=[^\W\d])""", re.DOTALL
+)
+_CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*\s*(?:\(|\Z)")
+_COLON = "__colon__"
+"""In place of the colon of `module:name`, which is no Python, within an expression."""
+
+
+def _marked(text: str) -> str:
+    """A spec with `_COLON`, which is Python where the spec is a call or a sum."""
+    return _STRING_OR_CODE.sub(lambda m: m[1] or f"{m[2]}{_COLON}", text.strip())
+
+
+def _tree(text: str) -> ast.expr | None:
+    """The tree of an expression; None where it is none."""
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _is_sum(tree: ast.expr | None) -> bool:
+    return isinstance(tree, ast.BinOp | ast.UnaryOp)
+
+
+def split_sum(text: str) -> list[Summand[str]] | None:
+    """Split a weighted sum into the specs of its summands; None where the text is none.
+
+    Raises:
+        InputError: a sum of something else than specs, each times a number or another spec.
+
+    Example:
+        >>> for summand in split_sum("math_verify - 0.2*my_rewards:Brief(2)*format('think')"):
+        ...     print(summand.weight, summand.factors)
+        1.0 ('math_verify',)
+        -0.2 ('my_rewards:Brief(2)', "format('think')")
+        >>> split_sum("format('a + b')") is None
+        True
+    """
+    marked = _marked(text)
+    tree = _tree(marked)
+    if tree is None or not _is_sum(tree):
+        return None
+    try:
+        summands = [_summand(factors, sign, marked) for sign, factors in _terms(tree, 1.0)]
+    except RecursionError:
+        summands = [None]
+    if None in summands:
+        raise InputError(f"{text!r}: a sum is written 'a + 0.2*b', of specs and finite weights")
+    return [summand for summand in summands if summand is not None]
+
+
+def _terms(node: ast.expr, sign: float) -> list[tuple[float, list[ast.expr]]]:
+    """The terms of a sum, each with its sign and its factors."""
+    match node:
+        case ast.BinOp(left, ast.Add() | ast.Sub() as op, right):
+            return _terms(left, sign) + _terms(right, sign if isinstance(op, ast.Add) else -sign)
+        case ast.UnaryOp(ast.UAdd() | ast.USub() as op, operand):
+            return _terms(operand, sign if isinstance(op, ast.UAdd) else -sign)
+        case ast.BinOp(left, ast.Mult(), right):
+            one, other = _terms(left, sign), _terms(right, 1.0)
+            if min(len(one), len(other)) == 1:  # no product of sums
+                return [(a * b, f + g) for a, f in one for b, g in other]
+    return [(sign, [node])]
+
+
+def _summand(factors: Sequence[ast.expr], sign: float, plain: str) -> Summand[str] | None:
+    """A term of a sum; None where it is not one of specs and a finite weight."""
+    numbers: list[Any] = [f.value for f in factors if isinstance(f, ast.Constant)]
+    named = [f for f in factors if not isinstance(f, ast.Constant)]
+    specs = bool(named) and all(isinstance(f, ast.Name | ast.Attribute | ast.Call) for f in named)
+    if not specs or not all(type(n) in (int, float) and abs(n) < math.inf for n in numbers):
+        return None
+    texts = (str(ast.get_source_segment(plain, f)).replace(_COLON, ":") for f in named)
+    weight = math.prod(map(float, numbers), start=sign)
+    return Summand(tuple(texts), weight) if math.isfinite(weight) else None
 
 
 def names_code(text: str) -> bool:
@@ -68,7 +164,17 @@ def runs_code(text: str) -> bool:
         >>> runs_code("my_rewards:exact"), runs_code("tools('my_tools:search')"), runs_code("records('C:/x.jsonl')")
         (True, True, False)
     """
-    return names_code(text) or re.search(r"""['"][^\W\d][\w.]*:[^\W\d][\w.]*['"(]""", text) is not None
+    nodes = [node for tree in (_tree(text), _tree(_marked(text))) if tree is not None for node in ast.walk(tree)]
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    strings = [c.strip().replace(_COLON, ":") for c in constants if isinstance(c, str)]
+    within = any(_CODE.match(string) is not None or _sums_code(string) for string in strings)
+    return names_code(text) or _sums_code(text) or within
+
+
+def _sums_code(text: str) -> bool:
+    """True for a sum with a `module:name` in it."""
+    marked = _marked(text)
+    return _COLON in marked and _is_sum(_tree(marked))
 
 
 def contacts(text: str) -> bool:
@@ -111,7 +217,7 @@ def parse_spec(text: str, registry: Registry[T]) -> T:
 
     Args:
         text: `name` or `name(arguments)` with a name of the registry, in small or capital letters, or `module:name`,
-            `module:name(arguments)`.
+            `module:name(arguments)`; a weighted sum of these where the registry has sums.
         registry: of the kind of object that is expected.
 
     Raises:
@@ -122,6 +228,9 @@ def parse_spec(text: str, registry: Registry[T]) -> T:
         >>> parse_spec("fractions:Fraction(3, 4)", Registry("number", {}))
         Fraction(3, 4)
     """
+    summands = split_sum(text) if registry.of_sum else None
+    if registry.of_sum and summands is not None:
+        return registry.of_sum([Summand(tuple(parse_spec(f, registry) for f in s.factors), s.weight) for s in summands])
     value = _parsed(text, registry.entries, registry.kind)
     if registry.instance_of is not None and not isinstance(value, registry.instance_of):
         known = ", ".join(registry.entries)
@@ -130,16 +239,18 @@ def parse_spec(text: str, registry: Registry[T]) -> T:
 
 
 def _parsed(text: str, entries: Mapping[str, Callable[..., Any] | str], kind: str) -> Any:
-    module, _, call = text.partition(":")
+    module, _, call = text.strip().partition(":")
     if not names_code(text):
         name, args, kwargs = split_call(text)
         name = name if name in entries else name.lower()
         if name not in entries:
             raise InputError(f"unknown {kind} {name!r}{nearest(name, entries)}")
         entry = _imported(entries[name], kind)
+    elif not _CODE.match(text.strip()):
+        raise InputError(f"{kind} {text!r} is not of the form module:name or module:name(1, 2, key='value')")
     else:
         name, args, kwargs = split_call(call)
-        entry = import_named(module.strip(), name, kind)
+        entry = import_named(module, name, kind)
     if isinstance(entry, type | functools.partial):
         return _make(entry, args, kwargs, text, kind)
     if args or kwargs:
@@ -204,6 +315,8 @@ def format_spec(value: T, registry: Registry[T]) -> str:
     """
     if isinstance(value, Unimported):
         return value.text
+    if (summands := registry.summands and registry.summands(value)) is not None:
+        return _format_sum(summands, registry)
     for name, entry in registry.entries.items():
         if _is(value, entry):
             return name
@@ -212,6 +325,19 @@ def format_spec(value: T, registry: Registry[T]) -> str:
         if _is(type(value), entry) and dataclasses.is_dataclass(value):
             return name + _arguments(value, explicit=name in registry.explicit)
     return _import_path(value, registry.kind)
+
+
+def _format_sum(summands: Sequence[Summand[Any]], registry: Registry[Any]) -> str:
+    """`a + 0.2*b`; a weight of 1 is written where the sum would not be one without it."""
+    terms = []
+    for summand in summands:
+        product = "*".join(format_spec(factor, registry) for factor in summand.factors)
+        size = abs(summand.weight)
+        weighted = product if size == 1 and len(summands) + len(summand.factors) > 2 else f"{size!r}*{product}"
+        terms.append(("-" if math.copysign(1, summand.weight) < 0 else "+", weighted))
+    first, *others = terms
+    head = first[1] if first[0] == "+" else f"-{first[1]}"
+    return " ".join([head, *(f"{sign} {term}" for sign, term in others)])
 
 
 def _imported(entry: Callable[..., Any] | str, kind: str) -> Any:

@@ -5,6 +5,7 @@ import re
 from planted import Replacement
 
 ANSWERS = "tests/test_answers.py::"
+SUMS = "tests/test_reward_sums.py::"
 REWARDS = "tests/test_rewards.py::"
 TASKS = "tests/test_tasks.py::"
 DOCTOR = "tests/test_doctor.py::"
@@ -23,7 +24,69 @@ def first_number(text):
     return number._value(match, number._is_sign(text, match)) if match else None
 
 
+def _without_weights(right):
+    def wrong(self, results):
+        from dataclasses import replace
+
+        return right(replace(self, terms=tuple(replace(term, weight=1.0) for term in self.terms)), results)
+
+    return wrong
+
+
+def _scored_zero(right):
+    def wrong(self, scores):
+        from dataclasses import replace
+
+        from drpo.types import RewardResult
+
+        return right(self, [replace(m, failure=None, result=m.result or RewardResult(0.0)) for m in scores])
+
+    return wrong
+
+
 REPLACEMENTS = (
+    Replacement(
+        "the weights of a sum of rewards are ignored",
+        "drpo.rewards.weighted:WeightedSum._added",
+        _without_weights,
+        (f"{SUMS}test_each_term_is_a_part_before_its_weight", f"{SUMS}test_a_run_records_the_sum_and_each_part"),
+    ),
+    Replacement(
+        "the parts of a sum have each other's names",
+        "drpo.rewards.weighted:WeightedSum.names",
+        lambda right: lambda self: right(self)[::-1],
+        (f"{SUMS}test_each_term_is_a_part_before_its_weight", f"{SUMS}test_a_run_records_the_sum_and_each_part"),
+    ),
+    Replacement(
+        "a reward of a sum that fails counts as 0",
+        "drpo.rewards.weighted:WeightedSum.combined",
+        _scored_zero,
+        (f"{SUMS}test_where_a_part_fails_or_abstains_so_does_the_sum",),
+    ),
+    Replacement(
+        "the minus of a sum is lost",
+        "drpo.spec:_summand",
+        lambda right: lambda factors, sign, plain: right(factors, abs(sign), plain),
+        (f"{SUMS}test_a_sum_is_read_and_written_again", f"{SUMS}test_each_term_is_a_part_before_its_weight"),
+    ),
+    Replacement(
+        "code within a sum is imported from any folder",
+        "drpo.spec:_sums_code",
+        lambda right: lambda text: False,
+        (f"{SUMS}test_code_within_a_sum_is_not_imported_from_a_folder_that_is_not_trusted",),
+    ),
+    Replacement(
+        "tags in any order are a format",
+        "drpo.rewards.form:Format._in_order",
+        lambda right: lambda self, text: True,
+        (f"{SUMS}test_formats_are_held_strictly",),
+    ),
+    Replacement(
+        "the length reward counts the first turn alone",
+        "drpo.types.problem:Transcript.n_tokens",
+        lambda right: lambda self: self.turns[0],
+        (f"{SUMS}test_length_counts_tokens_of_all_turns",),
+    ),
     Replacement(
         "the sign of an answer is lost",
         "drpo.rewards.number:_value",

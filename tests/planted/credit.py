@@ -10,6 +10,8 @@ T, BATCH = "tests/test_credit.py::", "tests/test_batch_policy.py::"
 STEPS = f"{T}test_rewards_of_steps_are_compared_as_the_definition_says"
 PROMPT_ALONE = f"{BATCH}test_a_reward_of_the_prompt_alone_teaches_nothing"
 SKIPPING = f"{BATCH}test_skipping_zero_advantages_is_exact"
+SUMS = "tests/test_reward_sums.py::"
+GDPO = "tests/test_methods.py::test_the_gradient_of_a_batch_is_the_papers[gdpo]"
 WEIGHTS = f"{BATCH}test_weights_sum_to_what_the_reduction_says"
 
 
@@ -39,7 +41,44 @@ def _without_zeros(right: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def _sums_first(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(rewards: Any, weights: Any = None) -> Any:
+        return right(rewards if weights is None else weights.double() @ rewards)
+
+    return wrong
+
+
 REPLACEMENTS = (
+    Replacement(
+        "the rewards of a sum are added before they are normalised",
+        "drpo.credit.advantages:gdpo",
+        _sums_first,
+        (f"{SUMS}test_parts_that_differ_are_a_signal_where_the_sums_are_equal", GDPO),
+    ),
+    Replacement(
+        "a reward is normalised over the parts of one completion",
+        "drpo.credit.advantages:_standardised",
+        lambda right: lambda rewards: right(rewards.mT).mT if rewards.ndim == 2 else right(rewards),
+        (GDPO,),
+    ),
+    Replacement(
+        "the weights of a sum are lost on the way to the advantage",
+        "drpo.credit.rules:weighted_parts",
+        lambda right: lambda *settings, **more: (right(*settings, **more)[0], right(*settings, **more)[1] ** 0),
+        (GDPO,),
+    ),
+    Replacement(
+        "a sum's advantage is normalised within each group",
+        "drpo.credit.rules:_decoupled",
+        lambda right: lambda groups: [c for g in groups for c in right([g])],
+        (GDPO,),
+    ),
+    Replacement(
+        "groups of equal sums are sampled again, whatever their parts",
+        "drpo.credit.rules:teaches_nothing",
+        lambda right: lambda group, advantage: group.equal_rewards,
+        (f"{SUMS}test_dynamic_sampling_keeps_the_groups_that_have_an_advantage",),
+    ),
     Replacement(
         "masked completions are trained",
         "drpo.credit.rules:_trained",

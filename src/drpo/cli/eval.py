@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from drpo.cli.eval_options import EvalOptions
 from drpo.cli.template_options import read_template
-from drpo.errors import InputError
+from drpo.errors import InputError, printable
 from drpo.model import loading
 from drpo.model.device import choose_device
 from drpo.model.precision import resolve_precision
@@ -95,6 +95,8 @@ def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
         table.add_row("difference", value, f"from the run's step 0{paired and f'; {paired}'}")
     for k, value in result["pass_at"].items() if interval else ():
         table.add_row(f"pass@{k}", f"{value:.1%}")
+    for part, value in result["reward_parts"].items():
+        table.add_row(printable(part), f"{value:.3g}")
     table.add_row("problems", str(result["n_problems"]))
     table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")
     if result["failed"]:

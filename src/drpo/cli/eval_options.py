@@ -28,7 +28,7 @@ class EvalOptions:
 
     Args:
         task: held-out problems of addition(1, 50), gsm8k, records('my.jsonl', ...), ...; default: the run's own.
-        reward: exact_number, math_verify, module:function; default: the task's own.
+        reward: exact_number, math_verify, module:function, or a sum of several; default: the task's own.
         problems: number of problems.
         sampling: sampling settings; samples is k of avg@k. Greedy and truncated sampling are allowed here.
         stop: tokens that end a turn, each by its text or its id; default: the run's, or the model's EOS tokens and the

@@ -4,8 +4,8 @@ Rewards that differ by at most 1e-6 of the largest count as equal: such a differ
 division by the spread would enlarge to a signal.
 
 Every function takes `rewards`, [..., G] float, G >= 2, finite, and returns advantages [..., G] float32 in reward units
-(unitless for `zscore` and `maxrl`), computed in float64, where the mean of equal float32 numbers is exact. Each row has
-the advantages that it would have alone, bit for bit. A user's own function receives [G].
+(unitless for `zscore`, `maxrl` and `gdpo`), computed in float64, where the mean of equal float32 numbers is exact. Each
+row has the advantages that it would have alone, bit for bit. A user's own function receives [G].
 """
 
 from collections.abc import Callable
@@ -59,9 +59,7 @@ def zscore(rewards: Tensor) -> Tensor:
 
     Source: GRPO, arXiv 2402.03300, Section 4.1.2.
     """
-    centered = _centered(rewards)
-    deviation = (centered.square().sum(-1, keepdim=True) / (centered.shape[-1] - 1)).sqrt()
-    return _quotient(centered, deviation).float()
+    return _standardised(rewards).float()
 
 
 def rloo(rewards: Tensor) -> Tensor:
@@ -134,6 +132,42 @@ def reward(rewards: Tensor) -> Tensor:
     return rewards.float()
 
 
+def gdpo(rewards: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return sum_k w_k (R_k - mean(R_k)) / std(R_k): each reward of a sum is normalised within the group by itself.
+
+    `drpo.credit.group_credit` then divides by the standard deviation over the rollout's completions. What the parts
+    cancel to rounding (1e-6 of them) is 0.
+
+    Args:
+        rewards: [..., G] float, G >= 2, one reward, as `zscore`; with weights [K, G].
+        weights: [K] float64, or None.
+
+    Returns:
+        [..., G] float32; with weights [G].
+
+    Raises:
+        InputError: G < 2, or a reward that is not finite.
+
+    Example:
+        >>> right_and_short = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+        >>> gdpo(right_and_short, torch.tensor([1.0, 0.5]))
+        tensor([ 1.2990,  0.4330, -0.4330, -1.2990])
+
+    Source: GDPO, arXiv 2601.05242, Section 3.
+    """
+    if weights is None:
+        return zscore(rewards)
+    parts = weights.double()[:, None] * _standardised(rewards)
+    advantage = parts.sum(0)
+    return torch.where(advantage.abs() <= SAME * parts.abs().sum(0), 0, advantage).float()
+
+
+def _standardised(rewards: Tensor) -> Tensor:
+    centered = _centered(rewards)
+    deviation = (centered.square().sum(-1, keepdim=True) / (centered.shape[-1] - 1)).sqrt()
+    return _quotient(centered, deviation)
+
+
 def _require(rewards: Tensor) -> None:
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise InputError(
@@ -157,5 +191,5 @@ def _quotient(centered: Tensor, divisor: Tensor) -> Tensor:
 
 
 REGISTRY: Registry[Advantage] = Registry(
-    "advantage", {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl, "reward": reward}
+    "advantage", {"mean": mean, "zscore": zscore, "rloo": rloo, "maxrl": maxrl, "reward": reward, "gdpo": gdpo}
 )

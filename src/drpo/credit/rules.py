@@ -13,7 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from drpo.credit.advantages import REGISTRY, Advantage
+from drpo.checks import SAME
+from drpo.credit.advantages import REGISTRY, Advantage, gdpo
 from drpo.credit.gae import GAE, gae, whitened
 from drpo.types import Credit, Episode, RewardResult, ScoredGroup
 
@@ -54,7 +55,9 @@ def group_credit(
 ) -> list[Credit]:
     """Return credit from comparing the returns within each group at every token; see `step_advantages`.
 
-    Groups of fewer than two episodes are left out.
+    Groups of fewer than two episodes are left out. `gdpo` compares whole episodes, by each part of their reward, and
+    its advantages are then divided by their root mean square over the rollout's episodes: their standard deviation, for
+    their mean is 0.
 
     Args:
         groups: the groups of a rollout.
@@ -63,17 +66,77 @@ def group_credit(
         discount: factor per turn between a token and a later reward, (0, 1].
         whiten: shift and scale the advantages of the rollout's tokens to mean 0 and standard deviation 1, as
             REINFORCE++ does (arXiv 2501.03262); see `drpo.credit.gae.whitened`.
-        drop_equal: leave out groups whose rewards are all equal, so that the normaliser does not count their tokens;
-            the filter of DAPO (arXiv 2503.14476, Eq. 11).
+        drop_equal: leave out groups that teach nothing (`teaches_nothing`), so that the normaliser does not count their
+            tokens; the filter of DAPO (arXiv 2503.14476, Eq. 11).
 
     Example:
         >>> from drpo.credit.advantages import mean
         >>> group_credit([], advantage=mean)
         []
     """
-    compared = [g for g in groups if len(g.episodes) >= 2 and not (drop_equal and g.equal_rewards)]
+    compared = [g for g in groups if len(g.episodes) >= 2 and not (drop_equal and teaches_nothing(g, advantage))]
+    if advantage is gdpo:
+        return _trained(groups, _decoupled(compared))
     credits = [c for group in compared for c in _compared(group, advantage, discount)]
     return _trained(groups, _whitened(credits) if whiten else credits)
+
+
+def teaches_nothing(group: ScoredGroup, advantage: Advantage) -> bool:
+    """Whether the task's rewards of a group give no advantage: all are equal, for `gdpo` those of each part.
+
+    Args:
+        group: a scored group; penalties of its tokens do not count.
+        advantage: rewards of a group -> advantages.
+    """
+    if advantage is not gdpo or len(group.episodes) < 2:
+        return group.equal_rewards
+    return not gdpo(*weighted_parts(group.results, penalties=False)).any()
+
+
+def weighted_parts(results: Sequence[RewardResult], penalties: bool = True) -> tuple[Tensor, Tensor]:
+    """Return what the rewards of a group's n episodes are the weighted sum of.
+
+    Args:
+        results: the rewards.
+        penalties: whether those of tokens count.
+
+    Returns:
+        Parts [K, n] and weights [K], float64: the parts with a weight (`RewardResult.weights`), 0 where an episode has
+        none; and, where there is any, what they leave of the whole reward (all of it without weights; rewards of an
+        environment's turns), with the weight 1.
+
+    Example:
+        >>> result = RewardResult(1.5, {"right": 1.0, "short": 1.0}, weights={"right": 1.0, "short": 0.5})
+        >>> weighted_parts([result, RewardResult(0.0)])
+        (tensor([[1., 0.],
+                [1., 0.]], dtype=torch.float64), tensor([1.0000, 0.5000], dtype=torch.float64))
+    """
+    weights = {name: weight for result in results for name, weight in result.weights.items()}
+    rows = [[result.parts.get(name, 0.0) for result in results] for name in weights]
+    parts = torch.tensor(rows, dtype=torch.float64).reshape(len(weights), len(results))
+    factors = torch.tensor(list(weights.values()), dtype=torch.float64)
+    whole = [result.whole + (sum(result.penalties) if penalties else 0.0) for result in results]
+    sizes = factors[:, None] * parts
+    rest = torch.tensor(whole, dtype=torch.float64) - sizes.sum(0)
+    rest = torch.where(rest.abs() <= SAME * sizes.abs().sum(0), 0, rest)  # rounding
+    if weights and not rest.any():
+        return parts, factors
+    return torch.cat([parts, rest[None]]), torch.cat([factors, factors.new_ones(1)])
+
+
+def _decoupled(groups: Sequence[ScoredGroup]) -> list[Credit]:
+    """Return the credit that `gdpo` gives the episodes of a rollout."""
+    if not groups:
+        return []
+    advantages = [gdpo(*weighted_parts(group.results)) for group in groups]
+    scale = torch.cat(advantages).double().square().mean().sqrt()
+    scaled = [(a.double() / scale).float() if scale else a for a in advantages]
+    return [
+        Credit(s, a.expand(s.n_sampled))
+        for group, of_group in zip(groups, scaled, strict=True)
+        for e, a in zip(group.episodes, of_group, strict=True)
+        for s in e.sequences
+    ]
 
 
 def _whitened(credits: Sequence[Credit]) -> list[Credit]:

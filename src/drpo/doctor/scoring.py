@@ -2,13 +2,15 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from drpo.doctor.finding import Finding, judge
 from drpo.doctor.mutation import mutate, mutated
 from drpo.rewards import Reward, RewardConfig, RewardPool, Scored
 from drpo.rewards.contract import is_graded
-from drpo.types import Problem
+from drpo.rewards.weighted import WeightedSum
+from drpo.types import Problem, RewardResult
 
 PHRASES = ("{}", "The answer is {}.", "The answer is \\boxed{{{}}}.", "<answer>{}</answer>", "#### {}")
 """Phrasings of an answer; the reward must accept at least one."""
@@ -20,6 +22,8 @@ RIGHT = 1.0
 
 def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | None = None) -> tuple[Finding, Finding]:
     """Score the reference answers, answers to other problems, texts without an answer, and mutated reference answers.
+
+    Of a weighted sum one part has to tell right answers from others.
 
     Args:
         scorer: the reward.
@@ -38,10 +42,16 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
             [(a, form.format(b.answer)) for a, b in pairwise(problems) if a.answer and b.answer != a.answer]
         )
         none = pool.score(empty)
-        fooled = mutated(mutations, pool.score([(m.problem, form.format(m.answer)) for m in mutations]))
+        mutants = pool.score([(m.problem, form.format(m.answer)) for m in mutations])
     scores = [*gold, *wrong, *none]
-    advice = _misgraded(gold, wrong, none) if is_graded(scorer) else _fault(problems, gold, wrong, none, empty)
-    verdict, advice = judge(not advice, advice)
+    faults = {}
+    for name, graded in _parts(scorer).items():
+        of_part = _of(name, gold), _of(name, wrong), _of(name, none)
+        faults[name] = _misgraded(*of_part) if graded else _fault(problems, *of_part, empty)
+    part = min(faults, key=lambda name: bool(faults[name]))  # of a sum the part that knows right answers, if one does
+    gold, wrong, none = _of(part, gold), _of(part, wrong), _of(part, none)
+    fooled = mutated(mutations, _of(part, mutants))
+    verdict, advice = judge(not faults[part], faults[part])
     seconds = sorted(m.seconds for m in scores)
     failures = [m.failure for m in scores if m.failure is not None]
     late = sum(failure.kind == "timed_out" for failure in failures)
@@ -60,13 +70,26 @@ def reward(scorer: Reward, problems: Sequence[Problem], config: RewardConfig | N
     finding = Finding(
         "reward",
         verdict,
-        f"{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
+        f"{part and f'{part}: '}{answers}, none {values['no_answer']:.2f}; {1000 * values['p50_s']:.1f} ms p50, "
         f"{1000 * values['p95_s']:.1f} ms p95, {late} of {len(scores)} timed out, {len(failures) - late} failed",
-        "reference answers above the others" if is_graded(scorer) else "1, 0, 0",
+        "reference answers above the others" if _parts(scorer)[part] else "1, 0, 0",
         advice,
         values,
     )
     return finding, fooled
+
+
+def _parts(scorer: Reward) -> dict[str, bool]:
+    """The parts of a sum that have a positive weight, and whether each is graded; "" is the whole of another reward."""
+    terms = zip(scorer.names, scorer.terms, strict=True) if isinstance(scorer, WeightedSum) else ()
+    return {n: any(map(is_graded, t.factors)) for n, t in terms if t.weight > 0} or {"": is_graded(scorer)}
+
+
+def _of(part: str, scores: Sequence[Scored]) -> list[Scored]:
+    """The scores of a part; "" is the whole."""
+    return [
+        m if m.result is None or not part else replace(m, result=RewardResult(m.result.parts[part])) for m in scores
+    ]
 
 
 def _fault(

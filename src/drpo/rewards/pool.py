@@ -6,6 +6,7 @@ import pickle
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from threading import Lock
 from zlib import crc32
 
@@ -13,6 +14,7 @@ from drpo.errors import InputError, describe
 from drpo.rewards import worker
 from drpo.rewards.contract import Reward, concurrency, is_async, name_of, reads_transcript
 from drpo.rewards.scoring import Item, RewardConfig, Scored, call, call_all, call_batch
+from drpo.rewards.weighted import WeightedSum
 from drpo.types import Failure, Problem, Transcript
 from drpo.workers.pool import ProcessPool, pickled
 from drpo.workers.process import Service, preload
@@ -33,6 +35,8 @@ class RewardPool:
 
     A process awaits many calls of an async reward at once. Where that process dies or hangs, each of its calls is tried
     again alone.
+
+    Each reward of a sum (`WeightedSum`) has a pool of its own, with the same limits.
 
     Args:
         reward: called as `reward(problem, transcript)` or `reward(problem, text)` (see `reads_transcript`). It returns
@@ -55,7 +59,9 @@ class RewardPool:
         self._reads_transcript = reads_transcript(reward)
         self._one_at_a_time = Lock()  # the thread that samples ahead scores too, where it samples groups again
         self._seconds = max(self.config.seconds, float(getattr(reward, "longest_seconds", 0.0)))
-        self._pool = None if getattr(reward, "in_process", False) else _pool(reward, self.config, self._seconds)
+        self._parts = [RewardPool(r, self.config) for r in reward.rewards] if isinstance(reward, WeightedSum) else []
+        here = self._parts or getattr(reward, "in_process", False)
+        self._pool = None if here else _pool(reward, self.config, self._seconds)
 
     def __enter__(self) -> "RewardPool":
         """Start the processes and wait until one has imported the reward.
@@ -68,12 +74,18 @@ class RewardPool:
             start()
         if self._pool is not None:
             self._pool.start()
+        with ExitStack() as started:
+            for part in self._parts:
+                started.enter_context(part)
+            started.pop_all()  # all have, so they go on
         return self
 
     def __exit__(self, *_: object) -> None:
         """Kill the processes."""
         if self._pool is not None:
             self._pool.end()
+        for part in self._parts:
+            part.__exit__()
 
     def score(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Scored]:
         """Score completions.
@@ -92,6 +104,9 @@ class RewardPool:
             return self._scores(items)
 
     def _scores(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Scored]:
+        if isinstance(self._reward, WeightedSum):
+            of_parts = [part.score(items) for part in self._parts]
+            return [self._reward.combined(of_one) for of_one in zip(*of_parts, strict=True)]
         read = [(problem, self._read(problem, answer)) for problem, answer in items]
         if self._pool is None:
             return self._here(read)

@@ -175,15 +175,19 @@ def _read(value: Any) -> tuple[RewardResult | None, Failure | None]:
     if value is None:
         return None, None
     result: Any = value if isinstance(value, RewardResult) else RewardResult(value)
-    if not (isinstance(result.parts, Mapping) and isinstance(result.turns, tuple)):
-        return None, Failure("not_a_number", f"returned {_shown(value)}; parts must be a mapping, turns a tuple")
+    mappings = isinstance(result.parts, Mapping) and isinstance(result.weights, Mapping)
+    if not (mappings and isinstance(result.turns, tuple)):
+        rule = "parts and weights must be mappings, turns a tuple"
+        return None, Failure("not_a_number", f"returned {_shown(value)}; {rule}")
+    if unknown := [name for name in result.weights if name not in result.parts]:
+        return None, Failure("not_a_number", f"returned a weight of {unknown[0]!r}, which is none of its parts")
     of_turns = [number for turn in result.turns for number in (turn if isinstance(turn, tuple) else (turn,))]
-    for number in (result.total, *result.parts.values(), *of_turns):
+    for number in (result.total, *result.parts.values(), *result.weights.values(), *of_turns):
         if not isinstance(number, numbers.Real | np.bool_):
             return None, Failure("not_a_number", f"returned {_shown(number)}; a reward returns {_EXPECTED}")
         if not is_reward(float(number)):
             return None, Failure("not_finite", f"returned {not_a_reward(float(number))}")
-    return RewardResult.of_floats(result.total, result.parts, result.turns), None
+    return RewardResult.of_floats(result.total, result.parts, result.turns, result.weights), None
 
 
 def _misfit(result: RewardResult, answer: str | Transcript) -> str | None:

@@ -55,6 +55,6 @@ def read_scores(record: dict[str, Any]) -> list[Scored]:
 def _read_scored(record: dict[str, Any]) -> Scored:
     failure, result = record["failure"], record["result"]
     if result is not None:
-        result = RewardResult.of_floats(result["total"], result["parts"], result["turns"])
+        result = RewardResult.of_floats(result["total"], result["parts"], result["turns"], result["weights"])
     usage = {str(name): n if isinstance(n, int) else float(n) for name, n in dict(record["usage"]).items()}
     return Scored(result, None if failure is None else Failure(**failure), float(record["seconds"]), usage)

@@ -139,7 +139,7 @@ FILTER_METRICS: Mapping[str, Meaning] = {
         "falls as completions become shorter than the limit",
     ),
     "resampled_groups": Meaning(
-        "groups that --dynamic-sampling sampled again, all their rewards being equal",
+        "groups that --dynamic-sampling sampled again, all their rewards being equal (for gdpo those of each part)",
         "the share of such groups, times the prompts",
         "a task of another difficulty, where it is most of them",
     ),
@@ -205,7 +205,8 @@ BY_TURN_METRICS: Mapping[str, Meaning] = {
 
 PART_METRICS: Mapping[str, Meaning] = {
     f"{REWARD_PARTS}NAME": Meaning(
-        "mean of the part NAME of the reward's `RewardResult`, over the episodes that have it",
+        "mean of the part NAME of the reward, over the episodes that have it: of a sum the reward of that name, before "
+        "its weight; else of the reward's `RewardResult`",
         "shows which part rises: an easy part, such as one of format, that rises alone is no learning of the task",
     ),
 }

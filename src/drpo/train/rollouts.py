@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from drpo.credit import teaches_nothing
 from drpo.errors import InputError
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import RewardPool
@@ -216,7 +217,8 @@ class Rollouts:
             return Rollout(problems, episodes)
         scored = score(problems, episodes, self._rewards)
         for attempt in range(1, 1 + self._run.rollout.dynamic_sampling):
-            equal = [i for i, group in enumerate(scored) if group.equal_rewards and len(group.episodes) > 1]
+            advantage = self._run.objective.advantage
+            equal = [i for i, g in enumerate(scored) if len(g.episodes) > 1 and teaches_nothing(g, advantage)]
             again = [problems[i] for i in equal]
             sampled = self._sample(again, (self._run.seed, step, attempt))
             new = [tuple(replace(e, attempt=attempt) for e in group) for group in sampled]

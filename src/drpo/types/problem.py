@@ -116,6 +116,8 @@ class RewardResult:
         parts: name -> component, for people: each is a metric and a curve. They need not add up to `total`.
         turns: rewards of each turn, in order, in addition to the total: one number, or one per sampled token of the
             turn; empty where turns have none.
+        weights: name of a part -> its weight, where the reward is the weighted sum of these parts: `--advantage gdpo`
+            compares each of them by itself. Empty where the reward is one whole.
         penalties: what the trainer adds to the reward of each sampled token, all turns in order: the KL to a reference
             (`drpo.credit.reference_kl`), at the last one the penalty of an overlong episode (`drpo.credit.overlong`).
             Not part of what the task gave; empty where there is none.
@@ -131,6 +133,7 @@ class RewardResult:
     parts: Mapping[str, float] = field(default_factory=dict)
     turns: tuple[float | tuple[float, ...], ...] = ()
     penalties: tuple[float, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def whole(self) -> float:
@@ -138,11 +141,13 @@ class RewardResult:
         return self.total + sum(sum(t) if isinstance(t, tuple) else t for t in self.turns)
 
     @staticmethod
-    def of_floats(total: Any, parts: Mapping[Any, Any], turns: Iterable[Any]) -> "RewardResult":
+    def of_floats(
+        total: Any, parts: Mapping[Any, Any], turns: Iterable[Any], weights: Mapping[Any, Any]
+    ) -> "RewardResult":
         """Return a result of plain floats; a turn's list becomes a tuple."""
-        named = {str(name): float(part) for name, part in parts.items()}
+        named, weighted = ({str(name): float(part) for name, part in values.items()} for values in (parts, weights))
         per_turn = (tuple(map(float, t)) if isinstance(t, list | tuple) else float(t) for t in turns)
-        return RewardResult(float(total), named, tuple(per_turn))
+        return RewardResult(float(total), named, tuple(per_turn), weights=weighted)
 
 
 LARGEST_REWARD = 1e30

@@ -188,7 +188,8 @@ class RewardsConfig:
     """What scores completions, and in which processes.
 
     Args:
-        function: exact_number, math_verify, judge(URL, RUBRIC), or your own module:function; None is the task's own.
+        function: exact_number, math_verify, judge(URL, RUBRIC), or your own module:function; or a weighted sum of
+            several, 'math_verify + 0.2*format', each of which is a curve; None is the task's own.
         overlong: what becomes of long completions, before advantages: None; mask, those cut at the limit are not
             trained; shaped, the last tokens before the limit cost up to 1, shaped(C, penalty=1.0) the last C (DAPO's
             soft punishment, a fifth of the limit).
@@ -215,7 +216,8 @@ class ObjectiveConfig:
 
     Args:
         loss: drpo(0.2), ppo(0.2, 0.28), dppo(0.15), spo(0.2), none, ... or your own module:name.
-        advantage: mean, zscore, rloo, maxrl, or reward, the reward itself; not asked where there is a critic.
+        advantage: mean, zscore, rloo, maxrl; reward, the reward itself; or gdpo, each reward of a sum normalised by
+            itself; not asked where there is a critic.
         whiten: shift and scale the advantages of a whole rollout's tokens to mean 0 and standard deviation 1, as
             REINFORCE++ does; a critic has its own (gae(whiten=False)).
         reduction: token_mean, sequence_mean, horizon(H): what each token's loss counts.
@@ -255,6 +257,7 @@ class ObjectiveConfig:
         )
         rule = "a critic has its own; write it as --critic 'gae(whiten=True)'"
         require(critic is None or not self.whiten, "whiten", self.whiten, rule)
+        self._require_whole_episodes()
         one_of(("episode", "turn"), sequence=self.sequence)
         reads = self.sequence == "episode" or not getattr(self.loss, "tokenwise", False)
         require(
@@ -267,6 +270,15 @@ class ObjectiveConfig:
         require(positive, "kl_in_reward", self.kl_in_reward, "with it rewards may be negative, which maxrl refuses")
         for name in ("reference_kl", "kl_in_reward", "entropy_bonus"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "must be finite and >= 0")
+
+    def _require_whole_episodes(self) -> None:
+        """Raise for what gdpo has itself, or for rewards of single tokens, which it does not compare."""
+        if self.advantage is not advantages.gdpo:
+            return
+        require(not self.whiten, "whiten", self.whiten, "gdpo normalises the rollout itself; leave it out")
+        rule = "gdpo compares whole episodes; leave it out, or use --advantage zscore"
+        require(self.kl_in_reward == 0, "kl_in_reward", self.kl_in_reward, rule)
+        require(self.discount == 1, "discount", self.discount, rule)
 
 
 @dataclass(frozen=True)
