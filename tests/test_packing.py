@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -160,6 +160,7 @@ def packed_llama() -> PreTrainedModel:
     return model
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(layout=layouts())
 @example(layout=Layout((1,), (-1,)))
 def test_any_layout(plain_llama: PreTrainedModel, packed_llama: PreTrainedModel, layout: Layout) -> None:

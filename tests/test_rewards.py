@@ -140,7 +140,7 @@ def golds(name):
 
 @pytest.mark.parametrize("name", ["aime24", "aime25", "amc23", "math500"])
 def test_math_verify_on_real_answers(name):
-    for answer in golds(name)[:200]:
+    for answer in golds(name)[:100]:
         assert math_verify(problem(answer), f"So it is\n\\boxed{{{answer}}}.") == 1.0
         assert math_verify(problem(answer), "") == 0.0
         assert math_verify(problem(answer), "\\boxed{-98765432.1}") == 0.0

@@ -257,7 +257,7 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
 
     monkeypatch.setattr("drpo.train.tensor_files.save_file", save_file)
     folder = tmp_path / "part"
-    options = ["--steps", "4", "--checkpoint-every", "2", "--eval-problems", "4", "--no-doctor", "--out", str(folder)]
+    options = ["--steps", "4", "--checkpoint-every", "2", "--eval-problems", "2", "--no-doctor", "--out", str(folder)]
     assert cli.main(["train", "smoke", *options]) == 1
     err = capsys.readouterr().err
     assert "optimizer.safetensors: no space left on the disk; make room, then resume" in err
