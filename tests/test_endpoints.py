@@ -242,6 +242,26 @@ def test_the_doctor_takes_a_grade_for_what_it_is():
     assert finding.verdict == "broken" and "it fails on 20 answers; the first: no answer" in finding.advice
 
 
+@pytest.mark.slow
+def test_two_hundred_calls_of_a_pools_processes_lose_nothing_and_end_in_time():
+    """Through real processes: slow answers, refusals, closed connections and hangs among them."""
+    texts = [f"0.{i:03}" for i in range(150)]
+    texts += [f"{deed} {i}" for i in range(10) for deed in ("status 500", "status 429", "close", "hang", "drip")]
+    with JudgeServer(slow_s=0.5) as server:
+        reward = HttpReward(server.url, seconds=4.0, retries=2, concurrency=200)
+        with RewardPool(reward, RewardConfig(processes=2, seconds=0.1)) as pool:
+            start = time.monotonic()
+            found = pool.score([(QUESTION, text) for text in texts])
+            seconds = time.monotonic() - start
+        assert server.most > 100
+    assert [m.score for m in found[:150]] == [float(text) for text in texts[:150]]
+    kinds = Counter(m.failure.kind for m in found[150:])
+    assert sum(kinds.values()) == 50 and set(kinds) == {"raised", "timed_out"}
+    usage = total(m.usage for m in found)
+    assert usage["endpoint_calls"] == 200 and usage["endpoint_failed"] == 50
+    assert seconds < 30  # 4 s of each call, all at once
+
+
 def test_retry_after_is_a_number_or_a_date_and_bounded(monkeypatch):
     assert endpoint._seconds_to_wait("7") == 7.0
     assert 5 < endpoint._seconds_to_wait(formatdate(time.time() + 10, usegmt=True)) <= 10

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -28,6 +29,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """Pauses between attempts double from the first on; a server's Retry-After is honoured up to the longest."""
 _POOL_GRACE_S = 5.0
 _REMEMBERED = 100_000
+_SHARE = 16
 _AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 that a later attempt may not have."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -201,9 +203,16 @@ class _Service:
     """An event loop's connections, and the scores that it knows or waits for."""
 
     def __init__(self) -> None:
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256)
-        self.client = httpx2.AsyncClient(timeout=None, limits=limits)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=_SHARE)
+        trusted = httpx2.create_ssl_context()
+        # A client looks through all its connections at each request, so each has a share of them.
+        self._clients = cycle([httpx2.AsyncClient(verify=trusted, timeout=None, limits=limits) for _ in range(_SHARE)])
         self.scores: dict[bytes, asyncio.Future[float]] = {}
+
+    @property
+    def client(self) -> httpx2.AsyncClient:
+        """The client whose turn it is."""
+        return next(self._clients)
 
     def forget(self) -> None:
         """Drop the older half of the scores that are known."""
