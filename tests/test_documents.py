@@ -285,9 +285,8 @@ def test_drpo_commands(
     if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port
         return
-    if asked == "train" and {"--resume", "--from"} & {
-        *rest
-    }:  # the doctor examined the run when it was made, as `train smoke` shows
+    if asked == "train" and rest[0] in ("--resume", "--from"):
+        # The doctor examined the run when it was made, as `train smoke` shows.
         monkeypatch.setattr("drpo.cli.train._sound", lambda *given: True)
     with nullcontext() if "mine:" in line else without_pictures():  # one's own objective is drawn as well
         try:

@@ -54,6 +54,18 @@ REPLACEMENTS = (
         ("tests/test_doctor.py::test_a_model_of_few_positions_can_be_looked_at",),
     ),
     Replacement(
+        "a difference of evaluations is as sure as the one of more samples",
+        "drpo.train.evaluate:summed_up",
+        lambda right: lambda groups, n_samples, *, n_before=None, **others: right(groups, n_samples, **others),
+        (f"{LEARNING}test_of_two_evaluations_the_one_of_fewer_samples_says_how_sure_their_difference_is",),
+    ),
+    Replacement(
+        "groups of equal rewards are dropped though the advantage learns from them",
+        "drpo.train.config.run:Run._require_comparison",
+        lambda right: lambda run: None,
+        ("tests/test_dynamic_sampling.py::test_what_cannot_be_is_refused_in_a_line",),
+    ),
+    Replacement(
         "a clip at 0 or NaN is accepted",
         "drpo.train.config.groups:require",
         lambda right: lambda fine, name, *rest: right(fine or name == "max_grad_norm", name, *rest),

@@ -27,7 +27,7 @@ from drpo.tasks import REGISTRY as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
 from drpo.train.config import Run
-from drpo.train.evaluate import evaluate, means_before_training
+from drpo.train.evaluate import before_training, evaluate
 from drpo.train.records import EVALUATIONS, MODEL, read_records
 from drpo.train.setup import environments_of, episode_limits, only_fitting
 
@@ -57,9 +57,11 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
         held_out = only_fitting(held_out, fitting(tokenizer, driver.limits, options.sampling))
     waiting = Terminal(stderr=True).status(f"{len(held_out)} problems, {options.sampling.samples} samples of each")
     with RewardPool(reward, options.reward_pool) as pool, environments or nullcontext(), waiting:
-        before = _before(Path(name), options) if run is not None and as_trained else {}
+        before, n_before = _before(Path(name), options) if run is not None and as_trained else ({}, None)
         step = 0 if run is None else run.trainer.steps  # a finished run's model
-        result = evaluate(driver, held_out, options.sampling, pool, seed=options.seed, step=step, before=before)
+        result = evaluate(
+            driver, held_out, options.sampling, pool, seed=options.seed, step=step, before=before, n_before=n_before
+        )
     if options.json:
         print(json.dumps(finite(asdict(result))))
     else:
@@ -79,10 +81,10 @@ def _examination(name: str, run: Run | None, options: EvalOptions) -> tuple[Task
     return task, (run.rewards.function if run and run.rewards.function and options.task is None else task.reward)
 
 
-def _before(folder: Path, options: EvalOptions) -> dict[str, float]:
-    """Return a run's scores on each problem before training; empty if task or reward differ from the run's."""
+def _before(folder: Path, options: EvalOptions) -> tuple[dict[str, float], int | None]:
+    """Return `before_training` of a run; no means if task or reward differ from the run's."""
     same = options.task is None and options.reward is None
-    return means_before_training(read_records(folder / EVALUATIONS)) if same else {}
+    return before_training(read_records(folder / EVALUATIONS) if same else [])
 
 
 def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:

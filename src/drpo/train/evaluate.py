@@ -33,6 +33,7 @@ def evaluate(
     seed: int,
     step: int,
     before: Mapping[str, float] | None = None,
+    n_before: int | None = None,
 ) -> Evaluation:
     """Draw `sampling.samples` completions of every problem, score them, and sum up: `score_held_out`, then `summed_up`.
 
@@ -43,7 +44,7 @@ def evaluate(
         pool: runs the reward.
         seed: of the random numbers.
         step: for the record.
-        before: `problem_means` of the evaluation to compare with, or None.
+        before, n_before: as for `summed_up`.
 
     Raises:
         InputError: no problems, or the reward scored no completion.
@@ -52,7 +53,7 @@ def evaluate(
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
     groups = score_held_out(driver, problems, sampling, pool, seed=seed)
     require_scored(groups, pool.config)
-    return summed_up(groups, sampling.samples, step=step, before=before)
+    return summed_up(groups, sampling.samples, step=step, before=before, n_before=n_before)
 
 
 def score_held_out(
@@ -116,15 +117,16 @@ def summed_up(
     )
 
 
-def means_before_training(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return `problem_means` of step 0; empty where the records do not have them, as those of earlier versions.
+def before_training(evaluations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], int | None]:
+    """Return `problem_means` and `n_samples` of step 0; empty where records of earlier versions do not have them.
 
     Args:
         evaluations: records of evaluations.jsonl.
     """
-    means = next((e.get("problem_means") for e in evaluations if e["step"] == 0), None)
+    first = next((e for e in evaluations if e["step"] == 0), {})
+    means = first.get("problem_means")
     sound = isinstance(means, Mapping) and all(isinstance(mean, int | float) for mean in means.values())
-    return dict(means) if sound and means else {}
+    return dict(means) if sound and means else {}, first.get("n_samples")
 
 
 def _compared(now: Mapping[str, float], before: Mapping[str, float], n_samples: int | None) -> dict[str, float]:

@@ -20,7 +20,7 @@ from drpo.train.callbacks import Callback
 from drpo.train.chapters import Chapter, described, write_chapters
 from drpo.train.config import Run, load_run, to_json, trains_little
 from drpo.train.continued import chapters_of, samples_anew
-from drpo.train.evaluate import means_before_training, score_held_out, summed_up
+from drpo.train.evaluate import before_training, score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, trained_records, write_json
 from drpo.train.metrics import (
@@ -395,10 +395,9 @@ class Session:
             with self._apart(), self._stop.interrupting():
                 own = self._ranks.shard(self.components.held_out)
                 scored = score_held_out(driver, own, sampling, self.rewards, seed=self.run.seed)
-            records = read_records(self.folder / EVALUATIONS)
-            before, drew = means_before_training(records), next((e.get("n_samples") for e in records), None)
+            before, n_before = before_training(read_records(self.folder / EVALUATIONS))
             groups = self.gather(scored)
-            result = summed_up(groups, sampling.samples, step=step, before=before, n_before=drew)
+            result = summed_up(groups, sampling.samples, step=step, before=before, n_before=n_before)
             self._log.write(EVALUATIONS, {**asdict(result), **endpoint_metrics(groups)})
             self._warnings.add([], [asdict(result)])
             self.callback.evaluated(result)
