@@ -36,6 +36,7 @@ WORDS: Mapping[str, str] = {
         "Counts, absent where 0, of [`--overlong`](methods.md#long-completions) and\n"
         "[`--dynamic-sampling`](methods.md#dynamic-sampling)."
     ),
+    "Curriculum": "With [`--curriculum`](methods.md#curriculum).",
     "Turns": "Over the step's episodes, where they are in environments.",
     "Reward parts": "One for each part of the reward.",
     "Tokens": (

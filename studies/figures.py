@@ -1,4 +1,4 @@
-"""Figures and tables of docs/study.md, stability.md, agents.md and precision.md, from the results beside this file.
+"""Figures and tables of pages of docs (`DOCUMENTS`), from the results beside this file.
 
 `python studies/figures.py` draws the figures into docs/figures/ and puts the tables into the documents, each between
 `<!-- table NAME -->` and `<!-- end -->`. A test checks that the documents are current.
@@ -12,19 +12,21 @@ from pathlib import Path
 from statistics import fmean, median
 
 import agents
+import curriculum
 import routing_replay_figures as replay
 from comparison_figures import draw_curves, draw_finals
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
 from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
 from drpo.lab.trial_result import Comparison, Trial, load_results
 from drpo.report.comparison_table import bounds
+from drpo.train.records import read_json
 from markdown_tables import markdown
 from stability_maps import draw_maps
 from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents", "precision"))
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents", "precision", "methods"))
 
 
 @cache
@@ -250,6 +252,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "agents": lambda: markdown(
         ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())
     ),
+    "curriculum": lambda: curriculum.table(read_json(curriculum.RESULTS)),
     "stability movement": lambda: stability_movement(read("stability")),
     "replay by precision": replay.precisions,
     "replay by initial weights": replay.spreads,

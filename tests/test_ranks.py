@@ -62,6 +62,7 @@ MORE = (
     (2, "terms", "none"),
     (2, "resampled", "none"),
     (3, "resampled", "fsdp"),
+    (2, "curriculum", "none"),
     (3, "terms", "fsdp"),
     (2, "critic", "none"),
     (3, "critic", "fsdp"),
@@ -93,7 +94,7 @@ def test_more_processes_are_one_run(processes: int, kind: str, shard: str, alone
         assert metrics and all(m["routing_missing"] == 0 for m in metrics)
         assert kind == "own replay" or all(m["routing_replaced"] > 0 for m in metrics)
     attempts = [m.get("resampling_attempts", 0) for m in read_records(tmp_path / "run" / METRICS)]
-    assert any(attempts) == (kind == "resampled")
+    assert any(attempts) == (kind in ("resampled", "curriculum"))
 
 
 def assert_divided(said: str, what: str) -> None:

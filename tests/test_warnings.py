@@ -91,6 +91,15 @@ PLANTED: dict[str, tuple[str, Callable[[], Records]]] = {
         lambda: changed(length_terminated=lambda s: max(2.0, 30.0 - 3 * s), truncated=lambda s: 0.0, **FLAT),
     ),
     "a policy that forgets": ("reward_collapse", lambda: changed(reward_mean=after(9, 0.1, 0.6))),
+    "a curriculum that has run out": (
+        "curriculum_exhausted",
+        lambda: changed(
+            curriculum_filled=after(9, 3, 0),
+            curriculum_active=lambda s: 0.1,
+            curriculum_easy=lambda s: 0.9,
+            curriculum_hard=lambda s: 0.0,
+        ),
+    ),
     "gradients that are not finite": (
         "repeated_skips",
         lambda: changed(skipped_updates=lambda s: 1 if s % 3 == 0 else None),

@@ -13,6 +13,7 @@ import torch
 from drpo.objectives import PPOClip
 from drpo.rewards import in_process
 from drpo.train.config import Run, configure
+from drpo.train.curriculum import Pools
 from drpo.train.optim import AdamW, Constant
 from drpo.train.setup import Components
 from drpo.types import Generation, Problem, Request, TokenLoss, Tokens
@@ -195,6 +196,9 @@ FAILURES: Mapping[str, Failure] = {
     "a reward that is hacked": Failure(
         "reward_hacking",
         {"reward": hacked, "optimizer": AdamW(1e-2), "eval_every": 10, "eval_problems": 24, "eval_samples": 8},
+    ),
+    "a curriculum of problems that are all easy": Failure(
+        "curriculum_exhausted", {"reward": always, "curriculum": Pools()}
     ),
     "gradients that are not finite": Failure("repeated_skips", {"objective": BREAKS}),
 }

@@ -16,6 +16,7 @@ from drpo.ranks import process_group
 from drpo.train import memory
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
+from drpo.train.curriculum import Pools
 from drpo.train.loop import train
 from drpo.train.optim import AdamW, AdamW8bit
 from drpo.train.setup import Components, build
@@ -65,6 +66,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "sampling": sampling(samples=4),
         "updates": 2,
         "dynamic_sampling": 2,
+        "async_steps": 1,
+        "optimizer": AdamW(2e-4),
+    },
+    # Of 16 problems, of which the random model's digits make some hard.
+    "curriculum": {
+        "prompts": 6,
+        "sampling": sampling(samples=8),
+        "curriculum": Pools(easy=0.3, hard=0.05, revisit=0.2),
+        "dynamic_sampling": 1,
         "async_steps": 1,
         "optimizer": AdamW(2e-4),
     },

@@ -59,6 +59,9 @@ class Letters:
     def sample(self, n: int, step: int, seed: int) -> list[Problem]:
         return [Problem.of_text(f"{step}-{i}", chr(ord("a") + (seed + step * n + i) % 26), "") for i in range(n)]
 
+    def training_problems(self) -> list[Problem]:
+        return [Problem.of_text(f"letter-{c}", c, "") for c in "abcdefghijklmnop"]
+
     def held_out(self, n: int) -> list[Problem]:
         return [Problem.of_text(f"held-out-{i}", chr(ord("\u03b1") + i % 24), "") for i in range(n)]
 

@@ -34,7 +34,7 @@ from drpo.train.no_gradient import learnt_nothing
 from drpo.train.origin import ORIGIN, START
 from drpo.train.records import CHECKPOINTS, CONFIG, EVALUATIONS, FILES, MODEL, TIMING, TRIALS, read_json
 from drpo.train.setup import Components, build
-from drpo.train.stored import latest, step_of
+from drpo.train.stored import CURRICULUM, latest, step_of
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
 from drpo.train.watchdog import Watchdog
@@ -253,6 +253,9 @@ def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report
     table.add_row("tokens", f"{summary['sampled_tokens']:,}", trained)
     if summary["zero_grad_updates"] or summary["zero_grad_steps"]:
         table.add_row("no gradient", *no_gradient(summary))
+    if "curriculum" in summary:
+        pools = ", ".join(f"{summary['curriculum'][name]:.0%} {name}" for name in ("active", "easy", "hard"))
+        table.add_row("curriculum", pools, f"of the problems; {CURRICULUM} has their pass rates")
     table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB", "")
     if summary["reward_failed"]:
         kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary["reward_failures"].items() if n)

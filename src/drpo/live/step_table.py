@@ -31,13 +31,18 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Heading -> the metric under it, and how it is written."""
 TURN_COLUMNS: Mapping[str, tuple[str, str]] = {"turns": ("turns", "{:.1f}"), "done": ("episodes_done", "{:.0%}")}
 """The same, of runs whose episodes are in environments."""
+CURRICULUM_COLUMNS: Mapping[str, tuple[str, str]] = {
+    name: (f"curriculum_{name}", "{:.0%}") for name in ("active", "easy", "hard")
+}
+"""The same, of runs with a curriculum."""
 _MOST_CHARACTERS = 600
 """Of a message of a conversation that is shown."""
 
 
 def cells(step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, str]:
     """Return a step's row of a table, by heading: its number, its `COLUMNS`, its seconds; "-" for what is not known."""
-    columns = {**COLUMNS, **(TURN_COLUMNS if "turns" in metrics else {})}
+    pools = CURRICULUM_COLUMNS if "curriculum_active" in metrics else {}
+    columns = {**COLUMNS, **(TURN_COLUMNS if "turns" in metrics else {}), **pools}
     shown = {name: form.format(metrics[key]) if key in metrics else "-" for name, (key, form) in columns.items()}
     return {"step": str(step), **shown, "s": f"{sum(seconds.values()):.1f}" if seconds else "-"}
 

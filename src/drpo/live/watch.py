@@ -23,10 +23,11 @@ CURVES: Mapping[str, str] = {
     "reward": "reward_mean",
     "|π-μ|": "prob_diff_mean",
     "turns": "turns",
+    "active problems": "curriculum_active",
     "explained variance": "explained_variance",
     "value loss": "value_loss",
 }
-"""Title of a curve -> its metric; without an environment or a critic theirs are absent."""
+"""Title of a curve -> its metric; without an environment, a curriculum or a critic theirs are absent."""
 
 
 def sparkline(values: Sequence[float], width: int, low: float, high: float) -> str:

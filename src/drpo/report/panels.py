@@ -114,6 +114,17 @@ PANELS = (
             "groups_all_correct": "all correct",
         },
     ),
+    Panel(
+        "Curriculum",
+        "share of problems",
+        "Rollouts are drawn from the active ones; easy ones have retired, hard ones wait, by their measured pass rate.",
+        {
+            "curriculum_active": "active",
+            "curriculum_easy": "easy",
+            "curriculum_hard": "hard",
+            "curriculum_drawn": "drawn so far",
+        },
+    ),
     Panel(NORM, "L2 norm", "Before clipping; the largest of the step's updates.", {"grad_norm": "norm"}),
     Panel(
         "Critic: explained variance",

@@ -5,8 +5,8 @@ from drpo.tasks.addition import Addition
 from drpo.tasks.known import AIME, AIME24, AIME25, AMC23, GSM8K, DapoMath, Known, Math500
 from drpo.tasks.reasoning_gym import ReasoningGym
 from drpo.tasks.records import Records
-from drpo.tasks.task import Task
-from drpo.tasks.unseen import sample_unseen
+from drpo.tasks.task import FiniteTask, Task, is_finite
+from drpo.tasks.unseen import sample_unseen, training_pool
 
 REGISTRY: Registry[Task] = Registry(
     "task",
@@ -47,10 +47,13 @@ __all__ = [
     "REGISTRY",
     "Addition",
     "DapoMath",
+    "FiniteTask",
     "Known",
     "Math500",
     "ReasoningGym",
     "Records",
     "Task",
+    "is_finite",
     "sample_unseen",
+    "training_pool",
 ]

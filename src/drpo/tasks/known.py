@@ -49,6 +49,10 @@ class Known:
         """See `Records.sample`."""
         return self.records.sample(n, step, seed)
 
+    def training_problems(self) -> list[Problem]:
+        """See `Records.training_problems`."""
+        return self.records.training_problems()
+
     def held_out(self, n: int) -> list[Problem]:
         """See `Records.held_out`."""
         return self.records.held_out(n)

@@ -147,6 +147,10 @@ class Records:
         questions = (train[_order(len(train), seed, epoch)[i]] for epoch, i in places)
         return [self._problem(f"{step}-{slot}", question) for slot, question in enumerate(questions)]
 
+    def training_problems(self) -> list[Problem]:
+        """Return all questions to train on, in a fixed order; see `FiniteTask`."""
+        return [self._problem(f"train-{i}", question) for i, question in enumerate(self._data.train)]
+
     def held_out(self, n: int) -> list[Problem]:
         """Return the first n evaluation questions, in a fixed shuffled order; see `Task.held_out`."""
         held_out = self._data.held_out

@@ -1,6 +1,6 @@
 """The interface of a task: a source of problems to train on, and of different ones to evaluate on."""
 
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from drpo.rewards import Reward
 from drpo.types import Problem
@@ -43,3 +43,16 @@ class Task(Protocol):
             InputError: the task has no evaluation problems.
         """
         ...
+
+
+class FiniteTask(Task, Protocol):
+    """A task with a finite set of problems to train on."""
+
+    def training_problems(self) -> list[Problem]:
+        """Return all of them, in a fixed order; the id of each is unique and the same in every run."""
+        ...
+
+
+def is_finite(task: Task) -> TypeGuard[FiniteTask]:
+    """Whether a task has a finite set of problems to train on."""
+    return callable(getattr(task, "training_problems", None))

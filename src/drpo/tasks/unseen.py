@@ -1,11 +1,11 @@
-"""Samples training problems that are in no evaluation set, of this task or another."""
+"""Samples training problems that are in no evaluation set, of this task or another; or returns all there are."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from drpo.errors import InputError
 from drpo.seeds import derive
-from drpo.tasks.task import Task
+from drpo.tasks.task import FiniteTask, Task
 from drpo.types import Problem
 
 _TRIES = 64
@@ -45,15 +45,13 @@ def sample_unseen(
         >>> {p.prompt.split("+")[1] for p in sample_unseen(Addition(1, 4), held_out, n=8, step=0, seed=0)}
         {' 1?'}
     """
-    conversations = [] if getattr(task, "hidden_state", False) else [_conversations(p) for p in held_out]
-    whole, ends = {c[0] for c in conversations}, {end for c in conversations for end in c}
+    is_unseen = _unseen(task, held_out)
     problems: list[Problem] = []
     for again in range(_TRIES):
         drawn = task.sample(n, step, derive("unseen", seed, again) if again else seed)
         if not drawn:
             raise InputError(f"{task}: its sample({n}, step={step}, seed=...) returned no problem")
-        unseen = [p for p in drawn if (c := _conversations(p))[0] not in ends and whole.isdisjoint(c)]
-        fresh = [p for p in unseen if fits is None or fits(p)]
+        fresh = [p for p in drawn if is_unseen(p) and (fits is None or fits(p))]
         problems += [replace(p, id=f"{p.id}-again-{again}") for p in fresh] if again else fresh
         if len(problems) >= n:
             return problems[:n]
@@ -62,6 +60,42 @@ def sample_unseen(
         f"{task}: nearly all of its problems {why}; nothing is left to train on (where they differ in more than their "
         "messages, give the task the attribute hidden_state=True)"
     )
+
+
+def training_pool(
+    task: FiniteTask, held_out: Iterable[Problem], n: int, fits: Callable[[Problem], bool] | None = None
+) -> dict[str, Problem]:
+    """Return the problems that a curriculum chooses from, by id: those of the task that are not held out and that fit.
+
+    Args:
+        task: the task to train on.
+        held_out: the evaluation problems, of this task or another.
+        n: problems of a rollout.
+        fits: returns whether a problem may be used; None accepts all.
+
+    Raises:
+        InputError: fewer than n are left.
+    """
+    is_unseen = _unseen(task, held_out)
+    pool = {p.id: p for p in task.training_problems() if is_unseen(p) and (fits is None or fits(p))}
+    if len(pool) < n:
+        raise InputError(
+            f"curriculum: {len(pool)} problems are there to train on, fewer than prompts={n}, which a rollout has; "
+            f"set --prompts {max(1, len(pool))}, or leave --curriculum out"
+        )
+    return pool
+
+
+def _unseen(task: Task, held_out: Iterable[Problem]) -> Callable[[Problem], bool]:
+    """Return whether a problem of a task is in no evaluation set; see `sample_unseen`."""
+    conversations = [] if getattr(task, "hidden_state", False) else [_conversations(p) for p in held_out]
+    whole, ends = {c[0] for c in conversations}, {end for c in conversations for end in c}
+
+    def is_unseen(problem: Problem) -> bool:
+        own = _conversations(problem)
+        return own[0] not in ends and whole.isdisjoint(own)
+
+    return is_unseen
 
 
 def _conversations(problem: Problem) -> list[str]:

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "kl_in_reward",
     "entropy_bonus",
     "overlong",
+    "curriculum",
     "dynamic_sampling",
     "sampling.samples",
     "sampling.max_new_tokens",

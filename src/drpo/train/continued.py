@@ -45,7 +45,7 @@ def samples_anew(chapters: Sequence[Chapter], step: int) -> bool:
 
 
 def _of_sampling(name: str) -> bool:
-    return name.startswith("sampling.") or name == "dynamic_sampling"
+    return name.startswith("sampling.") or name in ("curriculum", "dynamic_sampling")
 
 
 def differences(changes: Changes, run: Run, step: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ FIELDS: Mapping[str, str] = {
     "environment": "data.environment",
     "prompts": "data.prompts",
     "drop_long_prompts": "data.drop_long_prompts",
+    "curriculum": "data.curriculum",
     "engine": "rollout.engine",
     "stop": "rollout.stop",
     "rollout_precision": "rollout.precision",

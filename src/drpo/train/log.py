@@ -245,6 +245,7 @@ def _episode_record(episode: Episode, trained: Trained) -> dict[str, Any]:
         "problem": episode.problem_id,
         "sample": episode.sample,
         **({"attempt": episode.attempt} if episode.attempt else {}),
+        **({"earlier": list(episode.earlier)} if episode.earlier else {}),
         "text": episode.text,
         "finish_reason": episode.finish_reason,
         **({"version": episode.version} if episode.sequences else {}),
@@ -331,6 +332,7 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
         ),
         played=None if played is None else _played_of(played),
         attempt=record.get("attempt", 0),
+        earlier=tuple(record.get("earlier", ())),
     )
 
 

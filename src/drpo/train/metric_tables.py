@@ -150,6 +150,36 @@ FILTER_METRICS: Mapping[str, Meaning] = {
     ),
 }
 
+CURRICULUM_METRICS: Mapping[str, Meaning] = {
+    "curriculum_active": Meaning(
+        "share of the problems to train on that rollouts are drawn from: neither easy nor hard, or not yet measured; "
+        "after the step, as the next two; the three add up to 1",
+        "falls from 1 as problems are measured; rises where hard ones become possible",
+    ),
+    "curriculum_easy": Meaning(
+        "share that has retired: the pass rate of its last groups is at least `easy`",
+        "rises as the task is learnt; where it falls, something is being forgotten",
+        "compare with the held-out reward",
+    ),
+    "curriculum_hard": Meaning(
+        "share that waits: the pass rate of its last groups is at most `hard`",
+        "rises as problems are measured, then falls as the policy becomes able",
+        "a larger `revisit`, more --sampling.samples, where it stays and the reward rises",
+    ),
+    "curriculum_drawn": Meaning(
+        "share of the problems that has been drawn at least once",
+        "1 after the first epoch; far below 1 the pass rates choose little, since problems hardly come twice",
+        "more --steps, or fewer problems",
+    ),
+    "curriculum_revisited": Meaning(
+        "problems of the rollout that were easy or hard, and came back for a check",
+        "`revisit` times the prompts, once there are some",
+    ),
+    "curriculum_filled": Meaning(
+        "problems of the rollout that were easy or hard, drawn because too few are active", "0"
+    ),
+}
+
 TURN_METRICS: Mapping[str, Meaning] = {
     "turns": Meaning(
         "mean turns of the model in an episode; these are there where episodes are in environments",
@@ -383,6 +413,7 @@ KINDS: Mapping[str, Mapping[str, Meaning]] = {
     "Endpoints of rewards": ENDPOINT_METRICS,
     "Signal": SIGNAL_METRICS,
     "Length and resampling": FILTER_METRICS,
+    "Curriculum": CURRICULUM_METRICS,
     "Turns": TURN_METRICS,
     "Reward parts": PART_METRICS,
     "Tokens": TOKEN_METRICS,

@@ -42,6 +42,7 @@ class _Sequence(TypedDict, total=False):
 
 
 class _Episode(_Sequence, total=False):
+    earlier: list[float]
     reward_turns: list[float | list[float]]
     reward_penalties: list[float]
     messages: list[_Message]

@@ -6,6 +6,9 @@ async_steps + sync_every - 1 steps old, however long anything takes, and samplin
 
 With `dynamic_sampling` a rollout is scored as soon as it is sampled, and groups whose rewards are all equal are sampled
 again with the same weights, each attempt with random numbers of its own. Ranks do so apart from each other.
+
+With a curriculum the problems of rollout s are chosen when it begins, from the results of rollouts 0 to
+s - async_steps - 1: those that are trained by then, however long anything takes. All ranks choose, and choose the same.
 """
 
 import json
@@ -16,8 +19,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
+from typing import Any
 
+import msgspec
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,14 +34,18 @@ from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import RewardPool
 from drpo.rewards.usage import total as total_usage
 from drpo.rollout import EpisodeDriver
-from drpo.tasks import sample_unseen
+from drpo.tasks import is_finite, sample_unseen, training_pool
+from drpo.train import curriculum
 from drpo.train.config import Run
 from drpo.train.log import episode_of, in_flight_record
 from drpo.train.records import read_records
 from drpo.train.score import score
+from drpo.train.stored import CURRICULUM, read_curriculum
 from drpo.types import Episode, Key, Problem, ScoredGroup
 
 IN_FLIGHT, OLD_WEIGHTS = "in_flight.jsonl", "old_weights.safetensors"
+_LONGEST_QUESTION = 200
+"""Characters of a question in the table of pass rates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +91,8 @@ class Rollouts:
         self._apart = apart or ranks.reraise_on_all
         self._fits = fits
         self._left_out = 0
+        self._pool = self._training_pool()
+        self._chosen = curriculum.State()
         self._ahead: deque[Future[Rollout]] = deque()
         self._next = 0  # the first rollout that is not yet begun
         self._loaded: int | None = None  # version of the weights that the engine has
@@ -121,10 +133,46 @@ class Rollouts:
             Whatever the engine raised while it sampled them.
         """
         while self._next <= min(step + self._run.rollout.async_steps, self._run.trainer.steps - 1):
+            self._choose(self._next)
             self._ahead.append(self._begin(self._next))
             self._next += 1
         self._ahead[0].result()  # a failed rollout stays in the queue, so that later ones keep their step
         return self._ahead.popleft().result()
+
+    def observe(self, step: int, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Take the results of a rollout into the curriculum; return its `CURRICULUM_METRICS`, {} without one.
+
+        Args:
+            step: index of the rollout.
+            groups: of all ranks.
+
+        Raises:
+            InputError: rewards that are no pass rates.
+        """
+        rule, choice = self._run.data.curriculum, self._chosen.choice(step)
+        if rule is None or choice is None:
+            return {}
+        means = {g.problem.id: _means(g) for g in groups}
+        self._chosen = curriculum.observe(self._chosen, step, means)
+        shares = curriculum.shares(rule, self._chosen, len(self._pool), self._run.rollout.sampling.samples)
+        counts = {"revisited": choice.revisited, "filled": choice.filled}
+        return {f"curriculum_{name}": figure for name, figure in (shares | counts).items()}
+
+    def pass_rates(self) -> dict[str, dict[str, Any]] | None:
+        """Return what the curriculum knows of each problem that was drawn, by its id; None without a curriculum."""
+        rule, samples = self._run.data.curriculum, self._run.rollout.sampling.samples
+        if rule is None:
+            return None
+        return {
+            name: {
+                "question": _cut(self._pool[name].prompt),
+                "pool": rule.pool(known.means, samples),
+                "pass_rate": curriculum.pass_rate(known.means, samples),
+                "last_groups": known.means,
+                "last_step": known.step + 1,
+            }
+            for name, known in sorted(self._chosen.problems.items(), key=lambda item: (len(item[0]), item[0]))
+        }
 
     def settle(self) -> None:
         """Wait until sampling in the background has ended, so that new weights do not reach it."""
@@ -153,6 +201,8 @@ class Rollouts:
         records = sorted(self._ranks.gather(local_records), key=lambda r: int(r["step"]))
         if not self._ranks.is_main:
             return
+        if self._pool:
+            (folder / CURRICULUM).write_bytes(msgspec.json.encode(self._chosen))
         if records:
             (folder / IN_FLIGHT).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
         if self._old is not None and step % self._run.rollout.sync_every:
@@ -171,6 +221,8 @@ class Rollouts:
             InputError: the files cannot be read.
         """
         try:
+            if self._pool:
+                self._chosen = self._known(read_curriculum(folder) or curriculum.State(begun=step))
             records = read_records(folder / IN_FLIGHT) if ahead else []
             rollouts = [
                 self._local_part(self._problems(number), [episode_of(r, self._run.rollout.sampling) for r in of_one])
@@ -193,7 +245,30 @@ class Rollouts:
             by_problem[episode.problem_id].append(episode)
         return Rollout(local_problems, [tuple(by_problem[problem.id]) for problem in local_problems])
 
+    def _training_pool(self) -> dict[str, Problem]:
+        """Return the problems that the curriculum chooses from, by id; none without one."""
+        data = self._run.data
+        if data.curriculum is None or not is_finite(data.task):
+            return {}
+        fits = self._counted_fit if self._fits else None
+        return training_pool(data.task, self._held_out, data.prompts, fits)
+
+    def _known(self, state: curriculum.State) -> curriculum.State:
+        """Return a curriculum's state whose problems are all there."""
+        gone = next((name for name in state.problems if name not in self._pool), None)
+        if gone is not None:
+            raise InputError(f"its curriculum knows problem {gone!r}, which the task no longer has: put the data back")
+        return state
+
+    def _choose(self, step: int) -> None:
+        """Let the curriculum choose the problems of a rollout, unless it has."""
+        rule, n, samples = self._run.data.curriculum, self._run.data.prompts, self._run.rollout.sampling.samples
+        if rule is not None and self._chosen.choice(step) is None:
+            self._chosen = curriculum.choose(rule, self._chosen, [*self._pool], n, step, self._run.seed, samples)
+
     def _problems(self, step: int) -> list[Problem]:
+        if (choice := self._chosen.choice(step)) is not None:
+            return [self._pool[name] for name in choice.problems]
         fits = self._counted_fit if self._fits else None
         return sample_unseen(self._run.data.task, self._held_out, self._run.data.prompts, step, self._run.seed, fits)
 
@@ -221,11 +296,18 @@ class Rollouts:
             equal = [i for i, g in enumerate(scored) if len(g.episodes) > 1 and teaches_nothing(g, advantage)]
             again = [problems[i] for i in equal]
             sampled = self._sample(again, (self._run.seed, step, attempt))
-            new = [tuple(replace(e, attempt=attempt) for e in group) for group in sampled]
+            new = [
+                tuple(replace(e, attempt=attempt, earlier=self._earlier(scored[i])) for e in group)
+                for i, group in zip(equal, sampled, strict=True)
+            ]
             for i, group, of_one in zip(equal, score(again, new, self._rewards), new, strict=True):
                 usage = total_usage((scored[i].usage, group.usage))
                 scored[i], episodes[i] = replace(group, usage=usage), of_one
         return Rollout(problems, episodes, scored)
+
+    def _earlier(self, group: ScoredGroup) -> tuple[float, ...]:
+        """The mean rewards of a group that is sampled again, and of those before it, where a curriculum counts them."""
+        return _means(group) if self._pool else ()
 
     def _sample(self, problems: Sequence[Problem], key: Key) -> list[tuple[Episode, ...]]:
         return self._driver.run(problems, self._run.rollout.sampling, key) if problems else []
@@ -237,6 +319,17 @@ class Rollouts:
             with self._apart():
                 self._driver.engine.load_weights(whole, version)
             self._loaded = version
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUESTION else f"{text[: _LONGEST_QUESTION - 3]}..."
+
+
+def _means(group: ScoredGroup) -> tuple[float, ...]:
+    """The mean reward of a group, if any was scored, after those of the attempts before it."""
+    rewards = group.rewards.tolist()
+    earlier = group.all_episodes[0].earlier if group.all_episodes else ()
+    return (*earlier, fmean(rewards)) if rewards else earlier
 
 
 def _done(rollout: Rollout) -> Future[Rollout]:

@@ -316,6 +316,22 @@ RULES: tuple[Rule, ...] = (
         holds=lambda past: rules.n_skipped(past) >= rules.SKIPPED,
         says=rules.says_skipped,
     ),
+    Rule(
+        name="curriculum_exhausted",
+        reads=("curriculum_filled", "curriculum_active", "curriculum_easy", "curriculum_hard"),
+        means=(
+            "The curriculum has fewer active problems than a rollout takes; the rest are easy or hard ones, those "
+            "first that were not drawn for longest."
+        ),
+        threshold="one problem of a rollout that is there for this reason",
+        reason="It is counted, not estimated. The run goes on; most of what is filled up teaches nothing.",
+        advice=(
+            "stop where nearly all are easy; else fewer --prompts, more problems, or a smaller pools(hard=...) in "
+            "--curriculum"
+        ),
+        holds=rules.exhausted,
+        says=rules.says_exhausted,
+    ),
 )
 """All warnings, in the order in which they are said."""
 

@@ -1,7 +1,7 @@
 """A run's configuration -> the objects that the loop works with."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -46,7 +46,7 @@ from drpo.rollout.template_settings import set_template
 from drpo.rollout.turn_ends import eos_ids, stop_ids
 from drpo.seeds import derive
 from drpo.spec import import_named
-from drpo.tasks import Known, Records, Task, sample_unseen
+from drpo.tasks import Known, Records, Task, is_finite, sample_unseen, training_pool
 from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, Run, episode_tokens
 from drpo.train.critic import CriticTrainer
@@ -363,6 +363,8 @@ def _problems(run: Run) -> list[Problem]:
     n = run.evaluation.problems
     held_out = (run.evaluation.task or run.data.task).held_out(n) if n else []
     sample_unseen(run.data.task, held_out, run.data.prompts, step=0, seed=run.seed)
+    if run.data.curriculum is not None and is_finite(run.data.task):
+        training_pool(run.data.task, held_out, run.data.prompts)
     return held_out
 
 
@@ -374,7 +376,9 @@ def _require_room(
     if run.data.drop_long_prompts or not limits.fixed or _maker_of(run.data.task, run) is not None:
         return
     task, n, steps = run.data.task, run.data.prompts, range(run.trainer.steps)
-    drawn = (sample_unseen(task, held_out, n, step, run.seed) for step in steps)
+    drawn: Iterable[Sequence[Problem]] = (sample_unseen(task, held_out, n, step, run.seed) for step in steps)
+    if run.data.curriculum is not None and is_finite(task):
+        drawn = [[*training_pool(task, held_out, n).values()]]
     for problems in chain([held_out], drawn):
         encode_prompts(tokenizer, limits, problems, run.rollout.sampling)
 

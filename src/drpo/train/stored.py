@@ -12,9 +12,12 @@ import msgspec
 
 from drpo.errors import InputError
 from drpo.files import write_text
+from drpo.train import curriculum
 from drpo.train.records import Written, parse_json
 
 WEIGHTS, OPTIMIZER, STATE, SUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "sha256"
+CURRICULUM = "curriculum.json"
+"""What a curriculum knows of its problems, and what it chose ahead: a file of a checkpoint."""
 
 
 SHA256SUMS = "SHA256SUMS"
@@ -75,6 +78,19 @@ def read_state(checkpoint: Path) -> tuple[Progress, str, dict[str, str]]:
         return msgspec.convert(record, Progress), fingerprint(record), sums
     except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: it is no object
         raise InputError(f"checkpoint {checkpoint / STATE} cannot be read: {error}") from None
+
+
+def read_curriculum(checkpoint: Path) -> curriculum.State | None:
+    """Return the state of the curriculum in a checkpoint, or None where there was none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = checkpoint / CURRICULUM
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=curriculum.State) if path.exists() else None
+    except (OSError, msgspec.DecodeError, UnicodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}".replace("`", "")) from None
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         "seconds": _seconds(timing),
         "training_seconds": sum(v for k, v in _seconds(timing).items() if k in PHASES),
         "peak_memory_bytes": peak_memory(),
-    }
+    } | _curriculum(metrics)
 
 
 def _endpoints(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -87,6 +87,14 @@ def _difference(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
         return None
     last = evaluations[-1]
     return {"value": last["difference"], "low": last.get("difference_low"), "high": last.get("difference_high")}
+
+
+def _curriculum(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the last step's shares of a curriculum; nothing without one."""
+    last = metrics[-1] if metrics else {}
+    names = ("active", "easy", "hard", "drawn")
+    shares = {name: last[f"curriculum_{name}"] for name in names if f"curriculum_{name}" in last}
+    return {"curriculum": shares} if shares else {}
 
 
 def _seconds(timing: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from drpo.errors import InputError, counted, one_line
 from drpo.train.chapters import CHAPTERS, described, read_chapters
+from drpo.train.curriculum import measured_from
 from drpo.train.origin import START, read_origin
 from drpo.train.records import (
     CHECKPOINTS,
@@ -18,6 +19,7 @@ from drpo.train.records import (
     FILES,
     METRICS,
     MODEL,
+    ROLLOUTS,
     SUMMARY,
     parse_json,
     read_json,
@@ -27,7 +29,19 @@ from drpo.train.records import (
     refuse_old_run,
     run_fields,
 )
-from drpo.train.stored import SHA256SUMS, Progress, complete, named, read_state, require_sound, sum_of
+from drpo.train.stored import (
+    CURRICULUM,
+    SHA256SUMS,
+    Progress,
+    complete,
+    latest,
+    named,
+    read_curriculum,
+    read_state,
+    require_sound,
+    step_of,
+    sum_of,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iter
         (ENVIRONMENT, partial(_environment, folder)),
         *((file, partial(_records, folder, file)) for file in FILES),
         *((f"{CHECKPOINTS}/{c.name}", partial(_checkpoint, c)) for c in named(folder / CHECKPOINTS)),
+        (CURRICULUM, partial(_curriculum, folder)),
         (START, partial(_start, folder)),
         (MODEL, partial(_model, folder)),
         (SUMMARY, partial(_summary, folder)),
@@ -173,6 +188,29 @@ def _checkpoint(checkpoint: Path) -> str:
     require_sound(checkpoint)
     sums = read_state(checkpoint)[2]
     return f"{len(sums)} files as they were written" if sums else "no sums, of an earlier version"
+
+
+def _curriculum(folder: Path) -> str | None:
+    """Compare the pass rates that the newest checkpoint has with those of rollouts.jsonl."""
+    last = latest(folder / CHECKPOINTS)
+    state = None if last is None else read_curriculum(last)
+    if last is None or state is None:
+        return None
+    steps = range(state.begun + 1, step_of(last) + 1)
+    records = (record for _, record in read_lines(folder / ROLLOUTS))
+    counted_ones = [
+        {name: record.get(name, ()) for name in ("step", "problem", "reward", "earlier")}
+        for record in records
+        if record["step"] in steps
+    ]
+    if missing := len({*steps} - {record["step"] for record in counted_ones}):
+        return f"not compared: {ROLLOUTS} lacks {counted(missing, 'step')} that it counts"
+    recorded = measured_from(counted_ones)
+    known = {name: problem.means for name, problem in state.problems.items()}
+    wrong = next((name for name in {**recorded, **known} if recorded.get(name, ()) != known.get(name, ())), None)
+    if wrong is not None:
+        raise InputError(f"the pass rate of problem {wrong} in {last.name} is not that of {ROLLOUTS}")
+    return f"{counted(len(recorded), 'problem')}; their pass rates in {last.name} are those of {ROLLOUTS}"
 
 
 def _model(folder: Path) -> str | None:

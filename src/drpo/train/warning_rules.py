@@ -275,6 +275,11 @@ def endpoint_failed(past: Past) -> float:
     return sum(figures(last, "endpoint_failed")) / calls if calls >= ENDPOINT_LEAST else 0.0
 
 
+def exhausted(past: Past) -> bool:
+    """Whether the present rollout had to take problems that teach little, as too few others are left."""
+    return bool(past.steps[-1].get("curriculum_filled", 0) > 0)
+
+
 # ---- what each rule says ----
 
 
@@ -342,3 +347,12 @@ def says_skipped(past: Past) -> str:
 def says_failed(past: Past) -> str:
     """Return the line of failed rewards."""
     return f"the reward failed on {failed(past):.0%} of completions of the last {WINDOW} steps"
+
+
+def says_exhausted(past: Past) -> str:
+    """Return the line of the curriculum."""
+    last = past.steps[-1]
+    shares = {pool: last.get(f"curriculum_{pool}", 0.0) for pool in ("active", "easy", "hard")}
+    pools = ", ".join(f"{share:.0%} {pool}" for pool, share in shares.items())
+    filled = f"{last['curriculum_filled']:.0f} problems of the rollout fill it up"
+    return f"{filled}, as too few are left to learn from ({pools})"

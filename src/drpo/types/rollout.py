@@ -176,6 +176,7 @@ class Episode:
             none where its environment failed before the first turn.
         played: what its environment reported; None without an environment.
         attempt: how often its group had been sampled before (`--dynamic-sampling`).
+        earlier: mean reward of its group at each of these times; empty unless a curriculum counts them.
     """
 
     problem_id: str
@@ -189,6 +190,7 @@ class Episode:
     sequences: tuple[TokenSequence, ...]
     played: Played | None = None
     attempt: int = 0
+    earlier: tuple[float, ...] = ()
 
     @property
     def n_sampled(self) -> int:

@@ -27,7 +27,8 @@ from drpo.objectives.contract import require_objective
 from drpo.reductions import Horizon, Reduction
 from drpo.rewards import Reward, RewardConfig
 from drpo.spec import Unimported
-from drpo.tasks import Addition, Task
+from drpo.tasks import Addition, Task, is_finite
+from drpo.train.curriculum import Pools
 from drpo.train.optim import AdamW, Constant, Optimizer, Schedule
 from drpo.types import Sampling
 
@@ -114,12 +115,16 @@ class DataConfig:
             module:name; None is a single turn.
         prompts: problems per rollout.
         drop_long_prompts: leave out problems whose prompts are too long for the model; else one is an error.
+        curriculum: pools, problems are chosen by their measured pass rate: from 0.95 on one retires, up to 0.05 it
+            waits, and a tenth of a rollout are such ones that come back, pools(easy=0.95, hard=0.05, revisit=0.1);
+            None draws all alike.
     """
 
     task: Task = field(default_factory=Addition)
     environment: EnvironmentMaker | None = None
     prompts: int = 8
     drop_long_prompts: bool = False
+    curriculum: Pools | None = None
 
     def __post_init__(self) -> None:
         _require_task(task=self.task)
@@ -128,6 +133,20 @@ class DataConfig:
             alone = isinstance(self.task, Unimported) or not makes_environments(self.task)
             require(alone, "environment", self.environment, "the task has environments of its own; leave it out")
         at_least(1, prompts=self.prompts)
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """Raise for a curriculum over problems that never come twice."""
+        curriculum: object = self.curriculum
+        fits = curriculum is None or isinstance(curriculum, Pools | Unimported)
+        require(fits, "curriculum", curriculum, "must be None or Pools(...), --curriculum pools")
+        name = type(self.task).__name__
+        finite = curriculum is None or isinstance(self.task, Unimported) or is_finite(self.task)
+        rule = (
+            f"the task {name} has no finite set of problems (no `training_problems`) whose pass rates could be "
+            "measured; use --data or a task of records, or leave it out"
+        )
+        require(finite, "curriculum", "pools", rule)
 
 
 @dataclass(frozen=True)

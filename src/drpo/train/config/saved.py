@@ -19,7 +19,7 @@ from drpo import environments, methods, objectives, reductions, rewards, tasks
 from drpo.credit import advantages, gae, overlong
 from drpo.errors import InputError, nearest
 from drpo.spec import Registry, Unimported, contacts, format_spec, parse_spec, runs_code
-from drpo.train import optim
+from drpo.train import curriculum, optim
 from drpo.train.config.groups import require
 from drpo.train.config.run import Run
 from drpo.train.fields import FIELDS
@@ -33,6 +33,7 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "task": tasks.REGISTRY,
     "eval_task": tasks.REGISTRY,
     "environment": environments.REGISTRY,
+    "curriculum": curriculum.REGISTRY,
     "reward": rewards.REGISTRY,
     "overlong": overlong.REGISTRY,
     "objective": objectives.REGISTRY,
