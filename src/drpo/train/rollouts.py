@@ -21,7 +21,6 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any
 
 import msgspec
 from safetensors import safe_open
@@ -37,7 +36,7 @@ from drpo.rollout import EpisodeDriver
 from drpo.tasks import is_finite, sample_unseen, training_pool
 from drpo.train import curriculum
 from drpo.train.config import Run
-from drpo.train.log import episode_of, in_flight_record
+from drpo.train.log import episode_of, in_flight_record, write_json
 from drpo.train.records import read_records
 from drpo.train.score import score
 from drpo.train.stored import CURRICULUM, read_curriculum
@@ -158,12 +157,16 @@ class Rollouts:
         counts = {"revisited": choice.revisited, "filled": choice.filled}
         return {f"curriculum_{name}": figure for name, figure in (shares | counts).items()}
 
-    def pass_rates(self) -> dict[str, dict[str, Any]] | None:
-        """Return what the curriculum knows of each problem that was drawn, by its id; None without a curriculum."""
+    def write_pass_rates(self, folder: Path, step: int) -> None:
+        """Write what the curriculum knows of each problem that was drawn into a run's folder, after `step` steps.
+
+        Without a curriculum what an earlier chapter may have left is removed.
+        """
         rule, samples = self._run.data.curriculum, self._run.rollout.sampling.samples
         if rule is None:
-            return None
-        return {
+            (folder / CURRICULUM).unlink(missing_ok=True)
+            return
+        problems = {
             name: {
                 "question": _cut(self._pool[name].prompt),
                 "pool": rule.pool(known.means, samples),
@@ -173,6 +176,7 @@ class Rollouts:
             }
             for name, known in sorted(self._chosen.problems.items(), key=lambda item: (len(item[0]), item[0]))
         }
+        write_json(folder / CURRICULUM, {"step": step, "problems": problems})
 
     def settle(self) -> None:
         """Wait until sampling in the background has ended, so that new weights do not reach it."""

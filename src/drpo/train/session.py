@@ -50,7 +50,7 @@ from drpo.train.rollouts import Rollouts
 from drpo.train.score import require_scored
 from drpo.train.setup import Components
 from drpo.train.stop import StopRequest
-from drpo.train.stored import CURRICULUM, Progress, write_sums
+from drpo.train.stored import Progress, write_sums
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
 from drpo.train.warned import WarningLog
@@ -252,18 +252,10 @@ class Session:
         if self._ranks.is_main:
             self.summary = summarise(self.folder, self.run, self._stopped_by, self._done.step)
             write_json(self.folder / SUMMARY, self.summary)
-            self._write_pass_rates()
+            self.rollouts.write_pass_rates(self.folder, self._done.step)
             if self.summary["warning"] is not None:
                 self.callback.note(self.summary["warning"])
             self.callback.ended(self.summary)
-
-    def _write_pass_rates(self) -> None:
-        """Write each problem's pass rate; without a curriculum remove what an earlier chapter may have left."""
-        rates = self.rollouts.pass_rates()
-        if rates is None:
-            (self.folder / CURRICULUM).unlink(missing_ok=True)
-        else:
-            write_json(self.folder / CURRICULUM, {"step": self._done.step, "problems": rates})
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers, from 0, of the remaining steps, until the last or until a signal."""
