@@ -1,6 +1,7 @@
 """The bugs that `make plant` plants still fit the program: each finds what it replaces."""
 
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -29,6 +30,23 @@ def plant_every_one(said: Path) -> None:
     except BaseException:
         said.write_text(traceback.format_exc())
         raise
+
+
+def named_tests() -> set[str]:
+    return {test for record in all_replacements().values() for test in record.tests}
+
+
+def test_every_named_test_stands_in_its_file() -> None:
+    for test in named_tests():
+        file, name = test.partition("[")[0].split("::")[:2]
+        assert re.search(rf"^( *def|class) {name}\b", (TESTS.parent / file).read_text(), flags=re.M), test
+
+
+@pytest.mark.slow
+def test_every_named_case_is_collected() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", *sorted(named_tests())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent)
+    assert done.returncode == 0, [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
 
 
 @pytest.mark.parametrize("planted", [True, False])

@@ -176,10 +176,10 @@ REPLACEMENTS = (
         (f"{O}no_file_gets_the_number_of_a_stream_that_is_closed[>&-]",),
     ),
     Replacement(
-        "curves that cannot be drawn end a run that is done",
+        "a report that cannot be written ends a run that is done",
         "drpo.cli.train:attempt",
         lambda right: lambda what, folder, write: write(),
-        (f"{O}pictures_that_cannot_be_drawn_cost_a_line_each",),
+        (f"{O}a_report_that_cannot_be_written_costs_a_line",),
     ),
     Replacement(
         "records are not compared with the checkpoint's sums",

@@ -124,6 +124,6 @@ REPLACEMENTS = (
         "a sampler's cache is trusted",
         "drpo.rollout.trial:_gap",
         lambda right: lambda a, b: 0.0,
-        (f"{P}test_a_cache_that_gives_other_logits_is_refused",),
+        (f"{P}test_a_cache_that_gives_other_logits_is_not_used",),
     ),
 )

@@ -126,10 +126,7 @@ REPLACEMENTS = (
         "passwords are recorded",
         "drpo.credentials:without_password",
         lambda right: lambda text: text,
-        (
-            f"{STRANGERS}test_a_password_is_recorded_nowhere_and_sent",
-            f"{STRANGERS}test_a_password_in_a_configuration_is_refused_in_python_and_left_out_of_what_was_recorded_once",
-        ),
+        (f"{STRANGERS}test_a_password_is_recorded_nowhere_and_sent",),
     ),
     Replacement(
         "a password ends at a comma, a space or a slash",
