@@ -141,7 +141,8 @@ class DataConfig:
         fits = curriculum is None or isinstance(curriculum, Pools | Unimported)
         require(fits, "curriculum", curriculum, "must be None or Pools(...), --curriculum pools")
         name = type(self.task).__name__
-        finite = curriculum is None or isinstance(self.task, Unimported) or is_finite(self.task)
+        unknown = curriculum is None or isinstance(curriculum, Unimported) or isinstance(self.task, Unimported)
+        finite = unknown or is_finite(self.task)
         rule = (
             f"the task {name} has no finite set of problems (no `training_problems`) whose pass rates could be "
             "measured; use --data or a task of records, or leave it out"
