@@ -67,7 +67,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a clip at 0 or NaN is accepted",
-        "drpo.train.config.groups:require",
+        "drpo.train.config.checks:require",
         lambda right: lambda fine, name, *rest: right(fine or name == "max_grad_norm", name, *rest),
         (f"{LEARNING}test_a_clip_that_leaves_no_gradient_is_refused",),
     ),

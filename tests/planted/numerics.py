@@ -37,7 +37,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the trainer takes fp16",
-        "drpo.train.config.groups:require",
+        "drpo.train.config.checks:require",
         lambda right: lambda fine, name, value, rule: right(fine or value == "fp16", name, value, rule),
         ("tests/test_train.py::test_a_configuration_that_cannot_be_is_refused_by_name",),
     ),

@@ -4,9 +4,8 @@ Messages name a field as its option is called, by `drpo.train.fields`: `eval_eve
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from inspect import getattr_static
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +16,6 @@ from drpo.credit.gae import GAE
 from drpo.credit.overlong import Overlong
 from drpo.environments import EnvironmentConfig, EnvironmentMaker
 from drpo.environments.contract import makes_environments
-from drpo.errors import InputError, nearest
 from drpo.model.device import DEVICES
 from drpo.model.names import SMOLLM2
 from drpo.model.precision import BASE_PRECISIONS, GRIDS
@@ -28,6 +26,7 @@ from drpo.reductions import Horizon, Reduction
 from drpo.rewards import Reward, RewardConfig
 from drpo.spec import Unimported
 from drpo.tasks import Addition, Task, is_finite
+from drpo.train.config.checks import at_least, at_most, name_of, one_of, require, require_parts, require_task
 from drpo.train.curriculum import Pools
 from drpo.train.optim import AdamW, Constant, Optimizer, Schedule
 from drpo.types import Sampling
@@ -127,9 +126,9 @@ class DataConfig:
     curriculum: Pools | None = None
 
     def __post_init__(self) -> None:
-        _require_task(task=self.task)
+        require_task(task=self.task)
         if self.environment is not None:
-            _require_parts("an object", ("max_turns", "open"), environment=self.environment)
+            require_parts("an object", ("max_turns", "open"), environment=self.environment)
             alone = isinstance(self.task, Unimported) or not makes_environments(self.task)
             require(alone, "environment", self.environment, "the task has environments of its own; leave it out")
         at_least(1, prompts=self.prompts)
@@ -267,13 +266,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Unimported):
             require_objective(self.loss)
-        _require_parts("a function", ("__call__",), advantage=self.advantage, reduction=self.reduction)
+        require_parts("a function", ("__call__",), advantage=self.advantage, reduction=self.reduction)
         critic: object = self.critic
         fits = critic is None or isinstance(critic, GAE | Unimported)
         require(fits, "critic", critic, "must be None or GAE(...), --critic 'gae(1.0, 0.95)'")
         read = critic is None or self.advantage is advantages.mean or isinstance(self.advantage, Unimported)
         require(
-            read, "advantage", _name_of(self.advantage), "with a critic advantages are GAE's; leave one of the two out"
+            read, "advantage", name_of(self.advantage), "with a critic advantages are GAE's; leave one of the two out"
         )
         rule = "a critic has its own; write it as --critic 'gae(whiten=True)'"
         require(critic is None or not self.whiten, "whiten", self.whiten, rule)
@@ -320,8 +319,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         parts = ("learning_rate", "build")
-        _require_parts("an optimiser", parts, optimizer=self.policy, critic_optimizer=self.critic)
-        _require_parts("a schedule", ("warmup", "__call__"), schedule=self.schedule)
+        require_parts("an optimiser", parts, optimizer=self.policy, critic_optimizer=self.critic)
+        require_parts("a schedule", ("warmup", "__call__"), schedule=self.schedule)
         require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0; inf turns clipping off")
 
 
@@ -370,7 +369,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if self.task is not None:
-            _require_task(eval_task=self.task)
+            require_task(eval_task=self.task)
         at_least(1, eval_samples=self.samples)
         at_least(0, eval_every=self.every, eval_problems=self.problems)
         rule = f"with eval_samples={self.samples} an evaluation has more than {MOST_COMPLETIONS:,} completions"
@@ -406,54 +405,6 @@ class FaultConfig:
 
     def __post_init__(self) -> None:
         at_least(0, max_skipped=self.max_skipped)
-
-
-def require(fine: bool, name: str, value: object, rule: str) -> None:
-    """Raise unless a field's value is fine.
-
-    Raises:
-        InputError: it is not; the message names field, value and rule.
-    """
-    if not fine:
-        raise InputError(f"{name}={value}: {rule}")
-
-
-def _require_task(**tasks: object) -> None:
-    _require_parts("a task", ("sample", "held_out", "reward"), **tasks)
-
-
-def _require_parts(kind: str, parts: Sequence[str], **values: object) -> None:
-    """Raise unless each of some fields holds an object with these attributes, or the placeholder of one."""
-    for name, value in values.items():
-        # Statically: a task's reward may import a library.
-        missing = next((part for part in parts if getattr_static(value, part, None) is None), None)
-        rule = f"must be {kind} with {' and '.join(f'`{part}`' for part in parts)}; this has no `{missing}`"
-        require(missing is None or isinstance(value, Unimported), name, _name_of(value), rule)
-        require(not isinstance(value, type), name, _name_of(value), "is a class; pass an instance of it")
-
-
-def _name_of(value: object) -> object:
-    """Return the name of a class or function, for a message; anything else as it is."""
-    return getattr(value, "__name__", value)
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raise unless each of some numbers is at least `least`, 0 or 1."""
-    for name, value in values.items():
-        require(value >= least, name, value, "must be at least 1" if least else "must be 0 or more")
-
-
-def at_most(most: int, **values: int) -> None:
-    """Raise unless each of some numbers is at most `most`."""
-    for name, value in values.items():
-        require(value <= most, name, value, f"at most {most:,}")
-
-
-def one_of(known: tuple[str, ...], **values: str) -> None:
-    """Raise unless each of some words is known; the nearest known one is named."""
-    for name, value in values.items():
-        if value not in known:
-            raise InputError(f"{name}={value!r}{nearest(value, known)}")
 
 
 def _require_engine(engine: str) -> None:

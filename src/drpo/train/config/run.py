@@ -10,6 +10,7 @@ from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, counted
 from drpo.objectives import DEFAULT_K, needed_divergence
 from drpo.spec import Unimported
+from drpo.train.config.checks import require
 from drpo.train.config.groups import (
     CRITIC_OPTIMIZER,
     MOST_COMPLETIONS,
@@ -23,7 +24,6 @@ from drpo.train.config.groups import (
     RewardsConfig,
     RolloutConfig,
     TrainerConfig,
-    require,
 )
 from drpo.train.fields import path_of
 

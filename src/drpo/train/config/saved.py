@@ -20,7 +20,7 @@ from drpo.credit import advantages, gae, overlong
 from drpo.errors import InputError, nearest
 from drpo.spec import Registry, Unimported, contacts, format_spec, parse_spec, runs_code
 from drpo.train import curriculum, optim
-from drpo.train.config.groups import require
+from drpo.train.config.checks import require
 from drpo.train.config.run import Run
 from drpo.train.fields import FIELDS
 from drpo.train.records import CONFIG, read_config
