@@ -67,7 +67,7 @@ def test_where_the_history_is_rendered_anew_the_episode_goes_on_in_a_branch() ->
 
 def test_an_episode_of_one_turn_is_that_of_plain_training_bit_for_bit(tmp_path: Path) -> None:
     """The same problems, answers and rewards, with an environment that ends each episode after its first turn."""
-    plain = configure(chat_run(), task=Addition(), reward=None)
+    plain = configure(chat_run(steps=1), task=Addition(), reward=None)
     played = configure(plain, task=Chat(turns=1, paid=False))
     for name, run in (("plain", plain), ("played", played)):
         train(run, tmp_path / name)
@@ -128,7 +128,8 @@ def figures_by_turn(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 @pytest.mark.parametrize("role", [pytest.param("user", marks=pytest.mark.slow), "tool"])
 def test_killed_and_resumed_is_one_run_bit_for_bit(one_thread: None, tmp_path: Path, role: str) -> None:
-    run = chat_run(task=Chat(role=role), steps=4, async_steps=1, overlap=True, checkpoint_every=2)
+    few = {"prompts": 2, "eval_problems": 1}
+    run = chat_run(task=Chat(role=role), steps=4, async_steps=1, overlap=True, checkpoint_every=2, **few)
     chat(run, tmp_path / "whole")
     killed = fork(tmp_path / "out", chat, run, tmp_path / "killed", KillItself(3, "update"))
     assert killed.end()[0] == -signal.SIGKILL
@@ -166,10 +167,10 @@ def test_what_cannot_be_an_environment_is_refused_in_one_line() -> None:
         chat_run(task=Addition(), environment="tools")
 
 
-@pytest.mark.parametrize("spec", ["calculator(3, 3)", "guess(1, 20, turns=5)", "walk", "word_game", "lookup", "repair"])
-def test_the_tasks_that_ship_have_names(spec: str) -> None:
-    task = parse_spec(spec, REGISTRY)
-    run = chat_run(task=task, eval_problems=2)
-    driver = replace(build(run).driver, environments=LocalEnvironments(task))  # type: ignore[arg-type]
-    (group,) = driver.run(task.sample(1, 0, 0), Sampling(samples=2, max_new_tokens=4), (0, 0))
-    assert all(e.played is not None and e.played.failure is None for e in group)
+def test_the_tasks_that_ship_have_names() -> None:
+    driver = build(chat_run()).driver
+    for spec in ("calculator(3, 3)", "guess(1, 20, turns=5)", "walk", "word_game", "lookup", "repair"):
+        task = parse_spec(spec, REGISTRY)
+        here = replace(driver, environments=LocalEnvironments(task))  # type: ignore[arg-type]
+        (group,) = here.run(task.sample(1, 0, 0), Sampling(samples=2, max_new_tokens=4), (0, 0))
+        assert all(e.played is not None and e.played.failure is None for e in group), spec

@@ -329,7 +329,7 @@ def test_integrals_without_end_are_not_read(text, monkeypatch):
 
 
 def test_a_long_answer_to_a_long_one_is_read():
-    long = " + ".join(f"x^{{{i}}}" for i in range(200))
+    long = " + ".join(f"x^{{{i}}}" for i in range(120))
     assert score(long, f"\\boxed{{{long}}}") == 1.0
 
 

@@ -47,9 +47,9 @@ from support.forks import KillItself, fork
 from support.processes import assert_nearly_same_run, launch
 from support.rank import run_of
 from support.runs import StopsAfter, assert_same_run
-from support.worlds import Letters, sampling, tiny_run
+from support.worlds import Letters, few_run, sampling
 
-RUN = tiny_run(
+RUN = few_run(
     steps=3,
     prompts=2,
     updates=1,
@@ -228,7 +228,7 @@ def test_rollouts_in_flight_are_sampled_again_where_sampling_changes(tmp_path: P
 
 @pytest.mark.slow
 def test_a_schedule_counts_steps_without_a_gradient(tmp_path: Path):
-    run = tiny_run(task=Letters("never"), steps=3, schedule=Linear(), eval_problems=0)
+    run = few_run(task=Letters("never"), steps=3, schedule=Linear(), eval_problems=0)
     train(run, tmp_path)
     metrics = read_records(tmp_path / METRICS)
     assert [m["grad_norm"] for m in metrics] == [0, 0, 0]

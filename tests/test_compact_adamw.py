@@ -33,7 +33,7 @@ from support.runs import StopsAfter, assert_same_run
 from support.tiny_world import REWARDS, STOPS, batched, grouped, how, sampled
 from support.tiny_world import tiny as with_stops
 from support.updates import gradients
-from support.worlds import tiny_run
+from support.worlds import few_run
 
 BF16 = Precision(torch.bfloat16)
 
@@ -212,7 +212,7 @@ RUNS: dict[str, dict[str, object]] = {
     "case", [pytest.param(case, marks=() if case == "both" else pytest.mark.slow) for case in RUNS]
 )
 def test_a_run_is_resumed_to_the_bit(case: str, tmp_path: Path) -> None:
-    run = tiny_run(steps=3, checkpoint_every=1, **RUNS[case])
+    run = few_run(steps=3, checkpoint_every=1, **RUNS[case])
     train(run, tmp_path / "whole")
     train(run, tmp_path / "cut", StopsAfter(2))
     assert stored.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"
@@ -238,7 +238,7 @@ def require_saved_float32(folder: Path) -> None:
 
 
 def test_another_seed_rounds_otherwise() -> None:
-    seeds = [build(tiny_run(seed=seed, **RUNS["both"])).optimizer.seed for seed in (0, 1)]
+    seeds = [build(few_run(seed=seed, **RUNS["both"])).optimizer.seed for seed in (0, 1)]
     assert seeds[0] != seeds[1]
 
 
@@ -300,7 +300,7 @@ def test_adapters_on_a_bf16_model_are_float32() -> None:
 def test_a_tied_embedding_is_held_once_everywhere(tmp_path: Path) -> None:
     """In the policy, the sampler's copy, gradient and optimiser, the checkpoint, and what is sent to an engine."""
     table = 257 * 32
-    components = build(tiny_run())
+    components = build(few_run())
     policy, optimizer = components.policy, components.optimizer
     assert policy.model.get_output_embeddings().weight is policy.model.get_input_embeddings().weight
     assert isinstance(components.driver.engine, TransformersEngine)

@@ -43,7 +43,7 @@ from drpo.train.setup import build
 from drpo.types import Batch, Credit, CriticStats, MicroBatch, Sampling, ScoredGroup, TokenSequence
 from support.runs import StopsAfter, assert_same_run
 from support.tiny_world import STOPS, by_sequence, completion, doubled, grouped, perturb, sampled, tiny
-from support.worlds import sampling, tiny_run
+from support.worlds import few_run, sampling, tiny_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast.*:UserWarning")
 
@@ -395,7 +395,7 @@ def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
     """A prompt's only sample has no group to be compared with."""
     settings = {"prompts": 64, "sampling": sampling(samples=1), "eval_problems": 32, "critic": GAE()}
     both = {"optimizer": AdamW(1e-2), "critic_optimizer": AdamW(1e-2)}
-    run = tiny_run(steps=22, **(CRITIC_RUN | settings | both))
+    run = few_run(steps=22, **(CRITIC_RUN | settings | both))
     summary = train(run, tmp_path)
     before, after = summary["evaluation_before"], summary["evaluation_after"]
     assert after["low"] > before["high"], (before, after)
@@ -405,23 +405,23 @@ def test_ppo_with_a_critic_learns_from_single_samples(tmp_path: Path):
 
 
 def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path):
-    train(tiny_run(steps=2), tmp_path)
+    train(few_run(steps=2), tmp_path)
     assert not any(VALUE_METRICS.keys() & m.keys() for m in read_records(tmp_path / METRICS))
     assert not any("advantages" in r for r in read_records(tmp_path / ROLLOUTS))
     assert not list(tmp_path.rglob(f"{PREFIX}*"))
 
 
 def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Cut off when the policy of step 4 is trained and the critic is not."""
+    """Cut off when the policy of step 3 is trained and the critic is not."""
     learn, calls = CriticTrainer.train, []
 
     def learn_or_stop(self: CriticTrainer, batches: Sequence[Batch]) -> list[CriticStats]:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return learn(self, batches)
 
-    run = tiny_run(steps=4, checkpoint_every=2, kl_in_reward=0.1, **CRITIC_RUN)
+    run = few_run(steps=3, checkpoint_every=2, kl_in_reward=0.1, **CRITIC_RUN)
     train(run, tmp_path / "whole")
     monkeypatch.setattr(CriticTrainer, "train", learn_or_stop)
     with pytest.raises(KeyboardInterrupt):
@@ -440,11 +440,11 @@ def test_cut_off_and_resumed_it_is_one_run_bit_for_bit(tmp_path: Path, monkeypat
 
 
 def test_a_checkpoint_without_the_critic_or_with_a_damaged_one_is_not_used(tmp_path: Path):
-    train(tiny_run(steps=1), tmp_path / "plain")
-    trainer = build(tiny_run(**CRITIC_RUN)).critic
+    train(few_run(steps=1), tmp_path / "plain")
+    trainer = build(few_run(**CRITIC_RUN)).critic
     with pytest.raises(InputError, match=r"cannot be read: no critic_weights\.safetensors"):
         trainer.restore(stored.latest(tmp_path / "plain" / CHECKPOINTS))
-    train(tiny_run(steps=1, **CRITIC_RUN), tmp_path / "run")
+    train(few_run(steps=1, **CRITIC_RUN), tmp_path / "run")
     last = stored.latest(tmp_path / "run" / CHECKPOINTS)
     stored.require_sound(last)
     damaged = last / (PREFIX + stored.OPTIMIZER)
@@ -486,13 +486,13 @@ def test_a_broken_update_of_the_critic_is_skipped_and_counted(tmp_path: Path, mo
 def test_a_critic_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changed = break_updates(monkeypatch, {3, 4, 5})
     with pytest.raises(FloatingPointError, match=r"norm is nan \(loss nan\) in update 1 of the critic"):
-        train(tiny_run(steps=3, **CRITIC_RUN), tmp_path)
+        train(few_run(steps=3, **CRITIC_RUN), tmp_path)
     assert [m["value_skipped"] for m in read_records(tmp_path / METRICS)] == [1]
     assert not any(changed[3:6])
 
 
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
-    run = tiny_run(steps=2, optimizer=AdamW(1e-2), **CRITIC_RUN | {"critic": GAE(warmup=2)})
+    run = few_run(steps=2, optimizer=AdamW(1e-2), **CRITIC_RUN | {"critic": GAE(warmup=2)})
     assert [learning_rate(configure(run, steps=4), s, 0) for s in range(4)] == [0.0, 0.0, 1e-2, 1e-2]
     components = build(run)
     before = {name: p.detach().clone() for name, p in components.policy.trainable().items()}
@@ -504,7 +504,7 @@ def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path: Path):
 
 def test_rollouts_record_what_each_token_was_worth(tmp_path: Path):
     """The metrics of every update, the report's tokens and a replay follow from the records."""
-    run = tiny_run(steps=2, **CRITIC_RUN | {"objective": DRPO(0.2)})
+    run = few_run(steps=2, **CRITIC_RUN | {"objective": DRPO(0.2)})
     train(run, tmp_path)
     records = read_records(tmp_path / ROLLOUTS)
     for step, update, figures in (

@@ -14,7 +14,7 @@ from drpo.train.config import configure
 from drpo.train.records import read_records
 from support.apple import MPS, Apple
 from support.hostile import refused
-from support.worlds import tiny_run
+from support.worlds import few_run
 
 
 def there(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
@@ -56,7 +56,7 @@ def test_what_is_not_there_or_cannot_work_there_is_refused(monkeypatch) -> None:
 def test_a_run_on_apples_gpu_needs_no_float64_there_and_does_what_the_cpu_does(
     monkeypatch, tmp_path: Path, precision: str, apart: float
 ) -> None:
-    run = tiny_run(steps=1, eval_problems=1, prompts=2, **{"sampling.samples": 2})
+    run = few_run(steps=1, eval_problems=1, prompts=2, **{"sampling.samples": 2})
     run = configure(run, rollout_precision=precision, precision=precision)
     loop.train(configure(run, device="cpu"), tmp_path / "cpu")
     there(monkeypatch, cuda=False, mps=True)

@@ -210,7 +210,7 @@ def length(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float((t**2).sum()) for t in tensors))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["drpo", "ppo", *(pytest.param(n, marks=pytest.mark.slow) for n in [*CASES][2:])])
 def test_a_run_is_what_the_formulas_say(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     run = settings(case)

@@ -27,6 +27,7 @@ def killed_again_and_again(folder: Path, kills: int, seed: int) -> None:
         assert not list((folder / f"run-{i}" / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_is_one_run(one_thread: None, tmp_path: Path):
     killed_again_and_again(tmp_path, 3, seed=1)
 

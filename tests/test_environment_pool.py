@@ -23,7 +23,7 @@ from drpo.types import Failure, Problem, Sampling
 from drpo.types.environment import Observation, StepResult, Turn
 from support.environments import TEMPLATE, Chat, talkative
 from support.naughty_environments import CONTROL, FINE, FORGED, HELLO, LIES, NOT_FINITE, Hostile, Naughty
-from support.worlds import Letters, tiny_run
+from support.worlds import Letters, few_run
 
 DEADLINE = 1.0
 OUTCOMES = {
@@ -253,7 +253,7 @@ def test_a_maker_that_processes_cannot_import_is_refused(pool):
 
 def test_a_run_counts_what_environments_do_wrong_and_ends_normally(tmp_path):
     changes = {"prompts": 4, "sampling.samples": 2, "sampling.max_new_tokens": 4, "steps": 2, "eval_problems": 2}
-    run = tiny_run(task=Letters(), environment=Hostile(3), async_steps=1, overlap=True, **changes)
+    run = few_run(task=Letters(), environment=Hostile(3), async_steps=1, overlap=True, **changes)
     components = talkative(run, TEMPLATE)
     always = frozenset(range(257))  # no turn ends for want of tokens
     train(run, tmp_path, components=replace(components, driver=replace(components.driver, stop=always)))
@@ -269,7 +269,7 @@ def test_five_hundred_hostile_environments_cost_their_own_episodes_alone():
     plan = [(name, data, kind) for name, (n, data, kind) in HOSTILE.items() for _ in range(n)]
     random.Random(0).shuffle(plan)
     asked = [Problem.of_text(f"{i} {name}", "?", "", data=data) for i, (name, data, _) in enumerate(plan)]
-    run = tiny_run(task=Chat())
+    run = few_run(task=Chat())
     driver = replace(talkative(run, TEMPLATE).driver, stop=frozenset(range(257)))  # no turn ends for want of tokens
     played = partial(played_with, driver)
     start = time.perf_counter()

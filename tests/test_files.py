@@ -19,7 +19,8 @@ from drpo.train.records import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, MODEL,
 from drpo.train.watchdog import STALLED, Watchdog
 from support.hand_run import write_run
 from support.hostile import refused, said
-from support.worlds import tiny_run
+from support.sources import parsed
+from support.worlds import few_run
 
 SOURCE = Path(files.__file__).parent
 SECRET = "what the user had there\n"
@@ -47,7 +48,7 @@ REFUSED = (*FILES, LOCK, CHECKPOINTS)
 def test_a_run_replaces_the_links_in_its_folder(run: Path, victim: Path):
     for name in REPLACED:
         (run / name).symlink_to(victim)
-    assert train(tiny_run(steps=1, eval_problems=0), run)["finished"]
+    assert train(few_run(steps=1, eval_problems=0), run)["finished"]
     assert victim.read_text() == SECRET
     assert not [name for name in REPLACED if (run / name).is_symlink()]
 
@@ -57,7 +58,7 @@ def test_a_run_does_not_begin_where_what_grows_is_a_link(run: Path, victim: Path
     target = run.parent / "nothing" if dangling else victim.parent if name == CHECKPOINTS else victim
     (run / name).symlink_to(target)
     with pytest.raises(InputError, match=f"{name} is a link"):
-        train(tiny_run(steps=1, eval_problems=0), run)
+        train(few_run(steps=1, eval_problems=0), run)
     assert victim.read_text() == SECRET and not (run.parent / "nothing").exists()
 
 
@@ -110,9 +111,9 @@ def test_a_name_in_a_picture_does_not_reach_the_terminal(tmp_path: Path, recwarn
 
 def test_a_trial_that_is_a_link_is_not_written_to(run: Path, victim: Path):
     (run / TRIALS).mkdir()
-    (run / TRIALS / tiny_run().name).symlink_to(victim.parent)
+    (run / TRIALS / few_run().name).symlink_to(victim.parent)
     with pytest.raises(InputError, match="is a link"):
-        prepare(run, [tiny_run()])
+        prepare(run, [few_run()])
     assert not (victim.parent / CONFIG).exists()
 
 
@@ -156,7 +157,7 @@ MAY_WRITE = {
 
 def test_everything_is_written_by_one_module():
     for path in sorted(SOURCE.rglob("*.py")):
-        for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
+        for call in (n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)):
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
             if name not in ("write_text", "write_bytes", "savefig", "touch", "open"):
                 continue

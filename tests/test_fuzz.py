@@ -40,14 +40,14 @@ from support.hostile import (
 )
 
 EXAMPLES = {
-    "configuration": 50,
-    "command": 30,
-    "data": 10,
-    "records": 8,
-    "conversation": 20,
-    "checkpoint": 12,
-    "model": 4,
-    "output": 15,
+    "configuration": 30,
+    "command": 20,
+    "data": 6,
+    "records": 5,
+    "conversation": 12,
+    "checkpoint": 8,
+    "model": 2,
+    "output": 10,
 }
 
 

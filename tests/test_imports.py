@@ -3,8 +3,11 @@
 import ast
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
+
+import pytest
+
+from support.sources import parsed
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "drpo"
 STUDIES = {path.stem for path in (SOURCE.parents[1] / "studies").iterdir()}
@@ -71,11 +74,6 @@ def files() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
 def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
@@ -114,21 +112,27 @@ def test_imports_point_one_way():
 
 def test_no_import_inside_a_function():
     for path in files():
-        for node in ast.walk(parsed(path)):
+        nodes = list(ast.walk(parsed(path)))
+        if not any(isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset for node in nodes):
+            continue
+        for node in nodes:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 inner = [name for name in imported(path, node) if not optional(path, name)]
                 assert not inner, f"{path}: {node.name} imports inside"
 
 
-def test_mathematics_imports_torch_and_the_standard_library_only():
+def test_mathematics_imports_itself_torch_and_the_standard_library_only():
     allowed = {"torch", "drpo", *sys.stdlib_module_names}
     mathematics = [path for path in files() if room(path) in MATHEMATICS]
     assert mathematics
     for path in mathematics:
         roots = {name.split(".")[0] for name in imported(path) if not optional(path, name)}
         assert roots <= allowed, f"{path} imports {roots - allowed}"
+        rooms = {name.split(".")[1] for name in imported(path) if name.startswith("drpo.")}
+        assert rooms <= set(MATHEMATICS), f"{path} imports {rooms - set(MATHEMATICS)}"
 
 
+@pytest.mark.slow
 def test_importing_the_objectives_loads_torch_and_nothing_else():
     missing = dict.fromkeys(module for _, module in OPTIONAL)  # None in sys.modules: no such module
     script = (

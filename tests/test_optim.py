@@ -17,7 +17,7 @@ from drpo.train.optim import OPTIMIZERS, SCHEDULES, AdamW, Constant, Linear, Muo
 from drpo.train.records import CHECKPOINTS
 from drpo.train.setup import build
 from support.runs import StopsAfter, assert_same_run
-from support.worlds import tiny_run
+from support.worlds import few_run
 
 
 class Net(nn.Module):
@@ -63,7 +63,7 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_elsewhere():
 
 
 def test_the_tiny_models_embedding_head_and_norms_are_not_muons():
-    components = build(tiny_run(optimizer=Muon(1e-3)))
+    components = build(few_run(optimizer=Muon(1e-3)))
     names = {id(p): name for name, p in components.policy.trainable().items()}
     muon, *others = ({names[id(p)] for p in group["params"]} for group in components.optimizer.param_groups)
     assert all(re.search(r"layers\.\d+\.(self_attn|mlp)\..*_proj\.weight", name) for name in muon)
@@ -72,7 +72,7 @@ def test_the_tiny_models_embedding_head_and_norms_are_not_muons():
 
 
 def test_a_run_with_muon_is_resumed_to_the_bit(tmp_path: Path):
-    run = tiny_run(steps=3, checkpoint_every=1, optimizer=Muon(1e-2), schedule=Linear(warmup=1))
+    run = few_run(steps=3, checkpoint_every=1, optimizer=Muon(1e-2), schedule=Linear(warmup=1))
     train(run, tmp_path / "whole")
     train(run, tmp_path / "cut", StopsAfter(2))
     assert stored.latest(tmp_path / "cut" / CHECKPOINTS).name == "step-000002"

@@ -19,7 +19,7 @@ from drpo.terminal import FILE_WIDTH, Sheet, Terminal, as_table
 from drpo.train.loop import train
 from drpo.train.optim import AdamW
 from drpo.train.records import ROLLOUTS, read_records
-from support.worlds import tiny_run
+from support.worlds import few_run
 
 OBJECTIVES = ("drpo(0.2)", "ppo(0.2, 0.28)", "dppo(0.15)", "spo(0.2)", "none", "gspo(0.2, 0.3)", "mask(0.1)")
 
@@ -197,7 +197,7 @@ def test_a_broken_file_names_itself(tmp_path):
 def run(tmp_path_factory) -> Path:
     """A real run that is far off-policy: two updates on each rollout, at a great learning rate."""
     folder = tmp_path_factory.mktemp("replayed") / "run"
-    train(tiny_run(steps=2, updates=2, prompts=8, optimizer=AdamW(0.02)), folder)
+    train(few_run(steps=2, updates=2, prompts=8, optimizer=AdamW(0.02)), folder)
     return folder
 
 

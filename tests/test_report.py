@@ -47,7 +47,7 @@ from support.hand_run import NASTY, RECORDS, conversation, record, write_run
 from support.large_run import word_tokenizer
 from support.pages import read_column, traces, unpacked
 from support.runs import tokens_of
-from support.worlds import sampling, tiny_run
+from support.worlds import few_run, sampling, tiny_run
 
 ALL = 10**9
 
@@ -171,7 +171,7 @@ def test_an_episode_of_several_turns_by_hand():
 def test_of_a_run_in_environments_every_reader_has_what_the_trainer_had(tmp_path, role, changes):
     """With environment tokens within the sequences, or with branches that are one sequence of the objective."""
     task = {"task": Chat(role=role), "sampling.max_new_tokens": 12, "eval_problems": 0, "steps": 1}
-    run = tiny_run(**task, **changes)
+    run = few_run(**task, **changes)
     train(run, tmp_path, components=talkative(run, TEMPLATE))
     rollouts = read_rollouts(tmp_path, run.objective.loss, ALL, run.objective.sequence)
     figures = read_records(tmp_path / METRICS)
@@ -264,10 +264,10 @@ def test_pieces_join_to_the_text_with_the_spaces_of_either_kind_of_tokenizer():
 def test_a_tokenizer_comes_from_this_machine_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("DRPO_CACHE", str(tmp_path))
     monkeypatch.setattr(loading, "smollm2", lambda: pytest.fail("would be fetched"))
-    assert find_tokenizer(tmp_path, tiny_run(model=SMOLLM2)) is None
-    assert find_tokenizer(tmp_path, tiny_run(model="nobody/has-this")) is None
+    assert find_tokenizer(tmp_path, few_run(model=SMOLLM2)) is None
+    assert find_tokenizer(tmp_path, few_run(model="nobody/has-this")) is None
     word_tokenizer().save_pretrained(tmp_path / "model")
-    assert len(find_tokenizer(tmp_path, tiny_run(model="nobody/has-this"))) > 20_000
+    assert len(find_tokenizer(tmp_path, few_run(model="nobody/has-this"))) > 20_000
 
 
 # Regions, bins, seconds
@@ -375,7 +375,7 @@ def test_the_configuration_says_what_differs_and_from_what():
     assert told["seed"] == ("3", "0", "0") and told["sampling.samples"] == ("6", "4", "8")
     assert told["reward"] == ("exact_number", "-", "-") and "objective" not in told
     assert ("objective", "drpo(0.2)", "drpo(0.2)", "drpo(12.5)") in every.rows
-    assert run_summary.configuration(tiny_run(name="mine"))[0] == "the defaults"
+    assert run_summary.configuration(few_run(name="mine"))[0] == "the defaults"
 
 
 def test_accuracy_before_and_after():
@@ -393,7 +393,7 @@ def test_accuracy_before_and_after():
 
 def panels_of(metrics, evaluations=(), **changes):
     """Title -> panel, lines, horizontal lines and figure."""
-    drawn = drawn_lines(tiny_run(**changes), metrics, evaluations)
+    drawn = drawn_lines(few_run(**changes), metrics, evaluations)
     return {panel.title: (lines, levels, curves("panel", panel, {"": lines}, levels)) for panel, lines, levels in drawn}
 
 

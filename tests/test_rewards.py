@@ -140,7 +140,7 @@ def golds(name):
 
 @pytest.mark.parametrize("name", ["aime24", "aime25", "amc23", "math500"])
 def test_math_verify_on_real_answers(name):
-    for answer in golds(name)[:100]:
+    for answer in golds(name)[:40]:
         assert math_verify(problem(answer), f"So it is\n\\boxed{{{answer}}}.") == 1.0
         assert math_verify(problem(answer), "") == 0.0
         assert math_verify(problem(answer), "\\boxed{-98765432.1}") == 0.0
@@ -150,7 +150,7 @@ def test_math_verify_on_real_answers(name):
 def test_math_verify_agrees_with_exact_number_on_numeric_answers(name):
     answers = golds(name)
     for answer in answers:
-        for other in answers[:10]:
+        for other in answers[:4]:
             text = f"\\boxed{{{other}}}"
             assert math_verify(problem(answer), text) == exact_number(problem(answer), text)
 

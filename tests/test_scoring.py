@@ -13,7 +13,7 @@ from drpo.train.loop import train
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, read_records
 from drpo.train.stored import latest
 from support import naughty_rewards
-from support.worlds import Letters, sampling, tiny_run
+from support.worlds import Letters, few_run, sampling
 
 COUNTED = {"raised": 8, "timed_out": 8, "died": 4, "not_finite": 4, "not_a_number": 8}
 """Of the misdeeds of `naughty_rewards.in_turn`, each done to a group of 4."""
@@ -41,11 +41,9 @@ def test_a_run_under_every_misdeed_ends_normally_with_each_counted(tmp_path: Pat
 
 
 def test_an_error_ends_the_run_in_one_line_and_loses_nothing(tmp_path: Path):
-    train(tiny_run(task=Letters(), eval_problems=0, steps=2), tmp_path)
-    run = tiny_run(task=Letters("raising"), reward_pool=RewardConfig(on_failure="error"), eval_problems=0, steps=4)
-    with pytest.raises(
-        InputError, match=r"failed on 16 of 16 completions, .*: RuntimeError: no verdict today; "
-    ) as said:
+    train(few_run(task=Letters(), eval_problems=0, steps=2), tmp_path)
+    run = few_run(task=Letters("raising"), reward_pool=RewardConfig(on_failure="error"), eval_problems=0, steps=4)
+    with pytest.raises(InputError, match=r"failed on 8 of 8 completions, .*: RuntimeError: no verdict today; ") as said:
         train(run, tmp_path)
     assert "\n" not in str(said.value)
     assert latest(tmp_path / CHECKPOINTS).name == "step-000002"
@@ -53,7 +51,7 @@ def test_an_error_ends_the_run_in_one_line_and_loses_nothing(tmp_path: Path):
 
 
 def test_scoring_is_written_and_read_back_and_old_runs_have_the_defaults():
-    run = tiny_run(reward_pool=RewardConfig(3, 1.5, 0.5, "zero"), sampling=sampling())
+    run = few_run(reward_pool=RewardConfig(3, 1.5, 0.5, "zero"), sampling=sampling())
     record = json.loads(json.dumps(to_json(run)))
     assert from_json(record) == run
     del record["rewards"]["pool"]

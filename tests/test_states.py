@@ -131,7 +131,9 @@ def test_a_fault_at_any_file_is_gone_on_from(whole: tuple[Path, int], faults: Fa
     ("owner", "name", "error", "again"),
     [
         (loop, "score", InputError("the reward has a wrong shape"), begin),
-        (session.RewardPool, "__enter__", RuntimeError("can't start new thread"), begin),
+        pytest.param(
+            *(session.RewardPool, "__enter__", RuntimeError("can't start new thread"), begin), marks=pytest.mark.slow
+        ),
         (session, "rollout_records", KeyboardInterrupt(), go_on),
     ],
     ids=["a reward", "set-up", "a second signal"],

@@ -27,6 +27,7 @@ from drpo.lab.statistics import (
     t_interval,
 )
 from interval_coverage import DISTRIBUTIONS, INTERVALS, coverage
+from support.grids import each_pair
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "statistics.md"
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
@@ -56,9 +57,7 @@ def assert_quantile(found: float, everything: np.ndarray, share: float, resample
     assert (everything <= found + tie).mean() >= share - error
 
 
-@pytest.mark.parametrize("statistic", [iqm, np.mean, np.median])
-@pytest.mark.parametrize("level", [0.95, 0.5])
-@pytest.mark.parametrize("name", TINY)
+@each_pair("name, level, statistic", [*TINY], [0.95, 0.5], [iqm, np.mean, np.median])
 def test_bounds_are_those_of_all_resamples(name: str, level: float, statistic):
     strata = TINY[name]
     found = stratified_interval(strata, statistic, level, resamples=20_000, seed=3)

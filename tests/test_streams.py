@@ -53,7 +53,15 @@ def smoke(folder: Path, *options: str) -> int:
         return cli.main(["train", "smoke", *few, *options])
 
 
-@pytest.mark.parametrize("error", [FULL, GONE, CLOSED, LOST], ids=["full", "gone", "closed", "terminal lost"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(FULL, id="full"),
+        pytest.param(CLOSED, id="closed"),
+        pytest.param(GONE, id="gone", marks=pytest.mark.slow),
+        pytest.param(LOST, id="terminal lost", marks=pytest.mark.slow),
+    ],
+)
 def test_training_goes_on_without_its_output(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     err = io.StringIO()
     monkeypatch.setattr(sys, "stdout", Refusing(error))
@@ -98,7 +106,9 @@ def test_an_error_that_cannot_be_told_keeps_its_status(monkeypatch: pytest.Monke
     assert before == (sys.stdout, sys.stderr)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", ["<&- >&- 2>&-", *(pytest.param(c, marks=pytest.mark.slow) for c in ("<&-", ">&-", "2>&-"))]
+)
 def test_no_file_gets_the_number_of_a_stream_that_is_closed(closed: str, tmp_path: Path):
     program = "import os; from drpo.cli.streams import fewer_warnings, telling\n"
     program += "with telling(True): print(os.open('probe', os.O_CREAT | os.O_RDWR), file=open('said', 'w'))"
@@ -176,7 +186,9 @@ def test_what_the_machine_refuses_is_one_line(
     assert len(lines) == 1 and lines[0].startswith(f"drpo: {said}")
 
 
-@pytest.mark.parametrize("removes", [True, False], ids=["removed", "read-only"])
+@pytest.mark.parametrize(
+    "removes", [pytest.param(True, id="removed"), pytest.param(False, id="read-only", marks=pytest.mark.slow)]
+)
 def test_a_folder_that_goes_away_is_one_line(
     removes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

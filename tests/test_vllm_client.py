@@ -448,7 +448,7 @@ def test_close_removes_the_weights(fake: FakeServer, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("phase", ["rollout", "update"])
+@pytest.mark.parametrize("phase", ["rollout", pytest.param("update", marks=pytest.mark.slow)])
 def test_a_server_that_dies_loses_no_finished_step(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server, "Patience", functools.partial(Patience, *vars(QUICK).values()))
     fake = FakeServer(tiny()[0])

@@ -40,7 +40,7 @@ from drpo.train.records import (
 )
 from support.hand_run import conversation
 from support.runs import put
-from support.worlds import tiny_run
+from support.worlds import few_run, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_it_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def __getattr__(self, name: str):
             return lambda *arguments: time.sleep(0.1) if name == "stepped" else None
 
-    run = threading.Thread(target=lambda: train(tiny_run(steps=5), tmp_path, Slow()))  # type: ignore[arg-type]
+    run = threading.Thread(target=lambda: train(few_run(steps=5), tmp_path, Slow()))  # type: ignore[arg-type]
     begin = threading.Timer(0.2, run.start)
     begin.start()
     assert cli.main(["watch", str(tmp_path), "--every", "0.02"]) == 0

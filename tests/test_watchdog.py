@@ -13,7 +13,7 @@ from drpo.train.records import CHECKPOINTS
 from drpo.train.stored import latest
 from drpo.train.watchdog import STALLED, STATUS, Watchdog
 from support.runs import assert_same_run
-from support.worlds import tiny_run
+from support.worlds import few_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAKS = """
@@ -24,7 +24,7 @@ from drpo.errors import EngineError
 from drpo.rollout import TransformersEngine
 from drpo.train.loop import train
 from drpo.train.watchdog import Watchdog
-from support.worlds import tiny_run
+from support.worlds import few_run
 
 how, folder, draw = sys.argv[1], Path(sys.argv[2]), TransformersEngine.generate
 
@@ -41,7 +41,7 @@ TransformersEngine.generate = generate
 """
 ENDS = """
 with Watchdog(folder, 4.0) as watchdog:
-    train(tiny_run(checkpoint_every=1), folder, watchdog)
+    train(few_run(checkpoint_every=1), folder, watchdog)
 """
 RESTARTS = """
 sys.exit(cli.main(["train", "smoke", "--out", str(folder), "--checkpoint-every", "1", *sys.argv[3:]]))
@@ -67,8 +67,8 @@ def test_a_sampler_that_hangs_ends_the_process_with_its_stacks_and_the_step_is_d
     assert "drpo: rollout, step 3: not done in 4 s" in done.stderr and "--resume" in done.stderr
     stacks = (tmp_path / "run" / STALLED).read_text()
     assert "rollout, step 3" in stacks and "in generate" in stacks
-    train(tiny_run(checkpoint_every=1), tmp_path / "run")
-    train(tiny_run(checkpoint_every=1), tmp_path / "whole")
+    train(few_run(checkpoint_every=1), tmp_path / "run")
+    train(few_run(checkpoint_every=1), tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_may_not_begin_again_says_how_to_go_on(tmp_path: Path):
 @pytest.mark.parametrize("seconds", [0.0, 600.0])
 def test_a_run_that_goes_on_is_left_alone(seconds: float, tmp_path: Path):
     with Watchdog(tmp_path, seconds) as watchdog:
-        summary = train(tiny_run(), tmp_path, watchdog)
+        summary = train(few_run(), tmp_path, watchdog)
     assert summary["finished"] and not (tmp_path / STALLED).exists()
 
 

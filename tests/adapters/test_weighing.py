@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from drpo.errors import InputError
 from drpo.spec import parse_spec
 
 EVERY = (*SPECS, "tis(2)", "sapo(1, 1.05)", "mask(0.1)", "gspo(0.2, 0.3)", "drpo(0.2, advantage_weighted=False)")
+
+FEW = settings(max_examples=settings.default.max_examples // 4)  # of each objective
 
 
 def framework_gradient(batch: Rows, advantage: Tensor, weight: Tensor) -> Tensor:
@@ -34,6 +36,7 @@ def row_weights(batch: Rows, draw: int) -> Tensor:
 
 
 @pytest.mark.parametrize("spec", EVERY)
+@FEW
 @given(seed=st.integers(0, 10**6))
 def test_reweighted_surrogate_has_the_objectives_gradient(spec: str, seed: int):
     batch = rows(seed)
@@ -45,6 +48,7 @@ def test_reweighted_surrogate_has_the_objectives_gradient(spec: str, seed: int):
 
 
 @pytest.mark.parametrize("spec", EVERY)
+@FEW
 @given(seed=st.integers(0, 10**6))
 def test_token_loss_has_the_objectives_gradient(spec: str, seed: int):
     batch = rows(seed, dtype=torch.float64)
@@ -57,7 +61,9 @@ def test_token_loss_has_the_objectives_gradient(spec: str, seed: int):
 
 
 @pytest.mark.parametrize("spec", EVERY)
-@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 7.0])
+@pytest.mark.parametrize(
+    "junk", [math.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (math.inf, -math.inf, 7.0))]
+)
 def test_what_stands_in_padding_has_no_effect(spec: str, junk: float):
     objective, clean = parse_spec(spec, objectives.REGISTRY), rows(3)
 

@@ -101,6 +101,12 @@ def sampling(**changes: Any) -> Sampling:
     return replace(smoke().rollout.sampling, **changes)
 
 
+def few_run(**changes: Any) -> Run:
+    """`tiny_run` of few and short completions, whose every step still has a gradient."""
+    few = {"prompts": 2, "sampling": sampling(max_new_tokens=4), "eval_problems": 2}
+    return tiny_run(**few | changes)
+
+
 class _WhereMoved:
     """The unregularised surrogate, until a policy comes that is no longer the sampler's: then something happens."""
 

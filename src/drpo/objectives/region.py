@@ -68,7 +68,9 @@ def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     if not has_borders(objective):
         return None
-    return _border(objective, mu, torch.zeros_like(mu)), _border(objective, mu, torch.ones_like(mu))
+    ends = torch.cat([torch.zeros_like(mu), torch.ones_like(mu)])
+    below, above = _border(objective, mu.repeat(2), ends).chunk(2)
+    return below, above
 
 
 def _border(objective: HasRegion, mu: Tensor, end: Tensor) -> Tensor:
