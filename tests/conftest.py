@@ -14,7 +14,7 @@ from support.pictures import without_pictures
 
 settings.register_profile(
     "default",
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,

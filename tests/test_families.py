@@ -23,8 +23,8 @@ from support.rollouts import transformers_engine
 from support.tiny_world import tiny
 from support.worlds import sampling, tiny_run
 
-HANDFUL = ("deepseek_v3", "gemma4_text", "phi3, longrope", "qwen3_5", "bert")
-"""Buffers that are no parameters, of two kinds; a rotary embedding with a limit; images, recurrence; one refused."""
+HANDFUL = ("deepseek_v3", "phi3, longrope", "bert")
+"""Buffers that are no parameters; a rotary embedding with a limit; one refused."""
 
 TRAINED = (
     "bamba", "falcon_h1", "gemma3", "gemma4", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "llama4", "mamba",

@@ -28,10 +28,6 @@ from support.rollouts import with_engine
 from support.runs import assert_same_run
 from support.worlds import tiny_run
 
-SCHEDULES = [(0, 1), (1, 1), (2, 1), (0, 3), (1, 2), (2, 3)]
-"""(async_steps, sync_every)."""
-
-
 def version_of(step: int, async_steps: int, sync_every: int) -> int:
     """By the definition: sampled when step - async_steps begins, with the weights of the last sync."""
     begun = max(step - async_steps, 0)
@@ -49,7 +45,14 @@ def scripted(run: Run, **changes: object) -> Components:
 
 
 @pytest.mark.parametrize(
-    ("async_steps", "sync_every", "overlap"), [*((*s, False) for s in SCHEDULES), (1, 1, True), (2, 3, True)]
+    ("async_steps", "sync_every", "overlap"),
+    [
+        (2, 1, False),
+        (1, 2, False),
+        (0, 3, False),
+        (2, 3, True),
+        *(pytest.param(*s, marks=pytest.mark.slow) for s in [(0, 1, False), (1, 1, False), (2, 3, False), (1, 1, True)]),
+    ],
 )
 def test_every_rollout_is_sampled_with_the_weights_it_should_be(
     tmp_path: Path, async_steps: int, sync_every: int, overlap: bool
@@ -91,7 +94,10 @@ class Spy:
         self.engine.close()
 
 
-@pytest.mark.parametrize(("async_steps", "sync_every"), [(1, 1), (0, 3), (2, 3)])
+@pytest.mark.parametrize(
+    ("async_steps", "sync_every"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(0, 3, marks=pytest.mark.slow), (2, 3)],
+)
 def test_an_evaluation_sees_the_newest_weights_and_leaves_the_old_ones(
     tmp_path: Path, async_steps: int, sync_every: int
 ) -> None:
@@ -124,7 +130,8 @@ class Slow:
 
 
 @pytest.mark.parametrize(
-    ("async_steps", "sync_every", "engine"), [(1, 1, "scripted"), (2, 2, "scripted"), (2, 2, "transformers")]
+    ("async_steps", "sync_every", "engine"),
+    [(1, 1, "scripted"), pytest.param(2, 2, "scripted", marks=pytest.mark.slow), (2, 2, "transformers")],
 )
 def test_in_the_background_is_the_same_run_bit_for_bit(
     tmp_path: Path, async_steps: int, sync_every: int, engine: str
@@ -177,7 +184,7 @@ def test_killed_and_resumed_is_one_run_bit_for_bit(
     objective = DPPO(0.05, divergence="topk_tv")  # reads more of a completion than others do
     run = tiny_run(
         objective=objective,
-        steps=8,
+        steps=6,
         async_steps=async_steps,
         sync_every=sync_every,
         overlap=overlap,
@@ -216,8 +223,17 @@ class Dying:
         self.engine.close()
 
 
-@pytest.mark.parametrize(("async_steps", "overlap"), [(0, False), (1, False), (1, True)])
-@pytest.mark.parametrize("where", ["generate", "load"])
+@pytest.mark.parametrize(
+    ("where", "async_steps", "overlap"),
+    [
+        ("load", 0, False),
+        ("generate", 1, False),
+        ("generate", 1, True),
+        pytest.param("generate", 0, False, marks=pytest.mark.slow),
+        pytest.param("load", 1, False, marks=pytest.mark.slow),
+        pytest.param("load", 1, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sampler_that_dies_costs_no_finished_step(
     tmp_path: Path, where: str, async_steps: int, overlap: bool
 ) -> None:

@@ -31,7 +31,10 @@ def divided(model: PreTrainedModel, rank: int) -> ShardedPolicy:
     return ShardedPolicy(model, SINGLE_PROCESS, model.device, precision=FP32, temperature=1.0, lora_rank=rank)
 
 
-@pytest.mark.parametrize("make", [lambda: tiny(STOPS)[0], mixture], ids=["tied head", "experts"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(lambda: tiny(STOPS)[0], id="tied head", marks=pytest.mark.slow), pytest.param(mixture, id="experts")],
+)
 def test_divided_adapters_train_as_whole_ones(make, process_group: None) -> None:
     batch = batched(grouped(sampled(*tiny(STOPS)), REWARDS), how())[0]
 

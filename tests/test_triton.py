@@ -1,7 +1,8 @@
 """The row kernels against a float64 truth, in triton's interpreter on the CPU, and on a CUDA GPU where there is one.
 
-The interpreter has to be asked for before triton is imported, so those tests run in a process of their own, which
-`test_in_triton_s_interpreter` starts. What the interpreter cannot see is asked of the compiler, which needs no GPU.
+The interpreter has to be asked for before triton is imported, so those tests run in a process of their own: each
+kernel, dtype and option once in a fork, and all cases in one that `test_in_triton_s_interpreter` starts, slowly. What
+the interpreter cannot see is asked of the compiler, which needs no GPU.
 
 Budgets: what one rounding to the result's dtype may do to each element, and what float32's rounding of z and of the
 normaliser may do, which the plain computation suffers too. logp and entropy are held to the rounding of their own size.
@@ -10,6 +11,7 @@ Not covered without a GPU: speed; rows beyond 2^31 elements (the compiled addres
 a maximum drops there (the interpreter's keeps it); the rounding of bfloat16 (the interpreter cuts it off).
 """
 
+import importlib
 import importlib.util
 import inspect
 import math
@@ -30,6 +32,7 @@ from drpo.objectives import DPPO, DRPO, GSPO
 from drpo.ops import Head, chunk_logits, chunked, linear_logprob, rows
 from drpo.ops import triton as kernels
 from drpo.types import TopK
+from support.forks import fork
 from support.head import fused
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -484,34 +487,67 @@ def test_without_a_gpu() -> None:
         kernels.statistics(*inputs("cpu", 3, 37), 1.0)
 
 
-def test_without_triton() -> None:
-    script = (
-        "import sys; sys.modules['triton'] = None; import torch\n"
-        "from drpo.ops import Head, chunk_logits, chunked, linear_logprob, triton\n"
-        "assert not triton.supported('cpu') and not triton.supported('cuda')\n"
-        "assert chunked._rows(torch.zeros(1, 2)).__name__ == 'drpo.ops.rows'\n"
-        "linear_logprob(torch.zeros(1, 3), Head(torch.ones(4, 3)), torch.tensor([2]))\n"
-        "triton.statistics(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith(
-        "InputError: triton: needs the package `triton`, which is not installed"
-    )
+def without_triton() -> None:
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    importlib.reload(kernels)
+    assert not kernels.supported("cpu") and not kernels.supported("cuda")
+    assert chunked._rows(torch.zeros(1, 2)) is rows
+    linear_logprob(torch.zeros(1, 3), Head(torch.ones(4, 3)), torch.tensor([2]))
+    with pytest.raises(InputError, match="^triton: needs the package `triton`, which is not installed$"):
+        kernels.statistics(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0)
+
+
+def test_without_triton(one_thread: None, tmp_path: Path) -> None:
+    status, said = fork(tmp_path / "said", without_triton).end()
+    assert status == 0, said
 
 
 # ---- the interpreter, the compiler ----
 
 
+def interpret_short_rows() -> None:
+    """Each kernel, each dtype and each option in a test of short rows, called without pytest."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in [name for name in sys.modules if re.match(r"triton(\.(?!_C)|$)", name)]:  # what is in C stays
+        del sys.modules[name]
+    importlib.reload(kernels)
+    assert kernels.supported("cpu")
+    short = ("cpu", 3, 37)
+    f32, bf16, f16 = kernels.DTYPES
+    for dtype, scale in ((f32, 1 / 0.6), (bf16, 1.0)):
+        test_statistics(*short, dtype, scale)
+        test_slope(*short, dtype, scale)
+    for dtype, out in ((f32, f32), (f32, bf16), (bf16, bf16)):
+        test_residual(*short, dtype, out, 1 / 0.6)
+    test_all_logits_equal(*short, f16)
+    test_peaks_keep_the_relative_accuracy_of_p_minus_one(*short, bf16)
+    test_a_constant_added_to_all_logits_costs_nothing(*short, 1e4, 1 / 0.6)
+    test_impossible_tokens(*short, f32)
+    test_a_nan_is_not_lost("cpu", 5, 37)
+    test_a_target_outside_the_vocabulary_is_not_read_as_another_word("cpu", 4, 37)
+    test_entropy_is_never_negative_nor_logp_positive("cpu", 9, 37)
+    test_without_a_gradient_in_the_entropy_it_is_the_residual(*short)
+    test_rows_that_lie_apart(*short, 1, f32)
+    test_no_rows("cpu", 0, 37)
+    test_arguments_that_do_not_fit_are_named(*short)
+    for operator in USED:
+        with pytest.MonkeyPatch.context() as patch:
+            test_the_head_operator_says_the_same_with_either_backend("cpu", 4, 37, operator, f32, patch)
+
+
 @needs_triton
-@pytest.mark.parametrize(
-    ("which", "shapes"),
-    [("interpreted and not slow", "x37"), pytest.param("interpreted", "", marks=pytest.mark.slow)],
-)
-def test_in_triton_s_interpreter(which: str, shapes: str) -> None:
-    """Run this file's tests marked `interpreted`, none of which may be skipped: of short rows, and slowly of all."""
+def test_short_rows_in_triton_s_interpreter(one_thread: None, tmp_path: Path) -> None:
+    status, said = fork(tmp_path / "said", interpret_short_rows).end()
+    assert status == 0, said
+
+
+@needs_triton
+@pytest.mark.slow
+def test_in_triton_s_interpreter() -> None:
+    """Run this file's tests marked `interpreted`, none of which may be skipped."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short"]
     done = subprocess.run(
-        [*command, "--maxfail=3", "-m", which, "-k", shapes, str(Path(__file__).resolve())],
+        [*command, "--maxfail=3", "-m", "interpreted", str(Path(__file__).resolve())],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -533,10 +569,10 @@ TYPES |= {"target": "*i64", "row_stride": "i32", "result_stride": "i32", "size":
     ("name", "logits", "out", "wide_products"),
     [
         ("_statistics", "bf16", "", 1),
-        ("_statistics", "fp32", "", 1),
-        ("_residual", "bf16", "bf16", 2),
         ("_residual", "fp32", "bf16", 2),
         ("_slope", "fp32", "fp32", 2),
+        pytest.param("_statistics", "fp32", "", 1, marks=pytest.mark.slow),
+        pytest.param("_residual", "bf16", "bf16", 2, marks=pytest.mark.slow),
     ],
 )
 def test_compiles_for_hopper(

@@ -36,7 +36,7 @@ def page_of(needs: object) -> str:
     return str(WHAT_FITS.page(needs))
 
 
-@pytest.mark.parametrize("way", ["8-bit, bf16", "QLoRA"])
+@pytest.mark.parametrize("way", ["QLoRA", pytest.param("8-bit, bf16", marks=pytest.mark.slow)])
 def test_a_cell_is_the_estimate(way: str) -> None:
     cell = ("Qwen2.5-0.5B", "2k", way)
     assert STATED[cell] == WHAT_FITS.needed(*cell)

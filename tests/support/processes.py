@@ -34,7 +34,7 @@ def launch(processes: int, folder: Path, kind: str, shard: str, stop: int = 0) -
 
 def assert_nearly_same_run(one: Path, several: Path) -> None:
     ours, theirs = read_records(one / METRICS), read_records(several / METRICS)
-    assert len(ours) == len(theirs) == 10
+    assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
         for mine, other in zip(a.get("updates", []), b.get("updates", []), strict=True):
             assert mine.keys() == other.keys()

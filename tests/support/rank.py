@@ -48,7 +48,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "micro_batch_tokens": 60,
         "optimizer": AdamW(2e-4),
     },
-    "tied": {"model": "tiny", "optimizer": AdamW(2e-4)},  # its head is its embedding
+    # Its head is its embedding.
+    "tied": {"model": "tiny", "optimizer": AdamW(2e-4), "steps": 4, "checkpoint_every": 2, "eval_problems": 2},
     "compact": {"prompts": 6, "updates": 2, "optimizer": AdamW8bit(2e-4)},
     "few": {"prompts": 2, "sampling": sampling(samples=2), "updates": 2, "optimizer": AdamW(2e-4)},
     "terms": {
