@@ -749,11 +749,11 @@ def test_after_a_lora_update_the_engine_samples_with_the_adapted_distribution(gr
     engine = transformers_engine(model, tokenizer)
     policy = policy_of(model, lora_rank=4)
     optimizer = AdamW(0.05, weight_decay=0.0).build(list(policy.trainable().values()), [])
-    for version in (1, 2, 3):
+    for version in (1, 2):
         update_policy(policy, optimizer, batched(groups, how())[0], DRPO(0.2), 0.05, 1.0)
         engine.load_weights(policy.state(), version=version)
     completions = engine.generate(PROBLEMS, Sampling(samples=4, max_new_tokens=12), (0,))
-    assert {c.version for c in completions} == {3}
+    assert {c.version for c in completions} == {2}
     (batch,) = batched(grouped(completions, REWARDS), how())
     _, stats = gradients(policy, batch)
     assert (ratio(stats.tokens) - 1).abs().max() < 2e-5

@@ -65,10 +65,28 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMS)
+SPELLINGS = (
+    ("JSON of a list", "JSON twice", "a list of Python"),
+    ("input and output", "LiveCodeBench", "one pair"),
+)
+"""Forms that are the same tests, of which the first is run by default."""
+OTHERS = {form for _, *others in SPELLINGS for form in others}
+
+
+def suite_of(form):
+    tests, data = FORMS[form]
+    return read_suite(Problem.of_text("7", "", "", data={"tests": tests, **data}))
+
+
+@pytest.mark.parametrize("forms", SPELLINGS, ids=lambda forms: forms[0])
+def test_other_spellings_are_the_same_tests(forms):
+    assert len({repr(suite_of(form)) for form in forms}) == len(suite_of(forms[0])) == 1
+
+
+@pytest.mark.parametrize("form", [pytest.param(f, marks=[pytest.mark.slow] * (f in OTHERS)) for f in FORMS])
 def test_every_form_is_run(form):
     tests, data = FORMS[form]
-    reads = read_suite(Problem.of_text("7", "", "", data={"tests": tests, **data})).kind == "stdin"
+    reads = suite_of(form).kind == "stdin"
     right, wrong = (
         (SUM, NO_SUM) if reads else (ADD + "class Solution:\n    def plus(self, a, b): return a + b\n", WRONG)
     )

@@ -51,7 +51,7 @@ def test_generations_come_in_the_order_of_the_requests_and_say_where_they_come_f
         assert (c.sampling, c.version, c.sequence.top_logprobs) == (SAMPLING, 0, None)
 
 
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.6, pytest.param(1.0, marks=pytest.mark.slow), 1.5])
 def test_log_probabilities_are_the_models_own(engine: Prompted, temperature: float) -> None:
     model = tiny(STOPS)[0]
     completions = engine.generate(PROBLEMS[::2], replace(SAMPLING, temperature=temperature), (0, 1))
@@ -87,7 +87,7 @@ def test_greedy_takes_the_most_probable(engine: Prompted) -> None:
 
 def test_the_first_stop_token_ends_and_is_kept(engine: Prompted) -> None:
     """Among them the tokenizer's EOS, which is its padding: what ends a completion is what was drawn."""
-    asked = [(PROBLEMS[1:3], Sampling(samples=12, max_new_tokens=n)) for n in (1, 8)]
+    asked = [(PROBLEMS[1:3], Sampling(samples=8, max_new_tokens=n)) for n in (1, 8)]
     completions = [c for problems, sampling in asked for c in engine.generate(problems, sampling, (0,))]
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     for c in completions:
@@ -121,11 +121,11 @@ def test_every_part_of_a_key_matters(engine: Prompted) -> None:
     problems = [Problem.of_text(name, "7 + 5 = ", "12") for name in ("a", "b", "11")]
     drawn = {
         (seed, *name_of(c)): c.sequence.token_ids.tolist()
-        for seed in ((0, 0), (1, 0), (0, 1), (1, 1), ("evaluation", 0))
+        for seed in ((0, 0), (1, 0), (0, 1), ("evaluation", 0))
         for c in engine.generate(problems, replace(SAMPLING, samples=4), seed)
     }
     long = [tuple(ids) for ids in drawn.values() if len(ids) > 2]  # shorter ones may be equal by chance
-    assert len(drawn) == 5 * 3 * 4 and len(long) > 40 and len(set(long)) == len(long)
+    assert len(drawn) == 4 * 3 * 4 and len(long) > 30 and len(set(long)) == len(long)
 
 
 def test_new_weights_sample_once_they_are_loaded(engine: Prompted) -> None:

@@ -159,11 +159,14 @@ def test_as_many_jobs_as_fit(monkeypatch: pytest.MonkeyPatch):
 # Trials in processes.
 
 
+FEW_STEPS = {"steps": 4, "checkpoint_every": 2, "eval_every": 2, "eval_problems": 4, "optimizer": AdamW(3e-2)}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison trained in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, optimizer=AdamW(1e-2))
+    base = tiny_run(**FEW_STEPS)
     trials = runs(base, grid("none", "drpo(0.2)", seeds=(0, 1)))
     trained_here(folder, prepare(folder, trials))
     return folder
@@ -185,7 +188,7 @@ def test_trials_of_a_seed_see_the_same_data_and_begin_at_the_same_score(whole: P
 
 
 def test_killed_and_resumed_gives_the_same_numbers(forked, whole: Path, tmp_path: Path):
-    base = tiny_run(steps=6, checkpoint_every=2, eval_every=3, optimizer=AdamW(1e-2))
+    base = tiny_run(**FEW_STEPS)
     trials = prepare(tmp_path, runs(base, grid("none", "drpo(0.2)", seeds=(0,))))
     process = comparing_elsewhere(tmp_path)
     wait_for(lambda: any(len(read_records(c / METRICS)) >= 3 for c in trials))

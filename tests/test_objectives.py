@@ -388,7 +388,7 @@ def test_spo_is_drpo_of_power_one(tokens: Tokens, radius: float) -> None:
 @each_case
 def test_extreme_ratios_stay_finite_and_exact_in_float32(case: Case) -> None:
     """Log-ratios from -40 to 40, and of 100 where mu underflows; the likelier of pi and mu at e^-0.5, e^-5, e^-30."""
-    log_ratio = [*(float(k) for k in range(-40, 41, 2)), -1.0, 1.0, 19.0, 21.0, 100.0]
+    log_ratio = [*(float(k) for k in range(-40, 41, 4)), -1.0, 1.0, 19.0, 21.0, 100.0]
     columns: list[tuple[float, float, float]] = []
     for top in (-0.5, -5.0, -30.0):
         for a in (1.5, -1.5):
@@ -617,7 +617,7 @@ def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> N
 @each_case
 def test_bfloat16_inputs_are_widened_before_any_arithmetic(case: Case) -> None:
     """The only error is the rounding of the result; arithmetic in bfloat16 would put many tokens on the wrong side."""
-    grid = -torch.logspace(-3, 1, 15)
+    grid = -torch.logspace(-3, 1, 11)
     logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(grid, grid, indexing="ij"))
     n = len(logp)
     advantage = torch.ones(n)

@@ -322,8 +322,17 @@ def seeded(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     return build().eval()
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+BY_DEFAULT = {("llama", "int8"), ("qwen2, biases", "e4m3"), ("qwen3, mixture", "int8")}
+
+
+@pytest.mark.parametrize(
+    ("build", "grid"),
+    [
+        pytest.param(build, grid, id=f"{name}-{grid}", marks=[] if (name, grid) in BY_DEFAULT else [pytest.mark.slow])
+        for name, build in MODELS.items()
+        for grid in GRIDS
+    ],
+)
 def test_the_engines_distribution_is_that_of_the_rounded_weights(
     grid: Grid, build: Callable[[], PreTrainedModel]
 ) -> None:
@@ -477,7 +486,10 @@ def test_experts_are_rounded_in_training_with_the_gradient_of_the_rounded_ones()
         torch.testing.assert_close(ours[name].grad, theirs[name].grad, rtol=1e-3, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize(
+    "build",
+    [pytest.param(build, id=name, marks=[pytest.mark.slow] * (name == "llama")) for name, build in MODELS.items()],
+)
 def test_a_policys_distribution_is_its_samplers(build: Callable[[], PreTrainedModel]) -> None:
     """With the sampler's precision the trainer is nearer to it than with full precision: by far with exact inputs."""
     for activations, share in ((None, 0.01), ("e4m3", 0.5)):

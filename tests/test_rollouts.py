@@ -28,6 +28,7 @@ from support.rollouts import with_engine
 from support.runs import assert_same_run
 from support.worlds import tiny_run
 
+
 def version_of(step: int, async_steps: int, sync_every: int) -> int:
     """By the definition: sampled when step - async_steps begins, with the weights of the last sync."""
     begun = max(step - async_steps, 0)
@@ -51,7 +52,10 @@ def scripted(run: Run, **changes: object) -> Components:
         (1, 2, False),
         (0, 3, False),
         (2, 3, True),
-        *(pytest.param(*s, marks=pytest.mark.slow) for s in [(0, 1, False), (1, 1, False), (2, 3, False), (1, 1, True)]),
+        *(
+            pytest.param(*s, marks=pytest.mark.slow)
+            for s in [(0, 1, False), (1, 1, False), (2, 3, False), (1, 1, True)]
+        ),
     ],
 )
 def test_every_rollout_is_sampled_with_the_weights_it_should_be(
@@ -137,7 +141,7 @@ def test_in_the_background_is_the_same_run_bit_for_bit(
     tmp_path: Path, async_steps: int, sync_every: int, engine: str
 ) -> None:
     for overlap in (False, True):
-        run = tiny_run(steps=6, async_steps=async_steps, sync_every=sync_every, overlap=overlap, eval_every=2)
+        run = tiny_run(steps=5, async_steps=async_steps, sync_every=sync_every, overlap=overlap, eval_every=2)
         components = build(run)
         if engine == "scripted":
             components = scripted(run)

@@ -153,7 +153,9 @@ def test_distances_are_their_definitions(seed):
     assert math.isclose(found.squared_l2, sum((p - m) ** 2 for m, p in pairs), rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("spec", ["none", "ppo(0.2, 0.28)", "spo(0.2)", "drpo(0.2)"])
+@pytest.mark.parametrize(
+    "spec", ["ppo(0.2, 0.28)", "drpo(0.2)", *(pytest.param(s, marks=pytest.mark.slow) for s in ("none", "spo(0.2)"))]
+)
 def test_a_million_draws_agree_within_their_error(spec):
     problem, logits = crowd()
     exact = estimate(parse_spec(spec, REGISTRY), problem, logits)

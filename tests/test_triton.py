@@ -493,7 +493,7 @@ def without_triton() -> None:
     assert not kernels.supported("cpu") and not kernels.supported("cuda")
     assert chunked._rows(torch.zeros(1, 2)) is rows
     linear_logprob(torch.zeros(1, 3), Head(torch.ones(4, 3)), torch.tensor([2]))
-    with pytest.raises(InputError, match="^triton: needs the package `triton`, which is not installed$"):
+    with pytest.raises(InputError, match=r"^triton: needs the package `triton`, which is not installed$"):
         kernels.statistics(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0)
 
 

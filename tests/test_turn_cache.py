@@ -116,7 +116,13 @@ def reading(engine: TransformersEngine) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma3, mixed windows", "gpt2, learned positions", "llama, one key-value head", "mixtral, experts"]
+    "family",
+    [
+        "gemma3, mixed windows",
+        "mixtral, experts",
+        pytest.param("gpt2, learned positions", marks=pytest.mark.slow),
+        pytest.param("llama, one key-value head", marks=pytest.mark.slow),
+    ],
 )
 def test_kept_rows_say_what_they_would_say_if_read_anew(family: str) -> None:
     model = made(GROUPED[family])
@@ -240,7 +246,10 @@ def test_rows_of_a_prompt_go_together() -> None:
     assert list(continued_batches(rows, 4)) == [[1, 3, 5, 0], [2, 4]]
 
 
-@pytest.mark.parametrize("family", GROUPED)
+FEW = ("qwen3", "gemma3, mixed windows", "gpt2, learned positions", "mixtral, experts")
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f not in FEW)) for f in GROUPED])
 def test_going_on_is_tried_before_it_is_used(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(GROUPED[family])
     with narrowed(model):

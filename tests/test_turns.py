@@ -341,8 +341,11 @@ def splits(episodes: list[set[int]], micros: Sequence[MicroBatch]) -> bool:
 
 @pytest.mark.parametrize(
     ("sequence", "objective"),
-    [("episode", WIDE), ("turn", WIDE), ("row", DRPO(0.2))],
-    ids=["gspo of episodes", "gspo of turns", "drpo"],
+    [
+        pytest.param("episode", WIDE, id="gspo of episodes"),
+        pytest.param("turn", WIDE, id="gspo of turns", marks=pytest.mark.slow),
+        pytest.param("row", DRPO(0.2), id="drpo"),
+    ],
 )
 def test_splitting_a_batch_changes_nothing_and_splits_no_sequence(
     world: World, sequence: str, objective: Objective
