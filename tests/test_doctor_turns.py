@@ -27,6 +27,7 @@ from support.rollouts import with_engine
 from support.worlds import tiny_run
 
 SIZE = Size(prompts=4, samples=4, new_tokens=16, answers=4, slow_too=True)
+SMALL = replace(SIZE, samples=2, slow_too=False)
 CHECKS = ["turn tokens", "turns", "environment", "group", "template", "signal"]
 
 
@@ -64,7 +65,7 @@ def test_planted_bugs_are_found_and_named(name: str, monkeypatch: pytest.MonkeyP
     *path, last = bug.target.partition(":")[2].split(".")
     owner = reduce(getattr, path, importlib.import_module(bug.module))
     monkeypatch.setattr(owner, last, bug.make(getattr(owner, last)))
-    found = findings(chat_run())
+    found = findings(chat_run(), size=SIZE if check == "group" else SMALL)
     assert found[check].verdict == "broken" and re.search(said, found[check].advice), found[check]
 
 
@@ -93,7 +94,7 @@ def test_a_model_that_ends_no_turn_is_a_note() -> None:
     run = chat_run()
     components = build(run)
     never = replace(components.driver, stop=frozenset())
-    found = findings(run, replace(components, driver=never))["turns"]
+    found = findings(run, replace(components, driver=never), SMALL)["turns"]
     assert found.verdict == "note" and "came to a second turn" in found.figure
 
 
@@ -117,10 +118,10 @@ class Shy(Chat):
 
 
 def test_environments_that_depend_on_something_else_or_fail() -> None:
-    found = findings(chat_run(task=Forgetful()))
+    found = findings(chat_run(task=Forgetful()), size=SMALL)
     assert found["environment"].verdict == found["group"].verdict == "broken"
     assert "its replies depend on more" in found["environment"].advice
-    found = findings(chat_run(task=Shy()))
+    found = findings(chat_run(task=Shy()), size=SMALL)
     assert found["environment"].verdict == "broken" and "not today" in found["environment"].advice
 
 
@@ -144,7 +145,7 @@ REFUSES = TEMPLATE.replace("<{{ m.role }}>", "{{ raise_exception('no tools') if 
 )
 def test_templates(template: str, role: str, verdict: str, said: str) -> None:
     run = chat_run(task=Chat(role=role))
-    found = findings(run, talkative(run, template))["template"]
+    found = findings(run, talkative(run, template), SMALL)["template"]
     assert found.verdict == verdict and said in found.advice, found
     assert (found.values["branches"] > 0) == (said == "rendered anew for a further turn")
 
@@ -172,5 +173,5 @@ def test_tools_are_called_in_the_script() -> None:
     run = configure(chat_run(task=Addition()), environment=tools)
     components = talkative(run)
     here = replace(components.driver, environments=LocalEnvironments(tools))  # starting a process takes seconds
-    found = findings(run, replace(components, driver=here), replace(SIZE, slow_too=False))
+    found = findings(run, replace(components, driver=here), SMALL)
     assert found["environment"].verdict == "ok" and found["group"].values["pairs"] == 2

@@ -3,10 +3,9 @@
 import ast
 import re
 import shlex
-import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -205,25 +204,31 @@ LIBRARIES = {"textarena(": "textarena", "gem(": "gem", "skyrl_gym(": "skyrl_gym"
 """Tasks of optional libraries -> the library."""
 
 
-SHORT = ("train", "smoke", "--steps", "2")
+LITTLE = ("--steps", "2", "--eval-problems", "4", "--reward-pool.processes", "1", "--no-doctor")
+OF_A_RUN = re.compile(r"\bruns/[\w-]+")
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str], Path], None]:
-    """Puts the run of a command into a folder; each is trained once, where the file's first test of it asks."""
-    made: dict[tuple[str, ...], Path] = {}
+def chains() -> dict[str, list[str]]:
+    """Commands that follow each other in one folder: those that name the same run, the one that makes it first.
 
-    def put(command: Sequence[str], folder: Path) -> None:
-        if tuple(command) not in made:
-            made[tuple(command)] = tmp_path_factory.mktemp("kept") / "run"
-            with without_pictures():
-                assert cli.main([*command, "--no-doctor", "--out", str(made[tuple(command)])]) == 0
-        shutil.copytree(made[tuple(command)], folder)
+    Of commands on runs that differ in the run's name alone there is one; every other command is by itself.
+    """
+    found: dict[str, list[str]] = {}
+    shapes = set()
+    for line in sorted(drpo_arguments(), key=lambda line: (not line.startswith("train smoke"), line)):
+        runs = OF_A_RUN.findall(line)
+        shape = OF_A_RUN.sub("runs/...", line), own_module(shlex.split(line))
+        if line.startswith("train --resume") and shape in shapes:
+            continue
+        shapes.add(shape)
+        found.setdefault(runs[0] if runs and not line.startswith("compare") else line, []).append(line)
+    return found
 
-    return put
+
+CHAINS = chains()
 
 
-def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], Path], None]) -> None:
+def make_what_it_reads(arguments: Sequence[str]) -> None:
     """Put files and folders that a command names where it will look for them."""
     rows = [f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)]
     Path("problems.jsonl").write_text("".join(rows))
@@ -240,41 +245,47 @@ def make_what_it_reads(arguments: Sequence[str], put: Callable[[Sequence[str], P
     makes = arguments[0] in ("train", "compare") and "--resume" not in arguments
     reads = arguments[2].partition("/checkpoints")[:1] if arguments[1:2] == ["--from"] else () if makes else arguments
     for folder in (word for word in reads if word.startswith("runs/") and not Path(word).exists()):
-        made = [c.rest for c in of("drpo") if c.rest[0] == "train" and f"{module}:" in str(c) and folder in c.rest]
-        put([w for w in made[0] if w not in ("--out", folder)] if made else SHORT, Path(folder))
+        with without_pictures():
+            assert cli.main(["train", "smoke", *LITTLE, "--out", folder]) == 0
 
 
-@pytest.mark.parametrize("line", drpo_arguments())
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_drpo_commands(
-    line: str,
-    kept: Callable[[Sequence[str], Path], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    chain: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Cheap ones run; those that train the demo's model for minutes are read as far as the finished configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for module in OWN:
         monkeypatch.delitem(sys.modules, module, raising=False)
-    asked, *rest = shlex.split(line)
+    for line in chain:
+        asked, *rest = shlex.split(line)
+        make_what_it_reads([asked, *rest])
+        with monkeypatch.context() as patch:
+            read_or_run(line, asked, rest, patch, capsys)
+
+
+def read_or_run(
+    line: str, asked: str, rest: list[str], patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command as `test_drpo_commands` treats it."""
     others = {"train": TrainOptions, "doctor": DoctorOptions}
-    make_what_it_reads([asked, *rest], kept)
     if any(word.startswith(task) and find_spec(LIBRARIES[task]) is None for task in LIBRARIES for word in rest):
         with pytest.raises(InputError, match="run pip install"):
             overridden(find(rest[0]), rest[1:], "drpo", others[asked])
         return
     if asked == "init":
         Path("recipe.py").unlink()
-        monkeypatch.setattr("drpo.cli.init.fitted", lambda run, given: run)  # which samples a hundred answers
+        patch.setattr("drpo.cli.init.fitted", lambda run, given: run)  # which samples a hundred answers
         assert cli.main([asked, *rest, "--model", "tiny", "--no-doctor"]) == 0
         return
     if asked == "train" and rest[0] == "--data":
-        monkeypatch.setattr("drpo.cli.own_data.measured_changes", lambda run, given: {})  # which loads the demo's model
+        patch.setattr("drpo.cli.own_data.measured_changes", lambda run, given: {})  # which loads the demo's model
         run, _ = own_run(rest, "drpo")
         assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
-    if asked in others and rest[0] not in ("--resume", "--from", "smoke") and "--help" not in rest:
+    trains = asked == "train" and rest[0] == "smoke"
+    if asked in others and rest[0] not in ("--resume", "--from") and "--help" not in rest and not trains:
         run, _ = overridden(find(rest[0]), rest[1:], "drpo", others[asked])
         assert run.data.task.sample(2, 0, 0) and run.data.task.held_out(2)
         return
@@ -286,14 +297,14 @@ def test_drpo_commands(
         assert parse(ServeOptions, rest[1:], "drpo").port
         return
     if asked == "train" and rest[0] in ("--resume", "--from"):
-        # The doctor examined the run when it was made, as `train smoke` shows.
-        monkeypatch.setattr("drpo.cli.train._sound", lambda *given: True)
-    with nullcontext() if "mine:" in line else without_pictures():  # one's own objective is drawn as well
+        patch.setattr("drpo.cli.train._sound", lambda *given: True)
+    words = [asked, "smoke", *LITTLE, *rest[1:]] if trains else [asked, *rest]
+    with nullcontext() if trains and "mine:" in line else without_pictures():  # one's own objective is drawn as well
         try:
-            status = cli.main([asked, *rest])
+            status = cli.main(words)
         except SystemExit as end:
             status = end.code
-    assert not status, capsys.readouterr().err
+    assert not status, (line, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("asked", of("make"), ids=str)

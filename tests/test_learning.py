@@ -45,7 +45,7 @@ class Notes(NullCallback):
 
 def test_a_run_of_equal_rewards_says_that_nothing_was_learnt(tmp_path: Path) -> None:
     notes = Notes()
-    summary = train(tiny_run(steps=5, task=Letters("never")), tmp_path, notes)
+    summary = train(tiny_run(steps=5, task=Letters("never"), eval_problems=2), tmp_path, notes, keep_model=False)
     assert summary["zero_grad_steps"] == 5 and summary["zero_grad_updates"] == summary["updates"] == 10
     assert summary["frac_reward_zero_std"] == 1 and summary["trained_tokens"] == 0 and learnt_nothing(summary)
     lately_said, end = [line for line in notes.said if "trained on nothing" in line or "learnt" in line]
@@ -104,7 +104,7 @@ def test_the_causes_that_are_named_fit_what_was_seen() -> None:
 @pytest.mark.parametrize("term", [{"entropy_bonus": 0.1}, {"reference_kl": 0.1}, {"kl_in_reward": 0.1}])
 def test_a_gradient_that_no_reward_made_is_no_learning(tmp_path: Path, term: dict[str, Any]) -> None:
     notes = Notes()
-    summary = train(tiny_run(steps=5, reward=by_problem, eval_problems=0, **term), tmp_path, notes)
+    summary = train(tiny_run(steps=5, reward=by_problem, eval_problems=0, **term), tmp_path, notes, keep_model=False)
     assert summary["zero_grad_steps"] < 5 == summary["no_signal_steps"] and learnt_nothing(summary)
     assert summary["warning"].startswith("nothing was learnt from rewards in 5 of 5 steps")
     shown = dict(run_summary(load_run(tmp_path), {}, read_records(tmp_path / METRICS)))

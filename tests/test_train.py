@@ -63,7 +63,7 @@ def four_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns(tmp_path: Path):
     run = tiny_run(steps=14, prompts=8, sampling=sampling(samples=8), optimizer=AdamW(2e-2), eval_problems=32)
-    summary = train(run, tmp_path)
+    summary = train(run, tmp_path, keep_model=False)
     before, after = summary["evaluation_before"], summary["evaluation_after"]
     assert after["low"] > before["high"], (before, after)
 
@@ -92,14 +92,14 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path):
 
 @pytest.mark.parametrize(("lora_rank", "base"), [(0, "fp32"), (2, "fp32"), (2, "nf4")])
 def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int, base: str):
-    run = tiny_run(lora_rank=lora_rank, optimizer=AdamW(1e-2), base_precision=base)
+    run = tiny_run(lora_rank=lora_rank, optimizer=AdamW(1e-2), base_precision=base, steps=2, eval_problems=0)
     components = build(run)
     train(run, tmp_path, components=components)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / MODEL)
     ids = torch.arange(1, 12)[None]
     with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, components.policy.model(ids).logits, rtol=0, atol=1e-5)
-        assert not torch.allclose(loaded(ids).logits, loading.tiny()[0](ids).logits, atol=1e-3)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / MODEL)(ids).logits
+        torch.testing.assert_close(loaded, components.policy.model(ids).logits, rtol=0, atol=1e-5)
+        assert not torch.allclose(loaded, loading.tiny()[0](ids).logits, atol=1e-3)
     assert AutoTokenizer.from_pretrained(tmp_path / MODEL).decode(ids[0]) == components.tokenizer.decode(ids[0])
 
 
@@ -108,8 +108,8 @@ def test_the_exported_model_is_the_trained_policy(tmp_path: Path, lora_rank: int
 )
 def test_rollouts_say_what_each_update_saw(tmp_path: Path, objective):
     """The metrics of every update follow from the records of its completions."""
-    run = tiny_run(objective=objective, steps=2, updates=2, micro_batch_tokens=64)
-    train(run, tmp_path)
+    run = tiny_run(objective=objective, steps=2, updates=2, micro_batch_tokens=64, eval_problems=0)
+    train(run, tmp_path, keep_model=False)
     records = read_records(tmp_path / ROLLOUTS)
     updates = [(m["step"], i, u) for m in read_records(tmp_path / METRICS) for i, u in enumerate(m["updates"])]
     assert sum(u["trained_tokens"] > 0 for _, _, u in updates) >= 2
@@ -143,7 +143,7 @@ def test_killed_before_its_first_checkpoint_it_is_one_run_too(tmp_path: Path):
             if name == "update":
                 raise KeyboardInterrupt
 
-    run = tiny_run(steps=2)
+    run = tiny_run(steps=2, eval_problems=2)
     with pytest.raises(KeyboardInterrupt):
         train(run, tmp_path / "killed", Interrupted())
     train(run, tmp_path / "killed")
@@ -177,18 +177,18 @@ def test_a_run_that_dies_in_its_first_step_is_evaluated_once(tmp_path: Path):
 
 
 def test_a_line_cut_short_by_a_crash_is_forgotten(four_steps: Path, tmp_path: Path):
-    train(configure(tiny_run(), steps=2), tmp_path / "part")
+    train(tiny_run(steps=2), tmp_path / "part", keep_model=False)
     with (tmp_path / "part" / METRICS).open("a") as out:
         out.write('{"step": 3, "reward_me')
     with (tmp_path / "part" / ROLLOUTS).open("a") as out:
         out.write('{"step": 3, "text": "written after the checkpoint"}\n')
-    train(tiny_run(), tmp_path / "part")
+    train(tiny_run(), tmp_path / "part", keep_model=False)
     for name in (METRICS, ROLLOUTS):
         assert (four_steps / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path):
-    train(tiny_run(steps=2), tmp_path)
+    train(tiny_run(steps=2, eval_problems=0), tmp_path)
     folder = tmp_path / CHECKPOINTS
     (folder / ".step-000003.writing").mkdir()
     (folder / ".step-000003.writing" / stored.WEIGHTS).write_bytes(b"half")
@@ -222,11 +222,19 @@ def three_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(
-    damage: str, three_steps: Path, four_steps: Path, tmp_path: Path
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(damage: str, three_steps: Path, tmp_path: Path):
+    folder, said = tmp_path / CHECKPOINTS, []
+    shutil.copytree(three_steps / CHECKPOINTS, folder)
+    DAMAGE[damage](folder / "step-000003")
+    assert checkpoint.newest_sound(folder, said.append) == folder / "step-000002"
+    assert len(said) == 1 and "step-000003" in said[0] and "going on from the one before" in said[0]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
+    three_steps: Path, four_steps: Path, tmp_path: Path
 ):
     shutil.copytree(three_steps, tmp_path / "part")
-    DAMAGE[damage](tmp_path / "part" / CHECKPOINTS / "step-000003")
+    flip(tmp_path / "part" / CHECKPOINTS / "step-000003" / stored.WEIGHTS)
     watch = StopsAfter(99)
     train(tiny_run(checkpoint_every=1, keep_checkpoints=3), tmp_path / "part", watch)
     assert "step-000003" in watch.said and "going on from the one before" in watch.said
@@ -257,11 +265,11 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
 
     monkeypatch.setattr("drpo.train.tensor_files.save_file", save_file)
     folder = tmp_path / "part"
-    options = ["--steps", "4", "--checkpoint-every", "2", "--eval-problems", "2", "--no-doctor", "--out", str(folder)]
+    options = ["--steps", "2", "--checkpoint-every", "1", "--eval-problems", "2", "--no-doctor", "--out", str(folder)]
     assert cli.main(["train", "smoke", *options]) == 1
     err = capsys.readouterr().err
     assert "optimizer.safetensors: no space left on the disk; make room, then resume" in err
-    assert [p.name for p in (folder / CHECKPOINTS).iterdir()] == ["step-000002"]
+    assert [p.name for p in (folder / CHECKPOINTS).iterdir()] == ["step-000001"]
     monkeypatch.undo()
     assert cli.main(["train", "--resume", str(folder), "--no-doctor"]) == 0
     assert cli.main(["train", "smoke", *options[:-1], str(tmp_path / "whole")]) == 0
@@ -276,7 +284,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint(four_steps: Path, tmp_path: Path, number: signal.Signals):
     class Interrupt(NullCallback):
         said = ""
@@ -300,7 +308,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(four_steps: Path, tmp_path: Pat
 
 def test_signals_are_left_alone_outside_the_main_thread(tmp_path: Path):
     results: list[dict] = []
-    thread = threading.Thread(target=lambda: results.append(train(tiny_run(steps=1), tmp_path)))
+    thread = threading.Thread(target=lambda: results.append(train(tiny_run(steps=1, eval_problems=0), tmp_path)))
     thread.start()
     thread.join()
     assert results[0]["finished"]
@@ -373,7 +381,7 @@ def test_a_radius_out_of_reach_is_said_when_the_run_starts(tmp_path: Path, objec
             self.said += text
 
     watch = Listen()
-    train(tiny_run(objective=objective, steps=1, eval_problems=0), tmp_path, watch)
+    train(tiny_run(objective=objective, steps=1, eval_problems=0), tmp_path, watch, keep_model=False)
     assert ("no token can shift by 1 or more" in watch.said) == warned
 
 
@@ -406,7 +414,7 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
 
     monkeypatch.setattr("drpo.train.loop.update_policy", breaks)
     watch = StopsAfter(99)
-    run = tiny_run(prompts=8, keep_checkpoints=9)
+    run = tiny_run(prompts=8, keep_checkpoints=9, eval_problems=0)
     summary = train(run, tmp_path, watch)
     metrics = read_records(tmp_path / METRICS)
     assert summary["finished"] and [m.get("skipped_updates", 0) for m in metrics] == [0, 1, 0, 0]
@@ -418,8 +426,7 @@ def test_a_broken_update_is_skipped_counted_and_kept_for_inspection(tmp_path: Pa
 
 @pytest.mark.parametrize("terms", [{"reference_kl": 0.1}, {"entropy_bonus": 0.01}, {"kl_in_reward": 0.1}])
 def test_additive_terms_train_every_completion(tmp_path: Path, terms: dict[str, float]):
-    run = tiny_run(steps=2, **terms)
-    train(run, tmp_path)
+    train(tiny_run(steps=1, eval_problems=0, **terms), tmp_path, keep_model=False)
     for metrics in read_records(tmp_path / METRICS):
         assert metrics["trained_tokens"] == metrics["sampled_tokens"]
         assert ("reward_parts/reference_kl" in metrics) == ("kl_in_reward" in terms)
@@ -482,12 +489,12 @@ def test_an_unknown_field_is_named():
 
 
 def test_zero_held_out_problems_skip_evaluation(tmp_path: Path):
-    summary = train(tiny_run(eval_problems=0, steps=1), tmp_path)
+    summary = train(tiny_run(eval_problems=0, steps=1), tmp_path, keep_model=False)
     assert summary["evaluation_before"] is None and summary["evaluation_after"] is None
 
 
 def test_no_more_updates_than_configured_and_each_sees_its_share(tmp_path: Path):
-    train(tiny_run(prompts=5, updates=3, steps=1), tmp_path)
+    train(tiny_run(prompts=5, updates=3, steps=1, eval_problems=0), tmp_path, keep_model=False)
     (metrics,) = read_records(tmp_path / METRICS)
     assert len(metrics["updates"]) == 3
     assert sum(u["trained_tokens"] for u in metrics["updates"]) == metrics["trained_tokens"]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import field, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
@@ -127,6 +128,7 @@ def recipe_run(
     return run, options
 
 
+@cache
 def helps(kind: type) -> Mapping[str, str]:
     """Return the Args of a docstring: name -> text."""
     arguments = read_docstring(kind.__doc__ or "").params
