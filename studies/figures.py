@@ -35,6 +35,12 @@ def read(name: str) -> Comparison:
     return replace(load_results(RESULTS / f"{name}.json"), name=name)
 
 
+@cache
+def results(name: str) -> list[Condition]:
+    """Return the conditions of one of them; their intervals take a second."""
+    return conditions(read(name))
+
+
 def percent(interval: Interval) -> str:
     """Format a mean accuracy with its bounds, clipped to [0, 1]."""
     low, high = max(0.0, interval.low), min(1.0, interval.high)
@@ -135,14 +141,14 @@ def region(comparison: Comparison) -> str:
     return markdown(head, rows)
 
 
-def stability_table(comparison: Comparison) -> str:
+def stability_table(name: str) -> str:
     """Final scores of each objective, per task, updates per rollout and learning rate."""
-    results = conditions(comparison)
+    comparison, found = read(name), results(name)
     fields = comparison.regime_fields
-    rates = sorted({c.learning_rate for c in results})
+    rates = sorted({c.learning_rate for c in found})
     rows = []
-    for task, updates in dict.fromkeys(_where(c, fields) for c in results):
-        here = [c for c in results if _where(c, fields) == (task, updates)]
+    for task, updates in dict.fromkeys(_where(c, fields) for c in found):
+        here = [c for c in found if _where(c, fields) == (task, updates)]
         for objective in comparison.objectives:
             mine = [[c for c in here if (c.objective, c.learning_rate) == (objective, rate)] for rate in rates]
             rows.append([task, str(updates), f"`{objective}`", *map(_mean_end, mine)])
@@ -161,10 +167,9 @@ def _mean_end(of_cell: Sequence[Condition]) -> str:
 @cache
 def _pooled_ends(name: str) -> dict[tuple[int, float], dict[str, Interval]]:
     """(updates, learning rate) -> objective -> mean final score; the strata are the tasks and samplers."""
-    comparison = read(name)
-    fields = comparison.regime_fields
+    fields = read(name).regime_fields
     parts: dict[tuple[int, float], dict[str, list[list[float]]]] = {}
-    for c in conditions(comparison):
+    for c in results(name):
         here = parts.setdefault((_where(c, fields)[1], c.learning_rate), {})
         here.setdefault(c.objective, []).append(list(c.final.values()))
     return {where: {o: t_interval(strata) for o, strata in of.items()} for where, of in sorted(parts.items())}
@@ -245,7 +250,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "ablations": lambda: ends(read("ablations")),
     "region": lambda: region(read("addition")),
     "pooled": lambda: pooled({name: read(name) for name in ("addition", "chain_sum")}),
-    "stability": lambda: stability_table(read("stability")),
+    "stability": lambda: stability_table("stability"),
     "stability pooled": lambda: stability_pooled("stability"),
     "stability claims": lambda: stability_claims("stability"),
     "radii": lambda: radii(read("stability"), read("radii")),

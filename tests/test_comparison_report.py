@@ -54,7 +54,7 @@ def ragged(seed: int) -> Comparison:
     )
 
 
-RAGGED = pytest.mark.parametrize("made", [ragged(n) for n in (1, 2, 3)])
+RAGGED = pytest.mark.parametrize("made", [ragged(2), ragged(3), pytest.param(ragged(1), marks=pytest.mark.slow)])
 
 
 def triple(interval) -> tuple[float, float, float]:
@@ -236,7 +236,7 @@ def test_a_trials_own_page_is_linked_from_wherever_the_report_is(tmp_path):
     for name in names[:2]:
         (tmp_path / "x" / TRIALS / name).mkdir(parents=True)
     (tmp_path / "x" / TRIALS / names[0] / REPORT).touch()
-    for out, link in ((None, ""), (tmp_path / "y.html", "x/"), (tmp_path / "z z" / "y.html", "../x/")):
+    for out, link in ((None, ""), (tmp_path / "z z" / "y.html", "../x/")):
         (out or tmp_path).parent.mkdir(exist_ok=True)
         page = write_comparison_report(tmp_path / "x", made, out).read_text()
         assert re.findall(r'<a href="([^#"]*)">open', page) == [f"{link}trials/{names[0]}/report.html"]

@@ -105,13 +105,13 @@ def test_the_newest_model_of_a_run_is_found(layout: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("shape", "placements"),
     [
-        ((1,), (Shard(0),)),
-        ((2,), (Shard(0),)),
+        pytest.param((1,), (Shard(0),), marks=pytest.mark.slow),
+        pytest.param((2,), (Shard(0),), marks=pytest.mark.slow),
         ((3,), (Shard(0),)),  # 257 rows of the embedding do not divide
         ((2,), (Shard(1),)),
         ((2, 2), (Replicate(), Shard(0))),
         ((2, 2), (Shard(0), Shard(1))),
-        ((2, 3), (Shard(0), Shard(0))),
+        pytest.param((2, 3), (Shard(0), Shard(0)), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -222,7 +222,7 @@ def test_a_run_is_exported_as_it_stood_at_a_checkpoint_and_at_its_end(run: Path,
     there = stored.steps(run / "checkpoints")
     assert sorted(there) == [1, 2, 3]
     logits = {}
-    for step in (0, 1, 2):
+    for step in (0, 1):
         out = tmp_path / str(step)
         assert cli.main(["export", str(run), str(out), "--step", str(step)]) == 0
         model = AutoModelForCausalLM.from_pretrained(out)
@@ -230,7 +230,7 @@ def test_a_run_is_exported_as_it_stood_at_a_checkpoint_and_at_its_end(run: Path,
         logits[step] = model(input_ids=torch.tensor([[3, 4, 5]])).logits
     end = AutoModelForCausalLM.from_pretrained(run / "model")(input_ids=torch.tensor([[3, 4, 5]])).logits
     assert torch.equal(logits[0], end)
-    assert len({round(value.sum().item(), 6) for value in logits.values()}) == 3
+    assert len({round(value.sum().item(), 6) for value in logits.values()}) == 2
 
 
 def test_the_last_checkpoint_exports_what_the_run_exported(run: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from drpo.errors import InputError
 from drpo.objectives import DPPO, DRPO, GSPO, Objective, Tokens, topk_tv, total
 from drpo.ops import Head, SampledTokens, chunk_logits, linear_divergence, linear_logprob, linear_policy_loss
 from drpo.types import TopK
+from support.grids import each_pair
 
 T, V, H, K = 23, 37, 8, 4
 PARTS = [
@@ -78,8 +79,7 @@ def test_log_probabilities_and_entropy(bias: bool, scale: float, cap: float | No
 OBJECTIVES = {"drpo": DRPO(0.2), "gspo": GSPO(0.2, 0.28), "topk": DPPO(0.05, divergence="topk_tv")}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-@pytest.mark.parametrize(("bias", "scale", "cap"), PARTS, ids=NAMES)
+@each_pair("bias, scale, cap, objective", (False, True), (1.0, 0.3), (None, 4.0), [*OBJECTIVES.values()])
 def test_the_fused_loss(bias: bool, scale: float, cap: float | None, objective: Objective) -> None:
     inputs = leaves(bias)
     distribution = plain_distribution(*inputs, scale, cap, 0.7)

@@ -30,7 +30,7 @@ from drpo.train.loop import train
 from drpo.train.records import METRICS, ROLLOUTS, read_records
 from drpo.train.setup import build
 from drpo.types import Episode, Generation, Problem, RewardResult, Sampling, ScoredGroup, Tokens, TokenSequence
-from support.worlds import tiny_run
+from support.worlds import few_run, tiny_run
 
 # ------------------------------------------------------------------------------------------ a rollout, in plain numbers
 
@@ -470,7 +470,7 @@ def metrics_of(folder: Path, run: Run) -> Sequence[dict]:
 
 @pytest.mark.parametrize("name", ["dapo", "mask"])
 def test_a_run_counts_what_length_cost(tmp_path: Path, name: str) -> None:
-    base = tiny_run(steps=2, eval_problems=0)
+    base = few_run(steps=1, eval_problems=0)
     run = configure(base, overlong=mask) if name == "mask" else configure(base, **method_changes(base, name, {}, ()))
     metrics, records = metrics_of(tmp_path, run), read_records(tmp_path / ROLLOUTS)
     cut = [sum(r["finish_reason"] == "length" for r in records if r["step"] == m["step"]) for m in metrics]

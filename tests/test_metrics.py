@@ -515,8 +515,8 @@ def test_where_all_answers_are_alike_more_samples_of_a_problem_prove_no_more(sco
 def test_the_interval_of_a_paired_difference_holds_it(k: int) -> None:
     """With random numbers of their own; shared ones only make the two evaluations more alike."""
     generator = np.random.default_rng(1)
-    for n in (30, 200):
-        before = generator.beta(0.5, 0.5, (4000, n))
+    for n in (30, 100):
+        before = generator.beta(0.5, 0.5, (3000, n))
         after = before + 0.3 * (1 - before)
         difference = generator.binomial(k, after) / k - generator.binomial(k, before) / k
         share, error = share_that_holds(difference_interval(difference, k), 0.15)

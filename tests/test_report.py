@@ -324,7 +324,7 @@ def test_the_scatter_is_a_fixed_choice_of_trained_tokens(tmp_path, monkeypatch):
     rising = [(0.1, 0.5, -1.0), (0.125, 0.125, 1.0), (0.4, 0.5, 0.5), (0.5, 0.45, 1.25), (0.9, 0.9, 1.0)]
     assert drawn(0) == {"A > 0": rising, "A < 0": [(0.25, 0.75, 3.5), (0.4, 0.3, 0.5), (0.5, 0.49, 0.95)]}
     monkeypatch.setattr(distribution, "N_SCATTERED", 3)
-    some = [drawn(seed) for seed in (0, 0, 1, 2, 3)]
+    some = [drawn(seed) for seed in (0, 0, 1, 2)]
     assert some[0] == some[1] and any(s != some[0] for s in some[2:])
     assert all(sum(map(len, s.values())) == 3 for s in some)
 
@@ -451,7 +451,7 @@ def test_a_radius_is_drawn_where_a_token_can_reach_it():
 
 
 @given(st.lists(st.none() | st.floats(-9, 9), min_size=MOST_POINTS + 1, max_size=3 * MOST_POINTS))
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_a_long_curve_keeps_its_extremes_and_its_gaps(y):
     assume(any(value is not None for value in y))
     kept = thinned(y)

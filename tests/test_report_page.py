@@ -28,6 +28,14 @@ def page_of(folder: Path) -> str:
     return run_page.write_report(folder, load_run(folder)).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the run that is written by hand."""
+    folder = tmp_path_factory.mktemp("by-hand")
+    write_run(folder)
+    return page_of(folder)
+
+
 def test_no_text_of_a_record_stands_in_the_page_as_it_is(tmp_path):
     write_run(tmp_path, [record(NASTY, 0.5, prompt=NASTY, answer=NASTY, reward=None, failure=NASTY)])
     write_lines(tmp_path / "timing.jsonl", [{"step": 1, NASTY: 2.0}])
@@ -44,9 +52,7 @@ def test_half_a_surrogate_pair_in_a_name_costs_no_report(tmp_path):
     assert "<title>half: ?</title>" in page.read_text(encoding="utf-8")
 
 
-def test_the_page_lets_run_its_own_scripts_and_asks_for_nothing(tmp_path):
-    write_run(tmp_path)
-    page = page_of(tmp_path)
+def test_the_page_lets_run_its_own_scripts_and_asks_for_nothing(page):
     (policy,) = map(unescape, re.findall(r'Content-Security-Policy" content="([^"]*)"', page))
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy and "script-src 'unsafe" not in policy and "http" not in policy
@@ -84,9 +90,7 @@ def test_a_run_that_lacks_something_has_a_page_still(tmp_path, missing):
     assert ("histogram" in drawn) == ("rollouts.jsonl" not in missing)
 
 
-def test_figures_and_tables_are_the_runs(tmp_path):
-    write_run(tmp_path)
-    page = page_of(tmp_path)
+def test_figures_and_tables_are_the_runs(page):
     drawn = figures(page)
     reward = drawn["panel-0"]["data"][0]
     assert (reward["x"], reward["y"]) == ([1, 2, 3], [0.25, 0.5, 0.75])
@@ -100,7 +104,7 @@ def test_figures_and_tables_are_the_runs(tmp_path):
 def test_a_run_of_thousands_of_steps_has_a_page_of_bounded_size(tmp_path):
     run = write_run(tmp_path, RECORDS[:2])
     keys = [key for panel in PANELS[:4] for key in panel.lines]
-    steps = range(1, 3001)
+    steps = range(1, 1601)
     rows = [{"step": s, "sampled_tokens": 9, **{k: (s * 7919 % 1000) / 999 for k in keys}} for s in steps]
     write_lines(tmp_path / "metrics.jsonl", rows)
     write_lines(tmp_path / "timing.jsonl", [{"step": s, "update": 1.0, "rollout": 2.0} for s in steps])
@@ -141,6 +145,7 @@ def test_open_shows_the_file(tmp_path, monkeypatch):
     write_run(tmp_path)
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("drpo.cli.report.write_report", lambda folder, run, out: folder / "report.html")
     assert cli.main(["report", str(tmp_path)]) == 0 and opened == []
     assert cli.main(["report", str(tmp_path), "--open"]) == 0
     assert opened == [(tmp_path / "report.html").as_uri()]

@@ -157,7 +157,7 @@ def test_gym_asks_as_the_library_does():
 
 
 def test_gym_seeds_are_different_streams():
-    first, second = (ReasoningGym("countdown", seed=seed) for seed in (0, 1))
+    first, second = (ReasoningGym("basic_arithmetic", seed=seed) for seed in (0, 1))
     assert set(prompts(first.sample(5, 0, 0))).isdisjoint(prompts(second.sample(5, 0, 0)))
     assert set(prompts(first.held_out(5))).isdisjoint(prompts(second.held_out(5)))
 

@@ -20,6 +20,7 @@ from drpo.train.records import read_records
 from drpo.types import Problem
 from support.base_model import END, TEMPLATE, base_model
 from support.hostile import refused
+from support.pictures import without_pictures
 
 ASKED = Problem.of_text("7", "1 + 1?", "2")
 REPLY = [{"role": "user", "content": "higher"}]
@@ -179,6 +180,8 @@ def test_the_papers_recipe_starts_on_a_base_model_and_its_folder_is_complete(tmp
     options += [
         "--sampling.max-new-tokens",
         "48",
+        "--sampling.samples",
+        "4",
         "--eval-task",
         "addition(1, 9)",
         "--eval-problems",
@@ -187,7 +190,8 @@ def test_the_papers_recipe_starts_on_a_base_model_and_its_folder_is_complete(tmp
         "0",
     ]
     options += ["--eval-samples", "1", "--steps", "2", "--eval-every", "0", "--template.enable-thinking", "false"]
-    status = main(["train", "drpo_paper", *options, "--chat-template", "brief.jinja", "--out", "run"])
+    with without_pictures():
+        status = main(["train", "drpo_paper", *options, "--chat-template", "brief.jinja", "--out", "run"])
     assert status in (0, 1), capsys.readouterr()  # 1: it learnt nothing, which no one asks of random weights
     Path("brief.jinja").unlink()
     said = capsys.readouterr()

@@ -355,7 +355,7 @@ def test_a_head_that_stays_stale_is_an_error():
 # A server that fails
 
 
-@pytest.mark.parametrize("fault", ["busy", "garbage", "slow"])
+@pytest.mark.parametrize("fault", ["busy", "slow", pytest.param("garbage", marks=pytest.mark.slow)])
 def test_what_passes_is_tried_again(engine: ServerEngine, fake: FakeServer, fault: str, caplog: Any):
     engine._server._limit = server.urllib3.Timeout(connect=1, read=0.5)
     expected = engine.generate(FEW, SAMPLING, (0,))

@@ -302,7 +302,7 @@ def test_it_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = threading.Thread(target=lambda: train(few_run(steps=5), tmp_path, Slow()))  # type: ignore[arg-type]
     begin = threading.Timer(0.2, run.start)
     begin.start()
-    assert cli.main(["watch", str(tmp_path), "--every", "0.02"]) == 0
+    assert cli.main(["watch", str(tmp_path), "--every", "0.04"]) == 0
     begin.join()
     run.join()
     text = screen.getvalue()

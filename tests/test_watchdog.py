@@ -94,7 +94,7 @@ def test_a_run_that_may_not_begin_again_says_how_to_go_on(tmp_path: Path):
     assert latest(tmp_path / "run" / CHECKPOINTS) is not None
 
 
-@pytest.mark.parametrize("seconds", [0.0, 600.0])
+@pytest.mark.parametrize("seconds", [600.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_is_left_alone(seconds: float, tmp_path: Path):
     with Watchdog(tmp_path, seconds) as watchdog:
         summary = train(few_run(), tmp_path, watchdog)
