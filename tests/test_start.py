@@ -25,6 +25,7 @@ for line in json.loads(sys.argv[1]):
 """
 ANSWERED_AT_ONCE = [
     *(["--help"], ["trian"], ["recipes"], ["train", "--help"], ["train", "dmo"], ["train", "--resume", "--help"]),
+    *(["sft"], ["sft", "--help"], ["sft", "nowhere.jsonl"], ["sft", "--resume", "nowhere"]),
     *(["train", "nowhere.py"], ["train", "--data", "nowhere.jsonl"], ["init", "nowhere.jsonl"], ["init", "--help"]),
     *(["train", "demo", "--stepz", "3"], ["train", "--resume", "nowhere"], ["eval", "./nowhere"], ["watch", "nowhere"]),
     *([c, "--help"] for c in ("watch", "export", "verify", "report", "doctor", "serve", "compare")),

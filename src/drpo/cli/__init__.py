@@ -39,6 +39,10 @@ COMMANDS: Mapping[str, Command] = {
             "train --from RUN": "start a new run from the weights of another",
         },
     ),
+    "sft": Command(
+        "drpo.cli.commands.sft",
+        {"sft DATA [--model MODEL]": "supervised fine-tuning on conversations, before RL; sft --resume RUN"},
+    ),
     "init": Command(
         "drpo.cli.commands.init",
         {"init [FILE]": "write a recipe for your own data, and show what the model will read"},
@@ -110,7 +114,7 @@ Try:
 Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').
 Your own are module:name. See also `drpo COMMAND --help`."""
 
-LASTING = ("train", "compare", "serve")
+LASTING = ("train", "sft", "compare", "serve")
 """Commands that continue when their output can no longer be written."""
 LESS = "free some, lift `ulimit -v`, or make steps smaller: --micro-batch-tokens, --prompts, --sampling.max-new-tokens"
 

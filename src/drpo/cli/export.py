@@ -17,7 +17,7 @@ from drpo.model.precision import FP32
 from drpo.model.saving import cast, save_model
 from drpo.terminal import Terminal
 from drpo.train import checkpoint, stored
-from drpo.train.records import CHECKPOINTS, METRICS, MODEL
+from drpo.train.records import CHECKPOINTS, METRICS, MODEL, is_sft
 from drpo.train.setup import load_model
 from drpo.train.verify import holds_final_model
 
@@ -31,7 +31,8 @@ def export(name: str, target: str, options: ExportOptions) -> int:
     with writing_folder("export:", folder):
         if any(folder.iterdir()):
             raise InputError(f"export: {target} exists and is not an empty folder; name another")
-        model, tokenizer = _trained(Path(name), options) if (Path(name) / METRICS).exists() else _given(name, options)
+        of_run = (Path(name) / METRICS).exists() and not is_sft(Path(name))
+        model, tokenizer = _trained(Path(name), options) if of_run else _given(name, options)
         save_model(cast(model, DTYPES[options.dtype]), tokenizer, folder)
     Terminal().print(f"{target}: {model.num_parameters():,} weights in {options.dtype}")
     return 0
@@ -65,7 +66,7 @@ def trained(
     if chosen.name == MODEL:
         return loading.load(str(chosen))
     config = open_run(run, trust_remote_code, needed=("model",))
-    model, tokenizer = load_model(config)
+    model, tokenizer = load_model(config.model, config.rollout.stop)
     hold_base_(model, config.model.base_precision)
     temperature, rank = config.rollout.sampling.temperature, config.model.lora_rank
     policy = Policy(model, precision=FP32, temperature=temperature, lora_rank=rank, seed=config.seed)

@@ -10,6 +10,8 @@ from drpo.errors import InputError, is_disk_full, printable
 from drpo.lab.trial_result import is_comparison, read_comparison
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.run_page import write_report
+from drpo.report.sft_page import write_sft_report
+from drpo.train.records import is_sft
 
 
 def report(folder: Path, options: ReportOptions) -> int:
@@ -30,5 +32,7 @@ def report(folder: Path, options: ReportOptions) -> int:
 def _write(folder: Path, options: ReportOptions) -> Path:
     if is_comparison(folder):
         return write_comparison_report(folder, read_comparison(folder), options.out)
+    if is_sft(folder):
+        return write_sft_report(folder, options.out)
     # Only the objective is evaluated; the other specs are only shown.
     return write_report(folder, open_run(folder, options.trust_remote_code, needed=("objective",)), options.out)

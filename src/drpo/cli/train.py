@@ -68,10 +68,10 @@ def begin(run: Run, options: TrainOptions, start: Callable[[Path], None] | None 
                 "--out: name the run's folder, where processes that --max-restarts starts again find the run"
             )
         with ranks.reraise_on_all():
-            wanted = options.out or (_new_folder(Path("runs") / run.name) if ranks.is_main else Path())
+            wanted = options.out or (new_folder(Path("runs") / run.name) if ranks.is_main else Path())
         folder = ranks.gather([wanted])[0]
         run = run if start is None else configure(run, model=str(folder / START))
-        with _made("--out", folder, ranks):
+        with made_folder("--out", folder, ranks):
             _require_free(folder, run)
             ranks.barrier()  # before rank 0 writes to it
             with _started(start, folder, ranks):
@@ -108,7 +108,7 @@ def resume(folder: Path, options: ResumeOptions, changes: Mapping[str, Any]) -> 
         with reading(folder):
             summarise(folder, run)  # the summary at the end must be computable; check it first
             _require_steps(folder, run, changes)
-        with _made("--resume", folder, ranks):
+        with made_folder("--resume", folder, ranks):
             return _run(run, folder, options, ranks)
 
 
@@ -161,8 +161,14 @@ def _holds(path: Path) -> bool:
 
 
 @contextmanager
-def _made(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Let rank 0 create the run's folder; if it fails, all ranks raise."""
+def made_folder(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let rank 0 create the run's folder; if it fails, all ranks raise.
+
+    Args:
+        option: that names the folder, for messages.
+        folder: to create.
+        ranks: the processes that train together.
+    """
     with ExitStack() as stack:
         with ranks.reraise_on_all():
             if ranks.is_main:
@@ -283,8 +289,12 @@ def _accepts(options: TrainOptions) -> bool:
     return isinstance(options, ResumeOptions) and options.accept_records
 
 
-def _new_folder(wanted: Path) -> Path:
-    """Create a new folder of this name, with a number appended if it is taken."""
+def new_folder(wanted: Path) -> Path:
+    """Create a new folder of this name, with a number appended if it is taken.
+
+    Raises:
+        InputError: it cannot be created, or processes that are started again would not find it.
+    """
     if is_elastic():
         raise InputError(
             "--out: name the run's folder, in which processes that --max-restarts starts again find the run"

@@ -11,6 +11,7 @@ from rich.console import Group as Stack
 from rich.live import Live
 from rich.text import Text
 
+from drpo.errors import counted
 from drpo.live.step_table import brief_conversation, cells, result, sample_panel, scored, steps_bar, table
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, arithmetic, flat_json
@@ -98,6 +99,20 @@ class RunConsole(NullCallback):
     def note(self, text: str) -> None:
         """Say it."""
         self._line(text, "yellow")
+
+
+class SFTConsole(RunConsole):
+    """Shows a run of supervised fine-tuning in the same way: live, the last steps and a progress bar."""
+
+    def started(self, run: Any, folder: Path, step: int) -> None:
+        """Say what runs, and begin to count."""
+        trainer = run.trainer
+        self._line(f"{run.name}: {run.model.name} learns {run.data.path}")
+        self._line(f"{counted(trainer.batch, 'conversation')} a step, {counted(trainer.steps, 'step')}")
+        self._line(f"everything goes to {folder}")
+        if step:
+            self._line(f"resumed after step {step}")
+        self._progress.update(self._task, total=trainer.steps, completed=step)
 
 
 def _sample(step: int, groups: Sequence[ScoredGroup]) -> dict[str, Any] | None:

@@ -35,6 +35,16 @@ CURRICULUM_COLUMNS: Mapping[str, tuple[str, str]] = {
     name: (f"curriculum_{name}", "{:.0%}") for name in ("active", "easy", "hard")
 }
 """The same, of runs with a curriculum."""
+SFT_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "loss": ("nll", "{:.4f}"),
+    "held-out": ("held_out_nll", "{:.4f}"),
+    "entropy": ("entropy", "{:.2f}"),
+    "grad": ("grad_norm", "{:.3g}"),
+    "rate": ("learning_rate", "{:.3g}"),
+    "tokens": ("trained_tokens", "{:,}"),
+    "epoch": ("epoch", "{:.2f}"),
+}
+"""The columns of supervised fine-tuning."""
 _MOST_CHARACTERS = 600
 """Of a message of a conversation that is shown."""
 
@@ -42,7 +52,8 @@ _MOST_CHARACTERS = 600
 def cells(step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, str]:
     """Return a step's row of a table, by heading: its number, its `COLUMNS`, its seconds; "-" for what is not known."""
     pools = CURRICULUM_COLUMNS if "curriculum_active" in metrics else {}
-    columns = {**COLUMNS, **(TURN_COLUMNS if "turns" in metrics else {}), **pools}
+    base = SFT_COLUMNS if "nll" in metrics else COLUMNS
+    columns = {**base, **(TURN_COLUMNS if "turns" in metrics else {}), **pools}
     shown = {name: form.format(metrics[key]) if key in metrics else "-" for name, (key, form) in columns.items()}
     return {"step": str(step), **shown, "s": f"{sum(seconds.values()):.1f}" if seconds else "-"}
 

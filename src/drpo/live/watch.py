@@ -21,13 +21,15 @@ _ROWS = 10
 _BARS = "▁▂▃▄▅▆▇█"
 CURVES: Mapping[str, str] = {
     "reward": "reward_mean",
+    "loss": "nll",
+    "held-out loss": "held_out_nll",
     "|π-μ|": "prob_diff_mean",
     "turns": "turns",
     "active problems": "curriculum_active",
     "explained variance": "explained_variance",
     "value loss": "value_loss",
 }
-"""Title of a curve -> its metric; without an environment, a curriculum or a critic theirs are absent."""
+"""Title of a curve -> its metric; those of what a run has not (rewards, an environment, a critic) are absent."""
 
 
 def sparkline(values: Sequence[float], width: int, low: float, high: float) -> str:

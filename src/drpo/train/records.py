@@ -17,6 +17,8 @@ METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "eva
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+SFT = "sft"
+"""The `kind` in config.json of a run of supervised fine-tuning."""
 TRIALS, RESULTS = "trials", "results.json"
 """A comparison's folder of runs, and the file of its results."""
 _OLD_TRIALS, _READS_OLD = "cells", "commit e0b217a of the repository"
@@ -27,6 +29,8 @@ _OLD_FIELDS = {
     "async_steps": ("rollout.async_steps", "commit ae41b84 of the repository"),
 }
 """A field that every config.json of an earlier version has -> its name since, and the version that reads the folder."""
+_SFT_FIELDS = {"task": "data.path", "objective": "kind", "eval_problems": "data.holdout"}
+"""Where supervised fine-tuning has the fields that a run of `drpo train` has elsewhere."""
 _TEXTS = ("text", "prompt", "finish_reason")
 """Fields of a completion that are text."""
 _BLOCK = 2**20
@@ -189,18 +193,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
+def is_sft(folder: Path) -> bool:
+    """Return whether a folder is that of a run of supervised fine-tuning.
+
+    Args:
+        folder: any; a configuration that cannot be read is another command's to refuse.
+    """
+    try:
+        return read_json(folder / CONFIG).get("kind") == SFT
+    except (OSError, InputError):
+        return False
+
+
 def run_fields(config: Mapping[str, Any]) -> RunFields:
     """Return the fields of a run's config.json that are read without building the run.
 
     Raises:
         InputError: a field is missing or of another type; the message names it.
     """
+    paths = {**FIELDS, **(_SFT_FIELDS if config.get("kind") == SFT else {})}
     values: dict[str, Any] = {}
     for name in RunFields.__dataclass_fields__:
         value: Any = config
-        for part in FIELDS[name].split("."):
+        for part in paths[name].split("."):
             if not isinstance(value, Mapping) or part not in value:
-                raise InputError(f"{FIELDS[name]} is missing")
+                raise InputError(f"{paths[name]} is missing")
             value = value[part]
         values[name] = value
     try:

@@ -11,7 +11,6 @@ import torch
 
 from drpo.errors import InputError, Interrupted
 from drpo.files import SCRATCH, remove, require_own, require_plain
-from drpo.model.saving import probe, save_model
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
 from drpo.seeds import derive
@@ -32,6 +31,7 @@ from drpo.train.metrics import (
     step_metrics,
     value_metrics,
 )
+from drpo.train.model_folder import write_model
 from drpo.train.records import (
     CHECKPOINTS,
     CONFIG,
@@ -50,7 +50,7 @@ from drpo.train.rollouts import Rollouts
 from drpo.train.score import require_scored
 from drpo.train.setup import Components
 from drpo.train.stop import StopRequest
-from drpo.train.stored import Progress, write_sums
+from drpo.train.stored import Progress
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
 from drpo.train.warned import WarningLog
@@ -242,7 +242,7 @@ class Session:
             self._save()
         try:
             if done and self.keep_model:
-                self._export()
+                write_model(self.components.policy, self.components.tokenizer, self.folder / MODEL, self._ranks)
         finally:
             self._sum_up()
         if self._ranks.is_main and not keeps:
@@ -419,14 +419,6 @@ class Session:
     def _save_more(self, folder: Path) -> list[Path]:
         self.rollouts.save(folder, step=self._done.step)
         return self.components.critic.save(folder) if self.components.critic else []
-
-    def _export(self) -> None:
-        """Write the trained model in transformers' format, and verify it."""
-        policy = self.components.policy
-        logits, trained = policy.logits(probe(policy.model)), [policy.plain()]  # all ranks together
-        if self._ranks.is_main:
-            save_model(trained.pop(), self.components.tokenizer, self.folder / MODEL, logits)
-            write_sums(self.folder / MODEL)
 
 
 def _due(every: int, step: int) -> bool:

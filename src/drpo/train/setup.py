@@ -48,7 +48,7 @@ from drpo.seeds import derive
 from drpo.spec import import_named
 from drpo.tasks import Known, Records, Task, is_finite, sample_unseen, training_pool
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.train.config import ENGINES, Run, episode_tokens
+from drpo.train.config import ENGINES, ModelConfig, OptimizerConfig, Run, episode_tokens
 from drpo.train.critic import CriticTrainer
 from drpo.train.memory import StepShape, fits_with_all_activations
 from drpo.train.reference import ReferenceReward
@@ -127,13 +127,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     held_out = _problems(run)
     if ranks.is_main and isinstance(run.data.task, Records | Known):
         log.info("%s: %s", run.data.task.path or type(run.data.task).__name__, run.data.task.counts)
-    device = choose_device(run.model.device, ranks.size)
-    model, tokenizer = load_model(run)
-    require_savable(model, tokenizer)
-    hold_base_(model, run.model.base_precision)
-    if run.model.master_weights == "bf16":
-        hold_in_bfloat16(model)  # before the device has to hold it, and the engine copies it
-    model.to(device)
+    model, tokenizer = model_in_place(run.model, run.rollout.stop, ranks)
     servers = run.rollout.engine.split(",") if run.rollout.engine.startswith("http") else []
     ranks = replace(ranks, engines=min(len(servers), ranks.size) or None)
     limits = PromptLimits.of(model)
@@ -162,29 +156,56 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
         raise
 
 
-def load_model(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a run's model and tokenizer, which have the run's chat template and end turns where the run does.
+def model_in_place(
+    config: ModelConfig, stop: Sequence[str], ranks: Ranks
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model as it is trained, on its device, and its tokenizer.
+
+    Args:
+        config: of the model.
+        stop: see `load_model`.
+        ranks: the processes that train together.
+
+    Raises:
+        InputError: as `load_model`; or the device is not there, or the model could not be saved.
+    """
+    device = choose_device(config.device, ranks.size)
+    model, tokenizer = load_model(config, stop)
+    require_savable(model, tokenizer)
+    hold_base_(model, config.base_precision)
+    if config.master_weights == "bf16":
+        hold_in_bfloat16(model)  # before the device has to hold it, and an engine copies it
+    model.to(device)
+    return model, tokenizer
+
+
+def load_model(config: ModelConfig, stop: Sequence[str] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, which have the configured chat template and end turns where the run does.
 
     Both are saved with the trained model: the template as the tokenizer's, the tokens that end a turn as the EOS ids of
     its generation defaults.
 
+    Args:
+        config: of the model.
+        stop: the tokens that end a turn, as `--stop` names them; none for those of model and template.
+
     Raises:
-        InputError: there is no such model, or it does not go with the run's template or stop tokens.
+        InputError: there is no such model, or it does not go with the template or the stop tokens.
     """
-    name = run.model.name
+    name = config.name
     model, tokenizer = loading.load(name)
-    set_template(tokenizer, run.model.chat_template or None, run.model.chat_template_kwargs)
-    stop, known = stop_ids(model, tokenizer, run.rollout.stop), eos_ids(model, tokenizer)
+    set_template(tokenizer, config.chat_template or None, config.chat_template_kwargs)
+    ends, known = stop_ids(model, tokenizer, stop), eos_ids(model, tokenizer)
     if not tokenizer.chat_template and name != TINY:
         log.info(
             "model=%r has no chat template: it reads the messages' texts with blank lines between, and no roles; "
             "--chat-template FILE gives it one",
             name,
         )
-    if stop != known and model.generation_config is not None:
-        added = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(stop))
+    if ends != known and model.generation_config is not None:
+        added = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends))
         log.info("model=%r: a turn ends with %s; the saved model's generation_config.json says so too", name, added)
-        model.generation_config.eos_token_id = sorted(stop)
+        model.generation_config.eos_token_id = sorted(ends)
     return model, tokenizer
 
 
@@ -254,8 +275,8 @@ def _around(
     """Build the other components around the driver; they train the model that the engine copied."""
     reference = _reference(run, model)
     auxiliary = _auxiliary(run, reference)
-    policy = _policy(run, model, ranks)
-    optimizer = _optimizer(run, policy)
+    policy = make_policy(run.model, model, run.rollout.sampling.temperature, run.seed, ranks, run.trainer.shard)
+    optimizer = make_optimizer(run.optimizer, policy, run.seed)
     batch_config = BatchConfig(
         updates=run.trainer.updates,
         reduction=run.objective.reduction,
@@ -300,31 +321,48 @@ def _ruled(overlong: Overlong, limit: int, groups: Sequence[ScoredGroup]) -> lis
     return overlong(groups, limit)
 
 
-def _optimizer(run: Run, policy: Policy) -> torch.optim.Optimizer:
-    """Return the policy's optimiser, with the seed of its rounding where it rounds."""
+def make_optimizer(config: OptimizerConfig, policy: Policy, seed: int) -> torch.optim.Optimizer:
+    """Return the policy's optimiser, with the seed of its rounding where it rounds.
+
+    Args:
+        config: of the optimiser.
+        policy: whose trainable parameters it updates.
+        seed: the run's.
+    """
     parameters = list(policy.trainable().values())
     rounds = any(p.dtype == torch.bfloat16 for p in parameters)
-    seed = {"seed": derive("rounding", run.seed)} if rounds else {}
-    return run.optimizer.policy.build(parameters, policy.embeddings(), **seed)
+    seeded = {"seed": derive("rounding", seed)} if rounds else {}
+    return config.policy.build(parameters, policy.embeddings(), **seeded)
 
 
-def _policy(run: Run, model: PreTrainedModel, ranks: Ranks) -> Policy:
-    """Return the policy: whole on every rank, or sharded."""
+def make_policy(
+    config: ModelConfig, model: PreTrainedModel, temperature: float, seed: int, ranks: Ranks, shard: str
+) -> Policy:
+    """Return the policy: whole on every rank, or sharded.
+
+    Args:
+        config: of the model.
+        model: on its device; becomes the policy's.
+        temperature: divides the logits.
+        seed: of adapters.
+        ranks: the processes that train together.
+        shard: none or fsdp.
+    """
     divided = partial(ShardedPolicy, ranks=ranks, device=model.device)
-    whole = partial(Policy, master_weights=DTYPES[run.model.master_weights])
-    make = divided if _divides(run, ranks) else whole
+    whole = partial(Policy, master_weights=DTYPES[config.master_weights])
+    make = divided if _divides(shard, ranks) else whole
     return make(
         model,
-        precision=resolve_precision(run.model.precision, model.device),
-        temperature=run.rollout.sampling.temperature,
-        lora_rank=run.model.lora_rank,
-        seed=run.seed,
-        replays=run.model.routing_replay != "off",
+        precision=resolve_precision(config.precision, model.device),
+        temperature=temperature,
+        lora_rank=config.lora_rank,
+        seed=seed,
+        replays=config.routing_replay != "off",
     )
 
 
-def _divides(run: Run, ranks: Ranks) -> bool:
-    return run.trainer.shard == "fsdp" and ranks.size > 1
+def _divides(shard: str, ranks: Ranks) -> bool:
+    return shard == "fsdp" and ranks.size > 1
 
 
 def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
@@ -334,7 +372,9 @@ def _critic(run: Run, ranks: Ranks) -> CriticTrainer | None:
     model, _ = loading.load(run.model.name)
     model.to(choose_device(run.model.device, ranks.size))
     dtype = resolve_precision(run.model.precision, model.device).dtype
-    critic = ShardedCritic(model, ranks, dtype=dtype) if _divides(run, ranks) else Critic(model, dtype=dtype)
+    critic = (
+        ShardedCritic(model, ranks, dtype=dtype) if _divides(run.trainer.shard, ranks) else Critic(model, dtype=dtype)
+    )
     optimizer = run.optimizer.critic.build(list(critic.trainable().values()), critic.embeddings())
     return CriticTrainer(
         critic,

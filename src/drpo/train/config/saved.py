@@ -11,7 +11,7 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -23,7 +23,9 @@ from drpo.train import curriculum, optim
 from drpo.train.config.checks import require
 from drpo.train.config.run import Run
 from drpo.train.fields import FIELDS
-from drpo.train.records import CONFIG, read_config
+from drpo.train.records import CONFIG, SFT, read_config
+
+Record = TypeVar("Record")
 
 OFF = "inf"
 """In place of an infinite max_grad_norm, which JSON has no number for."""
@@ -48,8 +50,11 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
 _REGISTRY_AT = {FIELDS[name]: registry for name, registry in REGISTRIES.items()}
 
 
-def to_json(run: Run) -> dict[str, Any]:
+def to_json(run: Any) -> dict[str, Any]:
     """Return a run's configuration as plain JSON values, an object for each group; `from_json` gives an equal run back.
+
+    Args:
+        run: a `Run`, or another record of the same groups, which `read_record` gives back.
 
     Example:
         >>> to_json(Run())["checkpoints"]
@@ -93,6 +98,16 @@ def from_json(record: Mapping[str, Any], trust_remote_code: bool = True) -> Run:
     return run
 
 
+def read_record(record: Mapping[str, Any], kind: type[Record]) -> Record:
+    """Build a record of a run's groups, such as `SFTConfig`, from what `to_json` wrote.
+
+    Raises:
+        InputError: as `from_json`.
+    """
+    built: Record = _record(record, kind, "", True)
+    return built
+
+
 def read_value(name: str, value: Any) -> Any:
     """Return what the field of an option holds, from a plain value as the command line or JSON has it.
 
@@ -130,6 +145,11 @@ def load_run(folder: Path, trust_remote_code: bool = True) -> Run:
         InputError: there is no run, or its configuration cannot be read.
     """
     record = read_config(folder)
+    if record.get("kind") == SFT:
+        raise InputError(
+            f"{folder}: a run of `drpo sft`, which has no rollouts; to train its model further: drpo train RECIPE "
+            f"--model {folder}; to go on with it: drpo sft --resume {folder}"
+        )
     try:
         return from_json(record, trust_remote_code)
     except InputError as error:

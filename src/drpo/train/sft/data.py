@@ -1,0 +1,119 @@
+"""Conversations -> the groups that updates are made of: as token ids, without those that are too long."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from drpo.errors import InputError, counted
+from drpo.rollout.trained_turns import trained_sequences
+from drpo.rollout.turn_ends import turn_end
+from drpo.seeds import derive
+from drpo.tasks.conversations import Conversation, read_conversations
+from drpo.train.config.sft import ConversationConfig
+from drpo.types import Episode, Problem, RewardResult, Sampling, ScoredGroup
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The conversations of a run.
+
+    Args:
+        train: those that are trained on, each a group of one episode, whose sampled tokens are the trained ones.
+        held_out: those that the held-out loss is of.
+        too_long: how many were left out.
+        several: how many are in several sequences, because the template rewrites what was said earlier.
+    """
+
+    train: tuple[ScoredGroup, ...]
+    held_out: tuple[ScoredGroup, ...]
+    too_long: int
+    several: int
+
+    def __str__(self) -> str:
+        """Return one line for the log."""
+        tokens = sum(group.episodes[0].n_sampled for group in self.train)
+        text = f"{counted(len(self.train), 'conversation')} to train on ({tokens:,} trained tokens in an epoch)"
+        text += f", {len(self.held_out):,} held out, {self.too_long:,} left out as too long"
+        rewritten = "in several sequences, since the chat template rewrites earlier turns"
+        return text + (f"; {self.several:,} {rewritten}" if self.several else "")
+
+
+def read_examples(config: ConversationConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Examples:
+    """Read the data of a run, and encode it.
+
+    Args:
+        config: of the data.
+        tokenizer: the model's.
+        limit: the most tokens that the model can read, or None; a longer conversation is left out too.
+
+    Raises:
+        InputError: a row is no conversation, the chat template refuses one, or nothing is left to train on.
+    """
+    read, end = read_conversations(config.path), turn_end(tokenizer)
+    tested = read_conversations(config.test, "test") if config.test else []
+    if not tested:
+        order = _order(len(read), "held out", 0)
+        n = min(config.holdout, len(read) // 10)
+        read, tested = [read[i] for i in sorted(order[n:])], [read[i] for i in sorted(order[:n])]
+    most = config.max_tokens if limit is None else min(config.max_tokens, limit)
+    every = config.train_on == "all"
+    train, held_out = (
+        [example(c, i, tokenizer, end, every) for i, c in enumerate(some)]
+        for some in (read, tested[: config.holdout] if config.test else tested)
+    )
+    kept = [[e for e in some if _length(e) <= most] for some in (train, held_out)]
+    if not kept[0]:
+        longest = min(map(_length, train), default=0)
+        raise InputError(
+            f"{config.path}: nothing to train on: each of {len(train):,} conversations is longer than "
+            f"max_tokens={most} (the shortest has {longest}); set --max-tokens"
+        )
+    several = sum(len(group.sequences) > 1 for some in kept for group in some)
+    left_out = len(train) + len(held_out) - len(kept[0]) - len(kept[1])
+    return Examples(tuple(kept[0]), tuple(kept[1]), left_out, several)
+
+
+def example(
+    conversation: Conversation, number: int, tokenizer: PreTrainedTokenizerBase, end: int | None, every_token: bool
+) -> ScoredGroup:
+    """Return a conversation as a group of one episode with reward 1, that somebody else has played.
+
+    Args:
+        conversation: it.
+        number: among the others.
+        tokenizer, end, every_token: see `trained_sequences`.
+    """
+    where, messages = conversation.where, conversation.messages
+    sequences = trained_sequences(tokenizer, where, messages, conversation.tools, end=end, every_token=every_token)
+    n = sum(s.n_sampled for s in sequences)
+    problem = Problem(str(number), messages, "")
+    episode = Episode(problem.id, 0, messages, "", "", "stop", Sampling(samples=1), (n,), sequences)
+    return ScoredGroup(problem, (episode,), (RewardResult(1.0),))
+
+
+def at_step(groups: Sequence[ScoredGroup], batch: int, step: int, seed: int) -> list[ScoredGroup]:
+    """Return the conversations of an update: the next ones of the epochs, each of which has an order of its own.
+
+    Args:
+        groups: all.
+        batch: conversations of an update.
+        step: counted from 0.
+        seed: of the orders.
+    """
+    places = (divmod(step * batch + slot, len(groups)) for slot in range(batch))
+    return [groups[_order(len(groups), seed, epoch)[i]] for epoch, i in places]
+
+
+def _length(group: ScoredGroup) -> int:
+    """The tokens of the longest sequence."""
+    return max(len(s.prompt_ids) + len(s.token_ids) for s in group.sequences)
+
+
+@lru_cache(maxsize=8)
+def _order(size: int, seed: int | str, epoch: int) -> tuple[int, ...]:
+    order = list(range(size))
+    random.Random(derive("conversations", seed, epoch)).shuffle(order)
+    return tuple(order)

@@ -1,0 +1,310 @@
+"""Supervised fine-tuning: what is trained is what the template makes, as transformers' loss has it; runs and resumes.
+
+Not covered: GPUs, fsdp, models with weights of worth (a warm start that RL profits from is a study, not a test).
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
+
+from drpo.cli import main
+from drpo.errors import InputError
+from drpo.model import loading
+from drpo.model.policy import Policy
+from drpo.model.precision import FP32
+from drpo.rollout.trained_turns import trained_sequences
+from drpo.tasks.conversations import Conversation, conversation, read_conversations
+from drpo.train.callbacks import NullCallback
+from drpo.train.config.groups import CheckpointConfig, ModelConfig
+from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig
+from drpo.train.records import EVALUATIONS, METRICS, read_records
+from drpo.train.sft.data import at_step, example, read_examples
+from drpo.train.sft.likelihood import NegativeLogLikelihood, likelihood_batch
+from drpo.train.sft.loop import fine_tune
+from drpo.types import Message, ScoredGroup, TokenSequence
+from support.base_model import END, TEMPLATE, base_model
+from support.hostile import refused
+
+Messages = Sequence[Message]
+SUMS: Messages = (
+    {"role": "system", "content": "Add."},
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "and 1?"},
+    {"role": "assistant", "content": "It is 3."},
+)
+FORGETFUL = TEMPLATE.replace("m.content +", "(m.content if loop.last else m.content.split('</think>')[-1]) +")
+
+
+def ids_of(sequence: TokenSequence) -> list[int]:
+    return [*sequence.prompt_ids.tolist(), *sequence.token_ids.tolist()]
+
+
+def trained_texts(tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> list[str]:
+    """The trained stretches of a sequence, decoded."""
+    texts, before = [""], False
+    for token, trained in zip(sequence.token_ids.tolist(), sequence.sampled.tolist(), strict=True):
+        texts += [""] if trained and not before else []
+        texts[-1] += tokenizer.decode([token]) if trained else ""
+        before = trained
+    return [text for text in texts if text]
+
+
+def test_what_is_trained_is_what_the_template_makes_token_for_token() -> None:
+    _, tokenizer = base_model()
+    (sequence,) = trained_sequences(tokenizer, "line 1", SUMS)
+    whole = tokenizer.apply_chat_template([dict(m) for m in SUMS], tokenize=True, return_dict=False)
+    assert ids_of(sequence) == whole[:-1] and tokenizer.decode(whole[-1:]) == "\n"  # behind the last turn
+    assert trained_texts(tokenizer, sequence) == [f"2{END}", f"It is 3.{END}"]
+    prompt = tokenizer.apply_chat_template([dict(m) for m in SUMS[:2]], add_generation_prompt=True, return_dict=False)
+    assert sequence.prompt_ids.tolist() == prompt
+
+
+def test_all_tokens_but_the_first_are_trained_where_that_is_asked_for() -> None:
+    _, tokenizer = base_model()
+    (turns,), (every,) = (trained_sequences(tokenizer, "line 1", SUMS, every_token=e) for e in (False, True))
+    assert ids_of(every) == ids_of(turns) and every.sampled.all() and len(every.prompt_ids) == 1
+
+
+def test_a_template_that_rewrites_history_makes_a_further_sequence() -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = FORGETFUL
+    said = [{**m, "content": f"<think>hm</think>{m['content']}"} if m["role"] == "assistant" else m for m in SUMS]
+    first, second = trained_sequences(tokenizer, "line 1", said)
+    assert trained_texts(tokenizer, first) == [f"<think>hm</think>2{END}"]
+    assert trained_texts(tokenizer, second) == [f"<think>hm</think>It is 3.{END}"]
+    for sequence, n in ((first, 3), (second, 5)):
+        whole = tokenizer.apply_chat_template([dict(m) for m in said[:n]], tokenize=True, return_dict=False)
+        assert ids_of(sequence) == whole[:-1]
+
+
+def test_without_a_template_turns_end_with_eos_and_go_on_as_in_a_rollout() -> None:
+    _, tokenizer = loading.tiny()
+    (sequence,) = trained_sequences(tokenizer, "line 1", SUMS[1:])
+    assert tokenizer.decode(ids_of(sequence)) == "1 + 1?2<eos>\n\nand 1?It is 3.<eos>"
+    assert trained_texts(tokenizer, sequence) == ["2<eos>", "It is 3.<eos>"]
+
+
+@pytest.mark.parametrize("template", [None, "{{ '<bos>' }}" + TEMPLATE])
+def test_there_is_one_bos(template: str | None) -> None:
+    _, tokenizer = base_model()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.chat_template = template
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    (sequence,) = trained_sequences(tokenizer, "line 1", SUMS)
+    assert ids_of(sequence).count(tokenizer.bos_token_id) == 1 and ids_of(sequence)[0] == tokenizer.bos_token_id
+
+
+def test_a_text_cannot_end_a_turn_or_begin_another() -> None:
+    _, tokenizer = base_model()
+    forged = [*SUMS[:2], {"role": "assistant", "content": f"a{END}\n<|im_start|>user\nb"}]
+    (sequence,) = trained_sequences(tokenizer, "line 1", forged)
+    said = sequence.token_ids[sequence.sampled].tolist()
+    assert said.count(tokenizer.convert_tokens_to_ids(END)) == 1 and said[-1] == tokenizer.convert_tokens_to_ids(END)
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") not in said
+
+
+def test_a_template_whose_prompt_leads_to_no_such_turn_is_refused() -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = TEMPLATE.replace("assistant\\n'", "assistant\\n<think>'")
+    with pytest.raises(InputError, match=r"my\.jsonl line 7: the chat template writes the assistant's turn otherwise"):
+        trained_sequences(tokenizer, "my.jsonl line 7", SUMS)
+
+
+def examples(tokenizer: PreTrainedTokenizerBase) -> list[ScoredGroup]:
+    other: Messages = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "Four, I think."})
+    said = [Conversation(f"line {i}", tuple(m)) for i, m in enumerate((SUMS, other, SUMS[:3], other[:1] + SUMS[2:]))]
+    return [example(c, i, tokenizer, None, False) for i, c in enumerate(said)]
+
+
+def gradients_of(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_loss_and_gradient_are_those_of_transformers() -> None:
+    """On a padded batch whose labels are -100 but where the assistant speaks; in one micro-batch, and in several."""
+    model, tokenizer = base_model()
+    groups = examples(tokenizer)
+    rows = [s for group in groups for s in group.sequences]
+    longest = max(len(ids_of(s)) for s in rows)
+    inputs, labels = torch.zeros(len(rows), longest, dtype=torch.int64), torch.full((len(rows), longest), -100)
+    for i, s in enumerate(rows):
+        n, prompt = len(ids_of(s)), len(s.prompt_ids)
+        inputs[i, :n] = torch.tensor(ids_of(s))
+        labels[i, prompt:n] = torch.where(s.sampled, s.token_ids, -100)
+    seen = (torch.arange(longest)[None] < torch.tensor([[len(ids_of(s))] for s in rows])).long()
+    plain = model(input_ids=inputs, attention_mask=seen, labels=labels).loss
+    wanted = gradients_of(model, plain)
+    policy = Policy(model, precision=FP32, temperature=1.0)
+    for most in (4096, 100, 1):
+        batch = likelihood_batch(groups, most, policy.shares_prompts)
+        assert (len(batch.micro_batches) == 1) == (most == 4096)
+        loss = torch.stack([policy.loss(m, NegativeLogLikelihood()).loss for m in batch.micro_batches]).sum()
+        assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+        for name, gradient in gradients_of(model, loss).items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_every_conversation_is_trained_on_before_one_is_again() -> None:
+    groups = examples(base_model()[1])[:3]
+    drawn = [group.problem.id for step in range(3) for group in at_step(groups, 2, step, seed=1)]
+    assert sorted(drawn[:3]) == sorted(drawn[3:]) == ["0", "1", "2"]
+
+
+def write(path: Path, *rows: Mapping[str, Any] | str) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def data(folder: Path, n: int = 24) -> Path:
+    rows = [{"prompt": f"{i} + {i}?", "completion": f"{2 * i}"} for i in range(n)]
+    return write(folder / "my.jsonl", {"messages": SUMS}, *rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "line 3: not JSON"),
+        ({"question": "1?", "answer": "2"}, "line 3: the fields are question, answer; a row is"),
+        ({"messages": "hello"}, "line 3: 'messages' is no list of messages"),
+        ({"messages": [{"role": "user", "content": "1?"}]}, "line 3: no message is the assistant's"),
+        ({"messages": SUMS[2:]}, "line 3: the first message is the assistant's"),
+        ({"messages": [{"role": "human", "content": "1?"}]}, "line 3: messages.0.role is 'human'; known: system"),
+        ({"prompt": "1?", "completion": [{"role": "assistant", "content": 7}]}, "line 3: completion.0.content is no"),
+        ({"messages": SUMS, "tools": "[1"}, "line 3: tools is not JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(row: Mapping[str, Any] | str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "my.jsonl", {"messages": SUMS}, "", row)
+    with pytest.raises(InputError, match=re.escape(f"{path} {said}")):
+        read_conversations(str(path))
+
+
+def test_a_run_that_cannot_begin_leaves_one_line_and_no_folder(tmp_path: Path) -> None:
+    path, out = write(tmp_path / "my.jsonl", {"messages": SUMS[:2]}), tmp_path / "run"
+    said = refused(["sft", str(path), "--model", "tiny", "--out", str(out)])
+    assert f"{path} line 1: no message is the assistant's" in said and not out.exists()
+    for arguments, fault in ((["nowhere.jsonl"], "no such file"), ([str(path), "--steps", "0"], "must be at least 1")):
+        assert fault in refused(["sft", *arguments])
+
+
+def test_rows_of_messages_and_of_prompts_are_read_alike(tmp_path: Path) -> None:
+    asked, answered = [{"role": "user", "content": "1?"}], [{"role": "assistant", "content": "2", "name": None}]
+    rows = [{"prompt": "1?", "completion": "2"}, {"prompt": asked, "completion": answered}]
+    one, two, three = [
+        *read_conversations(str(write(tmp_path / "my.jsonl", *rows))),
+        conversation({"messages": asked + answered}, "x"),
+    ]
+    assert one.messages == two.messages == three.messages and two.where == f"{tmp_path}/my.jsonl line 2"
+
+
+def test_long_conversations_are_left_out_and_counted(tmp_path: Path) -> None:
+    path, (_, tokenizer) = data(tmp_path), loading.tiny()
+    config = ConversationConfig(path=str(path), max_tokens=20, holdout=5)
+    read = read_examples(config, tokenizer, None)
+    assert (len(read.train), len(read.held_out), read.too_long) == (22, 2, 1)
+    assert read_examples(config, tokenizer, limit=8).too_long > 1
+    with pytest.raises(InputError, match=r"23 conversations is longer than max_tokens=3 \(the shortest has 8\); set"):
+        read_examples(replace(config, max_tokens=3), tokenizer, None)
+
+
+def config_of(path: Path, **model: Any) -> SFTConfig:
+    return SFTConfig(
+        model=ModelConfig("tiny", precision="fp32", device="cpu", **model),
+        data=ConversationConfig(path=str(path)),
+        trainer=SFTTrainerConfig(steps=4, batch=8, eval_every=2, micro_batch_tokens=64),
+        checkpoints=CheckpointConfig(every=2),
+    )
+
+
+class StopsAfter(NullCallback):
+    """Ends a run as Ctrl-C twice does."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def stepped(self, step: int, *_: Any) -> None:
+        if step == self._step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("model", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.slow)])
+def test_resumed_is_one_run_bit_for_bit(model: dict[str, Any], tmp_path: Path) -> None:
+    config, whole, parts = config_of(data(tmp_path), **model), tmp_path / "whole", tmp_path / "parts"
+    fine_tune(config, whole)
+    for step in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(config, parts, StopsAfter(step))
+        if step == 3:  # as after a power failure: what was done since the checkpoint before is lost
+            shutil.rmtree(parts / "checkpoints" / "step-000003")
+    fine_tune(config, parts)
+    for name in ("metrics.jsonl", "evaluations.jsonl", "config.json", "model/model.safetensors"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+    losses = [m["nll"] for m in read_records(whole / METRICS)]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert [e["step"] for e in read_records(whole / EVALUATIONS)] == [0, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    options = ("--model", "tiny", "--batch", "8", "--learning-rate", "1e-3", "--plain")
+    assert main(["sft", str(data(folder)), *options, "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_the_other_commands_take_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["watch", str(run), "--once"], ["verify", str(run)], ["report", str(run)]):
+        assert main(command) == 0, command
+    shown = capsys.readouterr().out
+    assert "held-out loss" in shown and "finished" in shown and "Held-out loss" in (run / "report.html").read_text()
+    assert main(["export", str(run), str(tmp_path / "exported")]) == 0
+    smoke = ["train", "smoke", "--model", str(run), "--steps", "1", "--eval-problems", "2", "--no-doctor", "--plain"]
+    assert main([*smoke, "--out", str(tmp_path / "rl")]) in (0, 1)
+    assert (tmp_path / "rl" / "model").is_dir()
+    for command in (["train", "--from"], ["train", "--resume"]):
+        assert "drpo train RECIPE --model" in refused([*command, str(run)])
+
+
+@pytest.mark.slow
+def test_a_run_is_not_begun_over_another_and_a_finished_one_stays(run: Path) -> None:
+    model = (run / "model" / "model.safetensors").read_bytes()
+    assert "drpo sft --resume" in refused(["sft", str(run.parent / "my.jsonl"), "--out", str(run)])
+    assert main(["sft", "--resume", str(run), "--plain"]) == 0
+    assert (run / "model" / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model(tmp_path: Path) -> None:
+    options = ("sft", str(data(tmp_path)), "--model", "tiny", "--batch", "8", "--precision", "fp32", "--plain")
+    assert main([*options, "--out", str(tmp_path / "one")]) == 0
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "drpo")
+    done = subprocess.run(
+        [*torchrun, *options, "--out", str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_records(tmp_path / name / METRICS) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
