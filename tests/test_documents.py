@@ -21,11 +21,13 @@ from drpo import cli, objectives
 from drpo.cli.commands.compare import NOT_OPTIONS, CompareOptions
 from drpo.cli.commands.doctor import DoctorOptions
 from drpo.cli.commands.serve import ServeOptions
+from drpo.cli.commands.sft import SFTOptions, SFTResumeOptions
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
 from drpo.cli.own_data import own_run
+from drpo.cli.sft import configured
 from drpo.environments.tools import ToolEpisode
 from drpo.errors import InputError
 from drpo.lab.trial_result import save_results
@@ -292,6 +294,11 @@ def read_or_run(
     if asked == "compare" and rest[0] != "--resume":
         base, options = overridden(find(rest[0]), rest[1:], "drpo", CompareOptions, without=NOT_OPTIONS)
         assert len({run.name for run in planned(base, options)}) > 2
+        return
+    if asked == "sft":  # tests/test_sft.py trains and resumes
+        resumes = rest[0] == "--resume"
+        options = parse(SFTResumeOptions if resumes else SFTOptions, rest[1 + resumes :], "drpo")
+        assert resumes or configured(rest[0], options, {}).data.path == rest[0]
         return
     if asked == "serve":
         assert parse(ServeOptions, rest[1:], "drpo").port
