@@ -8,9 +8,11 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from drpo.errors import InputError
 from drpo.live.step_table import cells
@@ -24,6 +26,7 @@ from drpo.train.curriculum import Pools, State, choose, observe, shares
 from drpo.train.loop import train
 from drpo.train.metric_tables import CURRICULUM_METRICS, find
 from drpo.train.records import CHECKPOINTS, METRICS, ROLLOUTS, SUMMARY, read_json, read_records
+from drpo.train.rollouts import Rollouts
 from drpo.train.setup import Components, build
 from drpo.train.stored import CURRICULUM, read_curriculum
 from drpo.train.verify import verify
@@ -44,6 +47,14 @@ def stepped(state: State, step: int, rule: Pools, true: Mapping[str, float], see
     """The state after a step; its problems are those whose `step` is this one."""
     state = choose(rule, state, NAMES, n, step, seed, samples=8)
     return observe(state, step, {name: [true[name]] for name in state.ahead[0].problems})
+
+
+def observed(rewards: list[float]) -> None:
+    """Give a run one scored group of 'p1'."""
+    state = choose(Pools(), State(), NAMES, 4, 0, 0, samples=4)
+    run = SimpleNamespace(_run=RUN, _chosen=state)
+    group = SimpleNamespace(problem=SimpleNamespace(id="p1"), rewards=torch.tensor(rewards), all_episodes=())
+    Rollouts.observe(cast(Any, run), 0, cast(Any, [group]))
 
 
 def drawn(state: State, step: int) -> set[str]:
@@ -272,9 +283,11 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path) -> None:
         r"curriculum: 16 problems .* fewer than prompts=17.*set --prompts 16": lambda: build(
             tiny_run(prompts=17, curriculum=Pools())
         ),
-        r"mean reward of problem 'p\d+' is 2; a pass rate is in \[0, 1\]: scale": lambda: stepped(
+        r"problem 'p\d+' has a reward of 2; a pass rate is in \[0, 1\]: scale": lambda: stepped(
             State(), 0, Pools(), dict.fromkeys(NAMES, 2.0)
         ),
+        r"problem 'p1' has a reward of 2; a pass rate": lambda: observed([0.0, 0.0, 0.0, 2.0]),
+        r"problem 'p1' has a reward of -1; a pass rate": lambda: observed([1.0, 1.0, 1.0, -1.0]),
     }
     for message, made in refused.items():
         with pytest.raises(InputError, match=message) as error:

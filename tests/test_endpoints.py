@@ -171,6 +171,9 @@ def test_a_key_is_sent_and_neither_recorded_nor_quoted(server, monkeypatch):
     [
         ("judge('http://me:pw@host/v1')", "url='http://host/v1/chat/completions': its password would be recorded"),
         ("judge('localhost:8000')", "must be http://host:port/path"),
+        ("http_reward('http://host:65536/score')", "url='http://host:65536/score': must be http://host:port/path"),
+        ("http_reward('http://[::1/score')", "must be http://host:port/path"),
+        ("http_reward('http:///score')", "must be http://host:port/path"),
         ("judge('http://host/v1', key='sk-123')", "key: must be the name of an environment variable"),
         ("judge('http://host/v1', '@no_file')", "rubric='@no_file': the file cannot be read"),
         ("judge('http://host/v1', ' ')", "rubric: must say what a good answer is"),

@@ -37,6 +37,15 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 Answer: TypeAlias = Mapping[str, Any]
 
 
+def _reachable(url: str) -> bool:
+    """Whether an address has a host, and a port below 65536 or none."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number or too large, a bracket of IPv6 that is not closed
+        return False
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a service is, and how patiently it is asked.
@@ -62,7 +71,7 @@ class Endpoint:
             raise InputError(
                 f"url={bare!r}: its password would be recorded; key='NAME' sends what that environment variable holds"
             )
-        if not re.match(r"https?://[^/\s]", bare) or re.search(r"\s", bare):
+        if re.search(r"\s", bare) or not _reachable(bare):
             raise InputError(f"url={bare!r}: must be http://host:port/path")
         if self.key and not _VARIABLE.fullmatch(self.key):
             raise InputError("key: must be the name of an environment variable, in capital letters, not the key itself")

@@ -197,17 +197,29 @@ def observe(state: State, step: int, results: Mapping[str, Sequence[float]]) -> 
     Raises:
         InputError: a mean reward is no pass rate.
     """
-    for name, means in results.items():
-        wrong = next((mean for mean in means if not -_ROUNDING <= mean <= 1 + _ROUNDING), None)
-        if wrong is not None:
-            raise InputError(
-                f"curriculum: the mean reward of problem {name!r} is {wrong:g}; a pass rate is in [0, 1]: scale the "
-                "reward, or leave --curriculum out"
-            )
+    require_rates(results)
     known = {name: state.problems[name] for name in results}
     after = {name: replace(was, means=(*was.means, *results[name])[-_KEPT:]) for name, was in known.items()}
     ahead = tuple(choice for choice in state.ahead if choice.step != step)
     return replace(state, problems={**state.problems, **after}, ahead=ahead)
+
+
+def require_rates(rewards: Mapping[str, Sequence[float]]) -> None:
+    """Refuse rewards whose mean is no pass rate.
+
+    Args:
+        rewards: id of a problem -> rewards of its completions, or means of them.
+
+    Raises:
+        InputError: one is not in [0, 1].
+    """
+    for name, values in rewards.items():
+        wrong = next((value for value in values if not -_ROUNDING <= value <= 1 + _ROUNDING), None)
+        if wrong is not None:
+            raise InputError(
+                f"curriculum: problem {name!r} has a reward of {wrong:g}; a pass rate is in [0, 1]: scale the reward, "
+                "or leave --curriculum out"
+            )
 
 
 def shares(rule: Pools, state: State, n: int, samples: int) -> dict[str, float]:

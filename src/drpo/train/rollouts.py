@@ -151,6 +151,7 @@ class Rollouts:
         rule, choice = self._run.data.curriculum, self._chosen.choice(step)
         if rule is None or choice is None:
             return {}
+        curriculum.require_rates({g.problem.id: g.rewards.tolist() for g in groups})
         means = {g.problem.id: _means(g) for g in groups}
         self._chosen = curriculum.observe(self._chosen, step, means)
         shares = curriculum.shares(rule, self._chosen, len(self._pool), self._run.rollout.sampling.samples)

@@ -50,7 +50,8 @@ def _one(name: str) -> Iterator[str]:
         return _metric(*found)
     names = [*(rule.name for rule in RULES), *(key for table in KINDS.values() for key in table)]
     hint = nearest(name, names)
-    raise InputError(f"explain {name!r}{hint if 'did you mean' in hint else '; drpo explain lists all names'}")
+    fix = hint if "did you mean" in hint else "; drpo explain lists all names"
+    raise InputError(f"explain {name!r}: no metric or warning has this name{fix}")
 
 
 def _warning(rule: Rule) -> Iterator[str]:
