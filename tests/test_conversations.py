@@ -16,7 +16,7 @@ BRANCHING = {
 def test_what_is_trained_is_what_was_sampled(name: str) -> None:
     made, branches = tokenizer_of(NASTY[name]), []
 
-    @settings(max_examples=settings.default.max_examples // 3)
+    @settings(max_examples=settings.default.max_examples // 2)
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         branches.append(check(made, data.draw(scripts(made))))
