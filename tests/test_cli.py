@@ -351,9 +351,12 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, st
     command = ("train", "smoke", "--steps", "100000", "--out", "long", "--no-doctor")
     own = ("--objective", "mine:loss", "--reward", "mine:reward", "--eval-problems", "0")
     command_in_fork = fork(folder / "out", cli.main, (*command, *own), folder=folder)
-    while command_in_fork.process.is_alive() and not (folder / "long" / "metrics.jsonl").exists():
+    end = time.monotonic() + 120
+    while command_in_fork.process.is_alive() and time.monotonic() < end:
+        if (folder / "long" / "metrics.jsonl").exists():
+            os.kill(command_in_fork.process.pid or 0, signal.SIGINT)
+            break
         time.sleep(0.05)
-    os.kill(command_in_fork.process.pid or 0, signal.SIGINT)
     status, out = command_in_fork.end()
     return folder / "long", status, out
 

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,13 +148,20 @@ def test_every_block_has_a_language_that_is_run_or_read():
     assert not unknown
 
 
+@pytest.fixture(autouse=True)
+def _modules_of_their_own() -> Iterator[None]:
+    """A module of one's own, such as `mine`, is that of a test's folder, and gone after it."""
+    yield
+    for module in OWN:
+        sys.modules.pop(module, None)
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=[b.name for b in PYTHON])
 def test_python_blocks_run_and_print_what_they_say(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.syspath_prepend(str(tmp_path))
     for module in (m for m in OWN if f"from {m} import" in block.text):
-        monkeypatch.delitem(sys.modules, module, raising=False)
         write_own_module(module, tmp_path)
     exec(compile(block.text, block.name, "exec"), {"__name__": "example"})
     promised = re.findall(r"print\(.*\)\s*#\s*(.+)$", block.text, flags=re.M)
@@ -258,8 +265,6 @@ def test_drpo_commands(
     """Cheap ones run; those that train the demo's model for minutes are read as far as the finished configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for module in OWN:
-        monkeypatch.delitem(sys.modules, module, raising=False)
     for line in chain:
         asked, *rest = shlex.split(line)
         make_what_it_reads([asked, *rest])

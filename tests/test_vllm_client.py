@@ -275,7 +275,7 @@ def test_an_engine_is_closed_where_what_it_was_made_for_is_refused(
     def refused(*arguments: Any) -> None:
         raise InputError("no such policy")
 
-    monkeypatch.setattr(setup, "_policy", refused)
+    monkeypatch.setattr(setup, "make_policy", refused)
     with pytest.raises(InputError, match="no such policy"):
         setup.build(tiny_run(engine="vllm"))
     assert started[0]["shut_down"]
