@@ -218,7 +218,7 @@ OF_A_RUN = re.compile(r"\bruns/[\w-]+")
 
 
 def chains() -> dict[str, list[str]]:
-    """Commands that follow each other in one folder: those that name the same run, the one that makes it first.
+    """Commands that follow each other in one folder: those of the same run, its maker first.
 
     Of commands on runs that differ in the run's name alone there is one; every other command is by itself.
     """

@@ -259,6 +259,33 @@ def test_resumed_is_one_run_bit_for_bit(model: dict[str, Any], tmp_path: Path) -
     assert [m["step"] for m in read_records(whole / METRICS)] == [1, 2, 3, 4]
     evaluations = read_records(whole / EVALUATIONS)
     assert [e["step"] for e in evaluations] == [0, 2, 4] and evaluations[-1]["nll"] < evaluations[0]["nll"]
+    shutil.rmtree(parts / "checkpoints")
+    with pytest.raises(InputError, match="no checkpoint is there, though 4 steps are recorded"):
+        fine_tune(config, parts)  # and not from the start, over what is recorded
+    assert len(read_records(parts / METRICS)) == 4
+
+
+class StopsInEvaluation(NullCallback):
+    """Ends a run in its second evaluation of the held-out loss."""
+
+    def __init__(self) -> None:
+        self._evaluations = 0
+
+    def phase(self, name: str) -> None:
+        self._evaluations += name == "evaluation"
+        if self._evaluations == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_an_evaluation_claims_no_step_that_it_has_not_recorded(tmp_path: Path) -> None:
+    config, whole, parts = config_of(data(tmp_path)), tmp_path / "whole", tmp_path / "parts"
+    fine_tune(config, whole)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(config, parts, StopsInEvaluation())
+    assert main(["verify", str(parts)]) == 0
+    fine_tune(config, parts)
+    assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The row kernels against a float64 truth, in triton's interpreter on the CPU, and on a CUDA GPU where there is one.
 
 The interpreter has to be asked for before triton is imported, so those tests run in a process of their own: each
-kernel, dtype and option once in a fork, and all cases in one that `test_in_triton_s_interpreter` starts, slowly. What
+kernel, dtype and option once in a fork, and all cases in the process of `test_in_triton_s_interpreter`, slowly. What
 the interpreter cannot see is asked of the compiler, which needs no GPU.
 
 Budgets: what one rounding to the result's dtype may do to each element, and what float32's rounding of z and of the

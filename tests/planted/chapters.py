@@ -47,7 +47,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a run that is lengthened keeps the summary of its earlier end",
-        "drpo.train.session:is_finished",
+        "drpo.train.run_session:is_finished",
         _keeps_the_summary,
         (f"{HERE}test_killed_while_it_is_lengthened_it_goes_on_in_the_same_chapter",),
     ),

@@ -37,7 +37,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "nobody counts the critic's skipped updates",
-        "drpo.train.session:Session._count_skipped",
+        "drpo.train.run_session:RunSession._count_skipped",
         _counts_the_policys,
         (SKIPPED, ENDED),
     ),

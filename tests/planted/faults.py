@@ -125,7 +125,7 @@ REPLACEMENTS = (
         "a run that ended before its first checkpoint is taken for one that is done",
         "drpo.cli.train:is_finished",
         lambda right: lambda folder: True,
-        (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[a reward]",),
+        (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[a second signal]",),
     ),
     Replacement(
         "a run whose steps are all recorded is taken for one that is done",
@@ -141,13 +141,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a run whose checkpoints are gone is begun anew over its records",
-        "drpo.train.session:Session._require_no_lost_checkpoint",
+        "drpo.train.run_session:RunSession._require_no_lost_checkpoint",
         lambda right: lambda self: None,
         (f"{S}a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_records",),
     ),
     Replacement(
         "what a killed process left half written stays in the run's folder",
-        "drpo.train.session:_tidy",
+        "drpo.train.run_session:_tidy",
         lambda right: lambda folder: None,
         (f"{S}a_run_that_ends_before_its_first_checkpoint_is_gone_on_from[set-up]",),
     ),

@@ -232,7 +232,8 @@ class Follower:
         metrics, evaluations = self._metrics.records, self._evaluations.records
         if self._taken.of is not metrics:
             self._warnings, self._taken = WarningLog(), _Taken(metrics)
-        self._warnings.add(metrics[self._taken.metrics :], evaluations[self._taken.evaluations :])
+        if not any("nll" in record for record in metrics[-1:]):  # the warnings are of RL, not of supervised fine-tuning
+            self._warnings.add(metrics[self._taken.metrics :], evaluations[self._taken.evaluations :])
         self._taken = _Taken(metrics, len(metrics), len(evaluations))
         return summed_up(self._warnings.warned, metrics[-1]["step"] if metrics else 0)
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from drpo.errors import InputError, one_line
 from drpo.rewards.contract import CONCURRENCY, ScoreError
@@ -27,8 +28,29 @@ Rubric:
 _LAST = 20_000  # letters of a judgement in which its score is looked for
 
 
+class Remote(ABC):
+    """What a reward that asks an endpoint says to a reward pool."""
+
+    graded: ClassVar[bool] = True
+    """A right answer may score less than the best."""
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> Endpoint:
+        """Where the service is."""
+
+    @property
+    def longest_seconds(self) -> float:
+        """What a reward pool has to allow for a score."""
+        return self.endpoint.longest_seconds
+
+    def start(self) -> None:
+        """Raise unless the key is set."""
+        self.endpoint.headers()
+
+
 @dataclass(frozen=True)
-class Judge:
+class Judge(Remote):
     """Asks a language model behind an OpenAI-compatible endpoint to score the answer by a rubric.
 
     The score is that of the last JSON object with a "score" in the judge's answer, scaled to [0, 1]. A score that is no
@@ -84,20 +106,6 @@ class Judge:
         path = "" if url.endswith("/chat/completions") else "/chat/completions"
         return Endpoint(url + path, self.key, self.seconds, self.retries)
 
-    @property
-    def graded(self) -> bool:
-        """True: a right answer may score less than the best."""
-        return True
-
-    @property
-    def longest_seconds(self) -> float:
-        """What a reward pool has to allow for a score."""
-        return self.endpoint.longest_seconds
-
-    def start(self) -> None:
-        """Raise unless the key is set."""
-        self.endpoint.headers()
-
     async def __call__(self, problem: Problem, transcript: Transcript) -> float:
         """Return the score, in [0, 1]."""
         low, high = self.scale
@@ -136,7 +144,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class HttpReward:
+class HttpReward(Remote):
     """Posts {"prompt", "messages", "completion", "answer"} to a service that returns {"score": x}.
 
     `messages` is the whole exchange, `prompt` the user's last message of the problem, `completion` the text of the last
@@ -167,20 +175,6 @@ class HttpReward:
     def endpoint(self) -> Endpoint:
         """Where the service is."""
         return Endpoint(self.url, self.key, self.seconds, self.retries)
-
-    @property
-    def graded(self) -> bool:
-        """True: a right answer may score less than the best."""
-        return True
-
-    @property
-    def longest_seconds(self) -> float:
-        """What a reward pool has to allow for a score."""
-        return self.endpoint.longest_seconds
-
-    def start(self) -> None:
-        """Raise unless the key is set."""
-        self.endpoint.headers()
 
     async def __call__(self, problem: Problem, transcript: Transcript) -> float:
         """Return the score."""
