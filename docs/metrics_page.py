@@ -23,7 +23,8 @@ the size of the recipes have; it is no limit. Where a [warning](warnings.md) rea
 drpo explain k3
 ```
 
-prints the same on the terminal, of any metric or warning; `drpo explain` alone lists them.
+prints the same on the terminal, of any metric or warning; `drpo explain` alone lists them. It also describes what an
+option names: `drpo explain gdpo`, `drpo explain judge`.
 """
 
 WORDS: Mapping[str, str] = {

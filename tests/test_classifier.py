@@ -76,7 +76,8 @@ def test_what_cannot_be_is_refused(tmp_path, reward_model):
     saved(tmp_path, kind=LlamaForCausalLM)
     for reward, message in (
         (Classifier(str(tmp_path)), "has no trained score.weight, so it is no sequence classifier"),
-        (Classifier(str(tmp_path / "no")), "cannot be loaded: "),
+        (Classifier(str(tmp_path / "no")), "no such folder; give a sequence classifier's, or a hub id, owner/name"),
+        (Classifier("tiny"), "classifier: model='tiny': no such folder"),
         (Classifier(reward_model[0], device="no"), "device='no': "),
     ):
         with pytest.raises(InputError, match=message):

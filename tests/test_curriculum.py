@@ -50,10 +50,10 @@ def stepped(state: State, step: int, rule: Pools, true: Mapping[str, float], see
 
 
 def observed(rewards: list[float]) -> None:
-    """Give a run one scored group of 'p1'."""
+    """Give a run one scored group of 'p01'."""
     state = choose(Pools(), State(), NAMES, 4, 0, 0, samples=4)
     run = SimpleNamespace(_run=RUN, _chosen=state)
-    group = SimpleNamespace(problem=SimpleNamespace(id="p1"), rewards=torch.tensor(rewards), all_episodes=())
+    group = SimpleNamespace(problem=SimpleNamespace(id="p01"), rewards=torch.tensor(rewards), all_episodes=())
     Rollouts.observe(cast(Any, run), 0, cast(Any, [group]))
 
 
@@ -286,8 +286,8 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path) -> None:
         r"problem 'p\d+' has a reward of 2; a pass rate is in \[0, 1\]: scale": lambda: stepped(
             State(), 0, Pools(), dict.fromkeys(NAMES, 2.0)
         ),
-        r"problem 'p1' has a reward of 2; a pass rate": lambda: observed([0.0, 0.0, 0.0, 2.0]),
-        r"problem 'p1' has a reward of -1; a pass rate": lambda: observed([1.0, 1.0, 1.0, -1.0]),
+        r"problem 'p01' has a reward of 2; a pass rate": lambda: observed([0.0, 0.0, 0.0, 2.0]),
+        r"problem 'p01' has a reward of -1; a pass rate": lambda: observed([1.0, 1.0, 1.0, -1.0]),
     }
     for message, made in refused.items():
         with pytest.raises(InputError, match=message) as error:

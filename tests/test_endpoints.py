@@ -40,10 +40,14 @@ def _short_pauses(monkeypatch):
 
 def scores(reward, texts):
     """What a pool makes of a reward's scores, in this process, which is the same code and takes no start."""
+    with pool_here(reward) as pool:
+        return pool.score([(QUESTION, text) for text in texts])
+
+
+def pool_here(reward):
     here = replace(reward)
     object.__setattr__(here, "in_process", True)
-    with RewardPool(here, RewardConfig(seconds=0.1)) as pool:
-        return pool.score([(QUESTION, text) for text in texts])
+    return RewardPool(here, RewardConfig(seconds=0.1))
 
 
 def of_kind(reward, server):
@@ -174,6 +178,8 @@ def test_a_key_is_sent_and_neither_recorded_nor_quoted(server, monkeypatch):
         ("http_reward('http://host:65536/score')", "url='http://host:65536/score': must be http://host:port/path"),
         ("http_reward('http://[::1/score')", "must be http://host:port/path"),
         ("http_reward('http:///score')", "must be http://host:port/path"),
+        ("judge('http://host/v1?api-key=s3')", "url: its parameter 'api-key' would be recorded; key='NAME' sends what"),
+        ("http_reward('http://host/score?n=1&Code=s3')", "url: its parameter 'Code' would be recorded"),
         ("judge('http://host/v1', key='sk-123')", "key: must be the name of an environment variable"),
         ("judge('http://host/v1', '@no_file')", "rubric='@no_file': the file cannot be read"),
         ("judge('http://host/v1', ' ')", "rubric: must say what a good answer is"),
@@ -187,6 +193,30 @@ def test_a_key_is_sent_and_neither_recorded_nor_quoted(server, monkeypatch):
 def test_what_cannot_be_is_refused(spec, message):
     with pytest.raises(InputError, match=message):
         parse_spec(spec, REGISTRY)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/chat/completions"])
+def test_a_judge_keeps_the_parameters_of_its_address(path):
+    url = Judge(f"http://host{path}?api-version=2&encode=x").endpoint.url
+    assert url == "http://host/v1/chat/completions?api-version=2&encode=x"
+
+
+@BOTH
+def test_a_service_that_never_answers_is_left_after_its_first_scores(kind, server):
+    server.asked.clear()
+    reward = of_kind(kind, server)
+    with pytest.raises(InputError, match=r"^\w+: 4 scores asked for, none given: .*failed 3 times \(status 500"):
+        scores(reward, [f"status 500 {i}" for i in range(40)])
+    assert len(server.asked) == 4 * 3
+    found = scores(reward, ["status 500 a", "0.5", *(f"status 500 {i}" for i in range(6))])
+    assert [m.score for m in found] == [None, 0.5, *[None] * 6]  # one of the first answers, so all are asked
+
+
+def test_a_service_that_is_gone_later_costs_scores_alone(server):
+    with pool_here(HttpReward(server.url, retries=0)) as pool:
+        assert [m.score for m in pool.score([(QUESTION, text) for text in "10110"])] == [1.0, 0.0, 1.0, 1.0, 0.0]
+        failed = pool.score([(QUESTION, f"status 500 {i}") for i in range(6)])
+    assert [m.score for m in failed] == [None] * 6
 
 
 def test_a_rubric_from_a_file_is_recorded_as_text(tmp_path):

@@ -41,7 +41,7 @@ from drpo.report.panels import drawn_lines
 from drpo.rewards import RewardConfig, Scored
 from drpo.rollout import ScriptedEngine
 from drpo.spec import parse_spec
-from drpo.train.evaluate import difference_interval, evaluate, mean_interval, pass_at_k, summed_up, wilson
+from drpo.train.evaluate import difference_interval, examine, mean_interval, pass_at_k, summed_up, wilson
 from drpo.train.log import rollout_records
 from drpo.train.metric_tables import REGION_METRICS, ROLLOUT_METRICS, TOKEN_METRICS, UPDATE_METRICS
 from drpo.train.metrics import rollout_metrics, step_metrics, token_metrics
@@ -553,7 +553,8 @@ def evaluated(table: dict[str, list[float | None]], before=None):  # type: ignor
     scores = {(name, i): value for name, row in table.items() for i, value in enumerate(row)}
     problems = [Problem.of_text(name, name, "") for name in table]
     sampling = Sampling(samples=len(next(iter(table.values()))), max_new_tokens=2)
-    return evaluate(driver, problems, sampling, StubPool(scores), seed=0, step=3, before=before)  # type: ignore[arg-type]
+    groups = examine(driver, problems, sampling, StubPool(scores), seed=0)  # type: ignore[arg-type]
+    return summed_up(groups, sampling.samples, step=3, before=before)
 
 
 def test_evaluation_weighs_problems_alike_and_counts_right_answers() -> None:
@@ -604,7 +605,7 @@ def test_an_evaluation_is_compared_with_another_problem_by_problem() -> None:
 def test_an_evaluation_needs_problems() -> None:
     driver = Prompted(ScriptedEngine(loading.tiny()[1], lambda r: ""), loading.tiny()[0]).driver
     with pytest.raises(InputError, match="no held-out problems"):
-        evaluate(driver, [], Sampling(), StubPool({}), seed=0, step=0)  # type: ignore[arg-type]
+        examine(driver, [], Sampling(), StubPool({}), seed=0)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_mark_is_refused() -> None:

@@ -99,6 +99,7 @@ def test_what_is_no_sum_of_rewards_is_refused_in_a_line():
         ("+".join(["format"] * 5000), "format"),
         ("exact_number + formt", "unknown reward 'formt'; did you mean 'format'?"),
         ("exact_number + 0.2*length", "length"),
+        ("0*exact_number - 0*format", "weights are all 0 is always 0: exact_number, format"),
         ("math: sqrt", "not of the form module:name"),
         ("exact_number + os:sep", "each part of a sum must be a function"),
         ("format('thnk')", "format form='thnk'; did you mean 'think'?"),

@@ -308,13 +308,21 @@ def test_a_metric_and_a_warning_are_explained(capsys: pytest.CaptureFixture[str]
     assert "unbiased pass@k" in explained(capsys, "pass_at")
 
 
+def test_what_an_option_names_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    text = explained(capsys, "GDPO")
+    assert "--method gdpo" in text and "gdpo: --advantage" in text and "arXiv 2601.05242" in text
+    for name, said in (("judge", "scale: lowest and highest score"), ("drpo(0.2)", "w = 1 - sign(A) (pi - mu)")):
+        assert said in explained(capsys, name) and ">>>" not in explained(capsys, name)
+    assert explained(capsys, "adamw").count("--optimizer") == 1
+
+
 def test_alone_it_lists_every_name(capsys: pytest.CaptureFixture[str]) -> None:
     text = explained(capsys)
     assert all(name in text for name in [rule.name for rule in RULES] + [n for table in KINDS.values() for n in table])
 
 
 def test_a_typo_is_answered_with_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
-    for typo, meant in (("entropy_colapse", "entropy_collapse"), ("ratio_meen", "ratio_mean")):
+    for typo, meant in (("entropy_colapse", "entropy_collapse"), ("ratio_meen", "ratio_mean"), ("gpro", "grpo")):
         assert cli.main(["explain", typo]) == 2
         assert f"did you mean '{meant}'?" in capsys.readouterr().err
     assert cli.main(["explain", "zzz"]) == 2 and "drpo explain lists all names" in capsys.readouterr().err

@@ -113,12 +113,15 @@ def counted(n: int, noun: str) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` for the known name nearest to `word`, else the list of known names.
 
+    A name of the same letters in another order is the nearest.
+
     Example:
-        >>> nearest("dropo", ["drpo", "ppo"])
-        "; did you mean 'drpo'?"
+        >>> nearest("dropo", ["drpo", "ppo"]), nearest("gpro", ["gspo", "grpo"])
+        ("; did you mean 'drpo'?", "; did you mean 'grpo'?")
         >>> nearest("zzz", ["drpo", "ppo"])
         '; known: drpo, ppo'
     """
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    turned = [name for name in names if sorted(name) == sorted(word)]
+    close = turned or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -57,6 +57,12 @@ REPLACEMENTS = (
     Replacement(
         "a service's answer may be of any size", "drpo.rewards.endpoint:MOST_BYTES", lambda right: 2**40, (ALL,)
     ),
+    Replacement(
+        "a service that never answers is asked for every score",
+        "drpo.rewards.pool:_require_one",
+        lambda right: lambda reward, scores: None,
+        (f"{ENDPOINTS}a_service_that_never_answers_is_left_after_its_first_scores",),
+    ),
     Replacement("a service that is busy is not asked again", "drpo.rewards.endpoint:_AGAIN", lambda right: (), (ALL,)),
     Replacement(
         "an equal request is sent again",

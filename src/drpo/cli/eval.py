@@ -20,6 +20,7 @@ from drpo.report.payload import finite
 from drpo.report.words import mean_score, paired_change
 from drpo.rewards import REGISTRY as REWARDS
 from drpo.rewards import RewardPool
+from drpo.rewards.usage import PREFIX
 from drpo.rollout import EpisodeDriver, TransformersEngine, fitting
 from drpo.rollout.template_settings import set_template
 from drpo.spec import parse_spec
@@ -27,7 +28,8 @@ from drpo.tasks import REGISTRY as TASKS
 from drpo.tasks import Task
 from drpo.terminal import Terminal
 from drpo.train.config import Run
-from drpo.train.evaluate import before_training, evaluate
+from drpo.train.evaluate import before_training, examine, summed_up
+from drpo.train.metrics import endpoint_metrics
 from drpo.train.records import EVALUATIONS, MODEL, read_records
 from drpo.train.setup import environments_of, episode_limits, only_fitting
 
@@ -59,13 +61,12 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     with RewardPool(reward, options.reward_pool) as pool, environments or nullcontext(), waiting:
         before, n_before = _before(Path(name), options) if run is not None and as_trained else ({}, None)
         step = 0 if run is None else run.trainer.steps  # a finished run's model
-        result = evaluate(
-            driver, held_out, options.sampling, pool, seed=options.seed, step=step, before=before, n_before=n_before
-        )
+        groups = examine(driver, held_out, options.sampling, pool, seed=options.seed)
+    result = summed_up(groups, options.sampling.samples, step=step, before=before, n_before=n_before)
     if options.json:
-        print(json.dumps(finite(asdict(result))))
+        print(json.dumps(finite(asdict(result) | endpoint_metrics(groups))))
     else:
-        _print_evaluation(name, asdict(result))
+        _print_evaluation(name, asdict(result), endpoint_metrics(groups))
     return 0
 
 
@@ -87,7 +88,7 @@ def _before(folder: Path, options: EvalOptions) -> tuple[dict[str, float], int |
     return before_training(read_records(folder / EVALUATIONS) if same else [])
 
 
-def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
+def _print_evaluation(name: str, result: Mapping[str, Any], endpoints: Mapping[str, float]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     mean, interval = mean_score(result["reward_mean"], result["low"], result["high"])
     table.add_row(f"avg@{result['n_samples']}", mean, interval)
@@ -103,6 +104,9 @@ def _print_evaluation(name: str, result: Mapping[str, Any]) -> None:
     table.add_row("mean length", f"{result['mean_length']:.1f} tokens, {result['truncated']:.0%} truncated")
     if result["failed"]:
         table.add_row("not scored", f"{result['failed']} completions: the reward failed or abstained")
+    if endpoints:
+        asked = ", ".join(f"{n:,.0f} {key.removeprefix(PREFIX).replace('_', ' ')}" for key, n in endpoints.items() if n)
+        table.add_row("endpoint", asked)
     console = Terminal()
     console.print(name, style="bold")
     console.print(table)

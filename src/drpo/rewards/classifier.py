@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from drpo.errors import InputError, nearest
+from drpo.lazily import lazily
 from drpo.rewards.contract import Score, ScoreError
 from drpo.spec import import_named
 from drpo.types import Problem, Transcript
+
+hub = lazily("huggingface_hub")
 
 Reads: TypeAlias = Literal["auto", "conversation", "pair", "completion"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -70,8 +74,9 @@ class Classifier:
         """Load the model.
 
         Raises:
-            InputError: it cannot be loaded, or has no such label.
+            InputError: there is no such folder, it cannot be loaded, or has no such label.
         """
+        _require_there(self.model)
         _ = self._loaded
 
     def score_all(self, items: Sequence[tuple[Problem, Transcript]]) -> list[Score | ScoreError]:
@@ -89,3 +94,13 @@ class Classifier:
         if isinstance(score, ScoreError):
             raise score
         return score
+
+
+def _require_there(name: str) -> None:
+    """Raise where a path has no folder, or a name is none, before the hub is asked, which takes a minute to fail."""
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    cached = Path(hub.constants.HF_HUB_CACHE, f"models--{name}").is_dir()
+    if not Path(name).is_dir() and (is_path or ("/" not in name and not cached)):
+        raise InputError(
+            f"classifier: model={name!r}: no such folder; give a sequence classifier's, or a hub id, owner/name"
+        )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -33,6 +33,8 @@ _SHARE = 16
 _AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 that a later attempt may not have."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_SECRET = re.compile(r"(?:^|[-_])(?:key|token|secret|password|passwd|auth|sig|signature|code)$|apikey$", re.IGNORECASE)
+"""Names of an address's parameters that hold a secret."""
 
 Answer: TypeAlias = Mapping[str, Any]
 
@@ -57,7 +59,7 @@ class Endpoint:
         retries: further attempts after a failure that may pass: no connection, no answer, status 429 or from 500 on.
 
     Raises:
-        InputError: a value out of its range, or a password in the address.
+        InputError: a value out of its range, or a password or a key in the address.
     """
 
     url: str
@@ -73,6 +75,12 @@ class Endpoint:
             )
         if re.search(r"\s", bare) or not _reachable(bare):
             raise InputError(f"url={bare!r}: must be http://host:port/path")
+        secret = next((name for name, _ in parse_qsl(urlsplit(bare).query) if _SECRET.search(name)), None)
+        if secret is not None:
+            raise InputError(
+                f"url: its parameter {one_line(secret)!r} would be recorded; key='NAME' sends what that environment "
+                "variable holds, as Authorization: Bearer"
+            )
         if self.key and not _VARIABLE.fullmatch(self.key):
             raise InputError("key: must be the name of an environment variable, in capital letters, not the key itself")
         if not 0 < self.seconds <= 3600:

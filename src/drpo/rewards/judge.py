@@ -33,6 +33,8 @@ class Remote(ABC):
 
     graded: ClassVar[bool] = True
     """A right answer may score less than the best."""
+    tried_on: ClassVar[int] = 4
+    """Completions whose scores must not all fail, before others are scored."""
 
     @property
     @abstractmethod
@@ -102,9 +104,9 @@ class Judge(Remote):
     @cached_property
     def endpoint(self) -> Endpoint:
         """The address of chat completions."""
-        url = self.url.rstrip("/")
-        path = "" if url.endswith("/chat/completions") else "/chat/completions"
-        return Endpoint(url + path, self.key, self.seconds, self.retries)
+        base, query, parameters = self.url.partition("?")
+        base = base.rstrip("/").removesuffix("/chat/completions")
+        return Endpoint(f"{base}/chat/completions{query}{parameters}", self.key, self.seconds, self.retries)
 
     async def __call__(self, problem: Problem, transcript: Transcript) -> float:
         """Return the score, in [0, 1]."""

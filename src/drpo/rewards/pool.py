@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from threading import Lock
 from zlib import crc32
 
-from drpo.errors import InputError, describe
+from drpo.errors import InputError, counted, describe
 from drpo.rewards import worker
 from drpo.rewards.contract import Reward, concurrency, is_async, name_of, reads_transcript
 from drpo.rewards.scoring import Item, RewardConfig, Scored, call, call_all, call_batch
-from drpo.rewards.weighted import WeightedSum
+from drpo.rewards.weighted import WeightedSum, part_name
 from drpo.types import Failure, Problem, Transcript
 from drpo.workers.pool import ProcessPool, pickled
 from drpo.workers.process import Service, preload
@@ -35,6 +35,9 @@ class RewardPool:
 
     A process awaits many calls of an async reward at once. Where that process dies or hangs, each of its calls is tried
     again alone.
+
+    A reward with the attribute `tried_on` is first called for that many items. Where every one of these calls fails,
+    the pool raises: an endpoint that never answers is not asked for all the others too.
 
     Each reward of a sum (`WeightedSum`) has a pool of its own, with the same limits.
 
@@ -57,6 +60,7 @@ class RewardPool:
         self.config = config or RewardConfig()
         self._reward = reward
         self._reads_transcript = reads_transcript(reward)
+        self._untried = int(getattr(reward, "tried_on", 0))
         self._one_at_a_time = Lock()  # the thread that samples ahead scores too, where it samples groups again
         self._seconds = max(self.config.seconds, float(getattr(reward, "longest_seconds", 0.0)))
         self._parts = [RewardPool(r, self.config) for r in reward.rewards] if isinstance(reward, WeightedSum) else []
@@ -98,10 +102,14 @@ class RewardPool:
             anything but a finite number, a `RewardResult` or None.
 
         Raises:
-            InputError: a process died and could not be started again.
+            InputError: a process died and could not be started again, or the reward failed each time that it was tried.
         """
         with self._one_at_a_time:
-            return self._scores(items)
+            first = self._scores(items[: self._untried])
+            if self._untried and len(first) == self._untried:
+                _require_one(self._reward, first)
+                self._untried = 0
+            return first + self._scores(items[len(first) :])
 
     def _scores(self, items: Sequence[tuple[Problem, str | Transcript]]) -> list[Scored]:
         if isinstance(self._reward, WeightedSum):
@@ -165,6 +173,14 @@ class RewardPool:
         if not self._reads_transcript:
             return answer.text if isinstance(answer, Transcript) else answer
         return answer if isinstance(answer, Transcript) else Transcript.of_text(problem, answer)
+
+
+def _require_one(reward: Reward, scores: Sequence[Scored]) -> None:
+    """Raise where every call failed."""
+    failures = [scored.failure for scored in scores if scored.failure is not None]
+    if len(failures) == len(scores):
+        asked = counted(len(scores), "score")
+        raise InputError(f"{part_name(reward)}: {asked} asked for, none given: {failures[0].text}")
 
 
 def _answers(answer: list[Scored] | Failure, places: Sequence[int]) -> bool:

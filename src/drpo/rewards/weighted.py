@@ -30,7 +30,7 @@ class WeightedSum:
         terms: at least one; a weight may be negative, or 0, which only records the part.
 
     Raises:
-        InputError: no term, or a part that is no reward.
+        InputError: no term, all weights 0, or a part that is no reward.
 
     Example:
         >>> from drpo.rewards import Length, exact_number
@@ -46,6 +46,8 @@ class WeightedSum:
     def __post_init__(self) -> None:
         if not self.terms:
             raise InputError("a sum of rewards has no term; write 'math_verify + 0.2*format'")
+        if not any(term.weight for term in self.terms):
+            raise InputError(f"a sum of rewards whose weights are all 0 is always 0: {', '.join(self.names)}")
         for reward in self.rewards:
             if not callable(reward):
                 raise InputError(f"reward {reward!r}: each part of a sum must be a function of (problem, text)")

@@ -24,27 +24,13 @@ _FEWEST = 3
 """Fewest problems with a mean above 0, and below 1, whose spread is used."""
 
 
-def evaluate(
-    driver: EpisodeDriver,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    pool: RewardPool,
-    *,
-    seed: int,
-    step: int,
-    before: Mapping[str, float] | None = None,
-    n_before: int | None = None,
-) -> Evaluation:
-    """Draw `sampling.samples` completions of every problem, score them, and sum up: `score_held_out`, then `summed_up`.
+def examine(
+    driver: EpisodeDriver, problems: Sequence[Problem], sampling: Sampling, pool: RewardPool, *, seed: int
+) -> list[ScoredGroup]:
+    """Return `score_held_out`, for `summed_up`, where there is something to sum up.
 
     Args:
-        driver: its engine holds the weights to evaluate.
-        problems: held out, at least one.
-        sampling: may be greedy or truncated.
-        pool: runs the reward.
-        seed: of the random numbers.
-        step: for the record.
-        before, n_before: as for `summed_up`.
+        driver, problems, sampling, pool, seed: as there.
 
     Raises:
         InputError: no problems, or the reward scored no completion.
@@ -53,7 +39,7 @@ def evaluate(
         raise InputError("evaluation: no held-out problems; set --eval-problems, or an --eval-task that has some")
     groups = score_held_out(driver, problems, sampling, pool, seed=seed)
     require_scored(groups, pool.config)
-    return summed_up(groups, sampling.samples, step=step, before=before, n_before=n_before)
+    return groups
 
 
 def score_held_out(

@@ -7,9 +7,12 @@ from textwrap import fill
 
 from drpo.cli.options import parse
 from drpo.errors import InputError, nearest
+from drpo.spec import import_named
 from drpo.train.metric_tables import KINDS, Meaning, find
 from drpo.train.run_warnings import PAGE, RULES, Rule
 
+_NAMES = "drpo.cli.explain"
+"""Imported where a name is no metric's: it needs torch."""
 _WIDEST = 120
 
 
@@ -19,7 +22,8 @@ class ExplainOptions:
 
       drpo explain entropy_collapse
 
-    Without a name it lists all.
+    A method, an objective, a reward or another name that an option takes is described too. Without a name it lists all
+    metrics and warnings.
     """
 
 
@@ -48,10 +52,13 @@ def _one(name: str) -> Iterator[str]:
         return _warning(rule)
     if (found := find(name)) is not None:
         return _metric(*found)
+    meanings: list[tuple[str, str]] = list(import_named(_NAMES, "meanings", "command")(name))
+    if meanings:
+        return iter("\n\n".join(f"{head}\n\n{text}" for head, text in meanings).split("\n"))
     names = [*(rule.name for rule in RULES), *(key for table in KINDS.values() for key in table)]
-    hint = nearest(name, names)
+    hint = nearest(name, [*names, *import_named(_NAMES, "names", "command")()])
     fix = hint if "did you mean" in hint else "; drpo explain lists all names"
-    raise InputError(f"explain {name!r}: no metric or warning has this name{fix}")
+    raise InputError(f"explain {name!r}: no metric, warning, method, objective or reward has this name{fix}")
 
 
 def _warning(rule: Rule) -> Iterator[str]:

@@ -31,7 +31,8 @@ reward and the length of answers are guessed, and said; these options say them i
   --answer-field NAME   the column of the answer
   --system TEXT         the system message
   --shots N             the first N rows become examples before every question
-  --reward REWARD       exact_number, exact_match, math_verify, or your own module:function
+  --reward REWARD       exact_number, exact_match, math_verify, judge('http://host/v1') and others, a weighted sum of
+                        them, 'math_verify + 0.2*format', or your own module:function
 
 --resume goes on with a run from its last checkpoint, also with more steps or other settings: `--resume runs/dppo
 --steps 16`. --from starts a new run from the weights of another: `--from runs/dppo --task 'addition(1, 99)'`.
