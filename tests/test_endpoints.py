@@ -97,11 +97,12 @@ def test_scores_come_back_in_order_and_what_fails_is_counted_and_costs_its_own_s
 @BOTH
 def test_an_equal_request_is_sent_once_also_while_it_is_in_flight(kind, server):
     server.asked.clear()
-    found = scores(of_kind(kind, server), ["0.5"] * 6 + ["0.75", "status 500"])
-    assert [m.score for m in found] == [0.5] * 6 + [0.75, None]
+    tried = ["0.75", "status 500", "0.1", "0.2"]
+    found = scores(of_kind(kind, server), tried + ["0.5"] * 6)
+    assert [m.score for m in found] == [0.75, None, 0.1, 0.2] + [0.5] * 6
     assert Counter(server.asked)["0.5"] == 1
     usage = total(m.usage for m in found)
-    assert (usage["endpoint_cached"], usage["endpoint_calls"], usage["endpoint_failed"]) == (5, 3, 1)
+    assert (usage["endpoint_cached"], usage["endpoint_calls"], usage["endpoint_failed"]) == (5, 5, 1)
 
 
 def test_a_failure_is_not_remembered(server):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from drpo import cli
+from drpo.cli import explain
 from drpo.doctor import distribution
 from drpo.live.follow import Follower
 from drpo.live.track import TRACKERS, Tracked
@@ -314,6 +315,8 @@ def test_what_an_option_names_is_described(capsys: pytest.CaptureFixture[str]) -
     for name, said in (("judge", "scale: lowest and highest score"), ("drpo(0.2)", "w = 1 - sign(A) (pi - mu)")):
         assert said in explained(capsys, name) and ">>>" not in explained(capsys, name)
     assert explained(capsys, "adamw").count("--optimizer") == 1
+    for name in explain.names():
+        assert explained(capsys, name).startswith(f"{name}: ")
 
 
 def test_alone_it_lists_every_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,8 @@ def meanings(name: str) -> Iterator[tuple[str, str]]:
     for option, registry in REGISTRIES.items():
         first = next(other for other, same in REGISTRIES.items() if same is registry)
         if option == first and (entry := registry.entries.get(name)) is not None:
-            thing = import_named(*entry.split(":"), registry.kind) if isinstance(entry, str) else entry
+            module, _, attribute = entry.partition(":") if isinstance(entry, str) else ("", "", "")
+            thing = import_named(module, attribute, registry.kind) if module else entry
             yield f"{name}: --{option.replace('_', '-')}", _text(getattr(thing, "func", thing))
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from textwrap import fill
 
 from drpo.cli.options import parse
@@ -13,6 +14,8 @@ from drpo.train.run_warnings import PAGE, RULES, Rule
 
 _NAMES = "drpo.cli.explain"
 """Imported where a name is no metric's: it needs torch."""
+_MISSPELT = 0.85
+"""From this likeness on a name is a misspelt metric or warning; no name of an option is so like one."""
 _WIDEST = 120
 
 
@@ -52,11 +55,13 @@ def _one(name: str) -> Iterator[str]:
         return _warning(rule)
     if (found := find(name)) is not None:
         return _metric(*found)
-    meanings: list[tuple[str, str]] = list(import_named(_NAMES, "meanings", "command")(name))
-    if meanings:
-        return iter("\n\n".join(f"{head}\n\n{text}" for head, text in meanings).split("\n"))
     names = [*(rule.name for rule in RULES), *(key for table in KINDS.values() for key in table)]
-    hint = nearest(name, [*names, *import_named(_NAMES, "names", "command")()])
+    if not get_close_matches(name, names, cutoff=_MISSPELT):
+        meanings: list[tuple[str, str]] = list(import_named(_NAMES, "meanings", "command")(name))
+        if meanings:
+            return iter("\n\n".join(f"{head}\n\n{text}" for head, text in meanings).split("\n"))
+        names += import_named(_NAMES, "names", "command")()
+    hint = nearest(name, names)
     fix = hint if "did you mean" in hint else "; drpo explain lists all names"
     raise InputError(f"explain {name!r}: no metric, warning, method, objective or reward has this name{fix}")
 
