@@ -401,7 +401,7 @@ SECONDS_METRICS: Mapping[str, Meaning] = {
         "--engine vllm; --async-steps 1 and --overlap on several devices",
     ),
     "seconds/reward": Meaning(
-        "seconds of scoring", "a small share of the step", "more reward_pool.workers, a faster reward"
+        "seconds of scoring", "a small share of the step", "more reward_pool.processes, a faster reward"
     ),
     "seconds/update": Meaning("seconds of the step's updates", "less than those of sampling"),
     "seconds/evaluation": Meaning("seconds of an evaluation, after the step", "", "a larger --eval-every"),
