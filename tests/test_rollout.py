@@ -98,6 +98,11 @@ BATCHES: dict[str, Callable[[PreTrainedModel], list[Episode]]] = {
 }
 
 
+def test_of_no_problem_there_is_no_episode() -> None:
+    """As on a process whose share of a small evaluation is empty."""
+    assert transformers_engine(tiny(STOPS)[0]).driver.run([], Sampling(samples=2), ("nothing",)) == []
+
+
 def test_neighbours_do_not_matter() -> None:
     """Nor does the left padding that unequal prompts need, nor the rows that end and leave.
 

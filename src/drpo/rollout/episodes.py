@@ -141,11 +141,12 @@ class EpisodeDriver:
         rows = [(p, i) for p in problems for i in range(sampling.samples)]
         if self.environments is None:
             prompts = encode_prompts(self.tokenizer, self.limits, problems, sampling)
-            read = zip(problems, prompts, self.tokenizer.batch_decode(prompts), strict=True)
-            per_row = [(p.messages, ids, shown) for p, ids, shown in read for _ in range(sampling.samples)]
+            shown = [self.tokenizer.decode(ids) for ids in prompts]  # batch_decode makes a text of no prompts
+            read = zip(problems, prompts, shown, strict=True)
+            per_row = [(p.messages, ids, text) for p, ids, text in read for _ in range(sampling.samples)]
             return [
-                Conversation(n, p, i, sampling, messages, (), ids, shown, in_environment=False)
-                for n, ((p, i), (messages, ids, shown)) in enumerate(zip(rows, per_row, strict=True))
+                Conversation(n, p, i, sampling, messages, (), ids, text, in_environment=False)
+                for n, ((p, i), (messages, ids, text)) in enumerate(zip(rows, per_row, strict=True))
             ]
         opened = self.environments.open([p for p, _ in rows])
         return [self._opened(n, p, i, sampling, o) for n, ((p, i), o) in enumerate(zip(rows, opened, strict=True))]
