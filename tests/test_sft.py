@@ -30,7 +30,7 @@ from drpo.train.callbacks import NullCallback
 from drpo.train.config.groups import CheckpointConfig, ModelConfig
 from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig
 from drpo.train.records import EVALUATIONS, METRICS, read_records
-from drpo.train.sft.data import at_step, example, read_examples
+from drpo.train.sft.data import at_step, example, read_examples, updates_of_epoch
 from drpo.train.sft.likelihood import NegativeLogLikelihood, likelihood_batch
 from drpo.train.sft.loop import fine_tune
 from drpo.types import Message, ScoredGroup, TokenSequence
@@ -163,8 +163,21 @@ def test_loss_and_gradient_are_those_of_transformers() -> None:
 
 def test_every_conversation_is_trained_on_before_one_is_again() -> None:
     groups = examples(base_model()[1])[:3]
-    drawn = [group.problem.id for step in range(3) for group in at_step(groups, 2, step, seed=1)]
-    assert sorted(drawn[:3]) == sorted(drawn[3:]) == ["0", "1", "2"]
+    updates = [[group.problem.id for group in at_step(groups, 2, step, seed=1)] for step in range(4)]
+    assert all(len(set(update)) == len(update) <= 2 for update in updates)
+    drawn = [[*updates[i], *updates[i + 1]] for i in (0, 2)]
+    assert sorted(drawn[0]) == sorted(drawn[1]) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1, 8), (7, 8), (8, 8), (9, 8), (25, 8), (5, 2)])
+def test_the_updates_of_an_epoch_are_equal_and_have_no_conversation_twice(n: int, batch: int) -> None:
+    groups: list[Any] = list(range(n))  # which `at_step` does not look into
+    parts = updates_of_epoch(n, batch)
+    for epoch in range(4):
+        updates = [at_step(groups, batch, epoch * parts + i, seed=0) for i in range(parts)]
+        assert sorted(i for update in updates for i in update) == groups
+        sizes = [len(update) for update in updates]
+        assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
 
 
 def write(path: Path, *rows: Mapping[str, Any] | str) -> Path:

@@ -23,12 +23,16 @@ from drpo.spec import split_call
 from drpo.terminal import Terminal
 from drpo.train.callbacks import CallbackList
 from drpo.train.config import CheckpointConfig, ModelConfig, OptimizerConfig, read_value
-from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig, load_sft
+from drpo.train.config.sft import (
+    ADAPTER_RATE,
+    FULL_RATE,
+    ConversationConfig,
+    SFTConfig,
+    SFTTrainerConfig,
+    load_sft,
+)
 from drpo.train.records import CONFIG, FILES, MODEL, SFT
 from drpo.train.sft.loop import fine_tune
-
-FULL_RATE, ADAPTER_RATE = 2e-5, 2e-4
-"""Peak learning rates where none is given: of all weights, and of adapters."""
 
 
 def begin(data: str, options: SFTOptions, of_template: Mapping[str, Any]) -> int:

@@ -64,7 +64,7 @@ def _summary(folder: Path, config: SFTConfig, metrics: Records) -> list[tuple[st
     pairs = [
         ("model", config.model.name),
         ("data", config.data.path),
-        ("steps done", f"{len(metrics)} of {config.trainer.steps}, {config.trainer.batch} conversations each"),
+        ("steps done", f"{len(metrics)} of {config.trainer.steps}, up to {config.trainer.batch} conversations each"),
         ("tokens", f"{tokens:,} trained on"),
         ("seed", str(config.seed)),
     ]

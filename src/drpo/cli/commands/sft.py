@@ -11,7 +11,8 @@ from drpo.cli.options import asks_for_help, leading, parse
 from drpo.cli.template_options import split_template
 from drpo.errors import InputError
 from drpo.spec import import_named
-from drpo.train.records import is_sft, read_config
+from drpo.train.records import CONFIG, is_sft, read_config
+from drpo.train.warmed import WARM_UP
 
 USAGE = "sft: name the data first: drpo sft my.jsonl --model MODEL; or go on with a run: drpo sft --resume RUN"
 
@@ -33,7 +34,7 @@ class SFTOptions:
         out: folder of the run; default runs/sft, with a number appended if that is taken.
         epochs: how often every conversation is trained on.
         steps: optimiser updates, in place of epochs.
-        batch: conversations of an update.
+        batch: most conversations of an update; none of them twice.
         learning_rate: the peak; default 2e-5, with adapters 2e-4.
         max_tokens: a longer conversation is left out, and counted; nothing is cut.
         train_on: assistant, its turns alone; all, every token of the conversation but the first.
@@ -129,6 +130,8 @@ def _resume(arguments: list[str]) -> int:
     options = parse(SFTResumeOptions, rest, f"drpo sft --resume {name}")
     folder = Path(name)
     read_config(folder)
+    if folder.resolve().name == WARM_UP and (folder.resolve().parent / CONFIG).exists():
+        raise InputError(f"{folder}: the warm-up of a run; `drpo train --resume {folder.parent}` goes on with it")
     if not is_sft(folder):
         raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {folder}` goes on with it")
     return int(import_named("drpo.cli.sft", "resume", "command")(folder, options))

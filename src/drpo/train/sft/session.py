@@ -21,6 +21,7 @@ from drpo.train.records import (
     read_records,
 )
 from drpo.train.run_session import RunSession
+from drpo.train.sft.data import updates_of_epoch
 from drpo.train.sft.setup import SFTComponents
 from drpo.train.step import per_sequence
 from drpo.types import Batch, StepStats
@@ -35,15 +36,26 @@ class SFTSession(RunSession):
         components: the objects built from the configuration.
         callback: receives the run's events.
         accept_records: resume although the records differ from those written before the checkpoint.
+        resumed_by: the command that goes on with it; None for that of a run by itself.
     """
 
     command = "drpo sft"
 
     def __init__(
-        self, config: SFTConfig, folder: Path, components: SFTComponents, callback: Callback, accept_records: bool
+        self,
+        config: SFTConfig,
+        folder: Path,
+        components: SFTComponents,
+        callback: Callback,
+        accept_records: bool,
+        resumed_by: str | None = None,
     ) -> None:
         super().__init__(config, folder, components, callback, accept_records)
         self.config, self.components = config, components
+        self._resume = resumed_by
+
+    def _resumed_by(self) -> str:
+        return self._resume or super()._resumed_by()
 
     def _begin(self) -> None:
         self._open_folder()
@@ -90,7 +102,7 @@ class SFTSession(RunSession):
             "learning_rate": stats.learning_rate,
             "conversations": batch.n_episodes,
             "trained_tokens": batch.n_tokens,
-            "epoch": step * trainer.batch / len(self.components.examples.train),
+            "epoch": step / updates_of_epoch(len(self.components.examples.train), trainer.batch),
             **({} if stats.taken else {"skipped_updates": 1}),
         }
         if step == trainer.steps or (trainer.eval_every and step % trainer.eval_every == 0):
