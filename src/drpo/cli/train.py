@@ -191,10 +191,7 @@ def made_folder(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
-    if not 0 <= options.stall <= LONGEST_STALL_S:
-        raise InputError(
-            f"--stall {options.stall}: must be from 0, which waits for ever, to {LONGEST_STALL_S:,} seconds"
-        )
+    require_stall(options.stall)
     if options.restarts < 0:
         raise InputError(f"--restarts {options.restarts}: must be 0 or more")
     unknown = next((name for name in options.track if name not in TRACKERS), None)
@@ -324,6 +321,16 @@ def _resume_flags(run: Run, options: TrainOptions) -> list[str]:
 
 def _accepts(options: TrainOptions) -> bool:
     return isinstance(options, ResumeOptions) and options.accept_records
+
+
+def require_stall(seconds: float) -> None:
+    """Raise unless a limit of a phase's time can be kept.
+
+    Args:
+        seconds: of `--stall`.
+    """
+    if not 0 <= seconds <= LONGEST_STALL_S:
+        raise InputError(f"--stall {seconds}: must be from 0, which waits for ever, to {LONGEST_STALL_S:,} seconds")
 
 
 def new_folder(wanted: Path) -> Path:
