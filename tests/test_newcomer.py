@@ -11,7 +11,7 @@ from subprocess import run as run_process
 
 import pytest
 
-from support.newcomer_data import ALL
+from newcomer_data import ALL
 
 LIMIT_S = 600
 """For the commands of one data set on 2 cores."""
