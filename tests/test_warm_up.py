@@ -39,7 +39,7 @@ from support.runs import assert_same_run, final_tensors
 from support.tiny_world import STOPS
 from support.worlds import Letters, few_run, sampling
 
-RULE = BestOf(samples=4, right=5.0, answers=2, epochs=2.0, batch=4, learning_rate=1e-3)
+RULE = BestOf(samples=4, right=50.0, answers=2, epochs=2.0, batch=4, learning_rate=1e-3)
 RUN = few_run(
     task=Letters("codes"),
     warm_up=RULE,
@@ -90,7 +90,7 @@ def test_right_whole_and_different_answers_are_learnt_from_and_counted(tmp_path:
     assert (tally.answered, tally.solved, tally.right, tally.cut, tally.learnt) == (4, 4, 8, 1, 3)
     assert tally.reward_mean == pytest.approx((0.9 + 1 + 1 + 8 + 1 + 0 + 1 - 1) / 11) and tally.reward_max == 2
     assert tally.written is not None and tally.written["bytes"] == 1
-    assert str(tally) == "4 of 4 problems have a right answer; 3 answers to learn from (mean reward 1.17)"
+    assert str(tally) == "4 of 4 problems have a right answer; 3 answers to learn from (mean reward 1.08)"
 
 
 def test_what_is_learnt_is_what_was_sampled_token_for_token() -> None:
@@ -147,8 +147,9 @@ def test_interrupted_anywhere_it_is_one_run_bit_for_bit(lora_rank: int, whole: P
         with pytest.raises(KeyboardInterrupt):
             train(run, parts, StopsIn(name, n))
         if name == "answers":  # a crash in the midst of writing
-            with (parts / WARM_UP / ANSWERS).open("a") as file:
-                file.write((whole / WARM_UP / ANSWERS).read_text()[:900])
+            written, all_of_it = (parts / WARM_UP / ANSWERS).read_bytes(), (whole / WARM_UP / ANSWERS).read_bytes()
+            assert len(written) > 1000 and all_of_it.startswith(written)
+            (parts / WARM_UP / ANSWERS).write_bytes(all_of_it[: len(written) + 900])
         if (name, n) == ("update", 2):
             assert len(read_records(parts / WARM_UP / METRICS)) == 1
     train(run, parts)
@@ -264,7 +265,7 @@ def test_other_spellings_are_told_the_right_one(text: str) -> None:
         ("best_of(8, epochs=0)", "epochs=0: must be a number above 0"),
         ("best_of(8, right='yes')", "right='yes': must be a number"),
         ("best_of(8, answrs=2)", "unexpected keyword argument 'answrs'; the arguments are"),
-        ("bestest(8)", "unknown warm-up 'bestest'; did you mean 'best_of'"),
+        ("best_off(8)", "unknown warm-up 'best_off'; did you mean 'best_of'"),
         ("random:random", "must be a BestOf; write best_of"),
     ],
 )

@@ -117,8 +117,8 @@ def as_example(record: Record, number: int) -> ScoredGroup:
     """
     rows = tuple(sequence_of(row, 0) for row in sequences(record))
     n = sum(row.n_sampled for row in rows)
-    problem = Problem(str(number), (), record["answer"])
     prompt, text = record["prompt"], record["text"]
+    problem = Problem.of_text(str(number), prompt, record["answer"])
     episode = Episode(problem.id, 0, (), prompt, text, "stop", Sampling(samples=1), (n,), rows)
     return ScoredGroup(problem, (episode,), (RewardResult(1.0),))
 
