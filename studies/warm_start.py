@@ -1,11 +1,11 @@
-"""Whether RL learns more after a warm start: the figures of docs/sft.md.
+"""Whether RL learns after a warm start what it does not learn alone: the table of docs/sft.md.
 
-    python studies/warm_start.py [--sets dates units letters] [--shots 0] [--arms rl warm-up sft]
+    python studies/warm_start.py [--sets dates units letters] [--arms rl warm-up sft]
 
-The three data sets of a new user (`newcomer_data.py`), through the commands that such a user types: `drpo init`, `drpo
-train`; alone, with `--warm-up 'best_of(8)'`, and after `drpo sft` on given answers to 50 of the training problems.
-Results go to results/warm_start.json, what is there is not done again; the table goes to the terminal and, by `python
-studies/figures.py`, to the page. About five minutes a run on two cores.
+The three data sets of a new user (`newcomer_data.py`), without examples in the prompt, by the commands that such a user
+types: `drpo train --data`; with `--warm-up`; and after `drpo sft` on given answers to some of the training problems.
+Results go to results/warm_start.json, and what is there is not done again; the table goes to the terminal and, by
+`python studies/figures.py`, to the page. A few minutes a run on two cores.
 """
 
 import argparse
@@ -20,9 +20,8 @@ from subprocess import run as run_process
 from typing import Any
 
 from command import run as run_command
-from drpo.errors import InputError
-from drpo.recipes import find
-from drpo.tasks import Records
+from drpo.model.names import SMOLLM2
+from drpo.recipes.own_data import OwnData, read_own
 from drpo.train.records import SUMMARY, read_json
 from markdown_tables import markdown
 from newcomer_data import ALL
@@ -34,9 +33,26 @@ SYSTEM: Mapping[str, str] = {
     "dates": "Reply with the date alone.",
 }
 GIVEN = 50
+SFT = ("--epochs", "3", "--batch", "8", "--holdout", "0")
+WARM_UP = "best_of(8, problems=64)"
+RL = (
+    *(
+        "--sampling.max-new-tokens",
+        "16",
+        "--learning-rate",
+        "2e-5",
+        "--prompts",
+        "8",
+        "--steps",
+        "10",
+        "--updates",
+        "2",
+    ),
+    *("--eval-problems", "50", "--eval-samples", "2", "--no-doctor"),
+)
 ARMS: Mapping[str, str] = {
     "rl": "RL alone",
-    "warm-up": "`--warm-up 'best_of(8)'`",
+    "warm-up": f"`--warm-up '{WARM_UP}'`",
     "sft": f"`drpo sft` on {GIVEN} given answers",
 }
 
@@ -49,90 +65,75 @@ def drpo(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def write_given(folder: Path) -> None:
+def write_given(folder: Path, name: str, data: str) -> None:
     """Write conversations of some training problems and their answers, as `drpo sft` reads them."""
-    task: Any = find(str(folder / "recipe.py")).data.task
-    assert isinstance(task, Records)
-    rows = [
-        {"messages": [*map(dict, problem.messages), {"role": "assistant", "content": problem.answer}]}
-        for problem in task.training_problems()[:GIVEN]
-    ]
+    with chdir(folder):
+        problems = read_own(OwnData(data, system=SYSTEM[name])).training_problems()[:GIVEN]
+    rows = [{"messages": [*map(dict, p.messages), {"role": "assistant", "content": p.answer}]} for p in problems]
     (folder / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def play(name: str, shots: int, arm: str, folder: Path) -> dict[str, Any]:
+def play(name: str, arm: str, folder: Path) -> dict[str, Any]:
     """Play one data set one way; return its figures."""
-    data = ALL[name](folder).name
-    status, _ = drpo(folder, "init", data, "--system", SYSTEM[name], "--shots", str(shots), "--yes")
-    if status:
-        raise InputError(f"{name}: drpo init ended with status {status}")
-    began, warm = time.monotonic(), []
+    data, began, warm = ALL[name](folder).name, time.monotonic(), []
     if arm == "sft":
-        with chdir(folder):  # where the recipe's data are
-            write_given(folder)
-        drpo(folder, "sft", "given.jsonl", "--model", "smollm2-135m", "--epochs", "2", "--out", "runs/warm", "--plain")
+        write_given(folder, name, data)
+        drpo(folder, "sft", "given.jsonl", "--model", SMOLLM2, *SFT, "--out", "runs/warm", "--plain")
         warm = ["--model", "runs/warm"]
     if arm == "warm-up":
-        warm = ["--warm-up", "best_of(8)"]
-    status, _ = drpo(folder, "train", "recipe.py", *warm, "--out", "runs/rl", "--plain")
+        warm = ["--warm-up", WARM_UP]
+    status, _ = drpo(
+        folder, "train", "--data", data, "--system", SYSTEM[name], *RL, *warm, "--out", "runs/rl", "--plain"
+    )
     seconds = round(time.monotonic() - began)
     if status not in (0, 1):
         return {"failed": True, "seconds": seconds}
     summary = read_json(folder / "runs" / "rl" / SUMMARY)
     warm_up = summary.get("warm_up", {})
     return {
-        "cold": (warm_up.get("evaluation_before") or {}).get("reward_mean"),
-        "before": summary["evaluation_before"]["reward_mean"],
-        "after": summary["evaluation_after"]["reward_mean"],
-        "low": summary["evaluation_after"]["low"],
-        "high": summary["evaluation_after"]["high"],
-        "problems": warm_up.get("problems"),
-        "solved": warm_up.get("solved"),
-        "learnt": warm_up.get("learnt"),
-        "no_signal_steps": summary["no_signal_steps"],
-        "steps": summary["steps"],
+        **{when: summary[f"evaluation_{when}"] for when in ("before", "after")},
+        **{name: warm_up.get(name) for name in ("problems", "solved", "learnt", "evaluation_before")},
+        **{name: summary[name] for name in ("no_signal_steps", "steps")},
         "seconds": seconds,
     }
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page's table."""
-    head = ["data, examples in the prompt", "way", "before RL", "after RL", "steps without a signal", "minutes"]
     rows = []
-    for name, result in sorted(results.items(), key=lambda item: _place(item[0])):
-        data, shots, arm = name.split(",")
-        known = f"{data}, {shots if shots != '0' else 'none'}", ARMS[arm]
+    for name in sorted(results, key=_place):
+        result, (data, arm) = results[name], name.split(",")
         if "failed" in result:
-            rows.append([*known, "no right answer", "", "", f"{result['seconds'] / 60:.1f}"])
+            rows.append([data, ARMS[arm], "no right answer", "", ""])
             continue
-        after = f"{result['after']:.1%} ({result['low']:.1%} to {result['high']:.1%})"
-        silent = f"{result['no_signal_steps']} of {result['steps']}"
-        rows.append([*known, f"{result['before']:.1%}", after, silent, f"{result['seconds'] / 60:.1f}"])
-    return markdown(head, rows)
+        before, after = (_mean(result[when]) for when in ("before", "after"))
+        rows.append(
+            [data, ARMS[arm], before, after, f"{result['steps'] - result['no_signal_steps']} of {result['steps']}"]
+        )
+    return markdown(["data", "way", "held-out before RL", "after RL", "steps with a signal"], rows)
 
 
-def _place(name: str) -> tuple[int, int, int]:
-    data, shots, arm = name.split(",")
-    return [*ALL].index(data), int(shots), [*ARMS].index(arm)
+def _mean(evaluation: Mapping[str, Any]) -> str:
+    return f"{evaluation['reward_mean']:.1%} ({evaluation['low']:.1%} to {evaluation['high']:.1%})"
+
+
+def _place(name: str) -> tuple[int, int]:
+    data, arm = name.split(",")
+    return [*ALL].index(data), [*ARMS].index(arm)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Play what is asked for and not done, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=[*ALL], default=[*ALL])
-    parser.add_argument("--shots", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name in options.sets:
-        for shots in options.shots:
-            for arm in options.arms:
-                key = f"{name},{shots},{arm}"
-                if key in results:
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    results[key] = play(name, shots, arm, Path(folder))
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for key in (f"{name},{arm}" for name in options.sets for arm in options.arms):
+        if key not in results:
+            with tempfile.TemporaryDirectory() as folder:
+                results[key] = play(*key.split(","), Path(folder))
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
     return 0
 

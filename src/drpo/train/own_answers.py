@@ -158,7 +158,7 @@ def _whole_rollouts(path: Path, sizes: Sequence[int]) -> Iterator[tuple[list[Rec
     """Yield the records of each whole rollout of a file, and the length of the file up to there."""
     with path.open("rb") as lines:
         for step, size in enumerate(sizes, 1):
-            records = []
+            records: list[Record] = []
             while len(records) < size:
                 line = lines.readline()
                 if not line.endswith(b"\n"):
