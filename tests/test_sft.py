@@ -354,18 +354,13 @@ def test_two_processes_train_the_same_model(tmp_path: Path) -> None:
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
-def losses_of(folder: Path) -> list[float]:
-    return [m["nll"] for m in read_records(folder / METRICS)]
-
-
 def test_lengthened_it_is_one_long_run_and_a_changed_rate_is_a_chapter(tmp_path: Path) -> None:
     config = config_of(data(tmp_path))
     constant = replace(config, optimizer=replace(config.optimizer, schedule=Constant()))
-    whole, parts, linear, faster = (tmp_path / name for name in ("whole", "parts", "linear", "faster"))
+    whole, parts, linear = (tmp_path / name for name in ("whole", "parts", "linear"))
     fine_tune(constant.with_steps(6), whole)
     fine_tune(constant, parts)
-    for folder in (linear, faster):
-        fine_tune(config, folder)
+    fine_tune(config, linear)
     fine_tune(with_changes(load_sft(parts), {"steps": 6}), parts)
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
     assert (whole / "model/model.safetensors").read_bytes() == (parts / "model/model.safetensors").read_bytes()
@@ -376,10 +371,7 @@ def test_lengthened_it_is_one_long_run_and_a_changed_rate_is_a_chapter(tmp_path:
     fine_tune(load_sft(linear), linear)  # as `drpo sft --resume` alone goes on in the same chapter
     (chapter,) = read_chapters(linear)
     assert chapter.differs == ("schedule linear counts on all steps: until here the learning rates were those of 4",)
-    fine_tune(with_changes(load_sft(faster), {"steps": 6}, 1e-2), faster)
-    assert losses_of(faster)[:5] == losses_of(linear)[:5] and losses_of(faster)[5] != losses_of(linear)[5]
-    assert "1e-05" not in str(read_chapters(faster)[0].changes["optimizer"][1])
-    assert [part.sound for part in verify(faster) if part.name == "chapters.jsonl"] == [True]
+    assert [part.sound for part in verify(linear) if part.name == "chapters.jsonl"] == [True]
 
 
 def test_the_resume_command_changes_settings_and_refuses_what_cannot_act(run: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from drpo.train.callbacks import NullCallback
 from drpo.train.config import configure, load_run, read_value, to_json
 from drpo.train.config.sft import load_sft
 from drpo.train.loop import train
+from drpo.train.optim import AdamW
 from drpo.train.own_answers import Selection, as_example
 from drpo.train.records import METRICS, SUMMARY, read_json, read_records
 from drpo.train.setup import build
@@ -124,6 +125,19 @@ def test_rl_is_that_of_the_warmed_up_model(whole: Path, tmp_path: Path) -> None:
     assert load_run(whole).model.name == "tiny" and load_run(whole) == RUN and started(RUN, whole).model.name == model
 
 
+def test_what_rl_alone_never_finds_it_learns_after_the_warm_up(tmp_path: Path) -> None:
+    """A right answer is 1 of 257: RL sees none of them in 12 steps, the warm-up a few in 1,024 answers."""
+    few = {"steps": 12, "optimizer": AdamW(3e-3), "checkpoint_every": 0}
+    run = configure(RUN, **few, task=Letters("begins_q"), sampling=sampling(samples=4, max_new_tokens=4))
+    alone = train(configure(run, warm_up=None), tmp_path / "alone")
+    assert alone["no_signal_steps"] == 12 and "a warm start (--warm-up best_of, or drpo sft)" in alone["warning"]
+    rule = BestOf(samples=64, epochs=10.0, learning_rate=3e-3)
+    after = train(configure(run, warm_up=rule), tmp_path / "warm")
+    assert 0 < after["warm_up"]["learnt"] < 10 and after["no_signal_steps"] == 0
+    rewards = [m["reward_mean"] for m in read_records(tmp_path / "warm" / METRICS)]
+    assert sum(rewards[6:]) > 1.3 * sum(rewards[:6]) > 0
+
+
 class StopsIn(NullCallback):
     """Ends a run as Ctrl-C twice does, at the beginning of a phase, for the n-th time."""
 
@@ -185,7 +199,9 @@ class Signals(NullCallback):
         self.ends.append(summary)
 
 
-@pytest.mark.parametrize("phase", ["answers", "evaluation", "update"])
+@pytest.mark.parametrize(
+    "phase", ["answers", *(pytest.param(p, marks=pytest.mark.slow) for p in ("evaluation", "update"))]
+)
 def test_a_signal_ends_it_with_a_summary_that_a_resume_replaces(phase: str, whole: Path, tmp_path: Path) -> None:
     told = Signals(phase)
     summary = train(RUN, tmp_path / "run", told)
