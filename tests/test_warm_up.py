@@ -321,7 +321,7 @@ def test_the_command_warms_up_trains_and_says_so(tmp_path: Path) -> None:
         summary["evaluation_before"]["step"] == 0
         and summary["updates"] == load_sft(tmp_path / "run" / WARM_UP).trainer.steps
     )
-    for command in (["verify", out], ["report", out, "--trust-remote-code"], ["report", f"{out}/{WARM_UP}"]):
+    for command in (["verify", out], ["verify", f"{out}/{WARM_UP}"], ["report", f"{out}/{WARM_UP}"]):
         assert said(command).status == 0, command
     assert "warm-up: " in said(["watch", out, "--once"]).out
     page = (tmp_path / "run" / "report.html").read_text()
