@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
+from itertools import product
 from pathlib import Path
 from subprocess import run as run_process
 from typing import Any
@@ -129,10 +130,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for key in (f"{name},{arm}" for name in options.sets for arm in options.arms):
-        if key not in results:
+    for name, arm in product(options.sets, options.arms):
+        if f"{name},{arm}" not in results:
             with tempfile.TemporaryDirectory() as folder:
-                results[key] = play(*key.split(","), Path(folder))
+                results[f"{name},{arm}"] = play(name, arm, Path(folder))
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
     return 0

@@ -91,7 +91,7 @@ def test_right_whole_and_different_answers_are_learnt_from_and_counted(tmp_path:
     assert (tally.answered, tally.solved, tally.right, tally.cut, tally.learnt) == (4, 4, 8, 1, 3)
     assert tally.reward_mean == pytest.approx((0.9 + 1 + 1 + 8 + 1 + 0 + 1 - 1) / 11) and tally.reward_max == 2
     assert tally.written is not None and tally.written["bytes"] == 1
-    assert str(tally) == "4 of 4 problems have a right answer; 3 answers to learn from (mean reward 1.08)"
+    assert str(tally) == "a right answer to 4 of 4 problems; 3 answers to learn from (mean reward 1.08)"
 
 
 def test_what_is_learnt_is_what_was_sampled_token_for_token() -> None:
@@ -231,7 +231,9 @@ def test_where_nothing_is_right_it_says_so_and_what_to_do(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"best_of\(4, right=\.\.\.\) takes less than 1000; or fine-tune"):
         train(high, tmp_path / "high")
     cut = configure(RUN, stop=(), warm_up=BestOf(samples=4, right=0.0001, problems=4))
-    with pytest.raises(InputError, match=r"all of these were cut at the limit.*set --sampling.max-new-tokens"):
+    with pytest.raises(
+        InputError, match=r"the limit of tokens cut \d+ right ones, .*set --sampling.max-new-tokens, or fine"
+    ):
         train(cut, tmp_path / "cut")
 
 
@@ -312,7 +314,7 @@ def test_the_command_warms_up_trains_and_says_so(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     shown = said([*SMOKE, "--steps", "1", "--out", out, *WARM])
     assert shown.status == 0, shown.err
-    assert "warm-up: 4 of 4 problems have" in shown.out.replace("3 of", "4 of") and "learnt from, loss" in shown.out
+    assert "warm-up: a right answer to 4 of 4 problems" in shown.out and "learnt from, loss" in shown.out
     for when in ("before", "after the warm-up", "after RL"):
         assert f"reward {when}" in shown.out
     summary = read_json(tmp_path / "run" / SUMMARY)["warm_up"]
@@ -325,7 +327,7 @@ def test_the_command_warms_up_trains_and_says_so(tmp_path: Path) -> None:
         assert said(command).status == 0, command
     assert "warm-up: " in said(["watch", out, "--once"]).out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "after the warm-up: " in page and "before the warm-up: " in page and "have a right answer" in page
+    assert "after the warm-up: " in page and "before the warm-up: " in page and "a right answer to" in page
     assert "the warm-up of a run; `drpo train --resume" in refused(["sft", "--resume", f"{out}/{WARM_UP}"])
 
 

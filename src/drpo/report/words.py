@@ -105,7 +105,7 @@ def warm_up_in_words(warm_up: Mapping[str, Any]) -> tuple[str, str]:
     Example:
         >>> warm_up_in_words({"problems": 200, "answered": 200, "solved": 36, "learnt": 1, "finished": True,
         ...                   "nll_first": 0.5, "nll_last": 0.25})
-        ('36 of 200 problems', 'had a right answer; 1 answer learnt from, loss 0.500 to 0.250')
+        ('36 of 200 problems', 'with a right answer; 1 answer learnt from, loss 0.500 to 0.250')
     """
     done = "" if warm_up["finished"] else f", {warm_up['answered']:,} of {warm_up['problems']:,} answered so far"
     first, last = warm_up["nll_first"], warm_up["nll_last"]
@@ -113,7 +113,7 @@ def warm_up_in_words(warm_up: Mapping[str, Any]) -> tuple[str, str]:
     learnt = f"{counted(warm_up['learnt'], 'answer')} learnt from"
     return (
         f"{warm_up['solved']:,} of {counted(warm_up['problems'], 'problem')}",
-        f"had a right answer; {learnt}{loss}{done}",
+        f"with a right answer; {learnt}{loss}{done}",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drpo.errors import InputError, Interrupted
+from drpo.errors import InputError, Interrupted, counted
 from drpo.files import require_own, require_plain
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import RewardPool
@@ -262,16 +262,19 @@ def _require_some(run: Run, rule: BestOf, tally: Tally) -> None:
     if tally.learnt:
         return
     asked = f"warm_up={flat_json(run)['warm_up']}: of {tally.samples} answers to each of {tally.problems:,} problems"
+    given = (
+        f"fine-tune it on given answers, drpo sft my.jsonl --model {run.model.name} --out runs/warm, and train with "
+        "--model runs/warm"
+    )
     if tally.cut:
         raise InputError(
-            f"{asked} {tally.cut:,} are right, and all of these were cut at the limit of tokens, so that none shows "
-            "how an answer ends; set --sampling.max-new-tokens"
+            f"{asked} no whole one is right, and the limit of tokens cut {counted(tally.cut, 'right one')}, which "
+            f"shows the model no end of an answer; set --sampling.max-new-tokens, or {given}"
         )
     less = f"best_of({rule.samples}, right=...) takes less than {rule.right:g}; or " if tally.reward_max > 0 else ""
     raise InputError(
         f"{asked} none is right (the largest reward is {tally.reward_max:.3g}, {rule.right:g} is right), so the model "
-        f"has nothing of its own to learn from; {less}fine-tune it on given answers, drpo sft my.jsonl --model "
-        f"{run.model.name} --out runs/warm, and train with --model runs/warm"
+        f"has nothing of its own to learn from; {less}{given}"
     )
 
 

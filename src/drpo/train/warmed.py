@@ -52,7 +52,7 @@ class Tally:
     def __str__(self) -> str:
         """Return one line: how many problems have a right answer, and how many answers are learnt from."""
         so_far = "" if self.complete else f"{self.answered:,} of {self.problems:,} problems answered, "
-        solved = f"{self.solved:,} of {counted(self.answered, 'problem')} have a right answer"
+        solved = f"a right answer to {self.solved:,} of {counted(self.answered, 'problem')}"
         return f"{so_far}{solved}; {counted(self.learnt, 'answer')} to learn from (mean reward {self.reward_mean:.3g})"
 
 
