@@ -105,7 +105,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     for name in sorted(results, key=_place):
         result, (data, arm) = results[name], name.split(",")
         if "failed" in result:
-            rows.append([data, ARMS[arm], "no right answer", "", ""])
+            rows.append([data, ARMS[arm], "nothing to learn from", "", ""])
             continue
         before, after = (_mean(result[when]) for when in ("before", "after"))
         rows.append(

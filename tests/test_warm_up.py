@@ -91,7 +91,8 @@ def test_right_whole_and_different_answers_are_learnt_from_and_counted(tmp_path:
     assert (tally.answered, tally.solved, tally.right, tally.cut, tally.learnt) == (4, 4, 8, 1, 3)
     assert tally.reward_mean == pytest.approx((0.9 + 1 + 1 + 8 + 1 + 0 + 1 - 1) / 11) and tally.reward_max == 2
     assert tally.written is not None and tally.written["bytes"] == 1
-    assert str(tally) == "a right answer to 4 of 4 problems; 3 answers to learn from (mean reward 1.08)"
+    line = "a right answer to 4 of 4 problems; 3 answers to learn from; 1 right answer left out, cut at the limit"
+    assert str(tally) == f"{line} of tokens (mean reward 1.08)"
 
 
 def test_what_is_learnt_is_what_was_sampled_token_for_token() -> None:

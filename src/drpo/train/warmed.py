@@ -53,7 +53,9 @@ class Tally:
         """Return one line: how many problems have a right answer, and how many answers are learnt from."""
         so_far = "" if self.complete else f"{self.answered:,} of {self.problems:,} problems answered, "
         solved = f"a right answer to {self.solved:,} of {counted(self.answered, 'problem')}"
-        return f"{so_far}{solved}; {counted(self.learnt, 'answer')} to learn from (mean reward {self.reward_mean:.3g})"
+        cut = f"; {counted(self.cut, 'right answer')} left out, cut at the limit of tokens" if self.cut else ""
+        learnt = f"{counted(self.learnt, 'answer')} to learn from"
+        return f"{so_far}{solved}; {learnt}{cut} (mean reward {self.reward_mean:.3g})"
 
 
 def read_tally(folder: Path) -> Tally | None:
