@@ -19,6 +19,7 @@ from drpo.cli import main
 from drpo.errors import InputError
 from drpo.live.follow import Follower
 from drpo.live.watch import draw_view
+from drpo.ranks import Ranks
 from drpo.terminal import Terminal
 from drpo.train.best_of import BestOf, require_spelling
 from drpo.train.callbacks import NullCallback
@@ -30,7 +31,7 @@ from drpo.train.own_answers import Selection, as_example
 from drpo.train.records import METRICS, SUMMARY, read_json, read_records
 from drpo.train.setup import build
 from drpo.train.verify import verify
-from drpo.train.warm_up import started
+from drpo.train.warm_up import build_started, started
 from drpo.train.warmed import ANSWERS, BEFORE, TALLY, WARM_UP, is_warm, read_tally
 from support import killer
 from support.environments import Chat
@@ -267,6 +268,12 @@ def test_an_endless_task_in_an_environment_draws_so_many_problems(tmp_path: Path
 def test_the_loop_refuses_parts_of_a_model_that_is_not_warm(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its warm-up is not done; `drpo train --resume"):
         train(RUN, tmp_path / "run", components=build(configure(RUN, warm_up=None)))
+
+
+def test_several_processes_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"warm_up=best_of\(4.*\): one process does it, and here are 2; begin without"):
+        build_started(RUN, tmp_path / "run", NullCallback(), ranks=Ranks(rank=1, size=2))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["best-of 8", "best_of 8", "Best-of-8", "best-of(8)", "bestof8", "8", "best of 8"])
