@@ -77,7 +77,7 @@ def record(problem: str, sample: int, reward: float | None, ids: tuple[int, ...]
 
 
 def test_right_whole_and_different_answers_are_learnt_from_and_counted(tmp_path: Path) -> None:
-    selection, first = Selection(BestOf(right=1.0, answers=2), problems=4), ((0.9, 3), (1.0, 4), (1.0, 4), (None, 5))
+    selection, first = Selection(BestOf(right=1.0, answers=2), problems=4), ((0.9, 3), (1.0, 4), (None, 5), (1.0, 4))
     selection.add(
         [
             *(record("a", i, reward, (token,)) for i, (reward, token) in enumerate(first)),

@@ -74,10 +74,12 @@ class Selection:
         scored = [r for r in records if r["reward"] is not None]
         right = [r for r in scored if r["reward"] >= self._rule.right]
         whole = [r for r in right if r["finish_reason"] != "length"]
-        new = {_ids(r): r for r in reversed(whole) if _ids(r) not in self._known}
-        chosen = list(reversed(new.values()))[: self._rule.answers]
-        self._known |= set(map(_ids, chosen))
-        self.learnt += chosen
+        new: dict[tuple[Any, ...], Record] = {}
+        for record in whole:
+            new.setdefault(_ids(record), record)
+        chosen = {ids: new[ids] for ids in [ids for ids in new if ids not in self._known][: self._rule.answers]}
+        self._known |= chosen.keys()
+        self.learnt += chosen.values()
         self._rewards += [r["reward"] for r in scored]
         self._answered += 1
         self._solved += bool(right)
