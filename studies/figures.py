@@ -14,6 +14,7 @@ from statistics import fmean, median
 import agents
 import curriculum
 import routing_replay_figures as replay
+import warm_start
 from comparison_figures import draw_curves, draw_finals
 from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
 from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
@@ -26,7 +27,9 @@ from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents", "precision", "methods"))
+DOCUMENTS = tuple(
+    ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents", "precision", "methods", "sft")
+)
 
 
 @cache
@@ -258,6 +261,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())
     ),
     "curriculum": lambda: curriculum.table(read_json(curriculum.RESULTS)),
+    "warm start": lambda: warm_start.table(read_json(warm_start.RESULTS)),
     "stability movement": lambda: stability_movement(read("stability")),
     "replay by precision": replay.precisions,
     "replay by initial weights": replay.spreads,

@@ -52,7 +52,10 @@ BAD = [
     (("train",), "known: demo"),
     (("train", "dmo"), "did you mean 'demo'"),
     (("train", "smoke", "--stepz", "3"), "did you mean '--steps'"),
-    (("train", "smoke", "--warmup", "5"), "unknown option '--warmup'; see drpo train smoke --help"),
+    (
+        ("train", "smoke", "--warmup", "5"),
+        "unknown option '--warmup'; the learning rate's is --schedule 'linear(warmup=STEPS)'",
+    ),
     (("train", "smoke", "--steps", "x"), "--steps 'x': must be a whole number"),
     (("train", "smoke", "--objective", "collections:OrderedDict"), "has no `tokenwise`"),
     (("train", "smoke", "--task", "collections:OrderedDict"), "has no `sample`"),
@@ -220,7 +223,7 @@ def test_help_of_a_recipe_explains_every_field_and_shows_its_default(capsys):
     flat = " ".join(out.replace("│", " ").split())
     assert all(f"--{name.replace('_', '-')}" in flat for name in FIELDS)
     for name in set(REGISTRIES) - {"eval_task", "critic", "critic_optimizer"}:
-        about = re.split(rf"--{name} \S*[A-Z]+\(\.\.\.\)", flat)[1].partition("(default:")[0]
+        about = re.split(rf"--{name.replace('_', '-')} \S*[A-Z_]+\(\.\.\.\)", flat)[1].partition("(default:")[0]
         assert all(re.search(rf"\b{entry}\b", about) for entry in REGISTRIES[name].entries), name
     assert "'drpo(0.2)'" in flat and flat.index("most-used") < flat.index("--learning-rate") < flat.index("--lora-rank")
 

@@ -11,7 +11,8 @@ from subprocess import run as run_process
 
 import pytest
 
-from support.newcomer_data import ALL
+import warm_start
+from newcomer_data import ALL
 
 LIMIT_S = 600
 """For the commands of one data set on 2 cores."""
@@ -55,3 +56,16 @@ def test_a_new_user_gets_from_three_data_sets_to_results(tmp_path: Path):
         folder.mkdir()
         learnt.append(play(name, folder))
     assert sum(learnt) >= 2
+
+
+@pytest.mark.slow
+def test_the_one_that_rl_alone_does_not_teach_learns_after_a_warm_start(tmp_path: Path):
+    """Units without examples in the prompt: nothing is right before, and hardly anything after RL alone."""
+    results = {}
+    for arm in ("rl", "sft"):
+        (tmp_path / arm).mkdir()
+        results[arm] = warm_start.play("units", arm, tmp_path / arm)
+    alone, warm = results["rl"], results["sft"]
+    assert alone["before"]["reward_mean"] == 0 and alone["after"]["reward_mean"] < 0.05
+    assert warm["after"]["reward_mean"] > warm["before"]["reward_mean"] > 0
+    assert warm["after"]["low"] > alone["after"]["high"]

@@ -20,7 +20,7 @@ from drpo.tasks import REGISTRY
 from drpo.tasks.columns import guess_fields
 from drpo.train.config import configure, flat_json, load_run
 from drpo.types import Problem
-from support.newcomer_data import ALL
+from newcomer_data import ALL
 from support.pictures import without_pictures
 
 

@@ -27,15 +27,19 @@ from drpo.model.precision import FP32
 from drpo.rollout.trained_turns import trained_sequences
 from drpo.tasks.conversations import Conversation, conversation, read_conversations
 from drpo.train.callbacks import NullCallback
+from drpo.train.chapters import Chapter, read_chapters
 from drpo.train.config.groups import CheckpointConfig, ModelConfig
-from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig
+from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig, load_sft
+from drpo.train.optim import Constant
 from drpo.train.records import EVALUATIONS, METRICS, read_records
-from drpo.train.sft.data import at_step, example, read_examples
+from drpo.train.sft.continued import with_changes
+from drpo.train.sft.data import at_step, example, read_examples, updates_of_epoch
 from drpo.train.sft.likelihood import NegativeLogLikelihood, likelihood_batch
 from drpo.train.sft.loop import fine_tune
+from drpo.train.verify import verify
 from drpo.types import Message, ScoredGroup, TokenSequence
 from support.base_model import END, TEMPLATE, base_model
-from support.hostile import refused
+from support.hostile import refused, said
 
 Messages = Sequence[Message]
 SUMS: Messages = (
@@ -163,8 +167,21 @@ def test_loss_and_gradient_are_those_of_transformers() -> None:
 
 def test_every_conversation_is_trained_on_before_one_is_again() -> None:
     groups = examples(base_model()[1])[:3]
-    drawn = [group.problem.id for step in range(3) for group in at_step(groups, 2, step, seed=1)]
-    assert sorted(drawn[:3]) == sorted(drawn[3:]) == ["0", "1", "2"]
+    updates = [[group.problem.id for group in at_step(groups, 2, step, seed=1)] for step in range(4)]
+    assert all(len(set(update)) == len(update) <= 2 for update in updates)
+    drawn = [[*updates[i], *updates[i + 1]] for i in (0, 2)]
+    assert sorted(drawn[0]) == sorted(drawn[1]) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1, 8), (7, 8), (8, 8), (9, 8), (25, 8), (5, 2)])
+def test_the_updates_of_an_epoch_are_equal_and_have_no_conversation_twice(n: int, batch: int) -> None:
+    groups: list[Any] = list(range(n))  # which `at_step` does not look into
+    parts = updates_of_epoch(n, batch)
+    for epoch in range(4):
+        updates = [at_step(groups, batch, epoch * parts + i, seed=0) for i in range(parts)]
+        assert sorted(i for update in updates for i in update) == groups
+        sizes = [len(update) for update in updates]
+        assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
 
 
 def write(path: Path, *rows: Mapping[str, Any] | str) -> Path:
@@ -335,3 +352,39 @@ def test_two_processes_train_the_same_model(tmp_path: Path) -> None:
     one, two = (read_records(tmp_path / name / METRICS) for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+def test_lengthened_it_is_one_long_run_and_a_changed_rate_is_a_chapter(tmp_path: Path) -> None:
+    config = config_of(data(tmp_path))
+    constant = replace(config, optimizer=replace(config.optimizer, schedule=Constant()))
+    whole, parts, linear = (tmp_path / name for name in ("whole", "parts", "linear"))
+    fine_tune(constant.with_steps(6), whole)
+    fine_tune(constant, parts)
+    fine_tune(config, linear)
+    fine_tune(with_changes(load_sft(parts), {"steps": 6}), parts)
+    assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
+    assert (whole / "model/model.safetensors").read_bytes() == (parts / "model/model.safetensors").read_bytes()
+    assert read_chapters(parts) == [Chapter(4, {"steps": (4, 6)})]
+    told = StopsAfter(5)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(with_changes(load_sft(linear), {"steps": 6}), linear, told)
+    fine_tune(load_sft(linear), linear)  # as `drpo sft --resume` alone goes on in the same chapter
+    (chapter,) = read_chapters(linear)
+    assert chapter.differs == ("schedule linear counts on all steps: until here the learning rates were those of 4",)
+    assert [part.sound for part in verify(linear) if part.name == "chapters.jsonl"] == [True]
+
+
+def test_the_resume_command_changes_settings_and_refuses_what_cannot_act(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    resume = ["sft", "--resume", str(folder)]
+    steps = load_sft(folder).trainer.steps
+    assert f"{steps} steps are done; give more" in refused([*resume, "--steps", "1"])
+    assert "so nothing would change; add --steps" in refused([*resume, "--learning-rate", "1e-4"])
+    assert "must be from 0" in refused([*resume, "--stall", "-1"])
+    more = [*resume, "--steps", str(steps + 1), "--learning-rate", "1e-4", "--schedule", "constant", "--plain"]
+    shown = said(more)
+    assert shown.status == 0 and f"from step {steps + 1}: steps {steps} -> {steps + 1}" in shown.out
+    last = read_records(folder / METRICS)[-1]
+    assert last["step"] == steps + 1 and last["learning_rate"] == 1e-4
+    assert "chapter 2" in (folder / "report.html").read_text()

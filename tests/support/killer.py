@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from drpo.rollout.transformers import TransformersEngine  # noqa: F401 (what a child would import late)
-from drpo.train import checkpoint, log, tensor_files
+from drpo.train import checkpoint, log, tensor_files, warm_up
+from drpo.train.config import Run
 from drpo.train.loop import train
 from support.worlds import tiny_run
 
@@ -25,6 +26,8 @@ WRITES: tuple[tuple[Any, str], ...] = (
     (tensor_files, "save_file"),
     (checkpoint, "_sync"),
     (log.RunLog, "write"),
+    (warm_up, "append"),
+    (warm_up, "write_json"),
     (Path, "write_text"),
     (Path, "rename"),
     (Path, "replace"),
@@ -52,7 +55,7 @@ def die_at(write: int) -> None:
         setattr(owner, name, fatal(getattr(owner, name)))
 
 
-def child(folder: Path, write: int | None) -> int:
+def child(folder: Path, write: int | None, run: Run) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -60,20 +63,20 @@ def child(folder: Path, write: int | None) -> int:
         if write is not None:
             die_at(write)
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        train(RUN, folder)
+        train(run, folder)
     except BaseException as error:
         (folder / "error").write_text(repr(error))
         os._exit(3)
     os._exit(0)
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
+def main(folder: Path, kills: int, seed: int, run: Run = RUN) -> None:
     torch.set_num_threads(1)
     draw, killed, runs, seconds = random.Random(seed), 0, 0, 2.0
     while killed < kills or runs == 0:
         write = draw.randint(1, 60) if killed % 2 else None
         begun = time.monotonic()
-        pid = child(folder / f"run-{runs}", write if killed < kills else None)
+        pid = child(folder / f"run-{runs}", write if killed < kills else None, run)
         if write is None and killed < kills:
             time.sleep(draw.uniform(0, seconds))
             os.kill(pid, signal.SIGKILL)
@@ -84,7 +87,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
             sys.exit((folder / f"run-{runs}" / "error").read_text())
         else:
             runs, seconds = runs + 1, max(0.3, time.monotonic() - begun)
-    pid = child(folder / f"run-{runs}", None)  # the last one was killed, or not begun: it too must come to its end
+    pid = child(folder / f"run-{runs}", None, run)  # the last one was killed, or not begun: it too must come to its end
     if os.waitpid(pid, 0)[1]:
         sys.exit((folder / f"run-{runs}" / "error").read_text())
     print(json.dumps({"killed": killed, "runs": runs + 1}))

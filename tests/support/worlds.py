@@ -29,6 +29,12 @@ def never(problem: Problem, text: str) -> float:
 
 
 @in_process
+def begins_q(problem: Problem, text: str) -> float:
+    """Whether a text begins with a q, which the random model writes once in 257."""
+    return float(text.startswith("q"))
+
+
+@in_process
 def raising(problem: Problem, text: str) -> float:
     raise RuntimeError("no verdict today")
 

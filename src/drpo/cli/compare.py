@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drpo.cli.commands.compare import CompareOptions, ResumeOptions
+from drpo.cli.commands.compare import WARM_UP_ONCE, CompareOptions, ResumeOptions
 from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.methods import print_method
 from drpo.cli.output import attempt, writing_folder
@@ -51,6 +51,8 @@ def planned(base: Run, options: CompareOptions) -> list[Run]:
     Raises:
         InputError: an invalid objective or regime.
     """
+    if base.warm_up is not None:
+        raise InputError(f"warm_up: {WARM_UP_ONCE}")
     regimes = {field: parse_regime(field, [str(v) for v in getattr(options, field)]) for field in REGIME}
     variants = tuple(map(parse_variant, options.objectives))
     if options.method is not None and not variants:

@@ -20,6 +20,7 @@ from drpo.train import checkpoint, stored
 from drpo.train.records import CHECKPOINTS, METRICS, MODEL, is_sft
 from drpo.train.setup import load_model
 from drpo.train.verify import holds_final_model
+from drpo.train.warm_up import started
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,7 +67,7 @@ def trained(
     if chosen.name == MODEL:
         return loading.load(str(chosen))
     config = open_run(run, trust_remote_code, needed=("model",))
-    model, tokenizer = load_model(config.model, config.rollout.stop)
+    model, tokenizer = load_model(started(config, run).model, config.rollout.stop)
     hold_base_(model, config.model.base_precision)
     temperature, rank = config.rollout.sampling.temperature, config.model.lora_rank
     policy = Policy(model, precision=FP32, temperature=temperature, lora_rank=rank, seed=config.seed)

@@ -162,9 +162,11 @@ def _about(kind: type) -> str:
 
 def _refuse_unknown(argument: str, known: Collection[str], prog: str) -> NoReturn:
     # Without the dashes, which all options have in common.
-    names = [name.lstrip("-") for name in known]
-    close = difflib.get_close_matches(argument.split("=")[0].lstrip("-"), names, n=1)
+    names, name = [name.lstrip("-") for name in known], argument.split("=")[0].lstrip("-")
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '--{close[0]}'?" if close else f"see {prog} --help"
+    if name.startswith("warmup"):  # as elsewhere; `--warm-up` is something else
+        hint = "the learning rate's is --schedule 'linear(warmup=STEPS)'"
     raise InputError(f"unknown option {argument!r}; {hint}")
 
 

@@ -170,7 +170,7 @@ def _identifier(name: str) -> str:
 
 def _spec(name: str, optional: bool) -> PrimitiveConstructorSpec[Any]:
     """Return how tyro parses and shows a spec, `name(arguments)`; it stays text until the run is built."""
-    shown = name.rpartition("_")[2].upper()
+    shown = name.removeprefix("eval_").removeprefix("critic_").upper()
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{{None}}|{shown}(...)" if optional else f"{shown}(...)",

@@ -12,9 +12,10 @@ from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.sft import SFTOptions, SFTResumeOptions
 from drpo.cli.output import attempt
+from drpo.cli.runs import reading
 from drpo.cli.template_options import read_template
-from drpo.cli.train import made_folder, new_folder
-from drpo.errors import InputError, nearest
+from drpo.cli.train import made_folder, new_folder, require_stall
+from drpo.errors import InputError, counted, nearest
 from drpo.live.console import SFTConsole
 from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, is_elastic, process_group, select_device
@@ -23,12 +24,19 @@ from drpo.spec import split_call
 from drpo.terminal import Terminal
 from drpo.train.callbacks import CallbackList
 from drpo.train.config import CheckpointConfig, ModelConfig, OptimizerConfig, read_value
-from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig, load_sft
-from drpo.train.records import CONFIG, FILES, MODEL, SFT
+from drpo.train.config.sft import (
+    ADAPTER_RATE,
+    FULL_RATE,
+    ConversationConfig,
+    SFTConfig,
+    SFTTrainerConfig,
+    load_sft,
+)
+from drpo.train.records import CHECKPOINTS, CONFIG, FILES, MODEL, SFT
+from drpo.train.sft.continued import with_changes
 from drpo.train.sft.loop import fine_tune
-
-FULL_RATE, ADAPTER_RATE = 2e-5, 2e-4
-"""Peak learning rates where none is given: of all weights, and of adapters."""
+from drpo.train.stored import latest, step_of
+from drpo.train.watchdog import Watchdog
 
 
 def begin(data: str, options: SFTOptions, of_template: Mapping[str, Any]) -> int:
@@ -52,7 +60,7 @@ def begin(data: str, options: SFTOptions, of_template: Mapping[str, Any]) -> int
             if there and not is_elastic():
                 raise InputError(f"--out {folder}: a run is there; `drpo sft --resume {folder}` goes on with it")
             ranks.barrier()  # before rank 0 writes to it
-            return _run(config, folder, options.plain, options.track, ranks)
+            return _run(config, folder, options, ranks)
 
 
 def resume(folder: Path, options: SFTResumeOptions) -> int:
@@ -62,12 +70,33 @@ def resume(folder: Path, options: SFTResumeOptions) -> int:
         folder: of the run.
         options: the options.
     """
-    config = load_sft(folder)
+    stored = load_sft(folder)
+    config = _changed(stored, options)
+    with reading(folder):
+        _require_steps(folder, stored, config)
     if options.device is not None:
         config = replace(config, model=replace(config.model, device=options.device))
     select_device()
     with process_group() as ranks, made_folder("--resume", folder, ranks):
-        return _run(config, folder, options.plain, options.track, ranks, options.accept_records)
+        return _run(config, folder, options, ranks, options.accept_records)
+
+
+def _changed(config: SFTConfig, options: SFTResumeOptions) -> SFTConfig:
+    """Return the configuration with the settings that the options change."""
+    names = ("steps", "max_grad_norm", "micro_batch_tokens", "checkpoint_activations", "eval_every")
+    values = {name: getattr(options, name) for name in (*names, "checkpoint_every", "keep_checkpoints")}
+    schedule = None if options.schedule is None else read_value("schedule", options.schedule)
+    return with_changes(config, {**values, "schedule": schedule}, options.learning_rate)
+
+
+def _require_steps(folder: Path, stored: SFTConfig, config: SFTConfig) -> None:
+    """Raise unless a run can go on, and the changes have a step to act on."""
+    last, steps = latest(folder / CHECKPOINTS), config.trainer.steps
+    done = 0 if last is None else step_of(last)
+    if steps < max(1, done):
+        raise InputError(f"--steps {steps}: {counted(done, 'step')} are done; give more")
+    if config != stored and steps == done:
+        raise InputError(f"{folder}: all {counted(steps, 'step')} are done, so nothing would change; add --steps")
 
 
 def configured(data: str, options: SFTOptions, of_template: Mapping[str, Any]) -> SFTConfig:
@@ -130,20 +159,28 @@ def _optimizer(options: SFTOptions) -> Any:
 
 
 def _run(
-    config: SFTConfig, folder: Path, plain: bool, track: tuple[str, ...], ranks: Ranks, accept_records: bool = False
+    config: SFTConfig,
+    folder: Path,
+    options: SFTOptions | SFTResumeOptions,
+    ranks: Ranks,
+    accept_records: bool = False,
 ) -> int:
-    unknown = next((name for name in track if name not in TRACKERS), None)
+    require_stall(options.stall)
+    unknown = next((name for name in options.track if name not in TRACKERS), None)
     if unknown is not None:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
     if not ranks.is_main:
-        fine_tune(config, folder, None, ranks, accept_records=accept_records)
+        with Watchdog(folder, options.stall, ranks.rank, command="drpo sft") as watchdog:
+            fine_tune(config, folder, watchdog, ranks, accept_records=accept_records)
         return 0
     console = Terminal()
-    with SFTConsole(console, console.is_terminal and not plain) as screen, ExitStack() as stack:
-        trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(track)]
+    with SFTConsole(console, console.is_terminal and not options.plain) as screen, ExitStack() as stack:
+        trackers = [Tracked(name, TRACKERS[name], screen.note) for name in dict.fromkeys(options.track)]
         tracked = [stack.enter_context(tracker) for tracker in trackers]
-        summary = fine_tune(config, folder, CallbackList(screen, *tracked), ranks, accept_records=accept_records)
+        watchdog = stack.enter_context(Watchdog(folder, options.stall, command="drpo sft"))
+        together = CallbackList(screen, *tracked, watchdog)
+        summary = fine_tune(config, folder, together, ranks, accept_records=accept_records)
     report = attempt("report", folder, lambda: write_sft_report(folder))
     _conclude(console, folder, summary, report)
     return 128 + int(summary["stopped_by_signal"]) if summary["stopped_by_signal"] else 0

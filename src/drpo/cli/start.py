@@ -25,12 +25,17 @@ def begin_from(source: Path, step: int, arguments: list[str], prog: str) -> int:
         arguments: of the command line.
         prog: the command's name, for messages.
     """
-    described = load_run(source, trust_remote_code=False)
+    described = _without_warm_up(load_run(source, trust_remote_code=False))
     given, options = changes(described, arguments, prog, FromOptions, without=("model",), about=OF_THE_RUN)
     base = open_run(source, options.trust_remote_code, needed=[name for name in CODE if name not in given])
-    run = configure(_sampled_with(base, source, options.engine), **given)
+    run = configure(_without_warm_up(_sampled_with(base, source, options.engine)), **given)
     weights_of(source, step, f"--from {source}")
     return begin(run, options, partial(write_start, source, step, options.trust_remote_code))
+
+
+def _without_warm_up(run: Run) -> Run:
+    """Return the run without the warm-up that its weights come from."""
+    return configure(run, warm_up=None)
 
 
 def _sampled_with(run: Run, source: Path, engine: str | None) -> Run:

@@ -16,6 +16,7 @@ from drpo.cli.commands.train import ResumeOptions, TrainOptions
 from drpo.cli.doctor import print_finding
 from drpo.cli.folder import at_server, open_run, resume_flag
 from drpo.cli.methods import print_method
+from drpo.cli.options import flag
 from drpo.cli.output import attempt, refusing, writing_folder
 from drpo.cli.restart import restart
 from drpo.cli.runs import reading
@@ -25,7 +26,15 @@ from drpo.live.console import RunConsole
 from drpo.live.track import TRACKERS, Tracked
 from drpo.ranks import Ranks, is_elastic, process_group, select_device
 from drpo.report.run_page import write_report
-from drpo.report.words import mean_score, measure, no_gradient, paired_change, warnings_in_words
+from drpo.report.words import (
+    evaluations_in_order,
+    mean_score,
+    measure,
+    no_gradient,
+    paired_change,
+    warm_up_in_words,
+    warnings_in_words,
+)
 from drpo.terminal import Terminal
 from drpo.train import loop
 from drpo.train.callbacks import CallbackList
@@ -37,6 +46,8 @@ from drpo.train.setup import Components, build
 from drpo.train.stored import CURRICULUM, latest, step_of
 from drpo.train.summary import summarise
 from drpo.train.verify import is_finished
+from drpo.train.warm_up import build_started, started, warms_up
+from drpo.train.warmed import WARM_UP
 from drpo.train.watchdog import Watchdog
 
 LONGEST_STALL_S = 10**8
@@ -108,6 +119,9 @@ def resume(folder: Path, options: ResumeOptions, changes: Mapping[str, Any]) -> 
         with reading(folder):
             summarise(folder, run)  # the summary at the end must be computable; check it first
             _require_steps(folder, run, changes)
+        if changes and warms_up(stored, folder):
+            changed = ", ".join(map(flag, changes))
+            raise InputError(f"{folder}: {changed} cannot change in its warm-up; go on with it first, without them")
         with made_folder("--resume", folder, ranks):
             return _run(run, folder, options, ranks)
 
@@ -140,7 +154,7 @@ def _require_free(folder: Path, run: Run) -> None:
     Raises:
         InputError: a run, or a part of one, is there.
     """
-    done = [name for name in (CHECKPOINTS, *FILES) if (folder / name).exists() and _holds(folder / name)]
+    done = [name for name in (WARM_UP, CHECKPOINTS, *FILES) if (folder / name).exists() and _holds(folder / name)]
     try:
         stored = read_json(folder / CONFIG)
     except (FileNotFoundError, InputError):  # missing, or half written because of a power failure
@@ -151,7 +165,7 @@ def _require_free(folder: Path, run: Run) -> None:
             ) from None
         return
     same = stored == to_json(run)
-    begun = set(done) - {TIMING, EVALUATIONS} if same else done
+    begun = set(done) - {WARM_UP, TIMING, EVALUATIONS} if same else done
     if begun and not (is_elastic() and same):
         raise InputError(f"--out {folder}: a run is there; `drpo train --resume {folder}` goes on with it")
 
@@ -177,24 +191,44 @@ def made_folder(option: str, folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _run(run: Run, folder: Path, options: TrainOptions, ranks: Ranks) -> int:
-    if not 0 <= options.stall <= LONGEST_STALL_S:
-        raise InputError(
-            f"--stall {options.stall}: must be from 0, which waits for ever, to {LONGEST_STALL_S:,} seconds"
-        )
+    require_stall(options.stall)
     if options.restarts < 0:
         raise InputError(f"--restarts {options.restarts}: must be 0 or more")
     unknown = next((name for name in options.track if name not in TRACKERS), None)
     if unknown is not None:
         raise InputError(f"--track {unknown!r}{nearest(unknown, TRACKERS)}")
     transformers_logging.disable_progress_bar()
-    components = build(run, ranks)
     again = partial(restart, folder, options.restarts, _resume_flags(run, options))
-    with closing(components.driver.engine):
-        try:
-            return _train_with(components, run, folder, options, again)
-        except EngineError as error:
-            again(str(error))
-            raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
+    if warms_up(run, folder):
+        with _restarting(folder, again):
+            built = _build_after_warm_up(run, folder, options, ranks, again)
+    else:
+        built = build(started(run, folder), ranks)
+    if not isinstance(built, Components):
+        _conclude(Terminal(), folder, built, None, resume_flag(run))
+        return 128 + int(built["stopped_by_signal"])
+    with closing(built.driver.engine), _restarting(folder, again):
+        return _train_with(built, run, folder, options, again)
+
+
+@contextmanager
+def _restarting(folder: Path, again: Callable[[str], None]) -> Iterator[None]:
+    """Begin the run again where its engine fails, in place of this process, unless no restart is left."""
+    try:
+        yield
+    except EngineError as error:
+        again(str(error))
+        raise EngineError(f"{error}; `drpo train --resume {folder}` goes on from the last checkpoint") from error
+
+
+def _build_after_warm_up(
+    run: Run, folder: Path, options: TrainOptions, ranks: Ranks, again: Callable[[str], None]
+) -> Components | dict[str, Any]:
+    """Warm the run's model up, shown as the run is; see `build_started`."""
+    console = Terminal()
+    with RunConsole(console, console.is_terminal and not options.plain) as screen, ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(folder, options.stall, then=partial(again, "stalled")))
+        return build_started(run, folder, CallbackList(screen, watchdog), _accepts(options), ranks)
 
 
 def _train_with(
@@ -243,15 +277,15 @@ def _sound(run: Run, components: Components, console: Console) -> bool:
 
 def _conclude(console: Console, folder: Path, summary: Mapping[str, Any], report: Path | None, again: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    for when in ("before", "after"):
-        evaluation = summary[f"evaluation_{when}"]
-        if evaluation:
-            mean, interval = mean_score(evaluation["reward_mean"], evaluation["low"], evaluation["high"])
-            name = measure(evaluation["reward_mean"], evaluation["pass_at"]["1"], bool(interval))
-            table.add_row(f"{name} {when}", mean, interval)
+    for when, evaluation in evaluations_in_order(summary):
+        mean, interval = mean_score(evaluation["reward_mean"], evaluation["low"], evaluation["high"])
+        name = measure(evaluation["reward_mean"], evaluation["pass_at"]["1"], bool(interval))
+        table.add_row(f"{name} {when}", mean, interval)
     if (change := summary["evaluation_difference"]) is not None:
         shares = summary["evaluation_after"]["low"] is not None
         table.add_row("difference", *paired_change(change["value"], change["low"], change["high"], shares))
+    if "warm_up" in summary:
+        table.add_row("warm-up", *warm_up_in_words(summary["warm_up"]))
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     table.add_row("training", f"{summary['training_seconds']:.1f} s", f"in all: {spent}")
     share = summary["trained_tokens"] / max(1, summary["sampled_tokens"])
@@ -287,6 +321,16 @@ def _resume_flags(run: Run, options: TrainOptions) -> list[str]:
 
 def _accepts(options: TrainOptions) -> bool:
     return isinstance(options, ResumeOptions) and options.accept_records
+
+
+def require_stall(seconds: float) -> None:
+    """Raise unless a limit of a phase's time can be kept.
+
+    Args:
+        seconds: of `--stall`.
+    """
+    if not 0 <= seconds <= LONGEST_STALL_S:
+        raise InputError(f"--stall {seconds}: must be from 0, which waits for ever, to {LONGEST_STALL_S:,} seconds")
 
 
 def new_folder(wanted: Path) -> Path:

@@ -98,7 +98,7 @@ def _advice(wrong: float, right: float, cut: float, unscored: float) -> str:
     if unscored >= _MOSTLY:
         return f"the reward failed or abstained on {unscored:.0%} of completions; look at --reward"
     more = ["--sampling.samples", "--sampling.temperature"]
-    flags = [*more, "a harder --task"] if right >= _MOSTLY else [*more, "an easier --task"]
+    flags = [*more, "a harder --task"] if right >= _MOSTLY else [*more, "--warm-up 'best_of(8)'", "an easier --task"]
     if right < _MOSTLY and wrong < _MOSTLY:
         flags = [*more, "--reward"]
     longer = ["--sampling.max-new-tokens"] if right < _MOSTLY and cut >= _MOSTLY else []

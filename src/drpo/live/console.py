@@ -108,7 +108,7 @@ class SFTConsole(RunConsole):
         """Say what runs, and begin to count."""
         trainer = run.trainer
         self._line(f"{run.name}: {run.model.name} learns {run.data.path}")
-        self._line(f"{counted(trainer.batch, 'conversation')} a step, {counted(trainer.steps, 'step')}")
+        self._line(f"up to {counted(trainer.batch, 'conversation')} a step, {counted(trainer.steps, 'step')}")
         self._line(f"everything goes to {folder}")
         if step:
             self._line(f"resumed after step {step}")

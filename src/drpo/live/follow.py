@@ -28,10 +28,14 @@ from drpo.train.records import (
     require_types,
     run_fields,
 )
+from drpo.train.warmed import TALLY, WARM_UP, outcome
 from drpo.train.warned import WarningLog, summed_up
 
 _LAST_BYTES = 2**16
 _MOST_BYTES = 2**24
+
+_WRITTEN = (CONFIG, METRICS, TIMING, EVALUATIONS, f"{WARM_UP}/{TALLY}", f"{WARM_UP}/{METRICS}")
+"""Files that tell when a run was last at work."""
 
 Record = Mapping[str, Any]
 
@@ -118,6 +122,7 @@ class View:
         silent_s: seconds since anything was written.
         chapters: a line for each place where its settings were changed.
         warnings: raised so far, as summary.json has them.
+        warm_up: what came of the warm-up so far, in a line; None without one.
     """
 
     folder: Path
@@ -130,6 +135,7 @@ class View:
     silent_s: float
     chapters: Sequence[str] = ()
     warnings: Sequence[Record] = ()
+    warm_up: str | None = None
 
     @property
     def step(self) -> int:
@@ -223,8 +229,9 @@ class Follower:
             sample=_sample(self.folder / ROLLOUTS),
             summary=self._summary(),
             chapters=self._chapters(),
-            silent_s=time.time() - max(_written(self.folder / name) for name in (CONFIG, METRICS, TIMING, EVALUATIONS)),
+            silent_s=time.time() - max(_written(self.folder / name) for name in _WRITTEN),
             warnings=self._warned(),
+            warm_up=outcome(self.folder),
         )
 
     def _warned(self) -> list[dict[str, Any]]:

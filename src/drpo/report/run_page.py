@@ -19,6 +19,7 @@ from drpo.train.chapters import Chapter, described, read_chapters
 from drpo.train.config import Run
 from drpo.train.origin import read_origin
 from drpo.train.records import ENVIRONMENT, EVALUATIONS, METRICS, TIMING, read_json, read_records
+from drpo.train.warmed import outcome, read_before
 
 MOST_TOKENS = 1_500_000
 """More would make a page that is slow to open; of a larger run a share of the groups is shown."""
@@ -66,7 +67,8 @@ def run_page(folder: Path, run: Run) -> Page:
     """
     rollouts = read_rollouts(folder, run.objective.loss, MOST_TOKENS, run.objective.sequence)
     metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
-    told, held, chapters = caution(run.objective.loss), held_out(evaluations), read_chapters(folder)
+    told, chapters = caution(run.objective.loss), read_chapters(folder)
+    held = held_out(evaluations, read_before(folder))
     return Page(
         kind="report",
         title=f"{run.name}: {format_spec(run.objective.loss, REGISTRY)}, seed {run.seed}",
@@ -76,6 +78,7 @@ def run_page(folder: Path, run: Run) -> Page:
         summary=[
             *run_summary(run, _environment(folder), metrics, evaluations),
             *_origin(folder),
+            *_warm_up(folder),
             *chapter_lines(chapters),
         ],
         sections=[
@@ -149,6 +152,11 @@ def browser_payloads(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, by
 def _origin(folder: Path) -> list[tuple[str, str]]:
     origin = read_origin(folder)
     return [] if origin is None else [("begins from", f"{origin.run} after {counted(origin.step, 'step')}")]
+
+
+def _warm_up(folder: Path) -> list[tuple[str, str]]:
+    told = outcome(folder)
+    return [] if told is None else [("warm-up", told)]
 
 
 def _environment(folder: Path) -> Mapping[str, Any]:

@@ -71,15 +71,23 @@ def machine(environment: Mapping[str, Any]) -> str:
     return "; ".join(text for text in (", ".join(str(p) for p in parts if p), shown) if text)
 
 
-def held_out(evaluations: Records) -> list[tuple[str, str]]:
-    """Return the held-out mean of the first evaluation and of the last, each once, with what is to be said of it."""
+def held_out(evaluations: Records, cold: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """Return the held-out mean of the first evaluation and of the last, each once, with what is to be said of it.
+
+    Args:
+        evaluations: of the run.
+        cold: that before its warm-up, which comes first; None without one.
+    """
     known = [e for e in evaluations if e.get("reward_mean") is not None]
-    return [_held_out(e) for e in (known if len(known) < 2 else [known[0], known[-1]])]
+    first = "before training" if cold is None else "after the warm-up"
+    before = [] if cold is None else [_held_out(cold, "before the warm-up")]
+    return [*before, *(_held_out(e, first) for e in (known if len(known) < 2 else [known[0], known[-1]]))]
 
 
-def _held_out(e: Mapping[str, Any]) -> tuple[str, str]:
+def _held_out(e: Mapping[str, Any], first: str) -> tuple[str, str]:
+    """What is said of an evaluation; `first` is when that of step 0 was."""
     mean, interval = mean_score(e["reward_mean"], e["low"], e["high"])
-    when = "before training" if e["step"] == 0 else f"after step {e['step']}"
+    when = first if e["step"] == 0 else f"after step {e['step']}"
     problems = f"{e['n_problems']:,} problems, avg@{e['n_samples']}"
     text = f"{when}: {mean} ({', '.join(filter(None, (interval, problems)))})"
     if e.get("difference") is None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from drpo.report.html import REPORT, Page, Section, write
 from drpo.report.panels import Levels, Line, Panel, Records, curves, lines_of, numbers
-from drpo.report.run_page import time_section
+from drpo.report.run_page import chapter_lines, time_section
 from drpo.report.run_summary import machine, texts
 from drpo.terminal import Sheet
+from drpo.train.chapters import read_chapters
 from drpo.train.config import to_json
 from drpo.train.config.sft import SFTConfig, load_sft
 from drpo.train.records import ENVIRONMENT, EVALUATIONS, METRICS, TIMING, read_json, read_records
@@ -64,10 +65,11 @@ def _summary(folder: Path, config: SFTConfig, metrics: Records) -> list[tuple[st
     pairs = [
         ("model", config.model.name),
         ("data", config.data.path),
-        ("steps done", f"{len(metrics)} of {config.trainer.steps}, {config.trainer.batch} conversations each"),
+        ("steps done", f"{len(metrics)} of {config.trainer.steps}, up to {config.trainer.batch} conversations each"),
         ("tokens", f"{tokens:,} trained on"),
         ("seed", str(config.seed)),
     ]
+    pairs += chapter_lines(read_chapters(folder))
     path = folder / ENVIRONMENT
     return [*pairs, ("machine", machine(read_json(path)))] if path.exists() else pairs
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drpo.errors import counted
+
 
 def mean_score(mean: float, low: float | None, high: float | None) -> tuple[str, str]:
     """Return a held-out mean and its 95 % interval in words; of scores that leave [0, 1] the plain mean alone.
@@ -92,6 +94,44 @@ def warnings_in_words(warnings: Sequence[Mapping[str, Any]]) -> str:
     """
     named = ", ".join(f"{w['name']} ({where_it_held(w)})" for w in warnings)
     return f"{named}; drpo explain NAME says what to do" if named else ""
+
+
+def warm_up_in_words(warm_up: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what came of a run's warm-up, in words.
+
+    Args:
+        warm_up: of a summary.
+
+    Example:
+        >>> warm_up_in_words({"problems": 200, "answered": 200, "solved": 36, "learnt": 1, "finished": True,
+        ...                   "nll_first": 0.5, "nll_last": 0.25})
+        ('36 of 200 problems', 'with a right answer; 1 answer learnt from, loss 0.500 to 0.250')
+    """
+    done = "" if warm_up["finished"] else f", {warm_up['answered']:,} of {warm_up['problems']:,} answered so far"
+    first, last = warm_up["nll_first"], warm_up["nll_last"]
+    loss = "" if first is None else f", loss {first:.3f} to {last:.3f}"
+    learnt = f"{counted(warm_up['learnt'], 'answer')} learnt from"
+    return (
+        f"{warm_up['solved']:,} of {counted(warm_up['problems'], 'problem')}",
+        f"with a right answer; {learnt}{loss}{done}",
+    )
+
+
+def evaluations_in_order(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return when a run was evaluated before and after what it did, in words, and each of these evaluations.
+
+    Args:
+        summary: of summary.json.
+
+    Example:
+        >>> [when for when, _ in evaluations_in_order({"evaluation_before": {"step": 0}, "evaluation_after": None})]
+        ['before']
+    """
+    named = {"before": summary["evaluation_before"], "after": summary["evaluation_after"]}
+    if "warm_up" in summary:
+        before = summary["warm_up"]["evaluation_before"]
+        named = {"before": before, "after the warm-up": named["before"], "after RL": named["after"]}
+    return [(when, evaluation) for when, evaluation in named.items() if evaluation]
 
 
 def no_gradient(counts: Mapping[str, Any]) -> tuple[str, str]:

@@ -52,6 +52,7 @@ MAY_CHANGE = (
 _WHY = {
     "name": "its trackers know it by it",
     "seed": "every random number of the run follows from it",
+    "warm_up": "it comes before the first step",
     "model": "the checkpoint's weights and the sampler's are those of this model",
     "data": "the problems of the steps done were drawn with it, and none is to be drawn twice",
     "rollout": "the rollouts of the steps done, and those in flight, were sampled with it",

@@ -10,6 +10,7 @@ from drpo.errors import InputError, nearest
 FIELDS: Mapping[str, str] = {
     "name": "name",
     "seed": "seed",
+    "warm_up": "warm_up",
     "model": "model.name",
     "lora_rank": "model.lora_rank",
     "base_precision": "model.base_precision",

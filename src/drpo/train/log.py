@@ -325,7 +325,7 @@ def episode_of(record: Mapping[str, Any], sampling: Sampling) -> Episode:
         sampling=sampling,
         turns=tuple(record.get("turns", (len(record.get("behavior_logp", ())),))),
         sequences=tuple(
-            replace(_sequence_of(of_one, record["version"], top), routes=route and _routes_of(route))
+            replace(sequence_of(of_one, record["version"], top), routes=route and _routes_of(route))
             for of_one, top, route in zip(
                 sequences, record["tops"], record.get("routes", [None] * len(sequences)), strict=True
             )
@@ -341,7 +341,14 @@ def _played_of(record: Mapping[str, Any]) -> Played:
     return Played(**given | {"failure": record["failure"] and Failure(**record["failure"])})
 
 
-def _sequence_of(record: Mapping[str, Any], version: int, top: Sequence[Any] | None) -> TokenSequence:
+def sequence_of(record: Mapping[str, Any], version: int, top: Sequence[Any] | None = None) -> TokenSequence:
+    """Return the token sequence of a record of rollouts.jsonl, or of one of its branches.
+
+    Args:
+        record: of the sequence.
+        version: of the weights that sampled it.
+        top: ids and log-probabilities of the sampler's most probable tokens, or None.
+    """
     token_ids = torch.tensor(record["token_ids"])
     sampled = torch.zeros_like(token_ids, dtype=torch.bool)
     for start, end in record.get("sampled", [[0, len(token_ids)]]):

@@ -8,8 +8,9 @@ from drpo.train.callbacks import Callback, CallbackList, NullCallback
 from drpo.train.config import Run, learning_rate
 from drpo.train.score import score
 from drpo.train.session import Session
-from drpo.train.setup import Components, build
+from drpo.train.setup import Components
 from drpo.train.step import update_policy
+from drpo.train.warm_up import build_started, started
 
 
 def train(
@@ -27,7 +28,8 @@ def train(
         run: the whole configuration.
         folder: the run's folder; created if missing.
         callback: receives the run's events, or None. Its exceptions are logged and do not end the run.
-        components: replace those built from the configuration, for tests and special rollouts.
+        components: replace those built from the configuration, for tests and special rollouts; with a warm-up, from
+            that with the model that it left.
         keep_model: keep the trained model and a checkpoint at the end; else the records alone.
         accept_records: resume although the records differ from those written before the checkpoint; else raise.
 
@@ -35,9 +37,14 @@ def train(
         InputError: an argument or a file cannot be used. Finished work stays in the folder.
         FloatingPointError: more than `run.faults.max_skipped` gradients in a row were not finite.
     """
-    components = components or build(run)
-    policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks
     callbacks = CallbackList(callback or NullCallback())
+    if components is None:
+        built = build_started(run, Path(folder), callbacks, accept_records)
+        if not isinstance(built, Components):
+            return built
+        components = built
+    started(run, Path(folder))  # or else its warm-up is not done
+    policy, optimizer, critic, ranks = components.policy, components.optimizer, components.critic, components.ranks
     with Session(run, Path(folder), components, callbacks, keep_model, accept_records) as session:
         session.evaluate_if_due()
         for step in session.steps():

@@ -13,6 +13,7 @@ _OTHER_TERMS = (
     "the gradient is that of --entropy-bonus, --reference-kl, --kl-in-reward, a critic or the objective's own "
     "terms alone"
 )
+_WARM_START = "a warm start (--warm-up best_of, or drpo sft)"
 _CONSTANT = "every completion of the run had the same reward, which prefers none to another"
 
 
@@ -106,7 +107,7 @@ def explained(steps: Records) -> str:
     Example:
         >>> explained([{"frac_reward_zero_std": 1.0, "groups_all_wrong": 1.0, "truncated": 0.9}])
         'all wrong in 100% of groups; 90% of completions cut at max_new_tokens; what may help: \
-an easier --task, --sampling.samples, --sampling.max-new-tokens'
+a warm start (--warm-up best_of, or drpo sft), an easier --task, --sampling.samples, --sampling.max-new-tokens'
     """
     equal, wrong, right, cut, silent, masked = (
         _mean(steps, name)
@@ -125,7 +126,7 @@ an easier --task, --sampling.samples, --sampling.max-new-tokens'
     lines: list[tuple[bool, str, tuple[str, ...]]] = [
         (failed > 0, f"the reward failed on {failed} completions", ("--reward",)),
         (abstained > 0, f"the reward abstained on {abstained} completions", ("--reward",)),
-        (wrong >= _MOSTLY, f"all wrong in {wrong:.0%} of groups", ("an easier --task", more)),
+        (wrong >= _MOSTLY, f"all wrong in {wrong:.0%} of groups", (_WARM_START, "an easier --task", more)),
         (right >= _MOSTLY, f"all correct in {right:.0%} of groups", ("a harder --task", more)),
         (alike, f"rewards equal in {equal:.0%} of groups", ("--sampling.temperature", more, "--reward")),
         (cut >= _MOSTLY and (wrong >= _MOSTLY or alike), f"{cut:.0%} of completions cut at max_new_tokens", (longer,)),

@@ -112,6 +112,10 @@ class RunSession(ABC):
         self._failed_together = False
         self._stack = ExitStack()
 
+    def _resumed_by(self) -> str:
+        """Return the command that goes on with this run."""
+        return f"{self.command} --resume {self.folder}"
+
     @abstractmethod
     def _begin(self) -> None:
         """Read the last checkpoint or begin, and enter into `_stack` what the run needs while it lasts."""
@@ -186,8 +190,8 @@ class RunSession(ABC):
             self._log.require(self._done.records)
         except InputError as error:
             raise InputError(
-                f"{error}; put back what was written, or go on with what is there: {self.command} --resume "
-                f"{self.folder} --accept-records"
+                f"{error}; put back what was written, or go on with what is there: {self._resumed_by()} "
+                "--accept-records"
             ) from None
 
     def _require_no_lost_checkpoint(self) -> None:

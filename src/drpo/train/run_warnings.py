@@ -84,8 +84,10 @@ RULES: tuple[Rule, ...] = (
         ),
         reason="The doctor's bound before training, a tenth of the groups with a signal, asked again of five steps.",
         advice=(
-            "check the reward with `drpo doctor`; else an easier --task, more --sampling.samples, more "
-            "--sampling.max-new-tokens where completions are cut"
+            "check the reward with `drpo doctor`; else a warm start (docs/sft.md), which makes right answers possible: "
+            "a new run with --warm-up 'best_of(8)' where the model is sometimes right, `drpo sft` on given answers "
+            "where it never is; or an easier --task, more --sampling.samples, more --sampling.max-new-tokens where "
+            "completions are cut"
         ),
         holds=lambda past: rules.starved(past, "groups_all_wrong"),
         says=rules.says_starved,

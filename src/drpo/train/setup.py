@@ -114,12 +114,13 @@ class Components:
         return self.credit(without_reference_kl(groups), None)
 
 
-def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
+def build(run: Run, ranks: Ranks = SINGLE_PROCESS, engine: Engine | None = None) -> Components:
     """Load the model and build what the run needs.
 
     Args:
         run: the configuration.
         ranks: the processes that train together.
+        engine: of the same configuration, to go on with, whatever weights it has; None makes one.
 
     Raises:
         InputError: something in the configuration is not available.
@@ -134,7 +135,7 @@ def build(run: Run, ranks: Ranks = SINGLE_PROCESS) -> Components:
     fits = fitting(tokenizer, limits, run.rollout.sampling) if run.data.drop_long_prompts else None
     held_out = only_fitting(held_out, fits)
     _require_room(run, limits, tokenizer, held_out)
-    engine = _engine(run, model, ranks, servers)
+    engine = engine or _engine(run, model, ranks, servers)
     try:
         driver = EpisodeDriver(
             engine,

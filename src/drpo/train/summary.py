@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from drpo.objectives import REGISTRY
 from drpo.spec import format_spec
+from drpo.train import warmed
 from drpo.train.config import Run
 from drpo.train.log import peak_memory
 from drpo.train.metric_tables import ENDPOINT_METRICS
@@ -55,7 +56,17 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         "seconds": _seconds(timing),
         "training_seconds": sum(v for k, v in _seconds(timing).items() if k in PHASES),
         "peak_memory_bytes": peak_memory(),
-    } | _curriculum(metrics)
+        **_curriculum(metrics),
+        **_warm_up(folder),
+    }
+
+
+def _warm_up(folder: Path) -> dict[str, Any]:
+    """Return what came of a run's warm-up; nothing without one."""
+    if (warm_up := warmed.summed_up(folder)) is None:
+        return {}
+    before = warmed.read_before(folder)
+    return {"warm_up": warm_up | {"evaluation_before": _evaluation([] if before is None else [before])}}
 
 
 def _endpoints(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

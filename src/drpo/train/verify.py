@@ -42,6 +42,7 @@ from drpo.train.stored import (
     step_of,
     sum_of,
 )
+from drpo.train.warmed import ANSWERS, WARM_UP, is_warm, read_tally
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def verify(folder: Path, say: Callable[[str], None] = lambda name: None) -> Iter
         *((file, partial(_records, folder, file)) for file in FILES),
         *((f"{CHECKPOINTS}/{c.name}", partial(_checkpoint, c)) for c in named(folder / CHECKPOINTS)),
         (CURRICULUM, partial(_curriculum, folder)),
+        (WARM_UP, partial(_warm_up, folder)),
         (START, partial(_start, folder)),
         (MODEL, partial(_model, folder)),
         (SUMMARY, partial(_summary, folder)),
@@ -232,6 +234,18 @@ def _start(folder: Path) -> str | None:
     if origin is None:
         return None
     return f"{_summed(folder / START)}; the weights of {one_line(origin.run)} after {counted(origin.step, 'step')}"
+
+
+def _warm_up(folder: Path) -> str | None:
+    """Compare the answers of a warm-up, and the model that it left, with their sums."""
+    tally = read_tally(folder)
+    if tally is None:
+        return None
+    if tally.written is not None:
+        read_written(folder / WARM_UP / ANSWERS, tally.written)
+    if not is_warm(folder):
+        return f"not done; {tally}"
+    return f"{_summed(folder / WARM_UP / MODEL)}; {tally}"
 
 
 def _summed(model: Path) -> str:

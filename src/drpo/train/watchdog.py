@@ -25,8 +25,8 @@ class Watchdog(NullCallback):
     """A callback that ends the process when a phase of a run takes too long.
 
     An engine may hang in code that no exception reaches. The stacks of all threads go to `stalled.txt` in the run's
-    folder, one line to stderr, and the process calls `then` or ends with status 75; `drpo train --resume` goes on from
-    the last checkpoint. Where code holds the interpreter's lock, faulthandler writes the stacks and ends the process
+    folder, one line to stderr, and the process calls `then` or ends with status 75; `--resume` goes on from the last
+    checkpoint. Where code holds the interpreter's lock, faulthandler writes the stacks and ends the process
     half a minute later, with status 1.
 
     Args:
@@ -34,12 +34,20 @@ class Watchdog(NullCallback):
         seconds: longest time of a phase; 0 sets no limit.
         rank: of several processes; all but the first write to `stalled-RANK.txt`.
         then: called in a thread of its own, for example to restart the run; if it returns, the process ends.
+        command: that goes on with the run, for the message.
     """
 
-    def __init__(self, folder: Path, seconds: float, rank: int = 0, then: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float,
+        rank: int = 0,
+        then: Callable[[], None] | None = None,
+        command: str = "drpo train",
+    ) -> None:
         self._path = folder / (STALLED if rank == 0 else f"stalled-{rank}.txt")
         self._seconds = seconds
-        self._then = then
+        self._then, self._command = then, command
         self._doing, self._step = "starting", 0
         self._owns_file = False  # else the file may be that of another process, which trains this run
         self._timer: threading.Timer | None = None
@@ -103,7 +111,8 @@ class Watchdog(NullCallback):
         print(f"{self._doing}: not done in {self._seconds:g} s", file=self._file, flush=True)
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.flush()
-        advice = "" if self._then else f"; `drpo train --resume {self._path.parent}` goes on from the last checkpoint"
+        resume = f"{self._command} --resume {self._path.parent}"
+        advice = "" if self._then else f"; `{resume}` goes on from the last checkpoint"
         print(
             f"drpo: {self._doing}: not done in {self._seconds:g} s; the stacks are in {self._path}{advice}",
             file=sys.stderr,

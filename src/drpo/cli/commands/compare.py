@@ -14,8 +14,14 @@ from drpo.spec import import_named
 from drpo.train.records import TRIALS, refuse_old_comparison
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
-NOT_OPTIONS = ("name", "objective", "seed", "shard")
-"""Fields of a run that are no options: those set per trial, and shard, since each trial is one process."""
+NOT_OPTIONS = ("name", "objective", "seed", "shard", "warm_up")
+"""Fields of a run that are no options: those set per trial, shard, since each trial is one process, and the warm-up."""
+
+WARM_UP_ONCE = (
+    "a comparison would do it again for every trial; do it once, drpo train RECIPE --warm-up 'best_of(8)' --out RUN, "
+    "and compare with --model RUN/warm_up/model"
+)
+"""Why a comparison has no warm-up."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ def compare(arguments: list[str]) -> int:
     require_recipe(name)
     prog = f"drpo compare {name}"
     require_options(rest, CompareOptions, prog)
+    if "warm_up" in given(rest):
+        raise InputError(f"--warm-up: {WARM_UP_ONCE}")
     base, options = import_named("drpo.cli.overrides", "recipe_run", "command")(
         name, rest, prog, CompareOptions, without=NOT_OPTIONS
     )

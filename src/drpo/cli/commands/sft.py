@@ -11,7 +11,8 @@ from drpo.cli.options import asks_for_help, leading, parse
 from drpo.cli.template_options import split_template
 from drpo.errors import InputError
 from drpo.spec import import_named
-from drpo.train.records import is_sft, read_config
+from drpo.train.records import CONFIG, is_sft, read_config
+from drpo.train.warmed import WARM_UP
 
 USAGE = "sft: name the data first: drpo sft my.jsonl --model MODEL; or go on with a run: drpo sft --resume RUN"
 
@@ -33,7 +34,7 @@ class SFTOptions:
         out: folder of the run; default runs/sft, with a number appended if that is taken.
         epochs: how often every conversation is trained on.
         steps: optimiser updates, in place of epochs.
-        batch: conversations of an update.
+        batch: most conversations of an update; none of them twice.
         learning_rate: the peak; default 2e-5, with adapters 2e-4.
         max_tokens: a longer conversation is left out, and counted; nothing is cut.
         train_on: assistant, its turns alone; all, every token of the conversation but the first.
@@ -57,6 +58,8 @@ class SFTOptions:
         seed: of everything random.
         plain: plain lines in place of the live table.
         track: send the figures to trackers besides: trackio, tensorboard, wandb.
+        stall: seconds that a phase of a step may take. After that the stacks are written to stalled.txt, and the
+            process ends with status 75. 0 waits for ever.
     """
 
     model: str = "smollm2-135m"
@@ -87,25 +90,49 @@ class SFTOptions:
     seed: int = 0
     plain: bool = False
     track: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    stall: float = 7200.0
 
 
 @dataclass(frozen=True)
 class SFTResumeOptions:
-    """Go on with a run of `drpo sft` from its last checkpoint; the rest of it is as if nothing had happened.
+    """Go on with a run of `drpo sft` from its last checkpoint: an interrupted one, or one that is to have more steps.
 
-      drpo sft --resume runs/warm
+      drpo sft --resume runs/warm --steps 400
+
+    Settings of the run that are given here change from the next step on, and are recorded as a new chapter of the run;
+    those that are not given stay. Without any, the rest of it is as if nothing had happened.
 
     Args:
+        steps: optimiser updates of the whole run; not fewer than are done.
+        learning_rate: the peak.
+        schedule: of the learning rate: linear, constant, cosine, each with warmup=STEPS.
+        max_grad_norm: gradients are scaled down to this L2 norm; inf is off.
+        micro_batch_tokens: most tokens that go through the model at once.
+        checkpoint_activations: auto, on or off: less memory, slower updates.
+        eval_every: steps between evaluations of the held-out loss; 0 evaluates before and after only.
+        checkpoint_every: steps between checkpoints; 0 writes one at the end only.
+        keep_checkpoints: how many of the last to keep.
         device: cuda, mps or cpu, in place of the recorded one; numbers then round otherwise.
         plain: plain lines in place of the live table.
         track: send the figures to trackers besides: trackio, tensorboard, wandb.
         accept_records: resume although records were deleted, cut or changed since the checkpoint.
+        stall: seconds that a phase may take, as `drpo sft --help` says.
     """
 
+    steps: int | None = None
+    learning_rate: float | None = None
+    schedule: str | None = None
+    max_grad_norm: float | None = None
+    micro_batch_tokens: int | None = None
+    checkpoint_activations: str | None = None
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int | None = None
     device: str | None = None
     plain: bool = False
     track: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     accept_records: bool = False
+    stall: float = 7200.0
 
 
 def sft(arguments: list[str]) -> int:
@@ -129,6 +156,8 @@ def _resume(arguments: list[str]) -> int:
     options = parse(SFTResumeOptions, rest, f"drpo sft --resume {name}")
     folder = Path(name)
     read_config(folder)
+    if folder.resolve().name == WARM_UP and (folder.resolve().parent / CONFIG).exists():
+        raise InputError(f"{folder}: the warm-up of a run; `drpo train --resume {folder.parent}` goes on with it")
     if not is_sft(folder):
         raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {folder}` goes on with it")
     return int(import_named("drpo.cli.sft", "resume", "command")(folder, options))

@@ -11,6 +11,7 @@ from drpo.cli.options import asks_for_help, flag, given, leading, option_value, 
 from drpo.errors import InputError, nearest
 from drpo.recipes import DATA, RECIPES, require_recipe
 from drpo.spec import import_named
+from drpo.train.best_of import require_spelling
 from drpo.train.chapters import MAY_CHANGE, require_may_change
 from drpo.train.origin import checkpoint_named
 from drpo.train.records import read_config
@@ -33,6 +34,9 @@ reward and the length of answers are guessed, and said; these options say them i
   --shots N             the first N rows become examples before every question
   --reward REWARD       exact_number, exact_match, math_verify, judge('http://host/v1') and others, a weighted sum of
                         them, 'math_verify + 0.2*format', or your own module:function
+
+--warm-up 'best_of(8)' fine-tunes the model on its own right answers first, of 8 to each problem: for a model that
+hardly ever gets a reward.
 
 --resume goes on with a run from its last checkpoint, also with more steps or other settings: `--resume runs/dppo
 --steps 16`. --from starts a new run from the weights of another: `--from runs/dppo --task 'addition(1, 99)'`.
@@ -177,6 +181,7 @@ def train(arguments: list[str]) -> int:
             "--from: comes first, in place of a recipe: drpo train --from RUN --FIELD VALUE takes the run's "
             "configuration; with that of a recipe: drpo train RECIPE --model RUN"
         )
+    _require_warm_up_spelling(arguments)
     if "data" in given(arguments):
         return _on_data(arguments)
     known = f"known: {', '.join(RECIPES)}; on your own data: drpo train --data my.jsonl"
@@ -189,6 +194,19 @@ def train(arguments: list[str]) -> int:
     require_options(rest, TrainOptions, prog)
     run, options = import_named("drpo.cli.overrides", "recipe_run", "command")(name, rest, prog, TrainOptions)
     return int(import_named("drpo.cli.train", "begin", "command")(run, options))
+
+
+def _require_warm_up_spelling(arguments: list[str]) -> None:
+    """Raise for a warm-up that is written in other words, before the command line is parsed.
+
+    Raises:
+        InputError: the message has the right spelling.
+    """
+    text = option_value(arguments, "warm_up")
+    if text is None:
+        return
+    behind = arguments[arguments.index(text) + 1 :][:1] if text in arguments else []
+    require_spelling(" ".join([text, *(word for word in behind if word.isdecimal())]))
 
 
 def _on_data(arguments: list[str]) -> int:
@@ -243,6 +261,7 @@ def _resume(arguments: list[str]) -> int:
 def _from(arguments: list[str]) -> int:
     name, rest = leading(arguments, "RUN", "train --from: name the run's folder, or one of its checkpoints")
     prog, (folder, step) = f"drpo train --from {name}", checkpoint_named(Path(name))
+    _require_warm_up_spelling(rest)
     if asks_for_help(rest) and not folder.is_dir():
         more = (
             "The other options are the fields of a run; `drpo train --from RUN --help` shows them, with RUN's values."

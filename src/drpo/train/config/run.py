@@ -10,6 +10,7 @@ from drpo.environments.contract import makes_environments
 from drpo.errors import InputError, counted
 from drpo.objectives import DEFAULT_K, needed_divergence
 from drpo.spec import Unimported
+from drpo.train.best_of import BestOf
 from drpo.train.config.checks import require
 from drpo.train.config.groups import (
     CRITIC_OPTIMIZER,
@@ -50,6 +51,9 @@ class Run:
         checkpoints: when, and which are kept.
         faults: what a run bears.
         seed: of everything random.
+        warm_up: before RL, fine-tune on the model's own right answers: best_of(8), of 8 to each training problem; with
+            right=1.0 the least reward of one, problems=0 how many (all), answers=4 of each at most, epochs=2.0,
+            batch=16, learning_rate=2e-5; None begins with RL.
 
     Raises:
         InputError: values of several groups that do not go together; the message names the fields.
@@ -72,6 +76,7 @@ class Run:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
     seed: int = 0
+    warm_up: BestOf | None = None
 
     def __post_init__(self) -> None:
         is_folder = self.name not in ("", ".", "..") and "/" not in self.name
@@ -83,6 +88,8 @@ class Run:
         if needed_divergence(self.objective.loss.needs) is not None and sampling.top_logprobs == 0:
             rollout = replace(self.rollout, sampling=replace(sampling, top_logprobs=DEFAULT_K))
             object.__setattr__(self, "rollout", rollout)
+        fits = self.warm_up is None or isinstance(self.warm_up, BestOf | Unimported)
+        require(fits, "warm_up", self.warm_up, "must be None or BestOf(...), --warm-up 'best_of(8)'")
         self._require_turns()
         self._require_overlong()
         self._require_replay()

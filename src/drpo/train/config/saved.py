@@ -19,7 +19,7 @@ from drpo import environments, methods, objectives, reductions, rewards, tasks
 from drpo.credit import advantages, gae, overlong
 from drpo.errors import InputError, nearest
 from drpo.spec import Registry, Unimported, contacts, format_spec, parse_spec, runs_code
-from drpo.train import curriculum, optim
+from drpo.train import best_of, curriculum, optim
 from drpo.train.config.checks import require
 from drpo.train.config.run import Run
 from drpo.train.fields import FIELDS
@@ -32,6 +32,7 @@ OFF = "inf"
 _LARGEST = 2**63 - 1
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
+    "warm_up": best_of.REGISTRY,
     "task": tasks.REGISTRY,
     "eval_task": tasks.REGISTRY,
     "environment": environments.REGISTRY,

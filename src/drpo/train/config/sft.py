@@ -12,6 +12,9 @@ from drpo.train.config.saved import read_record
 from drpo.train.optim import AdamW, Linear
 from drpo.train.records import CONFIG, SFT, read_config
 
+FULL_RATE, ADAPTER_RATE = 2e-5, 2e-4
+"""Peak learning rates where none is given: of all weights, and of adapters."""
+
 
 @dataclass(frozen=True)
 class ConversationConfig:
@@ -44,7 +47,7 @@ class SFTTrainerConfig:
     Args:
         steps: optimiser updates; 0 leaves it to `epochs` until the data is read.
         epochs: how often every conversation is trained on.
-        batch: conversations of an update.
+        batch: most conversations of an update; those of an epoch are about equal, and none has one twice.
         micro_batch_tokens: most tokens that go through the model at once.
         shard: none or fsdp, see `TrainerConfig`.
         checkpoint_activations: auto, on or off, see `TrainerConfig`.

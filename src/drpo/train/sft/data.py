@@ -94,17 +94,35 @@ def example(
     return ScoredGroup(problem, (episode,), (RewardResult(1.0),))
 
 
+def updates_of_epoch(conversations: int, batch: int) -> int:
+    """Return how many updates an epoch has.
+
+    Args:
+        conversations: of an epoch, at least one.
+        batch: most conversations of an update.
+
+    Example:
+        >>> updates_of_epoch(17, 8)
+        3
+    """
+    return -(-conversations // batch)
+
+
 def at_step(groups: Sequence[ScoredGroup], batch: int, step: int, seed: int) -> list[ScoredGroup]:
-    """Return the conversations of an update: the next ones of the epochs, each of which has an order of its own.
+    """Return the conversations of an update, all different: a part of an epoch, whose order is its own.
+
+    The parts of an epoch are equal, but for one conversation where they cannot be.
 
     Args:
         groups: all.
-        batch: conversations of an update.
+        batch: most conversations of an update.
         step: counted from 0.
         seed: of the orders.
     """
-    places = (divmod(step * batch + slot, len(groups)) for slot in range(batch))
-    return [groups[_order(len(groups), seed, epoch)[i]] for epoch, i in places]
+    parts = updates_of_epoch(len(groups), batch)
+    epoch, part = divmod(step, parts)
+    first, behind = (len(groups) * i // parts for i in (part, part + 1))
+    return [groups[i] for i in _order(len(groups), seed, epoch)[first:behind]]
 
 
 def _length(group: ScoredGroup) -> int:

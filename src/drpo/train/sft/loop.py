@@ -9,7 +9,7 @@ from drpo.train.config.sft import SFTConfig
 from drpo.train.sft.data import at_step
 from drpo.train.sft.likelihood import NegativeLogLikelihood, likelihood_batch
 from drpo.train.sft.session import SFTSession
-from drpo.train.sft.setup import build_sft
+from drpo.train.sft.setup import SFTComponents, build_sft
 from drpo.train.step import update_policy
 
 
@@ -18,8 +18,10 @@ def fine_tune(
     folder: Path | str,
     callback: Callback | None = None,
     ranks: Ranks = SINGLE_PROCESS,
+    components: SFTComponents | None = None,
     *,
     accept_records: bool = False,
+    resumed_by: str | None = None,
 ) -> dict[str, Any]:
     """Train on conversations from the last checkpoint in `folder`, or from the start; return what summary.json says.
 
@@ -28,16 +30,19 @@ def fine_tune(
         folder: the run's folder; created if missing.
         callback: receives the run's events, or None. Its exceptions are logged and do not end the run.
         ranks: the processes that train together.
+        components: replace those built from the configuration, whose `trainer.steps` is then the number of updates.
         accept_records: resume although the records differ from those written before the checkpoint; else raise.
+        resumed_by: the command that goes on with the run, for messages; None for `drpo sft --resume`.
 
     Raises:
         InputError: an argument or a file cannot be used. Finished work stays in the folder.
         FloatingPointError: more than `faults.max_skipped` gradients in a row were not finite.
     """
-    config, components = build_sft(config, ranks)
+    if components is None:
+        config, components = build_sft(config, ranks)
     policy, trainer = components.policy, config.trainer
     callbacks = CallbackList(callback or NullCallback())
-    with SFTSession(config, Path(folder), components, callbacks, accept_records) as session:
+    with SFTSession(config, Path(folder), components, callbacks, accept_records, resumed_by) as session:
         session.evaluate_before()
         for step in session.steps():
             with session.phase("update"):

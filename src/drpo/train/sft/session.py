@@ -8,6 +8,7 @@ import torch
 
 from drpo.train import checkpoint
 from drpo.train.callbacks import Callback
+from drpo.train.chapters import described, write_chapters
 from drpo.train.config import to_json
 from drpo.train.config.sft import SFTConfig, load_sft
 from drpo.train.log import peak_memory, write_json
@@ -21,6 +22,8 @@ from drpo.train.records import (
     read_records,
 )
 from drpo.train.run_session import RunSession
+from drpo.train.sft.continued import chapters_of
+from drpo.train.sft.data import updates_of_epoch
 from drpo.train.sft.setup import SFTComponents
 from drpo.train.step import per_sequence
 from drpo.types import Batch, StepStats
@@ -35,23 +38,36 @@ class SFTSession(RunSession):
         components: the objects built from the configuration.
         callback: receives the run's events.
         accept_records: resume although the records differ from those written before the checkpoint.
+        resumed_by: the command that goes on with it; None for that of a run by itself.
     """
 
     command = "drpo sft"
 
     def __init__(
-        self, config: SFTConfig, folder: Path, components: SFTComponents, callback: Callback, accept_records: bool
+        self,
+        config: SFTConfig,
+        folder: Path,
+        components: SFTComponents,
+        callback: Callback,
+        accept_records: bool,
+        resumed_by: str | None = None,
     ) -> None:
         super().__init__(config, folder, components, callback, accept_records)
         self.config, self.components = config, components
+        self._resume = resumed_by
+
+    def _resumed_by(self) -> str:
+        return self._resume or super()._resumed_by()
 
     def _begin(self) -> None:
         self._open_folder()
         last = self._read_checkpoint()
+        chapters = chapters_of(self.folder, self.config, self._done.step, bool(self.components.examples.held_out))
         with self._ranks.reraise_on_all():  # all have read what is there
             self._require_records(last)
         if self._ranks.is_main:
             self._write_environment()
+            write_chapters(self.folder, chapters)
             write_json(self.folder / CONFIG, to_json(self.config))
             checkpoint.tidy(self.folder / CHECKPOINTS, last)
         self._log.rewind(self._done.step)
@@ -59,6 +75,8 @@ class SFTSession(RunSession):
         self._stack.enter_context(self._stop)
         config: Any = self.config  # callbacks write a configuration down, of whichever kind
         self.callback.started(config, self.folder, self._done.step)
+        if chapters and chapters[-1].step == self._done.step:
+            self.callback.note(described(chapters[-1]))
 
     def _recorded_config(self) -> SFTConfig:
         return load_sft(self.folder)
@@ -90,7 +108,7 @@ class SFTSession(RunSession):
             "learning_rate": stats.learning_rate,
             "conversations": batch.n_episodes,
             "trained_tokens": batch.n_tokens,
-            "epoch": step * trainer.batch / len(self.components.examples.train),
+            "epoch": step / updates_of_epoch(len(self.components.examples.train), trainer.batch),
             **({} if stats.taken else {"skipped_updates": 1}),
         }
         if step == trainer.steps or (trainer.eval_every and step % trainer.eval_every == 0):

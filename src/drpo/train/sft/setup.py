@@ -13,7 +13,7 @@ from drpo.rollout import PromptLimits
 from drpo.train.config.sft import SFTConfig
 from drpo.train.memory import StepShape, fits_with_all_activations
 from drpo.train.setup import make_optimizer, make_policy, model_in_place
-from drpo.train.sft.data import Examples, read_examples
+from drpo.train.sft.data import Examples, read_examples, updates_of_epoch
 
 log = logging.getLogger("drpo")
 
@@ -52,8 +52,7 @@ def build_sft(config: SFTConfig, ranks: Ranks = SINGLE_PROCESS) -> tuple[SFTConf
     examples = read_examples(config.data, tokenizer, limits.positions if limits.fixed else None)
     if ranks.is_main:
         log.info("%s: %s", config.data.path, examples)
-    trainer = config.trainer
-    config = config.with_steps(trainer.steps or -(-round(trainer.epochs * len(examples.train)) // trainer.batch) or 1)
+    config, trainer = with_its_steps(config, len(examples.train)), config.trainer
     policy = make_policy(config.model, model, 1.0, config.seed, ranks, trainer.shard)
     optimizer = make_optimizer(config.optimizer, policy, config.seed)
     if trainer.checkpoint_activations == "on" or (
@@ -62,6 +61,19 @@ def build_sft(config: SFTConfig, ranks: Ranks = SINGLE_PROCESS) -> tuple[SFTConf
     ):
         checkpoint_activations(policy.model)
     return config, SFTComponents(policy, optimizer, tokenizer, examples, ranks)
+
+
+def with_its_steps(config: SFTConfig, conversations: int) -> SFTConfig:
+    """Return the configuration with the number of its updates, which the epochs say where it has none.
+
+    Args:
+        config: of the run.
+        conversations: that are trained on.
+    """
+    trainer = config.trainer
+    return config.with_steps(
+        trainer.steps or max(1, round(trainer.epochs * updates_of_epoch(conversations, trainer.batch)))
+    )
 
 
 def _largest_step(config: SFTConfig, examples: Examples) -> StepShape:
