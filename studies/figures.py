@@ -12,11 +12,13 @@ from pathlib import Path
 from statistics import fmean, median
 
 import agents
+import claim_rates
 import curriculum
 import routing_replay_figures as replay
 from comparison_figures import draw_curves, draw_finals
-from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
-from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
+from drpo.lab.analysis import Condition, collapsed_trials, conditions, final, label
+from drpo.lab.claims import EACH, Decision, decide, read_plan
+from drpo.lab.statistics import Interval, paired_difference, rate, stratified_interval, t_interval
 from drpo.lab.trial_result import Comparison, Trial, load_results
 from drpo.report.comparison_table import bounds
 from drpo.train.records import read_json
@@ -26,7 +28,8 @@ from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents", "precision", "methods"))
+PAGES = ("study", "stability", "agents", "precision", "methods", "statistics")
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in PAGES)
 
 
 @cache
@@ -69,15 +72,30 @@ def ends(comparison: Comparison) -> str:
     return markdown([*(["regime"] if fields else []), *head], rows)
 
 
-def claimed(comparison: Comparison) -> str:
-    """The claims that the seeds support."""
-    fields = comparison.regime_fields
-    lines = [
-        f"- `{c.better}` ends above `{c.worse}`{' with ' + label(c.regime, fields) if fields else ''}: "
-        f"seed by seed by {c.difference.value:.2f} ({bounds(c.difference)})."
-        for c in claims(best(conditions(comparison)))
-    ]
-    return "\n".join(lines) or "- Nothing: all intervals overlap."
+def claimed(name: str, comparison: Comparison) -> str:
+    """What a study's claims file names, and what every comparison of it came to."""
+    plan = read_plan(RESULTS / f"{name}.claims.toml")
+    fields = comparison.regime_fields if plan.regimes == EACH else ()
+
+    def row(d: Decision) -> list[str]:
+        size, p = d.difference, f"{d.adjusted:.2g}"
+        fallen = " and ".join(f"{round(r.value * r.n)} of {r.n}" for r in d.collapse)
+        apart = "-" if size.n == 0 else f"{size.value:+.2f} ({bounds(size)})"
+        return [
+            *([label(d.contrast.strata[0][0], fields)] if fields else []),
+            f"`{d.contrast.of}` less `{d.contrast.against}`",
+            *(apart, str(size.n), p, fallen),
+            ("above" if size.value > 0 else "below") if d.differs else "undecided",
+        ]
+
+    head = ["comparison", "difference (95 %)", "seeds", "adjusted p", "collapsed", "decided"]
+    return markdown([*(["regime"] if fields else []), *head], list(map(row, decide(plan, comparison))))
+
+
+def _ablations() -> Comparison:
+    """The ablations beside the six objectives in the same regime."""
+    own, stale = read("ablations"), [c for c in read("addition").trials if c.config["updates"] == 8]
+    return replace(own, trials=(*own.trials, *stale))
 
 
 def pooled(parts: Mapping[str, Comparison]) -> str:
@@ -88,13 +106,13 @@ def pooled(parts: Mapping[str, Comparison]) -> str:
         for regime, trials in part.by_regime()
     }
     common = [o for o in next(iter(strata.values())) if all(values.get(o) for values in strata.values())]
-    everything = [c for part in parts.values() for c in part.trials if c.over]
+    over = [(c, c.name in collapsed_trials(part)) for part in parts.values() for c in part.trials if c.over]
 
     def row(objective: str) -> list[str]:
         values = [list(of[objective].values()) for of in strata.values()]
         mine, first = ({str(k): of[o] for k, of in strata.items()} for o in (objective, common[0]))
         apart = paired_difference(mine, first).t
-        fallen = rate([has_collapsed(c) for c in everything if c.objective == objective])
+        fallen = rate([fell for c, fell in over if c.objective == objective])
         iqm = stratified_interval(values)
         return [
             f"`{objective}`",
@@ -185,16 +203,6 @@ def stability_pooled(name: str) -> str:
     return markdown(["objective", *(f"{updates} updates, {lr:g}" for updates, lr in pools)], rows)
 
 
-def stability_claims(name: str) -> str:
-    """The claims supported by all strata together."""
-    lines = []
-    for (updates, learning_rate), of in _pooled_ends(name).items():
-        worse = {a: [b for b in of if disjoint(of[a], of[b]) and of[a].value > of[b].value] for a in of}
-        claims_of = [f"`{a}` ends above {', '.join(f'`{b}`' for b in below)}" for a, below in worse.items() if below]
-        lines.append(f"- {updates} updates, {learning_rate:g}: {'; '.join(claims_of) or 'nothing'}.")
-    return "\n".join(lines)
-
-
 RADII = (
     *("drpo(0.02)", "drpo(0.05)", "drpo(0.2)", "drpo(0.6)", "drpo(12.5)"),
     *("drpo(0.3, 0.5)", "spo(0.5)", "spo(3)", "ppo(0.2, 0.28)", "none"),
@@ -209,11 +217,12 @@ def radii(main: Comparison, others: Comparison) -> str:
         for c in (*main.trials, *others.trials)
         if (c.config["updates"], c.config["rollout_precision"]) == (16, "fp32") and c.over
     ]
+    names = collapsed_trials(main) | collapsed_trials(others)
 
     def end(objective: str, learning_rate: float) -> str:
         here = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate)]
         strata = [[final(c) for c in here if c.config["task"] == task] for task in {c.config["task"] for c in here}]
-        interval, fallen = t_interval(strata), sum(map(has_collapsed, here))
+        interval, fallen = t_interval(strata), sum(c.name in names for c in here)
         return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})" + (
             f", {fallen} fell" if fallen else ""
         )
@@ -244,21 +253,28 @@ def _where(c: Condition, fields: Sequence[str]) -> tuple[str, int]:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "addition": lambda: ends(read("addition")),
-    "addition claims": lambda: claimed(read("addition")),
+    "addition claims": lambda: claimed("addition", read("addition")),
     "chain_sum": lambda: ends(read("chain_sum")),
-    "chain_sum claims": lambda: claimed(read("chain_sum")),
+    "chain_sum claims": lambda: claimed("chain_sum", read("chain_sum")),
+    "ablations claims": lambda: claimed("ablations", _ablations()),
     "ablations": lambda: ends(read("ablations")),
     "region": lambda: region(read("addition")),
     "pooled": lambda: pooled({name: read(name) for name in ("addition", "chain_sum")}),
     "stability": lambda: stability_table("stability"),
     "stability pooled": lambda: stability_pooled("stability"),
-    "stability claims": lambda: stability_claims("stability"),
+    "stability claims": lambda: claimed("stability", read("stability")),
     "radii": lambda: radii(read("stability"), read("radii")),
     "agents": lambda: markdown(
         ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())
     ),
     "curriculum": lambda: curriculum.table(read_json(curriculum.RESULTS)),
     "stability movement": lambda: stability_movement(read("stability")),
+    "false claims": lambda: claim_rates.table("false"),
+    "power": lambda: claim_rates.table("power", ("half differ",)),
+    "coverage": lambda: claim_rates.table("coverage"),
+    "seeds of looks": claim_rates.seeds_table,
+    "equivalence": claim_rates.equivalence_table,
+    "collapse rates": claim_rates.collapse_table,
     "replay by precision": replay.precisions,
     "replay by initial weights": replay.spreads,
     "replay in runs": replay.runs,

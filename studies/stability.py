@@ -12,6 +12,7 @@ from drpo.cli.commands.compare import require_jobs
 from drpo.cli.compare import run_trials
 from drpo.cli.options import parse
 from drpo.cli.output import attempt, writing_folder
+from drpo.lab.claims import plan_of
 from drpo.lab.grid import Grid, parse_variant, runs
 from drpo.lab.trial_result import prepare, read_comparison, read_trial, trial_folders
 from drpo.report.comparison_page import write_comparison_report
@@ -111,7 +112,7 @@ def stability(arguments: Sequence[str]) -> int:
     if not any(c.over for c in comparison.trials):
         return status
     console = Terminal()
-    print_comparison(console, comparison, best_only=True)
+    print_comparison(console, comparison, plan_of(folder), best_only=True)
     for kind in KINDS:
         path = options.out / f"stability_{kind}.png"
         if attempt("map", folder, partial(draw_maps, comparison, task_of(kind), TITLES[kind], path)) is not None:
