@@ -16,7 +16,7 @@ import claim_rates
 import curriculum
 import routing_replay_figures as replay
 from comparison_figures import draw_curves, draw_finals
-from drpo.lab.analysis import Condition, collapsed_trials, conditions, final, label
+from drpo.lab.analysis import Condition, conditions, final, has_collapsed, label
 from drpo.lab.claims import EACH, Decision, decide, read_plan
 from drpo.lab.statistics import Interval, paired_difference, rate, stratified_interval, t_interval
 from drpo.lab.trial_result import Comparison, Trial, load_results
@@ -106,13 +106,13 @@ def pooled(parts: Mapping[str, Comparison]) -> str:
         for regime, trials in part.by_regime()
     }
     common = [o for o in next(iter(strata.values())) if all(values.get(o) for values in strata.values())]
-    over = [(c, c.name in collapsed_trials(part)) for part in parts.values() for c in part.trials if c.over]
+    everything = [c for part in parts.values() for c in part.trials if c.over]
 
     def row(objective: str) -> list[str]:
         values = [list(of[objective].values()) for of in strata.values()]
         mine, first = ({str(k): of[o] for k, of in strata.items()} for o in (objective, common[0]))
         apart = paired_difference(mine, first).t
-        fallen = rate([fell for c, fell in over if c.objective == objective])
+        fallen = rate([has_collapsed(c) for c in everything if c.objective == objective])
         iqm = stratified_interval(values)
         return [
             f"`{objective}`",
@@ -217,12 +217,11 @@ def radii(main: Comparison, others: Comparison) -> str:
         for c in (*main.trials, *others.trials)
         if (c.config["updates"], c.config["rollout_precision"]) == (16, "fp32") and c.over
     ]
-    names = collapsed_trials(main) | collapsed_trials(others)
 
     def end(objective: str, learning_rate: float) -> str:
         here = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate)]
         strata = [[final(c) for c in here if c.config["task"] == task] for task in {c.config["task"] for c in here}]
-        interval, fallen = t_interval(strata), sum(c.name in names for c in here)
+        interval, fallen = t_interval(strata), sum(map(has_collapsed, here))
         return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})" + (
             f", {fallen} fell" if fallen else ""
         )
@@ -269,9 +268,12 @@ TABLES: Mapping[str, Callable[[], str]] = {
     ),
     "curriculum": lambda: curriculum.table(read_json(curriculum.RESULTS)),
     "stability movement": lambda: stability_movement(read("stability")),
-    "false claims": lambda: claim_rates.table("false"),
-    "power": lambda: claim_rates.table("power", ("half differ",)),
-    "coverage": lambda: claim_rates.table("coverage"),
+    "false claims": lambda: claim_rates.table("false", claim_rates.WITHIN),
+    "false claims over regimes": lambda: claim_rates.table("false", claim_rates.OVER),
+    "power": lambda: claim_rates.table("power", claim_rates.WITHIN, ("half differ",)),
+    "power over regimes": lambda: claim_rates.table("power", claim_rates.OVER, ("half differ",)),
+    "coverage": lambda: claim_rates.table("coverage", claim_rates.WITHIN),
+    "coverage over regimes": lambda: claim_rates.table("coverage", claim_rates.OVER),
     "seeds of looks": claim_rates.seeds_table,
     "equivalence": claim_rates.equivalence_table,
     "collapse rates": claim_rates.collapse_table,

@@ -44,13 +44,17 @@ def _one_side(right: Any) -> Any:
 
 
 def _fallen_count_too(right: Any) -> Any:
-    return lambda plan, pairs, seeds, fallen: right(plan, pairs, seeds, frozenset())
+    def differences(plan: Any, pairs: Any, seeds: Any) -> Any:
+        from dataclasses import replace
+
+        return right(replace(plan, collapse_below=-1.0), pairs, seeds)
+
+    return differences
 
 
 def _below_the_peak(right: Any) -> Any:
-    def collapsed(comparison: Any, below: float | None = None) -> Any:
-        fell = {t.name for t in comparison.trials if t.over and t.rewards[-1] <= max(t.rewards) / 2}
-        return right(comparison, below) | fell
+    def collapsed(trial: Any, below: float | None = None) -> Any:
+        return right(trial, below) or trial.rewards[-1] <= max(trial.rewards) / 2
 
     return collapsed
 
@@ -60,7 +64,7 @@ def _whole_rate(right: Any) -> Any:
 
 
 def _named_too_late(right: Any) -> Any:
-    def named_plan(folder: Any, path: Any) -> Any:
+    def named_plan(folder: Any, path: Any, planned_runs: Any) -> Any:
         from drpo.lab.claims import plan_of, read_plan
 
         return plan_of(folder) if path is None else read_plan(path)
@@ -105,7 +109,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a run collapses by falling from its own peak",
-        "drpo.lab.analysis:collapsed_trials",
+        "drpo.lab.analysis:has_collapsed",
         _below_the_peak,
         (f"{CLAIMS}test_collapse_does_not_depend_on_the_objective",),
     ),

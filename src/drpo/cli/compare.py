@@ -1,5 +1,6 @@
 """The implementation of `drpo compare`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,16 +42,12 @@ def begin(name: str, base: Run, options: CompareOptions) -> int:
     folder = options.out or Path("runs") / f"compare-{name}"
     grid = grid_of(base, options)
     planned_runs = runs(base, _first_rates(grid, options.tuning_seeds))
-    plan = named_plan(folder, options.claims)
-    if plan is not None:
-        require_possible(plan, planned_comparison(planned_runs))
+    plan = named_plan(folder, options.claims, planned_runs)
     print_method(Terminal(), base, options.method)
     with writing_folder("--out", folder):
         if (folder / CONFIG).exists():
             raise InputError(f"--out {folder}: a single run is there; name another folder")
-        if options.claims is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / PLAN, options.claims.read_text(encoding="utf-8"))
+        keep_claims(folder, options.claims)
         if options.tuning_seeds:
             grid, status = tuned(folder / TUNING, base, grid, options)
             if status:
@@ -58,19 +55,21 @@ def begin(name: str, base: Run, options: CompareOptions) -> int:
             planned_runs = runs(base, grid)
         if plan is None:
             return _compare(folder, prepare(folder, planned_runs), options.jobs, options.plain)
-        return _compare_in_looks(folder, plan, planned_runs, options)
+        return _report(folder, train_in_looks(folder, plan, planned_runs, options.jobs, options.plain))
 
 
-def named_plan(folder: Path, path: Path | None) -> ClaimPlan | None:
+def named_plan(folder: Path, path: Path | None, planned_runs: Sequence[Run]) -> ClaimPlan | None:
     """Return what a comparison may claim: the plan in its folder, or a new one before its first trial begins.
 
     Raises:
-        InputError: another plan is there, or results are.
+        InputError: another plan is there, or results are; or the planned runs cannot decide it.
     """
     there = plan_of(folder)
-    if path is None:
-        return there
-    plan = read_plan(path)
+    plan = there if path is None else read_plan(path)
+    if plan is not None:
+        require_possible(plan, planned_comparison(planned_runs))
+    if path is None or plan is None:
+        return plan
     if there is not None and there != plan:
         raise InputError(f"--claims {path}: {folder / PLAN} names other claims, and these stay; name another --out")
     begun_before = is_comparison(folder) and any(t.status != WAITING for t in read_comparison(folder).trials)
@@ -80,6 +79,13 @@ def named_plan(folder: Path, path: Path | None) -> ClaimPlan | None:
             "after_results = true into the file"
         )
     return plan
+
+
+def keep_claims(folder: Path, path: Path | None) -> None:
+    """Copy a claims file into a comparison's folder."""
+    if path is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / PLAN, path.read_text(encoding="utf-8"))
 
 
 def _first_rates(grid: Grid, tuning_seeds: tuple[int, ...]) -> Grid:
@@ -106,8 +112,8 @@ def tuned(folder: Path, base: Run, grid: Grid, options: CompareOptions) -> tuple
     return replace(grid, variants=tuple(variants)), 0
 
 
-def _compare_in_looks(folder: Path, plan: ClaimPlan, planned_runs: list[Run], options: CompareOptions) -> int:
-    """Train the first seeds of all, then more seeds of what is undecided, look by look."""
+def train_in_looks(folder: Path, plan: ClaimPlan, planned_runs: Sequence[Run], jobs: int | None, plain: bool) -> int:
+    """Train the first seeds of all, then more seeds of what is undecided, look by look; return the exit status."""
     whole, status = planned_comparison(planned_runs), 0
     for line in power_lines(plan, whole):
         Terminal().print(f"claims       {line}", highlight=False, soft_wrap=True)
@@ -117,8 +123,8 @@ def _compare_in_looks(folder: Path, plan: ClaimPlan, planned_runs: list[Run], op
         trials = prepare(folder, [run for run in planned_runs if run.name in names])
         if all(read_trial(trial).over for trial in trials):
             break
-        status = run_trials(folder, trials, options.jobs, options.plain)
-    return _report(folder, status)
+        status = run_trials(folder, trials, jobs, plain)
+    return status
 
 
 def resume(folder: Path, options: ResumeOptions) -> int:

@@ -26,7 +26,7 @@ class Condition:
         mean: mean of `final`, with Student's interval.
         area: mean training reward over all steps, averaged over seeds, with Student's interval.
         reached: seed -> step at which the smoothed training reward reached the threshold; None if it never did.
-        collapse: share of trials that collapsed (`collapsed_trials`), with Clopper and Pearson's interval.
+        collapse: share of trials that collapsed (`has_collapsed`), with Clopper and Pearson's interval.
         n_diverged: number of trials that diverged.
     """
 
@@ -68,21 +68,15 @@ def area(trial: Trial) -> float:
     return area_under_curve(range(1, len(trial.rewards) + 1), trial.rewards)
 
 
-def collapsed_trials(comparison: Comparison, below: float | None = None) -> frozenset[str]:
-    """Return the names of the trials that collapsed: they diverged, or ended no higher than they began.
-
-    The bound is the same for all objectives of a regime: the mean score before training of all its trials.
+def has_collapsed(trial: Trial, below: float | None = None) -> bool:
+    """Return whether a trial diverged, or ended no higher than it began.
 
     Args:
-        comparison: trials without a result are ignored.
-        below: the highest final score of a collapsed run; None for the regime's score before training.
+        trial: with a result.
+        below: the highest final score of a run that collapsed; None for the trial's own score before training.
     """
-    names = set()
-    for _, trials in comparison.by_regime():
-        starts = [score for score in map(start, trials) if score is not None]
-        level = below if below is not None else fmean(starts) if starts else 0.0
-        names |= {t.name for t in trials if t.over and (t.status == DIVERGED or final(t) <= level)}
-    return frozenset(names)
+    bound = start(trial) if below is None else below
+    return trial.status == DIVERGED or (bound is not None and final(trial) <= bound)
 
 
 def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition]:
@@ -92,17 +86,17 @@ def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition
         comparison: trials without a result are ignored.
         threshold: of the training reward, for `Condition.reached`.
     """
-    result, fallen = [], collapsed_trials(comparison)
+    result = []
     for regime, trials in comparison.by_regime():
         keys = dict.fromkeys((c.objective, c.learning_rate) for c in trials)
         for objective, learning_rate in keys:
             of_one = [c for c in trials if (c.objective, c.learning_rate) == (objective, learning_rate) and c.over]
             if of_one:
-                result.append(_condition(regime, of_one, threshold, fallen))
+                result.append(_condition(regime, of_one, threshold))
     return result
 
 
-def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: float, fallen: frozenset[str]) -> Condition:
+def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: float) -> Condition:
     finals = {c.seed: final(c) for c in trials}
     return Condition(
         regime=regime,
@@ -113,7 +107,7 @@ def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: floa
         mean=t_interval([list(finals.values())]),
         area=t_interval([list(map(area, trials))]),
         reached={c.seed: _reached(c.rewards, threshold) for c in trials},
-        collapse=rate([c.name in fallen for c in trials]),
+        collapse=rate(list(map(has_collapsed, trials))),
         n_diverged=sum(c.status == DIVERGED for c in trials),
     )
 

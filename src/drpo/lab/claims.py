@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from drpo.errors import InputError, nearest
-from drpo.lab.analysis import area, collapsed_trials, final
+from drpo.lab.analysis import area, final, has_collapsed
 from drpo.lab.multiple import CORRECTIONS, decided, look_levels
 from drpo.lab.paired import TESTS, Array, barnard, blocks, equivalence, t_interval_of
 from drpo.lab.statistics import Interval, rate
@@ -57,7 +57,7 @@ class ClaimPlan:
         correction: holm (the chance of any false claim) or benjamini_hochberg (the share of false claims).
         margin: the largest difference that does not matter; with one, equivalence may be claimed too.
         spread: expected standard deviation of a seed's difference, from a pilot; for the power alone.
-        collapse_below: the score up to which a run has collapsed; by default that of its regime before training.
+        collapse_below: the score up to which a run has collapsed; by default its own before training.
         after_results: the plan was written when results were known: what follows from it is a hypothesis.
 
     Raises:
@@ -124,8 +124,8 @@ def parse_plan(text: str, source: str = PLAN) -> ClaimPlan:
 
     Example:
         >>> plan = parse_plan('''endpoint = "end"
-        ... objectives = ["drpo(0.2)", "ppo"]
-        ... against = ["none", "ppo"]
+        ... objectives = ["drpo(0.2)", "ppo(0.2,0.28)"]
+        ... against = ["none", "ppo(0.2,0.28)"]
         ... regimes = "each"
         ... seeds = [5, 10]''')
         >>> plan.pairs
@@ -281,13 +281,12 @@ def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:
     Raises:
         InputError: as `family`.
     """
-    strata = _strata(comparison)
-    fallen = collapsed_trials(comparison, plan.collapse_below)
+    strata, below = _strata(comparison), plan.collapse_below
     pairs_of = {
         c: [(_runs(strata[c.of], s), _runs(strata[c.against], s)) for s in c.strata] for c in family(plan, comparison)
     }
     seeds_of = {c: [_seeds(pairs, n) for n in plan.seeds] for c, pairs in pairs_of.items()}
-    p = np.array([[_look(plan, pairs, seeds, fallen) for seeds in seeds_of[c]] for c, pairs in pairs_of.items()])
+    p = np.array([[_look(plan, pairs, seeds) for seeds in seeds_of[c]] for c, pairs in pairs_of.items()])
     differ, within = p[..., 0].T, p[..., 1].T
     levels = look_levels(plan.seeds, plan.error_rate)
     verdicts = decided(differ, within if plan.margin is not None else None, levels, plan.correction)
@@ -302,13 +301,13 @@ def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:
                 contrast=contrast,
                 differs=bool(verdicts.differs[i]),
                 equivalent=bool(verdicts.equivalent[i]),
-                difference=_interval(plan, differences(plan, pairs, seeds, fallen)),
+                difference=_interval(plan, differences(plan, pairs, seeds)),
                 adjusted=float(verdicts.adjusted[i]),
                 level=levels[look],
                 seeds=len(seeds),
                 next_seeds=None if ended or complete == len(plan.seeds) else plan.seeds[complete],
-                left_out=sum(bool(fallen & {a.name, b.name}) for a, b in zip(*sides, strict=True)),
-                collapse=(_collapse(sides[0], fallen), _collapse(sides[1], fallen)),
+                left_out=sum(has_collapsed(a, below) or has_collapsed(b, below) for a, b in zip(*sides, strict=True)),
+                collapse=(_collapse(plan, sides[0]), _collapse(plan, sides[1])),
             )
         )
     return decisions
@@ -325,29 +324,30 @@ def _seeds(pairs: Pairs, n: int) -> list[int]:
     return seeds if over and len(seeds) == n else []
 
 
-def _look(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int], fallen: frozenset[str]) -> tuple[float, float]:
-    """Return the p-values of no difference, and of one beyond the margin."""
+def _look(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> tuple[float, float]:
+    """Return the p-values of no difference, and of one beyond the margin; nan if the look is not complete."""
     if not seeds:
-        return 1.0, 1.0
+        return math.nan, math.nan
     if plan.test == BARNARD:
         ((a, b),) = pairs
-        counts = [sum(of[s].name in fallen for s in seeds) for of in (a, b)]
+        counts = [sum(has_collapsed(of[s], plan.collapse_below) for s in seeds) for of in (a, b)]
         return barnard((counts[0], counts[1]), (len(seeds), len(seeds))), 1.0
-    parts, test = blocks(differences(plan, pairs, seeds, fallen)), TESTS[plan.test]
+    parts, test = blocks(differences(plan, pairs, seeds)), TESTS[plan.test]
     within = 1.0 if plan.margin is None else float(equivalence(parts, plan.margin, test))
     return float(test(parts)), within
 
 
-def differences(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int], fallen: frozenset[str]) -> Array:
+def differences(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> Array:
     """Return the differences of the endpoint, [R, S]; nan without a pair, and where a run of it collapsed.
 
     A run that collapsed counts in the rate of collapse and nowhere else.
     """
 
     def value(trial: Trial) -> float:
+        collapsed = has_collapsed(trial, plan.collapse_below)
         if plan.endpoint == COLLAPSE:
-            return float(trial.name in fallen)
-        return math.nan if trial.name in fallen else (final(trial) if plan.endpoint == END else area(trial))
+            return float(collapsed)
+        return math.nan if collapsed else final(trial) if plan.endpoint == END else area(trial)
 
     rows = [[value(a[s]) - value(b[s]) if s in a and s in b else math.nan for s in seeds] for a, b in pairs]
     return np.array(rows, dtype=float).reshape(len(pairs), len(seeds))
@@ -360,5 +360,5 @@ def _interval(plan: ClaimPlan, apart: Array) -> Interval:
     return Interval(float(parts.mean) if n else math.nan, low, high, n)
 
 
-def _collapse(trials: Sequence[Trial], fallen: frozenset[str]) -> Interval:
-    return rate([trial.name in fallen for trial in trials])
+def _collapse(plan: ClaimPlan, trials: Sequence[Trial]) -> Interval:
+    return rate([has_collapsed(trial, plan.collapse_below) for trial in trials])

@@ -131,13 +131,13 @@ def decided(differ: Array, equivalent: Array | None, levels: Sequence[float], co
     the others. The chance of any false decision is at most the sum of the levels.
 
     Args:
-        differ: [K, ..., m], p-values of no difference at each look; 1 where it was not looked.
+        differ: [K, ..., m], p-values of no difference at each look; nan where it was not looked.
         equivalent: the same, of a difference beyond the margin; None without a margin.
         levels: K of them (`look_levels`).
         correction: of `CORRECTIONS`; without a margin and with one look, if it is not "holm".
 
     Example:
-        >>> looks = np.array([[0.001, 0.04, 0.5], [1.0, 0.009, 0.5]])
+        >>> looks = np.array([[0.001, 0.04, 0.5], [np.nan, 0.009, 0.5]])
         >>> decided(looks, None, (0.031, 0.019)).look.tolist()
         [0, 1, -1]
     """
@@ -146,14 +146,15 @@ def decided(differ: Array, equivalent: Array | None, levels: Sequence[float], co
     differs, same = np.zeros(shape, bool), np.zeros(shape, bool)
     for k, level in enumerate(levels):
         done = look >= 0
-        p = np.where(done, np.where(differs, 0.0, 1.0), differ[k])
+        there = ~np.isnan(differ[k])
+        p = np.where(done, np.where(differs, 0.0, 1.0), np.where(there, differ[k], 1.0))
         if equivalent is None:
             of_difference, of_equivalence = CORRECTIONS[correction](p), np.ones(shape)
         else:
-            within = np.where(done, np.where(same, 0.0, 1.0), equivalent[k])
+            within = np.where(done, np.where(same, 0.0, 1.0), np.where(there, equivalent[k], 1.0))
             of_difference, of_equivalence = holm_with_equivalence(p, within)
         apart, close = ~done & (of_difference <= level), ~done & (of_equivalence <= level)
         differs, same = differs | apart, same | close
-        adjusted = np.where(done, adjusted, np.where(close & ~apart, of_equivalence, of_difference))
+        adjusted = np.where(done | ~there, adjusted, np.where(close & ~apart, of_equivalence, of_difference))
         look = np.where(apart | close, k, look)
     return Verdicts(look, differs, same, adjusted)

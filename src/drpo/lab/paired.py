@@ -52,14 +52,19 @@ class Blocks:
     def error(self) -> Array:
         """The standard error of the mean, [...]; nan with fewer than two seeds.
 
-            n / (n - 1) sum over s of (sum_s - weight_s mean)^2
+            root of the sum over s of (sum_s - weight_s mean)^2 / (1 - weight_s)
 
-        under the root. With every pair there it is that of the n means of seeds.
+        With every pair there it is that of the n means of seeds.
         """
         left = self.sums - self.weights * self.mean[..., None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            error = np.sqrt(np.where(self.n > 1, self.n / (self.n - 1.0), np.nan) * (left**2).sum(-1))
-        return np.asarray(np.where(error <= _EQUAL * np.abs(self.sums).max(-1, initial=0), 0.0, error))
+        error = np.sqrt((left**2 / np.maximum(1 - self.weights, _EQUAL)).sum(-1))
+        known = np.where(error <= _EQUAL * np.abs(self.sums).max(-1, initial=0), 0.0, error)
+        return np.asarray(np.where(self.n > 1, known, np.nan))
+
+    @property
+    def freedom(self) -> Array:
+        """Degrees of freedom, [...]: 1 / (sum of squared weights) - 1, which is n - 1 with every pair there."""
+        return np.asarray(1 / np.maximum((self.weights**2).sum(-1), _EQUAL) - 1)
 
 
 def blocks(differences: Array) -> Blocks:
@@ -81,7 +86,7 @@ def blocks(differences: Array) -> Blocks:
 
 
 def t_interval_of(parts: Blocks, level: float = 0.95) -> tuple[Array, Array]:
-    """Return the bounds of Student's interval for the mean difference, n - 1 degrees of freedom.
+    """Return the bounds of Student's interval for the mean difference.
 
     Args:
         parts: by seed.
@@ -94,7 +99,7 @@ def t_interval_of(parts: Blocks, level: float = 0.95) -> tuple[Array, Array]:
         >>> [round(float(x), 3) for x in t_interval_of(blocks(np.array([[1.0, 2.0, 3.0]])))]
         [-0.484, 4.484]
     """
-    half = stats.t.ppf((1 + level) / 2, np.maximum(parts.n - 1, 1)) * parts.error
+    half = stats.t.ppf((1 + level) / 2, parts.freedom) * parts.error
     return parts.mean - half, parts.mean + half
 
 
@@ -116,11 +121,11 @@ def t_test(parts: Blocks, shift: float = 0.0, alternative: Alternative = "two-si
         0.074
 
     Source: Student, Biometrika 6 (1908). With a pair in every regime this is `scipy.stats.ttest_1samp` of the seeds'
-    means; else the variance is that of a ratio, W. G. Cochran, Sampling Techniques (1977), section 6.3.
+    means. Else the variance is corrected for weights: R. M. Bell and D. F. McCaffrey, Survey Methodology 28 (2002).
     """
     apart = parts.mean - shift
     with np.errstate(divide="ignore", invalid="ignore"):
-        t, freedom = apart / parts.error, np.maximum(parts.n - 1, 1)
+        t, freedom = apart / parts.error, parts.freedom
         tail = {"two-sided": lambda: 2 * stats.t.sf(np.abs(t), freedom), "greater": lambda: stats.t.sf(t, freedom)}
         p = tail.get(alternative, lambda: stats.t.cdf(t, freedom))()
     towards = {"two-sided": np.abs(apart), "greater": apart, "less": -apart}[alternative]
@@ -142,6 +147,9 @@ def sign_flip_test(parts: Blocks, shift: float = 0.0, alternative: Alternative =
         shift: the mean under the null hypothesis.
         alternative: of the mean to `shift`.
 
+    Returns:
+        p: [...]; 1 with fewer than two seeds.
+
     Example:
         >>> float(sign_flip_test(blocks(np.array([[0.1, 0.2, 0.3, 0.1, 0.2, 0.2]]))))
         0.03125
@@ -149,7 +157,7 @@ def sign_flip_test(parts: Blocks, shift: float = 0.0, alternative: Alternative =
     Source: R. A. Fisher, The Design of Experiments (1935), section 21; `scipy.stats.permutation_test`.
     """
     values = parts.sums - shift * parts.weights
-    if values.shape[-1] == 0:
+    if values.shape[-1] < 2:
         return np.ones(values.shape[:-1])
     return np.asarray(
         stats.permutation_test(
