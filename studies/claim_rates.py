@@ -127,9 +127,10 @@ def _coverage(parts: Blocks, truth: Array) -> float:
 
 
 def old_rule(study: Study, each: bool, seed: int, repeats: int) -> dict[str, float]:
-    """Return the same of the rule before: disjoint Student intervals of means, of all pairs, collapsed runs and all.
+    """Return the same of the rule before: disjoint Student intervals of means, of all pairs.
 
-    Over regimes these took the seeds of different regimes as independent (`drpo.lab.statistics.t_interval`).
+    Its means have collapsed runs in them, so what is true of these is what is true of all runs. Over regimes it took
+    the seeds of different regimes as independent (`drpo.lab.statistics.t_interval`).
     """
     ends, _ = draw(study, np.random.default_rng(seed), repeats)
     mean, variance = ends.mean(-1), ends.var(-1, ddof=1) / study.seeds
@@ -139,10 +140,10 @@ def old_rule(study: Study, each: bool, seed: int, repeats: int) -> dict[str, flo
         freedom = freedom[..., :1] / (shares**2).sum(-1, keepdims=True)
         mean, variance = mean.mean(-1, keepdims=True), variance.mean(-1, keepdims=True) / study.regimes
     half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
-    level = np.array(study.level) + np.array(study.collapse) * (COLLAPSED - 0.9 * np.array(study.level))
+    level = np.array(study.level) + np.array(study.collapse) * (COLLAPSED - 0.9 * np.array(study.level))  # of all runs
     apart_by = np.stack([mean[:, a] - mean[:, b] for a, b in ALL_PAIRS], 1)
     claimed = np.abs(apart_by) > np.stack([half[:, a] + half[:, b] for a, b in ALL_PAIRS], 1)
-    true = np.array([study.level[a] - study.level[b] for a, b in ALL_PAIRS])[:, None]
+    true = np.array([level[a] - level[b] for a, b in ALL_PAIRS])[:, None]
     wrong = claimed & ((true == 0) | (np.sign(apart_by) != np.sign(true)))
     real = np.broadcast_to(true != 0, claimed.shape)
     return {
@@ -158,10 +159,12 @@ def looks_rule(study: Study, looks: Sequence[int], seed: int, repeats: int) -> d
     differences, truth = apart(ends, fallen), np.repeat(truths(study), study.regimes)
     parts = [family_parts(differences[..., :n], each=True) for n in looks]
     p = np.stack([TESTS["t"](part) for part in parts])
-    verdicts = decided(p, None, look_levels(looks, ERROR_RATE))
+    levels = look_levels(looks, ERROR_RATE)
+    verdicts = decided(p, None, levels)
     last = np.where(verdicts.look < 0, len(looks) - 1, verdicts.look)
+    confidence = (*(1 - level for level in levels[:-1]), 0.95)
     mean = np.take_along_axis(np.stack([part.mean for part in parts]), last[None], 0)[0]
-    bounds = [np.stack(side) for side in zip(*map(t_interval_of, parts), strict=True)]
+    bounds = [np.stack(side) for side in zip(*map(t_interval_of, parts, confidence), strict=True)]
     low, high = (np.take_along_axis(side, last[None], 0)[0] for side in bounds)
     used = np.array(looks)[last]
     return {

@@ -198,7 +198,9 @@ class Decision:
         contrast: the comparison.
         differs: whether there is a difference; its sign is that of `difference.value`.
         equivalent: whether the difference is within the plan's margin.
-        difference: mean of `of` less `against`, pair by pair, with Student's 95 % interval; n counts seeds.
+        difference: mean of `of` less `against`, pair by pair, with Student's interval; n counts seeds.
+        confidence: level of that interval: 0.95; of a decision before the last look 1 - `level`, because it was made
+            where the difference looked large (C. Jennison and B. W. Turnbull, JRSS B 51, 1989).
         adjusted: p-value, adjusted for the family.
         level: what it is compared with at its look.
         seeds: seeds that were read; 0 before the first look is complete.
@@ -211,6 +213,7 @@ class Decision:
     differs: bool
     equivalent: bool
     difference: Interval
+    confidence: float
     adjusted: float
     level: float
     seeds: int
@@ -295,13 +298,15 @@ def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:
         complete, ended = sum(map(bool, seeds_of[contrast])), int(verdicts.look[i]) >= 0
         look = int(verdicts.look[i]) if ended else max(0, complete - 1)
         seeds = seeds_of[contrast][look]
+        confidence = 1 - levels[look] if ended and look < len(levels) - 1 else 0.95
         sides = [[of[s] for of in side for s in seeds if s in of] for side in zip(*pairs, strict=True)]
         decisions.append(
             Decision(
                 contrast=contrast,
                 differs=bool(verdicts.differs[i]),
                 equivalent=bool(verdicts.equivalent[i]),
-                difference=_interval(plan, differences(plan, pairs, seeds)),
+                difference=_interval(plan, differences(plan, pairs, seeds), confidence),
+                confidence=confidence,
                 adjusted=float(verdicts.adjusted[i]),
                 level=levels[look],
                 seeds=len(seeds),
@@ -353,10 +358,10 @@ def differences(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> Array:
     return np.array(rows, dtype=float).reshape(len(pairs), len(seeds))
 
 
-def _interval(plan: ClaimPlan, apart: Array) -> Interval:
+def _interval(plan: ClaimPlan, apart: Array, level: float) -> Interval:
     parts = blocks(apart)
     n = int(parts.n)
-    low, high = (math.nan, math.nan) if plan.endpoint == COLLAPSE else map(float, t_interval_of(parts))
+    low, high = (math.nan, math.nan) if plan.endpoint == COLLAPSE else map(float, t_interval_of(parts, level))
     return Interval(float(parts.mean) if n else math.nan, low, high, n)
 
 

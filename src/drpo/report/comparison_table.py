@@ -130,7 +130,7 @@ def _size(plan: ClaimPlan, d: Decision) -> str:
         return p
     if d.difference.n == 0:
         return "in every pair one collapsed"
-    return f"{d.difference.value:+.3f}, 95 % {bounds(d.difference)}; {p}"
+    return f"{d.difference.value:+.3f}, {d.confidence:.0%} {bounds(d.difference)}; {p}"
 
 
 def _collapses(d: Decision) -> str:
