@@ -123,7 +123,7 @@ def _claims(differs: Array, mean: Array, truth: Array) -> dict[str, float]:
 def _coverage(parts: Blocks, truth: Array) -> float:
     low, high = t_interval_of(parts)
     known = parts.n > 1
-    return share(((low <= truth) & (truth <= high))[known])
+    return share(np.asarray((low <= truth) & (truth <= high))[known])
 
 
 def old_rule(study: Study, each: bool, seed: int, repeats: int) -> dict[str, float]:

@@ -106,9 +106,9 @@ def tuned(folder: Path, base: Run, grid: Grid, options: CompareOptions) -> tuple
         if status:
             return grid, status
         variants = halved(variants, read_comparison(folder), seeds)
-    for variant in variants:
-        rates = " ".join(f"{rate:g}" for rate in variant.learning_rates)
-        Terminal().print(f"chosen       {format_spec(variant.objective, REGISTRY)} @ {rates}", soft_wrap=True)
+    for variant in (v for v in variants if v.learning_rates):
+        name = format_spec(variant.objective, REGISTRY)
+        Terminal().print(f"chosen       {name} @ {variant.learning_rates[0]:g}", soft_wrap=True)
     return replace(grid, variants=tuple(variants)), 0
 
 

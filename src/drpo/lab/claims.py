@@ -17,7 +17,7 @@ import numpy as np
 
 from drpo.errors import InputError, nearest
 from drpo.lab.analysis import area, final, has_collapsed
-from drpo.lab.multiple import CORRECTIONS, decided, look_levels
+from drpo.lab.multiple import CORRECTIONS, Verdicts, decided, look_levels
 from drpo.lab.paired import TESTS, Array, barnard, blocks, equivalence, t_interval_of
 from drpo.lab.statistics import Interval, rate
 from drpo.lab.trial_result import Comparison, Trial
@@ -284,7 +284,7 @@ def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:
     Raises:
         InputError: as `family`.
     """
-    strata, below = _strata(comparison), plan.collapse_below
+    strata = _strata(comparison)
     pairs_of = {
         c: [(_runs(strata[c.of], s), _runs(strata[c.against], s)) for s in c.strata] for c in family(plan, comparison)
     }
@@ -293,33 +293,45 @@ def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:
     differ, within = p[..., 0].T, p[..., 1].T
     levels = look_levels(plan.seeds, plan.error_rate)
     verdicts = decided(differ, within if plan.margin is not None else None, levels, plan.correction)
-    decisions = []
-    for i, (contrast, pairs) in enumerate(pairs_of.items()):
-        complete, ended = sum(map(bool, seeds_of[contrast])), int(verdicts.look[i]) >= 0
-        look = int(verdicts.look[i]) if ended else max(0, complete - 1)
-        seeds = seeds_of[contrast][look]
-        confidence = 1 - levels[look] if ended and look < len(levels) - 1 else 0.95
-        sides = [[of[s] for of in side for s in seeds if s in of] for side in zip(*pairs, strict=True)]
-        decisions.append(
-            Decision(
-                contrast=contrast,
-                differs=bool(verdicts.differs[i]),
-                equivalent=bool(verdicts.equivalent[i]),
-                difference=_interval(plan, differences(plan, pairs, seeds), confidence),
-                confidence=confidence,
-                adjusted=float(verdicts.adjusted[i]),
-                level=levels[look],
-                seeds=len(seeds),
-                next_seeds=None if ended or complete == len(plan.seeds) else plan.seeds[complete],
-                left_out=sum(has_collapsed(a, below) or has_collapsed(b, below) for a, b in zip(*sides, strict=True)),
-                collapse=(_collapse(plan, sides[0]), _collapse(plan, sides[1])),
-            )
-        )
-    return decisions
+    return [_decision(plan, c, pairs_of[c], seeds_of[c], verdicts, i) for i, c in enumerate(pairs_of)]
 
 
 Pairs = Sequence[tuple[Mapping[int, Trial], Mapping[int, Trial]]]
 """For each stratum, the trials of both objectives by seed."""
+
+
+def _decision(
+    plan: ClaimPlan, contrast: Contrast, pairs: Pairs, seeds_of: Sequence[list[int]], verdicts: Verdicts, i: int
+) -> Decision:
+    """Return what the i-th contrast came to.
+
+    Args:
+        plan, contrast: what was named.
+        pairs: its trials.
+        seeds_of: the seeds of each look; none where it is not complete.
+        verdicts: of the family.
+        i: number of the contrast.
+    """
+    levels, below = look_levels(plan.seeds, plan.error_rate), plan.collapse_below
+    complete, ended = sum(map(bool, seeds_of)), int(verdicts.look[i]) >= 0
+    look = int(verdicts.look[i]) if ended else max(0, complete - 1)
+    seeds = seeds_of[look]
+    confidence = 1 - levels[look] if ended and look < len(levels) - 1 else 0.95
+    a, b = ([of[s] for of in side for s in seeds if s in of] for side in zip(*pairs, strict=True))
+    fell = [[has_collapsed(trial, below) for trial in side] for side in (a, b)]
+    return Decision(
+        contrast=contrast,
+        differs=bool(verdicts.differs[i]),
+        equivalent=bool(verdicts.equivalent[i]),
+        difference=_interval(plan, differences(plan, pairs, seeds), confidence),
+        confidence=confidence,
+        adjusted=float(verdicts.adjusted[i]),
+        level=levels[look],
+        seeds=len(seeds),
+        next_seeds=None if ended or complete == len(plan.seeds) else plan.seeds[complete],
+        left_out=sum(map(any, zip(*fell, strict=True))),
+        collapse=(rate(fell[0]), rate(fell[1])),
+    )
 
 
 def _seeds(pairs: Pairs, n: int) -> list[int]:
@@ -363,7 +375,3 @@ def _interval(plan: ClaimPlan, apart: Array, level: float) -> Interval:
     n = int(parts.n)
     low, high = (math.nan, math.nan) if plan.endpoint == COLLAPSE else map(float, t_interval_of(parts, level))
     return Interval(float(parts.mean) if n else math.nan, low, high, n)
-
-
-def _collapse(plan: ClaimPlan, trials: Sequence[Trial]) -> Interval:
-    return rate([has_collapsed(trial, plan.collapse_below) for trial in trials])

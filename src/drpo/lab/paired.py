@@ -49,7 +49,7 @@ class Blocks:
         return np.asarray(self.sums.sum(-1))
 
     @property
-    def error(self) -> Array:
+    def standard_error(self) -> Array:
         """The standard error of the mean, [...]; nan with fewer than two seeds.
 
             root of the sum over s of (sum_s - weight_s mean)^2 / (1 - weight_s)
@@ -99,7 +99,7 @@ def t_interval_of(parts: Blocks, level: float = 0.95) -> tuple[Array, Array]:
         >>> [round(float(x), 3) for x in t_interval_of(blocks(np.array([[1.0, 2.0, 3.0]])))]
         [-0.484, 4.484]
     """
-    half = stats.t.ppf((1 + level) / 2, parts.freedom) * parts.error
+    half = stats.t.ppf((1 + level) / 2, parts.freedom) * parts.standard_error
     return parts.mean - half, parts.mean + half
 
 
@@ -125,13 +125,13 @@ def t_test(parts: Blocks, shift: float = 0.0, alternative: Alternative = "two-si
     """
     apart = parts.mean - shift
     with np.errstate(divide="ignore", invalid="ignore"):
-        t, freedom = apart / parts.error, parts.freedom
+        t, freedom = apart / parts.standard_error, parts.freedom
         tail = {"two-sided": lambda: 2 * stats.t.sf(np.abs(t), freedom), "greater": lambda: stats.t.sf(t, freedom)}
         p = tail.get(alternative, lambda: stats.t.cdf(t, freedom))()
     towards = {"two-sided": np.abs(apart), "greater": apart, "less": -apart}[alternative]
     sides = 2 if alternative == "two-sided" else 1
     without = np.where(towards > _EQUAL, sides / 2.0**parts.n, 1.0)
-    return np.asarray(np.where(parts.n < 2, 1.0, np.where(parts.error > 0, p, without)))
+    return np.asarray(np.where(parts.n < 2, 1.0, np.where(parts.standard_error > 0, p, without)))
 
 
 def sign_flip_test(parts: Blocks, shift: float = 0.0, alternative: Alternative = "two-sided") -> Array:

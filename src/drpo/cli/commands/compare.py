@@ -14,6 +14,7 @@ from drpo.spec import import_named
 from drpo.train.records import TRIALS, refuse_old_comparison
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
+NO_TUNING = tyro.conf.arg(help_behavior_hint="(default: no tuning)")
 NOT_OPTIONS = ("name", "objective", "seed", "shard")
 """Fields of a run that are no options: those set per trial, and shard, since each trial is one process."""
 
@@ -53,7 +54,7 @@ class CompareOptions:
     method: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     claims: Path | None = None
-    tuning_seeds: tuple[int, ...] = ()
+    tuning_seeds: Annotated[tuple[int, ...], NO_TUNING] = ()
     learning_rate: Annotated[tuple[float, ...], OF_THE_RECIPE] = ()
     task: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
     updates: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
