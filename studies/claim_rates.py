@@ -92,7 +92,7 @@ def family_parts(differences: Array, each: bool) -> Blocks:
     return blocks(differences.reshape(repeats, pairs * regimes, 1, seeds))
 
 
-def share(flags: Array) -> float:
+def share(flags: Any) -> float:
     """Return a share, rounded."""
     return round(float(np.mean(flags)), 4)
 
