@@ -262,6 +262,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "stability": lambda: stability_table("stability"),
     "stability pooled": lambda: stability_pooled("stability"),
     "stability claims": lambda: claimed("stability", read("stability")),
+    "sixteen updates claims": lambda: claimed("sixteen_updates", read("sixteen_updates")),
     "radii": lambda: radii(read("stability"), read("radii")),
     "agents": lambda: markdown(
         ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())

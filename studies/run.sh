@@ -27,4 +27,5 @@ for name in addition chain_sum ablations; do
 done
 cp "$out/lab/stability/results.json" studies/results/stability.json
 cp "$out/radii/stability/results.json" studies/results/radii.json
+cp "$out/sixteen/stability/results.json" studies/results/sixteen_updates.json
 python studies/figures.py
