@@ -163,6 +163,9 @@ def test_a_decided_comparison_leaves_and_the_others_take_holms_next_step():
     assert decided(p, None, (0.02, 0.02)).look.tolist() == [0, -1, -1]
     waiting = decided(np.array([[0.2, 0.3], [np.nan, 0.001]]), None, (0.02, 0.03))
     assert waiting.look.tolist() == [-1, 1] and waiting.adjusted[0] == 0.4
+    both = np.array([[0.001, 0.9], [np.nan, 0.02]]), np.array([[0.001, 0.9], [np.nan, 0.9]])  # a small difference
+    verdicts = decided(*both, (0.02, 0.03))
+    assert verdicts.look.tolist() == [0, 1] and verdicts.equivalent.tolist() == [True, False]
 
 
 # ---- plans ----
@@ -198,6 +201,7 @@ def test_a_plan_imports_no_code():
         ('"end"', '"ends"', "endpoint='ends': must be one of end, area, collapse"),
         ('"each"', '"some"', "regimes='some': must be one of each, all"),
         ("[3, 5]", "[5, 3]", "seeds=[5, 3]: must be numbers at each look, increasing"),
+        ("[3, 5]", "[5, 5]", "increasing from 2"),
         ("[3, 5]", "[1]", "increasing from 2"),
         ("[3, 5]", '"many"', "`$.seeds`"),
         ('"drpo(0.2)"', '"dropo(0.2)"', "did you mean 'drpo'"),
