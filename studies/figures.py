@@ -12,12 +12,14 @@ from pathlib import Path
 from statistics import fmean, median
 
 import agents
+import claim_rates
 import curriculum
 import routing_replay_figures as replay
 import warm_start
 from comparison_figures import draw_curves, draw_finals
-from drpo.lab.analysis import Condition, best, claims, conditions, final, has_collapsed, label
-from drpo.lab.statistics import Interval, disjoint, paired_difference, rate, stratified_interval, t_interval
+from drpo.lab.analysis import Condition, conditions, final, has_collapsed, label
+from drpo.lab.claims import EACH, Decision, decide, read_plan
+from drpo.lab.statistics import Interval, paired_difference, rate, stratified_interval, t_interval
 from drpo.lab.trial_result import Comparison, Trial, load_results
 from drpo.report.comparison_table import bounds
 from drpo.train.records import read_json
@@ -27,9 +29,8 @@ from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-DOCUMENTS = tuple(
-    ROOT / "docs" / f"{name}.md" for name in ("study", "stability", "agents", "precision", "methods", "sft")
-)
+PAGES = ("study", "stability", "agents", "precision", "methods", "statistics", "sft")
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in PAGES)
 
 
 @cache
@@ -72,15 +73,30 @@ def ends(comparison: Comparison) -> str:
     return markdown([*(["regime"] if fields else []), *head], rows)
 
 
-def claimed(comparison: Comparison) -> str:
-    """The claims that the seeds support."""
-    fields = comparison.regime_fields
-    lines = [
-        f"- `{c.better}` ends above `{c.worse}`{' with ' + label(c.regime, fields) if fields else ''}: "
-        f"seed by seed by {c.difference.value:.2f} ({bounds(c.difference)})."
-        for c in claims(best(conditions(comparison)))
-    ]
-    return "\n".join(lines) or "- Nothing: all intervals overlap."
+def claimed(name: str, comparison: Comparison) -> str:
+    """What a study's claims file names, and what every comparison of it came to."""
+    plan = read_plan(RESULTS / f"{name}.claims.toml")
+    fields = comparison.regime_fields if plan.regimes == EACH else ()
+
+    def row(d: Decision) -> list[str]:
+        size, p = d.difference, f"{d.adjusted:.2g}"
+        fallen = " and ".join(f"{round(r.value * r.n)} of {r.n}" for r in d.collapse)
+        apart = "-" if size.n == 0 else f"{size.value:+.2f} ({bounds(size)})"
+        return [
+            *([label(d.contrast.strata[0][0], fields)] if fields else []),
+            f"`{d.contrast.of}` less `{d.contrast.against}`",
+            *(apart, str(size.n), p, fallen),
+            ("above" if size.value > 0 else "below") if d.differs else "undecided",
+        ]
+
+    head = ["comparison", "difference (95 %)", "seeds", "adjusted p", "collapsed", "decided"]
+    return markdown([*(["regime"] if fields else []), *head], list(map(row, decide(plan, comparison))))
+
+
+def _ablations() -> Comparison:
+    """The ablations beside the six objectives in the same regime."""
+    own, stale = read("ablations"), [c for c in read("addition").trials if c.config["updates"] == 8]
+    return replace(own, trials=(*own.trials, *stale))
 
 
 def pooled(parts: Mapping[str, Comparison]) -> str:
@@ -188,16 +204,6 @@ def stability_pooled(name: str) -> str:
     return markdown(["objective", *(f"{updates} updates, {lr:g}" for updates, lr in pools)], rows)
 
 
-def stability_claims(name: str) -> str:
-    """The claims supported by all strata together."""
-    lines = []
-    for (updates, learning_rate), of in _pooled_ends(name).items():
-        worse = {a: [b for b in of if disjoint(of[a], of[b]) and of[a].value > of[b].value] for a in of}
-        claims_of = [f"`{a}` ends above {', '.join(f'`{b}`' for b in below)}" for a, below in worse.items() if below]
-        lines.append(f"- {updates} updates, {learning_rate:g}: {'; '.join(claims_of) or 'nothing'}.")
-    return "\n".join(lines)
-
-
 RADII = (
     *("drpo(0.02)", "drpo(0.05)", "drpo(0.2)", "drpo(0.6)", "drpo(12.5)"),
     *("drpo(0.3, 0.5)", "spo(0.5)", "spo(3)", "ppo(0.2, 0.28)", "none"),
@@ -247,15 +253,17 @@ def _where(c: Condition, fields: Sequence[str]) -> tuple[str, int]:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "addition": lambda: ends(read("addition")),
-    "addition claims": lambda: claimed(read("addition")),
+    "addition claims": lambda: claimed("addition", read("addition")),
     "chain_sum": lambda: ends(read("chain_sum")),
-    "chain_sum claims": lambda: claimed(read("chain_sum")),
+    "chain_sum claims": lambda: claimed("chain_sum", read("chain_sum")),
+    "ablations claims": lambda: claimed("ablations", _ablations()),
     "ablations": lambda: ends(read("ablations")),
     "region": lambda: region(read("addition")),
     "pooled": lambda: pooled({name: read(name) for name in ("addition", "chain_sum")}),
     "stability": lambda: stability_table("stability"),
     "stability pooled": lambda: stability_pooled("stability"),
-    "stability claims": lambda: stability_claims("stability"),
+    "stability claims": lambda: claimed("stability", read("stability")),
+    "sixteen updates claims": lambda: claimed("sixteen_updates", read("sixteen_updates")),
     "radii": lambda: radii(read("stability"), read("radii")),
     "agents": lambda: markdown(
         ["recipe", "seed", "before", "after", "time of the command"], agents.table_rows(agents.read_results())
@@ -263,6 +271,15 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "curriculum": lambda: curriculum.table(read_json(curriculum.RESULTS)),
     "warm start": lambda: warm_start.table(read_json(warm_start.RESULTS)),
     "stability movement": lambda: stability_movement(read("stability")),
+    "false claims": lambda: claim_rates.table("false", claim_rates.WITHIN),
+    "false claims over regimes": lambda: claim_rates.table("false", claim_rates.OVER),
+    "power": lambda: claim_rates.table("power", claim_rates.WITHIN, ("half differ",)),
+    "power over regimes": lambda: claim_rates.table("power", claim_rates.OVER, ("half differ",)),
+    "coverage": lambda: claim_rates.table("coverage", claim_rates.WITHIN),
+    "coverage over regimes": lambda: claim_rates.table("coverage", claim_rates.OVER),
+    "seeds of looks": claim_rates.seeds_table,
+    "equivalence": claim_rates.equivalence_table,
+    "collapse rates": claim_rates.collapse_table,
     "replay by precision": replay.precisions,
     "replay by initial weights": replay.spreads,
     "replay in runs": replay.runs,

@@ -18,10 +18,14 @@ drpo compare demo --objectives 'drpo(0.2,outside=0.15)' 'drpo(0.2,advantage_weig
 python studies/stability.py --seeds 0 1 2 --out "$out/lab"
 python studies/stability.py --seeds 0 1 2 --objectives 'drpo(0.02)' 'drpo(0.05)' 'drpo(0.6)' 'drpo(0.3,power=0.5)' 'spo(0.5)' \
      --updates 16 --rollout-precision fp32 --out "$out/radii"
+# What is named in advance: 40 to 80 trainings, on seeds that the benchmark has not.
+python studies/stability.py --seeds 10 11 12 13 14 15 16 17 18 19 --objectives none 'ppo(0.2,0.28)' 'drpo(0.2)' 'dppo(0.15)' \
+     --updates 16 --learning-rate 2e-3 --rollout-precision fp32 --claims studies/results/sixteen_updates.claims.toml --out "$out/sixteen"
 
 for name in addition chain_sum ablations; do
     cp "$out/$name/results.json" "studies/results/$name.json"
 done
 cp "$out/lab/stability/results.json" studies/results/stability.json
 cp "$out/radii/stability/results.json" studies/results/radii.json
+cp "$out/sixteen/stability/results.json" studies/results/sixteen_updates.json
 python studies/figures.py

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from command import run
 from drpo.cli.commands.compare import require_jobs
-from drpo.cli.compare import run_trials
+from drpo.cli.compare import keep_claims, named_plan, run_trials, train_in_looks
 from drpo.cli.options import parse
 from drpo.cli.output import attempt, writing_folder
 from drpo.lab.grid import Grid, parse_variant, runs
@@ -80,6 +80,8 @@ class StabilityOptions:
         updates: optimiser updates per rollout, which make the data stale.
         learning_rate: of each.
         rollout_precision: of the sampler, with a trainer in fp32: fp32, bf16, int8, fp8_weights, fp8.
+        claims: file that names in advance what may be claimed (docs/statistics.md); more seeds are trained of what is
+            undecided.
         out: folder for the comparison (OUT/stability) and the maps; finished trainings are kept.
         jobs: trainings at once; default: one per core.
         plain: plain lines in place of the live table.
@@ -90,6 +92,7 @@ class StabilityOptions:
     updates: tuple[int, ...] = UPDATES
     learning_rate: tuple[float, ...] = LEARNING_RATES
     rollout_precision: tuple[str, ...] = PRECISIONS
+    claims: Path | None = None
     out: Path = Path("runs/lab")
     jobs: int | None = None
     plain: bool = False
@@ -103,15 +106,20 @@ def stability(arguments: Sequence[str]) -> int:
     planned = stability_runs(
         options.objectives, options.seeds, options.updates, options.learning_rate, options.rollout_precision
     )
+    plan = named_plan(folder, options.claims, planned)
     _let_workers_import_the_language()
     with writing_folder("--out", options.out):
-        status = run_trials(folder, prepare(folder, planned), options.jobs, options.plain)
+        keep_claims(folder, options.claims)
+        if plan is None:
+            status = run_trials(folder, prepare(folder, planned), options.jobs, options.plain)
+        else:
+            status = train_in_looks(folder, plan, planned, options.jobs, options.plain)
     _delete_rollouts(folder)
     comparison = read_comparison(folder)
     if not any(c.over for c in comparison.trials):
         return status
     console = Terminal()
-    print_comparison(console, comparison, best_only=True)
+    print_comparison(console, comparison, plan, best_only=True)
     for kind in KINDS:
         path = options.out / f"stability_{kind}.png"
         if attempt("map", folder, partial(draw_maps, comparison, task_of(kind), TITLES[kind], path)) is not None:

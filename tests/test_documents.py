@@ -30,6 +30,7 @@ from drpo.cli.own_data import own_run
 from drpo.cli.sft import configured
 from drpo.environments.tools import ToolEpisode
 from drpo.errors import InputError
+from drpo.lab.claims import parse_plan
 from drpo.lab.trial_result import save_results
 from drpo.recipes import find
 from drpo.recipes.addition import demo
@@ -375,11 +376,13 @@ def test_recipes_of_clusters_exist(asked: Command):
 
 def test_configurations_can_be_read_and_name_objectives_that_there_are():
     found = {b.name: tomllib.loads(b.text) for b in BLOCKS if b.language == "toml"}
+    (claims,) = [b.text for b in BLOCKS if b.name == "docs/statistics.md:0"]
+    assert parse_plan(claims).seeds == (5, 10)
     loss = found["docs/frameworks/prime_rl.md:1"]["trainer"]["loss"]
     assert parse_spec(loss["kwargs"]["objective"], objectives.REGISTRY) and stands(loss["import_path"])
     read = {b.name: yaml.safe_load(b.text) for b in BLOCKS if b.language == "yaml"}
     assert parse_spec(read["docs/frameworks/slime.md:2"]["drpo_objective"], objectives.REGISTRY)
-    assert len(found) == len(read) == 1
+    assert (len(found), len(read)) == (2, 1)
 
 
 def stands(dotted: str) -> bool:

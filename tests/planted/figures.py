@@ -7,7 +7,6 @@ from planted import Replacement
 
 METRICS = "tests/test_metrics.py::"
 STATISTICS = "tests/test_statistics.py::"
-LAB = "tests/test_lab.py::"
 REPORT = "tests/test_report.py::"
 REPLAY = "tests/test_replay.py::"
 TOKEN_ORACLE = f"{METRICS}test_token_figures_are_the_oracles"
@@ -120,18 +119,6 @@ REPLACEMENTS = (
         "drpo.lab.statistics:_improvement",
         _or_equal,
         (f"{STATISTICS}test_probability_of_improvement_is_mann_whitneys",),
-    ),
-    Replacement(
-        "an interval that is not known supports a claim",
-        "drpo.lab.statistics:disjoint",
-        lambda right: lambda a, b: not (a.high >= b.low and b.high >= a.low),
-        (f"{STATISTICS}test_disjoint_is_no_claim_where_intervals_touch_or_are_unknown",),
-    ),
-    Replacement(
-        "a difference is claimed where intervals overlap",
-        "drpo.lab.analysis:disjoint",
-        lambda right: lambda a, b: a.value != b.value,
-        (f"{LAB}test_nothing_is_claimed_where_intervals_overlap", f"{LAB}test_one_seed_claims_nothing"),
     ),
     Replacement(
         "all completions of an update count as one sequence",

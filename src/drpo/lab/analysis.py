@@ -1,14 +1,13 @@
-"""Results of a comparison per regime, objective and learning rate, with intervals; and the claims they support."""
+"""Results of a comparison per regime, objective and learning rate; `lab.claims` says what they support."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from drpo.lab.curves import area_under_curve, collapsed, smoothed, steps_to
-from drpo.lab.statistics import Interval, disjoint, rate, stratified_interval, t_interval
-from drpo.lab.trial_result import Comparison, Trial
+from drpo.lab.curves import area_under_curve, smoothed, steps_to
+from drpo.lab.statistics import Interval, rate, stratified_interval, t_interval
+from drpo.lab.trial_result import DIVERGED, Comparison, Trial
 
 WIDTH = 3
 """Steps over which a training curve is smoothed before `Condition.reached` is computed."""
@@ -24,10 +23,10 @@ class Condition:
         learning_rate: of all its trials.
         final: seed -> `final` of its trial.
         iqm: interquartile mean of `final`, with a bootstrap interval.
-        mean: mean of `final`, with Student's interval; claims are based on it.
+        mean: mean of `final`, with Student's interval.
         area: mean training reward over all steps, averaged over seeds, with Student's interval.
         reached: seed -> step at which the smoothed training reward reached the threshold; None if it never did.
-        collapse: share of trials that collapsed or diverged, with Wilson's interval.
+        collapse: share of trials that collapsed (`has_collapsed`), with Clopper and Pearson's interval.
         n_diverged: number of trials that diverged.
     """
 
@@ -43,22 +42,6 @@ class Condition:
     n_diverged: int
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One objective ended higher than another in a regime: the Student intervals of their means are disjoint.
-
-    Args:
-        regime: values of the comparison's regime fields.
-        better, worse: objectives, each at its best learning rate.
-        difference: mean of the per-seed differences, with Student's interval.
-    """
-
-    regime: tuple[Any, ...]
-    better: str
-    worse: str
-    difference: Interval
-
-
 def final(trial: Trial) -> float:
     """Return a trial's final score: the held-out mean, else the mean training reward of the last quarter.
 
@@ -70,9 +53,30 @@ def final(trial: Trial) -> float:
     return fmean(rewards[-max(1, len(rewards) // 4) :])
 
 
-def has_collapsed(trial: Trial) -> bool:
-    """Return whether a trial diverged, or its training reward ended far below its peak."""
-    return trial.status == "diverged" or collapsed(trial.rewards)
+def start(trial: Trial) -> float | None:
+    """Return a trial's score before training: held out, else the training reward of step 1; None if there is neither.
+
+    All objectives of a seed begin with the same policy, so it does not depend on the objective.
+    """
+    if trial.evaluations and trial.evaluations[0][0] == 0:
+        return trial.evaluations[0][1]
+    return trial.series["reward_mean"][0] if trial.series["reward_mean"] else None
+
+
+def area(trial: Trial) -> float:
+    """Return the mean training reward over all steps."""
+    return area_under_curve(range(1, len(trial.rewards) + 1), trial.rewards)
+
+
+def has_collapsed(trial: Trial, below: float | None = None) -> bool:
+    """Return whether a trial diverged, or ended no higher than it began.
+
+    Args:
+        trial: with a result.
+        below: the highest final score of a run that collapsed; None for the trial's own score before training.
+    """
+    bound = start(trial) if below is None else below
+    return trial.status == DIVERGED or (bound is not None and final(trial) <= bound)
 
 
 def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition]:
@@ -94,7 +98,6 @@ def conditions(comparison: Comparison, threshold: float = 0.5) -> list[Condition
 
 def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: float) -> Condition:
     finals = {c.seed: final(c) for c in trials}
-    areas = [area_under_curve(range(1, len(c.rewards) + 1), c.rewards) for c in trials]
     return Condition(
         regime=regime,
         objective=trials[0].objective,
@@ -102,10 +105,10 @@ def _condition(regime: tuple[Any, ...], trials: Sequence[Trial], threshold: floa
         final=finals,
         iqm=stratified_interval([list(finals.values())]),
         mean=t_interval([list(finals.values())]),
-        area=t_interval([areas]),
+        area=t_interval([list(map(area, trials))]),
         reached={c.seed: _reached(c.rewards, threshold) for c in trials},
-        collapse=rate([has_collapsed(c) for c in trials]),
-        n_diverged=sum(c.status == "diverged" for c in trials),
+        collapse=rate(list(map(has_collapsed, trials))),
+        n_diverged=sum(c.status == DIVERGED for c in trials),
     )
 
 
@@ -125,18 +128,6 @@ def best(candidates: Sequence[Condition]) -> list[Condition]:
         if key not in chosen or c.mean.value > chosen[key].mean.value:
             chosen[key] = c
     return list(chosen.values())
-
-
-def claims(ends: Sequence[Condition]) -> Iterator[Claim]:
-    """Yield a claim for each pair whose intervals of the mean are disjoint.
-
-    Args:
-        ends: at most one condition per regime and objective.
-    """
-    for a, b in combinations(ends, 2):
-        if a.regime == b.regime and disjoint(a.mean, b.mean):
-            better, worse = (a, b) if a.mean.value > b.mean.value else (b, a)
-            yield Claim(a.regime, better.objective, worse.objective, difference(better, worse))
 
 
 def difference(a: Condition, b: Condition) -> Interval:

@@ -1,4 +1,4 @@
-"""Statistics of a training curve: its mean, the step at which it reaches a threshold, and whether it collapsed."""
+"""Statistics of a training curve: its mean, and the step at which it reaches a threshold."""
 
 import math
 from collections.abc import Sequence
@@ -69,34 +69,6 @@ def smoothed(values: Sequence[float], width: int) -> list[float]:
         raise InputError(f"width={width}: must be at least 1")
     windows = [values[i : i + width] for i in range(len(values) - width + 1)]
     return [math.fsum(window) / width for window in windows]
-
-
-def collapsed(rewards: Sequence[float], bounds: tuple[float, float] = (0.0, 1.0)) -> bool:
-    """Return whether a training curve ended far below its peak.
-
-    The curve is smoothed over max(3, n // 8) steps. It has collapsed if its end is at most half as high above the lower
-    bound as its peak, and below the peak by at least a tenth of the bounds' range.
-
-    Args:
-        rewards: one per step; fewer than 4 steps never count as collapsed.
-        bounds: the lowest and the highest possible reward.
-
-    Raises:
-        InputError: a reward that is not finite, or bounds in the wrong order.
-
-    Example:
-        >>> collapsed([0.2, 0.5, 0.8, 0.8, 0.8, 0.3, 0.1, 0.0, 0.0]), collapsed([0.2, 0.5, 0.8, 0.7, 0.6, 0.8])
-        (True, False)
-    """
-    low, high = bounds
-    if not low < high:
-        raise InputError(f"bounds={bounds}: the lowest reward first, then the highest")
-    require_finite(rewards)
-    curve = smoothed(rewards, max(3, len(rewards) // 8))
-    if not curve:
-        return False
-    end, peak = curve[-1] - low, max(curve) - low
-    return end <= peak / 2 and peak - end >= 0.1 * (high - low)
 
 
 def _require_curve(steps: Sequence[float], values: Sequence[float]) -> None:

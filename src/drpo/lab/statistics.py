@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from drpo.errors import InputError
-from drpo.train.evaluate import wilson
 
 Strata = Sequence[Sequence[float]]
 """For each stratum, the values of its seeds; strata may differ in size."""
@@ -58,18 +57,6 @@ class Paired:
     bootstrap: Interval
     t: Interval
     left_out: int
-
-
-def disjoint(a: Interval, b: Interval) -> bool:
-    """Return whether two intervals are disjoint; False if a bound is nan.
-
-    Example:
-        >>> disjoint(Interval(1.0, 0.9, 1.1, 5), Interval(2.0, 1.2, 2.5, 5))
-        True
-        >>> disjoint(Interval(1.0, float("nan"), float("nan"), 1), Interval(2.0, 1.2, 2.5, 5))
-        False
-    """
-    return a.high < b.low or b.high < a.low
 
 
 def iqm(values: Any, axis: int | None = None) -> Any:
@@ -228,18 +215,20 @@ def probability_of_improvement(
 
 
 def rate(flags: Sequence[bool], level: float = 0.95) -> Interval:
-    """Return the share of true flags, with Wilson's interval.
+    """Return the share of true flags, with Clopper and Pearson's exact interval: it covers at least its level.
 
     Example:
         >>> interval = rate([True, False, False])
         >>> round(interval.value, 3), round(interval.low, 3), round(interval.high, 3)
-        (0.333, 0.061, 0.792)
+        (0.333, 0.008, 0.906)
+
+    Source: C. J. Clopper and E. S. Pearson, Biometrika 26 (1934); `scipy.stats.binomtest`.
     """
     _require_level(level)
     if not flags:
         return Interval(math.nan, math.nan, math.nan, 0)
-    share = sum(flags) / len(flags)
-    return Interval(share, *wilson(share, len(flags), level), len(flags))
+    bounds = stats.binomtest(sum(flags), len(flags)).proportion_ci(level, method="exact")
+    return Interval(sum(flags) / len(flags), float(bounds.low), float(bounds.high), len(flags))
 
 
 def _pooled(statistic: Statistic) -> Statistic:

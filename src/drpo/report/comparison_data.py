@@ -45,15 +45,14 @@ def seeds_sentence(n: int) -> str:
 
     Example:
         >>> seeds_sentence(3)[:101]
-        "With 3 seeds Student's interval reaches 2.5 standard deviations of the seeds to each side of a mean, "
+        "With 3 seeds Student's interval reaches 2.5 standard deviations of the seeds to each side of a mean. "
     """
     if n < 2:
         return "One seed does not say how much seeds vary: there is no interval, and nothing may be claimed."
     reach = float(stdtrit(n - 1, 0.975)) / math.sqrt(n)
     return (
         f"With {n} seeds Student's interval reaches {reach:.1f} standard deviations of the seeds to each side of a "
-        f"mean, so two objectives whose seeds vary alike must end about {2 * reach:.1f} of them apart before anything "
-        "is claimed. No claim does not mean no difference. Where one seed in ten collapses, even this interval holds "
+        "mean. No claim does not mean no difference. Where one seed in ten collapses, the interval of the mean holds "
         "less often than it says: look at the seeds themselves."
     )
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from drpo.lab.claims import plan_of
 from drpo.lab.trial_result import Comparison, Trial
 from drpo.report.comparison_data import (
     cautions,
@@ -39,8 +40,8 @@ ENDS = (
 )
 DIFFERENCES = (
     "Runs of one seed share their problems and the order of them. The line is Student's 95 % interval of the mean "
-    "difference from the first objective, each at its best learning rate; the tables have every pair. Claimed is only "
-    "what is true of two means whose intervals have no point in common, whatever the differences say."
+    "difference from the first objective, each at its best learning rate; the tables have every pair, which describes "
+    "these runs. Claimed is only what claims.toml named in advance, by its tests."
 )
 SWEEP = (
     "Where each ends at every learning rate that it was tried at, with Student's 95 % interval as a band. An "
@@ -79,7 +80,7 @@ def comparison_page(folder: Path, comparison: Comparison, start: Path) -> Page:
     view = view_of(comparison)
     plots, came_to = comparison_plots(view), counts(comparison)
     nothing = "one objective alone: nothing to compare" if view.chosen else "no trial has come to its end yet"
-    claims = list(claim_lines(view.found, comparison.regime_fields)) or [nothing]
+    claims = (list(claim_lines(plan_of(folder), comparison)) if view.chosen else []) or [nothing]
     total = len(comparison.trials) + came_to["missing"]
     return Page(
         kind="comparison",

@@ -1,24 +1,34 @@
 """A comparison on the terminal: a table per regime, and what may be claimed."""
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator
 from statistics import median
 
 from rich.console import Console
 
-from drpo.lab.analysis import Condition, best, claims, conditions, label
+from drpo.errors import counted
+from drpo.lab.analysis import Condition, best, conditions, label
+from drpo.lab.claims import COLLAPSE, EACH, PLAN, ClaimPlan, Decision, decide
 from drpo.lab.statistics import Interval
 from drpo.lab.trial_result import Comparison
 from drpo.terminal import Sheet, as_table
 
+UNNAMED = f"no {PLAN}: nothing was named in advance, so nothing is claimed; the tables describe these runs"
 
-def print_comparison(console: Console, comparison: Comparison, threshold: float = 0.5, best_only: bool = False) -> None:
-    """Print, for each regime, how every objective did, then the claims that the seeds allow.
+
+def print_comparison(
+    console: Console,
+    comparison: Comparison,
+    plan: ClaimPlan | None = None,
+    threshold: float = 0.5,
+    best_only: bool = False,
+) -> None:
+    """Print, for each regime, how every objective did, then what may be claimed.
 
     Args:
         console: where to.
         comparison: with at least one result.
+        plan: what was named in advance.
         threshold: of the training reward, for the column that says when it was reached.
         best_only: leave out all learning rates of an objective but its best.
     """
@@ -29,7 +39,7 @@ def print_comparison(console: Console, comparison: Comparison, threshold: float 
         sheet = Sheet(label(regime, fields), head(threshold), tuple(map(row, here)))
         marked = {i for i, c in enumerate(here) if c in chosen} if len(chosen) < len(shown) else ()
         console.print(as_table(sheet, bold=marked))
-    for line in claim_lines(results, fields):
+    for line in claim_lines(plan, comparison):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -67,18 +77,62 @@ def collapse(c: Condition) -> str:
     return f"{fallen}/{c.collapse.n}" + (f", {c.n_diverged} diverged" if c.n_diverged else "")
 
 
-def claim_lines(results: Sequence[Condition], fields: Sequence[str]) -> Iterator[str]:
-    """Yield what may be claimed, a line each, then of how many pairs; where nothing may be, a line that says so."""
-    chosen = best(results)
-    made = list(claims(chosen))
-    for claim in made:
-        where = f" ({label(claim.regime, fields)})" if fields else ""
-        yield (
-            f"{claim.better} ends above {claim.worse}{where}: intervals are disjoint; seed by seed by "
-            f"{claim.difference.value:.3f}, {bounds(claim.difference)}"
-        )
-    if made:
-        pairs = sum(a.regime == b.regime for a, b in combinations(chosen, 2))
-        yield f"of {pairs} pairs that were compared, {len(made)}: among many, some intervals part by chance"
-    elif len(results) > 1:
-        yield "no claim: all intervals overlap, or there are too few seeds for any"
+def claim_lines(plan: ClaimPlan | None, comparison: Comparison) -> Iterator[str]:
+    """Yield what was named in advance, then what every comparison of it came to, a line each; what is decided first."""
+    if plan is None:
+        if len(comparison.objectives) > 1:
+            yield UNNAMED
+        return
+    decisions = decide(plan, comparison)
+    yield plan_line(plan, len(decisions), sum(d.decided for d in decisions))
+    for decision in sorted(decisions, key=lambda d: not d.decided):
+        yield decision_line(plan, decision, comparison.regime_fields)
+
+
+def plan_line(plan: ClaimPlan, n: int, n_decided: int) -> str:
+    """Write what a plan promises, and what it came to."""
+    rule = "chance of any false claim" if plan.correction == "holm" else "expected share of false claims"
+    after = "after the results were known: hypotheses for new seeds, no claims" if plan.after_results else "in advance"
+    return f"{n_decided} of {counted(n, 'comparison')} decided, {rule} at most {plan.error_rate:.0%}; named {after}"
+
+
+def decision_line(plan: ClaimPlan, d: Decision, fields: tuple[str, ...]) -> str:
+    """Write what a comparison came to, with its size and what it was decided by."""
+    what = _above(plan, d) if d.differs else f"is equivalent to {d.contrast.against}"
+    who = f"{d.contrast.of} {what}" if d.decided else f"undecided: {d.contrast.of} and {d.contrast.against}"
+    if d.differs and d.equivalent:
+        who += f", by less than {plan.margin:g}"
+    if not d.decided and d.seeds == 0:
+        return f"{who}{_where(plan, d, fields)}: not {plan.seeds[0]} seeds of each have a result yet"
+    more = f"; the next look is at {d.next_seeds} seeds" if d.next_seeds else ""
+    return f"{who}{_where(plan, d, fields)}: {_size(plan, d)}; {_collapses(d)}{more}"
+
+
+def _above(plan: ClaimPlan, d: Decision) -> str:
+    up = d.difference.value > 0
+    if plan.endpoint == COLLAPSE:
+        return f"collapses {'more' if up else 'less'} often than {d.contrast.against}"
+    name = "ends" if plan.endpoint == "end" else "learns with a mean reward"
+    return f"{name} {'above' if up else 'below'} {d.contrast.against}"
+
+
+def _where(plan: ClaimPlan, d: Decision, fields: tuple[str, ...]) -> str:
+    if plan.regimes != EACH:
+        return f" over {counted(len(d.contrast.strata), 'regime')}"
+    ((regime, rate),) = d.contrast.strata
+    parts = [*([label(regime, fields)] if fields else []), *([f"learning rate {rate:g}"] if rate is not None else [])]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _size(plan: ClaimPlan, d: Decision) -> str:
+    p = f"adjusted p {d.adjusted:.2g} at {d.level:.2g}, {counted(d.seeds, 'seed')}"
+    if plan.endpoint == COLLAPSE:
+        return p
+    if d.difference.n == 0:
+        return "in every pair one collapsed"
+    return f"{d.difference.value:+.3f}, {d.confidence:.0%} {bounds(d.difference)}; {p}"
+
+
+def _collapses(d: Decision) -> str:
+    counts = [f"{round(rate.value * rate.n)} of {rate.n} ({bounds(rate)})" for rate in d.collapse]
+    return f"collapsed {' and '.join(counts)}"

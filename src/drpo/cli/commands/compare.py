@@ -14,6 +14,7 @@ from drpo.spec import import_named
 from drpo.train.records import TRIALS, refuse_old_comparison
 
 OF_THE_RECIPE = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
+NO_TUNING = tyro.conf.arg(help_behavior_hint="(default: no tuning)")
 NOT_OPTIONS = ("name", "objective", "seed", "shard", "warm_up")
 """Fields of a run that are no options: those set per trial, shard, since each trial is one process, and the warm-up."""
 
@@ -40,6 +41,10 @@ class CompareOptions:
         method: what all trials share, as a paper does: grpo, dapo, ppo, ...; `drpo train RECIPE --help` says what each
             sets. Its objective is the only one, unless --objectives names others.
         seeds: each fixes the data order, the random numbers and the held-out problems.
+        claims: file that names in advance what may be claimed; copied to OUT/claims.toml before the first trial. What
+            its seeds can decide is printed, and more seeds are trained of what is undecided.
+        tuning_seeds: seeds that choose each objective's learning rate by successive halving, in OUT/tuning; they must
+            not be among --seeds.
         learning_rate: for objectives without an @; default: that of --optimizer.
         task: the source of problems.
         updates: optimiser updates per rollout.
@@ -54,6 +59,8 @@ class CompareOptions:
     objectives: tuple[str, ...] = ("none", "ppo(0.2,0.28)", "spo(12.5)", "dppo(0.15)", "drpo(12.5)", "drpo(0.2)")
     method: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    claims: Path | None = None
+    tuning_seeds: Annotated[tuple[int, ...], NO_TUNING] = ()
     learning_rate: Annotated[tuple[float, ...], OF_THE_RECIPE] = ()
     task: Annotated[tuple[str, ...], OF_THE_RECIPE] = ()
     updates: Annotated[tuple[int, ...], OF_THE_RECIPE] = ()
