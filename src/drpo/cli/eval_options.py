@@ -13,7 +13,7 @@ from drpo.cli.template_options import split_template
 from drpo.errors import InputError
 from drpo.rewards import RewardConfig
 from drpo.train.config import MOST_COMPLETIONS, Run
-from drpo.train.records import METRICS, is_sft
+from drpo.train.records import is_run, is_sft
 from drpo.train.verify import holds_final_model
 from drpo.types import Sampling
 
@@ -75,8 +75,8 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     Raises:
         InputError: the run has not finished, an option is invalid, or the folder's configuration names code.
     """
-    is_run = (Path(name) / METRICS).exists() and not is_sft(Path(name))
-    run = open_run(Path(name), trust_remote_code=False, needed=()) if is_run else None
+    of_rl = is_run(name) and not is_sft(Path(name))
+    run = open_run(Path(name), trust_remote_code=False, needed=()) if of_rl else None
     if run is not None and not holds_final_model(Path(name), run.trainer.steps):
         raise InputError(
             f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
