@@ -23,7 +23,7 @@ import pytest
 import torch
 from hypothesis import example, given
 
-from drpo.cli.chat import Manner, Partner, converse
+from drpo.cli.chat import ChatConfig, ChatModel, converse
 from drpo.cli.screen import Colours, Lines, coloured
 from drpo.errors import BrokenLogpError, printable
 from drpo.model import loading
@@ -31,8 +31,8 @@ from drpo.recipes.agents import calculator
 from drpo.rollout import EpisodeDriver, TransformersEngine
 from drpo.rollout.stream import SampledToken
 from drpo.serving.dialogue import Dialogue
-from drpo.serving.replies import token_bytes
-from drpo.serving.speaker import Speaker
+from drpo.serving.responses import token_bytes
+from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece, TextStream, TextToken
 from drpo.train import loop
 from drpo.train.config import ModelConfig, Run, configure, read_value
@@ -52,8 +52,8 @@ FEW = Sampling(samples=1, max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def speaker() -> Speaker:
-    return Speaker.of(*tiny(STOPS), precision="fp32")
+def sampler() -> Sampler:
+    return Sampler.of(*tiny(STOPS), precision="fp32")
 
 
 def prompt(text: str = "7 + 5 = ?") -> torch.Tensor:
@@ -70,11 +70,11 @@ def text_of(pieces: Sequence[Piece]) -> str:
 @pytest.mark.parametrize(
     "how", [FEW, Sampling(1, 9, 0.7, top_logprobs=3), Sampling(1, 9, 0.0), Sampling(1, 9, 1.3, 0.8, 20)]
 )
-def test_what_is_streamed_is_what_is_generated(speaker: Speaker, how: Sampling):
+def test_what_is_streamed_is_what_is_generated(sampler: Sampler, how: Sampling):
     """Bit for bit, to the last token and to the most probable others."""
     for n in range(4):
-        request = Request(prompt(), how, speaker.stop, ("q", n))
-        (whole,), tokens = speaker.engine.generate([request]), list(speaker.engine.stream(request))
+        request = Request(prompt(), how, sampler.stop, ("q", n))
+        (whole,), tokens = sampler.engine.generate([request]), list(sampler.engine.stream(request))
         assert [t.id for t in tokens] == whole.token_ids.tolist()
         assert [t.logp for t in tokens] == whole.behavior_logp.tolist()
         if whole.top_logprobs is not None:
@@ -82,19 +82,19 @@ def test_what_is_streamed_is_what_is_generated(speaker: Speaker, how: Sampling):
             assert [[logp for _, logp in t.top] for t in tokens] == whole.top_logprobs.logp.tolist()
 
 
-def test_streams_under_way_together_do_not_disturb_one_another(speaker: Speaker):
+def test_streams_under_way_together_do_not_disturb_one_another(sampler: Sampler):
     requests = [Request(prompt("ab" * (1 + 3 * n)), FEW, frozenset(), ("q", n)) for n in range(3)]
-    alone = [list(speaker.engine.stream(request)) for request in requests]
-    streams = [speaker.engine.stream(request) for request in requests]
+    alone = [list(sampler.engine.stream(request)) for request in requests]
+    streams = [sampler.engine.stream(request) for request in requests]
     together = list(zip(*streams, strict=True))
     assert [list(tokens) for tokens in zip(*together, strict=True)] == alone
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_probability_shown_is_that_of_the_model(speaker: Speaker, temperature: float):
+def test_the_probability_shown_is_that_of_the_model(sampler: Sampler, temperature: float):
     """Against a plain forward pass over the whole text."""
     how = Sampling(1, 12, temperature, top_logprobs=2)
-    tokens = [t for piece in speaker.say(prompt(), how, ("q",)) for t in piece.sampled]
+    tokens = [t for piece in sampler.stream(prompt(), how, ("q",)) for t in piece.sampled]
     ids = torch.cat([prompt(), torch.tensor([t.id for t in tokens])])
     with torch.no_grad():
         logp = torch.log_softmax(tiny()[0](ids[None]).logits[0] / temperature, -1)[len(prompt()) - 1 : -1]
@@ -103,19 +103,19 @@ def test_the_probability_shown_is_that_of_the_model(speaker: Speaker, temperatur
     assert torch.allclose(tops, logp.topk(2).values, atol=1e-5)
 
 
-def test_logits_that_are_not_finite_end_the_stream(speaker: Speaker):
+def test_logits_that_are_not_finite_end_the_stream(sampler: Sampler):
     model, tokenizer = tiny()
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(BrokenLogpError, match="the answer"):
-        list(Speaker.of(model, tokenizer, precision="fp32").say(prompt(), FEW, ("q",)))
+        list(Sampler.of(model, tokenizer, precision="fp32").stream(prompt(), FEW, ("q",)))
 
 
-def test_the_text_is_that_of_a_rollout(speaker: Speaker):
+def test_the_text_is_that_of_a_rollout(sampler: Sampler):
     """With the same key, that a reward would have read."""
-    driver = EpisodeDriver(speaker.engine, speaker.tokenizer, speaker.stop, speaker.limits)
+    driver = EpisodeDriver(sampler.engine, sampler.tokenizer, sampler.stop, sampler.limits)
     ((episode,),) = driver.run([Problem.of_text("p", "7 + 5 = ?", "12")], FEW, (3,))
-    pieces = list(speaker.say(prompt(), FEW, (3, "p", 0)))
+    pieces = list(sampler.stream(prompt(), FEW, (3, "p", 0)))
     assert text_of(pieces) == episode.text
     assert pieces[-1].finish_reason == episode.finish_reason
     assert [t.id for piece in pieces for t in piece.sampled] == episode.sequence.token_ids.tolist()
@@ -192,14 +192,14 @@ def test_a_conversation_goes_on_as_in_training(template: str | None):
     """Three turns, read and sampled, are those of an episode with the same random numbers; also where it branches."""
     model, tokenizer = tiny(frozenset(range(1, 257, 3)))
     tokenizer.chat_template = template
-    speaker = Speaker.of(model, tokenizer, precision="fp32")
-    driver = EpisodeDriver(speaker.engine, tokenizer, speaker.stop, speaker.limits, Replies())
+    sampler = Sampler.of(model, tokenizer, precision="fp32")
+    driver = EpisodeDriver(sampler.engine, tokenizer, sampler.stop, sampler.limits, Replies())
     ((episode,),) = driver.run([Problem.of_text("p", "7 + 5 = ?", "", system="Add.")], Sampling(1, 64), (1,))
     assert len(episode.turns) == 3
     dialogue = Dialogue((message("system", "Add."),))
     for turn, question in enumerate(["7 + 5 = ?", "and 1?", "and 2?"]):
-        asked = dialogue.asked(tokenizer, question, speaker.stop)
-        pieces = list(speaker.say(asked.ids, Sampling(1, 64), (1, "p", 0, *([turn] if turn else []))))
+        asked = dialogue.asked(tokenizer, question, sampler.stop)
+        pieces = list(sampler.stream(asked.ids, Sampling(1, 64), (1, "p", 0, *([turn] if turn else []))))
         dialogue = asked.answered([t.id for p in pieces for t in p.sampled], text_of(pieces))
     last = episode.sequences[-1]
     assert dialogue.ids.tolist() == [*last.prompt_ids.tolist(), *last.token_ids.tolist()]
@@ -234,43 +234,43 @@ class Recorded(Lines):
 def read_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the model reads before each answer, from now on."""
     read: list[str] = []
-    say = Speaker.say
+    stream = Sampler.stream
 
-    def noted(self: Speaker, ids: torch.Tensor, *rest: Any) -> Iterator[Piece]:
+    def noted(self: Sampler, ids: torch.Tensor, *rest: Any) -> Iterator[Piece]:
         read.append(self.tokenizer.decode(ids))
-        return say(self, ids, *rest)
+        return stream(self, ids, *rest)
 
-    monkeypatch.setattr(Speaker, "say", noted)
+    monkeypatch.setattr(Sampler, "stream", noted)
     return read
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(monkeypatch: pytest.MonkeyPatch):
-    speaker = Speaker.of(*tiny(), precision="fp32")
+    sampler = Sampler.of(*tiny(), precision="fp32")
     read, screen = read_by(monkeypatch), Recorded(interrupted=[0])
-    partner = Partner("it", speaker, Dialogue())
-    converse([partner], ["one", "two"], screen, Manner(FEW, 0, interactive=True))
+    model = ChatModel("it", sampler, Dialogue())
+    converse([model], ["one", "two"], screen, ChatConfig(FEW, 0, interactive=True))
     assert len(screen.answers[0]) == 3 and len(screen.answers[1]) == 25
-    said_before = speaker.tokenizer.decode([t.id for p in screen.answers[0] for t in p.sampled])
+    said_before = sampler.tokenizer.decode([t.id for p in screen.answers[0] for t in p.sampled])
     assert read == ["one", f"one{said_before}\n\ntwo"]
     with pytest.raises(KeyboardInterrupt):  # from a pipe there is nobody to go on
-        converse([partner], ["one"], Recorded(interrupted=[0]), Manner(FEW, 0, interactive=False))
+        converse([model], ["one"], Recorded(interrupted=[0]), ChatConfig(FEW, 0, interactive=False))
 
 
 def test_reset_begins_anew_and_other_commands_are_no_questions(monkeypatch: pytest.MonkeyPatch):
-    speaker = Speaker.of(*tiny(), precision="fp32")
+    sampler = Sampler.of(*tiny(), precision="fp32")
     read, screen = read_by(monkeypatch), Recorded()
     lines = ["one", "/reset", "", "/help", "/rest", "//two", "/reset", "one"]
-    converse([Partner("it", speaker, Dialogue())], lines, screen, Manner(FEW, 0, interactive=True))
+    converse([ChatModel("it", sampler, Dialogue())], lines, screen, ChatConfig(FEW, 0, interactive=True))
     assert read == ["one", "/two", "one"]
     assert "Ctrl-D" in screen.notes[1] and "no such command: /rest" in screen.notes[2]
     assert text_of(screen.answers[0]) != text_of(screen.answers[2])  # no question has the numbers of another
 
 
 def test_a_question_that_does_not_fit_leaves_the_conversation_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    speaker = Speaker.of(*tiny(), precision="fp32")
+    sampler = Sampler.of(*tiny(), precision="fp32")
     read, screen = read_by(monkeypatch), Recorded()
-    partner = Partner("it", speaker, Dialogue())
-    converse([partner], ["a", "b" * 3000, "c"], screen, Manner(Sampling(1, 2), 0, interactive=True))
+    model = ChatModel("it", sampler, Dialogue())
+    converse([model], ["a", "b" * 3000, "c"], screen, ChatConfig(Sampling(1, 2), 0, interactive=True))
     assert len(read) == 2 and read[1].endswith("\n\nc") and "b" not in read[1]
     assert "2,048 positions" in screen.notes[0] and "/reset" in screen.notes[0]
 
@@ -287,7 +287,7 @@ def test_colours_are_those_of_the_probabilities(capsys: pytest.CaptureFixture[st
     screen.piece(pieces[0])
     screen.end(pieces, BYTES)
     out = capsys.readouterr().out
-    assert "\x1b[33mx\x1b[0m" in out and '"x" 0.2500' in out and "cut" in out
+    assert "\x1b[33mx\x1b[0m" in out and '"x" 0.25' in out and "cut" in out
 
 
 # The command
@@ -354,12 +354,11 @@ def test_beside_the_untrained_model(run: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_probabilities_are_numbers_where_there_are_no_colours(run: Path, monkeypatch: pytest.MonkeyPatch):
     out = answers(monkeypatch, "3 + 1?\n", str(run), "--show-probabilities", "--precision", "fp32")
-    speaker = Speaker.of(*loading.load(str(run / MODEL)), precision="fp32")
-    pieces = list(speaker.say(prompt("Add up.\n\n3 + 1?"), Sampling(1, 8, 0.8), ("chat", 0, 0)))
+    sampler = Sampler.of(*loading.load(str(run / MODEL)), precision="fp32")
+    pieces = list(sampler.stream(prompt("Add up.\n\n3 + 1?"), Sampling(1, 8, 0.8), ("chat", 0, 0)))
     sampled = [t for piece in pieces for t in piece.sampled]
-    lines = [
-        f"{math.exp(t.logp):.4f}  {json.dumps(printable(BYTES.decode(t.id)), ensure_ascii=False)}" for t in sampled
-    ]
+    names = [json.dumps(printable(BYTES.decode(t.id)), ensure_ascii=False) for t in sampled]
+    lines = [f"{math.exp(t.logp):.4g}\t{name}" for t, name in zip(sampled, names, strict=True)]
     assert out == "\n".join([printable(text_of(pieces)), *lines, ""]) and "\x1b" not in out
 
 

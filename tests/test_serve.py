@@ -23,10 +23,10 @@ from drpo.credentials import TOKEN
 from drpo.rollout import encode_prompt
 from drpo.rollout.prompts import encode_text
 from drpo.serving import http
+from drpo.serving.fair_lock import FairLock
 from drpo.serving.http import Server, Service
-from drpo.serving.replies import token_bytes
-from drpo.serving.speaker import Speaker
-from drpo.serving.turns import Turns
+from drpo.serving.responses import token_bytes
+from drpo.serving.sampler import Sampler
 from drpo.types import Problem, Sampling
 from support.base_model import TEMPLATE
 from support.hostile import refused
@@ -37,10 +37,10 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def speaker_of(template: str | None = TEMPLATE) -> Speaker:
+def sampler_of(template: str | None = TEMPLATE) -> Sampler:
     model, tokenizer = tiny(STOPS)
     tokenizer.chat_template = template
-    return Speaker.of(model, tokenizer, precision="fp32")
+    return Sampler.of(model, tokenizer, precision="fp32")
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def served(service: Service) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    return Service(speaker_of(), "tiny", KEY, longest=24)
+    return Service(sampler_of(), "tiny", KEY, longest=24)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def texts(answer: Mapping[str, Any]) -> list[str]:
 def test_a_chat_is_answered_by_the_model(client: httpx2.Client, service: Service):
     """The text is the sampler's, of the prompt that the chat template makes."""
     answer = ask(client, temperature=0.8)
-    speaker = service.speaker
-    prompt = encode_prompt(speaker.tokenizer, Problem("p", tuple(HELLO), ""))
-    pieces = list(speaker.say(prompt, Sampling(1, 24, 0.8), ("serve", 1, 0)))
+    sampler = service.sampler
+    prompt = encode_prompt(sampler.tokenizer, Problem("p", tuple(HELLO), ""))
+    pieces = list(sampler.stream(prompt, Sampling(1, 24, 0.8), ("serve", 1, 0)))
     assert texts(answer) == ["".join(piece.text for piece in pieces)]
     sampled = sum(len(piece.sampled) for piece in pieces)
     used = {"prompt_tokens": len(prompt), "completion_tokens": sampled, "total_tokens": len(prompt) + sampled}
@@ -139,8 +139,8 @@ def test_answers_of_one_request_differ_and_are_those_of_the_seed(client: httpx2.
 def test_log_probabilities_are_those_of_the_model(client: httpx2.Client, service: Service):
     """At the temperature of the request, against a plain forward pass; tokens and bytes spell the text."""
     answer = ask(client, TEXT, logprobs=2, temperature=0.7, max_tokens=12)["choices"][0]
-    found, prompt = answer["logprobs"], encode_text(service.speaker.tokenizer, "hello")
-    pieces = service.speaker.say(prompt, Sampling(1, 12, 0.7), ("serve", 1, 0))
+    found, prompt = answer["logprobs"], encode_text(service.sampler.tokenizer, "hello")
+    pieces = service.sampler.stream(prompt, Sampling(1, 12, 0.7), ("serve", 1, 0))
     sampled = [t.id for piece in pieces for t in piece.sampled][: len(found["tokens"])]
     ids = torch.cat([prompt, torch.tensor(sampled)])
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_a_stop_text_ends_the_answer_before_it(client: httpx2.Client):
 
 
 def test_texts_and_ids_are_prompts(client: httpx2.Client, service: Service):
-    ids = service.speaker.tokenizer("hello")["input_ids"]
+    ids = service.sampler.tokenizer("hello")["input_ids"]
     alone = texts(ask(client, TEXT, n=2))
     assert texts(ask(client, TEXT, prompt=ids, n=2)) == alone
     both = ask(client, TEXT, prompt=["hello", "bye"], n=2)
@@ -196,18 +196,18 @@ def test_requests_at_once_are_answered_as_alone(client: httpx2.Client):
         assert list(threads.map(lambda fields: texts(ask(client, **fields)), asked)) == alone
 
 
-def test_turns_are_taken_in_order():
-    turns, order = Turns(), []
+def test_the_lock_goes_to_who_waits_longest():
+    lock, order = FairLock(), []
 
     def take(name: str) -> None:
-        for _ in turns.taken_by(iter(range(50))):
+        for _ in lock.taken_by(iter(range(50))):
             order.append(name)
 
     threads = [threading.Thread(target=take, args=(name,)) for name in "ab"]
-    with turns:
+    with lock:
         for thread in threads:
             thread.start()
-        while turns._last < 3:  # both wait
+        while lock._last < 3:  # both wait
             time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -238,7 +238,7 @@ def test_the_state_is_open_to_all(client: httpx2.Client):
 
 def test_there_is_no_server_without_a_token(service: Service):
     with pytest.raises(ValueError, match="token"):
-        Service(service.speaker, "tiny", "")
+        Service(service.sampler, "tiny", "")
 
 
 BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
@@ -360,7 +360,7 @@ def test_a_client_that_hangs_up_ends_its_answer(
     client: httpx2.Client, service: Service, stream: bool, monkeypatch: pytest.MonkeyPatch
 ):
     sampled, closed = [], threading.Event()
-    of_engine = service.speaker.engine.stream
+    of_engine = service.sampler.engine.stream
 
     def slow(request: Any) -> Iterator[Any]:
         try:
@@ -371,7 +371,7 @@ def test_a_client_that_hangs_up_ends_its_answer(
         finally:
             closed.set()
 
-    monkeypatch.setattr(service.speaker.engine, "stream", slow)
+    monkeypatch.setattr(service.sampler.engine, "stream", slow)
     body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 1500, "stream": stream, "n": 60}).encode()
     with socket.create_connection(("127.0.0.1", client.base_url.port)) as line:
         line.sendall(head(Content_Length=len(body)) + body)
@@ -388,7 +388,7 @@ def test_logits_that_are_not_finite_are_an_error(service: Service):
     model, tokenizer = tiny()
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(float("nan"))
-    with served(Service(Speaker.of(model, tokenizer, precision="fp32"), "tiny", KEY)) as client:
+    with served(Service(Sampler.of(model, tokenizer, precision="fp32"), "tiny", KEY)) as client:
         answer = client.post(TEXT, json={"model": "tiny", "prompt": "x"})
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         with client.stream("POST", TEXT, json={"model": "tiny", "prompt": "x", "stream": True}) as streamed:

@@ -90,7 +90,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "every question of a chat has the same random numbers",
-        "drpo.serving.speaker:Request",
+        "drpo.serving.sampler:Request",
         lambda right: lambda ids, sampling, stop, key, name: right(ids, sampling, stop, key[:2], name),
         (f"{CHAT}test_reset_begins_anew_and_other_commands_are_no_questions",),
     ),
@@ -108,7 +108,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the answers to one request share their random numbers",
-        "drpo.serving.speaker:Speaker.say",
+        "drpo.serving.sampler:Sampler.stream",
         _one_seed,
         (f"{SERVE}test_answers_of_one_request_differ_and_are_those_of_the_seed",),
     ),

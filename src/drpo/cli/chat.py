@@ -10,12 +10,12 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.chat import START, ChatOptions
-from drpo.cli.partners import SpeakerOptions, first_question, opening, speaker_of, untrained_speaker
+from drpo.cli.samplers import SamplerOptions, first_question, opening, sampler_of, untrained_sampler
 from drpo.cli.screen import Screen, screen_of
 from drpo.cli.trained import trained_model
 from drpo.errors import InputError, one_line
 from drpo.serving.dialogue import Dialogue
-from drpo.serving.speaker import Speaker
+from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece
 from drpo.train.records import is_run
 from drpo.types import Problem, Sampling
@@ -28,23 +28,23 @@ Ctrl-C ends an answer, Ctrl-D the program."""
 
 
 @dataclass(frozen=True, eq=False)
-class Partner:
+class ChatModel:
     """A model that is talked to.
 
     Args:
         name: as the command line has it.
-        speaker: answers.
+        sampler: answers.
         opening: the conversation before the first question.
     """
 
     name: str
-    speaker: Speaker
+    sampler: Sampler
     opening: Dialogue
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How all partners answer.
+class ChatConfig:
+    """How all models answer.
 
     Args:
         sampling: the distribution.
@@ -66,26 +66,26 @@ def chat(name: str, options: ChatOptions) -> int:
     sampling = Sampling(samples=1, max_new_tokens=options.max_new_tokens, temperature=temperature)
     interactive, screen = sys.stdin.isatty(), screen_of(options.show_probabilities)
     with screen.waiting(f"loading {name}") if interactive else nullcontext():
-        partners, example = _partners(name, options)
+        models, example = _models(name, options)
     if interactive:
-        for line in _greeting(partners[0].opening, sampling, example):
+        for line in _greeting(models[0].opening, sampling, example):
             screen.note(line)
-    converse(partners, _typed() if interactive else _piped(), screen, Manner(sampling, options.seed, interactive))
+    converse(models, _typed() if interactive else _piped(), screen, ChatConfig(sampling, options.seed, interactive))
     return 0
 
 
-def _partners(name: str, options: ChatOptions) -> tuple[list[Partner], Problem | None]:
+def _models(name: str, options: ChatOptions) -> tuple[list[ChatModel], Problem | None]:
     """Load the model, and the other one of --versus; return them with a problem of the run, if it is one."""
-    how = SpeakerOptions(options.step, options.stop, options.precision, options.device, options.trust_remote_code)
+    how = SamplerOptions(options.step, options.stop, options.precision, options.device, options.trust_remote_code)
     first = None if options.system is not None else first_question(name, options.trust_remote_code)
     problem, observation = (None, None) if first is None else first
-    speakers = [(name, speaker_of(name, how, "chat"))]
+    samplers = [(name, sampler_of(name, how, "chat"))]
     if options.versus == START:
-        speakers.append((START, untrained_speaker(name, how)))
+        samplers.append((START, untrained_sampler(name, how)))
     elif options.versus is not None:
-        speakers.append((options.versus, speaker_of(options.versus, replace(how, step=0), "chat")))
-    openings = [opening(speaker.tokenizer, observation, options.system) for _, speaker in speakers]
-    return [Partner(n, speaker, begins) for (n, speaker), begins in zip(speakers, openings, strict=True)], problem
+        samplers.append((options.versus, sampler_of(options.versus, replace(how, step=0), "chat")))
+    openings = [opening(sampler.tokenizer, observation, options.system) for _, sampler in samplers]
+    return [ChatModel(n, sampler, begins) for (n, sampler), begins in zip(samplers, openings, strict=True)], problem
 
 
 def _greeting(begins: Dialogue, sampling: Sampling, example: Problem | None) -> Iterator[str]:
@@ -99,31 +99,31 @@ def _greeting(begins: Dialogue, sampling: Sampling, example: Problem | None) -> 
     yield f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens; /help"
 
 
-def converse(partners: Sequence[Partner], lines: Iterable[str], screen: Screen, manner: Manner) -> None:
+def converse(models: Sequence[ChatModel], lines: Iterable[str], screen: Screen, config: ChatConfig) -> None:
     """Answer questions until there are no more.
 
     Args:
-        partners: each answers every question, in a conversation of its own.
+        models: each answers every question, in a conversation of its own.
         lines: questions and commands.
         screen: shows the answers.
-        manner: how they answer.
+        config: how they answer.
 
     Raises:
         InputError: a question cannot be answered, where nobody is there to ask another.
         KeyboardInterrupt: likewise.
     """
-    dialogues, number = [partner.opening for partner in partners], 0
+    dialogues, number = [model.opening for model in models], 0
     for line in filter(str.strip, lines):
         if line.startswith("/") and not line.startswith("//"):
             command = line.strip()
             if command == "/reset":
-                dialogues = [partner.opening for partner in partners]
+                dialogues = [model.opening for model in models]
             screen.note(_reply(command))
             continue
-        for i, partner in enumerate(partners):
-            if len(partners) > 1:
-                screen.title(partner.name)
-            dialogues[i] = _answered(partner.speaker, dialogues[i], line.removeprefix("/"), number, screen, manner)
+        for i, model in enumerate(models):
+            if len(models) > 1:
+                screen.title(model.name)
+            dialogues[i] = _answered(model.sampler, dialogues[i], line.removeprefix("/"), number, screen, config)
         number += 1
 
 
@@ -134,42 +134,43 @@ def _reply(command: str) -> str:
 
 
 def _answered(
-    speaker: Speaker, dialogue: Dialogue, question: str, number: int, screen: Screen, manner: Manner
+    sampler: Sampler, dialogue: Dialogue, question: str, number: int, screen: Screen, config: ChatConfig
 ) -> Dialogue:
     """Show the answer to a question; return the conversation with both, or as it was where there is no answer."""
     pieces: list[Piece] = []
     asked = dialogue
     try:
-        asked = dialogue.asked(speaker.tokenizer, question, speaker.stop)
-        for piece in _pieces(speaker, asked, number, manner):
+        asked = dialogue.asked(sampler.tokenizer, question, sampler.stop)
+        for piece in _pieces(sampler, asked, number, config):
             pieces.append(piece)
             screen.piece(piece)
     except KeyboardInterrupt:
-        if not manner.interactive:
+        if not config.interactive:
             raise
     except InputError as error:
-        if not manner.interactive:
+        if not config.interactive:
             raise
         screen.note(f"{error} (/reset begins a new conversation)")
         return dialogue
-    screen.end(pieces, speaker.tokenizer)
+    screen.end(pieces, sampler.tokenizer)
     sampled = [token.id for piece in pieces for token in piece.sampled]
     return asked.answered(sampled, "".join(piece.text for piece in pieces)) if sampled else dialogue
 
 
-def _pieces(speaker: Speaker, asked: Dialogue, number: int, manner: Manner) -> Iterator[Piece]:
+def _pieces(sampler: Sampler, asked: Dialogue, number: int, config: ChatConfig) -> Iterator[Piece]:
     assert asked.ids is not None
-    room, sampling = speaker.room(asked.ids), manner.sampling
+    room, sampling = sampler.room(asked.ids), config.sampling
     if room is not None:
         sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-    return speaker.say(asked.ids, sampling, ("chat", manner.seed, number))
+    return sampler.stream(asked.ids, sampling, ("chat", config.seed, number))
 
 
 def _typed() -> Iterator[str]:
     """Yield the lines that are typed, until Ctrl-D."""
+    prompt = "> " if sys.stdout.isatty() else ""
     while True:
         try:
-            yield input("> ")
+            yield input(prompt)
         except EOFError:
             print()
             return

@@ -78,7 +78,7 @@ class Lines:
         if is_cut(pieces):
             self.note(CUT)
         if self._probabilities:
-            write("".join(f"{p:.4f}  {text}\n" for p, text in probabilities(pieces, tokenizer)))
+            write("".join(f"{p:.4g}\t{text}\n" for p, text in probabilities(pieces, tokenizer)))
 
 
 class Colours(Lines):
@@ -100,7 +100,7 @@ class Colours(Lines):
         write((_styled(f" ({CUT})", "dim") if is_cut(pieces) else "") + "\n")
         if self._probabilities:
             least = sorted(probabilities(pieces, tokenizer), key=lambda pair: pair[0])[:LEAST]
-            told = ", ".join(f"{text} {p:.4f}" for p, text in least)
+            told = ", ".join(f"{text} {p:.3g}" for p, text in least)
             legend = ", ".join(f"{_styled(f'{at:g}', style)}" for at, style in COLOURS if style)
             write(_styled(f"least probable: {told}; colours from ", "dim") + legend + "\n")
 

@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.serve import ServeOptions
 from drpo.cli.listening import make_token, require_loopback
-from drpo.cli.partners import SpeakerOptions, speaker_of
+from drpo.cli.samplers import SamplerOptions, sampler_of
 from drpo.credentials import TOKEN
 from drpo.errors import InputError
 from drpo.serving.http import Server, Service
@@ -49,12 +49,14 @@ def made_server(name: str, options: ServeOptions) -> Server:
     longest = Sampling(samples=1, max_new_tokens=options.max_new_tokens)
     is_new = make_token()
     transformers_logging.disable_progress_bar()
-    how = SpeakerOptions(options.step, options.stop, options.precision, options.device, options.trust_remote_code)
+    how = SamplerOptions(options.step, options.stop, options.precision, options.device, options.trust_remote_code)
     with Terminal(stderr=True).status(f"loading {name}"):
-        speaker = speaker_of(name, how, "serve")
-        first = torch.tensor([min(speaker.stop, default=0)])
-        list(speaker.say(first, Sampling(samples=1, max_new_tokens=1), ("serve",)))  # what cannot be sampled fails here
-    service = Service(speaker, options.name or served_name(name), os.environ[TOKEN], longest.max_new_tokens)
+        sampler = sampler_of(name, how, "serve")
+        first = torch.tensor([min(sampler.stop, default=0)])
+        list(
+            sampler.stream(first, Sampling(samples=1, max_new_tokens=1), ("serve",))
+        )  # what cannot be sampled fails here
+    service = Service(sampler, options.name or served_name(name), os.environ[TOKEN], longest.max_new_tokens)
     try:
         server = Server((options.host, options.port), service)
     except OSError as error:

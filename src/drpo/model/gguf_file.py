@@ -202,7 +202,8 @@ def _tensors(model: PreTrainedModel, kind: Any) -> dict[str, tuple[Any, Any]]:
     for name, tensor in named_tensors(model).items():
         quantization = kind if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
         values = _values(name, tensor, config)
-        data = gguf.quants.quantize(values, quantization)
+        with np.errstate(over="ignore"):  # which the next line refuses
+            data = gguf.quants.quantize(values, quantization)
         if quantization.name == "F16" and not np.isfinite(data).all():
             raise InputError(f"--gguf: {name} has numbers that fp16 does not reach; set --dtype bf16 or fp32")
         found[names.get_name(name, try_suffixes=(".weight", ".bias"))] = (data, quantization)

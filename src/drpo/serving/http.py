@@ -19,11 +19,11 @@ from typing import Any
 
 from drpo import __version__
 from drpo.errors import BrokenLogpError, describe
-from drpo.serving.replies import Reply
-from drpo.serving.requests import ApiError, Asked, read_chat, read_text
-from drpo.serving.speaker import Speaker
+from drpo.serving.fair_lock import FairLock
+from drpo.serving.requests import ApiError, CompletionRequest, read_chat, read_text
+from drpo.serving.responses import Response
+from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece
-from drpo.serving.turns import Turns
 
 log = logging.getLogger("drpo")
 
@@ -35,7 +35,7 @@ CONNECTIONS = 64
 """Open at once; a further one is refused with status 503."""
 AT_ONCE = 8
 """Requests that are answered at once; further ones wait. Each has keys and values of its own in memory."""
-ROUTES: dict[str, Callable[[bytes, Speaker, int], Asked]] = {
+ROUTES: dict[str, Callable[[bytes, Sampler, int], CompletionRequest]] = {
     "/v1/chat/completions": read_chat,
     "/v1/completions": read_text,
 }
@@ -48,11 +48,11 @@ class Service:
     """What a server answers with.
 
     Args:
-        speaker: the model.
+        sampler: the model.
         name: of the model, in requests and answers.
         token: that a request must carry, as `Authorization: Bearer TOKEN`.
         longest: the most tokens of a chat's answer where the request does not say.
-        turns: of the threads that sample.
+        lock: of the threads that sample.
         places: of requests that are answered at once.
         created: when the model was loaded, seconds since 1970.
 
@@ -60,11 +60,11 @@ class Service:
         ValueError: there is no token.
     """
 
-    speaker: Speaker
+    sampler: Sampler
     name: str
     token: str
     longest: int = 512
-    turns: Turns = field(default_factory=Turns)
+    lock: FairLock = field(default_factory=FairLock)
     places: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -82,31 +82,31 @@ class Service:
         """The model, as /v1/models has it."""
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "drpo"}
 
-    def asked(self, path: str, body: bytes) -> Asked:
+    def read(self, path: str, body: bytes) -> CompletionRequest:
         """Return what a request asks.
 
         Raises:
             ApiError: it asks another model, or what cannot be done.
         """
-        with self.turns:  # a tokenizer is no thread's alone
-            asked = ROUTES[path](body, self.speaker, self.longest)
-        if asked.model != self.name:
-            raise self.no_model(asked.model)
-        return asked
+        with self.lock:  # a tokenizer is no thread's alone
+            request = ROUTES[path](body, self.sampler, self.longest)
+        if request.model != self.name:
+            raise self.no_model(request.model)
+        return request
 
     def no_model(self, name: str) -> ApiError:
         """Return the error of another model's name."""
         return ApiError(f"model {name!r} is not here; there is {self.name!r}", 404, "model", "model_not_found")
 
-    def answers(self, asked: Asked) -> Generator[tuple[int, Piece], None, None]:
+    def answers(self, request: CompletionRequest) -> Generator[tuple[int, Piece], None, None]:
         """Yield the pieces of all answers, one answer after the other, each with its number.
 
         Answer i of a prompt has random numbers that depend on the seed and on i alone.
         """
-        for at, (prompt, sampling) in enumerate(zip(asked.prompts, asked.sampling, strict=True)):
-            for i in range(asked.n):
-                pieces = self.speaker.say(prompt, sampling, ("serve", asked.seed, i), asked.stop)
-                yield from ((at * asked.n + i, piece) for piece in self.turns.taken_by(pieces))
+        for at, (prompt, sampling) in enumerate(zip(request.prompts, request.sampling, strict=True)):
+            for i in range(request.n):
+                pieces = self.sampler.stream(prompt, sampling, ("serve", request.seed, i), request.stop)
+                yield from ((at * request.n + i, piece) for piece in self.lock.taken_by(pieces))
 
 
 class Server(ThreadingHTTPServer):
@@ -143,7 +143,8 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a connection that broke."""
+        """Leave a connection that broke to the log's debug messages."""
+        log.debug("a connection broke", exc_info=True)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -196,23 +197,20 @@ class Handler(BaseHTTPRequestHandler):
                 raise _nowhere(path)
             body = self._body()
             self._arriving.cancel()
-            asked = service.asked(path, body)
-            with service.places, closing(service.answers(asked)) as pieces:
-                reply = Reply(asked, service.speaker.tokenizer)
-                if asked.stream:
-                    self._stream(reply.chunks(pieces))
+            request = service.read(path, body)
+            with service.places, closing(service.answers(request)) as pieces:
+                response = Response(request, service.sampler.tokenizer)
+                if request.stream:
+                    self._stream(response.chunks(pieces))
                 else:
-                    self._reply(200, reply.whole(self._while_heard(pieces)))
+                    self._reply(200, response.whole(self._while_heard(pieces)))
             log.info("%s: %.1f s", path, time.monotonic() - began)
         except ApiError as error:
             self._fail(error)
-        except (BrokenPipeError, ConnectionError, TimeoutError):
+        except (ConnectionError, TimeoutError):
             self.close_connection = True  # nobody listens
-        except BrokenLogpError as error:
-            self._fail(ApiError(str(error), 500))
         except Exception as error:
-            log.warning("%s: %s", path, describe(error))
-            self._fail(ApiError("the server failed; its log says how", 500))
+            self._fail(_failure(error))
 
     def _is_known(self) -> bool:
         return self.server.service.knows(self.headers.get("Authorization", ""))
@@ -265,8 +263,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for chunk in chunks:
                 self._event(json.dumps(chunk))
-        except BrokenLogpError as error:
-            self._event(json.dumps(ApiError(str(error), 500).body))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # the head is sent, so the error is an event of the stream
+            self._event(json.dumps(_failure(error).body))
             return
         self._event("[DONE]")
 
@@ -293,6 +293,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing on standard error."""
+
+
+def _failure(error: Exception) -> ApiError:
+    """The API's error for one of the server's own, which goes to the log."""
+    if isinstance(error, BrokenLogpError):
+        return ApiError(str(error), 500)
+    log.warning("a request failed: %s", describe(error))
+    return ApiError("the server failed; its log says how", 500)
 
 
 def _nowhere(path: str) -> ApiError:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from drpo.errors import InputError, one_line
 from drpo.rollout.prompts import encode_prompt, encode_text
-from drpo.serving.speaker import Speaker
+from drpo.serving.sampler import Sampler
 from drpo.tasks.conversations import ROLES
 from drpo.types import Message, Problem, Sampling
 
+MOST_TOKENS = 2**20
+"""Upper bound of an answer, where the model has none."""
 MOST_CHOICES = 64
 """Upper bound of the answers to one request: prompts times `n`."""
 MOST_STOPS, MOST_TOP = 4, 20
@@ -101,7 +103,7 @@ class TextBody(_Body, kw_only=True):
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class CompletionRequest:
     """What a request asks.
 
     Args:
@@ -129,12 +131,12 @@ class Asked:
     include_usage: bool
 
 
-def read_chat(data: bytes, speaker: Speaker, longest: int) -> Asked:
+def read_chat(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
     """Return what a request to /v1/chat/completions asks.
 
     Args:
         data: its body.
-        speaker: will answer.
+        sampler: will answer.
         longest: the most tokens of an answer where the request does not say.
 
     Raises:
@@ -151,15 +153,15 @@ def read_chat(data: bytes, speaker: Speaker, longest: int) -> Asked:
         raise ApiError("top_logprobs requires logprobs=true", param="top_logprobs")
     problem = Problem("messages", tuple(map(_message, body.messages)) or _none("messages"), "")
     try:
-        prompt = encode_prompt(speaker.tokenizer, problem)
+        prompt = encode_prompt(sampler.tokenizer, problem)
     except InputError as error:
         raise ApiError(str(error).removeprefix("problem 'messages': "), param="messages") from None
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     is_exact, limit = limit is not None, longest if limit is None else limit
-    return _asked("chat", body, (prompt,), speaker, limit, is_exact, bool(body.logprobs), top)
+    return _request("chat", body, (prompt,), sampler, limit, is_exact, bool(body.logprobs), top)
 
 
-def read_text(data: bytes, speaker: Speaker, longest: int) -> Asked:
+def read_text(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
     """Return what a request to /v1/completions asks; arguments and errors as for `read_chat`."""
     body = _decoded(data, TextBody)
     _require_plain(body)
@@ -167,33 +169,33 @@ def read_text(data: bytes, speaker: Speaker, longest: int) -> Asked:
     _refuse("echo", body.echo, "is not supported: the prompt's own log-probabilities are not computed")
     if body.best_of not in (None, body.n or 1):
         raise ApiError("best_of: no answer is left out here; set n", param="best_of")
-    prompts = tuple(_prompt(prompt, speaker) for prompt in _prompts(body.prompt))
+    prompts = tuple(_prompt(prompt, sampler) for prompt in _prompts(body.prompt))
     limit = 16 if body.max_tokens is None else body.max_tokens  # as OpenAI's
-    return _asked("text", body, prompts, speaker, limit, True, body.logprobs is not None, body.logprobs or 0)
+    return _request("text", body, prompts, sampler, limit, True, body.logprobs is not None, body.logprobs or 0)
 
 
-def _asked(
+def _request(
     kind: Literal["chat", "text"],
     body: _Body,
     prompts: tuple[Tensor, ...],
-    speaker: Speaker,
+    sampler: Sampler,
     limit: int,
     is_exact: bool,
     logprobs: bool,
     top: int,
-) -> Asked:
+) -> CompletionRequest:
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(prompts) <= MOST_CHOICES:
         raise ApiError(f"n={n}: a request has from 1 to {MOST_CHOICES} answers, over all of its prompts", param="n")
     if not 0 <= top <= MOST_TOP:
         name = "top_logprobs" if kind == "chat" else "logprobs"
         raise ApiError(f"{name}={top}: must be from 0 to {MOST_TOP}", param=name)
-    return Asked(
+    return CompletionRequest(
         kind,
         body.model,
         prompts,
         n,
-        tuple(_sampling(body, prompt, speaker, limit, is_exact, top) for prompt in prompts),
+        tuple(_sampling(body, prompt, sampler, limit, is_exact, top) for prompt in prompts),
         secrets.randbelow(2**63) if body.seed is None else body.seed,
         _stops(body.stop),
         logprobs,
@@ -202,23 +204,23 @@ def _asked(
     )
 
 
-def _sampling(body: _Body, prompt: Tensor, speaker: Speaker, limit: int, is_exact: bool, top: int) -> Sampling:
+def _sampling(body: _Body, prompt: Tensor, sampler: Sampler, limit: int, is_exact: bool, top: int) -> Sampling:
     """The sampling of a prompt's answers; a limit that the request names must fit behind the prompt."""
     try:
-        room = speaker.room(prompt)
+        room = sampler.room(prompt)
     except InputError as error:
         raise ApiError(str(error), code="context_length_exceeded") from None
-    if is_exact and room is not None and limit > room:
+    room = MOST_TOKENS if room is None else room
+    if is_exact and limit > room:
         raise ApiError(
-            f"max_tokens={limit}: the prompt has {len(prompt):,} tokens, behind which the model has room for {room:,}",
+            f"max_tokens={limit}: the prompt has {len(prompt):,} tokens, behind which there is room for {room:,}",
             param="max_tokens",
             code="context_length_exceeded",
         )
     given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
     known = {name: value for name, value in given.items() if value is not None}
     try:
-        longest = limit if room is None else min(limit, room)
-        return Sampling(samples=1, max_new_tokens=longest, top_logprobs=top, **known)  # type: ignore[arg-type]
+        return Sampling(samples=1, max_new_tokens=min(limit, room), top_logprobs=top, **known)  # type: ignore[arg-type]
     except InputError as error:
         name = re.match(r"sampling\.(\w+)", str(error))
         param = None if name is None else name[1].replace("max_new_tokens", "max_tokens")
@@ -271,10 +273,10 @@ def _prompts(prompt: str | list[Any]) -> list[Any]:
     return [prompt] if alone and prompt != [] else list(prompt) or _none("prompt")
 
 
-def _prompt(prompt: Any, speaker: Speaker) -> Tensor:
+def _prompt(prompt: Any, sampler: Sampler) -> Tensor:
     if isinstance(prompt, str):
         try:
-            return encode_text(speaker.tokenizer, prompt)
+            return encode_text(sampler.tokenizer, prompt)
         except InputError as error:
             raise ApiError(f"prompt: {error}", param="prompt") from None
     is_ids = isinstance(prompt, list) and prompt and all(type(i) is int and 0 <= i < 2**31 for i in prompt)

@@ -16,7 +16,7 @@ from drpo.types import Key, Request, Sampling
 
 
 @dataclass(frozen=True, eq=False)
-class Speaker:
+class Sampler:
     """A model with all that its answers need.
 
     Args:
@@ -38,8 +38,8 @@ class Speaker:
         stop: Sequence[str] = (),
         precision: str = "auto",
         device: torch.device | None = None,
-    ) -> "Speaker":
-        """Return the speaker of a model, which is copied.
+    ) -> "Sampler":
+        """Return the sampler of a model, which is copied.
 
         Args:
             model: it.
@@ -53,7 +53,7 @@ class Speaker:
         """
         device = device or model.device
         engine = TransformersEngine(model, precision=resolve_precision(precision, device), device=device)
-        return Speaker(engine, tokenizer, stop_ids(model, tokenizer, stop), PromptLimits.of(model))
+        return Sampler(engine, tokenizer, stop_ids(model, tokenizer, stop), PromptLimits.of(model))
 
     def room(self, prompt_ids: Tensor) -> int | None:
         """Return how many tokens fit behind a prompt; None if there is no limit.
@@ -72,7 +72,7 @@ class Speaker:
             )
         return room
 
-    def say(self, prompt_ids: Tensor, sampling: Sampling, key: Key, stop: Sequence[str] = ()) -> Iterator[Piece]:
+    def stream(self, prompt_ids: Tensor, sampling: Sampling, key: Key, stop: Sequence[str] = ()) -> Iterator[Piece]:
         """Yield an answer, a piece for each token and a last one with the finish reason.
 
         Sampled alone, so that an answer depends on prompt, sampling and key, and not on what else is asked.

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from drpo.serving.requests import Asked
+from drpo.serving.requests import CompletionRequest
 from drpo.serving.text import Piece, TextToken
 
 UNLIKELY = -9999.0
@@ -18,17 +18,17 @@ UNLIKELY = -9999.0
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """What all chunks of an answer share.
 
     Args:
-        asked: the request.
+        request: as it was read.
         tokenizer: names tokens.
         id: of the answer.
         created: seconds since 1970.
     """
 
-    asked: Asked
+    request: CompletionRequest
     tokenizer: PreTrainedTokenizerBase
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -43,7 +43,7 @@ class Reply:
         for index, piece in pieces:
             of_choice.setdefault(index, []).append(piece)
         choices = [self._choice(index, joined(found)) for index, found in sorted(of_choice.items())]
-        if self.asked.kind == "chat":
+        if self.request.kind == "chat":
             for choice in choices:
                 choice["message"] = {"role": "assistant", "content": choice.pop("text"), "refusal": None}
         sampled = sum(len(piece.sampled) for found in of_choice.values() for piece in found)
@@ -58,32 +58,32 @@ class Reply:
             if not (piece.text or piece.tokens or piece.finish_reason):
                 continue  # held back
             choice = self._choice(index, piece)
-            if self.asked.kind == "chat":
+            if self.request.kind == "chat":
                 role = {} if index in begun else {"role": "assistant"}
                 choice["delta"] = role | {"content": choice.pop("text")}
             begun.add(index)
             yield self._framed("chat.completion.chunk", [choice]) | self._no_usage()
-        if self.asked.include_usage:
+        if self.request.include_usage:
             yield self._framed("chat.completion.chunk", []) | {"usage": self._usage(sampled)}
 
     def _no_usage(self) -> dict[str, None]:
-        return {"usage": None} if self.asked.include_usage else {}
+        return {"usage": None} if self.request.include_usage else {}
 
     def _framed(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = kind if self.asked.kind == "chat" else "text_completion"
+        kind = kind if self.request.kind == "chat" else "text_completion"
         return {
-            "id": self.id, "object": kind, "created": self.created, "model": self.asked.model, "choices": choices,
+            "id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices,
         }  # fmt: skip
 
     def _usage(self, sampled: int) -> dict[str, int]:
         """Count tokens: those of the prompts once, and all that were sampled, the ones that ended a turn too."""
-        read = sum(map(len, self.asked.prompts))
+        read = sum(map(len, self.request.prompts))
         return {"prompt_tokens": read, "completion_tokens": sampled, "total_tokens": read + sampled}
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         logprobs = None
-        if self.asked.logprobs:
-            logprobs = self._of_chat(piece) if self.asked.kind == "chat" else self._of_text(piece)
+        if self.request.logprobs:
+            logprobs = self._of_chat(piece) if self.request.kind == "chat" else self._of_text(piece)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _of_chat(self, piece: Piece) -> dict[str, Any]:

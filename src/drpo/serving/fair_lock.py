@@ -1,4 +1,4 @@
-"""Turns: several answers are sampled together, one token of one of them at a time."""
+"""FairLock: several answers are sampled together, one token of one of them at a time."""
 
 import threading
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Turns:
+class FairLock:
     """A lock whose waiting threads get it in the order in which they asked.
 
     Python's own lock may go to the thread that has just released it, so one answer would keep all others waiting.
 
     Example:
-        >>> turns = Turns()
-        >>> list(turns.taken_by(iter("abc")))
+        >>> lock = FairLock()
+        >>> list(lock.taken_by(iter("abc")))
         ['a', 'b', 'c']
     """
 

@@ -11,7 +11,7 @@ from drpo.errors import InputError
 from drpo.model.device import choose_device
 from drpo.rollout.tools import with_tools
 from drpo.serving.dialogue import Dialogue
-from drpo.serving.speaker import Speaker
+from drpo.serving.sampler import Sampler
 from drpo.train.config import Run
 from drpo.train.setup import environments_of
 from drpo.types import Failure, Problem
@@ -20,7 +20,7 @@ from drpo.types.problem import message
 
 
 @dataclass(frozen=True)
-class SpeakerOptions:
+class SamplerOptions:
     """How a model is made to speak.
 
     Args:
@@ -38,8 +38,8 @@ class SpeakerOptions:
     trust_remote_code: bool = False
 
 
-def speaker_of(name: str, options: SpeakerOptions, command: str) -> Speaker:
-    """Return the speaker of a run's model, or of any other.
+def sampler_of(name: str, options: SamplerOptions, command: str) -> Sampler:
+    """Return the sampler of a run's model, or of any other.
 
     Args:
         name: a run's folder or a model.
@@ -47,26 +47,26 @@ def speaker_of(name: str, options: SpeakerOptions, command: str) -> Speaker:
         command: for messages.
     """
     model, tokenizer = model_of(name, options.step, options.trust_remote_code, command)
-    return _speaker(model, tokenizer, run_of(name, False), options)
+    return _sampler(model, tokenizer, run_of(name, False), options)
 
 
-def untrained_speaker(name: str, options: SpeakerOptions) -> Speaker:
-    """Return the speaker of the model that a run began with.
+def untrained_sampler(name: str, options: SamplerOptions) -> Sampler:
+    """Return the sampler of the model that a run began with.
 
     Args:
         name: the run's folder.
         options: how.
     """
     model, tokenizer = untrained(Path(name), options.trust_remote_code)
-    return _speaker(model, tokenizer, run_of(name, False), options)
+    return _sampler(model, tokenizer, run_of(name, False), options)
 
 
-def _speaker(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run | None, options: SpeakerOptions
-) -> Speaker:
+def _sampler(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run | None, options: SamplerOptions
+) -> Sampler:
     stop = options.stop or (() if run is None else run.rollout.stop)
     precision = options.precision or ("auto" if run is None else run.rollout.precision)
-    return Speaker.of(model, tokenizer, stop, precision, choose_device(options.device))
+    return Sampler.of(model, tokenizer, stop, precision, choose_device(options.device))
 
 
 def first_question(name: str, trust_remote_code: bool) -> tuple[Problem, Observation] | None:
