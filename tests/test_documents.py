@@ -27,6 +27,7 @@ from drpo.cli.commands.serve_rollouts import ServeRolloutsOptions
 from drpo.cli.commands.sft import SFTOptions, SFTResumeOptions
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
+from drpo.cli.eval_options import read_options
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
 from drpo.cli.own_data import own_run
@@ -281,6 +282,8 @@ def is_parsed_alone(asked: str, rest: Sequence[str]) -> bool:
         return parse(ServeOptions, rest[1:], "drpo").port > 0
     if asked == "serve-rollouts":
         return parse(ServeRolloutsOptions, rest[1 : rest.index("--") if "--" in rest else None], "drpo").port > 0
+    if asked == "eval" and "--lm-eval" in rest:  # tests/test_lm_harness.py evaluates where lm-eval is installed
+        return bool(read_options("tiny", rest[1:])[1].lm_eval)
     if asked == "export" and {"--adapter", "--gguf", "--push"} & set(rest):  # tests/test_export.py does
         require_consistent(rest[0], rest[1], parse(ExportOptions, rest[2:], "drpo"))
         return True

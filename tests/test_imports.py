@@ -68,6 +68,7 @@ OPTIONAL = {
     ("live/track.py", "torch.utils.tensorboard"),
     ("live/track.py", "trackio"),
     ("live/track.py", "wandb"),
+    ("cli/lm_harness.py", "lm_eval"),
 }
 
 
