@@ -68,7 +68,7 @@ class EvalOptions:
     device: str = "auto"
     seed: int = 0
     json: bool = False
-    lm_eval: tuple[str, ...] = ()
+    lm_eval: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     lm_eval_chat: bool = False
     lm_eval_folder: Path | None = None
     trust_remote_code: bool = False

@@ -1,6 +1,9 @@
 """`drpo chat`: its options."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from drpo.cli.options import leading, parse
 from drpo.errors import InputError
@@ -28,7 +31,7 @@ class ChatOptions:
         temperature: divides the logits; 0 takes the most probable token; default: the run's, else 1.
         max_new_tokens: the longest answer.
         seed: of the sampling: the same seed and questions, the same answers.
-        stop: tokens that end a turn, each by its text or its id; default: the run's, or the model's own.
+        stop: tokens that end a turn, each by its text or its id.
         step: of a run: the checkpoint after this many rollouts; 0 for the newest weights.
         precision: of the sampler: auto, fp32, bf16, fp16, int8, fp8_weights, fp8; default: the run's sampler's.
         device: auto (cuda, else Apple's mps, else cpu), cuda, mps, cpu.
@@ -42,7 +45,7 @@ class ChatOptions:
     temperature: float | None = None
     max_new_tokens: int = 512
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: where its turns end)")] = ()
     step: int = 0
     precision: str | None = None
     device: str = "auto"

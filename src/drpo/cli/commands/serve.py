@@ -1,6 +1,9 @@
 """`drpo serve`: its options."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from drpo.cli.options import leading, parse
 from drpo.errors import InputError
@@ -24,7 +27,7 @@ class ServeOptions:
         port: the port to listen on; 0 for any that is free.
         name: of the model, in requests and answers; default: the last part of its path.
         max_new_tokens: the longest answer of a chat where the request does not say.
-        stop: tokens that end a turn, each by its text or its id; default: the run's, or the model's own.
+        stop: tokens that end a turn, each by its text or its id.
         step: of a run: the checkpoint after this many rollouts; 0 for the newest weights.
         precision: of the sampler: auto, fp32, bf16, fp16, int8, fp8_weights, fp8; default: the run's sampler's.
         device: auto (cuda, else Apple's mps, else cpu), cuda, mps, cpu.
@@ -36,7 +39,7 @@ class ServeOptions:
     port: int = 8000
     name: str | None = None
     max_new_tokens: int = 512
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: where its turns end)")] = ()
     step: int = 0
     precision: str | None = None
     device: str = "auto"
