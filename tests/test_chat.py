@@ -362,7 +362,10 @@ def test_probabilities_are_numbers_where_there_are_no_colours(run: Path, monkeyp
     assert out == "\n".join([printable(text_of(pieces)), *lines, ""]) and "\x1b" not in out
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}, {"lora_rank": 2, "base_precision": "nf4"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora_rank": 2}, pytest.param({"lora_rank": 2, "base_precision": "nf4"}, marks=pytest.mark.slow)],
+)
 def test_a_run_that_has_not_finished(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It speaks with the weights of its last checkpoint, adapters too; those of its end are the same."""
     loop.train(of_run(tmp_path, **changes), tmp_path / "run")
