@@ -1,6 +1,7 @@
 """What the documents say is run or read: every block of code, every command, every link and its anchor."""
 
 import ast
+import io
 import re
 import shlex
 import sys
@@ -20,10 +21,13 @@ from packaging.requirements import Requirement
 from drpo import cli, objectives
 from drpo.cli.commands.compare import NOT_OPTIONS, CompareOptions
 from drpo.cli.commands.doctor import DoctorOptions
+from drpo.cli.commands.export import ExportOptions, require_consistent
 from drpo.cli.commands.serve import ServeOptions
+from drpo.cli.commands.serve_rollouts import ServeRolloutsOptions
 from drpo.cli.commands.sft import SFTOptions, SFTResumeOptions
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
+from drpo.cli.eval_options import read_options
 from drpo.cli.options import parse
 from drpo.cli.overrides import overridden
 from drpo.cli.own_data import own_run
@@ -273,6 +277,20 @@ def test_drpo_commands(
             read_or_run(line, asked, rest, patch, capsys)
 
 
+def is_parsed_alone(asked: str, rest: Sequence[str]) -> bool:
+    """Parse the options of a command that would serve, or that other tests run; whether it is one."""
+    if asked == "serve":  # tests/test_serve.py asks a server
+        return parse(ServeOptions, rest[1:], "drpo").port > 0
+    if asked == "serve-rollouts":
+        return parse(ServeRolloutsOptions, rest[1 : rest.index("--") if "--" in rest else None], "drpo").port > 0
+    if asked == "eval" and "--lm-eval" in rest:  # tests/test_lm_harness.py evaluates where lm-eval is installed
+        return bool(read_options("tiny", rest[1:])[1].lm_eval)
+    if asked == "export" and {"--adapter", "--gguf", "--push"} & set(rest):  # tests/test_export.py does
+        require_consistent(rest[0], rest[1], parse(ExportOptions, rest[2:], "drpo"))
+        return True
+    return False
+
+
 def read_or_run(
     line: str, asked: str, rest: list[str], patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,9 +324,10 @@ def read_or_run(
         options = parse(SFTResumeOptions if resumes else SFTOptions, rest[1 + resumes :], "drpo")
         assert resumes or configured(rest[0], options, {}).data.path == rest[0]
         return
-    if asked == "serve":
-        assert parse(ServeOptions, rest[1:], "drpo").port
+    if is_parsed_alone(asked, rest):
         return
+    if asked == "chat":
+        patch.setattr(sys, "stdin", io.StringIO("3 + 4?\n"))
     if asked == "train" and rest[0] in ("--resume", "--from"):
         patch.setattr("drpo.cli.train._sound", lambda *given: True)
     words = [asked, "smoke", *LITTLE, *rest[1:]] if trains else [asked, *rest]

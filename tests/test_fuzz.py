@@ -125,7 +125,8 @@ PLACES = {
     "watch": ("run",),
     "report": ("run",),
     "replay": ("run",),
-    "serve": ("tiny",),
+    "chat": ("tiny",),
+    "serve-rollouts": ("tiny",),
 }
 
 

@@ -43,6 +43,7 @@ RANK = {
     "lab": 11,
     "report": 12,
     "live": 13,
+    "serving": 13,
     "cli": 14,
     "__main__": 15,
     "__init__": 0,
@@ -67,6 +68,7 @@ OPTIONAL = {
     ("live/track.py", "torch.utils.tensorboard"),
     ("live/track.py", "trackio"),
     ("live/track.py", "wandb"),
+    ("cli/lm_harness.py", "lm_eval"),
 }
 
 

@@ -93,7 +93,7 @@ def test_reports_of_something_else_end_in_one_line(fault: str, said: str) -> Non
 def test_a_server_that_does_not_report_them_says_how_to_start_it() -> None:
     with (
         server(fresh("qwen3"), routes=False) as engine,
-        pytest.raises(InputError, match="drpo serve MODEL -- --enable-return-routed-experts"),
+        pytest.raises(InputError, match="drpo serve-rollouts MODEL -- --enable-return-routed-experts"),
     ):
         engine.generate(REQUESTS[:1])
 

@@ -28,7 +28,7 @@ ANSWERED_AT_ONCE = [
     *(["sft"], ["sft", "--help"], ["sft", "nowhere.jsonl"], ["sft", "--resume", "nowhere"]),
     *(["train", "nowhere.py"], ["train", "--data", "nowhere.jsonl"], ["init", "nowhere.jsonl"], ["init", "--help"]),
     *(["train", "demo", "--stepz", "3"], ["train", "--resume", "nowhere"], ["eval", "./nowhere"], ["watch", "nowhere"]),
-    *([c, "--help"] for c in ("watch", "export", "verify", "report", "doctor", "serve", "compare")),
+    *([c, "--help"] for c in ("watch", "export", "verify", "report", "doctor", "serve-rollouts", "compare", "chat")),
     *([c, "--help"] for c in ("weights", "replay", "env", "explain")),
     *(
         ["train", "--from", "--help"],

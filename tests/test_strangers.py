@@ -66,7 +66,13 @@ def test_no_command_imports_what_a_folder_names(here: Path, field: str, spec: st
     """And a resume names the code and the way to allow it."""
     write_stranger(here / "run", **{field: spec})
     line = refused(["train", "--resume", "run"])
-    commands = [["watch", "run", "--once"], ["eval", "run"], ["export", "run", "exported"]]
+    commands = [
+        ["watch", "run", "--once"],
+        ["eval", "run"],
+        ["export", "run", "exported"],
+        ["chat", "run"],
+        ["serve", "run"],
+    ]
     if field in ("objective", "environment"):  # it draws for longer than all others take, and reads every field alike
         commands.append(["replay", "run"])
     statuses = {command[0]: said(command).status for command in commands}

@@ -342,7 +342,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, "Ser
 
 
 class Serve:
-    """`drpo serve` in a process of its own."""
+    """`drpo serve-rollouts` in a process of its own."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.address = f"http://127.0.0.1:{port}"
@@ -350,7 +350,7 @@ class Serve:
         os.environ["DRPO_SERVER_TOKEN"] = "of-the-tests"  # for both sides
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "drpo", "serve", str(self._folder), "--port", str(self._port)]
+        command = [sys.executable, "-m", "drpo", "serve-rollouts", str(self._folder), "--port", str(self._port)]
         with (self._folder / "log.txt").open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--precision", "fp32"], stdout=log, stderr=log, start_new_session=True
@@ -395,7 +395,7 @@ def test_a_server_does_as_the_engine_in_process(server: tuple[str, Serve]):
         assert distance(completions, model).max() < 2e-4 and distance(completions, old).mean() > 0.1
         if not seed:
             process.stop()
-            with pytest.raises(InputError, match="drpo serve"):
+            with pytest.raises(InputError, match="drpo serve-rollouts"):
                 engine.generate(LONG, SAMPLING, (0, 0))
             process.start()
     engine.close()

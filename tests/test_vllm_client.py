@@ -26,8 +26,8 @@ from torch import nn
 from transformers import GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from drpo import cli
-from drpo.cli.commands.serve import ServeOptions
-from drpo.cli.serve import command
+from drpo.cli.commands.serve_rollouts import ServeRolloutsOptions
+from drpo.cli.serve_rollouts import command
 from drpo.credentials import AUTH, TOKEN, without_secrets
 from drpo.errors import EngineError, InputError
 from drpo.model.loading import named_tensors
@@ -390,7 +390,12 @@ def test_a_dead_server_ends_in_one_line_after_so_many_attempts(engine: ServerEng
     with caplog.at_level(logging.WARNING), pytest.raises(InputError) as error:
         engine.generate(FEW, SAMPLING, (1,))
     message, port = str(error.value), fake.address.rsplit(":", 1)[1]
-    assert fake.address in message and f"--port {port}`" in message and "drpo serve" in message and "\n" not in message
+    assert (
+        fake.address in message
+        and f"--port {port}`" in message
+        and "drpo serve-rollouts" in message
+        and "\n" not in message
+    )
     assert len(caplog.records) == QUICK.attempts - 1
     fake.start(int(port))
 
@@ -399,12 +404,12 @@ def test_there_is_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "smoke", "--engine", "http://127.0.0.1:9"]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("drpo: engine=http://127.0.0.1:9") and "drpo serve" in error and "\n" not in error
+    assert error.startswith("drpo: engine=http://127.0.0.1:9") and "drpo serve-rollouts" in error and "\n" not in error
 
 
 def test_another_program_at_the_address(fake: FakeServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fake, "reply", lambda path, body: (404, b"nothing here"))
-    with pytest.raises(InputError, match="status 404: nothing here; start one with `drpo serve"):
+    with pytest.raises(InputError, match="status 404: nothing here; start one with `drpo serve-rollouts"):
         ServerEngine(fake.address, tiny(STOPS)[0], patience=QUICK)
 
 
@@ -470,7 +475,7 @@ def test_a_server_that_dies_loses_no_finished_step(phase: str, tmp_path: Path, m
             done.append(step)
 
     done: list[int] = []
-    with pytest.raises(InputError, match="drpo serve"):
+    with pytest.raises(InputError, match="drpo serve-rollouts"):
         made(Dies())
     finished = 2 if phase == "rollout" else 3
     assert done == list(range(1, finished + 1))
@@ -481,7 +486,7 @@ def test_a_server_that_dies_loses_no_finished_step(phase: str, tmp_path: Path, m
     fake.stop()
 
 
-# drpo serve
+# drpo serve-rollouts
 
 
 def test_serve_starts_vllm_with_what_the_trainer_needs(monkeypatch: pytest.MonkeyPatch):
@@ -491,7 +496,7 @@ def test_serve_starts_vllm_with_what_the_trainer_needs(monkeypatch: pytest.Monke
     for name in ("VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    cli.main(["serve", "some/model", "--port", "8123", "--precision", "fp32", "--", "--max-num-seqs", "4"])
+    cli.main(["serve-rollouts", "some/model", "--port", "8123", "--precision", "fp32", "--", "--max-num-seqs", "4"])
     (line,) = ran
     pairs = set(itertools.pairwise(line))
     assert {
@@ -525,18 +530,18 @@ def test_serve_refuses_in_one_line(
     monkeypatch.setattr(os, "execv", lambda program, line: pytest.fail("it started"))
     for name in ("VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    assert cli.main(["serve", *arguments]) == 2
+    assert cli.main(["serve-rollouts", *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_serve_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["serve", "o/m"]) == 2
+    assert cli.main(["serve-rollouts", "o/m"]) == 2
     assert "docs/vllm.md" in capsys.readouterr().err
 
 
 def test_further_options_win():
-    line = command("m", ServeOptions(), ["--max-logprobs", "5"])
+    line = command("m", ServeRolloutsOptions(), ["--max-logprobs", "5"])
     assert line[-8:-6] == ["--max-logprobs", "5"]
 
 
@@ -700,7 +705,7 @@ def test_everything_that_the_client_calls_is_let_through(fake: FakeServer, monke
 def test_a_server_listens_on_this_machine_alone(host: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it would have begun"))
-    line = refused(["serve", "smollm2-135m", "--host", host])
+    line = refused(["serve-rollouts", "smollm2-135m", "--host", host])
     assert f"--host {host}" in line and "ssh -N -L 8000" in line
 
 
@@ -712,11 +717,11 @@ def test_a_server_has_a_token_that_no_list_of_processes_shows(
     monkeypatch.setattr(os, "execv", lambda path, line: lines.append(line))
     for name in (TOKEN, "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.setenv(name, "")
-    cli.main(["serve", "org/model", "--", "--host", "0.0.0.0", "--middleware", "mine.Own"])
+    cli.main(["serve-rollouts", "org/model", "--", "--host", "0.0.0.0", "--middleware", "mine.Own"])
     token = os.environ[TOKEN]
     assert len(token) >= 32 and capsys.readouterr().out.count(token) == 1
     line = lines[0]
     assert token not in " ".join(line)
     assert line[-6:] == ["--host", "127.0.0.1", "--port", "8000", "--middleware", "drpo.rollout.gate.Gate"]
-    cli.main(["serve", "org/model"])
+    cli.main(["serve-rollouts", "org/model"])
     assert os.environ[TOKEN] == token and token not in capsys.readouterr().out  # one that is given is not printed

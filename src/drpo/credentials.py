@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from drpo.errors import InputError
 
 TOKEN = "DRPO_SERVER_TOKEN"
-"""Environment variable: the token that `drpo serve` requires."""
+"""Environment variable: the token that `drpo serve-rollouts` requires."""
 AUTH = "DRPO_SERVER_AUTH"
 """Environment variable: user:password, for a proxy in front of the server."""
 HEADER = "drpo-token"
@@ -77,6 +77,6 @@ def headers() -> Mapping[str, str]:
     """
     token, auth = os.environ.get(TOKEN, ""), os.environ.get(AUTH, "")
     if not (token.isascii() and token.isprintable()):
-        raise InputError(f"{TOKEN}: must be plain printable characters, as `drpo serve` printed them")
+        raise InputError(f"{TOKEN}: must be plain printable characters, as `drpo serve-rollouts` printed them")
     known = {HEADER: token} if token else {}
     return known | ({"authorization": f"Basic {b64encode(auth.encode()).decode()}"} if auth else {})

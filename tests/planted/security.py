@@ -160,8 +160,8 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a server listens on every network",
-        "drpo.cli.serve:_require_loopback",
-        lambda right: lambda options: None,
+        "drpo.cli.listening:require_loopback",
+        lambda right: lambda *arguments: None,
         (f"{CLIENT}test_a_server_listens_on_this_machine_alone",),
     ),
     Replacement(

@@ -21,7 +21,7 @@ class Command(NamedTuple):
     """A subcommand that is imported on demand.
 
     Args:
-        module: its function of the command's name receives the arguments and returns the exit status.
+        module: its function of the command's name, with _ for -, receives the arguments and returns the exit status.
         usage: form -> one line of description, for `drpo --help`.
     """
 
@@ -55,6 +55,14 @@ COMMANDS: Mapping[str, Command] = {
         "drpo.cli.commands.eval",
         {"eval MODEL|RUN [--task TASK ...]": "accuracy or mean reward on held-out problems, with a 95 % interval"},
     ),
+    "chat": Command(
+        "drpo.cli.commands.chat",
+        {"chat RUN|MODEL": "talk with what was trained: --show-probabilities, --versus start"},
+    ),
+    "serve": Command(
+        "drpo.cli.commands.serve",
+        {"serve RUN|MODEL": "the same for programs: an HTTP server that speaks OpenAI's API"},
+    ),
     "export": Command(
         "drpo.cli.commands.export",
         {"export RUN|MODEL FOLDER": "write the weights as a folder that any transformers program reads"},
@@ -74,9 +82,9 @@ COMMANDS: Mapping[str, Command] = {
         "drpo.cli.commands.doctor",
         {"doctor [RECIPE]": "check that a run's numbers are sound on this machine, in a minute"},
     ),
-    "serve": Command(
-        "drpo.cli.commands.serve",
-        {"serve MODEL": "start a vLLM server for drpo train ... --engine http://127.0.0.1:8000"},
+    "serve-rollouts": Command(
+        "drpo.cli.commands.serve_rollouts",
+        {"serve-rollouts MODEL": "start a vLLM server for drpo train ... --engine http://127.0.0.1:8000"},
     ),
     "compare": Command(
         "drpo.cli.commands.compare",
@@ -114,7 +122,7 @@ Try:
 Objectives, tasks and rewards are written as calls, in quotes: drpo(0.2), addition(1, 50), records('my.jsonl').
 Your own are module:name. See also `drpo COMMAND --help`."""
 
-LASTING = ("train", "sft", "compare", "serve")
+LASTING = ("train", "sft", "compare", "serve", "serve-rollouts")
 """Commands that continue when their output can no longer be written."""
 LESS = "free some, lift `ulimit -v`, or make steps smaller: --micro-batch-tokens, --prompts, --sampling.max-new-tokens"
 
@@ -178,7 +186,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
-    status: int = import_named(COMMANDS[name].module, name, "command")(rest)
+    status: int = import_named(COMMANDS[name].module, name.replace("-", "_"), "command")(rest)
     return status
 
 

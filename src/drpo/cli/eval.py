@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo.cli.eval_options import EvalOptions
+from drpo.cli.lm_harness import evaluate_with_harness
 from drpo.cli.template_options import read_template
 from drpo.errors import InputError, printable
 from drpo.model import loading
@@ -43,10 +44,14 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
         options: the options.
         as_trained: whether completions are sampled as in the run's evaluations.
     """
+    transformers_logging.disable_progress_bar()
+    folder = str(Path(name) / MODEL) if run is not None else name
+    if options.lm_eval:
+        evaluate_with_harness(name, *loading.load(folder), options)
+        return 0
     task, reward = _examination(name, run, options)
     held_out = task.held_out(options.problems)
-    transformers_logging.disable_progress_bar()
-    model, tokenizer = loading.load(str(Path(name) / MODEL) if run is not None else name)
+    model, tokenizer = loading.load(folder)
     template = None if options.chat_template is None else read_template(options.chat_template)
     set_template(tokenizer, template, options.template)
     device = choose_device(options.device)

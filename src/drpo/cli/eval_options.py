@@ -1,21 +1,26 @@
 """The options of `drpo eval`; their defaults are those of the evaluated run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from drpo.cli.folder import open_run
-from drpo.cli.options import parse
+from drpo.cli.options import flag, parse
 from drpo.cli.template_options import split_template
 from drpo.errors import InputError
+from drpo.model.precision import DTYPES
 from drpo.rewards import RewardConfig
 from drpo.train.config import MOST_COMPLETIONS, Run
-from drpo.train.records import METRICS, is_sft
+from drpo.train.records import is_run, is_sft
 from drpo.train.verify import holds_final_model
 from drpo.types import Sampling
+
+OF_HARNESS = frozenset({"lm_eval", "lm_eval_chat", "lm_eval_folder"})
+"""Options of lm-eval's tasks."""
+_WITH_HARNESS = OF_HARNESS | {"problems", "precision", "device", "seed", "json", "trust_remote_code"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class EvalOptions:
         device: auto (cuda, else Apple's mps, else cpu), cuda, mps, cpu.
         seed: of the sampling.
         json: print the result as JSON.
+        lm_eval: tasks of lm-eval, if it is installed, in place of a task of drpo: arc_easy, gsm8k, ...; the first
+            --problems of each.
+        lm_eval_chat: put their prompts through the model's chat template.
+        lm_eval_folder: a folder with tasks of lm-eval of your own, as YAML.
         trust_remote_code: import the task and reward that a run's configuration names as module:name, and ask the
             address that its reward names; only for folders that you trust.
     """
@@ -59,6 +68,9 @@ class EvalOptions:
     device: str = "auto"
     seed: int = 0
     json: bool = False
+    lm_eval: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    lm_eval_chat: bool = False
+    lm_eval_folder: Path | None = None
     trust_remote_code: bool = False
 
 
@@ -75,8 +87,8 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     Raises:
         InputError: the run has not finished, an option is invalid, or the folder's configuration names code.
     """
-    is_run = (Path(name) / METRICS).exists() and not is_sft(Path(name))
-    run = open_run(Path(name), trust_remote_code=False, needed=()) if is_run else None
+    of_rl = is_run(name) and not is_sft(Path(name))
+    run = open_run(Path(name), trust_remote_code=False, needed=()) if of_rl else None
     if run is not None and not holds_final_model(Path(name), run.trainer.steps):
         raise InputError(
             f"{name}: the run has not finished; `drpo train --resume {name}` goes on with it, and `drpo export` makes "
@@ -87,12 +99,34 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     options = replace(parse(EvalOptions, arguments, f"drpo eval {name}", default), template=template or None)
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
+    if options.lm_eval or any(getattr(options, name) != getattr(default, name) for name in OF_HARNESS):
+        require_harness_options(options, default)
+        return run, options, False
     if run is not None:
         needed_fields = ("eval_task" if run.evaluation.task else "task", *(() if options.reward else ("reward",)))
         run = open_run(Path(name), options.trust_remote_code, needed=() if options.task else needed_fields)
     settings = ("sampling", "stop", "chat_template", "template")
     as_trained = all(getattr(options, setting) == getattr(default, setting) for setting in settings)
     return run, options, as_trained
+
+
+def require_harness_options(options: EvalOptions, default: EvalOptions) -> None:
+    """Raise for options that do not go with tasks of lm-eval.
+
+    Args:
+        options: of the command line.
+        default: what they are where they are not given.
+
+    Raises:
+        InputError: one that such a task has itself, a precision that is no dtype, or no task.
+    """
+    if not options.lm_eval:
+        raise InputError("--lm-eval is missing: name the tasks of lm-eval, such as --lm-eval arc_easy")
+    for f in fields(options):
+        if f.name not in _WITH_HARNESS and getattr(options, f.name) != getattr(default, f.name):
+            raise InputError(f"{flag(f.name)}: tasks of lm-eval have this themselves; leave it out")
+    if options.precision not in ("auto", *DTYPES):
+        raise InputError(f"--precision {options.precision}: lm-eval computes in auto, {', '.join(DTYPES)}")
 
 
 def _of_the_run(run: Run) -> EvalOptions:

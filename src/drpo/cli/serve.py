@@ -1,99 +1,67 @@
-"""The implementation of `drpo serve`: a vLLM server for `drpo train --engine http://...`."""
+"""The implementation of `drpo serve`: an HTTP server that speaks OpenAI's API."""
 
-import importlib.util
-import ipaddress
 import os
-import secrets
-import sys
-from typing import Any
+from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from drpo.cli.commands.serve import ServeOptions
-from drpo.credentials import TOKEN, headers
+from drpo.cli.listening import make_token, require_loopback
+from drpo.cli.samplers import SamplerOptions, sampler_of
+from drpo.credentials import TOKEN
 from drpo.errors import InputError
-from drpo.model import smollm2
-from drpo.model.names import SMOLLM2, TINY
-from drpo.rollout.gate import Gate
-from drpo.rollout.vllm import device_options, precision_options
-from drpo.rollout.vllm_patches import EXTENSION
-
-GATE = f"{Gate.__module__}.{Gate.__qualname__}"
-"""The middleware that checks the token before vLLM's handlers."""
+from drpo.serving.http import Server, Service
+from drpo.terminal import Terminal
+from drpo.types import Sampling
 
 
-def serve(model: str, options: ServeOptions, further: list[str]) -> None:
-    """Replace this process with a vLLM server; does not return."""
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError("serve: vLLM is not installed here; docs/vllm.md says how to install it beside drpo")
-    _require_loopback(options)
-    line = command(model, options, further)
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # enables the calls that replace weights, which require the token
-    _give_token(options)
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Trainer and server alternate on the same cores; binding threads would leave cores idle.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.execv(line[0], line)
+def serve(name: str, options: ServeOptions) -> int:
+    """Answer requests until the process is ended."""
+    with made_server(name, options) as server:
+        server.serve_forever()
+    return 0
 
 
-def _require_loopback(options: ServeOptions) -> None:
-    """Raise for an address that other machines reach: tokens and weights would be sent unencrypted."""
-    try:
-        loopback = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InputError(
-            f"serve: --host {options.host}: the server can be told to replace its model, so it listens on this machine "
-            f"alone; from another, come through `ssh -N -L {options.port}:127.0.0.1:{options.port} HOST`"
-        )
+def served_name(name: str) -> str:
+    """Return what a run or a model is called in requests: the last part of a folder's path.
+
+    Example:
+        >>> served_name("src/drpo"), served_name("Qwen/Qwen3-0.6B")
+        ('drpo', 'Qwen/Qwen3-0.6B')
+    """
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def _give_token(options: ServeOptions) -> None:
-    """Put a token into the environment, which other users cannot read; print it if it is new."""
-    if os.environ.get(TOKEN):
-        headers()  # raises if it cannot be sent as a header
-        return
-    os.environ[TOKEN] = token = secrets.token_urlsafe(24)
-    print(f"token: {TOKEN}={token} drpo train ... --engine http://{options.host}:{options.port}", flush=True)
-
-
-def command(model: str, options: ServeOptions, further: list[str]) -> list[str]:
-    """Return the server's command line; `further` wins over drpo's options, except for address, port and middleware.
+def made_server(name: str, options: ServeOptions) -> Server:
+    """Load the model, and return the server, which listens.
 
     Args:
-        model: smollm2-135m, a folder or a hub id.
-        options: address, port and precision.
-        further: options of `vllm serve`.
+        name: a run's folder or a model.
+        options: the options.
 
     Raises:
-        InputError: a precision that vLLM does not support, or a model that only drpo can load.
+        InputError: an address of other machines, or one that is taken; or the model cannot be used.
     """
-    if model == TINY:
-        raise InputError(f"serve: model={TINY!r} is made in memory, not on a disk; give a folder or a hub id")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = {**precision_options(options.precision, device), **device_options(device)}
-    return [
-        # Not `vllm serve`: in vllm-cpu it fails because no distribution is named vllm.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(smollm2.smollm2()) if model == SMOLLM2 else model),
-        *(word for name, value in machine.items() for word in _option(name, value)),
-        *("--generation-config", "vllm"),  # the model's generation config must not change the distribution
-        *("--logprobs-mode", "processed_logprobs"),  # of the sampling distribution
-        *("--max-logprobs", "-1"),
-        *("--max-model-len", "-1"),  # the model's length, or as much as the cache can hold
-        "--enable-scale-out",  # the endpoint with token ids in and out
-        "--enable-prefix-caching",
-        *("--worker-extension-cls", EXTENSION),
-        *("--uvicorn-log-level", "warning"),
-        *further,
-        *("--host", options.host, "--port", str(options.port), "--middleware", GATE),
-    ]
-
-
-def _option(name: str, value: Any) -> list[str]:
-    """Return an argument of vLLM's constructor as command-line options."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", str(value)]
+    require_loopback("serve", options.host, options.port, "what it says travels unencrypted")
+    if not 0 <= options.port < 2**16:
+        raise InputError(f"serve: --port {options.port}: must be from 0 to 65535")
+    longest = Sampling(samples=1, max_new_tokens=options.max_new_tokens)
+    is_new = make_token()
+    transformers_logging.disable_progress_bar()
+    how = SamplerOptions(options.step, options.stop, options.precision, options.device, options.trust_remote_code)
+    with Terminal(stderr=True).status(f"loading {name}"):
+        sampler = sampler_of(name, how, "serve")
+        first = torch.tensor([min(sampler.stop, default=0)])
+        list(
+            sampler.stream(first, Sampling(samples=1, max_new_tokens=1), ("serve",))
+        )  # what cannot be sampled fails here
+    service = Service(sampler, options.name or served_name(name), os.environ[TOKEN], longest.max_new_tokens)
+    try:
+        server = Server((options.host, options.port), service)
+    except OSError as error:
+        raise InputError(f"serve: --port {options.port}: {error.strerror}; name another, or 0 for any") from None
+    address = f"http://{options.host}:{server.server_address[1]}/v1"
+    key = os.environ[TOKEN] if is_new else f"${TOKEN}"
+    print(f"serving {service.name}; export OPENAI_BASE_URL={address} OPENAI_API_KEY={key}", flush=True)
+    return server

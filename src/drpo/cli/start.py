@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from drpo.cli.commands.train import FromOptions
-from drpo.cli.export import trained, weights_of
 from drpo.cli.folder import CODE, at_server, open_run
 from drpo.cli.overrides import OF_THE_RUN, changes
 from drpo.cli.train import begin
+from drpo.cli.trained import trained, weights_of
 from drpo.model.saving import save_model
 from drpo.train.config import Run, configure, load_run
 from drpo.train.log import write_json

@@ -1,4 +1,4 @@
-"""Access control of `drpo serve`: requires a token, and allows only the calls that drpo makes.
+"""Access control of `drpo serve-rollouts`: requires a token, and allows only the calls that drpo makes.
 
 vLLM's API key guards `/v1` alone, not the calls that replace weights or run a worker's method. So an ASGI middleware
 (vLLM's `--middleware`) checks every request before vLLM handles it.
@@ -50,7 +50,7 @@ class Gate:
             return
         token = dict(scope["headers"]).get(HEADER.encode("ascii"), b"")
         if not hmac.compare_digest(token, self._token):
-            await _refuse(scope, send, 401, f"set {TOKEN} to the token that `drpo serve` printed")
+            await _refuse(scope, send, 401, f"set {TOKEN} to the token that `drpo serve-rollouts` printed")
         elif scope["type"] != "http" or scope["path"] not in CALLS:
             await _refuse(scope, send, 403, "not a call that drpo makes")
         elif scope["path"] != RPC:

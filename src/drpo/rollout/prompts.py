@@ -40,6 +40,28 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, tools: S
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Return the [P] int64 ids of a text that the model is to go on with, without a chat template.
+
+    Special tokens that the tokenizer puts in front stay, those that it appends go; a text may spell special tokens.
+
+    Raises:
+        InputError: it has no tokens, or holds half a character.
+
+    Example:
+        >>> from drpo.model.loading import tiny
+        >>> encode_text(tiny()[1], "3<eos>").tolist()
+        [19, 0]
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"it holds half a character, {text[error.start]!a} at character {error.start}") from None
+    if not (ids := _begun(tokenizer, text)):
+        raise InputError("it has no tokens")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
 def _require_unicode(problem: Problem, text: str) -> None:
     try:
         text.encode()
@@ -61,7 +83,15 @@ def _templated(tokenizer: PreTrainedTokenizerBase, problem: Problem, tools: Sequ
 
 
 def _unended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return a text's ids with the tokenizer's leading special tokens and without trailing ones."""
+    """Return a text's ids with the tokenizer's leading special tokens, and without any EOS at its end."""
+    ids = _begun(tokenizer, text)
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def _begun(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return a text's ids with the special tokens that the tokenizer puts in front, and without those it appends."""
     ids: list[int] = tokenizer(text)["input_ids"]
     plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not plain:
@@ -69,10 +99,7 @@ def _unended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     starts = (i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain)
     start = next(starts, max(0, len(ids) - len(plain)))
     has_two = start > 0 and ids[start - 1] == plain[0] == tokenizer.bos_token_id  # the text has BOS too
-    ids = [*ids[: start - has_two], *ids[start : start + len(plain)]]
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
+    return [*ids[: start - has_two], *ids[start : start + len(plain)]]
 
 
 @dataclass(frozen=True)

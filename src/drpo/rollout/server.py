@@ -1,4 +1,4 @@
-"""Rollouts by a vLLM server (`drpo serve`): requests over HTTP, weights through a shared folder."""
+"""Rollouts by a vLLM server (`drpo serve-rollouts`): requests over HTTP, weights through a shared folder."""
 
 import json
 import logging
@@ -65,7 +65,7 @@ class Patience:
 
 
 class ServerEngine:
-    """Samples with a vLLM server started by `drpo serve`, on this machine or on a machine that shares a folder with it.
+    """Samples with a vLLM server of `drpo serve-rollouts`, on this machine or on one that shares a folder with it.
 
     Requests run concurrently. A weight sync writes a file to `folder`; the server loads it, clears its key-value cache,
     and labels its responses from then on. A response with another label was sampled with other weights (the server was
@@ -86,7 +86,8 @@ class ServerEngine:
         version: the weights' version.
 
     Raises:
-        InputError: there is no such server, or `drpo serve` did not start it; or routes of a model without experts.
+        InputError: there is no such server, or `drpo serve-rollouts` did not start it; or routes of a model without
+            experts.
     """
 
     def __init__(
@@ -313,7 +314,7 @@ class Server:
         """Return the floating-point type of the server's weights."""
         results = self._rpc("drpo_dtype")
         if not results or not isinstance(results[0], dict):
-            raise self.gone("was not started by `drpo serve`")
+            raise self.gone("was not started by `drpo serve-rollouts`")
         return DTYPES.get(str(results[0].get("dtype")), torch.bfloat16)
 
     def load(self, file: Path, label: str) -> None:
@@ -379,7 +380,8 @@ class Server:
         """Return an error that says what is wrong with the server, and how to start one."""
         port = urlsplit(self._address).port or 80
         return InputError(
-            f"engine={self._address}: the vLLM server {what}; start one with `drpo serve {self._model} --port {port}`"
+            f"engine={self._address}: the vLLM server {what}; start one with "
+            f"`drpo serve-rollouts {self._model} --port {port}`"
         )
 
     def _rpc(self, method: str, *args: str) -> list[Any]:

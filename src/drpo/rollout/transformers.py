@@ -19,6 +19,7 @@ from drpo.model.routing import RouteRecorder
 from drpo.rollout.cache import KeptPrompt
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
 from drpo.rollout.prefill import common_prefix
+from drpo.rollout.stream import SampledToken, sampled_tokens
 from drpo.rollout.trial import Way, can_continue, can_share_prefix, way_to_decode
 from drpo.rollout.turn_cache import Continued, TurnCache
 from drpo.rollout.uncached import UncachedDecoder
@@ -104,6 +105,16 @@ class TransformersEngine:
         """
         with nullcontext() if self._recorder is None else self._recorder.listening():
             return self._generated(requests)
+
+    def stream(self, request: Request) -> Iterator[SampledToken]:
+        """Yield the tokens of `generate([request])` one by one, as they are sampled.
+
+        Several streams may be under way together if one alone is advanced at a time: each has a cache of its own.
+
+        Raises:
+            BrokenLogpError: the model's logits are not finite.
+        """
+        yield from sampled_tokens(self._decoder([request.prompt_ids], 1), request, self.version)
 
     def _generated(self, requests: Sequence[Request]) -> list[Generation]:
         before = self._kept

@@ -88,7 +88,7 @@ def _routes(request: Request, chosen: np.ndarray | None, n: int, experts: Mappin
     if chosen is None:
         raise InputError(
             f"{request.name}: vLLM reported no routed_experts, which routing_replay=sampler requires; start a server "
-            "with `drpo serve MODEL -- --enable-return-routed-experts`, or set --routing-replay off"
+            "with `drpo serve-rollouts MODEL -- --enable-return-routed-experts`, or set --routing-replay off"
         )
     read, layers, largest = len(request.prompt_ids) + n - 1, list(experts), max(experts.values())
     if chosen.ndim != 3 or len(chosen) != read or chosen.shape[1] <= layers[-1] or chosen.dtype.kind not in "iu":

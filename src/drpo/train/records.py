@@ -193,6 +193,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
+def is_run(folder: str | Path) -> bool:
+    """Return whether a folder is that of a run, of RL or of supervised fine-tuning, that has recorded a step."""
+    return Path(folder, METRICS).exists()
+
+
 def is_sft(folder: Path) -> bool:
     """Return whether a folder is that of a run of supervised fine-tuning.
 

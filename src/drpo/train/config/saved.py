@@ -99,13 +99,18 @@ def from_json(record: Mapping[str, Any], trust_remote_code: bool = True) -> Run:
     return run
 
 
-def read_record(record: Mapping[str, Any], kind: type[Record]) -> Record:
+def read_record(record: Mapping[str, Any], kind: type[Record], trust_remote_code: bool = True) -> Record:
     """Build a record of a run's groups, such as `SFTConfig`, from what `to_json` wrote.
+
+    Args:
+        record: by group and field.
+        kind: of the record.
+        trust_remote_code: as for `from_json`.
 
     Raises:
         InputError: as `from_json`.
     """
-    built: Record = _record(record, kind, "", True)
+    built: Record = _record(record, kind, "", trust_remote_code)
     return built
 
 

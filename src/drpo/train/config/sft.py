@@ -115,8 +115,12 @@ class SFTConfig:
         return self.optimizer.schedule(peak, update=step, total=self.trainer.steps, per_step=1)
 
 
-def load_sft(folder: Path) -> SFTConfig:
+def load_sft(folder: Path, trust_remote_code: bool = True) -> SFTConfig:
     """Return the configuration of the run of supervised fine-tuning in `folder`.
+
+    Args:
+        folder: of the run.
+        trust_remote_code: as for `drpo.train.config.from_json`.
 
     Raises:
         InputError: there is none, or it cannot be read.
@@ -125,6 +129,6 @@ def load_sft(folder: Path) -> SFTConfig:
     if record.get("kind") != SFT:
         raise InputError(f"{folder}: no run of `drpo sft`; `drpo train --resume {folder}` goes on with it")
     try:
-        return read_record(record, SFTConfig)
+        return read_record(record, SFTConfig, trust_remote_code)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None

@@ -1,0 +1,309 @@
+"""An HTTP server that speaks OpenAI's API; it listens on this machine and asks for a token.
+
+Each connection has a thread. The threads sample in turns, a token at a time and each row by itself, so that an answer
+does not depend on what else is asked.
+"""
+
+import hmac
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from drpo import __version__
+from drpo.errors import BrokenLogpError, describe
+from drpo.serving.fair_lock import FairLock
+from drpo.serving.requests import ApiError, CompletionRequest, read_chat, read_text
+from drpo.serving.responses import Response
+from drpo.serving.sampler import Sampler
+from drpo.serving.text import Piece
+
+log = logging.getLogger("drpo")
+
+MOST_BYTES = 2**20
+"""Of a request's body."""
+PATIENCE_S = 30.0
+"""In which a request must have arrived, and the next after it; and in which a client must take what is written."""
+CONNECTIONS = 64
+"""Open at once; a further one is refused with status 503."""
+AT_ONCE = 8
+"""Requests that are answered at once; further ones wait. Each has keys and values of its own in memory."""
+ROUTES: dict[str, Callable[[bytes, Sampler, int], CompletionRequest]] = {
+    "/v1/chat/completions": read_chat,
+    "/v1/completions": read_text,
+}
+OF_TRAINER = ("/collective_rpc", "/inference/v1/generate", "/update_weight_version", "/reset_prefix_cache")
+"""Calls of `drpo train --engine http://...`, which another server answers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """What a server answers with.
+
+    Args:
+        sampler: the model.
+        name: of the model, in requests and answers.
+        token: that a request must carry, as `Authorization: Bearer TOKEN`.
+        longest: the most tokens of a chat's answer where the request does not say.
+        lock: of the threads that sample.
+        places: of requests that are answered at once.
+        created: when the model was loaded, seconds since 1970.
+
+    Raises:
+        ValueError: there is no token.
+    """
+
+    sampler: Sampler
+    name: str
+    token: str
+    longest: int = 512
+    lock: FairLock = field(default_factory=FairLock)
+    places: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        if not self.token:
+            raise ValueError("a server without a token would answer everybody")
+
+    def knows(self, authorization: str) -> bool:
+        """Whether a header shows the token."""
+        sent = authorization.removeprefix("Bearer ").strip().encode("utf-8", "surrogateescape")
+        return authorization.startswith("Bearer ") and hmac.compare_digest(sent, self.token.encode())
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model, as /v1/models has it."""
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "drpo"}
+
+    def read(self, path: str, body: bytes) -> CompletionRequest:
+        """Return what a request asks.
+
+        Raises:
+            ApiError: it asks another model, or what cannot be done.
+        """
+        with self.lock:  # a tokenizer is no thread's alone
+            request = ROUTES[path](body, self.sampler, self.longest)
+        if request.model != self.name:
+            raise self.no_model(request.model)
+        return request
+
+    def no_model(self, name: str) -> ApiError:
+        """Return the error of another model's name."""
+        return ApiError(f"model {name!r} is not here; there is {self.name!r}", 404, "model", "model_not_found")
+
+    def answers(self, request: CompletionRequest) -> Generator[tuple[int, Piece], None, None]:
+        """Yield the pieces of all answers, one answer after the other, each with its number.
+
+        Answer i of a prompt has random numbers that depend on the seed and on i alone.
+        """
+        for at, (prompt, sampling) in enumerate(zip(request.prompts, request.sampling, strict=True)):
+            for i in range(request.n):
+                pieces = self.sampler.stream(prompt, sampling, ("serve", request.seed, i), request.stop)
+                yield from ((at * request.n + i, piece) for piece in self.lock.taken_by(pieces))
+
+
+class Server(ThreadingHTTPServer):
+    """The server.
+
+    Args:
+        address: host and port; port 0 is any that is free.
+        service: what it answers with.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], service: Service) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        self.service = service
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__(address, Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, or refuse it where there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        with suppress(OSError):
+            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Leave a connection that broke to the log's debug messages."""
+        log.debug("a connection broke", exc_info=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = f"drpo/{__version__}", ""
+    timeout = PATIENCE_S
+
+    def handle_one_request(self) -> None:
+        """Answer a request that arrives in time."""
+        self._arriving = threading.Timer(PATIENCE_S, self._hang_up)
+        self._arriving.daemon = True
+        self._arriving.start()
+        try:
+            super().handle_one_request()
+        finally:
+            self._arriving.cancel()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def do_GET(self) -> None:
+        """Answer /v1/models, /v1/models/NAME and, without a token, /health."""
+        service, path = self.server.service, self.path.partition("?")[0]
+        if path == "/health":
+            self._reply(200, {"status": "ok"})
+        elif not self._is_known():
+            self._fail(self._unknown())
+        elif path == "/v1/models":
+            self._reply(200, {"object": "list", "data": [service.model]})
+        elif path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/")
+            if name == service.name:
+                self._reply(200, service.model)
+            else:
+                self._fail(service.no_model(name))
+        else:
+            self._fail(_nowhere(path))
+
+    def do_POST(self) -> None:
+        """Answer /v1/chat/completions and /v1/completions."""
+        service, path, began = self.server.service, self.path.partition("?")[0], time.monotonic()
+        try:
+            if not self._is_known():
+                raise self._unknown()
+            if path not in ROUTES:
+                raise _nowhere(path)
+            body = self._body()
+            self._arriving.cancel()
+            request = service.read(path, body)
+            with service.places, closing(service.answers(request)) as pieces:
+                response = Response(request, service.sampler.tokenizer)
+                if request.stream:
+                    self._stream(response.chunks(pieces))
+                else:
+                    self._reply(200, response.whole(self._while_heard(pieces)))
+            log.info("%s: %.1f s", path, time.monotonic() - began)
+        except ApiError as error:
+            self._fail(error)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # nobody listens
+        except Exception as error:
+            self._fail(_failure(error))
+
+    def _is_known(self) -> bool:
+        return self.server.service.knows(self.headers.get("Authorization", ""))
+
+    def _unknown(self) -> ApiError:
+        return ApiError("send the token that `drpo serve` printed as the API key", 401, code="invalid_api_key")
+
+    def _body(self) -> bytes:
+        """Return the body of a request.
+
+        Raises:
+            ApiError: its length is not told, or too large.
+            ConnectionError: it breaks off.
+        """
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in self.headers:
+            raise ApiError("a request must say its Content-Length", 411)
+        if len(length) > 12 or int(length) > MOST_BYTES:
+            raise ApiError(f"a request has at most {MOST_BYTES:,} bytes", 413)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionError("the request broke off")
+        return body
+
+    def _while_heard(self, pieces: Iterator[tuple[int, Piece]]) -> Iterator[tuple[int, Piece]]:
+        """Yield pieces while the client has not hung up.
+
+        Raises:
+            ConnectionError: it has.
+        """
+        for piece in pieces:
+            self.connection.setblocking(False)
+            try:
+                if self.connection.recv(1, socket.MSG_PEEK) == b"":
+                    raise ConnectionError("the client hung up")
+            except BlockingIOError:
+                pass  # it waits
+            finally:
+                self.connection.settimeout(PATIENCE_S)
+            yield piece
+
+    def _stream(self, chunks: Iterator[dict[str, Any]]) -> None:
+        """Send chunks as server-sent events; the connection ends with the last."""
+        self.close_connection = True
+        self.send_response(200)
+        for name, value in (("Content-Type", "text/event-stream; charset=utf-8"), ("Cache-Control", "no-store")):
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        try:
+            for chunk in chunks:
+                self._event(json.dumps(chunk))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # the head is sent, so the error is an event of the stream
+            self._event(json.dumps(_failure(error).body))
+            return
+        self._event("[DONE]")
+
+    def _event(self, data: str) -> None:
+        self.wfile.write(f"data: {data}\n\n".encode())
+
+    def _fail(self, error: ApiError) -> None:
+        self.close_connection = True  # the rest of the request may not have been read
+        self._reply(error.status, error.body)
+
+    def _reply(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+        for name, value in headers.items() | ({("Connection", "close")} if self.close_connection else set()):
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(data)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Report what the library refuses, such as another method, in the API's shape."""
+        self._fail(ApiError(message or HTTPStatus(code).phrase, code))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing on standard error."""
+
+
+def _failure(error: Exception) -> ApiError:
+    """The API's error for one of the server's own, which goes to the log."""
+    if isinstance(error, BrokenLogpError):
+        return ApiError(str(error), 500)
+    log.warning("a request failed: %s", describe(error))
+    return ApiError("the server failed; its log says how", 500)
+
+
+def _nowhere(path: str) -> ApiError:
+    if path in OF_TRAINER:
+        return ApiError("this server speaks OpenAI's API; the rollout server is `drpo serve-rollouts`", 404)
+    return ApiError("no such address; there are /v1/models, /v1/chat/completions and /v1/completions", 404)
