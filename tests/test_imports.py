@@ -43,6 +43,7 @@ RANK = {
     "lab": 11,
     "report": 12,
     "live": 13,
+    "autopsy": 13,
     "cli": 14,
     "__main__": 15,
     "__init__": 0,
