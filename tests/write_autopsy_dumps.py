@@ -3,7 +3,7 @@
     python tests/write_autopsy_dumps.py CHECKOUTS
 
 CHECKOUTS has a clone of each repository under the name in `SOURCES`. Its file is taken from the release's tag and run
-as it is, with what it imports and is not installed stubbed. `prime-rl`'s traces are models of `verifiers`, which its own
+as it is, with what it imports and is not installed stubbed. prime-rl's traces are models of `verifiers`, whose own
 environment is needed for: those are written by hand after `verifiers/v1/trace.py` (tests/support/dumps.py).
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
+import pandas  # noqa: F401 (before names that are not installed are stubbed)
 import torch
 
 DATA = Path(__file__).resolve().parent / "data" / "autopsy"
@@ -31,6 +32,8 @@ SOURCES = {
     "open_instruct": ("allenai+open-instruct/repo", "v0.3.0", "open_instruct.rl_utils"),
 }
 """Name of a dump -> the clone, the tag, and the module that writes it."""
+INSTALLED = frozenset({"transformers", "accelerate", "datasets", "peft", "huggingface_hub"})
+"""Libraries that are stubbed too though they are installed: no dump is written by them."""
 PROMPTS = ("1 + 1?", "1 + 1?", "2 + 2?", "2 + 2?")
 TEXTS = ("2", "3", "four", "4")
 REWARDS = (1.0, 0.0, 0.0, 1.0)
@@ -41,9 +44,14 @@ LOGP = ((-0.5, -1.0, -0.25), (-0.75, -2.25), (-1.5, -0.125), (-0.25, -0.5, -1.0)
 
 
 class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for every name that is not installed."""
+    """Finds an empty module for every name, or for those of some libraries alone."""
+
+    def __init__(self, libraries: frozenset[str] = frozenset()) -> None:
+        self.libraries = libraries
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if self.libraries and name.split(".")[0] not in self.libraries:
+            return None
         return importlib.util.spec_from_loader(name, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
@@ -59,9 +67,33 @@ class _Empty(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = _any_class(name) if name.lstrip("_")[:1].isupper() else MagicMock(name=name)
+        value = _any_class(name) if name.lstrip("_")[:1].isupper() else _Function()
         setattr(self, name, value)
         return value
+
+
+class _Function:
+    """Anything that is not a class: false where it is asked; as a decorator it leaves what it decorates."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        decorates = len(args) == 1 and not kwargs and isinstance(args[0], type | types.FunctionType)
+        return args[0] if decorates else self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __getitem__(self, key: Any) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __or__(self, other: Any) -> Any:
+        return self
+
+    __ror__ = __or__
 
 
 def _any_class(name: str) -> type:
@@ -208,6 +240,7 @@ def main() -> None:
     """Write every dump."""
     checkouts = Path(sys.argv[1])
     DATA.mkdir(parents=True, exist_ok=True)
+    sys.meta_path.insert(0, _Stubs(INSTALLED))
     sys.meta_path.append(_Stubs())
     writers = (write_verl, write_trl, write_prime_rl, write_skyrl, write_skyrl_eval, write_open_instruct)
     for write in writers:

@@ -306,7 +306,7 @@ def _skyrl_state(of_step: Sequence[Made]) -> dict[str, Any]:
     }
     known = [r.reward for r in of_step if r.reward is not None]
     metrics = {"avg_final_rewards": sum(known) / len(known), "avg_response_length": 7.0}
-    metadata = {"response_length": width, "metrics": metrics, "pad_size": 0}
+    metadata = {"response_length": width, "avg_response_length": 7.0, "metrics": metrics, "pad_size": 0}
     unused = {"base_action_log_probs": None, "values": None}
     return {"batch_dict": stored | unused, "batch_size": len(of_step), "device": None, "metadata": metadata}
 

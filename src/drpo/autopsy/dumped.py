@@ -68,7 +68,7 @@ class Dumped:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
     """A format of dumps.
 

@@ -223,7 +223,7 @@ def _published(record: Record, in_tokens: bool) -> Record:
 
 
 def _sound(kind: Format, path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a file; each fits together. A reward that cannot be trained on is a failure of the reward."""
+    """Yield the rollouts of a file, each of which fits together; a reward that is no finite number has failed."""
     for i, rollout in enumerate(kind.read(path), 1):
         if (fault := rollout.fault()) is not None:
             raise InputError(f"{path}, rollout {i}: {fault}")

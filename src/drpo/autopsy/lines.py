@@ -20,11 +20,11 @@ _SHOWN = 160
 Kind = TypeVar("Kind")
 
 
-class Ints:
+class Ints(np.ndarray):
     """In a record's type: a list of whole numbers, read as an array of int64."""
 
 
-class Floats:
+class Floats(np.ndarray):
     """In a record's type: a list of numbers, read as an array of float32; null is NaN."""
 
 
@@ -83,15 +83,15 @@ def first_keys(path: Path) -> frozenset[str] | None:
     return None if record is None else frozenset(record[1])
 
 
-def _as_array(kind: type, value: Any) -> Column:
+def _as_array(kind: type[Column], value: Any) -> Column:
     typecode, dtype = ("q", np.int64) if kind is Ints else ("f", np.float32)
     if not isinstance(value, list):
         raise ValueError(f"Expected `array`, got `{type(value).__name__}`")
     try:
-        return np.frombuffer(array(typecode, value), dtype=dtype)
+        return np.frombuffer(array(typecode, value), dtype=dtype).view(kind)
     except TypeError:
         if kind is Ints or not all(x is None or isinstance(x, float | int) for x in value):
             raise ValueError("Expected numbers alone in a list of numbers") from None
-        return np.array([np.nan if x is None else x for x in value], dtype=np.float32)
+        return np.array([np.nan if x is None else x for x in value], dtype=np.float32).view(kind)
     except OverflowError:
         raise ValueError("a number is too large") from None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,17 +23,15 @@ class _Row(msgspec.Struct):
 def read(path: Path) -> Iterator[Dumped]:
     """Yield the rollouts of a shard; those of one `prompt_idx` in a step are a group."""
     for _, row in read_lines(path, _Row):
-        ids: Any = row.response_tokens
-        mu: Any = row.logprobs
         yield Dumped(
             step=row.step,
             group=str(row.prompt_idx),
             reward=row.reward,
-            length=len(ids),
+            length=len(row.response_tokens),
             cut=None if row.finish_reason is None else row.finish_reason == "length",
             advantages=None if row.advantage is None else np.array([row.advantage], dtype=np.float32),
-            token_ids=ids,
-            behavior_logp=mu,
+            token_ids=row.response_tokens,
+            behavior_logp=row.logprobs,
         )
 
 

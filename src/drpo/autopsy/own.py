@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -88,25 +87,26 @@ def _rollout(where: str, row: _Row) -> Dumped:
 
 
 def _sampled_ids(part: _Tokens, where: str) -> Column | None:
-    ids: Any = part.token_ids
+    ids = part.token_ids
     if ids is None or part.sampled is None:
-        return ids  # type: ignore[no-any-return]
+        return ids
     if not all(0 <= first <= behind <= len(ids) for first, behind in part.sampled):
         raise InputError(f"{where}: sampled must be spans within its {len(ids)} token_ids")
     return np.concatenate([ids[:0], *(ids[first:behind] for first, behind in part.sampled)])
 
 
-def _advantages(part: _Tokens) -> Any:
+def _advantages(part: _Tokens) -> Column | None:
     if part.advantages is not None or part.advantage is None:
         return part.advantages
-    n = 1 if part.behavior_logp is None else len(part.behavior_logp)  # type: ignore[arg-type]
+    n = 1 if part.behavior_logp is None else len(part.behavior_logp)
     return np.full(n, part.advantage, dtype=np.float32)
 
 
-def _joined(parts: Sequence[Any]) -> Column | None:
-    if any(part is None for part in parts):
-        return None
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _joined(parts: Sequence[Column | None]) -> Column | None:
+    if len(parts) == 1:
+        return parts[0]
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 _REMEDIES = {

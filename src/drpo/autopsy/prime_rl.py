@@ -185,8 +185,7 @@ def _last_branch(nodes: Sequence[_Node]) -> list[_Node]:
 
 
 def _sampled_ids(node: _Node) -> Column | None:
-    ids: Any = node.token_ids
-    mask: Any = node.mask
+    ids, mask = node.token_ids, node.mask
     if ids is None or mask is None or not len(ids) or len(ids) != len(mask):
         return None
     picked: Column = ids[mask.astype(bool)]

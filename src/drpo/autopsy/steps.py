@@ -37,7 +37,8 @@ def scored_groups(rollouts: Sequence[Dumped]) -> list[ScoredGroup]:
     Args:
         rollouts: of one step.
     """
-    return [_group(name, members) for name, members in by_group(rollouts).items()]
+    sequences = _sequences(rollouts)
+    return [_group(name, members, sequences) for name, members in by_group(rollouts).items()]
 
 
 def by_group(rollouts: Sequence[Dumped]) -> dict[str, list[Dumped]]:
@@ -48,9 +49,9 @@ def by_group(rollouts: Sequence[Dumped]) -> dict[str, list[Dumped]]:
     return groups
 
 
-def _group(name: str, members: Sequence[Dumped]) -> ScoredGroup:
+def _group(name: str, members: Sequence[Dumped], sequences: Mapping[int, TokenSequence]) -> ScoredGroup:
     problem = Problem.of_text(name, members[0].prompt, members[0].answer)
-    episodes = [_episode(problem, i, rollout) for i, rollout in enumerate(members)]
+    episodes = [_episode(problem, i, r, sequences.get(id(r))) for i, r in enumerate(members)]
     pairs = list(zip(episodes, members, strict=True))
     scored = [(e, RewardResult(r.reward, r.parts)) for e, r in pairs if r.reward is not None]
     unscored = [(e, r.failure) for e, r in pairs if r.reward is None]
@@ -62,7 +63,7 @@ def _group(name: str, members: Sequence[Dumped]) -> ScoredGroup:
     )
 
 
-def _episode(problem: Problem, sample: int, rollout: Dumped) -> Episode:
+def _episode(problem: Problem, sample: int, rollout: Dumped, sequence: TokenSequence | None) -> Episode:
     return Episode(
         problem_id=problem.id,
         sample=sample,
@@ -72,17 +73,19 @@ def _episode(problem: Problem, sample: int, rollout: Dumped) -> Episode:
         finish_reason="length" if rollout.cut else "stop",
         sampling=_SAMPLING,
         turns=(rollout.length,),
-        sequences=_sequences(rollout),
+        sequences=() if sequence is None else (sequence,),
     )
 
 
-def _sequences(rollout: Dumped) -> tuple[TokenSequence, ...]:
-    if rollout.token_ids is None or rollout.behavior_logp is None:
-        return ()
-    ids = torch.from_numpy(rollout.token_ids)
-    mu = torch.from_numpy(rollout.behavior_logp)
-    every = torch.ones(len(ids), dtype=torch.bool)
-    return (TokenSequence(_NO_PROMPT, ids, every, mu, torch.full((len(ids),), UNKNOWN_VERSION)),)
+def _sequences(rollouts: Sequence[Dumped]) -> dict[int, TokenSequence]:
+    """The token sequences of the rollouts that have ids and the sampler's log-probabilities, by identity."""
+    known = [r for r in rollouts if r.token_ids is not None and r.behavior_logp is not None]
+    if not known:
+        return {}
+    ids, mu = (torch.from_numpy(_flat([getattr(r, name) for r in known])) for name in ("token_ids", "behavior_logp"))
+    columns = (ids, torch.ones_like(ids, dtype=torch.bool), mu, torch.full_like(ids, UNKNOWN_VERSION))
+    parts = zip(*(column.split([r.length for r in known]) for column in columns), strict=True)
+    return {id(r): TokenSequence(_NO_PROMPT, *part) for r, part in zip(known, parts, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,19 +198,18 @@ def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) ->
         record |= reward_metrics(groups)
     elif rollouts[0].reward_mean is not None:
         record["reward_mean"] = rollouts[0].reward_mean
-    known = [a for a in pushed if a is not None]
-    if known:
+    if any(a is not None for a in pushed):
         with_signal = groups_with_signal(rollouts, pushed)
         if len(with_signal) < len(rollouts):  # else every rollout is by itself: which are of one group is not known
             record["groups_with_signal"] = sum(with_signal) / len(with_signal)
-        record["grad_norm"] = float(np.sqrt(sum(float(np.square(a).mean()) for a in known))) / len(known)
     tokens = step_tokens(rollouts, pushed)
     if tokens is not None:
-        record |= _token_figures(objective, tokens)
-        record |= _first_update(step, rollouts, pushed, objective)
-    elif (entropy := _estimated_entropy(rollouts)) is not None:
-        record["entropy"] = entropy
-    return record, 0 if tokens is None else tokens.broken
+        return record | _token_figures(objective, tokens) | _first_update(rollouts, pushed, objective), tokens.broken
+    known = [a for a in pushed if a is not None and len(a)]
+    if known:
+        record["grad_norm"] = float(np.sqrt(sum(float(np.square(a).mean()) for a in known))) / len(known)
+    entropy = _estimated_entropy(rollouts)
+    return record | ({} if entropy is None else {"entropy": entropy}), 0
 
 
 def _episode_figures(rollouts: Sequence[Dumped], groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -226,7 +228,7 @@ def _token_figures(objective: Objective, of_step: StepTokens) -> dict[str, float
 
 
 def _first_update(
-    step: int, rollouts: Sequence[Dumped], pushed: Sequence[Any], objective: Objective
+    rollouts: Sequence[Dumped], pushed: Sequence[Any], objective: Objective
 ) -> dict[str, list[dict[str, float]]]:
     """The figures of a step's first update by itself, where it has several."""
     chosen = [(r, a) for r, a in zip(rollouts, pushed, strict=True) if r.update == 0]
