@@ -426,5 +426,5 @@ FORMATS: Mapping[str, Written] = {
     ),
     "open_instruct": Written(open_instruct, _own_held_out, True, (*BY_TEXT, *BY_SAMPLER)),
     "own_jsonl": Written(own_jsonl, _own_held_out, True, EVERY),
-    "own_parquet": Written(own_parquet, _own_held_out, True, EVERY),
+    "own_parquet": Written(own_parquet, _own_held_out, True, ("no_signal", "truncation", "sampler_mismatch")),
 }

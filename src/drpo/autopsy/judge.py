@@ -32,12 +32,9 @@ from drpo.types.problem import is_reward, not_a_reward
 Record = Mapping[str, Any]
 
 LACKING: Mapping[str, tuple[str, str]] = {
-    "reward": (
-        "rewards of rollouts",
-        "whether groups are all wrong or all correct, and whether rewards rise or collapse",
-    ),
+    "reward": ("rewards of rollouts", "which groups are all wrong or all correct, how rewards move"),
     "finish_reason": ("finish reasons", "how many completions are cut"),
-    "token_ids": ("token ids", "lengths in tokens; they are in characters here"),
+    "token_ids": ("token ids", "how many tokens a completion has (lengths are in characters)"),
     "behavior_logp": ("the sampler's log-probabilities", "entropy, engine mismatch, ratios"),
     "logp": ("the policy's log-probabilities", "engine mismatch, ratios, tokens out of the region, other objectives"),
     "held_out": ("held-out rollouts", "whether the reward is hacked"),

@@ -105,7 +105,8 @@ class StepTokens:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each rollout that has some."""
-        return self.tokens.sequence.unique_consecutive(return_counts=True)[1].tolist()
+        _, counts = self.tokens.sequence.unique_consecutive(return_counts=True)
+        return [int(n) for n in counts]
 
 
 def step_tokens(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> StepTokens | None:
@@ -154,7 +155,7 @@ def advantages_of(rollouts: Sequence[Dumped]) -> list[Any]:
     Where all rewards of a group are equal, advantages below `ROUNDING` are 0: they are rounding errors that a division
     by the spread has enlarged, as (R - mean) / (std + 1e-4) does.
     """
-    known = [r.advantages for r in rollouts]
+    known: list[Any] = [r.advantages for r in rollouts]
     places: dict[str, list[int]] = {}
     for i, rollout in enumerate(rollouts):
         if rollout.reward is not None:
@@ -234,7 +235,7 @@ def _first_update(
     chosen = [(r, a) for r, a in zip(rollouts, pushed, strict=True) if r.update == 0]
     if len(chosen) in (0, len(rollouts)):
         return {}
-    tokens = step_tokens(*map(list, zip(*chosen, strict=True)))  # type: ignore[arg-type]
+    tokens = step_tokens([r for r, _ in chosen], [a for _, a in chosen])
     return {} if tokens is None else {"updates": [_token_figures(objective, tokens)]}
 
 

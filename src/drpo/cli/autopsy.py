@@ -54,8 +54,9 @@ def autopsy(options: AutopsyOptions) -> int:
         print(json.dumps(finite(_as_json(found, objective, replay)), indent=1))
     else:
         _show(console, found, objective)
-        for sheet in replay_sheets(replay, batch, None) if replay is not None and batch is not None else ():
-            console.print(as_table(sheet), "")
+        if replay is not None and batch is not None:
+            console.print(_replayed(found, replay), style="bold", soft_wrap=True)
+            console.print(*(part for sheet in replay_sheets(replay, batch, None) for part in (as_table(sheet), "")))
     if options.out is not None:
         console.print(f"report  {_write(found, objective, options.out)}", soft_wrap=True)
     return 0
@@ -123,7 +124,12 @@ def _evidence(found: Judgement) -> Sheet:
 def _cannot(found: Judgement) -> Iterator[str]:
     for name, remedy in found.remedies.items():
         what, questions = LACKING[name]
-        yield f"no {what}: cannot say {questions}" + (f"; {remedy}" if remedy else "")
+        yield f"not in the dump: {what}, so no answer to {questions}" + (f"; {remedy}" if remedy else "")
+
+
+def _replayed(found: Judgement, replay: Replay) -> str:
+    of_step = next(record for record in found.metrics if record["step"] == replay.step)
+    return f"Step {replay.step} under other objectives: {replay.tokens:,} of its {of_step['trained_tokens']:,} tokens"
 
 
 def _batch(found: Judgement, step: int | None) -> Recorded | None:
