@@ -123,15 +123,15 @@ DUMPS: Mapping[str, tuple[str, Callable[[Path, Iterator[Batch]], None]]] = {
 }
 
 
-def measure(path: Path, threads: int) -> tuple[float, float]:
-    """Return the seconds of a command and its peak memory in MiB."""
+def measure(path: Path, threads: int) -> tuple[float, float, float]:
+    """Return the seconds of a command, those of a processor, and its peak memory in MiB."""
     command = [sys.executable, "-m", "drpo", "autopsy", str(path), "--json"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -148,9 +148,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / file
             write(path, steps(options.scale))
-            seconds, memory = measure(path, options.threads)
+            seconds, cpu, memory = measure(path, options.threads)
             size = path.stat().st_size / 2**20
-        print(f"{name:<42} {n:>8,} rollouts {size:>7,.0f} MiB {seconds:6.1f} s {memory:6.0f} MiB at most", flush=True)
+        told = f"{seconds:6.1f} s, {cpu:5.1f} s of a processor, {memory:5.0f} MiB of memory"
+        print(f"{name:<42} {n:>8,} rollouts, {size:4.0f} MiB: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -233,6 +233,8 @@ def test_broken_log_probabilities_are_left_out_and_said(tmp_path: Path):
         [with_tokens(logp=column(nan, -1)), with_tokens(behavior_logp=column(-1, 0.5))], [column(1)] * 2
     )
     assert tokens is not None and tokens.broken == 2 and tokens.lengths == [1, 1]
+    for rows in ([with_tokens(logp=column(nan, nan))], [with_tokens(logp=None, behavior_logp=column(0.5, nan))]):
+        assert step_figures(1, rows, PPO)[1] == 2  # all of them
     records = own_records(sound())
     records[20]["logp"][0] = nan
     found = judged(write_json_lines(tmp_path / "a.jsonl", records))

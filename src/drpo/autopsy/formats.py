@@ -39,11 +39,8 @@ def format_of(path: Path) -> Format | None:
         InputError: it is damaged.
     """
     if path.suffix == ".pkl":
-        keys: frozenset[str] | None = frozenset()
-    elif path.suffix == ".parquet":
-        keys = frozenset(column_names(path))
-    else:
-        keys = first_keys(path)
+        return skyrl.BATCH if skyrl.step_of(path.name) is not None else None
+    keys = frozenset(column_names(path)) if path.suffix == ".parquet" else first_keys(path)
     if keys is None:
         return None
     return next((f for f in FORMATS if f.suffix == path.suffix and f.keys <= keys), None)

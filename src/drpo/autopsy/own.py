@@ -82,7 +82,7 @@ def _rollout(where: str, row: _Row) -> Dumped:
         behavior_logp=_joined([part.behavior_logp for part in parts]),
         logp=_joined([part.logp for part in parts]),
         entropy=_joined([part.entropy for part in parts]),
-        advantages=_joined([_advantages(part) for part in parts]),
+        advantages=_joined([_advantages(part, spread=len(parts) > 1) for part in parts]),
     )
 
 
@@ -95,11 +95,11 @@ def _sampled_ids(part: _Tokens, where: str) -> Column | None:
     return np.concatenate([ids[:0], *(ids[first:behind] for first, behind in part.sampled)])
 
 
-def _advantages(part: _Tokens) -> Column | None:
+def _advantages(part: _Tokens, spread: bool) -> Column | None:
     if part.advantages is not None or part.advantage is None:
         return part.advantages
-    n = 1 if part.behavior_logp is None else len(part.behavior_logp)
-    return np.full(n, part.advantage, dtype=np.float32)
+    n = len(part.behavior_logp) if spread and part.behavior_logp is not None else 1
+    return np.array([part.advantage] * n, dtype=np.float32)
 
 
 def _joined(parts: Sequence[Column | None]) -> Column | None:

@@ -69,4 +69,5 @@ def _values(column: pa.Array) -> Sequence[Any]:
     flat = np.array(inner.to_numpy(zero_copy_only=False))
     ends = np.cumsum([0 if n is None else n for n in column.value_lengths().to_pylist()])
     parts: list[Column] = np.split(flat, ends[:-1]) if len(ends) else []
-    return [part if known else None for part, known in zip(parts, column.is_valid().to_pylist(), strict=True)]
+    # Copies, since a view would keep all rows in memory.
+    return [part.copy() if known else None for part, known in zip(parts, column.is_valid().to_pylist(), strict=True)]

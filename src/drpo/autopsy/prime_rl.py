@@ -130,7 +130,7 @@ def read_traces(path: Path) -> Iterator[Dumped]:
     Raises:
         InputError: a record without a step.
     """
-    named = re.search(r"step_(\d+)", path.as_posix())
+    named = re.search(r"step_(\d{1,18})/", path.as_posix())
     for where, line in read_lines(path, _Line):
         run = line.run
         work = run.work if run is not None and run.work is not None else run

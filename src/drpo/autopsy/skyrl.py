@@ -40,20 +40,26 @@ class _Plain(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
+def step_of(name: str) -> int | None:
+    """Return the step that SkyRL has written into the name of a file or a folder."""
+    found = re.match(r"global_step_(\d{1,18})", name)
+    return None if found is None else int(found[1])
+
+
 def read_batch(path: Path) -> Iterator[Dumped]:
     """Yield the rollouts of a training batch; those of one prompt are a group. Its rewards were taken out by SkyRL.
 
     Raises:
         InputError: it is too large, damaged, or holds what no batch of SkyRL does.
     """
-    found = re.search(r"global_step_(\d+)", path.name)
-    if found is None:
+    step = step_of(path.name)
+    if step is None:
         raise InputError(f"{path}: the name of a batch of SkyRL has its step, global_step_N_training_input.pkl")
     if path.stat().st_size > LARGEST:
         raise InputError(f"{path}: larger than {LARGEST >> 30} GiB; no batch is")
     try:
         state = _Plain(io.BytesIO(path.read_bytes())).load()
-        yield from _rollouts(state, int(found[1]))
+        yield from _rollouts(state, step)
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's bytes may lead to, such as a list in the place of a key
@@ -113,12 +119,12 @@ def read_evaluation(path: Path) -> Iterator[Dumped]:
     Raises:
         InputError: the folder's name has no step.
     """
-    found = re.search(r"global_step_(\d+)", path.parent.name)
-    if found is None:
+    step = step_of(path.parent.name)
+    if step is None:
         raise InputError(f"{path}: the folder of an evaluation of SkyRL has its step, global_step_N_evals")
     for _, row in read_lines(path, _Evaluated):
         yield Dumped(
-            step=int(found[1]),
+            step=step,
             group=row.input_prompt,
             reward=sum(row.score) if isinstance(row.score, list) else row.score,
             length=len(row.output_response),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drpo.autopsy.dumped import Dumped
+from drpo.autopsy.dumped import Column, Dumped
 from drpo.checks import all_equal, slack
 from drpo.credit import advantages
 from drpo.objectives import Objective, gradient
@@ -95,7 +95,7 @@ class StepTokens:
     Args:
         tokens: as an objective receives them; `sequence` is the rollout's place among those of the step.
         entropy: [T] nats; the policy's, or where the dump does not have it -log mu, of which the mean is an estimate.
-        broken: tokens left out, of which a log-probability is no number, or positive.
+        broken: tokens left out, maybe all, of which a log-probability is no number, or positive.
     """
 
     tokens: Tokens
@@ -128,13 +128,10 @@ def step_tokens(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> StepTokens
     estimated = np.repeat([r.entropy is None for _, r, _ in rows], [r.length for _, r, _ in rows])
     advantage = _flat([a if len(a) == r.length else np.repeat(a, r.length) for _, r, a in rows])
     sequence = np.repeat([i for i, _, _ in rows], [r.length for _, r, _ in rows])
-    limit = slack(torch.float32)
-    sound = (mu <= limit) & (logp <= limit) & np.isfinite(mu)
+    sound = _is_logp(mu) & (logp <= slack(torch.float32))
     mu, logp, advantage, sequence, entropy, estimated = (
         column[sound] for column in (mu, logp, advantage, sequence, entropy, estimated)
     )
-    if not len(mu):
-        return None
     entropy = np.where(estimated, -entropy, entropy)
     columns = [torch.from_numpy(np.ascontiguousarray(c)) for c in (logp, mu, advantage, sequence, entropy)]
     keep = torch.ones(len(mu), dtype=torch.bool)
@@ -204,13 +201,14 @@ def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) ->
         if len(with_signal) < len(rollouts):  # else every rollout is by itself: which are of one group is not known
             record["groups_with_signal"] = sum(with_signal) / len(with_signal)
     tokens = step_tokens(rollouts, pushed)
-    if tokens is not None:
+    if tokens is not None and len(tokens.entropy):
         return record | _token_figures(objective, tokens) | _first_update(rollouts, pushed, objective), tokens.broken
     known = [a for a in pushed if a is not None and len(a)]
     if known:
         record["grad_norm"] = float(np.sqrt(sum(float(np.square(a).mean()) for a in known))) / len(known)
-    entropy = _estimated_entropy(rollouts)
-    return record | ({} if entropy is None else {"entropy": entropy}), 0
+    entropy, broken = _estimated_entropy(rollouts)
+    broken = broken if tokens is None else tokens.broken
+    return record | ({} if entropy is None else {"entropy": entropy}), broken
 
 
 def _episode_figures(rollouts: Sequence[Dumped], groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -236,17 +234,22 @@ def _first_update(
     if len(chosen) in (0, len(rollouts)):
         return {}
     tokens = step_tokens([r for r, _ in chosen], [a for _, a in chosen])
-    return {} if tokens is None else {"updates": [_token_figures(objective, tokens)]}
+    return {"updates": [_token_figures(objective, tokens)]} if tokens is not None and len(tokens.entropy) else {}
 
 
-def _estimated_entropy(rollouts: Sequence[Dumped]) -> float | None:
-    """The mean of -log mu over the sampled tokens, of which the expectation is the sampler's entropy."""
+def _estimated_entropy(rollouts: Sequence[Dumped]) -> tuple[float | None, int]:
+    """The mean of -log mu over the sampled tokens, whose expectation is the sampler's entropy; and the broken ones."""
     known = [r.behavior_logp for r in rollouts if r.behavior_logp is not None]
     if not known:
-        return None
+        return None, 0
     mu = _flat(known).astype(np.float64)
-    mu = mu[np.isfinite(mu)]
-    return float(-mu.mean()) if len(mu) else None
+    sound = _is_logp(mu)
+    return (float(-mu[sound].mean()) if sound.any() else None), int((~sound).sum())
+
+
+def _is_logp(mu: Column) -> Column:
+    """Where a sampler's log-probability is one: finite, and not above 0 by more than rounding."""
+    return np.isfinite(mu) & (mu <= slack(torch.float32))
 
 
 def records_of(step: int, rollouts: Sequence[Dumped]) -> Iterator[dict[str, Any]]:
@@ -273,7 +276,5 @@ def _trained(rollout: Dumped, own: Any) -> Mapping[str, Any]:
 
 
 def _sound(rollout: Dumped) -> bool:
-    limit = slack(torch.float32)
-    return all(
-        bool((np.isfinite(c) & (c <= limit)).all()) for c in (rollout.logp, rollout.behavior_logp) if c is not None
-    )
+    known = [c for c in (rollout.logp, rollout.behavior_logp) if c is not None]
+    return all(bool(_is_logp(column).all()) for column in known)
