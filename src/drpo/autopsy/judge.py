@@ -176,7 +176,7 @@ def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Leave what is there already, such as modules, out of garbage collection: a third of the time, for many rollouts."""
+    """Leave what is there already, such as modules, out of garbage collection, which would take a third of the time."""
     gc.freeze()
     try:
         yield

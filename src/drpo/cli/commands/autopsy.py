@@ -15,8 +15,7 @@ from drpo.spec import import_named
 class AutopsyOptions:
     """Say why a run collapsed, from the rollouts that its framework has written.
 
-      drpo autopsy rollouts/
-      drpo autopsy rollouts/*.jsonl --held-out validation/ --out report.html
+      drpo autopsy rollouts/ --held-out validation/ --out report.html
 
     Files are recognised that verl, TRL, prime-rl, SkyRL and open-instruct write, and JSON lines or parquet of our own
     description (docs/autopsy.md); folders are looked through. The first lines say what went wrong and at which step it
