@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from drpo.autopsy.dumped import Dumped, Format
 from drpo.autopsy.formats import Dumps
 from drpo.autopsy.steps import (
@@ -167,7 +169,7 @@ def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> 
         InputError: a file is damaged, nothing was trained on, or its rollouts are in no order of steps.
     """
     reading = _Reading(objective)
-    with _uncollected():
+    with _undisturbed():
         _read(reading, dumps, held_out)
     if not reading.records:
         raise InputError(f"no rollouts that were trained on in {counted(len(dumps.files), 'file')}")
@@ -175,13 +177,19 @@ def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> 
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Leave what is there already, such as modules, out of garbage collection, which would take a third of the time."""
+def _undisturbed() -> Iterator[None]:
+    """Use one thread, and leave what is there already, such as modules, out of garbage collection.
+
+    A step's tensors are small: a second thread waits for the first. Each is a third of the time of a large dump.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        torch.set_num_threads(threads)
 
 
 def _read(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> None:
