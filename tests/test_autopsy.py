@@ -329,7 +329,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFi
     def file(*records: Any, name: str = "a.jsonl") -> Path:
         return write_json_lines(tmp_path / name, records)
 
-    assert "name the files first" in refusal(capsys)
+    assert "name the files first" in refusal(capsys) and "name the files first" in refusal(capsys, "--json")
     assert "no file there" in refusal(capsys, tmp_path / "nowhere")
     assert "no rollouts in this folder" in refusal(capsys, tmp_path)
     assert "no dump that is known" in refusal(capsys, file({"loss": 1.0}))

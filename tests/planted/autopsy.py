@@ -25,6 +25,16 @@ def _any_class(right: Any) -> Any:
     return pickle.Unpickler.find_class
 
 
+def _all_sampled(right: Any) -> Any:
+    def read_lines(path: Any, kind: Any) -> Any:
+        for where, row in right(path, kind):
+            if hasattr(row, "loss_mask"):
+                row.loss_mask |= 1
+            yield where, row
+
+    return read_lines
+
+
 def _as_zero(right: Any) -> Any:
     def figures(rollouts: Any, groups: Any) -> Any:
         return {"truncated": 0.0, "length_truncated": 0.0, "sampled_tokens": 0} | right(rollouts, groups)
@@ -52,10 +62,10 @@ REPLACEMENTS = (
         (f"{HERE}test_what_a_dump_lacks_is_absent_and_not_zero",),
     ),
     Replacement(
-        "the tokens of an environment count as sampled in a token export",
-        "drpo.autopsy.prime_rl:read_export",
-        lambda right: lambda path: (replace(r, length=r.length + 1) for r in right(path)),
-        (f"{NAMED}[prime_export]", f"{SOUND}[prime_export]"),
+        "the tokens of the prompt count as sampled in a token export",
+        "drpo.autopsy.prime_rl:read_lines",
+        _all_sampled,
+        (f"{HERE}test_dumps_of_the_frameworks_own_code_are_read",),
     ),
     Replacement(
         "held-out rollouts are taken for trained ones",

@@ -38,10 +38,10 @@ MOST_SAMPLED = 300_000
 """Tokens of the report's rollouts; of more, every few steps are shown."""
 
 
-def autopsy(options: AutopsyOptions) -> int:
+def autopsy(files: Sequence[Path], options: AutopsyOptions) -> int:
     """Say why a run collapsed, from its dump."""
     asked = [parse_objective(text) for text in options.objectives]
-    dumps = find_dumps(options.files)
+    dumps = find_dumps(files)
     held_out = find_dumps(options.held_out, "--held-out ") if options.held_out else None
     objective = parse_objective(options.objective or dumps.files[0][1].objective)
     if needed_divergence(objective.needs) is not None:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from drpo.cli.options import parse
 from drpo.cli.output import require_file
 from drpo.errors import InputError
@@ -24,7 +22,6 @@ class AutopsyOptions:
     there, what other objectives would have done with a step.
 
     Args:
-        files: dumps of one run, or folders of them.
         held_out: files or folders with rollouts of its evaluations, in any of these formats.
         objective: what the run was trained with: its region is judged; default: what the framework does by default.
         objectives: specs that are replayed on a step; the first is compared with each of the others.
@@ -33,8 +30,7 @@ class AutopsyOptions:
         out: also write the report, one HTML file.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    held_out: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] | None = None
     objective: str | None = None
     objectives: tuple[str, ...] = ("drpo(0.2)", "dppo(0.15)", "ppo(0.2,0.28)", "spo(0.2)", "none")
     step: int | None = None
@@ -44,12 +40,14 @@ class AutopsyOptions:
 
 def autopsy(arguments: list[str]) -> int:
     """`drpo autopsy FILE ... [--held-out FILE ...]`."""
-    options = parse(AutopsyOptions, arguments, "drpo autopsy")
-    if not options.files:
+    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    files = tuple(map(Path, arguments[:first]))
+    options = parse(AutopsyOptions, arguments[first:], "drpo autopsy FILE ...")
+    if not files:
         raise InputError("autopsy: name the files first that a framework has written, or their folder")
     if options.out is not None:
         require_file("--out", options.out)
-    for path in (*options.files, *options.held_out):
+    for path in (*files, *(options.held_out or ())):
         if not path.exists():
             raise InputError(f"{path}: no file there")
-    return int(import_named("drpo.cli.autopsy", "autopsy", "command")(options))
+    return int(import_named("drpo.cli.autopsy", "autopsy", "command")(files, options))
