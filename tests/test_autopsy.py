@@ -438,7 +438,7 @@ def test_advice_names_the_frameworks_options(tmp_path: Path, capsys: pytest.Capt
     assert "more --response_length (--sampling.max-new-tokens)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["trl", "own_jsonl", "open_instruct", "prime_export"])
+@pytest.mark.parametrize("form", ["trl", "own_jsonl", "open_instruct"])
 def test_it_opens_in_the_report(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = dumps.FORMATS[form].write(tmp_path / "run", failing("no_signal"))
     assert cli.main(["autopsy", str(path), "--out", str(tmp_path / "report.html")]) == 0
@@ -446,7 +446,7 @@ def test_it_opens_in_the_report(form: str, tmp_path: Path, capsys: pytest.Captur
     page = (tmp_path / "report.html").read_text()
     table = json.loads(payload(page, "rollouts"))
     assert len(table["step"]) == 112 and "no_signal, since step 3" in page
-    states = {"trl": "unknown", "own_jsonl": "trained", "open_instruct": "unknown", "prime_export": "trained"}
+    states = {"trl": "unknown", "own_jsonl": "trained", "open_instruct": "unknown"}
     assert set(table["state"]) == {states[form]}
     assert ("Length in characters" in page) == (form == "trl")
 
