@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +44,7 @@ from drpo.train.records import RESULTS
 from drpo.types import Problem
 from drpo.types.environment import Turn
 from stability import StabilityOptions
+from support import dumps
 from support.hand_comparison import large
 from support.pictures import without_pictures
 from theory import TheoryOptions
@@ -242,6 +243,27 @@ def chains() -> dict[str, list[str]]:
 CHAINS = chains()
 
 
+DUMPS: Mapping[str, Callable[[Path], Path]] = {
+    "dump": lambda folder: dumps.own_jsonl(folder, dumps.failing("rising_out_of_region")),
+    "rollouts": lambda folder: dumps.verl(folder, dumps.sound()),
+    "validation": lambda folder: dumps.verl(folder, dumps.held_out(5, 0.5)),
+    "output/completions": lambda folder: dumps.trl(folder, dumps.sound()),
+    "run/rollouts": lambda folder: dumps.prime_traces(folder.parent, dumps.sound()),
+    "run/token_exports": lambda folder: dumps.prime_export(folder.parent, dumps.sound()),
+    "exports/dumped_data": lambda folder: dumps.skyrl(folder.parent, dumps.sound()),
+    "exports/dumped_evals": lambda folder: dumps.skyrl_evaluation(folder.parent, dumps.held_out(5, 0.5)),
+    "traces": lambda folder: dumps.open_instruct(folder, dumps.sound()),
+}
+"""Folder of an autopsy -> what writes it."""
+
+
+def write_dumps(arguments: Sequence[str]) -> None:
+    """Write the dumps that an autopsy names."""
+    for word in arguments:
+        if word in DUMPS and not Path(word).exists():
+            DUMPS[word](Path(word))
+
+
 def make_what_it_reads(arguments: Sequence[str]) -> None:
     """Put files and folders that a command names where it will look for them."""
     rows = [f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)]
@@ -251,6 +273,8 @@ def make_what_it_reads(arguments: Sequence[str]) -> None:
     module = own_module(arguments)
     if module is not None:
         write_own_module(module, Path())
+    if arguments[0] == "autopsy":
+        write_dumps(arguments)
     if "runs/compare-demo" in arguments:
         Path("runs/compare-demo").mkdir(parents=True)
         save_results(large(seeds=2, updates=1, steps=4), Path("runs/compare-demo", RESULTS))
@@ -433,8 +457,7 @@ def test_diffs_name_what_there_is():
 
 def test_the_transcript_is_of_the_demo():
     """Its figures are of one run; the lines before them say what the recipe is."""
-    (block,) = [b for b in BLOCKS if b.language == "text"]
-    assert block.name.startswith("README.md")
+    (block,) = [b for b in BLOCKS if b.language == "text" and b.name.startswith("README.md")]
     run = demo()
     specs, prompts, samples = flat_json(run), run.data.prompts, run.rollout.sampling.samples
     completions, updates = prompts * samples, run.trainer.updates

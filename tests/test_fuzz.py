@@ -23,6 +23,7 @@ from drpo.live.watch import draw_view
 from drpo.recipes.addition import smoke
 from drpo.report.run_page import browser_payloads
 from drpo.report.token_statistics import read_rollouts
+from drpo.report.vocabulary import find_tokenizer
 from drpo.train import loop
 from drpo.train.config import configure
 from drpo.train.records import CHECKPOINTS, CONFIG, MODEL
@@ -262,7 +263,9 @@ def damaged_conversations(draw: st.DrawFn) -> dict[str, Any]:
 def test_records_of_conversations(here: Path, scale: int):
     run = write_run(here / "run")
     readers: list[Callable[[], Any]] = [
-        lambda: browser_payloads(here / "run", run, read_rollouts(here / "run", run.objective.loss, 10**6)),
+        lambda: browser_payloads(
+            read_rollouts(here / "run", run.objective.loss, 10**6), find_tokenizer(here / "run", run)
+        ),
         lambda: recorded(here / "run"),
         lambda: draw_view(Follower(here / "run").look(), 80),
     ]

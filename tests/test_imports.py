@@ -44,6 +44,7 @@ RANK = {
     "report": 12,
     "live": 13,
     "serving": 13,
+    "autopsy": 13,
     "cli": 14,
     "__main__": 15,
     "__init__": 0,

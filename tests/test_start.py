@@ -29,7 +29,8 @@ ANSWERED_AT_ONCE = [
     *(["train", "nowhere.py"], ["train", "--data", "nowhere.jsonl"], ["init", "nowhere.jsonl"], ["init", "--help"]),
     *(["train", "demo", "--stepz", "3"], ["train", "--resume", "nowhere"], ["eval", "./nowhere"], ["watch", "nowhere"]),
     *([c, "--help"] for c in ("watch", "export", "verify", "report", "doctor", "serve-rollouts", "compare", "chat")),
-    *([c, "--help"] for c in ("weights", "replay", "env", "explain")),
+    *([c, "--help"] for c in ("weights", "replay", "env", "explain", "autopsy")),
+    *(["autopsy"], ["autopsy", "nowhere.jsonl"]),
     *(
         ["train", "--from", "--help"],
         ["train", "--from", "nowhere"],

@@ -43,7 +43,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a record says the mean of a completion's advantages alone",
-        "drpo.train.log:_advantage_record",
+        "drpo.train.log:advantage_record",
         lambda right: lambda advantage: {"advantage": right(advantage)["advantage"]},
         (RECORDED,),
     ),

@@ -152,7 +152,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "mu and pi change places in a replay",
-        "drpo.lab.replay:_joined",
+        "drpo.lab.replay:batch_of",
         _mu_and_pi,
         (f"{REPLAY}test_the_batch_is_what_was_recorded_less_what_was_not_trained",),
     ),

@@ -99,6 +99,10 @@ COMMANDS: Mapping[str, Command] = {
         "drpo.cli.commands.replay",
         {"replay RUN [--objectives ...]": "show what other objectives would have done with a run's batch"},
     ),
+    "autopsy": Command(
+        "drpo.cli.commands.autopsy",
+        {"autopsy FILE ...": "say why a run of verl, TRL, prime-rl, SkyRL or open-instruct collapsed"},
+    ),
     "explain": Command(
         "drpo.cli.commands.explain",
         {"explain [NAME]": "what a metric or a warning means, what is normal, and what to do"},

@@ -40,9 +40,10 @@ def examine(run: Run, components: Components, size: Size = THOROUGH) -> Iterator
 
     batch = look(run.rollout.sampling.temperature, size.prompts)
     group = [c for c in batch.completions if c.problem_id == batch.completions[0].problem_id]
-    first = distribution.ratio(batch, run.objective.loss)
+    first = distribution.ratio(batch.tokens, batch.entropy, run.objective.loss)
     yield first
-    yield distribution.alignment(batch)
+    lengths = [c.n_sampled for c in batch.completions]
+    yield distribution.alignment(lengths, batch.behavior_logp, batch.plain)
     yield distribution.draws(batch)
     yield distribution.support(batch)
     if run.rollout.sampling.temperature != 1:

@@ -1,6 +1,7 @@
 """Checks of the sampling distribution: whether the ratio is 1 before training, and if not, why."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from drpo.objectives import ImportanceSampling, Objective, gradient, out_of_regi
 from drpo.objectives import ratio as ratios
 from drpo.train.divergence import ExactDivergence
 from drpo.train.metrics import token_metrics
-from drpo.types import TokenStats
+from drpo.types import Tokens, TokenStats
 
 K3_NOTE, K3_BROKEN = 0.02, 0.1
 """Thresholds on KL(mu || pi), nats per token, for a note and for broken."""
@@ -30,16 +31,22 @@ SIGMAS = 6.0
 """Accepted distance of a mean from its expectation, in standard errors."""
 
 
-def ratio(batch: ProbeBatch, objective: Objective) -> Finding:
-    """The lr = 0 test: with equal weights on both sides, pi / mu is 1 up to rounding."""
+def ratio(tokens: Tokens, entropy: Tensor, objective: Objective) -> Finding:
+    """The lr = 0 test: with equal weights on both sides, pi / mu is 1 up to rounding.
+
+    Args:
+        tokens: T tokens, at least one.
+        entropy: [T] nats.
+        objective: the run's.
+    """
     plain = ImportanceSampling()
-    metrics = token_metrics(plain, TokenStats(batch.tokens, batch.entropy, gradient(plain, batch.tokens), {}))
+    metrics = token_metrics(plain, TokenStats(tokens, entropy, gradient(plain, tokens), {}))
     values = {name: metrics[name] for name in ("ratio_mean", "k3", "prob_diff_mean", "prob_diff_p99")}
-    left = None if objective.needs else out_of_region(objective, batch.tokens)  # no top-K divergence in the batch
+    left = None if objective.needs else out_of_region(objective, tokens)  # no top-K divergence in the batch
     outside = 0.0 if left is None else float(left.double().mean())
     values |= {} if left is None else {"out_of_region": outside}
-    values["tokens"] = len(batch)
-    error = SIGMAS * float(ratios(batch.tokens).double().std()) / math.sqrt(len(batch))
+    values["tokens"] = len(entropy)
+    error = SIGMAS * float(ratios(tokens).double().std()) / math.sqrt(len(entropy))
     right = abs(values["ratio_mean"] - 1) <= 0.02 + error and values["k3"] <= K3_BROKEN
     right = right and outside <= OUT_OF_REGION_BROKEN
     verdict, advice = judge(right, "the sampler's log-probabilities are not the trainer's; the lines below say why")
@@ -97,9 +104,15 @@ def routing(mismatch: RoutingMismatch) -> Finding:
     )
 
 
-def alignment(batch: ProbeBatch) -> Finding:
-    """Whether the reported log-probabilities belong to their tokens, and are not shifted."""
-    gaps = {shift: _gap(batch, shift) for shift in (-1, 0, 1)}
+def alignment(lengths: Sequence[int], behavior_logp: Tensor, logp: Tensor) -> Finding:
+    """Whether the reported log-probabilities belong to their tokens, and are not shifted.
+
+    Args:
+        lengths: tokens of each completion, T in all.
+        behavior_logp: [T] as the engine reported them.
+        logp: [T] as the model computes them.
+    """
+    gaps = {shift: _gap(lengths, behavior_logp, logp, shift) for shift in (-1, 0, 1)}
     best = min(gaps, key=lambda shift: gaps[shift])
     verdict, advice = judge(
         best == 0 or gaps[best] > gaps[0] / 2,
@@ -116,11 +129,10 @@ def alignment(batch: ProbeBatch) -> Finding:
     )
 
 
-def _gap(batch: ProbeBatch, shift: int) -> float:
+def _gap(lengths: Sequence[int], behavior_logp: Tensor, logp: Tensor, shift: int) -> float:
     """Mean |log mu - log p| with the engine's column moved by `shift` tokens within each completion."""
-    lengths = [c.n_sampled for c in batch.completions]
     gaps = []
-    for mu, p in zip(batch.behavior_logp.split(lengths), batch.plain.split(lengths), strict=True):
+    for mu, p in zip(behavior_logp.split(list(lengths)), logp.split(list(lengths)), strict=True):
         a, b = (mu[shift:], p[: len(p) - shift]) if shift >= 0 else (mu[:shift], p[-shift:])
         gaps.append((a - b).abs())
     gap = torch.cat(gaps)

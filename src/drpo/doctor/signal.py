@@ -69,18 +69,29 @@ def signal(groups: Sequence[ScoredGroup], credit: CreditRule) -> Finding:
         groups: scored, sampled with the run's problems, samples and length.
         credit: as in `carrying`.
     """
-    n, with_signal = len(groups), carrying(groups, credit)
+    return signal_of(groups, carrying(groups, credit))
+
+
+def signal_of(groups: Sequence[ScoredGroup], with_signal: int, ends_known: bool = True) -> Finding:
+    """Report the share of groups that have a signal, where it has been counted.
+
+    Args:
+        groups: scored.
+        with_signal: how many of them carry a signal.
+        ends_known: whether the finish reasons are known; else nothing is said of completions that are cut.
+    """
+    n = len(groups)
     wrong = sum(bool(len(g.rewards)) and bool((g.rewards <= 0).all()) for g in groups)
     right = sum(bool(len(g.rewards)) and bool((g.rewards >= 1).all()) for g in groups)
     episodes = [e for g in groups for e in g.all_episodes]
-    cut = sum(e.finish_reason == "length" for e in episodes) / max(1, len(episodes))
+    cut = sum(e.finish_reason == "length" for e in episodes) / max(1, len(episodes)) if ends_known else 0.0
     unscored = sum(len(g.unscored) for g in groups) / max(1, len(episodes))
     verdict, advice = judge(not too_few(with_signal, n), _advice(wrong / n, right / n, cut, unscored), otherwise="note")
     return Finding(
         "signal",
         verdict,
-        f"{with_signal} of {n} groups carry a signal; {wrong} all wrong, {right} all correct; {cut:.0%} of "
-        "completions cut",
+        f"{with_signal} of {n} groups carry a signal; {wrong} all wrong, {right} all correct"
+        + (f"; {cut:.0%} of completions cut" if ends_known else ""),
         f"{FEWEST:.0%} of groups",
         advice,
         {
@@ -88,7 +99,7 @@ def signal(groups: Sequence[ScoredGroup], credit: CreditRule) -> Finding:
             "groups": n,
             "groups_all_wrong": wrong,
             "groups_all_correct": right,
-            "truncated": cut,
+            **({"truncated": cut} if ends_known else {}),
         },
     )
 

@@ -93,12 +93,20 @@ def recorded(run: Path, step: int | None = None) -> Recorded:
     chosen = [r for r in trained if r["step"] == (steps[-1] if step is None else step)]
     spec, sequence = _objective_of(run, chosen[0]["step"])
     try:
-        return _joined(run, chosen, spec, sequence)
+        return batch_of(run, chosen, spec, sequence)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{run / ROLLOUTS}: a record of step {chosen[0]['step']} cannot be used: {error!r}") from None
 
 
-def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, sequence: str) -> Recorded:
+def batch_of(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, sequence: str) -> Recorded:
+    """Return the batch of some records.
+
+    Args:
+        run: where they come from.
+        records: of `rollouts.jsonl`, all of one step; some have "logp".
+        spec: of the objective that trained on them, if it is known.
+        sequence: what that took as one sequence, "episode" or "turn".
+    """
     trained = trained_rows(records, sequence)
     rows = [row.tokens for row in trained]
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from drpo.errors import counted
-from drpo.objectives import REGISTRY, caution
+from drpo.objectives import REGISTRY, Objective, caution
 from drpo.report.browser import columns, table, vocabulary
 from drpo.report.distribution import histogram_plot, scatter_plots
 from drpo.report.html import REPORT, Page, Section, write
@@ -83,13 +85,12 @@ def run_page(folder: Path, run: Run) -> Page:
         ],
         sections=[
             curves_section(run, metrics, evaluations, chapters),
-            *token_sections(run, rollouts),
-            Section("rollouts", "Rollouts", "Rollouts", ROLLOUTS, include="rollouts.html"),
+            *token_sections(run.objective.loss, run.seed, rollouts),
             time_section(read_records(folder / TIMING)),
             configuration_section(run),
         ],
         scripts=SCRIPTS,
-        payloads=browser_payloads(folder, run, rollouts),
+        payloads=browser_payloads(rollouts, find_tokenizer(folder, run)),
     )
 
 
@@ -108,8 +109,14 @@ def chapter_lines(chapters: Sequence[Chapter]) -> list[tuple[str, str]]:
     return [(f"chapter {i}", described(chapter)) for i, chapter in enumerate(chapters, 2)]
 
 
-def token_sections(run: Run, rollouts: Rollouts) -> list[Section]:
-    """Return where the trained tokens lie, and how the objective weighs them."""
+def token_sections(objective: Objective, seed: int, rollouts: Rollouts) -> list[Section]:
+    """Return where the trained tokens lie, how the objective weighs them, and the rollouts one by one.
+
+    Args:
+        objective: the run's.
+        seed: of the choice of tokens that are drawn.
+        rollouts: of the run.
+    """
     weights, missing = histogram_plot(rollouts), "No token was trained on."
     return [
         Section(
@@ -117,10 +124,11 @@ def token_sections(run: Run, rollouts: Rollouts) -> list[Section]:
             "Region",
             "\u03c0 against \u03bc",
             REGION,
-            scatter_plots(rollouts, run.objective.loss, run.seed),
+            scatter_plots(rollouts, objective, seed),
             missing=missing,
         ),
         Section("weights", "Weights", "Gradient weights", WEIGHTS, [weights] if weights else [], missing=missing),
+        Section("rollouts", "Rollouts", "Rollouts", ROLLOUTS, include="rollouts.html"),
     ]
 
 
@@ -137,9 +145,13 @@ def configuration_section(run: Run) -> Section:
     return Section("configuration", "Configuration", "Configuration", f"What differs from {base}.", texts=texts)
 
 
-def browser_payloads(folder: Path, run: Run, rollouts: Rollouts) -> dict[str, bytes]:
-    """Return the completions of a run, as the page's browser of them reads them."""
-    tokenizer = find_tokenizer(folder, run)
+def browser_payloads(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, bytes]:
+    """Return the completions of a run, as the page's browser of them reads them.
+
+    Args:
+        rollouts: of the run.
+        tokenizer: its own; None shows token ids.
+    """
     ids = vocabulary(rollouts)
     known = None if tokenizer is None else pieces(tokenizer, ids.tolist())
     places, values = columns(rollouts, ids)

@@ -25,7 +25,7 @@ from drpo.train.rollout_record import (
 )
 from drpo.types import Tokens
 
-State = Literal["trained", "skipped", "unscored"]
+State = Literal["trained", "skipped", "unscored", "unknown"]
 PER_TOKEN = (
     "prompt_ids",
     "token_ids",
@@ -70,7 +70,7 @@ class Sampled:
         trained: [N] bool; True for the T tokens that an update saw.
         lengths: of each of its sequences, how many of the N.
         state: "trained" where it went through the model; "skipped" where its advantage, and so its gradient, is 0;
-            "unscored" where it has no reward.
+            "unscored" where it has no reward; "unknown" where a dump does not have the policy's probabilities.
         statistics: what the updates saw, where it is "trained".
     """
 

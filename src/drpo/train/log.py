@@ -178,7 +178,7 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
     records: dict[TokenSequence, dict[str, Any]] = {}
     for i, (batch, seen) in enumerate(zip(batches, stats, strict=True)):
         for credit in batch.credits:
-            records[credit.sequence] = {"update": i, **_advantage_record(credit.advantage)}
+            records[credit.sequence] = {"update": i, **advantage_record(credit.advantage)}
         if not seen.taken:  # nothing was trained, and what the policy said is no number
             continue
         order = seen.row.argsort(stable=True)
@@ -188,17 +188,17 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
             if column is not None:
                 parts = column[order].split(counts.tolist())
                 for n, part in zip(trained.tolist(), parts, strict=True):
-                    records[batch.credits[n].sequence][name] = _decimals(part)
+                    records[batch.credits[n].sequence][name] = decimals(part)
     return records
 
 
-def _advantage_record(advantage: Tensor) -> dict[str, Any]:
+def advantage_record(advantage: Tensor) -> dict[str, Any]:
     """The mean of a completion's advantages [N], and all of them where they differ."""
-    mean = _decimals(advantage.double().mean().float().reshape(1))[0]
-    return {"advantage": mean} | ({"advantages": _decimals(advantage)} if (advantage != advantage[0]).any() else {})
+    mean = decimals(advantage.double().mean().float().reshape(1))[0]
+    return {"advantage": mean} | ({"advantages": decimals(advantage)} if (advantage != advantage[0]).any() else {})
 
 
-def _decimals(values: Tensor) -> list[float]:
+def decimals(values: Tensor) -> list[float]:
     """The shortest decimals that give the same float32 back."""
     return [float(str(x)) for x in values.numpy()]
 
@@ -262,7 +262,7 @@ def _sequence_record(sequence: TokenSequence) -> dict[str, Any]:
         "prompt_ids": sequence.prompt_ids.tolist(),
         "token_ids": sequence.token_ids.tolist(),
         **({} if whole else {"sampled": _spans(sequence.sampled)}),
-        "behavior_logp": _decimals(sequence.behavior_logp),
+        "behavior_logp": decimals(sequence.behavior_logp),
     }
 
 

@@ -1,5 +1,6 @@
 """The metrics of a run: each is a ratio of sums over all its items, never a mean of means."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -32,35 +33,47 @@ from drpo.types.routes import known
 
 def rollout_metrics(step: int, groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Return the figures of `ROLLOUT_METRICS` for the rollout of a step, counted from 1."""
-    rewards = torch.cat([g.rewards for g in groups]).double()
-    scored = [g for g in groups if len(g.rewards)]
-    unscored = [u for g in groups for u in g.unscored]
-    failures = [f for g in groups for f in g.failures]
     episodes = [e for g in groups for e in g.all_episodes]
     ages = [step - 1 - e.version for e in episodes if e.sequences]
-    record = {
+    staleness = {"staleness": sum(ages) / len(ages), "staleness_max": max(ages)}
+    return (
+        reward_metrics(groups)
+        | episode_metrics(episodes)
+        | staleness
+        | endpoint_metrics(groups)
+        | _turn_metrics(episodes)
+    )
+
+
+def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Return those of `ROLLOUT_METRICS` that are about rewards; at least one episode has one."""
+    of_groups = [g.rewards for g in groups]
+    rewards = torch.cat(of_groups).double()
+    scored = [r for r in of_groups if len(r)]
+    unscored = [u for g in groups for u in g.unscored]
+    failures = [f for g in groups for f in g.failures]
+    return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "groups_all_correct": sum(bool((g.rewards >= 1).all()) for g in scored) / len(scored),
-        "groups_all_wrong": sum(bool((g.rewards <= 0).all()) for g in scored) / len(scored),
-        "frac_reward_zero_std": sum(g.equal_rewards for g in scored) / len(scored),
-        "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
-        "sampled_tokens": sum(e.n_sampled for e in episodes),
-        "staleness": sum(ages) / len(ages),
-        "staleness_max": max(ages),
+        "groups_all_correct": sum(bool((r >= 1).all()) for r in scored) / len(scored),
+        "groups_all_wrong": sum(bool((r <= 0).all()) for r in scored) / len(scored),
+        "frac_reward_zero_std": sum(g.equal_rewards for g in groups if g.results) / len(scored),
         "reward_failed": len(failures),
         **{f"reward_{kind}": sum(f.kind == kind for f in failures) for kind in get_args(FailureKind)},
         "reward_abstained": sum(u.failure is None for u in unscored),
         **{f"{REWARD_PARTS}{name}": mean for name, mean in part_means(groups).items()},
+        **_no_number(groups),
     }
-    return (
-        record
-        | _mean_length("length_terminated", episodes, "stop")
-        | _mean_length("length_truncated", episodes, "length")
-        | _no_number(groups)
-        | endpoint_metrics(groups)
-        | _turn_metrics(episodes)
-    )
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return those of `ROLLOUT_METRICS` that are about lengths, of at least one episode."""
+    return {
+        "truncated": sum(e.finish_reason == "length" for e in episodes) / len(episodes),
+        "sampled_tokens": sum(e.n_sampled for e in episodes),
+        **_mean_length("length_terminated", episodes, "stop"),
+        **_mean_length("length_truncated", episodes, "length"),
+    }
 
 
 def endpoint_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -103,8 +116,11 @@ def _no_number(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return {"no_number": sum(not _has_digit(text) for text in texts) / len(texts)} if texts else {}
 
 
+_DIGIT = re.compile("[0-9]")
+
+
 def _has_digit(text: str) -> bool:
-    return any(character.isdigit() for character in text)
+    return any(map(str.isdigit, text)) if not text.isascii() else _DIGIT.search(text) is not None
 
 
 def _mean_length(name: str, episodes: Sequence[Episode], finish_reason: str) -> dict[str, float]:

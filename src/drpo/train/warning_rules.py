@@ -320,7 +320,7 @@ def says_spike(past: Past) -> str:
 
 def says_length(past: Past) -> str:
     """Return the line of the length."""
-    moved = f"completions went from {early(past, LENGTH):.1f} to {recent(past, LENGTH):.1f} tokens"
+    moved = f"the mean length of completions went from {early(past, LENGTH):.1f} to {recent(past, LENGTH):.1f}"
     return f"{moved}, and the training reward did not rise"
 
 

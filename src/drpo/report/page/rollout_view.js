@@ -15,6 +15,7 @@ const SHADES = [
 
 const STATES = {
   skipped: "Not trained on: its advantage is 0, and so is every token's gradient. It did not go through the model: there is no \u03c0.",
+  unknown: "The dump does not have the policy's probabilities: there is no \u03c0.",
   unscored: "Not trained on: it has no reward, so it took no part in the update.",
 };
 

@@ -1,0 +1,335 @@
+"""What the warnings and the doctor would have said of a run, from its dump alone."""
+
+import gc
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from drpo.autopsy.dumped import Dumped, Format
+from drpo.autopsy.formats import Dumps
+from drpo.autopsy.steps import (
+    advantages_of,
+    by_group,
+    groups_with_signal,
+    scored_groups,
+    step_figures,
+    step_tokens,
+)
+from drpo.doctor.distribution import alignment, ratio
+from drpo.doctor.finding import Finding
+from drpo.doctor.signal import MOST, signal_of
+from drpo.errors import InputError, counted
+from drpo.objectives import Objective
+from drpo.train.evaluate import summed_up
+from drpo.train.run_warnings import RULES
+from drpo.train.warned import raised
+from drpo.train.warning_rules import WINDOW
+from drpo.types.problem import is_reward, not_a_reward
+
+Record = Mapping[str, Any]
+
+LACKING: Mapping[str, tuple[str, str]] = {
+    "reward": ("rewards of rollouts", "which groups are all wrong or all correct, how rewards move"),
+    "finish_reason": ("finish reasons", "how many completions are cut"),
+    "token_ids": ("token ids", "how many tokens a completion has (lengths are in characters)"),
+    "behavior_logp": ("the sampler's log-probabilities", "entropy, engine mismatch, ratios"),
+    "logp": ("the policy's log-probabilities", "engine mismatch, ratios, tokens out of the region, other objectives"),
+    "held_out": ("held-out rollouts", "whether the reward is hacked"),
+}
+"""What a dump may lack -> its name, and the questions that cannot be answered without it."""
+
+SAMPLE_TOKENS = 4096
+"""Of each step, whole groups of about so many tokens are kept for the replay and the report; at least one group."""
+_MOST_RETURNS = 3
+"""Times that a step may come again, as in a run that was resumed; more, and the rows are in no order."""
+_SIGNAL_RULES = frozenset(rule.name for rule in RULES if "groups_with_signal" in rule.reads)
+_ORDER = {rule.name: i for i, rule in enumerate(RULES)}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What there is to say of a run.
+
+    Args:
+        formats: of its files.
+        n_files, n_rollouts, n_held_out: how much was read.
+        metrics: of each step, counted from 1, with the names of `metrics.jsonl`; what the dump lacks is absent.
+        evaluations: with the names of `evaluations.jsonl`.
+        warnings: as in `summary.json`, the one that held first before the others.
+        findings: of the doctor, on the first step.
+        lacking: names in `LACKING`.
+        notes: what is to be known besides, a line each.
+        sample: some groups of each step.
+    """
+
+    formats: tuple[Format, ...]
+    n_files: int
+    n_rollouts: int
+    n_held_out: int
+    metrics: tuple[Record, ...]
+    evaluations: tuple[Record, ...]
+    warnings: tuple[Record, ...]
+    findings: tuple[Finding, ...]
+    lacking: tuple[str, ...]
+    notes: tuple[str, ...]
+    sample: Mapping[int, Sequence[Dumped]]
+
+    @property
+    def remedies(self) -> Mapping[str, str]:
+        """Name of what is lacking -> how the framework can be made to write it."""
+        known = {name: text for f in reversed(self.formats) for name, text in f.remedies.items()}
+        return {name: known.get(name, "") for name in self.lacking}
+
+
+class _Reading:
+    """What has been read so far: the figures of each step, and a sample of its rollouts."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.records: dict[int, dict[str, Any]] = {}
+        self.held_out: dict[int, list[Dumped]] = {}
+        self.sample: dict[int, Sequence[Dumped]] = {}
+        self.findings: dict[str, Finding] = {}
+        self.seen: set[str] = set()
+        self.parts: dict[str, None] = {}
+        self.n_rollouts, self.n_held_out = 0, 0
+        self._broken: dict[int, int] = {}
+        self._returns: dict[int, int] = {}
+        self._from: dict[int, set[str]] = {}
+
+    def add(self, kind: Format, step: int, rollouts: Sequence[Dumped]) -> None:
+        """Take the rollouts of a step that stand together in a dump."""
+        self._note(rollouts)
+        if kind.name in self._from.setdefault(step, set()):
+            self._returns[step] = self._returns.get(step, 0) + 1
+            if self._returns[step] > _MOST_RETURNS:
+                raise InputError(f"step {step} comes again and again, between others; sort the rollouts by step")
+        self._from[step].add(kind.name)
+        self.n_rollouts += len(rollouts)
+        figures, broken = step_figures(step, rollouts, self.objective)
+        first = min(self.records, default=step)
+        if step < first:
+            self.findings.clear()
+        if step <= first:
+            self.findings |= {finding.check: finding for finding in first_findings(rollouts, self.objective)}
+        self.records[step] = self.records.get(step, {}) | figures
+        if broken:
+            self._broken[step] = broken
+        if step not in self.sample or any(r.logp is not None for r in rollouts):
+            self.sample[step] = sampled(step, rollouts)
+
+    def evaluated(self, rollouts: Sequence[Dumped]) -> None:
+        """Take held-out rollouts."""
+        self.n_held_out += len(rollouts)
+        for step, of_step in by_step(rollouts):
+            kept = (Dumped(r.step, r.group, r.reward, r.length, cut=r.cut, failure=r.failure) for r in of_step)
+            self.held_out.setdefault(step, []).extend(kept)
+
+    def _note(self, rollouts: Sequence[Dumped]) -> None:
+        columns = {name: name for name in (*LACKING, "entropy") if name != "held_out"} | {"finish_reason": "cut"}
+        for name, attribute in columns.items():
+            if name not in self.seen and any(getattr(r, attribute) is not None for r in rollouts):
+                self.seen.add(name)
+        self.parts |= dict.fromkeys(name for r in rollouts[:1] for name in r.parts)
+
+    def notes(self, shift: int) -> Iterator[str]:
+        """Yield what is to be known besides, a line each."""
+        if shift:
+            yield "steps are counted from 1 here; the dump counts from 0"
+        if self._broken:
+            first, n = min(self._broken) + shift, sum(self._broken.values())
+            yield (
+                f"{counted(n, 'token')}, first at step {first}, with a log-probability that is no number, or positive: "
+                "the logits are broken there; these are left out"
+            )
+        if self._returns:
+            yield f"{counted(len(self._returns), 'step')} came twice, as of a resumed run; the later one counts"
+        if len(self.parts) > 1:
+            yield f"the reward is the sum of {', '.join(self.parts)}"
+        if "entropy" not in self.seen and "behavior_logp" in self.seen:
+            yield "the entropy is estimated, by the mean of -log \u03bc over the sampled tokens"
+
+
+def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> Judgement:
+    """Read a run's dump, step by step, and say what went wrong when.
+
+    Args:
+        dumps: its files.
+        objective: what the run is taken to have been trained with, for its region and its gradient.
+        held_out: files of its evaluations.
+
+    Raises:
+        InputError: a file is damaged, nothing was trained on, or its rollouts are in no order of steps.
+    """
+    reading = _Reading(objective)
+    with _undisturbed():
+        _read(reading, dumps, held_out)
+    if not reading.records:
+        raise InputError(f"no rollouts that were trained on in {counted(len(dumps.files), 'file')}")
+    return _judged(reading, dumps, held_out)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Use one thread, and leave what is there already, such as modules, out of garbage collection.
+
+    A step's tensors are small: a second thread waits for the first. Each is a third of the time of a large dump.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        torch.set_num_threads(threads)
+
+
+def _read(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> None:
+    for kind, files in groupby(dumps.files, key=lambda item: item[1]):
+        for step, rollouts in by_step(chain.from_iterable(_sound(kind, path) for path, _ in files)):
+            training = [r for r in rollouts if not r.held_out]
+            if training:
+                reading.add(kind, step, training)
+            if len(training) < len(rollouts):
+                reading.evaluated([r for r in rollouts if r.held_out])
+    for path, kind in held_out.files if held_out else ():
+        reading.evaluated(list(_sound(kind, path)))
+
+
+def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgement:
+    steps = sorted(reading.records)
+    shift = 1 if steps[0] == 0 else 0
+    metrics = [reading.records[step] | {"step": step + shift} for step in steps]
+    evaluations = _evaluations(reading.held_out, shift)
+    warnings = raised(metrics, evaluations)
+    if any("grad_norm" not in record for record in metrics):  # neither rewards nor advantages
+        warnings = [w for w in warnings if w["name"] not in _SIGNAL_RULES]
+    files = [*dumps.files, *(held_out.files if held_out else ())]
+    lacking = [name for name in LACKING if name not in reading.seen | ({"held_out"} if evaluations else set())]
+    notes = list(reading.notes(shift))
+    if dumps.left_out:
+        notes.append(f"{counted(len(dumps.left_out), 'file')} left out, no rollouts: {_named(dumps.left_out)}")
+    return Judgement(
+        formats=tuple(dict.fromkeys(kind for _, kind in files)),
+        n_files=len(files),
+        n_rollouts=reading.n_rollouts,
+        n_held_out=reading.n_held_out,
+        metrics=tuple(_published(record, "token_ids" not in lacking) for record in metrics),
+        evaluations=tuple({k: v for k, v in e.items() if k != "problem_means"} for e in evaluations),
+        warnings=tuple(sorted(warnings, key=lambda w: (w["first_step"], _ORDER[w["name"]]))),
+        findings=tuple(reading.findings.values()),
+        lacking=tuple(lacking),
+        notes=tuple(notes),
+        sample={step + shift: rollouts for step, rollouts in sorted(reading.sample.items())},
+    )
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+
+
+def _published(record: Record, in_tokens: bool) -> Record:
+    """A step's figures under names that say what they are: lengths in characters are no tokens."""
+    if in_tokens:
+        return record
+    names = {"length_terminated": "characters_terminated", "length_truncated": "characters_truncated"}
+    return {names.get(name, name): value for name, value in record.items()}
+
+
+def _sound(kind: Format, path: Path) -> Iterator[Dumped]:
+    """Yield the rollouts of a file, each of which fits together; a reward that is no finite number has failed."""
+    for i, rollout in enumerate(kind.read(path), 1):
+        if (fault := rollout.fault()) is not None:
+            raise InputError(f"{path}, rollout {i}: {fault}")
+        if rollout.reward is None or is_reward(rollout.reward):
+            yield rollout
+        else:
+            yield replace(rollout, reward=None, failure=f"the reward is {not_a_reward(rollout.reward)}")
+
+
+def by_step(rollouts: Iterable[Dumped]) -> Iterator[tuple[int, list[Dumped]]]:
+    """Yield rollouts that follow each other and are of one step."""
+    for step, of_step in groupby(rollouts, key=lambda r: r.step):
+        yield step, list(of_step)
+
+
+def _evaluations(held_out: Mapping[int, Sequence[Dumped]], shift: int) -> list[dict[str, Any]]:
+    """The records of evaluations, each compared with the first one."""
+    found: list[dict[str, Any]] = []
+    for step, rollouts in sorted(held_out.items()):
+        groups = [g for g in scored_groups(rollouts) if g.episodes]
+        if groups:
+            n_samples = max(len(g.all_episodes) for g in groups)
+            before = found[0]["problem_means"] if found else None
+            record = asdict(summed_up(groups, n_samples, step=step + shift, before=before))
+            found.append({name: value for name, value in record.items() if value is not None})
+    return found
+
+
+def sampled(step: int, rollouts: Sequence[Dumped]) -> Sequence[Dumped]:
+    """Return whole groups of about `SAMPLE_TOKENS` tokens, drawn by a lot that is the same every time; at least one."""
+    groups = by_group(rollouts)
+    drawn = sorted(groups, key=lambda name: zlib.crc32(f"{step}/{name}".encode("utf-8", "surrogatepass")))
+    kept: set[str] = set()
+    total = 0
+    for name in drawn:
+        total += sum(r.length for r in groups[name])
+        if kept and total > SAMPLE_TOKENS:
+            break
+        kept.add(name)
+    return [r for r in rollouts if r.group in kept]
+
+
+def first_findings(rollouts: Sequence[Dumped], objective: Objective) -> Iterator[Finding]:
+    """Yield what the doctor says of the first step: whether groups carry a signal, whether both engines agree.
+
+    Args:
+        rollouts: of the step.
+        objective: whose region is asked.
+    """
+    pushed = advantages_of(rollouts)
+    groups = [g for g in scored_groups(rollouts) if g.episodes][:MOST]
+    if groups:
+        with_signal = groups_with_signal(rollouts, pushed)[:MOST]
+        yield signal_of(groups, sum(with_signal), ends_known=all(r.cut is not None for r in rollouts))
+    first = [(r, a) for r, a in zip(rollouts, pushed, strict=True) if r.update == 0]
+    tokens = step_tokens([r for r, _ in first], [a for _, a in first])
+    if tokens is not None and len(tokens.entropy) > 1:
+        yield ratio(tokens.tokens, tokens.entropy, objective)
+        yield alignment(tokens.lengths, tokens.tokens.behavior_logp, tokens.tokens.logp)
+
+
+def onset(judgement: Judgement) -> int:
+    """Return the step at which the first warning held; the last step where none did."""
+    return int(judgement.warnings[0]["first_step"] if judgement.warnings else judgement.metrics[-1]["step"])
+
+
+def compared(judgement: Judgement, names: Iterable[str]) -> list[tuple[str, float | None, float | None, float | None]]:
+    """Return some figures as means over the first steps, over those before the first warning, and over the last.
+
+    Args:
+        judgement: of a run.
+        names: of figures; those that no step has are left out.
+    """
+    metrics = judgement.metrics
+    at = next((i for i, record in enumerate(metrics) if record["step"] >= onset(judgement)), 0)
+    windows = (metrics[:WINDOW], metrics[max(0, at + 1 - WINDOW) : at + 1], metrics[-WINDOW:])
+    rows = []
+    for name in names:
+        first, before, last = (_mean(window, name) for window in windows)
+        if any(mean is not None for mean in (first, before, last)):
+            rows.append((name, first, before, last))
+    return rows
+
+
+def _mean(window: Sequence[Record], name: str) -> float | None:
+    values = [record[name] for record in window if name in record]
+    return fmean(values) if values else None
