@@ -32,13 +32,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from drpo import reductions
+from drpo import objectives, reductions
 from drpo.errors import InputError
 from drpo.model.head import HeadShape
 from drpo.model.policy import Policy
-from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
+from drpo.objectives import DRPO, GSPO, M2PO, ImportanceSampling, PPOClip, ratio
 from drpo.reductions import Horizon
 from drpo.rewards import RewardConfig, Scored
+from drpo.spec import parse_spec
 from drpo.train.optim import AdamW
 from drpo.train.score import require_scored, score
 from drpo.train.step import update_policy
@@ -253,6 +254,12 @@ def test_the_gradient_is_the_plain_models(groups: list[ScoredGroup], rollout: li
 
 # ---- micro-batches and neighbours ----
 
+OF_THE_BATCH = parse_spec(
+    "reinforce*weight('token', 1.01, normalize=True)*reject('seq_mean_k2', 0.001) + 0.5*kl_cov(0.2) + cppo(0.01)",
+    objectives.REGISTRY,
+)
+"""Statistics of the batch, of sequences, and of positions, all in one."""
+
 
 @pytest.mark.parametrize(
     ("objective", "dtype", "tolerance", "reduction"),
@@ -260,10 +267,12 @@ def test_the_gradient_is_the_plain_models(groups: list[ScoredGroup], rollout: li
         (DRPO(0.2), torch.float64, 1e-10, "horizon"),
         (PPOClip(), torch.float64, 1e-10, "sequence_mean"),
         (GSPO(), torch.float64, 1e-10, "token_mean"),
+        (M2PO(1e-3), torch.float64, 1e-10, "token_mean"),
+        (OF_THE_BATCH, torch.float64, 1e-10, "sequence_mean"),
         pytest.param(DRPO(0.2), torch.float64, 1e-10, "token_mean", marks=pytest.mark.slow),
         pytest.param(DRPO(0.2), torch.float32, 2e-5, "horizon", marks=pytest.mark.slow),
     ],
-    ids=["drpo", "ppo sequence_mean", "gspo token_mean", "drpo token_mean", "drpo float32"],
+    ids=["drpo", "ppo sequence_mean", "gspo token_mean", "m2po", "of the batch", "drpo token_mean", "drpo float32"],
 )
 def test_any_micro_batches_give_the_same_update(
     objective: object, dtype: torch.dtype, tolerance: float, reduction: str, groups: list[ScoredGroup]

@@ -3,6 +3,7 @@
 Not covered: GPUs, speed, and objectives' own formulas (test_objectives.py).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -41,9 +42,23 @@ class Own:
 SPECS = (
     *("none", "tis(2)", "ppo(0.2, 0.28)", "spo(0.3)", "dppo(0.15)", "drpo(0.2)"),
     *("cispo", "gspo", "sapo", "mask(0.15)", "penalty('tv', 0.3)"),
+    *(
+        "reinforce*weight('sequence', 2)",
+        "ipo(0.2)",
+        "icepop(1e-4, 5)",
+        "kpop",
+        "cppo(0.1)",
+        "vespo",
+        "gmpo",
+        "m2po",
+        "m2po_areal",
+    ),
+    *("clip_cov(fraction=0.5, cov_low=0.1)", "kl_cov(0.1)", "mask(0.2) + 0.1*k2"),
+    *("drpo(0.2)*reject('seq_mean_k3', 9.0)*opsm(4.0)", "none*band(1e-4, 3.0, 'geometric')"),
 )
 OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
-assert {t.partition("(")[0] for t in OBJECTIVES} == {*objectives.REGISTRY.entries, "own"}, "SPECS has one of each name"
+NAMED = {name for text in SPECS for name in re.findall(r"(?<![\w'])[a-z]\w*(?=[(*+ ]|$)", text)}
+assert {*objectives.REGISTRY.entries} <= NAMED, "SPECS has one of each name"
 
 
 def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict[str, Tensor]:

@@ -63,6 +63,7 @@ _KINDS: Mapping[str, _Kind] = {
         "must be finite and at least 0; the sign belongs to the advantage",
     ),
     "keep": _Kind("bool", ""),
+    "position": _Kind("int", "it sorts the tokens of one sequence"),
     "sequence": _Kind("int", "it numbers the completion of every token, not the completions"),
 }
 

@@ -180,6 +180,7 @@ class Policy:
             micro.sequence,
             micro.weight,
             micro.top_logprobs,
+            micro.place,
         )
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 

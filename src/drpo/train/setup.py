@@ -27,7 +27,7 @@ from drpo.model.policy import Policy
 from drpo.model.precision import DTYPES, resolve_precision
 from drpo.model.saving import require_savable
 from drpo.model.sharding import ShardedCritic, ShardedPolicy
-from drpo.objectives import vanishes_at_zero_advantage
+from drpo.objectives import reads_batch, vanishes_at_zero_advantage
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
@@ -284,6 +284,7 @@ def _around(
         # With auxiliary losses or a critic every token has a gradient.
         skip_zero_advantage=auxiliary is None
         and run.objective.critic is None
+        and not reads_batch(run.objective.loss)  # whose statistics are of all tokens
         and vanishes_at_zero_advantage(run.objective.loss),
         # A model that repeats prompts in padded rows needs micro-batches that count them repeatedly.
         share_prompts=policy.shares_prompts,

@@ -116,10 +116,15 @@ class MicroBatch:
     routes: Tensor | None = None
     routing_conflicts: int = 0
 
+    @property
+    def place(self) -> Tensor:
+        """[T] int64; rises along the tokens of each sequence, through all of its rows."""
+        return self.row * len(self.input_ids) + self.position
+
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
-        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence, divergence)
+        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence, divergence, self.place)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy on another device."""
@@ -164,9 +169,8 @@ class TokenStats:
 
     def cpu(self) -> "TokenStats":
         """Return a copy on the CPU."""
-        columns = {name: v.cpu() for name, v in vars(self.tokens).items() if v is not None}
         metrics = {name: v.cpu() for name, v in self.metrics.items()}
-        return TokenStats(Tokens(**columns), self.entropy.cpu(), self.gradient.cpu(), metrics)
+        return TokenStats(self.tokens.cpu(), self.entropy.cpu(), self.gradient.cpu(), metrics)
 
     @staticmethod
     def cat(parts: "Sequence[TokenStats]") -> "TokenStats":
