@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from drpo import objectives, reductions
 from drpo.errors import InputError
-from drpo.objectives import DRPO, GSPO, Objective, PPOClip, total
+from drpo.objectives import CPPO, DRPO, GSPO, M2PO, OPSM, VESPO, Objective, PPOClip, Product, total
 from drpo.ops import PolicyLoss, chunk_logits
 from drpo.reductions import Horizon
 from drpo.spec import parse_spec
@@ -203,15 +203,17 @@ def test_three_products_and_none_for_what_is_left_out() -> None:
     assert products(DRPO(0.2), ("hidden",), rows) == 2
     assert products(DRPO(0.2), ("weight",), rows) == 2
     assert products(DRPO(0.2), (), rows) == 1
-    assert products(GSPO(), ("hidden", "weight"), rows) == 4
+    for objective in (GSPO(), CPPO(), VESPO(), M2PO(), Product(DRPO(0.2), (OPSM(0.5),))):
+        assert products(objective, ("hidden", "weight"), rows) == 4, objective
 
 
-def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("objective", [DRPO(0.2), CPPO(), M2PO()], ids=["token", "sequence", "batch"])
+def test_never_holds_the_logits(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     t, v = 300, 515
     hidden, weight, target = inputs(t, v, torch.float32)
     monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": 8 * v * 4})
     with Largest() as seen:
-        run(fused, hidden, weight, target, DRPO(0.2), **columns(t))
+        run(fused, hidden, weight, target, objective, **columns(t))
     assert seen.numel <= max(v * HEAD, t * HEAD, 8 * v) < t * v / 10
     with Largest() as seen:
         run(plain, hidden, weight, target, DRPO(0.2), **columns(t))

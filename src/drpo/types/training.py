@@ -187,7 +187,8 @@ class TokenStats:
     def none(with_divergence: bool) -> "TokenStats":
         """Return the statistics of no tokens."""
         empty = torch.empty(0)
-        tokens = Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if with_divergence else None)
+        columns = (empty, empty, empty, empty.bool(), empty.long(), empty if with_divergence else None)
+        tokens = Tokens(*columns, position=empty.long())
         return TokenStats(tokens, empty, empty, {})
 
 
