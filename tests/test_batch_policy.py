@@ -36,11 +36,12 @@ from drpo import objectives, reductions
 from drpo.errors import InputError
 from drpo.model.head import HeadShape
 from drpo.model.policy import Policy
-from drpo.objectives import DRPO, GSPO, M2PO, ImportanceSampling, PPOClip, ratio
+from drpo.objectives import DRPO, GSPO, M2PO, Decoupled, ImportanceSampling, PPOClip, Reinforce, ratio
 from drpo.reductions import Horizon
 from drpo.rewards import RewardConfig, Scored
 from drpo.spec import parse_spec
 from drpo.train.optim import AdamW
+from drpo.train.proximal import ProximalPass
 from drpo.train.score import require_scored, score
 from drpo.train.step import update_policy
 from drpo.types import (
@@ -296,6 +297,24 @@ def test_any_micro_batches_give_the_same_update(
         for i, values in by_sequence(batch.micro_batches, other.tokens.logp).items():
             torch.testing.assert_close(values, logp[i], rtol=0, atol=tolerance)
     assert len(shapes) == 3
+
+
+def test_the_proximal_policy_is_the_policy_before_the_updates(
+    groups: list[ScoredGroup], rollout: list[Episode]
+) -> None:
+    """In every sequence its own log-probabilities; held to them the first update has the ratio 1: REINFORCE."""
+    model, _ = tiny(STOPS)
+    policy = policy_of(perturb(model, 0.02))
+    anchored = ProximalPass(policy, 163).add_to(groups)
+    sequences = [s for g in anchored for e in g.episodes for s in e.sequences]
+    for s, c in zip(sequences, rollout, strict=True):
+        assert s.proximal_logp is not None
+        torch.testing.assert_close(s.proximal_logp, own_logp(policy.model, c, 1.0), rtol=0, atol=1e-5)
+    (batch,) = batched(anchored, how(micro_batch_tokens=163))
+    found, _ = gradients(policy, batch, Decoupled(PPOClip()))
+    close(found, gradients(policy, batch, Reinforce())[0], 1e-5)
+    with pytest.raises(InputError, match="proximal_logp is missing"):
+        gradients(policy, batched(groups, how())[0], Decoupled(PPOClip()))
 
 
 def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[ScoredGroup]) -> None:

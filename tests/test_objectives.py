@@ -39,6 +39,7 @@ from drpo.objectives import (
     VESPO,
     Band,
     ClipCov,
+    Decoupled,
     DivergencePenalty,
     IcePop,
     ImportanceSampling,
@@ -194,6 +195,22 @@ CASES = [
         )
     ),
 ]
+CASES += [
+    Case(
+        "ppo(0.2,0.28)*proximal*weight('token',high=5.0,low=0.5)",
+        Decoupled(PPOClip(0.2, 0.28), (ImportanceWeight("token", low=0.5, high=5.0),)),
+        reference.decoupled(reference.ppo_clip(0.2, 0.28), reference.weight("token", low=0.5, high=5.0)),
+    ),
+    Case(
+        "none*opsm(0.1)*proximal*band(0.7,1.4,'geometric')",
+        Decoupled(Product(ImportanceSampling(), (OPSM(0.1),)), (Band(0.7, 1.4, "geometric"),)),
+        reference.decoupled(
+            reference.product(reference.importance_sampling(), reference.opsm(0.1)),
+            reference.band(0.7, 1.4, "geometric"),
+        ),
+    ),
+    Case("drpo(0.2)*proximal", Decoupled(DRPO(0.2)), reference.decoupled(reference.drpo(0.2))),
+]
 MOVES_AT_ZERO_ADVANTAGE = (
     *(DRPO(0.2, advantage_weighted=False), K2(), KLCov(0.2, 0.5)),
     Sum(((1.0, SymmetricMask(0.2)), (0.1, K2()))),
@@ -222,6 +239,12 @@ def stretch(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     return ((logp.to(wide) - behavior_logp.to(wide)).abs() / 4).clamp(max=1)
 
 
+def between(logp: Tensor, behavior_logp: Tensor) -> Tensor:
+    """A column in place of a proximal policy's log-probabilities."""
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    return (logp.to(wide) + behavior_logp.to(wide)) / 2
+
+
 def make_tokens(
     logp: list[float],
     behavior_logp: list[float],
@@ -240,6 +263,7 @@ def make_tokens(
         torch.tensor([True] * n if keep is None else keep),
         torch.tensor(list(range(n)) if sequence is None else sequence),
         stretch(pi, mu),
+        proximal_logp=between(pi, mu),
     )
 
 
@@ -270,13 +294,22 @@ def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked
     keep[torch.tensor(lengths).cumsum(0) - 1] = True
     logp = (behavior_logp + step).clamp(max=-1e-3)
     advantage = torch.randn(len(lengths), generator=make, dtype=torch.float64)[sequence]
-    return Tokens(logp, behavior_logp, advantage, keep, sequence, stretch(logp, behavior_logp))
+    return Tokens(
+        logp,
+        behavior_logp,
+        advantage,
+        keep,
+        sequence,
+        stretch(logp, behavior_logp),
+        proximal_logp=between(logp, behavior_logp),
+    )
 
 
 def of(case: Case, tokens: Tokens) -> list[Truth | None]:
     """What is true of every token, None where masked."""
     columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.keep, tokens.sequence)
-    return truths(case.rule, *(c.tolist() for c in columns))
+    proximal = None if tokens.proximal_logp is None else tokens.proximal_logp.tolist()
+    return truths(case.rule, *(c.tolist() for c in columns), proximal)
 
 
 def check(got: Tensor, want: list[float], scale: list[float], truth: list[Truth], dtype: torch.dtype) -> None:
@@ -338,7 +371,15 @@ def batches(draw: st.DrawFn) -> Tokens:
 def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
     """The same tokens, their floating tensors in `dtype`."""
     logp, behavior_logp, advantage = (x.to(dtype) for x in (tokens.logp, tokens.behavior_logp, tokens.advantage))
-    return Tokens(logp, behavior_logp, advantage, tokens.keep, tokens.sequence, stretch(logp, behavior_logp))
+    return Tokens(
+        logp,
+        behavior_logp,
+        advantage,
+        tokens.keep,
+        tokens.sequence,
+        stretch(logp, behavior_logp),
+        proximal_logp=between(logp, behavior_logp),
+    )
 
 
 # ------------------------------------------------------------------------------------------- the value and its slope
@@ -404,8 +445,9 @@ GRID = torch.linspace(-30.0, 0.0, 31, dtype=torch.float64)
 def test_zero_advantage_has_exactly_zero_gradient(objective: Objective) -> None:
     logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(GRID, GRID, indexing="ij"))
     n = len(logp)
-    moved = stretch(logp, behavior_logp)
-    tokens = Tokens(logp, behavior_logp, torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
+    moved, middle = stretch(logp, behavior_logp), between(logp, behavior_logp)
+    columns = (torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
+    tokens = Tokens(logp, behavior_logp, *columns, proximal_logp=middle)
     slope = gradient(objective, tokens)
     still = objective not in MOVES_AT_ZERO_ADVANTAGE
     assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == still
@@ -601,6 +643,7 @@ def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
     if ours is None:
         return
     tokens = make_tokens(*(data[k] for k in ("logp", "behavior_logp", "advantage", "keep", "sequence")))
+    tokens = dataclasses.replace(tokens, proximal_logp=torch.tensor(data["proximal_logp"], dtype=torch.float64))
     case = Case("", ours.objective, ours.rule)
     kept, truth = tokens.keep, [t for t in of(case, tokens) if t]
     grad = torch.tensor(entry["grad"], dtype=torch.float64)
@@ -610,7 +653,8 @@ def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
     assert sum(t.margin > 1e-4 for t in truth) > 0.8 * len(want) > 30
     check(torch.tensor([t.gradient for t in truth], dtype=torch.float64), want, scale, truth, torch.float64)
     for dtype in (torch.float64, torch.float32):
-        check(gradient(ours.objective, cast(tokens, dtype))[kept], want, scale, truth, dtype)
+        near = dataclasses.replace(cast(tokens, dtype), proximal_logp=tokens.proximal_logp.to(dtype))
+        check(gradient(ours.objective, near)[kept], want, scale, truth, dtype)
     if ours.same_value and entry.get("loss"):
         wanted = torch.tensor(entry["loss"], dtype=torch.float64)[kept].tolist()
         size = [ours.tolerance * (t.scale + abs(t.loss)) for t in truth]
@@ -641,8 +685,9 @@ def with_hostile_slots(tokens: Tokens) -> tuple[Tokens, Tensor]:
         torch.zeros(size).bool(),
         torch.arange(size) % (len(tokens.logp) + 1),
         torch.full((size,), math.nan, dtype=torch.float64),
+        proximal_logp=torch.full((size,), math.nan, dtype=torch.float64),
     )
-    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence"):
+    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence", "proximal_logp"):
         getattr(out, f)[place] = getattr(tokens, f)
     return out, place
 
@@ -740,9 +785,9 @@ def test_weights_recomputed_for_each_part_are_another_loss(reduction: str) -> No
 @each_objective
 def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective: Objective) -> None:
     tokens = random_tokens([3, 4])
-    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence)
+    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence, tokens.proximal_logp)
     leaves = [t.clone().requires_grad_() for t in columns]
-    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3])
+    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3], proximal_logp=leaves[4])
     total(objective, live, torch.ones_like(tokens.logp)).backward()
     for asked in (dataclasses.replace(tokens, logp=live.logp), tokens):
         assert not gradient(objective, asked).requires_grad
@@ -750,7 +795,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
     assert not tokens.logp.requires_grad
     assert live.logp.grad is not None
     assert live.logp.grad.abs().max() > 0
-    for other in (live.behavior_logp, live.advantage, live.divergence):
+    for other in (live.behavior_logp, live.advantage, live.divergence, live.proximal_logp):
         assert other.grad is None or (other.grad == 0).all()
     for name in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
         assert torch.equal(getattr(live, name), getattr(tokens, name))
@@ -761,7 +806,8 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
 def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> None:
     """Tensors without data: an `.item()`, or a shape that depends on the data, would raise."""
     number = torch.empty(5, device="meta")
-    assert objective(Tokens(number, number, number, number.bool(), number.long(), number)).loss.shape == (5,)
+    tokens = Tokens(number, number, number, number.bool(), number.long(), number, proximal_logp=number)
+    assert objective(tokens).loss.shape == (5,)
 
 
 @each_case
@@ -884,6 +930,7 @@ def test_own_objective_needs_no_registration() -> None:
         ("ppo*drpo(0.2)*opsm(1)", "must have one objective, not 2"),
         ("drpo(0.2) - 0.1*k2", "weight of a term=-0.1"),
         ("none*band(2, 1)", "high"),
+        ("none*proximal*opsm(1)*proximal", "factors="),
         ("none*reject('seq_mean_k4', 1)", "statistic"),
         ("none*reject('seq_mean_k3', 1, 0.5)", "upper bound alone"),
         ("reinforce*weight('token')", "needs a cap or a bound above"),

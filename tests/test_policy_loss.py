@@ -55,6 +55,7 @@ SPECS = (
     ),
     *("clip_cov(fraction=0.5, cov_low=0.1)", "kl_cov(0.1)", "mask(0.2) + 0.1*k2"),
     *("drpo(0.2)*reject('seq_mean_k3', 9.0)*opsm(4.0)", "none*band(1e-4, 3.0, 'geometric')"),
+    "ppo*proximal*weight('token', 5)",
 )
 OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
 NAMED = {name for text in SPECS for name in re.findall(r"(?<![\w'])[a-z]\w*(?=[(*+ ]|$)", text)}
@@ -72,6 +73,7 @@ def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict
         "advantage": torch.randn(t, generator=generator, dtype=torch.float64),
         "keep": keep,
         "sequence": sequence,
+        "proximal_logp": -4 * torch.rand(t, generator=generator, dtype=torch.float64) - 0.01,
         "token_weight": REDUCTIONS[reduction](keep, sequence).double(),
     }
 
@@ -85,7 +87,8 @@ def plain(
     hidden: Tensor, weight: Tensor, target: Tensor, objective: Objective, *, temperature: float = 1.0, **given: Tensor
 ) -> Plain:
     logp, _ = logits_at_once(hidden, weight, target, temperature)
-    tokens = Tokens(logp, given["behavior_logp"], given["advantage"], given["keep"], given["sequence"])
+    names = ("behavior_logp", "advantage", "keep", "sequence", "proximal_logp")
+    tokens = Tokens(logp, **{name: given.get(name) for name in names})
     return Plain(total(objective, tokens, given["token_weight"]), logp.detach())
 
 

@@ -24,6 +24,7 @@ FIGURES = {
         "drpo(0.2)*reject('seq_mean_k3', 0.05)",
         "none*opsm(0.3)",
         "reinforce*weight('token', 2.0)",
+        "ppo(0.2, 0.28)*proximal*weight('token', 5.0)",
     ),
     "likelihood": ("reinforce", "reinforce + 0.5*k2", "mask(0.2) + 0.1*k2", "k2"),
     "cppo": ("cppo(0.2)", "dppo(0.2)", "drpo(0.2)"),

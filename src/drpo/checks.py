@@ -52,6 +52,7 @@ _LOGP = _Kind("float", "", _positive, "a log-probability is at most 0; are these
 _KINDS: Mapping[str, _Kind] = {
     "logp": _LOGP,
     "behavior_logp": _LOGP,
+    "proximal_logp": _LOGP,
     "advantage": _Kind(
         "float", "one value per sequence? write advantage[sequence]", lambda v: ~v.isfinite(), "must be finite"
     ),

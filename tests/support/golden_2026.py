@@ -18,6 +18,7 @@ from drpo.objectives import (
     VESPO,
     Band,
     ClipCov,
+    Decoupled,
     IcePop,
     ImportanceSampling,
     ImportanceWeight,
@@ -60,15 +61,9 @@ class Ours(NamedTuple):
 
 Params = Mapping[str, Any]
 NOT_OURS = {
-    "DecoupledPPO": "needs the proximal policy",
-    "IcePop(decoupled)": "needs the proximal policy",
-    "KPop(decoupled)": "needs the proximal policy",
-    "M2PO(AReaL, decoupled)": "needs the proximal policy",
-    "OPSM(decoupled)": "needs the proximal policy",
-    "SeqMaskTIS(decoupled)": "needs the proximal policy",
-    "SequenceMaskIS": "needs the proximal policy",
-    "TIS(decoupled)": "needs the proximal policy",
-    "VESPO(decoupled)": "needs the proximal policy",
+    "KPop(decoupled)": "a mask between proximal policy and sampler that is no factor here",
+    "M2PO(AReaL, decoupled)": "the same",
+    "VESPO(decoupled)": "a ratio of three policies",
     "RefKL": "needs a reference model: on-policy distillation",
     "TOPR": "needs the score",
     "DRPOEff": "a plugin without a paper",
@@ -149,6 +144,37 @@ def opsm(p: Params) -> Ours:
     )
 
 
+def opsm_decoupled(p: Params) -> Ours:
+    clip = (p["clip_low"], p["clip_high"])
+    return Ours(
+        Decoupled(Product(PPOClip(*clip), (OPSM(p["delta"]),))),
+        reference.decoupled(reference.product(reference.ppo_clip(*clip), reference.opsm(p["delta"]))),
+    )
+
+
+def decoupled(clip: tuple[Any, ...], weight: tuple[Any, ...] | None, band: tuple[Any, ...] | None = None) -> Ours:
+    """PPO around the proximal policy, with a weight and a band between it and the sampler."""
+    factors = [ImportanceWeight(*weight)] if weight else []
+    rules = [reference.weight(*weight)] if weight else []
+    factors += [Band(*band)] if band else []
+    rules += [reference.band(*band)] if band else []
+    return Ours(Decoupled(PPOClip(*clip), tuple(factors)), reference.decoupled(reference.ppo_clip(*clip), *rules))
+
+
+def areal(p: Params) -> Ours:
+    weight = {
+        None: None,
+        "clamp": ("token", p.get("cap")),
+        "mask": ("token", None, 0.0, p.get("cap")),
+        "sequence_mask": ("geometric", None, p.get("min"), p.get("cap")),
+    }[p["behave"]]
+    return decoupled((p["low"], p["high"], p["dual"]), weight)
+
+
+def clip_of(p: Params) -> tuple[float, float]:
+    return p["clip_low"], p["clip_high"]
+
+
 def banded(low: float, high: float, over: str) -> Ours:
     return Ours(
         Product(ImportanceSampling(), (Band(low, high, over),)),
@@ -199,6 +225,12 @@ OURS: Mapping[str, Callable[[Params], Ours | None]] = {
     "MaskedIS": masked_is,
     "OPSM": opsm,
     "OPSM(TRL)": opsm,
+    "OPSM(decoupled)": opsm_decoupled,
+    "DecoupledPPO": areal,
+    "IcePop(decoupled)": lambda p: decoupled(clip_of(p), ("token", None, p["low"], p["high"])),
+    "TIS(decoupled)": lambda p: decoupled(clip_of(p), ("token", p["high"])),
+    "SequenceMaskIS": lambda p: decoupled(clip_of(p), ("sequence", None, 0.0, p["cap"])),
+    "SeqMaskTIS(decoupled)": lambda p: decoupled(clip_of(p), ("token", UNCAPPED), (p["low"], p["high"], "geometric")),
     "KPop(detached)": lambda p: Ours(KPop(p["delta"]), reference.kpop(p["delta"])),
     "M2PO": m2po,
     "M2PO(AReaL)": lambda p: Ours(M2POAReaL(p["threshold"]), reference.m2po_areal(p["threshold"])),

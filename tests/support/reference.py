@@ -18,11 +18,12 @@ Number = mp.mpf
 
 
 class Sampled(NamedTuple):
-    """What is given of one token."""
+    """What is given of one token; `p` is the proximal policy's log-probability."""
 
     l: Number
     m: Number
     a: Number
+    p: Number
 
     @property
     def gap(self) -> Number:
@@ -39,6 +40,7 @@ class Token(NamedTuple):
     l: Number
     m: Number
     a: Number
+    p: Number
     place: int
     sequence: tuple[Sampled, ...]
     batch: tuple[Sampled, ...]
@@ -122,9 +124,10 @@ def truths(
     advantage: Sequence[float],
     keep: Sequence[bool],
     sequence: Sequence[int],
+    proximal: Sequence[float] | None = None,
 ) -> list[Truth | None]:
     """The truth of every token, None where it is masked."""
-    columns = zip(logp, behavior_logp, advantage, strict=True)
+    columns = zip(logp, behavior_logp, advantage, proximal or behavior_logp, strict=True)
     sampled = [Sampled(*map(mp.mpf, row)) if kept else None for row, kept in zip(columns, keep, strict=True)]
     batch = tuple(one for one in sampled if one)
     members = {s: tuple(o for o, other in zip(sampled, sequence, strict=True) if o and other == s) for s in {*sequence}}
@@ -345,6 +348,21 @@ def reject(statistic: str, high: float, low: float = 0) -> FactorRule:
         return Value(mp.mpf(low <= x <= high or (kind != "k1" and x <= high)), margin)
 
     return factor
+
+
+def decoupled(rule: Rule, *factors: FactorRule) -> Rule:
+    """The rule between policy and proximal policy, the factors between proximal policy and sampler."""
+
+    def between(t: Token, change: Callable[[Sampled], Sampled]) -> Token:
+        sequences = tuple(tuple(map(change, s)) for s in t.sequences)
+        one = change(Sampled(t.l, t.m, t.a, t.p))
+        return Token(*one, t.place, tuple(map(change, t.sequence)), tuple(map(change, t.batch)), sequences)
+
+    def of(t: Token) -> Local:
+        near, far = between(t, lambda o: o._replace(m=o.p)), between(t, lambda o: o._replace(l=o.p))
+        return product(rule, *(lambda _, f=factor: f(far) for factor in factors))(near)
+
+    return of
 
 
 def opsm(delta: float) -> FactorRule:

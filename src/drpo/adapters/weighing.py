@@ -189,8 +189,8 @@ def objective_of(text: str | None, field: str) -> Objective:
         field: the user's setting, for messages.
 
     Raises:
-        InputError: no spec, an unknown objective, or an objective with a top-K divergence or with statistics of the
-            batch, which no framework has.
+        InputError: no spec, an unknown objective, or an objective with a top-K divergence, statistics of the batch or
+            a proximal policy, which no framework hands over.
 
     Example:
         >>> objective_of("drpo(0.2)", "objective")
@@ -208,6 +208,11 @@ def objective_of(text: str | None, field: str) -> Objective:
         raise InputError(
             f"{field}={text!r} reads statistics of the whole optimiser batch, of which this framework hands its loss "
             "one micro-batch at a time; use an objective of tokens or sequences, such as 'cppo(0.2)' or 'vespo'"
+        )
+    if "proximal_logp" in objective.needs:
+        raise InputError(
+            f"{field}={text!r} reads the policy's log-probabilities of before the updates besides the sampler's; leave "
+            "'*proximal' out: the ratio is to the sampler's own then"
         )
     if needed_divergence(objective.needs) is not None:
         raise InputError(

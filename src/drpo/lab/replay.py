@@ -122,6 +122,7 @@ def _joined(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, s
             torch.ones_like(advantage, dtype=torch.bool),
             torch.tensor(unit_numbers(trained), dtype=torch.int64),
             column("divergence") if kind is not None else None,
+            proximal_logp=column("proximal_logp") if all("proximal_logp" in s for s in rows) else None,
         ),
         token_ids=torch.tensor([i for s in rows for i in sampled_ids(s)]),
         place=torch.tensor([i for s in rows for i in sampled_positions(s)]),

@@ -181,6 +181,7 @@ class Policy:
             micro.weight,
             micro.top_logprobs,
             micro.place,
+            micro.proximal_logp,
         )
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 

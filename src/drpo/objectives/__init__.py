@@ -10,7 +10,7 @@ Methods differ only in the gradient weight w.
 from functools import partial
 
 from drpo.objectives.clip import GSPO, PPOClip
-from drpo.objectives.composed import Product, Sum, of_summands, summands
+from drpo.objectives.composed import Decoupled, Product, Proximal, Sum, of_summands, summands
 from drpo.objectives.contract import (
     MAX_LOG_RATIO,
     HasBatch,
@@ -71,6 +71,7 @@ REGISTRY: Registry[Objective] = Registry(
         "reject": Reject,
         "opsm": OPSM,
         "weight": ImportanceWeight,
+        "proximal": Proximal,
     },
     explicit=frozenset({"drpo"}),  # a spec always states the radius
     of_sum=of_summands,
@@ -114,6 +115,7 @@ __all__ = [
     "VESPO",
     "Band",
     "ClipCov",
+    "Decoupled",
     "DivergencePenalty",
     "Factor",
     "HasBatch",
@@ -127,6 +129,7 @@ __all__ = [
     "Objective",
     "PPOClip",
     "Product",
+    "Proximal",
     "Reinforce",
     "Reject",
     "Sum",

@@ -48,8 +48,9 @@ class Product:
 
     def __post_init__(self) -> None:
         _require_plain(self.objective, "a factor of each term: 'mask(0.1)*opsm(0.5) + 0.002*k2'")
-        if not self.factors or not all(hasattr(factor, "factor") for factor in self.factors):
-            raise InputError(f"factors={self.factors!r}: write at least one, such as 'none*band(0.5, 5.0)'")
+        if not self.factors:
+            raise InputError("factors=(): write at least one, such as 'none*band(0.5, 5.0)'")
+        _require_factors(self.factors)
 
     @property
     def parts(self) -> tuple[Objective | Factor, ...]:
@@ -73,9 +74,7 @@ class Product:
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         result = self.objective(tokens)
-        with torch.no_grad():
-            factor = prod((factor.factor(tokens) for factor in self.factors), start=torch.ones_like(result.loss))
-        return TokenLoss(factor * result.loss, result.metrics)
+        return TokenLoss(_factor(self.factors, tokens, result.loss) * result.loss, result.metrics)
 
     def of_batch(self, tokens: Tokens) -> "Product":
         """Return the product of the parts with the statistics of this batch."""
@@ -157,10 +156,121 @@ class Sum:
         return _any_left(self.objectives, tokens)
 
 
+@dataclass(frozen=True)
+class Proximal:
+    """The anchor of a decoupled objective, within a spec: `ppo(0.2, 0.2)*proximal*weight('token', 5)`; see `Decoupled`.
+
+    Example:
+        >>> Proximal()
+        Proximal()
+    """
+
+    def factor(self, tokens: Tokens) -> Tensor:
+        """Raise: it is no factor by itself."""
+        raise InputError("proximal is no factor by itself: objectives.Decoupled(objective, factors)")
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """An objective held to the proximal policy, times factors between the proximal policy and the sampler.
+
+        loss = M(p, m) loss_0(l, p),   p = proximal_logp
+
+    The proximal policy is the policy itself when the rollout arrived. PPO's clip then bounds how far the updates move
+    it, whatever the sampler's age or precision, and a weight of b = e^(p - m) corrects for the sampler. It takes a
+    forward pass more for every rollout. With p = m it is the objective without it, its factors being 1.
+
+    Args:
+        objective: loss per token, with p in place of m; its own factors compare l with p.
+        factors: compare p with m; none is AReaL's loss without rejection sampling, which ignores the sampler.
+
+    Returns:
+        On a call: TokenLoss with loss [T].
+
+    Raises:
+        InputError: an objective or a factor that is none; on a call, `tokens.proximal_logp` is missing.
+
+    Example:
+        >>> from drpo.objectives import ImportanceWeight, PPOClip
+        >>> sorted(Decoupled(PPOClip(), (ImportanceWeight("token", cap=5.0),)).needs)
+        ['proximal_logp']
+
+    Source: arXiv 2110.00641; for language models AReaL, 2505.24298.
+    """
+
+    objective: Objective
+    factors: tuple[Factor, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_plain(self.objective, "one 'proximal' in each term", (Sum, Decoupled))
+        _require_factors(self.factors)
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The objective and its own factors, the anchor, and the factors between proximal policy and sampler."""
+        inner = self.objective.parts if isinstance(self.objective, Product) else (self.objective,)
+        return (*inner, Proximal(), *self.factors)
+
+    @property
+    def tokenwise(self) -> bool:
+        """True if every part is."""
+        return all(part.tokenwise for part in (self.objective, *self.factors))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The proximal policy, and what any part needs."""
+        return frozenset({"proximal_logp"}).union(*(part.needs for part in (self.objective, *self.factors)))
+
+    @property
+    def vanishes_at_zero_advantage(self) -> bool:
+        """As of the objective."""
+        return bool(getattr(self.objective, "vanishes_at_zero_advantage", False))
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        near, far = _decoupled(tokens)
+        result = self.objective(near)
+        return TokenLoss(_factor(self.factors, far, result.loss) * result.loss, result.metrics)
+
+    def of_batch(self, tokens: Tokens) -> "Decoupled":
+        """Return the same of the parts with the statistics of this batch."""
+        near, far = _decoupled(tokens)
+        return Decoupled(_of_batch(self.objective, near), tuple(_of_batch(factor, far) for factor in self.factors))
+
+    def out_of_region(self, tokens: Tokens) -> Tensor | None:
+        """Return [T] bool: out of the objective's region around the proximal policy, or rejected."""
+        near, far = _decoupled(tokens)
+        left = [_any_left((self.objective,), near), _any_left(self.factors, far)]
+        known = [outside for outside in left if outside is not None]
+        return reduce(torch.logical_or, known) if known else None
+
+
+def _decoupled(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Return the tokens with the proximal policy in the sampler's place, and with it in the policy's."""
+    if tokens.proximal_logp is None:
+        raise InputError(
+            "tokens.proximal_logp is missing: the objective is held to the policy of before the updates; fill it, or "
+            "leave '*proximal' out"
+        )
+    near = unchecked(**{**vars(tokens), "behavior_logp": tokens.proximal_logp})
+    return near, unchecked(**{**vars(tokens), "logp": tokens.proximal_logp})
+
+
+def _factor(factors: Sequence[Factor], tokens: Tokens, like: Tensor) -> Tensor:
+    """Return the product of the factors, [T], a constant."""
+    with torch.no_grad():
+        return prod((factor.factor(tokens) for factor in factors), start=torch.ones_like(like))
+
+
+def _require_factors(factors: Sequence[Any]) -> None:
+    for factor in factors:
+        if not hasattr(factor, "factor") or isinstance(factor, Proximal):
+            raise InputError(f"factors={factors!r}: must be factors, such as Band(0.5, 5.0)")
+
+
 def _require_plain(objective: Objective, write: str, composed: type | tuple[type, ...] = ()) -> None:
     """Raise unless `objective` is one, and none that a spec could not name within this one."""
     require_objective(objective)
-    if isinstance(objective, composed or (Product, Sum)):
+    if isinstance(objective, composed or (Product, Sum, Decoupled)):
         raise InputError(f"{type(objective).__name__} within another: write {write}")
 
 
@@ -191,6 +301,10 @@ def of_summands(terms: Sequence[Summand[Any]]) -> Objective:
 
 
 def _product(parts: Sequence[Any]) -> Objective:
+    anchors = [i for i, part in enumerate(parts) if isinstance(part, Proximal)]
+    if len(anchors) == 1:
+        inner, factors = parts[: anchors[0]], tuple(parts[anchors[0] + 1 :])
+        return Decoupled(_product(inner), factors)
     factors = tuple(part for part in parts if hasattr(part, "factor"))
     objectives = [part for part in parts if not hasattr(part, "factor")]
     if len(objectives) != 1:
@@ -204,8 +318,8 @@ def _product(parts: Sequence[Any]) -> Objective:
 
 def summands(objective: Any) -> Sequence[Summand[Any]] | None:
     """Return the terms of a sum or product; None for any other objective."""
-    if isinstance(objective, Product):
+    if isinstance(objective, Product | Decoupled):
         return [Summand(objective.parts)]
     if not isinstance(objective, Sum):
         return None
-    return [Summand(o.parts if isinstance(o, Product) else (o,), weight) for weight, o in objective.terms]
+    return [Summand(o.parts if isinstance(o, Product | Decoupled) else (o,), weight) for weight, o in objective.terms]

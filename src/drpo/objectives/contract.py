@@ -38,7 +38,8 @@ class Objective(Protocol):
         tokenwise: False where a token's loss depends on the rest of its sequence (GSPO); all of it then comes in one
             call. For an objective that reads statistics of the batch: once these are given, see `HasBatch`.
         needs: what it reads besides: the divergence, from `divergence.TOPK`, that `Tokens.divergence` must hold;
-            "position", the order of a sequence's tokens; "batch", statistics of the whole optimiser batch.
+            "position", the order of a sequence's tokens; "proximal_logp", the policy's own log-probabilities before the
+            updates of the rollout; "batch", statistics of the whole optimiser batch.
         vanishes_at_zero_advantage: optional bool; True promises that a token with A = 0 has no gradient.
         out_of_region: optional method; see `HasRegion`.
     """
@@ -128,6 +129,7 @@ def masked_safe(tokens: Tokens) -> Tokens:
         sequence=tokens.sequence,
         divergence=None if tokens.divergence is None else clean(tokens.divergence),
         position=tokens.position,
+        proximal_logp=None if tokens.proximal_logp is None else clean(tokens.proximal_logp),
     )
 
 
@@ -347,7 +349,8 @@ def _without_advantage(with_divergence: bool) -> Tokens:
     each = torch.arange(n)
     divergence = torch.tensor([0.0, 1e-4, 0.01, 0.1, 0.3, 1.0, 3.0, 1e3])[each % 8] if with_divergence else None
     keep = torch.ones(n, dtype=torch.bool)
-    return Tokens(logp, behavior_logp, torch.zeros(n), keep, torch.where(each < n // 2, each, n), divergence)
+    sequence, proximal_logp = torch.where(each < n // 2, each, n), behavior_logp.roll(7)
+    return Tokens(logp, behavior_logp, torch.zeros(n), keep, sequence, divergence, proximal_logp=proximal_logp)
 
 
 # Building blocks of objectives. Probabilities, ratios and differences are computed in float32 or wider.

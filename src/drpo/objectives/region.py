@@ -101,7 +101,8 @@ def _border(objective: HasRegion, mu: Tensor, end: Tensor) -> Tensor:
 def _tokens(mu: Tensor, pi: Tensor, divergence: Tensor | None = None) -> Tokens:
     """Return tokens with these probabilities, each a sequence by itself."""
     n = torch.arange(len(mu))
-    return Tokens(pi.log(), mu.log(), torch.ones_like(mu), torch.ones_like(n, dtype=torch.bool), n, divergence)
+    keep = torch.ones_like(n, dtype=torch.bool)
+    return Tokens(pi.log(), mu.log(), torch.ones_like(mu), keep, n, divergence, proximal_logp=mu.log())
 
 
 def radii(objective: Objective) -> tuple[float, float] | None:

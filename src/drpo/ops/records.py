@@ -26,6 +26,7 @@ class SampledTokens:
         top_logprobs: the sampler's most probable tokens at each of the T, for objectives whose `needs` names a
             divergence.
         position: [T] int64; sorts the tokens of one sequence, as of `Tokens`. None: they are in order.
+        proximal_logp: [T] float32, nats, as of `Tokens`, or None.
 
     Raises:
         InputError: a column of another shape, dtype or device; or, on the CPU, an impossible value at a token that is
@@ -46,6 +47,7 @@ class SampledTokens:
     weight: Tensor
     top_logprobs: TopK | None = None
     position: Tensor | None = None
+    proximal_logp: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Tensor):
@@ -53,7 +55,8 @@ class SampledTokens:
         like = ("target", self.target)
         require_columns("tokens.", {"keep": self.keep, "weight": self.weight}, like, self.keep)
         columns = {name: getattr(self, name) for name in ("behavior_logp", "advantage", "sequence")}
-        columns |= {} if self.position is None else {"position": self.position}
+        given = {"position": self.position, "proximal_logp": self.proximal_logp}
+        columns |= {name: values for name, values in given.items() if values is not None}
         require_columns("tokens.", columns, like, self.trained)
         if self.top_logprobs is not None:
             require_top_logprobs("tokens.", self.target, self.top_logprobs)
@@ -65,9 +68,8 @@ class SampledTokens:
 
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
-        return Tokens(
-            logp, self.behavior_logp, self.advantage, self.keep, self.sequence, divergence, position=self.position
-        )
+        given = (self.behavior_logp, self.advantage, self.keep, self.sequence)
+        return Tokens(logp, *given, divergence, self.position, self.proximal_logp)
 
     def at(self, chosen: Tensor) -> "SampledTokens":
         """Return the tokens where `chosen` [T] is True."""

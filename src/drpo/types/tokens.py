@@ -10,7 +10,7 @@ from torch import Tensor
 from drpo.checks import require_columns
 from drpo.errors import BrokenLogpError
 
-OPTIONAL = frozenset({"divergence", "position"})
+OPTIONAL = frozenset({"divergence", "position", "proximal_logp"})
 """The columns of `Tokens` that may be None."""
 
 
@@ -26,6 +26,8 @@ class Tokens:
         sequence: int64; equal numbers mean the same completion: all sampled tokens of an episode.
         divergence: float32; the top-K divergence that the objective's `needs` names, else None.
         position: int64; sorts the tokens of one sequence, by any numbers that rise along it. None: they are in order.
+        proximal_logp: nats, <= 0, float32; the policy's own log-probability when the rollout arrived, for objectives
+            whose `needs` names it, else None.
 
     Raises:
         InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
@@ -45,6 +47,7 @@ class Tokens:
     sequence: Tensor
     divergence: Tensor | None = None
     position: Tensor | None = None
+    proximal_logp: Tensor | None = None
 
     def __post_init__(self) -> None:
         columns = {name: values for name, values in vars(self).items() if name not in OPTIONAL or values is not None}

@@ -97,6 +97,7 @@ class MicroBatch:
         value: [T] float32, see `Credit`; None without a critic, as is `returns`.
         returns: [T] float32, see `Credit`.
         routes: [N, L, k]; the experts to replay at each position, see `Routes`; None if no row has any.
+        proximal_logp: [T] float32, see `TokenSequence`; None unless the objective needs it.
         routing_conflicts: choices that rows have for their shared prompt's positions, and that are not in `routes`,
             because another row's are.
     """
@@ -114,6 +115,7 @@ class MicroBatch:
     value: Tensor | None = None
     returns: Tensor | None = None
     routes: Tensor | None = None
+    proximal_logp: Tensor | None = None
     routing_conflicts: int = 0
 
     @property
@@ -124,7 +126,8 @@ class MicroBatch:
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
-        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence, divergence, self.place)
+        given = (self.behavior_logp, self.advantage, keep, self.sequence)
+        return Tokens(logp, *given, divergence, self.place, self.proximal_logp)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy on another device."""
