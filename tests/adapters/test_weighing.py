@@ -168,7 +168,7 @@ def test_refusals():
     for spec in ("m2po", "kl_cov(0.1)", "reinforce*weight('token', 2, normalize=True)"):
         with pytest.raises(InputError, match="reads statistics of the whole optimiser batch, of which this framework"):
             objective_of(spec, "objective")
-    with pytest.raises(InputError, match="besides the sampler's; leave '[*]proximal' out"):
+    with pytest.raises(InputError, match=r"besides the sampler's; leave '\*proximal' out"):
         objective_of("ppo*proximal*weight('token', 5)", "objective")
     with pytest.raises(InputError, match="is a factor: write it behind an objective"):
         objective_of("band(0.5, 2)", "objective")

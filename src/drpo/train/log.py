@@ -169,7 +169,7 @@ def trained_records(batches: Sequence[Batch], stats: Sequence[StepStats]) -> Tra
 
     "update" counts a step's updates from 0; "advantage", and "advantages" where its tokens have different ones, of
     which the former is the mean; "logp", the policy's before that update, and "divergence" and "proximal_logp", where
-    the objective reads one: a number for each token. One that was skipped, because its gradient is 0, has none of these.
+    the objective reads one: a number for each token. One that was skipped, because its gradient is 0, has none.
 
     Args:
         batches: of a step's updates, in order.

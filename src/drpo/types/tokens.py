@@ -59,8 +59,9 @@ class Tokens:
 
     @staticmethod
     def cat(parts: "Sequence[Tokens]") -> "Tokens":
-        """Return the tokens of all parts, in order; at least one part."""
-        columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
+        """Return the tokens of all parts, in order; at least one part. One without tokens may lack columns."""
+        some = [p for p in parts if len(p.logp)] or parts[:1]
+        columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in some] for f in fields(Tokens)}
         joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
         return Tokens(**joined)
 

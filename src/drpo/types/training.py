@@ -190,8 +190,7 @@ class TokenStats:
     def none(with_divergence: bool) -> "TokenStats":
         """Return the statistics of no tokens."""
         empty = torch.empty(0)
-        columns = (empty, empty, empty, empty.bool(), empty.long(), empty if with_divergence else None)
-        tokens = Tokens(*columns, position=empty.long())
+        tokens = Tokens(empty, empty, empty, empty.bool(), empty.long(), empty if with_divergence else None)
         return TokenStats(tokens, empty, empty, {})
 
 
