@@ -165,7 +165,7 @@ CASES = [
             ("seq_sum_k1", 2.0, 0.5),
             ("seq_sum_k2", 1.0, 0.0),
             ("seq_sum_k3", 0.8, 0.0),
-            ("seq_mean_k1", 1.3, 0.8),
+            ("seq_mean_k1", 4.0, 0.9),
             ("seq_mean_k2", 0.2, 0.0),
             ("seq_mean_k3", 0.2, 0.0),
             ("seq_max_k1", 2.5, 0.0),

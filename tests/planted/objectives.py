@@ -194,7 +194,7 @@ REPLACEMENTS = (
         "k1 is the logarithm of r, not of 1/r",
         "drpo.objectives.factors:_outside",
         lambda right: lambda log_x, low, high: right(-log_x, low, high),
-        (f"{FORMULA}[drpo(0.2)*reject('seq_mean_k1',1.3,0.8)]", GOLDEN_2026),
+        (f"{FORMULA}[drpo(0.2)*reject('seq_mean_k1',4.0,0.9)]", GOLDEN_2026),
     ),
     Replacement(
         "OPSM drops successes too",
@@ -225,6 +225,12 @@ REPLACEMENTS = (
         "drpo.objectives.mask:KPop.out_of_region",
         _one_direction,
         (f"{FORMULA}[kpop(0.05)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "a decoupled objective is held to the sampler",
+        "drpo.objectives.composed:_decoupled",
+        lambda right: lambda tokens: (tokens, right(tokens)[1]),
+        (f"{FORMULA}[drpo(0.2)*proximal]", GOLDEN_2026),
     ),
     Replacement(
         "a token counts in its own prefix",
