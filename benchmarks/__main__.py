@@ -31,6 +31,7 @@ parts:
   rollout  tokens per second, against transformers' generate and vLLM
   head     the loss from hidden states, against autograd, Liger's GRPO loss and cut-cross-entropy (CUDA)
   head_parts  what a bias, a scale and a soft cap of the head cost
+  head_objectives  the fused head with objectives of sequences and of the batch, against one of tokens
   growth   how one update grows as tokens, group, prompt, response and vocabulary double
   mismatch how far the sampler's probabilities are from the trainer's, by precision
   overlap  what sampling in the background gains

@@ -356,6 +356,14 @@ PARTS: Mapping[str, tuple[str, str, Sequence[str], Renderer]] = {
         ("case", "head", "ms", "times the weight alone", "extra MiB", "rounds"),
         _head_parts_rows,
     ),
+    "head_objectives": (
+        "Objectives of sequences and of the batch",
+        "Forward and backward of the fused head with an objective of single tokens (three products), with objectives "
+        "that read the whole sequence, and with those that read statistics of the batch (four products). Times are "
+        "ratios to drpo(0.2).",
+        ("case", "objective", "ms", "times drpo(0.2)", "extra MiB", "rounds"),
+        _head_parts_rows,
+    ),
     "growth": (
         "Growth",
         "One update (batching, forward, backward, optimiser) as one size doubles, and the factors per doubling.",

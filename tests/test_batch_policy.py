@@ -32,14 +32,16 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from drpo import reductions
+from drpo import objectives, reductions
 from drpo.errors import InputError
 from drpo.model.head import HeadShape
 from drpo.model.policy import Policy
-from drpo.objectives import DRPO, GSPO, ImportanceSampling, PPOClip, ratio
+from drpo.objectives import DRPO, GSPO, M2PO, Decoupled, ImportanceSampling, PPOClip, Reinforce, ratio
 from drpo.reductions import Horizon
 from drpo.rewards import RewardConfig, Scored
+from drpo.spec import parse_spec
 from drpo.train.optim import AdamW
+from drpo.train.proximal import ProximalPass
 from drpo.train.score import require_scored, score
 from drpo.train.step import update_policy
 from drpo.types import (
@@ -253,6 +255,12 @@ def test_the_gradient_is_the_plain_models(groups: list[ScoredGroup], rollout: li
 
 # ---- micro-batches and neighbours ----
 
+OF_THE_BATCH = parse_spec(
+    "reinforce*weight('token', 1.01, normalize=True)*reject('seq_mean_k2', 0.001) + 0.5*kl_cov(0.2) + cppo(0.01)",
+    objectives.REGISTRY,
+)
+"""Statistics of the batch, of sequences, and of positions, all in one."""
+
 
 @pytest.mark.parametrize(
     ("objective", "dtype", "tolerance", "reduction"),
@@ -260,10 +268,12 @@ def test_the_gradient_is_the_plain_models(groups: list[ScoredGroup], rollout: li
         (DRPO(0.2), torch.float64, 1e-10, "horizon"),
         (PPOClip(), torch.float64, 1e-10, "sequence_mean"),
         (GSPO(), torch.float64, 1e-10, "token_mean"),
+        (M2PO(1e-3), torch.float64, 1e-10, "token_mean"),
+        (OF_THE_BATCH, torch.float64, 1e-10, "sequence_mean"),
         pytest.param(DRPO(0.2), torch.float64, 1e-10, "token_mean", marks=pytest.mark.slow),
         pytest.param(DRPO(0.2), torch.float32, 2e-5, "horizon", marks=pytest.mark.slow),
     ],
-    ids=["drpo", "ppo sequence_mean", "gspo token_mean", "drpo token_mean", "drpo float32"],
+    ids=["drpo", "ppo sequence_mean", "gspo token_mean", "m2po", "of the batch", "drpo token_mean", "drpo float32"],
 )
 def test_any_micro_batches_give_the_same_update(
     objective: object, dtype: torch.dtype, tolerance: float, reduction: str, groups: list[ScoredGroup]
@@ -287,6 +297,24 @@ def test_any_micro_batches_give_the_same_update(
         for i, values in by_sequence(batch.micro_batches, other.tokens.logp).items():
             torch.testing.assert_close(values, logp[i], rtol=0, atol=tolerance)
     assert len(shapes) == 3
+
+
+def test_the_proximal_policy_is_the_policy_before_the_updates(
+    groups: list[ScoredGroup], rollout: list[Episode]
+) -> None:
+    """In every sequence its own log-probabilities; held to them the first update has the ratio 1: REINFORCE."""
+    model, _ = tiny(STOPS)
+    policy = policy_of(perturb(model, 0.02))
+    anchored = ProximalPass(policy, 163).add_to(groups)
+    sequences = [s for g in anchored for e in g.episodes for s in e.sequences]
+    for s, c in zip(sequences, rollout, strict=True):
+        assert s.proximal_logp is not None
+        torch.testing.assert_close(s.proximal_logp, own_logp(policy.model, c, 1.0), rtol=0, atol=1e-5)
+    (batch,) = batched(anchored, how(micro_batch_tokens=163))
+    found, _ = gradients(policy, batch, Decoupled(PPOClip()))
+    close(found, gradients(policy, batch, Reinforce())[0], 1e-5)
+    with pytest.raises(InputError, match="proximal_logp is missing"):
+        gradients(policy, batched(groups, how())[0], Decoupled(PPOClip()))
 
 
 def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[ScoredGroup]) -> None:

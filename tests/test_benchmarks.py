@@ -267,3 +267,13 @@ def test_the_parts_of_the_head_stand_beside_the_weight_alone(tmp_path: Path):
         (answers,) = case["rounds"]
         assert list(answers) == ["the weight alone", "bias", "scale", "soft cap", "all"] and not case["failures"]
     assert "times the weight alone" in path.with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+def test_objectives_of_sequences_and_of_the_batch_stand_beside_one_of_tokens(tmp_path: Path):
+    path = tmp_path / "quick.json"
+    assert main(["--quick", "--only", "head_objectives", "--repeats", "1", "--out", str(path)]) == 0
+    for case in json.loads(path.read_text())["cases"]:
+        (answers,) = case["rounds"]
+        assert {"drpo(0.2)", "cppo", "m2po"} <= set(answers) and not case["failures"]
+    assert "times drpo(0.2)" in path.with_suffix(".md").read_text()

@@ -22,14 +22,14 @@ from drpo.credit.overlong import Shaped, mask
 from drpo.errors import InputError
 from drpo.lab.grid import parse_variant
 from drpo.methods import METHODS, described, find
-from drpo.objectives import SPO, ImportanceSampling, PPOClip
+from drpo.objectives import SPO, ImportanceSampling, PPOClip, of_batch
 from drpo.recipes import find as recipe
 from drpo.reductions import Horizon, token_mean
 from drpo.train.config import Run, configure, load_run, read_value
 from drpo.train.loop import train
 from drpo.train.records import METRICS, ROLLOUTS, read_records
 from drpo.train.setup import build
-from drpo.types import Episode, Generation, Problem, RewardResult, Sampling, ScoredGroup, Tokens, TokenSequence
+from drpo.types import Batch, Episode, Generation, Problem, RewardResult, Sampling, ScoredGroup, Tokens, TokenSequence
 from support.worlds import few_run, tiny_run
 
 # ------------------------------------------------------------------------------------------ a rollout, in plain numbers
@@ -174,6 +174,42 @@ def gspo(rollout: Rollout) -> Tensor:
     return total
 
 
+def luspo(rollout: Rollout) -> Tensor:
+    """GSPO's term of each completion times its length."""
+    total = torch.zeros((), dtype=torch.float64)
+    for group in rollout:
+        for o, a in zip(group, standardised([o.reward for o in group]), strict=True):
+            s = ((o.l - o.m).sum() / o.n).exp()
+            total = total - o.n * torch.minimum(s * a, s.clamp(1 - 3e-4, 1 + 4e-4) * a) / len(group) / len(rollout)
+    return total
+
+
+def gmpo(rollout: Rollout) -> Tensor:
+    """Algorithm 1: sgn(A) times the minimum of sgn(A) log r and its clip to [-0.4, 0.4], token by token."""
+    total = torch.zeros((), dtype=torch.float64)
+    for group in rollout:
+        for o, a in zip(group, standardised([o.reward for o in group]), strict=True):
+            side = math.copysign(1, a)
+            log_r = side * torch.minimum(side * (o.l - o.m), (side * (o.l - o.m)).clamp(-0.4, 0.4))
+            total = total - a * (log_r.sum() / o.n).exp() / len(group) / len(rollout)
+    return total
+
+
+def m2po(rollout: Rollout) -> Tensor:
+    """Clip bounds e^-tau and e^tau such that the mean of min((l - m)^2, tau^2) over the harmful tokens is in budget."""
+    advantages = outcome(rollout, standardised)
+    harmful = [
+        float((x - y).detach()) ** 2
+        for group, of_one in zip(rollout, advantages, strict=True)
+        for o, a in zip(group, of_one, strict=True)
+        for x, y, A in zip(o.l, o.m, a, strict=True)
+        if A * float((x - y).detach()) > 0
+    ]
+    within = [v for v in harmful if sum(min(v, w) for w in harmful) / len(harmful) < 0.04]
+    tau = math.sqrt(max(within) - 1e-12)
+    return reduced(rollout, advantages, clipped(1 - math.exp(-tau), math.exp(tau) - 1), "tokens")
+
+
 def gae(rollout: Rollout, lam: float = 0.95) -> list[list[list[float]]]:
     def of(o: Answer) -> list[float]:
         following, a, found = 0.0, 0.0, []
@@ -230,6 +266,9 @@ PAPERS: dict[str, Callable[[Rollout], Tensor]] = {
     "dapo": lambda o: dapo(useful(o), clipped(0.2, 0.28)),
     "gdpo": gdpo,
     "gspo": gspo,
+    "luspo": luspo,
+    "gmpo": gmpo,
+    "m2po": m2po,
     "cispo": lambda o: dapo(useful(o), cispo),
     "sapo": lambda o: reduced(o, outcome(o, standardised), sapo, "each"),
     "ppo": lambda o: reduced(o, over_batch(gae(o)), PPO, "tokens"),
@@ -282,14 +321,24 @@ def gradients(run: Run, rollout: Rollout) -> list[Tensor]:
     batches = make_batches(groups, credits, replace(components.batch_config, updates=1))
     found = {s: torch.zeros(o.n) for s, o in answers.items()}
     for batch in batches:
+        objective = of_batch(run.objective.loss, whole(batch, answers))
         for micro in batch.micro_batches:
             rows = [batch.credits[n].sequence for n in micro.row.unique_consecutive().tolist()]
             leaves = [answers[s].l.detach().float().requires_grad_() for s in rows]
             kept = torch.ones_like(micro.target, dtype=torch.bool)
             tokens = Tokens(torch.cat(leaves), micro.behavior_logp, micro.advantage, kept, micro.sequence)
-            (run.objective.loss(tokens).loss * micro.weight).sum().backward()
+            (objective(tokens).loss * micro.weight).sum().backward()
             found |= {s: leaf.grad for s, leaf in zip(rows, leaves, strict=True)}
     return list(found.values())
+
+
+def whole(batch: Batch, answers: dict[TokenSequence, Answer]) -> Tokens:
+    """All tokens of an optimiser batch, for what reads statistics of it."""
+    parts = []
+    for micro in batch.micro_batches:
+        rows = [batch.credits[n].sequence for n in micro.row.unique_consecutive().tolist()]
+        parts.append(micro.tokens(torch.cat([answers[s].l.detach().float() for s in rows])))
+    return Tokens.cat(parts)
 
 
 def test_every_method_has_its_paper_here():

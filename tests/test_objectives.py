@@ -7,6 +7,7 @@ the side is a matter of rounding.
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -23,25 +24,47 @@ from drpo import reductions
 from drpo.errors import InputError
 from drpo.objectives import (
     CISPO,
+    CPPO,
     DPPO,
     DRPO,
+    GMPO,
     GSPO,
+    IPO,
+    K2,
+    M2PO,
+    OPSM,
     REGISTRY,
     SAPO,
     SPO,
+    VESPO,
+    Band,
+    ClipCov,
+    Decoupled,
     DivergencePenalty,
+    IcePop,
     ImportanceSampling,
+    ImportanceWeight,
+    KLCov,
+    KPop,
+    M2POAReaL,
     Objective,
     PPOClip,
+    Product,
+    Reinforce,
+    Reject,
+    Sum,
     SymmetricMask,
     gradient,
     gradient_weight,
+    of_batch,
     total,
     vanishes_at_zero_advantage,
 )
+from drpo.objectives.factors import RATIOS, STATISTICS
+from drpo.objectives.sequences import Sequences
 from drpo.spec import format_spec, parse_spec
 from drpo.types import TokenLoss, Tokens
-from support import reference
+from support import golden_2026, reference
 from support.reference import Rule, Truth, truths
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -96,9 +119,103 @@ CASES = [
     Case("penalty('tv',0.5)", DivergencePenalty("tv", 0.5), reference.divergence_penalty("tv", 0.5)),
     Case("penalty('k1',0.5)", DivergencePenalty("k1", 0.5), reference.divergence_penalty("k1", 0.5)),
     Case("penalty('k3',0.5)", DivergencePenalty("k3", 0.5), reference.divergence_penalty("k3", 0.5)),
+    Case("reinforce", Reinforce(), reference.reinforce(), smooth=False),
+    Case("k2", K2(), reference.k2()),
+    Case("ipo(0.1,1.2)", IPO(0.1, 1.2), reference.ipo(0.1, 1.2), smooth=False),
+    Case("icepop(0.5,2)", IcePop(0.5, 2.0), reference.icepop(0.5, 2.0)),
+    Case("kpop(0.05)", KPop(0.05), reference.kpop(0.05)),
+    Case("cppo(0.1,0.5,0.01)", CPPO(0.1, 0.5, 0.01), reference.cppo(0.1, 0.5, 0.01)),
+    Case("cppo(0.2,horizon=12)", CPPO(0.2, horizon=12), reference.cppo(0.2, 0.8, 0.02, 12)),
+    Case("vespo", VESPO(), reference.vespo(), smooth=False),
+    Case("gmpo(0.3,0.2)", GMPO(0.3, 0.2), reference.gmpo(0.3, 0.2)),
+    Case("m2po(0.1)", M2PO(0.1), reference.m2po(0.1), smooth=False),
+    Case("m2po(0.05,0.2,0.3)", M2PO(0.05, 0.2, 0.3), reference.m2po(0.05, 0.2, 0.3), smooth=False),
+    Case("m2po_areal(0.1)", M2POAReaL(0.1), reference.m2po_areal(0.1)),
+    Case("clip_cov(0.2,0.28,1,0.3,5)", ClipCov(0.2, 0.28, 1.0, 0.3, 5.0), reference.clip_cov(0.2, 0.28, 0.3, 5.0)),
+    Case("kl_cov(0.2,0.5)", KLCov(0.2, 0.5), reference.kl_cov(0.2, 0.5)),
+    Case(
+        "mask(0.2) + 0.1*k2",
+        Sum(((1.0, SymmetricMask(0.2)), (0.1, K2()))),
+        reference.added((1.0, reference.symmetric_mask(0.2)), (0.1, reference.k2())),
+    ),
+    Case("0.5*drpo(0.2)", Sum(((0.5, DRPO(0.2)),)), reference.added((0.5, reference.drpo(0.2)))),
+    *(
+        Case(
+            f"none*band({low},{high},'{over}')",
+            Product(ImportanceSampling(), (Band(low, high, over),)),
+            reference.product(reference.importance_sampling(), reference.band(low, high, over)),
+        )
+        for low, high, over in (
+            (0.5, 1.5, "token"),
+            (0.4, 2.0, "sequence"),
+            (0.8, 1.3, "geometric"),
+            (0.2, 3.0, "every"),
+        )
+    ),
+    *(
+        Case(
+            f"drpo(0.2)*reject('{statistic}',{high},{low})",
+            Product(DRPO(0.2), (Reject(statistic, high, low),)),
+            reference.product(reference.drpo(0.2), reference.reject(statistic, high, low)),
+        )
+        for statistic, high, low in (
+            ("token_k1", 1.5, 0.6),
+            ("token_k2", 0.1, 0.0),
+            ("token_k3", 0.05, 0.0),
+            ("seq_sum_k1", 2.0, 0.5),
+            ("seq_sum_k2", 1.0, 0.0),
+            ("seq_sum_k3", 0.8, 0.0),
+            ("seq_mean_k1", 4.0, 0.9),
+            ("seq_mean_k2", 0.2, 0.0),
+            ("seq_mean_k3", 0.2, 0.0),
+            ("seq_max_k1", 2.5, 0.0),
+            ("seq_max_k2", 0.5, 0.0),
+            ("seq_max_k3", 0.4, 0.0),
+        )
+    ),
+    Case(
+        "ppo(0.2,0.2,3)*opsm(0.1)*band(0.3,3)",
+        Product(PPOClip(0.2, 0.2, 3.0), (OPSM(0.1), Band(0.3, 3.0))),
+        reference.product(reference.ppo_clip(0.2, 0.2, 3.0), reference.opsm(0.1), reference.band(0.3, 3.0)),
+    ),
+    *(
+        Case(
+            f"reinforce*weight({over!r},{cap},{low},{high},{normalize})",
+            Product(Reinforce(), (ImportanceWeight(over, cap, low, high, normalize),)),
+            reference.product(reference.reinforce(), reference.weight(over, cap, low, high, normalize)),
+            smooth=False,
+        )
+        for over, cap, low, high, normalize in (
+            ("token", 2.0, 0.0, None, False),
+            ("sequence", 2.0, 0.0, None, False),
+            ("geometric", 1.5, 0.7, 3.0, False),
+            ("token", None, 0.1, 2.0, False),
+            ("token", 2.0, 0.0, None, True),
+            ("sequence", 2.0, 0.0, None, True),
+        )
+    ),
 ]
-MOVES_AT_ZERO_ADVANTAGE = DRPO(0.2, advantage_weighted=False)
-"""The one objective whose documented gradient at A = 0 is not 0."""
+CASES += [
+    Case(
+        "ppo(0.2,0.28)*proximal*weight('token',high=5.0,low=0.5)",
+        Decoupled(PPOClip(0.2, 0.28), (ImportanceWeight("token", low=0.5, high=5.0),)),
+        reference.decoupled(reference.ppo_clip(0.2, 0.28), reference.weight("token", low=0.5, high=5.0)),
+    ),
+    Case(
+        "none*opsm(0.1)*proximal*band(0.7,1.4,'geometric')",
+        Decoupled(Product(ImportanceSampling(), (OPSM(0.1),)), (Band(0.7, 1.4, "geometric"),)),
+        reference.decoupled(
+            reference.product(reference.importance_sampling(), reference.opsm(0.1)),
+            reference.band(0.7, 1.4, "geometric"),
+        ),
+    ),
+    Case("drpo(0.2)*proximal", Decoupled(DRPO(0.2)), reference.decoupled(reference.drpo(0.2))),
+]
+MOVES_AT_ZERO_ADVANTAGE = (
+    *(DRPO(0.2, advantage_weighted=False), K2(), KLCov(0.2, 0.5)),
+    Sum(((1.0, SymmetricMask(0.2)), (0.1, K2()))),
+)
+"""The objectives whose documented gradient at A = 0 is not 0."""
 
 each_case = pytest.mark.parametrize("case", CASES, ids=[c.spec for c in CASES])
 each_objective = pytest.mark.parametrize("objective", [c.objective for c in CASES], ids=[c.spec for c in CASES])
@@ -122,6 +239,12 @@ def stretch(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     return ((logp.to(wide) - behavior_logp.to(wide)).abs() / 4).clamp(max=1)
 
 
+def between(logp: Tensor, behavior_logp: Tensor) -> Tensor:
+    """A column in place of a proximal policy's log-probabilities."""
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    return (logp.to(wide) + behavior_logp.to(wide)) / 2
+
+
 def make_tokens(
     logp: list[float],
     behavior_logp: list[float],
@@ -140,6 +263,7 @@ def make_tokens(
         torch.tensor([True] * n if keep is None else keep),
         torch.tensor(list(range(n)) if sequence is None else sequence),
         stretch(pi, mu),
+        proximal_logp=between(pi, mu),
     )
 
 
@@ -154,6 +278,11 @@ def take(tokens: Tokens, index: Tensor) -> Tokens:
     return Tokens(**{name: value if value is None else value[index] for name, value in rows.items()})
 
 
+def in_order(tokens: Tokens) -> Tokens:
+    """The tokens with their positions, so that they may be shuffled."""
+    return dataclasses.replace(tokens, position=torch.arange(len(tokens.logp)))
+
+
 def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked: float = 0.25) -> Tokens:
     """Sequences of these lengths in float64, some tokens masked, at least one of each sequence kept."""
     make = torch.Generator().manual_seed(seed)
@@ -165,13 +294,22 @@ def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked
     keep[torch.tensor(lengths).cumsum(0) - 1] = True
     logp = (behavior_logp + step).clamp(max=-1e-3)
     advantage = torch.randn(len(lengths), generator=make, dtype=torch.float64)[sequence]
-    return Tokens(logp, behavior_logp, advantage, keep, sequence, stretch(logp, behavior_logp))
+    return Tokens(
+        logp,
+        behavior_logp,
+        advantage,
+        keep,
+        sequence,
+        stretch(logp, behavior_logp),
+        proximal_logp=between(logp, behavior_logp),
+    )
 
 
 def of(case: Case, tokens: Tokens) -> list[Truth | None]:
     """What is true of every token, None where masked."""
     columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.keep, tokens.sequence)
-    return truths(case.rule, *(c.tolist() for c in columns))
+    proximal = None if tokens.proximal_logp is None else tokens.proximal_logp.tolist()
+    return truths(case.rule, *(c.tolist() for c in columns), proximal)
 
 
 def check(got: Tensor, want: list[float], scale: list[float], truth: list[Truth], dtype: torch.dtype) -> None:
@@ -233,7 +371,15 @@ def batches(draw: st.DrawFn) -> Tokens:
 def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
     """The same tokens, their floating tensors in `dtype`."""
     logp, behavior_logp, advantage = (x.to(dtype) for x in (tokens.logp, tokens.behavior_logp, tokens.advantage))
-    return Tokens(logp, behavior_logp, advantage, tokens.keep, tokens.sequence, stretch(logp, behavior_logp))
+    return Tokens(
+        logp,
+        behavior_logp,
+        advantage,
+        tokens.keep,
+        tokens.sequence,
+        stretch(logp, behavior_logp),
+        proximal_logp=between(logp, behavior_logp),
+    )
 
 
 # ------------------------------------------------------------------------------------------- the value and its slope
@@ -276,9 +422,17 @@ def test_gradient_is_the_finite_difference_of_the_loss(case: Case) -> None:
 
 @each_objective
 def test_on_policy_is_reinforce(objective: Objective) -> None:
-    """Where pi = mu every method is REINFORCE, except the k1 penalty, whose pull does not vanish there."""
+    """Where pi = mu every method is REINFORCE, but for the k1 penalty, whose pull does not vanish there, a penalty
+    alone, half a loss, and what drops tokens by their covariance.
+    """
     tokens = random_tokens([2, 3, 4], spread=0.0)
     want = -tokens.advantage
+    if isinstance(objective, ClipCov):
+        objective = dataclasses.replace(objective, cov_low=1e3, cov_high=1e4)
+    if objective == K2():
+        want = torch.zeros_like(want)
+    if isinstance(objective, Sum) and len(objective.terms) == 1:
+        want = 0.5 * want
     if objective == DivergencePenalty("k1", 0.5):
         want = want - 0.5 * tokens.advantage.abs()
     assert torch.equal(gradient(objective, tokens), torch.where(tokens.keep, want, 0))
@@ -291,10 +445,12 @@ GRID = torch.linspace(-30.0, 0.0, 31, dtype=torch.float64)
 def test_zero_advantage_has_exactly_zero_gradient(objective: Objective) -> None:
     logp, behavior_logp = (g.reshape(-1) for g in torch.meshgrid(GRID, GRID, indexing="ij"))
     n = len(logp)
-    moved = stretch(logp, behavior_logp)
-    tokens = Tokens(logp, behavior_logp, torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
+    moved, middle = stretch(logp, behavior_logp), between(logp, behavior_logp)
+    columns = (torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
+    tokens = Tokens(logp, behavior_logp, *columns, proximal_logp=middle)
     slope = gradient(objective, tokens)
-    assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == (objective != MOVES_AT_ZERO_ADVANTAGE)
+    still = objective not in MOVES_AT_ZERO_ADVANTAGE
+    assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == still
     assert torch.isfinite(slope).all()
     assert (gradient_weight(objective, tokens) == 1).all()
 
@@ -468,6 +624,43 @@ def test_golden_vectors(case: Case, tokens: Tokens, grad: Tensor, loss: list[flo
         check(case.objective(tokens).loss[kept], want_loss, size, truth, torch.float64)
 
 
+ENTRIES_OF_2026 = [
+    (f"{data['seed']}: {i}: {entry['objective']}", data, entry)
+    for data in golden_2026.GOLDEN
+    for i, entry in enumerate(data["results"])
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "entry"), [row[1:] for row in ENTRIES_OF_2026], ids=[name for name, *_ in ENTRIES_OF_2026]
+)
+def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
+    """Ten frameworks' programs, in float64, in whose sums we have the same gradients; as `test_golden_vectors`."""
+    if entry["objective"] in golden_2026.NOT_OURS:
+        assert entry["objective"] not in golden_2026.OURS
+        return
+    ours = golden_2026.OURS[entry["objective"]](entry["params"])
+    if ours is None:
+        return
+    tokens = make_tokens(*(data[k] for k in ("logp", "behavior_logp", "advantage", "keep", "sequence")))
+    tokens = dataclasses.replace(tokens, proximal_logp=torch.tensor(data["proximal_logp"], dtype=torch.float64))
+    case = Case("", ours.objective, ours.rule)
+    kept, truth = tokens.keep, [t for t in of(case, tokens) if t]
+    grad = torch.tensor(entry["grad"], dtype=torch.float64)
+    if ours.per_sequence:
+        grad = grad * Sequences.of(tokens).count(grad)
+    want, scale = grad[kept].tolist(), [ours.tolerance * (t.scale + abs(t.gradient)) for t in truth]
+    assert sum(t.margin > 1e-4 for t in truth) > 0.8 * len(want) > 30
+    check(torch.tensor([t.gradient for t in truth], dtype=torch.float64), want, scale, truth, torch.float64)
+    for dtype in (torch.float64, torch.float32):
+        near = dataclasses.replace(cast(tokens, dtype), proximal_logp=tokens.proximal_logp.to(dtype))
+        check(gradient(ours.objective, near)[kept], want, scale, truth, dtype)
+    if ours.same_value and entry.get("loss"):
+        wanted = torch.tensor(entry["loss"], dtype=torch.float64)[kept].tolist()
+        size = [ours.tolerance * (t.scale + abs(t.loss)) for t in truth]
+        check(ours.objective(tokens).loss[kept], wanted, size, truth, torch.float64)
+
+
 # --------------------------------------------------------------------------------------------- masks, splits, shuffles
 
 HOSTILE = [
@@ -492,8 +685,9 @@ def with_hostile_slots(tokens: Tokens) -> tuple[Tokens, Tensor]:
         torch.zeros(size).bool(),
         torch.arange(size) % (len(tokens.logp) + 1),
         torch.full((size,), math.nan, dtype=torch.float64),
+        proximal_logp=torch.full((size,), math.nan, dtype=torch.float64),
     )
-    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence"):
+    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence", "proximal_logp"):
         getattr(out, f)[place] = getattr(tokens, f)
     return out, place
 
@@ -560,7 +754,8 @@ def split_gradient(objective: Objective, tokens: Tokens, weight: Tensor, split: 
 @each_weighing
 def test_gradient_does_not_depend_on_the_split_or_the_order(objective: Objective, reduction: str) -> None:
     """With weights fixed over the whole batch. Sums over ranks are not covered here."""
-    tokens = random_tokens(LENGTHS, seed=3)
+    tokens = in_order(random_tokens(LENGTHS, seed=3))
+    objective = of_batch(objective, tokens)
     weight = parse_spec(reduction, reductions.REGISTRY)(tokens.keep, tokens.sequence)
     whole = backward(objective, tokens, weight)[1]
     assert whole.abs().max() > 1e-3
@@ -590,9 +785,9 @@ def test_weights_recomputed_for_each_part_are_another_loss(reduction: str) -> No
 @each_objective
 def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective: Objective) -> None:
     tokens = random_tokens([3, 4])
-    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence)
+    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence, tokens.proximal_logp)
     leaves = [t.clone().requires_grad_() for t in columns]
-    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3])
+    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3], proximal_logp=leaves[4])
     total(objective, live, torch.ones_like(tokens.logp)).backward()
     for asked in (dataclasses.replace(tokens, logp=live.logp), tokens):
         assert not gradient(objective, asked).requires_grad
@@ -600,7 +795,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
     assert not tokens.logp.requires_grad
     assert live.logp.grad is not None
     assert live.logp.grad.abs().max() > 0
-    for other in (live.behavior_logp, live.advantage, live.divergence):
+    for other in (live.behavior_logp, live.advantage, live.divergence, live.proximal_logp):
         assert other.grad is None or (other.grad == 0).all()
     for name in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
         assert torch.equal(getattr(live, name), getattr(tokens, name))
@@ -611,7 +806,8 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
 def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> None:
     """Tensors without data: an `.item()`, or a shape that depends on the data, would raise."""
     number = torch.empty(5, device="meta")
-    assert objective(Tokens(number, number, number, number.bool(), number.long(), number)).loss.shape == (5,)
+    tokens = Tokens(number, number, number, number.bool(), number.long(), number, proximal_logp=number)
+    assert objective(tokens).loss.shape == (5,)
 
 
 @each_case
@@ -656,10 +852,31 @@ objectives = st.one_of(
     st.builds(SAPO, positive, positive),
     st.builds(SymmetricMask, positive, st.sampled_from(["tv", "kl"])),
     st.builds(DivergencePenalty, st.sampled_from(["tv", "k1", "k3"]), positive),
+    st.builds(IPO, positive, positive),
+    st.builds(IcePop, st.floats(0, 1), st.floats(1.1, 10)),
+    st.builds(KPop, positive),
+    st.builds(CPPO, positive, st.floats(0.01, 1), positive, st.none() | st.integers(1, 99)),
+    st.builds(VESPO, positive, positive, positive, positive),
+    st.builds(GMPO, st.floats(0, 3), st.floats(0, 3)),
+    st.builds(M2PO, positive, st.floats(0, 1), st.floats(0, 3)),
+    st.builds(M2POAReaL, positive),
+    st.builds(ClipCov, st.floats(0, 1), st.floats(0, 10), st.floats(1e-6, 1), st.floats(-1, 1), st.floats(1.1, 5)),
+    st.builds(KLCov, st.floats(1e-6, 1), positive),
 )
+factors = st.one_of(
+    st.builds(Band, st.floats(0, 1), st.floats(1.1, 10), st.sampled_from(["token", "sequence", "geometric", "every"])),
+    st.builds(Reject, st.sampled_from([s for s in STATISTICS if not s.endswith("k1")]), positive),
+    st.builds(Reject, st.sampled_from(["token_k1", "seq_mean_k1"]), st.floats(1.1, 9), st.floats(0, 1)),
+    st.builds(OPSM, positive),
+    st.builds(
+        ImportanceWeight, st.sampled_from(RATIOS), positive, st.floats(0, 1), st.none() | st.floats(2, 9), st.booleans()
+    ),
+)
+products = objectives | st.builds(Product, objectives, st.lists(factors, min_size=1, max_size=3).map(tuple))
+sums = products | st.builds(Sum, st.lists(st.tuples(positive, products), min_size=2, max_size=3).map(tuple))
 
 
-@given(objectives)
+@given(sums)
 def test_spec_keeps_every_parameter(objective: Objective) -> None:
     again = parse_spec(format_spec(objective, REGISTRY), REGISTRY)
     assert again == objective
@@ -709,6 +926,14 @@ def test_own_objective_needs_no_registration() -> None:
         ("drpo(__import__('os'))", "form"),
         ("drpo(0.1 + 0.1)", "form"),
         ("penalty('k2', 1)", "kind"),
+        ("band(0.5, 2)*opsm(1)", "must have one objective, not none"),
+        ("ppo*drpo(0.2)*opsm(1)", "must have one objective, not 2"),
+        ("drpo(0.2) - 0.1*k2", "weight of a term=-0.1"),
+        ("none*band(2, 1)", "high"),
+        ("none*proximal*opsm(1)*proximal", "factors="),
+        ("none*reject('seq_mean_k4', 1)", "statistic"),
+        ("none*reject('seq_mean_k3', 1, 0.5)", "upper bound alone"),
+        ("reinforce*weight('token')", "needs a cap or a bound above"),
         ("", "form"),
     ],
 )
@@ -742,10 +967,53 @@ def test_parse_refuses(text: str, message: str) -> None:
         (SymmetricMask, "divergence", ("js", "topk_tv")),
         (DivergencePenalty, "kind", ("k2", "")),
         (DivergencePenalty, "coefficient", (-1, math.nan)),
+        (IPO, "delta", (0, math.nan)),
+        (IPO, "max_ratio", (0, math.inf)),
+        (IcePop, "low", (-1, math.nan)),
+        (IcePop, "high", (0.5, math.inf)),
+        (KPop, "delta", (0, math.nan)),
+        (CPPO, "delta", (0, math.nan)),
+        (CPPO, "w_min", (0, 1.1)),
+        (CPPO, "delta_b", (0, math.inf)),
+        (CPPO, "horizon", (0, 1.5, True)),
+        (VESPO, "k_positive", (0, math.nan)),
+        (VESPO, "lambda_positive", (0, math.nan)),
+        (VESPO, "k_negative", (0, math.nan)),
+        (VESPO, "lambda_negative", (0, math.nan)),
+        (GMPO, "low", (-1, math.nan)),
+        (GMPO, "high", (-1, math.inf)),
+        (M2PO, "budget", (0, math.nan)),
+        (M2PO, "floor_low", (-1, 1.1)),
+        (M2PO, "floor_high", (-1, math.nan)),
+        (M2POAReaL, "threshold", (0, math.nan)),
+        (ClipCov, "low", (-1, 1.1)),
+        (ClipCov, "high", (-1, math.nan)),
+        (ClipCov, "fraction", (0, 1.1)),
+        (ClipCov, "cov_low", (math.nan, -math.inf)),
+        (ClipCov, "cov_high", (0.5, math.inf)),
+        (KLCov, "fraction", (0, 1.1)),
+        (KLCov, "coefficient", (0, math.nan)),
+        (Band, "low", (-1, math.nan)),
+        (Band, "high", (0.5, math.inf)),
+        (Band, "over", ("row", "")),
+        (Reject, "statistic", ("k3", "seq_min_k3")),
+        (Reject, "high", (0, math.nan)),
+        (OPSM, "delta", (0, math.nan)),
+        (ImportanceWeight, "over", ("every", "")),
+        (ImportanceWeight, "cap", (0, math.nan)),
+        (ImportanceWeight, "low", (-1, math.nan)),
+        (ImportanceWeight, "high", (0, math.inf)),
     ],
 )
 def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple[object, ...]) -> None:
-    needed = {SPO: {"epsilon": 0.2}, SymmetricMask: {"delta": 0.2}, DivergencePenalty: {"kind": "k3", "coefficient": 1}}
+    needed = {
+        SPO: {"epsilon": 0.2},
+        SymmetricMask: {"delta": 0.2},
+        DivergencePenalty: {"kind": "k3", "coefficient": 1},
+        Band: {"low": 0.5, "high": 2.0},
+        Reject: {"statistic": "seq_mean_k3", "high": 1.0},
+        ImportanceWeight: {"cap": 2.0},
+    }
     for value in wrong:
         with pytest.raises(ValueError, match=f"^{field}="):
             make(**{**needed.get(make, {}), field: value})
@@ -769,11 +1037,14 @@ def test_objective_is_a_frozen_value(objective: Objective) -> None:
     assert sum(objective == c.objective for c in CASES) == 1
 
 
-def test_only_gspo_looks_at_the_sequence() -> None:
-    """`tokenwise` says whether a token's loss depends on the rest of its sequence; here is whether it does."""
-    tokens = random_tokens([6], masked=0.0)
-    moved = dataclasses.replace(tokens, logp=tokens.logp.clone())
-    moved.logp[0] -= 0.1
-    for case in CASES:
-        alone = torch.equal(gradient(case.objective, tokens)[1:], gradient(case.objective, moved)[1:])
-        assert case.objective.tokenwise == alone == (not isinstance(case.objective, GSPO)), case.spec
+@each_objective
+def test_tokenwise_is_whether_a_token_depends_on_its_sequence(objective: Objective) -> None:
+    """Given the statistics of the batch, where the objective reads any; a mask may need a large move to change."""
+    alone = []
+    near = make_tokens([math.log(0.5), math.log(0.55)], [math.log(0.5)] * 2, [1.0, 1.0], sequence=[0, 0])
+    for tokens, step in itertools.product((random_tokens([6], masked=0.0), near), (0.1, -0.03, 1.0, 5.0)):
+        fixed = of_batch(objective, tokens)
+        moved = dataclasses.replace(tokens, logp=tokens.logp.clone())
+        moved.logp[0] -= step
+        alone.append(torch.equal(gradient(fixed, tokens)[1:], gradient(fixed, moved)[1:]))
+    assert objective.tokenwise == all(alone)

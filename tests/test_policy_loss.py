@@ -3,6 +3,7 @@
 Not covered: GPUs, speed, and objectives' own formulas (test_objectives.py).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from drpo import objectives, reductions
 from drpo.errors import InputError
-from drpo.objectives import DRPO, GSPO, Objective, PPOClip, total
+from drpo.objectives import CPPO, DRPO, GSPO, M2PO, OPSM, VESPO, Objective, PPOClip, Product, total
 from drpo.ops import PolicyLoss, chunk_logits
 from drpo.reductions import Horizon
 from drpo.spec import parse_spec
@@ -41,9 +42,24 @@ class Own:
 SPECS = (
     *("none", "tis(2)", "ppo(0.2, 0.28)", "spo(0.3)", "dppo(0.15)", "drpo(0.2)"),
     *("cispo", "gspo", "sapo", "mask(0.15)", "penalty('tv', 0.3)"),
+    *(
+        "reinforce*weight('sequence', 2)",
+        "ipo(0.2)",
+        "icepop(1e-4, 5)",
+        "kpop",
+        "cppo(0.1)",
+        "vespo",
+        "gmpo",
+        "m2po",
+        "m2po_areal",
+    ),
+    *("clip_cov(fraction=0.5, cov_low=0.1)", "kl_cov(0.1)", "mask(0.2) + 0.1*k2"),
+    *("drpo(0.2)*reject('seq_mean_k3', 9.0)*opsm(4.0)", "none*band(1e-4, 3.0, 'geometric')"),
+    "ppo*proximal*weight('token', 5)",
 )
 OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
-assert {t.partition("(")[0] for t in OBJECTIVES} == {*objectives.REGISTRY.entries, "own"}, "SPECS has one of each name"
+NAMED = {name for text in SPECS for name in re.findall(r"(?<![\w'])[a-z]\w*(?=[(*+ ]|$)", text)}
+assert {*objectives.REGISTRY.entries} <= NAMED, "SPECS has one of each name"
 
 
 def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict[str, Tensor]:
@@ -57,6 +73,7 @@ def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict
         "advantage": torch.randn(t, generator=generator, dtype=torch.float64),
         "keep": keep,
         "sequence": sequence,
+        "proximal_logp": -4 * torch.rand(t, generator=generator, dtype=torch.float64) - 0.01,
         "token_weight": REDUCTIONS[reduction](keep, sequence).double(),
     }
 
@@ -70,7 +87,8 @@ def plain(
     hidden: Tensor, weight: Tensor, target: Tensor, objective: Objective, *, temperature: float = 1.0, **given: Tensor
 ) -> Plain:
     logp, _ = logits_at_once(hidden, weight, target, temperature)
-    tokens = Tokens(logp, given["behavior_logp"], given["advantage"], given["keep"], given["sequence"])
+    names = ("behavior_logp", "advantage", "keep", "sequence", "proximal_logp")
+    tokens = Tokens(logp, **{name: given.get(name) for name in names})
     return Plain(total(objective, tokens, given["token_weight"]), logp.detach())
 
 
@@ -188,15 +206,17 @@ def test_three_products_and_none_for_what_is_left_out() -> None:
     assert products(DRPO(0.2), ("hidden",), rows) == 2
     assert products(DRPO(0.2), ("weight",), rows) == 2
     assert products(DRPO(0.2), (), rows) == 1
-    assert products(GSPO(), ("hidden", "weight"), rows) == 4
+    for objective in (GSPO(), CPPO(), VESPO(), M2PO(), Product(DRPO(0.2), (OPSM(0.5),))):
+        assert products(objective, ("hidden", "weight"), rows) == 4, objective
 
 
-def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("objective", [DRPO(0.2), CPPO(), M2PO()], ids=["token", "sequence", "batch"])
+def test_never_holds_the_logits(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     t, v = 300, 515
     hidden, weight, target = inputs(t, v, torch.float32)
     monkeypatch.setattr(chunk_logits, "CHUNK_BYTES", {"cpu": 8 * v * 4})
     with Largest() as seen:
-        run(fused, hidden, weight, target, DRPO(0.2), **columns(t))
+        run(fused, hidden, weight, target, objective, **columns(t))
     assert seen.numel <= max(v * HEAD, t * HEAD, 8 * v) < t * v / 10
     with Largest() as seen:
         run(plain, hidden, weight, target, DRPO(0.2), **columns(t))

@@ -19,7 +19,7 @@ from drpo.credit import advantages, gae_credit, group_credit
 from drpo.credit.gae import GAE
 from drpo.environments.local import LocalEnvironments
 from drpo.errors import InputError
-from drpo.objectives import DRPO, GSPO, Objective, ratio
+from drpo.objectives import CPPO, DRPO, GSPO, Objective, ratio
 from drpo.ops import Head, SampledTokens, linear_policy_loss
 from drpo.ranks import Ranks
 from drpo.reductions import Horizon
@@ -344,6 +344,7 @@ def splits(episodes: list[set[int]], micros: Sequence[MicroBatch]) -> bool:
     [
         pytest.param("episode", WIDE, id="gspo of episodes"),
         pytest.param("turn", WIDE, id="gspo of turns", marks=pytest.mark.slow),
+        pytest.param("episode", CPPO(0.01, 0.2, 1e-4), id="cppo"),
         pytest.param("row", DRPO(0.2), id="drpo"),
     ],
 )

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.parts.head_objectives import SPECS
 from benchmarks.workers.head_inputs import Inputs, repeated
 from benchmarks.workers.protocol import Record, Repetition, serve
 from drpo import ops
-from drpo.objectives import DRPO
+from drpo.objectives import REGISTRY
+from drpo.spec import parse_spec
 
 LOGITS_AT_ONCE = 2**31
 """Bytes of logits that the matrix products alone are given room for; longer inputs go through in pieces."""
@@ -21,8 +23,8 @@ def linear_logprob(x: Inputs, part: str = "") -> None:
     (-(logp - x.behavior_logp).exp() * x.advantage).mean().backward()
 
 
-def linear_policy_loss(x: Inputs, part: str = "") -> None:
-    """`drpo.ops.linear_policy_loss` with drpo(0.2)."""
+def linear_policy_loss(x: Inputs, part: str = "", spec: str = "drpo(0.2)") -> None:
+    """`drpo.ops.linear_policy_loss` with an objective."""
     tokens = ops.SampledTokens(
         target=x.target,
         behavior_logp=x.behavior_logp,
@@ -31,7 +33,7 @@ def linear_policy_loss(x: Inputs, part: str = "") -> None:
         sequence=x.sequence,
         weight=torch.full_like(x.advantage, 1 / len(x.target)),
     )
-    ops.linear_policy_loss(x.hidden, head(x, part), tokens, DRPO(0.2)).loss.backward()
+    ops.linear_policy_loss(x.hidden, head(x, part), tokens, parse_spec(spec, REGISTRY)).loss.backward()
 
 
 def head(x: Inputs, part: str) -> ops.Head:
@@ -90,6 +92,7 @@ METHODS: Mapping[str, Callable[[Inputs], object]] = {
         for name, f in OPERATORS.items()
         for p in ("bias", "scale", "soft cap", "all")
     },
+    **{f"objective {spec}": partial(linear_policy_loss, spec=spec) for spec in SPECS},
     "log_softmax": log_softmax,
     "products": Products(),
 }

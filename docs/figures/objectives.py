@@ -16,8 +16,22 @@ FIGURES = {
     "gspo": ("gspo(3e-4, 4e-4)", "ppo(0.2, 0.28)"),
     "cispo": ("cispo(0.2, 0.28)", "ppo(0.2, 0.28)"),
     "sapo": ("sapo(1.0, 1.05)", "ppo(0.2, 0.28)"),
-    "masks": ("mask(0.15)", "dppo(0.15)", "penalty('tv', 0.5)", "penalty('k1', 0.5)", "penalty('k3', 0.5)"),
+    "masks": ("mask(0.15)", "ipo(0.3)", "icepop(0.5, 5.0)", "kpop(0.1)", "dppo(0.15)"),
+    "penalties": ("penalty('tv', 0.5)", "penalty('k1', 0.5)", "penalty('k3', 0.5)", "drpo(0.2)"),
     "importance_sampling": ("none", "tis(2)", "drpo(0.2)"),
+    "rejection": (
+        "ppo(0.2, 0.28)*band(0.5, 2.0)",
+        "drpo(0.2)*reject('seq_mean_k3', 0.05)",
+        "none*opsm(0.3)",
+        "reinforce*weight('token', 2.0)",
+        "ppo(0.2, 0.28)*proximal*weight('token', 5.0)",
+    ),
+    "likelihood": ("reinforce", "reinforce + 0.5*k2", "mask(0.2) + 0.1*k2", "k2"),
+    "cppo": ("cppo(0.2)", "dppo(0.2)", "drpo(0.2)"),
+    "vespo": ("vespo", "gspo(3e-4, 4e-4)", "sapo(1.0, 1.05)"),
+    "gmpo": ("gmpo(0.4, 0.4)", "gspo(3e-4, 4e-4)", "ppo(0.2, 0.28)"),
+    "m2po": ("m2po(0.04)", "m2po_areal(0.04)", "ppo(0.2, 0.28)"),
+    "entropy_covariance": ("clip_cov(0.2, 0.2)", "kl_cov(0.1, 0.5)", "ppo(0.2, 0.2)"),
 }
 """Page -> what is drawn on it."""
 MUS = (0.02, 0.3, 0.7)

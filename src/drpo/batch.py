@@ -297,12 +297,13 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         value=_joined([r.credit.value for r in rows]),
         returns=_joined([r.credit.returns for r in rows]),
         routes=routes,
+        proximal_logp=_joined([s.proximal_logp for s in sequences]),
         routing_conflicts=conflicts,
     )
 
 
 def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
-    """Concatenate a critic's columns; None without a critic."""
+    """Concatenate the rows' columns; None where they have none."""
     present = [column for column in columns if column is not None]
     return torch.cat(present) if present else None
 

@@ -52,6 +52,7 @@ _LOGP = _Kind("float", "", _positive, "a log-probability is at most 0; are these
 _KINDS: Mapping[str, _Kind] = {
     "logp": _LOGP,
     "behavior_logp": _LOGP,
+    "proximal_logp": _LOGP,
     "advantage": _Kind(
         "float", "one value per sequence? write advantage[sequence]", lambda v: ~v.isfinite(), "must be finite"
     ),
@@ -63,6 +64,7 @@ _KINDS: Mapping[str, _Kind] = {
         "must be finite and at least 0; the sign belongs to the advantage",
     ),
     "keep": _Kind("bool", ""),
+    "position": _Kind("int", "it sorts the tokens of one sequence"),
     "sequence": _Kind("int", "it numbers the completion of every token, not the completions"),
 }
 

@@ -16,7 +16,7 @@ from drpo.credit.advantages import Advantage
 from drpo.credit.gae import GAE
 from drpo.credit.overlong import Overlong, Shaped
 from drpo.errors import InputError, nearest
-from drpo.objectives import CISPO, DPPO, DRPO, GSPO, SAPO, SPO, ImportanceSampling, Objective, PPOClip
+from drpo.objectives import CISPO, DPPO, DRPO, GMPO, GSPO, M2PO, SAPO, SPO, ImportanceSampling, Objective, PPOClip
 from drpo.reductions import Horizon, Reduction
 from drpo.spec import Registry, format_spec, parse_spec
 
@@ -117,6 +117,24 @@ def gspo() -> Method:
     return Method(GSPO(3e-4, 4e-4), advantages.zscore, reductions.sequence_mean, "arXiv 2507.18071")
 
 
+def luspo() -> Method:
+    """Length-Unbiased Sequence Policy Optimization: GSPO whose sequences count as often as they are long.
+
+    The factor n_i of the paper cancels the 1/n_i within a sequence's ratio: every token weighs the same, 1/S.
+    """
+    return Method(GSPO(3e-4, 4e-4), advantages.zscore, Horizon(1), "arXiv 2602.05261")
+
+
+def gmpo() -> Method:
+    """Geometric-Mean Policy Optimization: one geometric mean per completion of ratios that are clipped one by one."""
+    return Method(GMPO(0.4, 0.4), advantages.zscore, reductions.sequence_mean, "arXiv 2507.20673")
+
+
+def m2po() -> Method:
+    """Second-Moment Trust Policy Optimization: a clip whose bounds the batch sets, mean over tokens."""
+    return Method(M2PO(0.04), advantages.zscore, reductions.token_mean, "arXiv 2510.01161")
+
+
 def cispo() -> Method:
     """CISPO of MiniMax-M1: the weight clipped from above alone, mean over tokens, DAPO's sampling and length rule.
 
@@ -202,6 +220,9 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "dapo": dapo,
     "gdpo": gdpo,
     "gspo": gspo,
+    "luspo": luspo,
+    "gmpo": gmpo,
+    "m2po": m2po,
     "cispo": cispo,
     "sapo": sapo,
     "ppo": ppo,

@@ -165,6 +165,13 @@ def test_refusals():
         objective_of("", "loss.objective")
     with pytest.raises(InputError, match="reads the sampler's top-K log-probabilities"):
         objective_of("dppo(0.15, divergence='topk_tv')", "objective")
+    for spec in ("m2po", "kl_cov(0.1)", "reinforce*weight('token', 2, normalize=True)"):
+        with pytest.raises(InputError, match="reads statistics of the whole optimiser batch, of which this framework"):
+            objective_of(spec, "objective")
+    with pytest.raises(InputError, match=r"besides the sampler's; leave '\*proximal' out"):
+        objective_of("ppo*proximal*weight('token', 5)", "objective")
+    with pytest.raises(InputError, match="is a factor: write it behind an objective"):
+        objective_of("band(0.5, 2)", "objective")
     with pytest.raises(InputError, match="did you mean 'drpo'"):
         objective_of("dropo(0.2)", "objective")
 

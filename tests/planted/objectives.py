@@ -13,6 +13,8 @@ FINITE_DIFFERENCE = f"{OBJECTIVES}test_gradient_is_the_finite_difference_of_the_
 QUADRANT = f"{OBJECTIVES}test_weight_in_each_quadrant_of_advantage_and_ratio"
 BOUNDARY = f"{OBJECTIVES}test_drpo_weight_is_zero_on_the_boundary_and_turns_round_beyond"
 GOLDEN = f"{OBJECTIVES}test_golden_vectors"
+GOLDEN_2026 = f"{OBJECTIVES}test_golden_vectors_of_2026"
+BATCHES = "tests/test_batch_policy.py::"
 EXTREME = f"{OBJECTIVES}test_extreme_ratios_stay_finite_and_exact_in_float32"
 BFLOAT16 = f"{OBJECTIVES}test_bfloat16_inputs_are_widened_before_any_arithmetic"
 BINARY_KL = f"{OBJECTIVES}test_binary_kl_at_the_ends_of_the_interval"
@@ -44,6 +46,57 @@ def _inside(right: Any) -> Any:
         return right(tokens, radius, power, advantage_weighted, None if penalised is None else ~penalised)
 
     return quadratic
+
+
+def _silent_beyond_the_cap(right: Any) -> Any:
+    def call(self: Any, tokens: Any) -> Any:
+        from drpo.objectives import ratio
+        from drpo.types import TokenLoss
+
+        return TokenLoss(right(self, tokens).loss * (ratio(tokens) <= self.max_ratio))
+
+    return call
+
+
+def _one_direction(right: Any) -> Any:
+    def out_of_region(self: Any, tokens: Any) -> Any:
+        from drpo.objectives.mask import binary_kl
+
+        return binary_kl(tokens) > self.delta
+
+    return out_of_region
+
+
+def _geometric_vespo(right: Any) -> Any:
+    def call(self: Any, tokens: Any) -> Any:
+        from drpo.objectives.sequences import Sequences
+
+        found = Sequences.sum
+        Sequences.sum = lambda sequences, values: found(sequences, values) / found(sequences, values * 0 + 1)
+        try:
+            return right(self, tokens)
+        finally:
+            Sequences.sum = found
+
+    return call
+
+
+def _gmpo_both_ways(right: Any) -> Any:
+    def call(self: Any, tokens: Any) -> Any:
+        from drpo.objectives.contract import log_ratio
+
+        moved = tokens.behavior_logp + log_ratio(tokens).clamp(-self.low, self.high)
+        return right(self, replace(tokens, logp=tokens.logp + (moved - tokens.logp).detach()))
+
+    return call
+
+
+def _all_count(right: Any) -> Any:
+    def of_batch(self: Any, tokens: Any) -> Any:
+        gap = tokens.logp - tokens.behavior_logp
+        return right(self, replace(tokens, advantage=gap.sign() * tokens.advantage.abs().clamp(min=1)))
+
+    return of_batch
 
 
 def _swapped(first: str, second: str) -> Any:
@@ -121,8 +174,8 @@ REPLACEMENTS = (
     ),
     Replacement(
         "masked tokens count in the length of a GSPO sequence",
-        "drpo.objectives.clip:_mean_over_sequence",
-        lambda right: lambda values, keep, sequence: right(values, keep | True, sequence),
+        "drpo.objectives.sequences:Sequences.mean",
+        lambda right: lambda self, values: right(replace(self, keep=self.keep | True), values),
         (f"{REMOVED}[token_mean-gspo(0.3,0.4)]", f"{FORMULA}[gspo(0.3,0.4)]"),
     ),
     Replacement(
@@ -130,6 +183,96 @@ REPLACEMENTS = (
         "drpo.objectives.contract:MAX_LOG_RATIO",
         lambda right: 1e9,
         (EXTREME,),
+    ),
+    Replacement(
+        "what a factor rejects is trained",
+        "drpo.objectives.composed:Product.__call__",
+        lambda right: lambda self, tokens: self.objective(tokens),
+        (f"{FORMULA}[none*band(0.5,1.5,'token')]", f"{FORMULA}[drpo(0.2)*reject('seq_mean_k3',0.2,0.0)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "k1 is the logarithm of r, not of 1/r",
+        "drpo.objectives.factors:_outside",
+        lambda right: lambda log_x, low, high: right(-log_x, low, high),
+        (f"{FORMULA}[drpo(0.2)*reject('seq_mean_k1',4.0,0.9)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "OPSM drops successes too",
+        "drpo.objectives.factors:OPSM.factor",
+        lambda right: lambda self, tokens: (~self.out_of_region(tokens)).to(tokens.logp.dtype),
+        (f"{FORMULA}[ppo(0.2,0.2,3)*opsm(0.1)*band(0.3,3)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "a term's weight is forgotten",
+        "drpo.objectives.composed:Sum.__post_init__",
+        lambda right: lambda self: object.__setattr__(self, "terms", tuple((1.0, o) for _, o in self.terms)),
+        (f"{FORMULA}[mask(0.2) + 0.1*k2]",),
+    ),
+    Replacement(
+        "IPO's cap silences what is beyond it",
+        "drpo.objectives.mask:IPO.__call__",
+        _silent_beyond_the_cap,
+        (f"{FORMULA}[ipo(0.1,1.2)]",),
+    ),
+    Replacement(
+        "IcePop's band is one-sided",
+        "drpo.objectives.mask:IcePop.out_of_region",
+        lambda right: lambda self, tokens: right(replace(self, low=0.0), tokens),
+        (f"{FORMULA}[icepop(0.5,2)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "KPop bounds one direction",
+        "drpo.objectives.mask:KPop.out_of_region",
+        _one_direction,
+        (f"{FORMULA}[kpop(0.05)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "a decoupled objective is held to the sampler",
+        "drpo.objectives.composed:_decoupled",
+        lambda right: lambda tokens: (tokens, right(tokens)[1]),
+        (f"{FORMULA}[drpo(0.2)*proximal]", GOLDEN_2026),
+    ),
+    Replacement(
+        "a token counts in its own prefix",
+        "drpo.objectives.sequences:Sequences.before",
+        lambda right: lambda self, values: right(self, values) + values,
+        (f"{FORMULA}[cppo(0.1,0.5,0.01)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "positions are the order of the call",
+        "drpo.objectives.sequences:_positions",
+        lambda right: lambda tokens: tokens.sequence.new_ones(len(tokens.sequence)).cumsum(0),
+        (f"{SPLIT}[token_mean-cppo(0.1,0.5,0.01)]",),
+    ),
+    Replacement(
+        "VESPO takes the geometric mean",
+        "drpo.objectives.whole_sequences:VESPO.__call__",
+        _geometric_vespo,
+        (f"{FORMULA}[vespo]", GOLDEN_2026),
+    ),
+    Replacement(
+        "GMPO clips both ways",
+        "drpo.objectives.whole_sequences:GMPO.__call__",
+        _gmpo_both_ways,
+        (f"{FORMULA}[gmpo(0.3,0.2)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "M2PO counts tokens that move inward",
+        "drpo.objectives.whole_batch:M2PO.of_batch",
+        _all_count,
+        (f"{FORMULA}[m2po(0.1)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "the covariance is not centred",
+        "drpo.objectives.whole_batch:Covariance.of",
+        lambda right: lambda tokens: type(right(tokens))(0 * right(tokens).advantage, 0 * right(tokens).logp),
+        (f"{FORMULA}[kl_cov(0.2,0.5)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "statistics of the batch are each micro-batch's",
+        "drpo.train.step:with_statistics",
+        lambda right: lambda policy, batch, objective, ranks=None: objective,
+        (f"{BATCHES}test_any_micro_batches_give_the_same_update[m2po]",),
     ),
     Replacement("bfloat16 inputs are not widened", "drpo.objectives.contract:wide", _unwidened, (BFLOAT16,)),
     Replacement(

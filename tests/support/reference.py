@@ -6,6 +6,7 @@ a rule along a batch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from mpmath import MPContext
@@ -16,13 +17,43 @@ LOG_RATIO_CAP = 20
 Number = mp.mpf
 
 
-class Token(NamedTuple):
-    """One token; `mean` is the mean of l - m over the kept tokens of its sequence."""
+class Sampled(NamedTuple):
+    """What is given of one token; `p` is the proximal policy's log-probability."""
 
     l: Number
     m: Number
     a: Number
-    mean: Number
+    p: Number
+
+    @property
+    def gap(self) -> Number:
+        return self.l - self.m
+
+    @property
+    def shift(self) -> Number:
+        return mp.exp(self.l) - mp.exp(self.m)
+
+
+class Token(NamedTuple):
+    """One token among the kept tokens of its sequence, in order, and those of the batch."""
+
+    l: Number
+    m: Number
+    a: Number
+    p: Number
+    place: int
+    sequence: tuple[Sampled, ...]
+    batch: tuple[Sampled, ...]
+    sequences: tuple[tuple[Sampled, ...], ...]
+
+    @property
+    def gaps(self) -> list[Number]:
+        return [other.gap for other in self.sequence]
+
+    @property
+    def mean(self) -> Number:
+        """The mean of l - m over the kept tokens of its sequence."""
+        return mp.fsum(self.gaps) / len(self.gaps)
 
     @property
     def pi(self) -> Number:
@@ -93,18 +124,21 @@ def truths(
     advantage: Sequence[float],
     keep: Sequence[bool],
     sequence: Sequence[int],
+    proximal: Sequence[float] | None = None,
 ) -> list[Truth | None]:
     """The truth of every token, None where it is masked."""
-    gaps: dict[int, list[Number]] = {}
-    for log_pi, log_mu, kept, s in zip(logp, behavior_logp, keep, sequence, strict=True):
-        if kept:
-            gaps.setdefault(s, []).append(mp.mpf(log_pi) - mp.mpf(log_mu))
+    columns = zip(logp, behavior_logp, advantage, proximal or behavior_logp, strict=True)
+    sampled = [Sampled(*map(mp.mpf, row)) if kept else None for row, kept in zip(columns, keep, strict=True)]
+    batch = tuple(one for one in sampled if one)
+    members = {s: tuple(o for o, other in zip(sampled, sequence, strict=True) if o and other == s) for s in {*sequence}}
+    seen = dict.fromkeys(members, 0)
     out: list[Truth | None] = []
-    for log_pi, log_mu, adv, kept, s in zip(logp, behavior_logp, advantage, keep, sequence, strict=True):
-        if not kept:
+    for one, s in zip(sampled, sequence, strict=True):
+        if one is None:
             out.append(None)
             continue
-        t = Token(mp.mpf(log_pi), mp.mpf(log_mu), mp.mpf(adv), mp.fsum(gaps[s]) / len(gaps[s]))
+        t = Token(*one, seen[s], members[s], batch, tuple(filter(None, members.values())))
+        seen[s] += 1
         loss, terms, margin, condition = rule(t)
         gradient, scale = mp.fsum(terms), condition * mp.fsum(map(abs, terms))
         plain = -t.a * t.r
@@ -240,5 +274,284 @@ def divergence_penalty(kind: str, coefficient: float) -> Rule:
         }[kind]
         pull = abs(t.a) * mp.mpf(coefficient)
         return Local(-t.r * t.a + pull * value, (-t.a * t.r, pull * slope))
+
+    return rule
+
+
+# --------------------------------------------------------------------------------------- factors, sums, and their parts
+
+
+class Value(NamedTuple):
+    """A factor of one token: the number, the distance to its nearest jump, how ill-conditioned it is."""
+
+    number: Number
+    margin: Number = mp.inf
+    condition: Number = mp.one
+
+
+FactorRule = Callable[[Token], Value]
+
+
+def product(rule: Rule, *factors: FactorRule) -> Rule:
+    def times(t: Token) -> Local:
+        local, values = rule(t), [factor(t) for factor in factors]
+        number = mp.fprod(v.number for v in values)
+        margin = min([local.margin, *(v.margin for v in values)])
+        condition = local.condition * mp.fprod(v.condition for v in values)
+        return Local(number * local.loss, tuple(number * term for term in local.terms), margin, condition)
+
+    return times
+
+
+def added(*terms: tuple[float, Rule]) -> Rule:
+    def plus(t: Token) -> Local:
+        parts = [(mp.mpf(weight), rule(t)) for weight, rule in terms]
+        slopes = tuple(weight * term for weight, local in parts for term in local.terms)
+        loss = mp.fsum(weight * local.loss for weight, local in parts)
+        return Local(loss, slopes, min(p.margin for _, p in parts), max(p.condition for _, p in parts))
+
+    return plus
+
+
+def of_ratio(t: Token, over: str) -> Number:
+    """r, or the product or geometric mean of its sequence's."""
+    gap = {"token": t.l - t.m, "sequence": mp.fsum(t.gaps), "geometric": t.mean}[over]
+    return mp.exp(min(gap, LOG_RATIO_CAP))
+
+
+def roughness(t: Token, over: str) -> Number:
+    """How many roundings a ratio has: none to speak of for a token's, those of the sum for a sequence's."""
+    return mp.one if over == "token" else 1 + mp.fsum(map(abs, t.gaps))
+
+
+def band(low: float, high: float, over: str = "token") -> FactorRule:
+    def factor(t: Token) -> Value:
+        ratios = [mp.exp(min(gap, LOG_RATIO_CAP)) for gap in t.gaps] if over == "every" else [of_ratio(t, over)]
+        margin = min(distance(r, mp.mpf(edge)) for r in ratios for edge in (low, high))
+        return Value(mp.mpf(all(low <= r <= high for r in ratios)), margin)
+
+    return factor
+
+
+def reject(statistic: str, high: float, low: float = 0) -> FactorRule:
+    over, _, kind = statistic.rpartition("_")
+
+    def estimate(gap: Number) -> Number:
+        return {"k1": -gap, "k2": gap**2 / 2, "k3": mp.exp(min(gap, LOG_RATIO_CAP)) - 1 - gap}[kind]
+
+    def factor(t: Token) -> Value:
+        each = [estimate(gap) for gap in ([t.l - t.m] if over == "token" else t.gaps)]
+        x = {"seq_sum": mp.fsum(each), "seq_mean": mp.fsum(each) / len(each)}.get(over, max(each))
+        if kind == "k1":
+            x = mp.exp(min(x, LOG_RATIO_CAP))
+        margin = min(distance(x, mp.mpf(high)), distance(x, mp.mpf(low)))
+        return Value(mp.mpf(low <= x <= high or (kind != "k1" and x <= high)), margin)
+
+    return factor
+
+
+def decoupled(rule: Rule, *factors: FactorRule) -> Rule:
+    """The rule between policy and proximal policy, the factors between proximal policy and sampler."""
+
+    def between(t: Token, change: Callable[[Sampled], Sampled]) -> Token:
+        sequences = tuple(tuple(map(change, s)) for s in t.sequences)
+        one = change(Sampled(t.l, t.m, t.a, t.p))
+        return Token(*one, t.place, tuple(map(change, t.sequence)), tuple(map(change, t.batch)), sequences)
+
+    def of(t: Token) -> Local:
+        near, far = between(t, lambda o: o._replace(m=o.p)), between(t, lambda o: o._replace(l=o.p))
+        return product(rule, *(lambda _, f=factor: f(far) for factor in factors))(near)
+
+    return of
+
+
+def opsm(delta: float) -> FactorRule:
+    return lambda t: Value(mp.mpf(t.a >= 0 or -t.mean <= delta), distance(-t.mean, mp.mpf(delta)))
+
+
+def weight(
+    over: str, cap: float | None = None, low: float = 0, high: float | None = None, normalize: bool = False
+) -> FactorRule:
+    def of(x: Number) -> Number:
+        kept = x if x >= low and (high is None or x <= high) else mp.mpf(0)
+        return kept if cap is None else min(kept, mp.mpf(cap))
+
+    def factor(t: Token) -> Value:
+        x = of_ratio(t, over)
+        margin = min([distance(x, mp.mpf(low)), *([] if high is None else [distance(x, mp.mpf(high))])])
+        if not normalize:
+            return Value(of(x), margin, roughness(t, over))
+        parts = [[o.gap] for o in t.batch] if over == "token" else [[o.gap for o in s] for s in t.sequences]
+        gaps = [mp.fsum(part) / (len(part) if over == "geometric" else 1) for part in parts]
+        mean = mp.fsum(of(mp.exp(min(gap, LOG_RATIO_CAP))) for gap in gaps) / len(gaps)
+        return Value(of(x) / mean, margin, max(roughness(t, over), *(1 + abs(gap) for gap in gaps)))
+
+    return factor
+
+
+# ------------------------------------------------------------------------------------------------- objectives of 2026
+
+
+def reinforce() -> Rule:
+    return lambda t: Local(-t.a * t.l, (-t.a,))
+
+
+def k2() -> Rule:
+    def rule(t: Token) -> Local:
+        gap = min(max(t.l - t.m, -LOG_RATIO_CAP), LOG_RATIO_CAP)
+        return Local(gap**2 / 2, (gap,))
+
+    return rule
+
+
+def masked(inside: Callable[[Token], tuple[bool, Number]], cap: float | None = None) -> Rule:
+    """-A min(r, cap) inside, 0 outside."""
+
+    def rule(t: Token) -> Local:
+        keep, margin = inside(t)
+        kept = -t.a * (t.r if cap is None else min(t.r, mp.mpf(cap))) * keep
+        return Local(kept, (kept,), margin)
+
+    return rule
+
+
+def ipo(delta: float, max_ratio: float) -> Rule:
+    return masked(lambda t: (abs(t.shift) <= delta, distance(abs(t.shift), mp.mpf(delta))), max_ratio)
+
+
+def icepop(low: float, high: float) -> Rule:
+    return masked(lambda t: (low <= t.r <= high, min(distance(t.r, mp.mpf(low)), distance(t.r, mp.mpf(high)))))
+
+
+def kpop(delta: float) -> Rule:
+    def inside(t: Token) -> tuple[bool, Number]:
+        far = max(binary_kl(t.m, t.l), binary_kl(t.l, t.m))
+        return far <= delta, distance(far, mp.mpf(delta))
+
+    return masked(inside)
+
+
+def cppo(delta: float, w_min: float, delta_b: float, horizon: int | None = None) -> Rule:
+    def inside(t: Token) -> tuple[bool, Number]:
+        distances = [abs(o.shift) for o in t.sequence]
+        n = len(distances)
+        last = max((n if horizon is None else horizon) - 1, 1)
+        weights = [1 - (1 - mp.mpf(w_min)) * j / last for j in range(n)]
+        ordered, place = sorted(distances), (n - 1) * mp.mpf(9) / 10
+        below = int(mp.floor(place))
+        quantile = ordered[below] + (place - below) * (ordered[min(below + 1, n - 1)] - ordered[below])
+        budget = min(max(quantile, mp.mpf(delta_b)), 2 * mp.mpf(delta_b))
+        spent = mp.fsum(w * d for w, d in list(zip(weights, distances, strict=True))[: t.place])
+        room = min(mp.mpf(delta), delta + budget * mp.fsum(weights[: t.place]) - spent)
+        cost = weights[t.place] * distances[t.place]
+        return t.a * (t.r - 1) <= 0 or cost <= room, abs(cost - room) / mp.mpf(delta)
+
+    return masked(inside)
+
+
+def vespo(k_positive: float = 2, lambda_positive: float = 3, k_negative: float = 3, lambda_negative: float = 2) -> Rule:
+    def rule(t: Token) -> Local:
+        k, scale = (k_positive, lambda_positive) if t.a >= 0 else (k_negative, lambda_negative)
+        s = min(max(mp.fsum(t.gaps), mp.log(mp.mpf("1e-8"))), LOG_RATIO_CAP)
+        phi = mp.exp(scale) * mp.exp(s) ** k * mp.exp(-scale * mp.exp(s))
+        condition = (1 + mp.fsum(map(abs, t.gaps))) * (1 + k + scale * mp.exp(s))
+        return Local(-t.a * phi * t.l, (-t.a * phi,), condition=condition)
+
+    return rule
+
+
+def gmpo(low: float, high: float) -> Rule:
+    def rule(t: Token) -> Local:
+        gap = t.l - t.m
+        clipped_gaps = [min(o.gap, mp.mpf(high)) if o.a > 0 else max(o.gap, -mp.mpf(low)) for o in t.sequence]
+        s = mp.exp(min(mp.fsum(clipped_gaps) / len(clipped_gaps), LOG_RATIO_CAP))
+        binds = gap > high if t.a > 0 else gap < -low
+        margin = distance(gap, mp.mpf(high) if t.a > 0 else -mp.mpf(low))
+        return Local(-t.a * s, (mp.mpf(0) if binds else -t.a * s,), margin, 1 + mp.fsum(map(abs, clipped_gaps)))
+
+    return rule
+
+
+@cache
+def moment_bound(batch: tuple[Sampled, ...], budget: float) -> tuple[Number, Number]:
+    """tau^2 of a batch, and how near a winsorised mean is to the budget."""
+    harmful = sorted(o.gap**2 for o in batch if o.a * o.gap > 0)
+    means = [mp.fsum(min(v, cut) for v in harmful) / len(harmful) for cut in harmful]
+    square = mp.inf
+    if harmful and mp.fsum(harmful) / len(harmful) > budget:
+        square = max([cut for cut, mean in zip(harmful, means, strict=True) if mean < budget], default=mp.mpf(0))
+    return square, min([distance(mean, mp.mpf(budget)) for mean in means], default=mp.inf)
+
+
+def m2po(budget: float, floor_low: float = 0, floor_high: float = 0) -> Rule:
+    def rule(t: Token) -> Local:
+        square, margin = moment_bound(t.batch, budget)
+        outward, v = t.a * (t.l - t.m) > 0, (t.l - t.m) ** 2
+        outside = t.r < 1 - mp.mpf(floor_low) or t.r > 1 + mp.mpf(floor_high)
+        if floor_low or floor_high:
+            margin = min(margin, distance(t.r, 1 - mp.mpf(floor_low)), distance(t.r, 1 + mp.mpf(floor_high)))
+        if not (outward and v >= square and outside):
+            return Local(-t.a * t.r, (-t.a * t.r,), margin)
+        tau = min(mp.sqrt(square), LOG_RATIO_CAP)
+        bound = max(mp.exp(tau), 1 + mp.mpf(floor_high)) if t.a > 0 else min(mp.exp(-tau), 1 - mp.mpf(floor_low))
+        return Local(-t.a * bound, (mp.mpf(0),), margin)
+
+    return rule
+
+
+def m2po_areal(threshold: float) -> Rule:
+    def inside(t: Token) -> tuple[bool, Number]:
+        largest, margin = largest_kept(t.batch, threshold)
+        return (t.l - t.m) ** 2 <= largest, margin
+
+    return masked(inside)
+
+
+@cache
+def largest_kept(batch: tuple[Sampled, ...], threshold: float) -> tuple[Number, Number]:
+    """The largest square that AReaL's M2PO keeps of a batch, and how near a mean is to the threshold."""
+    squares = sorted(o.gap**2 for o in batch)
+    means = [mp.fsum(squares[: i + 1]) / (i + 1) for i in range(len(squares))]
+    kept = [v for v, mean in zip(squares, means, strict=True) if mean < threshold] or squares[:1]
+    return kept[-1], min(distance(mean, mp.mpf(threshold)) for mean in means)
+
+
+@cache
+def means(batch: tuple[Sampled, ...]) -> tuple[Number, Number]:
+    """The means of A and of l."""
+    return mp.fsum(o.a for o in batch) / len(batch), mp.fsum(o.l for o in batch) / len(batch)
+
+
+def covariance(t: Token) -> tuple[Number, list[Number]]:
+    """The token's term of the covariance of advantage and log-probability, and every token's."""
+    mean_a, mean_l = means(t.batch)
+    return (t.a - mean_a) * (t.l - mean_l), [(o.a - mean_a) * (o.l - mean_l) for o in t.batch]
+
+
+def clip_cov(low: float, high: float, cov_low: float, cov_high: float) -> Rule:
+    """With fraction 1: every eligible token is dropped."""
+
+    def rule(t: Token) -> Local:
+        local, (cov, _) = clipped(t.r, t, low, high, None), covariance(t)
+        free = not ((t.a > 0 and t.r > 1 + mp.mpf(high)) or (t.a < 0 and t.r < 1 - mp.mpf(low)))
+        margin = min(local.margin, distance(cov, mp.mpf(cov_low)), distance(cov, mp.mpf(cov_high)))
+        return local._replace(margin=margin) if not (free and cov_low < cov < cov_high) else Local(*ZERO, margin)
+
+    return rule
+
+
+ZERO = (mp.mpf(0), (mp.mpf(0),))
+
+
+def kl_cov(fraction: float, coefficient: float) -> Rule:
+    def rule(t: Token) -> Local:
+        cov, all_of = covariance(t)
+        falling = sorted(all_of, reverse=True)
+        n = max(1, int(fraction * len(falling)))
+        gap = min(max(t.l - t.m, -LOG_RATIO_CAP), LOG_RATIO_CAP)
+        pull = mp.mpf(coefficient) * (cov >= falling[n - 1])
+        spread = max(map(abs, all_of)) or mp.one
+        margin = min([abs(falling[n - 1] - falling[n]) / spread] if n < len(falling) else [mp.inf])
+        return Local(-t.r * t.a + pull * abs(gap), (-t.a * t.r, pull * sign(gap)), margin)
 
     return rule

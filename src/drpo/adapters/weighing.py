@@ -10,8 +10,16 @@ from torch import Tensor
 from drpo import objectives
 from drpo.checks import slack
 from drpo.errors import BrokenLogpError, InputError
-from drpo.objectives import Objective, Tokens, gradient, gradient_weight, out_of_region
-from drpo.objectives.contract import ask, masked_safe, prob_diff, unchecked
+from drpo.objectives import (
+    Objective,
+    Tokens,
+    gradient,
+    gradient_weight,
+    needed_divergence,
+    out_of_region,
+    reads_batch,
+)
+from drpo.objectives.contract import ask, masked_safe, prob_diff, require_objective, unchecked
 from drpo.spec import parse_spec
 
 MAX_EXPONENT = 80.0
@@ -181,7 +189,8 @@ def objective_of(text: str | None, field: str) -> Objective:
         field: the user's setting, for messages.
 
     Raises:
-        InputError: no spec, an unknown objective, or an objective with a top-K divergence, which no framework has.
+        InputError: no spec, an unknown objective, or an objective with a top-K divergence, statistics of the batch or
+            a proximal policy, which no framework hands over.
 
     Example:
         >>> objective_of("drpo(0.2)", "objective")
@@ -194,7 +203,18 @@ def objective_of(text: str | None, field: str) -> Objective:
     if not text:
         raise InputError(f"{field} is not set: write the objective with its radius, such as {field}='drpo(0.2)'")
     objective = parse_spec(text, objectives.REGISTRY)
-    if objective.needs:
+    require_objective(objective)
+    if reads_batch(objective):
+        raise InputError(
+            f"{field}={text!r} reads statistics of the whole optimiser batch, of which this framework hands its loss "
+            "one micro-batch at a time; use an objective of tokens or sequences, such as 'cppo(0.2)' or 'vespo'"
+        )
+    if "proximal_logp" in objective.needs:
+        raise InputError(
+            f"{field}={text!r} reads the policy's log-probabilities of before the updates besides the sampler's; leave "
+            "'*proximal' out: the ratio is to the sampler's own then"
+        )
+    if needed_divergence(objective.needs) is not None:
         raise InputError(
             f"{field}={text!r} reads the sampler's top-K log-probabilities, which this framework does not hand to its "
             "loss; use the sampled token's divergence, such as 'dppo(0.15)'"

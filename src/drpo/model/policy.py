@@ -180,6 +180,8 @@ class Policy:
             micro.sequence,
             micro.weight,
             micro.top_logprobs,
+            micro.place,
+            micro.proximal_logp,
         )
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from drpo.objectives._check import require
 from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio, token_loss, wide
+from drpo.objectives.sequences import Sequences
 from drpo.types import TokenLoss, Tokens
 
 
@@ -122,18 +123,4 @@ class GSPO:
 
 def _sequence_ratio(tokens: Tokens) -> Tensor:
     """Return [T] the geometric mean s of the ratios of each token's sequence."""
-    mean = _mean_over_sequence(log_ratio(tokens), tokens.keep, tokens.sequence)
-    return mean.clamp(max=MAX_LOG_RATIO).exp()
-
-
-def _mean_over_sequence(values: Tensor, keep: Tensor, sequence: Tensor) -> Tensor:
-    """Return [T] the mean over the kept tokens of each token's sequence (0 where it has none)."""
-    # Sorting numbers the sequences densely: any sequence numbers are allowed, and no device sync is needed.
-    ordered, order = sequence.sort(stable=True)
-    rank = torch.zeros_like(order)
-    rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    dense = torch.empty_like(order).scatter_(0, order, rank)
-    kept = keep.to(values.dtype)
-    count = torch.zeros_like(values).scatter_add_(0, dense, kept)
-    summed = torch.zeros_like(values).scatter_add_(0, dense, torch.where(keep, values, 0))
-    return (summed / count.clamp(min=1))[dense]
+    return Sequences.of(tokens).mean(log_ratio(tokens)).clamp(max=MAX_LOG_RATIO).exp()

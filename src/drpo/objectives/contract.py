@@ -7,6 +7,7 @@ from torch import Tensor
 
 from drpo.checks import require_columns
 from drpo.errors import InputError
+from drpo.objectives.divergence import needed_divergence
 from drpo.types import TokenLoss, Tokens
 
 MAX_LOG_RATIO = 20.0
@@ -21,6 +22,8 @@ CONTRACT = (
     "that is differentiable in tokens.logp"
 )
 
+FACTOR_EXAMPLE = "band(0.5, 5.0)"
+
 SECOND = (
     "drpo: a loss with a gradient in closed form has no second derivative; leave out create_graph=True, or write the "
     "objective in plain operations"
@@ -32,8 +35,11 @@ class Objective(Protocol):
     """A loss per token. Any callable with these attributes is an objective; no registration is required.
 
     Attributes:
-        tokenwise: False where a token's loss depends on the rest of its sequence (GSPO).
-        needs: the name, from `divergence.TOPK`, of the divergence that `Tokens.divergence` must hold; empty if unused.
+        tokenwise: False where a token's loss depends on the rest of its sequence (GSPO); all of it then comes in one
+            call. For an objective that reads statistics of the batch: once these are given, see `HasBatch`.
+        needs: what it reads besides: the divergence, from `divergence.TOPK`, that `Tokens.divergence` must hold;
+            "position", the order of a sequence's tokens; "proximal_logp", the policy's own log-probabilities before the
+            updates of the rollout; "batch", statistics of the whole optimiser batch.
         vanishes_at_zero_advantage: optional bool; True promises that a token with A = 0 has no gradient.
         out_of_region: optional method; see `HasRegion`.
     """
@@ -57,6 +63,55 @@ class HasRegion(Objective, Protocol):
         ...
 
 
+@runtime_checkable
+class HasBatch(Objective, Protocol):
+    """An objective that reads statistics of the whole optimiser batch: `needs` has "batch".
+
+    A call takes its tokens for the whole batch. A trainer that splits the batch calls `of_batch` before.
+    """
+
+    def of_batch(self, tokens: Tokens) -> Objective:
+        """Return the objective with the statistics of these tokens, which is then called on any part of them."""
+        ...
+
+
+def reads_batch(objective: Objective) -> bool:
+    """Return whether an objective reads statistics of the whole optimiser batch.
+
+    Example:
+        >>> from drpo.objectives import DRPO, M2PO
+        >>> reads_batch(M2PO()), reads_batch(DRPO(0.2))
+        (True, False)
+    """
+    return "batch" in objective.needs
+
+
+def of_batch(objective: Objective, tokens: Tokens) -> Objective:
+    """Return the objective with the statistics of an optimiser batch; one that reads none as it is.
+
+    The result may be called on any part of the batch: micro-batches and ranks change nothing.
+
+    Args:
+        objective: any objective.
+        tokens: all T tokens of the optimiser batch; those not kept count nowhere.
+
+    Raises:
+        InputError: `needs` has "batch", but there is no method `of_batch`.
+
+    Example:
+        >>> from drpo.objectives import DRPO
+        >>> one = torch.ones(1)
+        >>> of_batch(DRPO(0.2), Tokens(-one, -one, one, one.bool(), one.long())) == DRPO(0.2)
+        True
+    """
+    if not reads_batch(objective):
+        return objective
+    if not isinstance(objective, HasBatch):
+        raise _unfit(objective, "needs the batch, but has no method `of_batch`")
+    with torch.no_grad():
+        return objective.of_batch(masked_safe(tokens))
+
+
 def masked_safe(tokens: Tokens) -> Tokens:
     """Return the tokens with 0 in all columns where they are not kept, *before* anything is exponentiated.
 
@@ -73,6 +128,8 @@ def masked_safe(tokens: Tokens) -> Tokens:
         keep=tokens.keep,
         sequence=tokens.sequence,
         divergence=None if tokens.divergence is None else clean(tokens.divergence),
+        position=tokens.position,
+        proximal_logp=None if tokens.proximal_logp is None else clean(tokens.proximal_logp),
     )
 
 
@@ -91,6 +148,8 @@ def require_objective(objective: object) -> None:
         raise InputError(f"objective={objective!r} is text: build it with {built}")
     if isinstance(objective, type):
         raise InputError(f"objective {objective.__name__} is a class: pass an instance, {objective.__name__}(...)")
+    if hasattr(objective, "factor"):
+        raise InputError(f"objective {objective!r} is a factor: write it behind an objective, 'none*{FACTOR_EXAMPLE}'")
     missing = [name for name in ("tokenwise", "needs", "__call__") if not hasattr(objective, name)]
     if missing:
         raise _unfit(objective, f"has no `{missing[0]}`")
@@ -270,7 +329,7 @@ def vanishes_at_zero_advantage(objective: Objective) -> bool:
     require_objective(objective)
     if not getattr(objective, "vanishes_at_zero_advantage", False):
         return False
-    probe = _without_advantage(bool(objective.needs))
+    probe = _without_advantage(needed_divergence(objective.needs) is not None)
     moving = gradient(objective, probe).nonzero()
     if len(moving):
         at = int(moving[0])
@@ -290,7 +349,8 @@ def _without_advantage(with_divergence: bool) -> Tokens:
     each = torch.arange(n)
     divergence = torch.tensor([0.0, 1e-4, 0.01, 0.1, 0.3, 1.0, 3.0, 1e3])[each % 8] if with_divergence else None
     keep = torch.ones(n, dtype=torch.bool)
-    return Tokens(logp, behavior_logp, torch.zeros(n), keep, torch.where(each < n // 2, each, n), divergence)
+    sequence, proximal_logp = torch.where(each < n // 2, each, n), behavior_logp.roll(7)
+    return Tokens(logp, behavior_logp, torch.zeros(n), keep, sequence, divergence, proximal_logp=proximal_logp)
 
 
 # Building blocks of objectives. Probabilities, ratios and differences are computed in float32 or wider.

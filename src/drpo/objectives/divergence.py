@@ -104,6 +104,10 @@ TOPK: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"topk_tv": topk_tv, "t
 """The divergences that an objective's `needs` may name: (logp, behavior_logp) [T, K] -> [T]."""
 
 
+COLUMNS = ("position", "batch", "proximal_logp")
+"""What else `needs` may name: see `contract.Objective`."""
+
+
 def needed_divergence(needs: Iterable[str]) -> str | None:
     """Return the divergence that an objective's `needs` names, or None.
 
@@ -114,10 +118,10 @@ def needed_divergence(needs: Iterable[str]) -> str | None:
         >>> needed_divergence(frozenset({"topk_tv"})), needed_divergence(frozenset())
         ('topk_tv', None)
     """
-    names = sorted(needs)
+    names = sorted(set(needs).difference(COLUMNS))
     for name in names:
         if name not in TOPK:
-            raise InputError(f"objective.needs={name!r}{nearest(name, TOPK)}")
+            raise InputError(f"objective.needs={name!r}{nearest(name, (*TOPK, *COLUMNS))}")
     if len(names) > 1:
         raise InputError(f"objective.needs={names}: there is one Tokens.divergence; name one of {', '.join(TOPK)}")
     return names[0] if names else None

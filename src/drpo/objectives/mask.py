@@ -1,4 +1,5 @@
-"""Trust regions that mask tokens by a divergence between mu and pi: DPPO, and a mask that ignores the advantage."""
+"""Trust regions that mask tokens by a divergence or ratio between mu and pi: DPPO; and, whatever the advantage, IPO,
+IcePop and KPop."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,10 +37,15 @@ def binary_kl(tokens: Tokens) -> Tensor:
     Source: DPPO, arXiv 2602.04879 (Binary-KL).
     """
     logp, behavior_logp, _ = wide(tokens)
-    chosen = behavior_logp.exp() * (behavior_logp - logp)
-    rest = -torch.expm1(behavior_logp) * (_log1mexp(behavior_logp) - _log1mexp(logp))
-    # With mu = 1 there is no rest: its term is 0, not 0 * inf.
-    return (chosen + torch.where(behavior_logp < 0, rest, 0)).clamp(min=0)
+    return _bernoulli_kl(behavior_logp, logp)
+
+
+def _bernoulli_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(Bernoulli(p) || Bernoulli(q)), [T], >= 0."""
+    chosen = log_p.exp() * (log_p - log_q)
+    rest = -torch.expm1(log_p) * (_log1mexp(log_p) - _log1mexp(log_q))
+    # With p = 1 there is no rest: its term is 0, not 0 * inf.
+    return (chosen + torch.where(log_p < 0, rest, 0)).clamp(min=0)
 
 
 def _log1mexp(x: Tensor) -> Tensor:
@@ -180,3 +186,141 @@ class SymmetricMask:
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: the divergence > delta."""
         return _binary(self.divergence, tokens) > self.delta
+
+
+@dataclass(frozen=True)
+class IPO:
+    """prime-rl's default since September 2026: a mask that ignores the advantage, and a capped ratio.
+
+        loss = -A min(r, c) where |pi - mu| <= delta, else 0     w = min(r, c) / r or 0
+
+    The cap bounds the value and keeps the direction. The mask also drops tokens that move back. It is `mask(delta)`
+    with a cap.
+
+    Args:
+        delta: > 0, in units of probability.
+        max_ratio: c, > 0.
+
+    Returns:
+        On a call: TokenLoss with loss [T].
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    Example:
+        >>> IPO()
+        IPO(delta=0.3, max_ratio=10000.0)
+
+    Source: prime-rl, `trainer/rl/loss.py`, pull requests 3418 and 3586. (Identity Preference Optimization is also
+    called IPO; this is another method.)
+    """
+
+    delta: float = 0.3
+    max_ratio: float = 1e4
+    tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require("delta", self.delta, above=0)
+        require("max_ratio", self.max_ratio, above=0)
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        _, _, advantage = wide(tokens)
+        kept = -advantage * ratio(tokens).clamp(max=self.max_ratio) * ~self.out_of_region(tokens)
+        return token_loss(tokens, value=kept, slope=kept)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: |pi - mu| > delta."""
+        return prob_diff(tokens).abs() > self.delta
+
+
+@dataclass(frozen=True)
+class IcePop:
+    """Masks every token whose ratio is outside a band, whatever the advantage.
+
+        loss = -r A where low <= r <= high, else 0     w = 1 or 0
+
+    The ratio is the current policy's to the sampler's, so the mask moves with every update. Programs that compute the
+    log-probabilities anew mask the ratio of those instead. On another objective the same mask is `band(low, high)`.
+
+    Args:
+        low: >= 0; 0 means no lower bound.
+        high: > low.
+
+    Returns:
+        On a call: TokenLoss with loss [T].
+
+    Raises:
+        InputError: a parameter out of its range.
+
+    Example:
+        >>> IcePop()
+        IcePop(low=0.5, high=5.0)
+
+    Source: arXiv 2510.18855 (0.5, 5); prime-rl's IcePopLoss has (0.2, 5).
+    """
+
+    low: float = 0.5
+    high: float = 5.0
+    tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require("low", self.low, above=0, closed=True)
+        require("high", self.high, above=self.low)
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        _, _, advantage = wide(tokens)
+        kept = -advantage * ratio(tokens) * ~self.out_of_region(tokens)
+        return token_loss(tokens, value=kept, slope=kept)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: r < low or r > high."""
+        r = ratio(tokens)
+        return (r < self.low) | (r > self.high)
+
+
+@dataclass(frozen=True)
+class KPop:
+    """Masks every token with a large Binary KL in either direction, whatever the advantage.
+
+        loss = -r A where max(KL(Bern(pi) || Bern(mu)), KL(Bern(mu) || Bern(pi))) <= delta, else 0     w = 1 or 0
+
+    Neither direction implies the other.
+
+    Args:
+        delta: > 0, nats.
+
+    Returns:
+        On a call: TokenLoss with loss [T].
+
+    Raises:
+        InputError: `delta` is not a positive number.
+
+    Example:
+        >>> KPop()
+        KPop(delta=0.1)
+
+    Source: KPop, ringtech.notion.site/kpop; AReaL pull request 1405, whose example has 2.0; prime-rl pull request
+    3283, 0.1.
+    """
+
+    delta: float = 0.1
+    tokenwise: ClassVar[bool] = True
+    vanishes_at_zero_advantage: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require("delta", self.delta, above=0)
+
+    def __call__(self, tokens: Tokens) -> TokenLoss:
+        _, _, advantage = wide(tokens)
+        kept = -advantage * ratio(tokens) * ~self.out_of_region(tokens)
+        return token_loss(tokens, value=kept, slope=kept)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: either divergence > delta."""
+        logp, behavior_logp, _ = wide(tokens)
+        return torch.maximum(_bernoulli_kl(behavior_logp, logp), _bernoulli_kl(logp, behavior_logp)) > self.delta

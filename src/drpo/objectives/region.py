@@ -34,6 +34,20 @@ def out_of_region(objective: Objective, tokens: Tokens) -> Tensor | None:
     return objective.out_of_region(tokens) if isinstance(objective, HasRegion) else None
 
 
+def has_region(objective: Objective) -> TypeGuard[HasRegion]:
+    """Return whether the objective has a region; a product or a sum has one where a part of it has.
+
+    Example:
+        >>> from drpo.objectives import DRPO, ImportanceSampling
+        >>> has_region(DRPO(0.2)), has_region(ImportanceSampling())
+        (True, False)
+    """
+    kind = needed_divergence(objective.needs)
+    one = torch.ones(1)
+    probe = _tokens(one, one, None if kind is None else one)
+    return out_of_region(objective, probe) is not None
+
+
 def has_borders(objective: Objective) -> TypeGuard[HasRegion]:
     """Return whether the objective's region depends on a token's pi and mu alone, as `borders` requires.
 
@@ -42,7 +56,7 @@ def has_borders(objective: Objective) -> TypeGuard[HasRegion]:
         >>> has_borders(DRPO(0.2)), has_borders(ImportanceSampling())
         (True, False)
     """
-    return isinstance(objective, HasRegion) and not objective.needs and objective.tokenwise
+    return not objective.needs and objective.tokenwise and has_region(objective)
 
 
 def borders(objective: Objective, mu: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -87,7 +101,8 @@ def _border(objective: HasRegion, mu: Tensor, end: Tensor) -> Tensor:
 def _tokens(mu: Tensor, pi: Tensor, divergence: Tensor | None = None) -> Tokens:
     """Return tokens with these probabilities, each a sequence by itself."""
     n = torch.arange(len(mu))
-    return Tokens(pi.log(), mu.log(), torch.ones_like(mu), torch.ones_like(n, dtype=torch.bool), n, divergence)
+    keep = torch.ones_like(n, dtype=torch.bool)
+    return Tokens(pi.log(), mu.log(), torch.ones_like(mu), keep, n, divergence, proximal_logp=mu.log())
 
 
 def radii(objective: Objective) -> tuple[float, float] | None:
@@ -119,7 +134,7 @@ def caution(objective: Objective) -> str | None:
         (None, 'no token can leave the region, since no token can shift by 1 or more in probability: nothing is ever \
 held or pulled back (a delta that can be reached: 0.1 to 0.6)')
     """
-    if not isinstance(objective, HasRegion):
+    if not has_region(objective):
         return None
     mu = torch.logspace(-6, 0, 60, dtype=torch.float64)[:-1]
     kind = needed_divergence(objective.needs)

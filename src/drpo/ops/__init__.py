@@ -10,13 +10,13 @@ from torch import Tensor
 
 from drpo.checks import slack
 from drpo.errors import InputError
-from drpo.objectives.contract import Objective, ask, gradient_of, require_objective
+from drpo.objectives.contract import Objective, ask, gradient_of, of_batch, reads_batch, require_objective
 from drpo.objectives.divergence import TOPK, needed_divergence
 from drpo.ops import chunked
 from drpo.ops.chunk_logits import AuxiliaryOutputs
 from drpo.ops.head import Head
 from drpo.ops.records import PolicyLoss, SampledTokens, require_top_logprobs
-from drpo.types import Tokens, TopK
+from drpo.types import TopK
 
 
 def linear_logprob(
@@ -118,9 +118,10 @@ def linear_policy_loss(
 
     For any token-wise objective, each chunk's gradient is computed together with its log-probabilities: each logit is
     computed once, in three matrix products per chunk. Any other objective needs all log-probabilities first, so its
-    logits are computed again in the backward pass. Tokens that are not kept, or whose weight is 0, cost no product. A
-    divergence that the objective reads comes from the same logits. The objective is evaluated once; its gradient per
-    token and its metrics are returned.
+    logits are computed again in the backward pass. So are those of an objective that reads statistics of the batch:
+    it takes the T tokens for the batch, unless it got them before (`objectives.of_batch`). Tokens that are not kept, or
+    whose weight is 0, cost no product. A divergence that the objective reads comes from the same logits. The objective
+    is evaluated once; its gradient per token and its metrics are returned.
 
     Args:
         hidden: [T, H] float; the states that predict the targets.
@@ -164,6 +165,10 @@ def linear_policy_loss(
     top = None if kind is None else tokens.top_logprobs
     _require_ids("linear_policy_loss", len(head.weight), tokens.target, top)
     auxiliary = None if top is None or kind is None else AuxiliaryOutputs.divergences(top, (kind,))
+    if reads_batch(objective):
+        with torch.no_grad():
+            logp, _, _ = chunked.linear_logprob(hidden, head, tokens.target, temperature, chunk=chunk)
+        objective = of_batch(objective, tokens.tokens(logp))
     loss_of = chunked.linear_policy_loss if objective.tokenwise else _loss_of_all
     loss = loss_of(hidden, head, tokens, objective, temperature=temperature, chunk=chunk, auxiliary=auxiliary)
     return loss if all_trained else loss.spread(trained)
@@ -184,7 +189,7 @@ def _loss_of_all(
         hidden, head, sampled.target, temperature, chunk=chunk, auxiliary=auxiliary
     )
     divergence = None if columns is None else columns[:, 0]
-    tokens = Tokens(logp, sampled.behavior_logp, sampled.advantage, sampled.keep, sampled.sequence, divergence)
+    tokens = sampled.tokens(logp, divergence)
     token_loss = ask(objective, tokens)
     gradient = gradient_of(objective, token_loss, tokens)
     loss = (sampled.weight * token_loss.loss).sum()

@@ -182,6 +182,8 @@ class _Tokenwise(NamedTuple):
             keep=torch.ones_like(logp, dtype=torch.bool),
             sequence=self.sampled.sequence[part],
             divergence=divergence,
+            position=None if self.sampled.position is None else self.sampled.position[part],
+            proximal_logp=None if self.sampled.proximal_logp is None else self.sampled.proximal_logp[part],
         )
 
 

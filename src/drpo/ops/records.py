@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drpo.checks import require_columns
 from drpo.errors import InputError
-from drpo.types import TopK
+from drpo.types import Tokens, TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,8 @@ class SampledTokens:
             (`drpo.reductions`).
         top_logprobs: the sampler's most probable tokens at each of the T, for objectives whose `needs` names a
             divergence.
+        position: [T] int64; sorts the tokens of one sequence, as of `Tokens`. None: they are in order.
+        proximal_logp: [T] float32, nats, as of `Tokens`, or None.
 
     Raises:
         InputError: a column of another shape, dtype or device; or, on the CPU, an impossible value at a token that is
@@ -44,6 +46,8 @@ class SampledTokens:
     sequence: Tensor
     weight: Tensor
     top_logprobs: TopK | None = None
+    position: Tensor | None = None
+    proximal_logp: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Tensor):
@@ -51,6 +55,8 @@ class SampledTokens:
         like = ("target", self.target)
         require_columns("tokens.", {"keep": self.keep, "weight": self.weight}, like, self.keep)
         columns = {name: getattr(self, name) for name in ("behavior_logp", "advantage", "sequence")}
+        given = {"position": self.position, "proximal_logp": self.proximal_logp}
+        columns |= {name: values for name, values in given.items() if values is not None}
         require_columns("tokens.", columns, like, self.trained)
         if self.top_logprobs is not None:
             require_top_logprobs("tokens.", self.target, self.top_logprobs)
@@ -59,6 +65,11 @@ class SampledTokens:
     def trained(self) -> Tensor:
         """[T] bool; tokens that are kept and have a weight above 0. The others have no effect."""
         return self.keep & (self.weight != 0)
+
+    def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
+        """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
+        given = (self.behavior_logp, self.advantage, self.keep, self.sequence)
+        return Tokens(logp, *given, divergence, self.position, self.proximal_logp)
 
     def at(self, chosen: Tensor) -> "SampledTokens":
         """Return the tokens where `chosen` [T] is True."""

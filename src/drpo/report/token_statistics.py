@@ -33,6 +33,7 @@ PER_TOKEN = (
     "behavior_logp",
     "logp",
     "divergence",
+    "proximal_logp",
     "advantages",
     "reward_penalties",
 )
@@ -202,4 +203,5 @@ def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
         keep=torch.ones_like(sequence, dtype=torch.bool),
         sequence=sequence,
         divergence=column("divergence") if "divergence" in rows[0].tokens else None,
+        proximal_logp=column("proximal_logp") if "proximal_logp" in rows[0].tokens else None,
     )

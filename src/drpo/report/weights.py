@@ -44,6 +44,7 @@ def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) 
         torch.arange(n),
         # With one token alone a top-K divergence is the binary one: all other words are the rest.
         None if kind is None else TOPK[kind](logp[:, None], behavior_logp[:, None]),
+        proximal_logp=behavior_logp,
     )
     return gradient_weight(objective, tokens).float()
 

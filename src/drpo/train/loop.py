@@ -58,6 +58,8 @@ def train(
             with session.phase("update"):
                 if components.first_pass:
                     groups = components.first_pass.add_to(groups)  # the experts that all updates use
+                if components.proximal:
+                    groups = components.proximal.add_to(groups)  # log-probabilities that all updates are held to
                 if components.reference_reward:
                     groups = components.reference_reward.add_to(groups)  # a reward per token
                 if components.overlong:

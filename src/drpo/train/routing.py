@@ -1,6 +1,6 @@
 """Routing replay of the trainer's own choices: the experts of its first pass over a rollout hold in all its updates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +9,7 @@ from drpo.batch import routes_of_rows
 from drpo.model.policy import Policy
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.step import per_row
-from drpo.types import Credit, Episode, MicroBatch, Routes, ScoredGroup
+from drpo.types import Credit, Episode, MicroBatch, Routes, ScoredGroup, TokenSequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +32,20 @@ class FirstPass:
     def add_to(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups with the policy's present choice in each sequence that has a score."""
         routes = iter(per_row(self.policy, groups, self._of_rows, self.micro_batch_tokens, self.ranks))
-        return [
-            _with_episodes(g, [_with_routes(e, [next(routes) for _ in e.sequences]) for e in g.episodes])
-            for g in groups
-        ]
+        return with_sequences(groups, lambda sequence: replace(sequence, routes=next(routes)))
 
     def _of_rows(self, micro: MicroBatch, credits: Sequence[Credit]) -> list[tuple[int, Routes]]:
         routes = self.policy.routes(micro).cpu()
         return routes_of_rows(micro.to(routes.device), credits, self.policy.shares_prompts, routes)
 
 
-def _with_routes(episode: Episode, routes: Sequence[Routes]) -> Episode:
-    sequences = tuple(replace(s, routes=r) for s, r in zip(episode.sequences, routes, strict=True))
-    return replace(episode, sequences=sequences)
+def with_sequences(
+    groups: Sequence[ScoredGroup], changed: Callable[[TokenSequence], TokenSequence]
+) -> list[ScoredGroup]:
+    """Return the groups with others in place of the sequences of their scored episodes, changed in order."""
+    return [
+        _with_episodes(g, [replace(e, sequences=tuple(map(changed, e.sequences))) for e in g.episodes]) for g in groups
+    ]
 
 
 def _with_episodes(group: ScoredGroup, episodes: Sequence[Episode]) -> ScoredGroup:

@@ -27,7 +27,7 @@ from drpo.model.policy import Policy
 from drpo.model.precision import DTYPES, resolve_precision
 from drpo.model.saving import require_savable
 from drpo.model.sharding import ShardedCritic, ShardedPolicy
-from drpo.objectives import vanishes_at_zero_advantage
+from drpo.objectives import reads_batch, vanishes_at_zero_advantage
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import Reward
 from drpo.rollout import (
@@ -51,6 +51,7 @@ from drpo.train.auxiliary import AuxiliaryLosses
 from drpo.train.config import ENGINES, ModelConfig, OptimizerConfig, Run, episode_tokens
 from drpo.train.critic import CriticTrainer
 from drpo.train.memory import StepShape, fits_with_all_activations
+from drpo.train.proximal import ProximalPass
 from drpo.train.reference import ReferenceReward
 from drpo.train.routing import FirstPass
 from drpo.types import Batch, Credit, Problem, ScoredGroup
@@ -83,6 +84,7 @@ class Components:
         held_out_environments: answer the model's turns in evaluations; None where those are single turns. Those of
             training are the driver's.
         first_pass: adds the policy's own choice of experts to a rollout, or None where that is not replayed.
+        proximal: adds the policy's own log-probabilities to a rollout, or None where the objective needs none.
     """
 
     policy: Policy
@@ -101,6 +103,7 @@ class Components:
     fits: Callable[[Problem], bool] | None = None
     held_out_environments: Environments | None = None
     first_pass: FirstPass | None = None
+    proximal: ProximalPass | None = None
 
     def credits_by_rewards(self, groups: Sequence[ScoredGroup], batches: Sequence[Batch]) -> list[Credit]:
         """Return the credit of a step's trained sequences, without what a KL in the reward alone makes of it.
@@ -285,6 +288,7 @@ def _around(
         # With auxiliary losses or a critic every token has a gradient.
         skip_zero_advantage=auxiliary is None
         and run.objective.critic is None
+        and not reads_batch(run.objective.loss)  # whose statistics are of all tokens
         and vanishes_at_zero_advantage(run.objective.loss),
         # A model that repeats prompts in padded rows needs micro-batches that count them repeatedly.
         share_prompts=policy.shares_prompts,
@@ -315,7 +319,19 @@ def _around(
         first_pass=FirstPass(policy, run.trainer.micro_batch_tokens, ranks)
         if run.model.routing_replay == "trainer"
         else None,
+        proximal=_proximal(run, policy, ranks),
     )
+
+
+def _proximal(run: Run, policy: Policy, ranks: Ranks) -> ProximalPass | None:
+    """Return the pass that an objective with a proximal policy needs; say what it and statistics of the batch cost."""
+    if reads_batch(run.objective.loss) and ranks.is_main:
+        log.info("the objective reads the whole optimiser batch: one forward pass more for every update")
+    if "proximal_logp" not in run.objective.loss.needs:
+        return None
+    if ranks.is_main:
+        log.info("the objective is held to the proximal policy: one forward pass more for every rollout")
+    return ProximalPass(policy, run.trainer.micro_batch_tokens, ranks)
 
 
 def _ruled(overlong: Overlong, limit: int, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from drpo.batch import pack, split_micro_batch
 from drpo.errors import InputError
 from drpo.model.policy import Policy
-from drpo.objectives import Objective
+from drpo.objectives import Objective, needed_divergence, of_batch, reads_batch
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.auxiliary import AuxiliaryLosses
-from drpo.types import Batch, Credit, MicroBatch, ScoredGroup, StepStats, TokenStats
+from drpo.types import Batch, Credit, MicroBatch, ScoredGroup, StepStats, Tokens, TokenStats
 
 T = TypeVar("T")
 
@@ -125,14 +125,41 @@ def update_policy(
         stats = TokenStats(tokens, losses.entropy, losses.gradient, metrics)
         return float(losses.loss.detach()), stats.cpu(), micro.row.cpu()
 
+    objective = with_statistics(policy, batch, objective, ranks)
     results, norm = optimize(
         policy, optimizer, batch, backward, learning_rate=learning_rate, max_grad_norm=max_grad_norm, ranks=ranks
     )
     parts = [part for _, part, _ in results]
-    token_stats = TokenStats.cat(parts) if parts else TokenStats.none(bool(objective.needs))
+    token_stats = TokenStats.cat(parts) if parts else TokenStats.none(needed_divergence(objective.needs) is not None)
     row = torch.cat([torch.empty(0, dtype=torch.int64), *(row for _, _, row in results)])
     loss = sum(share for share, _, _ in results)
     return StepStats(token_stats, row, loss, norm, learning_rate, taken=math.isfinite(norm))
+
+
+def with_statistics(policy: Policy, batch: Batch, objective: Objective, ranks: Ranks = SINGLE_PROCESS) -> Objective:
+    """Return the objective with the statistics of the whole optimiser batch that it reads, if it reads any.
+
+    They take a forward pass of all micro-batches without gradient, before the training pass. Every rank gets the same.
+
+    Args:
+        policy: as the update finds it.
+        batch: all its rows, those of zero advantage included.
+        objective: loss per token.
+        ranks: the processes that share the micro-batches.
+    """
+    if not reads_batch(objective) or not batch.micro_batches:
+        return objective
+
+    def tokens_of(micro: MicroBatch) -> Tokens:
+        with torch.no_grad():
+            logp, _ = policy(micro)
+        return micro.tokens(logp).cpu()
+
+    local, idle = balance_micro_batches(batch.micro_batches, ranks)
+    parts = within_memory(policy, local, batch.credits, tokens_of)
+    for micro in idle if policy.equal_passes else ():
+        tokens_of(micro.to(policy.device))
+    return of_batch(objective, Tokens.cat(ranks.gather(parts)))
 
 
 def per_sequence(

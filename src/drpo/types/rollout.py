@@ -114,6 +114,8 @@ class TokenSequence:
         version: [M] int64; the version of the weights that sampled each: the number of rollouts trained on before.
         top_logprobs: the sampler's most probable tokens at each of the M, if `sampling.top_logprobs` > 0.
         routes: the experts to replay for the P and the N tokens, or None.
+        proximal_logp: [M] float32, nats; the policy's own log-probability of each before the updates of its rollout;
+            None unless the objective needs it.
     """
 
     prompt_ids: Tensor
@@ -123,6 +125,7 @@ class TokenSequence:
     version: Tensor
     top_logprobs: TopK | None = None
     routes: Routes | None = None
+    proximal_logp: Tensor | None = None
 
     @staticmethod
     def of(prompt_ids: Tensor, generation: Generation) -> "TokenSequence":

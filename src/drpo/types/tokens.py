@@ -10,6 +10,9 @@ from torch import Tensor
 from drpo.checks import require_columns
 from drpo.errors import BrokenLogpError
 
+OPTIONAL = frozenset({"divergence", "position", "proximal_logp"})
+"""The columns of `Tokens` that may be None."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -22,6 +25,9 @@ class Tokens:
         keep: bool; True where the policy sampled the token and it is trained.
         sequence: int64; equal numbers mean the same completion: all sampled tokens of an episode.
         divergence: float32; the top-K divergence that the objective's `needs` names, else None.
+        position: int64; sorts the tokens of one sequence, by any numbers that rise along it. None: they are in order.
+        proximal_logp: nats, <= 0, float32; the policy's own log-probability when the rollout arrived, for objectives
+            whose `needs` names it, else None.
 
     Raises:
         InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
@@ -40,15 +46,22 @@ class Tokens:
     keep: Tensor
     sequence: Tensor
     divergence: Tensor | None = None
+    position: Tensor | None = None
+    proximal_logp: Tensor | None = None
 
     def __post_init__(self) -> None:
-        columns = {name: values for name, values in vars(self).items() if name != "divergence" or values is not None}
+        columns = {name: values for name, values in vars(self).items() if name not in OPTIONAL or values is not None}
         require_columns("tokens.", columns, ("logp", self.logp), self.keep)
+
+    def cpu(self) -> "Tokens":
+        """Return a copy on the CPU."""
+        return Tokens(**{name: values.cpu() for name, values in vars(self).items() if values is not None})
 
     @staticmethod
     def cat(parts: "Sequence[Tokens]") -> "Tokens":
-        """Return the tokens of all parts, in order; at least one part."""
-        columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Tokens)}
+        """Return the tokens of all parts, in order; at least one part. One without tokens may lack columns."""
+        some = [p for p in parts if len(p.logp)] or parts[:1]
+        columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in some] for f in fields(Tokens)}
         joined: dict[str, Any] = {name: None if c[0] is None else torch.cat(c) for name, c in columns.items()}
         return Tokens(**joined)
 

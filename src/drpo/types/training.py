@@ -97,6 +97,7 @@ class MicroBatch:
         value: [T] float32, see `Credit`; None without a critic, as is `returns`.
         returns: [T] float32, see `Credit`.
         routes: [N, L, k]; the experts to replay at each position, see `Routes`; None if no row has any.
+        proximal_logp: [T] float32, see `TokenSequence`; None unless the objective needs it.
         routing_conflicts: choices that rows have for their shared prompt's positions, and that are not in `routes`,
             because another row's are.
     """
@@ -114,12 +115,19 @@ class MicroBatch:
     value: Tensor | None = None
     returns: Tensor | None = None
     routes: Tensor | None = None
+    proximal_logp: Tensor | None = None
     routing_conflicts: int = 0
+
+    @property
+    def place(self) -> Tensor:
+        """[T] int64; rises along the tokens of each sequence, through all of its rows."""
+        return self.row * len(self.input_ids) + self.position
 
     def tokens(self, logp: Tensor, divergence: Tensor | None = None) -> Tokens:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
-        return Tokens(logp, self.behavior_logp, self.advantage, keep, self.sequence, divergence)
+        given = (self.behavior_logp, self.advantage, keep, self.sequence)
+        return Tokens(logp, *given, divergence, self.place, self.proximal_logp)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy on another device."""
@@ -164,9 +172,8 @@ class TokenStats:
 
     def cpu(self) -> "TokenStats":
         """Return a copy on the CPU."""
-        columns = {name: v.cpu() for name, v in vars(self.tokens).items() if v is not None}
         metrics = {name: v.cpu() for name, v in self.metrics.items()}
-        return TokenStats(Tokens(**columns), self.entropy.cpu(), self.gradient.cpu(), metrics)
+        return TokenStats(self.tokens.cpu(), self.entropy.cpu(), self.gradient.cpu(), metrics)
 
     @staticmethod
     def cat(parts: "Sequence[TokenStats]") -> "TokenStats":

@@ -63,7 +63,8 @@ class TrainOptions:
 
     Args:
         method: set objective, advantage or critic, reduction and rule about length together, as a paper does: grpo,
-            dr_grpo, dapo, gdpo, gspo, cispo, sapo, ppo, rloo, reinforce++, reinforce++_baseline, spo, dppo, drpo.
+            dr_grpo, dapo, gdpo, gspo, luspo, gmpo, m2po, cispo, sapo, ppo, rloo, reinforce++, reinforce++_baseline,
+            spo, dppo, drpo.
             Options given besides win; the first lines say what was set.
         out: folder of the run; default runs/NAME, with a number appended if that is taken.
         plain: plain lines in place of the live table.

@@ -1,0 +1,37 @@
+"""The proximal policy of decoupled objectives: the policy's own log-probabilities, once before a rollout's updates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from drpo.model.policy import Policy
+from drpo.ranks import SINGLE_PROCESS, Ranks
+from drpo.train.routing import with_sequences
+from drpo.train.step import per_sequence
+from drpo.types import ScoredGroup
+
+
+@dataclass(frozen=True, eq=False)
+class ProximalPass:
+    """Asks the policy, before the updates of a rollout, for the log-probabilities of its tokens: one forward pass.
+
+    Args:
+        policy: the model in training.
+        micro_batch_tokens: upper bound of positions per micro-batch; a single completion may exceed it.
+        ranks: the processes that share the micro-batches; all have the same groups.
+
+    Source: Hilton et al. 2021, "Batch size-invariance for policy optimization" (arXiv:2110.00641).
+    """
+
+    policy: Policy
+    micro_batch_tokens: int
+    ranks: Ranks = SINGLE_PROCESS
+
+    @torch.no_grad()
+    def add_to(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Return the groups with the policy's present log-probabilities in each sequence that has a score."""
+        logp = iter(
+            per_sequence(self.policy, groups, lambda micro: self.policy(micro)[0], self.micro_batch_tokens, self.ranks)
+        )
+        return with_sequences(groups, lambda sequence: replace(sequence, proximal_logp=next(logp)))
