@@ -214,12 +214,12 @@ class Decoupled:
     @property
     def tokenwise(self) -> bool:
         """True if every part is."""
-        return all(part.tokenwise for part in (self.objective, *self.factors))
+        return self.objective.tokenwise and all(factor.tokenwise for factor in self.factors)
 
     @property
     def needs(self) -> frozenset[str]:
         """The proximal policy, and what any part needs."""
-        return frozenset({"proximal_logp"}).union(*(part.needs for part in (self.objective, *self.factors)))
+        return frozenset({"proximal_logp"}).union(self.objective.needs, *(factor.needs for factor in self.factors))
 
     @property
     def vanishes_at_zero_advantage(self) -> bool:
