@@ -179,7 +179,7 @@ FAILURES: Mapping[str, Failure] = {
     "a reward that raises": Failure("failing_rewards", {"reward": flaky}),
     "too few tokens": Failure("truncation", {"model": "tiny"}),
     "a learning rate that is too large, for nothing": Failure(
-        "entropy_collapse", {"reward": by_lot, "optimizer": AdamW(5e-2), "objective": LOSS}
+        "entropy_collapse", {"reward": by_lot, "optimizer": AdamW(1e-1), "objective": LOSS}
     ),
     "a sampler's temperature that is left out": Failure("sampler_mismatch", {}, with_wrong_logp(lambda x: 0.6 * x)),
     "a sampler with noise": Failure("sampler_mismatch", {}, with_wrong_logp(_noisy)),
