@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from drpo.cli import main
+from drpo.cli.trained import untrained
 from drpo.errors import InputError
 from drpo.live.follow import Follower
 from drpo.live.watch import draw_view
+from drpo.model import loading
 from drpo.ranks import Ranks
 from drpo.terminal import Terminal
-from drpo.train.best_of import BestOf, require_spelling
+from drpo.train.best_of import BestOf, require_spec
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import configure, load_run, read_value, to_json
 from drpo.train.config.sft import load_sft
@@ -277,11 +279,11 @@ def test_several_processes_are_refused_before_anything_is_loaded(tmp_path: Path)
 
 
 @pytest.mark.parametrize("text", ["best-of 8", "best_of 8", "Best-of-8", "best-of(8)", "bestof8", "8", "best of 8"])
-def test_other_spellings_are_told_the_right_one(text: str) -> None:
+def test_another_form_is_answered_with_the_spec(text: str) -> None:
     with pytest.raises(InputError, match=r"write it as --warm-up 'best_of\(8\)'"):
-        require_spelling(text)
+        require_spec(text)
     for right in ("best_of(8)", "best_of", "none", "best_of(4, right=0.5)", "my_module:Rule"):
-        require_spelling(right)
+        require_spec(right)
 
 
 @pytest.mark.parametrize(
@@ -381,6 +383,22 @@ def test_a_checkpoint_with_adapters_is_exported_over_the_warmed_up_weights(tmp_p
     for name, weight in trained.items():
         torch.testing.assert_close(exported[name], weight, rtol=1e-5, atol=1e-6)
     assert final_tensors(tmp_path / "run")
+    adapter = tmp_path / "adapter"
+    assert main(["export", str(tmp_path / "run"), str(adapter), "--adapter", "--step", "2", "--trust-remote-code"]) == 0
+    base = (tmp_path / "run" / WARM_UP / "model").resolve()
+    assert read_json(adapter / "adapter_config.json")["base_model_name_or_path"] == str(base)
+    again = loading.load(str(adapter))[0].state_dict()
+    for name, weight in trained.items():
+        torch.testing.assert_close(again[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_untrained_is_the_model_before_the_warm_up_and_adapters_belong_to_the_one_after(whole: Path) -> None:
+    first, base = (untrained(whole, True, warm=warm)[0].state_dict() for warm in (False, True))
+    before = loading.load(RUN.model.name)[0].state_dict()
+    after = loading.load(str(whole / WARM_UP / "model"))[0].state_dict()
+    assert all(torch.equal(first[name], weight) for name, weight in before.items())
+    assert all(torch.equal(base[name], weight) for name, weight in after.items())
+    assert not all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_a_run_from_a_warm_one_does_not_warm_up_again(whole: Path, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def find(name: str, horizon: int) -> Method:
         >>> find("Dr. GRPO", 32).reduction, find("GRPO", 32).objective
         (Horizon(tokens=32), PPOClip(low=0.2, high=0.2, dual=None))
     """
-    if (known := _known(name)) not in METHODS:
+    if (known := canonical(name)) not in METHODS:
         spec = f"; --objective {name!r} sets the objective alone" if "(" in name else ""
         raise InputError(f"unknown method {name!r}{nearest(known, METHODS)}{spec}")
     make = METHODS[known]
@@ -303,7 +303,7 @@ def require_no_method(text: str) -> None:
         drpo.errors.InputError: objective='GRPO': it is a method: --objective 'ppo(low=0.2, high=0.2)' --advantage \
 zscore --reduction sequence_mean; `drpo train RECIPE --method grpo` sets them
     """
-    name = _known(text.partition("(")[0])
+    name = canonical(text.partition("(")[0])
     if name in METHODS and name not in objectives.REGISTRY.entries:
         makes = described(find(name, horizon=256)).replace("horizon(256)", "horizon(TOKENS)")
         rule = f"it is a method: {makes}; `drpo train RECIPE --method {name}` sets them"
@@ -320,6 +320,6 @@ def parse_objective(text: str) -> Objective:
     return parse_spec(text, objectives.REGISTRY)
 
 
-def _known(name: str) -> str:
+def canonical(name: str) -> str:
     """Return a name as `METHODS` writes it."""
     return re.sub(r"[^a-z0-9+]+", "_", name.lower()).strip("_")

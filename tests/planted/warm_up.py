@@ -44,6 +44,12 @@ REPLACEMENTS = (
         (RESUMED,),
     ),
     Replacement(
+        "adapters of a run with a warm-up are exported for the model before it",
+        "drpo.cli.trained:started",
+        lambda right: lambda run, folder: run,
+        ("tests/test_warm_up.py::test_untrained_is_the_model_before_the_warm_up_and_adapters_belong_to_the_one_after",),
+    ),
+    Replacement(
         "RL begins with the model before its warm-up",
         "drpo.train.warm_up:started",
         lambda right: lambda run, folder: run,

@@ -1,6 +1,6 @@
 """A rollout of a dump, as every reader returns it, and what each format is."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -91,3 +91,11 @@ class Format:
     objective: str
     remedies: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+
+
+def joined(parts: Sequence[Column | None]) -> Column | None:
+    """Return the columns of a rollout's pieces, end to end; None where there is no piece, or one lacks it."""
+    known = [part for part in parts if part is not None]
+    if not parts or len(known) < len(parts):
+        return None
+    return known[0] if len(known) == 1 else np.concatenate(known)

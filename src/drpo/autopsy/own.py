@@ -1,12 +1,13 @@
 """Our own description of a rollout, as JSON lines or parquet: the fields of a line of `rollouts.jsonl`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from drpo.autopsy.dumped import Column, Dumped, Format
+from drpo.autopsy.dumped import Column, Dumped, Format, joined
 from drpo.autopsy.lines import Floats, Ints, read_lines
 from drpo.autopsy.parquet import read_rows
 from drpo.errors import InputError
@@ -64,7 +65,7 @@ def read_parquet(path: Path) -> Iterator[Dumped]:
 
 def _rollout(where: str, row: _Row) -> Dumped:
     parts = [row, *row.branches]
-    ids = _joined([_sampled_ids(part, where) for part in parts])
+    ids = joined([_sampled_ids(part, where) for part in parts])
     return Dumped(
         step=row.step,
         group=str(row.problem),
@@ -79,10 +80,10 @@ def _rollout(where: str, row: _Row) -> Dumped:
         held_out=row.held_out,
         update=row.update,
         token_ids=ids,
-        behavior_logp=_joined([part.behavior_logp for part in parts]),
-        logp=_joined([part.logp for part in parts]),
-        entropy=_joined([part.entropy for part in parts]),
-        advantages=_joined([_advantages(part, spread=len(parts) > 1) for part in parts]),
+        behavior_logp=joined([part.behavior_logp for part in parts]),
+        logp=joined([part.logp for part in parts]),
+        entropy=joined([part.entropy for part in parts]),
+        advantages=joined([_advantages(part, spread=len(parts) > 1) for part in parts]),
     )
 
 
@@ -102,13 +103,6 @@ def _advantages(part: _Tokens, spread: bool) -> Column | None:
     return np.array([part.advantage] * n, dtype=np.float32)
 
 
-def _joined(parts: Sequence[Column | None]) -> Column | None:
-    if len(parts) == 1:
-        return parts[0]
-    known = [part for part in parts if part is not None]
-    return np.concatenate(known) if len(known) == len(parts) else None
-
-
 _REMEDIES = {
     "reward": "write `reward`",
     "finish_reason": "write `finish_reason`: stop or length",
@@ -126,12 +120,4 @@ JSONL = Format(
     objective="ppo(0.2,0.28)",
     remedies=_REMEDIES,
 )
-PARQUET = Format(
-    name="our own description",
-    version="",
-    suffix=".parquet",
-    keys=frozenset({"step", "problem"}),
-    read=read_parquet,
-    objective=JSONL.objective,
-    remedies=_REMEDIES,
-)
+PARQUET = replace(JSONL, suffix=".parquet", read=read_parquet)

@@ -6,13 +6,13 @@ run with both, name both.
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from drpo.autopsy.dumped import Column, Dumped, Format
+from drpo.autopsy.dumped import Column, Dumped, Format, joined
 from drpo.autopsy.lines import Floats, Ints, read_lines
 from drpo.errors import InputError
 
@@ -149,8 +149,8 @@ def read_traces(path: Path) -> Iterator[Dumped]:
 def _rollout(trace: _Trace, step: int, group: str | None, held_out: bool) -> Dumped:
     branch = _last_branch(trace.nodes)
     said = [n for n in branch if n.sampled]
-    columns = {name: _joined([getattr(n, name) for n in said]) for name in ("logprobs", "advantages")}
-    ids = _joined([_sampled_ids(n) for n in said])
+    columns = {name: joined([getattr(n, name) for n in said]) for name in ("logprobs", "advantages")}
+    ids = joined([_sampled_ids(n) for n in said])
     prompt = next((_text(n.message.content) for n in branch if n.message.role == "user"), "")
     text = _text(said[-1].message.content) if said else ""
     parts = {name: r.score * r.weight for name, r in trace.rewards.items() if r is not None}
@@ -192,13 +192,6 @@ def _sampled_ids(node: _Node) -> Column | None:
     return picked
 
 
-def _joined(parts: Sequence[Any]) -> Column | None:
-    """The columns of all turns, end to end; None where one of them lacks it."""
-    if not parts or any(part is None for part in parts):
-        return None
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 def _text(content: Any) -> str:
     if isinstance(content, list):  # parts of a message, of which pictures have no text
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -228,23 +221,5 @@ EXPORT = Format(
     remedies=_REMEDIES,
     options=_OPTIONS,
 )
-TRACES = Format(
-    name="prime-rl's traces",
-    version="0.8.0",
-    suffix=".jsonl",
-    keys=frozenset({"traces"}),
-    read=read_traces,
-    objective=EXPORT.objective,
-    remedies=_REMEDIES,
-    options=_OPTIONS,
-)
-OLD_TRACES = Format(
-    name="prime-rl's traces",
-    version="0.8.0",
-    suffix=".jsonl",
-    keys=frozenset({"nodes", "rewards"}),
-    read=read_traces,
-    objective=EXPORT.objective,
-    remedies=_REMEDIES,
-    options=_OPTIONS,
-)
+TRACES = replace(EXPORT, name="prime-rl's traces", keys=frozenset({"traces"}), read=read_traces)
+OLD_TRACES = replace(TRACES, keys=frozenset({"nodes", "rewards"}))

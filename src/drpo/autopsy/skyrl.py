@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,10 @@ BATCH = Format(
     remedies=_REMEDIES,
     options=_OPTIONS,
 )
-EVALUATION = Format(
+EVALUATION = replace(
+    BATCH,
     name="SkyRL's evaluations",
-    version="0.3.0",
     suffix=".jsonl",
     keys=frozenset({"input_prompt", "output_response", "score", "stop_reason"}),
     read=read_evaluation,
-    objective=BATCH.objective,
-    remedies=_REMEDIES,
-    options=_OPTIONS,
 )

@@ -17,17 +17,16 @@ def meanings(name: str) -> Iterator[tuple[str, str]]:
     """Yield each thing of a name, as `grpo: a method`, and its description; `gdpo` is a method and an advantage.
 
     Args:
-        name: in small or capital letters, with or without arguments.
+        name: as the option takes it, with or without arguments; case does not matter.
 
     Example:
         >>> [head for head, text in meanings("GDPO")]
         ['gdpo: a method, --method gdpo', 'gdpo: --advantage']
     """
-    name = name.partition("(")[0].strip().lower()
-    if name in methods.METHODS:
-        method = methods.find(name, 1)
-        sets = f"It sets {methods.described(methods.METHODS[name]())}; {method.source}."
-        yield f"{name}: a method, --method {name}", f"{_text(methods.METHODS[name])}\n\n{sets}"
+    name = methods.canonical(name.partition("(")[0])
+    if (make := methods.METHODS.get(name)) is not None:
+        sets = f"It sets {methods.described(make())}; {make().source}."
+        yield f"{name}: a method, --method {name}", f"{_text(make)}\n\n{sets}"
     for option, registry in REGISTRIES.items():
         first = next(other for other, same in REGISTRIES.items() if same is registry)
         if option == first and (entry := registry.entries.get(name)) is not None:

@@ -400,6 +400,13 @@ def token_loss(tokens: Tokens, value: Tensor, slope: Tensor) -> TokenLoss:
     return TokenLoss(loss)
 
 
+def masked_surrogate(tokens: Tokens, kept: Tensor, most: float = torch.inf) -> TokenLoss:
+    """Return the surrogate -r A where `kept` [T] is True, else 0; `most` stands in place of a larger ratio."""
+    _, _, advantage = wide(tokens)
+    loss = -advantage * ratio(tokens).clamp(max=most) * kept
+    return token_loss(tokens, value=loss, slope=loss)
+
+
 class _ClosedForm(torch.autograd.Function):
     """(logp, value, slope) [T] -> value, with d value / d logp = slope, also where logp is -inf."""
 

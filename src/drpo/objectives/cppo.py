@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require
-from drpo.objectives.contract import prob_diff, ratio, token_loss, wide
+from drpo.objectives.contract import masked_surrogate, prob_diff, wide
 from drpo.objectives.sequences import Sequences
 from drpo.types import TokenLoss, Tokens
 
@@ -69,8 +69,7 @@ class CPPO:
     def __call__(self, tokens: Tokens) -> TokenLoss:
         _, _, advantage = wide(tokens)
         inward = advantage * prob_diff(tokens, power=1.0) <= 0
-        kept = -advantage * ratio(tokens) * (inward | ~self.out_of_region(tokens))
-        return token_loss(tokens, value=kept, slope=kept)
+        return masked_surrogate(tokens, inward | ~self.out_of_region(tokens))
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: w_t |pi - mu| > c_t."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import prob_diff, ratio, token_loss, wide
+from drpo.objectives.contract import masked_surrogate, prob_diff, ratio, token_loss, wide
 from drpo.objectives.divergence import TOPK
 from drpo.types import TokenLoss, Tokens
 
@@ -226,9 +226,7 @@ class IPO:
         require("max_ratio", self.max_ratio, above=0)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        _, _, advantage = wide(tokens)
-        kept = -advantage * ratio(tokens).clamp(max=self.max_ratio) * ~self.out_of_region(tokens)
-        return token_loss(tokens, value=kept, slope=kept)
+        return masked_surrogate(tokens, ~self.out_of_region(tokens), most=self.max_ratio)
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: |pi - mu| > delta."""
@@ -272,9 +270,7 @@ class IcePop:
         require("high", self.high, above=self.low)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        _, _, advantage = wide(tokens)
-        kept = -advantage * ratio(tokens) * ~self.out_of_region(tokens)
-        return token_loss(tokens, value=kept, slope=kept)
+        return masked_surrogate(tokens, ~self.out_of_region(tokens))
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: r < low or r > high."""
@@ -316,9 +312,7 @@ class KPop:
         require("delta", self.delta, above=0)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        _, _, advantage = wide(tokens)
-        kept = -advantage * ratio(tokens) * ~self.out_of_region(tokens)
-        return token_loss(tokens, value=kept, slope=kept)
+        return masked_surrogate(tokens, ~self.out_of_region(tokens))
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: either divergence > delta."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drpo.objectives._check import require
 from drpo.objectives.clip import PPOClip
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio, token_loss, wide
+from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, masked_surrogate, ratio, token_loss, wide
 from drpo.objectives.factors import FAR
 from drpo.objectives.sequences import Sequences, widest
 from drpo.types import TokenLoss, Tokens
@@ -193,9 +193,7 @@ class BelowSquare:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        _, _, advantage = wide(tokens)
-        kept = -advantage * ratio(tokens) * ~self.out_of_region(tokens)
-        return token_loss(tokens, value=kept, slope=kept)
+        return masked_surrogate(tokens, ~self.out_of_region(tokens))
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: (l - m)^2 is above the bound."""
@@ -239,8 +237,8 @@ class ClipCov:
                  cov_low < cov < cov_high, cov = (A - mean A) (l - mean l) over the batch
 
     Each eligible token is dropped with probability fraction N / their number, so `fraction` holds in the mean. The
-    random number is a hash of the token's own l, m and A: the same however the batch is split, and another after each
-    update.
+    random number is a hash of the token's own l, m and A. It is another after each update, and the same however the
+    batch is split, as far as l is: where l is rounded otherwise, another token may be dropped.
 
     Args:
         low: in [0, 1].

@@ -64,17 +64,17 @@ REGISTRY: Registry[BestOf] = Registry("warm-up", {"best_of": BestOf}, BestOf, ex
 _MEANT = re.compile(r"(?:best[\s_-]*of)?[\s_-]*\(?\s*(?:n\s*=\s*)?(\d*)\s*\)?", re.IGNORECASE)
 
 
-def require_spelling(text: str) -> None:
+def require_spec(text: str) -> None:
     """Raise for what is meant as `best_of(8)`, and written otherwise.
 
     Args:
         text: as the command line has it.
 
     Raises:
-        InputError: it is; the message has the right spelling.
+        InputError: it is; the message has the spec.
 
     Example:
-        >>> require_spelling("best-of 8")
+        >>> require_spec("best-of 8")
         Traceback (most recent call last):
         ...
         drpo.errors.InputError: --warm-up 'best-of 8': write it as --warm-up 'best_of(8)'

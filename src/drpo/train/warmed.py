@@ -117,7 +117,7 @@ def summed_up(folder: Path) -> dict[str, Any] | None:
     tally = read_tally(folder)
     if tally is None:
         return None
-    losses = [record["nll"] for record in read_records(folder / WARM_UP / METRICS)]
+    losses = _losses(folder)
     seconds = [v for record in read_records(folder / WARM_UP / TIMING) for k, v in record.items() if k != "step"]
     return {
         **{name: value for name, value in vars(tally).items() if name != "written"},
@@ -141,8 +141,13 @@ def outcome(folder: Path) -> str | None:
     tally = read_tally(folder)
     if tally is None:
         return None
-    losses = [record["nll"] for record in read_records(folder / WARM_UP / METRICS)]
+    losses = _losses(folder)
     if not losses:
         return str(tally)
     done = counted(len(losses), "update")
     return f"{tally}; {done}, loss {losses[0]:.3g} -> {losses[-1]:.3g}{'' if is_warm(folder) else ' so far'}"
+
+
+def _losses(folder: Path) -> list[float]:
+    """The negative log-likelihood per token at each update of the fine-tuning."""
+    return [record["nll"] for record in read_records(folder / WARM_UP / METRICS)]

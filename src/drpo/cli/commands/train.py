@@ -11,7 +11,7 @@ from drpo.cli.options import asks_for_help, flag, given, leading, option_value, 
 from drpo.errors import InputError, nearest
 from drpo.recipes import DATA, RECIPES, require_recipe
 from drpo.spec import import_named
-from drpo.train.best_of import require_spelling
+from drpo.train.best_of import require_spec
 from drpo.train.chapters import MAY_CHANGE, require_may_change
 from drpo.train.origin import checkpoint_named
 from drpo.train.records import read_config
@@ -182,7 +182,7 @@ def train(arguments: list[str]) -> int:
             "--from: comes first, in place of a recipe: drpo train --from RUN --FIELD VALUE takes the run's "
             "configuration; with that of a recipe: drpo train RECIPE --model RUN"
         )
-    _require_warm_up_spelling(arguments)
+    _require_warm_up_spec(arguments)
     if "data" in given(arguments):
         return _on_data(arguments)
     known = f"known: {', '.join(RECIPES)}; on your own data: drpo train --data my.jsonl"
@@ -197,17 +197,17 @@ def train(arguments: list[str]) -> int:
     return int(import_named("drpo.cli.train", "begin", "command")(run, options))
 
 
-def _require_warm_up_spelling(arguments: list[str]) -> None:
+def _require_warm_up_spec(arguments: list[str]) -> None:
     """Raise for a warm-up that is written in other words, before the command line is parsed.
 
     Raises:
-        InputError: the message has the right spelling.
+        InputError: the message has the spec.
     """
     text = option_value(arguments, "warm_up")
     if text is None:
         return
     behind = arguments[arguments.index(text) + 1 :][:1] if text in arguments else []
-    require_spelling(" ".join([text, *(word for word in behind if word.isdecimal())]))
+    require_spec(" ".join([text, *(word for word in behind if word.isdecimal())]))
 
 
 def _on_data(arguments: list[str]) -> int:
@@ -262,7 +262,7 @@ def _resume(arguments: list[str]) -> int:
 def _from(arguments: list[str]) -> int:
     name, rest = leading(arguments, "RUN", "train --from: name the run's folder, or one of its checkpoints")
     prog, (folder, step) = f"drpo train --from {name}", checkpoint_named(Path(name))
-    _require_warm_up_spelling(rest)
+    _require_warm_up_spec(rest)
     if asks_for_help(rest) and not folder.is_dir():
         more = (
             "The other options are the fields of a run; `drpo train --from RUN --help` shows them, with RUN's values."
