@@ -324,7 +324,7 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
     for critic in (None, GAE()):
         examined = configure(run, critic=critic)
         components = components_of(examined)
-        findings = {f.check: f for f in doctor.examine(examined, components, LEAST)}
+        findings = {f.check: f for f in doctor.examine(examined, components, replace(LEAST, longest=16))}
         needs[critic is not None] = findings["memory"].values["need_bytes"]
         assert ("those of the critic" in findings["memory"].figure) == (critic is not None)
         assert findings["signal"].values["groups"] >= 8  # with a critic too

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drpo.credentials import shown
+from drpo.credentials import shown, without_secrets
 from drpo.errors import message_of, one_line
 from drpo.train.records import ENVIRONMENT, STALLED, SUMMARY, read_json
 
@@ -32,7 +32,7 @@ def reason(error: BaseException | None, stopped_by: int | None = None) -> str | 
         return f"stopped by {signal.Signals(stopped_by).name}" if stopped_by else None
     if isinstance(error, KeyboardInterrupt):
         return "interrupted at once; the step that was under way is lost"
-    return _cut(shown(message_of(error)))
+    return _cut(shown(without_secrets(message_of(error))))
 
 
 def last_summary(folder: Path) -> Mapping[str, Any] | None:
