@@ -52,7 +52,7 @@ def pool_here(reward):
 
 
 def of_kind(reward, server):
-    return reward(server.url if reward is HttpReward else f"{server.url}/v1", seconds=1.0, retries=2)
+    return reward(server.url if reward is HttpReward else f"{server.url}/v1", seconds=3.0, retries=2)
 
 
 BOTH = pytest.mark.parametrize("kind", [Judge, HttpReward])
