@@ -25,6 +25,8 @@ FIGURES = {
         "none*opsm(0.3)",
         "reinforce*weight('token', 2.0)",
         "ppo(0.2, 0.28)*proximal*weight('token', 5.0)",
+        "none*binary_kl(0.1)",
+        "none*second_moment(0.04)",
     ),
     "likelihood": ("reinforce", "reinforce + 0.5*k2", "mask(0.2) + 0.1*k2", "k2"),
     "cppo": ("cppo(0.2)", "dppo(0.2)", "drpo(0.2)"),

@@ -41,7 +41,7 @@ def with_statistics(objective: Objective, tokens: Tokens, counts: Tensor) -> Obj
     turn = torch.arange(len(copies)) - first[copies]  # each copy of a sequence is a sequence of its own
     sequence = columns["sequence"]
     assert sequence is not None
-    return of_batch(objective, Tokens(**{**columns, "sequence": sequence * int(counts.max()) + turn}))  # type: ignore[arg-type]
+    return of_batch(objective, Tokens(**{**columns, "sequence": sequence * int(counts.max()) + turn}))
 
 
 def between(tokens: Tokens, share: float = 0.5) -> Tokens:

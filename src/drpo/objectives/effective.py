@@ -81,7 +81,9 @@ class DRPOEff:
         require_one_of("metric", self.metric, tuple(_MOVEMENTS))
         if self.metric != "log_ratio" and self.map not in BOUNDED:
             raise InputError(f"metric={self.metric!r}: the map {self.map!r} reads the log-ratio alone; leave it out")
-        require("low", self.low, above=-math.ulp(0), below=1)
+        require("low", self.low, above=0, below=1, closed=True)
+        if self.low == 1:
+            raise InputError(f"low={self.low!r} must be below 1, which is e at pi = mu")
         require("high", self.high, above=1)
         require("beta", self.beta, above=0)
         require("alpha", self.alpha, above=0)
