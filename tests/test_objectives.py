@@ -1093,6 +1093,12 @@ def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple
             make(**{**needed.get(make, {}), field: value})
 
 
+def test_defaults_are_the_programs() -> None:
+    assert dataclasses.astuple(DRPOEff()) == (12.5, "log_tanh", "log_ratio", 0.0, 2.0, 1.0, 0.5, 1e-4, None)
+    assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
+    assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
+
+
 def test_a_penalty_may_count_nothing() -> None:
     assert DivergencePenalty("k3", 0).coefficient == 0
 

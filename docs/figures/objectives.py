@@ -33,7 +33,7 @@ FIGURES = {
     "vespo": ("vespo", "gspo(3e-4, 4e-4)", "sapo(1.0, 1.05)"),
     "gmpo": ("gmpo(0.4, 0.4)", "gspo(3e-4, 4e-4)", "ppo(0.2, 0.28)"),
     "m2po": ("m2po(0.04)", "m2po_areal(0.04)", "ppo(0.2, 0.28)"),
-    "topr": ("topr", "topr(0.5, 1.0)", "tis(1.0)", "reinforce"),
+    "topr": ("topr", "topr(0.5, 1.0)", "reinforce"),
     "drpo_eff": (
         "drpo_eff(0.2)",
         "drpo_eff(0.2, 'tanh_bound', 'fisher')",
