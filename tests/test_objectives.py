@@ -1045,7 +1045,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         (DRPOEff, "delta", (0, math.nan)),
         (DRPOEff, "map", ("tanh", "")),
         (DRPOEff, "metric", ("kl", "")),
-        (DRPOEff, "low", (-0.1, 1, math.nan)),
+        (DRPOEff, "low", (-0.1, 1, 1.5, math.nan)),
         (DRPOEff, "high", (1, math.inf)),
         (DRPOEff, "beta", (0, math.nan)),
         (DRPOEff, "alpha", (0, 1.1)),

@@ -403,6 +403,23 @@ def same_cell(said: str, found: str) -> bool:
     )
 
 
+def test_the_document_says_what_the_committed_results_say():
+    """Its first table; the slow test below compares every table with what the code finds."""
+    record = json.loads((DOCUMENT.parents[1] / "studies" / "results" / "exact.json").read_text())
+    _, *said = cells(DOCUMENT.read_text().split("**What was checked**\n\n")[1].split("\n\n")[0])
+    found = [[c["name"], c["theory"], c["found"], "yes"] for c in record["checks"]]
+    assert len(said) == len(found) > 30 and all(c["agrees"] for c in record["checks"])
+    wrong = [
+        (a, b)
+        for x, y in zip(said, found, strict=True)
+        for a, b in zip(x, y, strict=True)
+        if not same_cell(a.replace("\\|", "|"), b)
+    ]
+    assert not wrong
+    assert {p["delta"] for p in record["partings"]} == {0.05, 0.2, 1.0, 12.5}
+    assert max(p["used"] for p in record["partings"]) <= 1
+
+
 @pytest.mark.slow
 def test_the_document_says_what_the_code_finds(theory):
     text = DOCUMENT.read_text()

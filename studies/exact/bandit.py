@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.objectives import TOPK, Objective, Tokens, gradient, needed_divergence
+from drpo.objectives import TOPK, Objective, Tokens, gradient, needed_divergence, reads_batch
 from exact.batches import between, proportional, with_statistics
 
 
@@ -72,6 +72,8 @@ class Bandit:
 
     def fixed(self, objective: Objective, tokens: Tokens) -> Objective:
         """Return the objective with the statistics of the whole batch, if it reads any."""
+        if not reads_batch(objective):
+            return objective
         return with_statistics(objective, tokens, proportional(self.distribution.reshape(-1)))
 
 

@@ -125,7 +125,7 @@ EXPONENTS: dict[str, tuple[float | None, float | None]] = {
 EXPONENTS_2026: dict[str, tuple[float | None, float | None]] = {
     "reinforce": (1, 1),
     "ipo": (1, 1),
-    "icepop(0.5, 5)": (None, None),
+    "icepop": (None, None),
     "kpop": (None, None),
     "cppo": (-1, -1),
     "vespo": (None, None),
@@ -185,7 +185,7 @@ class Theory:
 
 
 def examine(watched: Callable[[Collection[str]], Iterable[str]] = iter) -> Theory:
-    """Compute all results; about twenty seconds on one core.
+    """Compute all results; about a minute on one core.
 
     Args:
         watched: receives the names of the parts and yields each when it begins, as a progress bar does.

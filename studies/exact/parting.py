@@ -22,7 +22,7 @@ from drpo.objectives import DRPO, ImportanceSampling
 from exact.bandit import Bandit, bandit, descend
 
 DELTAS = (0.05, 0.2, 1.0, 12.5)
-UPDATES = (2, 4, 16)
+UPDATES = (2, 16)
 STALENESS = (0, 16)
 RATES = (0.1, 1.0)
 """Learning rates of the logits; advantages are of size 1."""
@@ -194,7 +194,7 @@ def even_pair() -> Bandit:
     return bandit(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
 
 
-def partings(n: int = 11, seed: int = 0) -> tuple[Parting, ...]:
+def partings(n: int = 8, seed: int = 0) -> tuple[Parting, ...]:
     """Return, for every delta, rate, number of updates and staleness, the worst of n random problems and the pair."""
     generator = torch.Generator().manual_seed(seed)
     problems = [even_pair(), *some_problems(n, seed)]
