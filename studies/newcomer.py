@@ -1,4 +1,4 @@
-"""Three data sets of a new user, from a warm start through RL to a chat with what was trained: the table of docs/sft.md.
+"""Three data sets of a new user, from a warm start through RL to a chat with the result: a table of docs/sft.md.
 
     python studies/newcomer.py [--sets units letters dates]
 

@@ -1,4 +1,4 @@
-"""Tasks of inspect: one with the tiny model, where inspect-ai is installed; a stand-in for the library, and refusals, everywhere."""
+"""Tasks of inspect: with the tiny model where inspect-ai is installed; a stand-in for it, and refusals, everywhere."""
 
 import importlib.util
 import json
@@ -23,12 +23,14 @@ from inspect_ai.solver import generate
 @task
 def letters():
     questions = ["one", "two", "three", "four", "five", "six"]
-    return Task(dataset=[Sample(input=q, target="") for q in questions], solver=generate(), scorer=[includes(), exact()])
+    dataset = [Sample(input=q, target="") for q in questions]
+    return Task(dataset=dataset, solver=generate(), scorer=[includes(), exact()])
 
 
 @task
 def greedy():
-    return Task(dataset=[Sample(input="one", target="")], solver=generate(), scorer=includes(), config=GenerateConfig(max_tokens=3))
+    config = GenerateConfig(max_tokens=3)
+    return Task(dataset=[Sample(input="one", target="")], solver=generate(), scorer=includes(), config=config)
 """
 
 

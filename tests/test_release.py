@@ -233,7 +233,7 @@ def closure(requirements: Sequence[Requirement]) -> dict[str, importlib.metadata
 
 
 def own_environment(folder: Path, wheel: Path, extra: str) -> Path:
-    """Make an environment with the wheel, and of the libraries that are installed here those alone that an extra brings."""
+    """Make an environment with the wheel, and those of the libraries that are installed here that an extra brings."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
@@ -259,7 +259,8 @@ def own_environment(folder: Path, wheel: Path, extra: str) -> Path:
 OBJECTIVE = """
 import torch
 from drpo.objectives import DRPO, Tokens, gradient_weight
-tokens = Tokens(torch.zeros(2, requires_grad=True), torch.zeros(2), torch.ones(2), torch.ones(2, dtype=bool), torch.zeros(2, dtype=int))
+logp, keep, sequence = torch.zeros(2, requires_grad=True), torch.ones(2, dtype=bool), torch.zeros(2, dtype=int)
+tokens = Tokens(logp, torch.zeros(2), torch.ones(2), keep, sequence)
 print(gradient_weight(DRPO(0.2), tokens).tolist())
 """
 

@@ -1,4 +1,7 @@
-"""What `drpo export` writes, as vLLM reads it: a plain folder, and an adapter beside its base. Run by `make test-vllm`."""
+"""`drpo export` for vLLM: a plain folder, and an adapter beside its base, give it the trained log-probabilities.
+
+Run by `make test-vllm`.
+"""
 
 import json
 from pathlib import Path
@@ -12,8 +15,8 @@ from drpo.rollout.vllm import _vllm, device_options
 from drpo.train import loop
 from drpo.train.config import configure
 from drpo.train.optim import AdamW
-from support.hostile import said
 from support.forks import fork
+from support.hostile import said
 from support.tiny_world import small
 from support.worlds import few_run
 
@@ -27,7 +30,7 @@ TOLERANCE = 2e-4
 
 
 def read(folder: Path, adapter: Path | None) -> None:
-    """Let vLLM read a folder, with an adapter, and print the log-probability of every token of the prompt but the first."""
+    """Let vLLM read a folder, with an adapter, and print the log-probability of each token of the prompt."""
     vllm = _vllm()
     from vllm.lora.request import LoRARequest
 

@@ -1,4 +1,4 @@
-"""The implementation of `drpo eval --inspect`: tasks of inspect (UK AI Security Institute), run and scored by its own code."""
+"""The implementation of `drpo eval --inspect`: tasks of inspect (UK AI Security Institute), run by its own code."""
 
 import json
 from collections.abc import Iterator, Sequence
