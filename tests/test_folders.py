@@ -49,7 +49,7 @@ def test_files_and_folders_of_a_run_have_the_modes_of_the_umask(run: Path):
 
 def test_so_have_what_export_report_and_init_write(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    Path("my.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n' * 60)
+    Path("my.jsonl").write_text("".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(600)))
     monkeypatch.setattr("drpo.cli.init.fitted", lambda run, given: run)  # which samples a hundred answers
     with umask(MASK), without_pictures():
         Path("asked").mkdir()
