@@ -332,7 +332,22 @@ def test_a_mean_of_scores_that_leave_0_to_1_is_no_share(capsys, elsewhere):
     assert json.loads(out)["low"] is None and "NaN" not in out
 
 
-def test_weights_draws_on_the_screen_and_to_a_file(capsys, elsewhere):
+def test_no_option_names_a_file_in_the_current_folder_by_itself():
+    """But for `drpo init`, whose purpose is to write one; the folders of runs are below runs/."""
+    named = {
+        (command.module.rpartition(".")[2], option.name): option.default
+        for command in COMMANDS.values()
+        for options in vars(import_module(command.module)).values()
+        if isinstance(options, type) and is_dataclass(options)
+        for option in fields(options)
+        if isinstance(option.default, Path)
+    }
+    assert named == {("init", "out"): Path("recipe.py")}
+
+
+def test_weights_draws_on_the_screen_alone_unless_it_is_told_a_file(capsys, elsewhere):
+    status, out, _ = said(capsys, "weights", "drpo(0.2)", "--mu", "0.3")
+    assert status == 0 and "drpo(0.2)" in out and "drawn to" not in out and not any(elsewhere.iterdir())
     status, out, _ = said(capsys, "weights", "drpo(0.2)", "ppo(0.2, 0.28)", "--mu", "0.3", "--out", "w.png")
     assert status == 0 and "drpo(0.2)" in out and (elsewhere / "w.png").read_bytes().startswith(b"\x89PNG")
 

@@ -324,9 +324,10 @@ def test_memory_counts_the_gradients_and_moments_of_a_critic(tmp_path: Path) -> 
     for critic in (None, GAE()):
         examined = configure(run, critic=critic)
         components = components_of(examined)
-        (found,) = (f for f in doctor.examine(examined, components, LEAST) if f.check == "memory")
-        needs[critic is not None] = found.values["need_bytes"]
-        assert ("those of the critic" in found.figure) == (critic is not None)
+        findings = {f.check: f for f in doctor.examine(examined, components, replace(LEAST, longest=16))}
+        needs[critic is not None] = findings["memory"].values["need_bytes"]
+        assert ("those of the critic" in findings["memory"].figure) == (critic is not None)
+        assert findings["signal"].values["groups"] >= 8  # with a critic too
     train(examined, tmp_path, components=components, keep_model=False)
     parameters = components.critic.critic.trainable().values()
     held = [p.grad for p in parameters] + [v for p in parameters for v in components.critic.optimizer.state[p].values()]

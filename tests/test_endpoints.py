@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -51,7 +52,7 @@ def pool_here(reward):
 
 
 def of_kind(reward, server):
-    return reward(server.url if reward is HttpReward else f"{server.url}/v1", seconds=1.0, retries=2)
+    return reward(server.url if reward is HttpReward else f"{server.url}/v1", seconds=3.0, retries=2)
 
 
 BOTH = pytest.mark.parametrize("kind", [Judge, HttpReward])
@@ -300,3 +301,25 @@ def test_retry_after_is_a_number_or_a_date_and_bounded(monkeypatch):
     assert endpoint._seconds_to_wait("7") == 7.0
     assert 5 < endpoint._seconds_to_wait(formatdate(time.time() + 10, usegmt=True)) <= 10
     assert [endpoint._seconds_to_wait(text) for text in (None, "soon", "-5", "nan", "")] == [0.0] * 5
+
+
+@BOTH
+def test_a_longer_wait_than_the_time_left_fails_at_once_and_the_line_says_so(kind):
+    with JudgeServer(retry_after="3600") as server:
+        start = time.monotonic()
+        late, good = scores(replace(of_kind(kind, server), seconds=20.0), ["status 429", "0.5"])
+        assert time.monotonic() - start < 10 and Counter(server.asked)["status 429"] == 1
+    assert good.score == 0.5 and late.failure.kind == "timed_out"
+    wait = r"asks to wait 3,600 s \(Retry-After\), and (19|20)\.\d s of seconds=20 are left; allow more"
+    assert re.search(wait, late.failure.text) and "status 429" in late.failure.text
+
+
+def test_a_wait_that_fits_is_kept_and_after_the_last_attempt_nothing_is_waited_for(monkeypatch, server):
+    monkeypatch.setattr(endpoint, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(endpoint, "_seconds_to_wait", lambda header: 0.3 if header else 0.0)
+    start = time.monotonic()
+    (found,) = scores(HttpReward(server.url, seconds=20.0, retries=1), ["status 429 now once"])
+    assert found.score == 1.0 and time.monotonic() - start > 0.3
+    monkeypatch.setattr(endpoint, "_seconds_to_wait", lambda header: 3600.0)
+    (failed,) = scores(HttpReward(server.url, seconds=5.0, retries=0), ["status 429"])
+    assert "failed 1 times (status 429" in failed.failure.text

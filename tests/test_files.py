@@ -15,8 +15,8 @@ from drpo.live.track import RUN_ID, _known_name
 from drpo.train.lock import LOCK
 from drpo.train.log import FILES, RunLog, write_json
 from drpo.train.loop import train
-from drpo.train.records import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, MODEL, SUMMARY, TRIALS, read_json
-from drpo.train.watchdog import STALLED, Watchdog
+from drpo.train.records import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, MODEL, STALLED, SUMMARY, TRIALS, read_json
+from drpo.train.watchdog import Watchdog
 from support.hand_run import write_run
 from support.hostile import refused, said
 from support.sources import parsed

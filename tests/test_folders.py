@@ -66,6 +66,8 @@ def test_so_have_what_export_report_and_init_write(run: Path, tmp_path: Path, mo
     "line",
     [
         "report RUN",
+        "replay RUN",
+        "weights drpo(0.2)",
         "verify RUN",
         "watch RUN --once",
         "autopsy RUN/rollouts.jsonl",

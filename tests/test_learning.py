@@ -184,6 +184,16 @@ def test_of_two_evaluations_the_one_of_fewer_samples_says_how_sure_their_differe
     assert lows[0] is not None and lows[0] < lows[1] == lows[2] == lows[3]
 
 
+def test_shares_of_the_steps_without_a_gradient_are_said_to_be_of_these_steps() -> None:
+    """Half of the run's groups are all wrong, and all of those in its steps without a gradient."""
+    idle, busy = {"grad_norm": 0.0, "groups_all_wrong": 1.0}, {"grad_norm": 1.0, "groups_all_wrong": 0.0}
+    bonus = {"grad_norm": 1.0, "groups_with_signal": 0.0, "groups_all_wrong": 1.0}
+    for steps in ([idle, busy], [busy, bonus]):
+        assert "; in these steps: all wrong in 100% of groups;" in str(in_all(steps))
+    assert "in these steps" not in str(in_all([idle, idle]))
+    assert str(in_all([{"grad_norm": 0.0}, busy])).endswith("in these steps: no cause shows in the metrics")
+
+
 def test_what_a_step_trained_on_decides_whether_it_had_a_signal() -> None:
     equal = {"grad_norm": 0.1, "frac_reward_zero_std": 1.0}
     assert without_signal(equal) and not without_signal(equal | {"groups_with_signal": 0.1})
@@ -242,6 +252,22 @@ def test_the_doctor_counts_the_groups_that_the_run_would_train_on() -> None:
     mixed = [group(1.0, 1.0), *[group(0.0, 0.0)] * 7, *[group(0.0, 0.0)] * 8]  # whitened by eight, as in two steps
     assert signal.carrying(mixed, credit_rule(reward, whiten=True)) == 8
     assert len(list(signal.sampled(lambda part: right[:8], credit_rule(reward)))) == signal.FIRST
+
+
+def test_the_doctor_compares_the_completions_of_all_prompts_where_there_is_a_critic() -> None:
+    """Groups of one, too, and groups each of which is equal in itself."""
+    apart, alike = [group(1.0), *[group(0.0)] * 7], [group(0.0)] * 8
+    assert signal.carrying(apart, None) == 8 and signal.carrying(alike, None) == 0
+    assert signal.carrying([*alike, *apart], None) == 8  # the first eight are one step, the others the next
+    with_turns = replace(group(1.0), results=(RewardResult(0.0, turns=(1.0,)),))
+    assert signal.carrying([*[group(1.0)] * 7, with_turns], None) == 8
+    unscored = replace(group(1.0), episodes=(), results=())
+    assert signal.carrying([unscored, *apart[:7]], None) == 7
+    hopeless = list(signal.sampled(lambda part: alike, None))
+    found = signal.signal(hopeless, None)
+    assert len(hopeless) == signal.MOST and found.verdict == "note" and found.values["share"] == 0
+    assert "--prompts" in found.advice and "--sampling.samples" not in found.advice
+    assert len(list(signal.sampled(lambda part: apart, None))) == 8 and signal.signal(apart, None).verdict == "ok"
 
 
 def test_the_doctor_looks_further_where_few_groups_carry_a_signal_and_warns_of_a_hopeless_task() -> None:

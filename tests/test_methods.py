@@ -25,7 +25,7 @@ from drpo.methods import METHODS, described, find
 from drpo.objectives import SPO, ImportanceSampling, PPOClip, of_batch
 from drpo.recipes import find as recipe
 from drpo.reductions import Horizon, token_mean
-from drpo.train.config import Run, configure, load_run, read_value
+from drpo.train.config import Run, configure, load_run, read_value, value_of
 from drpo.train.loop import train
 from drpo.train.records import METRICS, ROLLOUTS, read_records
 from drpo.train.setup import build
@@ -34,6 +34,7 @@ from support.worlds import few_run, tiny_run
 
 # ------------------------------------------------------------------------------------------ a rollout, in plain numbers
 
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 LIMIT = 10
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0), (0.25, 1.0, 0.5, 0.5), (1.0, 1.0, 1.0, 0.0))
 LENGTHS = ((3, 10, 9, 1), (2, 10, 5, 4), (10, 8, 7, 10), (9, 6, 10, 2))
@@ -400,6 +401,28 @@ def test_the_lines_say_what_was_set_what_options_changed_and_what_is_left_out():
     ]
 
 
+def left_out(name: str) -> str:
+    """The option of what a method leaves out, and its value."""
+    return find(name, 256).without.rpartition(": ")[2]
+
+
+LEAVE_OUT = [name for name in METHODS if find(name, 256).without]
+
+
+@pytest.mark.parametrize("name", LEAVE_OUT)
+def test_what_a_method_leaves_out_is_said_as_an_option_with_its_value(name: str) -> None:
+    option, value = left_out(name).split(" ")
+    field = option.removeprefix("--").replace("-", "_")
+    run = configure(changed(name), **{field: float(value)})
+    assert value_of(run, field) == float(value) > value_of(changed(name), field) == 0
+
+
+def test_the_page_says_what_each_method_leaves_out():
+    (text,) = re.findall(r"^- \*\*KL to the initial model\*\*.*?(?=^- )", PAGE.read_text(), flags=re.M | re.S)
+    said = re.findall(r"`([a-z+_]+)` `(--[a-z-]+ [0-9.e-]+)`", text)
+    assert said == [(name, left_out(name)) for name in LEAVE_OUT]
+
+
 @pytest.mark.slow
 def test_the_doctor_and_a_comparison_take_a_method_as_train_does(monkeypatch, capsys):
     seen: list[Run] = []
@@ -464,8 +487,7 @@ def test_what_cannot_be_is_refused_in_a_line():
 
 
 def test_the_page_has_every_method_with_what_it_sets():
-    page = Path(__file__).parents[1] / "docs" / "methods.md"
-    table = dict(re.findall(r"^\| `([^`]+)` \| `(--objective [^`]+)` \|", page.read_text(), flags=re.M))
+    table = dict(re.findall(r"^\| `([^`]+)` \| `(--objective [^`]+)` \|", PAGE.read_text(), flags=re.M))
     made = {name: described(find(name, 256)).replace("horizon(256)", "horizon(TOKENS)") for name in METHODS}
     assert table == made
 

@@ -215,7 +215,11 @@ def test_a_real_run_is_replayed_with_its_tokens_and_its_objective(run):
 def test_the_command_prints_draws_and_writes(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ("drpo(0.2)", "ppo(0.2,0.28)")
-    assert cli.main(["replay", str(run), "--objectives", *asked, "--step", "1", "--json", "r.json"]) == 0
+    assert cli.main(["replay", str(run), "--objectives", *asked, "--step", "1"]) == 0
+    assert not any(tmp_path.iterdir()) and (run / "replay.png").read_bytes().startswith(b"\x89PNG")
+    assert f"drawn to {run / 'replay.png'}" in capsys.readouterr().out.replace("\n", "")
+    files = ("--json", "r.json", "--out", "replay.png")
+    assert cli.main(["replay", str(run), "--objectives", *asked, "--step", "1", *files]) == 0
     said = capsys.readouterr().out
     for word in ("step 1", "drpo(0.2)", "ppo(0.2, 0.28)", "mu < 0.001", "Cosine", "differ most", "trained with"):
         assert word in said

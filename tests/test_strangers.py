@@ -206,7 +206,7 @@ def steering(here: Path) -> Path:
     (folder / CONFIG).write_text(json.dumps(put(json.loads((folder / CONFIG).read_text()), names)))
     with (folder / TIMING).open("a") as file:
         file.write(json.dumps({"step": 1, f"phase{STEERING}\nforged line": 1.0}) + "\n")
-    (folder / SUMMARY).write_text(json.dumps({"stopped_by_signal": f"9{STEERING}\nforged line"}))
+    (folder / SUMMARY).write_text(json.dumps({n: f"9{STEERING}\nforged line" for n in ("stopped_by_signal", "reason")}))
     return folder
 
 

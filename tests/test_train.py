@@ -269,6 +269,7 @@ def test_a_full_disk_costs_no_checkpoint_and_one_line(
     assert cli.main(["train", "smoke", *options]) == 1
     err = capsys.readouterr().err
     assert "optimizer.safetensors: no space left on the disk; make room, then resume" in err
+    assert "no space left" in json.loads((folder / "summary.json").read_text())["reason"]
     assert [p.name for p in (folder / CHECKPOINTS).iterdir()] == ["step-000001"]
     monkeypatch.undo()
     assert cli.main(["train", "--resume", str(folder), "--no-doctor"]) == 0

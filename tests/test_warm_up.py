@@ -225,6 +225,8 @@ def test_where_nothing_is_right_it_says_so_and_what_to_do(tmp_path: Path) -> Non
     with pytest.raises(InputError) as error:
         train(never, tmp_path / "never")
     message = str(error.value)
+    reason = read_json(tmp_path / "never" / SUMMARY)["reason"]
+    assert message.startswith(reason.removesuffix("...")) and Follower(tmp_path / "never").look().reason == reason
     assert message.startswith("warm_up=best_of(4, ") and "of 4 answers to each of 16 problems none is" in message
     assert "the largest reward is 0, " in message and "right=...)" not in message
     assert "drpo sft my.jsonl --model tiny --out runs/warm" in message

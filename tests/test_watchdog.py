@@ -9,9 +9,9 @@ import pytest
 
 from drpo import cli
 from drpo.train.loop import train
-from drpo.train.records import CHECKPOINTS
+from drpo.train.records import CHECKPOINTS, STALLED
 from drpo.train.stored import latest
-from drpo.train.watchdog import STALLED, STATUS, Watchdog
+from drpo.train.watchdog import STATUS, Watchdog
 from support.runs import assert_same_run
 from support.worlds import few_run
 

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
-from drpo.errors import InputError
+from drpo.errors import InputError, one_line
 
 TOKEN = "DRPO_SERVER_TOKEN"
 """Environment variable: the token that `drpo serve-rollouts` requires."""
@@ -67,6 +67,16 @@ def without_secrets(text: str) -> str:
     for secret in filter(None, (token, b64encode(auth.encode()).decode(), auth, auth.partition(":")[2])):
         text = text.replace(secret, "***")
     return text
+
+
+def shown(message: str) -> str:
+    """Return a message for people as one printable line, without the passwords of addresses.
+
+    Example:
+        >>> shown("http://me:secret@host/v1:\\n refused")
+        'http://host/v1: refused'
+    """
+    return one_line(" ".join(map(without_password, message.split(" "))))
 
 
 def headers() -> Mapping[str, str]:

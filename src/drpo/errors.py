@@ -100,6 +100,28 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def message_of(error: BaseException) -> str:
+    """Return what an error says to the user: its own words where they are meant for people, else with its type.
+
+    Example:
+        >>> message_of(InputError("steps=0: must be at least 1")), message_of(KeyError("x"))
+        ('steps=0: must be at least 1', "KeyError: 'x'")
+        >>> message_of(OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl"))
+        'run/metrics.jsonl: no space left on the disk; make room, then resume or try again'
+    """
+    if isinstance(error, InputError | EngineError | FloatingPointError) and str(error):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"out of memory ({error or 'no more is to be had'})"
+    if not isinstance(error, OSError):
+        return describe(error)
+    if is_disk_full(error):
+        return (
+            f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume or try again"
+        )
+    return f"{error.filename}: {error.strerror}" if error.filename else f"{type(error).__name__}: {error}"
+
+
 def counted(n: int, noun: str) -> str:
     """Return a number with its noun.
 

@@ -34,7 +34,8 @@ class Method:
         whiten: whiten the advantages of the whole rollout.
         overlong: the rule about long completions, or None.
         dynamic_sampling: how often a group of equal rewards is sampled again, at most.
-        without: what the paper has besides and this does not set; empty where nothing.
+        without: what the paper has besides and this does not set, and the option that does, with its value; empty
+            where nothing.
 
     Example:
         >>> grpo().advantage is advantages.zscore, drpo(horizon=1024).reduction
@@ -102,13 +103,15 @@ def dapo() -> Method:
 
 
 def gdpo() -> Method:
-    """GDPO: GRPO with each reward of a sum normalised within the group by itself, then over the rollout."""
+    """GDPO: GRPO with each reward of a sum normalised within the group by itself, then over the rollout.
+
+    Without a KL to the initial model, as the authors' script for verl trains.
+    """
     return Method(
         PPOClip(0.2, 0.2),
         advantages.gdpo,
         reductions.sequence_mean,
         "arXiv 2601.05242",
-        without="its KL to the initial model, GRPO's: --reference-kl",
     )
 
 
@@ -180,23 +183,19 @@ def rloo() -> Method:
 
 def reinforce_plus_plus() -> Method:
     """REINFORCE++: rewards whitened over the whole rollout, no baseline within a group; clip 0.2, mean over tokens."""
-    return _reinforce_plus_plus(advantages.reward)
+    kl = "its KL in the reward, 1e-4 in OpenRLHF's script: --kl-in-reward 1e-4"
+    return _reinforce_plus_plus(advantages.reward, without=kl)
 
 
 def reinforce_plus_plus_baseline() -> Method:
     """REINFORCE++ with baseline: a group's mean is subtracted, then the whole rollout is whitened."""
-    return _reinforce_plus_plus(advantages.mean)
+    kl = "its KL to the initial model, 1e-5 in OpenRLHF's script: --reference-kl 1e-5"
+    return _reinforce_plus_plus(advantages.mean, without=kl)
 
 
-def _reinforce_plus_plus(advantage: Advantage) -> Method:
-    return Method(
-        PPOClip(0.2, 0.2),
-        advantage,
-        reductions.token_mean,
-        "arXiv 2501.03262",
-        whiten=True,
-        without="its KL to the initial model: --kl-in-reward, or --reference-kl",
-    )
+def _reinforce_plus_plus(advantage: Advantage, without: str) -> Method:
+    objective = PPOClip(0.2, 0.2)
+    return Method(objective, advantage, reductions.token_mean, "arXiv 2501.03262", whiten=True, without=without)
 
 
 def spo(epsilon: float = 12.5, horizon: int = 8192) -> Method:

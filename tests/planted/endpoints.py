@@ -65,6 +65,12 @@ REPLACEMENTS = (
     ),
     Replacement("a service that is busy is not asked again", "drpo.rewards.endpoint:_AGAIN", lambda right: (), (ALL,)),
     Replacement(
+        "a wait that no time is left for is waited out",
+        "drpo.rewards.endpoint:Endpoint._require_time",
+        lambda right: lambda self, again, limit: None,
+        (f"{ENDPOINTS}a_longer_wait_than_the_time_left_fails_at_once_and_the_line_says_so",),
+    ),
+    Replacement(
         "an equal request is sent again",
         "drpo.rewards.endpoint:_service",
         _forgetful,

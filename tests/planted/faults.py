@@ -12,6 +12,7 @@ V = "tests/test_verify.py::test_"
 O = "tests/test_streams.py::test_"
 BAD_INPUT = "tests/test_cli.py::test_bad_input_is_one_line_that_names_it_and_status_2"
 W = "tests/test_watchdog.py::"
+E = "tests/test_endings.py::test_"
 
 
 def _raise(error):
@@ -69,7 +70,32 @@ def _file_by_file(right):
     return wrong
 
 
+def _finished_all_the_same(right):
+    def wrong(folder, run, stopped_by=None, done=0, reason=None):
+        return right(folder, run, stopped_by, done) | {"reason": reason}
+
+    return wrong
+
+
 REPLACEMENTS = (
+    Replacement(
+        "what ended a run is not recorded",
+        "drpo.train.ending:reason",
+        lambda right: lambda error, stopped_by=None: None,
+        (f"{E}what_ends_a_run_is_its_reason", f"{E}a_reward_a_loss_and_a_signal_are_reasons"),
+    ),
+    Replacement(
+        "a run that fails after its last step is called finished",
+        "drpo.train.summary:summarise",
+        _finished_all_the_same,
+        (f"{E}a_run_that_fails_after_its_last_step_is_not_finished",),
+    ),
+    Replacement(
+        "the reason of a session before is that of one that goes on",
+        "drpo.train.ending:last_summary",
+        lambda right: lambda folder: json.loads((folder / "summary.json").read_text()),
+        (f"{E}a_reason_is_that_of_the_last_session",),
+    ),
     Replacement(
         "a full disk ends a worker of a comparison with a traceback",
         "drpo.lab.worker_pool:suppress",
@@ -231,7 +257,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "what the operating system refuses is a traceback",
-        "drpo.cli:_of_the_system",
+        "drpo.cli:message_of",
         lambda right: _raise,
         (f"{O}what_the_machine_refuses_is_one_line",),
     ),

@@ -36,6 +36,12 @@ REPLACEMENTS = (
         (f"{LEARNING}test_the_doctor_counts_the_groups_that_the_run_would_train_on",),
     ),
     Replacement(
+        "the doctor compares a critic's completions within each prompt",
+        "drpo.doctor.signal:_all_alike",
+        lambda right: lambda groups: all(group.equal_rewards for group in groups),
+        (f"{LEARNING}test_the_doctor_compares_the_completions_of_all_prompts_where_there_is_a_critic",),
+    ),
+    Replacement(
         "rewards of turns are taken for none",
         "drpo.types.rollout:ScoredGroup.equal_rewards",
         lambda right: lambda group: len({result.total for result in group.results}) <= 1,

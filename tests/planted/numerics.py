@@ -43,13 +43,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a probability of 0 is taken as its logarithm",
-        "drpo.objectives.contract:LOWEST_LOGP",
+        "drpo.objectives.ratios:LOWEST_LOGP",
         lambda right: float("-inf"),
         (f"{EDGES}test_probabilities_of_0_give_the_limit",),
     ),
     Replacement(
         "a second derivative is 0",
-        "drpo.objectives.contract:_NoSecond.backward",
+        "drpo.objectives.closed_form:_NoSecond.backward",
         lambda right: lambda ctx, *grads: (None, None),
         (f"{EDGES}test_a_second_derivative_is_refused",),
     ),

@@ -83,7 +83,7 @@ def _geometric_vespo(right: Any) -> Any:
 
 def _gmpo_both_ways(right: Any) -> Any:
     def call(self: Any, tokens: Any) -> Any:
-        from drpo.objectives.contract import log_ratio
+        from drpo.objectives.ratios import log_ratio
 
         moved = tokens.behavior_logp + log_ratio(tokens).clamp(-self.low, self.high)
         return right(self, replace(tokens, logp=tokens.logp + (moved - tokens.logp).detach()))
@@ -126,7 +126,7 @@ def _rounded_log1mexp(right: Any) -> Any:
 REPLACEMENTS = (
     Replacement(
         "the gradient flows through mu and the advantage too",
-        "drpo.objectives.contract:token_loss",
+        "drpo.objectives.closed_form:token_loss",
         _flows_everywhere,
         (FLOW,),
     ),
@@ -180,7 +180,7 @@ REPLACEMENTS = (
     ),
     Replacement(
         "the ratio is not capped",
-        "drpo.objectives.contract:MAX_LOG_RATIO",
+        "drpo.objectives.ratios:MAX_LOG_RATIO",
         lambda right: 1e9,
         (EXTREME,),
     ),
@@ -274,7 +274,7 @@ REPLACEMENTS = (
         lambda right: lambda policy, batch, objective, ranks=None: objective,
         (f"{BATCHES}test_any_micro_batches_give_the_same_update[m2po]",),
     ),
-    Replacement("bfloat16 inputs are not widened", "drpo.objectives.contract:wide", _unwidened, (BFLOAT16,)),
+    Replacement("bfloat16 inputs are not widened", "drpo.objectives.ratios:wide", _unwidened, (BFLOAT16,)),
     Replacement(
         "log(1 - p) loses its digits where p is near 1",
         "drpo.objectives.mask:_log1mexp",

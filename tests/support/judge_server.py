@@ -32,9 +32,11 @@ class JudgeServer:
         headers: those of the last request.
         bodies: of all requests, in order.
         slow_s: how long it takes to answer.
+        retry_after: what it asks to wait where it is busy, as in the header.
     """
 
-    def __init__(self, slow_s: float = 0.0) -> None:
+    def __init__(self, slow_s: float = 0.0, retry_after: str = "0") -> None:
+        self.retry_after = retry_after
         self.slow_s, self.asked, self.bodies, self.headers, self.most = slow_s, [], [], {}, 0
         self._in_flight, self._lock, self._ended = 0, threading.Lock(), threading.Event()
 
@@ -119,7 +121,7 @@ class JudgeServer:
         handler.send_response(status)
         handler.send_header("content-length", str(len(text)))
         if status == 429:
-            handler.send_header("retry-after", "0")
+            handler.send_header("retry-after", self.retry_after)
         handler.end_headers()
         handler.wfile.write(text.encode())
 

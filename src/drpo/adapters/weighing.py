@@ -19,7 +19,8 @@ from drpo.objectives import (
     out_of_region,
     reads_batch,
 )
-from drpo.objectives.contract import ask, masked_safe, prob_diff, require_objective, unchecked
+from drpo.objectives.contract import ask, masked_safe, require_objective, unchecked
+from drpo.objectives.ratios import prob_diff
 from drpo.spec import parse_spec
 
 MAX_EXPONENT = 80.0

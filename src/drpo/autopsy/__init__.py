@@ -1,1 +1,1 @@
-"""Reads the rollout dumps of other frameworks and says of them what the doctor and the warnings would have said."""
+"""Reads the rollout dumps of other frameworks, and reports what the doctor and the warnings would have reported."""

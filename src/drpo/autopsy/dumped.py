@@ -1,4 +1,4 @@
-"""A rollout of a dump, as every reader returns it, and what each format is."""
+"""The record of a dumped rollout, which every reader returns, and the record of a format."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,21 +13,21 @@ Column: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Dumped:
-    """One rollout of somebody's run: of M sampled tokens, those of an environment left out.
+    """One rollout of a dump: M sampled tokens, without an environment's.
 
     Args:
         step: of the optimiser, as the dump counts it.
-        group: what the rollouts of one prompt have in common within a step.
-        reward: None where the dump has none for it.
+        group: shared by the rollouts of one prompt within a step.
+        reward: None where the dump has none.
         length: sampled tokens; characters of `text` where the dump has no tokens.
         prompt, text, answer: as texts; may be empty.
         parts: name of a part of the reward -> its value.
         failure: why there is no reward, if the dump says so.
         cut: whether it ended at the limit of tokens; None where the dump does not say.
-        held_out: whether it is of an evaluation and was not trained on.
+        held_out: whether an evaluation sampled it; then it was not trained on.
         update: which update of the step trained on it, from 0.
         reward_mean: mean reward of the step, where the dump has that and no rewards of rollouts.
-        token_ids: [M] int64, or None; so are the others None where the dump lacks them.
+        token_ids: [M] int64. This and the fields below are None where the dump lacks them.
         behavior_logp: [M] float32, nats; of the sampler.
         logp: [M] float32, nats; of the policy before the update.
         advantages: [M] float32, or [1] where all tokens have the same.
@@ -54,7 +54,7 @@ class Dumped:
     entropy: Column | None = None
 
     def fault(self) -> str | None:
-        """Return what does not fit together, in a line; None where all does."""
+        """Return the first contradiction between the fields, in a line; None without one."""
         if self.length < 0 or (self.token_ids is not None and len(self.token_ids) != self.length):
             return f"{self.length} sampled tokens do not fit its token_ids"
         for name in ("behavior_logp", "logp", "advantages", "entropy"):
@@ -73,13 +73,13 @@ class Format:
     """A format of dumps.
 
     Args:
-        name: of the framework and of what it writes.
+        name: of the framework and its files.
         version: of the framework whose writing code was read.
         suffix: of its files.
-        keys: what its first record, or its parquet schema, has among others.
+        keys: names that its first record, or its parquet schema, contains.
         read: yields the rollouts of a file, in order; receives the path.
-        objective: spec of what the framework trains with unless it is told otherwise.
-        remedies: name of what a dump may lack (`judge.LACKING`) -> how the framework can be made to write it.
+        objective: spec of the framework's default.
+        remedies: name in `judge.LACKING` -> how to make the framework write it.
         options: an option of ours in the advice of a warning -> the framework's.
     """
 
@@ -94,7 +94,7 @@ class Format:
 
 
 def joined(parts: Sequence[Column | None]) -> Column | None:
-    """Return the columns of a rollout's pieces, end to end; None where there is no piece, or one lacks it."""
+    """Join a column of a rollout's pieces; None without pieces, or where a piece lacks the column."""
     known = [part for part in parts if part is not None]
     if not parts or len(known) < len(parts):
         return None

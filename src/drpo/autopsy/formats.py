@@ -1,4 +1,4 @@
-"""Which format each file of a dump has."""
+"""Finds a dump's files and the format of each."""
 
 import re
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ MOST_FILES = 100_000
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format of a file; None where it is empty, or none of ours.
+    """Return the format of a file; None where it is empty or unknown.
 
     Args:
-        path: of a file; its suffix says how to look into it.
+        path: of a file; its suffix selects the parser.
 
     Raises:
         InputError: it is damaged.
@@ -51,7 +51,7 @@ class Dumps:
     """The files of a dump.
 
     Args:
-        files: each with its format, in the order of the numbers in their names.
+        files: (path, format), ordered by the numbers in their names.
         left_out: files of folders that hold something else.
     """
 
@@ -62,7 +62,7 @@ class Dumps:
 def find_dumps(given: Sequence[Path], option: str = "") -> Dumps:
     """Find the files of a dump, in folders too, and the format of each.
 
-    Of prime-rl's traces those of "effective" episodes are read, where there are any, and not "all" that contain them.
+    Where prime-rl wrote traces of "effective" episodes, "all", which contains them too, is not read.
 
     Args:
         given: files and folders.

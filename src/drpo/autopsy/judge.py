@@ -1,4 +1,4 @@
-"""What the warnings and the doctor would have said of a run, from its dump alone."""
+"""Judges a run by its dump alone: the warnings and the doctor's findings that it would have had."""
 
 import gc
 import zlib
@@ -43,29 +43,29 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "logp": ("the policy's log-probabilities", "engine mismatch, ratios, tokens out of the region, other objectives"),
     "held_out": ("held-out rollouts", "whether the reward is hacked"),
 }
-"""What a dump may lack -> its name, and the questions that cannot be answered without it."""
+"""Column that a dump may lack -> its name, and the questions that need it."""
 
 SAMPLE_TOKENS = 4096
-"""Of each step, whole groups of about so many tokens are kept for the replay and the report; at least one group."""
+"""Tokens of each step that are kept for the replay and the report, in whole groups; at least one group."""
 _MOST_RETURNS = 3
-"""Times that a step may come again, as in a run that was resumed; more, and the rows are in no order."""
+"""How often a step may recur, as after a resume; beyond this the rows are unordered."""
 _SIGNAL_RULES = frozenset(rule.name for rule in RULES if "groups_with_signal" in rule.reads)
 _ORDER = {rule.name: i for i, rule in enumerate(RULES)}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What there is to say of a run.
+    """The result for a run.
 
     Args:
         formats: of its files.
-        n_files, n_rollouts, n_held_out: how much was read.
-        metrics: of each step, counted from 1, with the names of `metrics.jsonl`; what the dump lacks is absent.
-        evaluations: with the names of `evaluations.jsonl`.
-        warnings: as in `summary.json`, the one that held first before the others.
+        n_files, n_rollouts, n_held_out: numbers of files and rollouts that were read.
+        metrics: a record per step, from 1, with the names of `metrics.jsonl`; absent where the dump lacks the data.
+        evaluations: records with the names of `evaluations.jsonl`.
+        warnings: as in `summary.json`, ordered by their first step.
         findings: of the doctor, on the first step.
         lacking: names in `LACKING`.
-        notes: what is to be known besides, a line each.
+        notes: further remarks, a line each.
         sample: some groups of each step.
     """
 
@@ -83,13 +83,13 @@ class Judgement:
 
     @property
     def remedies(self) -> Mapping[str, str]:
-        """Name of what is lacking -> how the framework can be made to write it."""
+        """Name of a lacking column -> how to make the framework write it."""
         known = {name: text for f in reversed(self.formats) for name, text in f.remedies.items()}
         return {name: known.get(name, "") for name in self.lacking}
 
 
 class _Reading:
-    """What has been read so far: the figures of each step, and a sample of its rollouts."""
+    """Collects the figures of each step and a sample of its rollouts."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -105,7 +105,7 @@ class _Reading:
         self._from: dict[int, set[str]] = {}
 
     def add(self, kind: Format, step: int, rollouts: Sequence[Dumped]) -> None:
-        """Take the rollouts of a step that stand together in a dump."""
+        """Add consecutive rollouts of one step."""
         self._note(rollouts)
         if kind.name in self._from.setdefault(step, set()):
             self._returns[step] = self._returns.get(step, 0) + 1
@@ -126,7 +126,7 @@ class _Reading:
             self.sample[step] = sampled(step, rollouts)
 
     def evaluated(self, rollouts: Sequence[Dumped]) -> None:
-        """Take held-out rollouts."""
+        """Add held-out rollouts."""
         self.n_held_out += len(rollouts)
         for step, of_step in by_step(rollouts):
             kept = (Dumped(r.step, r.group, r.reward, r.length, cut=r.cut, failure=r.failure) for r in of_step)
@@ -140,7 +140,7 @@ class _Reading:
         self.parts |= dict.fromkeys(name for r in rollouts[:1] for name in r.parts)
 
     def notes(self, shift: int) -> Iterator[str]:
-        """Yield what is to be known besides, a line each."""
+        """Yield further remarks, a line each."""
         if shift:
             yield "steps are counted from 1 here; the dump counts from 0"
         if self._broken:
@@ -162,11 +162,11 @@ def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> 
 
     Args:
         dumps: its files.
-        objective: what the run is taken to have been trained with, for its region and its gradient.
+        objective: assumed to have trained the run; gives the region and the gradient.
         held_out: files of its evaluations.
 
     Raises:
-        InputError: a file is damaged, nothing was trained on, or its rollouts are in no order of steps.
+        InputError: a file is damaged, no rollout was trained on, or the steps are unordered.
     """
     reading = _Reading(objective)
     with _undisturbed():
@@ -178,9 +178,9 @@ def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Use one thread, and leave what is there already, such as modules, out of garbage collection.
+    """Use one thread, and exclude existing objects, such as modules, from garbage collection.
 
-    A step's tensors are small: a second thread waits for the first. Each is a third of the time of a large dump.
+    The tensors of a step are too small for a second thread. Each of the two saves a third of the time of a large dump.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -237,7 +237,7 @@ def _named(paths: Sequence[Path]) -> str:
 
 
 def _published(record: Record, in_tokens: bool) -> Record:
-    """A step's figures under names that say what they are: lengths in characters are no tokens."""
+    """Rename the lengths of a step that count characters, not tokens."""
     if in_tokens:
         return record
     names = {"length_terminated": "characters_terminated", "length_truncated": "characters_truncated"}
@@ -245,7 +245,7 @@ def _published(record: Record, in_tokens: bool) -> Record:
 
 
 def _sound(kind: Format, path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a file, each of which fits together; a reward that is no finite number has failed."""
+    """Yield the rollouts of a file, checked; a reward that is not a finite number becomes a failure."""
     for i, rollout in enumerate(kind.read(path), 1):
         if (fault := rollout.fault()) is not None:
             raise InputError(f"{path}, rollout {i}: {fault}")
@@ -256,13 +256,13 @@ def _sound(kind: Format, path: Path) -> Iterator[Dumped]:
 
 
 def by_step(rollouts: Iterable[Dumped]) -> Iterator[tuple[int, list[Dumped]]]:
-    """Yield rollouts that follow each other and are of one step."""
+    """Yield each run of consecutive rollouts of one step."""
     for step, of_step in groupby(rollouts, key=lambda r: r.step):
         yield step, list(of_step)
 
 
 def _evaluations(held_out: Mapping[int, Sequence[Dumped]], shift: int) -> list[dict[str, Any]]:
-    """The records of evaluations, each compared with the first one."""
+    """Return a record per evaluation, compared with the first evaluation."""
     found: list[dict[str, Any]] = []
     for step, rollouts in sorted(held_out.items()):
         groups = [g for g in scored_groups(rollouts) if g.episodes]
@@ -275,7 +275,7 @@ def _evaluations(held_out: Mapping[int, Sequence[Dumped]], shift: int) -> list[d
 
 
 def sampled(step: int, rollouts: Sequence[Dumped]) -> Sequence[Dumped]:
-    """Return whole groups of about `SAMPLE_TOKENS` tokens, drawn by a lot that is the same every time; at least one."""
+    """Return whole groups of about `SAMPLE_TOKENS` tokens, drawn deterministically; at least one."""
     groups = by_group(rollouts)
     drawn = sorted(groups, key=lambda name: zlib.crc32(f"{step}/{name}".encode("utf-8", "surrogatepass")))
     kept: set[str] = set()
@@ -289,11 +289,11 @@ def sampled(step: int, rollouts: Sequence[Dumped]) -> Sequence[Dumped]:
 
 
 def first_findings(rollouts: Sequence[Dumped], objective: Objective) -> Iterator[Finding]:
-    """Yield what the doctor says of the first step: whether groups carry a signal, whether both engines agree.
+    """Yield the doctor's findings on the first step: the groups' signal, and the agreement of both engines.
 
     Args:
         rollouts: of the step.
-        objective: whose region is asked.
+        objective: gives the region.
     """
     pushed = advantages_of(rollouts)
     groups = [g for g in scored_groups(rollouts) if g.episodes][:MOST]
@@ -313,11 +313,11 @@ def onset(judgement: Judgement) -> int:
 
 
 def compared(judgement: Judgement, names: Iterable[str]) -> list[tuple[str, float | None, float | None, float | None]]:
-    """Return some figures as means over the first steps, over those before the first warning, and over the last.
+    """Return the means of some figures over the first steps, the steps before the first warning, and the last steps.
 
     Args:
         judgement: of a run.
-        names: of figures; those that no step has are left out.
+        names: of figures; figures without a value are left out.
     """
     metrics = judgement.metrics
     at = next((i for i, record in enumerate(metrics) if record["step"] >= onset(judgement)), 0)

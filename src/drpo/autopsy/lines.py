@@ -1,4 +1,4 @@
-"""JSON lines of strangers: one at a time, of bounded length, numbers as arrays."""
+"""Reads untrusted JSON lines: one at a time, of bounded length, lists of numbers as arrays."""
 
 from array import array
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ from drpo.errors import InputError
 from drpo.train.records import parse_json
 
 LONGEST = 2**26
-"""Bytes of a line; a longer one is refused before it is parsed."""
+"""Most bytes of a line; a longer line is refused before it is parsed."""
 _SHOWN = 160
 
 Kind = TypeVar("Kind")
 
 
 class Ints(np.ndarray):
-    """In a record's type: a list of whole numbers, read as an array of int64."""
+    """Type of a record's field: a list of whole numbers, read as an int64 array."""
 
 
 class Floats(np.ndarray):
-    """In a record's type: a list of numbers, read as an array of float32; null is NaN."""
+    """Type of a record's field: a list of numbers, read as a float32 array; null is NaN."""
 
 
 def read_lines(path: Path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
-    """Yield where each record of a file stands, for messages, and the record; a last line cut by a crash is left out.
+    """Yield the place of each record, for messages, and the record; a last line cut by a crash is left out.
 
     Args:
         path: of the file.
@@ -59,7 +59,7 @@ def read_lines(path: Path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
 
 
 def _tolerant(line: bytes, kind: type[Kind], where: str, error: Exception) -> Kind | None:
-    """Return a record that has NaN or half a surrogate pair, as Python writes them; None for a line that is cut."""
+    """Return a record with NaN or half a surrogate pair, as Python writes them; None for a cut line."""
     if not isinstance(error, msgspec.ValidationError):
         try:
             return msgspec.convert(parse_json(line), kind, dec_hook=_as_array)

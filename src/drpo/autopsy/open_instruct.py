@@ -21,7 +21,7 @@ class _Row(msgspec.Struct):
 
 
 def read(path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a shard; those of one `prompt_idx` in a step are a group."""
+    """Yield the rollouts of a shard; within a step, rollouts with equal `prompt_idx` are a group."""
     for _, row in read_lines(path, _Row):
         yield Dumped(
             step=row.step,

@@ -1,4 +1,4 @@
-"""Our own description of a rollout, as JSON lines or parquet: the fields of a line of `rollouts.jsonl`."""
+"""drpo's own format, as JSON lines or parquet: the fields of `rollouts.jsonl`."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Parquet files of strangers: a few rows at a time, of bounded size, lists of numbers as arrays."""
+"""Reads untrusted parquet files: a few rows at a time, of bounded size, lists of numbers as arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,9 +36,9 @@ def numeric_columns(path: Path) -> tuple[str, ...]:
 
 
 def read_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield where each row stands, for messages, and those of its columns that the file has.
+    """Yield the place of each row, for messages, and its wanted columns that the file has.
 
-    A list of numbers becomes an array, in which null is NaN; all else becomes what Arrow calls its Python value.
+    A list of numbers becomes an array, with NaN for null; any other value becomes Arrow's Python value.
 
     Raises:
         InputError: it cannot be read, or its rows are too large.

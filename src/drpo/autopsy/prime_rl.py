@@ -1,7 +1,7 @@
 """prime-rl: the token exports of its trainer, and the traces of its orchestrator.
 
-An export has both log-probabilities and no rewards, a trace has the reward and the sampler's log-probabilities: of a
-run with both, name both.
+An export has both log-probabilities and no rewards. A trace has the reward and the sampler's log-probabilities. Name
+both where a run has both.
 """
 
 import re
@@ -28,7 +28,7 @@ class _Exported(msgspec.Struct):
 
 
 def read_export(path: Path) -> Iterator[Dumped]:
-    """Yield the sequences of a rank's file; an export does not say which of them are of one prompt.
+    """Yield the sequences of a rank's file; an export does not name their prompts.
 
     Raises:
         InputError: the columns of a sequence have different lengths.
@@ -111,7 +111,7 @@ class _Trace(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    """An episode with its traces; in version 0.8 a line is a trace by itself."""
+    """An episode with its traces; in version 0.8 a line is a single trace."""
 
     traces: list[_Trace] | None = None
     group: _Id | None = None
@@ -125,7 +125,7 @@ class _Line(msgspec.Struct):
 
 
 def read_traces(path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a file of traces; the step is that of its folder, step_N, else the one in the record.
+    """Yield the rollouts of a file of traces; the step is in the folder's name, step_N, or else in the record.
 
     Raises:
         InputError: a record without a step.
@@ -174,7 +174,7 @@ def _rollout(trace: _Trace, step: int, group: str | None, held_out: bool) -> Dum
 
 
 def _last_branch(nodes: Sequence[_Node]) -> list[_Node]:
-    """The messages from the first to the last one of a trace; a parent stands before its children."""
+    """Return the messages on the path from a trace's root to its last message; parents precede children."""
     path: list[_Node] = []
     at: int | None = len(nodes) - 1 if nodes else None
     while at is not None:

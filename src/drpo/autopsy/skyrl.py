@@ -1,7 +1,7 @@
 """SkyRL: the training batches of `trainer.dump_data_batch`, and the evaluations of `trainer.dump_eval_results`.
 
-A batch is a pickle. It is read by an unpickler that knows three names, none of which is SkyRL's code, and refuses all
-others; it holds plain containers and the bytes of arrays.
+A batch is a pickle of plain containers and the bytes of arrays. The unpickler here allows three names, none of them
+SkyRL's code, and refuses all others.
 """
 
 import io
@@ -33,7 +33,7 @@ _DTYPES = frozenset({"int64", "int32", "uint8", "bool", "float64", "float32", "f
 
 
 class _Plain(pickle.Unpickler):
-    """Builds containers and bytes, and no object of a class that the file names."""
+    """Unpickles containers and bytes; never builds an object of a class that the file names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
@@ -42,16 +42,16 @@ class _Plain(pickle.Unpickler):
 
 
 def step_of(name: str) -> int | None:
-    """Return the step that SkyRL has written into the name of a file or a folder."""
+    """Return the step in the name of a file or folder of SkyRL."""
     found = re.match(r"global_step_(\d{1,18})", name)
     return None if found is None else int(found[1])
 
 
 def read_batch(path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a training batch; those of one prompt are a group. Its rewards were taken out by SkyRL.
+    """Yield the rollouts of a training batch, without rewards, which SkyRL removes; a prompt's are a group.
 
     Raises:
-        InputError: it is too large, damaged, or holds what no batch of SkyRL does.
+        InputError: it is too large, damaged, or not a batch of SkyRL.
     """
     step = step_of(path.name)
     if step is None:
@@ -98,7 +98,7 @@ _NEEDED = ("sequences", "attention_mask", "response_mask", "loss_mask", *_COLUMN
 
 
 def _array(stored: Mapping[str, Any]) -> Column:
-    """An array from what SkyRL's `_serialize_tensor` made of it."""
+    """Return the array that SkyRL's `_serialize_tensor` wrote."""
     if stored.get("format") == "torch":  # bfloat16, which NumPy does not have
         tensor = torch.load(io.BytesIO(stored["data"]), weights_only=True)
         return np.asarray(tensor.float().numpy())
@@ -115,7 +115,7 @@ class _Evaluated(msgspec.Struct):
 
 
 def read_evaluation(path: Path) -> Iterator[Dumped]:
-    """Yield the held-out rollouts of a file of an evaluation; its folder's name has the step.
+    """Yield the held-out rollouts of an evaluation's file; the step is in its folder's name.
 
     Raises:
         InputError: the folder's name has no step.

@@ -30,7 +30,7 @@ ROUNDING = 0.01
 
 
 def scored_groups(rollouts: Sequence[Dumped]) -> list[ScoredGroup]:
-    """Return rollouts of a step as scored groups, in the order in which their first ones stand.
+    """Return the rollouts of a step as scored groups, ordered by their first rollouts.
 
     An episode has a token sequence where the dump has ids and the sampler's log-probabilities.
 
@@ -78,7 +78,7 @@ def _episode(problem: Problem, sample: int, rollout: Dumped, sequence: TokenSequ
 
 
 def _sequences(rollouts: Sequence[Dumped]) -> dict[int, TokenSequence]:
-    """The token sequences of the rollouts that have ids and the sampler's log-probabilities, by identity."""
+    """Return identity of a rollout -> its token sequence, where it has ids and the sampler's log-probabilities."""
     known = [r for r in rollouts if r.token_ids is not None and r.behavior_logp is not None]
     if not known:
         return {}
@@ -90,12 +90,12 @@ def _sequences(rollouts: Sequence[Dumped]) -> dict[int, TokenSequence]:
 
 @dataclass(frozen=True, eq=False)
 class StepTokens:
-    """The T tokens of a step for which both log-probabilities are numbers, and what is known of them.
+    """The T tokens of a step with two valid log-probabilities, and their entropy.
 
     Args:
-        tokens: as an objective receives them; `sequence` is the rollout's place among those of the step.
-        entropy: [T] nats; the policy's, or where the dump does not have it -log mu, of which the mean is an estimate.
-        broken: tokens left out, maybe all, of which a log-probability is no number, or positive.
+        tokens: as an objective receives them; `sequence` is the rollout's number within the step.
+        entropy: [T] nats; the policy's, or, where the dump lacks it, -log mu, whose mean estimates it.
+        broken: number of tokens left out because a log-probability is not finite or is positive.
     """
 
     tokens: Tokens
@@ -110,11 +110,11 @@ class StepTokens:
 
 
 def step_tokens(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> StepTokens | None:
-    """Return the tokens of a step that have both log-probabilities; None where none has.
+    """Return the tokens of a step that have both log-probabilities; None without any.
 
     Args:
         rollouts: of the step.
-        pushed: of each, its advantages ([M] or [1]), or None where they are not known: it is left out.
+        pushed: the advantages of each rollout, [M] or [1]; a rollout with None is left out.
     """
     rows = [
         (i, r, a)
@@ -147,10 +147,10 @@ def _flat(columns: Sequence[Any]) -> Any:
 
 
 def advantages_of(rollouts: Sequence[Dumped]) -> list[Any]:
-    """Return the advantages of each rollout: the dump's, else its reward less the group's mean; None where unknown.
+    """Return each rollout's advantages: the dump's, else reward - group mean; None where unknown.
 
-    Where all rewards of a group are equal, advantages below `ROUNDING` are 0: they are rounding errors that a division
-    by the spread has enlarged, as (R - mean) / (std + 1e-4) does.
+    Where all rewards of a group are equal, advantages below `ROUNDING` become 0: they are rounding errors, enlarged by
+    the division in (R - mean) / (std + 1e-4).
     """
     known: list[Any] = [r.advantages for r in rollouts]
     places: dict[str, list[int]] = {}
@@ -172,7 +172,7 @@ def advantages_of(rollouts: Sequence[Dumped]) -> list[Any]:
 
 
 def groups_with_signal(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> list[bool]:
-    """Return for each group whether one of its rollouts has an advantage that is not 0."""
+    """Return for each group whether any of its advantages is not 0."""
     carries: dict[str, bool] = {}
     for rollout, own in zip(rollouts, pushed, strict=True):
         carries[rollout.group] = carries.get(rollout.group, False) or (own is not None and bool(own.any()))
@@ -182,13 +182,13 @@ def groups_with_signal(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> lis
 def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) -> tuple[dict[str, Any], int]:
     """Return a step's record, with the names of `metrics.jsonl`, and how many tokens have a broken log-probability.
 
-    What the dump does not have is absent. `grad_norm` is the norm of the gradient of the mean loss in log pi, over
-    tokens; where they are not known, of the advantages over rollouts: it is 0 where the trainer's is.
+    A figure is absent where the dump lacks its data. `grad_norm` is the norm of the mean loss's gradient in log pi,
+    over tokens; without tokens, the norm of the advantages over rollouts. It is 0 where the trainer's is.
 
     Args:
         step: as the dump counts it.
         rollouts: of it.
-        objective: that the gradient and the region are of.
+        objective: gives the gradient and the region.
     """
     groups, pushed = scored_groups(rollouts), advantages_of(rollouts)
     record: dict[str, Any] = {"step": step, **_episode_figures(rollouts, groups)}
@@ -229,7 +229,7 @@ def _token_figures(objective: Objective, of_step: StepTokens) -> dict[str, float
 def _first_update(
     rollouts: Sequence[Dumped], pushed: Sequence[Any], objective: Objective
 ) -> dict[str, list[dict[str, float]]]:
-    """The figures of a step's first update by itself, where it has several."""
+    """Return the figures of a step's first update alone, where the step has several."""
     chosen = [(r, a) for r, a in zip(rollouts, pushed, strict=True) if r.update == 0]
     if len(chosen) in (0, len(rollouts)):
         return {}
@@ -238,7 +238,7 @@ def _first_update(
 
 
 def _estimated_entropy(rollouts: Sequence[Dumped]) -> tuple[float | None, int]:
-    """The mean of -log mu over the sampled tokens, whose expectation is the sampler's entropy; and the broken ones."""
+    """Return the mean of -log mu over the sampled tokens, an estimate of the entropy, and the number of broken ones."""
     known = [r.behavior_logp for r in rollouts if r.behavior_logp is not None]
     if not known:
         return None, 0
@@ -248,12 +248,12 @@ def _estimated_entropy(rollouts: Sequence[Dumped]) -> tuple[float | None, int]:
 
 
 def _is_logp(mu: Column) -> Column:
-    """Where a sampler's log-probability is one: finite, and not above 0 by more than rounding."""
+    """Return where a log-probability is valid: finite, and at most 0 up to rounding."""
     return np.isfinite(mu) & (mu <= slack(torch.float32))
 
 
 def records_of(step: int, rollouts: Sequence[Dumped]) -> Iterator[dict[str, Any]]:
-    """Yield rollouts of a step as lines of `rollouts.jsonl`, without the version of weights, which no dump has."""
+    """Yield the rollouts of a step as records of `rollouts.jsonl`, without the weights' version, which no dump has."""
     groups, pushed = scored_groups(rollouts), advantages_of(rollouts)
     members = [r for of_group in by_group(rollouts).values() for r in of_group]
     own = {id(r): a for r, a in zip(rollouts, pushed, strict=True)}

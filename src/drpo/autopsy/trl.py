@@ -1,4 +1,4 @@
-"""TRL: the parquet files of `log_completions`, one for each logged step."""
+"""TRL: the parquet files of `log_completions`, a file per logged step."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ _OTHERS = ("step", "advantage")
 
 
 def read(path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a file; those of one prompt in a step are a group.
+    """Yield the rollouts of a file; within a step, rollouts of one prompt are a group.
 
-    TRL writes no sum of the rewards: it is that of all columns of numbers between "completion" and "advantage", with
-    weight 1. A rollout for which every reward function returned None has no reward.
+    TRL writes no sum of the rewards. The reward here is the sum of all numeric columns between "completion" and
+    "advantage", each with weight 1; None where every reward function returned None.
 
     Raises:
         InputError: there is no such column, or a row has other types.

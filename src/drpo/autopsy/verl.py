@@ -1,4 +1,4 @@
-"""verl: the JSON lines of `trainer.rollout_data_dir` and `trainer.validation_data_dir`, a file for each step."""
+"""verl: the JSON lines of `trainer.rollout_data_dir` and `trainer.validation_data_dir`, a file per step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ class _Row(msgspec.Struct):
 
 
 def read(path: Path) -> Iterator[Dumped]:
-    """Yield the rollouts of a file; those of one prompt in a step are a group."""
+    """Yield the rollouts of a file; within a step, rollouts of one prompt are a group."""
     for _, row in read_lines(path, _Row):
         yield Dumped(
             step=row.step,

@@ -11,8 +11,8 @@ from rich.logging import RichHandler
 
 from drpo import __version__
 from drpo.cli.streams import OutputLostError, fewer_warnings, telling
-from drpo.credentials import keep_password, without_password
-from drpo.errors import EngineError, InputError, is_disk_full, is_out_of_memory, nearest, one_line
+from drpo.credentials import keep_password, shown, without_password
+from drpo.errors import EngineError, InputError, is_out_of_memory, message_of, nearest
 from drpo.extras import missing
 from drpo.spec import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
@@ -94,7 +94,7 @@ COMMANDS: Mapping[str, Command] = {
     "recipes": Command("drpo.cli.commands.train", {"recipes": "list the recipes"}),
     "weights": Command(
         "drpo.cli.commands.weights",
-        {"weights OBJECTIVE ...": "draw the gradient weight of objectives, on the screen and to a PNG"},
+        {"weights OBJECTIVE ...": "draw the gradient weight of objectives, on the screen; --out FILE: to a file too"},
     ),
     "replay": Command(
         "drpo.cli.commands.replay",
@@ -170,21 +170,12 @@ def _status(arguments: list[str]) -> int:
         return _fail("interrupted", 130)
     except Exception as error:
         if is_out_of_memory(error):
-            return _fail(f"out of memory ({error or 'no more is to be had'}); {LESS}", 1)
+            return _fail(f"{message_of(error)}; {LESS}", 1)
         if isinstance(error, ImportError) and (told := missing(error)):
             return _fail(told, 2)
         if not isinstance(error, OSError):
             raise
-        return _fail(_of_the_system(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
-
-
-def _of_the_system(error: OSError) -> str:
-    """Return an error of the operating system as one line."""
-    if is_disk_full(error):
-        return (
-            f"{error.filename or 'a file of the run'}: no space left on the disk; make room, then resume or try again"
-        )
-    return f"{error.filename}: {error.strerror}" if error.filename else f"{type(error).__name__}: {error}"
+        return _fail(message_of(error), 2 if error.errno == errno.ENAMETOOLONG else 1)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -202,8 +193,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    words = map(without_password, message.split(" "))
-    print(f"drpo: {one_line(' '.join(words))}", file=sys.stderr)
+    print(f"drpo: {shown(message)}", file=sys.stderr)
     return status
 
 

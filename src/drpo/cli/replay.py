@@ -19,8 +19,13 @@ from drpo.terminal import Terminal, as_table
 from drpo.train.records import MODEL, refuse_old_run
 
 
-def replay(options: ReplayOptions) -> int:
-    """Show what other objectives would have done with a batch of a run."""
+def replay(options: ReplayOptions, out: Path) -> int:
+    """Show what other objectives would have done with a batch of a run.
+
+    Args:
+        options: the options.
+        out: the picture.
+    """
     asked = [parse_objective(text) for text in options.objectives]
     refuse_old_run(options.run)
     batch = recorded(options.run, options.step)
@@ -31,8 +36,8 @@ def replay(options: ReplayOptions) -> int:
     console.print(f"{result.run}, step {result.step}: {result.tokens:,} tokens of {updates}{trained}\n")
     for sheet in replay_sheets(result, batch, _decoder(options.run / MODEL)):
         console.print(as_table(sheet), "")
-    draw_replay(result, batch, asked, options.out)
-    console.print(f"drawn to {options.out}")
+    draw_replay(result, batch, asked, out)
+    console.print(f"drawn to {out}")
     if options.json is not None:
         write_text(options.json, json.dumps(finite(asdict(result)), indent=1) + "\n")
         console.print(f"written to {options.json}")

@@ -48,7 +48,7 @@ def examine(run: Run, components: Components, size: Size) -> Iterator[Finding]:
     engine = RecordingEngine(components.driver.engine)
     driver = replace(components.driver, engine=engine)
     sampling, key = replace(run.rollout.sampling, top_logprobs=0), ("doctor", "signal", run.seed)
-    with_signal = run.objective.critic is None and sampling.max_new_tokens <= size.longest
+    with_signal = sampling.max_new_tokens <= size.longest
     if not with_signal:
         sampling = replace(sampling, samples=2, max_new_tokens=min(sampling.max_new_tokens, size.longest))
 
@@ -69,8 +69,9 @@ def examine(run: Run, components: Components, size: Size) -> Iterator[Finding]:
                 return  # what follows would be of other tokens, or fail
             yield from _of_turns(run, components, environments, attempts, size)
         if with_signal:
-            groups = signal.sampled(lambda part: draw(part) if part else first, components.credit)
-            yield signal.signal(list(groups), components.credit)
+            credit = None if run.objective.critic else components.credit
+            groups = signal.sampled(lambda part: draw(part) if part else first, credit)
+            yield signal.signal(list(groups), credit)
 
 
 def _of_turns(

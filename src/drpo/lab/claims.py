@@ -1,7 +1,7 @@
-"""What a study may claim: named in advance in claims.toml, and decided by it.
+"""Claims of a study: planned in claims.toml before it runs, then decided by the plan.
 
-A *contrast* is one comparison of the family: two objectives, in one regime or over all. docs/statistics.md has the
-rules with their sources and simulated error rates.
+A *contrast* compares two objectives, in one regime or over all; the contrasts of a plan are its family.
+docs/statistics.md has the rules with their sources and simulated error rates.
 """
 
 import math
@@ -42,26 +42,25 @@ Stratum = tuple[tuple[Any, ...], float | None]
 
 @dataclass(frozen=True)
 class ClaimPlan:
-    """What a study may claim, named before it runs; one record of claims.toml.
+    """The claims that a study may make, planned before it runs; a record of claims.toml.
 
     Args:
-        endpoint: end (final score of the runs that did not collapse), area (mean training reward of those) or collapse
-            (share of the runs that collapsed).
-        objectives: whose claims these are.
-        against: what each is compared with, such as none and ppo(0.2, 0.28).
+        endpoint: end (final score of runs that did not collapse), area (mean training reward of the same runs) or
+            collapse (share of runs that collapsed).
+        objectives: to make claims about.
+        against: objectives to compare each with, such as none and ppo(0.2, 0.28).
         regimes: each (a comparison in every regime) or all (one over all regimes).
-        seeds: their number at each look, increasing; seeds are added where a comparison is undecided.
-        test: t, sign_flip or barnard; by default the first in one regime, the second over all, the third of collapse in
-            one regime.
+        seeds: number of seeds at each look, increasing; seeds are added while a comparison is undecided.
+        test: t (the default in one regime), sign_flip (over all regimes) or barnard (collapse in one regime).
         error_rate: over all comparisons and looks.
         correction: holm (the chance of any false claim) or benjamini_hochberg (the share of false claims).
-        margin: the largest difference that does not matter; with one, equivalence may be claimed too.
-        spread: expected standard deviation of a seed's difference, from a pilot; for the power alone.
-        collapse_below: the score up to which a run has collapsed; by default its own before training.
-        after_results: the plan was written when results were known: what follows from it is a hypothesis.
+        margin: the largest irrelevant difference; allows claims of equivalence.
+        spread: standard deviation of a seed's difference, from a pilot; for the power alone.
+        collapse_below: a run with at most this score collapsed; default: its own score before training.
+        after_results: the results were known when the plan was written; its claims are hypotheses.
 
     Raises:
-        InputError: a value that is none of these, or values that do not go together.
+        InputError: an invalid value, or values that exclude each other.
     """
 
     endpoint: str
@@ -104,7 +103,7 @@ class ClaimPlan:
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The objectives that are compared, each pair once."""
+        """Pairs of objectives to compare, each pair once."""
         found: list[tuple[str, str]] = []
         for a, b in product(self.objectives, self.against):
             if a != b and (b, a) not in found and (a, b) not in found:
@@ -113,14 +112,14 @@ class ClaimPlan:
 
 
 def parse_plan(text: str, source: str = PLAN) -> ClaimPlan:
-    """Return the plan that a text in TOML holds. Code that it names as `module:name` is not imported.
+    """Parse a plan in TOML. Code that it names as `module:name` is not imported.
 
     Args:
         text: of claims.toml.
         source: its name, for messages.
 
     Raises:
-        InputError: no TOML, or an unknown, missing or invalid field.
+        InputError: invalid TOML, or an unknown, missing or invalid field.
 
     Example:
         >>> plan = parse_plan('''endpoint = "end"
@@ -163,7 +162,7 @@ def read_plan(path: Path) -> ClaimPlan:
     """Read a plan.
 
     Raises:
-        InputError: the file is missing, unreadable, or no plan.
+        InputError: the file is missing, unreadable or invalid.
     """
     try:
         return parse_plan(path.read_text(encoding="utf-8"), str(path))
@@ -172,7 +171,7 @@ def read_plan(path: Path) -> ClaimPlan:
 
 
 def plan_of(folder: Path) -> ClaimPlan | None:
-    """Return the plan in a comparison's folder; None if nothing was named."""
+    """Return the plan in a comparison's folder, or None."""
     return read_plan(folder / PLAN) if (folder / PLAN).exists() else None
 
 
@@ -182,7 +181,7 @@ class Contrast:
 
     Args:
         of, against: the objectives.
-        strata: the regimes that it is over; one where a plan says "each".
+        strata: the regimes to combine; a single one where the plan says "each".
     """
 
     of: str
@@ -192,21 +191,21 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a contrast came to.
+    """The decision on a contrast.
 
     Args:
         contrast: the comparison.
         differs: whether there is a difference; its sign is that of `difference.value`.
         equivalent: whether the difference is within the plan's margin.
-        difference: mean of `of` less `against`, pair by pair, with Student's interval; n counts seeds.
-        confidence: level of that interval: 0.95; of a decision before the last look 1 - `level`, because it was made
-            where the difference looked large (C. Jennison and B. W. Turnbull, JRSS B 51, 1989).
+        difference: mean paired difference, `of` - `against`, with Student's interval; n counts seeds.
+        confidence: level of the interval: 0.95; 1 - `level` for a decision before the last look, which selects large
+            differences (C. Jennison and B. W. Turnbull, JRSS B 51, 1989).
         adjusted: p-value, adjusted for the family.
-        level: what it is compared with at its look.
-        seeds: seeds that were read; 0 before the first look is complete.
-        next_seeds: seeds of the look that would go on, if it is undecided; None after the last.
-        left_out: pairs of runs that were read and in which one collapsed.
-        collapse: share of runs that collapsed, of both objectives, with Clopper and Pearson's interval.
+        level: significance level of `adjusted` at this look.
+        seeds: number of seeds; 0 before the first look is complete.
+        next_seeds: number of seeds of the next look, if undecided; None after the last.
+        left_out: pairs of runs left out because one collapsed.
+        collapse: share of runs that collapsed, of each objective, with Clopper and Pearson's interval.
     """
 
     contrast: Contrast
@@ -223,14 +222,14 @@ class Decision:
 
     @property
     def decided(self) -> bool:
-        """Whether anything is claimed."""
+        """Whether a difference or equivalence is claimed."""
         return self.differs or self.equivalent
 
 
 def family(plan: ClaimPlan, comparison: Comparison) -> list[Contrast]:
-    """Return the comparisons that a plan names, in a comparison's regimes; finished or not.
+    """Return the contrasts of a plan, in a comparison's regimes; finished or not.
 
-    An objective has one learning rate, chosen on other seeds; or both have the same ones, which count as regimes.
+    Each objective has one learning rate, chosen on other seeds; or both share several, which count as regimes.
 
     Raises:
         InputError: an objective that the comparison lacks, or learning rates that differ.
@@ -279,7 +278,7 @@ def _runs(of: Of, stratum: Stratum) -> dict[int, Trial]:
 
 
 def decide(plan: ClaimPlan, comparison: Comparison) -> list[Decision]:
-    """Decide what a plan names, from the trials that are there.
+    """Decide the contrasts of a plan from the present trials.
 
     Raises:
         InputError: as `family`.
@@ -303,12 +302,12 @@ Pairs = Sequence[tuple[Mapping[int, Trial], Mapping[int, Trial]]]
 def _decision(
     plan: ClaimPlan, contrast: Contrast, pairs: Pairs, seeds_of: Sequence[list[int]], verdicts: Verdicts, i: int
 ) -> Decision:
-    """Return what the i-th contrast came to.
+    """Return the decision on the i-th contrast.
 
     Args:
-        plan, contrast: what was named.
+        plan, contrast: the plan and its contrast.
         pairs: its trials.
-        seeds_of: the seeds of each look; none where it is not complete.
+        seeds_of: the seeds of each look; empty for an incomplete look.
         verdicts: of the family.
         i: number of the contrast.
     """
@@ -335,14 +334,14 @@ def _decision(
 
 
 def _seeds(pairs: Pairs, n: int) -> list[int]:
-    """Return the first n seeds, if all their runs have a result, else none: the look is not complete."""
+    """Return the first n seeds; none if a run of theirs has no result, which leaves the look incomplete."""
     seeds = sorted({seed for a, b in pairs for seed in a.keys() | b.keys()})[:n]
     over = all(s in a and s in b and a[s].over and b[s].over for a, b in pairs for s in seeds if s in a or s in b)
     return seeds if over and len(seeds) == n else []
 
 
 def _look(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> tuple[float, float]:
-    """Return the p-values of no difference, and of one beyond the margin; nan if the look is not complete."""
+    """Return the p-values of no difference and of a difference beyond the margin; nan for an incomplete look."""
     if not seeds:
         return math.nan, math.nan
     if plan.test == BARNARD:
@@ -355,9 +354,9 @@ def _look(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> tuple[float, f
 
 
 def differences(plan: ClaimPlan, pairs: Pairs, seeds: Sequence[int]) -> Array:
-    """Return the differences of the endpoint, [R, S]; nan without a pair, and where a run of it collapsed.
+    """Return the paired differences of the endpoint, [R, S]; nan without a pair, or where one of its runs collapsed.
 
-    A run that collapsed counts in the rate of collapse and nowhere else.
+    A collapsed run counts in the rate of collapse alone.
     """
 
     def value(trial: Trial) -> float:

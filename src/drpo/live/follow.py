@@ -11,13 +11,12 @@ import msgspec
 
 from drpo.errors import InputError, one_line
 from drpo.train.chapters import described, read_chapters
+from drpo.train.ending import last_summary, recorded_reason, written
 from drpo.train.records import (
     CONFIG,
-    ENVIRONMENT,
     EVALUATIONS,
     METRICS,
     ROLLOUTS,
-    SUMMARY,
     TIMING,
     TRIALS,
     Evaluation,
@@ -119,6 +118,7 @@ class View:
         evaluations: so far.
         sample: the last completion in rollouts.jsonl.
         summary: of a run that has ended; None while it goes on, also after a resume.
+        reason: why it ended early; None where it did not, or nothing says so.
         silent_s: seconds since anything was written.
         chapters: a line for each place where its settings were changed.
         warnings: raised so far, as summary.json has them.
@@ -136,6 +136,7 @@ class View:
     chapters: Sequence[str] = ()
     warnings: Sequence[Record] = ()
     warm_up: str | None = None
+    reason: str | None = None
 
     @property
     def step(self) -> int:
@@ -177,6 +178,8 @@ class View:
         if self.config is None:
             return "not begun"
         if self.summary is None:
+            if self.reason is not None:
+                return "ended early"
             return "running" if self.silent_s < 600 else f"silent for {self.silent_s / 60:.0f} min"
         if self.summary.get("finished"):
             return "finished"
@@ -227,9 +230,10 @@ class Follower:
             timing=tuple(self._timing.records),
             evaluations=[e for e in map(_evaluation, self._evaluations.records) if e is not None],
             sample=_sample(self.folder / ROLLOUTS),
-            summary=self._summary(),
+            summary=last_summary(self.folder),
+            reason=recorded_reason(self.folder),
             chapters=self._chapters(),
-            silent_s=time.time() - max(_written(self.folder / name) for name in _WRITTEN),
+            silent_s=time.time() - max(written(self.folder / name) for name in _WRITTEN),
             warnings=self._warned(),
             warm_up=outcome(self.folder),
         )
@@ -243,13 +247,6 @@ class Follower:
             self._warnings.add(metrics[self._taken.metrics :], evaluations[self._taken.evaluations :])
         self._taken = _Taken(metrics, len(metrics), len(evaluations))
         return summed_up(self._warnings.warned, metrics[-1]["step"] if metrics else 0)
-
-    def _summary(self) -> Record | None:
-        """The summary, unless it is that of a session before the one that goes on."""
-        summary = _json(self.folder / SUMMARY)
-        # Every session writes its environment first and its summary last.
-        old = _written(self.folder / SUMMARY) < _written(self.folder / ENVIRONMENT)
-        return None if summary is None or (old and not summary.get("finished")) else summary
 
     def _chapters(self) -> tuple[str, ...]:
         """What is said of each chapter."""
@@ -271,24 +268,10 @@ def _sample(path: Path) -> Record | None:
     return record
 
 
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _json(path: Path) -> Record | None:
-    """A whole file, which its writer replaces at once; None where there is none."""
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return None
-
-
 def _config(path: Path) -> RunFields | None:
-    config = _json(path)
-    if config is None:
+    try:
+        config = read_json(path)  # whole, since its writer replaces it at once
+    except FileNotFoundError:
         return None
     refuse_old_run(path.parent)
     try:

@@ -74,6 +74,7 @@ def draw_view(view: View, width: int) -> RenderableType:
         Text(one_line(f"{config.name}: {config.model} learns with {config.objective}, ") + " ", style="bold")
         + Text(f"{config.optimizer}, seed {config.seed}", style="bold"),
         _progress(view),
+        *([] if view.reason is None else [Text(view.reason, style="yellow")]),
         *([] if view.warm_up is None else [Text(one_line(f"warm-up: {view.warm_up}"))]),
         *(Text(chapter) for chapter in view.chapters),
     ]

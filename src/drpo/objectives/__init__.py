@@ -12,15 +12,12 @@ from functools import partial
 from drpo.objectives.clip import GSPO, PPOClip
 from drpo.objectives.composed import Decoupled, Product, Proximal, Sum, of_summands, summands
 from drpo.objectives.contract import (
-    MAX_LOG_RATIO,
     HasBatch,
     HasRegion,
     Objective,
     gradient,
     gradient_weight,
     of_batch,
-    prob_diff,
-    ratio,
     reads_batch,
     total,
     vanishes_at_zero_advantage,
@@ -32,6 +29,7 @@ from drpo.objectives.factors import OPSM, Band, Factor, ImportanceWeight, Reject
 from drpo.objectives.likelihood import K2, Reinforce
 from drpo.objectives.mask import DPPO, IPO, IcePop, KPop, SymmetricMask
 from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
+from drpo.objectives.ratios import MAX_LOG_RATIO, prob_diff, ratio
 from drpo.objectives.region import borders, caution, out_of_region, radii
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from drpo.objectives._check import require
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio, token_loss, wide
+from drpo.objectives.closed_form import token_loss
+from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, ratio, wide
 from drpo.objectives.sequences import Sequences
 from drpo.types import TokenLoss, Tokens
 

@@ -8,14 +8,8 @@ from torch import Tensor
 from drpo.checks import require_columns
 from drpo.errors import InputError
 from drpo.objectives.divergence import needed_divergence
+from drpo.objectives.ratios import ratio
 from drpo.types import TokenLoss, Tokens
-
-MAX_LOG_RATIO = 20.0
-"""Ratios are e^min(logp - behavior_logp, 20); the trainer counts tokens beyond as `ratio_capped`."""
-
-LOWEST_LOGP = -1e30
-"""Replaces log 0 = -inf, so that no difference or product of logarithms is NaN. Ratios become their limits: r = 0 where
-pi = 0, r = e^20 where mu = 0, and r = 1 where both are 0."""
 
 CONTRACT = (
     "an objective has `tokenwise` (bool) and `needs` (frozenset), and returns TokenLoss(loss), a loss of shape [T] "
@@ -23,11 +17,6 @@ CONTRACT = (
 )
 
 FACTOR_EXAMPLE = "band(0.5, 5.0)"
-
-SECOND = (
-    "drpo: a loss with a gradient in closed form has no second derivative; leave out create_graph=True, or write the "
-    "objective in plain operations"
-)
 
 
 @runtime_checkable
@@ -351,101 +340,3 @@ def _without_advantage(with_divergence: bool) -> Tokens:
     keep = torch.ones(n, dtype=torch.bool)
     sequence, proximal_logp = torch.where(each < n // 2, each, n), behavior_logp.roll(7)
     return Tokens(logp, behavior_logp, torch.zeros(n), keep, sequence, divergence, proximal_logp=proximal_logp)
-
-
-# Building blocks of objectives. Probabilities, ratios and differences are computed in float32 or wider.
-
-
-def wide(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `logp`, `behavior_logp`, `advantage` in float32, or float64 if they are; -inf becomes `LOWEST_LOGP`."""
-
-    def widen(values: Tensor) -> Tensor:
-        return values if values.dtype == torch.float64 else values.float()
-
-    logp, behavior_logp = (widen(x).clamp(min=LOWEST_LOGP) for x in (tokens.logp, tokens.behavior_logp))
-    return logp, behavior_logp, widen(tokens.advantage)
-
-
-def log_ratio(tokens: Tokens) -> Tensor:
-    """Return logp - behavior_logp, [T], finite: 0 where both probabilities are 0, beyond +-1e29 where one is."""
-    logp, behavior_logp, _ = wide(tokens)
-    return logp - behavior_logp
-
-
-def ratio(tokens: Tokens) -> Tensor:
-    """Return r = pi / mu = e^min(logp - behavior_logp, 20), [T]; never infinite."""
-    return torch.exp(log_ratio(tokens).clamp(max=MAX_LOG_RATIO))
-
-
-def prob_diff(tokens: Tokens, power: float = 0.0) -> Tensor:
-    """Return D / mu^power, D = pi - mu, [T], without cancellation where pi is near mu and without overflow.
-
-        D / mu^q = sign(l - m) * e^(max(l, m) - q m) * (1 - e^-|l - m|)
-
-    With q = 0 the result is D, in [-1, 1]; with q = 1 it is r - 1. The exponent is capped at 20, as in the ratio.
-    """
-    logp, behavior_logp, _ = wide(tokens)
-    difference = logp - behavior_logp
-    scale = torch.exp((torch.maximum(logp, behavior_logp) - power * behavior_logp).clamp(max=MAX_LOG_RATIO))
-    return -difference.sign() * scale * torch.expm1(-difference.abs())
-
-
-def token_loss(tokens: Tokens, value: Tensor, slope: Tensor) -> TokenLoss:
-    """Return the loss with this value and this derivative with respect to `tokens.logp`, both [T] constants.
-
-    Objectives state their derivative in closed form, as papers do. It stays exact where autograd would compute inf * 0
-    (capped ratios, vanishing probabilities). A second derivative raises.
-    """
-    loss: Tensor = _ClosedForm.apply(tokens.logp, value.detach(), slope.detach())  # type: ignore[no-untyped-call]
-    return TokenLoss(loss)
-
-
-def masked_surrogate(tokens: Tokens, kept: Tensor, most: float = torch.inf) -> TokenLoss:
-    """Return the surrogate -r A where `kept` [T] is True, else 0; `most` stands in place of a larger ratio."""
-    _, _, advantage = wide(tokens)
-    loss = -advantage * ratio(tokens).clamp(max=most) * kept
-    return token_loss(tokens, value=loss, slope=loss)
-
-
-class _ClosedForm(torch.autograd.Function):
-    """(logp, value, slope) [T] -> value, with d value / d logp = slope, also where logp is -inf."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logp: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        logp, _, slope = inputs
-        ctx.save_for_backward(logp, slope)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logp, slope = ctx.saved_tensors
-        return differentiated((grads[0] * slope).to(logp.dtype), logp), None, None
-
-
-def differentiated(gradient: Tensor, source: Tensor) -> Tensor:
-    """Return `gradient`, a gradient in `source`, such that differentiating it raises."""
-    guarded: Tensor = _NoSecond.apply(gradient, source)  # type: ignore[no-untyped-call]
-    return guarded
-
-
-class _NoSecond(torch.autograd.Function):
-    """The identity on a gradient, as a function of the differentiated tensor; its derivative raises."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, source: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(SECOND)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require
-from drpo.objectives.contract import masked_surrogate, prob_diff, wide
+from drpo.objectives.closed_form import masked_surrogate
+from drpo.objectives.ratios import prob_diff, wide
 from drpo.objectives.sequences import Sequences
 from drpo.types import TokenLoss, Tokens
 

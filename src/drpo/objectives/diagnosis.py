@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from drpo.checks import slack
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, ratio, require_tokens, unchecked
+from drpo.objectives.contract import require_tokens, unchecked
+from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, ratio
 from drpo.types import Tokens
 
 MOST_CAPPED = 1e-3

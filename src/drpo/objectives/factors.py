@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, prob_diff, wide
+from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, prob_diff, wide
 from drpo.objectives.sequences import Sequences
 from drpo.types import Tokens
 

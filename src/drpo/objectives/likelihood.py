@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, token_loss, wide
+from drpo.objectives.closed_form import token_loss
+from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, wide
 from drpo.types import TokenLoss, Tokens
 
 

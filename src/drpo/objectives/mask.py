@@ -9,8 +9,9 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import masked_surrogate, prob_diff, ratio, token_loss, wide
+from drpo.objectives.closed_form import masked_surrogate, token_loss
 from drpo.objectives.divergence import TOPK
+from drpo.objectives.ratios import prob_diff, ratio, wide
 from drpo.types import TokenLoss, Tokens
 
 BINARY = ("tv", "kl")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import MAX_LOG_RATIO, prob_diff, ratio, token_loss, wide
+from drpo.objectives.closed_form import token_loss
+from drpo.objectives.ratios import MAX_LOG_RATIO, prob_diff, ratio, wide
 from drpo.types import TokenLoss, Tokens
 
 

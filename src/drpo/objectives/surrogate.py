@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from drpo.objectives._check import require
-from drpo.objectives.contract import ratio, token_loss, wide
+from drpo.objectives.closed_form import token_loss
+from drpo.objectives.ratios import ratio, wide
 from drpo.types import TokenLoss, Tokens
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from drpo.objectives._check import require, require_one_of
-from drpo.objectives.contract import MAX_LOG_RATIO
+from drpo.objectives.ratios import MAX_LOG_RATIO
 
 
 def reference_kl(logp: Tensor, reference_logp: Tensor, behavior_logp: Tensor, estimator: str = "k2") -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from drpo.objectives._check import require
 from drpo.objectives.clip import PPOClip
-from drpo.objectives.contract import MAX_LOG_RATIO, log_ratio, masked_surrogate, ratio, token_loss, wide
+from drpo.objectives.closed_form import masked_surrogate, token_loss
 from drpo.objectives.factors import FAR
+from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, ratio, wide
 from drpo.objectives.sequences import Sequences, widest
 from drpo.types import TokenLoss, Tokens
 

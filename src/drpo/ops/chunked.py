@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from drpo.objectives.contract import Objective, differentiated, unchecked, value_and_gradient
+from drpo.objectives.closed_form import differentiated
+from drpo.objectives.contract import Objective, unchecked, value_and_gradient
 from drpo.ops import rows, triton
 from drpo.ops.chunk_logits import AuxiliaryOutputs, Chunk, ChunkedHead, HeadOptions, blocks
 from drpo.ops.head import Head

@@ -13,7 +13,15 @@ from drpo.report.distribution import histogram_plot, scatter_plots
 from drpo.report.html import REPORT, Page, Section, write
 from drpo.report.panels import Records, curves, drawn_lines, numbers
 from drpo.report.payload import column_bytes, json_bytes
-from drpo.report.run_summary import configuration, held_out, phase_seconds, run_summary, shares, timeline_plot
+from drpo.report.run_summary import (
+    configuration,
+    ended_early,
+    held_out,
+    phase_seconds,
+    run_summary,
+    shares,
+    timeline_plot,
+)
 from drpo.report.token_statistics import Rollouts, read_rollouts
 from drpo.report.vocabulary import find_tokenizer, pieces
 from drpo.spec import format_spec
@@ -78,6 +86,7 @@ def run_page(folder: Path, run: Run) -> Page:
         result=("Held-out reward", " \u2192 ".join(mean for mean, _ in held)),
         lines=[text for _, text in held] or ["The run was not evaluated."],
         summary=[
+            *ended_early(folder),
             *run_summary(run, _environment(folder), metrics, evaluations),
             *_origin(folder),
             *_warm_up(folder),

@@ -1,6 +1,7 @@
 """What a run was, in words and figures: its header, its configuration against the defaults, its seconds."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -9,6 +10,7 @@ from drpo.report.figures import COLORS, Plot, brief, make_figure, step_axis
 from drpo.report.words import mean_score, no_gradient, paired_change, where_it_held
 from drpo.terminal import Sheet
 from drpo.train.config import Run, arithmetic, flat_json
+from drpo.train.ending import recorded_reason
 from drpo.train.no_gradient import counted
 from drpo.train.summary import PHASES, n_updates
 from drpo.train.warned import raised
@@ -43,6 +45,12 @@ def run_summary(
         *((f"warning {w['name']}", f"{where_it_held(w)}: {w['text']}") for w in raised(metrics, evaluations)),
     ]
     return pairs + ([("machine", machine(environment))] if environment else [])
+
+
+def ended_early(folder: Path) -> list[tuple[str, str]]:
+    """Return why a run ended early, as a pair; none where it did not, or goes on."""
+    reason = recorded_reason(folder)
+    return [] if reason is None else [("ended early", reason)]
 
 
 def _tokens(metrics: Records) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from drpo.report.html import REPORT, Page, Section, write
 from drpo.report.panels import Levels, Line, Panel, Records, curves, lines_of, numbers
 from drpo.report.run_page import chapter_lines, time_section
-from drpo.report.run_summary import machine, texts
+from drpo.report.run_summary import ended_early, machine, texts
 from drpo.terminal import Sheet
 from drpo.train.chapters import read_chapters
 from drpo.train.config import to_json
@@ -63,6 +63,7 @@ def sft_page(folder: Path) -> Page:
 def _summary(folder: Path, config: SFTConfig, metrics: Records) -> list[tuple[str, str]]:
     tokens = sum(m["trained_tokens"] for m in metrics)
     pairs = [
+        *ended_early(folder),
         ("model", config.model.name),
         ("data", config.data.path),
         ("steps done", f"{len(metrics)} of {config.trainer.steps}, up to {config.trainer.batch} conversations each"),

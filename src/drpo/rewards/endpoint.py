@@ -26,7 +26,7 @@ from drpo.types.problem import is_reward, not_a_reward
 MOST_BYTES = 2**20
 """Of an answer."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-"""Pauses between attempts double from the first on; a server's Retry-After is honoured up to the longest."""
+"""Pauses between attempts double from the first on, up to the longest; a server's Retry-After may be longer."""
 _POOL_GRACE_S = 5.0
 _REMEMBERED = 100_000
 _SHARE = 16
@@ -157,14 +157,27 @@ class Endpoint:
                         return await self._attempt(client, content)
                     except _AgainError as again:
                         last = str(again)
-                        pause = min(max(FIRST_PAUSE_S * 2**attempt, again.wait_s), LONGEST_PAUSE_S)
-                    if attempt < self.retries:
-                        await asyncio.sleep(pause)
+                        if attempt == self.retries:
+                            break
+                        self._require_time(again, limit)
+                        pause = max(min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S), again.wait_s)
+                    await asyncio.sleep(pause)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise ScoreError("timed_out", f"{self.shown}: no score within {self.seconds:g} s ({last})") from None
         raise ScoreError("raised", f"{self.shown}: failed {self.retries + 1} times ({last})")
+
+    def _require_time(self, again: "_AgainError", limit: asyncio.Timeout) -> None:
+        """Raise if a service asks for a longer wait than the time that is left of a score."""
+        ends = limit.when()
+        assert ends is not None
+        left = ends - asyncio.get_running_loop().time()
+        if again.wait_s >= left:
+            wait = f"asks to wait {again.wait_s:,.0f} s (Retry-After)"
+            rest = f"{left:.1f} s of seconds={self.seconds:g} are left"
+            advice = "allow more seconds, or fewer calls at once (concurrency)"
+            raise ScoreError("timed_out", f"{self.shown}: {wait}, and {rest}; {advice} ({again})")
 
     async def _attempt(self, client: httpx2.AsyncClient, content: bytes) -> Answer:
         try:

@@ -1,1 +1,1 @@
-"""Talking with a trained model: text as it is sampled, conversations, and an HTTP server that speaks OpenAI's API."""
+"""Answers from a trained model: text while it is sampled, conversations, and an HTTP server with OpenAI's API."""

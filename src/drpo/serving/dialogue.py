@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, and the token ids that the model read and sampled."""
+"""A conversation with a model: its messages, and the token ids that the model read and sampled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +16,12 @@ from drpo.types.problem import message
 
 @dataclass(frozen=True, eq=False)
 class Dialogue:
-    """A conversation that goes on as in training: what was sampled is never encoded again.
+    """A conversation, continued as in training: sampled tokens are never encoded again.
 
     Args:
         messages: so far.
         tools: schemas of the tools that the first prompt shows.
-        ids: [P] int64; what the model reads before its next answer, or read and said up to its last one; None before
-            the first question.
+        ids: [P] int64; all tokens so far, up to the last question or the last answer; None before the first question.
 
     Example:
         >>> from drpo.model.loading import tiny
@@ -40,8 +39,8 @@ class Dialogue:
     def asked(self, tokenizer: PreTrainedTokenizerBase, text: str, stop: frozenset[int]) -> "Dialogue":
         """Return the conversation with a further question.
 
-        Between an answer and the question are the ids that the chat template puts there (`drpo.rollout.glue`); where it
-        rewrites what was said before, the whole conversation is rendered anew, as in a rollout.
+        The chat template's ids are inserted between an answer and the question (`drpo.rollout.glue`). Where it rewrites
+        earlier messages, the whole conversation is rendered anew, as in a rollout.
 
         Args:
             tokenizer: with the model's chat template.
@@ -65,8 +64,8 @@ class Dialogue:
         """Return the conversation with the model's answer.
 
         Args:
-            token_ids: that it sampled, at least one.
-            text: these decoded.
+            token_ids: sampled by the model, at least one.
+            text: the same, decoded.
         """
         assert self.ids is not None
         ids = torch.cat([self.ids, torch.tensor(token_ids, dtype=torch.int64)])

@@ -1,4 +1,4 @@
-"""FairLock: several answers are sampled together, one token of one of them at a time."""
+"""FairLock: lets several answers share a model, token by token."""
 
 import threading
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 class FairLock:
-    """A lock whose waiting threads get it in the order in which they asked.
+    """A lock that waiting threads acquire in the order of their requests.
 
-    Python's own lock may go to the thread that has just released it, so one answer would keep all others waiting.
+    Python's own lock may return to the thread that released it, so that one answer would block all others.
 
     Example:
         >>> lock = FairLock()
@@ -33,7 +33,7 @@ class FairLock:
             self._changed.notify_all()
 
     def taken_by(self, items: Iterator[T]) -> Iterator[T]:
-        """Yield the items of an iterator, each computed in a turn of its own."""
+        """Yield the items of an iterator; each is computed while the lock is held."""
         while True:
             with self:
                 found = next(items, None)

@@ -1,7 +1,7 @@
-"""An HTTP server that speaks OpenAI's API; it listens on this machine and asks for a token.
+"""An HTTP server with OpenAI's API, on this machine; every request needs a token.
 
 Each connection has a thread. The threads sample in turns, a token at a time and each row by itself, so that an answer
-does not depend on what else is asked.
+does not depend on other requests.
 """
 
 import hmac
@@ -45,15 +45,15 @@ OF_TRAINER = ("/collective_rpc", "/inference/v1/generate", "/update_weight_versi
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """What a server answers with.
+    """The model of a server, and its settings.
 
     Args:
         sampler: the model.
         name: of the model, in requests and answers.
-        token: that a request must carry, as `Authorization: Bearer TOKEN`.
-        longest: the most tokens of a chat's answer where the request does not say.
-        lock: of the threads that sample.
-        places: of requests that are answered at once.
+        token: required of each request, as `Authorization: Bearer TOKEN`.
+        longest: default limit of a chat answer, in tokens.
+        lock: held while a token is sampled.
+        places: limit of requests that are answered at once.
         created: when the model was loaded, seconds since 1970.
 
     Raises:
@@ -73,20 +73,20 @@ class Service:
             raise ValueError("a server without a token would answer everybody")
 
     def knows(self, authorization: str) -> bool:
-        """Whether a header shows the token."""
+        """Whether a header contains the token."""
         sent = authorization.removeprefix("Bearer ").strip().encode("utf-8", "surrogateescape")
         return authorization.startswith("Bearer ") and hmac.compare_digest(sent, self.token.encode())
 
     @property
     def model(self) -> dict[str, Any]:
-        """The model, as /v1/models has it."""
+        """The model's entry in /v1/models."""
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "drpo"}
 
     def read(self, path: str, body: bytes) -> CompletionRequest:
-        """Return what a request asks.
+        """Return the parsed request.
 
         Raises:
-            ApiError: it asks another model, or what cannot be done.
+            ApiError: it names another model, or something unsupported.
         """
         with self.lock:  # a tokenizer is no thread's alone
             request = ROUTES[path](body, self.sampler, self.longest)
@@ -95,13 +95,13 @@ class Service:
         return request
 
     def no_model(self, name: str) -> ApiError:
-        """Return the error of another model's name."""
+        """Return the error for an unknown model."""
         return ApiError(f"model {name!r} is not here; there is {self.name!r}", 404, "model", "model_not_found")
 
     def answers(self, request: CompletionRequest) -> Generator[tuple[int, Piece], None, None]:
-        """Yield the pieces of all answers, one answer after the other, each with its number.
+        """Yield the pieces of all answers, one answer after the other, each with the answer's number.
 
-        Answer i of a prompt has random numbers that depend on the seed and on i alone.
+        The random numbers of answer i of a prompt depend on the seed and on i alone.
         """
         for at, (prompt, sampling) in enumerate(zip(request.prompts, request.sampling, strict=True)):
             for i in range(request.n):
@@ -113,8 +113,8 @@ class Server(ThreadingHTTPServer):
     """The server.
 
     Args:
-        address: host and port; port 0 is any that is free.
-        service: what it answers with.
+        address: host and port; port 0 selects a free port.
+        service: the model and the settings.
     """
 
     daemon_threads = True
@@ -127,7 +127,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own, or refuse it where there are too many."""
+        """Answer a connection in a new thread, or refuse it where too many are open."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
             return
@@ -143,7 +143,7 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Leave a connection that broke to the log's debug messages."""
+        """Log a broken connection, at level debug."""
         log.debug("a connection broke", exc_info=True)
 
 
@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = PATIENCE_S
 
     def handle_one_request(self) -> None:
-        """Answer a request that arrives in time."""
+        """Answer one request, within the time limit of its arrival."""
         self._arriving = threading.Timer(PATIENCE_S, self._hang_up)
         self._arriving.daemon = True
         self._arriving.start()
@@ -222,8 +222,8 @@ class Handler(BaseHTTPRequestHandler):
         """Return the body of a request.
 
         Raises:
-            ApiError: its length is not told, or too large.
-            ConnectionError: it breaks off.
+            ApiError: its length is missing or too large.
+            ConnectionError: it is incomplete.
         """
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in self.headers:
@@ -236,10 +236,10 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _while_heard(self, pieces: Iterator[tuple[int, Piece]]) -> Iterator[tuple[int, Piece]]:
-        """Yield pieces while the client has not hung up.
+        """Yield pieces while the client is connected.
 
         Raises:
-            ConnectionError: it has.
+            ConnectionError: the client hung up.
         """
         for piece in pieces:
             self.connection.setblocking(False)
@@ -288,15 +288,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Report what the library refuses, such as another method, in the API's shape."""
+        """Report the library's refusals, such as of a method, as an error of the API."""
         self._fail(ApiError(message or HTTPStatus(code).phrase, code))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing on standard error."""
+        """Write nothing to standard error."""
 
 
 def _failure(error: Exception) -> ApiError:
-    """The API's error for one of the server's own, which goes to the log."""
+    """Log an error of the server, and return the API's error for it."""
     if isinstance(error, BrokenLogpError):
         return ApiError(str(error), 500)
     log.warning("a request failed: %s", describe(error))

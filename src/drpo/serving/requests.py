@@ -1,6 +1,6 @@
-"""Requests of OpenAI's API: JSON -> what a model is asked, or an error in the API's own shape.
+"""Requests of OpenAI's API: JSON -> `CompletionRequest`, or an error of the API.
 
-What would change the answer and is not supported is refused, not ignored: penalties, tools, formats of the answer.
+Unsupported fields that would change the answer (penalties, tools, formats of the answer) are refused, not ignored.
 """
 
 import re
@@ -56,7 +56,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What both kinds of requests have. Fields of type Any change no answer."""
+    """Fields of both kinds of requests. Fields of type Any change no answer."""
 
     model: str
     temperature: float | None = None
@@ -104,15 +104,15 @@ class TextBody(_Body, kw_only=True):
 
 @dataclass(frozen=True, eq=False)
 class CompletionRequest:
-    """What a request asks.
+    """A parsed request.
 
     Args:
         kind: of the request: chat, or text for /v1/completions.
         model: as the request names it.
         prompts: [P] int64 each; one for a chat.
         n: answers to each.
-        sampling: of each prompt, in order; they differ in `max_new_tokens`, for which a model may have no more room.
-        seed: of the random numbers; drawn where the request names none.
+        sampling: of each prompt, in order; they differ in `max_new_tokens`, which the model's limit may reduce.
+        seed: of the random numbers; drawn where the request has none.
         stop: texts before which an answer ends.
         logprobs: whether the answer has log-probabilities.
         stream: answer piece by piece.
@@ -132,15 +132,15 @@ class CompletionRequest:
 
 
 def read_chat(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
-    """Return what a request to /v1/chat/completions asks.
+    """Return the parsed request to /v1/chat/completions.
 
     Args:
         data: its body.
         sampler: will answer.
-        longest: the most tokens of an answer where the request does not say.
+        longest: default limit of an answer, in tokens.
 
     Raises:
-        ApiError: it is no such request, or asks what cannot be done.
+        ApiError: it is not such a request, or asks for something unsupported.
     """
     body = _decoded(data, ChatBody)
     _require_plain(body)
@@ -162,7 +162,7 @@ def read_chat(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
 
 
 def read_text(data: bytes, sampler: Sampler, longest: int) -> CompletionRequest:
-    """Return what a request to /v1/completions asks; arguments and errors as for `read_chat`."""
+    """Return the parsed request to /v1/completions; arguments and errors as for `read_chat`."""
     body = _decoded(data, TextBody)
     _require_plain(body)
     _refuse("suffix", body.suffix, "is not supported")
@@ -205,7 +205,7 @@ def _request(
 
 
 def _sampling(body: _Body, prompt: Tensor, sampler: Sampler, limit: int, is_exact: bool, top: int) -> Sampling:
-    """The sampling of a prompt's answers; a limit that the request names must fit behind the prompt."""
+    """Return the sampling of a prompt's answers; the request's own limit must fit after the prompt."""
     try:
         room = sampler.room(prompt)
     except InputError as error:
@@ -239,7 +239,7 @@ def _decoded(data: bytes, kind: type[Any]) -> Any:
 
 
 def _require_plain(body: _Body) -> None:
-    """Raise for what would change the distribution in a way that the sampler does not have."""
+    """Raise for fields that would change the distribution and that the sampler does not support."""
     for name in ("presence_penalty", "frequency_penalty"):
         _refuse(name, getattr(body, name) or None, "is not supported; leave it out, or set 0")
     _refuse("logit_bias", body.logit_bias or None, "is not supported; leave it out")

@@ -1,4 +1,4 @@
-"""Answers in the shape of OpenAI's API: whole, or as the chunks of a stream."""
+"""Answers of OpenAI's API: whole, or as the chunks of a stream."""
 
 import re
 import secrets
@@ -19,7 +19,7 @@ UNLIKELY = -9999.0
 
 @dataclass(frozen=True)
 class Response:
-    """What all chunks of an answer share.
+    """An answer: the fields that all its chunks share.
 
     Args:
         request: as it was read.
@@ -37,7 +37,7 @@ class Response:
         """Return the answer to a request.
 
         Args:
-            pieces: of each choice, by its number; those of a choice in order.
+            pieces: (number of the choice, piece); in order within a choice.
         """
         of_choice: dict[int, list[Piece]] = {}
         for index, piece in pieces:
@@ -76,7 +76,7 @@ class Response:
         }  # fmt: skip
 
     def _usage(self, sampled: int) -> dict[str, int]:
-        """Count tokens: those of the prompts once, and all that were sampled, the ones that ended a turn too."""
+        """Count the prompts' tokens, each prompt once, and all sampled tokens, ends of turns included."""
         read = sum(map(len, self.request.prompts))
         return {"prompt_tokens": read, "completion_tokens": sampled, "total_tokens": read + sampled}
 
@@ -87,7 +87,7 @@ class Response:
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _of_chat(self, piece: Piece) -> dict[str, Any]:
-        """Log-probabilities as /v1/chat/completions has them."""
+        """Return log-probabilities in the form of /v1/chat/completions."""
         content = [
             named(self.tokenizer, t.token.id, t.token.logp)
             | {"top_logprobs": [named(self.tokenizer, i, logp) for i, logp in t.token.top]}
@@ -96,7 +96,7 @@ class Response:
         return {"content": content, "refusal": None}
 
     def _of_text(self, piece: Piece) -> dict[str, Any]:
-        """Log-probabilities as /v1/completions has them."""
+        """Return log-probabilities in the form of /v1/completions."""
         return {
             "tokens": [self._name(t.token.id) for t in piece.tokens],
             "token_logprobs": [max(t.token.logp, UNLIKELY) for t in piece.tokens],
@@ -123,14 +123,14 @@ def joined(pieces: list[Piece]) -> Piece:
 
 
 def named(tokenizer: PreTrainedTokenizerBase, token_id: int, logp: float) -> dict[str, Any]:
-    """Return a token with its log-probability, as /v1/chat/completions has them."""
+    """Return a token with its log-probability, in the form of /v1/chat/completions."""
     data = token_bytes(tokenizer, token_id)
     text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
     return {"token": text, "logprob": max(logp, UNLIKELY), "bytes": None if data is None else list(data)}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes | None:
-    r"""Return the bytes that a token stands for; None where they cannot be told.
+    r"""Return the bytes of a token; None where they are unknown.
 
     Args:
         tokenizer: its tokens are letters for bytes (byte-level), or texts and single bytes such as <0xE2>.

@@ -1,4 +1,4 @@
-"""A model that answers: the sampler of rollouts, read while it samples."""
+"""Answers of a model, token by token, from the sampler of rollouts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from drpo.types import Key, Request, Sampling
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """A model with all that its answers need.
+    """A model, and all its answers require.
 
     Args:
         engine: samples.
         tokenizer: the model's, with its chat template.
         stop: ids of the tokens that end a turn.
-        limits: of what the model can read.
+        limits: of the model's context.
     """
 
     engine: TransformersEngine
@@ -39,24 +39,24 @@ class Sampler:
         precision: str = "auto",
         device: torch.device | None = None,
     ) -> "Sampler":
-        """Return the sampler of a model, which is copied.
+        """Return the sampler of a copy of a model.
 
         Args:
-            model: it.
+            model: to copy.
             tokenizer: the model's.
             stop: as for `drpo.rollout.turn_ends.stop_ids`.
             precision: of the copy, by name.
             device: of the copy; None for the model's.
 
         Raises:
-            InputError: a stop token or a precision that there is not.
+            InputError: an unknown stop token or precision.
         """
         device = device or model.device
         engine = TransformersEngine(model, precision=resolve_precision(precision, device), device=device)
         return Sampler(engine, tokenizer, stop_ids(model, tokenizer, stop), PromptLimits.of(model))
 
     def room(self, prompt_ids: Tensor) -> int | None:
-        """Return how many tokens fit behind a prompt; None if there is no limit.
+        """Return how many tokens fit after a prompt; None without a limit.
 
         Raises:
             InputError: none fits, or the model has no embedding of an id.
@@ -75,7 +75,7 @@ class Sampler:
     def stream(self, prompt_ids: Tensor, sampling: Sampling, key: Key, stop: Sequence[str] = ()) -> Iterator[Piece]:
         """Yield an answer, a piece for each token and a last one with the finish reason.
 
-        Sampled alone, so that an answer depends on prompt, sampling and key, and not on what else is asked.
+        Sampled alone, so that an answer depends on prompt, sampling and key, not on other requests.
 
         Args:
             prompt_ids: [P] int64.

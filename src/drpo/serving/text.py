@@ -1,4 +1,4 @@
-"""Sampled tokens -> text, piece by piece as it becomes certain, up to a text that ends the answer."""
+"""Sampled tokens -> text, in pieces as they become certain, up to a stop text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ class TextToken:
     Args:
         token: as sampled.
         offset: characters of the answer before it.
-        text: the characters that it completed; "" for the first bytes of a character, whose last token has it.
+        text: the characters that it completed; "" where it holds only a part of a character.
     """
 
     token: SampledToken
@@ -29,13 +29,13 @@ class TextToken:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a further token made certain.
+    """The text that a further token made certain.
 
     Args:
         text: the next part of the answer; may be empty.
         tokens: whose text begins in that part.
-        sampled: the tokens sampled since the piece before, also those without a text (the one that ends the turn).
-        finish_reason: in the last piece alone.
+        sampled: all tokens sampled since the previous piece, also those without text (ends of turns).
+        finish_reason: of the last piece; else None.
     """
 
     text: str
@@ -45,9 +45,9 @@ class Piece:
 
 
 class TextStream:
-    r"""Decodes an answer while it is sampled; the pieces together are the whole, decoded at once.
+    r"""Decodes an answer while it is sampled; the pieces join to the text of the whole answer.
 
-    A character comes when all of its bytes are there, and what may begin a stop text when it is known not to.
+    A character is returned once its bytes are complete. Text that may begin a stop text is held back until it cannot.
 
     Args:
         tokenizer: decodes, without special tokens.
@@ -75,7 +75,7 @@ class TextStream:
         self._waiting: list[TextToken] = []
 
     def add(self, token: SampledToken) -> Piece:
-        """Return what a token made certain; its piece has a finish reason if a stop text is complete."""
+        """Return the text that a token made certain; with a finish reason if a stop text is complete."""
         self._ids.append(token.id)
         self._waiting.append(TextToken(token, len(self._text)))
         self._grow(self._decoded().rstrip(_PART))
@@ -85,7 +85,7 @@ class TextStream:
         return self._piece(len(self._text) - self._held(), (token,))
 
     def end(self, finish_reason: FinishReason) -> Piece:
-        """Return what is left, when the last token was added."""
+        """Return the rest, after the last token."""
         self._grow(self._decoded())
         return self._piece(len(self._text), (), finish_reason)
 
@@ -93,14 +93,14 @@ class TextStream:
         return str(self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _grow(self, text: str) -> None:
-        """Take over the text that is certain now; its new part is the last token's."""
+        """Add the text that is certain now; the new part belongs to the last token."""
         last = self._waiting[-1] if self._waiting else None
         if last is not None:
             self._waiting[-1] = replace(last, text=last.text + text[len(self._text) :])
         self._text = text
 
     def _held(self) -> int:
-        """How many characters at the end may begin a stop text."""
+        """Return how many characters at the end may begin a stop text."""
         most = max(map(len, self._stop), default=1) - 1
         lengths = range(min(most, len(self._text) - self._sent), 0, -1)
         return next((n for n in lengths if any(s.startswith(self._text[-n:]) for s in self._stop)), 0)

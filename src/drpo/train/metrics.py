@@ -13,7 +13,8 @@ from torch import Tensor
 from drpo.credit.gae import explained_variance
 from drpo.credit.overlong import PART as OVERLONG
 from drpo.objectives import MAX_LOG_RATIO, Objective, out_of_region, prob_diff, ratio
-from drpo.objectives.contract import log_ratio, weight_of_gradient
+from drpo.objectives.contract import weight_of_gradient
+from drpo.objectives.ratios import log_ratio
 from drpo.rewards.usage import total as total_usage
 from drpo.train.metric_tables import ENDPOINT_METRICS, MOST_TURNS, REWARD_PARTS
 from drpo.types import (

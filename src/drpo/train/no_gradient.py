@@ -92,13 +92,14 @@ def in_all(metrics: Records) -> str | None:
     if not steps or len(steps) < _MOSTLY * len(metrics):
         return None
     count, all_idle = f"{len(steps)} of {len(metrics)} steps", len(steps) == len(metrics)
+    causes = explained(steps) if all_idle else f"in these steps: {explained(steps)}"  # shares of these steps' groups
     if any(not without_gradient(record) for record in steps):
         much = "nothing" if all_idle else "little"
         why = _OTHER_TERMS if all(map(without_signal, steps)) else _CONSTANT
-        return f"{much} was learnt from rewards in {count}: {why}; {explained(steps)}"
+        return f"{much} was learnt from rewards in {count}: {why}; {causes}"
     if all_idle:
-        return f"nothing was learnt: no update of {len(metrics)} steps had a gradient; {explained(steps)}"
-    return f"little was learnt: {count} had no gradient; {explained(steps)}"
+        return f"nothing was learnt: no update of {len(metrics)} steps had a gradient; {causes}"
+    return f"little was learnt: {count} had no gradient; {causes}"
 
 
 def explained(steps: Records) -> str:
@@ -136,7 +137,7 @@ a warm start (--warm-up best_of, or drpo sft), an easier --task, --sampling.samp
     causes = [cause for applies, cause, _ in lines if applies]
     remedies = dict.fromkeys(flag for applies, _, flags in lines if applies for flag in flags)
     helpful = f"; what may help: {', '.join(remedies)}" if remedies else ""
-    return f"{'; '.join(causes) or 'its metrics do not show why'}{helpful}"
+    return f"{'; '.join(causes) or 'no cause shows in the metrics'}{helpful}"
 
 
 def counted(metrics: Records) -> dict[str, Any]:

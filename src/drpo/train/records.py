@@ -16,6 +16,8 @@ from drpo.train.rollout_record import fault
 METRICS, ROLLOUTS, EVALUATIONS, TIMING = "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "timing.jsonl"
 FILES = (METRICS, ROLLOUTS, EVALUATIONS, TIMING)
 CONFIG, ENVIRONMENT, SUMMARY = "config.json", "environment.json", "summary.json"
+STALLED = "stalled.txt"
+"""The stacks of a process that hung."""
 CHECKPOINTS, MODEL = "checkpoints", "model"
 SFT = "sft"
 """The `kind` in config.json of a run of supervised fine-tuning."""

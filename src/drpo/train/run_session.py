@@ -19,6 +19,7 @@ from drpo.seeds import derive
 from drpo.train import checkpoint
 from drpo.train.callbacks import Callback
 from drpo.train.config import CheckpointConfig, FaultConfig
+from drpo.train.ending import reason
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, write_json
 from drpo.train.model_folder import write_model
@@ -110,6 +111,7 @@ class RunSession(ABC):
         self._done = Progress()
         self._between_steps = True
         self._failed_together = False
+        self._is_recorded = False  # this session in the run's folder
         self._stack = ExitStack()
 
     def _resumed_by(self) -> str:
@@ -133,8 +135,8 @@ class RunSession(ABC):
         """Write a checkpoint."""
 
     @abstractmethod
-    def _sum_up(self) -> None:
-        """Write what the whole run came to; on rank 0."""
+    def _sum_up(self, reason: str | None) -> None:
+        """Write what the whole run came to, and why it ended early, or None; on rank 0."""
 
     def __enter__(self) -> Self:
         """Read the last checkpoint or begin, and take over the signals.
@@ -145,8 +147,11 @@ class RunSession(ABC):
         """
         try:
             self._begin()
-        except BaseException:
-            self._stack.close()
+        except BaseException as error:
+            why = reason(error)
+            with self._stack:
+                if self._is_recorded and not is_finished(self.folder):  # else an earlier session's summary stays
+                    self._try(lambda: self._sum_up(why))
             raise
         return self
 
@@ -214,6 +219,7 @@ class RunSession(ABC):
     def _write_environment(self) -> None:
         """Write what this session works with; the summary of a run that goes on is removed."""
         write_json(self.folder / ENVIRONMENT, environment())
+        self._is_recorded = True
         if self._done.step < self._config.trainer.steps and is_finished(self.folder):
             (self.folder / SUMMARY).unlink()
 
@@ -222,27 +228,34 @@ class RunSession(ABC):
     ) -> None:
         """Save what is done, whatever ended the run, and sum it up."""
         with self._stack:
-            try:
-                self._end(error)
-            except Exception as problem:
-                if error is None:
-                    raise
-                self.callback.note(
-                    f"what was done could not be saved: {problem}"
-                )  # what ended the run is said behind it
+            if error is None:
+                self._end(None)
+            else:
+                self._try(lambda: self._end(error))
+
+    def _try(self, save: Callable[[], None]) -> None:
+        """Save what is left of a run after an error, which is the one to raise."""
+        try:
+            save()
+        except Exception as problem:
+            self.callback.note(f"what was done could not be saved: {problem}")
 
     def _end(self, error: BaseException | None) -> None:
         done = error is None and self._done.step >= self._config.trainer.steps
         together = self._ranks.size == 1 or self._failed_together  # else the others may be elsewhere
         keeps = self.keep_model or not done
-        if keeps and (error is None or (together and self._between_steps and self._done.step > 0)):
-            self._save()
+        stopped_by = None if done else self._stopped_by
         try:
+            if keeps and (error is None or (together and self._between_steps and self._done.step > 0)):
+                self._save()
             if done and self.keep_model:
                 write_model(self._trained.policy, self._trained.tokenizer, self.folder / MODEL, self._ranks)
+        except BaseException as problem:
+            error = error or problem
+            raise
         finally:
             if self._ranks.is_main:
-                self._sum_up()
+                self._sum_up(reason(error, stopped_by))
         if self._ranks.is_main and not keeps:
             checkpoint.drop_all(self.folder / CHECKPOINTS)
 

@@ -133,8 +133,8 @@ class Session(RunSession):
     def _recorded_config(self) -> Run:
         return load_run(self.folder, trust_remote_code=False)
 
-    def _sum_up(self) -> None:
-        self.summary = summarise(self.folder, self.run, self._stopped_by, self._done.step)
+    def _sum_up(self, reason: str | None) -> None:
+        self.summary = summarise(self.folder, self.run, self._stopped_by, self._done.step, reason)
         write_json(self.folder / SUMMARY, self.summary)
         self.rollouts.write_pass_rates(self.folder, self._done.step)
         if self.summary["warning"] is not None:

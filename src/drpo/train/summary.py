@@ -20,7 +20,9 @@ PHASES = ("sync", "rollout", "reward", "update")
 """The phases of a step."""
 
 
-def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int = 0) -> dict[str, Any]:
+def summarise(
+    folder: Path, run: Run, stopped_by: int | None = None, done: int = 0, reason: str | None = None
+) -> dict[str, Any]:
     """Return a run's summary: held-out evaluations before and after, work, failures, seconds, memory.
 
     Args:
@@ -28,6 +30,7 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         run: its configuration.
         stopped_by: number of the signal that ended it early, or None.
         done: steps of its last checkpoint; records may have fewer after `--accept-records`.
+        reason: why it ended early, or None.
     """
     evaluations = read_records(folder / EVALUATIONS)
     metrics = read_records(folder / METRICS)
@@ -38,8 +41,9 @@ def summarise(folder: Path, run: Run, stopped_by: int | None = None, done: int =
         "model": run.model.name,
         "objective": format_spec(run.objective.loss, REGISTRY),
         "seed": run.seed,
-        "finished": steps >= run.trainer.steps,
+        "finished": steps >= run.trainer.steps and reason is None,
         "stopped_by_signal": stopped_by,
+        "reason": reason,
         "evaluation_before": _evaluation([e for e in evaluations if e["step"] == 0]),
         "evaluation_after": _evaluation([e for e in evaluations if e["step"] == steps > 0]),
         "evaluation_best": _evaluation(sorted(evaluations, key=lambda e: (e["reward_mean"], -e["step"]))),

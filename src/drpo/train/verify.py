@@ -10,6 +10,7 @@ from typing import Any
 from drpo.errors import InputError, counted, one_line
 from drpo.train.chapters import CHAPTERS, described, read_chapters
 from drpo.train.curriculum import measured_from
+from drpo.train.ending import recorded_reason
 from drpo.train.origin import START, read_origin
 from drpo.train.records import (
     CHECKPOINTS,
@@ -277,4 +278,5 @@ def _summary(folder: Path) -> str | None:
         raise InputError(f"says {counted(summary['steps'], 'step')}, {METRICS} has {recorded}")
     if summary["finished"] and recorded < run_fields(read_json(folder / CONFIG)).steps:
         raise InputError(f"says that the run is finished, {METRICS} has {counted(recorded, 'step')}")
-    return f"{counted(summary['steps'], 'step')}, {'finished' if summary['finished'] else 'not finished'}"
+    done, reason = counted(summary["steps"], "step"), recorded_reason(folder)
+    return f"{done}, {'finished' if summary['finished'] else 'not finished'}{f': {reason}' if reason else ''}"

@@ -1,13 +1,13 @@
 """The warm-up of a run: the model answers training problems, and is fine-tuned on its right answers, before RL.
 
-It has a folder in the run's, `warm_up/`: a run of fine-tuning, with every answer in answers.jsonl and what came of them
-in tally.json. RL begins with its model. What is learnt from is what was sampled, token for token, as the file has it,
-whether the process that sampled it goes on or another.
+Its folder is `warm_up/` in the run's: a run of fine-tuning, with every answer in answers.jsonl and their counts in
+tally.json. RL begins with its model. It trains on the sampled token ids as answers.jsonl has them, so that a resumed
+process trains on the same tokens.
 """
 
 import gc
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from drpo.train.best_of import BestOf
 from drpo.train.callbacks import Callback, NullCallback
 from drpo.train.config import CheckpointConfig, OptimizerConfig, Run, configure, flat_json, to_json
 from drpo.train.config.sft import ADAPTER_RATE, FULL_RATE, ConversationConfig, SFTConfig, SFTTrainerConfig
+from drpo.train.ending import reason
 from drpo.train.evaluate import score_held_out, summed_up
 from drpo.train.lock import locked
 from drpo.train.log import Clock, RunLog, environment, rollout_records, write_json
@@ -46,7 +47,7 @@ from drpo.types import Problem, ScoredGroup
 
 
 def warms_up(run: Run, folder: Path) -> bool:
-    """Return whether a run has a warm-up that is not done.
+    """Return whether a run's warm-up is still to do.
 
     Args:
         run: the configuration.
@@ -56,7 +57,7 @@ def warms_up(run: Run, folder: Path) -> bool:
 
 
 def started(run: Run, folder: Path) -> Run:
-    """Return a run with the model that its RL begins with: that of its warm-up, where it has one.
+    """Return a run with the model that RL begins with: after a warm-up, the warm-up's.
 
     Args:
         run: the configuration.
@@ -73,14 +74,14 @@ def started(run: Run, folder: Path) -> Run:
 def build_started(
     run: Run, folder: Path, callback: Callback, accept_records: bool = False, ranks: Ranks = SINGLE_PROCESS
 ) -> Components | dict[str, Any]:
-    """Build what a run's loop works with, after its warm-up where that is not done.
+    """Build the components of a run's loop; first do its warm-up, unless it is done.
 
     Args:
         run, folder, callback, accept_records: as for `warm_up`.
         ranks: the processes that train together.
 
     Returns:
-        The components; or the content of summary.json where a signal ended the warm-up.
+        The components; or the content of summary.json if a signal ended the warm-up.
 
     Raises:
         InputError: as `build` and `warm_up`.
@@ -109,7 +110,7 @@ def build_started(
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What a warm-up works with; see `warm_up`."""
+    """The arguments of a warm-up; see `warm_up`."""
 
     run: Run
     rule: BestOf
@@ -120,14 +121,14 @@ class _Work:
 
     @property
     def path(self) -> Path:
-        """Of the file of answers."""
+        """Path of answers.jsonl."""
         return self.folder / WARM_UP / ANSWERS
 
     def require_going(self) -> None:
-        """Raise where a signal came.
+        """Raise if a signal came.
 
         Raises:
-            Interrupted: it did.
+            Interrupted: a signal came.
         """
         if self.stop.signal is not None:
             raise Interrupted
@@ -136,7 +137,7 @@ class _Work:
 def warm_up(
     run: Run, folder: Path, components: Components, callback: Callback, accept_records: bool = False
 ) -> dict[str, Any] | None:
-    """Let the model answer problems and fine-tune it on its right answers, from where an earlier process was.
+    """Sample answers and fine-tune the model on the right ones; continues an interrupted warm-up.
 
     Args:
         run: the configuration, with a warm-up.
@@ -146,11 +147,10 @@ def warm_up(
         accept_records: go on although the records of the fine-tuning differ from those written.
 
     Returns:
-        None where it is done; the content of summary.json where a signal ended it.
+        None when done; the content of summary.json if a signal ended it.
 
     Raises:
-        InputError: another process is at this run, no answer can be learnt from, or the answers in the folder are not
-            those that were written.
+        InputError: another process trains this run, no answer is right, or answers.jsonl was changed.
     """
     assert run.warm_up is not None
     (folder / WARM_UP).mkdir(parents=True, exist_ok=True)
@@ -162,9 +162,13 @@ def warm_up(
         work = _Work(run, run.warm_up, folder, components, callback, stop)
         try:
             examples = _answers(work)
+            summary = _fine_tune(work, examples, accept_records)
         except Interrupted:
             return _stopped(work, stop.signal)
-        summary = _fine_tune(work, examples, accept_records)
+        except BaseException as error:
+            with suppress(Exception):  # the error is the one to raise
+                _stopped(work, stop.signal, error)
+            raise
         if not is_warm(folder):
             return _stopped(work, summary["stopped_by_signal"])
         if (folder / WARM_UP / CHECKPOINTS).exists():
@@ -173,20 +177,20 @@ def warm_up(
     return None
 
 
-def _stopped(work: _Work, signal: int | None) -> dict[str, Any]:
-    """Sum a run up that ended in its warm-up."""
-    summary = summarise(work.folder, work.run, signal)
+def _stopped(work: _Work, signal: int | None, error: BaseException | None = None) -> dict[str, Any]:
+    """Write the summary of a run that ended in its warm-up."""
+    summary = summarise(work.folder, work.run, signal, reason=reason(error, signal))
     write_json(work.folder / SUMMARY, summary)
     work.callback.ended(summary)
     return summary
 
 
 def _answers(work: _Work) -> list[ScoredGroup]:
-    """Sample the answers that are not there yet, evaluate the model, and return the answers to learn from.
+    """Sample the missing answers, evaluate the model, and return the answers to learn from.
 
     Raises:
         Interrupted: a signal came.
-        InputError: no answer can be learnt from, or the file of answers is not what was written.
+        InputError: no answer is right, or answers.jsonl was changed.
     """
     before = read_tally(work.folder)
     if before is not None:
@@ -205,7 +209,7 @@ def _answers(work: _Work) -> list[ScoredGroup]:
 
 
 def _sample(work: _Work, wanted: Sequence[Sequence[Problem]], done: int, selection: Selection) -> None:
-    """Sample, score and record the rollouts that are not done."""
+    """Sample, score and record the missing rollouts."""
     sampling = replace(work.run.rollout.sampling, samples=work.rule.samples, top_logprobs=0)
     driver, log = work.components.driver, RunLog(work.folder / WARM_UP)
     driver.engine.load_weights(work.components.policy.state(), 0)
@@ -254,10 +258,10 @@ def _evaluate(work: _Work) -> None:
 
 
 def _require_some(run: Run, rule: BestOf, tally: Tally) -> None:
-    """Raise where no answer can be learnt from; the message says why, and what to do.
+    """Require an answer to learn from.
 
     Raises:
-        InputError: as above.
+        InputError: there is none; the message says why, and what to do.
     """
     if tally.learnt:
         return
@@ -284,7 +288,7 @@ def fine_tuning(run: Run, rule: BestOf, answers: int) -> SFTConfig:
     Args:
         run: the configuration of the run.
         rule: of its warm-up.
-        answers: that are learnt from.
+        answers: number of answers to learn from.
     """
     usual = ADAPTER_RATE if run.model.lora_rank else FULL_RATE
     config = SFTConfig(
@@ -303,7 +307,7 @@ def fine_tuning(run: Run, rule: BestOf, answers: int) -> SFTConfig:
 
 
 def _fine_tune(work: _Work, examples: Sequence[ScoredGroup], accept_records: bool) -> dict[str, Any]:
-    """Fine-tune the policy, and write it as the model of the warm-up; return the summary of that."""
+    """Fine-tune the policy, write it as the warm-up's model, and return the summary."""
     config, policy = fine_tuning(work.run, work.rule, len(examples)), work.components.policy
     policy.temperature = 1.0  # of the likelihood, as in any fine-tuning
     parts = SFTComponents(
@@ -325,7 +329,7 @@ def _fine_tune(work: _Work, examples: Sequence[ScoredGroup], accept_records: boo
 
 
 class _Aside(NullCallback):
-    """Tells a run's callback of the fine-tuning: phases and notes, but no steps, which are those of RL.
+    """Passes phases and notes of the fine-tuning to a run's callback; not its steps, which would count as RL's.
 
     Args:
         callback: of the run.
@@ -344,13 +348,13 @@ class _Aside(NullCallback):
         self._callback.note(text)
 
     def stepped(self, step: int, metrics: Mapping[str, Any], *rest: object) -> None:
-        """Say every tenth of the updates."""
+        """Note every tenth of the updates."""
         if _is_tenth(step, self._steps):
             self._callback.note(f"warm-up: update {step} of {self._steps}, loss {metrics['nll']:.3f}")
 
 
 def _is_tenth(done: int, steps: int) -> bool:
-    """Whether a further tenth is done.
+    """Return whether another tenth is done.
 
     Example:
         >>> [i for i in range(1, 41) if _is_tenth(i, 40)]

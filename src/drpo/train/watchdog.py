@@ -13,9 +13,10 @@ from typing import TextIO
 from drpo.files import opened_here
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run
+from drpo.train.records import STALLED
 
-STALLED, STATUS = "stalled.txt", 75
-"""The file in a run's folder, and the exit status (EX_TEMPFAIL: try again)."""
+STATUS = 75
+"""The exit status: EX_TEMPFAIL, try again."""
 
 GRACE = 30.0
 """Seconds after which faulthandler ends a process that Python could not end."""

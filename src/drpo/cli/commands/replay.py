@@ -12,6 +12,8 @@ from drpo.errors import InputError
 from drpo.spec import import_named
 from drpo.train.records import ROLLOUTS
 
+PICTURE = "replay.png"
+
 
 @dataclass(frozen=True)
 class ReplayOptions:
@@ -29,14 +31,14 @@ class ReplayOptions:
         objectives: specs: 'drpo(0.2)' 'ppo(0.2,0.28)' ...; the first is compared with each of the others.
         step: counted from 1; default: the last that trained anything.
         json: also write all figures to this file.
-        out: the picture, a PNG, SVG or PDF by its ending.
+        out: the picture, a PNG, SVG or PDF by its ending; default replay.png in the run's folder.
     """
 
     run: tyro.conf.Positional[Path]
     objectives: tuple[str, ...] = ("drpo(0.2)", "dppo(0.15)", "ppo(0.2,0.28)", "spo(0.2)", "none")
     step: int | None = None
     json: Path | None = None
-    out: Path = Path("replay.png")
+    out: Path | None = None
 
 
 def replay(arguments: list[str]) -> int:
@@ -44,9 +46,13 @@ def replay(arguments: list[str]) -> int:
     if not arguments:
         raise InputError("replay: name the folder of a run first")
     options = parse(ReplayOptions, arguments, "drpo replay")
-    require_file("--out", options.out, PICTURES)
+    if options.out is not None:
+        require_file("--out", options.out, PICTURES)
     if options.json is not None:
         require_file("--json", options.json)
     if not (options.run / ROLLOUTS).exists():  # the only file that a replay reads
         require_run(options.run)
-    return int(import_named("drpo.cli.replay", "replay", "command")(options))
+    out = options.out or options.run / PICTURE
+    if options.out is None:
+        require_file("--out", out)
+    return int(import_named("drpo.cli.replay", "replay", "command")(options, out))

@@ -81,8 +81,8 @@ class SFTSession(RunSession):
     def _recorded_config(self) -> SFTConfig:
         return load_sft(self.folder)
 
-    def _sum_up(self) -> None:
-        self.summary = summarise_sft(self.folder, self.config, self._stopped_by, self._done.step)
+    def _sum_up(self, reason: str | None) -> None:
+        self.summary = summarise_sft(self.folder, self.config, self._stopped_by, self._done.step, reason)
         write_json(self.folder / SUMMARY, self.summary)
         self.callback.ended(self.summary)
 
@@ -153,7 +153,9 @@ class SFTSession(RunSession):
         self._write_checkpoint(lambda evaluation: -evaluation["nll"])
 
 
-def summarise_sft(folder: Path, config: SFTConfig, stopped_by: int | None, done: int) -> dict[str, Any]:
+def summarise_sft(
+    folder: Path, config: SFTConfig, stopped_by: int | None, done: int, reason: str | None = None
+) -> dict[str, Any]:
     """Return what summary.json of a run of supervised fine-tuning says.
 
     Args:
@@ -161,6 +163,7 @@ def summarise_sft(folder: Path, config: SFTConfig, stopped_by: int | None, done:
         config: its configuration.
         stopped_by: number of the signal that ended it early, or None.
         done: steps of its last checkpoint.
+        reason: why it ended early, or None.
     """
     metrics, evaluations = read_records(folder / METRICS), read_records(folder / EVALUATIONS)
     steps = max(done, metrics[-1]["step"] if metrics else 0)
@@ -174,8 +177,9 @@ def summarise_sft(folder: Path, config: SFTConfig, stopped_by: int | None, done:
         "kind": config.kind,
         "model": config.model.name,
         "seed": config.seed,
-        "finished": steps >= config.trainer.steps,
+        "finished": steps >= config.trainer.steps and reason is None,
         "stopped_by_signal": stopped_by,
+        "reason": reason,
         "steps": steps,
         "nll": metrics[-1]["nll"] if metrics else None,
         "held_out_before": next((e["nll"] for e in evaluations if e["step"] == 0), None),
