@@ -307,8 +307,9 @@ def is_parsed_alone(asked: str, rest: Sequence[str]) -> bool:
         return parse(ServeOptions, rest[1:], "drpo").port > 0
     if asked == "serve-rollouts":
         return parse(ServeRolloutsOptions, rest[1 : rest.index("--") if "--" in rest else None], "drpo").port > 0
-    if asked == "eval" and "--lm-eval" in rest:  # tests/test_lm_harness.py evaluates where lm-eval is installed
-        return bool(read_options("tiny", rest[1:])[1].lm_eval)
+    if asked == "eval" and {"--lm-eval", "--inspect"} & set(rest):  # evaluated where the harness is installed
+        options = read_options("tiny", rest[1:])[1]
+        return bool(options.lm_eval or options.inspect)
     if asked == "export" and {"--adapter", "--gguf", "--push"} & set(rest):  # tests/test_export.py does
         require_consistent(rest[0], rest[1], parse(ExportOptions, rest[2:], "drpo"))
         return True

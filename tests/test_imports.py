@@ -18,6 +18,7 @@ RANK = {
     "checks": 0,
     "files": 1,
     "lazily": 1,
+    "extras": 0,
     "credentials": 1,
     "terminal": 1,
     "seeds": 1,
@@ -58,6 +59,7 @@ MATHEMATICS = (
     "types",
     "checks",
     "errors",
+    "extras",
     "seeds",
     "spec",
 )
@@ -70,6 +72,7 @@ OPTIONAL = {
     ("live/track.py", "trackio"),
     ("live/track.py", "wandb"),
     ("cli/lm_harness.py", "lm_eval"),
+    ("cli/inspect_tasks.py", "inspect_ai"),
 }
 
 

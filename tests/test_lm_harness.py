@@ -52,7 +52,9 @@ def best_choice(question: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install lm-eval")
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'drpo[lm-eval]'"
+)
 def test_a_task_of_the_harness_is_scored_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     golds = [best_choice(q) for q in QUESTIONS[:4]]
@@ -78,7 +80,8 @@ def test_a_task_of_the_harness_is_scored_as_by_hand(tmp_path: Path, monkeypatch:
         (["--lm-eval", "t", "--sampling.temperature", "0"], "--sampling: tasks of lm-eval"),
         (["--lm-eval", "t", "--precision", "int8"], "--precision int8"),
         (["--lm-eval-chat"], "--lm-eval is missing"),
-        (["--lm-eval", "t"], "pip install lm-eval"),
+        (["--lm-eval", "t"], "lm_eval is not installed; run pip install 'drpo[lm-eval]'"),
+        (["--lm-eval", "t", "--inspect", "t"], "--lm-eval and --inspect are two harnesses"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: list[str], told: str, monkeypatch: Any):

@@ -11,7 +11,10 @@ from subprocess import run as run_process
 
 import pytest
 
+import newcomer
 import warm_start
+from drpo.cli import COMMANDS
+from drpo.cli.commands.completion import words as words_of
 from newcomer_data import ALL
 
 LIMIT_S = 600
@@ -56,6 +59,29 @@ def test_a_new_user_gets_from_three_data_sets_to_results(tmp_path: Path):
         folder.mkdir()
         learnt.append(play(name, folder))
     assert sum(learnt) >= 2
+
+
+def test_each_data_set_gets_from_a_warm_start_to_a_chat_in_five_commands():
+    page = (Path(newcomer.__file__).parents[1] / "docs" / "sft.md").read_text()
+    for name in ALL:
+        typed = newcomer.commands(name, f"{name}.data")
+        assert len(typed) <= newcomer.MOST_COMMANDS
+        assert [words[0] for words in typed[-4:]] == ["train", "eval", "report", "chat"]
+        assert typed[0][0] == ("sft" if name in newcomer.NEVER_RIGHT else "train")
+        for words in typed:  # each is of a command and options that there are
+            assert words[0] in COMMANDS
+            options = {word.replace("--no-", "--") for word in words if word.startswith("--")}
+            assert options <= {o.replace("--no-", "--") for o in words_of()[words[0]].options}, words
+    assert f"drpo {' '.join(newcomer.commands('units', 'x')[0])}".removesuffix(" --plain") in page
+
+
+@pytest.mark.slow
+def test_what_a_warm_start_and_rl_taught_is_answered_in_a_chat(tmp_path: Path):
+    """Units, in five commands: some held-out answers of the chat are right; the model alone has none right."""
+    result = newcomer.play("units", tmp_path)
+    assert len(result["commands"]) == 5 and result["after"]["reward_mean"] > 0
+    assert result["evaluated"]["reward_mean"] > 0
+    assert sum(turn["reward"] == 1 for turn in result["chat"]) > 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,11 @@
 """What is released: one version, a changelog, and (slow) a wheel and a source distribution that work."""
 
+import ast
+import email
+import importlib.metadata
+import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,18 +13,24 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import drpo
+from drpo.extras import EXTRA
+from support.sources import parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_version_is_said_in_one_place():
-    assert PROJECT["dynamic"] == ["version"] and "version" not in PROJECT
+    assert PROJECT["dynamic"] == ["version", "readme"] and "version" not in PROJECT
     assert re.fullmatch(r"\d+\.\d+\.\d+", drpo.__version__)
     sources = [p for p in (ROOT / "src").rglob("*.py") if drpo.__version__ in p.read_text()]
     assert sources == [ROOT / "src" / "drpo" / "__init__.py"]
@@ -37,6 +48,37 @@ def test_the_metadata_are_those_of_a_package():
     assert PROJECT["license"] == "Apache-2.0" and (ROOT / PROJECT["license-files"][0]).is_file()
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert not any(c.startswith("License ::") for c in PROJECT["classifiers"])  # the expression says it
+
+
+def load_setup() -> ModuleType:
+    """The module setup.py, which builds nothing unless it is run."""
+    spec = importlib.util.spec_from_file_location("setup_of_drpo", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_link_of_the_index_s_readme_leads_nowhere():
+    index_readme, readme = load_setup().index_readme, (ROOT / "README.md").read_text()
+    without, links = index_readme(readme, None), re.compile(r"\]\(([^)]*)\)")
+    fences = re.compile(r"^```.*?^```$", flags=re.M | re.S)
+    assert fences.findall(without) == fences.findall(readme) != []
+    assert set(links.findall(fences.sub("", without))) == {"https://arxiv.org/abs/2606.09821"}
+    for path in set(links.findall(fences.sub("", readme))) - {"https://arxiv.org/abs/2606.09821"}:
+        assert path.partition("#")[0] in without and (ROOT / path.partition("#")[0]).exists()
+    at = index_readme(readme, "https://host/owner/drpo")
+    assert "](https://host/owner/drpo/raw/main/docs/figures/weights.png)" in at
+    assert all(link.startswith("https://") for link in links.findall(fences.sub("", at)))
+    assert index_readme("[a](b.md#c) [b.md](b.md)\n```\n[a](b)\n```\n[x](#y)", None) == (
+        "a (`b.md`) b.md\n```\n[a](b)\n```\n[x](#y)"
+    )
+
+
+def test_the_addresses_are_those_that_the_repository_states():
+    readme = (ROOT / "README.md").read_text()
+    assert all(address in readme for address in PROJECT["urls"].values())
+    assert all(address.startswith("https://") for address in PROJECT["urls"].values())
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +115,21 @@ def test_the_source_distribution_holds_tests_and_documents(built: Path):
 
 
 @pytest.mark.slow
+def test_the_wheel_s_description_is_a_page_of_an_index(built: Path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown" and metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE" and metadata["Project-URL"].startswith("Paper, https://")
+    page = metadata.get_payload()
+    assert page.strip() == load_setup().index_readme((ROOT / "README.md").read_text(), None).strip()
+    renderer = pytest.importorskip("readme_renderer.markdown", reason="readme_renderer is not installed")
+    html = renderer.render(page)
+    assert html is not None and "<table>" in html and 'href="docs' not in html and 'src="docs' not in html
+
+
+@pytest.mark.slow
 def test_the_wheel_works_in_an_environment_that_has_not_this_checkout(built: Path, tmp_path: Path):
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -96,6 +153,168 @@ def test_the_wheel_works_in_an_environment_that_has_not_this_checkout(built: Pat
     ask = [str(python), "-I", "-c", "import drpo; print(drpo.__file__)"]
     where = subprocess.run(ask, cwd=run, capture_output=True, text=True, check=True)
     assert Path(where.stdout.strip()).is_relative_to(tmp_path / "venv")
+
+
+LIBRARIES_OF_FRAMEWORKS = {"trl", "verl", "ray", "hydra", "omegaconf", "skyrl", "slime", "tinker", "httpx", "verifiers"}
+
+
+def required(extra: str) -> set[str]:
+    """The names of what an extra of pyproject.toml lists itself, without its own extras."""
+    names = {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"][extra]}
+    return names - {"drpo"}
+
+
+def test_the_wheel_alone_is_the_mathematics():
+    assert {Requirement(r).name for r in PROJECT["dependencies"]} == {"torch", "numpy"}
+    assert PROJECT["scripts"] == {"drpo": "drpo.__main__:main"}  # which imports no library itself
+    # Each extra is enough by itself: it holds the trainer, or is a part of it.
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        own = {name for r in requirements if Requirement(r).name == "drpo" for name in Requirement(r).extras}
+        assert own == {"report": set(), "train": {"report"}, "dev": {"train", "gym"}}.get(extra, {"train"}), extra
+
+
+def test_every_library_is_of_an_extra_which_the_message_names():
+    for library, extra in EXTRA.items():
+        listed = {e for e in PROJECT["optional-dependencies"] if canonicalize_name(library) in required(e)}
+        assert not listed - {"dev"} or extra in listed, (library, extra, listed)  # the others come with those listed
+        assert extra in PROJECT["optional-dependencies"]
+    for extra in ("report", "train", "gym"):
+        assert required(extra) <= {canonicalize_name(library) for library, e in EXTRA.items() if e == extra}
+    of_modules = {
+        name.split(".")[0]
+        for path in (ROOT / "src" / "drpo").rglob("*.py")
+        for node in parsed(path).body
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    others = of_modules - {"drpo", "torch", "numpy", "triton", *sys.stdlib_module_names} - LIBRARIES_OF_FRAMEWORKS
+    assert others <= EXTRA.keys(), others - EXTRA.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent", "told"),
+    [
+        (["train", "demo"], "rich", "drpo: rich is not installed; run pip install 'drpo[train]'\n"),
+        (
+            ["eval", "tiny", "--task", "gsm8k"],
+            "transformers",
+            "drpo: transformers is not installed; run pip install 'drpo[train]'\n",
+        ),
+        (["doctor", "smoke", "--task", "reasoning_gym('chain_sum')"], "reasoning_gym", "run pip install 'drpo[gym]'\n"),
+    ],
+)
+def test_a_command_without_its_library_names_the_extra(arguments: list[str], absent: str, told: str):
+    block = f"import sys; sys.modules[{absent!r}] = None; sys.argv = ['drpo', *{arguments!r}]"
+    script = f"{block}; import drpo.__main__ as command; sys.exit(command.main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2 and done.stderr.endswith(told) and done.stderr.count("\n") == 1, done.stderr
+
+
+def closure(requirements: Sequence[Requirement]) -> dict[str, importlib.metadata.Distribution]:
+    """What is installed here of some requirements and all that they require."""
+    have: dict[str, importlib.metadata.Distribution] = {}
+    seen, todo = set(), [(r, "") for r in requirements]
+    while todo:
+        requirement, asking = todo.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras), asking)
+        if key in seen or (requirement.marker is not None and not requirement.marker.evaluate({"extra": asking})):
+            continue
+        seen.add(key)
+        have[key[0]] = importlib.metadata.distribution(requirement.name)
+        for text in have[key[0]].requires or ():
+            todo += [(Requirement(text), extra) for extra in ("", *requirement.extras)]
+    return have
+
+
+def own_environment(folder: Path, wheel: Path, extra: str) -> Path:
+    """Make an environment with the wheel, and those of the libraries that are installed here that an extra brings."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist", [])
+    extras, asked = set(), {extra}
+    while extras != asked:
+        extras = set(asked)
+        of_extras = [Requirement(line) for line in lines]
+        of_extras = [r for r in of_extras if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)]
+        asked |= {name for r in of_extras if r.name == "drpo" for name in r.extras}
+    plain = [Requirement(str(r).partition(";")[0]) for r in of_extras if r.name != "drpo"]
+    for distribution in closure(plain).values():
+        for top in {Path(file).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            there, here = Path(str(distribution.locate_file(top))), site / top
+            if there.exists() and not here.exists():
+                here.symlink_to(there)
+    return python
+
+
+OBJECTIVE = """
+import torch
+from drpo.objectives import DRPO, Tokens, gradient_weight
+logp, keep, sequence = torch.zeros(2, requires_grad=True), torch.ones(2, dtype=bool), torch.zeros(2, dtype=int)
+tokens = Tokens(logp, torch.zeros(2), torch.ones(2), keep, sequence)
+print(gradient_weight(DRPO(0.2), tokens).tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "report", "train", "gym"])
+def test_each_extra_by_itself_is_enough_for_what_it_is_for(extra: str, built: Path, tmp_path: Path):
+    (wheel,) = built.glob("*.whl")
+    python = own_environment(tmp_path / "venv", wheel, extra)
+    run = tmp_path / "elsewhere"
+    run.mkdir()
+
+    def says(*arguments: str, status: int = 0) -> str:
+        program = [str(python.with_name("drpo")), *arguments]
+        done = subprocess.run(program, cwd=run, capture_output=True, text=True, check=False)
+        assert done.returncode == status, (arguments, done.stderr)
+        return done.stdout + done.stderr
+
+    objective = subprocess.run([str(python), "-I", "-c", OBJECTIVE], capture_output=True, text=True, check=True)
+    assert objective.stdout == "[1.0, 1.0]\n"
+    if not extra:
+        for arguments in ([], ["--version"], ["train", "demo"], ["weights"]):
+            assert says(*arguments, status=2) == "drpo: rich is not installed; run pip install 'drpo[train]'\n"
+        return
+    assert says("--version").strip() == drpo.__version__
+    says("weights", "drpo(0.2)", "--out", "w.png")
+    shutil.copytree(smoke_run(tmp_path), run / "run")
+    if extra == "report":
+        says("report", "run")
+        for arguments in (
+            ["replay", "run"],
+            ["autopsy", "run/rollouts.jsonl"],
+            ["verify", "run"],
+            ["explain", "entropy"],
+        ):
+            says(*arguments)
+        assert "peft is not installed" in says(
+            "train", "smoke", "--lora-rank", "4", "--out", "new", "--no-doctor", status=2
+        )
+        return
+    says("train", "smoke", "--steps", "1", "--out", "new", "--plain")
+    says("export", "new", "exported")
+    task = ["train", "smoke", "--task", "reasoning_gym('chain_sum')", "--steps", "1", "--out", "gym", "--no-doctor"]
+    if extra == "gym":
+        says(*task)
+    else:
+        assert "run pip install 'drpo[gym]'" in says(*task, status=2)
+
+
+def smoke_run(folder: Path) -> Path:
+    """A finished run, made with what is installed here."""
+    line = [sys.executable, "-m", "drpo", "train", "smoke", "--steps", "2", "--plain", "--no-doctor", "--out", "made"]
+    subprocess.run(line, cwd=folder, check=True, capture_output=True)
+    return folder / "made"
 
 
 def environment(folder: Path, wheel: Path) -> Path:

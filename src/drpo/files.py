@@ -128,6 +128,28 @@ def opened_here(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # else opening a pipe would wait for a reader
 
 
+def set_usual_mode(path: Path) -> None:
+    """Give a file the mode that `open` would have, by the umask: safetensors makes files that the owner alone reads.
+
+    Args:
+        path: of the file, in a folder that may be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made, usual = Path(folder) / "made", Path(folder) / "usual"
+        ...     os.close(os.open(made, os.O_CREAT, 0o600))
+        ...     usual.touch()
+        ...     set_usual_mode(made)
+        ...     made.stat().st_mode == usual.stat().st_mode
+        True
+    """
+    scratch = _beside(path)
+    scratch.touch(exist_ok=False)
+    path.chmod(scratch.stat().st_mode & 0o777)
+    scratch.unlink()
+
+
 def truncate(path: Path, size: int) -> None:
     """Truncate a file to `size` bytes; raises if it is a link."""
     with naming(path), open(path, "r+b", opener=opened_here) as file:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from drpo.errors import InputError, describe, nearest
+from drpo.extras import missing
 
 T = TypeVar("T")
 
@@ -295,7 +296,8 @@ def import_named(module: str, name: str, kind: str) -> Any:
         for part in name.split("."):
             value = getattr(value, part)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise InputError(f"{kind} '{module}:{name}' cannot be imported: {error}") from None
+        told = isinstance(error, ImportError) and missing(error)
+        raise InputError(told or f"{kind} '{module}:{name}' cannot be imported: {error}") from None
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise InputError(f"{kind} '{module}:{name}' cannot be imported: {describe(error)}{_line(error)}") from None
     return value

@@ -149,7 +149,7 @@ REPLACEMENTS = (
         "masks stay behind when rows leave the batch",
         "drpo.rollout.decode:PlainDecoder.keep",
         _stays_behind,
-        (f"{DECODE}test_completions_are_those_of_one_row_alone_without_a_cache[gemma2, soft cap]",),
+        (f"{DECODE}test_shared_prompts_give_the_logits_of_copied_ones",),
     ),
     Replacement(
         "what was kept of earlier turns outlives the weights that it was computed with",

@@ -13,6 +13,7 @@ from drpo import __version__
 from drpo.cli.streams import OutputLostError, fewer_warnings, telling
 from drpo.credentials import keep_password, shown, without_password
 from drpo.errors import EngineError, InputError, is_out_of_memory, message_of, nearest
+from drpo.extras import missing
 from drpo.spec import SAFE_PATH, import_named
 from drpo.terminal import PrintableRecord, Terminal
 
@@ -108,6 +109,10 @@ COMMANDS: Mapping[str, Command] = {
         {"explain [NAME]": "what a metric or a warning means, what is normal, and what to do"},
     ),
     "env": Command("drpo.cli.commands.env", {"env": "print versions, hardware and settings, for a bug report"}),
+    "completion": Command(
+        "drpo.cli.commands.completion",
+        {"completion bash|zsh|fish": "print what makes the shell complete commands, recipes and options"},
+    ),
 }
 
 _FORMS = {form: about for command in COMMANDS.values() for form, about in command.usage.items()}
@@ -166,6 +171,8 @@ def _status(arguments: list[str]) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(f"{message_of(error)}; {LESS}", 1)
+        if isinstance(error, ImportError) and (told := missing(error)):
+            return _fail(told, 2)
         if not isinstance(error, OSError):
             raise
         return _fail(message_of(error), 2 if error.errno == errno.ENAMETOOLONG else 1)

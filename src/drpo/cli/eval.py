@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from drpo.cli.eval_options import EvalOptions
+from drpo.cli.inspect_tasks import evaluate_with_inspect
 from drpo.cli.lm_harness import evaluate_with_harness
 from drpo.cli.template_options import read_template
 from drpo.errors import InputError, printable
@@ -48,6 +49,9 @@ def eval(name: str, run: Run | None, options: EvalOptions, as_trained: bool) -> 
     folder = str(Path(name) / MODEL) if run is not None else name
     if options.lm_eval:
         evaluate_with_harness(name, *loading.load(folder), options)
+        return 0
+    if options.inspect:
+        evaluate_with_inspect(name, folder, options)
         return 0
     task, reward = _examination(name, run, options)
     held_out = task.held_out(options.problems)

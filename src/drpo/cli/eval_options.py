@@ -18,9 +18,15 @@ from drpo.train.records import is_run, is_sft
 from drpo.train.verify import holds_final_model
 from drpo.types import Sampling
 
-OF_HARNESS = frozenset({"lm_eval", "lm_eval_chat", "lm_eval_folder"})
-"""Options of lm-eval's tasks."""
-_WITH_HARNESS = OF_HARNESS | {"problems", "precision", "device", "seed", "json", "trust_remote_code"}
+_WITH_ANY = frozenset({"problems", "precision", "device", "seed", "json", "trust_remote_code"})
+HARNESSES: Mapping[str, frozenset[str]] = {
+    "lm_eval": frozenset({"lm_eval_chat", "lm_eval_folder"}),
+    "inspect": frozenset({"inspect_logs", "sampling"}),
+}
+"""The option that names tasks of another harness, and those that go with it besides the ones that go with any."""
+TITLES = {"lm_eval": "lm-eval", "inspect": "inspect"}
+OF_HARNESS = frozenset({*HARNESSES, "lm_eval_chat", "lm_eval_folder", "inspect_logs"})
+"""The options that drpo's own tasks have not."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class EvalOptions:
             --problems of each.
         lm_eval_chat: put their prompts through the model's chat template.
         lm_eval_folder: a folder with tasks of lm-eval of your own, as YAML.
+        inspect: tasks of inspect, if inspect-ai is installed, in place of a task of drpo: my_task.py, my_task.py@name,
+            inspect_evals/gsm8k; the first --problems of each.
+        inspect_logs: a folder for inspect's logs, which `inspect view` shows; without it they are not kept.
         trust_remote_code: import the task and reward that a run's configuration names as module:name, and ask the
             address that its reward names; only for folders that you trust.
     """
@@ -71,6 +80,8 @@ class EvalOptions:
     lm_eval: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     lm_eval_chat: bool = False
     lm_eval_folder: Path | None = None
+    inspect: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    inspect_logs: Path | None = None
     trust_remote_code: bool = False
 
 
@@ -99,7 +110,7 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
     options = replace(parse(EvalOptions, arguments, f"drpo eval {name}", default), template=template or None)
     if not 1 <= options.problems <= MOST_COMPLETIONS:
         raise InputError(f"--problems {options.problems}: must be from 1 to {MOST_COMPLETIONS:,}")
-    if options.lm_eval or any(getattr(options, name) != getattr(default, name) for name in OF_HARNESS):
+    if any(getattr(options, name) != getattr(default, name) for name in OF_HARNESS):
         require_harness_options(options, default)
         return run, options, False
     if run is not None:
@@ -111,22 +122,31 @@ def read_options(name: str, arguments: list[str]) -> tuple[Run | None, EvalOptio
 
 
 def require_harness_options(options: EvalOptions, default: EvalOptions) -> None:
-    """Raise for options that do not go with tasks of lm-eval.
+    """Raise for options that do not go with the tasks of another harness.
 
     Args:
         options: of the command line.
         default: what they are where they are not given.
 
     Raises:
-        InputError: one that such a task has itself, a precision that is no dtype, or no task.
+        InputError: tasks of two harnesses, or of none; an option that such a task has itself; a precision that is no
+            dtype; sampling that the harness cannot do.
     """
-    if not options.lm_eval:
-        raise InputError("--lm-eval is missing: name the tasks of lm-eval, such as --lm-eval arc_easy")
-    for f in fields(options):
-        if f.name not in _WITH_HARNESS and getattr(options, f.name) != getattr(default, f.name):
-            raise InputError(f"{flag(f.name)}: tasks of lm-eval have this themselves; leave it out")
+    given = [f.name for f in fields(options) if getattr(options, f.name) != getattr(default, f.name)]
+    harnesses = [name for name in HARNESSES if name in given]
+    if len(harnesses) > 1:
+        raise InputError("--lm-eval and --inspect are two harnesses; evaluate with one of them at a time")
+    if not harnesses:
+        (harness, *_), example = (h for h in HARNESSES if HARNESSES[h] & set(given)), "arc_easy"
+        raise InputError(
+            f"{flag(harness)} is missing: name the tasks, such as --lm-eval {example} or --inspect task.py"
+        )
+    (harness,) = harnesses
+    for name in given:
+        if name not in _WITH_ANY | HARNESSES[harness] | {harness}:
+            raise InputError(f"{flag(name)}: tasks of {TITLES[harness]} have this themselves; leave it out")
     if options.precision not in ("auto", *DTYPES):
-        raise InputError(f"--precision {options.precision}: lm-eval computes in auto, {', '.join(DTYPES)}")
+        raise InputError(f"--precision {options.precision}: {TITLES[harness]} computes in auto, {', '.join(DTYPES)}")
 
 
 def _of_the_run(run: Run) -> EvalOptions:

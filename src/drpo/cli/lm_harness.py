@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.cli.eval_options import EvalOptions
 from drpo.errors import InputError, describe, nearest
+from drpo.extras import missing
 from drpo.model.device import choose_device
 from drpo.model.precision import resolve_precision
 from drpo.report.payload import finite
@@ -65,7 +66,7 @@ def _harness(options: EvalOptions) -> tuple[Any, Any]:
         import lm_eval.models.huggingface  # noqa: PLC0415 (an optional backend)
         import lm_eval.tasks  # noqa: PLC0415 (an optional backend)
     except ImportError as error:
-        raise InputError(f"--lm-eval: {describe(error)}; run pip install lm-eval") from None
+        raise InputError(f"--lm-eval: {missing(error) or describe(error)}") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folder = options.lm_eval_folder
     if folder is not None and not folder.is_dir():

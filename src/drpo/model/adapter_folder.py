@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
+from drpo.files import set_usual_mode
 from drpo.lazily import lazily
 from drpo.model.policy import Policy
 from drpo.model.saving import probe
@@ -52,7 +53,7 @@ def write_adapter(
     save_file({name: t.to(dtype).contiguous() for name, t in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / WEIGHTS).chmod((folder / "adapter_config.json").stat().st_mode & 0o777)
+    set_usual_mode(folder / WEIGHTS)
     _require_same(policy, base, folder, 1e-4 if dtype == torch.float32 else 0.1)
 
 

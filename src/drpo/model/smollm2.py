@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drpo.errors import InputError
+from drpo.files import set_usual_mode
 from drpo.model.names import SMOLLM2
 
 log = logging.getLogger("drpo")
@@ -101,4 +102,6 @@ def _convert(work: Path, done: Path) -> None:
     plain.load_state_dict(packed.state_dict())
     plain.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     plain.save_pretrained(done)
+    for weights in done.glob("*.safetensors"):
+        set_usual_mode(weights)
     tokenizer.save_pretrained(done)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from drpo.credit import teaches_nothing
 from drpo.errors import InputError
+from drpo.files import set_usual_mode
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.rewards import RewardPool
 from drpo.rewards.usage import total as total_usage
@@ -213,6 +214,7 @@ class Rollouts:
         if self._old is not None and step % self._run.rollout.sync_every:
             state, version = self._old
             save_file(dict(state), folder / OLD_WEIGHTS, metadata={"version": str(version)})
+            set_usual_mode(folder / OLD_WEIGHTS)
 
     def restore(self, folder: Path, step: int, ahead: bool = True) -> None:
         """Restore what `save` wrote into the folder of a checkpoint after `step` steps.

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, empty
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from drpo.errors import InputError
-from drpo.files import naming
+from drpo.files import naming, set_usual_mode
 from drpo.ranks import SINGLE_PROCESS, Ranks
 from drpo.train.stored import OPTIMIZER, WEIGHTS
 
@@ -53,6 +53,7 @@ def write(
         shards = {name: local.contiguous() for name, (local, _) in rows.items()}
         with naming(path):
             save_file(shards, path, {"starts": json.dumps(starts)})
+            set_usual_mode(path)
         written.append(path)
     return written
 
