@@ -22,7 +22,7 @@ from exact.variance import MUS
 
 @dataclass(frozen=True)
 class TheoryOptions:
-    """Check the theory on problems that can be computed exactly. Nothing is trained; about twenty seconds.
+    """Check the theory on problems that can be computed exactly. Nothing is trained; about a minute.
 
       python studies/theory.py --out exact
 

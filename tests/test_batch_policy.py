@@ -33,10 +33,11 @@ from transformers import (
 )
 
 from drpo import objectives, reductions
+from drpo.batch import pack, split_micro_batch
 from drpo.errors import InputError
 from drpo.model.head import HeadShape
 from drpo.model.policy import Policy
-from drpo.objectives import DRPO, GSPO, M2PO, Decoupled, ImportanceSampling, PPOClip, Reinforce, ratio
+from drpo.objectives import DRPO, GSPO, M2PO, TOPR, Decoupled, ImportanceSampling, PPOClip, Reinforce, ratio
 from drpo.reductions import Horizon
 from drpo.rewards import RewardConfig, Scored
 from drpo.spec import parse_spec
@@ -315,6 +316,24 @@ def test_the_proximal_policy_is_the_policy_before_the_updates(
     close(found, gradients(policy, batch, Reinforce())[0], 1e-5)
     with pytest.raises(InputError, match="proximal_logp is missing"):
         gradients(policy, batched(groups, how())[0], Decoupled(PPOClip()))
+
+
+def test_every_token_has_the_reward_of_its_episode(groups: list[ScoredGroup]) -> None:
+    """However the batch is split, and split again; by it TOPR tells successes from failures."""
+    policy, seen = policy_of(tiny(STOPS)[0]), set()
+    rewards = {s: r for g in groups for e, r in zip(g.episodes, g.rewards.tolist(), strict=True) for s in e.sequences}
+    for budget in (60, 163, 10_000):
+        (batch,) = batched(groups, how(micro_batch_tokens=budget))
+        for micro in batch.micro_batches:
+            for part in (micro, *split_micro_batch(micro, batch.credits, 40, share_prompts=True)):
+                assert part.score is not None
+                assert part.score.tolist() == [rewards[batch.credits[i].sequence] for i in part.row.tolist()]
+                seen |= set(part.score.tolist())
+    assert len(seen) > 1
+    doubled = [replace(m, advantage=m.advantage * (1 + (m.score > 0).float())) for m in batch.micro_batches]
+    by_hand, _ = gradients(policy, replace(batch, micro_batches=tuple(doubled)), Reinforce())
+    close(gradients(policy, batch, TOPR(positive=2.0))[0], by_hand, 1e-5)  # on-policy: the ratios are 1
+    assert pack([s for g in groups for s in g.sequences], 10_000).micro_batches[0].score is None
 
 
 def test_a_normaliser_of_each_micro_batchs_own_would_show(groups: list[ScoredGroup]) -> None:

@@ -36,11 +36,14 @@ from drpo.objectives import (
     REGISTRY,
     SAPO,
     SPO,
+    TOPR,
     VESPO,
     Band,
+    BinaryKL,
     ClipCov,
     Decoupled,
     DivergencePenalty,
+    DRPOEff,
     IcePop,
     ImportanceSampling,
     ImportanceWeight,
@@ -52,6 +55,7 @@ from drpo.objectives import (
     Product,
     Reinforce,
     Reject,
+    SecondMoment,
     Sum,
     SymmetricMask,
     gradient,
@@ -210,6 +214,36 @@ CASES += [
         ),
     ),
     Case("drpo(0.2)*proximal", Decoupled(DRPO(0.2)), reference.decoupled(reference.drpo(0.2))),
+    Case(
+        "ppo(0.2,0.28)*proximal*weight('token',5.0)*binary_kl(0.05)",
+        Decoupled(PPOClip(0.2, 0.28), (ImportanceWeight("token", 5.0), BinaryKL(0.05))),
+        reference.decoupled(reference.ppo_clip(0.2, 0.28), reference.weight("token", 5.0), reference.both_ways(0.05)),
+    ),
+    Case(
+        "ppo(0.2,0.28)*proximal*second_moment(0.03)",
+        Decoupled(PPOClip(0.2, 0.28), (SecondMoment(0.03),)),
+        reference.decoupled(reference.ppo_clip(0.2, 0.28), reference.second_moment(0.03)),
+    ),
+    Case("vespo(max_ratio=1.2)", VESPO(max_ratio=1.2), reference.vespo(max_ratio=1.2), smooth=False),
+    Case("ppo(0.2,0.28,max_ratio=1.3)", PPOClip(0.2, 0.28, None, 1.3), reference.ppo_clip(0.2, 0.28, None, 1.3), False),
+    Case("topr", TOPR(), reference.topr(), smooth=False),
+    Case("topr(1,1,'sequence')", TOPR(1.0, 1.0, "sequence"), reference.topr(1, 1, "sequence"), smooth=False),
+    Case("drpo_eff(0.2)", DRPOEff(0.2), reference.drpo_eff(0.2), smooth=False),
+    *(
+        Case(
+            f"drpo_eff(0.2,map={map!r},metric={metric!r},low=0.25,beta=0.7,metric_clip={most})",
+            DRPOEff(0.2, map, metric, 0.25, beta=0.7, metric_clip=most),
+            reference.drpo_eff(0.2, map, metric, 0.25, beta=0.7, metric_clip=most),
+            smooth=False,
+        )
+        for map, metric, most in (
+            ("log_tanh", "log_ratio", None),
+            ("power", "log_ratio", None),
+            ("residual_sech", "log_ratio", None),
+            ("sigmoid_bound", "prob_diff", None),
+            ("tanh_bound", "fisher", 10.0),
+        )
+    ),
 ]
 MOVES_AT_ZERO_ADVANTAGE = (
     *(DRPO(0.2, advantage_weighted=False), K2(), KLCov(0.2, 0.5)),
@@ -245,6 +279,11 @@ def between(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     return (logp.to(wide) + behavior_logp.to(wide)) / 2
 
 
+def rewarded(advantage: Tensor) -> Tensor:
+    """A column in place of the episodes' rewards: some are successes below their group's mean."""
+    return advantage + 0.5
+
+
 def make_tokens(
     logp: list[float],
     behavior_logp: list[float],
@@ -255,15 +294,16 @@ def make_tokens(
 ) -> Tokens:
     """Tokens of plain numbers; all kept and each a sequence of its own unless said."""
     n = len(logp)
-    pi, mu = torch.tensor(logp, dtype=dtype), torch.tensor(behavior_logp, dtype=dtype)
+    pi, mu, a = (torch.tensor(column, dtype=dtype) for column in (logp, behavior_logp, advantage))
     return Tokens(
         pi,
         mu,
-        torch.tensor(advantage, dtype=dtype),
+        a,
         torch.tensor([True] * n if keep is None else keep),
         torch.tensor(list(range(n)) if sequence is None else sequence),
         stretch(pi, mu),
         proximal_logp=between(pi, mu),
+        score=rewarded(a),
     )
 
 
@@ -302,6 +342,7 @@ def random_tokens(lengths: list[int], seed: int = 0, spread: float = 0.7, masked
         sequence,
         stretch(logp, behavior_logp),
         proximal_logp=between(logp, behavior_logp),
+        score=rewarded(advantage),
     )
 
 
@@ -309,7 +350,8 @@ def of(case: Case, tokens: Tokens) -> list[Truth | None]:
     """What is true of every token, None where masked."""
     columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.keep, tokens.sequence)
     proximal = None if tokens.proximal_logp is None else tokens.proximal_logp.tolist()
-    return truths(case.rule, *(c.tolist() for c in columns), proximal)
+    score = None if tokens.score is None else tokens.score.tolist()
+    return truths(case.rule, *(c.tolist() for c in columns), proximal, score)
 
 
 def check(got: Tensor, want: list[float], scale: list[float], truth: list[Truth], dtype: torch.dtype) -> None:
@@ -379,6 +421,7 @@ def cast(tokens: Tokens, dtype: torch.dtype) -> Tokens:
         tokens.sequence,
         stretch(logp, behavior_logp),
         proximal_logp=between(logp, behavior_logp),
+        score=rewarded(advantage),
     )
 
 
@@ -447,7 +490,7 @@ def test_zero_advantage_has_exactly_zero_gradient(objective: Objective) -> None:
     n = len(logp)
     moved, middle = stretch(logp, behavior_logp), between(logp, behavior_logp)
     columns = (torch.zeros(n).double(), torch.ones(n).bool(), torch.arange(n), moved)
-    tokens = Tokens(logp, behavior_logp, *columns, proximal_logp=middle)
+    tokens = Tokens(logp, behavior_logp, *columns, proximal_logp=middle, score=logp.sin())
     slope = gradient(objective, tokens)
     still = objective not in MOVES_AT_ZERO_ADVANTAGE
     assert bool((slope == 0).all()) == vanishes_at_zero_advantage(objective) == still
@@ -643,7 +686,8 @@ def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
     if ours is None:
         return
     tokens = make_tokens(*(data[k] for k in ("logp", "behavior_logp", "advantage", "keep", "sequence")))
-    tokens = dataclasses.replace(tokens, proximal_logp=torch.tensor(data["proximal_logp"], dtype=torch.float64))
+    proximal, score = (torch.tensor(data[k], dtype=torch.float64) for k in ("proximal_logp", "score"))
+    tokens = dataclasses.replace(tokens, proximal_logp=proximal, score=score)
     case = Case("", ours.objective, ours.rule)
     kept, truth = tokens.keep, [t for t in of(case, tokens) if t]
     grad = torch.tensor(entry["grad"], dtype=torch.float64)
@@ -653,7 +697,7 @@ def test_golden_vectors_of_2026(data: dict, entry: dict) -> None:
     assert sum(t.margin > 1e-4 for t in truth) > 0.8 * len(want) > 30
     check(torch.tensor([t.gradient for t in truth], dtype=torch.float64), want, scale, truth, torch.float64)
     for dtype in (torch.float64, torch.float32):
-        near = dataclasses.replace(cast(tokens, dtype), proximal_logp=tokens.proximal_logp.to(dtype))
+        near = dataclasses.replace(cast(tokens, dtype), proximal_logp=proximal.to(dtype), score=score.to(dtype))
         check(gradient(ours.objective, near)[kept], want, scale, truth, dtype)
     if ours.same_value and entry.get("loss"):
         wanted = torch.tensor(entry["loss"], dtype=torch.float64)[kept].tolist()
@@ -686,8 +730,9 @@ def with_hostile_slots(tokens: Tokens) -> tuple[Tokens, Tensor]:
         torch.arange(size) % (len(tokens.logp) + 1),
         torch.full((size,), math.nan, dtype=torch.float64),
         proximal_logp=torch.full((size,), math.nan, dtype=torch.float64),
+        score=torch.full((size,), math.nan, dtype=torch.float64),
     )
-    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence", "proximal_logp"):
+    for f in ("logp", "behavior_logp", "advantage", "keep", "sequence", "divergence", "proximal_logp", "score"):
         getattr(out, f)[place] = getattr(tokens, f)
     return out, place
 
@@ -785,9 +830,13 @@ def test_weights_recomputed_for_each_part_are_another_loss(reduction: str) -> No
 @each_objective
 def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective: Objective) -> None:
     tokens = random_tokens([3, 4])
-    columns = (tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence, tokens.proximal_logp)
+    columns = (
+        *(tokens.logp, tokens.behavior_logp, tokens.advantage, tokens.divergence, tokens.proximal_logp),
+        tokens.score,
+    )
     leaves = [t.clone().requires_grad_() for t in columns]
-    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3], proximal_logp=leaves[4])
+    live = Tokens(*leaves[:3], tokens.keep.clone(), tokens.sequence.clone(), leaves[3])
+    live = dataclasses.replace(live, proximal_logp=leaves[4], score=leaves[5])
     total(objective, live, torch.ones_like(tokens.logp)).backward()
     for asked in (dataclasses.replace(tokens, logp=live.logp), tokens):
         assert not gradient(objective, asked).requires_grad
@@ -795,7 +844,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
     assert not tokens.logp.requires_grad
     assert live.logp.grad is not None
     assert live.logp.grad.abs().max() > 0
-    for other in (live.behavior_logp, live.advantage, live.divergence, live.proximal_logp):
+    for other in leaves[1:]:
         assert other.grad is None or (other.grad == 0).all()
     for name in ("logp", "behavior_logp", "advantage", "keep", "sequence"):
         assert torch.equal(getattr(live, name), getattr(tokens, name))
@@ -806,7 +855,7 @@ def test_gradient_flows_only_through_logp_and_inputs_stay_as_they_are(objective:
 def test_objective_never_asks_the_device_for_a_number(objective: Objective) -> None:
     """Tensors without data: an `.item()`, or a shape that depends on the data, would raise."""
     number = torch.empty(5, device="meta")
-    tokens = Tokens(number, number, number, number.bool(), number.long(), number, proximal_logp=number)
+    tokens = Tokens(number, number, number, number.bool(), number.long(), number, None, number, number)
     assert objective(tokens).loss.shape == (5,)
 
 
@@ -843,7 +892,7 @@ def test_spec_round_trip(case: Case) -> None:
 positive = st.floats(1e-6, 1e3)
 objectives = st.one_of(
     st.builds(ImportanceSampling, st.none() | positive),
-    st.builds(PPOClip, st.floats(0, 1), st.floats(0, 10), st.none() | st.floats(1.001, 10)),
+    st.builds(PPOClip, st.floats(0, 1), st.floats(0, 10), st.none() | st.floats(1.001, 10), st.none() | positive),
     st.builds(SPO, positive),
     st.builds(DPPO, positive, st.none() | positive, st.sampled_from(["tv", "kl", "topk_tv", "topk_kl"]), positive),
     st.builds(DRPO, positive, st.floats(0, 1), st.none() | st.floats(0, 1), st.booleans()),
@@ -856,18 +905,25 @@ objectives = st.one_of(
     st.builds(IcePop, st.floats(0, 1), st.floats(1.1, 10)),
     st.builds(KPop, positive),
     st.builds(CPPO, positive, st.floats(0.01, 1), positive, st.none() | st.integers(1, 99)),
-    st.builds(VESPO, positive, positive, positive, positive),
+    st.builds(VESPO, positive, positive, positive, positive, st.none() | positive),
     st.builds(GMPO, st.floats(0, 3), st.floats(0, 3)),
     st.builds(M2PO, positive, st.floats(0, 1), st.floats(0, 3)),
     st.builds(M2POAReaL, positive),
     st.builds(ClipCov, st.floats(0, 1), st.floats(0, 10), st.floats(1e-6, 1), st.floats(-1, 1), st.floats(1.1, 5)),
     st.builds(KLCov, st.floats(1e-6, 1), positive),
+    st.builds(TOPR, positive, positive, st.sampled_from(RATIOS)),
+    st.builds(
+        DRPOEff, positive, st.sampled_from(["log_tanh", "power"]), low=st.floats(0, 0.9), alpha=st.floats(0.1, 1)
+    ),
+    st.builds(DRPOEff, positive, st.just("tanh_bound"), st.sampled_from(["fisher", "bkl_grad"]), metric_clip=positive),
 )
 factors = st.one_of(
     st.builds(Band, st.floats(0, 1), st.floats(1.1, 10), st.sampled_from(["token", "sequence", "geometric", "every"])),
     st.builds(Reject, st.sampled_from([s for s in STATISTICS if not s.endswith("k1")]), positive),
     st.builds(Reject, st.sampled_from(["token_k1", "seq_mean_k1"]), st.floats(1.1, 9), st.floats(0, 1)),
     st.builds(OPSM, positive),
+    st.builds(BinaryKL, positive),
+    st.builds(SecondMoment, positive),
     st.builds(
         ImportanceWeight, st.sampled_from(RATIOS), positive, st.floats(0, 1), st.none() | st.floats(2, 9), st.booleans()
     ),
@@ -934,6 +990,7 @@ def test_own_objective_needs_no_registration() -> None:
         ("none*reject('seq_mean_k4', 1)", "statistic"),
         ("none*reject('seq_mean_k3', 1, 0.5)", "upper bound alone"),
         ("reinforce*weight('token')", "needs a cap or a bound above"),
+        ("drpo_eff(0.2, 'clip', 'fisher')", "metric='fisher': the map 'clip' reads the log-ratio alone"),
         ("", "form"),
     ],
 )
@@ -949,6 +1006,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         (PPOClip, "low", (-0.1, 1.1, math.nan)),
         (PPOClip, "high", (-0.1, math.nan, math.inf)),
         (PPOClip, "dual", (1, 0.5, math.nan)),
+        (PPOClip, "max_ratio", (0, math.inf)),
         (SPO, "epsilon", (0, -1, math.nan, math.inf, "0.2", None)),
         (DPPO, "delta_low", (0, -1, math.nan)),
         (DPPO, "delta_high", (0, -1, math.nan)),
@@ -980,6 +1038,19 @@ def test_parse_refuses(text: str, message: str) -> None:
         (VESPO, "lambda_positive", (0, math.nan)),
         (VESPO, "k_negative", (0, math.nan)),
         (VESPO, "lambda_negative", (0, math.nan)),
+        (VESPO, "max_ratio", (0, math.nan)),
+        (TOPR, "positive", (0, math.nan)),
+        (TOPR, "negative", (0, math.inf)),
+        (TOPR, "over", ("every", "")),
+        (DRPOEff, "delta", (0, math.nan)),
+        (DRPOEff, "map", ("tanh", "")),
+        (DRPOEff, "metric", ("kl", "")),
+        (DRPOEff, "low", (-0.1, 1, 1.5, math.nan)),
+        (DRPOEff, "high", (1, math.inf)),
+        (DRPOEff, "beta", (0, math.nan)),
+        (DRPOEff, "alpha", (0, 1.1)),
+        (DRPOEff, "mass", (0, math.nan)),
+        (DRPOEff, "metric_clip", (0, math.inf)),
         (GMPO, "low", (-1, math.nan)),
         (GMPO, "high", (-1, math.inf)),
         (M2PO, "budget", (0, math.nan)),
@@ -999,6 +1070,8 @@ def test_parse_refuses(text: str, message: str) -> None:
         (Reject, "statistic", ("k3", "seq_min_k3")),
         (Reject, "high", (0, math.nan)),
         (OPSM, "delta", (0, math.nan)),
+        (BinaryKL, "delta", (0, math.nan)),
+        (SecondMoment, "threshold", (0, math.nan)),
         (ImportanceWeight, "over", ("every", "")),
         (ImportanceWeight, "cap", (0, math.nan)),
         (ImportanceWeight, "low", (-1, math.nan)),
@@ -1011,12 +1084,19 @@ def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple
         SymmetricMask: {"delta": 0.2},
         DivergencePenalty: {"kind": "k3", "coefficient": 1},
         Band: {"low": 0.5, "high": 2.0},
+        BinaryKL: {"delta": 0.1},
         Reject: {"statistic": "seq_mean_k3", "high": 1.0},
         ImportanceWeight: {"cap": 2.0},
     }
     for value in wrong:
         with pytest.raises(ValueError, match=f"^{field}="):
             make(**{**needed.get(make, {}), field: value})
+
+
+def test_defaults_are_the_programs() -> None:
+    assert dataclasses.astuple(DRPOEff()) == (12.5, "log_tanh", "log_ratio", 0.0, 2.0, 1.0, 0.5, 1e-4, None)
+    assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
+    assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
 
 
 def test_a_penalty_may_count_nothing() -> None:

@@ -55,7 +55,9 @@ SPECS = (
     ),
     *("clip_cov(fraction=0.5, cov_low=0.1)", "kl_cov(0.1)", "mask(0.2) + 0.1*k2"),
     *("drpo(0.2)*reject('seq_mean_k3', 9.0)*opsm(4.0)", "none*band(1e-4, 3.0, 'geometric')"),
-    "ppo*proximal*weight('token', 5)",
+    "ppo*proximal*weight('token', 5)*binary_kl(0.5)",
+    "ppo*proximal*second_moment(0.5)",
+    *("vespo(max_ratio=1.5)", "topr", "topr(1, 1, 'sequence')", "drpo_eff(0.2)", "ppo(0.2, 0.28, max_ratio=1.3)"),
 )
 OBJECTIVES: dict[str, Objective] = {text: parse_spec(text, objectives.REGISTRY) for text in SPECS} | {"own": Own()}
 NAMED = {name for text in SPECS for name in re.findall(r"(?<![\w'])[a-z]\w*(?=[(*+ ]|$)", text)}
@@ -74,6 +76,7 @@ def columns(t: int = T, *, reduction: str = "token_mean", seed: int = 0) -> dict
         "keep": keep,
         "sequence": sequence,
         "proximal_logp": -4 * torch.rand(t, generator=generator, dtype=torch.float64) - 0.01,
+        "score": torch.randn(t, generator=generator, dtype=torch.float64)[sequence],
         "token_weight": REDUCTIONS[reduction](keep, sequence).double(),
     }
 
@@ -87,7 +90,7 @@ def plain(
     hidden: Tensor, weight: Tensor, target: Tensor, objective: Objective, *, temperature: float = 1.0, **given: Tensor
 ) -> Plain:
     logp, _ = logits_at_once(hidden, weight, target, temperature)
-    names = ("behavior_logp", "advantage", "keep", "sequence", "proximal_logp")
+    names = ("behavior_logp", "advantage", "keep", "sequence", "proximal_logp", "score")
     tokens = Tokens(logp, **{name: given.get(name) for name in names})
     return Plain(total(objective, tokens, given["token_weight"]), logp.detach())
 

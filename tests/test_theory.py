@@ -19,7 +19,7 @@ from torch import Tensor
 import theory as script
 from command import run
 from drpo.errors import InputError
-from drpo.objectives import DRPO, REGISTRY, SPO, ImportanceSampling, gradient, gradient_weight
+from drpo.objectives import DRPO, REGISTRY, SPO, ImportanceSampling, Tokens, gradient, gradient_weight, of_batch
 from drpo.spec import parse_spec
 from exact.agreement import by_autograd, by_sampling, crowd, draw, mistaken, z_scores
 from exact.bandit import (
@@ -35,9 +35,11 @@ from exact.bandit import (
     value_gradient,
     zipf,
 )
+from exact.batches import proportional, with_statistics
 from exact.checks import PANEL, Theory, checks, examine, parsed
 from exact.claims import fixed_points, joint_fixed_point, lone, penalties, same_region, settle, stops
 from exact.drift import drift, drifting, tilted
+from exact.fates import fates
 from exact.figures import FIGURES
 from exact.long_tail import (
     HEAD,
@@ -51,7 +53,10 @@ from exact.long_tail import (
     noise,
     noisy_tail,
 )
+from exact.parting import even_pair, part, some_problems, stale_start
 from exact.tables import markdown, sheets
+from exact.texts import LENGTH, of_texts, some_texts, texts_bias, total_variation
+from exact.texts import tilted as tilted_texts
 from exact.variance import CASES, variances, word_variance
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "theory_checked.md"
@@ -398,6 +403,23 @@ def same_cell(said: str, found: str) -> bool:
     )
 
 
+def test_the_document_says_what_the_committed_results_say():
+    """Its first table; the slow test below compares every table with what the code finds."""
+    record = json.loads((DOCUMENT.parents[1] / "studies" / "results" / "exact.json").read_text())
+    _, *said = cells(DOCUMENT.read_text().split("**What was checked**\n\n")[1].split("\n\n")[0])
+    found = [[c["name"], c["theory"], c["found"], "yes"] for c in record["checks"]]
+    assert len(said) == len(found) > 30 and all(c["agrees"] for c in record["checks"])
+    wrong = [
+        (a, b)
+        for x, y in zip(said, found, strict=True)
+        for a, b in zip(x, y, strict=True)
+        if not same_cell(a.replace("\\|", "|"), b)
+    ]
+    assert not wrong
+    assert {p["delta"] for p in record["partings"]} == {0.05, 0.2, 1.0, 12.5}
+    assert max(p["used"] for p in record["partings"]) <= 1
+
+
 @pytest.mark.slow
 def test_the_document_says_what_the_code_finds(theory):
     text = DOCUMENT.read_text()
@@ -411,3 +433,110 @@ def test_the_document_says_what_the_code_finds(theory):
             (a, b) for x, y in zip(said, found, strict=True) for a, b in zip(x, y, strict=True) if not same_cell(a, b)
         ]
         assert not wrong, f"{sheet.title}: {wrong}"
+
+
+# ------------------------------------------------------------------------------------------- the objectives of 2026
+
+
+def test_a_batch_in_proportion_has_every_draw_as_often_as_it_comes():
+    counts = proportional(torch.tensor([0.5, 0.3, 0.2, 0.0]), 7)
+    assert counts.tolist() == [4, 2, 1, 0]
+    assert int(proportional(zipf(50), 1 << 12).sum()) == 1 << 12
+
+
+@pytest.mark.parametrize("spec", ["m2po(0.01)", "kl_cov(0.3, 0.1)", "reinforce*weight('sequence', 2, normalize=True)"])
+def test_statistics_are_those_of_a_batch_that_was_written_out(spec: str):
+    texts = some_texts(3)
+    tokens, objective = texts.tokens(tilted_texts(texts, 0.1)), parse_spec(spec, REGISTRY)
+    counts = torch.arange(64).remainder(3).repeat_interleave(LENGTH)
+    rows = [(i, copy) for i in range(len(counts)) for copy in range(int(counts[i]))]
+    number = {key: n for n, key in enumerate(dict.fromkeys((i // LENGTH, copy) for i, copy in rows))}
+    index = torch.tensor([i for i, _ in rows])
+    columns = {name: None if x is None else x[index] for name, x in vars(tokens).items()}
+    columns["sequence"] = torch.tensor([number[i // LENGTH, copy] for i, copy in rows])
+    wanted = gradient(of_batch(objective, Tokens(**columns)), tokens)
+    assert torch.equal(gradient(with_statistics(objective, tokens, counts), tokens), wanted)
+    other = with_statistics(objective, tokens, torch.ones_like(counts))
+    assert not torch.equal(gradient(other, tokens), wanted)
+
+
+@pytest.mark.parametrize("spec", ["drpo(0.2)", "gspo(0.2, 0.28)", "ppo(0.2, 0.28)*proximal*weight('token', 5)"])
+def test_the_mean_over_texts_is_the_automatic_gradient_of_the_enumerated_loss(spec: str):
+    texts, objective = some_texts(1), parse_spec(spec, REGISTRY)
+    logits = tilted_texts(texts, 0.15)
+    assert total_variation(texts, logits) == pytest.approx(0.15, abs=1e-9)
+    leaf = logits.clone().requires_grad_()
+    ((texts.mu.repeat_interleave(LENGTH) * objective(texts.tokens(leaf)).loss).sum()).backward()
+    mean, trace = of_texts(objective, texts, logits)
+    assert leaf.grad is not None and torch.allclose(mean, leaf.grad.reshape(-1), atol=1e-12)
+    each = []
+    for i, words in enumerate(texts.words.tolist()):  # the definition, one text at a time
+        alone = logits.clone().requires_grad_()
+        (texts.logp(alone)[i] * gradient(objective, texts.tokens(logits)).reshape(-1, LENGTH)[i]).sum().backward()
+        assert alone.grad is not None and len(words) == LENGTH
+        each.append(alone.grad.reshape(-1))
+    second = sum(float(p) * float((g - mean).square().sum()) for p, g in zip(texts.mu, each, strict=True))
+    assert trace == pytest.approx(second, rel=1e-9)
+
+
+def test_only_the_product_of_the_ratios_is_unbiased_on_texts():
+    texts = some_texts(2)
+    logits = tilted_texts(texts, 0.3).requires_grad_()
+    ((texts.logp(logits).sum(1).exp() * texts.reward).sum()).backward()
+    assert logits.grad is not None
+    assert torch.allclose(logits.grad.reshape(-1), texts.value_gradient(logits.detach()), atol=1e-12)
+    specs = ("reinforce*weight('sequence', 1e9)", "none", "reinforce", "gspo(0.9, 9)")
+    found = {t.objective: t.relative for t in texts_bias(parsed(specs), texts, (0.1,))}
+    whole, *others = found.values()
+    assert whole < 1e-12 and min(others) > 0.01
+
+
+@pytest.mark.parametrize("spec", ["icepop(0.5, 2)", "m2po(0.04)", "drpo_eff(0.2)", "mask(0.2) + 0.4*k2"])
+def test_a_lone_token_ends_where_the_formula_says(spec: str):
+    (fate,) = fates((spec,))
+    assert fate.error < 1e-9
+    assert fate.comes_back == (spec[0] in "d" or "k2" in spec)
+
+
+# --------------------------------------------------------------------------------- how far DRPO and the surrogate part
+
+
+def test_drpo_and_the_surrogate_part_within_the_bound():
+    generator, most = torch.Generator().manual_seed(5), 0.0
+    for problem in some_problems(9, seed=5):
+        for delta, rate, updates, staleness in ((0.05, 1.0, 3, 0), (0.2, 0.1, 8, 4), (12.5, 1.0, 8, 8)):
+            start = stale_start(problem, delta, rate, staleness, generator)
+            seen = part(problem, start, delta, rate, updates, staleness)
+            assert seen.used <= 1 and seen.used_measured <= 1 and seen.tv <= seen.bound_tv
+            assert seen.weight <= 1 / delta and (delta < 12.5 or seen.weight <= 0.08)
+            most = max(most, seen.used_measured)
+    assert most > 0.3
+
+
+def test_no_smaller_bound_holds():
+    """Two equal words use all of it up as the rate goes to 0, so each of its constants is the least."""
+    pair = even_pair()
+    seen = part(pair, pair.behavior_logp, 0.2, 1e-3, 2, 0)
+    assert 0.9999 < seen.used <= 1 and 0.9999 < seen.tv / seen.bound_tv <= 1
+    # One update from away: the pull itself, without the surrogate's part.
+    far = pair.behavior_logp + torch.tensor([[1e-3, -1e-3]])
+    assert 0.9999 < part(pair, far, 0.2, 1e-2, 1, 0).used_measured <= 1
+
+
+@given(SEEDS)
+def test_the_lemmas_of_the_bound(seed):
+    """|grad E_pi v| <= (range of v) / (2 sqrt 2), and the gradient's Lipschitz constant <= range / 2."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, v, u = torch.randn(3, 6, generator=generator, dtype=torch.float64) * torch.tensor([[2.0], [1.0], [1.0]])
+    span = float(v.max() - v.min())
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.softmax(x, -1) @ v
+
+    (slope,) = torch.autograd.grad(mean(leaf := logits.clone().requires_grad_()), leaf)
+    assert float(slope.norm()) <= span / math.sqrt(8)
+    curvature = torch.autograd.functional.hessian(mean, logits)
+    assert float(torch.linalg.matrix_norm(curvature, 2)) <= span / 2
+    pi = torch.softmax(logits, -1)
+    third = float((pi * (v - pi @ v) * (u - pi @ u).square()).sum())
+    assert float(u @ curvature @ u) == pytest.approx(third, abs=1e-12)

@@ -25,12 +25,21 @@ FIGURES = {
         "none*opsm(0.3)",
         "reinforce*weight('token', 2.0)",
         "ppo(0.2, 0.28)*proximal*weight('token', 5.0)",
+        "none*binary_kl(0.1)",
+        "none*second_moment(0.04)",
     ),
     "likelihood": ("reinforce", "reinforce + 0.5*k2", "mask(0.2) + 0.1*k2", "k2"),
     "cppo": ("cppo(0.2)", "dppo(0.2)", "drpo(0.2)"),
     "vespo": ("vespo", "gspo(3e-4, 4e-4)", "sapo(1.0, 1.05)"),
     "gmpo": ("gmpo(0.4, 0.4)", "gspo(3e-4, 4e-4)", "ppo(0.2, 0.28)"),
     "m2po": ("m2po(0.04)", "m2po_areal(0.04)", "ppo(0.2, 0.28)"),
+    "topr": ("topr", "topr(0.5, 1.0)", "reinforce"),
+    "drpo_eff": (
+        "drpo_eff(0.2)",
+        "drpo_eff(0.2, 'tanh_bound', 'fisher')",
+        "drpo_eff(0.2, 'clip', low=0.5)",
+        "drpo(0.2)",
+    ),
     "entropy_covariance": ("clip_cov(0.2, 0.2)", "kl_cov(0.1, 0.5)", "ppo(0.2, 0.2)"),
 }
 """Page -> what is drawn on it."""

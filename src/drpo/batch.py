@@ -57,12 +57,14 @@ def make_batches(groups: Sequence[ScoredGroup], credits: Sequence[Credit], confi
         Up to `config.updates` batches; updates without any credited row are left out.
     """
     credit_of = {credit.sequence: credit for credit in credits}
+    results = [pair for g in groups for pair in zip(g.episodes, g.results, strict=True)]
+    score_of = {sequence: result.whole for episode, result in results for sequence in episode.sequences}
     edges = [len(groups) * i // config.updates for i in range(config.updates + 1)]
     credited = [
         [e for g in groups[start:end] for e in g.episodes if any(s in credit_of for s in e.sequences)]
         for start, end in pairwise(edges)
     ]
-    return [_batch(episodes, credit_of, config) for episodes in credited if episodes]
+    return [_batch(episodes, credit_of, score_of, config) for episodes in credited if episodes]
 
 
 def pack(
@@ -76,7 +78,9 @@ def pack(
     """
     credits = tuple(Credit(s, torch.zeros(s.n_sampled)) for s in sequences)
     numbers = [torch.full((s.n_sampled,), i) for i, s in enumerate(sequences)]
-    rows = _rows(range(len(credits)), credits, numbers, [credit.advantage for credit in credits], share_prompts)
+    nothing = [None] * len(credits)
+    weights = [credit.advantage for credit in credits]
+    rows = _rows(range(len(credits)), credits, numbers, weights, nothing, share_prompts)
     micro_batches = tuple(_micro_batch(part) for part in _split(_together(rows), micro_batch_tokens, ranks))
     n_tokens = sum(s.n_sampled for s in sequences)
     return Batch(micro_batches, credits, n_episodes=len(credits), n_tokens=n_tokens, n_skipped=0)
@@ -100,6 +104,7 @@ def split_micro_batch(
         [credits[number] for number in numbers],
         [micro.sequence[own] for own in tokens],
         [micro.weight[own] for own in tokens],
+        [None if micro.score is None else float(micro.score[own][0]) for own in tokens],
         share_prompts,
     )
     return [_micro_batch(part) for part in _within_budget(_together(rows), budget)]
@@ -117,8 +122,8 @@ def routes_of_rows(
         routes: [N, L, k], see `Routes`.
     """
     numbers = micro.row.unique_consecutive().tolist()
-    nothing = [torch.empty(0)] * len(numbers)
-    rows, _, position = _placed(_rows(numbers, [credits[n] for n in numbers], nothing, nothing, share_prompts))
+    nothing, none = [torch.empty(0)] * len(numbers), [None] * len(numbers)
+    rows, _, position = _placed(_rows(numbers, [credits[n] for n in numbers], nothing, nothing, none, share_prompts))
     prompts: dict[int, Tensor] = {}
     parts = []
     for row, at in zip(rows, position, strict=True):
@@ -137,6 +142,7 @@ class _Row:
     credit: Credit
     sequence: Tensor
     weight: Tensor
+    score: float | None
     prompt: int
 
     @property
@@ -150,17 +156,23 @@ def _rows(
     credits: Sequence[Credit],
     sequences: Sequence[Tensor],
     weights: Sequence[Tensor],
+    scores: Sequence[float | None],
     share_prompts: bool,
 ) -> list[_Row]:
     """Return rows with their prompts numbered in the order of their ids."""
     ids = [tuple(credit.sequence.prompt_ids.tolist()) for credit in credits]
     prompts = [(prompt, 0 if share_prompts else number) for prompt, number in zip(ids, numbers, strict=True)]
     order = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
-    columns = zip(numbers, credits, sequences, weights, [order[prompt] for prompt in prompts], strict=True)
+    columns = zip(numbers, credits, sequences, weights, scores, [order[prompt] for prompt in prompts], strict=True)
     return list(starmap(_Row, columns))
 
 
-def _batch(episodes: Sequence[Episode], credit_of: Mapping[TokenSequence, Credit], config: BatchConfig) -> Batch:
+def _batch(
+    episodes: Sequence[Episode],
+    credit_of: Mapping[TokenSequence, Credit],
+    score_of: Mapping[TokenSequence, float],
+    config: BatchConfig,
+) -> Batch:
     columns = zip(
         (s for e in episodes for s in e.sequences),
         _numbers(episodes, "episode"),
@@ -171,7 +183,8 @@ def _batch(episodes: Sequence[Episode], credit_of: Mapping[TokenSequence, Credit
     credits, episode_of, sequence_of = zip(*credited, strict=True)
     episode = torch.cat(episode_of)
     weights = config.reduction(torch.ones_like(episode, dtype=torch.bool), episode).split(list(map(len, episode_of)))
-    rows = _rows(range(len(credits)), credits, sequence_of, weights, config.share_prompts)
+    scores = [score_of[credit.sequence] for credit in credits]
+    rows = _rows(range(len(credits)), credits, sequence_of, weights, scores, config.share_prompts)
     trained = [
         unit
         for unit in _together(rows)
@@ -298,6 +311,7 @@ def _micro_batch(rows: Sequence[_Row]) -> MicroBatch:
         returns=_joined([r.credit.returns for r in rows]),
         routes=routes,
         proximal_logp=_joined([s.proximal_logp for s in sequences]),
+        score=_joined([None if r.score is None else torch.full((r.credit.sequence.n_sampled,), r.score) for r in rows]),
         routing_conflicts=conflicts,
     )
 

@@ -56,6 +56,7 @@ _KINDS: Mapping[str, _Kind] = {
     "advantage": _Kind(
         "float", "one value per sequence? write advantage[sequence]", lambda v: ~v.isfinite(), "must be finite"
     ),
+    "score": _Kind("float", "one value per sequence? write score[sequence]", lambda v: ~v.isfinite(), "must be finite"),
     "divergence": _Kind("float", "", lambda v: ~(v >= 0), "a divergence is at least 0"),
     "weight": _Kind(
         "float",

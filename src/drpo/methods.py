@@ -247,7 +247,7 @@ def find(name: str, horizon: int) -> Method:
 
     Example:
         >>> find("Dr. GRPO", 32).reduction, find("GRPO", 32).objective
-        (Horizon(tokens=32), PPOClip(low=0.2, high=0.2, dual=None))
+        (Horizon(tokens=32), PPOClip(low=0.2, high=0.2, dual=None, max_ratio=None))
     """
     if (known := canonical(name)) not in METHODS:
         spec = f"; --objective {name!r} sets the objective alone" if "(" in name else ""

@@ -8,7 +8,9 @@ the logits is
     G = g (e_word - pi),   g = d loss / d logp,
 
 in its context's row, so that mean and covariance of G are finite sums. A draw is a sequence of its own: sequence-level
-objectives see sequences of one token; top-K divergences are those of the whole distribution (K = V).
+objectives see sequences of one token (`exact.texts` has longer ones); top-K divergences are those of the whole
+distribution (K = V). The score is the reward, the proximal policy is half-way in log-probability, and statistics of the
+batch are those of a batch with all draws in proportion.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from drpo.errors import InputError
-from drpo.objectives import TOPK, Objective, Tokens, gradient, needed_divergence
+from drpo.objectives import TOPK, Objective, Tokens, gradient, needed_divergence, reads_batch
+from exact.batches import between, proportional, with_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +63,18 @@ class Bandit:
         """All K * C * V draws that there are, as an objective sees them where pi = mu."""
         logp = self.behavior_logp.expand(self.reward.shape).reshape(-1)
         n = len(logp)
-        return Tokens(logp, logp, self.advantage.reshape(n), torch.ones(n, dtype=torch.bool), torch.arange(n))
+        keep, score = torch.ones(n, dtype=torch.bool), self.reward.reshape(n)
+        return Tokens(logp, logp, self.advantage.reshape(n), keep, torch.arange(n), score=score)
 
     def tokens(self, logp: Tensor) -> Tokens:
         """The same with the policy's `logp` [C, V]."""
-        return replace(self.on_policy, logp=logp.expand(self.reward.shape).reshape(-1))
+        return between(replace(self.on_policy, logp=logp.expand(self.reward.shape).reshape(-1)))
+
+    def fixed(self, objective: Objective, tokens: Tokens) -> Objective:
+        """Return the objective with the statistics of the whole batch, if it reads any."""
+        if not reads_batch(objective):
+            return objective
+        return with_statistics(objective, tokens, proportional(self.distribution.reshape(-1)))
 
 
 def bandit(
@@ -200,7 +210,8 @@ def estimate(objective: Objective, problem: Bandit, logits: Tensor) -> Estimate:
 
 def slopes(objective: Objective, problem: Bandit, logp: Tensor) -> Tensor:
     """Return g = d loss / d logp of every draw, [K, C, V], for the policy's `logp` [C, V]."""
-    return gradient(objective, seen(objective, problem, logp)).reshape(problem.reward.shape)
+    tokens = seen(objective, problem, logp)
+    return gradient(problem.fixed(objective, tokens), tokens).reshape(problem.reward.shape)
 
 
 def seen(objective: Objective, problem: Bandit, logp: Tensor) -> Tokens:
@@ -215,7 +226,8 @@ def seen(objective: Objective, problem: Bandit, logp: Tensor) -> Tokens:
 def surrogate(objective: Objective, problem: Bandit, logits: Tensor) -> Tensor:
     """Return the expected loss under the sampler, a scalar, differentiable in `logits` [C, V]."""
     tokens = seen(objective, problem, torch.log_softmax(logits, -1))
-    expected: Tensor = (problem.distribution.reshape(-1) * objective(tokens).loss).sum()
+    loss = problem.fixed(objective, tokens)(tokens).loss
+    expected: Tensor = (problem.distribution.reshape(-1) * loss).sum()
     return expected
 
 

@@ -168,8 +168,13 @@ def test_refusals():
     for spec in ("m2po", "kl_cov(0.1)", "reinforce*weight('token', 2, normalize=True)"):
         with pytest.raises(InputError, match="reads statistics of the whole optimiser batch, of which this framework"):
             objective_of(spec, "objective")
-    with pytest.raises(InputError, match=r"besides the sampler's; leave '\*proximal' out"):
+    with pytest.raises(InputError, match=r"besides the sampler's; leave '\*proximal' \(in vespo: max_ratio\) out"):
         objective_of("ppo*proximal*weight('token', 5)", "objective")
+    with pytest.raises(
+        InputError, match=r"reads the reward of each answer, .* such as .reinforce\*weight\('token', 1\.0\)"
+    ):
+        objective_of("topr", "objective")
+    objective_of("drpo_eff(0.2)", "objective")
     with pytest.raises(InputError, match="is a factor: write it behind an objective"):
         objective_of("band(0.5, 2)", "objective")
     with pytest.raises(InputError, match="did you mean 'drpo'"):

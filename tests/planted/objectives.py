@@ -1,5 +1,6 @@
 """Mistakes in the objectives, their divergences and what they are made of."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +54,7 @@ def _silent_beyond_the_cap(right: Any) -> Any:
         from drpo.objectives import ratio
         from drpo.types import TokenLoss
 
-        return TokenLoss(right(self, tokens).loss * (ratio(tokens) <= self.max_ratio))
+        return TokenLoss(right(self, tokens).loss * (ratio(tokens) <= (self.max_ratio or 1e30)))
 
     return call
 
@@ -65,6 +66,24 @@ def _one_direction(right: Any) -> Any:
         return binary_kl(tokens) > self.delta
 
     return out_of_region
+
+
+def _all_truncated(right: Any) -> Any:
+    def log_ratio(self: Any, tokens: Any) -> Any:
+        return right(self, tokens).clamp(max=math.log(self.max_ratio or 1e30))
+
+    return log_ratio
+
+
+def _penalty_of_drpo(right: Any) -> Any:
+    def call(self: Any, tokens: Any) -> Any:
+        from drpo.objectives import DRPO, ImportanceSampling
+        from drpo.types import TokenLoss
+
+        surrogate = right(replace(self, delta=1e30), tokens).loss
+        return TokenLoss(surrogate + DRPO(self.delta)(tokens).loss - ImportanceSampling()(tokens).loss)
+
+    return call
 
 
 def _geometric_vespo(right: Any) -> Any:
@@ -228,9 +247,39 @@ REPLACEMENTS = (
     ),
     Replacement(
         "a decoupled objective is held to the sampler",
-        "drpo.objectives.composed:_decoupled",
+        "drpo.objectives.composed:around_proximal",
         lambda right: lambda tokens: (tokens, right(tokens)[1]),
         (f"{FORMULA}[drpo(0.2)*proximal]", GOLDEN_2026),
+    ),
+    Replacement(
+        "VESPO truncates the policy's part of the ratio too",
+        "drpo.objectives.whole_sequences:VESPO._log_ratio",
+        _all_truncated,
+        (f"{FORMULA}[vespo(max_ratio=1.2)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "the cap silences a token in place of bounding it",
+        "drpo.objectives.clip:PPOClip.__call__",
+        _silent_beyond_the_cap,
+        (f"{FORMULA}[ppo(0.2,0.28,max_ratio=1.3)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "TOPR takes the advantage for the reward",
+        "drpo.objectives.topr:TOPR.__call__",
+        lambda right: lambda self, tokens: right(self, replace(tokens, score=tokens.advantage)),
+        (f"{FORMULA}[topr]", GOLDEN_2026),
+    ),
+    Replacement(
+        "DRPO-Eff's penalty keeps DRPO's ratio",
+        "drpo.objectives.effective:DRPOEff.__call__",
+        _penalty_of_drpo,
+        (f"{FORMULA}[drpo_eff(0.2)]", GOLDEN_2026),
+    ),
+    Replacement(
+        "every row has the batch's first reward",
+        "drpo.batch:_micro_batch",
+        lambda right: lambda rows: right([replace(row, score=rows[0].score) for row in rows]),
+        (f"{BATCHES}test_every_token_has_the_reward_of_its_episode",),
     ),
     Replacement(
         "a token counts in its own prefix",

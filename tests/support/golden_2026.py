@@ -15,10 +15,13 @@ from drpo.objectives import (
     K2,
     M2PO,
     OPSM,
+    TOPR,
     VESPO,
     Band,
+    BinaryKL,
     ClipCov,
     Decoupled,
+    DRPOEff,
     IcePop,
     ImportanceSampling,
     ImportanceWeight,
@@ -30,6 +33,7 @@ from drpo.objectives import (
     Product,
     Reinforce,
     Reject,
+    SecondMoment,
     Sum,
     SymmetricMask,
 )
@@ -61,12 +65,7 @@ class Ours(NamedTuple):
 
 Params = Mapping[str, Any]
 NOT_OURS = {
-    "KPop(decoupled)": "a mask between proximal policy and sampler that is no factor here",
-    "M2PO(AReaL, decoupled)": "the same",
-    "VESPO(decoupled)": "a ratio of three policies",
     "RefKL": "needs a reference model: on-policy distillation",
-    "TOPR": "needs the score",
-    "DRPOEff": "a plugin without a paper",
 }
 """What is not an objective of this package, and why."""
 
@@ -111,10 +110,8 @@ def dppo_kl(p: Params) -> Ours:
     return with_k2(DPPO(low, high, max_ratio=UNCAPPED), rule, 2 * p["kl_tau"], same_value=False)
 
 
-def ppo_prime(p: Params) -> Ours | None:
-    if p["max_ratio"] < 1e3:  # caps the ratio besides; here IPO alone does
-        return None
-    clip = (1 - p["ratio_low"], p["ratio_high"] - 1)
+def ppo_prime(p: Params) -> Ours:
+    clip = (1 - p["ratio_low"], p["ratio_high"] - 1, None, p["max_ratio"])
     return Ours(PPOClip(*clip), reference.ppo_clip(*clip))
 
 
@@ -169,6 +166,37 @@ def areal(p: Params) -> Ours:
         "sequence_mask": ("geometric", None, p.get("min"), p.get("cap")),
     }[p["behave"]]
     return decoupled((p["low"], p["high"], p["dual"]), weight)
+
+
+def kpop_decoupled(p: Params) -> Ours:
+    clip = clip_of(p)
+    factors = (ImportanceWeight("token", UNCAPPED), BinaryKL(p["delta"]))
+    rules = (reference.weight("token", UNCAPPED), reference.both_ways(p["delta"]))
+    return Ours(Decoupled(PPOClip(*clip), factors), reference.decoupled(reference.ppo_clip(*clip), *rules))
+
+
+def m2po_areal_decoupled(p: Params) -> Ours:
+    clip, mask = clip_of(p), SecondMoment(p["threshold"])
+    rule = reference.decoupled(reference.ppo_clip(*clip), reference.second_moment(p["threshold"]))
+    return Ours(Decoupled(PPOClip(*clip), (mask,)), rule)
+
+
+def vespo_decoupled(p: Params) -> Ours:
+    shape = [p[k] for k in ("k_positive", "lambda_positive", "k_negative", "lambda_negative", "cap")]
+    return Ours(VESPO(*shape), reference.vespo(*shape), same_value=False, tolerance=10.0)
+
+
+def topr(p: Params) -> Ours:
+    parts = (p["positive_weight"], p["negative_weight"])
+    return Ours(TOPR(*parts), reference.topr(*parts))
+
+
+def drpo_eff(p: Params) -> Ours:
+    ours = {"min": "low", "max": "high", "lambda": "mass"}
+    parts = {ours.get(name, name): value for name, value in p.items()}
+    if parts["map"] == "clip":  # which ignores the movement there, and refuses it here
+        parts["metric"] = "log_ratio"
+    return Ours(DRPOEff(**parts), reference.drpo_eff(**parts))
 
 
 def clip_of(p: Params) -> tuple[float, float]:
@@ -232,6 +260,11 @@ OURS: Mapping[str, Callable[[Params], Ours | None]] = {
     "SequenceMaskIS": lambda p: decoupled(clip_of(p), ("sequence", None, 0.0, p["cap"])),
     "SeqMaskTIS(decoupled)": lambda p: decoupled(clip_of(p), ("token", UNCAPPED), (p["low"], p["high"], "geometric")),
     "KPop(detached)": lambda p: Ours(KPop(p["delta"]), reference.kpop(p["delta"])),
+    "KPop(decoupled)": kpop_decoupled,
+    "M2PO(AReaL, decoupled)": m2po_areal_decoupled,
+    "VESPO(decoupled)": vespo_decoupled,
+    "TOPR": topr,
+    "DRPOEff": drpo_eff,
     "M2PO": m2po,
     "M2PO(AReaL)": lambda p: Ours(M2POAReaL(p["threshold"]), reference.m2po_areal(p["threshold"])),
     "VESPO": lambda p: Ours(VESPO(**p), reference.vespo(**p)),

@@ -18,12 +18,13 @@ Number = mp.mpf
 
 
 class Sampled(NamedTuple):
-    """What is given of one token; `p` is the proximal policy's log-probability."""
+    """What is given of one token; `p` is the proximal policy's log-probability, `score` its episode's reward."""
 
     l: Number
     m: Number
     a: Number
     p: Number
+    score: Number
 
     @property
     def gap(self) -> Number:
@@ -41,6 +42,7 @@ class Token(NamedTuple):
     m: Number
     a: Number
     p: Number
+    score: Number
     place: int
     sequence: tuple[Sampled, ...]
     batch: tuple[Sampled, ...]
@@ -125,9 +127,10 @@ def truths(
     keep: Sequence[bool],
     sequence: Sequence[int],
     proximal: Sequence[float] | None = None,
+    score: Sequence[float] | None = None,
 ) -> list[Truth | None]:
     """The truth of every token, None where it is masked."""
-    columns = zip(logp, behavior_logp, advantage, proximal or behavior_logp, strict=True)
+    columns = zip(logp, behavior_logp, advantage, proximal or behavior_logp, score or advantage, strict=True)
     sampled = [Sampled(*map(mp.mpf, row)) if kept else None for row, kept in zip(columns, keep, strict=True)]
     batch = tuple(one for one in sampled if one)
     members = {s: tuple(o for o, other in zip(sampled, sequence, strict=True) if o and other == s) for s in {*sequence}}
@@ -189,8 +192,8 @@ def clipped(x: Number, t: Token, low: float, high: float, dual: float | None) ->
     return Local(-value, (mp.mpf(0) if binds else -t.a * x,), margin)
 
 
-def ppo_clip(low: float, high: float, dual: float | None = None) -> Rule:
-    return lambda t: clipped(t.r, t, low, high, dual)
+def ppo_clip(low: float, high: float, dual: float | None = None, max_ratio: float | None = None) -> Rule:
+    return lambda t: clipped(t.r if max_ratio is None else min(t.r, mp.mpf(max_ratio)), t, low, high, dual)
 
 
 def gspo(low: float, high: float) -> Rule:
@@ -355,7 +358,7 @@ def decoupled(rule: Rule, *factors: FactorRule) -> Rule:
 
     def between(t: Token, change: Callable[[Sampled], Sampled]) -> Token:
         sequences = tuple(tuple(map(change, s)) for s in t.sequences)
-        one = change(Sampled(t.l, t.m, t.a, t.p))
+        one = change(Sampled(t.l, t.m, t.a, t.p, t.score))
         return Token(*one, t.place, tuple(map(change, t.sequence)), tuple(map(change, t.batch)), sequences)
 
     def of(t: Token) -> Local:
@@ -424,11 +427,15 @@ def icepop(low: float, high: float) -> Rule:
 
 
 def kpop(delta: float) -> Rule:
-    def inside(t: Token) -> tuple[bool, Number]:
-        far = max(binary_kl(t.m, t.l), binary_kl(t.l, t.m))
-        return far <= delta, distance(far, mp.mpf(delta))
+    return product(importance_sampling(), both_ways(delta))
 
-    return masked(inside)
+
+def both_ways(delta: float) -> FactorRule:
+    def factor(t: Token) -> Value:
+        far = max(binary_kl(t.m, t.l), binary_kl(t.l, t.m))
+        return Value(mp.mpf(far <= delta), distance(far, mp.mpf(delta)))
+
+    return factor
 
 
 def cppo(delta: float, w_min: float, delta_b: float, horizon: int | None = None) -> Rule:
@@ -449,12 +456,21 @@ def cppo(delta: float, w_min: float, delta_b: float, horizon: int | None = None)
     return masked(inside)
 
 
-def vespo(k_positive: float = 2, lambda_positive: float = 3, k_negative: float = 3, lambda_negative: float = 2) -> Rule:
+def vespo(
+    k_positive: float = 2,
+    lambda_positive: float = 3,
+    k_negative: float = 3,
+    lambda_negative: float = 2,
+    max_ratio: float | None = None,
+) -> Rule:
     def rule(t: Token) -> Local:
         k, scale = (k_positive, lambda_positive) if t.a >= 0 else (k_negative, lambda_negative)
-        s = min(max(mp.fsum(t.gaps), mp.log(mp.mpf("1e-8"))), LOG_RATIO_CAP)
+        gaps = t.gaps
+        if max_ratio is not None:
+            gaps = [o.l - o.p + min(o.p - o.m, mp.log(mp.mpf(max_ratio))) for o in t.sequence]
+        s = min(max(mp.fsum(gaps), mp.log(mp.mpf("1e-8"))), LOG_RATIO_CAP)
         phi = mp.exp(scale) * mp.exp(s) ** k * mp.exp(-scale * mp.exp(s))
-        condition = (1 + mp.fsum(map(abs, t.gaps))) * (1 + k + scale * mp.exp(s))
+        condition = (1 + mp.fsum(map(abs, gaps))) * (1 + k + scale * mp.exp(s))
         return Local(-t.a * phi * t.l, (-t.a * phi,), condition=condition)
 
     return rule
@@ -500,11 +516,15 @@ def m2po(budget: float, floor_low: float = 0, floor_high: float = 0) -> Rule:
 
 
 def m2po_areal(threshold: float) -> Rule:
-    def inside(t: Token) -> tuple[bool, Number]:
-        largest, margin = largest_kept(t.batch, threshold)
-        return (t.l - t.m) ** 2 <= largest, margin
+    return product(importance_sampling(), second_moment(threshold))
 
-    return masked(inside)
+
+def second_moment(threshold: float) -> FactorRule:
+    def factor(t: Token) -> Value:
+        largest, margin = largest_kept(t.batch, threshold)
+        return Value(mp.mpf((t.l - t.m) ** 2 <= largest), margin)
+
+    return factor
 
 
 @cache
@@ -553,5 +573,70 @@ def kl_cov(fraction: float, coefficient: float) -> Rule:
         spread = max(map(abs, all_of)) or mp.one
         margin = min([abs(falling[n - 1] - falling[n]) / spread] if n < len(falling) else [mp.inf])
         return Local(-t.r * t.a + pull * abs(gap), (-t.a * t.r, pull * sign(gap)), margin)
+
+    return rule
+
+
+def topr(positive: float = 1, negative: float = 1, over: str = "token") -> Rule:
+    def rule(t: Token) -> Local:
+        factor = mp.mpf(positive) if t.score > 0 else negative * min(of_ratio(t, over), mp.one)
+        return Local(-t.a * factor * t.l, (-t.a * factor,), condition=roughness(t, over))
+
+    return rule
+
+
+def drpo_eff(
+    delta: float,
+    map: str = "log_tanh",
+    metric: str = "log_ratio",
+    low: float = 0,
+    high: float = 2,
+    beta: float = 1,
+    alpha: float = 0.5,
+    mass: float = 1e-4,
+    metric_clip: float | None = None,
+) -> Rule:
+    low, high, beta, alpha, mass = (mp.mpf(v) for v in (low, high, beta, alpha, mass))
+
+    def within(x: Number, room: Number) -> Number:
+        return room * mp.tanh(beta * x / room)
+
+    def effective(t: Token) -> tuple[Number, Number]:
+        """e, and how ill-conditioned it is."""
+        x = min(t.l - t.m, mp.mpf(LOG_RATIO_CAP))
+        r = mp.exp(x)
+        z = {
+            "log_ratio": x,
+            "ratio_delta": r - 1,
+            "prob_diff": t.shift,
+            "bkl_grad": t.shift / max(-mp.expm1(t.l), mp.mpf("1e-8")),
+            "fisher": t.shift / mp.sqrt(-t.mu * mp.expm1(t.m) + mp.mpf("1e-8")),
+        }[metric]
+        if metric_clip is not None:
+            z = max(min(z, mp.mpf(metric_clip)), -mp.mpf(metric_clip))
+        up, down = max(z, mp.mpf(0)), max(-z, mp.mpf(0))
+        rough = 1 + beta * abs(z)
+        if map == "none":
+            return r, mp.one
+        if map == "log_tanh":
+            fall = within(down, -mp.log(low)) if low else down
+            return mp.exp(within(up, mp.log(high)) - fall), 1 + abs(x)
+        if map == "tanh_bound":
+            return 1 + within(up, high - 1) - within(down, 1 - low), rough
+        if map == "sigmoid_bound":
+            target = (1 - low) / (high - low)
+            return low + (high - low) / (1 + (1 / target - 1) * mp.exp(-beta * z)), rough
+        e = {
+            "clip": r,
+            "power": r**alpha,
+            "mass_power": r ** (t.mu / (t.mu + mass)),
+            "residual_sech": 1 + (r - 1) / mp.cosh(x / beta) ** 2,
+        }[map]
+        return min(max(e, low), high), 1 + abs(x) / beta
+
+    def rule(t: Token) -> Local:
+        e, condition = effective(t)
+        terms = (-t.a * e, abs(t.a) * t.mu * e * (e - 1) / mp.mpf(delta))
+        return Local(mp.fsum(terms) * t.l, terms, condition=condition)
 
     return rule

@@ -191,7 +191,7 @@ def objective_of(text: str | None, field: str) -> Objective:
 
     Raises:
         InputError: no spec, an unknown objective, or an objective with a top-K divergence, statistics of the batch or
-            a proximal policy, which no framework hands over.
+            a proximal policy, or the reward of each answer, which no framework hands to its loss.
 
     Example:
         >>> objective_of("drpo(0.2)", "objective")
@@ -213,7 +213,12 @@ def objective_of(text: str | None, field: str) -> Objective:
     if "proximal_logp" in objective.needs:
         raise InputError(
             f"{field}={text!r} reads the policy's log-probabilities of before the updates besides the sampler's; leave "
-            "'*proximal' out: the ratio is to the sampler's own then"
+            "'*proximal' (in vespo: max_ratio) out: the ratio is to the sampler's own then"
+        )
+    if "score" in objective.needs:
+        raise InputError(
+            f"{field}={text!r} reads the reward of each answer, and this framework hands its loss advantages alone; "
+            "use an objective of advantages, such as \"reinforce*weight('token', 1.0)\""
         )
     if needed_divergence(objective.needs) is not None:
         raise InputError(

@@ -24,6 +24,7 @@ from drpo.train.rollout_record import (
     sampled_positions,
     sequences,
     token_advantages,
+    token_scores,
     trained_rows,
     unit_numbers,
 )
@@ -116,6 +117,7 @@ def batch_of(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, 
     advantage = torch.tensor([a for s in rows for a in token_advantages(s)], dtype=torch.float64)
     has = all("divergence" in s for s in rows)
     known = has and spec is not None and not runs_code(spec)  # code that a folder names is not imported
+    scores = token_scores(trained)
     kind = needed_divergence(parse_spec(str(spec), REGISTRY).needs) if known else None
     return Recorded(
         run=run,
@@ -131,6 +133,7 @@ def batch_of(run: Path, records: Sequence[Mapping[str, Any]], spec: str | None, 
             torch.tensor(unit_numbers(trained), dtype=torch.int64),
             column("divergence") if kind is not None else None,
             proximal_logp=column("proximal_logp") if all("proximal_logp" in s for s in rows) else None,
+            score=None if scores is None else torch.tensor(scores, dtype=torch.float64),
         ),
         token_ids=torch.tensor([i for s in rows for i in sampled_ids(s)]),
         place=torch.tensor([i for s in rows for i in sampled_positions(s)]),

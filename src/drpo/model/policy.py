@@ -182,6 +182,7 @@ class Policy:
             micro.top_logprobs,
             micro.place,
             micro.proximal_logp,
+            micro.score,
         )
         return linear_policy_loss(self._chosen(micro), self.head, tokens, objective, temperature=self.temperature)
 

@@ -25,7 +25,8 @@ from drpo.objectives.contract import (
 from drpo.objectives.cppo import CPPO
 from drpo.objectives.diagnosis import diagnose
 from drpo.objectives.divergence import DEFAULT_K, TOPK, needed_divergence, topk_kl, topk_tv
-from drpo.objectives.factors import OPSM, Band, Factor, ImportanceWeight, Reject
+from drpo.objectives.effective import DRPOEff
+from drpo.objectives.factors import OPSM, Band, BinaryKL, Factor, ImportanceWeight, Reject
 from drpo.objectives.likelihood import K2, Reinforce
 from drpo.objectives.mask import DPPO, IPO, IcePop, KPop, SymmetricMask
 from drpo.objectives.quadratic import DRPO, SPO, DivergencePenalty
@@ -33,7 +34,8 @@ from drpo.objectives.ratios import MAX_LOG_RATIO, prob_diff, ratio
 from drpo.objectives.region import borders, caution, out_of_region, radii
 from drpo.objectives.surrogate import CISPO, SAPO, ImportanceSampling
 from drpo.objectives.terms import entropy_bonus, reference_kl, reference_kl_advantage
-from drpo.objectives.whole_batch import M2PO, ClipCov, KLCov, M2POAReaL
+from drpo.objectives.topr import TOPR
+from drpo.objectives.whole_batch import M2PO, ClipCov, KLCov, M2POAReaL, SecondMoment
 from drpo.objectives.whole_sequences import GMPO, VESPO
 from drpo.spec import Registry
 from drpo.types import TokenLoss, Tokens
@@ -64,9 +66,13 @@ REGISTRY: Registry[Objective] = Registry(
         "clip_cov": ClipCov,
         "kl_cov": KLCov,
         "k2": K2,
+        "topr": TOPR,
+        "drpo_eff": DRPOEff,
         # Factors, written behind an objective: none*band(0.5, 5.0)
         "band": Band,
         "reject": Reject,
+        "binary_kl": BinaryKL,
+        "second_moment": SecondMoment,
         "opsm": OPSM,
         "weight": ImportanceWeight,
         "proximal": Proximal,
@@ -110,9 +116,12 @@ __all__ = [
     "SAPO",
     "SPO",
     "TOPK",
+    "TOPR",
     "VESPO",
     "Band",
+    "BinaryKL",
     "ClipCov",
+    "DRPOEff",
     "Decoupled",
     "DivergencePenalty",
     "Factor",
@@ -130,6 +139,7 @@ __all__ = [
     "Proximal",
     "Reinforce",
     "Reject",
+    "SecondMoment",
     "Sum",
     "SymmetricMask",
     "TokenLoss",

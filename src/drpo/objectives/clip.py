@@ -24,15 +24,19 @@ def _outside(r: Tensor, low: float, high: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PPOClip:
-    """PPO's clipped surrogate, also of GRPO and DAPO; optionally with the dual clip.
+    """PPO's clipped surrogate, also of GRPO and DAPO; optionally with the dual clip, or with a capped ratio.
 
         loss = -min(r A, clip(r, 1 - low, 1 + high) A);   with dual = c, where A < 0: -max(that min, c A)
         w = 0 where a clip binds, else 1
+        with max_ratio: min(r, max_ratio) in place of r, and w = min(r, max_ratio) / r where no clip binds
+
+    The dual clip silences a token of A < 0 whose ratio is large; the cap bounds it and keeps its direction.
 
     Args:
         low: in [0, 1]; 1 means no lower clip.
         high: >= 0; larger than `low` is DAPO's clip-higher.
         dual: c > 1, or None for no dual clip.
+        max_ratio: > 0, or None for no cap.
 
     Returns:
         On a call: TokenLoss with loss [T].
@@ -42,14 +46,16 @@ class PPOClip:
 
     Example:
         >>> PPOClip(0.2, 0.28)
-        PPOClip(low=0.2, high=0.28, dual=None)
+        PPOClip(low=0.2, high=0.28, dual=None, max_ratio=None)
 
-    Source: PPO, arXiv 1707.06347, Eq. 7; dual clip: arXiv 1912.09729, Eq. 5; clip-higher: DAPO, arXiv 2503.14476.
+    Source: PPO, arXiv 1707.06347, Eq. 7; dual clip: arXiv 1912.09729, Eq. 5; clip-higher: DAPO, arXiv 2503.14476; cap:
+    prime-rl's PPOLoss, whose default is 1e4.
     """
 
     low: float = 0.2
     high: float = 0.2
     dual: float | None = None
+    max_ratio: float | None = None
     tokenwise: ClassVar[bool] = True
     vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -59,10 +65,12 @@ class PPOClip:
         require("high", self.high, above=0, closed=True)
         if self.dual is not None:
             require("dual", self.dual, above=1)
+        if self.max_ratio is not None:
+            require("max_ratio", self.max_ratio, above=0)
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
         _, _, advantage = wide(tokens)
-        r = ratio(tokens)
+        r = ratio(tokens) if self.max_ratio is None else ratio(tokens).clamp(max=self.max_ratio)
         value = -torch.minimum(r * advantage, r.clamp(1 - self.low, 1 + self.high) * advantage)
         weight = _inside(r, advantage, self.low, self.high).to(r.dtype)
         if self.dual is not None:

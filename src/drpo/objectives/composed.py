@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require
-from drpo.objectives.contract import Objective, require_objective, unchecked
+from drpo.objectives.contract import Objective, around_proximal, require_objective, unchecked
 from drpo.objectives.factors import Factor
 from drpo.spec import Summand
 from drpo.types import TokenLoss, Tokens
@@ -227,32 +227,21 @@ class Decoupled:
         return bool(getattr(self.objective, "vanishes_at_zero_advantage", False))
 
     def __call__(self, tokens: Tokens) -> TokenLoss:
-        near, far = _decoupled(tokens)
+        near, far = around_proximal(tokens)
         result = self.objective(near)
         return TokenLoss(_factor(self.factors, far, result.loss) * result.loss, result.metrics)
 
     def of_batch(self, tokens: Tokens) -> "Decoupled":
         """Return the same of the parts with the statistics of this batch."""
-        near, far = _decoupled(tokens)
+        near, far = around_proximal(tokens)
         return Decoupled(_of_batch(self.objective, near), tuple(_of_batch(factor, far) for factor in self.factors))
 
     def out_of_region(self, tokens: Tokens) -> Tensor | None:
         """Return [T] bool: out of the objective's region around the proximal policy, or rejected."""
-        near, far = _decoupled(tokens)
+        near, far = around_proximal(tokens)
         left = [_any_left((self.objective,), near), _any_left(self.factors, far)]
         known = [outside for outside in left if outside is not None]
         return reduce(torch.logical_or, known) if known else None
-
-
-def _decoupled(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """Return the tokens with the proximal policy in the sampler's place, and with it in the policy's."""
-    if tokens.proximal_logp is None:
-        raise InputError(
-            "tokens.proximal_logp is missing: the objective is held to the policy of before the updates; fill it, or "
-            "leave '*proximal' out"
-        )
-    near = unchecked(**{**vars(tokens), "behavior_logp": tokens.proximal_logp})
-    return near, unchecked(**{**vars(tokens), "logp": tokens.proximal_logp})
 
 
 def _factor(factors: Sequence[Factor], tokens: Tokens, like: Tensor) -> Tensor:
@@ -294,7 +283,7 @@ def of_summands(terms: Sequence[Summand[Any]]) -> Objective:
     Example:
         >>> from drpo.objectives import OPSM, PPOClip
         >>> of_summands([Summand((PPOClip(), OPSM(0.5)))])
-        Product(objective=PPOClip(low=0.2, high=0.2, dual=None), factors=(OPSM(delta=0.5),))
+        Product(objective=PPOClip(low=0.2, high=0.2, dual=None, max_ratio=None), factors=(OPSM(delta=0.5),))
     """
     products = [(term.weight, _product(term.factors)) for term in terms]
     return products[0][1] if len(products) == 1 and products[0][0] == 1 else Sum(tuple(products))

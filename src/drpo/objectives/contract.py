@@ -28,7 +28,8 @@ class Objective(Protocol):
             call. For an objective that reads statistics of the batch: once these are given, see `HasBatch`.
         needs: what it reads besides: the divergence, from `divergence.TOPK`, that `Tokens.divergence` must hold;
             "position", the order of a sequence's tokens; "proximal_logp", the policy's own log-probabilities before the
-            updates of the rollout; "batch", statistics of the whole optimiser batch.
+            updates of the rollout; "score", the reward of the token's episode; "batch", statistics of the whole
+            optimiser batch.
         vanishes_at_zero_advantage: optional bool; True promises that a token with A = 0 has no gradient.
         out_of_region: optional method; see `HasRegion`.
     """
@@ -119,6 +120,7 @@ def masked_safe(tokens: Tokens) -> Tokens:
         divergence=None if tokens.divergence is None else clean(tokens.divergence),
         position=tokens.position,
         proximal_logp=None if tokens.proximal_logp is None else clean(tokens.proximal_logp),
+        score=None if tokens.score is None else clean(tokens.score),
     )
 
 
@@ -128,6 +130,17 @@ def unchecked(**columns: Any) -> Tokens:
     for name, values in columns.items():
         object.__setattr__(tokens, name, values)
     return tokens
+
+
+def around_proximal(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Return the tokens with the proximal policy in the sampler's place, and with it in the policy's."""
+    if tokens.proximal_logp is None:
+        raise InputError(
+            "tokens.proximal_logp is missing: the objective is held to the policy of before the updates; fill it, or "
+            "leave '*proximal' (in vespo: max_ratio) out"
+        )
+    near = unchecked(**{**vars(tokens), "behavior_logp": tokens.proximal_logp})
+    return near, unchecked(**{**vars(tokens), "logp": tokens.proximal_logp})
 
 
 def require_objective(objective: object) -> None:
@@ -338,5 +351,6 @@ def _without_advantage(with_divergence: bool) -> Tokens:
     each = torch.arange(n)
     divergence = torch.tensor([0.0, 1e-4, 0.01, 0.1, 0.3, 1.0, 3.0, 1e3])[each % 8] if with_divergence else None
     keep = torch.ones(n, dtype=torch.bool)
-    sequence, proximal_logp = torch.where(each < n // 2, each, n), behavior_logp.roll(7)
-    return Tokens(logp, behavior_logp, torch.zeros(n), keep, sequence, divergence, proximal_logp=proximal_logp)
+    sequence = torch.where(each < n // 2, each, n)
+    more = {"proximal_logp": behavior_logp.roll(7), "score": each % 3 - 1.0}
+    return Tokens(logp, behavior_logp, torch.zeros(n), keep, sequence, divergence, **more)

@@ -104,7 +104,7 @@ TOPK: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"topk_tv": topk_tv, "t
 """The divergences that an objective's `needs` may name: (logp, behavior_logp) [T, K] -> [T]."""
 
 
-COLUMNS = ("position", "batch", "proximal_logp")
+COLUMNS = ("position", "batch", "proximal_logp", "score")
 """What else `needs` may name: see `contract.Objective`."""
 
 

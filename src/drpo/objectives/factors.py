@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drpo.errors import InputError
 from drpo.objectives._check import require, require_one_of
+from drpo.objectives.mask import bernoulli_kl
 from drpo.objectives.ratios import MAX_LOG_RATIO, log_ratio, prob_diff, wide
 from drpo.objectives.sequences import Sequences
 from drpo.types import Tokens
@@ -177,6 +178,44 @@ FAR = 1e15
 _ESTIMATES = {"k1": _k1, "k2": _k2, "k3": _k3}
 STATISTICS = tuple(f"{over}_{kind}" for over in ("token", "seq_sum", "seq_mean", "seq_max") for kind in _ESTIMATES)
 """The statistics of `Reject`."""
+
+
+@dataclass(frozen=True)
+class BinaryKL:
+    """Keeps a token iff the Binary KL stays within its bound in both directions: KPop's mask.
+
+        M = [max(KL(Bern(pi) || Bern(mu)), KL(Bern(mu) || Bern(pi))) <= delta]
+
+    `none*binary_kl(0.1)` is `kpop(0.1)`; behind `proximal` it is between the proximal policy and the sampler.
+
+    Args:
+        delta: > 0, nats.
+
+    Raises:
+        InputError: `delta` is not a positive number.
+
+    Example:
+        >>> BinaryKL(0.1).tokenwise
+        True
+
+    Source: KPop, ringtech.notion.site/kpop; AReaL pull request 1405, `binary_kl`, whose example has 2.0.
+    """
+
+    delta: float
+    tokenwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        require("delta", self.delta, above=0)
+
+    def factor(self, tokens: Tokens) -> Tensor:
+        """Return [T] 1 or 0."""
+        return (~self.out_of_region(tokens)).to(wide(tokens)[0].dtype)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: either divergence is above delta."""
+        logp, behavior_logp, _ = wide(tokens)
+        return torch.maximum(bernoulli_kl(behavior_logp, logp), bernoulli_kl(logp, behavior_logp)) > self.delta
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ def binary_kl(tokens: Tokens) -> Tensor:
     Source: DPPO, arXiv 2602.04879 (Binary-KL).
     """
     logp, behavior_logp, _ = wide(tokens)
-    return _bernoulli_kl(behavior_logp, logp)
+    return bernoulli_kl(behavior_logp, logp)
 
 
-def _bernoulli_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def bernoulli_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return KL(Bernoulli(p) || Bernoulli(q)), [T], >= 0."""
     chosen = log_p.exp() * (log_p - log_q)
     rest = -torch.expm1(log_p) * (_log1mexp(log_p) - _log1mexp(log_q))
@@ -318,4 +318,4 @@ class KPop:
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: either divergence > delta."""
         logp, behavior_logp, _ = wide(tokens)
-        return torch.maximum(_bernoulli_kl(behavior_logp, logp), _bernoulli_kl(logp, behavior_logp)) > self.delta
+        return torch.maximum(bernoulli_kl(behavior_logp, logp), bernoulli_kl(logp, behavior_logp)) > self.delta

@@ -102,7 +102,9 @@ def _tokens(mu: Tensor, pi: Tensor, divergence: Tensor | None = None) -> Tokens:
     """Return tokens with these probabilities, each a sequence by itself."""
     n = torch.arange(len(mu))
     keep = torch.ones_like(n, dtype=torch.bool)
-    return Tokens(pi.log(), mu.log(), torch.ones_like(mu), keep, n, divergence, proximal_logp=mu.log())
+    return Tokens(
+        pi.log(), mu.log(), torch.ones_like(mu), keep, n, divergence, proximal_logp=mu.log(), score=torch.ones_like(mu)
+    )
 
 
 def radii(objective: Objective) -> tuple[float, float] | None:

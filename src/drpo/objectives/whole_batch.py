@@ -173,11 +173,70 @@ class M2POAReaL:
 
     def of_batch(self, tokens: Tokens) -> "BelowSquare":
         """Return the mask with this batch's bound."""
+        return BelowSquare(SecondMoment(self.threshold).of_batch(tokens))
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """The mask of AReaL's M2PO as a factor: drops the largest squared log-ratios of the batch.
+
+        M = 0 for the largest (l - m)^2, until the mean of the rest is below the threshold; one token stays
+
+    `none*second_moment(0.04)` is `m2po_areal(0.04)`; behind `proximal` the log-ratios are of the proximal policy to the
+    sampler, as in AReaL.
+
+    Args:
+        threshold: > 0, squared nats.
+
+    Raises:
+        InputError: `threshold` is not a positive number.
+
+    Example:
+        >>> SecondMoment(0.04).needs
+        frozenset({'batch'})
+
+    Source: AReaL 1.0.4, `_apply_m2po_masking`.
+    """
+
+    threshold: float = 0.04
+    tokenwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = BATCH
+
+    def __post_init__(self) -> None:
+        require("threshold", self.threshold, above=0)
+
+    def factor(self, tokens: Tokens) -> Tensor:
+        """Return [T] 1 or 0."""
+        return self.of_batch(tokens).factor(tokens)
+
+    def of_batch(self, tokens: Tokens) -> "SmallSquares":
+        """Return the mask with this batch's bound."""
         ordered, sums = _rising(_squares(tokens), tokens.keep)
         count = torch.arange(1, len(ordered) + 1, device=ordered.device, dtype=sums.dtype)
         too_many = (sums >= self.threshold * count) | ordered.isinf()
         last = _at(torch.cat([ordered[:1], ordered, ordered.new_full((1,), torch.inf)]), _first(too_many))
-        return BelowSquare(last)
+        return SmallSquares(last)
+
+
+@dataclass(frozen=True, eq=False)
+class SmallSquares:
+    """`SecondMoment` of a batch whose bound is known.
+
+    Args:
+        square: [1]; the largest (l - m)^2 that is kept.
+    """
+
+    square: Tensor
+    tokenwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def factor(self, tokens: Tokens) -> Tensor:
+        """Return [T] 1 or 0."""
+        return (~self.out_of_region(tokens)).to(wide(tokens)[0].dtype)
+
+    def out_of_region(self, tokens: Tokens) -> Tensor:
+        """Return [T] bool: (l - m)^2 is above the bound."""
+        return _squares(tokens) > self.square.to(tokens.logp.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +244,10 @@ class BelowSquare:
     """`M2POAReaL` of a batch whose bound is known.
 
     Args:
-        square: [1]; the largest (l - m)^2 that is kept.
+        mask: of the batch.
     """
 
-    square: Tensor
+    mask: SmallSquares
     tokenwise: ClassVar[bool] = True
     vanishes_at_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -198,7 +257,7 @@ class BelowSquare:
 
     def out_of_region(self, tokens: Tokens) -> Tensor:
         """Return [T] bool: (l - m)^2 is above the bound."""
-        return _squares(tokens) > self.square.to(tokens.logp.device)
+        return self.mask.out_of_region(tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -185,6 +185,7 @@ class _Tokenwise(NamedTuple):
             divergence=divergence,
             position=None if self.sampled.position is None else self.sampled.position[part],
             proximal_logp=None if self.sampled.proximal_logp is None else self.sampled.proximal_logp[part],
+            score=None if self.sampled.score is None else self.sampled.score[part],
         )
 
 

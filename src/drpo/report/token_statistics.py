@@ -20,6 +20,7 @@ from drpo.train.rollout_record import (
     sampled_ids,
     sequences,
     token_advantages,
+    token_scores,
     trained_rows,
     unit_numbers,
 )
@@ -196,6 +197,7 @@ def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
         return torch.tensor([x for r in rows for x in r.tokens[name]], dtype=torch.float32)
 
     sequence = torch.tensor(unit_numbers(rows), dtype=torch.int64)
+    scores = token_scores(rows)
     return Tokens(
         logp=column("logp"),
         behavior_logp=column("behavior_logp"),
@@ -204,4 +206,5 @@ def tokens_of(rows: Sequence[TrainedRow]) -> Tokens:
         sequence=sequence,
         divergence=column("divergence") if "divergence" in rows[0].tokens else None,
         proximal_logp=column("proximal_logp") if "proximal_logp" in rows[0].tokens else None,
+        score=None if scores is None else torch.tensor(scores, dtype=torch.float32),
     )

@@ -93,11 +93,13 @@ class TrainedRow:
         tokens: its ids and what is known of them.
         units: for each of its sampled tokens, what the objective took as one sequence: the episode's place, and 0 or
             the turn.
+        score: the reward of its episode, or None where the record has none.
     """
 
     episode: int
     tokens: Record
     units: tuple[tuple[int, int], ...]
+    score: float | None = None
 
 
 def trained_rows(records: Sequence[Record], sequence: str) -> list[TrainedRow]:
@@ -119,7 +121,8 @@ def trained_rows(records: Sequence[Record], sequence: str) -> list[TrainedRow]:
         turns = record.get("turns", [sum(lengths)]) if sequence == "turn" else [sum(lengths)]
         units = iter([(i, unit) for unit, n in enumerate(turns) for _ in range(n)])
         of_rows = [tuple(islice(units, n)) for n in lengths]
-        found += [TrainedRow(i, row, u) for row, u in zip(sequences(record), of_rows, strict=True) if "logp" in row]
+        pairs = zip(sequences(record), of_rows, strict=True)
+        found += [TrainedRow(i, row, u, record.get("reward")) for row, u in pairs if "logp" in row]
     return found
 
 
@@ -128,6 +131,17 @@ def unit_numbers(rows: Sequence[TrainedRow]) -> list[int]:
     units = [unit for row in rows for unit in row.units]
     number = {unit: n for n, unit in enumerate(dict.fromkeys(units))}
     return [number[unit] for unit in units]
+
+
+def token_scores(rows: Sequence[TrainedRow]) -> list[float] | None:
+    """Return the reward of each sampled token's episode; None where a record has none.
+
+    Example:
+        >>> token_scores([TrainedRow(0, {}, ((0, 0), (0, 0)), 1.0)]), token_scores([TrainedRow(0, {}, ((0, 0),))])
+        ([1.0, 1.0], None)
+    """
+    scores = [row.score for row in rows for _ in row.units]
+    return None if None in scores else [score for score in scores if score is not None]
 
 
 def token_advantages(sequence: Record) -> list[float]:

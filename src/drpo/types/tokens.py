@@ -10,7 +10,7 @@ from torch import Tensor
 from drpo.checks import require_columns
 from drpo.errors import BrokenLogpError
 
-OPTIONAL = frozenset({"divergence", "position", "proximal_logp"})
+OPTIONAL = frozenset({"divergence", "position", "proximal_logp", "score"})
 """The columns of `Tokens` that may be None."""
 
 
@@ -28,10 +28,12 @@ class Tokens:
         position: int64; sorts the tokens of one sequence, by any numbers that rise along it. None: they are in order.
         proximal_logp: nats, <= 0, float32; the policy's own log-probability when the rollout arrived, for objectives
             whose `needs` names it, else None.
+        score: float32, reward units; the reward of the token's episode, for objectives whose `needs` names it, else
+            None.
 
     Raises:
         InputError: a column of another shape, dtype or device; and, on the CPU, a kept token whose log-probability is
-            NaN or positive (-inf is fine), whose advantage is not finite, or whose divergence is negative.
+            NaN or positive (-inf is fine), whose advantage or score is not finite, or whose divergence is negative.
 
     Example:
         >>> t = Tokens(torch.tensor([-1.0]), torch.tensor([-1.1]), torch.tensor([1.0]),
@@ -48,6 +50,7 @@ class Tokens:
     divergence: Tensor | None = None
     position: Tensor | None = None
     proximal_logp: Tensor | None = None
+    score: Tensor | None = None
 
     def __post_init__(self) -> None:
         columns = {name: values for name, values in vars(self).items() if name not in OPTIONAL or values is not None}

@@ -98,6 +98,7 @@ class MicroBatch:
         returns: [T] float32, see `Credit`.
         routes: [N, L, k]; the experts to replay at each position, see `Routes`; None if no row has any.
         proximal_logp: [T] float32, see `TokenSequence`; None unless the objective needs it.
+        score: [T] float32, reward units; what the task gave the token's episode; None in passes without rewards.
         routing_conflicts: choices that rows have for their shared prompt's positions, and that are not in `routes`,
             because another row's are.
     """
@@ -116,6 +117,7 @@ class MicroBatch:
     returns: Tensor | None = None
     routes: Tensor | None = None
     proximal_logp: Tensor | None = None
+    score: Tensor | None = None
     routing_conflicts: int = 0
 
     @property
@@ -127,7 +129,7 @@ class MicroBatch:
         """Return the tokens with the policy's log-probabilities `logp` [T] and its divergence [T] from the sampler."""
         keep = torch.ones_like(self.target, dtype=torch.bool)
         given = (self.behavior_logp, self.advantage, keep, self.sequence)
-        return Tokens(logp, *given, divergence, self.place, self.proximal_logp)
+        return Tokens(logp, *given, divergence, self.place, self.proximal_logp, self.score)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy on another device."""
