@@ -19,9 +19,9 @@ from drpo.adapters.record import LossRecord
 from drpo.adapters.weighing import objective_of
 from drpo.errors import InputError
 
-# What this adapter relies on: areal 1.0.4, areal/utils/functional/functional.py (ppo_actor_loss_fn), trainer/ppo/actor.py
-# (grpo_loss_fn calls it by keyword; PPOActor.ppo_update), trainer/rl_trainer.py (_create_train_engine imports
-# FSDPPPOActor from areal.engine; controllers name the engine by its import path).
+# What this adapter relies on: areal 1.0.4, areal/utils/functional/functional.py (ppo_actor_loss_fn),
+# trainer/ppo/actor.py (grpo_loss_fn calls it by keyword; PPOActor.ppo_update), trainer/rl_trainer.py
+# (_create_train_engine imports FSDPPPOActor from areal.engine; controllers name the engine by its import path).
 ACTOR = "areal.trainer.ppo.actor"
 RELIED_ON = {
     "logprobs", "proximal_logprobs", "old_logprobs", "advantages", "eps_clip", "loss_mask", "eps_clip_higher", "c_clip",
@@ -31,8 +31,8 @@ RELIED_ON = {
 
 def ppo_actor_loss_fn(
     logprobs: Tensor, proximal_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, eps_clip: float,
-    loss_mask: Tensor, eps_clip_higher: float | None = None, c_clip: float | None = None, rejection_sampling: Any = None,
-    importance_sampling_level: str = "token", cu_seqlens: Tensor | None = None,
+    loss_mask: Tensor, eps_clip_higher: float | None = None, c_clip: float | None = None,
+    rejection_sampling: Any = None, importance_sampling_level: str = "token", cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The clipped surrogate, averaged over the tokens of the mask."""
     ratio = torch.where(loss_mask, (logprobs - proximal_logprobs).exp(), 0)
@@ -131,7 +131,7 @@ def framework(request: pytest.FixtureRequest) -> ModuleType:
     if request.param == "stand-in":
         module.ppo_actor_loss_fn = ppo_actor_loss_fn  # type: ignore[attr-defined]
     else:
-        released = pytest.importorskip("areal.utils.functional.functional", reason="`make test-others` installs areal")
+        released = pytest.importorskip("areal.utils.functional.functional", reason="areal is not installed")
         module.ppo_actor_loss_fn = released.ppo_actor_loss_fn  # type: ignore[attr-defined]
     return module
 
@@ -215,7 +215,7 @@ UNSOUND = {
     r"^gconfig\.top_p=0\.9 makes .*; set gconfig\.top_p=1\.0$": {"top_p": 0.9},
     r"^gconfig\.top_k=20 makes .*; set gconfig\.top_k=-1$": {"top_k": 20},
     r"^actor\.temperature=1\.0: tokens are sampled at 0\.8": {"sampled_at": 0.8},
-    r"^actor\.backend=megatron: .*; set it to fsdp$": {"backend": "megatron:d8"},
+    r"^actor\.backend=megatron: .*; set fsdp$": {"backend": "megatron:d8"},
 }
 
 
@@ -227,7 +227,7 @@ def test_refusals(adapter: ModuleType, message: str):
 
 
 def test_an_objective_must_be_written(adapter: ModuleType):
-    with pytest.raises(InputError, match="^objective is not set"):
+    with pytest.raises(InputError, match=r"^objective is not set"):
         adapter.DRPOTrainer(configured())
     with pytest.raises(InputError, match=r"^actor\.drpo_objective is not set"):
         adapter.DRPOFSDPPPOActor(adapter.DRPOActorConfig()).ppo_update(rows(0))

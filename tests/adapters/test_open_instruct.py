@@ -20,13 +20,13 @@ from adapters.pretend import imported_on
 from drpo.adapters.weighing import objective_of
 from drpo.errors import InputError
 
-# What this adapter relies on: allenai/open-instruct as of commit e6c3044aa6201c8b, open_instruct/grpo_utils.py, and that
-# grpo_fast.py and olmo_core_train_modules.py call these three as its attributes, in this order, for every sample.
+# What this adapter relies on: allenai/open-instruct as of commit e6c3044aa6201c8b, open_instruct/grpo_utils.py, and
+# that grpo_fast.py and olmo_core_train_modules.py call these three as its attributes, in this order, for every sample.
 UTILS, LOADER = "open_instruct.grpo_utils", "open_instruct.data_loader"
 RELIED_ON = {
     "compute_rho_correction": ["old_logprob", "vllm_logprobs", "response_mask", "advantages", "config"],
     "compute_grpo_loss": ["new_logprobs", "ratio", "advantages", "ref_logprobs", "config", "rho_weights"],
-    "populate_sample_loss_stats": ["loss_stats_B", "sample_idx"],
+    "populate_sample_loss_stats": [],  # the first two by position: the samples' figures by name, and which sample
 }
 INVALID_LOGPROB = 1.0
 DENOMINATOR = 40.0
@@ -88,10 +88,10 @@ def compute_grpo_loss(
 
 
 def populate_sample_loss_stats(
-    loss_stats_B: dict[str, Tensor], sample_idx: int, pg_loss: Tensor, clipfrac: Tensor, loss: Tensor, mask: Tensor
+    stats: dict[str, Tensor], sample_idx: int, pg_loss: Tensor, clipfrac: Tensor, loss: Tensor, mask: Tensor
 ) -> None:
-    loss_stats_B["loss/total_avg"][sample_idx] = loss.detach()
-    loss_stats_B["policy/clipfrac_avg"][sample_idx] = (clipfrac * mask).sum() / mask.sum()
+    stats["loss/total_avg"][sample_idx] = loss.detach()
+    stats["policy/clipfrac_avg"][sample_idx] = (clipfrac * mask).sum() / mask.sum()
 
 
 CONTENT = {
@@ -264,7 +264,7 @@ def test_refusals(adapter: ModuleType, message: str):
 def test_the_loss_refuses_what_the_launcher_did_not_see(adapter: ModuleType):
     utils = stand_in()
     adapter.equip(utils, objective_of("drpo(0.2)", "objective"))
-    with pytest.raises(InputError, match="^--use_vllm_logprobs false"):
+    with pytest.raises(InputError, match=r"^--use_vllm_logprobs false"):
         step(utils, rows(0), good(use_vllm_logprobs=False), empty())
 
 

@@ -3,6 +3,7 @@
 Unsloth itself does not start without a GPU. What runs of it on a CPU is the module with its loss, on tensors.
 """
 
+import inspect
 import math
 import os
 import sys
@@ -106,7 +107,8 @@ def framework(request: pytest.FixtureRequest) -> ModuleType:
         vars(module).update({EFFICIENT: UnslothEfficientGRPO, SLOW: grpo_compute_loss_slow})
         return module
     os.environ |= {"UNSLOTH_ZOO_DISABLE_GPU_INIT": "1", "UNSLOTH_IS_PRESENT": "1", "UNSLOTH_COMPILE_DISABLE": "1"}
-    zoo = pytest.importorskip("unsloth_zoo.rl_replacements", reason="`make test-unsloth` installs unsloth_zoo")
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(request.getfixturevalue("tmp_path_factory").mktemp("unsloth"))
+    zoo = pytest.importorskip("unsloth_zoo.rl_replacements", reason="`make test-trl` installs unsloth_zoo")
     vars(module).update({EFFICIENT: zoo.UnslothEfficientGRPO, SLOW: zoo.grpo_compute_loss})
     return module
 
@@ -273,7 +275,7 @@ def test_refusals(adapter: ModuleType, changed: dict[str, Any], environment: dic
 
 
 def test_an_objective_must_be_written(adapter: ModuleType):
-    with pytest.raises(InputError, match="^objective is not set"):
+    with pytest.raises(InputError, match=r"^objective is not set"):
         adapter.DRPOTrainer(torch.nn.Module(), config())
 
 
@@ -285,6 +287,4 @@ def test_trls_own_trainer_is_refused(adapter: ModuleType):
 
 @pytest.mark.adapters
 def test_the_framework_has_what_is_relied_on(framework: ModuleType):
-    import inspect
-
     assert list(inspect.signature(getattr(framework, SLOW)).parameters)[:8] == POSITIONS

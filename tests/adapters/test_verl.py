@@ -373,7 +373,7 @@ def test_a_worker_that_would_compute_another_loss_is_refused(monkeypatch: pytest
         DRPOPolicyLossConfig(loss_mode="vanilla", objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
     monkeypatch.setitem(core_algos.POLICY_LOSS_REGISTRY, LOSS, core_algos.compute_policy_loss_vanilla)
     with pytest.raises(
-        InputError, match="registry has verl.*compute_policy_loss_vanilla under 'drpo', which would bypass"
+        InputError, match=r"registry has verl.*compute_policy_loss_vanilla under 'drpo', which would bypass"
     ):
         DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
 

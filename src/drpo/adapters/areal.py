@@ -1,9 +1,9 @@
 """Any objective in AReaL: `DRPOTrainer(config, ..., objective="drpo(0.2)")` in place of `PPOTrainer`.
 
 Experimental. AReaL has no registry of losses: `grpo_loss_fn` calls `ppo_actor_loss_fn`, a name of
-`areal.trainer.ppo.actor`. `DRPOTrainer` puts an engine of this module in place of AReaL's, and AReaL's controllers build
-it in their workers by its import path. While such an engine updates the policy, that name holds a function that calls
-AReaL's with old := mu, A := A w and its clip switched off. Reductions, packing, parallelism and logs are AReaL's.
+`areal.trainer.ppo.actor`. `DRPOTrainer` puts an engine of this module in place of AReaL's, and AReaL's controllers
+build it in their workers by its import path. While such an engine updates the policy, that name holds a function that
+calls AReaL's with old := mu, A := A w and its clip switched off. Reductions, packing and logs are AReaL's.
 
 The objective travels in the actor's configuration, `DRPOActorConfig`.
 """
@@ -72,7 +72,7 @@ def check(actor: Any, gconfig: Any) -> None:
                 raise InputError(f"{room}.{name}={_spelt(value)} {why}; set {room}.{name}={_spelt(allowed[0])}")
     if gconfig.temperature != actor.temperature:
         raise InputError(
-            f"actor.temperature={actor.temperature}: tokens are sampled at {gconfig.temperature} (gconfig.temperature); "
+            f"actor.temperature={actor.temperature}: tokens are sampled at {gconfig.temperature}, gconfig.temperature; "
             f"set actor.temperature={gconfig.temperature}"
         )
 
@@ -157,7 +157,7 @@ class DRPOTrainer(PPOTrainer):  # type: ignore[misc]
             return super()._create_train_engine(actor_config, alloc)
         if alloc.backend != "fsdp":
             raise InputError(
-                f"actor.backend={alloc.backend}: the loss of {alloc.backend} engines is not reached by drpo; set it to fsdp"
+                f"actor.backend={alloc.backend}: drpo does not reach the loss of {alloc.backend} engines; set fsdp"
             )
         areal.engine.FSDPPPOActor = DRPOFSDPPPOActor
         try:

@@ -1,4 +1,4 @@
-"""Any objective in open-instruct (Tulu, OLMo): `python -m drpo.adapters.open_instruct --drpo-objective 'drpo(0.2)' ...`.
+"""Any objective in open-instruct (Tulu): `python -m drpo.adapters.open_instruct --drpo-objective 'drpo(0.2)' ...`.
 
 Experimental. Neither trainer (`grpo_fast` on DeepSpeed, `grpo` on OLMo-core) has a registry of losses. Both call, as
 attributes of `open_instruct.grpo_utils` and for each packed batch, `compute_rho_correction`, which has the sampler's
@@ -6,8 +6,8 @@ log-probabilities and the response mask, `compute_grpo_loss`, and `populate_samp
 where Ray's workers import that module. Reductions, the KL to the reference, packing and asynchronous rollouts stay
 open-instruct's.
 
-The launcher tells the workers the objective in the environment variable DRPO_OBJECTIVE, and hands the remaining arguments
-to the trainer.
+The launcher tells the workers the objective in the environment variable DRPO_OBJECTIVE, and hands the remaining
+arguments to the trainer.
 """
 
 import argparse
@@ -105,8 +105,8 @@ def equip(utils: ModuleType, objective: Objective) -> None:
         check(config)
         if not batch:
             raise InputError(
-                f"{UTILS}.compute_rho_correction was not called before the loss, so the sampler's log-probabilities are "
-                "unknown: this version of open-instruct is not supported"
+                f"{UTILS}.compute_rho_correction was not called before the loss, so the sampler's log-probabilities "
+                "are unknown: this version of open-instruct is not supported"
             )
         # A token of the response without a log-probability has 1.0 in its place, which counts as broken.
         mu, keep = batch.pop("behavior_logp"), batch.pop("keep").bool()
@@ -117,15 +117,17 @@ def equip(utils: ModuleType, objective: Objective) -> None:
         return token_loss(objective, *columns), _left(objective, *columns), kl
 
     @functools.wraps(stats_of)
-    def populate_sample_loss_stats(loss_stats_B: dict[str, Tensor], sample_idx: int, *rest: Any, **named: Any) -> None:
+    def populate_sample_loss_stats(stats: dict[str, Tensor], sample_idx: int, *rest: Any, **named: Any) -> None:
         who = f"open-instruct's trainer did not call {UTILS}.compute_grpo_loss"
         for name, value in record.take(who).items():
-            column = loss_stats_B.setdefault(f"drpo/{name}", torch.zeros_like(loss_stats_B["loss/total_avg"]))
+            column = stats.setdefault(f"drpo/{name}", torch.zeros_like(stats["loss/total_avg"]))
             column[sample_idx] = value
-        stats_of(loss_stats_B, sample_idx, *rest, **named)
+        stats_of(stats, sample_idx, *rest, **named)
 
-    for function in (compute_rho_correction, compute_grpo_loss, populate_sample_loss_stats):
-        setattr(utils, function.__name__, function)
+    for name, function in zip(
+        WRAPPED, (compute_rho_correction, compute_grpo_loss, populate_sample_loss_stats), strict=True
+    ):
+        setattr(utils, name, function)
 
 
 def patch() -> None:

@@ -1,7 +1,7 @@
 """The record that an objective's loss ran: shared by all adapters, so that no framework bypasses it in silence.
 
 The metric `loss_tokens/<objective>` of `figures` says it in the framework's log: how many tokens the loss had, and with
-which objective. Where the step is in reach, `LossRecord.take` asks after it; elsewhere `require_ran` asks a step's metrics.
+which objective. Where the step is in reach, `LossRecord.take` asks; elsewhere `require_ran` asks a step's metrics.
 """
 
 import re
@@ -74,8 +74,8 @@ def require_ran(metrics: Iterable[str], objective: Objective) -> None:
         >>> require_ran({"actor/pg_loss": 0.1}, DRPO(0.2))
         Traceback (most recent call last):
         ...
-        drpo.errors.InputError: the step's metrics have no drpo/loss_tokens/drpo_0.2: the framework trained with a loss of
-        its own; look for what replaces drpo's
+        drpo.errors.InputError: the step's metrics have no drpo/loss_tokens/drpo_0.2: the framework trained with a loss
+        of its own; look for what replaces drpo's
     """
     wanted = loss_tokens_key(objective)
     names = list(metrics)
@@ -85,6 +85,6 @@ def require_ran(metrics: Iterable[str], objective: Objective) -> None:
     if others:
         raise InputError(f"the step trained with {', '.join(others)}, not with {wanted.removeprefix(LOSS_TOKENS)}")
     raise InputError(
-        f"the step's metrics have no drpo/{wanted}: the framework trained with a loss of its own; look for what replaces "
-        "drpo's"
+        f"the step's metrics have no drpo/{wanted}: the framework trained with a loss of its own; look for what "
+        "replaces drpo's"
     )

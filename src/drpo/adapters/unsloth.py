@@ -1,7 +1,7 @@
 """DRPO and the other objectives in Unsloth: `DRPOTrainer` in place of `GRPOTrainer`, after `import unsloth`.
 
-Experimental. Unsloth replaces TRL's trainer when it is imported, and its `compute_loss` never calls TRL's loss. It hands
-the log-probabilities to `UnslothEfficientGRPO` (or `grpo_compute_loss_slow`), functions of the module that it writes
+Experimental. Unsloth replaces TRL's trainer when it is imported, and its `compute_loss` never calls TRL's loss. It
+hands the log-probabilities to `UnslothEfficientGRPO` (or `grpo_compute_loss_slow`), names of the module that it writes
 for the trainer. While `DRPOTrainer.compute_loss` runs, these names hold functions that call Unsloth's with old := mu,
 A := A w and its clips switched off. Unsloth's aggregation, KL, packing and generation are its own.
 
@@ -32,7 +32,7 @@ WITHOUT_EFFECT = ("epsilon", "epsilon_high", "vllm_importance_sampling_correctio
 """Fields of GRPOConfig that DRPOTrainer overrides at every call."""
 
 SWITCHED_OFF = {"epsilon_low": 1.0, "epsilon_high": float("inf"), "delta": None, "rollout_logps_as_old": False}
-"""Arguments of Unsloth's loss: its clips, the dual clip that it adds where old is mu, and its bound on that log-ratio."""
+"""Arguments of Unsloth's loss: its clips, and the dual clip and the bound on the log-ratio that it adds for mu."""
 
 
 def module_of(trainer: type) -> ModuleType:

@@ -56,9 +56,9 @@ class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
         rollout_correction: verl's field; set it to `${algorithm.rollout_correction}`.
 
     Raises:
-        InputError: no objective or an unknown one; another loss under `loss_mode`, or under its name in verl's registry; a
-            rollout correction with which the loss would not receive the sampler's log-probabilities, or the loss would
-            already be weighted.
+        InputError: no objective or an unknown one; another loss under `loss_mode`, or under its name in the registry;
+            a rollout correction with which the loss would not receive the sampler's log-probabilities, or the loss
+            would already be weighted.
 
     Example:
         >>> DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True}).loss_mode
@@ -170,13 +170,14 @@ def _check_loss(loss_mode: str) -> None:
     """Raise if verl would compute another loss; its registry is overwritten without a word."""
     if loss_mode != LOSS:
         raise InputError(
-            f"{FIELD}.loss_mode={loss_mode} is another loss, and the objective would be ignored; set {FIELD}.loss_mode={LOSS}"
+            f"{FIELD}.loss_mode={loss_mode} is another loss, and the objective would be ignored; set "
+            f"{FIELD}.loss_mode={LOSS}"
         )
     registered = get_policy_loss_fn(LOSS)
     if registered is not policy_loss:
         raise InputError(
-            f"verl's registry has {registered.__module__}.{registered.__qualname__} under {LOSS!r}, which would bypass the "
-            "objective: register that loss under another name"
+            f"verl's registry has {registered.__module__}.{registered.__qualname__} under {LOSS!r}, which would bypass "
+            "the objective: register that loss under another name"
         )
 
 
