@@ -115,7 +115,7 @@ IN_FRAMEWORK = -m pytest -rs -m adapters
 test-adapters: test-trl test-verl test-skyrl test-others
 
 test-trl: .adapters/trl/.ready $(TRL_OLDER:%=.adapters/trl-%/.ready)
-	.adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl*.py
+	.adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl*.py tests/adapters/test_unsloth.py
 	for version in $(TRL_OLDER); do \
 	    PYTHONPATH=.adapters/trl-$$version .adapters/trl/bin/python $(IN_FRAMEWORK) tests/adapters/test_trl.py || exit 1; \
 	done

@@ -9,6 +9,10 @@ FRAMEWORK = {
     "openrlhf": "openrlhf",
     "slime": "slime",
     "tinker": "tinker",
+    "unsloth": "unsloth",
+    "open_instruct": "open_instruct",
+    "areal": "areal",
+    "swift": "swift",
 }
 MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is None]
 collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from adapters.cases import SPECS, Rows, direct_gradient, rows
+from drpo.adapters import require_ran
 from drpo.adapters.nemo_rl import MUST_BE, reweighted
 from drpo.errors import InputError
+from drpo.objectives import DRPO
 
 # What this adapter relies on: NVIDIA-NeMo/RL, nemo_rl/algorithms/loss/loss_functions.py as of commit 006907a9570734f3
 # (ClippedPGLossFn) and interfaces.py as of 002cdc27b8019eaf (LossFunction).
@@ -164,10 +166,21 @@ def test_figures_add_up_over_micro_batches():
         return {name: each for name, each in metrics.items() if name.startswith("drpo/")}
 
     whole, first, second = seen(slice(0, 4)), seen(slice(0, 2)), seen(slice(2, 4))
-    assert set(whole) == {"drpo/prob_diff_mean", "drpo/out_of_region", "drpo/unscored"}
+    names = {"drpo/prob_diff_mean", "drpo/out_of_region", "drpo/unscored", "drpo/loss_tokens/drpo_0.2"}
+    assert set(whole) == names and whole["drpo/loss_tokens/drpo_0.2"] == n_kept
     assert whole == pytest.approx({name: first[name] + second[name] for name in whole})
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[counted(batch).keep]
     assert whole["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item()) and whole["drpo/out_of_region"] > 0
+
+
+def test_a_step_with_the_frameworks_own_loss_is_noticed():
+    """As where its controller builds the loss again."""
+    batch, objective = rows(1), DRPO(0.2)
+    _, ours = reweighted(StandIn(), "drpo(0.2)")(batch.logp, data_of(batch), SEQS, TOKS)
+    _, theirs = StandIn()(batch.logp, data_of(batch), SEQS, TOKS)
+    require_ran(ours, objective)
+    with pytest.raises(InputError, match="trained with a loss of its own"):
+        require_ran(theirs, objective)
 
 
 def test_it_reaches_a_worker_and_answers_for_the_frameworks_loss():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -142,11 +143,25 @@ def test_the_frameworks_training_step_trains_the_objective_and_logs_its_figures(
     ours = {name for name in status["metrics"] if name.startswith("drpo/")}
     assert ours == {
         f"drpo/{name}" for name in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
-    }
+    } | {"drpo/loss_tokens/drpo_0.2"}
     assert all(status["weights"][name] == "token" and status["metrics"][name].dim() == 0 for name in ours)
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[batch.keep]
     assert status["metrics"]["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item())
     assert status["metrics"]["ppo_clip_ratio"] == 0
+
+
+@pytest.mark.parametrize("bypass", ["another loss", "a step without it"])
+def test_a_step_that_bypasses_the_loss_is_noticed(bypass: str):
+    def step(self: Any, *_: Any) -> dict[str, Any]:
+        return {"metrics": {}, "weights": {}}
+
+    module = SimpleNamespace(PolicyLoss=PolicyLoss, ActorPPOTrainer=type("T", (), {"training_step": step}))
+    adapter.equip(module, parse_spec("drpo(0.2)", objectives.REGISTRY))
+    loss = PolicyLoss(**SWITCHED_ON) if bypass == "another loss" else module.PolicyLoss(**SWITCHED_ON)
+    with pytest.raises(
+        InputError, match=r"did not call the policy loss .*: the loss of drpo_0.2 did not run in this step"
+    ):
+        module.ActorPPOTrainer.training_step(SimpleNamespace(actor_loss_fn=loss))
 
 
 def test_refusals_of_the_loss():

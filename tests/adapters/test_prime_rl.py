@@ -28,8 +28,9 @@ from torch import Tensor
 from adapters.cases import SPECS, Rows, direct_gradient, rows
 from adapters.pages import PAGES, run_page
 from adapters.parity import record
-from drpo.adapters import prime_rl
+from drpo.adapters import prime_rl, require_ran
 from drpo.errors import InputError
+from drpo.objectives import DRPO
 
 READ_AT = "git 349283d"
 
@@ -160,11 +161,28 @@ def test_metrics_stack():
     _, metrics = whole_loss(configured(toml("drpo(0.2)")), sequences(batch, batch.logp, None), 1)
     assert set(metrics) == {
         f"drpo/{n}" for n in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
-    }
+    } | {"drpo/loss_tokens/drpo_0.2"}
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()
     longest = torch.stack([moved[i][batch.keep[i]].max() for i in range(len(moved))])
     assert torch.allclose(metrics["drpo/prob_diff_max"], longest)
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_a_step_with_another_loss_is_noticed():
+    """`type = "custom"` left out: the trainer computes its default loss, and never imports ours."""
+    batch = rows(1)
+    _, ours = whole_loss(configured(toml("drpo(0.2)")), sequences(batch, batch.logp, None), 1)
+    require_ran(ours, DRPO(0.2))
+
+    def default(inputs: Inputs) -> Any:
+        ratio = (inputs.trainer_logprobs - inputs.inference_logprobs).exp()
+        return SimpleNamespace(
+            loss=-(ratio * inputs.advantages)[inputs.loss_mask].sum(), metrics={"masked": ratio.mean()}
+        )
+
+    _, theirs = whole_loss(default, sequences(batch, batch.logp, None), 1)
+    with pytest.raises(InputError, match=r"^the step's metrics have no drpo/loss_tokens/drpo_0.2"):
+        require_ran(theirs, DRPO(0.2))
 
 
 def test_inputs_of_older_versions_fit():

@@ -270,6 +270,7 @@ def test_old_logprobs_are_not_computed(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_task_tells_the_trainer_before_there_is_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(skyrl.trainer, "LOSSES_WITHOUT_OLD_LOGPROBS", frozenset())
+    monkeypatch.setattr(RayPPOTrainer, "_execute_training_step", RayPPOTrainer._execute_training_step)
     seen: list[Any] = []
 
     class Experiment:
@@ -280,8 +281,23 @@ def test_the_task_tells_the_trainer_before_there_is_one(monkeypatch: pytest.Monk
             seen.append("ran")
 
     monkeypatch.setattr(skyrl, "BasePPOExp", Experiment)
-    skyrl.run("a configuration")
-    assert seen == [("a configuration", {"drpo"}), "ran"]
+    cfg = configured()
+    skyrl.run(cfg)
+    assert seen == [(cfg, {"drpo"}), "ran"]
+
+
+def test_a_step_whose_loss_is_another_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    def step(self: Any, model: str, data: Any) -> dict[str, float]:
+        return data
+
+    monkeypatch.setattr(RayPPOTrainer, "_execute_training_step", step)
+    skyrl.check_steps(skyrl.objective_of("drpo(0.2)", skyrl.FIELD))
+    ours, theirs = {"loss_metrics/drpo/loss_tokens/drpo_0.2": 9.0}, {"loss_metrics/clip_ratio": 0.1}
+    trainer = SimpleNamespace()
+    assert RayPPOTrainer._execute_training_step(trainer, "policy", ours) == ours
+    assert RayPPOTrainer._execute_training_step(trainer, "critic", theirs) == theirs
+    with pytest.raises(InputError, match="trained with a loss of its own"):
+        RayPPOTrainer._execute_training_step(trainer, "policy", theirs)
 
 
 def test_a_worker_process_gets_the_loss_from_the_registry(cluster: None):

@@ -1,6 +1,5 @@
 """drpo inside slime, whose policy loss is played by a stand-in written from its documented formula."""
 
-import importlib
 import inspect
 import sys
 from argparse import Namespace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.pretend import imported_on
 from drpo.errors import InputError
 
 # What this adapter relies on: THUDM/slime, slime/backends/megatron_utils/loss.py as of commit 00c2d6db0f23a490
@@ -53,18 +53,9 @@ def policy_loss_function(
 @pytest.fixture(scope="module")
 def adapter() -> Iterator[ModuleType]:
     """The adapter, on a stand-in for slime's modules."""
-    with pytest.MonkeyPatch.context() as patch:
-        names = FRAMEWORK.split(".")
-        modules = {".".join(names[: i + 1]): ModuleType(".".join(names[: i + 1])) for i in range(len(names))}
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-            if "." in name:
-                setattr(modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
-        modules[FRAMEWORK].compute_policy_loss = compute_policy_loss
-        modules[FRAMEWORK].policy_loss_function = policy_loss_function
-        patch.delitem(sys.modules, "drpo.adapters.slime", raising=False)
-        yield importlib.import_module("drpo.adapters.slime")
-        del sys.modules["drpo.adapters.slime"]
+    content = {"compute_policy_loss": compute_policy_loss, "policy_loss_function": policy_loss_function}
+    with imported_on("drpo.adapters.slime", {FRAMEWORK: content}) as module:
+        yield module
 
 
 def arguments(objective: str | None = "drpo(0.2)", **changed: Any) -> Namespace:
@@ -135,6 +126,7 @@ def test_figures_are_reduced_by_slime(adapter: ModuleType):
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()
     assert metrics["drpo/prob_diff_mean"].item() == pytest.approx(by_mean(moved).item(), rel=1e-4)
     assert metrics["drpo/out_of_region"].item() == pytest.approx(by_mean((moved > 0.2).float()).item())
+    assert metrics["drpo/loss_tokens/drpo_0.2"] == batch.keep.sum()
     assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values()) and "loss" in metrics
 
 

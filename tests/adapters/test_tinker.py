@@ -29,7 +29,7 @@ from adapters.parity import record
 from drpo import objectives
 from drpo.errors import InputError
 from drpo.model import loading
-from drpo.objectives import Tokens, gradient
+from drpo.objectives import DRPO, Tokens, gradient
 from drpo.spec import parse_spec
 
 tinker = pytest.importorskip("tinker", reason="Tinker's client is not installed; `make test-skyrl` installs it")
@@ -37,6 +37,7 @@ pytestmark = pytest.mark.adapters
 
 from tinker import AdamParams, Datum, ModelInput, SamplingParams  # noqa: E402
 
+from drpo.adapters import require_ran  # noqa: E402
 from drpo.adapters.tinker import drpo_loss  # noqa: E402
 
 VERSION = metadata.version("tinker")
@@ -104,12 +105,21 @@ def test_metrics_are_of_trained_tokens():
     _, seen = sent(of_rows(batch, masked=True), behind(batch.logp), drpo_loss("drpo(0.2)"))
     assert set(seen) == {
         f"drpo/{n}" for n in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
-    }
+    } | {"drpo/loss_tokens/drpo_0.2"}
     assert seen["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item(), rel=1e-5)
     trained = batch.keep & (batch.advantage != 0).unsqueeze(1)
     moved = (batch.logp.exp() - batch.behavior_logp.exp()).abs()[trained]
     _, seen = sent(of_rows(batch, masked=False), behind(batch.logp), drpo_loss("drpo(0.2)"))
     assert seen["drpo/prob_diff_mean"] == pytest.approx(moved.mean().item(), rel=1e-5)
+
+
+def test_a_step_with_tinkers_own_loss_is_noticed():
+    """`forward_backward(data, "ppo")` in place of `forward_backward_custom`: its metrics have no record of ours."""
+    batch = rows(2)
+    _, seen = sent(of_rows(batch, masked=True), behind(batch.logp), drpo_loss("drpo(0.2)"))
+    require_ran(seen, DRPO(0.2))
+    with pytest.raises(InputError, match="trained with a loss of its own"):
+        require_ran({"loss:sum": 1.0}, DRPO(0.2))
 
 
 def test_refusals():

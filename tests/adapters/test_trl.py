@@ -1,7 +1,9 @@
 """DRPOTrainer: real training of a tiny model in TRL, every gradient compared with the objective's own formula."""
 
+import importlib
 import inspect
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from datasets import Dataset  # noqa: E402
 from adapters.parity import record  # noqa: E402
 from adapters.trl_runs import LONGEST, config  # noqa: E402
 from drpo import objectives  # noqa: E402
-from drpo.adapters.trl import AGGREGATIONS, DRPOConfig, DRPOTrainer  # noqa: E402
+from drpo.adapters.grpo import AGGREGATIONS  # noqa: E402
+from drpo.adapters.trl import DRPOConfig, DRPOTrainer  # noqa: E402
+from drpo.adapters.weighing import loss_tokens_key  # noqa: E402
 from drpo.errors import InputError  # noqa: E402
 from drpo.model import loading  # noqa: E402
 from drpo.objectives import Tokens, total  # noqa: E402
@@ -141,6 +145,8 @@ def test_six_steps_with_the_objectives_own_gradient(spec: str, aggregation: str,
     history = [entry for entry in trainer.state.log_history if "drpo/out_of_region" in entry]
     assert len(history) == 6 and all(0 <= entry["drpo/out_of_region"] <= 1 for entry in history)
     assert max(entry["drpo/unscored"] for entry in history) > 0
+    ran = f"drpo/{loss_tokens_key(parse_spec(spec, objectives.REGISTRY))}"
+    assert all(entry[ran] > 0 for entry in history)
 
 
 def test_a_wrong_weight_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -204,6 +210,37 @@ def test_a_plain_grpo_config_is_refused(tmp_path: Path):
     plain = trl.GRPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     with pytest.raises(InputError, match="needs a DRPOConfig"):
         trainer_of(DRPOTrainer, plain, NoisySampler())
+
+
+class Elsewhere(nn.Module):
+    """What Unsloth's trainer does: a `compute_loss` of its own, which never calls TRL's loss."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        return model(input_ids=ids).logits.mean()
+
+
+def test_a_trainer_whose_own_loss_bypasses_the_objective_stops_at_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = trainer_of(DRPOTrainer, config(tmp_path), NoisySampler())
+    monkeypatch.setattr(trl.GRPOTrainer, "compute_loss", Elsewhere.compute_loss)
+    with pytest.raises(
+        InputError, match=r"use drpo\.adapters\.unsloth\): the loss of drpo_0\.2 did not run in this step"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_unsloths_trainer_is_refused_before_and_after_our_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replaced = type("UnslothGRPOTrainer", (type("_UnslothGRPOTrainer", (trl.GRPOTrainer,), {}),), {})
+    monkeypatch.setattr(trl, "GRPOTrainer", replaced)
+    told = r"^Unsloth has replaced TRL's GRPOTrainer .*: use DRPOTrainer of drpo\.adapters\.unsloth, or do not import"
+    with pytest.raises(InputError, match=told):
+        trainer_of(DRPOTrainer, config(tmp_path), NoisySampler())
+    monkeypatch.delitem(sys.modules, "drpo.adapters.trl")
+    with pytest.raises(InputError, match=told):
+        importlib.import_module("drpo.adapters.trl")
 
 
 def test_configuration_survives_the_way_through_a_file(tmp_path: Path):

@@ -21,7 +21,8 @@ from adapters.episodes import Padded, own_loss, require_masks  # noqa: E402
 from adapters.parity import record  # noqa: E402
 from adapters.trl_runs import config  # noqa: E402
 from drpo.adapters import objective_of, reweight  # noqa: E402
-from drpo.adapters.trl import AGGREGATIONS, DRPOTrainer  # noqa: E402
+from drpo.adapters.grpo import AGGREGATIONS  # noqa: E402
+from drpo.adapters.trl import DRPOTrainer  # noqa: E402
 from drpo.model import loading  # noqa: E402
 from drpo.reductions import Horizon, sequence_mean, token_mean  # noqa: E402
 from support.tiny_world import doubled  # noqa: E402

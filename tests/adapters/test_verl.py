@@ -144,7 +144,7 @@ def test_loss_and_figures_are_the_direct_ones():
     assert seen["drpo/prob_diff_max"] == pytest.approx(moved.max().item(), abs=1e-6)
     assert set(seen) == {
         f"drpo/{name}" for name in ("prob_diff_mean", "prob_diff_max", "out_of_region", "weight_min", "unscored")
-    }
+    } | {"drpo/loss_tokens/drpo_0.2"}
     assert all(type(value) is not Tensor and math.isfinite(value) for value in seen.values())
 
 
@@ -363,6 +363,19 @@ def test_verls_own_trainer_meets_the_same_refusal():
     config = composed(*(override for override in SOUND if override not in BYPASSED))
     with pytest.raises(Exception, match=r"set algorithm\.rollout_correction\.bypass_mode=true"):
         omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+
+
+def test_a_worker_that_would_compute_another_loss_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """verl's own command has no check of ours; its registry takes a second loss of the same name without a word."""
+    with pytest.raises(
+        InputError, match=rf"{NAMED}\.loss_mode=vanilla is another loss, .* set {NAMED}\.loss_mode=drpo"
+    ):
+        DRPOPolicyLossConfig(loss_mode="vanilla", objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
+    monkeypatch.setitem(core_algos.POLICY_LOSS_REGISTRY, LOSS, core_algos.compute_policy_loss_vanilla)
+    with pytest.raises(
+        InputError, match=r"registry has verl.*compute_policy_loss_vanilla under 'drpo', which would bypass"
+    ):
+        DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True})
 
 
 def test_the_loss_refuses_what_only_it_can_see():

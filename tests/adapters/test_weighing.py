@@ -140,6 +140,7 @@ def test_figures_of_nothing():
         "out_of_region": 0.0,
         "weight_min": 1.0,
         "unscored": 0.0,
+        "loss_tokens/drpo_0.2": 0.0,
     }
 
 

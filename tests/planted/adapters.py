@@ -29,7 +29,33 @@ def _of_tools_too(right: Any) -> Any:
     return tokens
 
 
+def _never_asked(right: Any) -> Any:
+    return lambda self, who: self._figures
+
+
 REPLACEMENTS = (
+    Replacement(
+        "a step that bypassed the loss is not noticed",
+        "drpo.adapters.record:LossRecord.take",
+        _never_asked,
+        (
+            "tests/adapters/test_record.py::test_a_record_is_taken_once",
+            "tests/adapters/test_open_instruct.py::test_a_trainer_that_calls_another_loss_stops_at_its_first_sample",
+            "tests/adapters/test_unsloth.py::test_a_trainer_that_computes_its_loss_elsewhere_stops",
+            "tests/adapters/test_areal.py::test_an_update_that_bypasses_the_loss_stops",
+            "tests/adapters/test_swift.py::test_a_trainer_that_computes_its_loss_elsewhere_stops",
+        ),
+    ),
+    Replacement(
+        "a step's metrics are not asked whether the loss ran",
+        "drpo.adapters.record:require_ran",
+        lambda right: lambda metrics, objective: None,
+        (
+            "tests/adapters/test_record.py::test_metrics_of_another_loss_or_another_objective_are_refused",
+            "tests/adapters/test_prime_rl.py::test_a_step_with_another_loss_is_noticed",
+            "tests/adapters/test_nemo_rl.py::test_a_step_with_the_frameworks_own_loss_is_noticed",
+        ),
+    ),
     Replacement(
         "an adapter takes what tools wrote for a part of the sequence",
         "drpo.adapters.weighing:_tokens",

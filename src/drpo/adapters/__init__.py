@@ -6,6 +6,16 @@ both cases its masks, normalisers, KL and entropy terms are unchanged. An adapte
 and its framework; no other package imports the adapters.
 """
 
+from drpo.adapters.record import LossRecord, require_ran
 from drpo.adapters.weighing import behavior_or_policy, figures, objective_of, reweight, token_loss, warn_untested
 
-__all__ = ["behavior_or_policy", "figures", "objective_of", "reweight", "token_loss", "warn_untested"]
+__all__ = [
+    "LossRecord",
+    "behavior_or_policy",
+    "figures",
+    "objective_of",
+    "require_ran",
+    "reweight",
+    "token_loss",
+    "warn_untested",
+]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from drpo.adapters.weighing import behavior_or_policy, figures, objective_of, reweight
+from drpo.adapters.weighing import behavior_or_policy, figures, loss_tokens_key, objective_of, reweight
 from drpo.errors import InputError
 from drpo.objectives import Objective
 
@@ -61,7 +61,7 @@ class ReweightedLoss:
         global_valid_seqs: Tensor,
         global_valid_toks: Tensor,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the framework's loss and metrics, with shares "drpo/..." that add up over micro-batches.
+        """Return the framework's loss and metrics, with shares and a count "drpo/..." that add up over micro-batches.
 
         Args:
             next_token_logprobs: [B, S - 1], nats, of the tokens 1 .. S - 1.
@@ -83,7 +83,9 @@ class ReweightedLoss:
         }
         loss, metrics = self._framework(next_token_logprobs, reweighted_data, global_valid_seqs, global_valid_toks)
         region, share = figures(*columns), keep.sum() / global_valid_toks
-        return loss, metrics | {f"drpo/{name}": (region[name] * share).item() for name in ADDITIVE if name in region}
+        shares = {f"drpo/{name}": (region[name] * share).item() for name in ADDITIVE if name in region}
+        ran = loss_tokens_key(self._objective)
+        return loss, metrics | shares | {f"drpo/{ran}": region[ran].item()}
 
 
 def reweighted(framework: Any, objective: str | None) -> ReweightedLoss:

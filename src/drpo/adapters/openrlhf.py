@@ -9,20 +9,20 @@ the remaining arguments to OpenRLHF's own `train_ppo_ray`.
 """
 
 import argparse
-import importlib.util
 import os
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import ray
 from torch import Tensor, nn
 
-from drpo.adapters.weighing import behavior_or_policy, figures, objective_of, reweight, warn_untested
+from drpo.adapters.imports import when_imported
+from drpo.adapters.record import LossRecord
+from drpo.adapters.weighing import behavior_or_policy, objective_of, reweight, warn_untested
 from drpo.errors import InputError
 from drpo.objectives import Objective
 
@@ -73,7 +73,7 @@ class ReweightedLoss(nn.Module):
             setattr(framework, name, SWITCHED_OFF[name])
         self.framework = framework
         self.objective = objective
-        self.figures: dict[str, Tensor] = {}
+        self.record = LossRecord(objective)
 
     def forward(
         self,
@@ -91,10 +91,11 @@ class ReweightedLoss(nn.Module):
                 f"{CORRECTION}level token (OpenRLHF 0.11.0 and 0.11.1: {CORRECTION}enable), and let an agent of your "
                 "own return them"
             )
-        columns = (self.objective, log_probs, rollout_log_probs, advantages, action_mask)
-        self.figures = figures(*columns)
+        columns = (log_probs, rollout_log_probs, advantages, action_mask)
+        self.record.note(*columns)
         mu = behavior_or_policy(log_probs, rollout_log_probs, action_mask)
-        return self.framework(log_probs, mu, reweight(*columns), action_mask=action_mask, **normalizers)
+        weighed = reweight(self.objective, *columns)
+        return self.framework(log_probs, mu, weighed, action_mask=action_mask, **normalizers)
 
 
 def patch() -> None:
@@ -107,10 +108,7 @@ def patch() -> None:
         InputError: DRPO_OBJECTIVE is not set or invalid.
     """
     objective = objective_of(os.environ.get(VARIABLE), VARIABLE)
-    if TRAINER in sys.modules:
-        equip(sys.modules[TRAINER], objective)
-    else:
-        sys.meta_path.insert(0, _WhenImported(objective))
+    when_imported(TRAINER, partial(equip, objective=objective))
 
 
 def equip(trainer: ModuleType, objective: Objective) -> None:
@@ -125,37 +123,14 @@ def equip(trainer: ModuleType, objective: Objective) -> None:
 
     def training_step(self: Any, *inputs: Any, **named_inputs: Any) -> Any:
         status = framework_step(self, *inputs, **named_inputs)
-        for name, value in self.actor_loss_fn.figures.items():
+        ran = getattr(self.actor_loss_fn, "record", None) or LossRecord(objective)
+        for name, value in ran.take("OpenRLHF's training step did not call the policy loss that drpo builds").items():
             status["metrics"][f"drpo/{name}"] = value
             status["weights"][f"drpo/{name}"] = "token"
         return status
 
     trainer.PolicyLoss = loss  # type: ignore[attr-defined]
     trainer.ActorPPOTrainer.training_step = training_step
-
-
-class _WhenImported(MetaPathFinder):
-    """Patches the trainer's module once, right after its import."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != TRAINER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                equip(module, self.objective)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
 
 
 def check(arguments: Sequence[str]) -> None:

@@ -23,9 +23,10 @@ from skyrl.train.utils import validate_cfg
 from skyrl.train.utils.utils import initialize_ray
 from torch import Tensor
 
+from drpo.adapters.record import require_ran
 from drpo.adapters.weighing import figures, objective_of, token_loss, warn_untested
 from drpo.errors import InputError
-from drpo.objectives import vanishes_at_zero_advantage
+from drpo.objectives import Objective, vanishes_at_zero_advantage
 
 NAME = "drpo"
 """Name of the loss in SkyRL's registry."""
@@ -146,6 +147,19 @@ def skip_old_logprobs() -> None:
     trainer.LOSSES_WITHOUT_OLD_LOGPROBS = trainer.LOSSES_WITHOUT_OLD_LOGPROBS | {NAME}
 
 
+def check_steps(objective: Objective) -> None:
+    """Make SkyRL's trainer, in this process, raise InputError after a policy step in which this loss did not run."""
+    step = trainer.RayPPOTrainer._execute_training_step
+
+    def checked(self: Any, model: str, *inputs: Any, **named_inputs: Any) -> Any:
+        metrics = step(self, model, *inputs, **named_inputs)
+        if model == "policy":
+            require_ran(metrics, objective)
+        return metrics
+
+    trainer.RayPPOTrainer._execute_training_step = checked
+
+
 def run(cfg: Any) -> None:
     """Run SkyRL's experiment; a task on the cluster, off its head node.
 
@@ -153,6 +167,7 @@ def run(cfg: Any) -> None:
         cfg: a `DrpoTrainConfig` that passed `check`.
     """
     skip_old_logprobs()
+    check_steps(objective_of(cfg.trainer.algorithm.drpo_objective, FIELD))
     BasePPOExp(cfg).run()
 
 

@@ -16,7 +16,7 @@ import torch
 from slime.backends.megatron_utils import loss as framework
 from torch import Tensor
 
-from drpo.adapters.weighing import objective_of, token_loss
+from drpo.adapters.weighing import loss_tokens_key, objective_of, token_loss
 from drpo.errors import InputError
 from drpo.objectives import Objective, out_of_region
 from drpo.objectives.contract import unchecked
@@ -82,7 +82,8 @@ def loss(
             "slime's policy_loss_function did not call compute_policy_loss, so the objective was not used: this "
             "version of slime, or its kind of policy loss, is not supported"
         )
-    return total, metrics | {f"drpo/{name}": sum_of_sample_mean(each).detach() for name, each in calls[0].items()}
+    reduced = {f"drpo/{name}": sum_of_sample_mean(each).detach() for name, each in calls[0].items()}
+    return total, metrics | reduced | {f"drpo/{loss_tokens_key(objective)}": keep.sum().to(behavior_logp.dtype)}
 
 
 def check(args: Namespace, objective: Objective) -> None:

@@ -8,35 +8,28 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import trl
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from drpo.adapters import behavior_or_policy, figures, objective_of, reweight, warn_untested
+from drpo.adapters.grpo import check_fields, log_figures
+from drpo.adapters.record import LossRecord
+from drpo.adapters.weighing import behavior_or_policy, objective_of, reweight, warn_untested
 from drpo.errors import InputError
 
 warn_untested("trl", "1.10.0", "1.16.0")
 
-AGGREGATIONS = ("dapo", "grpo", "bnpo", "dr_grpo")
-_REGION = "the trust region is the objective's, so TRL's own stays off"
-_DISTRIBUTION = "mu would not be the distribution that the completions are drawn from over the whole vocabulary"
-REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "epsilon": ((1.0,), _REGION),
-    "epsilon_high": ((math.inf,), _REGION),
-    "delta": ((None,), _REGION),
-    "off_policy_mask_threshold": ((None,), _REGION),
-    "importance_sampling_level": (
-        ("token",),
-        "the ratio is the objective's; write objective='gspo(3e-4, 4e-4)' for sequences",
-    ),
-    "vllm_importance_sampling_correction": ((False,), "the objective's ratio is against the sampler already"),
-    "top_p": ((1.0,), _DISTRIBUTION),
-    "top_k": ((0, None), _DISTRIBUTION),
-    "min_p": ((None, 0.0), _DISTRIBUTION),
-    "repetition_penalty": ((1.0,), _DISTRIBUTION),
-    "loss_type": (AGGREGATIONS, "it only says how tokens are averaged here"),
-}
-"""Field -> the values with which the gradient is the objective's, our default first; and the reason."""
+
+def refuse_unsloth(trainer: type) -> None:
+    """Raise InputError if a trainer is Unsloth's, whose loss would bypass the objective."""
+    if any(base.__name__.startswith("Unsloth") for base in trainer.__mro__):
+        raise InputError(
+            "Unsloth has replaced TRL's GRPOTrainer by one whose loss would bypass the objective: use DRPOTrainer of "
+            "drpo.adapters.unsloth, or do not import unsloth"
+        )
+
+
+refuse_unsloth(GRPOTrainer)
 
 
 @dataclass
@@ -63,11 +56,7 @@ class DRPOConfig(GRPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         objective_of(self.objective, "objective")
-        for name, (allowed, why) in REQUIRED.items():
-            value = getattr(self, name, allowed[0])
-            if value not in allowed:
-                known = " or ".join(repr(a) for a in allowed)
-                raise InputError(f"{name}={value!r}: {why}; set {name}={known}")
+        check_fields(self)
         if self.use_liger_kernel and hasattr(GRPOTrainer, "compute_liger_loss"):
             raise InputError(
                 "use_liger_kernel=True: this version of TRL has a loss of its own behind it; set it to False"
@@ -98,8 +87,18 @@ class DRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 "use_vllm=False: transformers' generate reports no log-probabilities, so mu is not known; set "
                 "use_vllm=True, give a rollout_func, or set recompute_behavior_logp=True to take the trainer's"
             )
+        refuse_unsloth(trl.GRPOTrainer)  # which may have been replaced after the import of this module
         self._objective = objective_of(self.args.objective, "objective")
+        self._record = LossRecord(self._objective)
         self._batch: dict[str, Any] | None = None
+
+    def compute_loss(self, *positional: Any, **named: Any) -> Tensor:
+        """Call GRPOTrainer's, and raise InputError if the objective's loss did not run in it."""
+        loss: Tensor = super().compute_loss(*positional, **named)
+        log_figures(
+            self, self._record.take("compute_loss is not TRL's own (Unsloth replaces it: use drpo.adapters.unsloth)")
+        )
+        return loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._batch = dict(inputs)  # a copy: TRL keeps the batch and trains on it again
@@ -122,7 +121,7 @@ class DRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mu, advantage = self._behavior_logp(batch, logp), batch["advantages"]
         batch["advantages"] = reweight(self._objective, logp, mu, advantage, keep)
         batch["old_per_token_logps"] = behavior_or_policy(logp, mu, keep)
-        self._log_region(figures(self._objective, logp, mu, advantage, keep))
+        self._record.note(logp, mu, advantage, keep)
 
     def _behavior_logp(self, batch: dict[str, Any], logp: Tensor) -> Tensor:
         sampled: Tensor | None = batch.get("sampling_per_token_logps")
@@ -135,10 +134,3 @@ class DRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         old: Tensor | None = batch.get("old_per_token_logps")
         return logp if old is None else old  # None if the policy has not changed since
-
-    def _log_region(self, region: dict[str, Tensor]) -> None:
-        over_processes = {"prob_diff_max": torch.max, "weight_min": torch.min}
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in region.items():
-            gathered = self.accelerator.gather(value)
-            metrics[f"drpo/{name}"].append(over_processes.get(name, torch.mean)(gathered).item())

@@ -1,5 +1,6 @@
 """Shared by all adapters: from padded rows to a reweighted advantage or a loss per token."""
 
+import re
 import warnings
 from importlib import metadata
 
@@ -21,13 +22,16 @@ from drpo.objectives import (
 )
 from drpo.objectives.contract import ask, masked_safe, require_objective, unchecked
 from drpo.objectives.ratios import prob_diff
-from drpo.spec import parse_spec
+from drpo.spec import format_spec, parse_spec
 
 MAX_EXPONENT = 80.0
 """Bound on log-ratios: float32 overflows soon after e^80; no sampled token reaches it."""
 
 MOST_BROKEN = 1e-3
 """The share of broken log-probabilities among a call's kept tokens that stops the training; one token never does."""
+
+LOSS_TOKENS = "loss_tokens/"
+"""Prefix of the figure that tells with which objective a loss ran, and on how many tokens."""
 
 
 def reweight(
@@ -156,14 +160,16 @@ def figures(
     Returns:
         Scalars, detached: `prob_diff_mean` and `prob_diff_max` of |pi - mu|; `out_of_region`, the share of tokens
         out of the region, where the objective has one; `weight_min`, the least gradient weight; `unscored`, the share
-        whose mu the sampler did not report. Where no token is kept: 0, and 1 for `weight_min`.
+        whose mu the sampler did not report; `loss_tokens/<objective>`, the number of kept tokens, under the objective's
+        name. Where no token is kept: 0, and 1 for `weight_min`.
 
     Example:
         >>> from drpo.objectives import DRPO
         >>> pi, mu = torch.tensor([[0.5, 0.3]]), torch.tensor([[0.1, 0.3]])
         >>> shown = figures(DRPO(0.2), pi.log(), mu.log(), torch.ones(1), torch.ones(1, 2))
         >>> {name: round(value.item(), 2) for name, value in shown.items()}
-        {'prob_diff_mean': 0.2, 'prob_diff_max': 0.4, 'out_of_region': 0.5, 'weight_min': -1.0, 'unscored': 0.0}
+        {'prob_diff_mean': 0.2, 'prob_diff_max': 0.4, 'out_of_region': 0.5, 'weight_min': -1.0, 'unscored': 0.0,
+        'loss_tokens/drpo_0.2': 2.0}
     """
     tokens = _tokens(objective, logp.detach(), behavior_logp, advantage, keep, None)
     safe = masked_safe(tokens)
@@ -179,7 +185,23 @@ def figures(
         .min()
         .nan_to_num(posinf=1),
         "unscored": unscored.sum() / n_kept,
+        loss_tokens_key(objective): tokens.keep.sum().to(moved.dtype),
     }
+
+
+def loss_tokens_key(objective: Objective) -> str:
+    """Return the name of the figure `loss_tokens/<objective>`, in letters that every logger takes.
+
+    Example:
+        >>> from drpo.objectives import PPOClip
+        >>> loss_tokens_key(PPOClip(0.2, 0.28))
+        'loss_tokens/ppo_0.2_0.28'
+    """
+    try:
+        spec = format_spec(objective, objectives.REGISTRY)
+    except InputError:  # an object that no spec names
+        spec = type(objective).__name__
+    return LOSS_TOKENS + re.sub(r"[^\w.-]+", "_", spec).strip("_")
 
 
 def objective_of(text: str | None, field: str) -> Objective:

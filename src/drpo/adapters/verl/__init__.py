@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
+from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn, register_policy_loss
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from drpo.adapters import figures, objective_of, token_loss, warn_untested
@@ -56,8 +56,9 @@ class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
         rollout_correction: verl's field; set it to `${algorithm.rollout_correction}`.
 
     Raises:
-        InputError: no objective or an unknown one; a rollout correction with which the loss would not receive the
-            sampler's log-probabilities, or the loss would already be weighted.
+        InputError: no objective or an unknown one; another loss under `loss_mode`, or under its name in the registry;
+            a rollout correction with which the loss would not receive the sampler's log-probabilities, or the loss
+            would already be weighted.
 
     Example:
         >>> DRPOPolicyLossConfig(objective="drpo(0.2)", rollout_correction={"bypass_mode": True}).loss_mode
@@ -70,6 +71,7 @@ class DRPOPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         warn_untested("verl", "0.9.1", "0.9.1")
         objective_of(self.objective, f"{FIELD}.objective")
+        _check_loss(self.loss_mode)
         _check_correction(self.rollout_correction)
 
 
@@ -162,6 +164,21 @@ def check(config: DictConfig) -> None:
 def _spelt(value: object) -> str:
     """Format a value for verl's command line."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _check_loss(loss_mode: str) -> None:
+    """Raise if verl would compute another loss; its registry is overwritten without a word."""
+    if loss_mode != LOSS:
+        raise InputError(
+            f"{FIELD}.loss_mode={loss_mode} is another loss, and the objective would be ignored; set "
+            f"{FIELD}.loss_mode={LOSS}"
+        )
+    registered = get_policy_loss_fn(LOSS)
+    if registered is not policy_loss:
+        raise InputError(
+            f"verl's registry has {registered.__module__}.{registered.__qualname__} under {LOSS!r}, which would bypass "
+            "the objective: register that loss under another name"
+        )
 
 
 def _check_correction(correction: Mapping[str, Any] | None) -> None:
