@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
-SHORT_CODE = re.compile(r"<code>([^<\n]{1,32})</code>")
+SHORT_CODE = re.compile(r"<code>(?=[^<]*-)([^<\n]{1,32})</code>")
 FENCE = re.compile(r"(^```.*?^```)", flags=re.M | re.S)
 
 

@@ -201,7 +201,7 @@ def test_links_out_of_the_site_say_where_the_file_is(text: str, source: str, fou
 
 
 def test_short_code_is_marked_and_no_other():
-    html = "<p><code>--updates</code></p><pre><span></span><code><span>drpo</span> x\n</code></pre>"
+    html = "<p><code>--updates</code> <code>none</code></p><pre><span></span><code><span>drpo</span> x\n</code></pre>"
     marked = LINKS.on_page_content(html + f"<code>{'x' * 33}</code>", None, None, None)
     assert marked.count('<code class="short">') == 1 and '<code class="short">--updates</code>' in marked
 
