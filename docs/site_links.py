@@ -1,4 +1,4 @@
-"""The site's own business: folders in the navigation, and links that lead out of docs/ to files of the repository.
+"""The site's own business: folders in the navigation, links that lead out of docs/, and short code on one line.
 
 On a code host those links work as they stand. The site has no such files, so it links to the host where `repo_url` is
 configured, and else says the path.
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+SHORT_CODE = re.compile(r"<code>(?=[^<]*-)([^<\n]{1,32})</code>")
 FENCE = re.compile(r"(^```.*?^```)", flags=re.M | re.S)
 
 
@@ -38,6 +39,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Rewrite the links of a page, but for those in blocks of code."""
     parts = FENCE.split(markdown)
     return "".join(p if p.startswith("```") else rewritten(p, page.file.src_uri, config["repo_url"]) for p in parts)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Mark short code, such as `--updates`, which a browser would break after a hyphen (site.css)."""
+    return SHORT_CODE.sub(r'<code class="short">\1</code>', html)
 
 
 def rewritten(text: str, source: str, repository: str | None) -> str:

@@ -111,7 +111,7 @@ METHODS: Mapping[str, Method] = {
 """In the order of preference."""
 
 HEAD = """<!-- written by docs/what_fits.py -->
-# What fits
+# GPU sizing
 
 Model x context x memory of one GPU. **These are estimates, which nobody measured on a GPU**: the figures of the
 `memory` line of [`drpo doctor`](../doctor.md), by the same code, from each model's sizes and without weights: for two

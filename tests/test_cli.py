@@ -25,7 +25,9 @@ from drpo.cli.commands.compare import CompareOptions
 from drpo.cli.commands.train import TrainOptions
 from drpo.cli.compare import planned
 from drpo.cli.overrides import helps, overridden
+from drpo.objectives import DRPO, SPO
 from drpo.recipes import RECIPES, find
+from drpo.report.weights import draw_png
 from drpo.train.config import REGISTRIES, Run, flat_json, from_json, to_json
 from drpo.train.fields import FIELDS, sections
 from drpo.train.optim import AdamW
@@ -350,6 +352,20 @@ def test_weights_draws_on_the_screen_alone_unless_it_is_told_a_file(capsys, else
     assert status == 0 and "drpo(0.2)" in out and "drawn to" not in out and not any(elsewhere.iterdir())
     status, out, _ = said(capsys, "weights", "drpo(0.2)", "ppo(0.2, 0.28)", "--mu", "0.3", "--out", "w.png")
     assert status == 0 and "drpo(0.2)" in out and (elsewhere / "w.png").read_bytes().startswith(b"\x89PNG")
+    (edge,) = [line for line in out.splitlines() if "drawn at the edge" in line]
+    assert edge == "beyond -2 to 3, drawn at the edge: w of drpo(0.2) from -2.5 to 2.5"
+    _, out, _ = said(capsys, "weights", "drpo(0.2)", "ppo(0.2, 0.28)", "--mu", "0.7", "--out", "w.png")
+    assert "drawn at the edge: w of drpo(0.2) from -0.5 to 4.5" in out
+    _, out, _ = said(capsys, "weights", "drpo(0.5)", "--mu", "0.5", "--out", "w.png")
+    assert "drawn at the edge" not in out
+
+
+def test_the_figure_says_which_weights_it_cuts_off(tmp_path: Path):
+    objectives = [DRPO(0.5), SPO(0.2)]
+    draw_png(objectives, [0.5], tmp_path / "w.svg")
+    assert "cut off: w of spo(0.2) from -4 to 6" in (tmp_path / "w.svg").read_text()
+    draw_png(objectives[:1], [0.5], tmp_path / "w.svg")
+    assert "cut off" not in (tmp_path / "w.svg").read_text()
 
 
 @pytest.fixture(scope="module")

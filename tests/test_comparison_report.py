@@ -1,5 +1,6 @@
 """What the page of a comparison says, and the commands that write it, as far as it can be judged without a browser."""
 
+import io
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from drpo import cli
 from drpo.cli import compare as compare_command
@@ -32,6 +34,7 @@ from drpo.report.comparison_data import (
 )
 from drpo.report.comparison_page import write_comparison_report
 from drpo.report.comparison_plots import differences_plot, ends_plot, over_seeds, reward_plot, sweep_plot, view_of
+from drpo.report.comparison_table import print_comparison
 from drpo.report.html import REPORT
 from drpo.train.records import TRIALS
 from support.hand_comparison import OBJECTIVES, comparison, large, trial
@@ -120,6 +123,20 @@ def test_curves_are_those_of_the_best_condition(made: Comparison):
         assert list(mean.x) == [1, 2, 3, 4] and np.allclose(mean.y, [np.mean(x) for x in steps], rtol=1e-4)
         assert list(ground.x) == [1, 2, 3, 4, 4, 3, 2, 1]
         assert np.allclose(ground.y, [*map(max, steps), *[min(x) for x in steps[::-1]]], rtol=1e-4)
+
+
+def test_every_table_says_how_to_read_it(tmp_path: Path):
+    made = large(seeds=2, updates=1, steps=4)
+    page, _ = page_of(made, tmp_path)
+    tables = re.findall(r"<table.*?</table>", page, re.S)
+    assert len(tables) >= 5 and all(re.search(r'<span class="reading">[^<]{40,}\.</span>', t) for t in tables)
+    console = Console(file=io.StringIO(), width=150)
+    print_comparison(console, made)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    titles, heads = (
+        [m.start() for m in re.finditer(text, said)] for text in ("A row is an objective", "learning rate +seeds")
+    )
+    assert titles and len(titles) == len(heads) and all(a < b for a, b in zip(titles, heads, strict=True))
 
 
 @RAGGED

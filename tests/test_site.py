@@ -46,6 +46,7 @@ def test_the_navigation_names_every_page_once():
 
 def test_what_the_build_reads_is_there():
     assert all((ROOT / hook).is_file() for hook in CONFIG["hooks"])
+    assert all((DOCS / sheet).is_file() for sheet in CONFIG["extra_css"])
     (handler,) = [plugin["mkdocstrings"] for plugin in CONFIG["plugins"] if isinstance(plugin, dict)]
     python = handler["handlers"]["python"]
     assert all((ROOT / path).is_file() for path in python["options"]["extensions"]) and python["paths"] == ["src"]
@@ -126,6 +127,63 @@ def test_every_objective_has_a_page_with_its_figure():
             assert heading in text[name]
 
 
+def sections(page: str) -> dict[str, str]:
+    """The sections of a page by their titles."""
+    parts = re.split(r"^## (.*)$", (DOCS / page).read_text(), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_each_symptom_has_its_sight_its_cause_and_a_command():
+    symptoms = sections("troubleshooting.md")
+    assert len(symptoms) >= 10
+    for title, text in symptoms.items():
+        assert all(head in text for head in ("**What you see.**", "**Why", "hat to do")), title
+        assert re.search(r"^```bash\n(?:.*\n)*?drpo explain (\S+)$|^drpo doctor ", text, flags=re.M), title
+
+
+def test_the_symptoms_page_names_every_warning_and_metrics_that_there_are():
+    text = (DOCS / "troubleshooting.md").read_text()
+    names = set(re.findall(r"`([a-z0-9]+(?:[_/][a-z0-9_]+)+)`", text))
+    rules = {rule.name for rule in RULES}
+    assert {name for name in rules if f"`{name}`" in text} == rules
+    config = {"clip_cov", "kl_cov", "prob_diff"}
+    assert len(names - rules) > 15 and {n for n in names - rules - config if metric_tables.find(n) is None} == set()
+
+
+def test_every_figure_of_the_decision_page_is_in_a_page_that_its_line_links_to():
+    text, checked = re.sub(r"^```.*?^```", "", (DOCS / "choosing.md").read_text(), flags=re.M | re.S), 0
+    for line in text.splitlines():
+        linked = "".join((DOCS / page).read_text() for page in re.findall(r"\]\(([\w/.]+\.md)[^)]*\)", line))
+        plain = re.sub(r"`[^`]*`|\]\([^)]*\)", " ", line)
+        for figure in re.findall(r"\d+\.\d+%?", plain):
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}", linked), (figure, line)
+            checked += 1
+    assert checked > 20
+
+
+def test_the_cookbook_has_ten_recipes_with_a_block_each():
+    recipes = sections("cookbook.md")
+    assert len(recipes) == 10 and all("```bash" in text and "](" in text for text in recipes.values())
+
+
+def test_the_glossary_is_in_order_and_says_something_of_each_word():
+    rows = re.findall(r"^\| \*\*(.+?)\*\*.*? \| (.*?) \| .*\|$", (DOCS / "glossary.md").read_text(), flags=re.M)
+    words = [word.lower() for word, _ in rows]
+    assert len(words) > 40 and words == sorted(words) and all(len(meaning) > 5 for _, meaning in rows)
+
+
+def test_ten_things_of_trl_are_one_page_from_the_start():
+    """The page is linked from the start page; each thing leads to a page and a heading that there are."""
+    assert "(coming_from.md)" in (DOCS / "index.md").read_text()
+    text = sections("coming_from.md")["Ten things a TRL user looks for"]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10
+    named = set(pages(LINKS.expanded(CONFIG["nav"], DOCS)))
+    for theirs, ours, where in rows:
+        links = re.findall(r"\]\(([^)#]*)(#[^)]*)?\)", where)
+        assert "`" in theirs + ours and links and all(not page or page in named for page, _ in links), theirs
+
+
 @pytest.mark.parametrize(
     ("text", "source", "found"),
     [
@@ -140,6 +198,12 @@ def test_every_objective_has_a_page_with_its_figure():
 )
 def test_links_out_of_the_site_say_where_the_file_is(text: str, source: str, found: str):
     assert LINKS.rewritten(text, source, None) == found
+
+
+def test_short_code_is_marked_and_no_other():
+    html = "<p><code>--updates</code> <code>none</code></p><pre><span></span><code><span>drpo</span> x\n</code></pre>"
+    marked = LINKS.on_page_content(html + f"<code>{'x' * 33}</code>", None, None, None)
+    assert marked.count('<code class="short">') == 1 and '<code class="short">--updates</code>' in marked
 
 
 def test_with_a_repository_they_lead_there():

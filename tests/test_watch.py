@@ -318,6 +318,15 @@ def test_a_sample_cannot_steer_the_terminal():
     assert "a�[2Jb" in text and "c��d" in text and "e�3mπ" in text
 
 
+def test_a_sample_of_bytes_is_said_in_words():
+    console = Console(file=io.StringIO(), width=100)
+    for text in ("\x00\ufffd\x1f+", "It is 7."):
+        console.print(sample_panel({"prompt": "3 + 4?", "text": text, "reward": 0.0}))
+    noise, words = console.file.getvalue().split("a sample, ")[1:]  # type: ignore[attr-defined]
+    assert "(no text: 3 of 4 characters cannot be shown, as of a random model)" in noise and "\ufffd" not in noise
+    assert "It is 7." in words and "no text" not in words
+
+
 def test_a_sample_of_an_episode_in_an_environment_is_a_conversation(folder: Path):
     (_, _, last) = read_records(folder / METRICS)[-3:]
     turns = {"turns": 2.5, "turns_max": 4, "turn_tokens": 3.0, "episodes_done": 0.75, "calls": 0, "branches": 0.5}

@@ -55,11 +55,13 @@ class Sheet:
         title: one line; may be empty.
         head: names of the columns.
         rows: each as long as the head.
+        reading: how to read it, in a sentence below the title; may be empty.
     """
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    reading: str = ""
 
 
 def as_table(sheet: Sheet, left: int = 1, bold: Collection[int] = ()) -> Table:
@@ -70,7 +72,8 @@ def as_table(sheet: Sheet, left: int = 1, bold: Collection[int] = ()) -> Table:
         left: number of leading columns that are text, not numbers.
         bold: indices of rows in bold.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold", title=sheet.title or None, title_justify="left")
+    title = "\n".join(line for line in (sheet.title, sheet.reading) if line)
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title or None, title_justify="left")
     for i, name in enumerate(sheet.head):
         if i < left:
             table.add_column(name, no_wrap=True)

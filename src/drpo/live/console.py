@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from drpo.errors import counted
-from drpo.live.step_table import brief_conversation, cells, result, sample_panel, scored, steps_bar, table
+from drpo.live.step_table import brief_conversation, cells, no_text, result, sample_panel, scored, steps_bar, table
 from drpo.train.callbacks import NullCallback
 from drpo.train.config import Run, arithmetic, flat_json
 from drpo.train.log import rollout_records
@@ -126,4 +126,4 @@ def _sample(step: int, groups: Sequence[ScoredGroup]) -> dict[str, Any] | None:
 def _said(record: Mapping[str, Any]) -> str:
     if "messages" in record:
         return brief_conversation(record)
-    return f"{record['prompt']!r} -> {record['text']!r}"
+    return f"{record['prompt']!r} -> {no_text(record['text']) or repr(record['text'])}"

@@ -46,6 +46,8 @@ SFT_COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 """The columns of supervised fine-tuning."""
 _MOST_CHARACTERS = 600
+_UNREADABLE = 1 / 3
+"""Share of characters that cannot be shown from which on a sample is no text."""
 """Of a message of a conversation that is shown."""
 
 
@@ -122,8 +124,22 @@ def sample_panel(record: Mapping[str, Any]) -> Panel:
         title = ", ".join([title, *(text for text, _ in remarks(record, lengths))])
         return Panel(_conversation(utterances(record, lengths), style), title=title, title_align="left")
     prompt, text = (printable(record.get(name, "")) for name in ("prompt", "text"))
-    body = Text.assemble((prompt, "dim"), "\n", (text.strip() or "(nothing)", style))
+    body = Text.assemble((prompt, "dim"), "\n", (no_text(text) or text.strip() or "(nothing)", style))
     return Panel(body, title=title, title_align="left")
+
+
+def no_text(text: str) -> str:
+    """Say in words that a completion is mostly bytes that no terminal shows, as a random model's are; "" for a text.
+
+    Example:
+        >>> no_text("It is 7."), no_text("\x00\ufffd+\x1f")
+        ('', '(no text: 3 of 4 characters cannot be shown, as of a random model)')
+    """
+    shown = printable(text)
+    lost = shown.count("\ufffd")
+    if lost < _UNREADABLE * len(shown) or not lost:
+        return ""
+    return f"(no text: {lost} of {counted(len(shown), 'character')} cannot be shown, as of a random model)"
 
 
 def scored(reward: float | None) -> str:

@@ -11,7 +11,7 @@ from drpo.lab.analysis import Condition, difference
 from drpo.lab.grid import differing
 from drpo.lab.trial_result import DIVERGED, FAILED, FINISHED, Comparison
 from drpo.objectives import REGISTRY, caution
-from drpo.report.comparison_table import bounds, head, row
+from drpo.report.comparison_table import READING, bounds, head, row
 from drpo.report.panels import REWARD
 from drpo.report.run_summary import machine, texts
 from drpo.spec import parse_spec, runs_code
@@ -19,6 +19,12 @@ from drpo.terminal import Sheet
 
 THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""
+DIFFERENCE = (
+    "A cell says by how much the row's objective ends above the column's, seed by seed, with Student's 95 % interval; "
+    "one that leaves out 0 is no claim by itself."
+)
+TRIAL = "A row is a run: how it ended, how many steps it has, and the fields by which the trials differ."
+SHARED = "A row is a field that has one value in all trials."
 
 
 def ends_table(title: str, results: Sequence[Condition], chosen: Sequence[Condition]) -> Sheet:
@@ -26,7 +32,7 @@ def ends_table(title: str, results: Sequence[Condition], chosen: Sequence[Condit
     several = len({c.learning_rate for c in results}) > 1
     ordered = sorted(results, key=lambda c: -c.mean.value)
     rows = tuple((*row(c), bounds(c.iqm), "best rate" if several and c in chosen else "") for c in ordered)
-    return Sheet(title, (*head(THRESHOLD), "iqm, 95 % (bootstrap)", ""), rows)
+    return Sheet(title, (*head(THRESHOLD), "iqm, 95 % (bootstrap)", ""), rows, READING)
 
 
 def differences_table(title: str, chosen: Sequence[Condition]) -> Sheet:
@@ -37,7 +43,7 @@ def differences_table(title: str, chosen: Sequence[Condition]) -> Sheet:
         return "\u2013" if a is b or d.n == 0 else f"{d.value:+.3f}\n({bounds(d)})"
 
     rows = tuple((a.objective, *(trial(a, b) for b in chosen)) for a in chosen)
-    return Sheet(title, ("", *(f"over {b.objective}" for b in chosen)), rows)
+    return Sheet(title, ("", *(f"over {b.objective}" for b in chosen)), rows, DIFFERENCE)
 
 
 def seeds_sentence(n: int) -> str:
@@ -128,4 +134,4 @@ def trials_tables(comparison: Comparison, links: Sequence[str]) -> tuple[Sheet, 
     )
     head = ("trial", "status", "steps", *(name.replace("_", " ") for name in fields), "reason", "report")
     shared = tuple(pair for pair in configs[0].items() if pair[0] not in fields)
-    return Sheet("", head, rows), Sheet("What all trials share", ("field", "value"), shared)
+    return Sheet("", head, rows, TRIAL), Sheet("What all trials share", ("field", "value"), shared, SHARED)

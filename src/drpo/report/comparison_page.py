@@ -43,6 +43,9 @@ DIFFERENCES = (
     "difference from the first objective, each at its best learning rate; the tables have every pair, which describes "
     "these runs. Claimed is only what claims.toml named in advance, by its tests."
 )
+CLAIMS = (
+    "A line is a comparison that claims.toml named in advance, and what its test came to; what is decided comes first."
+)
 SWEEP = (
     "Where each ends at every learning rate that it was tried at, with Student's 95 % interval as a band. An "
     "objective whose best lies at an end of its line may do better beyond it."
@@ -106,7 +109,7 @@ def result_sections(view: View, plots: Mapping[str, Sequence[Plot]], claims: Seq
     pairs = [differences_table(name, part) for (name, _), part in zip(regimes, chosen, strict=True)]
     rates = sorted({c.learning_rate for c in view.found})
     one_rate = f"All trials have the learning rate {rates[0] if rates else 'none'}: " + UNTUNED
-    said = Sheet("", ("What may be claimed",), tuple((line,) for line in claims))
+    said = Sheet("", ("What may be claimed",), tuple((line,) for line in claims), CLAIMS)
     differences = f"{DIFFERENCES} {seeds_sentence(min((c.mean.n for c in view.chosen), default=0))}"
     return [
         Section("ends", "Ends", "Where each ends", ENDS, plots["ends"], ends),

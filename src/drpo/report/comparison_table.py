@@ -13,6 +13,11 @@ from drpo.lab.statistics import Interval
 from drpo.lab.trial_result import Comparison
 from drpo.terminal import Sheet, as_table
 
+READING = (
+    "A row is an objective over its seeds: end, the final reward (mean, 95 % interval, mean of the middle half); area, "
+    "the mean training reward; reached, how many seeds got that far and at which step; collapsed, how many ended no "
+    "higher than they began."
+)
 UNNAMED = f"no {PLAN}: nothing was named in advance, so nothing is claimed; the tables describe these runs"
 
 
@@ -36,7 +41,7 @@ def print_comparison(
     shown, fields, chosen = best(results) if best_only else results, comparison.regime_fields, best(results)
     for regime in dict.fromkeys(c.regime for c in shown):
         here = [c for c in shown if c.regime == regime]
-        sheet = Sheet(label(regime, fields), head(threshold), tuple(map(row, here)))
+        sheet = Sheet(label(regime, fields), head(threshold), tuple(map(row, here)), READING)
         marked = {i for i, c in enumerate(here) if c in chosen} if len(chosen) < len(shown) else ()
         console.print(as_table(sheet, bold=marked))
     for line in claim_lines(plan, comparison):

@@ -50,8 +50,30 @@ def weight_curve(objective: Objective, mu: float, advantage: float, pi: Tensor) 
     return gradient_weight(objective, tokens).float()
 
 
+def beyond_axis(objectives: Sequence[Objective], mu: float, advantage: float) -> list[str]:
+    """Return, of each objective whose w leaves the drawn axis, its spec and the range of its w over all pi.
+
+    Args:
+        objectives: any.
+        mu: in (0, 1].
+        advantage: not 0.
+
+    Example:
+        >>> from drpo.objectives import DRPO, SPO
+        >>> beyond_axis([DRPO(0.5), SPO(0.2)], 0.5, 1.0)
+        ['spo(0.2) from -4 to 6']
+    """
+    lines = []
+    for objective in objectives:
+        w = weight_curve(objective, mu, advantage, torch.linspace(1e-4, 1, 2000))
+        low, high = float(w[~w.isnan()].min()), float(w[~w.isnan()].max())
+        if low < _Y_RANGE[0] or high > _Y_RANGE[1]:
+            lines.append(f"{format_spec(objective, REGISTRY)} from {low:.3g} to {high:.3g}")
+    return lines
+
+
 def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) -> None:
-    """Draw one panel per mu and sign of the advantage, one line per objective."""
+    """Draw one panel per mu and sign of the advantage, one line per objective; say below a panel what is cut off."""
     figure = Figure(figsize=(4.2 * len(mus), 6.4), layout="constrained")
     grid = figure.subplots(2, len(mus), squeeze=False, sharey=True)
     pi = torch.linspace(1e-4, 1, 2000)
@@ -64,7 +86,9 @@ def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) 
             axes.axvline(mu, color="0.6", linestyle=":", linewidth=1)
             axes.axhline(0, color="0.6", linewidth=0.7)
             axes.set(title=f"mu = {mu:g}, {'A > 0' if advantage > 0 else 'A < 0'}", ylim=_Y_RANGE, xlim=(0, 1))
-            axes.set_xlabel("pi")
+            axes.set_xlabel(
+                "\n".join(["pi", *(f"cut off: w of {line}" for line in beyond_axis(objectives, mu, advantage))])
+            )
             axes.grid(alpha=0.2)
         grid[row, 0].set_ylabel("gradient weight w")
     grid[0, 0].legend(fontsize=8)
@@ -77,7 +101,7 @@ def _label(objective: Objective) -> str:
 
 
 def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, width: int, height: int = 18) -> str:
-    """Return one panel as text, for a terminal."""
+    """Return one panel as text, for a terminal, and a line below it for each w that is drawn at the axis's edge."""
     pi = torch.linspace(1e-3, 1, 4 * width)
     plotext.clear_figure()
     plotext.theme("clear")
@@ -87,4 +111,8 @@ def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, widt
         plotext.plot(pi.tolist(), w.tolist(), label=_label(objective), marker=marker)
     plotext.ylim(*_Y_RANGE)
     plotext.title(f"gradient weight w over pi, mu = {mu:g}, {'A > 0' if advantage > 0 else 'A < 0'}")
-    return str(plotext.build())
+    low, high = _Y_RANGE
+    clamped = [
+        f"beyond {low:g} to {high:g}, drawn at the edge: w of {s}" for s in beyond_axis(objectives, mu, advantage)
+    ]
+    return "\n".join([str(plotext.build()), *clamped])
