@@ -24,7 +24,6 @@ from command import run as run_command
 from drpo.model.names import SMOLLM2
 from drpo.recipes.own_data import OwnData, read_own
 from drpo.train.records import SUMMARY, read_json
-from drpo.types.problem import Transcript
 from markdown_tables import markdown
 from newcomer_data import ALL
 from warm_start import RL, SFT, SYSTEM, WARM_UP, write_given
@@ -67,6 +66,7 @@ def play(name: str, folder: Path) -> dict[str, Any]:
     with chdir(folder):
         task = read_own(OwnData(data, system=SYSTEM[name]))
         problems = task.held_out(ASKED)
+    reward: Any = task.reward  # of a text, as are all that are guessed
     if name in NEVER_RIGHT:
         write_given(folder, name, data)
     *trained, evaluated, reported, chat = commands(name, data)
@@ -86,7 +86,7 @@ def play(name: str, folder: Path) -> dict[str, Any]:
                 "question": p.prompt,
                 "answer": p.answer,
                 "reply": reply,
-                "reward": task.reward(p, Transcript.of_text(p, reply)),
+                "reward": reward(p, reply),
             }
             for p, reply in zip(problems, replies, strict=True)
         ],
