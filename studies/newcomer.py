@@ -65,6 +65,8 @@ def play(name: str, folder: Path) -> dict[str, Any]:
     data, began = ALL[name](folder).name, time.monotonic()
     with chdir(folder):
         task = read_own(OwnData(data, system=SYSTEM[name]))
+        problems = task.held_out(ASKED)
+    reward: Any = task.reward  # of a text, as are all that are guessed
     if name in NEVER_RIGHT:
         write_given(folder, name, data)
     *trained, evaluated, reported, chat = commands(name, data)
@@ -72,7 +74,6 @@ def play(name: str, folder: Path) -> dict[str, Any]:
         drpo(folder, command)
     score = json.loads(drpo(folder, evaluated))
     drpo(folder, reported)
-    problems = task.held_out(ASKED)
     replies = drpo(folder, chat, "".join(f"{p.prompt}\n/reset\n" for p in problems)).splitlines()
     seconds = round(time.monotonic() - began)
     summary = read_json(folder / "runs" / "rl" / SUMMARY)
@@ -81,7 +82,12 @@ def play(name: str, folder: Path) -> dict[str, Any]:
         **{when: summary[f"evaluation_{when}"] for when in ("before", "after")},
         "evaluated": {key: score[key] for key in ("reward_mean", "low", "high", "n_problems", "n_samples")},
         "chat": [
-            {"question": p.prompt, "answer": p.answer, "reply": reply, "reward": float(task.reward(p, reply))}
+            {
+                "question": p.prompt,
+                "answer": p.answer,
+                "reply": reply,
+                "reward": reward(p, reply),
+            }
             for p, reply in zip(problems, replies, strict=True)
         ],
         "seconds": seconds,

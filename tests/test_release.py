@@ -109,6 +109,8 @@ def test_the_source_distribution_holds_tests_and_documents(built: Path):
         "tests/golden/objectives.json",
         "docs/index.md",
         "docs/figures/weights.png",
+        "docker/cpu.Dockerfile",
+        "setup.py",
     )
     assert names >= {*wanted, "mkdocs.yml", "Makefile", "constraints.txt", "CHANGELOG.md", "LICENSE", "README.md"}
     assert not any("__pycache__" in name or name.startswith(("runs/", ".")) for name in names)
@@ -122,7 +124,7 @@ def test_the_wheel_s_description_is_a_page_of_an_index(built: Path):
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata["Description-Content-Type"] == "text/markdown" and metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE" and metadata["Project-URL"].startswith("Paper, https://")
-    page = metadata.get_payload()
+    page = metadata.get_payload(decode=True).decode()
     assert page.strip() == load_setup().index_readme((ROOT / "README.md").read_text(), None).strip()
     renderer = pytest.importorskip("readme_renderer.markdown", reason="readme_renderer is not installed")
     html = renderer.render(page)
