@@ -3,8 +3,7 @@
     python studies/objectives_2026.py --out runs/objectives_2026
 
 Runs `drpo train demo --objective X --seed 0` for each of OBJECTIVES, one after the other, each in a folder of its own.
-A run that is in results/objectives_2026.json is not done again; one that was stopped is resumed. Then
-`python studies/figures.py` puts the table into the page. About two minutes a run on two cores.
+A run that is in results/objectives_2026.json is not done again; one that was stopped is resumed. Prints the table.
 
 One seed shows that an objective trains. It does not compare them: the demo's learning rate and number of updates were
 chosen for drpo(0.2).

@@ -231,9 +231,9 @@ CASES += [
     Case("drpo_eff(0.2)", DRPOEff(0.2), reference.drpo_eff(0.2), smooth=False),
     *(
         Case(
-            f"drpo_eff(0.2,map={map!r},metric={metric!r},low=0.25,beta=0.7,metric_clip={most})",
-            DRPOEff(0.2, map, metric, 0.25, beta=0.7, metric_clip=most),
-            reference.drpo_eff(0.2, map, metric, 0.25, beta=0.7, metric_clip=most),
+            f"drpo_eff(0.2,map={map!r},metric={metric!r},low=0.25,high=2.5,beta=0.7,metric_clip={most})",
+            DRPOEff(0.2, map, metric, 0.25, 2.5, beta=0.7, metric_clip=most),
+            reference.drpo_eff(0.2, map, metric, 0.25, 2.5, beta=0.7, metric_clip=most),
             smooth=False,
         )
         for map, metric, most in (
@@ -241,7 +241,7 @@ CASES += [
             ("power", "log_ratio", None),
             ("residual_sech", "log_ratio", None),
             ("sigmoid_bound", "prob_diff", None),
-            ("tanh_bound", "fisher", 10.0),
+            ("tanh_bound", "fisher", 0.5),
         )
     ),
 ]
@@ -1095,6 +1095,7 @@ def test_wrong_parameter_is_refused_by_name(make: type, field: str, wrong: tuple
 
 def test_defaults_are_the_programs() -> None:
     assert dataclasses.astuple(DRPOEff()) == (12.5, "log_tanh", "log_ratio", 0.0, 2.0, 1.0, 0.5, 1e-4, None)
+    assert DRPOEff(alpha=1).alpha == 1
     assert dataclasses.astuple(VESPO()) == (2.0, 3.0, 3.0, 2.0, None)
     assert dataclasses.astuple(TOPR()) == (1.0, 1.0, "token")
 
