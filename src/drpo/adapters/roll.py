@@ -1,9 +1,9 @@
 """Any objective in ROLL's RLVR pipeline: `actor_train.worker_cls: drpo.adapters.roll.ActorWorker`.
 
 Experimental. ROLL builds the worker by its dotted path. Its `loss_func` reads the batch's advantages, computes
-log-probabilities, asks `get_old_log_probs_with_cache` for old ones, and computes a clipped surrogate. Here old := mu, and
-A := A w is written into the batch's advantages at that question, with the clip off. Reductions, sample weights, KL and
-entropy are ROLL's. The objective is `actor_train.system_envs: {DRPO_OBJECTIVE: drpo(0.2)}`.
+log-probabilities, asks `get_old_log_probs_with_cache` for old ones, and computes a clipped surrogate. Here old := mu,
+and A := A w is written into the batch's advantages at that question, with the clip off. Reductions, sample weights, KL
+and entropy are ROLL's. The objective is `actor_train.system_envs: {DRPO_OBJECTIVE: drpo(0.2)}`.
 """
 
 import contextlib
