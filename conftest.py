@@ -13,6 +13,7 @@ FRAMEWORK = {
     "open_instruct": "open_instruct",
     "areal": "areal",
     "swift": "swift",
+    "roll": "roll",
 }
 MISSING = [file for file, module in FRAMEWORK.items() if find_spec(module) is None]
 collect_ignore = [f"src/drpo/adapters/{file}{end}" for file in MISSING for end in (".py", "")]

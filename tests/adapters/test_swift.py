@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.cases import SPECS, Rows, direct_gradient, rows
+from adapters.pages import run_page
 from adapters.pretend import imported_on
 from drpo.errors import InputError
 
@@ -203,6 +204,12 @@ def test_refusals(adapter: ModuleType, changed: dict[str, Any], message: str):
 def test_an_objective_must_be_written(adapter: ModuleType):
     with pytest.raises(InputError, match=r"^objective is not set"):
         adapter.install(None, trainer_class())
+
+
+def test_the_page(adapter: ModuleType):
+    before = adapter.GRPOTrainer.compute_loss
+    run_page("swift")
+    assert adapter.GRPOTrainer.compute_loss.__wrapped__ is before
 
 
 def test_the_stand_in_has_what_is_relied_on():
