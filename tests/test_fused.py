@@ -83,6 +83,17 @@ def test_a_fused_step_returns_the_models_logits(
             torch.testing.assert_close(logits, expected, rtol=0, atol=ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("rows", [1, 2, fused.FEW_ROWS, fused.FEW_ROWS + 1, 40])
+@pytest.mark.parametrize("n_out", [30, fused.WIDE, 2 * fused.WIDE + 7])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_each_way_to_multiply_is_the_product(rows: int, n_out: int, has_bias: bool) -> None:
+    x, weight = torch.randn(rows, 24), torch.randn(n_out, 24)
+    bias = torch.randn(n_out) if has_bias else None
+    y = fused._product(x, weight, bias)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, nn.functional.linear(x, weight, bias), rtol=0, atol=1e-4)
+
+
 @torch.inference_mode()
 def test_kept_rows_go_on_with_a_fused_step() -> None:
     model = made(KNOWN["llama"])

@@ -116,7 +116,7 @@ class _Layer:
         before, after = qk.chunk(2, dim=-1)
         qk = (qk * cos).add_(torch.cat([after, before], dim=-1).mul_(sin))
         kept.update(qk[:, self.heads :, None], qkv[:, n_turned:, None])
-        query = qk[:, : self.heads].unflatten(1, (self.kv_heads, -1))
+        query = qk[:, : self.heads].view(n_rows, self.kv_heads, -1, qk.shape[2])
         x = _product(attend(query, self.scaling, cache, kept).view(n_rows, -1), *self.o).add_(x)
         gate, up = _product(_normed(x, *self.norms[1]), *self.gate_up).chunk(2, dim=-1)
         return _product(silu(gate).mul_(up), *self.down).add_(x)
