@@ -1,7 +1,8 @@
 """A decoding step of Llama-shaped models written out: few large products, and no calls of modules in between.
 
 A step of one row reads every weight once, and that is most of its time; the rest is the price of some forty small
-operations a layer. Written out, there are half as many, in the order and with the roundings of transformers' modules.
+operations a layer. Written out, there are fewer, in the order and with the roundings of transformers' modules, except that a
+product of some rows may be summed in another order.
 """
 
 from collections.abc import Callable, Sequence
@@ -170,7 +171,7 @@ def merge_(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return weight, _adjacent_(biases) if biases else None
 
 
-def _adjacent_(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _adjacent_(parameters: Sequence[Tensor]) -> Tensor:
     """Return parameters [N, ...] under one another in one tensor, of which they become views; a view if they are."""
     first, end = parameters[0], parameters[0].storage_offset()
     adjacent = True
