@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path):
     phases = {name for record in read_records(tmp_path / TIMING) for name in record}
     assert {"rollout", "reward", "update", "sync", "evaluation", "checkpoint"} <= phases
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["versions"]["torch"] and environment["cores"]
+    assert environment["versions"]["torch"] and environment["cores"] and environment["decoding_step"] == "fused"
 
 
 @pytest.mark.parametrize(("lora_rank", "base"), [(0, "fp32"), (2, "fp32"), (2, "nf4")])

@@ -12,6 +12,7 @@ BATCH = "tests/test_batch_policy.py::"
 ROLLOUTS, AGAIN = "tests/test_rollouts.py::", "tests/test_dynamic_sampling.py::"
 CLIENT = "tests/test_vllm_client.py::"
 TURN_CACHE = "tests/test_turn_cache.py::"
+FUSED = "tests/test_fused.py::"
 OWN_DISTRIBUTION = f"{ENGINES}test_log_probabilities_are_the_models_own"
 OWN_WEIGHTS = f"{ENGINES}test_new_weights_sample_once_they_are_loaded"
 RESUMED = f"{ROLLOUTS}test_killed_and_resumed_is_one_run_bit_for_bit"
@@ -89,6 +90,22 @@ def _one_more_ahead(right: Any) -> Any:
         return right(self, step)
 
     return take
+
+
+def _copied(parameters: Any) -> Any:
+    import torch
+
+    return torch.cat([p.detach() for p in parameters])
+
+
+def _without_the_last_block(right: Any) -> Any:
+    def product(x: Any, weight: Any, bias: Any) -> Any:
+        y = right(x, weight, bias)
+        if len(weight) > 2048:
+            y[:, len(weight) // 512 * 512 :] = 0
+        return y
+
+    return product
 
 
 REPLACEMENTS = (
@@ -222,5 +239,32 @@ REPLACEMENTS = (
         "drpo.model.quantize:LARGEST",
         lambda right: {**right, "e4m3": 240.0},
         ("tests/test_precision.py::test_halfway_goes_to_the_even_value[e4m3]",),
+    ),
+    Replacement(
+        "the fused step samples with copies of the weights",
+        "drpo.rollout.fused:_adjacent_",
+        lambda right: _copied,
+        (
+            f"{FUSED}test_merged_weights_are_the_layers_own",
+            f"{FUSED}test_a_stream_under_way_goes_on_with_loaded_weights",
+        ),
+    ),
+    Replacement(
+        "the fused step is used unchecked",
+        "drpo.rollout.transformers:can_fuse",
+        lambda right: lambda model: True,
+        (f"{FUSED}test_a_step_that_differs_is_not_used_and_the_log_says_so",),
+    ),
+    Replacement(
+        "the fused step takes any model whose layers have the right names",
+        "drpo.rollout.fused:_is_changed",
+        lambda right: lambda module: False,
+        (f"{FUSED}test_a_model_with_anything_else_keeps_its_own_step",),
+    ),
+    Replacement(
+        "the last columns of a product in blocks are left out",
+        "drpo.rollout.fused:_product",
+        _without_the_last_block,
+        (f"{FUSED}test_each_way_to_multiply_is_the_product",),
     ),
 )

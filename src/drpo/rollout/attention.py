@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from drpo.rollout.cache import GroupCache
+from drpo.rollout.cache import GroupCache, GroupLayer
 
 NAME = "drpo_grouped"
 
@@ -58,17 +58,41 @@ def grouped_attention(
         )
 
     n_rows, heads, n_queries, width = query.shape
-    kv_heads, prompt_length = layer.prompt_keys.shape[1:3]
-    per_key, scale = heads // kv_heads, width**-0.5 if scaling is None else scaling
-    q = (query * scale).reshape(n_rows, kv_heads, per_key * n_queries, width)
-    to_prompt = groups.by_row(groups.by_prompt(q) @ layer.prompt_keys.mT)
-    scores = torch.cat([to_prompt, q @ key.mT], dim=-1)
-    scores.unflatten(2, (per_key, n_queries)).add_(groups.bias(layer, n_queries)[:, :, None])
-    weights = torch.softmax(scores, dim=-1)
-    out = weights[..., prompt_length:] @ value
-    out += groups.by_row(groups.by_prompt(weights[..., :prompt_length]) @ layer.prompt_values)
-    out = out.unflatten(2, (per_key, n_queries)).permute(0, 3, 1, 2, 4).contiguous()
+    scale = width**-0.5 if scaling is None else scaling
+    out = attend(query.reshape(n_rows, layer.keys.shape[1], -1, width), scale, groups, layer, n_queries)
+    out = out.unflatten(2, (-1, n_queries)).permute(0, 3, 1, 2, 4).contiguous()
     return out.reshape(n_rows, n_queries, heads, -1), None
+
+
+def attend(query: Tensor, scale: float, groups: GroupCache, layer: GroupLayer, n_queries: int = 1) -> Tensor:
+    """Return the attention of the newest Q tokens of every row, [B, K, R Q, E].
+
+    Args:
+        query: [B, K, R Q, D]; R query heads share a key-value head.
+        scale: factor of the scores.
+        groups: the cache, to which the tokens were appended.
+        layer: of the cache.
+        n_queries: Q.
+    """
+    query, bias = query * scale, groups.bias(layer, n_queries)
+    if layer.whole is not None:  # each prompt has one row
+        keys, values = layer.whole
+        return _weights(query @ keys.mT, bias, n_queries) @ values
+    prompt_length = layer.prompt_keys.shape[2]
+    to_prompt = groups.by_row(groups.by_prompt(query) @ layer.prompt_keys.mT)
+    weights = _weights(torch.cat([to_prompt, query @ layer.keys.mT], dim=-1), bias, n_queries)
+    out = weights[..., prompt_length:] @ layer.values
+    out += groups.by_row(groups.by_prompt(weights[..., :prompt_length]) @ layer.prompt_values)
+    return out
+
+
+def _weights(scores: Tensor, bias: Tensor, n_queries: int) -> Tensor:
+    """Return the probabilities of scores [B, K, R Q, C], to which the bias [B, 1, Q, C] is added in place."""
+    if n_queries == 1:
+        scores += bias
+    else:
+        scores.unflatten(2, (-1, n_queries)).add_(bias[:, :, None])
+    return torch.softmax(scores, dim=-1)
 
 
 AttentionInterface.register(NAME, grouped_attention)

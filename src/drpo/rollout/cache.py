@@ -59,6 +59,7 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         window: positions visible to a query, itself included, or None.
 
     After `resize`, `keys` [B, K, C, D] and `values` [B, K, C, E] are the B rows' own; the first `length` of C are used.
+    `whole` holds both next to each other, [B, K, P + C, .], where `resize` was told that each prompt has one row.
     `written` [B, Q] bool says which of the next Q tokens are real, where some are padding; None if all are.
     """
 
@@ -70,6 +71,7 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys: Tensor = prompt_keys.new_zeros(0, prompt_keys.shape[1], 0, prompt_keys.shape[3])
         self.values: Tensor = prompt_values.new_zeros(0, prompt_values.shape[1], 0, prompt_values.shape[3])
         self.length = 0
+        self.whole: KeysValues | None = None
         self.written: Tensor | None = None
         self.is_initialized = True
 
@@ -87,10 +89,18 @@ class GroupLayer(CacheLayerMixin):  # type: ignore[misc]
         self.length = end
         return self.keys, self.values
 
-    def resize(self, rows: Tensor, capacity: int) -> None:
-        """Keep these rows' keys and values, with room for `capacity` tokens."""
+    def resize(self, rows: Tensor, capacity: int, together: bool) -> None:
+        """Keep these rows' keys and values, with room for `capacity` tokens, `together` with those of their prompts."""
         self.keys = _resized(self.keys, rows, self.length, capacity)
         self.values = _resized(self.values, rows, self.length, capacity)
+        self.whole = None
+        if together:
+            prompt_length = self.prompt_keys.shape[2]
+            keys = torch.cat([self.prompt_keys, self.keys], dim=2)
+            values = torch.cat([self.prompt_values, self.values], dim=2)
+            self.whole = keys, values
+            self.prompt_keys, self.keys = keys[:, :, :prompt_length], keys[:, :, prompt_length:]
+            self.prompt_values, self.values = values[:, :, :prompt_length], values[:, :, prompt_length:]
 
     def get_seq_length(self) -> int:
         """Return the cached positions, including the prompts' padding."""
@@ -257,7 +267,7 @@ class GroupCache(Cache):  # type: ignore[misc]
     def _resize(self, rows: Tensor) -> None:
         capacity = (self.layers[0].length // BLOCK + 1) * BLOCK
         for layer in self.layers:
-            layer.resize(rows, capacity)
+            layer.resize(rows, capacity, self.width == 1)
 
     def by_prompt(self, x: Tensor) -> Tensor:
         """Map [B, K, R, y] (R queries per key-value head) to [N, K, G * R, y], zeros for missing rows."""

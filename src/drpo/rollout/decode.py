@@ -15,6 +15,7 @@ from drpo.model.routing import RouteRecorder
 from drpo.rollout import attention
 from drpo.rollout.cache import GroupCache, KeptRow, windows
 from drpo.rollout.engine import generation
+from drpo.rollout.fused import Step
 from drpo.rollout.prefill import as_argument, last_logits, parts_of, read_in_parts, read_prompts
 from drpo.rollout.routes import ReadRoutes
 from drpo.rollout.sample import draw, top_logprobs, uniforms
@@ -109,12 +110,20 @@ class GroupDecoder:
         logits: [B, V], of each row's next token.
         position: [B] int64, of each row's next token.
         routes: the experts that the rows were read by.
+        fused: a step of the same model that is taken instead of its own, or None.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: GroupCache, logits: Tensor, position: Tensor, routes: ReadRoutes
+        self,
+        model: PreTrainedModel,
+        cache: GroupCache,
+        logits: Tensor,
+        position: Tensor,
+        routes: ReadRoutes,
+        fused: Step | None = None,
     ) -> None:
         self.model, self.cache, self.logits, self.position, self.routes = model, cache, logits, position, routes
+        self.fused = fused
 
     @staticmethod
     def of_prompts(
@@ -123,6 +132,7 @@ class GroupDecoder:
         samples: int,
         prefix: int = 0,
         recorder: RouteRecorder | None = None,
+        fused: Step | None = None,
     ) -> "GroupDecoder":
         """Read prompts, each of which so many adjacent rows continue.
 
@@ -132,6 +142,7 @@ class GroupDecoder:
             samples: rows of each.
             prefix: all prompts begin with the same so many tokens, and have more; those are read once.
             recorder: listens to the model; None where routes are not reported.
+            fused: see above.
         """
         routes = ReadRoutes(recorder, len(prompts))
         logits, mask, layers = read_in_parts(model, prompts, prefix, routes)
@@ -139,7 +150,7 @@ class GroupDecoder:
         prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)
         cache = GroupCache(layers, mask, prompt, windows(model))
         position = mask.sum(1).repeat_interleave(samples)
-        return GroupDecoder(model, cache, logits.repeat_interleave(samples, 0), position, routes)
+        return GroupDecoder(model, cache, logits.repeat_interleave(samples, 0), position, routes, fused)
 
     @staticmethod
     def of_rows(
@@ -147,13 +158,15 @@ class GroupDecoder:
         rows: Sequence[KeptRow],
         tokens: Sequence[Tensor],
         recorder: RouteRecorder | None = None,
+        fused: Step | None = None,
     ) -> "GroupDecoder":
         """Go on with kept rows (those of one prompt adjacent), each of which is followed by further tokens [T >= 1]."""
         cache = GroupCache.of_rows(rows, [len(t) for t in tokens], windows(model))
         ends = [row.prompt.length + row.length + len(t) for row, t in zip(rows, tokens, strict=True)]
         position = torch.tensor(ends, device=model.device)
         routes = ReadRoutes(recorder, len(rows))
-        return GroupDecoder(model, cache, _read_further(model, cache, tokens, position, routes), position, routes)
+        logits = _read_further(model, cache, tokens, position, routes)
+        return GroupDecoder(model, cache, logits, position, routes, fused)
 
     @property
     def full(self) -> bool:
@@ -162,7 +175,11 @@ class GroupDecoder:
 
     def step(self, token: Tensor) -> Tensor:
         """Append token [B] and return the logits [B, V] of the next."""
-        logits = _read_grouped(self.model, self.cache, token[:, None], self.position[:, None])
+        if self.fused is None:
+            logits = _read_grouped(self.model, self.cache, token[:, None], self.position[:, None])
+        else:
+            self.cache.room()
+            logits = self.fused(self.cache, token, self.position)
         self.position = self.position + 1
         return logits
 

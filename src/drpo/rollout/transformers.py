@@ -18,9 +18,10 @@ from drpo.model.quantize import quantize_, unrounded_inputs
 from drpo.model.routing import RouteRecorder
 from drpo.rollout.cache import KeptPrompt
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder, draw_rows
+from drpo.rollout.fused import Step, contiguous_input, fused_step
 from drpo.rollout.prefill import common_prefix
 from drpo.rollout.stream import SampledToken, sampled_tokens
-from drpo.rollout.trial import Way, can_continue, can_share_prefix, way_to_decode
+from drpo.rollout.trial import Way, can_continue, can_fuse, can_share_prefix, way_to_decode
 from drpo.rollout.turn_cache import Continued, TurnCache
 from drpo.rollout.uncached import UncachedDecoder
 from drpo.types import Generation, Request
@@ -67,14 +68,22 @@ class TransformersEngine:
         self._loaders = quantize_(self.model, precision)
         self._recorder = RouteRecorder(self.model) if routes else None
         self._loaders |= {name: buffer.copy_ for name, buffer in persistent_buffers(self.model).items()}
-        # After a prompt the head's input is a strided slice, for which torch would copy the head's weight once per row.
-        self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+        self.model.get_output_embeddings().register_forward_pre_hook(contiguous_input)  # after a prompt it is a slice
         self.version = 0
         self._max_rows, self._kept_bytes = max_rows, kept_bytes
         self.way: Way | None = None  # None until tested on the first prompt
         self._continues: bool | None = None  # whether kept rows can go on; None until tested
         self._shares_prefix: bool | None = None  # whether what prompts begin with can be read once; None until tested
+        self._fuses: bool | None = None  # whether a written-out step computes tokens; None until tested
         self._kept = TurnCache(kept_bytes)
+
+    @property
+    def decoding_step(self) -> str:
+        """What computes a token, by `can_fuse`: "fused", or "model"; the same for every copy of a run's model."""
+        if self._fuses is None:
+            with narrowed(self.model):
+                self._fuses = can_fuse(self.model)
+        return "fused" if self._fuses else "model"
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
@@ -150,7 +159,7 @@ class TransformersEngine:
         prefix = self._prefix(prompts) if self.way is Way.GROUPED else 0
         self._forget_routes()
         if self.way is Way.GROUPED:
-            return GroupDecoder.of_prompts(self.model, prompts, samples, prefix, self._recorder)
+            return GroupDecoder.of_prompts(self.model, prompts, samples, prefix, self._recorder, self._step())
         if self.way is Way.PLAIN:
             return PlainDecoder(self.model, prompts, samples, self._recorder)
         if self._recorder is not None:
@@ -172,7 +181,12 @@ class TransformersEngine:
     def _continuing(self, rows: Sequence[Continued]) -> Decoder:
         """Read what follows the kept rows."""
         self._forget_routes()
-        return GroupDecoder.of_rows(self.model, [c.row for c in rows], [c.tokens for c in rows], self._recorder)
+        texts = [c.tokens for c in rows]
+        return GroupDecoder.of_rows(self.model, [c.row for c in rows], texts, self._recorder, self._step())
+
+    def _step(self) -> Step | None:
+        """Return the fused step; made for every decoder, so that it has the model's weights as they are now."""
+        return fused_step(self.model) if self.decoding_step == "fused" else None
 
     def _forget_routes(self) -> None:
         """Forget the choices of checks, and of steps whose tokens were not kept."""

@@ -10,13 +10,15 @@ from transformers import PreTrainedModel
 
 from drpo.errors import InputError
 from drpo.rollout.decode import Decoder, GroupDecoder, PlainDecoder
+from drpo.rollout.fused import Step, fused_step
 from drpo.rollout.time_steps import limit_time_steps
 from drpo.rollout.uncached import UncachedDecoder
 
 log = logging.getLogger("drpo")
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Largest mean difference of the grouped attention's logits from the model's, in standard deviations."""
+"""Largest mean difference of the logits of grouped attention, or of the fused step, from the model's, in standard
+deviations."""
 
 REFUSED = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 """Largest mean difference of logits with and without a cache; in 16 bits a mixture may choose another expert."""
@@ -95,7 +97,7 @@ def _plain(model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor | None:
 def _can_group(model: PreTrainedModel, prompts: Sequence[Tensor], plain: Tensor) -> bool:
     """Return whether `GroupDecoder` returns the logits of `PlainDecoder`."""
     try:
-        grouped = _trial(GroupDecoder.of_prompts(model, prompts, 2))
+        grouped = _grouped(model, prompts)
     except Exception as error:  # a model that the grouped attention does not support
         log.debug("%s keeps its own attention: %s", type(model).__name__, error)
         return False
@@ -139,6 +141,43 @@ def can_share_prefix(model: PreTrainedModel, prompt: Tensor) -> bool:
     gap = _gap(shared, _last_logits(model, prompts))
     log.debug("%s: logits after a shared prefix differ from its own by %.1e", type(model).__name__, gap)
     return gap < TOLERANCE[shared.dtype]
+
+
+@torch.inference_mode()
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Return whether the model has a fused step, on a CPU, that returns the logits of its own.
+
+    The tokens of the comparison are always the same, so that a resumed run decides alike.
+
+    Args:
+        model: the engine's own.
+    """
+    if model.device.type != "cpu" or (step := fused_step(model)) is None:
+        return False
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    text = torch.arange(1, 9) * (vocab_size // 9)
+    try:
+        own = _grouped(model, [text[-1:], text])
+    except Exception as error:  # a model that the grouped attention does not support
+        log.debug("%s has no step to compare a fused one with: %s", type(model).__name__, error)
+        return False
+    try:
+        gap = _gap(_grouped(model, [text[-1:], text], step), own)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("%s: the fused decoding step does not run (%s); its own is used", type(model).__name__, reason)
+        return False
+    if not gap < TOLERANCE[own.dtype]:
+        log.warning(
+            "%s: logits of the fused decoding step differ by %.1e of their spread from those of its own, which is used",
+            type(model).__name__,
+            gap,
+        )
+    return gap < TOLERANCE[own.dtype]
+
+
+def _grouped(model: PreTrainedModel, prompts: Sequence[Tensor], step: Step | None = None) -> Tensor:
+    return _trial(GroupDecoder.of_prompts(model, prompts, 2, fused=step))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

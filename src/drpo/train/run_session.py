@@ -216,9 +216,9 @@ class RunSession(ABC):
                 "recorded; put them back, or start anew in another folder"
             )
 
-    def _write_environment(self) -> None:
-        """Write what this session works with; the summary of a run that goes on is removed."""
-        write_json(self.folder / ENVIRONMENT, environment())
+    def _write_environment(self, **more: str) -> None:
+        """Write what this session works with, and more of it; the summary of a run that goes on is removed."""
+        write_json(self.folder / ENVIRONMENT, environment() | more)
         self._is_recorded = True
         if self._done.step < self._config.trainer.steps and is_finished(self.folder):
             (self.folder / SUMMARY).unlink()

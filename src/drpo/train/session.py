@@ -9,6 +9,7 @@ from typing import Any
 from drpo.errors import InputError, Interrupted
 from drpo.objectives import caution
 from drpo.rewards import RewardPool
+from drpo.rollout import TransformersEngine
 from drpo.train import checkpoint
 from drpo.train.callbacks import Callback
 from drpo.train.chapters import Chapter, described, write_chapters
@@ -118,7 +119,10 @@ class Session(RunSession):
 
     def _write_configuration(self, chapters: Sequence[Chapter]) -> None:
         """Write what this session works with, in an order in which a crash loses nothing."""
-        self._write_environment()
+        engine = self.components.driver.engine
+        self._write_environment(
+            **({"decoding_step": engine.decoding_step} if isinstance(engine, TransformersEngine) else {})
+        )
         write_chapters(self.folder, chapters)  # first: those that are not in config.json are dropped at the next start
         if not _holds(self.folder / CONFIG, to_json(self.run)):  # what is right is not put at risk
             write_json(self.folder / CONFIG, to_json(self.run))
