@@ -321,6 +321,8 @@ def test_the_proximal_policy_is_the_policy_before_the_updates(
 def test_every_token_has_the_reward_of_its_episode(groups: list[ScoredGroup]) -> None:
     """However the batch is split, and split again; by it TOPR tells successes from failures."""
     policy, seen = policy_of(tiny(STOPS)[0]), set()
+    whole = [replace(g, results=tuple(RewardResult(int(2 * r.total)) for r in g.results)) for g in groups]  # no floats
+    assert {m.score.dtype for m in batched(whole, how())[0].micro_batches if m.score is not None} == {torch.float32}
     rewards = {s: r for g in groups for e, r in zip(g.episodes, g.rewards.tolist(), strict=True) for s in e.sequences}
     for budget in (60, 163, 10_000):
         (batch,) = batched(groups, how(micro_batch_tokens=budget))
