@@ -1,42 +1,16 @@
 """The documentation's site: every page is in the navigation, what the build reads is there, and it builds."""
 
 import importlib
-import importlib.util
 import re
-import shutil
-import subprocess
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-import yaml
 
 from drpo import objectives
 from drpo.spec import parse_spec
 from drpo.train import metric_tables
 from drpo.train.run_warnings import RULES
-
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-LINKS = load(DOCS / "site_links.py")
-CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-
-
-def pages(nav: Any) -> list[str]:
-    if isinstance(nav, str):
-        return [nav]
-    return [page for inner in (nav.values() if isinstance(nav, dict) else nav) for page in pages(inner)]
+from support.documentation import CONFIG, DOCS, LINKS, ROOT, build_site, load, pages
 
 
 def test_the_navigation_names_every_page_once():
@@ -209,17 +183,6 @@ def test_short_code_is_marked_and_no_other():
 def test_with_a_repository_they_lead_there():
     found = LINKS.rewritten("[a](../src/x.py#L3)", "index.md", "https://host/drpo/")
     assert found == "[a](https://host/drpo/blob/main/src/x.py#L3)"
-
-
-def build_site(folder: Path) -> Path:
-    """The site, built into a folder; the test is skipped where mkdocs is missing."""
-    mkdocs = shutil.which("mkdocs") or ROOT / ".venv-docs" / "bin" / "mkdocs"
-    if not Path(mkdocs).exists():
-        pytest.skip("mkdocs is not here: make docs")
-    command = [str(mkdocs), "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "site"
 
 
 @pytest.mark.slow

@@ -145,6 +145,27 @@ REPLACEMENTS = (
         (f"{REPORT}test_a_critic_has_curves_of_its_own",),
     ),
     Replacement(
+        "a drawn gradient weight is clamped and nothing says so",
+        "drpo.report.weights:beyond_axis",
+        lambda right: lambda objectives, mu, advantage: [],
+        (
+            "tests/test_cli.py::test_weights_draws_on_the_screen_and_to_a_file",
+            "tests/test_cli.py::test_the_figure_says_which_weights_it_cuts_off",
+        ),
+    ),
+    Replacement(
+        "a table does not say how to read it",
+        "drpo.report.comparison_data:READING",
+        lambda right: "",
+        ("tests/test_comparison_report.py::test_every_table_says_how_to_read_it",),
+    ),
+    Replacement(
+        "the bytes of a random model are shown as a sample",
+        "drpo.live.step_table:no_text",
+        lambda right: lambda text: "",
+        ("tests/test_watch.py::test_a_sample_of_bytes_is_said_in_words",),
+    ),
+    Replacement(
         "a number of a table is cut where the terminal is narrow",
         "drpo.terminal:as_table",
         _cut,

@@ -68,8 +68,12 @@ def beyond_axis(objectives: Sequence[Objective], mu: float, advantage: float) ->
         w = weight_curve(objective, mu, advantage, torch.linspace(1e-4, 1, 2000))
         low, high = float(w[~w.isnan()].min()), float(w[~w.isnan()].max())
         if low < _Y_RANGE[0] or high > _Y_RANGE[1]:
-            lines.append(f"{format_spec(objective, REGISTRY)} from {low:.3g} to {high:.3g}")
+            lines.append(f"{format_spec(objective, REGISTRY)} from {_short(low)} to {_short(high)}")
     return lines
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def draw_png(objectives: Sequence[Objective], mus: Sequence[float], path: Path) -> None:
