@@ -157,7 +157,23 @@ def test_the_wheel_works_in_an_environment_that_has_not_this_checkout(built: Pat
     assert Path(where.stdout.strip()).is_relative_to(tmp_path / "venv")
 
 
-LIBRARIES_OF_FRAMEWORKS = {"trl", "verl", "ray", "hydra", "omegaconf", "skyrl", "slime", "tinker", "httpx", "verifiers"}
+LIBRARIES_OF_FRAMEWORKS = set(
+    [
+        "areal",
+        "httpx",
+        "hydra",
+        "omegaconf",
+        "ray",
+        "roll",
+        "skyrl",
+        "slime",
+        "swift",
+        "tinker",
+        "trl",
+        "verifiers",
+        "verl",
+    ]
+)
 
 
 def required(extra: str) -> set[str]:

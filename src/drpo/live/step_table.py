@@ -129,7 +129,7 @@ def sample_panel(record: Mapping[str, Any]) -> Panel:
 
 
 def no_text(text: str) -> str:
-    """Say in words that a completion is mostly bytes that no terminal shows, as a random model's are; "" for a text.
+    r"""Say in words that a completion is mostly bytes that no terminal shows, as a random model's are; "" for a text.
 
     Example:
         >>> no_text("It is 7."), no_text("\x00\ufffd+\x1f")

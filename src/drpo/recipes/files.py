@@ -52,11 +52,14 @@ def _module(path: Path) -> ModuleType:
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path  # its name ends with .py
     module = sys.modules[name] = module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder is the user's
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
         raise _refusal(path, error) from None
+    finally:
+        sys.dont_write_bytecode = writes
     return module
 
 
