@@ -1,8 +1,8 @@
 """A decoding step of Llama-shaped models written out: few large products, and no calls of modules in between.
 
 A step of one row reads every weight once, and that is most of its time; the rest is the price of some forty small
-operations a layer. Written out, there are fewer, in the order and with the roundings of transformers' modules, except that a
-product of some rows may be summed in another order.
+operations a layer. Written out, there are fewer, in the order and with the roundings of transformers' modules, except
+that a product of some rows may be summed in another order.
 """
 
 from collections.abc import Callable, Sequence
