@@ -170,6 +170,10 @@ def test_merged_weights_are_the_layers_own() -> None:
     assert fused_step(model) is not None
     assert memory(model) == held
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    attention = model.model.layers[1].self_attn
+    for kind in ("weight", "bias"):
+        parts = [getattr(layer, kind) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
     places = [p.data_ptr() for p in model.parameters()]
     fused_step(model)
     assert [p.data_ptr() for p in model.parameters()] == places  # merged once
