@@ -319,9 +319,9 @@ def test_each_extra_by_itself_is_enough_for_what_it_is_for(extra: str, built: Pa
             "train", "smoke", "--lora-rank", "4", "--out", "new", "--no-doctor", status=2
         )
         return
-    says("train", "smoke", "--steps", "1", "--out", "new", "--plain")
+    says("train", "smoke", "--steps", "2", "--out", "new", "--plain")
     says("export", "new", "exported")
-    task = ["train", "smoke", "--task", "reasoning_gym('chain_sum')", "--steps", "1", "--out", "gym", "--no-doctor"]
+    task = ["eval", "tiny", "--task", "reasoning_gym('chain_sum')", "--problems", "2", "--sampling.max-new-tokens", "4"]
     if extra == "gym":
         says(*task)
     else:
