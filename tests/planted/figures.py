@@ -149,7 +149,7 @@ REPLACEMENTS = (
         "drpo.report.weights:beyond_axis",
         lambda right: lambda objectives, mu, advantage: [],
         (
-            "tests/test_cli.py::test_weights_draws_on_the_screen_and_to_a_file",
+            "tests/test_cli.py::test_weights_draws_on_the_screen_alone_unless_it_is_told_a_file",
             "tests/test_cli.py::test_the_figure_says_which_weights_it_cuts_off",
         ),
     ),
