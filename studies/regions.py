@@ -41,26 +41,30 @@ RECORDS, TUNING, CLAIMS = (RESULTS / f"regions{end}" for end in (".jsonl", "_tun
 
 REGIMES: Mapping[str, Regime] = {
     "stale 8": Regime(updates=8),
+    "stale 8, hot": Regime(updates=8, heat=2.0),
     "stale 24": Regime(updates=24),
-    "peaked": Regime(World(sharp=True), updates=8),
     "mixture": Regime(World(experts=4), updates=8, precision="fp8_weights", router="bf16"),
+    "peaked": Regime(World(sharp=True), updates=8),
     "turn": Regime(World(turn=True), updates=8),
     "fp8": Regime(updates=2, precision="fp8_weights"),
 }
 """By their names on the page, the most decisive first: runs are trained in this order."""
-TUNED_ON = ("stale 8", "peaked")
+TUNED_ON = ("stale 8",)
 """Regimes whose pilot runs choose the learning rates, which the other regimes then have to bear."""
-OBJECTIVES = (
-    *("none", "ppo(0.2, 0.28)", "dppo(0.2)", "drpo(12.5)", "drpo(0.6)", "drpo(0.2)", "drpo(0.05)"),
-    *("drpo(0.2, outside=0.2)", "brake:Brake(0.2)", "cppo", "icepop", "tis(2)", "gspo"),
+TIERS = (
+    ("none", "drpo(12.5)", "ppo(0.2, 0.28)", "dppo(0.2)", "drpo(0.2)", "tis(2)"),
+    ("drpo(0.2, outside=0.2)", "brake:Brake(0.2)"),
+    ("drpo(0.05)", "drpo(0.6)", "cppo", "icepop", "gspo"),
 )
+"""Objectives, those first that are trained first."""
+OBJECTIVES = tuple(name for tier in TIERS for name in tier)
 SAME_RATE = {"drpo(12.5)": "none"}
 """Objectives that take another one's rate, so that their comparison is of the objective alone."""
 RATES = (2.5e-3, 5e-3, 1e-2)
 SEEDS = tuple(range(20))
-PILOT = (1000, 1001)
+PILOT = (1000,)
 """Seeds that choose the rates, and are not reported."""
-BATCH = 26
+BATCH = 30
 """Runs trained side by side."""
 
 
@@ -117,6 +121,8 @@ def train_cells(path: Path, cells: Iterable[Cell], until: float, threads: int = 
     """
     there = read(path)
     missing = [cell for cell in dict.fromkeys(cells) if cell not in there]
+    if missing and time.time() > until:
+        return False
     batches: list[tuple[str, list[Cell]]] = []
     for regime in dict.fromkeys(cell.regime for cell in missing):
         of_regime = [cell for cell in missing if cell.regime == regime]
@@ -216,16 +222,15 @@ def decisions(records: Records) -> dict[str, list[Decision]]:
 
 
 def run_study(until: float, threads: int) -> bool:
-    """Train what each look has, of one regime after the other: first seeds of all, then more of what is undecided."""
+    """Train what each look has: first seeds of all, then more of what is undecided; tier by tier, by regime."""
     families, cells = plans().values(), planned()
-    looks = sorted({n for plan in families for n in plan.seeds})
-    for n in looks:
-        for regime in REGIMES:
-            everything = comparison(read(RECORDS), cells)
-            names = frozenset().union(*(due(plan, everything) for plan in families))
-            wanted = [c for c in cells if c.regime == regime and c.seed in SEEDS[:n] and _trial(c, None).name in names]
-            if not train_cells(RECORDS, wanted, until, threads):
-                return False
+    for n, tier, regime in product(sorted({n for plan in families for n in plan.seeds}), TIERS, REGIMES):
+        everything = comparison(read(RECORDS), cells)
+        names = frozenset().union(*(due(plan, everything) for plan in families))
+        of_tier = [c for c in cells if c.regime == regime and c.objective in map(spec_of, tier)]
+        wanted = [c for c in of_tier if c.seed in SEEDS[:n] and _trial(c, None).name in names]
+        if not train_cells(RECORDS, wanted, until, threads):
+            return False
     return True
 
 
@@ -254,7 +259,7 @@ def line_of(name: str, plan: ClaimPlan, d: Decision) -> str:
     return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {d.seeds} seeds | {verdict(d)}"
 
 
-PART = ("stale 8", "stale 24"), ("none", "ppo(0.2, 0.28)", "dppo(0.15)", "drpo(12.5)", "drpo(0.2)", "drpo(0.05)")
+PART = ("stale 8", "stale 8, hot"), TIERS[0]
 """Regimes and objectives that `repeat` trains again."""
 
 

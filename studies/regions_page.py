@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -42,9 +41,11 @@ def shown(objective: str) -> str:
     return f"`{objective.rpartition(':')[2].lower()}`"
 
 
+@cache
 def trained() -> list[str]:
-    """Return the regimes with finished runs, in their order."""
-    return [name for name in regions.REGIMES if any(r["regime"] == name for r in records())]
+    """Return the regimes whose first look is complete, in their order."""
+    looked = {d.contrast.strata[0][0][0]: d.seeds for of in decisions().values() for d in of if d.seeds}
+    return [name for name in regions.REGIMES if name in looked]
 
 
 def _of(regime: str, objective: str) -> list[Record]:
@@ -154,28 +155,29 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
-def write_verdicts() -> None:
-    """Write the verdict of every comparison, for who checks them."""
-    found = {
-        name: [
-            {
-                "regime": d.contrast.strata[0][0][0],
-                "of": d.contrast.of,
-                "against": d.contrast.against,
-                "seeds": d.seeds,
-                "verdict": regions.verdict(d),
-            }
+def verdicts() -> str:
+    """Return the verdict of every comparison as JSON, a line for each: what `regions_check.py` checks."""
+    parts = []
+    for name, of_family in decisions().items():
+        lines = [
+            json.dumps(
+                {
+                    "regime": d.contrast.strata[0][0][0],
+                    "of": d.contrast.of,
+                    "against": d.contrast.against,
+                    "seeds": d.seeds,
+                    "verdict": regions.verdict(d),
+                }
+            )
             for d in of_family
         ]
-        for name, of_family in decisions().items()
-    }
-    VERDICTS.write_text(verdicts_text(found), encoding="utf-8")
-
-
-def verdicts_text(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Return verdicts as JSON, a line for each."""
-    parts = [f' "{name}": [\n' + ",\n".join(f"  {json.dumps(v)}" for v in of) + "\n ]" for name, of in found.items()]
+        parts.append(f' "{name}": [\n  ' + ",\n  ".join(lines) + "\n ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def write_verdicts() -> None:
+    """Write the verdicts beside the runs."""
+    VERDICTS.write_text(verdicts(), encoding="utf-8")
 
 
 def draw(path: Path) -> None:
@@ -203,7 +205,3 @@ def draw(path: Path) -> None:
         axes.set_axis_off()
     figure.suptitle("final reward: seeds (dots), mean, Student's 95 % interval; dotted: no region", fontsize=10)
     save_figure(figure, path)
-
-
-if __name__ == "__main__":
-    write_verdicts()

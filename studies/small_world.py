@@ -333,7 +333,7 @@ class Regime:
         router: of the sampler, fp32 or bf16.
         replay: the trainer sends tokens to the experts that the sampler chose.
         steps: optimiser updates of a run.
-        slow: factor of every learning rate.
+        heat: factor of every learning rate.
     """
 
     world: World = World()
@@ -342,7 +342,7 @@ class Regime:
     router: str = "fp32"
     replay: bool = False
     steps: int = 192
-    slow: float = 1.0
+    heat: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -393,7 +393,7 @@ def train(regime: Regime, runs: Sequence[Run]) -> Curves:
     """
     world, m = regime.world, len(runs)
     theta = speaker(world).repeat(m, 1).requires_grad_()
-    optimizer = Adam(theta, torch.tensor([run.rate * regime.slow for run in runs]))
+    optimizer = Adam(theta, torch.tensor([run.rate * regime.heat for run in runs]))
     parts = {name: torch.zeros(m, PARTS) for name in ("reward", "entropy", "mu", "k3", "mismatch", "prob_diff", "far")}
     start, ends = _evaluate(regime, runs, theta), []
     rollouts = regime.steps // regime.updates

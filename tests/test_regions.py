@@ -1,13 +1,18 @@
 """The small world: a run in a batch is the run by itself, by the plain loop; the sampler's numbers are the model's."""
 
+import math
 from dataclasses import replace
 from itertools import product
 from math import sqrt
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import regions
+import regions_check
+import regions_page
 import small_world as small
 from brake import Brake
 from drpo.objectives import (
@@ -120,7 +125,7 @@ def test_what_is_right_is_of_the_class_and_of_the_places_kind():
 def plain_loop(regime: Regime, run: Run) -> tuple[Tensor, list[Tensor]]:
     """Train one run by torch.optim and clip_grad_norm_; return the weights, and the losses of its updates."""
     theta = small.speaker(regime.world)[0].clone().requires_grad_()
-    optimizer = torch.optim.AdamW([theta], run.rate * regime.slow, weight_decay=0)
+    optimizer = torch.optim.AdamW([theta], run.rate * regime.heat, weight_decay=0)
     keep = regime.world.kept.repeat(ROWS)
     sequence = torch.arange(ROWS).repeat_interleave(LENGTH)
     losses = []
@@ -216,3 +221,48 @@ def test_a_coarse_router_sends_some_tokens_elsewhere():
     same = fine.text[..., :1] == coarse.text[..., :1]
     assert same.all()
     assert 0 < (fine.routes != coarse.routes).any(-1).float().mean() < 0.9
+
+
+# The study: what was registered, what was run, and what follows from it.
+
+
+def test_the_registered_claims_are_of_the_studys_objectives_at_five_percent_together():
+    plans = regions.plans()
+    assert sum(plan.error_rate for plan in plans.values()) == pytest.approx(0.05)
+    named = {name for plan in plans.values() for pair in plan.pairs for name in pair}
+    assert named == set(map(regions.spec_of, regions.OBJECTIVES))
+    assert {plan.seeds[-1] for plan in plans.values()} == {len(regions.SEEDS)}
+    assert not set(regions.SEEDS) & set(regions.PILOT)
+
+
+def test_runs_that_are_reported_have_the_rates_that_other_seeds_chose():
+    rates, cells = regions.rates(), regions.read(regions.RECORDS)
+    assert cells and all(cell.rate == rates[cell.objective] and cell.seed in regions.SEEDS for cell in cells)
+    assert {cell.seed for cell in regions.read(regions.TUNING)} == set(regions.PILOT)
+
+
+def test_verdicts_are_current_and_scipy_alone_finds_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert regions_page.VERDICTS.read_text(encoding="utf-8") == regions_page.verdicts(), "python studies/figures.py"
+    assert regions_check.main() == 0
+    for path in regions.RESULTS.glob("regions*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    wrong = (tmp_path / "regions_verdicts.json").read_text().replace('"verdict": "undecided"', '"verdict": "above"', 1)
+    (tmp_path / "regions_verdicts.json").write_text(wrong)
+    monkeypatch.setattr(regions_check, "RESULTS", tmp_path)
+    assert regions_check.main() == 1
+
+
+def test_finished_batches_are_kept_and_not_trained_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    small_regime = Regime(updates=2, steps=16)
+    monkeypatch.setattr(regions, "REGIMES", {"tiny": small_regime})
+    monkeypatch.setattr(regions, "BATCH", 2)
+    monkeypatch.setattr(small, "EVALUATED", 2)
+    path = tmp_path / "runs.jsonl"
+    cells = [regions.Cell("tiny", o, 1e-3, 0) for o in ("none", "drpo(0.2)", "gspo(0.0003, 0.0004)")]
+    assert regions.train_cells(path, cells[:2], until=math.inf)
+    before = path.read_text()
+    assert not regions.train_cells(path, cells, until=0)  # no time: nothing begins
+    assert path.read_text() == before
+    assert regions.train_cells(path, cells, until=math.inf, threads=2)
+    assert path.read_text().startswith(before) and set(regions.read(path)) == set(cells)
+    assert all(0 <= record["end"] <= 1 and len(record["k3"]) == 4 for record in regions.read(path).values())
