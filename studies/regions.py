@@ -42,6 +42,7 @@ RECORDS, TUNING, CLAIMS = (RESULTS / f"regions{end}" for end in (".jsonl", "_tun
 REGIMES: Mapping[str, Regime] = {
     "stale 8": Regime(updates=8),
     "stale 8, hot": Regime(updates=8, heat=2.0),
+    "stale 8, cool": Regime(updates=8, heat=0.5),
     "stale 24": Regime(updates=24),
     "mixture": Regime(World(experts=4), updates=8, precision="fp8_weights", router="bf16"),
     "peaked": Regime(World(sharp=True), updates=8),
