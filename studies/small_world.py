@@ -147,7 +147,8 @@ def _normed(x: Tensor) -> Tensor:
 
 def _split(x: Tensor, m: int, b: int) -> tuple[Tensor, ...]:
     """Return queries, keys and values [M B, T, WIDTH] of x [M, B T, 3 WIDTH]; the one head has all of them."""
-    return x.view(m * b, -1, 3 * WIDTH).split(WIDTH, -1)
+    parts: tuple[Tensor, ...] = x.view(m * b, -1, 3 * WIDTH).split(WIDTH, -1)
+    return parts
 
 
 def _experts(
@@ -428,7 +429,8 @@ def train(regime: Regime, runs: Sequence[Run]) -> Curves:
 
 
 def _rows(sampled: Answers, rows: slice) -> Answers:
-    return Answers(*(None if x is None else x[:, rows] for x in vars(sampled).values()))
+    routes = None if sampled.routes is None else sampled.routes[:, rows]
+    return Answers(sampled.text[:, rows], sampled.logp[:, rows], routes)
 
 
 def _update(
