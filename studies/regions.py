@@ -260,7 +260,7 @@ def line_of(name: str, plan: ClaimPlan, d: Decision) -> str:
     return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {d.seeds} seeds | {verdict(d)}"
 
 
-PART = ("stale 8", "stale 8, hot"), TIERS[0]
+PART = ("stale 8, cool", "stale 8, hot"), TIERS[0]
 """Regimes and objectives that `repeat` trains again."""
 
 

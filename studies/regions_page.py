@@ -53,8 +53,9 @@ def _of(regime: str, objective: str) -> list[Record]:
 
 
 def objectives() -> list[str]:
-    """Return the objectives as records write them."""
-    return list(map(regions.spec_of, regions.OBJECTIVES))
+    """Return the objectives that have been run, as records write them."""
+    run = {r["objective"] for r in records()}
+    return [name for name in map(regions.spec_of, regions.OBJECTIVES) if name in run]
 
 
 def ends() -> str:
@@ -78,7 +79,12 @@ def family(name: str) -> Callable[[], str]:
 
     def table() -> str:
         of_family = [d for d in decisions()[name] if d.contrast.strata[0][0][0] in trained()]
-        pairs = list(dict.fromkeys((d.contrast.of, d.contrast.against) for d in of_family))
+        begun = {(d.contrast.of, d.contrast.against) for d in of_family if d.seeds}
+        if not begun:
+            return "No pair of these has been run yet."
+        pairs = [
+            pair for pair in dict.fromkeys((d.contrast.of, d.contrast.against) for d in of_family) if pair in begun
+        ]
         by = {(d.contrast.of, d.contrast.against, d.contrast.strata[0][0][0]): d for d in of_family}
         rows = [[f"{shown(a)} less {shown(b)}", *(_decided(by[a, b, r], name) for r in trained())] for a, b in pairs]
         return markdown(["points (95 %)", *trained()], rows)
