@@ -81,7 +81,7 @@ def spec_of(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyRun:
     """One run of the study.
 
     Args:
@@ -98,17 +98,17 @@ class Cell:
 
 
 Record = dict[str, Any]
-Records = dict[Cell, Record]
+Records = dict[StudyRun, Record]
 
 
 def read(path: Path) -> Records:
     """Return the finished runs of a file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     records = [json.loads(line) for line in lines]
-    return {Cell(r["regime"], r["objective"], r["rate"], r["seed"]): r for r in records}
+    return {StudyRun(r["regime"], r["objective"], r["rate"], r["seed"]): r for r in records}
 
 
-def train_cells(path: Path, cells: Iterable[Cell], until: float, threads: int = 1) -> bool:
+def train_cells(path: Path, cells: Iterable[StudyRun], until: float, threads: int = 1) -> bool:
     """Train the cells that a file lacks, batch by batch, and append each batch to it.
 
     Args:
@@ -124,13 +124,13 @@ def train_cells(path: Path, cells: Iterable[Cell], until: float, threads: int = 
     missing = [cell for cell in dict.fromkeys(cells) if cell not in there]
     if missing and time.time() > until:
         return False
-    batches: list[tuple[str, list[Cell]]] = []
+    batches: list[tuple[str, list[StudyRun]]] = []
     for regime in dict.fromkeys(cell.regime for cell in missing):
         of_regime = [cell for cell in missing if cell.regime == regime]
         batches += [(regime, of_regime[first : first + BATCH]) for first in range(0, len(of_regime), BATCH)]
         speaker(REGIMES[regime].world)
 
-    def begin(batch: tuple[str, list[Cell]]) -> bool:
+    def begin(batch: tuple[str, list[StudyRun]]) -> bool:
         if time.time() > until:
             return False
         lines = _trained(*batch)
@@ -142,7 +142,7 @@ def train_cells(path: Path, cells: Iterable[Cell], until: float, threads: int = 
         return all(list(pool.map(begin, batches)))
 
 
-def _trained(regime: str, cells: Sequence[Cell]) -> list[str]:
+def _trained(regime: str, cells: Sequence[StudyRun]) -> list[str]:
     """Train cells of one regime side by side; return their records."""
     began, spent = time.time(), time.thread_time()
     cells = sorted(cells, key=lambda cell: (cell.objective, cell.rate, cell.seed))
@@ -160,12 +160,12 @@ def _rounded(x: Any) -> Any:
     return [_rounded(v) for v in x] if isinstance(x, list) else float(f"{x:.4g}")
 
 
-def comparison(records: Records, planned: Iterable[Cell] = ()) -> Comparison:
+def comparison(records: Records, planned: Iterable[StudyRun] = ()) -> Comparison:
     """Return finished runs, and planned ones that wait, as a comparison whose tasks are the regimes."""
     return Comparison("regions", tuple(_trial(c, records.get(c)) for c in dict.fromkeys([*planned, *records])), {})
 
 
-def _trial(cell: Cell, record: Record | None) -> Trial:
+def _trial(cell: StudyRun, record: Record | None) -> Trial:
     regime = REGIMES[cell.regime]
     config = {
         "objective": cell.objective,
@@ -194,7 +194,9 @@ def tune(until: float, threads: int = 1) -> dict[str, float] | None:
     for n in seeds_per_round(len(RATES), len(PILOT)):
         seeds = PILOT[:n]
         named = list(zip(map(spec_of, tuned), variants, strict=True))
-        cells = [Cell(r, o, rate, s) for r in TUNED_ON for s in seeds for o, v in named for rate in v.learning_rates]
+        cells = [
+            StudyRun(r, o, rate, s) for r in TUNED_ON for s in seeds for o, v in named for rate in v.learning_rates
+        ]
         if not train_cells(TUNING, cells, until, threads):
             return None
         variants = halved(variants, comparison(read(TUNING)), seeds)
@@ -211,9 +213,9 @@ def rates() -> dict[str, float]:
     return chosen
 
 
-def planned(seeds: Sequence[int] = SEEDS) -> list[Cell]:
+def planned(seeds: Sequence[int] = SEEDS) -> list[StudyRun]:
     """Return the cells of the study, by regime, then by seed."""
-    return [Cell(r, o, rate, s) for r, s, (o, rate) in product(REGIMES, seeds, rates().items())]
+    return [StudyRun(r, o, rate, s) for r, s, (o, rate) in product(REGIMES, seeds, rates().items())]
 
 
 def decisions(records: Records) -> dict[str, list[Decision]]:

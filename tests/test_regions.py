@@ -258,7 +258,7 @@ def test_finished_batches_are_kept_and_not_trained_again(monkeypatch: pytest.Mon
     monkeypatch.setattr(regions, "BATCH", 2)
     monkeypatch.setattr(small, "EVALUATED", 2)
     path = tmp_path / "runs.jsonl"
-    cells = [regions.Cell("tiny", o, 1e-3, 0) for o in ("none", "drpo(0.2)", "gspo(0.0003, 0.0004)")]
+    cells = [regions.StudyRun("tiny", o, 1e-3, 0) for o in ("none", "drpo(0.2)", "gspo(0.0003, 0.0004)")]
     assert regions.train_cells(path, cells[:2], until=math.inf)
     before = path.read_text()
     assert not regions.train_cells(path, cells, until=0)  # no time: nothing begins
