@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 VLLM   := .venv-vllm
 DOCS   := .venv-docs
 
-.PHONY: help setup demo demo-tools lab test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
+.PHONY: help setup demo demo-tools lab study test test-slow test-gpu test-browser setup-vllm test-vllm test-adapters test-envs test-trl test-verl test-skyrl test-others parity bench bench-quick lint plant mutants format docs dist clean
 
 help:
 	@echo "make demo       set up, then: SmolLM2-135M learns to add with DRPO on this machine's CPU"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-envs  those of environments of GEM, TextArena, skyrl-gym, TRL, OpenEnv and verifiers, in environments of their own"
 	@echo "make parity     put what test-adapters measured into docs/frameworks.md"
 	@echo "make lab        the exact problems, and the stability benchmark on a tiny transformer, with its maps (minutes)"
+	@echo "make study      train a decisive part of docs/regions.md again and compare its verdicts (minutes)"
 	@echo "make bench      measure this project beside TRL, vLLM, Liger and plain PyTorch on this machine (hours)"
 	@echo "make bench-quick  the same with tiny sizes: does every competitor run here?"
 	@echo "make plant      plant known bugs one by one and see that a test fails for each"
@@ -147,6 +148,10 @@ parity: setup
 lab: setup
 	$(BIN)/python studies/theory.py --out runs/lab/exact
 	$(BIN)/python studies/stability.py --out runs/lab
+
+study: setup
+	$(BIN)/python studies/regions_check.py
+	$(BIN)/python studies/regions.py repeat --threads 2 --out runs/regions.jsonl
 
 bench: setup
 	$(BIN)/python -m benchmarks

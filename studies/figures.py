@@ -14,6 +14,7 @@ from statistics import fmean, median
 import agents
 import claim_rates
 import curriculum
+import regions_page
 import routing_replay_figures as replay
 import warm_start
 from comparison_figures import draw_curves, draw_finals
@@ -29,7 +30,7 @@ from tail_language import KINDS, task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "studies" / "results", ROOT / "docs" / "figures"
-PAGES = ("study", "stability", "agents", "precision", "methods", "statistics", "sft")
+PAGES = ("study", "regions", "stability", "agents", "precision", "methods", "statistics", "sft")
 DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in PAGES)
 
 
@@ -284,6 +285,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "replay by initial weights": replay.spreads,
     "replay in runs": replay.runs,
     "replay costs": replay.costs,
+    **regions_page.TABLES,
 }
 
 
@@ -303,9 +305,11 @@ def draw() -> None:
         draw_maps(read("stability"), task_of(kind), f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
     agents.draw(agents.read_results())
     replay.draw_runs(FIGURES / "routing_replay.png")
+    regions_page.draw(FIGURES / "regions.png")
 
 
 if __name__ == "__main__":
+    regions_page.write_verdicts()
     draw()
     for document in DOCUMENTS:
         document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")

@@ -132,6 +132,27 @@ def parse_plan(text: str, source: str = PLAN) -> ClaimPlan:
     """
     try:
         record = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: {error}") from None
+    return plan_from(record, source)
+
+
+def plan_from(record: Mapping[str, Any], source: str = PLAN) -> ClaimPlan:
+    """Return the plan of a record, as `parse_plan` does: of one table of a file that names several families.
+
+    Args:
+        record: fields of `ClaimPlan`, as TOML has them.
+        source: the name of the file or of the table, for messages.
+
+    Raises:
+        InputError: an unknown, missing or invalid field.
+
+    Example:
+        >>> pair = {"objectives": ["drpo(0.2)"], "against": ["none"]}
+        >>> plan_from({"endpoint": "end", **pair, "regimes": "each", "seeds": [5]}).test
+        't'
+    """
+    try:
         known = {field.name: field.default for field in fields(ClaimPlan)}
         for name in record:
             if name not in known:
@@ -139,12 +160,11 @@ def parse_plan(text: str, source: str = PLAN) -> ClaimPlan:
         missing = [n for n, default in known.items() if default is MISSING and n not in record and n != "test"]
         if missing:
             raise InputError(f"{', '.join(missing)} missing; docs/statistics.md has an example")
-        for name in ("objectives", "against"):
-            record[name] = [_spec(value) for value in msgspec.convert(record[name], list[str])]
-        return msgspec.convert({"test": _usual_test(record), **record}, ClaimPlan)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{source}: {error}") from None
-    except (InputError, tomllib.TOMLDecodeError) as error:
+        named = {
+            n: [_spec(value) for value in msgspec.convert(record[n], list[str])] for n in ("objectives", "against")
+        }
+        return msgspec.convert({"test": _usual_test(record), **record, **named}, ClaimPlan)
+    except (msgspec.ValidationError, InputError) as error:
         raise InputError(f"{source}: {error}") from None
 
 

@@ -69,7 +69,7 @@ def power_lines(plan: ClaimPlan, planned: Comparison) -> list[str]:
         planned: its trials.
     """
     n = len(family(plan, planned))
-    lines = [f"{counted(n, 'comparison')} named in advance, at {plan.error_rate:.0%} together, by {plan.test}"]
+    lines = [f"{counted(n, 'comparison')} named in advance, at {100 * plan.error_rate:g}% together, by {plan.test}"]
     for seeds, level in zip(plan.seeds, look_levels(plan.seeds, plan.error_rate), strict=True):
         lines.append(f"{seeds} seeds decide {_decides(plan, seeds, level / n)}")
     if plan.spread is None and plan.endpoint != COLLAPSE:

@@ -1,0 +1,322 @@
+"""Which trust region holds, where: the study of docs/regions.md, on the small world.
+
+    python studies/regions.py power            what the registered claims can decide
+    python studies/regions.py tune             a learning rate per objective, on seeds that are not reported
+    python studies/regions.py run              train what is missing; Ctrl-C stops it, the same command resumes
+    python studies/regions.py decide           the verdicts
+    python studies/regions.py repeat           train a part again and compare its verdicts with the committed ones
+
+Finished runs are lines of results/regions.jsonl, those that chose the rates of results/regions_tuning.jsonl. What may
+be claimed is in results/regions.claims.toml, which was committed before the first reported run.
+"""
+
+import argparse
+import json
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from command import run as run_command
+from drpo.errors import InputError
+from drpo.lab.claims import COLLAPSE, ClaimPlan, Decision, decide, plan_from
+from drpo.lab.grid import Variant
+from drpo.lab.halving import halved, seeds_per_round
+from drpo.lab.looks import due, power_lines
+from drpo.lab.trial_result import FINISHED, WAITING, Comparison, Trial
+from drpo.objectives import REGISTRY, Objective
+from drpo.spec import format_spec, parse_spec
+from small_world import Regime, Run, World, speaker, train
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RECORDS, TUNING, CLAIMS = (RESULTS / f"regions{end}" for end in (".jsonl", "_tuning.jsonl", ".claims.toml"))
+
+REGIMES: Mapping[str, Regime] = {
+    "stale 8": Regime(updates=8),
+    "stale 8, hot": Regime(updates=8, heat=2.0),
+    "stale 8, cool": Regime(updates=8, heat=0.5),
+    "stale 24": Regime(updates=24),
+    "mixture": Regime(World(experts=4), updates=8, precision="fp8_weights", router="bf16"),
+    "peaked": Regime(World(sharp=True), updates=8),
+    "turn": Regime(World(turn=True), updates=8),
+    "fp8": Regime(updates=2, precision="fp8_weights"),
+}
+"""By their names on the page, the most decisive first: runs are trained in this order."""
+TUNED_ON = ("stale 8",)
+"""Regimes whose pilot runs choose the learning rates, which the other regimes then have to bear."""
+TIERS = (
+    ("none", "drpo(12.5)", "ppo(0.2, 0.28)", "dppo(0.2)", "drpo(0.2)", "tis(2)"),
+    ("drpo(0.2, outside=0.2)", "brake:Brake(0.2)"),
+    ("drpo(0.05)", "drpo(0.6)", "cppo", "icepop", "gspo"),
+)
+"""Objectives, those first that are trained first."""
+OBJECTIVES = tuple(name for tier in TIERS for name in tier)
+SAME_RATE = {"drpo(12.5)": "none"}
+"""Objectives that take another one's rate, so that their comparison is of the objective alone."""
+RATES = (2.5e-3, 5e-3, 1e-2)
+SEEDS = tuple(range(20))
+PILOT = (1000,)
+"""Seeds that choose the rates, and are not reported."""
+BATCH = 30
+"""Runs trained side by side."""
+
+
+@lru_cache
+def objective_of(text: str) -> Objective:
+    """Return the objective of a spec."""
+    return parse_spec(text, REGISTRY)
+
+
+def spec_of(text: str) -> str:
+    """Return a spec as records and claims write it."""
+    return text if ":" in text else format_spec(objective_of(text), REGISTRY)
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of the study.
+
+    Args:
+        regime: of `REGIMES`.
+        objective: its spec.
+        rate: learning rate.
+        seed: of problems and random numbers.
+    """
+
+    regime: str
+    objective: str
+    rate: float
+    seed: int
+
+
+Record = dict[str, Any]
+Records = dict[StudyRun, Record]
+
+
+def read(path: Path) -> Records:
+    """Return the finished runs of a file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {StudyRun(r["regime"], r["objective"], r["rate"], r["seed"]): r for r in records}
+
+
+def train_cells(path: Path, cells: Iterable[StudyRun], until: float, threads: int = 1) -> bool:
+    """Train the cells that a file lacks, batch by batch, and append each batch to it.
+
+    Args:
+        path: of the records.
+        cells: in the order of training; those of one regime stand together.
+        until: no batch begins after this time.
+        threads: batches at once.
+
+    Returns:
+        Whether all are there.
+    """
+    there = read(path)
+    missing = [cell for cell in dict.fromkeys(cells) if cell not in there]
+    if missing and time.time() > until:
+        return False
+    batches: list[tuple[str, list[StudyRun]]] = []
+    for regime in dict.fromkeys(cell.regime for cell in missing):
+        of_regime = [cell for cell in missing if cell.regime == regime]
+        batches += [(regime, of_regime[first : first + BATCH]) for first in range(0, len(of_regime), BATCH)]
+        speaker(REGIMES[regime].world)
+
+    def begin(batch: tuple[str, list[StudyRun]]) -> bool:
+        if time.time() > until:
+            return False
+        lines = _trained(*batch)
+        with path.open("a", encoding="utf-8") as file:  # at once: a line is there or it is not
+            file.write("".join(line + "\n" for line in lines))
+        return True
+
+    with ThreadPoolExecutor(threads) as pool:
+        return all(list(pool.map(begin, batches)))
+
+
+def _trained(regime: str, cells: Sequence[StudyRun]) -> list[str]:
+    """Train cells of one regime side by side; return their records."""
+    began, spent = time.time(), time.thread_time()
+    cells = sorted(cells, key=lambda cell: (cell.objective, cell.rate, cell.seed))
+    curves = train(REGIMES[regime], [Run(objective_of(c.objective), c.rate, c.seed) for c in cells])
+    columns = {"start": curves.start, "end": curves.end, "reward": curves.reward, **curves.figures}
+    took = f"{time.thread_time() - spent:.0f} s of processor, {time.time() - began:.0f} s of clock"
+    print(f"{regime}: {len(cells)} runs, {took}", flush=True)
+    return [
+        json.dumps({**vars(cell), **{name: _rounded(column[i].tolist()) for name, column in columns.items()}})
+        for i, cell in enumerate(cells)
+    ]
+
+
+def _rounded(x: Any) -> Any:
+    return [_rounded(v) for v in x] if isinstance(x, list) else float(f"{x:.4g}")
+
+
+def comparison(records: Records, planned: Iterable[StudyRun] = ()) -> Comparison:
+    """Return finished runs, and planned ones that wait, as a comparison whose tasks are the regimes."""
+    return Comparison("regions", tuple(_trial(c, records.get(c)) for c in dict.fromkeys([*planned, *records])), {})
+
+
+def _trial(cell: StudyRun, record: Record | None) -> Trial:
+    regime = REGIMES[cell.regime]
+    config = {
+        "objective": cell.objective,
+        "optimizer": f"adamw({cell.rate!r})",
+        "seed": cell.seed,
+        "steps": regime.steps,
+        "task": cell.regime,
+    }
+    name = f"{cell.regime}/{cell.objective}/{cell.rate}/{cell.seed}"
+    if record is None:
+        return Trial(name, config, WAITING, None, {"reward_mean": ()}, ())
+    rewards = {"reward_mean": tuple(record["reward"])}
+    return Trial(name, config, FINISHED, None, rewards, ((0, record["start"]), (regime.steps, record["end"])))
+
+
+def plans() -> dict[str, ClaimPlan]:
+    """Return the registered families of claims by name."""
+    tables = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
+    return {name: plan_from(table, f"{CLAIMS.name} [{name}]") for name, table in tables.items()}
+
+
+def tune(until: float, threads: int = 1) -> dict[str, float] | None:
+    """Return each objective's rate, by successive halving over `TUNED_ON`; None if the time is over before."""
+    tuned = [o for o in OBJECTIVES if o not in SAME_RATE]
+    variants = [Variant(objective_of(o), RATES) for o in tuned]
+    for n in seeds_per_round(len(RATES), len(PILOT)):
+        seeds = PILOT[:n]
+        named = list(zip(map(spec_of, tuned), variants, strict=True))
+        cells = [
+            StudyRun(r, o, rate, s) for r in TUNED_ON for s in seeds for o, v in named for rate in v.learning_rates
+        ]
+        if not train_cells(TUNING, cells, until, threads):
+            return None
+        variants = halved(variants, comparison(read(TUNING)), seeds)
+    rates = {spec_of(o): v.learning_rates[0] for o, v in zip(tuned, variants, strict=True)}
+    return rates | {spec_of(o): rates[spec_of(other)] for o, other in SAME_RATE.items()}
+
+
+@lru_cache
+def rates() -> dict[str, float]:
+    """Return the rates that the committed tuning runs chose."""
+    chosen = tune(until=0.0)
+    if chosen is None:
+        raise InputError(f"{TUNING.name}: runs are missing; python studies/regions.py tune")
+    return chosen
+
+
+def planned(seeds: Sequence[int] = SEEDS) -> list[StudyRun]:
+    """Return the cells of the study, by regime, then by seed."""
+    return [StudyRun(r, o, rate, s) for r, s, (o, rate) in product(REGIMES, seeds, rates().items())]
+
+
+def decisions(records: Records) -> dict[str, list[Decision]]:
+    """Return what every family came to."""
+    everything = comparison(records, planned())
+    return {name: decide(plan, everything) for name, plan in plans().items()}
+
+
+def run_study(until: float, threads: int) -> bool:
+    """Train what each look has: first seeds of all, then more of what is undecided; tier by tier, by regime."""
+    families, cells = plans().values(), planned()
+    for n, tier, regime in product(sorted({n for plan in families for n in plan.seeds}), TIERS, REGIMES):
+        everything = comparison(read(RECORDS), cells)
+        names = frozenset().union(*(due(plan, everything) for plan in families))
+        of_tier = [c for c in cells if c.regime == regime and c.objective in map(spec_of, tier)]
+        wanted = [c for c in of_tier if c.seed in SEEDS[:n] and _trial(c, None).name in names]
+        if not train_cells(RECORDS, wanted, until, threads):
+            return False
+    return True
+
+
+def power() -> list[str]:
+    """Say what each family can decide."""
+    waiting = comparison({}, planned())
+    return [f"{name}: {line}" for name, plan in plans().items() for line in power_lines(plan, waiting)]
+
+
+def verdict(d: Decision) -> str:
+    """Return a decision in a word."""
+    if d.equivalent:
+        return "equivalent"
+    return ("above" if d.difference.value > 0 else "below") if d.differs else "undecided"
+
+
+def line_of(name: str, plan: ClaimPlan, d: Decision) -> str:
+    """Return a decision in a line."""
+    where = d.contrast.strata[0][0][0] if plan.regimes == "each" else "all regimes"
+    size = d.difference
+    shown = (
+        f"{d.collapse[0].value:.0%} and {d.collapse[1].value:.0%}"
+        if plan.endpoint == COLLAPSE
+        else f"{100 * size.value:+.1f} points ({100 * size.low:+.1f} to {100 * size.high:+.1f})"
+    )
+    return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {d.seeds} seeds | {verdict(d)}"
+
+
+PART = ("stale 8, cool", "stale 8, hot"), TIERS[0]
+"""Regimes and objectives that `repeat` trains again."""
+
+
+def repeat(path: Path, until: float, threads: int) -> bool:
+    """Train a part of the study again, and say whether its verdicts are the committed ones.
+
+    Args:
+        path: of the new records.
+        until: no batch begins after this time.
+        threads: batches at once.
+    """
+    committed = read(RECORDS)
+    regimes, objectives = PART[0], set(map(spec_of, PART[1]))
+    cells = [cell for cell in committed if cell.regime in regimes and cell.objective in objectives]
+    if not train_cells(path, cells, until, threads):
+        return False
+    new = read(path)
+    same = True
+    for (name, before), after in zip(
+        decisions(committed).items(), decisions(committed | {c: new[c] for c in cells}).values(), strict=True
+    ):
+        for old, again in zip(before, after, strict=True):
+            of_part = {old.contrast.of, old.contrast.against} <= objectives
+            if of_part and {stratum[0][0] for stratum in old.contrast.strata} <= set(regimes):
+                equal = verdict(old) == verdict(again)
+                same = same and equal
+                print(f"{line_of(name, plans()[name], again)} | {'as committed' if equal else verdict(old)}")
+    return same
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the commands; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("power", "tune", "run", "decide", "repeat"))
+    parser.add_argument("--minutes", type=float, default=600.0, help="no batch of runs begins after that")
+    parser.add_argument("--threads", type=int, default=1, help="batches trained at once")
+    parser.add_argument("--out", type=Path, default=Path("runs/regions.jsonl"), help="file of repeat")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    until = time.time() + 60 * options.minutes
+    if options.what == "power":
+        print("\n".join(power()))
+    elif options.what == "tune":
+        print(tune(until, options.threads))
+    elif options.what == "run":
+        return 0 if run_study(until, options.threads) else 1
+    elif options.what == "repeat":
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        return 0 if repeat(options.out, until, options.threads) else 1
+    else:
+        for name, of_family in decisions(read(RECORDS)).items():
+            print("\n".join(line_of(name, plans()[name], d) for d in of_family))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

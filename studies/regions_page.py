@@ -1,0 +1,213 @@
+"""Tables and the figure of docs/regions.md, from the committed runs; `figures.py` puts them there."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+
+import matplotlib
+from matplotlib.figure import Figure
+
+import regions
+from drpo.files import save_figure
+from drpo.lab.claims import COLLAPSE, Decision
+from drpo.lab.multiple import look_levels
+from drpo.lab.power import detectable, equivalence_power
+from drpo.lab.statistics import t_interval
+from drpo.report.figures import COLORS
+from markdown_tables import markdown
+from regions import Record
+
+matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
+matplotlib.use("Agg")
+VERDICTS = regions.RESULTS / "regions_verdicts.json"
+
+
+@cache
+def records() -> list[Record]:
+    """Return the finished runs of the study."""
+    return list(regions.read(regions.RECORDS).values())
+
+
+@cache
+def decisions() -> dict[str, list[Decision]]:
+    """Return what every family came to."""
+    return regions.decisions(regions.read(regions.RECORDS))
+
+
+def shown(objective: str) -> str:
+    """Return an objective as the page writes it."""
+    return f"`{objective.rpartition(':')[2].lower()}`"
+
+
+@cache
+def trained() -> list[str]:
+    """Return the regimes whose first look is complete, in their order."""
+    looked = {d.contrast.strata[0][0][0]: d.seeds for of in decisions().values() for d in of if d.seeds}
+    return [name for name in regions.REGIMES if name in looked]
+
+
+def _of(regime: str, objective: str) -> list[Record]:
+    return [r for r in records() if (r["regime"], r["objective"]) == (regime, objective)]
+
+
+def objectives() -> list[str]:
+    """Return the objectives that have been run, as records write them."""
+    run = {r["objective"] for r in records()}
+    return [name for name in map(regions.spec_of, regions.OBJECTIVES) if name in run]
+
+
+def ends() -> str:
+    """Mean final reward of every objective in every regime, in points, with Student's interval."""
+
+    def cell(regime: str, objective: str) -> str:
+        values = [100 * r["end"] for r in _of(regime, objective)]
+        if len(values) < 2:
+            return "-"
+        of = t_interval([values])
+        fell = sum(r["end"] <= r["start"] for r in _of(regime, objective))
+        return f"{of.value:.1f} ± {of.high - of.value:.1f}" + (f", {fell} fell" if fell else "")
+
+    rates = regions.rates()
+    rows = [[shown(o), f"{rates[o]:g}", *(cell(r, o) for r in trained())] for o in objectives()]
+    return markdown(["objective", "rate", *trained()], rows)
+
+
+def family(name: str) -> Callable[[], str]:
+    """Return a table of the decisions of a family: a row for each pair, a column for each regime."""
+
+    def table() -> str:
+        of_family = [d for d in decisions()[name] if d.contrast.strata[0][0][0] in trained()]
+        begun = {(d.contrast.of, d.contrast.against) for d in of_family if d.seeds}
+        if not begun:
+            return "No pair of these has been run yet."
+        pairs = [
+            pair for pair in dict.fromkeys((d.contrast.of, d.contrast.against) for d in of_family) if pair in begun
+        ]
+        by = {(d.contrast.of, d.contrast.against, d.contrast.strata[0][0][0]): d for d in of_family}
+        rows = [[f"{shown(a)} less {shown(b)}", *(_decided(by[a, b, r], name) for r in trained())] for a, b in pairs]
+        return markdown(["points (95 %)", *trained()], rows)
+
+    return table
+
+
+def _decided(d: Decision, name: str) -> str:
+    if not d.seeds:
+        return "-"
+    verdict = regions.verdict(d)
+    if regions.plans()[name].endpoint == COLLAPSE:
+        size = " and ".join(f"{round(of.value * of.n)} of {of.n}" for of in d.collapse)
+    else:
+        size = f"{100 * d.difference.value:+.1f} ({100 * d.difference.low:+.1f} to {100 * d.difference.high:+.1f})"
+    return size if verdict == "undecided" else f"{size} **{verdict}**"
+
+
+def spread(regime: str, a: str, b: str, of: list[Record]) -> float | None:
+    """Return the standard deviation of a seed's difference between two objectives; None without two seeds."""
+    ends_of = {(r["objective"], r["seed"]): r["end"] for r in of if r["regime"] == regime}
+    apart = [end - ends_of[b, seed] for (o, seed), end in ends_of.items() if o == a and (b, seed) in ends_of]
+    return stdev(apart) if len(apart) > 1 else None
+
+
+def power_of_spreads() -> str:
+    """What question (a) and the baselines could decide in each regime, by the spread that was seen."""
+    rows = []
+    for regime in trained():
+        row = [regime]
+        for name, a, b in (("a", "drpo(12.5)", "none"), ("baselines", "drpo(0.2)", "none")):
+            plan, sd = regions.plans()[name], spread(regime, a, b, records())
+            n = len({r["seed"] for r in records() if r["regime"] == regime and r["objective"] == a})
+            if sd is None or n not in plan.seeds:
+                row += ["-", "-", "-"]
+                continue
+            look = look_levels(plan.seeds, plan.error_rate)[plan.seeds.index(n)]
+            level = look / len(decisions()[name])
+            least = detectable(n, level) or float("nan")
+            chance = equivalence_power(n, level, (plan.margin or 0.03) / sd)
+            row += [f"{100 * sd:.1f}", f"{100 * sd * least:.1f}", f"{chance:.0%}"]
+        rows.append(row)
+    head = ["regime", *(f"{q}: {what}" for q in ("(a)", "baselines") for what in ("spread", "decides", "equivalence"))]
+    return markdown(head, rows)
+
+
+FIGURES: Mapping[str, str] = {
+    "mismatch": "{:.1e}",
+    "k3": "{:.1e}",
+    "prob_diff": "{:.3f}",
+    "far": "{:.2%}",
+    "mu": "{:.3f}",
+    "entropy": "{:.2f}",
+}
+
+
+def movement() -> str:
+    """How far the policy was from its sampler without a region, by regime: means over seeds and steps."""
+    rows = []
+    for regime in trained():
+        here = _of(regime, "none")
+        means = {name: fmean(fmean(r[name]) for r in here) for name in FIGURES}
+        row = [regime, *(form.format(means[name]) for name, form in FIGURES.items())]
+        rows.append([*row, f"{fmean(r['entropy'][-1] for r in here):.2f}", f"{fmean(r['start'] for r in here):.2f}"])
+    head = ["regime", "k3 of the sampler alone", "k3", "mean of D", "D above 0.2", "mean mu", "entropy"]
+    return markdown([*head, "entropy at the end", "reward before"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "regions ends": ends,
+    "regions power": power_of_spreads,
+    "regions movement": movement,
+    **{f"regions {name}": family(name) for name in ("a", "b", "c", "e", "f", "baselines", "collapse")},
+}
+
+
+def verdicts() -> str:
+    """Return the verdict of every comparison as JSON, a line for each: what `regions_check.py` checks."""
+    parts = []
+    for name, of_family in decisions().items():
+        lines = [
+            json.dumps(
+                {
+                    "regime": d.contrast.strata[0][0][0],
+                    "of": d.contrast.of,
+                    "against": d.contrast.against,
+                    "seeds": d.seeds,
+                    "verdict": regions.verdict(d),
+                }
+            )
+            for d in of_family
+        ]
+        parts.append(f' "{name}": [\n  ' + ",\n  ".join(lines) + "\n ]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def write_verdicts() -> None:
+    """Write the verdicts beside the runs."""
+    VERDICTS.write_text(verdicts(), encoding="utf-8")
+
+
+def draw(path: Path) -> None:
+    """Draw where each objective ends in every regime: seeds, mean and interval; the line is no region's mean."""
+    regimes, names = trained(), objectives()[::-1]
+    columns = min(4, len(regimes))
+    rows = -(-len(regimes) // columns)
+    figure = Figure(figsize=(1.8 + 3.1 * columns, 0.8 + rows * (0.6 + 0.24 * len(names))), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axes, regime in zip(panels, regimes, strict=False):
+        for y, objective in enumerate(names):
+            values = [r["end"] for r in _of(regime, objective)]
+            if len(values) < 2:
+                continue
+            of = t_interval([values])
+            axes.plot(values, [y] * len(values), "o", color=COLORS[1], alpha=0.5, markersize=3)
+            axes.plot([of.low, of.high], [y, y], color=COLORS[0], linewidth=2)
+            axes.plot([of.value], [y], "|", color=COLORS[0], markersize=10, markeredgewidth=2)
+            if objective == "none":
+                axes.axvline(of.value, color="gray", linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(names)), [shown(o).strip("`") for o in names], fontsize=8)
+        axes.set_title(regime, fontsize=9)
+        axes.grid(axis="x", alpha=0.25)
+    for axes in panels[len(regimes) :]:
+        axes.set_axis_off()
+    figure.suptitle("final reward: seeds (dots), mean, Student's 95 % interval; dotted: no region", fontsize=10)
+    save_figure(figure, path)
