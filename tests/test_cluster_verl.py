@@ -67,6 +67,13 @@ def test_the_readmes_table_is_the_scripts():
     assert text.split(cost.BEGIN)[1].split(cost.END)[0] == cost.table()
 
 
+def test_every_setting_has_its_cost_and_its_line_in_the_readme():
+    files = {path.stem for path in (CLUSTER / "config").glob("*.yaml")} - {"paper", "dense", "moe"}
+    assert {setting.name for setting in cost.SETTINGS} == files
+    before_costs = cost.README.read_text().split(cost.BEGIN)[0]
+    assert all(f"\n| `{name}` | " in before_costs for name in files)
+
+
 def test_costs_scale_as_they_must():
     setting = cost.SETTINGS[0]
     whole = cost.cost(setting)
@@ -128,6 +135,11 @@ def test_the_shared_sets_are_prepared_and_their_answers_marked_right(tmp_path: P
         ]
         marks = [reward.compute_score(name, f"It is \\boxed{{{answer}}}.", answer) for answer in answers]
         assert marks == [{"score": 1.0, "acc": 1.0, "failed": 0.0}] * 30
+
+
+def test_an_episode_with_tools_needs_a_boxed_answer():
+    assert reward.compute_boxed_score("aime24", "calculator: 84\nDone.", "84")["score"] == 0.0
+    assert reward.compute_boxed_score("aime24", r"calculator: 7 So \boxed{84}", "84")["score"] == 1.0
 
 
 def test_a_marking_that_breaks_is_counted_and_not_right():

@@ -1,4 +1,4 @@
-"""What a run of each setting costs, by arithmetic: tokens, operations, memory and GPU hours.
+"""What a run of each setting costs, by arithmetic: tokens, operations, memory, GPU hours and rent.
 
 python cluster/verl/cost.py            the table of README.md
 python cluster/verl/cost.py --write    puts it there
@@ -16,9 +16,13 @@ from pathlib import Path
 README = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- cost: begin -->\n", "<!-- cost: end -->\n"
 
-STEPS, PROMPTS, SAMPLES = 500, 64, 8
+PROMPTS, SAMPLES = 64, 8
 PROMPT_TOKENS, NEW_TOKENS = 200, 8192
 EVERY, EVAL_PROMPTS, EVAL_SAMPLES = 10, 60, 16
+RENT = (
+    2,
+    5,
+)  # dollars an hour of one H100 SXM on demand, the range of providers in May 2026; README.md names the source
 STATE_BYTES = 16  # a parameter in training: fp32 weight, gradient and two moments
 
 
@@ -139,6 +143,7 @@ class Setting:
         tensor_parallel: GPUs of one sampling engine.
         recompute: whether the forward pass is run again in the backward pass.
         weight_bytes: of a parameter in sampling.
+        steps: rollouts of a run.
     """
 
     name: str
@@ -147,12 +152,17 @@ class Setting:
     tensor_parallel: int
     recompute: bool = True
     weight_bytes: int = 2
+    steps: int = 500
 
 
+_DENSE = Setting("qwen3-4b", QWEN3_4B, gpus=8, tensor_parallel=1)
 _MOE = Setting("qwen3-30b-a3b", QWEN3_30B_A3B, gpus=16, tensor_parallel=4)
 SETTINGS = (
-    Setting("qwen3-4b", QWEN3_4B, gpus=8, tensor_parallel=1),
+    _DENSE,
+    replace(_DENSE, name="qwen3-4b-authors", gpus=32, steps=800),
+    replace(_DENSE, name="qwen3-4b-tools"),
     _MOE,
+    replace(_MOE, name="qwen3-30b-a3b-r3"),
     replace(_MOE, name="qwen3-30b-a3b-fp8-rollout", weight_bytes=1),
     replace(_MOE, name="qwen3-30b-a3b-fp8", weight_bytes=1),
     Setting("qwen3.5-35b-a3b", QWEN3_5_35B_A3B, gpus=16, tensor_parallel=8),
@@ -208,14 +218,14 @@ class Cost:
 def cost(setting: Setting, hardware: Hardware | None = None) -> Cost:
     """Return what one setting costs; all methods cost the same."""
     hardware = hardware or Hardware()
-    rows, n_evals = PROMPTS * SAMPLES, STEPS // EVERY + 1
+    rows, n_evals = PROMPTS * SAMPLES, setting.steps // EVERY + 1
     eval_rows = EVAL_PROMPTS * EVAL_SAMPLES
-    flops = STEPS * rows * training_flops(setting.shape, setting.recompute)
+    flops = setting.steps * rows * training_flops(setting.shape, setting.recompute)
     share = hardware.moe_share if setting.shape.experts else hardware.dense_share
-    sampling = STEPS * sampling_seconds(setting, rows, hardware)
+    sampling = setting.steps * sampling_seconds(setting, rows, hardware)
     sampling += n_evals * sampling_seconds(setting, eval_rows, hardware)
     return Cost(
-        tokens=STEPS * rows * NEW_TOKENS,
+        tokens=setting.steps * rows * NEW_TOKENS,
         eval_tokens=n_evals * eval_rows * NEW_TOKENS,
         flops=flops,
         state=STATE_BYTES * setting.shape.parameters() / setting.gpus,
@@ -228,16 +238,18 @@ def table() -> str:
     """The costs of all settings, in Markdown."""
     lines = [
         "| setting | parameters, met by a token | GPUs | training state a GPU | tokens, evaluation | training FLOPs "
-        "| GPU h training | GPU h sampling | days |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| GPU h training | GPU h sampling | days | rent, $ |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for setting in SETTINGS:
         c, shape = cost(setting), setting.shape
         hours = c.train_hours + c.sample_hours
+        least, most = (round(dollars * hours, -2) for dollars in RENT)
         lines.append(
             f"| `{setting.name}` | {shape.parameters() / 1e9:.2f} B, {shape.active_parameters() / 1e9:.2f} B "
             f"| {setting.gpus} | {c.state / 1e9:.0f} GB | {c.tokens / 1e9:.2f} B, {c.eval_tokens / 1e9:.2f} B "
-            f"| {c.flops:.1e} | {c.train_hours:,.0f} | {c.sample_hours:,.0f} | {hours / setting.gpus / 24:.1f} |"
+            f"| {c.flops:.1e} | {c.train_hours:,.0f} | {c.sample_hours:,.0f} | {hours / setting.gpus / 24:.1f} "
+            f"| {least:,.0f} to {most:,.0f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -36,6 +36,18 @@ def compute_score(
     return {"score": score, "acc": score, "failed": float(scored.failure is not None)}
 
 
+def compute_boxed_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
+) -> dict[str, float]:
+    """Score an episode with tools: as `compute_score`, but 0 where nothing is boxed.
+
+    verl hands over what the tools said too. Without this rule the last number of a tool would count as an answer.
+    """
+    if "\\boxed{" not in solution_str:
+        return {"score": 0.0, "acc": 0.0, "failed": 0.0}
+    return compute_score(data_source, solution_str, ground_truth)
+
+
 @cache
 def _pool() -> RewardPool:
     pool = RewardPool(math_verify, RewardConfig(seconds=SECONDS)).__enter__()

@@ -11,6 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / ".adapters" / "parity"
 FIGURES = ROOT / "docs" / "parity.json"
 PAGE = ROOT / "docs" / "frameworks.md"
+RAN = {("TRL, loss_type=dr_grpo", "1.16.0"): "[yes, on a CPU](../cluster/trl/README.md)"}
+"""Framework and version, as the table names them -> the page that tells of a run by the framework's own trainer, from a
+command line to its last step and a checkpoint that `drpo eval` reads. What is not here has not."""
+
 BEGIN, END = "<!-- parity: begin -->\n", "<!-- parity: end -->\n"
 
 
@@ -33,11 +37,12 @@ def record(framework: str, version: str, objective: str, error: float) -> None:
 def table(results: list[dict]) -> str:
     """The results in Markdown; columns are objectives, in the order of their first appearance."""
     specs = list(dict.fromkeys(spec for r in results for spec in r["error"]))
-    lines = ["| framework | version | " + " | ".join(f"`{s}`" for s in specs) + " |"]
-    lines.append("|---" * (2 + len(specs)) + "|")
+    lines = ["| framework | version | ran end to end | " + " | ".join(f"`{s}`" for s in specs) + " |"]
+    lines.append("|---" * (3 + len(specs)) + "|")
     for result in results:
         errors = [f"{result['error'][s]:.0e}" if s in result["error"] else "" for s in specs]
-        lines.append(f"| {result['framework']} | {result['version']} | " + " | ".join(errors) + " |")
+        ran = RAN.get((result["framework"], result["version"]), "no")
+        lines.append(f"| {result['framework']} | {result['version']} | {ran} | " + " | ".join(errors) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,3 +22,12 @@ def test_every_framework_that_is_called_tested_is_in_it():
     assert {"SkyRL", "Tinker", "prime-rl", "OpenRLHF"} <= set(versions)
     for result in results:
         assert len(set(result["error"]) & set(SPECS)) >= 4, result["framework"]
+
+
+def test_what_ran_end_to_end_has_its_figures():
+    results = {(result["framework"], result["version"]) for result in json.loads(parity.FIGURES.read_text())}
+    assert set(parity.RAN) <= results
+    demo = parity.ROOT / "cluster" / "trl" / "results" / "demo.json"
+    run = json.loads(demo.read_text())
+    assert run["trl"] == "1.16.0" and run["log"][-1]["step"] == 64 and len(run["evaluations"]) == 2
+    assert "loss_type: dr_grpo" in (parity.ROOT / "cluster" / "trl" / "demo.yaml").read_text()

@@ -9,6 +9,8 @@ docs/algorithms.md ("Custom Loss") at commit 004274e:
 - The mask is the loss mask where the weight is not 0; without weights the function is called for an empty mask too.
 - Of the result `loss` (scalar) and `metrics` (a dict of tensors) are read. Losses are added up and divided by the
   number of trained tokens of the global batch; scalars of one name are stacked.
+Read again at commit 559b447: `setup_rl_loss_fn` and `compute_loss` do all of this. Later its losses became objects, one
+of them `CustomLoss`, built from the same configuration (pull request 3526, of which only the description was read).
 None of prime-rl runs here: it installs from git alone, with a pinned CUDA stack.
 """
 

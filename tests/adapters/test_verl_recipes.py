@@ -11,9 +11,11 @@ pytestmark = pytest.mark.adapters
 cpu = pytest.importorskip("adapters.verl_on_cpu")  # before verl, whose platform it chooses
 
 import torch
+import verl.trainer.config
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import Qwen3Config, Qwen3MoeConfig
+from verl.tools.function_tool import load_function_tools_from_path
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
@@ -36,8 +38,69 @@ METHODS = sorted(path.stem for path in (CLUSTER / "config" / "objective").glob("
 PAPER: dict[str, Method] = {"drpo": drpo(), "spo": spo(), "dppo": dppo()}
 
 
-def test_there_are_six_settings_and_the_papers_methods():
-    assert len(SETTINGS) == 6 and set(METHODS) >= {"drpo", "none", "grpo", "spo", "dppo"}
+RELEASED = Path(verl.trainer.config.__file__).parent
+OURS = {"here", "data_dir", "dppo_threshold", "model_engine"}  # the last is the name of verl's own group
+FREE = (  # verl hands these on unread, or reads them as the fields of drpo's own class
+    "data.apply_chat_template_kwargs",
+    "actor_rollout_ref.actor.policy_loss",
+    "actor_rollout_ref.actor.megatron.override_transformer_config",
+    "actor_rollout_ref.actor.optim.override_optimizer_config",
+    "ray_kwargs.ray_init.runtime_env",
+)
+
+
+def test_there_are_the_settings_and_the_papers_methods():
+    ours = {"qwen3-4b-authors", "qwen3-4b-tools", "qwen3-30b-a3b-r3"}
+    assert len(SETTINGS) == 9 and ours <= set(SETTINGS) and set(METHODS) >= {"drpo", "none", "grpo", "spo", "dppo"}
+
+
+def names(config: DictConfig, under: str = "") -> set[str]:
+    """Every name in a configuration, from its root."""
+    found = set()
+    for key in config:
+        node, path = config._get_node(key), f"{under}{key}"
+        found |= {path} | (names(node, f"{path}.") if isinstance(node, DictConfig) and not node._is_none() else set())
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_name_of_a_setting_is_verls(setting: str):
+    """hydra adds a misspelt name of a file without a word."""
+    config = recipe(setting, "objective=drpo")
+    engine = "_megatron" if config.actor_rollout_ref.actor.strategy == "megatron" else ""
+    verls = names(OmegaConf.load(RELEASED / f"_generated_ppo{engine}_trainer.yaml"))
+    added = {name for name in names(config) - verls - OURS if not name.startswith(FREE)}
+    assert not added
+
+
+def test_the_authors_setting_is_their_released_recipe():
+    config, plain = (recipe(name, "objective=drpo") for name in ("qwen3-4b-authors", "qwen3-4b"))
+    trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
+    assert (trainer.total_training_steps, trainer.test_freq, trainer.nnodes * trainer.n_gpus_per_node) == (800, 10, 32)
+    assert config.data.apply_chat_template_kwargs == {"enable_thinking": True}
+    assert (rollout.name, rollout.top_p, rollout.top_k, rollout.temperature) == ("sglang", 1.0, -1, 1.0)
+    assert config.algorithm.rollout_correction.bypass_mode and config.actor_rollout_ref.model.lora_rank == 0
+    assert config.actor_rollout_ref.actor == plain.actor_rollout_ref.actor
+
+
+def test_the_tools_setting_loads_a_tool_that_verl_describes_and_calls():
+    config = recipe("qwen3-4b-tools", "objective=drpo")
+    rollout = config.actor_rollout_ref.rollout
+    assert config.data.function_tool_path == rollout.multi_turn.function_tool_path
+    (tool,) = load_function_tools_from_path(rollout.multi_turn.function_tool_path)
+    described = tool.tool_schema.model_dump(exclude_none=True)["function"]
+    assert described["name"] == "calculator" and described["parameters"]["required"] == ["expression"]
+    assert tool.fn("12 * (3 + 4)") == "84" and tool.fn("__import__('os')").startswith("Error: ")
+    assert (rollout.agent.default_agent_loop, rollout.multi_turn.enable) == ("tool_agent", True)
+    named = config.reward.custom_reward_function
+    score = load_extern_object(named.path, named.name)
+    assert [score("aime24", text, "84")["score"] for text in ("84", r"So \boxed{84}.")] == [0.0, 1.0]
+
+
+def test_the_replay_setting_replays_the_samplers_routes():
+    config = recipe("qwen3-30b-a3b-r3", "objective=drpo")
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert (actor.megatron.router_replay.mode, rollout.enable_rollout_routing_replay) == ("R3", True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,7 +118,7 @@ def test_verl_accepts_every_setting_with_every_method(setting: str, method: str,
     rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     omega_conf_to_dataclass(config.algorithm)
     assert isinstance(actor.policy_loss, DRPOPolicyLossConfig)
-    assert actor.strategy == ("fsdp2" if setting in ("qwen3-4b", "r1-distill-1.5b") else "megatron")
+    assert actor.strategy == ("fsdp2" if setting.startswith(("qwen3-4b", "r1-distill")) else "megatron")
     fp8 = actor.strategy == "megatron" and "fp8" in actor.megatron.override_transformer_config
     assert (rollout.quantization == "fp8", fp8) == ("fp8" in setting, setting.endswith("fp8"))
 
