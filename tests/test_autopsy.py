@@ -238,7 +238,24 @@ def test_broken_log_probabilities_are_left_out_and_said(tmp_path: Path):
     records = own_records(sound())
     records[20]["logp"][0] = nan
     found = judged(write_json_lines(tmp_path / "a.jsonl", records))
-    assert any("1 token, first at step 3, with a log-probability that is no number" in note for note in found.notes)
+    assert [(w["name"], w["first_step"], w["ongoing"]) for w in found.warnings] == [("broken_logp", 3, False)]
+    assert found.warnings[0]["text"].startswith("logp is no number at 1 token")
+
+
+@pytest.mark.parametrize("column", ["behavior_logp", "logp"])
+@pytest.mark.parametrize("first", [1, 9])
+@pytest.mark.parametrize(("value", "how"), [(float("nan"), "no number"), (0.5, "positive")])
+def test_broken_log_probabilities_are_the_headline(
+    column: str, first: int, value: float, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    records = own_records(sound())
+    for record in records:
+        if record["step"] >= first:
+            record[column] = [value] * len(record[column])
+    path = write_json_lines(tmp_path / "a.jsonl", records)
+    assert cli.main(["autopsy", str(path), "--objectives", "none"]) == 0
+    why = capsys.readouterr().out.splitlines()[0]
+    assert why.startswith(f"why: broken_logp, since step {first}: {column} is {how} at ")
 
 
 def test_a_reward_that_is_no_number_is_a_failure_of_the_reward(tmp_path: Path):
@@ -247,6 +264,12 @@ def test_a_reward_that_is_no_number_is_a_failure_of_the_reward(tmp_path: Path):
         record["reward"] = float("nan")
     found = judged(write_json_lines(tmp_path / "a.jsonl", records))
     assert found.warnings[0]["name"] == "failing_rewards"
+
+
+def test_rewards_that_are_all_no_numbers_have_failed_and_are_not_missing(tmp_path: Path):
+    found = judged(write_json_lines(tmp_path / "a.jsonl", [r | {"reward": float("nan")} for r in own_records(sound())]))
+    assert found.warnings[0]["name"] == "failing_rewards" and "100%" in found.warnings[0]["text"]
+    assert "reward" not in found.lacking and found.metrics[0]["reward_failed"] == 8
 
 
 def test_the_sample_is_of_whole_groups_and_the_same_every_time():
