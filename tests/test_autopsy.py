@@ -376,10 +376,14 @@ def test_damaged_files_are_refused_in_a_line(tmp_path: Path, capsys: pytest.Capt
             refusal(capsys, tmp_path / name)
 
 
-def test_a_line_that_a_crash_cut_is_left_out(tmp_path: Path):
+def test_a_line_that_a_crash_cut_is_left_out_and_noted(tmp_path: Path):
     path = dumps.own_jsonl(tmp_path, sound(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert lines.cut_line(path) is None  # only its end of line is missing
     path.write_bytes(path.read_bytes()[:-40])
-    assert judged(path).n_rollouts == len(sound(2)) - 1
+    found, n = judged(path), len(sound(2))
+    assert found.n_rollouts == n - 1
+    assert f"{path} line {n}: cut, as by a crash; this rollout is left out" in found.notes
 
 
 def test_a_line_that_is_too_long_is_refused_before_it_is_parsed(

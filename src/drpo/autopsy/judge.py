@@ -14,6 +14,7 @@ import torch
 
 from drpo.autopsy.dumped import Dumped, Format
 from drpo.autopsy.formats import Dumps
+from drpo.autopsy.lines import cut_line
 from drpo.autopsy.steps import (
     advantages_of,
     broken_logp,
@@ -241,6 +242,9 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
     files = [*dumps.files, *(held_out.files if held_out else ())]
     lacking = [name for name in LACKING if name not in reading.seen | ({"held_out"} if evaluations else set())]
     notes = list(reading.notes(shift))
+    for path, kind in files:
+        if kind.suffix == ".jsonl" and (line := cut_line(path)) is not None:
+            notes.append(f"{path} line {line}: cut, as by a crash; this rollout is left out")
     if dumps.left_out:
         notes.append(f"{counted(len(dumps.left_out), 'file')} left out, no rollouts: {_named(dumps.left_out)}")
     return Judgement(
