@@ -22,6 +22,7 @@ from drpo.autopsy.dumped import Dumped
 from drpo.autopsy.formats import FORMATS, find_dumps, format_of
 from drpo.autopsy.judge import LACKING, SAMPLE_TOKENS, Judgement, judge, onset, sampled
 from drpo.autopsy.steps import advantages_of, records_of, scored_groups, step_figures, step_tokens
+from drpo.errors import InputError
 from drpo.lab.replay import batch_of, recorded, replay
 from drpo.objectives import DRPO, ImportanceSampling, PPOClip
 from drpo.train.config import Run
@@ -367,6 +368,18 @@ def test_bad_input_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no rollouts that were trained on" in refusal(capsys, file({**good[0], "held_out": True}))
     assert "unknown objective" in refusal(capsys, file(*good), "--objective", "dppo_topk_tv(0.2)")
     assert "did you mean" in refusal(capsys, file(*good), "--objective", "dropo(0.2)")
+
+
+def test_a_missing_field_and_an_empty_file_are_named(tmp_path: Path):
+    (record,) = own_records(sound(1))[:1]
+    for missing in ("step", "problem"):
+        path = write_json_lines(tmp_path / f"{missing}.jsonl", [{k: v for k, v in record.items() if k != missing}])
+        with pytest.raises(InputError, match=f"its first record has no `{missing}`, which our own form"):
+            find_dumps([path])
+    for text in ("", "\n\n"):
+        (tmp_path / "empty.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"empty\.jsonl: the file is empty"):
+            find_dumps([tmp_path / "empty.jsonl"])
 
 
 def test_damaged_files_are_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
