@@ -273,6 +273,15 @@ def test_rewards_that_are_all_no_numbers_have_failed_and_are_not_missing(tmp_pat
     assert "reward" not in found.lacking and found.metrics[0]["reward_failed"] == 8
 
 
+@pytest.mark.parametrize(("first", "last"), [(1, 14), (1, 9), (6, 14), (6, 10)])
+def test_steps_that_trained_on_nothing_are_counted_from_first_to_last(first: int, last: int, tmp_path: Path):
+    rollouts = [replace(r, reward=0.0, advantage=0.0) if first <= r.step <= last else r for r in sound()]
+    found = judged(dumps.own_jsonl(tmp_path, rollouts))
+    (warning,) = (w for w in found.warnings if w["name"] == "nothing_correct")
+    assert (warning["first_step"], warning["last_step"], warning["steps"]) == (first, last, last - first + 1)
+    assert warning["text"].startswith(f"the last {last - first + 1} steps trained on nothing")
+
+
 def test_the_sample_is_of_whole_groups_and_the_same_every_time():
     rollouts = [a_rollout(group=str(i // 4), length=300) for i in range(80)]
     kept = sampled(7, rollouts)
@@ -485,7 +494,7 @@ def test_it_opens_in_the_report(form: str, tmp_path: Path, capsys: pytest.Captur
     assert "report.html" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     table = json.loads(payload(page, "rollouts"))
-    assert len(table["step"]) == 112 and "no_signal, since step 3" in page
+    assert len(table["step"]) == 112 and "no_signal, since step 1" in page
     states = {"trl": "unknown", "own_jsonl": "trained", "open_instruct": "unknown"}
     assert set(table["state"]) == {states[form]}
     assert ("Length in characters" in page) == (form == "trl")

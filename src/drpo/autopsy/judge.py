@@ -30,9 +30,10 @@ from drpo.doctor.signal import MOST, signal_of
 from drpo.errors import InputError, counted
 from drpo.objectives import Objective
 from drpo.train.evaluate import summed_up
-from drpo.train.run_warnings import RULES
-from drpo.train.warned import raised
-from drpo.train.warning_rules import WINDOW
+from drpo.train.no_gradient import trailing
+from drpo.train.run_warnings import BY_NAME, RULES
+from drpo.train.warned import kept, raised
+from drpo.train.warning_rules import WINDOW, Past, idle
 from drpo.types.problem import is_reward, not_a_reward
 
 Record = Mapping[str, Any]
@@ -235,7 +236,7 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
     shift = 1 if steps[0] == 0 else 0
     metrics = [reading.records[step] | {"step": step + shift} for step in steps]
     evaluations = _evaluations(reading.held_out, shift)
-    warnings = raised(metrics, evaluations)
+    warnings = [_counted_out(warning, metrics) for warning in raised(metrics, evaluations)]
     if any("grad_norm" not in record for record in metrics):  # neither rewards nor advantages
         warnings = [w for w in warnings if w["name"] not in _SIGNAL_RULES]
     warnings += reading.broken(shift)
@@ -260,6 +261,21 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
         notes=tuple(notes),
         sample={step + shift: rollouts for step, rollouts in sorted(reading.sample.items())},
     )
+
+
+def _counted_out(warning: Record, metrics: Sequence[Record]) -> Record:
+    """Return a warning of steps in a row without a signal with the first of them, and with their number at the end."""
+    if warning["name"] not in _SIGNAL_RULES:
+        return warning
+    steps = [kept(record) for record in metrics if record["step"] <= warning["last_step"]]
+    first = [record for record in steps if record["step"] <= warning["first_step"]]
+    began = trailing(first)[0]["step"] if idle(Past(first)) else warning["first_step"]
+    return {
+        **warning,
+        "first_step": began,
+        "steps": warning["steps"] + warning["first_step"] - began,
+        "text": BY_NAME[warning["name"]].line(Past(steps)),
+    }
 
 
 def _named(paths: Sequence[Path]) -> str:
