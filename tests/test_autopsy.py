@@ -22,6 +22,7 @@ from drpo.autopsy.dumped import Dumped
 from drpo.autopsy.formats import FORMATS, find_dumps, format_of
 from drpo.autopsy.judge import LACKING, SAMPLE_TOKENS, Judgement, judge, onset, sampled
 from drpo.autopsy.steps import advantages_of, records_of, scored_groups, step_figures, step_tokens
+from drpo.errors import InputError
 from drpo.lab.replay import batch_of, recorded, replay
 from drpo.objectives import DRPO, ImportanceSampling, PPOClip
 from drpo.train.config import Run
@@ -238,7 +239,24 @@ def test_broken_log_probabilities_are_left_out_and_said(tmp_path: Path):
     records = own_records(sound())
     records[20]["logp"][0] = nan
     found = judged(write_json_lines(tmp_path / "a.jsonl", records))
-    assert any("1 token, first at step 3, with a log-probability that is no number" in note for note in found.notes)
+    assert [(w["name"], w["first_step"], w["ongoing"]) for w in found.warnings] == [("broken_logp", 3, False)]
+    assert found.warnings[0]["text"].startswith("logp is no number at 1 token")
+
+
+@pytest.mark.parametrize("column", ["behavior_logp", "logp"])
+@pytest.mark.parametrize("first", [1, 9])
+@pytest.mark.parametrize(("value", "how"), [(float("nan"), "no number"), (0.5, "positive")])
+def test_broken_log_probabilities_are_the_headline(
+    column: str, first: int, value: float, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    records = own_records(sound())
+    for record in records:
+        if record["step"] >= first:
+            record[column] = [value] * len(record[column])
+    path = write_json_lines(tmp_path / "a.jsonl", records)
+    assert cli.main(["autopsy", str(path), "--objectives", "none"]) == 0
+    why = capsys.readouterr().out.splitlines()[0]
+    assert why.startswith(f"why: broken_logp, since step {first}: {column} is {how} at ")
 
 
 def test_a_reward_that_is_no_number_is_a_failure_of_the_reward(tmp_path: Path):
@@ -247,6 +265,21 @@ def test_a_reward_that_is_no_number_is_a_failure_of_the_reward(tmp_path: Path):
         record["reward"] = float("nan")
     found = judged(write_json_lines(tmp_path / "a.jsonl", records))
     assert found.warnings[0]["name"] == "failing_rewards"
+
+
+def test_rewards_that_are_all_no_numbers_have_failed_and_are_not_missing(tmp_path: Path):
+    found = judged(write_json_lines(tmp_path / "a.jsonl", [r | {"reward": float("nan")} for r in own_records(sound())]))
+    assert found.warnings[0]["name"] == "failing_rewards" and "100%" in found.warnings[0]["text"]
+    assert "reward" not in found.lacking and found.metrics[0]["reward_failed"] == 8
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 14), (1, 9), (6, 14), (6, 10)])
+def test_steps_that_trained_on_nothing_are_counted_from_first_to_last(first: int, last: int, tmp_path: Path):
+    rollouts = [replace(r, reward=0.0, advantage=0.0) if first <= r.step <= last else r for r in sound()]
+    found = judged(dumps.own_jsonl(tmp_path, rollouts))
+    (warning,) = (w for w in found.warnings if w["name"] == "nothing_correct")
+    assert (warning["first_step"], warning["last_step"], warning["steps"]) == (first, last, last - first + 1)
+    assert warning["text"].startswith(f"the last {last - first + 1} steps trained on nothing")
 
 
 def test_the_sample_is_of_whole_groups_and_the_same_every_time():
@@ -346,6 +379,18 @@ def test_bad_input_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "did you mean" in refusal(capsys, file(*good), "--objective", "dropo(0.2)")
 
 
+def test_a_missing_field_and_an_empty_file_are_named(tmp_path: Path):
+    (record,) = own_records(sound(1))[:1]
+    for missing in ("step", "problem"):
+        path = write_json_lines(tmp_path / f"{missing}.jsonl", [{k: v for k, v in record.items() if k != missing}])
+        with pytest.raises(InputError, match=f"its first record has no `{missing}`, which our own form"):
+            find_dumps([path])
+    for text in ("", "\n\n"):
+        (tmp_path / "empty.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"empty\.jsonl: the file is empty"):
+            find_dumps([tmp_path / "empty.jsonl"])
+
+
 def test_damaged_files_are_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("a.parquet", "global_step_1_training_input.pkl", "b.jsonl"):
         for data in (b"", b"\x00\xff", b"PAR1" * 9, b"{" * 100_000, b"\x80\x05K\x01.", b'{"step": 1e999}\n'):
@@ -353,10 +398,14 @@ def test_damaged_files_are_refused_in_a_line(tmp_path: Path, capsys: pytest.Capt
             refusal(capsys, tmp_path / name)
 
 
-def test_a_line_that_a_crash_cut_is_left_out(tmp_path: Path):
+def test_a_line_that_a_crash_cut_is_left_out_and_noted(tmp_path: Path):
     path = dumps.own_jsonl(tmp_path, sound(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert lines.cut_line(path) is None  # only its end of line is missing
     path.write_bytes(path.read_bytes()[:-40])
-    assert judged(path).n_rollouts == len(sound(2)) - 1
+    found, n = judged(path), len(sound(2))
+    assert found.n_rollouts == n - 1
+    assert f"{path} line {n}: cut, as by a crash; this rollout is left out" in found.notes
 
 
 def test_a_line_that_is_too_long_is_refused_before_it_is_parsed(
@@ -445,7 +494,7 @@ def test_it_opens_in_the_report(form: str, tmp_path: Path, capsys: pytest.Captur
     assert "report.html" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     table = json.loads(payload(page, "rollouts"))
-    assert len(table["step"]) == 112 and "no_signal, since step 3" in page
+    assert len(table["step"]) == 112 and "no_signal, since step 1" in page
     states = {"trl": "unknown", "own_jsonl": "trained", "open_instruct": "unknown"}
     assert set(table["state"]) == {states[form]}
     assert ("Length in characters" in page) == (form == "trl")

@@ -123,6 +123,16 @@ def test_a_reward_that_is_hacked_is_seen_in_the_held_out_one() -> None:
     assert names(sound(), unbounded) == {"reward_hacking"}
 
 
+def test_entropy_is_warned_of_where_no_reward_has_come_of_it() -> None:
+    """A reward that never gained is enough, and the page says so."""
+    falling = {"entropy": lambda s: 1.5 * 0.6**s}
+    assert names(changed(**falling, reward_mean=lambda s: 0.575)) == {"entropy_collapse"}
+    assert names(changed(**falling)) == set()  # it rises
+    page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
+    assert "less than half of the reward's best gain is left" in page and "never gained" in page
+    assert "reward's best gain is left (or it never gained)" in BY_NAME["entropy_collapse"].threshold
+
+
 def test_fifteen_ways_to_fail_and_every_warning_are_planted() -> None:
     assert len(PLANTED) + 1 >= 15
     assert {name for name, _ in PLANTED.values()} | {"reward_hacking"} == {rule.name for rule in RULES}

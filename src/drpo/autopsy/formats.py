@@ -27,6 +27,8 @@ FORMATS: tuple[Format, ...] = (
 SUFFIXES = tuple(sorted({f.suffix for f in FORMATS}))
 KNOWN = "verl, TRL, prime-rl, SkyRL and open-instruct write, and the form of docs/autopsy.md"
 MOST_FILES = 100_000
+_ALIKE = 2
+"""A record with so many fields of our own form is meant to have it."""
 
 
 def format_of(path: Path) -> Format | None:
@@ -85,9 +87,21 @@ def find_dumps(given: Sequence[Path], option: str = "") -> Dumps:
             raise InputError(f"{option}{path}: no file there")
         kind = format_of(path) if path.suffix in SUFFIXES else None
         if kind is None:
-            raise InputError(f"{option}{path}: no dump that is known: files that {KNOWN} ({', '.join(SUFFIXES)})")
+            raise InputError(f"{option}{path}: {_why_unknown(path)}")
         found[path] = kind
     return Dumps(tuple(sorted(found.items(), key=lambda item: _by_number(item[0]))), tuple(left_out))
+
+
+def _why_unknown(path: Path) -> str:
+    """Return why a file is no dump: it is empty, or lacks a field of our own form, or has no known form at all."""
+    keys = first_keys(path) if path.suffix == own.JSONL.suffix else frozenset()
+    if keys is None:
+        return "the file is empty"
+    missing = sorted(own.JSONL.keys - keys)
+    if len(keys & own.FIELDS) >= _ALIKE and missing:
+        named = " and ".join(f"`{name}`" for name in missing)
+        return f"its first record has no {named}, which our own form must have (docs/autopsy.md)"
+    return f"no dump that is known: files that {KNOWN} ({', '.join(SUFFIXES)})"
 
 
 def _looked_through(folder: Path) -> tuple[dict[Path, Format], list[Path]]:

@@ -14,8 +14,10 @@ import torch
 
 from drpo.autopsy.dumped import Dumped, Format
 from drpo.autopsy.formats import Dumps
+from drpo.autopsy.lines import cut_line
 from drpo.autopsy.steps import (
     advantages_of,
+    broken_logp,
     by_group,
     groups_with_signal,
     scored_groups,
@@ -28,9 +30,10 @@ from drpo.doctor.signal import MOST, signal_of
 from drpo.errors import InputError, counted
 from drpo.objectives import Objective
 from drpo.train.evaluate import summed_up
-from drpo.train.run_warnings import RULES
-from drpo.train.warned import raised
-from drpo.train.warning_rules import WINDOW
+from drpo.train.no_gradient import trailing
+from drpo.train.run_warnings import BY_NAME, RULES
+from drpo.train.warned import kept, raised
+from drpo.train.warning_rules import WINDOW, Past, idle
 from drpo.types.problem import is_reward, not_a_reward
 
 Record = Mapping[str, Any]
@@ -50,7 +53,14 @@ SAMPLE_TOKENS = 4096
 _MOST_RETURNS = 3
 """How often a step may recur, as after a resume; beyond this the rows are unordered."""
 _SIGNAL_RULES = frozenset(rule.name for rule in RULES if "groups_with_signal" in rule.reads)
-_ORDER = {rule.name: i for i, rule in enumerate(RULES)}
+BROKEN_LOGP = "broken_logp"
+"""Name of what only an autopsy finds: log-probabilities that are none."""
+_ORDER = {name: i for i, name in enumerate((BROKEN_LOGP, *(rule.name for rule in RULES)))}
+_BROKEN_BY: Mapping[str, str] = {
+    "no number": "the logits are broken there: look at the weights and the precision of the step before",
+    "positive": "a log-probability is at most 0: write log p, in nats, not p and not -log p",
+}
+"""How a log-probability is broken -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Judgement:
         n_files, n_rollouts, n_held_out: numbers of files and rollouts that were read.
         metrics: a record per step, from 1, with the names of `metrics.jsonl`; absent where the dump lacks the data.
         evaluations: records with the names of `evaluations.jsonl`.
-        warnings: as in `summary.json`, ordered by their first step.
+        warnings: as in `summary.json`, and `BROKEN_LOGP`, ordered by their first step.
         findings: of the doctor, on the first step.
         lacking: names in `LACKING`.
         notes: further remarks, a line each.
@@ -100,7 +110,7 @@ class _Reading:
         self.seen: set[str] = set()
         self.parts: dict[str, None] = {}
         self.n_rollouts, self.n_held_out = 0, 0
-        self._broken: dict[int, int] = {}
+        self._broken: dict[int, tuple[int, set[tuple[str, str]]]] = {}
         self._returns: dict[int, int] = {}
         self._from: dict[int, set[str]] = {}
 
@@ -113,15 +123,16 @@ class _Reading:
                 raise InputError(f"step {step} comes again and again, between others; sort the rollouts by step")
         self._from[step].add(kind.name)
         self.n_rollouts += len(rollouts)
-        figures, broken = step_figures(step, rollouts, self.objective)
+        figures, _ = step_figures(step, rollouts, self.objective)
         first = min(self.records, default=step)
         if step < first:
             self.findings.clear()
         if step <= first:
             self.findings |= {finding.check: finding for finding in first_findings(rollouts, self.objective)}
         self.records[step] = self.records.get(step, {}) | figures
+        broken, kinds = broken_logp(rollouts)
         if broken:
-            self._broken[step] = broken
+            self._broken[step] = broken, kinds
         if step not in self.sample or any(r.logp is not None for r in rollouts):
             self.sample[step] = sampled(step, rollouts)
 
@@ -137,24 +148,40 @@ class _Reading:
         for name, attribute in columns.items():
             if name not in self.seen and any(getattr(r, attribute) is not None for r in rollouts):
                 self.seen.add(name)
+        if any(r.failure is not None for r in rollouts):  # a reward that failed is not one that the dump lacks
+            self.seen.add("reward")
         self.parts |= dict.fromkeys(name for r in rollouts[:1] for name in r.parts)
 
     def notes(self, shift: int) -> Iterator[str]:
         """Yield further remarks, a line each."""
         if shift:
             yield "steps are counted from 1 here; the dump counts from 0"
-        if self._broken:
-            first, n = min(self._broken) + shift, sum(self._broken.values())
-            yield (
-                f"{counted(n, 'token')}, first at step {first}, with a log-probability that is no number, or positive: "
-                "the logits are broken there; these are left out"
-            )
         if self._returns:
             yield f"{counted(len(self._returns), 'step')} came twice, as of a resumed run; the later one counts"
         if len(self.parts) > 1:
             yield f"the reward is the sum of {', '.join(self.parts)}"
         if "entropy" not in self.seen and "behavior_logp" in self.seen:
             yield "the entropy is estimated, by the mean of -log \u03bc over the sampled tokens"
+
+    def broken(self, shift: int) -> Iterator[Record]:
+        """Yield the warning of broken log-probabilities, where there are any."""
+        if not self._broken:
+            return
+        at, last = sorted(self._broken), max(self.records)
+        kinds = sorted({kind for _, kinds in self._broken.values() for kind in kinds})
+        n = sum(n for n, _ in self._broken.values())
+        what = " and ".join(f"{column} is {how}" for column, how in kinds)
+        advice = "; ".join(_BROKEN_BY[how] for how in dict.fromkeys(how for _, how in kinds))
+        yield {
+            "name": BROKEN_LOGP,
+            "first_step": at[0] + shift,
+            "last_step": at[-1] + shift,
+            "steps": len(at),
+            "times": sum(step - 1 not in self._broken for step in at),
+            "text": f"{what} at {counted(n, 'token')}, which no figure counts; {advice}",
+            "page": "docs/autopsy.md#what-is-judged-how",
+            "ongoing": at[-1] == last,
+        }
 
 
 def judge(dumps: Dumps, objective: Objective, held_out: Dumps | None = None) -> Judgement:
@@ -209,12 +236,16 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
     shift = 1 if steps[0] == 0 else 0
     metrics = [reading.records[step] | {"step": step + shift} for step in steps]
     evaluations = _evaluations(reading.held_out, shift)
-    warnings = raised(metrics, evaluations)
+    warnings = [_counted_out(warning, metrics) for warning in raised(metrics, evaluations)]
     if any("grad_norm" not in record for record in metrics):  # neither rewards nor advantages
         warnings = [w for w in warnings if w["name"] not in _SIGNAL_RULES]
+    warnings += reading.broken(shift)
     files = [*dumps.files, *(held_out.files if held_out else ())]
     lacking = [name for name in LACKING if name not in reading.seen | ({"held_out"} if evaluations else set())]
     notes = list(reading.notes(shift))
+    for path, kind in files:
+        if kind.suffix == ".jsonl" and (line := cut_line(path)) is not None:
+            notes.append(f"{path} line {line}: cut, as by a crash; this rollout is left out")
     if dumps.left_out:
         notes.append(f"{counted(len(dumps.left_out), 'file')} left out, no rollouts: {_named(dumps.left_out)}")
     return Judgement(
@@ -230,6 +261,21 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
         notes=tuple(notes),
         sample={step + shift: rollouts for step, rollouts in sorted(reading.sample.items())},
     )
+
+
+def _counted_out(warning: Record, metrics: Sequence[Record]) -> Record:
+    """Return a warning of steps in a row without a signal with the first of them, and with their number at the end."""
+    if warning["name"] not in _SIGNAL_RULES:
+        return warning
+    steps = [kept(record) for record in metrics if record["step"] <= warning["last_step"]]
+    first = [record for record in steps if record["step"] <= warning["first_step"]]
+    began = trailing(first)[0]["step"] if idle(Past(first)) else warning["first_step"]
+    return {
+        **warning,
+        "first_step": began,
+        "steps": warning["steps"] + warning["first_step"] - began,
+        "text": BY_NAME[warning["name"]].line(Past(steps)),
+    }
 
 
 def _named(paths: Sequence[Path]) -> str:

@@ -1,8 +1,10 @@
 """Reads untrusted JSON lines: one at a time, of bounded length, lists of numbers as arrays."""
 
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +73,24 @@ def _tolerant(line: bytes, kind: type[Kind], where: str, error: Exception) -> Ki
             error = wrong
     said = str(error).replace("`", "").replace("$.", "")
     raise InputError(f"{where}: {said if len(said) < _SHOWN else said[:_SHOWN] + '...'}") from None
+
+
+def cut_line(path: Path) -> int | None:
+    """Return the number of the last line of a file where a crash has cut it, so that it is not read; else None."""
+    with path.open("rb") as file:
+        file.seek(0, SEEK_END)
+        if not file.tell():
+            return None
+        file.seek(-1, SEEK_END)
+        if file.read(1) == b"\n":
+            return None
+        file.seek(0)
+        ((number, last),) = deque(enumerate(file, 1), maxlen=1)
+    try:
+        parse_json(last)
+    except (ValueError, RecursionError):
+        return number
+    return None
 
 
 def first_keys(path: Path) -> frozenset[str] | None:

@@ -38,6 +38,10 @@ class _Row(_Tokens, kw_only=True):
     branches: list[_Tokens] = []
 
 
+FIELDS = frozenset(_Row.__struct_fields__)
+"""Of a record."""
+
+
 def read_jsonl(path: Path) -> Iterator[Dumped]:
     """Yield the rollouts of a file of JSON lines."""
     for where, row in read_lines(path, _Row):

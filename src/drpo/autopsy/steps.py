@@ -194,6 +194,8 @@ def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) ->
     record: dict[str, Any] = {"step": step, **_episode_figures(rollouts, groups)}
     if any(r.reward is not None for r in rollouts):
         record |= reward_metrics(groups)
+    elif any(r.failure is not None for r in rollouts):
+        record["reward_failed"] = sum(r.failure is not None for r in rollouts)
     elif rollouts[0].reward_mean is not None:
         record["reward_mean"] = rollouts[0].reward_mean
     if any(a is not None for a in pushed):
@@ -245,6 +247,22 @@ def _estimated_entropy(rollouts: Sequence[Dumped]) -> tuple[float | None, int]:
     mu = _flat(known).astype(np.float64)
     sound = _is_logp(mu)
     return (float(-mu[sound].mean()) if sound.any() else None), int((~sound).sum())
+
+
+def broken_logp(rollouts: Sequence[Dumped]) -> tuple[int, set[tuple[str, str]]]:
+    """Return the number of tokens with a broken log-probability, and how: pairs of a column and what it is."""
+    n, kinds = 0, set()
+    for rollout in rollouts:
+        broken = np.zeros(rollout.length, dtype=bool)
+        for name, column in (("behavior_logp", rollout.behavior_logp), ("logp", rollout.logp)):
+            if column is None:
+                continue
+            none = np.isnan(column) if name == "logp" else ~(column > -np.inf)  # the policy may have lost a token
+            positive = column > slack(torch.float32)
+            kinds |= {(name, how) for how, where in (("no number", none), ("positive", positive)) if where.any()}
+            broken |= none | positive
+        n += int(broken.sum())
+    return n, kinds
 
 
 def _is_logp(mu: Column) -> Column:
