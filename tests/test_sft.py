@@ -221,6 +221,40 @@ def test_a_run_that_cannot_begin_leaves_one_line_and_no_folder(tmp_path: Path) -
         assert fault in refused(["sft", *arguments])
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLED = TEMPLATE.replace("m.content +", "m.content + (m.tool_calls | tojson if m.tool_calls else '') +")
+
+
+def spoken(said: Mapping[str, Any]) -> Conversation:
+    return conversation({"messages": [SUMS[1], {"role": "assistant", **said}, SUMS[3], SUMS[4]]}, "my.jsonl line 7")
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("content", ["", "Well.", None])
+def test_calls_that_the_template_does_not_write_are_refused(template: str | None, content: str | None) -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = template
+    told = r"my\.jsonl line 7: message 2, the assistant's, has tool_calls, which .* does not write.*--chat-template FILE"
+    with pytest.raises(InputError, match=told):
+        example(spoken({"content": content, "tool_calls": [CALL]}), 0, tokenizer, None, False)
+
+
+def test_calls_that_the_template_writes_are_trained_on() -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = CALLED
+    (sequence,) = example(spoken({"content": "", "tool_calls": [CALL]}), 0, tokenizer, None, False).episodes[0].sequences
+    assert [json.loads(t.removesuffix(END)) for t in trained_texts(tokenizer, sequence)[:1]] == [[CALL]]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, CALLED])
+@pytest.mark.parametrize("said", [{"content": ""}, {"content": "", "tool_calls": []}])
+def test_an_empty_turn_is_refused(template: str, said: Mapping[str, Any]) -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"my\.jsonl line 7: message 2, the assistant's, is empty, so there is nothing"):
+        example(spoken(said), 0, tokenizer, None, False)
+
+
 def test_rows_of_messages_and_of_prompts_are_read_alike(tmp_path: Path) -> None:
     asked, answered = [{"role": "user", "content": "1?"}], [{"role": "assistant", "content": "2", "name": None}]
     rows = [{"prompt": "1?", "completion": "2"}, {"prompt": asked, "completion": answered}]

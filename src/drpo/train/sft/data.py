@@ -8,12 +8,13 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from drpo.errors import InputError, counted
+from drpo.rollout.chat_template import render
 from drpo.rollout.trained_turns import trained_sequences
 from drpo.rollout.turn_ends import turn_end
 from drpo.seeds import derive
 from drpo.tasks.conversations import Conversation, read_conversations
 from drpo.train.config.sft import ConversationConfig
-from drpo.types import Episode, Problem, RewardResult, Sampling, ScoredGroup
+from drpo.types import Episode, Message, Problem, RewardResult, Sampling, ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,46 @@ def example(
         conversation: it.
         number: among the others.
         tokenizer, end, every_token: see `trained_sequences`.
+
+    Raises:
+        InputError: as `trained_sequences`; or a turn of the assistant has nothing to train on, or calls tools that the
+            chat template does not write.
     """
     where, messages = conversation.where, conversation.messages
+    _require_said(conversation, tokenizer)
     sequences = trained_sequences(tokenizer, where, messages, conversation.tools, end=end, every_token=every_token)
     n = sum(s.n_sampled for s in sequences)
     problem = Problem(str(number), messages, "")
     episode = Episode(problem.id, 0, messages, "", "", "stop", Sampling(samples=1), (n,), sequences)
     return ScoredGroup(problem, (episode,), (RewardResult(1.0),))
+
+
+def _require_said(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless what the assistant says in each turn, calls of tools too, is in the text that is trained on."""
+    for i, said in enumerate(conversation.messages):
+        empty, calls = not said["content"].strip(), bool(said.get("tool_calls"))
+        if said["role"] != "assistant" or not (empty or calls):
+            continue
+        shown = _shown(conversation, i, said, tokenizer)
+        if shown is None:
+            continue  # the template refuses it, which `trained_sequences` says
+        turn = f"{conversation.where}: message {i + 1}, the assistant's,"
+        uncalled = {name: value for name, value in said.items() if name != "tool_calls"}
+        if calls and shown == _shown(conversation, i, uncalled, tokenizer):
+            raise InputError(
+                f"{turn} has tool_calls, which the model's chat template does not write, so they would not be trained "
+                "on; give a template that does with --chat-template FILE, or leave the row out"
+            )
+        if empty and shown == _shown(conversation, i, {"role": "assistant", "content": ""}, tokenizer):
+            raise InputError(f"{turn} is empty, so there is nothing to train on; fill it in, or leave the row out")
+
+
+def _shown(conversation: Conversation, i: int, said: Message, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What the chat template makes of a conversation that ends with `said` as its message `i`; None where it refuses."""
+    try:
+        return render(tokenizer, [*conversation.messages[:i], said], conversation.tools, goes_on=False)
+    except Exception:  # a template is a program, which may raise anything
+        return None
 
 
 def updates_of_epoch(conversations: int, batch: int) -> int:
