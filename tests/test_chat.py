@@ -156,6 +156,20 @@ def test_the_pieces_are_the_whole(text: str, stop: list[str], rest: bytes):
     assert all(whole[t.offset :].startswith(t.text) for t in tokens)
 
 
+@pytest.mark.parametrize(
+    ("data", "offsets", "of_tokens"),
+    [
+        (b"7\r\xc3J", [0, 1, 2, 3], ["7", "\r", "\ufffd", "J"]),
+        (b"\xc3\xc3J", [0, 1, 2], ["\ufffd", "\ufffd", "J"]),
+        (b"\xc3\xe2\x89\xa4J", [0, 1, 1, 1, 2], ["\ufffd", "", "", "\u2264", "J"]),
+        (b"a\xe2\x89\xa4\xe2\x89", [0, 1, 1, 1, 2, 2], ["a", "", "", "\u2264", "", "\ufffd"]),
+    ],
+)
+def test_a_token_begins_behind_bytes_that_are_no_character(data: bytes, offsets: list[int], of_tokens: list[str]):
+    tokens = [t for piece in streamed([ID_OF[byte] for byte in data], []) for t in piece.tokens]
+    assert [t.offset for t in tokens] == offsets and [t.text for t in tokens] == of_tokens
+
+
 def test_what_may_begin_a_stop_text_is_held_back():
     pieces = streamed(BYTES("to be\n\n!")["input_ids"], ["\n\n?"])
     assert [p.text for p in pieces] == ["t", "o", " ", "b", "e", "", "", "\n\n!", ""]
