@@ -35,7 +35,7 @@ from drpo.serving.responses import token_bytes
 from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece, TextStream, TextToken
 from drpo.train import loop
-from drpo.train.config import ModelConfig, Run, configure, read_value
+from drpo.train.config import ModelConfig, Run, configure, read_value, to_json
 from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig
 from drpo.train.optim import AdamW
 from drpo.train.records import CONFIG, MODEL, SUMMARY
@@ -421,6 +421,24 @@ def test_an_environment_opens_the_conversation(tmp_path: Path, monkeypatch: pyte
     read = read_by(monkeypatch)
     answers(monkeypatch, "3 + 1?\n", str(tmp_path / "run"))
     assert "<calc>" in read[0] and read[0].endswith("3 + 1?")
+
+
+@pytest.mark.parametrize("kind", ["drpo sft", "drpo train"])
+def test_a_run_without_a_checkpoint_says_which_command_goes_on(kind: str, run: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    text = json.dumps(to_json(SFTConfig())) if kind == "drpo sft" else (run / CONFIG).read_text()
+    (folder / CONFIG).write_text(text)
+    told = f"drpo: {folder}: there is no checkpoint yet; `{kind} --resume {folder}` goes on with the run"
+    for step in ([], ["--step", "3"]):
+        assert refused(["chat", str(folder), "--temperature", "1", "--system", "", *step]) == told
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_pipe_that_is_no_text_is_refused(errors: str, monkeypatch: pytest.MonkeyPatch):
+    pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    assert refused(["chat", "tiny"]) == "drpo: chat: the input is no utf-8 text; convert it to UTF-8"
 
 
 @pytest.mark.parametrize(
