@@ -35,7 +35,7 @@ from drpo.serving.responses import token_bytes
 from drpo.serving.sampler import Sampler
 from drpo.serving.text import Piece, TextStream, TextToken
 from drpo.train import loop
-from drpo.train.config import ModelConfig, Run, configure, read_value
+from drpo.train.config import ModelConfig, Run, configure, read_value, to_json
 from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig
 from drpo.train.optim import AdamW
 from drpo.train.records import CONFIG, MODEL, SUMMARY
@@ -154,6 +154,20 @@ def test_the_pieces_are_the_whole(text: str, stop: list[str], rest: bytes):
     if not ends:
         assert "".join(t.text for t in tokens) == whole and [t.token.id for t in tokens] == ids
     assert all(whole[t.offset :].startswith(t.text) for t in tokens)
+
+
+@pytest.mark.parametrize(
+    ("data", "offsets", "of_tokens"),
+    [
+        (b"7\r\xc3J", [0, 1, 2, 3], ["7", "\r", "\ufffd", "J"]),
+        (b"\xc3\xc3J", [0, 1, 2], ["\ufffd", "\ufffd", "J"]),
+        (b"\xc3\xe2\x89\xa4J", [0, 1, 1, 1, 2], ["\ufffd", "", "", "\u2264", "J"]),
+        (b"a\xe2\x89\xa4\xe2\x89", [0, 1, 1, 1, 2, 2], ["a", "", "", "\u2264", "", "\ufffd"]),
+    ],
+)
+def test_a_token_begins_behind_bytes_that_are_no_character(data: bytes, offsets: list[int], of_tokens: list[str]):
+    tokens = [t for piece in streamed([ID_OF[byte] for byte in data], []) for t in piece.tokens]
+    assert [t.offset for t in tokens] == offsets and [t.text for t in tokens] == of_tokens
 
 
 def test_what_may_begin_a_stop_text_is_held_back():
@@ -407,6 +421,24 @@ def test_an_environment_opens_the_conversation(tmp_path: Path, monkeypatch: pyte
     read = read_by(monkeypatch)
     answers(monkeypatch, "3 + 1?\n", str(tmp_path / "run"))
     assert "<calc>" in read[0] and read[0].endswith("3 + 1?")
+
+
+@pytest.mark.parametrize("kind", ["drpo sft", "drpo train"])
+def test_a_run_without_a_checkpoint_says_which_command_goes_on(kind: str, run: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    text = json.dumps(to_json(SFTConfig())) if kind == "drpo sft" else (run / CONFIG).read_text()
+    (folder / CONFIG).write_text(text)
+    told = f"drpo: {folder}: there is no checkpoint yet; `{kind} --resume {folder}` goes on with the run"
+    for step in ([], ["--step", "3"]):
+        assert refused(["chat", str(folder), "--temperature", "1", "--system", "", *step]) == told
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_pipe_that_is_no_text_is_refused(errors: str, monkeypatch: pytest.MonkeyPatch):
+    pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    assert refused(["chat", "tiny"]) == "drpo: chat: the input is no utf-8 text; convert it to UTF-8"
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,46 @@ def test_a_run_that_cannot_begin_leaves_one_line_and_no_folder(tmp_path: Path) -
         assert fault in refused(["sft", *arguments])
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLED = TEMPLATE.replace("m.content +", "m.content + (m.tool_calls | tojson if m.tool_calls else '') +")
+
+
+def spoken(said: Mapping[str, Any]) -> Conversation:
+    return conversation({"messages": [SUMS[1], {"role": "assistant", **said}, SUMS[3], SUMS[4]]}, "my.jsonl line 7")
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("content", ["", "Well.", None])
+def test_calls_that_the_template_does_not_write_are_refused(template: str | None, content: str | None) -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = template
+    told = (
+        r"my\.jsonl line 7: message 2, the assistant's, has tool_calls, which .* does not write.*--chat-template FILE"
+    )
+    with pytest.raises(InputError, match=told):
+        example(spoken({"content": content, "tool_calls": [CALL]}), 0, tokenizer, None, False)
+
+
+def test_calls_that_the_template_writes_are_trained_on() -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = CALLED
+    (sequence,) = (
+        example(spoken({"content": "", "tool_calls": [CALL]}), 0, tokenizer, None, False).episodes[0].sequences
+    )
+    assert [json.loads(t.removesuffix(END)) for t in trained_texts(tokenizer, sequence)[:1]] == [[CALL]]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, CALLED])
+@pytest.mark.parametrize("said", [{"content": ""}, {"content": "", "tool_calls": []}])
+def test_an_empty_turn_is_refused(template: str, said: Mapping[str, Any]) -> None:
+    _, tokenizer = base_model()
+    tokenizer.chat_template = template
+    with pytest.raises(
+        InputError, match=r"my\.jsonl line 7: message 2, the assistant's, is empty, so there is nothing"
+    ):
+        example(spoken(said), 0, tokenizer, None, False)
+
+
 def test_rows_of_messages_and_of_prompts_are_read_alike(tmp_path: Path) -> None:
     asked, answered = [{"role": "user", "content": "1?"}], [{"role": "assistant", "content": "2", "name": None}]
     rows = [{"prompt": "1?", "completion": "2"}, {"prompt": asked, "completion": answered}]
@@ -229,6 +269,39 @@ def test_rows_of_messages_and_of_prompts_are_read_alike(tmp_path: Path) -> None:
         conversation({"messages": asked + answered}, "x"),
     ]
     assert one.messages == two.messages == three.messages and two.where == f"{tmp_path}/my.jsonl line 2"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.jsonl", {"messages": SUMS}, "", {"prompt": "1?", "completion": "2"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [c.where for c in read_conversations(str(path))] == [f"{path} line 1", f"{path} line 3"]
+
+
+def test_a_limit_of_tokens_below_two_is_refused_with_the_limit() -> None:
+    with pytest.raises(InputError, match="max_tokens=1: must be at least 2"):
+        ConversationConfig(max_tokens=1)
+
+
+def test_resume_is_told_how_where_it_cannot_act(tmp_path: Path) -> None:
+    nope, path = tmp_path / "nope", data(tmp_path)
+    assert f"`drpo sft DATA --out {nope}` begins one" in refused(["sft", "--resume", str(nope)])
+    for given in (["--resume", str(nope)], [f"--resume={nope}"]):
+        assert "give it alone: drpo sft --resume RUN" in refused(["sft", str(path), *given])
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "completion": f"{i}"} for i in range(10)]
+    path, test, (_, tokenizer) = tmp_path / "my.jsonl", tmp_path / "test.jsonl", loading.tiny()
+    write(path, *rows, *rows)
+    read = read_examples(ConversationConfig(path=str(path)), tokenizer, None)
+    asked = [{str(group.problem.messages) for group in some} for some in (read.train, read.held_out)]
+    assert len(read.held_out) == 2 and asked[0].isdisjoint(asked[1]) and len(read.train) + read.repeated == 18
+    assert 1 <= read.repeated <= 2 and f"; dropped: {read.repeated} repeated in the held-out ones" in str(read)
+    write(test, *rows[:3], {"messages": SUMS})
+    read = read_examples(ConversationConfig(path=str(path), test=str(test)), tokenizer, None)
+    assert (len(read.train), len(read.held_out), read.repeated) == (14, 4, 6)
+    with pytest.raises(InputError, match="all 20 conversations are held out too"):
+        read_examples(ConversationConfig(path=str(path), test=str(path)), tokenizer, None)
 
 
 def test_long_conversations_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -179,5 +179,14 @@ def _typed() -> Iterator[str]:
 
 
 def _piped() -> Iterator[str]:
-    for line in sys.stdin:
-        yield line.rstrip("\r\n")
+    """Yield the lines of the pipe.
+
+    Raises:
+        InputError: they are no text.
+    """
+    try:
+        for line in sys.stdin:
+            line.encode()  # bytes that are no text may have been read as halves of characters
+            yield line.rstrip("\r\n")
+    except UnicodeError:
+        raise InputError(f"chat: the input is no {sys.stdin.encoding or 'UTF-8'} text; convert it to UTF-8") from None

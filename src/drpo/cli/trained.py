@@ -150,6 +150,9 @@ def weights_of(run: Path, step: int, option: str) -> tuple[Path, int]:
     final = holds_final_model(run, steps)
     if final and step in (0, steps):
         return run / MODEL, steps
+    if not there and not final:
+        command = "drpo sft" if is_sft(run) else "drpo train"
+        raise InputError(f"{run}: there is no checkpoint yet; `{command} --resume {run}` goes on with the run")
     if not there or (step and step not in there):
         held = ", ".join(map(str, there)) or "none"
         raise InputError(

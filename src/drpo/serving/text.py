@@ -71,14 +71,17 @@ class TextStream:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
         self._text = ""  # that is certain
+        self._whole = ""  # with the first bytes of a character
         self._sent = 0  # characters of it
         self._waiting: list[TextToken] = []
 
     def add(self, token: SampledToken) -> Piece:
         """Return the text that a token made certain; with a finish reason if a stop text is complete."""
         self._ids.append(token.id)
-        self._waiting.append(TextToken(token, len(self._text)))
-        self._grow(self._decoded().rstrip(_PART))
+        whole = self._decoded()
+        self._waiting.append(TextToken(token, self._begin(token, whole)))
+        self._whole = whole
+        self._grow(whole.rstrip(_PART))
         found = [at for text in self._stop if (at := self._text.find(text, self._sent)) >= 0]
         if found:
             return self._piece(min(found), (token,), "stop")
@@ -89,14 +92,30 @@ class TextStream:
         self._grow(self._decoded())
         return self._piece(len(self._text), (), finish_reason)
 
-    def _decoded(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decoded(self, ids: Sequence[int] | None = None) -> str:
+        ids = self._ids if ids is None else ids
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _begin(self, token: SampledToken, whole: str) -> int:
+        """Return where the text of a further token begins: behind the others, or with bytes that it goes on from."""
+        goes_on = self._whole.endswith(_PART) and not (
+            whole.startswith(self._whole) and (len(whole) > len(self._whole) or not self._decoded([token.id]))
+        )
+        if not goes_on:
+            return len(self._whole)
+        return max([len(self._text), *(waiting.offset for waiting in self._waiting[-1:])])
 
     def _grow(self, text: str) -> None:
-        """Add the text that is certain now; the new part belongs to the last token."""
-        last = self._waiting[-1] if self._waiting else None
-        if last is not None:
-            self._waiting[-1] = replace(last, text=last.text + text[len(self._text) :])
+        """Add the text that is certain now: a token has it up to the next offset, of one offset the last token."""
+        end = len(text)
+        for i in range(len(self._waiting) - 1, -1, -1):
+            waiting = self._waiting[i]
+            begin = max(waiting.offset, len(self._text))
+            if begin < end:
+                self._waiting[i] = replace(waiting, text=waiting.text + text[begin:end])
+                end = begin
+        if self._waiting and end > len(self._text):  # of bytes at the end of a token that was returned already
+            self._waiting[0] = replace(self._waiting[0], text=text[len(self._text) : end] + self._waiting[0].text)
         self._text = text
 
     def _held(self) -> int:

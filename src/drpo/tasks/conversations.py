@@ -115,7 +115,7 @@ def _places(source: str, n: int) -> list[str]:
     """Where each row stands: its line in a file of JSON lines, which may have empty ones; else its number."""
     path = Path(source).expanduser()
     if is_file(source) and path.suffix not in (".parquet", ".csv"):
-        lines = [i for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
+        lines = [i for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1) if line.strip()]
         if len(lines) == n:
             return [f"{source} line {i}" for i in lines]
     return [f"{source} row {i}" for i in range(1, n + 1)]

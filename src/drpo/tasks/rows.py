@@ -116,7 +116,7 @@ def _read_file(path: Path) -> list[Row]:
             return rows
         if path.suffix == ".csv":
             return list(_parse_csv(path, path.read_text(encoding="utf-8-sig")))
-        return list(_parse_json(path, path.read_text(encoding="utf-8")))
+        return list(_parse_json(path, path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_near(path)}") from None
     except (OSError, UnicodeDecodeError) as error:

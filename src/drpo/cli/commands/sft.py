@@ -140,6 +140,8 @@ def sft(arguments: list[str]) -> int:
     if arguments and arguments[0] == "--resume":
         return _resume(arguments[1:])
     name, rest = leading(arguments, "DATA", USAGE)
+    if any(argument.partition("=")[0] == "--resume" for argument in rest):
+        raise InputError("sft: a run goes on with its own data, so give it alone: drpo sft --resume RUN")
     of_template, rest = split_template(rest)
     options = parse(SFTOptions, rest, f"drpo sft {name}")
     if not asks_for_help(arguments):
@@ -155,6 +157,8 @@ def _resume(arguments: list[str]) -> int:
     name, rest = leading(arguments, "RUN", "sft --resume: name the run's folder")
     options = parse(SFTResumeOptions, rest, f"drpo sft --resume {name}")
     folder = Path(name)
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{folder}: no run there ({CONFIG} is missing); `drpo sft DATA --out {folder}` begins one")
     read_config(folder)
     if folder.resolve().name == WARM_UP and (folder.resolve().parent / CONFIG).exists():
         raise InputError(f"{folder}: the warm-up of a run; `drpo train --resume {folder.parent}` goes on with it")

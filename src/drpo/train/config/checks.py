@@ -38,9 +38,9 @@ def name_of(value: object) -> object:
 
 
 def at_least(least: int, **values: int) -> None:
-    """Raise unless each of some numbers is at least `least`, 0 or 1."""
+    """Raise unless each of some numbers is at least `least`."""
     for name, value in values.items():
-        require(value >= least, name, value, "must be at least 1" if least else "must be 0 or more")
+        require(value >= least, name, value, f"must be at least {least}" if least else "must be 0 or more")
 
 
 def at_most(most: int, **values: int) -> None:
