@@ -38,7 +38,7 @@ from drpo.train import loop
 from drpo.train.config import ModelConfig, Run, configure, read_value, to_json
 from drpo.train.config.sft import ConversationConfig, SFTConfig, SFTTrainerConfig
 from drpo.train.optim import AdamW
-from drpo.train.records import CONFIG, MODEL, SUMMARY
+from drpo.train.records import CONFIG, METRICS, MODEL, SUMMARY
 from drpo.train.sft.loop import fine_tune
 from drpo.types import Problem, Request, Sampling
 from drpo.types.environment import Observation, StepResult, Turn
@@ -429,6 +429,7 @@ def test_a_run_without_a_checkpoint_says_which_command_goes_on(kind: str, run: P
     folder.mkdir()
     text = json.dumps(to_json(SFTConfig())) if kind == "drpo sft" else (run / CONFIG).read_text()
     (folder / CONFIG).write_text(text)
+    (folder / METRICS).touch()
     told = f"drpo: {folder}: there is no checkpoint yet; `{kind} --resume {folder}` goes on with the run"
     for step in ([], ["--step", "3"]):
         assert refused(["chat", str(folder), "--temperature", "1", "--system", "", *step]) == told
