@@ -11,13 +11,11 @@ results/newcomer.json is not done again.
 import argparse
 import json
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
-from subprocess import run as run_process
 from typing import Any
 
 from command import run as run_command
@@ -26,7 +24,7 @@ from drpo.recipes.own_data import OwnData, read_own
 from drpo.train.records import SUMMARY, read_json
 from markdown_tables import markdown
 from newcomer_data import ALL
-from warm_start import RL, SFT, SYSTEM, WARM_UP, write_given
+from warm_start import RL, SFT, SYSTEM, WARM_UP, drpo, mean, write_given
 
 RESULTS = Path(__file__).resolve().parent / "results" / "newcomer.json"
 MOST_COMMANDS = 5
@@ -46,15 +44,13 @@ def commands(name: str, data: str) -> list[list[str]]:
     return [*([sft] if warm else []), train, *rest]
 
 
-def drpo(folder: Path, arguments: Sequence[str], typed: str = "") -> str:
+def output(folder: Path, arguments: Sequence[str], typed: str = "") -> str:
     """Run a command as a user does; return its standard output.
 
     Raises:
         RuntimeError: it failed.
     """
-    line = [sys.executable, "-m", "drpo", *arguments]
-    done = run_process(line, cwd=folder, input=typed, capture_output=True, text=True, check=False)
-    print(" ".join(["drpo", *arguments]), done.stdout, done.stderr, sep="\n", flush=True)
+    done = drpo(folder, *arguments, typed=typed)
     if done.returncode:
         raise RuntimeError(f"drpo {' '.join(arguments)} ended with status {done.returncode}")
     return done.stdout
@@ -71,10 +67,10 @@ def play(name: str, folder: Path) -> dict[str, Any]:
         write_given(folder, name, data)
     *trained, evaluated, reported, chat = commands(name, data)
     for command in trained:
-        drpo(folder, command)
-    score = json.loads(drpo(folder, evaluated))
-    drpo(folder, reported)
-    replies = drpo(folder, chat, "".join(f"{p.prompt}\n/reset\n" for p in problems)).splitlines()
+        output(folder, command)
+    score = json.loads(output(folder, evaluated))
+    output(folder, reported)
+    replies = output(folder, chat, "".join(f"{p.prompt}\n/reset\n" for p in problems)).splitlines()
     seconds = round(time.monotonic() - began)
     summary = read_json(folder / "runs" / "rl" / SUMMARY)
     return {
@@ -106,7 +102,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             [
                 name,
                 "`drpo sft`" if name in NEVER_RIGHT else "best of 8",
-                *(_mean(result[when]) for when in ("before", "after")),
+                *(mean(result[when]) for when in ("before", "after")),
                 f"{sum(turn['reward'] == 1 for turn in chat)} of {len(chat)}",
                 f"{first['question']} **{first['reply']}**",
                 f"{len(result['commands'])}",
@@ -116,10 +112,6 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         ["data", "warm start", "held-out before RL", "after RL", "right in the chat", "its first answer", "commands"],
         rows,
     )
-
-
-def _mean(evaluation: Mapping[str, Any]) -> str:
-    return f"{evaluation['reward_mean']:.1%} ({evaluation['low']:.1%} to {evaluation['high']:.1%})"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from itertools import product
 from pathlib import Path
+from subprocess import CompletedProcess
 from subprocess import run as run_process
 from typing import Any
 
@@ -58,12 +59,22 @@ ARMS: Mapping[str, str] = {
 }
 
 
-def drpo(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run a command as a user does; return its status and what it printed."""
+def drpo(folder: Path, *arguments: str, typed: str = "", limit_s: float | None = None) -> "CompletedProcess[str]":
+    """Run a command as a user does, and print what it printed.
+
+    Args:
+        folder: the working folder.
+        arguments: of `drpo`.
+        typed: its standard input.
+        limit_s: seconds that it may take; None for any.
+
+    Raises:
+        TimeoutExpired: it took longer.
+    """
     line = [sys.executable, "-m", "drpo", *arguments]
-    done = run_process(line, cwd=folder, capture_output=True, text=True, check=False)
+    done = run_process(line, cwd=folder, input=typed, capture_output=True, text=True, timeout=limit_s, check=False)
     print(" ".join(["drpo", *arguments]), done.stdout, done.stderr, sep="\n", flush=True)
-    return done.returncode, done.stdout + done.stderr
+    return done
 
 
 def write_given(folder: Path, name: str, data: str) -> None:
@@ -83,9 +94,9 @@ def play(name: str, arm: str, folder: Path) -> dict[str, Any]:
         warm = ["--model", "runs/warm"]
     if arm == "warm-up":
         warm = ["--warm-up", WARM_UP]
-    status, _ = drpo(
+    status = drpo(
         folder, "train", "--data", data, "--system", SYSTEM[name], *RL, *warm, "--out", "runs/rl", "--plain"
-    )
+    ).returncode
     seconds = round(time.monotonic() - began)
     if status not in (0, 1):
         return {"failed": True, "seconds": seconds}
@@ -107,14 +118,15 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if "failed" in result:
             rows.append([data, ARMS[arm], "nothing to learn from", "", ""])
             continue
-        before, after = (_mean(result[when]) for when in ("before", "after"))
+        before, after = (mean(result[when]) for when in ("before", "after"))
         rows.append(
             [data, ARMS[arm], before, after, f"{result['steps'] - result['no_signal_steps']} of {result['steps']}"]
         )
     return markdown(["data", "way", "held-out before RL", "after RL", "steps with a signal"], rows)
 
 
-def _mean(evaluation: Mapping[str, Any]) -> str:
+def mean(evaluation: Mapping[str, Any]) -> str:
+    """Return an evaluation's accuracy with its interval, for a table."""
     return f"{evaluation['reward_mean']:.1%} ({evaluation['low']:.1%} to {evaluation['high']:.1%})"
 
 

@@ -21,7 +21,7 @@ from drpo.autopsy import lines, skyrl
 from drpo.autopsy.dumped import Dumped
 from drpo.autopsy.formats import FORMATS, find_dumps, format_of
 from drpo.autopsy.judge import LACKING, SAMPLE_TOKENS, Judgement, judge, onset, sampled
-from drpo.autopsy.steps import advantages_of, records_of, scored_groups, step_figures, step_tokens
+from drpo.autopsy.steps import advantages_of, broken_logp, records_of, scored_groups, step_figures, step_tokens
 from drpo.errors import InputError
 from drpo.lab.replay import batch_of, recorded, replay
 from drpo.objectives import DRPO, ImportanceSampling, PPOClip
@@ -201,41 +201,41 @@ def with_tokens(**fields: Any) -> Dumped:
 
 
 def test_figures_by_hand():
-    record, broken = step_figures(1, [with_tokens(), with_tokens(advantages=column(-1.0, 0.0))], ImportanceSampling())
-    assert record["ratio_mean"] == pytest.approx((1 + np.e) / 2) and broken == 0
+    rows = [with_tokens(), with_tokens(advantages=column(-1.0, 0.0))]
+    record = step_figures(1, rows, ImportanceSampling())
+    assert record["ratio_mean"] == pytest.approx((1 + np.e) / 2) and broken_logp(rows) == (0, set())
     assert record["k3"] == pytest.approx((np.e - 2) / 2) and record["entropy"] == pytest.approx(1.5)
     assert record["grad_norm"] == pytest.approx(np.sqrt(1 + np.e**2 + 1) / 4)
     assert record["groups_with_signal"] == 1 and record["frac_reward_zero_std"] == 1
-    given, _ = step_figures(1, [with_tokens(entropy=column(3, 5))], PPO)
+    given = step_figures(1, [with_tokens(entropy=column(3, 5))], PPO)
     assert given["entropy"] == 4 and "groups_with_signal" not in given  # a single rollout is no group
 
 
 def test_what_a_dump_lacks_is_absent_and_not_zero():
-    record, _ = step_figures(1, [a_rollout(reward=None), a_rollout(reward=None)], PPO)
+    record = step_figures(1, [a_rollout(reward=None), a_rollout(reward=None)], PPO)
     assert record == {"step": 1, "length_terminated": 2.0}
-    cut, _ = step_figures(1, [a_rollout(cut=True), a_rollout(cut=None)], PPO)
+    cut = step_figures(1, [a_rollout(cut=True), a_rollout(cut=None)], PPO)
     assert "truncated" not in cut and "sampled_tokens" not in cut and "entropy" not in cut
 
 
 def test_rounding_errors_are_no_signal_and_a_critics_advantages_are():
     def figure(*advantages: float, reward: float = 0.3) -> float:
         rows = [a_rollout(reward=reward, advantages=column(a)) for a in advantages]
-        return float(step_figures(1, rows, PPO)[0]["groups_with_signal"])
+        return float(step_figures(1, rows, PPO)["groups_with_signal"])
 
     assert figure(3e-4, 3e-4) == 0 and figure(0.2, -0.2) == 1
     unequal = [a_rollout(reward=r, advantages=column(a)) for r, a in ((0.0, -1e-3), (1e-3, 1e-3))]
-    assert step_figures(1, unequal, PPO)[0]["groups_with_signal"] == 1
+    assert step_figures(1, unequal, PPO)["groups_with_signal"] == 1
     assert [float(a[0]) for a in advantages_of([a_rollout(reward=1.0), a_rollout(reward=0.0)])] == [0.5, -0.5]
 
 
 def test_broken_log_probabilities_are_left_out_and_said(tmp_path: Path):
     nan = float("nan")
-    tokens = step_tokens(
-        [with_tokens(logp=column(nan, -1)), with_tokens(behavior_logp=column(-1, 0.5))], [column(1)] * 2
-    )
-    assert tokens is not None and tokens.broken == 2 and tokens.lengths == [1, 1]
+    broken = [with_tokens(logp=column(nan, -1)), with_tokens(behavior_logp=column(-1, 0.5))]
+    tokens = step_tokens(broken, [column(1)] * 2)
+    assert tokens is not None and broken_logp(broken)[0] == 2 and tokens.lengths == [1, 1]
     for rows in ([with_tokens(logp=column(nan, nan))], [with_tokens(logp=None, behavior_logp=column(0.5, nan))]):
-        assert step_figures(1, rows, PPO)[1] == 2  # all of them
+        assert broken_logp(rows)[0] == 2  # all of them
     records = own_records(sound())
     records[20]["logp"][0] = nan
     found = judged(write_json_lines(tmp_path / "a.jsonl", records))

@@ -4,10 +4,8 @@ Minutes each: `make test-slow`. How they end is printed; at least two of the thr
 """
 
 import json
-import sys
 import time
 from pathlib import Path
-from subprocess import run as run_process
 
 import pytest
 
@@ -16,32 +14,21 @@ import warm_start
 from drpo.cli import COMMANDS
 from drpo.cli.commands.completion import words as words_of
 from newcomer_data import ALL
+from warm_start import SYSTEM, drpo
 
 LIMIT_S = 600
 """For the commands of one data set on 2 cores."""
-SYSTEM = {
-    "units": "Convert the unit. Reply with the number alone.",
-    "letters": "Count the letter. Reply with the number alone.",
-    "dates": "Reply with the date alone.",
-}
-
-
-def drpo(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run a command as a user does; return its status and all that it printed."""
-    line = [sys.executable, "-m", "drpo", *arguments]
-    done = run_process(line, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
-    print(" ".join(["drpo", *arguments]), done.stdout, done.stderr, sep="\n")
-    return done.returncode, done.stdout + done.stderr
 
 
 def play(name: str, folder: Path) -> bool:
     """Play one data set; return whether the model learnt, else require that the run said so."""
     began = time.monotonic()
     data = ALL[name](folder).name
-    status, said = drpo(folder, "init", data, "--system", SYSTEM[name], "--shots", "3", "--yes")
-    assert status == 0 and "prompt 3, as the model reads it" in said and "to train on" in said
-    trained, said = drpo(folder, "train", "recipe.py", "--plain")
-    evaluated, _ = drpo(folder, "eval", f"runs/{name}", "--json")
+    done = drpo(folder, "init", data, "--system", SYSTEM[name], "--shots", "3", "--yes", limit_s=LIMIT_S)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "prompt 3, as the model reads it" in said and "to train on" in said
+    trained = drpo(folder, "train", "recipe.py", "--plain", limit_s=LIMIT_S).returncode
+    evaluated = drpo(folder, "eval", f"runs/{name}", "--json", limit_s=LIMIT_S).returncode
     assert evaluated == 0 and time.monotonic() - began < LIMIT_S
     summary = json.loads((folder / "runs" / name / "summary.json").read_text())
     before, after = summary["evaluation_before"], summary["evaluation_after"]

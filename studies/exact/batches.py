@@ -29,7 +29,7 @@ def with_statistics(objective: Objective, tokens: Tokens, counts: Tensor) -> Obj
     """Return the objective with the statistics of a batch in which token i comes `counts[i]` times.
 
     Args:
-        objective: any; one that reads no batch is returned as it is.
+        objective: any; returned as it is if it reads no batch.
         tokens: T tokens.
         counts: [T] int64.
     """

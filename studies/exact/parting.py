@@ -138,7 +138,7 @@ def part(problem: Bandit, start: Tensor, delta: float, rate: float, updates: int
     """Return how far the two objectives part on a problem of one context, from the same logits.
 
     Args:
-        problem: its sampler is the one that both are held to.
+        problem: both are held to its sampler.
         start: [1, V]; the policy before the first update, `staleness` updates after the sampler.
         delta: DRPO's radius.
         rate: learning rate.

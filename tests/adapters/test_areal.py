@@ -203,17 +203,19 @@ def test_an_update_that_bypasses_the_loss_stops(adapter: ModuleType, monkeypatch
 
 
 UNSOUND = {
-    r"^actor\.use_decoupled_loss=true puts a second policy .*; set actor\.use_decoupled_loss=false$": {
+    r"^actor\.use_decoupled_loss=true: it puts a second policy .*; set actor\.use_decoupled_loss=false$": {
         "use_decoupled_loss": True
     },
-    r"^actor\.recompute_logprob=true overwrites .*; set actor\.recompute_logprob=false$": {"recompute_logprob": True},
-    r"^actor\.use_sapo_loss=true .*; set actor\.use_sapo_loss=false$": {"use_sapo_loss": True},
+    r"^actor\.recompute_logprob=true: it overwrites .*; set actor\.recompute_logprob=false$": {
+        "recompute_logprob": True
+    },
+    r"^actor\.use_sapo_loss=true: .*; set actor\.use_sapo_loss=false$": {"use_sapo_loss": True},
     r"^actor\.rejection_sampling=.*; set actor\.rejection_sampling=null$": {"rejection_sampling": SimpleNamespace()},
-    r"^actor\.m2_threshold=0\.04 .*; set actor\.m2_threshold=null$": {"m2_threshold": 0.04},
-    r"^actor\.c_clip=3\.0 .*; set actor\.c_clip=null$": {"c_clip": 3.0},
-    r"^actor\.importance_sampling_level=sequence is GSPO's": {"importance_sampling_level": "sequence"},
-    r"^gconfig\.top_p=0\.9 makes .*; set gconfig\.top_p=1\.0$": {"top_p": 0.9},
-    r"^gconfig\.top_k=20 makes .*; set gconfig\.top_k=-1$": {"top_k": 20},
+    r"^actor\.m2_threshold=0\.04: .*; set actor\.m2_threshold=null$": {"m2_threshold": 0.04},
+    r"^actor\.c_clip=3\.0: .*; set actor\.c_clip=null$": {"c_clip": 3.0},
+    r"^actor\.importance_sampling_level=sequence: it is GSPO's": {"importance_sampling_level": "sequence"},
+    r"^gconfig\.top_p=0\.9: it makes .*; set gconfig\.top_p=1\.0$": {"top_p": 0.9},
+    r"^gconfig\.top_k=20: it makes .*; set gconfig\.top_k=-1 or 0$": {"top_k": 20},
     r"^actor\.temperature=1\.0: tokens are sampled at 0\.8": {"sampled_at": 0.8},
     r"^actor\.backend=megatron: .*; set fsdp$": {"backend": "megatron:d8"},
 }

@@ -180,7 +180,7 @@ def test_megatrons_trainer_is_refused(adapter: ModuleType, monkeypatch: pytest.M
     [
         (
             {"use_liger_kernel": True},
-            r"^--use_liger_kernel=True: its fused loss is another; set use_liger_kernel=False$",
+            r"^--use_liger_kernel=True: its fused loss is another; set --use_liger_kernel=False$",
         ),
         ({"rollout_importance_sampling_mode": "token_mask"}, r"^--rollout_importance_sampling_mode='token_mask': "),
         ({"off_policy_sequence_mask_delta": 0.1}, r"^--off_policy_sequence_mask_delta=0\.1: "),

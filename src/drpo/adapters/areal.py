@@ -25,24 +25,25 @@ from areal.utils import stats_tracker
 from torch import Tensor
 
 from drpo.adapters.record import LossRecord
+from drpo.adapters.settings import Required, check_fields, in_yaml
 from drpo.adapters.weighing import behavior_or_policy, objective_of, reweight, warn_untested
 from drpo.errors import InputError
 
 LOSS = "ppo_actor_loss_fn"
 FIELD = "actor.drpo_objective"
-_REGION = "is a trust region of its own beside the objective"
-_DISTRIBUTION = "makes the sampler's log-probabilities those of another distribution than the trainer's"
-ACTOR: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_decoupled_loss": ((False,), "puts a second policy between the sampler and the ratio"),
-    "recompute_logprob": ((False,), "overwrites the sampler's log-probabilities with the trainer's"),
-    "use_sapo_loss": ((False,), "is another loss; write it as an objective, 'sapo(...)'"),
-    "rejection_sampling": ((None,), "multiplies or masks the loss by a ratio that the objective already contains"),
+_REGION = "it is a trust region of its own beside the objective"
+_DISTRIBUTION = "it makes the sampler's log-probabilities those of another distribution than the trainer's"
+ACTOR: Required = {
+    "use_decoupled_loss": ((False,), "it puts a second policy between the sampler and the ratio"),
+    "recompute_logprob": ((False,), "it overwrites the sampler's log-probabilities with the trainer's"),
+    "use_sapo_loss": ((False,), "it is another loss; write it as an objective, 'sapo(...)'"),
+    "rejection_sampling": ((None,), "it multiplies or masks the loss by a ratio that the objective already contains"),
     "m2_threshold": ((None,), _REGION),
     "c_clip": ((None,), _REGION),
-    "importance_sampling_level": (("token",), "is GSPO's, which is written as an objective, 'gspo(...)'"),
+    "importance_sampling_level": (("token",), "it is GSPO's, which is written as an objective, 'gspo(...)'"),
 }
 """Field of `actor` -> the values with which the gradient is the objective's, and the effect of others."""
-SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {"top_p": ((1.0,), _DISTRIBUTION), "top_k": ((-1, 0), _DISTRIBUTION)}
+SAMPLING: Required = {"top_p": ((1.0,), _DISTRIBUTION), "top_k": ((-1, 0), _DISTRIBUTION)}
 """The same of `gconfig`; a `top_k` above any vocabulary is sound too."""
 LARGEST_VOCABULARY = 1_000_000
 
@@ -65,11 +66,9 @@ def check(actor: Any, gconfig: Any) -> None:
         actor: a `PPOActorConfig`.
         gconfig: the training rollouts' `GenerationHyperparameters`.
     """
-    for room, config, required in (("actor", actor, ACTOR), ("gconfig", gconfig, SAMPLING)):
-        for name, (allowed, why) in required.items():
-            value = getattr(config, name, allowed[0])
-            if value not in allowed and not (name == "top_k" and value >= LARGEST_VOCABULARY):
-                raise InputError(f"{room}.{name}={_spelt(value)} {why}; set {room}.{name}={_spelt(allowed[0])}")
+    check_fields(actor, ACTOR, setting="actor.{}={}", written=in_yaml)
+    whole = ("top_k",) if gconfig.top_k >= LARGEST_VOCABULARY else ()
+    check_fields(gconfig, SAMPLING, besides=whole, setting="gconfig.{}={}", written=in_yaml)
     if gconfig.temperature != actor.temperature:
         raise InputError(
             f"actor.temperature={actor.temperature}: tokens are sampled at {gconfig.temperature}, gconfig.temperature; "
@@ -172,7 +171,3 @@ def _sequence(logprobs: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
         return None
     places = torch.arange(len(logprobs), device=logprobs.device)
     return torch.bucketize(places, cu_seqlens[1:].to(logprobs.device), right=True)
-
-
-def _spelt(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,25 +1,25 @@
 """What TRL's `GRPOTrainer` and the trainers made from it have in common: the fields to refuse, and their log."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from drpo.adapters.settings import Required
 from drpo.adapters.weighing import LOSS_TOKENS
-from drpo.errors import InputError
 
 AGGREGATIONS = ("dapo", "grpo", "bnpo", "dr_grpo")
 _REGION = "the trust region is the objective's, so the framework's own stays off"
 _DISTRIBUTION = "mu would not be the distribution that the completions are drawn from over the whole vocabulary"
-SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {
+SAMPLING: Required = {
     "top_p": ((1.0,), _DISTRIBUTION),
     "top_k": ((0, None, -1), _DISTRIBUTION),
     "min_p": ((None, 0.0), _DISTRIBUTION),
     "repetition_penalty": ((1.0, None), _DISTRIBUTION),
 }
-REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
+REQUIRED: Required = {
     "epsilon": ((1.0,), _REGION),
     "epsilon_high": ((math.inf,), _REGION),
     "delta": ((None,), _REGION),
@@ -33,23 +33,6 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "loss_type": (AGGREGATIONS, "it only says how tokens are averaged here"),
 }
 """Field -> the values with which the gradient is the objective's, our default first; and the reason."""
-
-
-def check_fields(
-    config: Any, required: Mapping[str, tuple[tuple[Any, ...], str]] = REQUIRED, besides: Iterable[str] = ()
-) -> None:
-    """Raise InputError for the first field whose value is not one of the required ones; absent fields pass.
-
-    Args:
-        config: anything with the fields as attributes.
-        required: field -> its values and the reason.
-        besides: fields that are not looked at.
-    """
-    for name, (allowed, why) in required.items():
-        value = getattr(config, name, allowed[0])
-        if name not in besides and value not in allowed:
-            known = " or ".join(repr(a) for a in allowed)
-            raise InputError(f"{name}={value!r}: {why}; set {name}={known}")
 
 
 def log_figures(trainer: Any, region: Mapping[str, Tensor]) -> None:

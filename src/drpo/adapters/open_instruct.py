@@ -27,6 +27,7 @@ from torch import Tensor
 
 from drpo.adapters.imports import when_imported
 from drpo.adapters.record import LossRecord
+from drpo.adapters.settings import Required, check_fields, in_yaml
 from drpo.adapters.weighing import objective_of, token_loss
 from drpo.errors import InputError
 from drpo.objectives import Objective, out_of_region
@@ -38,7 +39,7 @@ TRAINERS = ("grpo_fast", "grpo")
 HOOK = "drpo.adapters.open_instruct.patch"
 WRAPPED = ("compute_rho_correction", "compute_grpo_loss", "populate_sample_loss_stats")
 _DISTRIBUTION = "mu would not be the distribution over the whole vocabulary that the trainer scores with"
-REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
+REQUIRED: Required = {
     "use_vllm_logprobs": (
         (True,),
         "the ratio would be to the trainer's own log-probabilities (--use_rho_correction false goes with it)",
@@ -59,10 +60,7 @@ def check(config: Any) -> None:
     Args:
         config: a `GRPOExperimentConfig`, `StreamingDataLoaderConfig` or `VLLMConfig`, or anything with their fields.
     """
-    for name, (allowed, why) in REQUIRED.items():
-        value = getattr(config, name, allowed[0])
-        if value not in allowed:
-            raise InputError(f"--{name} {_spelt(value)}: {why}; set --{name} {_spelt(allowed[0])}")
+    check_fields(config, REQUIRED, setting="--{} {}", written=in_yaml)
     temperature = getattr(config, "temperature", 1.0)
     if not temperature > 0:
         raise InputError(f"--temperature {temperature}: samples nothing; set --temperature 1")
@@ -213,10 +211,6 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
             )
 
     return checked
-
-
-def _spelt(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

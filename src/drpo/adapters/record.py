@@ -63,7 +63,7 @@ def require_ran(metrics: Iterable[str], objective: Objective) -> None:
 
     Args:
         metrics: their names, with any prefix, or a dictionary of them.
-        objective: the one that is trained with.
+        objective: of the run.
 
     Raises:
         InputError: no such name: the framework computes a loss of its own, or trains with another objective.

@@ -15,14 +15,15 @@ from typing import Any
 from roll.pipeline.rlvr.actor_worker import ActorWorker as FrameworkWorker
 from torch import Tensor
 
-from drpo.adapters.grpo import SAMPLING, check_fields
+from drpo.adapters.grpo import SAMPLING
 from drpo.adapters.record import LossRecord
+from drpo.adapters.settings import Required, check_fields
 from drpo.adapters.weighing import LOSS_TOKENS, behavior_or_policy, objective_of, reweight
 from drpo.errors import InputError
 
 VARIABLE = "DRPO_OBJECTIVE"
 FIELD = f"actor_train.system_envs.{VARIABLE}"
-REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
+REQUIRED: Required = {
     "enable_old_logprobs_recompute": ((False,), "the correction would be weighed with the trainer's log-probabilities"),
     "dual_clip_loss": ((False,), "it is a trust region of its own beside the objective"),
     "importance_sampling": (("token",), "the ratio is the objective's; GSPO is the objective 'gspo(...)'"),
@@ -44,10 +45,7 @@ def check(config: Any) -> None:
             "train_infer_correction multiplies or masks the loss by a ratio that the objective already contains; set "
             "train_infer_correction.is_weight.enabled=false and filters=[]"
         )
-    try:
-        check_fields(config.actor_infer.generating_args, SAMPLING)
-    except InputError as error:
-        raise InputError(f"actor_infer.generating_args.{error}") from None
+    check_fields(config.actor_infer.generating_args, SAMPLING, setting="actor_infer.generating_args.{}={}")
 
 
 class ActorWorker(FrameworkWorker):  # type: ignore[misc]

@@ -15,9 +15,10 @@ from typing import Any
 from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
 from torch import Tensor
 
-from drpo.adapters.grpo import REQUIRED, check_fields, log_figures
+from drpo.adapters.grpo import REQUIRED, log_figures
 from drpo.adapters.imports import when_imported
 from drpo.adapters.record import LossRecord
+from drpo.adapters.settings import Required, check_fields
 from drpo.adapters.weighing import behavior_or_policy, objective_of, reweight, warn_untested
 from drpo.errors import InputError
 
@@ -25,7 +26,7 @@ ELSEWHERE = ("swift.megatron.trainers.grpo_trainer", "swift.ray.megatron.grpo_tr
 """Modules with trainers whose loss is another."""
 WRAPPED = ("__init__", "_compute_loss_and_metrics", "_get_per_token_logps_and_entropies", "compute_loss")
 WITHOUT_EFFECT = ("epsilon", "epsilon_high", "vllm_importance_sampling_correction")
-OWN: dict[str, tuple[tuple[Any, ...], str]] = {
+OWN: Required = {
     "use_liger_kernel": ((False,), "its fused loss is another"),
     "rollout_importance_sampling_mode": ((None,), "the objective's ratio is against the sampler already"),
     "off_policy_sequence_mask_delta": ((None,), "it is a trust region of its own beside the objective"),
@@ -39,10 +40,7 @@ def check(args: Any) -> None:
     Args:
         args: the trainer's.
     """
-    try:
-        check_fields(args, {**OWN, **REQUIRED}, besides=WITHOUT_EFFECT)
-    except InputError as error:
-        raise InputError(f"--{error}") from None
+    check_fields(args, {**OWN, **REQUIRED}, besides=WITHOUT_EFFECT, setting="--{}={}")
     if not getattr(args, "use_vllm", False):
         raise InputError(
             "--use_vllm false: transformers' generate reports no log-probabilities, so mu is not known; set "

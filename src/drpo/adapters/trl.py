@@ -12,8 +12,9 @@ import trl
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from drpo.adapters.grpo import check_fields, log_figures
+from drpo.adapters.grpo import REQUIRED, log_figures
 from drpo.adapters.record import LossRecord
+from drpo.adapters.settings import check_fields
 from drpo.adapters.weighing import behavior_or_policy, objective_of, reweight, warn_untested
 from drpo.errors import InputError
 
@@ -56,7 +57,7 @@ class DRPOConfig(GRPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         objective_of(self.objective, "objective")
-        check_fields(self)
+        check_fields(self, REQUIRED)
         if self.use_liger_kernel and hasattr(GRPOTrainer, "compute_liger_loss"):
             raise InputError(
                 "use_liger_kernel=True: this version of TRL has a loss of its own behind it; set it to False"

@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor
 from trl import GRPOTrainer
 
-from drpo.adapters.grpo import SAMPLING, check_fields, log_figures
+from drpo.adapters.grpo import REQUIRED, SAMPLING, log_figures
 from drpo.adapters.record import LossRecord
+from drpo.adapters.settings import check_fields
 from drpo.adapters.weighing import behavior_or_policy, objective_of, reweight
 from drpo.errors import InputError
 
@@ -90,12 +91,8 @@ def check(config: Any, environment: Mapping[str, str]) -> None:
         config: the trainer's `GRPOConfig`.
         environment: the process's variables.
     """
-    check_fields(config, besides=WITHOUT_EFFECT)
-    sampling = getattr(config, "vllm_sampling_params", None)
-    try:
-        check_fields(sampling, SAMPLING)
-    except InputError as error:
-        raise InputError(f"vllm_sampling_params.{error}") from None
+    check_fields(config, REQUIRED, besides=WITHOUT_EFFECT)
+    check_fields(getattr(config, "vllm_sampling_params", None), SAMPLING, setting="vllm_sampling_params.{}={}")
     if environment.get(AS_OLD) != "1":
         raise InputError(
             f"{AS_OLD}={environment.get(AS_OLD, '')}: Unsloth then takes the trainer's own log-probabilities for the "

@@ -123,7 +123,7 @@ class _Reading:
                 raise InputError(f"step {step} comes again and again, between others; sort the rollouts by step")
         self._from[step].add(kind.name)
         self.n_rollouts += len(rollouts)
-        figures, _ = step_figures(step, rollouts, self.objective)
+        figures = step_figures(step, rollouts, self.objective)
         first = min(self.records, default=step)
         if step < first:
             self.findings.clear()
@@ -148,7 +148,7 @@ class _Reading:
         for name, attribute in columns.items():
             if name not in self.seen and any(getattr(r, attribute) is not None for r in rollouts):
                 self.seen.add(name)
-        if any(r.failure is not None for r in rollouts):  # a reward that failed is not one that the dump lacks
+        if any(r.failure is not None for r in rollouts):  # a failed reward is not missing from the dump
             self.seen.add("reward")
         self.parts |= dict.fromkeys(name for r in rollouts[:1] for name in r.parts)
 

@@ -95,12 +95,10 @@ class StepTokens:
     Args:
         tokens: as an objective receives them; `sequence` is the rollout's number within the step.
         entropy: [T] nats; the policy's, or, where the dump lacks it, -log mu, whose mean estimates it.
-        broken: number of tokens left out because a log-probability is not finite or is positive.
     """
 
     tokens: Tokens
     entropy: Tensor
-    broken: int
 
     @property
     def lengths(self) -> list[int]:
@@ -138,7 +136,6 @@ def step_tokens(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> StepTokens
     return StepTokens(
         Tokens(columns[0], columns[1], columns[2].float(), keep, columns[3].long()),
         columns[4].float(),
-        broken=int((~sound).sum()),
     )
 
 
@@ -179,8 +176,8 @@ def groups_with_signal(rollouts: Sequence[Dumped], pushed: Sequence[Any]) -> lis
     return list(carries.values())
 
 
-def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) -> tuple[dict[str, Any], int]:
-    """Return a step's record, with the names of `metrics.jsonl`, and how many tokens have a broken log-probability.
+def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) -> dict[str, Any]:
+    """Return a step's record, with the names of `metrics.jsonl`.
 
     A figure is absent where the dump lacks its data. `grad_norm` is the norm of the mean loss's gradient in log pi,
     over tokens; without tokens, the norm of the advantages over rollouts. It is 0 where the trainer's is.
@@ -204,13 +201,12 @@ def step_figures(step: int, rollouts: Sequence[Dumped], objective: Objective) ->
             record["groups_with_signal"] = sum(with_signal) / len(with_signal)
     tokens = step_tokens(rollouts, pushed)
     if tokens is not None and len(tokens.entropy):
-        return record | _token_figures(objective, tokens) | _first_update(rollouts, pushed, objective), tokens.broken
+        return record | _token_figures(objective, tokens) | _first_update(rollouts, pushed, objective)
     known = [a for a in pushed if a is not None and len(a)]
     if known:
         record["grad_norm"] = float(np.sqrt(sum(float(np.square(a).mean()) for a in known))) / len(known)
-    entropy, broken = _estimated_entropy(rollouts)
-    broken = broken if tokens is None else tokens.broken
-    return record | ({} if entropy is None else {"entropy": entropy}), broken
+    entropy = _estimated_entropy(rollouts)
+    return record | ({} if entropy is None else {"entropy": entropy})
 
 
 def _episode_figures(rollouts: Sequence[Dumped], groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -239,14 +235,14 @@ def _first_update(
     return {"updates": [_token_figures(objective, tokens)]} if tokens is not None and len(tokens.entropy) else {}
 
 
-def _estimated_entropy(rollouts: Sequence[Dumped]) -> tuple[float | None, int]:
-    """Return the mean of -log mu over the sampled tokens, an estimate of the entropy, and the number of broken ones."""
+def _estimated_entropy(rollouts: Sequence[Dumped]) -> float | None:
+    """Return the mean of -log mu over the sampled tokens, an estimate of the entropy; None without valid ones."""
     known = [r.behavior_logp for r in rollouts if r.behavior_logp is not None]
     if not known:
-        return None, 0
+        return None
     mu = _flat(known).astype(np.float64)
     sound = _is_logp(mu)
-    return (float(-mu[sound].mean()) if sound.any() else None), int((~sound).sum())
+    return float(-mu[sound].mean()) if sound.any() else None
 
 
 def broken_logp(rollouts: Sequence[Dumped]) -> tuple[int, set[tuple[str, str]]]:

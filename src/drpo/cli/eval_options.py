@@ -137,10 +137,8 @@ def require_harness_options(options: EvalOptions, default: EvalOptions) -> None:
     if len(harnesses) > 1:
         raise InputError("--lm-eval and --inspect are two harnesses; evaluate with one of them at a time")
     if not harnesses:
-        (harness, *_), example = (h for h in HARNESSES if HARNESSES[h] & set(given)), "arc_easy"
-        raise InputError(
-            f"{flag(harness)} is missing: name the tasks, such as --lm-eval {example} or --inspect task.py"
-        )
+        harness = next(h for h in HARNESSES if HARNESSES[h] & set(given))
+        raise InputError(f"{flag(harness)} is missing: name the tasks, such as --lm-eval arc_easy or --inspect task.py")
     (harness,) = harnesses
     for name in given:
         if name not in _WITH_ANY | HARNESSES[harness] | {harness}:

@@ -25,7 +25,7 @@ def token_loss(tokens: Tokens, value: Tensor, slope: Tensor) -> TokenLoss:
 
 
 def masked_surrogate(tokens: Tokens, kept: Tensor, most: float = torch.inf) -> TokenLoss:
-    """Return the surrogate -r A where `kept` [T] is True, else 0; `most` stands in place of a larger ratio."""
+    """Return the surrogate -r A where `kept` [T] is True, else 0; larger ratios count as `most`."""
     _, _, advantage = wide(tokens)
     loss = -advantage * ratio(tokens).clamp(max=most) * kept
     return token_loss(tokens, value=loss, slope=loss)

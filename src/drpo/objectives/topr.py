@@ -15,7 +15,7 @@ from drpo.types import TokenLoss, Tokens
 
 @dataclass(frozen=True)
 class TOPR:
-    """Tapered off-policy REINFORCE: successes are followed without a ratio, failures with one that is at most 1.
+    """Tapered off-policy REINFORCE: successes are followed without a ratio, failures with a ratio of at most 1.
 
         loss = -a A l                   score > 0         w = a / r
         loss = -c A sg(min(x, 1)) l     else              w = c min(x, 1) / r

@@ -21,7 +21,7 @@ THRESHOLD = 0.5
 """Of the training reward, for when it was reached."""
 DIFFERENCE = (
     "A cell says by how much the row's objective ends above the column's, seed by seed, with Student's 95 % interval; "
-    "one that leaves out 0 is no claim by itself."
+    "an interval without 0 is no claim by itself."
 )
 TRIAL = "A row is a run: how it ended, how many steps it has, and the fields by which the trials differ."
 SHARED = "A row is a field that has one value in all trials."
