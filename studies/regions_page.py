@@ -1,8 +1,9 @@
 """Tables and the figure of docs/regions.md, from the committed runs; `figures.py` puts them there."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -139,6 +140,15 @@ FIGURES: Mapping[str, str] = {
     "mu": "{:.3f}",
     "entropy": "{:.2f}",
 }
+EARLY: Mapping[str, str] = {
+    "mismatch": "k3 of the sampler alone",
+    "k3": "k3",
+    "prob_diff": "the mean of D",
+    "far": "the share of D above 0.2",
+    "mu": "the mean mu",
+    "entropy": "the entropy",
+}
+"""What may predict a radius: means over the first quarter of a run without a region."""
 
 
 def movement() -> str:
@@ -153,10 +163,69 @@ def movement() -> str:
     return markdown([*head, "entropy at the end", "reward before"], rows)
 
 
+RADII = ("drpo(0.05)", "drpo(0.2)", "drpo(0.6)", "drpo(12.5)")
+Choice = Callable[[str], str]
+"""A radius for a regime."""
+
+
+@cache
+def _points(regime: str, objective: str) -> float:
+    return 100 * fmean(r["end"] for r in _of(regime, objective))
+
+
+def radii() -> str:
+    """Every radius less 0.6, in points, with Student's interval over seeds; not registered."""
+    best = "drpo(0.6)"
+
+    def cell(regime: str, objective: str) -> str:
+        base = {r["seed"]: r["end"] for r in _of(regime, best)}
+        of = t_interval([[100 * (r["end"] - base[r["seed"]]) for r in _of(regime, objective) if r["seed"] in base]])
+        return f"{of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})"
+
+    rows = [[f"{shown(o)} less {shown(best)}", *(cell(r, o) for r in trained())] for o in RADII if o != best]
+    return markdown(["points (95 %)", *trained()], rows)
+
+
+def _best(candidates: Sequence[Choice], regimes: Sequence[str]) -> Choice:
+    return max(candidates, key=lambda choice: fmean(_points(r, choice(r)) for r in regimes))
+
+
+def _fixed(radius: str) -> Choice:
+    return lambda regime: radius
+
+
+def _by(figure: Mapping[str, float], edge: float, below: str, above: str) -> Choice:
+    return lambda regime: below if figure[regime] < edge else above
+
+
+def prediction() -> str:
+    """A radius by one early figure, fitted on half of the regimes, beside their best fixed radius, on the other half.
+
+    The rule has one edge of the figure, halfway between two of the fitted regimes, and a radius on either side. It is
+    an average over all ways to part the regimes.
+    """
+    rows = []
+    halves = [(fit, [r for r in trained() if r not in fit]) for fit in combinations(trained(), len(trained()) // 2)]
+    for name, title in EARLY.items():
+        figure = {r: fmean(run[name][0] for run in _of(r, "none")) for r in trained()}
+        gains = []
+        for fit, rest in halves:
+            edges = [(a + b) / 2 for a, b in pairwise(sorted(figure[r] for r in fit))]
+            rule = _best([_by(figure, edge, *pair) for edge in edges for pair in product(RADII, RADII)], fit)
+            fixed = _best([_fixed(radius) for radius in RADII], fit)
+            gains.append([_points(r, rule(r)) - _points(r, fixed(r)) for r in rest])
+        worse = fmean(gain < -3 for of_half in gains for gain in of_half)
+        rows.append([title, f"{fmean(map(fmean, gains)):+.1f}", f"{worse:.0%}", f"{min(map(min, gains)):+.1f}"])
+    head = ["the radius follows", "points over the best fixed radius", "regimes more than 3 points below it", "worst"]
+    return markdown(head, rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "regions ends": ends,
     "regions power": power_of_spreads,
     "regions movement": movement,
+    "regions radii": radii,
+    "regions prediction": prediction,
     **{f"regions {name}": family(name) for name in ("a", "b", "c", "e", "f", "baselines", "collapse")},
 }
 
