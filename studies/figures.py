@@ -14,6 +14,7 @@ from statistics import fmean, median
 import agents
 import claim_rates
 import curriculum
+import regions
 import regions_page
 import routing_replay_figures as replay
 import warm_start
@@ -305,7 +306,8 @@ def draw() -> None:
         draw_maps(read("stability"), task_of(kind), f"the tail is {kind}", FIGURES / f"stability_{kind}.png")
     agents.draw(agents.read_results())
     replay.draw_runs(FIGURES / "routing_replay.png")
-    regions_page.draw(FIGURES / "regions.png")
+    regions_page.draw(regions.FIRST, FIGURES / "regions.png")
+    regions_page.draw(regions.MORE, FIGURES / "regions_more.png")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@
     python studies/regions.py decide           the verdicts
     python studies/regions.py repeat           train a part again and compare its verdicts with the committed ones
 
-Finished runs are lines of results/regions.jsonl, those that chose the rates of results/regions_tuning.jsonl. What may
-be claimed is in results/regions.claims.toml, which was committed before the first reported run.
+There are two studies: `regions`, and `regions_more` (`--study regions_more`), which was registered when the first was
+finished: objectives and regimes that it lacked, on seeds of its own. Finished runs are lines of results/STUDY.jsonl,
+those that chose the rates of results/STUDY_tuning.jsonl. What may be claimed is in results/STUDY.claims.toml, which was
+committed before the first reported run of its study.
 """
 
 import argparse
@@ -37,8 +39,7 @@ from drpo.spec import format_spec, parse_spec
 from small_world import Regime, Run, World, speaker, train
 
 RESULTS = Path(__file__).resolve().parent / "results"
-RECORDS, TUNING, CLAIMS = (RESULTS / f"regions{end}" for end in (".jsonl", "_tuning.jsonl", ".claims.toml"))
-
+REJECTION = "none*reject('seq_mean_k3', 0.05)"
 REGIMES: Mapping[str, Regime] = {
     "stale 8": Regime(updates=8),
     "stale 8, hot": Regime(updates=8, heat=2.0),
@@ -48,25 +49,88 @@ REGIMES: Mapping[str, Regime] = {
     "peaked": Regime(World(sharp=True), updates=8),
     "turn": Regime(World(turn=True), updates=8),
     "fp8": Regime(updates=2, precision="fp8_weights"),
+    "stale 24, cool": Regime(updates=24, heat=0.5),
+    "int8": Regime(updates=2, precision="int8"),
+    "mixture, cold": Regime(World(experts=4), updates=8, precision="fp8_weights", router="bf16", heat=0.25),
+    "mixture, cold, replayed": Regime(
+        World(experts=4), updates=8, precision="fp8_weights", router="bf16", replay=True, heat=0.25
+    ),
 }
-"""By their names on the page, the most decisive first: runs are trained in this order."""
+"""By their names on the page."""
 TUNED_ON = ("stale 8",)
 """Regimes whose pilot runs choose the learning rates, which the other regimes then have to bear."""
-TIERS = (
-    ("none", "drpo(12.5)", "ppo(0.2, 0.28)", "dppo(0.2)", "drpo(0.2)", "tis(2)"),
-    ("drpo(0.2, outside=0.2)", "brake:Brake(0.2)"),
-    ("drpo(0.05)", "drpo(0.6)", "cppo", "icepop", "gspo"),
-)
-"""Objectives, those first that are trained first."""
-OBJECTIVES = tuple(name for tier in TIERS for name in tier)
 SAME_RATE = {"drpo(12.5)": "none"}
 """Objectives that take another one's rate, so that their comparison is of the objective alone."""
 RATES = (2.5e-3, 5e-3, 1e-2)
-SEEDS = tuple(range(20))
 PILOT = (1000,)
 """Seeds that choose the rates, and are not reported."""
 BATCH = 30
 """Runs trained side by side."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A registered study: objectives in regimes.
+
+    Args:
+        name: of its files.
+        regimes: of `REGIMES`, the most decisive first: runs are trained in this order.
+        tiers: objectives, those first that are trained first.
+        seeds: those of all looks.
+    """
+
+    name: str
+    regimes: tuple[str, ...]
+    tiers: tuple[tuple[str, ...], ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """All of them, in their order."""
+        return tuple(name for tier in self.tiers for name in tier)
+
+    @property
+    def records(self) -> Path:
+        """The finished runs."""
+        return RESULTS / f"{self.name}.jsonl"
+
+    @property
+    def tuning(self) -> Path:
+        """The runs that chose the rates."""
+        return RESULTS / f"{self.name}_tuning.jsonl"
+
+    @property
+    def claims(self) -> Path:
+        """What may be claimed."""
+        return RESULTS / f"{self.name}.claims.toml"
+
+
+FIRST = Study(
+    "regions",
+    ("stale 8", "stale 8, hot", "stale 8, cool", "stale 24", "mixture", "peaked", "turn", "fp8"),
+    (
+        ("none", "drpo(12.5)", "ppo(0.2, 0.28)", "dppo(0.2)", "drpo(0.2)", "tis(2)"),
+        ("drpo(0.2, outside=0.2)", "brake:Brake(0.2)"),
+        ("drpo(0.05)", "drpo(0.6)", "cppo", "icepop", "gspo"),
+    ),
+    tuple(range(20)),
+)
+MORE = Study(
+    "regions_more",
+    (
+        "stale 24",
+        "stale 8",
+        "stale 8, hot",
+        "stale 8, cool",
+        "stale 24, cool",
+        "mixture, cold",
+        "mixture, cold, replayed",
+        "int8",
+    ),
+    (("none", "ppo(0.2, 0.28)", "dppo(0.2)", "drpo(0.6)", "drpo(0.2)", "spo(0.2)", "ipo(0.3)", "cispo", REJECTION),),
+    tuple(range(20, 60)),
+)
+STUDIES = {study.name: study for study in (FIRST, MORE)}
 
 
 @lru_cache
@@ -181,15 +245,15 @@ def _trial(cell: StudyRun, record: Record | None) -> Trial:
     return Trial(name, config, FINISHED, None, rewards, ((0, record["start"]), (regime.steps, record["end"])))
 
 
-def plans() -> dict[str, ClaimPlan]:
+def plans(study: Study) -> dict[str, ClaimPlan]:
     """Return the registered families of claims by name."""
-    tables = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
-    return {name: plan_from(table, f"{CLAIMS.name} [{name}]") for name, table in tables.items()}
+    tables = tomllib.loads(study.claims.read_text(encoding="utf-8"))
+    return {name: plan_from(table, f"{study.claims.name} [{name}]") for name, table in tables.items()}
 
 
-def tune(until: float, threads: int = 1) -> dict[str, float] | None:
+def tune(study: Study, until: float, threads: int = 1) -> dict[str, float] | None:
     """Return each objective's rate, by successive halving over `TUNED_ON`; None if the time is over before."""
-    tuned = [o for o in OBJECTIVES if o not in SAME_RATE]
+    tuned = [o for o in study.objectives if o not in SAME_RATE]
     variants = [Variant(objective_of(o), RATES) for o in tuned]
     for n in seeds_per_round(len(RATES), len(PILOT)):
         seeds = PILOT[:n]
@@ -197,50 +261,51 @@ def tune(until: float, threads: int = 1) -> dict[str, float] | None:
         cells = [
             StudyRun(r, o, rate, s) for r in TUNED_ON for s in seeds for o, v in named for rate in v.learning_rates
         ]
-        if not train_cells(TUNING, cells, until, threads):
+        if not train_cells(study.tuning, cells, until, threads):
             return None
-        variants = halved(variants, comparison(read(TUNING)), seeds)
+        variants = halved(variants, comparison(read(study.tuning)), seeds)
     rates = {spec_of(o): v.learning_rates[0] for o, v in zip(tuned, variants, strict=True)}
-    return rates | {spec_of(o): rates[spec_of(other)] for o, other in SAME_RATE.items()}
+    return rates | {spec_of(o): rates[spec_of(SAME_RATE[o])] for o in study.objectives if o in SAME_RATE}
 
 
 @lru_cache
-def rates() -> dict[str, float]:
+def rates(study: Study) -> dict[str, float]:
     """Return the rates that the committed tuning runs chose."""
-    chosen = tune(until=0.0)
+    chosen = tune(study, until=0.0)
     if chosen is None:
-        raise InputError(f"{TUNING.name}: runs are missing; python studies/regions.py tune")
+        raise InputError(f"{study.tuning.name}: runs are missing; python studies/regions.py tune --study {study.name}")
     return chosen
 
 
-def planned(seeds: Sequence[int] = SEEDS) -> list[StudyRun]:
+def planned(study: Study) -> list[StudyRun]:
     """Return the cells of the study, by regime, then by seed."""
-    return [StudyRun(r, o, rate, s) for r, s, (o, rate) in product(REGIMES, seeds, rates().items())]
+    return [StudyRun(r, o, rate, s) for r, s, (o, rate) in product(study.regimes, study.seeds, rates(study).items())]
 
 
-def decisions(records: Records) -> dict[str, list[Decision]]:
+def decisions(study: Study, records: Records) -> dict[str, list[Decision]]:
     """Return what every family came to."""
-    everything = comparison(records, planned())
-    return {name: decide(plan, everything) for name, plan in plans().items()}
+    everything = comparison(records, planned(study))
+    return {name: decide(plan, everything) for name, plan in plans(study).items()}
 
 
-def run_study(until: float, threads: int) -> bool:
+def run_study(study: Study, until: float, threads: int) -> bool:
     """Train what each look has: first seeds of all, then more of what is undecided; tier by tier, by regime."""
-    families, cells = plans().values(), planned()
-    for n, tier, regime in product(sorted({n for plan in families for n in plan.seeds}), TIERS, REGIMES):
-        everything = comparison(read(RECORDS), cells)
+    families, cells = plans(study).values(), planned(study)
+    looks = sorted({n for plan in families for n in plan.seeds})
+    for n, tier, regime in product(looks, study.tiers, study.regimes):
+        everything = comparison(read(study.records), cells)
         names = frozenset().union(*(due(plan, everything) for plan in families))
         of_tier = [c for c in cells if c.regime == regime and c.objective in map(spec_of, tier)]
-        wanted = [c for c in of_tier if c.seed in SEEDS[:n] and _trial(c, None).name in names]
-        if not train_cells(RECORDS, wanted, until, threads):
+        wanted = [c for c in of_tier if c.seed in study.seeds[:n] and _trial(c, None).name in names]
+        if not train_cells(study.records, wanted, until, threads):
             return False
     return True
 
 
-def power() -> list[str]:
+def power(study: Study) -> list[str]:
     """Say what each family can decide."""
-    waiting = comparison({}, planned())
-    return [f"{name}: {line}" for name, plan in plans().items() for line in power_lines(plan, waiting)]
+    waiting = comparison({}, planned(study))
+    return [f"{name}: {line}" for name, plan in plans(study).items() for line in power_lines(plan, waiting)]
 
 
 def verdict(d: Decision) -> str:
@@ -262,19 +327,19 @@ def line_of(name: str, plan: ClaimPlan, d: Decision) -> str:
     return f"{name} | {where} | {d.contrast.of} | {d.contrast.against} | {shown} | {d.seeds} seeds | {verdict(d)}"
 
 
-PART = ("stale 8, cool", "stale 8, hot"), TIERS[0]
-"""Regimes and objectives that `repeat` trains again."""
+PART = ("stale 8, cool", "stale 8, hot"), FIRST.tiers[0]
+"""Regimes and objectives of the first study that `repeat` trains again."""
 
 
 def repeat(path: Path, until: float, threads: int) -> bool:
-    """Train a part of the study again, and say whether its verdicts are the committed ones.
+    """Train a part of the first study again, and say whether its verdicts are the committed ones.
 
     Args:
         path: of the new records.
         until: no batch begins after this time.
         threads: batches at once.
     """
-    committed = read(RECORDS)
+    committed = read(FIRST.records)
     regimes, objectives = PART[0], set(map(spec_of, PART[1]))
     cells = [cell for cell in committed if cell.regime in regimes and cell.objective in objectives]
     if not train_cells(path, cells, until, threads):
@@ -282,14 +347,16 @@ def repeat(path: Path, until: float, threads: int) -> bool:
     new = read(path)
     same = True
     for (name, before), after in zip(
-        decisions(committed).items(), decisions(committed | {c: new[c] for c in cells}).values(), strict=True
+        decisions(FIRST, committed).items(),
+        decisions(FIRST, committed | {c: new[c] for c in cells}).values(),
+        strict=True,
     ):
         for old, again in zip(before, after, strict=True):
             of_part = {old.contrast.of, old.contrast.against} <= objectives
             if of_part and {stratum[0][0] for stratum in old.contrast.strata} <= set(regimes):
                 equal = verdict(old) == verdict(again)
                 same = same and equal
-                print(f"{line_of(name, plans()[name], again)} | {'as committed' if equal else verdict(old)}")
+                print(f"{line_of(name, plans(FIRST)[name], again)} | {'as committed' if equal else verdict(old)}")
     return same
 
 
@@ -297,24 +364,26 @@ def main(arguments: Sequence[str]) -> int:
     """Run one of the commands; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("power", "tune", "run", "decide", "repeat"))
+    parser.add_argument("--study", choices=STUDIES, default=FIRST.name, help="which one; repeat is of the first")
     parser.add_argument("--minutes", type=float, default=600.0, help="no batch of runs begins after that")
     parser.add_argument("--threads", type=int, default=1, help="batches trained at once")
     parser.add_argument("--out", type=Path, default=Path("runs/regions.jsonl"), help="file of repeat")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     until = time.time() + 60 * options.minutes
+    study = STUDIES[options.study]
     if options.what == "power":
-        print("\n".join(power()))
+        print("\n".join(power(study)))
     elif options.what == "tune":
-        print(tune(until, options.threads))
+        print(tune(study, until, options.threads))
     elif options.what == "run":
-        return 0 if run_study(until, options.threads) else 1
+        return 0 if run_study(study, until, options.threads) else 1
     elif options.what == "repeat":
         options.out.parent.mkdir(parents=True, exist_ok=True)
         return 0 if repeat(options.out, until, options.threads) else 1
     else:
-        for name, of_family in decisions(read(RECORDS)).items():
-            print("\n".join(line_of(name, plans()[name], d) for d in of_family))
+        for name, of_family in decisions(study, read(study.records)).items():
+            print("\n".join(line_of(name, plans(study)[name], d) for d in of_family))
     return 0
 
 

@@ -18,23 +18,22 @@ from drpo.lab.power import detectable, equivalence_power
 from drpo.lab.statistics import t_interval
 from drpo.report.figures import COLORS
 from markdown_tables import markdown
-from regions import Record
+from regions import FIRST, MORE, STUDIES, Record, Study
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
-VERDICTS = regions.RESULTS / "regions_verdicts.json"
 
 
 @cache
-def records() -> list[Record]:
-    """Return the finished runs of the study."""
-    return list(regions.read(regions.RECORDS).values())
+def records(study: Study) -> list[Record]:
+    """Return the finished runs of a study."""
+    return list(regions.read(study.records).values())
 
 
 @cache
-def decisions() -> dict[str, list[Decision]]:
-    """Return what every family came to."""
-    return regions.decisions(regions.read(regions.RECORDS))
+def decisions(study: Study) -> dict[str, list[Decision]]:
+    """Return what every family of a study came to."""
+    return regions.decisions(study, regions.read(study.records))
 
 
 def shown(objective: str) -> str:
@@ -43,43 +42,43 @@ def shown(objective: str) -> str:
 
 
 @cache
-def trained() -> list[str]:
+def trained(study: Study) -> list[str]:
     """Return the regimes whose first look is complete, in their order."""
-    looked = {d.contrast.strata[0][0][0]: d.seeds for of in decisions().values() for d in of if d.seeds}
-    return [name for name in regions.REGIMES if name in looked]
+    looked = {d.contrast.strata[0][0][0]: d.seeds for of in decisions(study).values() for d in of if d.seeds}
+    return [name for name in study.regimes if name in looked]
 
 
-def _of(regime: str, objective: str) -> list[Record]:
-    return [r for r in records() if (r["regime"], r["objective"]) == (regime, objective)]
+def _of(study: Study, regime: str, objective: str) -> list[Record]:
+    return [r for r in records(study) if (r["regime"], r["objective"]) == (regime, objective)]
 
 
-def objectives() -> list[str]:
+def objectives(study: Study) -> list[str]:
     """Return the objectives that have been run, as records write them."""
-    run = {r["objective"] for r in records()}
-    return [name for name in map(regions.spec_of, regions.OBJECTIVES) if name in run]
+    run = {r["objective"] for r in records(study)}
+    return [name for name in map(regions.spec_of, study.objectives) if name in run]
 
 
-def ends() -> str:
+def ends(study: Study) -> str:
     """Mean final reward of every objective in every regime, in points, with Student's interval."""
 
     def cell(regime: str, objective: str) -> str:
-        values = [100 * r["end"] for r in _of(regime, objective)]
+        values = [100 * r["end"] for r in _of(study, regime, objective)]
         if len(values) < 2:
             return "-"
         of = t_interval([values])
-        fell = sum(r["end"] <= r["start"] for r in _of(regime, objective))
+        fell = sum(r["end"] <= r["start"] for r in _of(study, regime, objective))
         return f"{of.value:.1f} ± {of.high - of.value:.1f}" + (f", {fell} fell" if fell else "")
 
-    rates = regions.rates()
-    rows = [[shown(o), f"{rates[o]:g}", *(cell(r, o) for r in trained())] for o in objectives()]
-    return markdown(["objective", "rate", *trained()], rows)
+    rates = regions.rates(study)
+    rows = [[shown(o), f"{rates[o]:g}", *(cell(r, o) for r in trained(study))] for o in objectives(study)]
+    return markdown(["objective", "rate", *trained(study)], rows)
 
 
-def family(name: str) -> Callable[[], str]:
+def family(study: Study, name: str) -> Callable[[], str]:
     """Return a table of the decisions of a family: a row for each pair, a column for each regime."""
 
     def table() -> str:
-        of_family = [d for d in decisions()[name] if d.contrast.strata[0][0][0] in trained()]
+        of_family = [d for d in decisions(study)[name] if d.contrast.strata[0][0][0] in trained(study)]
         begun = {(d.contrast.of, d.contrast.against) for d in of_family if d.seeds}
         if not begun:
             return "No pair of these has been run yet."
@@ -87,17 +86,21 @@ def family(name: str) -> Callable[[], str]:
             pair for pair in dict.fromkeys((d.contrast.of, d.contrast.against) for d in of_family) if pair in begun
         ]
         by = {(d.contrast.of, d.contrast.against, d.contrast.strata[0][0][0]): d for d in of_family}
-        rows = [[f"{shown(a)} less {shown(b)}", *(_decided(by[a, b, r], name) for r in trained())] for a, b in pairs]
-        return markdown(["points (95 %)", *trained()], rows)
+        endpoint = regions.plans(study)[name].endpoint
+        rows = [
+            [f"{shown(a)} less {shown(b)}", *(_decided(by[a, b, r], endpoint) for r in trained(study))]
+            for a, b in pairs
+        ]
+        return markdown(["points (95 %)", *trained(study)], rows)
 
     return table
 
 
-def _decided(d: Decision, name: str) -> str:
+def _decided(d: Decision, endpoint: str) -> str:
     if not d.seeds:
         return "-"
     verdict = regions.verdict(d)
-    if regions.plans()[name].endpoint == COLLAPSE:
+    if endpoint == COLLAPSE:
         size = " and ".join(f"{round(of.value * of.n)} of {of.n}" for of in d.collapse)
     else:
         size = f"{100 * d.difference.value:+.1f} ({100 * d.difference.low:+.1f} to {100 * d.difference.high:+.1f})"
@@ -112,18 +115,18 @@ def spread(regime: str, a: str, b: str, of: list[Record]) -> float | None:
 
 
 def power_of_spreads() -> str:
-    """What question (a) and the baselines could decide in each regime, by the spread that was seen."""
+    """What question (a) and the baselines of the first study could decide in each regime, by the spread seen."""
     rows = []
-    for regime in trained():
+    for regime in trained(FIRST):
         row = [regime]
         for name, a, b in (("a", "drpo(12.5)", "none"), ("baselines", "drpo(0.2)", "none")):
-            plan, sd = regions.plans()[name], spread(regime, a, b, records())
-            n = len({r["seed"] for r in records() if r["regime"] == regime and r["objective"] == a})
+            plan, sd = regions.plans(FIRST)[name], spread(regime, a, b, records(FIRST))
+            n = len({r["seed"] for r in records(FIRST) if r["regime"] == regime and r["objective"] == a})
             if sd is None or n not in plan.seeds:
                 row += ["-", "-", "-"]
                 continue
             look = look_levels(plan.seeds, plan.error_rate)[plan.seeds.index(n)]
-            level = look / len(decisions()[name])
+            level = look / len(decisions(FIRST)[name])
             least = detectable(n, level) or float("nan")
             chance = equivalence_power(n, level, (plan.margin or 0.03) / sd)
             row += [f"{100 * sd:.1f}", f"{100 * sd * least:.1f}", f"{chance:.0%}"]
@@ -154,8 +157,8 @@ EARLY: Mapping[str, str] = {
 def movement() -> str:
     """How far the policy was from its sampler without a region, by regime: means over seeds and steps."""
     rows = []
-    for regime in trained():
-        here = _of(regime, "none")
+    for regime in trained(FIRST):
+        here = _of(FIRST, regime, "none")
         means = {name: fmean(fmean(r[name]) for r in here) for name in FIGURES}
         row = [regime, *(form.format(means[name]) for name, form in FIGURES.items())]
         rows.append([*row, f"{fmean(r['entropy'][-1] for r in here):.2f}", f"{fmean(r['start'] for r in here):.2f}"])
@@ -170,7 +173,7 @@ Choice = Callable[[str], str]
 
 @cache
 def _points(regime: str, objective: str) -> float:
-    return 100 * fmean(r["end"] for r in _of(regime, objective))
+    return 100 * fmean(r["end"] for r in _of(FIRST, regime, objective))
 
 
 def radii() -> str:
@@ -178,12 +181,14 @@ def radii() -> str:
     best = "drpo(0.6)"
 
     def cell(regime: str, objective: str) -> str:
-        base = {r["seed"]: r["end"] for r in _of(regime, best)}
-        of = t_interval([[100 * (r["end"] - base[r["seed"]]) for r in _of(regime, objective) if r["seed"] in base]])
+        base = {r["seed"]: r["end"] for r in _of(FIRST, regime, best)}
+        of = t_interval(
+            [[100 * (r["end"] - base[r["seed"]]) for r in _of(FIRST, regime, objective) if r["seed"] in base]]
+        )
         return f"{of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})"
 
-    rows = [[f"{shown(o)} less {shown(best)}", *(cell(r, o) for r in trained())] for o in RADII if o != best]
-    return markdown(["points (95 %)", *trained()], rows)
+    rows = [[f"{shown(o)} less {shown(best)}", *(cell(r, o) for r in trained(FIRST))] for o in RADII if o != best]
+    return markdown(["points (95 %)", *trained(FIRST)], rows)
 
 
 def _best(candidates: Sequence[Choice], regimes: Sequence[str]) -> Choice:
@@ -205,9 +210,12 @@ def prediction() -> str:
     an average over all ways to part the regimes.
     """
     rows = []
-    halves = [(fit, [r for r in trained() if r not in fit]) for fit in combinations(trained(), len(trained()) // 2)]
+    halves = [
+        (fit, [r for r in trained(FIRST) if r not in fit])
+        for fit in combinations(trained(FIRST), len(trained(FIRST)) // 2)
+    ]
     for name, title in EARLY.items():
-        figure = {r: fmean(run[name][0] for run in _of(r, "none")) for r in trained()}
+        figure = {r: fmean(run[name][0] for run in _of(FIRST, r, "none")) for r in trained(FIRST)}
         gains = []
         for fit, rest in halves:
             edges = [(a + b) / 2 for a, b in pairwise(sorted(figure[r] for r in fit))]
@@ -221,19 +229,26 @@ def prediction() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "regions ends": ends,
+    "regions ends": lambda: ends(FIRST),
     "regions power": power_of_spreads,
     "regions movement": movement,
     "regions radii": radii,
     "regions prediction": prediction,
-    **{f"regions {name}": family(name) for name in ("a", "b", "c", "e", "f", "baselines", "collapse")},
+    **{f"regions {name}": family(FIRST, name) for name in ("a", "b", "c", "e", "f", "baselines", "collapse")},
+    "regions_more ends": lambda: ends(MORE),
+    **{f"regions_more {name}": family(MORE, name) for name in ("baselines", "mask", "collapse")},
 }
 
 
-def verdicts() -> str:
+def verdicts_file(study: Study) -> Path:
+    """Return the file of a study's verdicts."""
+    return regions.RESULTS / f"{study.name}_verdicts.json"
+
+
+def verdicts(study: Study) -> str:
     """Return the verdict of every comparison as JSON, a line for each: what `regions_check.py` checks."""
     parts = []
-    for name, of_family in decisions().items():
+    for name, of_family in decisions(study).items():
         lines = [
             json.dumps(
                 {
@@ -251,20 +266,21 @@ def verdicts() -> str:
 
 
 def write_verdicts() -> None:
-    """Write the verdicts beside the runs."""
-    VERDICTS.write_text(verdicts(), encoding="utf-8")
+    """Write the verdicts of every study beside its runs."""
+    for study in STUDIES.values():
+        verdicts_file(study).write_text(verdicts(study), encoding="utf-8")
 
 
-def draw(path: Path) -> None:
+def draw(study: Study, path: Path) -> None:
     """Draw where each objective ends in every regime: seeds, mean and interval; the line is no region's mean."""
-    regimes, names = trained(), objectives()[::-1]
+    regimes, names = trained(study), objectives(study)[::-1]
     columns = min(4, len(regimes))
     rows = -(-len(regimes) // columns)
     figure = Figure(figsize=(1.8 + 3.1 * columns, 0.8 + rows * (0.6 + 0.24 * len(names))), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, regime in zip(panels, regimes, strict=False):
         for y, objective in enumerate(names):
-            values = [r["end"] for r in _of(regime, objective)]
+            values = [r["end"] for r in _of(study, regime, objective)]
             if len(values) < 2:
                 continue
             of = t_interval([values])
