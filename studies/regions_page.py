@@ -166,6 +166,20 @@ def movement() -> str:
     return markdown([*head, "entropy at the end", "reward before"], rows)
 
 
+def replay() -> str:
+    """What it does that the trainer takes the sampler's experts; paired by seed, not registered."""
+    without, replayed = "mixture, cold", "mixture, cold, replayed"
+    rows = []
+    for objective in objectives(MORE):
+        plain, routed = ({r["seed"]: r for r in _of(MORE, regime, objective)} for regime in (without, replayed))
+        both = sorted(plain.keys() & routed.keys())
+        of = t_interval([[100 * (routed[s]["end"] - plain[s]["end"]) for s in both]])
+        k3 = [f"{fmean(fmean(r['mismatch']) for r in runs.values()):.1e}" for runs in (plain, routed)]
+        rows.append([shown(objective), str(len(both)), f"{of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})", *k3])
+    head = ["objective", "seeds", "points by replay (95 %)", "k3 of the sampler alone", "the same, replayed"]
+    return markdown(head, rows)
+
+
 RADII = ("drpo(0.05)", "drpo(0.2)", "drpo(0.6)", "drpo(12.5)")
 Choice = Callable[[str], str]
 """A radius for a regime."""
@@ -236,6 +250,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "regions prediction": prediction,
     **{f"regions {name}": family(FIRST, name) for name in ("a", "b", "c", "e", "f", "baselines", "collapse")},
     "regions_more ends": lambda: ends(MORE),
+    "regions_more replay": replay,
     **{f"regions_more {name}": family(MORE, name) for name in ("baselines", "mask", "collapse")},
 }
 
