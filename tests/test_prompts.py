@@ -168,9 +168,9 @@ def test_a_prompt_that_cannot_fit_is_not_tokenised(monkeypatch):
         encode_prompts(tokenizer, limits, [long], sampling)
 
 
-def vocabulary(*added, normalizer=None, cut=None, model=None):
+def vocabulary(*added, normalizer=None, cut=None, model=None, lost=""):
     """A byte-level tokenizer with a token of 16 bytes, or another."""
-    letters = [*pre_tokenizers.ByteLevel.alphabet(), "aa", "a" * 4, "a" * 8, "a" * 16]
+    letters = [*(set(pre_tokenizers.ByteLevel.alphabet()) - {*lost}), "aa", "a" * 4, "a" * 8, "a" * 16]
     merges = [("a" * n, "a" * n) for n in (1, 2, 4, 8)]
     bytewise = models.BPE(vocab={token: i for i, token in enumerate(letters)}, merges=merges)
     backend = Tokenizer(model or bytewise)
@@ -196,7 +196,8 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize("how", BOUNDED)
 @pytest.mark.parametrize("text", ["a" * 1600, "\u00e9" * 3000, "e\u0301" * 3000, "ab " * 900, " " * 4000])
-def test_no_text_has_fewer_tokens_than_the_bound(how, text):
+def test_no_text_has_fewer_tokens_than_the_bound(how, text, monkeypatch):
+    monkeypatch.setattr("drpo.rollout.least_tokens.SHORT", 0)
     tokenizer = BOUNDED[how]
     n = len(tokenizer(text)["input_ids"])
     assert 0 < least_tokens(tokenizer, text, 0) <= n
@@ -206,6 +207,13 @@ def test_no_text_has_fewer_tokens_than_the_bound(how, text):
 @pytest.mark.parametrize("how", UNBOUNDED)
 def test_a_tokenizer_that_loses_text_has_no_bound(how):
     assert least_tokens(UNBOUNDED[how], "a " * 10**5, 10) == 0
+
+
+def test_bytes_that_a_vocabulary_drops_do_not_count(monkeypatch):
+    monkeypatch.setattr("drpo.rollout.least_tokens.SHORT", 0)
+    tokenizer = vocabulary(lost="z")
+    assert tokenizer("z" * 10**4)["input_ids"] == [] and least_tokens(tokenizer, "z" * 10**4, 1) == 0
+    assert 1 < least_tokens(tokenizer, "z" * 10**4 + "ab" * 100, 1) <= len(tokenizer("ab" * 100)["input_ids"])
 
 
 def test_commands_drop_them_or_say_so_in_one_line(tmp_path, monkeypatch):
