@@ -3,6 +3,7 @@
 Not covered: GPUs, other families than Llama's (tests/test_vllm_families.py), exports in bf16.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,10 @@ from transformers import GenerationConfig
 from drpo.cli import main
 from drpo.model import loading
 from drpo.model.saving import save_model
-from drpo.train import loop
-from drpo.train.config import configure
-from drpo.train.optim import AdamW
 from support.families import PROBLEMS
 from support.family_vllm import FOUND, TOLERANCE, largest_difference
 from support.forks import fork
 from support.tiny_world import completion, own_logp, small
-from support.worlds import few_run
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it in .venv-vllm")
 pytestmark = pytest.mark.vllm
@@ -33,8 +30,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
     (folder / "base").mkdir()
     save_model(model, tokenizer, folder / "base")
-    few = few_run(model=str(folder / "base"), lora_rank=2, steps=2, optimizer=AdamW(3e-2))
-    loop.train(configure(few, checkpoint_every=1, eval_problems=0), folder / "run")
+    data = folder / "my.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i} + 1?", "completion": str(i + 1)}) + "\n" for i in range(16)))
+    options = ["--lora-rank", "2", "--steps", "3", "--learning-rate", "0.03", "--checkpoint-every", "1"]
+    assert main(["sft", str(data), "--model", str(folder / "base"), *options, "--out", str(folder / "run")]) == 0
     for name, more in (("whole", []), ("adapter", ["--adapter"])):
         assert main(["export", str(folder / "run"), str(folder / name), *more]) == 0
     return folder
