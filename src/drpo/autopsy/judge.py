@@ -237,7 +237,7 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
     metrics = [reading.records[step] | {"step": step + shift} for step in steps]
     evaluations = _evaluations(reading.held_out, shift)
     counts = [{COMPLETIONS: reading.completions[step]} for step in steps]
-    warnings = raised([record | n for record, n in zip(metrics, counts, strict=True)], evaluations)
+    warnings: list[Record] = [*raised([r | n for r, n in zip(metrics, counts, strict=True)], evaluations)]
     if any("grad_norm" not in record for record in metrics):  # neither rewards nor advantages
         warnings = [w for w in warnings if w["name"] not in SIGNAL_RULES]
     warnings += reading.broken(shift)
