@@ -82,8 +82,9 @@ found is said in a line, with what to do. It changes nothing, the exit status ne
 
 - lines on the terminal: when one begins, and again when it has lasted twice as long; where it comes and goes, the
   first, second, fourth, eighth time;
-- `warnings` in `summary.json`: `name`, `text`, `first_step`, `last_step`, the number of `steps` at which it held, how
-  many `times` it began, whether it is `ongoing` at the end, and the `page` to read;
+- `warnings` in `summary.json`: `name`, `first_step`, `last_step`, the number of `steps` at which it held, how many
+  `times` it began, the `text` as of its last step, the `page` to read, and whether it is `ongoing` at the end; of
+  steps in a row without a signal the first step is the first of them, not the third, at which it is said;
 - in [the report](report.md), of any run's records, and in [`drpo watch`](runs.md#watching-a-run);
 - alerts of Weights & Biases and Trackio, and texts `warnings/NAME` of TensorBoard ([trackers](runs.md#trackers)).
 

@@ -267,6 +267,19 @@ def test_a_reward_that_is_no_number_is_a_failure_of_the_reward(tmp_path: Path):
     assert found.warnings[0]["name"] == "failing_rewards"
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_rewards_fail_in_a_dump_without_tokens_too(every: int, tmp_path: Path):
+    known = ("step", "problem", "prompt", "text", "reward")
+    records = [{name: record[name] for name in known} for record in own_records(sound())]
+    for record in records[::every]:
+        record["reward"] = float("nan")
+    found = judged(write_json_lines(tmp_path / "a.jsonl", records))
+    assert {"token_ids", "behavior_logp"} <= set(found.lacking)
+    assert found.warnings[0]["name"] == "failing_rewards" and {"completions", "sampled_tokens"}.isdisjoint(
+        found.metrics[0]
+    )
+
+
 def test_rewards_that_are_all_no_numbers_have_failed_and_are_not_missing(tmp_path: Path):
     found = judged(write_json_lines(tmp_path / "a.jsonl", [r | {"reward": float("nan")} for r in own_records(sound())]))
     assert found.warnings[0]["name"] == "failing_rewards" and "100%" in found.warnings[0]["text"]

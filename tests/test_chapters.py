@@ -382,7 +382,7 @@ def test_of_a_beginning_that_fails_nothing_is_left(
     assert status == 2 and not folder.exists() and "no room" in capsys.readouterr().err
     folder, status = other(source="source/checkpoints/step-000007")
     assert status == 2 and not folder.exists()
-    assert "--from source: source holds checkpoints after steps 1, 2" in capsys.readouterr().err
+    assert "--from source: source has no weights of that step, only those after step 1, 2\n" in capsys.readouterr().err
     assert cli.main(["train", "smoke", "--from", "source"]) == 2
     assert "comes first" in capsys.readouterr().err
     folder, status = other("--steps", "1")

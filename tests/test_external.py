@@ -243,6 +243,16 @@ def test_the_last_checkpoint_exports_what_the_run_exported(run: Path, tmp_path: 
     assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), whole)
 
 
+def test_a_run_without_checkpoints_names_its_end(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "checkpoints").rename(tmp_path / "aside")
+    try:
+        assert cli.main(["export", str(run), str(tmp_path / "out"), "--step", "2"]) == 2
+    finally:
+        (tmp_path / "aside").rename(run / "checkpoints")
+    said = f"drpo: export: --step 2: {run} has no weights of that step, only those after step 3\n"
+    assert said == capsys.readouterr().err
+
+
 def test_export_rounds_where_asked(tmp_path: Path):
     assert cli.main(["export", "tiny", str(tmp_path / "out"), "--dtype", "bf16"]) == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
@@ -255,7 +265,7 @@ def test_export_rounds_where_asked(tmp_path: Path):
         (["tiny"], "export: name a run or a model first, then the folder to write"),
         (["tiny", "OUT", "--dtype", "int4"], "must be one of fp32, bf16, fp16"),
         (["tiny", "OUT", "--step", "3"], "tiny is not a run of drpo"),
-        (["RUN", "OUT", "--step", "7"], "holds checkpoints after steps 1, 2, 3, and 3, its end"),
+        (["RUN", "OUT", "--step", "7"], "has no weights of that step, only those after step 1, 2, 3\n"),
         (["tiny", "RUN"], "exists and is not an empty folder"),
     ],
 )

@@ -21,6 +21,7 @@ RANK = {
     "extras": 0,
     "credentials": 1,
     "terminal": 1,
+    "progress": 0,
     "seeds": 1,
     "spec": 1,
     "types": 1,

@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from drpo.errors import InputError
 from drpo.model import loading
 from drpo.recipes.addition import smoke
-from drpo.rollout import PromptLimits, encode_prompt, fitting
+from drpo.rollout import PromptLimits, encode_prompt, encode_prompts, fitting
+from drpo.rollout.least_tokens import least_tokens
 from drpo.tasks import Records, sample_unseen
 from drpo.train import loop
 from drpo.train.config import configure
@@ -154,6 +156,64 @@ def test_long_prompts_are_dropped_counted_and_replaced():
         only_fitting(Lengths().sample(3, 0, 0)[2:], fits)
     with pytest.raises(InputError, match="or are too long for the model"):
         sample_unseen(Lengths(), (), 6, 0, 0, lambda problem: False)
+
+
+def test_a_prompt_that_cannot_fit_is_not_tokenised(monkeypatch):
+    model, tokenizer = loading.tiny()
+    limits, sampling = PromptLimits.of(model), Sampling(samples=1, max_new_tokens=4)
+    monkeypatch.setattr("drpo.rollout.prompts.encode_prompt", lambda *_: pytest.fail("it was tokenised"))
+    long = Problem.of_text("7", "x" * 10**6, "")
+    assert not fitting(tokenizer, limits, sampling)(long)
+    with pytest.raises(InputError, match=r"problem '7': its prompt has 100,000 tokens or more, and the model 2048 pos"):
+        encode_prompts(tokenizer, limits, [long], sampling)
+
+
+def vocabulary(*added, normalizer=None, cut=None, model=None, lost=""):
+    """A byte-level tokenizer with a token of 16 bytes, or another."""
+    letters = [*(set(pre_tokenizers.ByteLevel.alphabet()) - {*lost}), "aa", "a" * 4, "a" * 8, "a" * 16]
+    merges = [("a" * n, "a" * n) for n in (1, 2, 4, 8)]
+    bytewise = models.BPE(vocab={token: i for i, token in enumerate(letters)}, merges=merges)
+    backend = Tokenizer(model or bytewise)
+    backend.pre_tokenizer = cut or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.add_tokens(list(added))
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+BOUNDED = {
+    "bytes": vocabulary(),
+    "an added token": vocabulary(AddedToken("a" * 40)),
+    "composed": vocabulary(normalizer=normalizers.NFC()),
+}
+UNBOUNDED = {
+    "one token for the unknown": vocabulary(model=models.WordLevel({"?": 0}, unk_token="?")),
+    "white space is lost": vocabulary(cut=pre_tokenizers.Whitespace()),
+    "white space goes with a token": vocabulary(AddedToken("<end>", lstrip=True)),
+    "a normaliser loses letters": vocabulary(normalizer=normalizers.StripAccents()),
+}
+
+
+@pytest.mark.parametrize("how", BOUNDED)
+@pytest.mark.parametrize("text", ["a" * 1600, "\u00e9" * 3000, "e\u0301" * 3000, "ab " * 900, " " * 4000])
+def test_no_text_has_fewer_tokens_than_the_bound(how, text, monkeypatch):
+    monkeypatch.setattr("drpo.rollout.least_tokens.SHORT", 0)
+    tokenizer = BOUNDED[how]
+    n = len(tokenizer(text)["input_ids"])
+    assert 0 < least_tokens(tokenizer, text, 0) <= n
+    assert least_tokens(tokenizer, text, n) == 0
+
+
+@pytest.mark.parametrize("how", UNBOUNDED)
+def test_a_tokenizer_that_loses_text_has_no_bound(how):
+    assert least_tokens(UNBOUNDED[how], "a " * 10**5, 10) == 0
+
+
+def test_bytes_that_a_vocabulary_drops_do_not_count(monkeypatch):
+    monkeypatch.setattr("drpo.rollout.least_tokens.SHORT", 0)
+    tokenizer = vocabulary(lost="z")
+    assert tokenizer("z" * 10**4)["input_ids"] == [] and least_tokens(tokenizer, "z" * 10**4, 1) == 0
+    assert 1 < least_tokens(tokenizer, "z" * 10**4 + "ab" * 100, 1) <= len(tokenizer("ab" * 100)["input_ids"])
 
 
 def test_commands_drop_them_or_say_so_in_one_line(tmp_path, monkeypatch):

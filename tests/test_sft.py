@@ -314,6 +314,31 @@ def test_long_conversations_are_left_out_and_counted(tmp_path: Path) -> None:
         read_examples(replace(config, max_tokens=3), tokenizer, None)
 
 
+def test_a_conversation_that_cannot_fit_is_not_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shorter(conversation: Conversation, *others: Any) -> ScoredGroup:
+        assert len(conversation.messages[0]["content"]) < 1000
+        return example(conversation, *others)
+
+    monkeypatch.setattr("drpo.train.sft.data.example", shorter)
+    path, long, (_, tokenizer) = tmp_path / "my.jsonl", "1 + 1? " * 150_000, loading.tiny()
+    rows = [{"prompt": f"{i}?", "completion": f"{i}"} for i in range(10)]
+    write(path, *rows, {"prompt": long, "completion": "2"}, {"prompt": "2?", "completion": long})
+    read = read_examples(ConversationConfig(path=str(path), holdout=0), tokenizer, None)
+    assert (len(read.train), read.too_long) == (10, 2)
+    write(path, {"prompt": long, "completion": "2"})
+    with pytest.raises(InputError, match=r"max_tokens=2048 \(the shortest has 105,000 or more\); set --max-tokens"):
+        read_examples(ConversationConfig(path=str(path), holdout=0), tokenizer, None)
+
+
+def test_long_work_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("drpo.progress.EVERY", 0.0)
+    monkeypatch.setattr("drpo.progress.log.info", lambda text, *values: lines.append(text % values))
+    path = data(tmp_path)
+    read_examples(ConversationConfig(path=str(path)), loading.tiny()[1], None)
+    assert lines[-1] == f"{path}: conversations tokenised: {len(lines)} of {len(lines)} so far"
+
+
 def config_of(path: Path, **model: Any) -> SFTConfig:
     return SFTConfig(
         model=ModelConfig("tiny", precision="fp32", device="cpu", **model),

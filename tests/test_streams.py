@@ -4,9 +4,11 @@ import errno
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from drpo import cli
 from drpo.cli.streams import fewer_warnings, telling
+from drpo.terminal import LogLines
 from drpo.train import log
 from drpo.train.callbacks import CallbackList, NullCallback
 from drpo.train.loop import train
@@ -212,6 +215,38 @@ def test_a_folder_that_goes_away_is_one_line(
 def test_a_name_that_no_file_can_have_is_bad_input(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["export", "x" * 300, "exported"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+ENDS_IN_PADDING, ESCAPE = re.compile(r"[ \t]$", re.MULTILINE), re.compile(r"[\x1b\r]")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["weights", "drpo(0.2)", "ppo(0.2,0.28)"],
+        ["train", "--help"],
+        ["sft", "--help"],
+        ["explain", "truncation"],
+        ["watch", "RUN", "--once"],
+        ["autopsy", "RUN/rollouts.jsonl"],
+        ["eval", "tiny", "--task", "addition(1, 9)", "--problems", "2", "--sampling.max-new-tokens", "4"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_pipe_gets_neither_padding_nor_escape_sequences(arguments: list[str], tmp_path: Path):
+    write_run(tmp_path / "run")
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), suppress(SystemExit):  # of --help
+        assert cli.main([a.replace("RUN", str(tmp_path / "run")) for a in arguments]) == 0
+    text = out.getvalue() + err.getvalue()
+    assert out.getvalue() and not ENDS_IN_PADDING.search(text) and not ESCAPE.search(text)
+
+
+def test_a_line_of_the_log_is_one_line_of_a_pipe():
+    err = io.StringIO()
+    with redirect_stderr(err):
+        LogLines().emit(logging.LogRecord("drpo", logging.INFO, "", 0, "a  \x1b[31m " + "long " * 60, None, None))
+    assert err.getvalue() == "a  \ufffd[31m " + "long " * 59 + "long\n"
 
 
 def test_of_warnings_only_those_that_concern_the_user_are_shown(capsys: pytest.CaptureFixture[str]):

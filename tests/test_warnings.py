@@ -173,6 +173,17 @@ def test_one_is_said_when_it_begins_and_when_it_has_lasted_twice_as_long(monkeyp
     assert [times for _, _, times in said] == [1, 2, 4, 8, 16]  # which comes and goes
 
 
+@pytest.mark.parametrize("streaks", [[(1, 16)], [(1, 9)], [(6, 16)], [(2, 5), (9, 14)]])
+def test_steps_without_a_signal_are_counted_from_the_first_to_the_last(streaks: list[tuple[int, int]]) -> None:
+    idle = {step for first, last in streaks for step in range(first, last + 1)}
+    nothing = {"grad_norm": 0.0, "groups_with_signal": 0.0, "groups_all_wrong": 1.0, "groups_all_correct": 0.0}
+    (warning,) = raised([m | nothing if m["step"] in idle else m for m in sound()])
+    first, last = streaks[-1]
+    assert warning["text"].startswith(f"the last {last - first + 1} steps trained on nothing")
+    assert (warning["first_step"], warning["last_step"]) == (streaks[0][0], last)
+    assert (warning["steps"], warning["times"]) == (len(idle), len(streaks))
+
+
 def test_where_it_held_is_told_in_words() -> None:
     metrics = [m | {"skipped_updates": 3} if m["step"] in (1, 15) else m for m in sound()]
     (warning,) = raised(metrics)
@@ -256,20 +267,23 @@ def test_terminal_summary_report_trackers_and_watch_show_the_same(tmp_path: Path
         summary = train(tiny_run(steps=4, task=Letters("never")), tmp_path, CallbackList(heard, tracked))
     (warning,) = summary["warnings"]
     assert summary["warnings"] == json.loads((tmp_path / SUMMARY).read_text())["warnings"]
-    assert (warning["first_step"], warning["steps"], warning["ongoing"]) == (3, 2, True)
-    assert warning["text"].startswith("the last 3 steps trained on nothing: no update had a gradient; all wrong in ")
-    assert warning["text"].endswith("(drpo explain nothing_correct)") and warning["text"] in heard.notes
+    assert (warning["first_step"], warning["steps"], warning["ongoing"]) == (1, 4, True)
+    said = "trained on nothing: no update had a gradient; all wrong in "
+    assert warning["text"].startswith(f"the last 4 steps {said}")
+    assert warning["text"].endswith("(drpo explain nothing_correct)")
     assert keeper.alerts == [(w.last_step, w.name, w.text) for w in heard.warnings]
-    assert keeper.alerts == [(3, "nothing_correct", warning["text"])]
+    ((step, name, text),) = keeper.alerts
+    assert (step, name) == (3, "nothing_correct")
+    assert text.startswith(f"the last 3 steps {said}") and text in heard.notes
     metrics, evaluations = (read_records(tmp_path / name) for name in (METRICS, EVALUATIONS))
     shown = dict(run_summary(load_run(tmp_path), {}, metrics, evaluations))
-    assert shown["warning nothing_correct"] == f"since step 3: {warning['text']}"
+    assert shown["warning nothing_correct"] == f"since step 1: {warning['text']}"
     view = Follower(tmp_path).look()
     assert view.warnings == summary["warnings"]
     console = Console(file=io.StringIO(), width=200)
     console.print(draw_view(view, 200))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "warnings: nothing_correct (since step 3); drpo explain NAME" in text
+    assert "warnings: nothing_correct (since step 1); drpo explain NAME" in text
 
 
 def test_watch_takes_what_is_new_and_begins_anew_where_a_run_was_rewound(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +10,30 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from drpo.errors import printable
 
 FILE_WIDTH = 110
 """Of output to a file or a pipe, unless COLUMNS says otherwise."""
+_PADDING = re.compile(r" +(?=\n)")
+
+
+def without_padding(text: str) -> str:
+    """Return a text whose lines do not end with spaces, such as those that fill the last column of a table.
+
+    Example:
+        >>> without_padding("a  b  \\nc   \\n")
+        'a  b\\nc\\n'
+    """
+    return _PADDING.sub("", text)
 
 
 class Terminal(Console):
     """A console without markup; control, bidi and separator characters are shown as U+FFFD.
 
-    All output passes through `render`, so callers need not escape their text. It has `FILE_WIDTH` columns where it is
-    no terminal.
+    All output passes through `render`, so callers need not escape their text. Where it is no terminal it has
+    `FILE_WIDTH` columns, and no line ends with the spaces that fill a table's last column.
 
     Args:
         options: of rich's Console.
@@ -37,6 +50,25 @@ class Terminal(Console):
             text = segment.text
             plain = segment.control or (text.isascii() and text.isprintable()) or text == "\n"
             yield segment if plain else Segment(printable(text), segment.style)
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        text = super()._render_buffer(buffer)
+        return text if self.is_terminal else without_padding(text)
+
+
+class LogLines(logging.Handler):
+    """Prints each message of a log on standard error, in a line of its own, however long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Terminal(stderr=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        try:
+            self._console.print(Text(self.format(record)), soft_wrap=True)
+        except Exception:  # as of all handlers
+            self.handleError(record)
 
 
 class PrintableRecord(logging.LogRecord):

@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drpo.lazily import lazily
 from drpo.model import loading
 from drpo.model.positions import sequence_limit
 from drpo.model.saving import save_model
@@ -18,6 +20,8 @@ from support.families import FAMILIES, PROBLEMS, build
 from support.family_table import documented, trains, write
 from support.forks import fork
 from support.tiny_world import completion, own_logp
+
+lora = lazily("vllm.lora.request")
 
 TOLERANCE = 1e-3
 """Nats between vLLM and plain transformers, both in float32."""
@@ -44,6 +48,20 @@ def load(family: str, folder: Path) -> None:
     """Save a family's folder, let vLLM read it and sample, and print how far it is from plain transformers."""
     model, (_, tokenizer) = build(family, wider=True), loading.tiny()
     save_model(model, tokenizer, folder)
+    print(f"\n{FOUND}{largest_difference(folder, model, tokenizer)}", flush=True)
+
+
+def largest_difference(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path | None = None
+) -> float:
+    """How far vLLM's log-probabilities of what it samples are from those of a plain forward pass, in nats.
+
+    Args:
+        folder: that vLLM reads.
+        model: that it should be.
+        tokenizer: its tokenizer.
+        adapter: a LoRA's folder, beside the model of `folder`.
+    """
     vllm = _vllm()
     llm = vllm.LLM(
         model=str(folder),
@@ -55,6 +73,7 @@ def load(family: str, folder: Path) -> None:
         max_num_seqs=4,
         max_num_batched_tokens=256,
         seed=0,
+        **({} if adapter is None else {"enable_lora": True, "max_lora_rank": 8, "max_loras": 1}),
         **{
             "max_model_len": 128,
             **length_options(sequence_limit(model)),
@@ -64,13 +83,18 @@ def load(family: str, folder: Path) -> None:
     )
     prompts = [tokenizer(problem.prompt)["input_ids"] for problem in PROBLEMS]
     drawn = vllm.SamplingParams(temperature=1.0, max_tokens=10, logprobs=0, seed=0, ignore_eos=True, detokenize=False)
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], drawn, use_tqdm=False)
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids in prompts],
+        drawn,
+        use_tqdm=False,
+        lora_request=None if adapter is None else lora.LoRARequest("trained", 1, str(adapter)),
+    )
     gap = 0.0
     for ids, output in zip(prompts, outputs, strict=True):
         tokens = list(output.outputs[0].token_ids)
         reported = torch.tensor([row[t].logprob for row, t in zip(output.outputs[0].logprobs, tokens, strict=True)])
         gap = max(gap, float((reported - own_logp(model, completion(tokens, prompt_ids=ids), 1.0)).abs().max()))
-    print(f"\n{FOUND}{gap}", flush=True)
+    return gap
 
 
 if __name__ == "__main__":

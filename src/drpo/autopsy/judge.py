@@ -30,10 +30,9 @@ from drpo.doctor.signal import MOST, signal_of
 from drpo.errors import InputError, counted
 from drpo.objectives import Objective
 from drpo.train.evaluate import summed_up
-from drpo.train.no_gradient import trailing
-from drpo.train.run_warnings import BY_NAME, RULES
-from drpo.train.warned import kept, raised
-from drpo.train.warning_rules import WINDOW, Past, idle
+from drpo.train.run_warnings import RULES, SIGNAL_RULES
+from drpo.train.warned import raised
+from drpo.train.warning_rules import COMPLETIONS, WINDOW
 from drpo.types.problem import is_reward, not_a_reward
 
 Record = Mapping[str, Any]
@@ -52,7 +51,6 @@ SAMPLE_TOKENS = 4096
 """Tokens of each step that are kept for the replay and the report, in whole groups; at least one group."""
 _MOST_RETURNS = 3
 """How often a step may recur, as after a resume; beyond this the rows are unordered."""
-_SIGNAL_RULES = frozenset(rule.name for rule in RULES if "groups_with_signal" in rule.reads)
 BROKEN_LOGP = "broken_logp"
 """Name of what only an autopsy finds: log-probabilities that are none."""
 _ORDER = {name: i for i, name in enumerate((BROKEN_LOGP, *(rule.name for rule in RULES)))}
@@ -104,6 +102,7 @@ class _Reading:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.records: dict[int, dict[str, Any]] = {}
+        self.completions: dict[int, int] = {}
         self.held_out: dict[int, list[Dumped]] = {}
         self.sample: dict[int, Sequence[Dumped]] = {}
         self.findings: dict[str, Finding] = {}
@@ -130,6 +129,7 @@ class _Reading:
         if step <= first:
             self.findings |= {finding.check: finding for finding in first_findings(rollouts, self.objective)}
         self.records[step] = self.records.get(step, {}) | figures
+        self.completions[step] = len(rollouts)
         broken, kinds = broken_logp(rollouts)
         if broken:
             self._broken[step] = broken, kinds
@@ -236,9 +236,10 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
     shift = 1 if steps[0] == 0 else 0
     metrics = [reading.records[step] | {"step": step + shift} for step in steps]
     evaluations = _evaluations(reading.held_out, shift)
-    warnings = [_counted_out(warning, metrics) for warning in raised(metrics, evaluations)]
+    counts = [{COMPLETIONS: reading.completions[step]} for step in steps]
+    warnings: list[Record] = [*raised([r | n for r, n in zip(metrics, counts, strict=True)], evaluations)]
     if any("grad_norm" not in record for record in metrics):  # neither rewards nor advantages
-        warnings = [w for w in warnings if w["name"] not in _SIGNAL_RULES]
+        warnings = [w for w in warnings if w["name"] not in SIGNAL_RULES]
     warnings += reading.broken(shift)
     files = [*dumps.files, *(held_out.files if held_out else ())]
     lacking = [name for name in LACKING if name not in reading.seen | ({"held_out"} if evaluations else set())]
@@ -261,21 +262,6 @@ def _judged(reading: _Reading, dumps: Dumps, held_out: Dumps | None) -> Judgemen
         notes=tuple(notes),
         sample={step + shift: rollouts for step, rollouts in sorted(reading.sample.items())},
     )
-
-
-def _counted_out(warning: Record, metrics: Sequence[Record]) -> Record:
-    """Return a warning of steps in a row without a signal with the first of them, and with their number at the end."""
-    if warning["name"] not in _SIGNAL_RULES:
-        return warning
-    steps = [kept(record) for record in metrics if record["step"] <= warning["last_step"]]
-    first = [record for record in steps if record["step"] <= warning["first_step"]]
-    began = trailing(first)[0]["step"] if idle(Past(first)) else warning["first_step"]
-    return {
-        **warning,
-        "first_step": began,
-        "steps": warning["steps"] + warning["first_step"] - began,
-        "text": BY_NAME[warning["name"]].line(Past(steps)),
-    }
 
 
 def _named(paths: Sequence[Path]) -> str:

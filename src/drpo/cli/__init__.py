@@ -7,15 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rich.logging import RichHandler
-
 from drpo import __version__
 from drpo.cli.streams import OutputLostError, fewer_warnings, telling
 from drpo.credentials import keep_password, shown, without_password
 from drpo.errors import EngineError, InputError, is_out_of_memory, message_of, nearest
 from drpo.extras import missing
 from drpo.spec import SAFE_PATH, import_named
-from drpo.terminal import PrintableRecord, Terminal
+from drpo.terminal import LogLines, PrintableRecord
 
 
 class Command(NamedTuple):
@@ -203,7 +201,6 @@ def _show_log() -> None:
     log = logging.getLogger("drpo")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        console = Terminal(stderr=True)
-        log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+        log.addHandler(LogLines())
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub's library reads it on import
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -136,8 +136,8 @@ def _batch(found: Judgement, step: int | None) -> Recorded | None:
     """The sampled rollouts of the step to replay; None where no step has both log-probabilities."""
     trained = [at for at, rollouts in found.sample.items() if any(r.logp is not None for r in rollouts)]
     if step is not None and step not in trained:
-        known = f"{trained[0]} to {trained[-1]}" if trained else "none"
-        raise InputError(f"--step {step}: no rollouts with both log-probabilities; steps that have them: {known}")
+        known = f"those of steps {trained[0]} to {trained[-1]} have them" if trained else "no other step has any"
+        raise InputError(f"--step {step}: no rollouts with both log-probabilities; {known}")
     if not trained:
         return None
     at = min(trained, key=lambda s: abs(s - onset(found))) if step is None else step

@@ -1,8 +1,10 @@
 """Options from dataclasses, parsed by tyro; errors become one line."""
 
 import difflib
+import io
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import cleandoc
 from itertools import zip_longest
@@ -15,6 +17,7 @@ from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingA
 
 from drpo.cli.template_options import PREFIX
 from drpo.errors import InputError, nearest
+from drpo.terminal import without_padding
 from drpo.train.fields import FIELDS
 
 Options = TypeVar("Options")
@@ -67,13 +70,28 @@ def parse(
     given: dict[str, Any] = {"prog": prog, "config": config} | ({} if default is None else {"default": default})
     if asks_for_help(arguments):
         described = "\n\n".join(filter(None, (_about(kind), more)))
-        tyro.cli(kind, args=["--help"], description=described, **given)
+        with _unpadded():
+            tyro.cli(kind, args=["--help"], description=described, **given)
     parsed: Options
     with on_parse_error(_refuse):
         parsed, unknown = tyro.cli(kind, args=arguments, return_unknown_args=True, **given)
     if unknown:
         _refuse_unknown(unknown[0], flags(kind), prog)
     return parsed
+
+
+@contextmanager
+def _unpadded() -> Iterator[None]:
+    """Print the block's output without the spaces that tyro puts at the ends of lines, unless a terminal shows it."""
+    if sys.stdout.isatty():
+        yield
+        return
+    out = io.StringIO()
+    try:
+        with redirect_stdout(out):
+            yield
+    finally:
+        sys.stdout.write(without_padding(out.getvalue()))
 
 
 def require_options(arguments: Collection[str], kind: type, prog: str) -> None:

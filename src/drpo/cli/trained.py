@@ -153,11 +153,9 @@ def weights_of(run: Path, step: int, option: str) -> tuple[Path, int]:
     if not there and not final:
         command = "drpo sft" if is_sft(run) else "drpo train"
         raise InputError(f"{run}: there is no checkpoint yet; `{command} --resume {run}` goes on with the run")
-    if not there or (step and step not in there):
-        held = ", ".join(map(str, there)) or "none"
-        raise InputError(
-            f"{option}: {run} holds checkpoints after steps {held}{f', and {steps}, its end' if final else ''}"
-        )
+    if step and step not in there:
+        known = ", ".join(map(str, sorted({*there, *([steps] if final else [])})))
+        raise InputError(f"{option}: {run} has no weights of that step, only those after step {known}")
     return there[step or max(there)], step or max(there)
 
 

@@ -28,7 +28,7 @@ from drpo.train.records import (
     run_fields,
 )
 from drpo.train.warmed import TALLY, WARM_UP, outcome
-from drpo.train.warned import WarningLog, summed_up
+from drpo.train.warned import WarningLog
 
 _LAST_BYTES = 2**16
 _MOST_BYTES = 2**24
@@ -246,7 +246,7 @@ class Follower:
         if not any("nll" in record for record in metrics[-1:]):  # the warnings are of RL, not of supervised fine-tuning
             self._warnings.add(metrics[self._taken.metrics :], evaluations[self._taken.evaluations :])
         self._taken = _Taken(metrics, len(metrics), len(evaluations))
-        return summed_up(self._warnings.warned, metrics[-1]["step"] if metrics else 0)
+        return self._warnings.summed_up()
 
     def _chapters(self) -> tuple[str, ...]:
         """What is said of each chapter."""

@@ -13,6 +13,7 @@ from drpo.files import save_figure
 from drpo.objectives import REGISTRY, TOPK, Objective, Tokens, caution, gradient_weight, needed_divergence
 from drpo.report.figures import COLORS
 from drpo.spec import format_spec
+from drpo.terminal import without_padding
 
 matplotlib.rcdefaults()  # not those of a matplotlibrc in the working folder
 matplotlib.use("Agg")
@@ -119,4 +120,4 @@ def draw_text(objectives: Sequence[Objective], mu: float, advantage: float, widt
     clamped = [
         f"beyond {low:g} to {high:g}, drawn at the edge: w of {s}" for s in beyond_axis(objectives, mu, advantage)
     ]
-    return "\n".join([str(plotext.build()), *clamped])
+    return without_padding("\n".join([plotext.uncolorize(plotext.build()), *clamped]))

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drpo.errors import InputError
 from drpo.model.positions import sequence_limit
-from drpo.rollout.chat_template import BLANK_LINE, encode_messages
+from drpo.progress import Progress
+from drpo.rollout.chat_template import BLANK_LINE, encode_messages, render
+from drpo.rollout.least_tokens import least_tokens
 from drpo.types import Problem, Sampling
 from drpo.types.environment import ToolSchema
 
@@ -140,8 +142,22 @@ class PromptLimits:
 
     def too_long(self, prompt_ids: Tensor, sampling: Sampling) -> bool:
         """Return whether a prompt, with its answer if the limit is fixed, exceeds the positions."""
-        required = len(prompt_ids) + (sampling.max_new_tokens if self.fixed else 1)
-        return self.positions is not None and required > self.positions
+        most = self._longest_prompt(sampling)
+        return most is not None and len(prompt_ids) > most
+
+    def _longest_prompt(self, sampling: Sampling) -> int | None:
+        answer = sampling.max_new_tokens if self.fixed else 1
+        return None if self.positions is None else self.positions - answer
+
+    def least_too_long(self, tokenizer: PreTrainedTokenizerBase, problem: Problem, sampling: Sampling) -> int:
+        """Return how many tokens a prompt has at least that is surely too long; else 0. Nothing is tokenised."""
+        most = self._longest_prompt(sampling)
+        if most is None:
+            return 0
+        try:
+            return least_tokens(tokenizer, render(tokenizer, problem.messages), max(0, most))
+        except Exception:  # a template is a program, which may raise anything; `encode_prompt` says what
+            return 0
 
     def require(self, problem: Problem, prompt_ids: Tensor, sampling: Sampling) -> None:
         """Raise for a prompt that the model cannot read.
@@ -156,12 +172,21 @@ class PromptLimits:
                 f"below {self.embeddings}; model and tokenizer do not belong together"
             )
         if self.too_long(prompt_ids, sampling):
-            answer = f" and sampling.max_new_tokens={sampling.max_new_tokens}" if self.fixed else ""
-            raise InputError(
-                f"problem {problem.id!r}: its prompt has {len(prompt_ids)} tokens{answer}, and the model "
-                f"{self.positions} positions{self.why}: {problem.prompt[:40]!r}...; --drop-long-prompts leaves such "
-                "problems out"
-            )
+            raise self.refusal(problem, f"{len(prompt_ids)} tokens", sampling)
+
+    def refusal(self, problem: Problem, length: str, sampling: Sampling) -> InputError:
+        """Return the error of a prompt that is too long.
+
+        Args:
+            problem: its problem.
+            length: of the prompt, in words.
+            sampling: of the answer.
+        """
+        answer = f" and sampling.max_new_tokens={sampling.max_new_tokens}" if self.fixed else ""
+        return InputError(
+            f"problem {problem.id!r}: its prompt has {length}{answer}, and the model {self.positions} positions"
+            f"{self.why}: {problem.prompt[:40]!r}...; --drop-long-prompts leaves such problems out"
+        )
 
     def require_any(self, sampling: Sampling) -> None:
         """Raise if `max_new_tokens` leaves no room for a prompt of one token.
@@ -184,12 +209,24 @@ def encode_prompts(
     Raises:
         InputError: the model cannot read a prompt; names the problem.
     """
-    prompts = [encode_prompt(tokenizer, problem) for problem in problems]
-    for problem, ids in zip(problems, prompts, strict=True):
-        limits.require(problem, ids, sampling)
+    prompts, progress = [], Progress("prompts tokenised", len(problems))
+    for problem in problems:
+        if least := limits.least_too_long(tokenizer, problem, sampling):
+            raise limits.refusal(problem, f"{least:,} tokens or more", sampling)
+        prompts.append(encode_prompt(tokenizer, problem))
+        limits.require(problem, prompts[-1], sampling)
+        progress.add()
     return prompts
 
 
 def fitting(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, sampling: Sampling) -> Callable[[Problem], bool]:
     """Return a predicate of problems: whether the prompt is short enough for the model."""
-    return lambda problem: not limits.too_long(encode_prompt(tokenizer, problem), sampling)
+    progress = Progress("prompts measured")
+
+    def fits(problem: Problem) -> bool:
+        progress.add()
+        if limits.least_too_long(tokenizer, problem, sampling):
+            return False
+        return not limits.too_long(encode_prompt(tokenizer, problem), sampling)
+
+    return fits

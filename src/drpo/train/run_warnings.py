@@ -338,3 +338,6 @@ RULES: tuple[Rule, ...] = (
 """All warnings, in the order in which they are said."""
 
 BY_NAME: Mapping[str, Rule] = {rule.name: rule for rule in RULES}
+
+SIGNAL_RULES = frozenset(rule.name for rule in RULES if "groups_with_signal" in rule.reads)
+"""Names of those that steps in a row without a signal raise, which are then of all these steps."""

@@ -1,15 +1,15 @@
 """Where the warnings of a run held, from its records alone: the same while it runs, after a resume, and afterwards."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from drpo.train.no_gradient import FIRST_WARNING, due
-from drpo.train.run_warnings import PAGE, RULES
-from drpo.train.warning_rules import LENGTH, Past, Records, finite, mean_length
+from drpo.train.run_warnings import BY_NAME, PAGE, RULES, SIGNAL_RULES
+from drpo.train.warning_rules import COMPLETIONS, LENGTH, Past, Records, finite, idle, mean_length
 
-READ = frozenset(name for rule in RULES for name in rule.reads) | {"step"}
-"""Names of the metrics that some rule looks at."""
+READ = frozenset(name for rule in RULES for name in rule.reads) | {"step", COMPLETIONS}
+"""Names of the figures that some rule looks at."""
 _EVALUATED = ("step", "reward_mean", "low", "high", "difference_high")
 
 
@@ -19,11 +19,11 @@ class RunWarning:
 
     Args:
         name: of its rule.
-        first_step: the first step at which it held.
+        first_step: the first step at which it held; of steps in a row without a signal, the first of them.
         last_step: the last one.
-        steps: number of steps at which it held.
+        steps: number of steps at which it held, counted from the first in the same way.
         times: how often it began.
-        streak: of these steps, those in a row up to the last.
+        streak: steps in a row, up to the last, after which it was found to hold.
         text: what was seen, and what to do, in a line, when it was last said.
     """
 
@@ -54,11 +54,11 @@ def after(warned: Warnings, past: Past) -> tuple[Warnings, Warnings]:
         warned: of the steps before.
         past: with the step.
     """
-    step, known = int(past.steps[-1]["step"]), {w.name: w for w in warned}
+    known = {w.name: w for w in warned}
     said = []
     for rule in RULES:
         if rule.holds(past):
-            now = _once_more(known.get(rule.name), rule.name, step)
+            now = _once_more(known.get(rule.name), rule.name, past)
             if _is_due(now):
                 now = replace(now, text=rule.line(past))
                 said.append(now)
@@ -66,14 +66,16 @@ def after(warned: Warnings, past: Past) -> tuple[Warnings, Warnings]:
     return tuple(known.values()), tuple(said)
 
 
-def _once_more(before: RunWarning | None, name: str, step: int) -> RunWarning:
+def _once_more(before: RunWarning | None, name: str, past: Past) -> RunWarning:
+    """A warning that holds after one more step; where that is the last of `FIRST_WARNING` idle ones, of all of them."""
+    held = [int(r["step"]) for r in past.steps[-FIRST_WARNING if name in SIGNAL_RULES and idle(past) else -1 :]]
     if before is None:
-        return RunWarning(name, step, step, steps=1, times=1, streak=1, text="")
-    goes_on = before.last_step == step - 1
+        return RunWarning(name, held[0], held[-1], steps=len(held), times=1, streak=1, text="")
+    goes_on = before.last_step == held[-1] - 1
     return replace(
         before,
-        last_step=step,
-        steps=before.steps + 1,
+        last_step=held[-1],
+        steps=before.steps + sum(step > before.last_step for step in held),
         times=before.times + (not goes_on),
         streak=before.streak + 1 if goes_on else 1,
     )
@@ -97,6 +99,7 @@ class WarningLog:
         self.warned: Warnings = ()
         self._steps: list[Mapping[str, Any]] = []
         self._evaluations: list[Mapping[str, Any]] = []
+        self._known: dict[str, tuple[int, int]] = {}  # steps and evaluations when a warning last held
         self.add(metrics, evaluations)
 
     def add(self, metrics: Records, evaluations: Records = ()) -> Warnings:
@@ -113,9 +116,33 @@ class WarningLog:
                 self._evaluations.append(_evaluated(later.pop()))
             self._steps.append(kept(record))
             self.warned, new = after(self.warned, Past(self._steps, self._evaluations))
+            n = len(self._steps), len(self._evaluations)
+            self._known |= {w.name: n for w in self.warned if w.last_step == record["step"]}
             said += new
         self._evaluations += map(_evaluated, reversed(later))
         return tuple(said)
+
+    def summed_up(self) -> list[dict[str, Any]]:
+        """Return the warnings as summary.json has them; the text of each is that of the last step at which it held."""
+        step = self._steps[-1]["step"] if self._steps else 0
+        return [
+            {
+                "name": w.name,
+                "first_step": w.first_step,
+                "last_step": w.last_step,
+                "steps": w.steps,
+                "times": w.times,
+                "text": BY_NAME[w.name].line(self._past(w.name)),
+                "page": w.page,
+                "ongoing": w.last_step == step,
+            }
+            for w in self.warned
+        ]
+
+    def _past(self, name: str) -> Past:
+        """The past of the last step at which a warning held."""
+        steps, evaluations = self._known[name]
+        return Past(self._steps[:steps], self._evaluations[:evaluations])
 
 
 def kept(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,17 +164,6 @@ def _evaluated(record: Mapping[str, Any]) -> dict[str, Any]:
     return finite(record, _EVALUATED)
 
 
-def summed_up(warned: Iterable[RunWarning], step: int) -> list[dict[str, Any]]:
-    """Return warnings as summary.json has them.
-
-    Args:
-        warned: of a run.
-        step: its last one.
-    """
-    names = ("name", "first_step", "last_step", "steps", "times", "text", "page")
-    return [{name: getattr(w, name) for name in names} | {"ongoing": w.last_step == step} for w in warned]
-
-
 def raised(metrics: Records, evaluations: Records = ()) -> list[dict[str, Any]]:
     """Return the warnings of a run as summary.json has them, from its records alone.
 
@@ -155,4 +171,4 @@ def raised(metrics: Records, evaluations: Records = ()) -> list[dict[str, Any]]:
         metrics: of metrics.jsonl, all steps.
         evaluations: of evaluations.jsonl.
     """
-    return summed_up(WarningLog(metrics, evaluations).warned, metrics[-1]["step"] if metrics else 0)
+    return WarningLog(metrics, evaluations).summed_up()

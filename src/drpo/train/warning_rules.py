@@ -32,6 +32,8 @@ FAILED = 0.1
 ENDPOINT_FAILED, ENDPOINT_LEAST = 0.05, 20
 LENGTH = "length"
 """Name of the mean length of a step's completions, beside its metrics."""
+COMPLETIONS = "completions"
+"""Name of the number of a step's completions, which an autopsy counts, since a dump may have no tokens."""
 
 
 # ---- figures of the past ----
@@ -263,9 +265,15 @@ def n_skipped(past: Past) -> int:
 
 def failed(past: Past) -> float:
     """The share of completions of the last steps whose reward failed."""
-    last = [r for r in past.steps[-WINDOW:] if LENGTH in r]
-    completions = sum(r.get("sampled_tokens", 0) / r[LENGTH] for r in last)
-    return sum(figures(last, "reward_failed")) / completions if len(last) == WINDOW and completions > 0 else 0.0
+    last = [r for r in past.steps[-WINDOW:] if _completions(r)]
+    failures = sum(figures(last, "reward_failed"))
+    return failures / sum(map(_completions, last)) if len(last) == WINDOW else 0.0
+
+
+def _completions(record: Mapping[str, Any]) -> float:
+    """The number of a step's completions: as an autopsy counts them, else its tokens by their mean length."""
+    counted: float = record.get(COMPLETIONS) or record.get("sampled_tokens", 0) / record.get(LENGTH, math.inf)
+    return counted
 
 
 def endpoint_failed(past: Past) -> float:

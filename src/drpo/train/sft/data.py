@@ -9,7 +9,9 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from drpo.errors import InputError, counted
+from drpo.progress import Progress
 from drpo.rollout.chat_template import render
+from drpo.rollout.least_tokens import least_tokens
 from drpo.rollout.trained_turns import trained_sequences
 from drpo.rollout.turn_ends import turn_end
 from drpo.seeds import derive
@@ -70,17 +72,36 @@ def read_examples(config: ConversationConfig, tokenizer: PreTrainedTokenizerBase
         raise InputError(f"{config.path}: nothing to train on: all {n:,} conversations are held out too; set --test")
     most = config.max_tokens if limit is None else min(config.max_tokens, limit)
     every = config.train_on == "all"
-    train, held_out = ([example(c, i, tokenizer, end, every) for i, c in enumerate(some)] for some in (read, tested))
-    kept = [[e for e in some if _length(e) <= most] for some in (train, held_out)]
+    progress = Progress(f"{config.path}: conversations tokenised", len(read) + len(tested))
+    lengths: list[tuple[int, str]] = []
+    kept: tuple[list[ScoredGroup], list[ScoredGroup]] = [], []
+    for some, fitting in zip((read, tested), kept, strict=True):
+        for i, conversation in enumerate(some):
+            if least := _least(conversation, tokenizer, most):
+                lengths.append((least, f"{least:,} or more"))
+            else:
+                group = example(conversation, i, tokenizer, end, every)
+                lengths.append((_length(group), f"{_length(group):,}"))
+                fitting += [group] if _length(group) <= most else []
+            progress.add()
     if not kept[0]:
-        longest = min(map(_length, train), default=0)
         raise InputError(
-            f"{config.path}: nothing to train on: each of {len(train):,} conversations is longer than "
-            f"max_tokens={most} (the shortest has {longest}); set --max-tokens"
+            f"{config.path}: nothing to train on: each of {len(read):,} conversations is longer than "
+            f"max_tokens={most} (the shortest has {min(lengths[: len(read)])[1]}); set --max-tokens"
         )
     several = sum(len(group.sequences) > 1 for some in kept for group in some)
-    left_out = len(train) + len(held_out) - len(kept[0]) - len(kept[1])
+    left_out = len(lengths) - len(kept[0]) - len(kept[1])
     return Examples(tuple(kept[0]), tuple(kept[1]), left_out, several, n - len(read))
+
+
+def _least(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, most: int) -> int:
+    """How many tokens a conversation has at least that has surely more than `most`; else 0."""
+    turns = [i for i, said in enumerate(conversation.messages) if said["role"] == "assistant"]
+    try:
+        text = render(tokenizer, conversation.messages[: turns[-1] + 1], conversation.tools, goes_on=False)
+    except Exception:  # a template is a program, which may raise anything; `trained_sequences` says what
+        return 0
+    return least_tokens(tokenizer, text.rstrip(), most)
 
 
 def example(
