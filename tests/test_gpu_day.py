@@ -44,6 +44,13 @@ def test_on_a_gpu_every_part_has_its_cases_and_they_fit_ten_minutes():
     assert waiting.entrants[0].request["marker"] == "gpu"
 
 
+def test_vllm_has_a_case_of_its_own_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu_day, "find_spec", lambda name: "a module")
+    alone, beside = gpu_day.steps(GPU, 100)
+    assert [e.name for e in alone.entrants] == ["drpo", "matrix products"] and not alone.skipped
+    assert beside.entrants[-1].worker.setup["engine"] == "vllm" and beside.name != alone.name
+
+
 def test_a_part_that_fails_ends_no_other(monkeypatch, rehearsal: None, tmp_path: Path, capsys):
     def broken(scale: Scale, seconds: float) -> list[Case]:
         raise RuntimeError("no kernel image")
