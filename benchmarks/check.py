@@ -128,7 +128,7 @@ def short_cases(committed: Sequence[Mapping[str, Any]], path: Path) -> set[tuple
         parts = ", ".join(dict.fromkeys(r["part"] for r in committed)) or "nothing"
         raise InputError(
             f"{path.name} has {parts}, and no short case of {', '.join(COMPARED)} with {LEAST_ROUNDS} rounds to "
-            f"compare; `python -m benchmarks --only {','.join(COMPARED)} --peers none` measures them"
+            "compare; `python -m benchmarks --only rollout --match 'x 32 tokens' --peers none` measures some"
         )
     return found
 
